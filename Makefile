@@ -1,0 +1,46 @@
+# Every target works alone on a fresh machine: what is missing is set up first.
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test unit real demo bench lock clean
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+help: ## Say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+$(READY): requirements.txt pyproject.toml scripts/setup
+	@scripts/setup
+
+setup: ## Install system packages and the Python environment, where they are missing
+	@scripts/setup
+
+check: $(READY) ## Format, lint, types, import directions
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Bring the code into its form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: unit real ## All tests
+
+unit: $(READY) ## Tests that boot nothing
+	$(BIN)/python -m pytest -m "not real"
+
+real: $(READY) ## Tests that boot machines and run agents
+	$(BIN)/python -m pytest -m real
+
+demo: $(READY) ## A real agent mends a real repository in a forked VM, without a key or a network
+	@scripts/demo
+
+bench: $(READY) ## Measure
+	$(BIN)/python -m benchmarks
+
+lock: $(READY) ## Write requirements.txt anew
+	scripts/lock
+
+clean: ## Remove what the other targets made here
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measurements. Each runs alone: `python -m benchmarks.journal`."""

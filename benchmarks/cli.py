@@ -1,0 +1,72 @@
+"""What a call of `hv` takes as a whole process, from fork to exit.
+
+    python -m benchmarks.cli [--json] [--n N] [--tasks N]
+
+The floor is the same interpreter doing nothing, in turn with the others, so that noise hits all. `hv ps` asks a daemon
+that is up and has some tasks in its journal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks._figures import Figures
+from benchmarks._timed import Timed, tell
+from benchmarks._yard import Yard, yard
+
+CONFIG = '[engine]\nprovider = "bubblewrap"\nimage = "host"\n'
+
+
+def measure(home: Yard, tasks: int, n: int) -> Figures:
+    repo = str(home.repository(files=3))
+    tell(f"making {tasks} tasks in a scratch installation")
+    for number in range(tasks):
+        home.json("run", repo, "-m", f"task {number}", "--command", "true")
+    calls = {
+        Timed("python -c pass (floor)"): [sys.executable, "-c", "pass"],
+        Timed("python -c 'import click'"): [sys.executable, "-c", "import click"],
+        Timed("hv --help"): home.argv("--help"),
+        Timed("hv ps"): home.argv("ps"),
+        Timed(f"hv ps --all, {tasks} tasks"): home.argv("ps", "--all"),
+    }
+    for number in range(n + 3):
+        for timed, argv in calls.items():
+            call(home, timed, argv)
+            if number < 3:  # the first ones find caches cold
+                timed.seconds.clear()
+    figures = Figures("cli")
+    aims = {"hv --help": "100 ms", "hv ps": "150 ms"}
+    floor, _, help, ps, _ = [timed.show(figures, aim=aims.get(timed.name, "")) for timed in calls]
+    figures.ratio("hv --help / floor", help, floor)
+    figures.ratio("hv ps / floor", ps, floor)
+    return figures
+
+
+def call(home: Yard, timed: Timed, argv: Sequence[str]) -> None:
+    begun = time.perf_counter()
+    done = subprocess.run(argv, env=home.env, stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode:
+        tell(f"{timed.name}: exit code {done.returncode}: {done.stderr.decode()[-300:]}")
+        timed.failures += 1
+        return
+    timed.seconds.append(time.perf_counter() - begun)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure calls of hv.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--n", type=int, default=50, help="how often each is called")
+    parser.add_argument("--tasks", type=int, default=20, help="tasks in the journal")
+    options = parser.parse_args()
+    with yard(CONFIG) as home:
+        figures = measure(home, options.tasks, options.n)
+    figures.show(as_json=options.json)
+    return figures.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""opencode, headless: `opencode run --format json` with the prompt on stdin and its whole configuration in the
+environment.
+
+What the repository brings that would run code on start is kept out in two steps, because opencode 1.18 reads
+configuration twice: OPENCODE_DISABLE_PROJECT_CONFIG and --pure stop its first reader, but a second one imports
+`.opencode/plugin/*` and the `plugins` of opencode.json whatever is set. So these three names are put aside while it
+runs, in a way that git does not see, and back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from hiveyard.agents.opencode_stream import OpencodeParser
+from hiveyard.agents.words import checked_conversation, checked_model
+from hiveyard.core.commands import Command, ProcessSpec
+from hiveyard.core.errors import BadInput
+from hiveyard.core.ports import Parser, Turn
+
+DEFAULT_MODEL = "anthropic/claude-sonnet-5"
+_PROVIDERS = ("anthropic", "openai")
+
+# $1 is where things are put aside; the rest is the command. What an interrupted run left there comes back first. A
+# name that the agent made anew meanwhile wins over the one put aside. Signals reach opencode by the process group;
+# the shell itself only waits.
+_ASIDE = r"""
+set -f
+aside=$1; shift
+names='.opencode opencode.json opencode.jsonc'
+own='-c safe.directory=*'
+mark() { git $own ls-files -z -- $names 2>/dev/null | git $own update-index -z "$1" --stdin 2>/dev/null; }
+back() {
+  for name in $names; do
+    [ -e "$aside/$name" ] || [ -L "$aside/$name" ] || continue
+    if [ ! -e "$name" ] && [ ! -L "$name" ]; then mv -- "$aside/$name" "$name"
+    else
+      if [ -d "$name" ] && [ ! -L "$name" ]; then cp -an -- "$aside/$name/." "$name/"; fi
+      rm -rf -- "$aside/$name"
+    fi
+  done
+  mark --no-skip-worktree
+}
+mkdir -p -- "$aside" && back
+mark --skip-worktree
+for name in $names; do
+  if [ -e "$name" ] || [ -L "$name" ]; then mv -- "$name" "$aside/$name" || exit 70; fi
+done
+trap : INT TERM HUP
+"$@"; status=$?
+back
+exit "$status"
+"""
+
+
+class Opencode:
+    """The adapter of opencode."""
+
+    name = "opencode"
+    program = "opencode"
+    protocols: Sequence[str] = _PROVIDERS
+
+    def process(self, turn: Turn) -> ProcessSpec:
+        command = Command(argv=_argv(turn), cwd=turn.workdir, env=_env(turn), name=self.name)
+        return ProcessSpec(name=turn.name, command=command, stdin=turn.prompt)
+
+    def parser(self) -> Parser:
+        return OpencodeParser()
+
+    def version(self) -> Command:
+        return Command(argv=("opencode", "--version"))
+
+
+def full_model(model: str | None) -> str:
+    """`provider/model`: `gpt-5.5` is `openai/gpt-5.5`, other names without a provider are Anthropic's.
+
+    Raises BadInput for a provider that has no door."""
+    if model is None:
+        return DEFAULT_MODEL
+    checked_model(model)
+    provider, slash, _ = model.partition("/")
+    if not slash:
+        return (
+            f"{'openai' if model.startswith(('gpt-', 'chatgpt', 'codex', 'o1', 'o3', 'o4')) else 'anthropic'}/{model}"
+        )
+    if provider not in _PROVIDERS:
+        raise BadInput(
+            f"opencode reaches models of {' and '.join(_PROVIDERS)} here, not of {provider!r}",
+            hint="--model anthropic/NAME or --model openai/NAME",
+        )
+    return model
+
+
+def _argv(turn: Turn) -> tuple[str, ...]:
+    # A title of ours saves the request with which it would have a model invent one.
+    argv = ["opencode", "run", "--format", "json", "--thinking", "--title", turn.name]
+    # Its errors go to stderr too: while it retries, that is the only sign of what it waits for.
+    argv += ["--print-logs", "--log-level", "ERROR", "--model", full_model(turn.model)]
+    if turn.conversation is not None:
+        argv += ["--session", checked_conversation(turn.conversation)]
+    if turn.repository_config:
+        return tuple(argv)
+    return ("sh", "-c", _ASIDE, "opencode-aside", f"{turn.state}/opencode/aside", *argv, "--pure")
+
+
+def _env(turn: Turn) -> dict[str, str]:
+    env = {
+        "OPENCODE_CONFIG_CONTENT": msgspec.json.encode(_config(turn)).decode(),
+        "OPENCODE_DISABLE_AUTOUPDATE": "1",
+        "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
+        "OPENCODE_DISABLE_MODELS_FETCH": "1",
+        "OPENCODE_DISABLE_SHARE": "1",
+        **{
+            f"XDG_{kind.upper()}_HOME": f"{turn.state}/opencode/{kind}" for kind in ("data", "state", "config", "cache")
+        },
+    }
+    if not turn.repository_config:
+        env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
+    return env
+
+
+def _config(turn: Turn) -> dict[str, object]:
+    provider, _, model = full_model(turn.model).partition("/")
+    doors: dict[str, dict[str, object]] = {
+        name: {"options": {"baseURL": f"{turn.door_url}/{name}/v1", "apiKey": turn.placeholder}} for name in _PROVIDERS
+    }
+    doors[provider]["models"] = {model: {}}  # so that a name it has never heard of is accepted
+    config: dict[str, object] = {
+        "autoupdate": False,
+        "share": "disabled",
+        "snapshot": False,  # a shadow repository for an undo that nobody presses here
+        "permission": "allow",
+        "enabled_providers": list(_PROVIDERS),
+        "provider": doors,
+    }
+    if not turn.repository_config:
+        # Both run programs that the repository may bring. Its instructions are only words, and let in again.
+        config |= {"lsp": False, "formatter": False}
+        config["instructions"] = [f"{turn.workdir}/{name}" for name in ("AGENTS.md", "CLAUDE.md", "CONTEXT.md")]
+    return config

@@ -1,0 +1,208 @@
+"""The lines of `opencode run --format json`, and what they say about the turn.
+
+There is no first and no last line: the conversation's id is on each, and the end is the end of the process. A turn is
+whole when its last step ended with the reason `stop`; a refused permission ends the program early with exit code 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from hiveyard.agents.words import code_of, created, ending, headed, summary
+from hiveyard.core.errors import AgentFailed, NothingDone
+from hiveyard.core.events import (
+    AgentEdited,
+    AgentEnded,
+    AgentError,
+    AgentEvent,
+    AgentOutput,
+    AgentPermissionDenied,
+    AgentStarted,
+    AgentText,
+    AgentThinking,
+    AgentToolCalled,
+    AgentToolReturned,
+    AgentUsage,
+    clip,
+)
+from hiveyard.core.ports import Verdict
+from hiveyard.core.usage import Usage
+from hiveyard.kit.shape import count, items, number, record, text
+from hiveyard.kit.text import decode, one_line
+
+JSON = Mapping[str, object]
+OUTPUT_LIMIT = 16 << 10
+"""Characters kept of what a tool gave; the raw line keeps all of it."""
+
+_LOGGED = re.compile(r'\berror(?:\.error|\.message|\.cause)?="((?:[^"\\]|\\.)*)"')
+_REJECTED = ("rejected permission", "prevents you from using this specific tool call")
+
+
+class OpencodeParser:
+    """One turn of opencode."""
+
+    def __init__(self) -> None:
+        self._conversation: str | None = None
+        self._worked = False
+        self._denied: list[str] = []
+        self._said = ""
+        self._finish = ""
+        self._usage = Usage(cost_usd=None)
+        self._error = ""
+        self._error_status = 0
+
+    def feed(self, line: bytes) -> Sequence[AgentEvent]:
+        if not line.strip():
+            return []
+        try:
+            said = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            said = None
+        reader = self._readers().get(text(said.get("type"))) if isinstance(said, dict) else None
+        if reader is None:
+            return [AgentOutput(text=clip(decode(line)))]
+        return [*self._introduced(record(said)), *reader(record(said))]
+
+    def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
+        code, reason = self._outcome(exit_code, stderr)
+        return Verdict(not code, code, reason, self._conversation)
+
+    def _readers(self) -> Mapping[str, Callable[[JSON], Iterator[AgentEvent]]]:
+        return {
+            "step_start": _nothing,
+            "text": self._text,
+            "reasoning": self._reasoning,
+            "tool_use": self._tool,
+            "step_finish": self._finished,
+            "error": self._failed,
+        }
+
+    def _introduced(self, said: JSON) -> Iterator[AgentEvent]:
+        if self._conversation is None and text(said.get("sessionID")):
+            self._conversation = text(said.get("sessionID"))
+            yield AgentStarted(conversation=self._conversation)
+
+    # --- lines ------------------------------------------------------------------------------------------------------
+
+    def _text(self, said: JSON) -> Iterator[AgentEvent]:
+        if (words := text(record(said, "part").get("text"))).strip():
+            self._said = words
+            yield AgentText(text=clip(words))
+
+    def _reasoning(self, said: JSON) -> Iterator[AgentEvent]:
+        if (words := text(record(said, "part").get("text"))).strip():
+            yield AgentThinking(text=clip(words))
+
+    def _tool(self, said: JSON) -> Iterator[AgentEvent]:
+        """A call comes when it is over: its beginning and its end are one line."""
+        part, state = record(said, "part"), record(said, "part", "state")
+        call, tool, given = text(part.get("callID")), text(part.get("tool")), record(state, "input")
+        if tool == "invalid":  # it stands in for a tool that does not exist, or for arguments that do not fit
+            tool, given = text(given.get("tool")) or tool, {}
+            state = {**state, "status": "error", "error": state.get("output"), "title": ""}
+        yield AgentToolCalled(call=call, tool=tool, summary=_summary(tool, given, text(state.get("title"))))
+        if state.get("status") == "error":
+            yield from self._tool_failed(call, tool, text(state.get("error")))
+            return
+        self._worked = True
+        output = clip(text(state.get("output")), OUTPUT_LIMIT)
+        yield AgentToolReturned(call=call, tool=tool, output=output, is_error=_exit(state) != 0)
+        yield from _edits(call, given, state)
+
+    def _tool_failed(self, call: str, tool: str, error: str) -> Iterator[AgentEvent]:
+        yield AgentToolReturned(call=call, tool=tool, output=clip(error, OUTPUT_LIMIT), is_error=True)
+        if any(sign in error for sign in _REJECTED):
+            self._denied.append(tool)
+            yield AgentPermissionDenied(tool=tool, message=one_line(error))
+
+    def _finished(self, said: JSON) -> Iterator[AgentEvent]:
+        part, tokens = record(said, "part"), record(said, "part", "tokens")
+        self._finish = text(part.get("reason"))
+        self._usage += Usage(
+            input_tokens=count(tokens.get("input")),
+            output_tokens=count(tokens.get("output")) + count(tokens.get("reasoning")),
+            cache_read_tokens=count(record(tokens, "cache").get("read")),
+            cache_write_tokens=count(record(tokens, "cache").get("write")),
+            cost_usd=number(part.get("cost")) or None,  # it calls models that it has no price for free
+            requests=1,
+        )
+        yield AgentUsage(usage=self._usage)
+        if self._finish in ("stop", "length"):
+            yield AgentEnded(is_error=self._finish != "stop", text=clip(self._said), reason=self._finish)
+
+    def _failed(self, said: JSON) -> Iterator[AgentEvent]:
+        error, data = record(said, "error"), record(said, "error", "data")
+        words = text(data.get("message")) or text(error.get("message")) or text(error.get("name")) or "an error"
+        self._error = words.strip()
+        self._error_status = count(data.get("statusCode"))
+        yield AgentError(message=clip(words), code=text(error.get("name")))
+
+    # --- the outcome ------------------------------------------------------------------------------------------------
+
+    def _outcome(self, exit_code: int | None, stderr: str) -> tuple[str, str]:
+        """An error code with its reason; two empty strings are a success."""
+        stderr = _complaint(stderr)
+        if self._error:
+            vague = self._error.startswith("Unexpected server error")
+            said = stderr if vague and stderr else self._error
+            return code_of(self._error_status, said), one_line(said)
+        if self._denied and self._finish != "stop":
+            return AgentFailed.code, f"opencode stopped: it may not use {', '.join(sorted(set(self._denied)))}"
+        if exit_code is None:
+            return AgentFailed.code, ending("opencode", None, stderr)
+        if exit_code:
+            return code_of(0, stderr), ending("opencode", exit_code, stderr)
+        return self._by_finish(stderr)
+
+    def _by_finish(self, stderr: str) -> tuple[str, str]:
+        if self._finish == "length":
+            return AgentFailed.code, "the model's reply was cut at its limit of output tokens"
+        if self._finish == "stop":
+            if self._worked or self._said:
+                return "", ""
+            return NothingDone.code, "opencode used no tool and said nothing"
+        if not self._finish and not self._worked and not self._said:
+            return NothingDone.code, f"{ending('opencode', 0, stderr)}, and did nothing"
+        how = f"its last step ended with {self._finish!r}" if self._finish else "no step of it came to an end"
+        return AgentFailed.code, f"opencode stopped in the middle: {how}"
+
+
+def _complaint(stderr: str) -> str:
+    """What it says on stderr, without the dates and ids of its log, and without the shell's own word on a signal."""
+    logged = _LOGGED.findall(stderr)
+    if logged:
+        return str(logged[-1])
+    return "" if stderr.strip() in ("Terminated", "Killed", "Hangup") else stderr
+
+
+def _nothing(said: JSON) -> Iterator[AgentEvent]:
+    return iter(())
+
+
+def _summary(tool: str, given: JSON, title: str) -> str:
+    """Its own titles are paths seen from the work tree, which its input is not."""
+    if title and any(text(given.get(key)) for key in ("filePath", "path")):
+        return summary(tool, {"path": title})
+    return summary(tool, given) if given else summary(tool, {"description": title})
+
+
+def _exit(state: JSON) -> int:
+    return count(record(state, "metadata").get("exit"))
+
+
+def _edits(call: str, given: JSON, state: JSON) -> Iterator[AgentEvent]:
+    told = record(state, "metadata")
+    for file in map(record, items(told.get("files"))):  # apply_patch changes several at once
+        path = text(file.get("relativePath")) or text(file.get("filePath"))
+        yield AgentEdited(path=path, diff=clip(headed(path, text(file.get("patch")))), call=call)
+    path, title = text(given.get("filePath")), text(state.get("title"))
+    if title and path.endswith(f"/{title}"):
+        path = title  # the same as seen from the work tree
+    if path and "diff" in told:
+        yield AgentEdited(path=path, diff=clip(headed(path, text(told.get("diff")))), call=call)
+    elif path and "content" in given:
+        diff = "" if told.get("exists") is True else created(path, text(given.get("content")))
+        yield AgentEdited(path=path, diff=clip(diff), call=call)

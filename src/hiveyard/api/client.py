@@ -1,0 +1,98 @@
+"""The daemon's client: standard library only, because every `hv` pays for what this imports."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from hiveyard.core.errors import DaemonUnreachable, HiveyardError
+
+
+class ApiError(HiveyardError):
+    """An error that the daemon answered with, under its own code."""
+
+    def __init__(self, code: str, message: str, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code  # type: ignore[misc]
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(str(self._path))
+
+
+class Client:
+    """Calls to the daemon on its socket. Each raises DaemonUnreachable, or ApiError with the daemon's own words."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = socket_path
+
+    def call(self, method: str, path: str, body: object = None, **query: object) -> Any:
+        """One request; the decoded JSON answer."""
+        connection, response = self._send(method, path, body, query)
+        try:
+            return json.loads(self._checked(response))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise DaemonUnreachable(f"the daemon broke off its answer: {error}", hint="hv ps -a") from error
+        finally:
+            connection.close()
+
+    def stream(self, method: str, path: str, body: object = None, **query: object) -> Iterator[Any]:
+        """The messages of an event stream, decoded, to its proper end; a stream that is cut is DaemonUnreachable."""
+        connection, response = self._send(method, path, body, query)
+        try:
+            if response.status >= 400:
+                self._checked(response)
+            for line in response:
+                if line.startswith(b"data: ") and (data := line[6:].strip()) != b"{}":
+                    yield json.loads(data)
+                elif line.startswith(b"event: end"):
+                    return
+        except (OSError, http.client.HTTPException) as error:
+            raise DaemonUnreachable(f"the daemon broke off: {error}") from error
+        finally:
+            connection.close()
+        raise DaemonUnreachable("the daemon ended before its answer did")
+
+    def _send(
+        self, method: str, path: str, body: object, query: dict[str, object]
+    ) -> tuple[_Connection, http.client.HTTPResponse]:
+        said = {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
+        url = path + ("?" + urlencode(said) if said else "")
+        connection = _Connection(self._path)
+        try:
+            connection.request(
+                method,
+                url,
+                None if body is None else json.dumps(body).encode(),
+                {"content-type": "application/json"},
+            )
+            return connection, connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise DaemonUnreachable(f"no daemon answers on {self._path}: {error}", hint="hv serve") from error
+
+    def _checked(self, response: http.client.HTTPResponse) -> bytes:
+        data = response.read()
+        if response.status < 400:
+            return data
+        try:
+            error = json.loads(data)["error"]
+            raise ApiError(error["code"], error["message"], error.get("hint", ""))
+        except (ValueError, KeyError, TypeError):
+            raise ApiError("internal", f"the daemon answered {response.status}: {data[:200]!r}", "") from None
+
+
+def quoted(ref: str) -> str:
+    """A name as one part of a URL path."""
+    return quote(ref, safe="")

@@ -1,0 +1,55 @@
+"""Serving the application on a unix socket that only its owner can open."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from hiveyard.core.errors import DaemonRunning, SocketPathTooLong
+
+# sockaddr_un.sun_path, unix(7): 108 bytes with the ending NUL on Linux, 104 on macOS.
+PATH_LIMIT = 103
+
+
+def bind(path: Path) -> socket.socket:
+    """A listening socket at `path`, mode 0600, in the place of a stale one.
+
+    Raises SocketPathTooLong, and DaemonRunning when somebody answers there."""
+    if len(os.fsencode(path)) > PATH_LIMIT:
+        raise SocketPathTooLong(
+            f"the socket's path has {len(os.fsencode(path))} bytes, the most is {PATH_LIMIT}: {path}",
+            hint="set HIVEYARD_HOME (or XDG_RUNTIME_DIR) to a shorter directory",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if _answers(path):
+        raise DaemonRunning(f"another daemon answers on {path}", hint="hv stop-daemon")
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(128)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """A server for the daemon's own loop: no signal handlers, no access log, open event streams do not hold it up."""
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, ws="none", http="h11"
+    )
+    return uvicorn.Server(config)

@@ -1,0 +1,96 @@
+"""Server-sent events: a task's journal, and the progress of a long call."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+
+import anyio
+import msgspec
+
+from hiveyard.api.models import image as image_model
+from hiveyard.core.errors import HiveyardError
+from hiveyard.core.events import Event, TaskCancelled, TaskCompleted, TaskFailed
+from hiveyard.core.machines import Image, Report
+from hiveyard.engine.engine import Engine
+from hiveyard.kit.group import first, together
+
+log = logging.getLogger(__name__)
+PAGE = 500
+END = "event: end\ndata: {}\n\n"
+
+
+async def event_lines(engine: Engine, id: str, *, after: int, follow: bool, raw: bool) -> AsyncGenerator[str, None]:
+    """A task's events as SSE messages. With `follow` it ends after the task's last event, else after what is stored.
+
+    The last message is `event: end`: without it the stream was cut."""
+    source = _followed(engine, id, after) if follow else _stored(engine, id, after)
+    async with aclosing(source) as events:
+        async for event in events:
+            yield _message(event, raw)
+    yield END
+
+
+def _message(event: Event, raw: bool) -> str:
+    data = {
+        "seq": event.seq,
+        "at": event.at,
+        "session": event.session,
+        "turn": event.turn,
+        "body": msgspec.to_builtins(event.body),
+    }
+    if raw and event.raw is not None:
+        data["raw"] = base64.b64encode(event.raw).decode()
+    return f"id: {event.seq}\ndata: {msgspec.json.encode(data).decode()}\n\n"
+
+
+async def _stored(engine: Engine, id: str, after: int) -> AsyncGenerator[Event, None]:
+    while page := await engine.events(id, after=after, limit=PAGE):
+        for event in page:
+            yield event
+        after = page[-1].seq
+
+
+async def _followed(engine: Engine, id: str, after: int) -> AsyncGenerator[Event, None]:
+    if await engine.is_over(id):
+        async for event in _stored(engine, id, after):
+            yield event
+        return
+    async with aclosing(engine.follow(id, after=after)) as events:
+        async for event in events:
+            yield event
+            if isinstance(event.body, TaskCompleted | TaskFailed | TaskCancelled):
+                return
+
+
+async def progress_lines(work: Callable[[Report], Awaitable[Image]]) -> AsyncGenerator[str, None]:
+    """Run a long call; its progress, then its result or its error, as SSE messages. Leaving cancels the call."""
+    send, receive = anyio.create_memory_object_stream[str](1000)
+
+    def report(line: str) -> None:
+        # A reader that is slow or gone misses lines; the work does not wait for it and does not fail with it.
+        with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
+            send.send_nowait(f"data: {msgspec.json.encode({'progress': line}).decode()}\n\n")
+
+    async def run() -> None:
+        async with send:
+            try:
+                image = await work(report)
+            except Exception as raised:
+                error = first(raised)
+                if not isinstance(error, HiveyardError):
+                    log.exception("a long call failed")
+                    error = HiveyardError(f"{type(error).__name__}: {error}", hint="see the daemon's log")
+                problem = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+                await send.send(f"data: {msgspec.json.encode(problem).decode()}\n\n")
+            else:
+                await send.send(f"data: {image_model(image).model_dump_json()}\n\n")
+
+    async with together() as group:
+        group.start_soon(run, name="progress")
+        async with receive:
+            async for line in receive:
+                yield line
+    yield END

@@ -1,0 +1,26 @@
+"""`hv doctor`: what Hiveyard needs on this host, found out by trying."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from hiveyard.cli.connect import connect
+
+
+@click.command(short_help="Check what Hiveyard needs on this host.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> int:
+    """Check every need of Hiveyard on this host; each failure comes with its fix. Exit code 1 when one is missing
+    without which nothing runs."""
+    checks = connect().call("GET", "/v1/doctor")
+    if as_json:
+        click.echo(json.dumps(checks, indent=2))
+    else:
+        for check in checks:
+            mark, colour = ("ok", "green") if check["ok"] else ("no", "red" if check["needed"] else "yellow")
+            click.echo(f"{click.style(mark, fg=colour)}  {check['name']:<12} {check['detail']}")
+            if not check["ok"] and check["fix"]:
+                click.echo(f"    {'':<12} try: {check['fix']}")
+    return int(any(check["needed"] and not check["ok"] for check in checks))

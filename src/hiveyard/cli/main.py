@@ -1,0 +1,77 @@
+"""`hv`: the verbs, loaded one at a time so that each costs only what it uses."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NamedTuple
+
+import click
+
+from hiveyard.cli.problems import told
+
+
+class Verb(NamedTuple):
+    """Where a verb is, and its line in the help."""
+
+    place: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "run": Verb("hiveyard.cli.run:run", "Let an agent work on a copy of a repository, in a machine of its own."),
+    "ps": Verb("hiveyard.cli.tasks:ps", "List tasks."),
+    "show": Verb("hiveyard.cli.tasks:show", "Show one task."),
+    "logs": Verb("hiveyard.cli.tasks:logs", "Show what an agent did, as it was shown while it happened."),
+    "events": Verb("hiveyard.cli.tasks:events", "Print a task's events as JSON lines."),
+    "diff": Verb("hiveyard.cli.results:diff", "Show what a task changed."),
+    "apply": Verb("hiveyard.cli.results:apply", "Bring a task's branch into your repository."),
+    "cancel": Verb("hiveyard.cli.tasks:cancel", "Ask an agent to stop, and keep what it has done."),
+    "rm": Verb("hiveyard.cli.tasks:rm", "Remove tasks and all that belongs to them."),
+    "image": Verb("hiveyard.cli.image:image", "Build, list and remove images."),
+    "doctor": Verb("hiveyard.cli.doctor:doctor", "Check what Hiveyard needs on this host."),
+    "serve": Verb("hiveyard.cli.serve:serve", "Run the daemon in the foreground."),
+    "stop-daemon": Verb("hiveyard.cli.serve:stop_daemon", "Stop the daemon; running agents go on."),
+    "version": Verb("hiveyard.cli.serve:version", "Print the version of hv and of the daemon."),
+    "completion": Verb("hiveyard.cli.completion:completion", "Print the completion script of a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its verbs by name and loads the one that is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name].place.partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=False)
+def cli() -> None:
+    """Hiveyard runs coding agents in isolated machines.
+
+    \b
+      hv run ./my-repo -m "make the failing test pass"
+      hv diff SLUG
+      hv apply SLUG
+    """
+
+
+def main() -> None:
+    """The program. Exit codes: 0 the agent succeeded, 1 it failed, 2 usage, 124 timeout, 125 Hiveyard could not do
+    it, 130 interrupted."""
+    sys.exit(told(lambda: cli.main(prog_name="hv", standalone_mode=False)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""How a problem is told: one clear line, the next thing to type, an exit code; never a traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import click
+
+from hiveyard.core.errors import HiveyardError
+from hiveyard.kit.text import one_line, printable
+
+USAGE, ERROR, INTERRUPTED = 2, 125, 130
+_USAGE = ("bad_input", "not_found", "repository", "agent.unknown", "image.unknown")
+
+
+def told(program: Callable[[], object]) -> int:
+    """Run a program and turn how it ends into an exit code, saying on stderr what went wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal of few characters shows ? for the others.
+            stream.reconfigure(errors="replace")
+    try:
+        result = program()
+        sys.stdout.flush()
+    except HiveyardError as error:
+        return say(error)
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except click.ClickException as error:
+        _as_json("bad_input", error.format_message())
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader (`| head`) has enough. Point stdout elsewhere, or Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        _as_json("internal", str(error))
+        print(f"error: {one_line(str(error))}", file=sys.stderr)  # noqa: T201
+        return ERROR
+    return result if isinstance(result, int) else 0
+
+
+def _as_json(code: str, message: str, hint: str = "") -> None:
+    """On stdout, when the call asked for `--json`: there is one object whatever happens."""
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}))
+
+
+def say(error: HiveyardError) -> int:
+    """Print an error: as JSON on stdout when the call asked for `--json`, as a line and a hint otherwise."""
+    _as_json(error.code, error.message, error.hint)
+    click.echo(click.style("error: ", fg="red", bold=True) + printable(error.message), err=True)
+    if error.hint:
+        click.echo(click.style("  try: ", bold=True) + printable(error.hint), err=True)
+    return USAGE if error.code.startswith(_USAGE) else ERROR

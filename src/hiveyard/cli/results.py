@@ -1,0 +1,94 @@
+"""Verbs about what came of a task: the diff, and bringing the branch home."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import click
+
+from hiveyard.api.client import quoted
+from hiveyard.cli.connect import connect
+from hiveyard.core.errors import NothingToApply
+from hiveyard.kit.text import decode, printable
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+
+@click.command(short_help="Show what a task changed.")
+@click.argument("task")
+@click.option("--stat", is_flag=True, help="Only count.")
+@JSON
+def diff(task: str, stat: bool, as_json: bool) -> int:
+    """Show what a task changed, from its base to its branch. Piped, it is a patch, byte for byte."""
+    if as_json:
+        found = connect().call("GET", f"/v1/tasks/{quoted(task)}")
+        click.echo(json.dumps({key: found[key] for key in ("id", "branch", "base", "commits", "diffstat", "patch")}))
+        return 0
+    source = _source(task)
+    argv = ["git", "--git-dir", source["origin"], "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv"]
+    argv += ["--stat"] if stat else []
+    with subprocess.Popen([*argv, source["base"], source["head"]], stdout=subprocess.PIPE) as git:
+        assert git.stdout is not None
+        for line in git.stdout:
+            _print(line)
+    return git.returncode
+
+
+def _print(line: bytes) -> None:
+    """A file's content may hold terminal escapes: a person's terminal gets none of them, a pipe gets every byte."""
+    if not sys.stdout.isatty():
+        sys.stdout.buffer.write(line)
+        return
+    text = printable(decode(line)).rstrip("\n")
+    click.secho(text, fg=_COLOURS.get(text[:1]))
+
+
+@click.command(short_help="Bring a task's branch into your repository.")
+@click.argument("task")
+@click.option("--merge", is_flag=True, help="Also fast-forward the branch you are on.")
+@click.option("--into", type=click.Path(file_okay=False), help="The repository to bring it into.")
+@JSON
+def apply(task: str, merge: bool, into: str | None, as_json: bool) -> None:
+    """Bring a task's branch into your repository. Your checkout stays as it is, unless --merge is given; nothing is
+    ever overwritten."""
+    from hiveyard.engine import repository
+
+    source = _source(task)
+    done = anyio.run(
+        lambda: repository.apply(
+            Path(source["origin"]),
+            _target(source["repo"], into),
+            base=source["base"],
+            branch=source["branch"],
+            merge=merge,
+        )
+    )
+    if as_json:
+        click.echo(json.dumps({**done._asdict(), "repository": str(done.repository)}))
+        return
+    click.echo(f"{done.branch} {'made' if done.created else 'is'} at {done.head[:12]} in {done.repository}")
+    if done.merged:
+        click.echo("your checkout was moved forward to it")
+    elif not merge:
+        click.echo(f"next: git -C {shlex.quote(str(done.repository))} merge {done.branch}")
+
+
+def _source(task: str) -> dict[str, Any]:
+    source: dict[str, Any] = connect().call("GET", f"/v1/tasks/{quoted(task)}/source")
+    if source["head"] is None or source["head"] == source["base"]:
+        raise NothingToApply(f"{task} has no changes", hint=f"hv show {task}")
+    return source
+
+
+def _target(repo: str, into: str | None) -> Path:
+    """The repository the task was made from when it is one on this host, else the one we stand in."""
+    if into is not None:
+        return Path(into).absolute()
+    return Path(repo) if Path(repo).is_absolute() else Path.cwd()

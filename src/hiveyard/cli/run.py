@@ -1,0 +1,132 @@
+"""`hv run`: the main job, from a prompt to a branch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hiveyard.api.client import Client, quoted
+from hiveyard.cli import show, transcript
+from hiveyard.cli.connect import connect
+from hiveyard.core.errors import BadInput, DaemonUnreachable
+
+
+@click.command(short_help="Let an agent work on a copy of a repository.")
+@click.argument("repo", default=".")
+@click.option("-m", "--message", "prompt", help="What to do.")
+@click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read what to do from a file; - is stdin.")
+@click.option("--agent", help="claude, opencode or command.")
+@click.option(
+    "--command", "command", help="A command line with {{prompt}} or {{prompt_file}}; implies --agent command."
+)
+@click.option("--model", help="The model, as the agent calls it.")
+@click.option("--provider", help="auto, qemu, docker or bubblewrap.")
+@click.option("--image", help="An image's name or id, or a recipe file.")
+@click.option("-b", "--branch", help="The branch to work on (default: hv/<slug>).")
+@click.option("--base", help="The commit to start from (default: HEAD).")
+@click.option("--include-dirty", is_flag=True, help="Take uncommitted changes along.")
+@click.option("--repository-config", is_flag=True, help="Let the repository's own agent configuration run code.")
+@click.option("--network", type=click.Choice(["door", "open"]), default="door", help="What the machine reaches.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Stop the agent after this time.")
+@click.option("--budget", "budget_usd", type=float, metavar="DOLLARS", help="Stop the agent when this is spent.")
+@click.option("--memory", "memory_mib", type=int, metavar="MIB", help="Memory of the machine.")
+@click.option("--cpus", type=int, help="Processors of the machine.")
+@click.option("--disk", "disk_gib", type=int, metavar="GIB", help="Disk of the machine.")
+@click.option("--record", type=click.Path(), help="Keep the traffic with the model in a tape.")
+@click.option("--tape", type=click.Path(), help="Answer the model's requests from a tape, with no network.")
+@click.option("--keep", is_flag=True, help="Keep the machine when the agent has ended.")
+@click.option("-d", "--detach", is_flag=True, help="Print the id and return.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
+def run(detach: bool, as_json: bool, **options: Any) -> int:
+    """Let an agent work on a copy of REPO (a path, a URL, or owner/repo of GitHub), in a machine of its own.
+
+    Your checkout is not touched. The result is a branch and a patch: see `hv diff` and `hv apply`. Ctrl-C asks the
+    agent to stop and collects what there is; a second one leaves at once and the agent goes on stopping.
+    """
+    request = _request(options)
+    client = connect()
+    task = client.call("POST", "/v1/tasks", request)
+    if detach:
+        click.echo(json.dumps(task) if as_json else task["id"])
+        return 0
+    if not as_json:
+        click.echo(f"{click.style(task['slug'], bold=True)}  ({task['id']})")
+    task = watch(client, task["id"], quiet=as_json)
+    if as_json:
+        click.echo(json.dumps(task))
+    else:
+        show.summary(task)
+    return int(task["exit_code"])
+
+
+def _request(options: dict[str, Any]) -> dict[str, Any]:
+    prompt = _prompt(options.pop("prompt"), options.pop("prompt_file"))
+    request = {key: value for key, value in options.items() if value is not None and value is not False}
+    if request.get("command"):
+        request.setdefault("agent", "command")
+    for name in ("record", "tape"):
+        if name in request:
+            request[name] = str(Path(request[name]).absolute())
+    repo = request["repo"]
+    # A path is resolved here, where the person is; anything else (a URL, owner/repo) goes as it is.
+    if Path(repo).expanduser().exists() or repo.startswith((".", "/", "~")):
+        request["repo"] = str(Path(repo).expanduser().absolute())
+    return {**request, "prompt": prompt}
+
+
+def _prompt(message: str | None, file: str | None) -> str:
+    if message is not None and file is not None:
+        raise BadInput("-m and --prompt-file both say what to do: give one of them")
+    if message is not None:
+        return message
+    if file is None:
+        raise BadInput("nothing says what to do", hint='hv run REPO -m "make the failing test pass"')
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return data.decode()
+    except OSError as error:
+        raise BadInput(f"the prompt file {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"the prompt file {file} is not UTF-8: byte {error.start}") from error
+
+
+TRIES = 5
+"""Times in a row that a daemon may go away without a word about the task."""
+
+
+def watch(client: Client, id: str, *, quiet: bool, asks: bool = True) -> dict[str, Any]:
+    """Show a task's events until it is over; a daemon that goes away is started again and the task goes on.
+
+    With `quiet` the transcript goes to stderr. With `asks` the first Ctrl-C asks for the task's end; else it leaves.
+    Returns the task as it ended. Raises DaemonUnreachable when no daemon stays."""
+    seen, failures, interrupted, asked = 0, 0, False, False
+    while True:
+        try:
+            if failures:
+                time.sleep(0.2 * failures)
+                client = connect()
+            if interrupted and not asked:
+                client.call("POST", f"/v1/tasks/{quoted(id)}/cancel")
+                asked = True
+            for event in client.stream("GET", f"/v1/tasks/{quoted(id)}/events", after=seen, follow=True):
+                for line in transcript.lines(event):
+                    click.echo(line, err=quiet)
+                seen, failures = event["seq"], 0
+            task: dict[str, Any] = client.call("GET", f"/v1/tasks/{quoted(id)}")
+            return task
+        except DaemonUnreachable:
+            failures += 1
+            if failures > TRIES:
+                raise
+            click.echo("the daemon went away; starting it again, the task goes on", err=True)
+        except KeyboardInterrupt:
+            if interrupted or not asks:
+                click.echo(f"left; the task goes on without you: hv logs -f {id}", err=True)
+                raise
+            interrupted = True
+            click.echo("asking the agent to stop (Ctrl-C again leaves at once)", err=True)

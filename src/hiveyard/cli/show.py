@@ -1,0 +1,101 @@
+"""How things look in a terminal: tables, money, times. Plain when it is not one."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from hiveyard.kit.text import one_line
+
+STATUS_COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+    """Columns as wide as they need; lines are cut to the terminal when it is one."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    click.echo(click.style(_row(header, widths), bold=True))
+    for row in rows:
+        line = _row(row, widths)
+        click.echo(line[: shutil.get_terminal_size().columns] if sys.stdout.isatty() else line)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def age(at: float | None) -> str:
+    """`4s`, `12m`, `3h`, `5d` since a time."""
+    if at is None:
+        return "-"
+    return span(max(0.0, time.time() - at))
+
+
+def span(seconds: float) -> str:
+    """A duration in the largest fitting unit."""
+    if seconds < 10:
+        return f"{seconds:.2f}s" if seconds < 1 else f"{seconds:.1f}s"
+    if seconds < 120:
+        return f"{seconds:.0f}s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f}m"
+    return f"{seconds / 3600:.0f}h" if seconds < 172800 else f"{seconds / 86400:.0f}d"
+
+
+def money(usage: dict[str, Any]) -> str:
+    """Dollars, with as many digits as mean something."""
+    cost = usage.get("cost_usd")
+    if cost is None:
+        return "price unknown"
+    return f"${cost:.4f}" if cost < 1 else f"${cost:.2f}"
+
+
+def tokens(usage: dict[str, Any]) -> str:
+    """`7.8k in (5.1k cached), 20 out`."""
+    cached = usage["cache_read_tokens"] + usage["cache_write_tokens"]
+    total = usage["input_tokens"] + cached
+    return f"{_count(total)} in{f' ({_count(cached)} cached)' if cached else ''}, {_count(usage['output_tokens'])} out"
+
+
+def _count(n: int) -> str:
+    if n < 1000:
+        return str(n)
+    return f"{n / 1000:.1f}k" if n < 1_000_000 else f"{n / 1_000_000:.1f}M"
+
+
+def status(task: dict[str, Any]) -> str:
+    return click.style(task["status"], fg=STATUS_COLOURS.get(task["status"]))
+
+
+def stat(task: dict[str, Any]) -> str:
+    """`3 files, +12 -4`."""
+    diff = task["diffstat"]
+    if not diff["files"]:
+        return "no changes"
+    return f"{diff['files']} file{'s' * (diff['files'] != 1)}, +{diff['insertions']} -{diff['deletions']}"
+
+
+def summary(task: dict[str, Any]) -> None:
+    """The end of a run: what came of it, and what to type next."""
+    click.echo()
+    click.echo(f"{status(task)}  {click.style(task['slug'], bold=True)}  ({task['id']})")
+    if task["error"]:
+        click.echo(f"  why       {one_line(task['error']['message'], 400)}")
+        if task["error"]["hint"]:
+            click.echo(f"  try       {task['error']['hint']}")
+    if task["branch"]:
+        commits = task["commits"]
+        click.echo(f"  branch    {task['branch']}  ({commits} commit{'s' * (commits != 1)}, {stat(task)})")
+    if task["patch"]:
+        click.echo(f"  patch     {task['patch']}")
+    if task["provider"]:
+        click.echo(f"  machine   {task['provider']} (tier {task['tier']})")
+    usage = task["usage"]
+    click.echo(f"  model     {usage['requests']} requests, {tokens(usage)}, {money(usage)}")
+    click.echo("  time      " + ", ".join(f"{name} {span(seconds)}" for name, seconds in task["timings"].items()))
+    if task["commits"]:
+        click.echo(f"  next      hv diff {task['slug']}   hv apply {task['slug']}")

@@ -1,0 +1,114 @@
+"""Verbs that look at tasks and end them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+
+import click
+
+from hiveyard.api.client import quoted
+from hiveyard.cli import show as looks
+from hiveyard.cli import transcript
+from hiveyard.cli.connect import connect
+from hiveyard.cli.run import watch
+from hiveyard.kit.text import one_line
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command(short_help="List tasks.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also tasks that are over.")
+@JSON
+def ps(everything: bool, as_json: bool) -> None:
+    """List tasks that are not over."""
+    tasks = connect().call("GET", "/v1/tasks", all=everything)
+    if as_json:
+        click.echo(json.dumps(tasks, indent=2))
+        return
+    rows = [
+        [
+            task["id"],
+            task["slug"],
+            task["status"],
+            task["agent"],
+            task["provider"] or "-",
+            looks.age(task["created_at"]),
+            looks.stat(task) if task["ended_at"] else "-",
+            looks.money(task["usage"]),
+            one_line(task["repo"], 60),
+        ]
+        for task in tasks
+    ]
+    looks.table(rows, ["ID", "SLUG", "STATUS", "AGENT", "PROVIDER", "AGE", "CHANGES", "COST", "REPO"])
+
+
+@click.command(short_help="Show one task.")
+@click.argument("task")
+@JSON
+def show(task: str, as_json: bool) -> None:
+    """Show one task: TASK is an id, the start of one, or a slug."""
+    found = connect().call("GET", f"/v1/tasks/{quoted(task)}")
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    looks.summary(found)
+    click.echo(f"  agent     {found['agent']} {found['program'] or ''} {found['model'] or ''}".rstrip())
+    click.echo(f"  repo      {found['repo']} at {(found['base'] or '-')[:12]}")
+    click.echo(f"  prompt    {one_line(found['prompt'], 400)}")
+
+
+@click.command(short_help="Show what an agent did.")
+@click.argument("task")
+@click.option("-f", "--follow", is_flag=True, help="Stay until the task is over.")
+@JSON
+def logs(task: str, follow: bool, as_json: bool) -> None:
+    """Show what an agent did, as it was shown while it happened."""
+    client = connect()
+    found = client.call("GET", f"/v1/tasks/{quoted(task)}")
+    if follow and not as_json:
+        looks.summary(watch(client, found["id"], quiet=False, asks=False))
+        return
+    for event in client.stream("GET", f"/v1/tasks/{quoted(found['id'])}/events", follow=follow):
+        for line in [json.dumps(event)] if as_json else transcript.lines(event):
+            click.echo(line)
+
+
+@click.command(short_help="Print a task's events as JSON lines.")
+@click.argument("task")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new events until the task is over.")
+@click.option("--raw", is_flag=True, help="Print the agent's own output lines instead, as they came.")
+@click.option("--after", type=int, default=0, metavar="SEQ", help="Only events after this sequence number.")
+@click.option("--json", "as_json", is_flag=True, hidden=True, help="Events are JSON anyway.")
+def events(task: str, follow: bool, raw: bool, after: int, as_json: bool) -> None:
+    """Print a task's events as JSON lines."""
+    path = f"/v1/tasks/{quoted(task)}/events"
+    for event in connect().stream("GET", path, after=after, follow=follow, raw=raw):
+        if not raw:
+            click.echo(json.dumps(event))
+        elif "raw" in event:
+            sys.stdout.buffer.write(base64.b64decode(event["raw"]) + b"\n")
+            sys.stdout.buffer.flush()
+
+
+@click.command(short_help="Ask an agent to stop.")
+@click.argument("task")
+@JSON
+def cancel(task: str, as_json: bool) -> None:
+    """Ask an agent to stop and wait for its end; what it has done is collected."""
+    client = connect()
+    found = client.call("POST", f"/v1/tasks/{quoted(task)}/cancel")
+    ended = watch(client, found["id"], quiet=True)
+    click.echo(json.dumps(ended) if as_json else f"{ended['slug']}: {ended['status']}")
+
+
+@click.command(short_help="Remove tasks.")
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option("-f", "--force", is_flag=True, help="Also when it is running; its work is lost.")
+@JSON
+def rm(tasks: tuple[str, ...], force: bool, as_json: bool) -> None:
+    """Remove tasks and all that belongs to them: machine, branch on the host, events, files."""
+    client = connect()
+    gone = [client.call("DELETE", f"/v1/tasks/{quoted(task)}", force=force)["id"] for task in tasks]
+    click.echo(json.dumps(gone) if as_json else "\n".join(gone))

@@ -1,0 +1,114 @@
+"""Where things are and how they are set: one TOML file, one frozen Settings class beside each thing it sets.
+
+Only the daemon and the CLI read this; everything below them is handed its own part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hiveyard.core.errors import BadSetting
+from hiveyard.door.keys import VARIABLES
+from hiveyard.door.settings import DoorSettings
+from hiveyard.engine.settings import EngineSettings
+from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
+from hiveyard.machines.docker.settings import DockerSettings
+from hiveyard.machines.qemu.settings import QemuSettings
+from hiveyard.places import Places
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One field per section of the file; see docs/settings.md."""
+
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    door: DoorSettings = field(default_factory=DoorSettings)
+    qemu: QemuSettings = field(default_factory=QemuSettings)
+    docker: DockerSettings = field(default_factory=DockerSettings)
+    bubblewrap: BubblewrapSettings = field(default_factory=BubblewrapSettings)
+
+
+def load(places: Places) -> Settings:
+    """The settings of `places.config`, or the defaults when there is no such file.
+
+    Raises BadSetting, naming the file and the key, for an unknown key or a value of the wrong kind.
+    """
+    try:
+        text = places.config.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSetting(f"{places.config} cannot be read: {error}") from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadSetting(f"{places.config} is not TOML: {error}") from error
+    return parse(Settings, table, str(places.config))
+
+
+def parse(kind: type[T], table: Mapping[str, object], where: str) -> T:
+    """A settings dataclass from a TOML table. Raises BadSetting."""
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            close = difflib.get_close_matches(key, hints, n=1)
+            raise BadSetting(
+                f"{where}: there is no setting {key!r}",
+                hint=f"did you mean {close[0]!r}?" if close else "known here: " + ", ".join(sorted(hints)),
+            )
+    values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in table.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise BadSetting(f"{where}: {error}") from error
+
+
+def _value(hint: Any, value: object, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise BadSetting(f"{where} is a section, not {value!r}")
+        return parse(hint, value, where)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is Path and isinstance(value, str):
+            return Path(value).expanduser()
+        if option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if typing.get_origin(option) is typing.Literal and value in typing.get_args(option):
+            return value
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            return tuple(value)
+        if isinstance(option, type) and isinstance(value, option) and isinstance(value, bool) == (option is bool):
+            return value
+    raise BadSetting(f"{where} cannot be {value!r}", hint=f"it is {_words(hint)}")
+
+
+def _words(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_words(option) for option in typing.get_args(hint) if option is not type(None))
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+    return names.get(hint, str(hint))
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment; the one place that reads it."""
+    return dict(os.environ)
+
+
+def forget_secrets() -> None:
+    """Take the keys out of the process environment, so that no program we start inherits them."""
+    for name in VARIABLES.values():
+        os.environ.pop(name, None)

@@ -1,0 +1,325 @@
+"""Every error Hiveyard raises on purpose, in one tree.
+
+    HiveyardError
+      BadInput            the person asked for something that cannot be: exit code 2
+      NotFound            a name that matches nothing, or more than one thing
+      RepositoryError     the user's repository, or what came back from the guest
+      ProviderError       machines, images, templates and what happens inside a guest
+        GuestFileError    a file verb inside a guest
+      ProcessError        processes that a process manager keeps
+      AgentError          an agent program or its configuration
+      CredentialsError    keys
+      DoorError           the way from a guest to a model
+      StoreError          the journal
+      OrchestrationError  the engine and the daemon
+
+`code` is stable: it goes to the API, to `--json` and to the docs. `retry` tells whether the same call, later, has a
+chance. `hint` is a command to paste or one short sentence. `context` names what it happened to.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HiveyardError(Exception):
+    """What failed, on which thing, with the real values."""
+
+    code: ClassVar[str] = "internal"
+    retry: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "", **context: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.context = context
+
+
+class BadInput(HiveyardError):
+    code = "bad_input"
+
+
+class BadSetting(BadInput):
+    code = "bad_input.setting"
+
+
+class NotFound(HiveyardError):
+    code = "not_found"
+
+
+class Ambiguous(NotFound):
+    code = "not_found.ambiguous"
+
+
+class RepositoryError(HiveyardError):
+    code = "repository"
+
+
+class NoRepository(RepositoryError):
+    code = "repository.absent"
+
+
+class EmptyRepository(RepositoryError):
+    code = "repository.empty"
+
+
+class UnknownRevision(RepositoryError):
+    code = "repository.unknown_revision"
+
+
+class BranchExists(RepositoryError):
+    code = "repository.branch_exists"
+
+
+class WouldOverwrite(RepositoryError):
+    code = "repository.would_overwrite"
+
+
+class NothingToApply(RepositoryError):
+    code = "repository.nothing_to_apply"
+
+
+class BadBundle(RepositoryError):
+    code = "repository.bad_bundle"
+
+
+class ProviderError(HiveyardError):
+    code = "provider"
+
+
+class ProviderUnavailable(ProviderError):
+    """The backend itself is missing, not running, or may not be used by this user."""
+
+    code = "provider.unavailable"
+
+
+class NoAccelerator(ProviderUnavailable):
+    code = "provider.no_accelerator"
+
+
+class NoSpace(ProviderError):
+    code = "provider.no_space"
+
+
+class NoMemory(ProviderError):
+    code = "provider.no_memory"
+
+
+class NoSuchImage(ProviderError):
+    code = "image.unknown"
+
+
+class ImageBuildFailed(ProviderError):
+    code, retry = "image.build_failed", True
+
+
+class NoSuchMachine(ProviderError):
+    code = "machine.unknown"
+
+
+class MachineNotReady(ProviderError):
+    """The machine exists and is in a state in which the call makes no sense."""
+
+    code = "machine.not_ready"
+
+
+class BootTimeout(ProviderError):
+    code, retry = "machine.boot_timeout", True
+
+
+class BootFailed(ProviderError):
+    code, retry = "machine.boot_failed", True
+
+
+class MachineLost(ProviderError):
+    """The machine died, or cannot be reached any more, while it was being used."""
+
+    code, retry = "machine.lost", True
+
+
+class CannotExecute(ProviderError):
+    """The guest could not start the command: no such program, no such directory, no permission."""
+
+    code = "guest.cannot_execute"
+
+
+class CommandTimeout(ProviderError):
+    """A command ran longer than its limit; it and all it started have been killed."""
+
+    code = "guest.command_timeout"
+
+
+class GuestFileError(ProviderError):
+    code = "guest.file"
+
+
+class GuestFileNotFound(GuestFileError):
+    code = "guest.file_not_found"
+
+
+class GuestIsADirectory(GuestFileError):
+    code = "guest.is_a_directory"
+
+
+class GuestNotADirectory(GuestFileError):
+    code = "guest.not_a_directory"
+
+
+class GuestDirectoryNotEmpty(GuestFileError):
+    code = "guest.directory_not_empty"
+
+
+class GuestPermissionDenied(GuestFileError):
+    code = "guest.permission_denied"
+
+
+class GuestNoSpace(GuestFileError):
+    code = "guest.no_space"
+
+
+class GuestFileTooLarge(GuestFileError):
+    """The file is larger than the reader's limit; nothing of it was returned."""
+
+    code = "guest.file_too_large"
+
+
+class GuestWriteUnverified(GuestFileError):
+    """What was read back after a write is not what was written."""
+
+    code = "guest.write_unverified"
+
+
+class ProcessError(HiveyardError):
+    code = "process"
+
+
+class NoSuchProcess(ProcessError):
+    code = "process.unknown"
+
+
+class ProcessNotStarted(ProcessError):
+    code, retry = "process.not_started", True
+
+
+class AgentError(HiveyardError):
+    code = "agent"
+
+
+class UnknownAgent(AgentError):
+    code = "agent.unknown"
+
+
+class AgentFailed(AgentError):
+    """The agent said itself that it could not do the work."""
+
+    code = "agent.failed"
+
+
+class AgentSilent(AgentError):
+    """No sign of life for longer than the watchdog allows."""
+
+    code, retry = "agent.silent", True
+
+
+class AgentTimeout(AgentError):
+    """The turn ran longer than its wall-clock limit."""
+
+    code, retry = "agent.timeout", True
+
+
+class AgentFlood(AgentError):
+    """The agent wrote more output than a turn may."""
+
+    code = "agent.flood"
+
+
+class NothingDone(AgentError):
+    """The agent ended well by its own account, and there is no sign that it did anything."""
+
+    code = "agent.nothing_done"
+
+
+class CredentialsError(HiveyardError):
+    code = "credentials"
+
+
+class KeyMissing(CredentialsError):
+    code = "credentials.key_missing"
+
+
+class KeyRefused(CredentialsError):
+    code = "credentials.key_refused"
+
+
+class DoorError(HiveyardError):
+    code = "door"
+
+
+class UpstreamFailed(DoorError):
+    code, retry = "door.upstream_failed", True
+
+
+class UpstreamRefused(DoorError):
+    """The vendor found something wrong with the request itself: it would refuse it again."""
+
+    code = "door.upstream_refused"
+
+
+class RateLimited(DoorError):
+    code, retry = "door.rate_limited", True
+
+
+class BudgetSpent(DoorError):
+    code = "door.budget_spent"
+
+
+class NotOnTape(DoorError):
+    code = "door.not_on_tape"
+
+
+class BadTape(DoorError):
+    code = "door.bad_tape"
+
+
+class StoreError(HiveyardError):
+    code = "store"
+
+
+class IllegalMove(StoreError):
+    code = "store.illegal_move"
+
+
+class StoreTooNew(StoreError):
+    code = "store.too_new"
+
+
+class StoreUnusable(StoreError):
+    code = "store.unusable"
+
+
+class OrchestrationError(HiveyardError):
+    code = "engine"
+
+
+class Cancelled(OrchestrationError):
+    """A person asked for the end."""
+
+    code = "engine.cancelled"
+
+
+class DiskReserve(OrchestrationError):
+    """The host's disk came so near to full that the turn was stopped."""
+
+    code, retry = "engine.disk_reserve", True
+
+
+class DaemonRunning(OrchestrationError):
+    code = "daemon.already_running"
+
+
+class DaemonUnreachable(OrchestrationError):
+    code, retry = "daemon.unreachable", True
+
+
+class SocketPathTooLong(OrchestrationError):
+    code = "daemon.socket_path_too_long"

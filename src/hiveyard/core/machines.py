@@ -1,0 +1,149 @@
+"""Machines, and what they are made from."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hiveyard.core.errors import BadInput
+
+_MACHINE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+
+
+class Tier(enum.StrEnum):
+    """How strongly a machine is kept apart from its host. Order: `vm` > `container` > `namespace`."""
+
+    VM = "vm"
+    CONTAINER = "container"
+    NAMESPACE = "namespace"
+
+
+class MachineStatus(enum.StrEnum):
+    BOOTING = "booting"
+    READY = "ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    ERROR = "error"
+
+
+class Network(enum.StrEnum):
+    """What a guest reaches: the session's door and nothing else, or also the outside."""
+
+    DOOR = "door"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What callers may assume of every machine of a provider.
+
+    `home` is what `~` means. `user` is who commands run as. `session` is where the shared directory appears.
+    `door_url` is the address, inside the guest, of the session's door (no slash at the end).
+    """
+
+    home: str = "/home/agent"
+    user: str = "agent"
+    session: str = "/session"
+    door_url: str = "http://127.0.0.1:8377"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A root filesystem, named by its content.
+
+    `id` is the first 16 hex digits of a hash over the recipe and what it resolved to; `rootfs` is a tar file with
+    numeric owners; `programs` are the versions of agent programs inside; `env` is set for every command in a machine.
+    """
+
+    id: str
+    name: str
+    rootfs: Path
+    programs: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
+    created_at: float = 0.0
+
+
+HOST = Image(id="host", name="host", rootfs=Path("/"))
+"""The host's own programs in place of an image, read-only: only a provider of tier `namespace` can use it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How large a machine is."""
+
+    memory_mib: int = 2048
+    cpus: int = 2
+    disk_gib: int = 20
+    pids: int = 1024
+
+    def __post_init__(self) -> None:
+        for what, value, least in (
+            ("memory_mib", self.memory_mib, 128),
+            ("cpus", self.cpus, 1),
+            ("disk_gib", self.disk_gib, 1),
+            ("pids", self.pids, 16),
+        ):
+            if value < least:
+                raise BadInput(f"{what} is {value}, the least is {least}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSpec:
+    """What a machine is made of.
+
+    `session` is a host directory that appears at the guest's `/session`, writable, and outlives the machine.
+    `door` is a host directory that holds the session's door, a unix socket called `door.sock`; the socket may be
+    absent at boot and may come and go (a daemon that restarts makes it anew): connections wait for it.
+    `metadata` is kept with the machine and given back by `get` and `list`.
+    """
+
+    image: Image
+    shape: Shape = Shape()
+    session: Path | None = None
+    door: Path | None = None
+    network: Network = Network.DOOR
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A machine as its backend sees it now."""
+
+    name: str
+    status: MachineStatus
+    provider: str
+    image: str
+    created_at: float = 0.0
+    reason: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether a provider works on this host, in words for `hv doctor`.
+
+    `detail` is what was found (versions, the accelerator and why); `fix` is what to do when `ok` is false.
+    """
+
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+Report = Callable[[str], None]
+"""Called with one line, present tense, when a long step begins: `booting the template (once per image)`."""
+
+
+def quiet(line: str) -> None:
+    """A Report for callers who do not listen."""
+
+
+def check_machine_name(name: str) -> str:
+    """`name` when it can be a host name; BadInput otherwise. Every provider calls it first."""
+    if not _MACHINE_NAME.match(name):
+        raise BadInput(f"{name[:80]!r} is no machine name: 1 to 63 of a-z, 0-9 and -, no - at the ends")
+    return name

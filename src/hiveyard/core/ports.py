@@ -1,0 +1,225 @@
+"""The seams: what the engine asks of machines, guests, processes and agents.
+
+Each Protocol is a contract; one contract suite in the tests runs over every implementation. Implementations turn
+foreign errors into those named here, at their own edge. Anything not named raises ProviderError (ProcessError,
+AgentError) of the fitting kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, Result
+from hiveyard.core.events import AgentEvent
+from hiveyard.core.machines import (
+    Capabilities,
+    Image,
+    Machine,
+    MachineSpec,
+    Readiness,
+    Report,
+    Shape,
+    Tier,
+    quiet,
+)
+
+
+class Guest(Protocol):
+    """The inside of one ready machine, as the unprivileged user of its Capabilities.
+
+    Paths are absolute or start with `~`; they may hold any character but NUL. Every verb raises MachineLost when the
+    machine dies or cannot be reached any more. Nothing a guest answers is trusted: sizes are bounded, shapes checked.
+    """
+
+    async def run(
+        self,
+        command: Command,
+        *,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        limit: int = 16 << 20,
+    ) -> Result:
+        """Run a command to its end. A failing command is a Result, not an error.
+
+        Raises CommandTimeout after `timeout` seconds, when the command and all that it started are dead;
+        CannotExecute when its program or its cwd does not exist or may not be used. Cancelling kills it likewise.
+        """
+
+    async def read(self, path: str, *, offset: int = 0, limit: int = 64 << 20) -> bytes:
+        """The bytes of a file from `offset` to its end. Raises GuestFileTooLarge when that is more than `limit`,
+        GuestFileNotFound, GuestIsADirectory, GuestPermissionDenied."""
+
+    async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        """Write a file in place; its directory must exist (else GuestFileNotFound)."""
+
+    async def write_atomic(self, path: str, data: bytes, *, mode: int = 0o644, parents: bool = True) -> None:
+        """Write a file so that a reader sees the old content or the new. Parents are made. The file's size, digest
+        and mode are read back before this returns; GuestWriteUnverified when they differ (the old content stays)."""
+
+    async def exists(self, path: str) -> bool: ...
+
+    async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = True) -> None:
+        """Make a directory; one that exists is a success, a file in its place is GuestNotADirectory."""
+
+    async def remove(self, path: str) -> None:
+        """Remove a file; an absent one is a success, a directory is GuestIsADirectory."""
+
+    async def remove_tree(self, path: str) -> None:
+        """Remove a directory and all below it, or a file; absent is a success. `/`, `~` and `/session` are refused
+        with BadInput."""
+
+    def follow(self, path: str, *, offset: int = 0, pid: int | None = None) -> AsyncIterator[bytes]:
+        """What is in a file from `offset`, then what is added to it, as it comes.
+
+        Waits for a file that is not there yet. Ends when process `pid` of the guest has ended and all that was
+        written has been given; without `pid` it goes on until the caller stops. Use `contextlib.aclosing`.
+        """
+
+
+class Provider(Protocol):
+    """Makes machines of one kind. Each call is safe to repeat after a crash; the machine's name is the only handle."""
+
+    name: str
+    tier: Tier
+    capabilities: Capabilities
+
+    async def readiness(self) -> Readiness:
+        """Whether this provider works here, found out by trying. Never raises for a host that lacks something."""
+
+    async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
+        """Make from an image all that `boot` needs (disk, template, imported image); what is there is kept.
+
+        Safe to call at once from several tasks or processes: one does the work, the others wait.
+        Raises ProviderUnavailable, NoSpace, BootTimeout."""
+
+    async def boot(self, name: str, spec: MachineSpec) -> Machine:
+        """Make the machine and return it `ready`: a command can be run. Callers never poll.
+
+        A ready machine of that name is returned as it is; half-made remains of one are replaced. When it fails or
+        is cancelled nothing is left. Raises NoSuchImage when `prepare` was not done, BootTimeout, BootFailed,
+        NoMemory, NoSpace, ProviderUnavailable."""
+
+    async def get(self, name: str) -> Machine:
+        """The machine as it is now. Raises NoSuchMachine."""
+
+    async def list(self) -> list[Machine]: ...
+
+    async def names(self) -> set[str]:
+        """Names of all that exists in the backend and was made by this installation: machines in any status and
+        what is left of half-made ones. `terminate` of each leaves nothing."""
+
+    async def stop(self, name: str) -> None:
+        """End the machine and keep its name and metadata (`stopped`). One that is stopped already is a success.
+        Raises NoSuchMachine."""
+
+    async def terminate(self, name: str) -> None:
+        """Remove the machine and all that belongs to it, except the session directory. Absent is a success."""
+
+    def guest(self, name: str) -> AbstractAsyncContextManager[Guest]:
+        """The inside of a ready machine, for as long as the block lasts; blocks may nest and run side by side.
+        Raises NoSuchMachine, MachineNotReady, MachineLost."""
+
+    async def release_image(self, image_id: str) -> None:
+        """Remove what `prepare` made from an image. Absent is a success."""
+
+
+class Forks(Protocol):
+    """A provider that can make a machine from another that is running, with its memory and processes."""
+
+    async def fork(self, source: str, name: str, spec: MachineSpec) -> Machine:
+        """A ready machine `name` that goes on where `source` stands; `source` runs on. Raises NoSuchMachine,
+        MachineNotReady and what `boot` raises."""
+
+
+class ProcessManager(Protocol):
+    """Keeps processes alive in a guest when nobody is connected. It holds no state of its own: all is in the guest,
+    below `/session`, so that output and exit codes outlive a lost connection, a killed daemon and the machine."""
+
+    name: str
+
+    async def start(self, guest: Guest, spec: ProcessSpec) -> ProcessInfo:
+        """Start a process, or return the one of that name that was started before (running or ended): starting
+        twice starts once. Raises ProcessNotStarted."""
+
+    async def get(self, guest: Guest, name: str) -> ProcessInfo:
+        """Raises NoSuchProcess."""
+
+    async def list(self, guest: Guest) -> list[ProcessInfo]: ...
+
+    async def stop(self, guest: Guest, name: str, *, grace: float = 5.0) -> ProcessInfo:
+        """SIGINT to the process and all it started; SIGKILL after `grace` seconds. Ended already is a success.
+        Raises NoSuchProcess."""
+
+    async def logs(self, guest: Guest, name: str, *, stream: str = "stdout", lines: int = 100) -> bytes:
+        """The last lines of an output (`stdout` or `stderr`), at most 1 MiB. Raises NoSuchProcess."""
+
+    def follow(self, guest: Guest, name: str, *, stream: str = "stdout", offset: int = 0) -> AsyncIterator[bytes]:
+        """An output from `offset`, then live; ends when the process has ended and all was given. Raises
+        NoSuchProcess."""
+
+    async def remove(self, guest: Guest, name: str) -> None:
+        """Forget an ended process and its output; absent is a success."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What an agent is asked to do, as its adapter needs to know it. All paths are the guest's.
+
+    `prompt` is a file. `state` is a directory for the agent's own state, which outlives the machine. `door_url` has
+    no slash at the end; `placeholder` is the key that only this session's door accepts. `model` None is the agent's
+    own choice. `conversation` is the agent's own id of a conversation to go on with. `repository_config` lets
+    configuration in the repository that runs code on start take effect. `command` is the line of the `command` agent.
+    """
+
+    name: str
+    prompt: str
+    workdir: str
+    state: str
+    door_url: str
+    placeholder: str
+    model: str | None = None
+    conversation: str | None = None
+    repository_config: bool = False
+    command: str | None = None
+
+
+class Verdict(NamedTuple):
+    """What an agent's own events say about its turn, before the work tree is looked at.
+
+    `ok` False comes with a `code` of the error list and a `reason`. `conversation` is the id to go on with.
+    """
+
+    ok: bool
+    code: str = ""
+    reason: str = ""
+    conversation: str | None = None
+
+
+class Parser(Protocol):
+    """Gives one turn's raw output its meaning. Deterministic: the same lines give the same events, so that a
+    restarted daemon replays what is stored and goes on."""
+
+    def feed(self, line: bytes) -> Sequence[AgentEvent]:
+        """The events of one stdout line; a line that is not understood gives AgentOutput, never an error."""
+
+    def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
+        """The outcome after the last line. `exit_code` None: the process is gone without one."""
+
+
+class Agent(Protocol):
+    """The adapter of one agent program: pure, stateless, knows no provider and no process manager."""
+
+    name: str
+    program: str  # how the image's list of programs calls it; "" when it needs none
+    protocols: Sequence[str]  # which doors it needs: "anthropic", "openai"
+
+    def process(self, turn: Turn) -> ProcessSpec:
+        """The process that does the turn. The prompt goes in by file or stdin, never by argv."""
+
+    def parser(self) -> Parser: ...
+
+    def version(self) -> Command:
+        """A command that prints the program's version on its first line."""

@@ -1,0 +1,127 @@
+"""States and the tables by which events move them. Nothing else does."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import TypeVar
+
+from hiveyard.core import events as e
+from hiveyard.core.errors import IllegalMove
+from hiveyard.core.machines import MachineStatus
+
+S = TypeVar("S", bound=enum.StrEnum)
+
+
+class TaskState(enum.StrEnum):
+    PENDING = "pending"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def over(self) -> bool:
+        return not NEXT_TASK[self]
+
+
+class Phase(enum.StrEnum):
+    CREATED = "created"
+    PREPARING = "preparing"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+class Activity(enum.StrEnum):
+    """What a running session is doing just now."""
+
+    IDLE = "idle"
+    THINKING = "thinking"
+    EXECUTING = "executing"
+    WAITING = "waiting"
+    COMPACTING = "compacting"
+    NAPPING = "napping"
+
+
+class TurnState(enum.StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+_TASK_ENDS: dict[type[e.Body], TaskState] = {
+    e.TaskFailed: TaskState.FAILED,
+    e.TaskCancelled: TaskState.CANCELLED,
+}
+NEXT_TASK: Mapping[TaskState | None, Mapping[type[e.Body], TaskState]] = {
+    None: {e.TaskCreated: TaskState.PENDING},
+    TaskState.PENDING: {e.TaskAssigned: TaskState.ASSIGNED, **_TASK_ENDS},
+    TaskState.ASSIGNED: {e.TaskStarted: TaskState.RUNNING, **_TASK_ENDS},
+    TaskState.RUNNING: {e.TaskCompleted: TaskState.COMPLETED, **_TASK_ENDS},
+    TaskState.COMPLETED: {},
+    TaskState.FAILED: {},
+    TaskState.CANCELLED: {},
+}
+
+_PHASE_ENDS: dict[type[e.Body], Phase] = {
+    e.SessionStopped: Phase.STOPPED,
+    e.SessionFailed: Phase.FAILED,
+}
+NEXT_PHASE: Mapping[Phase | None, Mapping[type[e.Body], Phase]] = {
+    None: {e.SessionCreated: Phase.CREATED},
+    Phase.CREATED: {e.SessionPreparing: Phase.PREPARING, **_PHASE_ENDS},
+    Phase.PREPARING: {e.SessionRunning: Phase.RUNNING, **_PHASE_ENDS},
+    Phase.RUNNING: {e.SessionFinished: Phase.FINISHED, **_PHASE_ENDS},
+    Phase.STOPPED: {e.SessionPreparing: Phase.PREPARING, e.SessionFailed: Phase.FAILED},
+    Phase.FINISHED: {},
+    Phase.FAILED: {},
+}
+
+NEXT_MACHINE: Mapping[MachineStatus | None, Mapping[type[e.Body], MachineStatus]] = {
+    None: {e.MachineBooting: MachineStatus.BOOTING},
+    MachineStatus.BOOTING: {
+        e.MachineReady: MachineStatus.READY,
+        e.MachineFailed: MachineStatus.ERROR,
+        e.MachineStopping: MachineStatus.STOPPING,
+    },
+    MachineStatus.READY: {e.MachineStopping: MachineStatus.STOPPING, e.MachineFailed: MachineStatus.ERROR},
+    MachineStatus.STOPPING: {e.MachineStopped: MachineStatus.STOPPED, e.MachineFailed: MachineStatus.ERROR},
+    # A machine of the same name may be made again: a name is derived from the work, not from the attempt.
+    MachineStatus.STOPPED: {e.MachineBooting: MachineStatus.BOOTING},
+    MachineStatus.ERROR: {e.MachineStopping: MachineStatus.STOPPING, e.MachineBooting: MachineStatus.BOOTING},
+}
+
+NEXT_TURN: Mapping[TurnState | None, Mapping[type[e.Body], TurnState]] = {
+    None: {e.TurnCreated: TurnState.PENDING, e.TurnStarted: TurnState.RUNNING},
+    TurnState.PENDING: {e.TurnStarted: TurnState.RUNNING, e.TurnEnded: TurnState.ENDED},
+    TurnState.RUNNING: {e.TurnEnded: TurnState.ENDED},
+    TurnState.ENDED: {},
+}
+
+# An activity is a glance, not a state that anything depends on: any event may change it, whatever it was before.
+ACTIVITY: Mapping[type[e.Body], Activity] = {
+    e.TurnStarted: Activity.THINKING,
+    e.AgentStarted: Activity.THINKING,
+    e.AgentText: Activity.THINKING,
+    e.AgentThinking: Activity.THINKING,
+    e.AgentToolCalled: Activity.EXECUTING,
+    e.AgentToolReturned: Activity.THINKING,
+    e.AgentRetrying: Activity.WAITING,
+    e.AgentRateLimited: Activity.WAITING,
+    e.AgentEnded: Activity.IDLE,
+    e.TurnEnded: Activity.IDLE,
+    e.SessionStopped: Activity.IDLE,
+    e.SessionFinished: Activity.IDLE,
+    e.SessionFailed: Activity.IDLE,
+}
+
+
+def step(table: Mapping[S | None, Mapping[type[e.Body], S]], state: S | None, body: e.Body, what: str) -> S:
+    """The state after an event. Raises IllegalMove, naming `what` it is about, when the table has no such move."""
+    try:
+        return table[state][type(body)]
+    except KeyError:
+        raise IllegalMove(f"{what} is {state or 'unknown'}: {body.type} cannot happen now") from None

@@ -1,0 +1,225 @@
+"""The daemon: the one place where everything is wired together, and the process that holds it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import anyio
+import uvicorn
+
+from hiveyard import __version__, config
+from hiveyard.api.app import make_app
+from hiveyard.api.server import bind, make_server
+from hiveyard.core.errors import DaemonRunning, HiveyardError
+from hiveyard.core.events import DoorEvent, Notice
+from hiveyard.core.ports import Provider
+from hiveyard.door.doors import Doors
+from hiveyard.door.keys import Keys
+from hiveyard.door.settings import from_environment
+from hiveyard.engine.engine import Engine, running
+from hiveyard.engine.images import ImageStock
+from hiveyard.engine.ledger import Ledger
+from hiveyard.engine.resources import Resources
+from hiveyard.images.images import Images
+from hiveyard.kit.clock import SystemClock
+from hiveyard.kit.files import locked
+from hiveyard.kit.group import first
+from hiveyard.machines.bubblewrap.provider import BubblewrapProvider
+from hiveyard.machines.docker.provider import DockerProvider
+from hiveyard.machines.qemu.provider import QemuProvider
+from hiveyard.places import Places, places
+from hiveyard.processes.detached import Detached
+from hiveyard.store.database import open_store
+from hiveyard.store.mirror import mirror
+
+log = logging.getLogger("hiveyard.daemon")
+LOG_BYTES = 8 << 20
+"""Size at which the log is put aside, in place of the one before."""
+LEAVING = 20.0
+"""Seconds that a daemon which has stopped answering may take to be gone."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until a signal or `hv stop-daemon`; running agents go on without it.
+
+    `--ready-fd` is a pipe on which to say `ready`, or as JSON why not."""
+    parser = argparse.ArgumentParser(prog="hiveyard.daemon")
+    parser.add_argument("--ready-fd", type=int)
+    fd = parser.parse_args(argv).ready_fd
+    # sqlite3 lets go of the interpreter at every step: at Python's own 5 ms a busy loop starves the journal's writer.
+    sys.setswitchinterval(0.0005)
+    os.umask(0o022)
+    _log_to(places().log if fd is not None else None)
+    ready = Ready(fd)
+    try:
+        anyio.run(_serve, ready)
+    except Exception as raised:
+        error = first(raised)
+        if fd is None and isinstance(error, HiveyardError):
+            raise error from raised
+        log.exception("the daemon ends: %s", error)
+        told = error if isinstance(error, HiveyardError) else HiveyardError(f"the daemon failed: {error}")
+        ready.say(json.dumps({"code": told.code, "message": told.message, "hint": told.hint}))
+        return 1
+    return 0
+
+
+class Ready:
+    """The pipe on which the CLI waits to hear, once, how the start went. No child of ours keeps it open."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+        if fd is not None:
+            os.set_inheritable(fd, False)
+
+    @property
+    def awaited(self) -> bool:
+        return self._fd is not None
+
+    def say(self, text: str) -> None:
+        """Only the first word counts; the one who waited may be gone."""
+        if self._fd is None:
+            return
+        fd, self._fd = self._fd, None
+        with suppress(BrokenPipeError), os.fdopen(fd, "w") as pipe:
+            pipe.write(text)
+
+
+def _log_to(file: Path | None) -> None:
+    """To a file that does not grow for ever, or to stderr."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handler = RotatingFileHandler(file, maxBytes=LOG_BYTES, backupCount=1)
+    logging.basicConfig(handlers=[handler], level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for chatty in ("asyncssh", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+async def _serve(ready: Ready) -> None:
+    here = places()
+    settings = config.load(here)
+    environment = config.environment()
+    # From here on no child of ours inherits a key.
+    config.forget_secrets()
+    with _only_one(here), bind(here.socket) as listener:
+        async with resources(here, settings, environment) as parts, _mirrored(parts), running(parts) as engine:
+            try:
+                await _answer(engine, listener, here, ready)
+            finally:
+                # While we hold the lock: afterwards it would be the socket of the next daemon.
+                here.socket.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def resources(
+    here: Places, settings: config.Settings, environment: Mapping[str, str]
+) -> AsyncIterator[Resources]:
+    """Everything the engine needs, open for as long as the block lasts."""
+    clock = SystemClock()
+    for directory in (here.data, here.run, here.sessions, here.doors):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    providers = _providers(here, settings)
+    keys = Keys(environment, here.keys)
+    async with open_store(here.database, clock=clock) as store:
+
+        async def record(session: str, turn: int | None, event: DoorEvent | Notice) -> None:
+            await store.append(session, event, turn=turn)
+
+        async with Doors(from_environment(settings.door, environment), keys, record, clock=clock) as doors:
+            yield Resources(
+                ledger=Ledger(store, clock),
+                providers=providers,
+                manager=Detached(),
+                images=ImageStock(Images(here.cache), providers, settings.engine),
+                doors=doors,
+                keys=keys,
+                settings=settings.engine,
+                clock=clock,
+                sessions=here.sessions,
+                door_directory=here.doors,
+            )
+
+
+@asynccontextmanager
+async def _mirrored(parts: Resources) -> AsyncIterator[None]:
+    """Each session's events.jsonl, kept equal to the journal."""
+
+    def file(session: str) -> Path | None:
+        workspace = parts.workspace(session)
+        return workspace.events if workspace.exists else None
+
+    async with anyio.create_task_group() as group:
+        await group.start(mirror, parts.ledger.store, file)
+        yield
+        group.cancel_scope.cancel()
+
+
+def _providers(here: Places, settings: config.Settings) -> Mapping[str, Provider]:
+    found: list[Provider] = [
+        QemuProvider(state=here.machines / "qemu", cache=here.cache / "qemu", settings=settings.qemu),
+        DockerProvider(state=here.machines / "docker", settings=settings.docker),
+        BubblewrapProvider(
+            state=here.machines / "bubblewrap", cache=here.cache / "bubblewrap", settings=settings.bubblewrap
+        ),
+    ]
+    return {provider.name: provider for provider in found}
+
+
+async def _answer(engine: Engine, listener: socket.socket, here: Places, ready: Ready) -> None:
+    server: uvicorn.Server | None = None
+
+    def shut_down() -> None:
+        assert server is not None
+        server.should_exit = True
+        # Who comes now starts the next daemon, which waits until we are gone.
+        here.socket.unlink(missing_ok=True)
+
+    server = make_server(make_app(engine, shut_down))
+    async with anyio.create_task_group() as group:
+        group.start_soon(_until_signal, shut_down, name="signals")
+        log.info("hiveyard %s on %s, pid %d", __version__, here.socket, os.getpid())
+        if ready.awaited:
+            ready.say("ready")
+        else:
+            print(f"hiveyard {__version__} on {here.socket}; Ctrl-C stops it", file=sys.stderr)  # noqa: T201
+        await server.serve(sockets=[listener])
+        group.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _until_signal(shut_down: Callable[[], None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            shut_down()
+
+
+@contextmanager
+def _only_one(here: Places) -> Iterator[None]:
+    until = time.monotonic() + LEAVING
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(here.lock, wait=False))
+                break
+            except BlockingIOError:
+                # One that has taken its socket away is on its way out.
+                if here.socket.exists() or time.monotonic() > until:
+                    raise DaemonRunning(f"another daemon holds {here.lock}", hint="hv stop-daemon") from None
+                time.sleep(0.1)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

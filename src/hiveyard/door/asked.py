@@ -1,0 +1,163 @@
+"""A guest's request to a model, as far as the door has to understand it.
+
+Bodies are large and come from strangers: of most of one only its extent is looked at (parsed JSON takes up to thirty
+times its size in memory). The conversation itself is parsed where a tape needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import msgspec
+
+from hiveyard.core.errors import BadInput
+from hiveyard.door import conversation
+from hiveyard.door.conversation import Place
+from hiveyard.door.routes import Route
+from hiveyard.door.wording import settled
+from hiveyard.kit.shape import count, record, text
+
+_SMALL = 64 << 10
+_COUNTED = 4 << 20
+_PARSED = 32 << 20
+_FULL_CONTEXT = 200_000
+"""Tokens that a body over 4 MiB is taken for: no text is that long, so most of it is data such as images."""
+_ABSENT = msgspec.Raw(b"")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
+class Top(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of a body that count, unparsed; the last of several with one name."""
+
+    model: msgspec.Raw = _ABSENT
+    stream: msgspec.Raw = _ABSENT
+    stream_options: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    max_tokens: msgspec.Raw = _ABSENT
+    max_completion_tokens: msgspec.Raw = _ABSENT
+    max_output_tokens: msgspec.Raw = _ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One request: what is asked for (`route`, `query`, `headers`), and its body, empty when there is none.
+
+    `counted` tells that the door asked for the count of tokens which the guest did not ask for.
+    """
+
+    route: Route
+    query: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    top: Top = field(default_factory=Top)
+    counted: bool = False
+
+    @cached_property
+    def model(self) -> str:
+        return text(_small(self.top.model))[:200]
+
+    @cached_property
+    def stream(self) -> bool:
+        return _small(self.top.stream) is True
+
+    @property
+    def tools(self) -> bool:
+        """Whether it offers tools; agents' side errands (titles, summaries, probes) do not."""
+        offered = bytes(self.top.tools).strip()
+        return offered.startswith(b"[") and not offered[1:].lstrip().startswith(b"]")
+
+    @property
+    def most_output(self) -> int:
+        """The limit that it sets to the answer, in tokens; 0 when it sets none."""
+        limits = (self.top.max_tokens, self.top.max_completion_tokens, self.top.max_output_tokens)
+        return max(count(_small(limit)) for limit in limits)
+
+    @cached_property
+    def tokens(self) -> int:
+        """About how many tokens it is."""
+        return conversation.tokens(self.content) if len(self.body) <= _COUNTED else _FULL_CONTEXT
+
+    @cached_property
+    def place(self) -> Place:
+        return conversation.place(conversation.steps(self._protocol, self.content))
+
+    @cached_property
+    def system(self) -> str:
+        """The beginning of the system prompt, settled."""
+        return settled(conversation.system(self._protocol, self.content)[:2000])[:120]
+
+    @property
+    def content(self) -> object:
+        """All of the body, parsed; not kept. A body over 32 MiB is not looked into."""
+        return _decoded(self.body) if 0 < len(self.body) <= _PARSED else {}
+
+    @property
+    def _protocol(self) -> str:
+        return self.route.protocol or self.route.vendor
+
+
+def understand(
+    route: Route, *, query: bytes = b"", headers: tuple[tuple[str, str], ...] = (), body: bytes = b""
+) -> Asked:
+    """Read a request. Raises BadInput when the body is not a JSON object."""
+    if route.method == "GET":
+        return Asked(route=route, query=query, headers=headers)
+    asked = Asked(route=route, query=query, headers=headers, body=body, top=_top(body))
+    return _counted(asked) if route.protocol == "openai-chat" and asked.stream else asked
+
+
+def _top(body: bytes) -> Top:
+    try:
+        try:
+            return msgspec.json.decode(body, type=Top)
+        except msgspec.ValidationError:
+            raise BadInput("the request's body is not a JSON object") from None
+        except msgspec.DecodeError:
+            # Agents written in JavaScript cut strings inside an emoji; half of one is for the vendor to judge.
+            return msgspec.json.decode(_HALF.sub(rb"\\ufffd", body), type=Top)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise BadInput(f"the request's body is not JSON: {str(error)[:200]}") from None
+
+
+def _small(raw: msgspec.Raw) -> object:
+    """The value of a field; None when it is unreasonably large or no JSON."""
+    if len(raw) > _SMALL:
+        return None
+    try:
+        return _decoded(bytes(raw))
+    except BadInput:
+        return None
+
+
+def _decoded(data: bytes) -> object:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        pass
+    try:
+        # Only this parser takes half an emoji.
+        found: object = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"the request's body is not JSON: {str(error)[:200]}") from None
+    return found
+
+
+def _counted(asked: Asked) -> Asked:
+    """A streamed chat completion tells its usage only when asked to, so the door asks.
+
+    The chunk with the usage has no choices, and clients that did not ask for it are known to trip over that: the door
+    takes it out again on the way back (see `meter.only_usage`).
+    """
+    options = record(_small(asked.top.stream_options))
+    if options.get("include_usage") is True:
+        return asked
+    wanted = {**options, "include_usage": True}
+    if not len(asked.top.stream_options):
+        body = asked.body.rstrip()[:-1] + b',"stream_options":' + msgspec.json.encode(wanted) + b"}"
+    else:
+        # Said twice, a strict parser would refuse it.
+        body = json.dumps({**record(asked.content), "stream_options": wanted}, separators=(",", ":")).encode()
+    return Asked(route=asked.route, query=asked.query, headers=asked.headers, body=body, top=asked.top, counted=True)

@@ -1,0 +1,131 @@
+"""Three protocols' ways to write down a conversation, read as one: who said what, and where in it we stand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from hiveyard.door.wording import settled
+from hiveyard.kit.shape import items, record, text
+
+_DATA_KEYS = frozenset({"data", "image_url", "file_data", "url", "encrypted_content", "signature"})
+_TOKEN = 4  # characters that make a token, about, in English and in code
+
+
+class Step(NamedTuple):
+    who: Literal["user", "model", "tool"]
+    text: str
+
+
+class Place(NamedTuple):
+    """Where a request stands in its conversation; the same for the same request of another run.
+
+    `text` is the last that a person said, settled; `turn` counts what persons said up to it, `round` the answers of
+    the model after it, and `results` is a digest of what tools returned since the last answer.
+    """
+
+    turn: int
+    round: int
+    text: str
+    results: str
+
+
+def steps(protocol: str, request: object) -> list[Step]:
+    """The conversation in a request, oldest first."""
+    if protocol == "openai-responses":
+        return _of_responses(record(request).get("input"))
+    messages = items(record(request).get("messages"))
+    read = _of_chat if protocol == "openai-chat" else _of_anthropic
+    return [step for message in messages for step in read(message)]
+
+
+def place(conversation: Sequence[Step]) -> Place:
+    """Where the conversation stands. What is empty once settled (reminders alone) was said by nobody."""
+    turn, rounds, said = 0, 0, ""
+    results: list[str] = []
+    before = ""
+    for step in conversation:
+        if step.who == "model":
+            rounds += before != "model"
+            results.clear()
+        elif step.who == "tool":
+            results.append(settled(step.text))
+        elif words := settled(step.text):
+            turn, rounds, said = turn + 1, 0, words
+            results.clear()
+        else:
+            continue
+        before = step.who
+    digest = hashlib.sha256("\0".join(results).encode("utf-8", "replace")).hexdigest()[:16] if results else ""
+    return Place(turn, rounds, said, digest)
+
+
+def system(protocol: str, request: object) -> str:
+    """What the model was told to be."""
+    body = record(request)
+    if protocol == "openai-responses":
+        return text(body.get("instructions"))
+    if protocol == "openai-chat":
+        told = (m for m in map(record, items(body.get("messages"))) if m.get("role") in ("system", "developer"))
+        return "\n".join(_content(m.get("content")) for m in told)
+    return _content(body.get("system"))
+
+
+def tokens(request: object) -> int:
+    """About how many tokens a request is; data in it, such as images, counts nothing."""
+    found, waiting = 0, [request]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found += len(value)
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += [item for key, item in value.items() if key not in _DATA_KEYS]
+    return -(-found // _TOKEN)
+
+
+def _of_anthropic(message: object) -> Iterator[Step]:
+    role, content = record(message).get("role"), record(message).get("content")
+    if role == "assistant":
+        yield Step("model", "")
+    elif role == "user":
+        for block in items(content):
+            if record(block).get("type") == "tool_result":
+                yield Step("tool", _content(record(block).get("content")))
+        yield Step("user", _content(content))
+
+
+def _of_chat(message: object) -> Iterator[Step]:
+    role, content = record(message).get("role"), record(message).get("content")
+    if role == "assistant":
+        yield Step("model", "")
+    elif role == "user":
+        yield Step("user", _content(content))
+    elif role in ("tool", "function"):
+        yield Step("tool", _content(content))
+
+
+def _of_responses(given: object) -> list[Step]:
+    if isinstance(given, str):
+        return [Step("user", text(given))]
+    return [step for item in items(given) for step in _of_item(item)]
+
+
+def _of_item(item: object) -> Iterator[Step]:
+    kind, role = text(record(item).get("type")) or "message", record(item).get("role")
+    if kind.endswith("_output"):
+        output = record(item).get("output")
+        yield Step("tool", _content(output))
+    elif kind != "message" or role == "assistant":
+        yield Step("model", "")
+    elif role == "user":
+        yield Step("user", _content(record(item).get("content")))
+
+
+def _content(content: object) -> str:
+    """The text of a message: a string, or blocks of which those with text count."""
+    if isinstance(content, str):
+        return text(content)
+    return "\n".join(words for block in items(content) if (words := text(record(block).get("text"))))

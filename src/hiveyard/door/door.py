@@ -1,0 +1,204 @@
+"""The door of one session: an ASGI app that checks who asks and for what, and hands the rest to an exchange.
+
+It must not know the store or the engine: what it has to say goes to `Books`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+from starlette.types import Message, Receive, Scope, Send
+
+from hiveyard.core.errors import BudgetSpent, HiveyardError
+from hiveyard.core.usage import Usage
+from hiveyard.door import refusals, routes
+from hiveyard.door.asked import Asked, understand
+from hiveyard.door.bodies import Bodies, HungUp, TooMuch
+from hiveyard.door.books import Books
+from hiveyard.door.exchange import Exchange
+from hiveyard.door.mask import Mask
+from hiveyard.door.recorder import Recorder
+from hiveyard.door.refusals import Said
+from hiveyard.door.reply import Answers
+from hiveyard.door.routes import Refusal, Route
+from hiveyard.door.settings import DoorSettings
+from hiveyard.kit.names import new_id
+from hiveyard.kit.secret import Secret
+
+_log = logging.getLogger("hiveyard.door")
+
+
+class Door:
+    """The one HTTP endpoint of a session, at the socket `path`.
+
+    `turn` may be set at any time: what is asked from then on belongs to that turn. `last_seen` is the clock's monotonic
+    time of the last sign of life, a request or a chunk of an answer; `busy` counts the requests on their way.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        placeholder: Secret,
+        books: Books,
+        answers: Answers,
+        mask: Callable[[], Mask],
+        settings: DoorSettings,
+        recorder: Recorder | None,
+    ) -> None:
+        self.path = path
+        self.last_seen = books.clock.monotonic()
+        self.busy = 0
+        self._placeholder = placeholder.reveal().encode()
+        self._books = books
+        self._answers = answers
+        self._mask = mask
+        self._settings = settings
+        self._recorder = recorder
+        self._slots = anyio.CapacityLimiter(settings.requests)
+        self._bodies = Bodies(settings)
+
+    @property
+    def turn(self) -> int | None:
+        return self._books.turn
+
+    @turn.setter
+    def turn(self, turn: int | None) -> None:
+        self._books.turn = turn
+
+    @property
+    def spent(self) -> Usage:
+        """All that the session has used, with what it had used before this door was opened."""
+        return self._books.budget.spent
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        out = _Outgoing(send, self._saw)
+        request_id = f"hv_{new_id()}"
+        self._saw()
+        self.busy += 1
+        try:
+            await self._answer(scope, receive, out, request_id)
+        except Exception as error:  # noqa: BLE001 - the top of a request's task
+            # A traceback may quote what was sent.
+            text = "".join(traceback.format_exception(error))
+            _log.error("request %s failed: %s", request_id, self._mask().text(text))
+            if not out.begun:
+                vendor = routes.vendor_of(scope["path"])
+                await _say(out, refusals.of_status(vendor, 500, "the door failed; its log says why", request_id))
+        finally:
+            self.busy -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, out: _Outgoing, request_id: str) -> None:
+        found = await self._checked(scope, request_id)
+        if isinstance(found, Said):
+            await _say(out, found)
+        else:
+            async with self._slots:
+                await self._serve(found, scope, receive, out, request_id)
+
+    async def _checked(self, scope: Scope, request_id: str) -> Route | Said:
+        """The route of a request that may pass, or what to say to one that may not."""
+        method, path = scope["method"], scope["raw_path"].decode("latin-1")
+        if method in ("GET", "HEAD") and path in routes.PROBES:
+            return Said(200, [("content-type", "text/plain"), ("content-length", "4")], b"door")
+        route = routes.find(method, path, scope["query_string"])
+        if isinstance(route, Refusal):
+            await self._books.refused(f"{method} {path}", route.reason)
+            return refusals.of_status(routes.vendor_of(path), route.status, route.reason, request_id)
+        if not self._knows(scope):
+            reason = "the key is not the one that this door takes"
+            await self._books.refused(f"{method} {path}", reason)
+            return refusals.of_status(route.vendor, 401, reason, request_id)
+        return route
+
+    def _knows(self, scope: Scope) -> bool:
+        """Whether the right placeholder was shown; a wrong one takes the same time wherever it differs."""
+        shown = routes.presented_keys(scope["headers"])
+        return any(hmac.compare_digest(key, self._placeholder) for key in shown)
+
+    async def _serve(self, route: Route, scope: Scope, receive: Receive, out: _Outgoing, request_id: str) -> None:
+        """Read the request and answer it, for as long as the guest stays on the line."""
+        try:
+            async with self._bodies.held(receive, scope["headers"]) as body:
+                asked = understand(
+                    route,
+                    query=scope["query_string"],
+                    headers=tuple(routes.asked_headers(scope["headers"])),
+                    body=body,
+                )
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_hung_up, receive, group.cancel_scope, name="watch for the guest hanging up")
+                    await self._ask(asked, out, request_id)
+                    group.cancel_scope.cancel()
+        except HungUp:
+            return
+        except TooMuch as error:
+            await self._books.refused(f"{route.method} /{route.vendor}{route.path}", error.reason)
+            await _say(out, refusals.of_status(route.vendor, error.status, error.reason, request_id))
+        except HiveyardError as error:
+            await _say(out, refusals.of_error(route.vendor, error, request_id))
+
+    async def _ask(self, asked: Asked, out: _Outgoing, request_id: str) -> None:
+        """Ask and pass the answer on; what goes wrong is told to the guest, if it still can be."""
+        books, route = self._books, asked.route
+        turn = books.turn
+        try:
+            async with books.budget.admitted(books.estimate(asked)):
+                await self._forward(asked, out)
+            return
+        except BudgetSpent as error:
+            await books.exhausted(turn)
+            said = refusals.of_error(route.vendor, error, request_id)
+        except HiveyardError as error:
+            said = refusals.of_error(route.vendor, error, request_id)
+            await books.failed(route.protocol or route.vendor, error, turn=turn, status=said.status)
+        if not out.begun:
+            await _say(out, said._replace(body=self._mask().data(said.body)))
+
+    async def _forward(self, asked: Asked, out: _Outgoing) -> None:
+        stall = self._settings.stall_seconds
+        exchange = Exchange(asked, self._books, self._mask(), out, recorder=self._recorder, stall=stall)
+        try:
+            async with self._answers.ask(asked) as reply:
+                await exchange.relay(reply)
+        except anyio.get_cancelled_exc_class():
+            if not out.begun:
+                await exchange.abandoned()
+            raise
+
+    def _saw(self) -> None:
+        self.last_seen = self._books.clock.monotonic()
+
+
+class _Outgoing:
+    """The way back to the guest; knows whether an answer has begun."""
+
+    def __init__(self, send: Send, saw: Callable[[], None]) -> None:
+        self.begun = False
+        self._send = send
+        self._saw = saw
+
+    async def __call__(self, message: Message) -> None:
+        self.begun = True
+        self._saw()
+        await self._send(message)
+
+
+async def _hung_up(receive: Receive, scope: anyio.CancelScope) -> None:
+    """Give up what the guest does not wait for any more."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+async def _say(out: Send, said: Said) -> None:
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in said.headers]
+    await out({"type": "http.response.start", "status": said.status, "headers": headers})
+    await out({"type": "http.response.body", "body": said.body, "more_body": False})

@@ -1,0 +1,114 @@
+"""The doors of all sessions: what they share (settings, keys, prices, connections to the vendors), and opening one.
+
+async with Doors(settings, keys, record) as doors:
+    async with doors.open(session="s1", directory=path, placeholder=Secret("hv-…"), budget_usd=0.5) as door:
+        ...  # the guest reaches door.path
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from hiveyard.core.usage import Usage
+from hiveyard.door.books import Books, Record
+from hiveyard.door.budget import Budget
+from hiveyard.door.door import Door
+from hiveyard.door.keys import Keys
+from hiveyard.door.listening import listening
+from hiveyard.door.mask import Mask
+from hiveyard.door.prices import Prices
+from hiveyard.door.recorder import Recorder
+from hiveyard.door.settings import DoorSettings
+from hiveyard.door.tape import Tape
+from hiveyard.door.upstream import Upstream
+from hiveyard.kit.clock import Clock, SystemClock
+from hiveyard.kit.secret import Secret
+
+SOCKET = "door.sock"
+
+
+class Doors:
+    """Opens doors. An async context manager; close every door before it ends."""
+
+    def __init__(
+        self,
+        settings: DoorSettings,
+        keys: Keys,
+        record: Record,
+        *,
+        prices: Prices | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._record = record
+        self._prices = prices or Prices()
+        self._clock = clock or SystemClock()
+        self._upstream = Upstream(settings, keys)
+        self._opened = AsyncExitStack()
+        self._masked: tuple[Secret, ...] = ()
+        self._mask = Mask(())
+
+    async def __aenter__(self) -> Doors:
+        group = await self._opened.enter_async_context(anyio.create_task_group())
+        await self._opened.enter_async_context(self._upstream)
+        group.start_soon(anyio.to_thread.run_sync, self._prices.load, name="read the price list")
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self._opened.aclose()
+
+    @asynccontextmanager
+    async def open(
+        self,
+        *,
+        session: str,
+        directory: Path,
+        placeholder: Secret,
+        budget_usd: float | None = None,
+        spent: Usage | None = None,
+        turn: int | None = None,
+        tape: Tape | None = None,
+        recorder: Recorder | None = None,
+        on_budget: Callable[[], None] = lambda: None,
+    ) -> AsyncIterator[Door]:
+        """The door of a session at `directory/door.sock`, for as long as the block lasts.
+
+        A socket that an earlier daemon left there is replaced. `placeholder` is the key that the guest holds.
+        `budget_usd` None means no limit; `spent` is what the session used before. With a `tape` nothing is asked of a
+        vendor; with a `recorder` each answer is put on a tape; the recorder stays open at the end. `on_budget` is
+        called, in the event loop, when the money is spent and at each request after that: it must return at once.
+        Raises SocketPathTooLong, or OSError as the system gives it.
+        """
+        books = Books(
+            session,
+            self._record,
+            budget=Budget(budget_usd, spent or Usage()),
+            prices=self._prices,
+            on_budget=on_budget,
+            clock=self._clock,
+            turn=turn,
+        )
+        door = Door(
+            path=directory / SOCKET,
+            placeholder=placeholder,
+            books=books,
+            answers=self._upstream if tape is None else tape,
+            mask=self._current_mask,
+            settings=self._settings,
+            recorder=recorder,
+        )
+        async with listening(door, door.path, self._settings):
+            yield door
+
+    def _current_mask(self) -> Mask:
+        """Masks the keys as they are now: a file of keys may have changed."""
+        known = self._keys.known()
+        if set(known) != set(self._masked):
+            self._masked, self._mask = known, Mask(known)
+        return self._mask

@@ -1,0 +1,188 @@
+"""HTTP on a unix socket that a stranger talks to: uvicorn's HTTP/1.1 under limits of time, size and number.
+
+uvicorn's own `Server` takes signal handlers and a tenth of a second to stop, and bounds neither the time a request's
+head takes nor the number of idle connections. So its protocol is served here by a listener of our own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+import h11
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from hiveyard.core.errors import SocketPathTooLong
+from hiveyard.door.settings import DoorSettings
+from hiveyard.kit.names import new_id
+
+_LONGEST_PATH = 100  # of 108 bytes in Linux, 104 in BSD and macOS
+_FLUSH_SECONDS = 5.0
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, path: Path, settings: DoorSettings) -> AsyncIterator[None]:
+    """Serve `app` at the socket `path` for as long as the block lasts; whatever stood there is replaced at once.
+
+    The socket is open to every user, its directory can be entered but not read: who may come so far is decided by the
+    directories above and by what is shown to a guest. An app that returns in the middle of its answer cuts the
+    connection. At the end open requests are cut and their handlers awaited.
+    Raises SocketPathTooLong, or OSError as the system gives it.
+    """
+    state = ServerState()
+    config = _config(app, settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.chmod(0o711)
+    with _bound(path) as listener:
+        # asyncio directly: anyio has no way to serve a protocol.
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(config, state, settings), sock=listener, backlog=128
+        )
+        try:
+            yield
+        finally:
+            server.close()
+            with anyio.CancelScope(shield=True):
+                await _end(state)
+
+
+def _config(app: ASGIApp, settings: DoorSettings) -> Config:
+    config = Config(
+        app,
+        http=_Connection,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=75,
+        h11_max_incomplete_event_size=settings.header_kib << 10,
+    )
+    config.load()
+    return config
+
+
+@contextmanager
+def _bound(path: Path) -> Iterator[socket.socket]:
+    """A listening socket at `path`, put there in one step; removed at the end unless another has taken its place."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    fresh = path.with_name(f".{path.name}.{new_id()}")
+    try:
+        _bind(listener, fresh)
+        fresh.chmod(0o666)
+        mine = fresh.stat().st_ino
+        fresh.replace(path)
+        yield listener
+    finally:
+        listener.close()
+        fresh.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_ino == mine:
+            path.unlink()
+
+
+def _bind(listener: socket.socket, path: Path) -> None:
+    if len(os.fsencode(path)) <= _LONGEST_PATH:
+        listener.bind(str(path))
+        return
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # A long path has a short name as long as its directory is open.
+        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+    except OSError as error:
+        raise SocketPathTooLong(
+            f"{path} is {len(os.fsencode(path))} bytes long: a socket's path has at most {_LONGEST_PATH}",
+            hint="set HIVEYARD_HOME to a shorter directory",
+        ) from error
+    finally:
+        os.close(directory)
+
+
+async def _end(state: ServerState) -> None:
+    """Cut what is open and wait for the handlers, which still write down what was used."""
+    for connection in list(state.connections):
+        connection.transport.abort()
+    with anyio.move_on_after(10):
+        while state.tasks:
+            await asyncio.wait(state.tasks)
+    for task in list(state.tasks):
+        task.cancel()
+
+
+class _Connection(H11Protocol):
+    """One connection. Closed when a head takes too long, when there are too many, or when it makes no sense."""
+
+    def __init__(self, config: Config, state: ServerState, settings: DoorSettings) -> None:
+        super().__init__(config, state, {})
+        self.logger = _quiet()
+        self.access_log = False
+        self.app = self._serve
+        self._inner: ASGIApp = config.loaded_app
+        self._settings = settings
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= self._settings.connections:
+            transport.abort()
+            return
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except h11.LocalProtocolError:
+            # Garbage in the middle of an answer, to which no answer can be given any more.
+            self.transport.abort()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        if self.transport is not None:
+            super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.trailing_data[0]:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Start the clock for a head that is not complete; stop it once there is a request to answer."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._unwatch()
+        elif self._deadline is None and not self.transport.is_closing():
+            self._deadline = self.loop.call_later(self._settings.head_seconds, self.transport.abort)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cycle = self.cycle  # once it is answered, the next request may come before we get here
+        await self._inner(scope, receive, send)
+        if not cycle.response_complete:
+            # The answer was cut: what was sent goes out, the end that HTTP would have does not.
+            self.transport.close()
+            self.loop.call_later(_FLUSH_SECONDS, self.transport.abort)
+
+
+def _quiet() -> logging.Logger:
+    """uvicorn logs what strangers get wrong; a guest must not be able to fill the log."""
+    logger = logging.getLogger("hiveyard.door.http")
+    logger.setLevel(logging.CRITICAL)
+    logger.propagate = False
+    return logger

@@ -1,0 +1,177 @@
+"""Counts tokens while an answer passes: three protocols, streamed or whole. Knows no prices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from hiveyard.core.usage import Usage
+from hiveyard.door.asked import Asked
+from hiveyard.door.sse import LONGEST, EventData
+from hiveyard.kit.shape import count, items, record, text
+from hiveyard.kit.text import one_line
+
+_TOKEN = 4
+
+
+@dataclass(slots=True)
+class Count:
+    """Tokens as the vendor tells them, as they come. `told` is whether it told any."""
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    cache_write_1h: int = 0
+    told: bool = False
+
+
+class Meter:
+    """Reads one answer while it passes.
+
+    `finished` is true once the answer has said itself that it is complete, `trouble` is an error that came inside an
+    answer which began well, `model` is who answered.
+    """
+
+    def __init__(self, asked: Asked, *, streamed: bool) -> None:
+        self.count = Count()
+        self.finished = False
+        self.trouble = ""
+        self.model = asked.model
+        self._asked = asked
+        self._read = _READERS.get(asked.route.protocol)
+        self._events = EventData() if streamed else None
+        self._whole = bytearray()
+        self._said = 0
+        self._reason = False
+
+    def feed(self, chunk: bytes) -> None:
+        if self._read is None:
+            return
+        if self._events is not None:
+            for data in self._events.feed(chunk):
+                self._event(data)
+        elif len(self._whole) <= LONGEST:
+            self._whole += chunk
+
+    def finish(self) -> None:
+        """The answer has come to a clean end."""
+        if self._read is None:
+            self.finished = True
+        elif self._events is not None:
+            for data in self._events.finish():
+                self._event(data)
+            # Some servers end a chat without its last word; the reason why it ended is enough.
+            self.finished = self.finished or self._reason
+        else:
+            self._event(bytes(self._whole))
+            self.finished = True
+
+    def usage(self) -> Usage:
+        """Tokens so far, without their price. An answer that was cut before the vendor told its count is estimated
+        by what passed, so that hanging up does not make it free."""
+        seen, said = self.count, -(-self._said // _TOKEN)
+        return Usage(
+            input_tokens=seen.input if seen.told else self._asked.tokens,
+            output_tokens=seen.output if self.finished and seen.told else max(seen.output, said),
+            cache_read_tokens=seen.cache_read,
+            cache_write_tokens=seen.cache_write,
+            requests=1,
+        )
+
+    def _event(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            self.finished = True
+            return
+        try:
+            event = msgspec.json.decode(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            return
+        if isinstance(event, dict) and self._read is not None:
+            self._read(self, event)
+
+    # How each protocol tells it. Counts are cumulative: the last one told is the right one.
+
+    def anthropic(self, event: Mapping[str, object]) -> None:
+        kind = event.get("type")
+        if kind == "message_start":
+            event = record(event, "message")
+        elif kind == "message_stop":
+            self.finished = True
+        elif kind == "error":
+            self._fail(event)
+        self._named(event)
+        delta = record(event, "delta")
+        self._said += sum(len(text(delta.get(name))) for name in ("text", "thinking", "partial_json"))
+        if usage := record(event, "usage"):
+            self._told(
+                input=usage.get("input_tokens"),
+                output=usage.get("output_tokens"),
+                cache_read=usage.get("cache_read_input_tokens"),
+                cache_write=usage.get("cache_creation_input_tokens"),
+                cache_write_1h=record(usage, "cache_creation").get("ephemeral_1h_input_tokens"),
+            )
+
+    def chat(self, event: Mapping[str, object]) -> None:
+        self._named(event)
+        if event.get("error"):
+            self._fail(event)
+        for choice in map(record, items(event.get("choices"))):
+            self._reason = self._reason or bool(choice.get("finish_reason"))
+            delta = record(choice, "delta")
+            self._said += len(text(delta.get("content"))) + len(text(delta.get("reasoning_content")))
+            for call in items(delta.get("tool_calls")):
+                self._said += len(text(record(call, "function").get("arguments")))
+        if usage := record(event, "usage"):
+            details = record(usage, "prompt_tokens_details")
+            self._openai(usage.get("prompt_tokens"), usage.get("completion_tokens"), details)
+
+    def responses(self, event: Mapping[str, object]) -> None:
+        kind = text(event.get("type"))
+        if kind in ("error", "response.failed"):
+            self._fail(record(event, "response") or event)
+        if kind in ("response.completed", "response.incomplete"):
+            self.finished = True
+        self._said += len(text(event.get("delta")))
+        answer = record(event, "response") or event
+        self._named(answer)
+        if usage := record(answer, "usage"):
+            self._openai(usage.get("input_tokens"), usage.get("output_tokens"), record(usage, "input_tokens_details"))
+
+    def _openai(self, given: object, said: object, details: Mapping[str, object]) -> None:
+        read, written = count(details.get("cached_tokens")), count(details.get("cache_write_tokens"))
+        fresh = max(0, count(given) - read - written)
+        self._told(input=fresh, output=said, cache_read=read, cache_write=written)
+
+    def _told(self, **counts: object) -> None:
+        self.count.told = True
+        for name, value in counts.items():
+            if value is not None:
+                setattr(self.count, name, count(value))
+
+    def _named(self, answer: Mapping[str, object]) -> None:
+        self.model = text(answer.get("model"))[:200] or self.model
+
+    def _fail(self, event: Mapping[str, object]) -> None:
+        error = event.get("error")
+        said = text(record(error).get("message")) or text(error) or text(event.get("message"))
+        self.trouble = one_line(said, 500) or "an error without words"
+
+
+_READERS = {"anthropic": Meter.anthropic, "openai-chat": Meter.chat, "openai-responses": Meter.responses}
+
+
+def only_usage(block: bytes) -> bool:
+    """Whether an event of a chat stream is the one that tells the usage and nothing else."""
+    if b'"usage"' not in block:
+        return False
+    for data in EventData().feed(block):
+        try:
+            event = msgspec.json.decode(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            return False
+        if isinstance(event, dict) and event.get("choices") == [] and record(event, "usage"):
+            return True
+    return False

@@ -1,0 +1,82 @@
+"""Writes a tape, one whole line for each answer, on disk before the next one begins."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from hiveyard.core.errors import BadTape
+from hiveyard.door.tape import VERSION, Entry, Header, scan
+
+LARGEST_ANSWER = 64 << 20
+"""Bytes of one answer that are recorded; a larger one is left out."""
+
+
+class Recorder:
+    """Adds entries to the tape at `path`, which is made when absent and continued when it is there.
+
+    A line that a crash tore off is cut away. Raises BadTape when something else stands at `path`, or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _opened(path)
+        self._lock = anyio.Lock()
+
+    async def add(self, entry: Entry) -> None:
+        """Write an entry; it is on disk when this returns. Raises OSError, after which the tape ends where it was."""
+        line = msgspec.json.encode(entry) + b"\n"
+        async with self._lock:
+            await anyio.to_thread.run_sync(self._append, line)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            _write(self._file, line)
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)
+            raise
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BadTape(f"the tape {path} cannot be written: {error.strerror}") from error
+    file = os.fdopen(fd, "r+b", buffering=0)
+    try:
+        _begin(file, path)
+    except OSError as error:
+        file.close()
+        raise BadTape(f"the tape {path} cannot be written: {error.strerror}") from error
+    except BadTape:
+        file.close()
+        raise
+    return file
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    """All of it: an unbuffered file may take less at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _begin(file: IO[bytes], path: Path) -> None:
+    if os.fstat(file.fileno()).st_size == 0:
+        header = Header(tape=VERSION, made=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        _write(file, msgspec.json.encode(header) + b"\n")
+        return
+    with path.open("rb") as reader:
+        _, end = scan(reader, path)
+    file.truncate(end)

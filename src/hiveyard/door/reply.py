@@ -1,0 +1,38 @@
+"""An answer on its way to the guest, and the seam to where answers come from: a vendor, or a tape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from hiveyard.door.asked import Asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """Status, the headers that a guest may see (lower case), and the body as it comes.
+
+    `chunks` raises UpstreamFailed where the answer is cut.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    chunks: AsyncIterator[bytes]
+    source: Literal["upstream", "tape"]
+
+    def header(self, name: str) -> str:
+        return next((value for known, value in self.headers if known == name), "")
+
+    @property
+    def streamed(self) -> bool:
+        return self.header("content-type").lower().startswith("text/event-stream")
+
+
+class Answers(Protocol):
+    """Where answers come from."""
+
+    def ask(self, asked: Asked) -> AbstractAsyncContextManager[Reply]:
+        """The answer to a request; leaving the block gives it up. Raises KeyMissing, CredentialsError, UpstreamFailed
+        or NotOnTape before there is an answer."""

@@ -1,0 +1,115 @@
+"""What a person may set about the door. It knows no environment: `from_environment` is handed the mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from hiveyard.core.errors import BadSetting
+
+ANTHROPIC_VARIABLE = "HIVEYARD_ANTHROPIC_UPSTREAM"
+OPENAI_VARIABLE = "HIVEYARD_OPENAI_UPSTREAM"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorSettings:
+    """Where requests to models go and how much a guest may ask for."""
+
+    anthropic_upstream: str = "https://api.anthropic.com"
+    """Address that requests below `/anthropic` are sent to."""
+    openai_upstream: str = "https://api.openai.com"
+    """Address that requests below `/openai` are sent to."""
+    plain_http: bool = False
+    """Whether keys may be sent to an upstream over plain HTTP that is not on this host."""
+    proxy: str = ""
+    """Address of an HTTP proxy on the way to the upstreams; empty means a direct way."""
+    ca_file: str = ""
+    """File of certificate authorities to trust in place of the usual ones, in PEM form."""
+    body_mib: int = 64
+    """Largest request body, in MiB."""
+    bodies_mib: int = 256
+    """Request bodies that one door holds at the same time, all together, in MiB."""
+    header_kib: int = 32
+    """Largest request head, in KiB."""
+    requests: int = 32
+    """Requests of one door that are answered at the same time; more wait."""
+    connections: int = 256
+    """Connections that one door holds at the same time; more are closed at once."""
+    head_seconds: float = 20.0
+    """Longest time in seconds that a request's head may take to arrive."""
+    body_seconds: float = 120.0
+    """Longest time in seconds that a request's body may take to arrive."""
+    stall_seconds: float = 120.0
+    """Longest time in seconds that a guest may leave an answer unread before it is cut."""
+    connect_seconds: float = 15.0
+    """Longest time in seconds to reach an upstream."""
+    silence_seconds: float = 600.0
+    """Longest time in seconds that an upstream may say nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("anthropic_upstream", "openai_upstream"):
+            _check(name, getattr(self, name), plain_http=self.plain_http)
+        if self.proxy and not self.proxy.startswith(("http://", "https://")):
+            raise BadSetting("door.proxy is no address: it starts with http:// or https://")
+        for name in ("body_mib", "bodies_mib", "header_kib", "requests", "connections"):
+            _positive(name, getattr(self, name))
+        for name in ("head_seconds", "body_seconds", "stall_seconds", "connect_seconds", "silence_seconds"):
+            _positive(name, getattr(self, name))
+
+    def upstream(self, vendor: str) -> str:
+        """The base address for a vendor, without a slash or `/v1` at its end."""
+        base = self.anthropic_upstream if vendor == "anthropic" else self.openai_upstream
+        return base.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def from_environment(settings: DoorSettings, environment: Mapping[str, str]) -> DoorSettings:
+    """`settings` with the upstreams that the environment names; an empty variable names none. Raises BadSetting."""
+    return replace(
+        settings,
+        anthropic_upstream=environment.get(ANTHROPIC_VARIABLE) or settings.anthropic_upstream,
+        openai_upstream=environment.get(OPENAI_VARIABLE) or settings.openai_upstream,
+    )
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise BadSetting(f"door.{name} is {value}: it must be more than 0")
+
+
+def _check(name: str, address: str, *, plain_http: bool) -> None:
+    try:
+        parts = urlsplit(address)
+        host, _port = parts.hostname, parts.port
+    except ValueError as error:
+        raise BadSetting(f"door.{name} is {_shown(address)!r}: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise BadSetting(
+            f"door.{name} is {_shown(address)!r}: an address starts with https:// or http:// and a host",
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise BadSetting(
+            f"door.{name} has a user, a password, a query or a fragment: only host, port and path belong there",
+            hint="keys go into ANTHROPIC_API_KEY, OPENAI_API_KEY or keys.toml",
+        )
+    if parts.scheme == "http" and not plain_http and not _loopback(host):
+        raise BadSetting(
+            f"door.{name} is {_shown(address)!r}: the key would travel to {host} in the clear",
+            hint="use https://, or set door.plain_http = true",
+        )
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _shown(address: str) -> str:
+    """What stands before an @ may be a password."""
+    scheme, mark, rest = address.rpartition("@")
+    return f"***@{rest}" if mark and scheme else address

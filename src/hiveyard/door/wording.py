@@ -1,0 +1,46 @@
+"""Texts brought to a form in which the same request is the same text tomorrow and elsewhere."""
+
+from __future__ import annotations
+
+import re
+
+_LONGEST = 256 << 10
+_BLOCKS = ("system-reminder", "environment_context", "environment_details", "env", "user_instructions", "INSTRUCTIONS")
+_CHANGING = (
+    (re.compile(r"\b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b"), "<id>"),
+    (
+        re.compile(r"\b\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?"),
+        "<time>",
+    ),
+    (re.compile(r"\b\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?\b"), "<time>"),
+    (re.compile(r"\b(?:ses|msg|prt|call|toolu|req|resp|chatcmpl)[_-][A-Za-z0-9]{6,64}\b"), "<id>"),
+    (re.compile(r"\b(?=[0-9a-f]{0,63}\d)[0-9a-f]{12,64}\b"), "<id>"),
+    (re.compile(r"(?:/private)?(?:/var)?/tmp/[^\s'\"`<>|:,;)]{1,512}"), "<path>"),
+    (re.compile(r"\b\d+(?:\.\d+)?\s?(?:ms|s|sec|seconds)\b"), "<duration>"),
+    (re.compile(r"\b\d{10,19}\b"), "<number>"),
+)
+
+
+def settled(text: str) -> str:
+    """`text` without what changes from run to run: reminder blocks, dates, times, ids, paths of temporary files.
+
+    White space is one space. Of a very long text only the two ends count.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {len(text)} … {text[-_LONGEST // 2 :]}"
+    for name in _BLOCKS:
+        text = _without(text, f"<{name}>", f"</{name}>")
+    for pattern, sign in _CHANGING:
+        text = pattern.sub(sign, text)
+    return " ".join(text.split())
+
+
+def _without(text: str, opening: str, closing: str) -> str:
+    """`text` without the blocks between two marks. Linear, whatever a stranger wrote."""
+    if opening not in text:
+        return text
+    kept, at = [], 0
+    while (start := text.find(opening, at)) >= 0 and (end := text.find(closing, start)) >= 0:
+        kept.append(text[at:start])
+        at = end + len(closing)
+    return "".join((*kept, text[at:]))

@@ -1,0 +1,43 @@
+"""Which provider a task runs on: the one that was named, or the strongest tier that works here, said aloud."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hiveyard.core.errors import BadInput, ProviderUnavailable
+from hiveyard.core.machines import Tier
+from hiveyard.core.ports import Provider
+
+STRENGTH = {Tier.VM: 3, Tier.CONTAINER: 2, Tier.NAMESPACE: 1}
+
+
+class Choice(NamedTuple):
+    """A provider and the sentence that tells how it came to be chosen."""
+
+    provider: Provider
+    why: str
+
+
+async def choose(wanted: str, providers: Mapping[str, Provider]) -> Choice:
+    """The provider for `wanted` (a name or `auto`). Raises BadInput for an unknown name, ProviderUnavailable when
+    it, or every one, does not work here. A named provider is never replaced by another."""
+    if wanted == "auto":
+        return await _strongest(providers)
+    if wanted not in providers:
+        raise BadInput(f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
+    found = await providers[wanted].readiness()
+    if not found.ok:
+        raise ProviderUnavailable(f"{wanted} does not work here: {found.detail}", hint=found.fix or "hv doctor")
+    return Choice(providers[wanted], f"{wanted} was asked for; {found.detail}")
+
+
+async def _strongest(providers: Mapping[str, Provider]) -> Choice:
+    passed_over: list[str] = []
+    for provider in sorted(providers.values(), key=lambda p: STRENGTH[p.tier], reverse=True):
+        found = await provider.readiness()
+        if found.ok:
+            why = f"{provider.name} is the strongest that works here ({found.detail})"
+            return Choice(provider, "; ".join([why, *passed_over]))
+        passed_over.append(f"not {provider.name}: {found.detail}")
+    raise ProviderUnavailable("no provider works here: " + "; ".join(passed_over), hint="hv doctor")

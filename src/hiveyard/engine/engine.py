@@ -1,0 +1,275 @@
+"""The engine: takes tasks, runs them side by side, and puts right at every start what a crash left.
+
+It decides; it does not speak HTTP and it prints nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import anyio
+from anyio.abc import TaskGroup
+from sqlalchemy import Connection
+
+from hiveyard.agents import by_name
+from hiveyard.core.errors import BadInput, Cancelled, HiveyardError, MachineNotReady, NoSpace, OrchestrationError
+from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelAsked, TaskCancelled, TaskCreated
+from hiveyard.core.machines import HOST, Tier
+from hiveyard.core.states import Phase, TaskState
+from hiveyard.door.recorder import Recorder
+from hiveyard.door.tape import Tape
+from hiveyard.engine import repository
+from hiveyard.engine.berth import Berth
+from hiveyard.engine.doctor import Check, examine
+from hiveyard.engine.images import ImageStock
+from hiveyard.engine.job import Job
+from hiveyard.engine.recovery import sweep
+from hiveyard.engine.report import Report, report, reports
+from hiveyard.engine.request import TaskRequest
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.source import Source
+from hiveyard.kit.names import new_id, slug
+from hiveyard.store import journal, names, views
+
+log = logging.getLogger(__name__)
+OPEN = (TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING)
+
+
+class Engine:
+    """All that the API may ask for. Made by `running`."""
+
+    def __init__(self, resources: Resources, group: TaskGroup) -> None:
+        self._r = resources
+        self._group = group
+        self._jobs: dict[str, Job] = {}
+        self._removals: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._slots = anyio.Semaphore(resources.settings.max_tasks)
+        self.pid = os.getpid()
+
+    @property
+    def images(self) -> ImageStock:
+        return self._r.images
+
+    @property
+    def running(self) -> int:
+        """How many tasks are being worked on."""
+        return len(self._jobs)
+
+    # --- tasks -------------------------------------------------------------------------------------------------------
+
+    async def submit(self, request: TaskRequest) -> str:
+        """Take a task; returns its id once it is journaled and begun.
+
+        Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError for what can be told beforehand: then there is no
+        task."""
+        await self._check(request)
+        id = new_id()
+        # From here on it is done whole, also when the caller goes away: a task that is journaled is begun.
+        with anyio.CancelScope(shield=True):
+            await self._create(id, request)
+            self._begin(id)
+        return id
+
+    async def _create(self, id: str, request: TaskRequest) -> None:
+        """Make the session's directory, then journal the task."""
+        name, agent, now = slug(request.prompt), request.agent or self._r.settings.agent, self._r.clock.now()
+        workspace = self._r.workspace(id)
+
+        def make() -> None:
+            workspace.create(
+                id=id, slug=name, repo=request.repo, agent=agent, prompt=request.prompt, at=now, tape=request.tape
+            )
+
+        def write(conn: Connection) -> None:
+            free = names.free_slug(conn, name)
+            journal.record(conn, id, TaskCreated(slug=free, request=request.as_json()), at=now)
+            journal.record(conn, id, SessionCreated(slug=free, repo=request.repo, agent=agent), at=now)
+
+        try:
+            await anyio.to_thread.run_sync(make)
+            await self._r.ledger.store.write(write)
+        except (HiveyardError, OSError) as error:
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(workspace.root, ignore_errors=True))
+            if isinstance(error, OSError):
+                raise _unmade(workspace.root, error) from error
+            raise
+
+    async def _check(self, request: TaskRequest) -> None:
+        request.checked()
+        by_name(request.agent or self._r.settings.agent)
+        wanted = request.provider or self._r.settings.provider
+        if wanted != "auto" and wanted not in self._r.providers:
+            raise BadInput(
+                f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(self._r.providers))
+            )
+        self._check_image(request.image or self._r.settings.image, wanted)
+        await repository.check(repository.parse_source(request.repo), base=request.base, branch=request.branch)
+        self._check_tape(request)
+
+    def _check_image(self, image: str, provider: str) -> None:
+        self._r.images.check(image)
+        if image == HOST.name and (provider == "auto" or self._r.providers[provider].tier is not Tier.NAMESPACE):
+            raise BadInput(
+                "the host's own programs can only be used by the namespace tier, and that must be asked for",
+                hint="hv run REPO -m TEXT --image host --provider bubblewrap",
+            )
+
+    def _check_tape(self, request: TaskRequest) -> None:
+        """A tape that cannot be read, or a recording that cannot be made, is told now and not after the clone."""
+        if request.tape is not None:
+            Tape.load(Path(request.tape))
+        if request.record is not None:
+            Recorder(Path(request.record)).close()
+
+    def _begin(self, id: str, *, cancelled: bool = False) -> None:
+        job = self._jobs[id] = Job(id, self._r)
+        if cancelled:
+            job.stop.ask(Cancelled("cancelled"))
+        self._group.start_soon(self._run, job, name=f"task {id}")
+
+    async def _run(self, job: Job) -> None:
+        try:
+            with job.scope:
+                await self._run_in_turn(job)
+        except Exception:
+            # One task must not take the others down with it; the next daemon tries again.
+            log.exception("task %s is left as it is", job.id)
+        finally:
+            self._jobs.pop(job.id, None)
+            job.over.set()
+
+    async def _run_in_turn(self, job: Job) -> None:
+        """Wait for a slot, or for a request to end: ending needs none."""
+        try:
+            with job.stop.abandoning():
+                await self._slots.acquire()
+        except Cancelled:
+            await job.run()
+            return
+        try:
+            await job.run()
+        finally:
+            self._slots.release()
+
+    async def cancel(self, id: str) -> None:
+        """Ask for a task's end; returns when that is journaled. A task that is over is a success."""
+        task = await self._r.ledger.read(lambda conn: views.task(conn, id))
+        if task.state.over:
+            return
+        if task.cancel_asked_at is None:
+            await self._r.ledger.record(id, TaskCancelAsked())
+        if job := self._jobs.get(id):
+            job.stop.ask(Cancelled("cancelled"))
+
+    async def remove(self, id: str, *, force: bool) -> None:
+        """Remove a task and all that belongs to it. Raises MachineNotReady for one that runs, unless `force`;
+        NotFound for one that somebody else has just removed."""
+        async with self._removals.setdefault(id, anyio.Lock()):
+            await self._remove(id, force)
+
+    async def _remove(self, id: str, force: bool) -> None:
+        task = await self._r.ledger.read(lambda conn: views.task(conn, id))
+        if not task.state.over and not force:
+            raise MachineNotReady(
+                f"{task.slug} is {task.state.value}", hint=f"hv cancel {task.slug}, or hv rm --force {task.slug}"
+            )
+        if job := self._jobs.get(id):
+            job.scope.cancel()
+            await job.over.wait()
+        # Its end first: whatever interrupts the rest, no daemon takes the task up again, and rm can be repeated.
+        now = self._r.clock.now()
+        await self._r.ledger.store.write(lambda conn: _close(conn, id, now))
+        for row in await self._r.ledger.read(lambda conn: views.machines(conn, live_only=False, session=id)):
+            await Berth(id, self._r.providers[row.provider], None, self._r.ledger).release()
+        await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_of(id), ignore_errors=True))
+        await self._r.ledger.store.write(lambda conn: journal.forget(conn, id))
+        await anyio.to_thread.run_sync(self._r.workspace(id).remove)
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    async def resolve(self, ref: str) -> str:
+        """The id that a person means. Raises NotFound, Ambiguous."""
+        return await self._r.ledger.read(lambda conn: names.resolve(conn, ref))
+
+    async def report(self, id: str) -> Report:
+        return await self._r.ledger.read(lambda conn: report(conn, id, self._r.workspace))
+
+    async def reports(self, *, live_only: bool) -> list[Report]:
+        """Newest first, in short: prompts are cut, and `timings` has the total only."""
+
+        def read(conn: Connection) -> list[Report]:
+            return reports(conn, views.tasks(conn, states=OPEN if live_only else None), self._r.workspace)
+
+        return await self._r.ledger.read(read)
+
+    async def events(self, id: str, *, after: int, limit: int) -> list[Event]:
+        return await self._r.ledger.read(lambda conn: journal.events(conn, session=id, after=after, limit=limit))
+
+    def follow(self, id: str, *, after: int) -> AsyncGenerator[Event, None]:
+        """A task's events after a sequence number, then as they come."""
+        return self._r.ledger.store.follow(after=after, session=id)
+
+    async def is_over(self, id: str) -> bool:
+        return (await self._r.ledger.read(lambda conn: views.task(conn, id))).state.over
+
+    async def source(self, id: str) -> Source:
+        """Where a task's result lies."""
+
+        def read(conn: Connection) -> Source:
+            session, result = views.session(conn, id), views.result(conn, id)
+            workspace = self._r.workspace(id)
+            return Source(
+                repo=session.repo,
+                origin=str(workspace.origin),
+                branch=session.branch or "",
+                base=session.base or "",
+                head=result.head if result else None,
+                patch=str(workspace.patch) if result and result.commits else None,
+            )
+
+        return await self._r.ledger.read(read)
+
+    async def doctor(self) -> list[Check]:
+        return await examine(self._r)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Go on with every task that is not over, and remove what belongs to none."""
+        tasks = await self._r.ledger.read(lambda conn: views.tasks(conn, states=OPEN))
+        # Agents that are at work wait for their doors: they come before tasks that wait for a slot, and those in order.
+        for task in sorted(tasks, key=lambda task: (task.state is TaskState.PENDING, task.created_at)):
+            self._begin(task.id, cancelled=task.cancel_asked_at is not None)
+        self._group.start_soon(sweep, self._r, list(self._r.sessions.glob("*")), name="sweep")
+
+
+def _close(conn: Connection, id: str, at: float) -> None:
+    """Journal the end of what was let go of: only what is over can be forgotten."""
+    if not views.task(conn, id).state.over:
+        journal.record(conn, id, TaskCancelled(reason="removed"), at=at)
+    if views.session(conn, id).phase in (Phase.CREATED, Phase.PREPARING, Phase.RUNNING):
+        journal.record(conn, id, SessionStopped(reason="removed"), at=at)
+
+
+def _unmade(root: Path, error: OSError) -> HiveyardError:
+    kind = NoSpace if error.errno == errno.ENOSPC else OrchestrationError
+    return kind(
+        f"the session's directory {root} cannot be made: {error.strerror or error}", hint=f"df -h {root.parent}"
+    )
+
+
+@asynccontextmanager
+async def running(resources: Resources) -> AsyncIterator[Engine]:
+    """The engine at work; leaving the block lets go of the tasks and does not end them."""
+    async with anyio.create_task_group() as group:
+        engine = Engine(resources, group)
+        await engine.recover()
+        yield engine
+        group.cancel_scope.cancel()

@@ -1,0 +1,166 @@
+"""The user's own git program, run so that a repository's configuration and hooks run nothing.
+
+Used for repositories of the user and for bare ones that belong to Hiveyard, never inside a directory that a guest can
+write. It knows no session and no guest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+
+import anyio
+
+from hiveyard.core.errors import RepositoryError
+from hiveyard.core.machines import Report, quiet
+from hiveyard.kit.process import Completed, run, running
+from hiveyard.kit.text import one_line
+
+INERT = (
+    *("-c", "core.hooksPath=/dev/null"),
+    *("-c", "core.fsmonitor=false"),
+    *("-c", "core.untrackedCache=false"),
+    *("-c", "core.splitIndex=false"),
+    *("-c", "submodule.recurse=false"),
+    *("-c", "fetch.recurseSubmodules=false"),
+    *("-c", "gc.auto=0"),
+    *("-c", "maintenance.auto=false"),
+    *("-c", "commit.gpgSign=false"),
+    *("-c", "advice.detachedHead=false"),
+    *("-c", "advice.addEmbeddedRepo=false"),
+)
+"""What keeps a repository's own configuration from running programs or touching more than it is asked to."""
+
+# The rest of GIT_* would point git at another repository than the one named.
+_PASSED = ("GIT_SSH", "GIT_ASKPASS", "GIT_SSL_", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM")
+_FORCED = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_LFS_SKIP_SMUDGE": "1",
+    "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
+    "LC_ALL": "C",
+}
+_TIMEOUT = 600.0
+_PERCENT = re.compile(r"^(?:remote: )?([A-Z][a-z]+ objects): +(\d+)%")
+
+
+async def git(
+    *words: str,
+    at: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    timeout: float = _TIMEOUT,
+    limit: int = 64 << 20,
+) -> Completed:
+    """Run git in the repository `at` to its end; a failure is an answer. `env` is added to git's environment.
+
+    Raises RepositoryError when there is no git program, or when it takes longer than `timeout` seconds."""
+    try:
+        return await run(_argv(words, at), stdin=stdin, env=_environment(env), timeout=timeout, limit=limit, cwd="/")
+    except FileNotFoundError:
+        raise _no_git() from None
+    except TimeoutError:
+        raise RepositoryError(f"git {words[0]} did not end within {timeout:.0f}s", where=str(at or "")) from None
+
+
+async def answer(*words: str, at: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> str:
+    """What git prints, stripped. Raises RepositoryError with git's own complaint when it fails."""
+    done = await git(*words, at=at, env=env, stdin=stdin)
+    if not done.ok:
+        raise RepositoryError(f"git {words[0]} failed in {at}: {complaint(done)}")
+    return done.stdout.decode("utf-8", "surrogateescape").strip()
+
+
+async def config(at: Path, name: str) -> str:
+    """A value of the configuration that holds in `at`; empty when there is none."""
+    done = await git("config", "--get", name, at=at)
+    return done.stdout.decode("utf-8", "replace").strip() if done.ok else ""
+
+
+async def git_to_file(*words: str, at: Path, file: Path, limit: int) -> None:
+    """Write what git prints into a file of at most `limit` bytes. Raises RepositoryError; the file is gone then."""
+    written = 0
+    try:
+        with file.open("wb") as out:
+            async with running(_argv(words, at), env=_environment(None), cwd="/", grace=0) as process:
+                assert process.stdout is not None
+                async for piece in process.stdout:
+                    written += len(piece)
+                    if written > limit:
+                        raise RepositoryError(f"git {words[0]} gives more than {limit >> 20} MiB")
+                    out.write(piece)
+                status = await process.wait()
+        if status != 0:
+            raise RepositoryError(f"git {words[0]} failed in {at} with exit code {status}")
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+async def git_from_file(*words: str, at: Path, file: Path, offset: int, timeout: float) -> Completed:
+    """Run git with a file's bytes from `offset` on as its stdin. Raises RepositoryError after `timeout` seconds."""
+    said = bytearray()
+    try:
+        with file.open("rb", buffering=0) as source, anyio.fail_after(timeout):
+            source.seek(offset)
+            argv, env = _argv(words, at), _environment(None)
+            async with running(argv, stdin=source, stdout=DEVNULL, env=env, cwd="/", grace=0) as process:
+                assert process.stderr is not None
+                async for piece in process.stderr:
+                    said = (said + piece)[-(64 << 10) :]
+                status = await process.wait()
+    except TimeoutError:
+        raise RepositoryError(f"git {words[0]} did not end within {timeout:.0f}s", where=str(at)) from None
+    return Completed(("git", *words), status, b"", bytes(said))
+
+
+async def git_with_progress(*words: str, report: Report = quiet, timeout: float = 3600.0) -> Completed:
+    """Run a git verb that tells its progress on stderr; `report` gets a line at each quarter of a step."""
+    said = bytearray()
+    try:
+        with anyio.fail_after(timeout):
+            argv, env = _argv(words, None), _environment(None)
+            async with running(argv, stdout=DEVNULL, stderr=PIPE, env=env, cwd="/", grace=0) as process:
+                assert process.stderr is not None
+                told: set[str] = set()
+                async for piece in process.stderr:
+                    said = (said + piece)[-(64 << 10) :]
+                    _tell(piece, told, report)
+                status = await process.wait()
+    except FileNotFoundError:
+        raise _no_git() from None
+    except TimeoutError:
+        raise RepositoryError(f"git {words[0]} did not end within {timeout:.0f}s") from None
+    return Completed(("git", *words), status, b"", bytes(said))
+
+
+def complaint(done: Completed) -> str:
+    """The line of git's stderr that says what is wrong."""
+    lines = [line for line in re.split(r"[\r\n]+", done.complaint()) if line.strip()]
+    wrong = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR:"))]
+    return one_line((wrong or lines or [f"exit code {done.status}"])[0])
+
+
+def _tell(piece: bytes, told: set[str], report: Report) -> None:
+    for line in re.split(r"[\r\n]+", piece.decode("utf-8", "replace")):
+        if match := _PERCENT.match(line):
+            text = f"{match[1].lower()}: {int(match[2]) // 25 * 25}%"
+            if text not in told:
+                told.add(text)
+                report(text)
+
+
+def _argv(words: Sequence[str], at: Path | None) -> list[str]:
+    return ["git", *INERT, *(("-C", str(at)) if at is not None else ()), *words]
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(_PASSED)}
+    return {**kept, **_FORCED, **(extra or {})}
+
+
+def _no_git() -> RepositoryError:
+    return RepositoryError("there is no git program on this host", hint="apt-get install git")

@@ -1,0 +1,232 @@
+"""Bringing an agent's work out of a guest, as a bundle of which nothing is believed until git has checked it.
+
+The host never runs git where a guest can write. What comes out is one file of bounded size; its header is read here,
+its objects are checked by git (fsck) on their way into the host's own bare repository, and all that is told about the
+work (commits, counts, patch) is worked out from there.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from hiveyard.core.commands import Command, Result
+from hiveyard.core.errors import BadBundle, GuestNoSpace, RepositoryError
+from hiveyard.core.ports import Guest
+from hiveyard.engine import git_scripts
+from hiveyard.engine.git import answer, complaint, git, git_from_file, git_to_file
+from hiveyard.engine.git_pushing import ROOT, bundle_base, object_format
+from hiveyard.engine.git_source import check_branch_name
+from hiveyard.engine.git_taking import identity
+from hiveyard.kit.text import decode, one_line
+
+MESSAGE = "Work that was left uncommitted\n\nCommitted by Hiveyard when the agent had ended.\n"
+PATCH, BUNDLE = "changes.patch", "work.bundle"
+LIMIT = 1 << 30
+"""Most bytes of a bundle, of a patch and of one file in the work."""
+
+_RESULT = "refs/hiveyard/result"
+_WINDOW = 32 << 20
+_TIMEOUT = 3600.0
+_HEADER_LIMIT = 64 << 10
+_ANSWER = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64}) (\d{1,15}) ([a-z]{0,20})\.\Z")
+_NOTES = {
+    "r": "the repository in the machine was unusable: the work is one commit, made from its files",
+    "m": "a merge or rebase was in progress: the work is what its files were then",
+    "n": "a repository inside the repository was taken as plain files",
+    "u": "some files could not be read and are not in the work",
+    "b": "the work was on a branch that was not checked out",
+    "h": "the history that the work began from was rewritten: the work is one commit on top of it",
+}
+
+
+class _Said(NamedTuple):
+    """The guest's answer: the commit, the size of its bundle, notes, and as much of the bundle as came along."""
+
+    head: str
+    size: int
+    notes: str
+    begun: bytes
+
+
+class Collected(NamedTuple):
+    """The work, on the host. `commits` 0: there is none, `head` is the base and `patch` and `bundle` are None.
+
+    `leftover` tells that the last commit was made from what the agent left uncommitted. `patch` is for `git apply`."""
+
+    head: str
+    commits: int
+    files: int
+    insertions: int
+    deletions: int
+    leftover: bool
+    patch: Path | None
+    bundle: Path | None
+    notices: tuple[str, ...] = ()
+
+
+async def collect(guest: Guest, origin: Path, result: Path, *, base: str, branch: str, limit: int = LIMIT) -> Collected:
+    """Commit what is left in the guest's `/session/repo` and bring it to `branch` of the host's bare `origin`.
+
+    Writes `changes.patch` and `work.bundle` into `result`. Safe to repeat. Raises BadBundle for what comes out and
+    is not what it should be or larger than `limit` bytes, RepositoryError, GuestNoSpace and what the guest raises."""
+    await check_branch_name(branch)
+    result.mkdir(parents=True, exist_ok=True)
+    head, size, notes, begun = await _commit_leftover(guest, origin, base, branch)
+    notices = tuple(_NOTES[note] for note in dict.fromkeys(notes) if note in _NOTES)
+    if size == 0:
+        await answer("update-ref", f"refs/heads/{branch}", base, at=origin)
+        return Collected(base, 0, 0, 0, 0, False, None, None, notices)
+    bundle, patch = result / BUNDLE, result / PATCH
+    await _read_out(guest, size, begun, bundle, limit)
+    pack = pack_offset(bundle, head=head, base=base)
+    await _unpack(origin, bundle, pack, base=base, head=head)
+    await _check_sizes(origin, base, head, limit)
+    await answer("update-ref", f"refs/heads/{branch}", head, at=origin)
+    commits = int(await answer("rev-list", "--count", f"{base}..{head}", at=origin))
+    files, insertions, deletions = await _counts(origin, base, head)
+    await git_to_file("diff", *_PLAIN, "--binary", "--full-index", base, head, at=origin, file=patch, limit=limit)
+    if len(begun) < size:
+        await guest.remove(f"{ROOT}/.result.bundle")
+    return Collected(head, commits, files, insertions, deletions, "l" in notes, patch, bundle, notices)
+
+
+_PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/", "-M")
+
+
+async def _commit_leftover(guest: Guest, origin: Path, base: str, branch: str) -> _Said:
+    """Rebuilds the guest's repository when git cannot use it."""
+    said = await _ask_to_collect(guest, origin, base, "")
+    if said.status == git_scripts.BROKEN:
+        await _rebuild(guest, origin, base, branch)
+        said = await _ask_to_collect(guest, origin, base, "r")
+    _raise_for(said)
+    line, _, begun = said.stdout.partition(b"\n")
+    match = _ANSWER.match(decode(line))
+    if match is None:
+        raise BadBundle(f"the machine's answer about the work makes no sense: {one_line(decode(line))}")
+    return _Said(match[1], int(match[2]), match[3], begun)
+
+
+async def _ask_to_collect(guest: Guest, origin: Path, base: str, notes: str) -> Result:
+    words = (ROOT, base, *await identity(origin), MESSAGE, str(git_scripts.INLINE), notes)
+    command = Command(argv=("bash", "-c", git_scripts.COLLECT, "hv", *words), cwd="/")
+    return await guest.run(command, timeout=_TIMEOUT, limit=git_scripts.INLINE + (64 << 10))
+
+
+async def _rebuild(guest: Guest, origin: Path, base: str, branch: str) -> None:
+    with tempfile.TemporaryDirectory(dir=origin.parent, prefix=".push-") as scratch:
+        for file in await bundle_base(origin, Path(scratch)):
+            await _give(guest, file)
+    words = (ROOT, base, branch, await object_format(origin))
+    command = Command(argv=("bash", "-c", git_scripts.REBUILD, "hv", *words), cwd="/")
+    _raise_for(await guest.run(command, timeout=_TIMEOUT, limit=64 << 10))
+
+
+def _raise_for(said: Result) -> None:
+    if said.ok:
+        return
+    words = decode(said.stderr)
+    if said.status == git_scripts.NO_TREE:
+        raise RepositoryError("the work tree is gone: the agent removed /session/repo")
+    if "No space left on device" in words:
+        raise GuestNoSpace(f"the work cannot be committed in the machine: {one_line(words)}")
+    raise RepositoryError(f"the work cannot be committed in the machine: {one_line(words[-600:])}")
+
+
+async def _give(guest: Guest, file: Path) -> None:
+    """Write a host's file of any size into the guest's /session, a window at a time."""
+    target = f"{ROOT}/{file.name}"
+    await guest.write_atomic(target, b"")
+    append = Command(argv=("bash", "-c", 'cat >>"$1"', "hv", target), cwd="/")
+    with file.open("rb") as source:
+        while piece := source.read(_WINDOW):
+            done = await guest.run(append, stdin=piece, timeout=_TIMEOUT)
+            _raise_for(done)
+
+
+async def _read_out(guest: Guest, size: int, begun: bytes, into: Path, limit: int) -> None:
+    """Copy what is missing of the guest's bundle behind what we have, never more than `limit` bytes and a window at a
+    time."""
+    if size > limit:
+        raise BadBundle(
+            f"the work is {size >> 20} MiB large, at most {limit >> 20} MiB are taken out of a machine",
+            hint="add what need not be kept to .gitignore",
+        )
+    if len(begun) > size:
+        raise BadBundle(f"the machine's bundle goes on after {size} bytes")
+    path = f"{ROOT}/.result.bundle"
+    with into.open("wb") as out:
+        out.write(begun)
+        for start in range(len(begun), size, _WINDOW):
+            want = min(_WINDOW, size - start)
+            flags = "iflag=skip_bytes,count_bytes,fullblock,nofollow"
+            words = ("dd", f"if={path}", "bs=1M", flags, f"skip={start}", f"count={want}", "status=none")
+            got = await guest.run(Command(argv=words, cwd="/"), timeout=_TIMEOUT, limit=_WINDOW)
+            if not got.ok or len(got.stdout) != want:
+                raise BadBundle(f"the machine's bundle ends after {start + len(got.stdout)} of {size} bytes")
+            out.write(got.stdout)
+
+
+def pack_offset(bundle: Path, *, head: str, base: str) -> int:
+    """Where the pack begins in a bundle that holds the result and nothing else. Raises BadBundle for any other."""
+    with bundle.open("rb") as file:
+        start = file.read(_HEADER_LIMIT)
+    top, blank, _ = start.partition(b"\n\n")
+    lines = top.split(b"\n")
+    if not blank or lines[0] not in (b"# v2 git bundle", b"# v3 git bundle"):
+        raise BadBundle("what came out of the machine is no git bundle")
+    refs: list[bytes] = []
+    for line in lines[1:]:
+        if line.startswith(b"-"):
+            continue  # a commit it builds on; whether all that it needs is here is found out after unpacking
+        if line.startswith(b"@"):
+            # A filter would make git believe that missing objects are missing on purpose.
+            if line not in (b"@object-format=sha1", b"@object-format=sha256"):
+                raise BadBundle(f"the bundle asks for what bundles need not: {one_line(decode(line))}")
+            continue
+        refs.append(line)
+    if refs != [f"{head} {_RESULT}".encode()] or head == base:
+        raise BadBundle(f"the bundle holds other references than the result: {one_line(decode(b' '.join(refs)))}")
+    return len(top) + len(blank)
+
+
+async def _unpack(origin: Path, bundle: Path, offset: int, *, base: str, head: str) -> None:
+    """Take the objects in, each checked on its own and for what it links to. (`git fetch` of a bundle checks neither
+    before git 2.46, whatever its configuration says.)"""
+    words = ("-c", "core.bigFileThreshold=64m", "index-pack", "--stdin", "--fix-thin", "--strict")
+    done = await git_from_file(*words, at=origin, file=bundle, offset=offset, timeout=_TIMEOUT)
+    if not done.ok:
+        raise BadBundle(f"git refuses what came out of the machine: {complaint(done)}")
+    if (await git("cat-file", "-t", head, at=origin)).stdout != b"commit\n":
+        raise BadBundle("the bundle does not hold the commit that it names")
+    done = await git("rev-list", "--objects", "--quiet", head, f"^{base}", at=origin, timeout=_TIMEOUT)
+    if not done.ok:
+        raise BadBundle(f"the work is not complete: {complaint(done)}")
+    if not (await git("merge-base", "--is-ancestor", base, head, at=origin)).ok:
+        raise BadBundle("the work does not build on the commit that it began from")
+
+
+async def _check_sizes(origin: Path, base: str, head: str, limit: int) -> None:
+    """A small bundle can hold huge files: they are not unpacked to find out."""
+    listed = await git("rev-list", "--objects", "--no-object-names", f"{base}..{head}", at=origin, limit=256 << 20)
+    sizes = await git("cat-file", "--batch-check=%(objectsize)", at=origin, stdin=listed.stdout, limit=256 << 20)
+    numbers = [int(word) for word in sizes.stdout.split() if word.isdigit()]
+    if not listed.ok or not sizes.ok or max(numbers, default=0) > limit or sum(numbers) > 4 * limit:
+        raise BadBundle(
+            f"the work unpacks to more than is taken out of a machine ({sum(numbers) >> 20} MiB)",
+            hint="add what need not be kept to .gitignore",
+        )
+
+
+async def _counts(origin: Path, base: str, head: str) -> tuple[int, int, int]:
+    shown = await git("diff", *_PLAIN, "--numstat", base, head, at=origin)
+    files = insertions = deletions = 0
+    for line in shown.stdout.splitlines():
+        added, removed, *_ = line.split(b"\t")
+        files += 1
+        insertions += int(added) if added.isdigit() else 0
+        deletions += int(removed) if removed.isdigit() else 0
+    return files, insertions, deletions

@@ -1,0 +1,184 @@
+"""The bash that works on the repository inside a guest; each is one round trip. Needs bash, coreutils, tar and git.
+
+What git finds in a guest is hostile to the guest alone; hooks are off so that a broken one does not lose work. In an
+emulated guest each start of a program costs some 50 ms: what bash can do itself, and what git can do at once, it does.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BROKEN: Final = 50
+NO_TREE: Final = 51
+INLINE: Final = 1 << 20
+"""Most bytes of a bundle that come with the answer; a larger one is read out of its file."""
+
+_GIT: Final = r"""
+export LC_ALL=C GIT_CEILING_DIRECTORIES=$root GIT_LFS_SKIP_SMUDGE=1 GIT_TERMINAL_PROMPT=0 GIT_EDITOR=true
+git() {
+  # No fsync: the host has all of it, or gets all of it in a moment, and on a shared directory each costs a disk's time.
+  command git -c core.fsync=none -c core.hooksPath=/dev/null -c core.fsmonitor=false -c commit.gpgSign=false \
+    -c gc.auto=0 -c submodule.recurse=false -c advice.detachedHead=false -c advice.addEmbeddedRepo=false \
+    -c safe.directory='*' "$@"
+}
+"""
+
+# ROOT. Unpacks ROOT/origin.tar, which holds a .git; the repository appears at ROOT/repo in one step, so that doing it
+# again does what is missing.
+PUSH: Final = (
+    "root=$1\n"
+    + _GIT
+    + r"""
+set -e
+new=$root/.repo.new
+if [[ ! -e $root/repo ]]; then
+  [[ ! -e $new && ! -L $new ]] || rm -rf -- "$new"
+  mkdir -- "$new"
+  tar -x --no-same-owner --no-same-permissions -f "$root/origin.tar" -C "$new"
+  cd -- "$new"
+  git reset --quiet --hard
+  cd /
+  mv -T -- "$new" "$root/repo"
+fi
+rm -f -- "$root/origin.tar"
+"""
+)
+
+# ROOT BASE NAME EMAIL MESSAGE INLINE REBUILT. Commits what is left, makes ROOT/.result.bundle and prints
+# `HEAD SIZE NOTES`; SIZE 0: nothing was done. NOTES are letters, see git_collecting.py. A bundle of at most INLINE
+# bytes follows the line, and its file is removed.
+COLLECT: Final = (
+    "root=$1\n"
+    + _GIT
+    + r"""
+base=$2 name=$3 email=$4 message=$5 inline=$6 notes=${7:-}
+export GIT_AUTHOR_NAME=$name GIT_AUTHOR_EMAIL=$email GIT_COMMITTER_NAME=$name GIT_COMMITTER_EMAIL=$email
+repo=$root/repo bundle=$root/.result.bundle
+[[ -d $repo && ! -L $repo ]] || exit 51
+cd -- "$repo" || exit 51
+[[ -d .git && ! -L .git ]] || exit 50
+# These two are stronger than core.bare and core.worktree of the repository.
+export GIT_DIR=$repo/.git GIT_WORK_TREE=$repo
+# The agent is gone; locks of what it had begun hold nobody up but us.
+[[ -f .git/HEAD ]] && read -r -n 1024 ref <.git/HEAD
+for lock in .git/index.lock .git/HEAD.lock ".git/${ref#ref: }.lock"; do
+  [[ ! -e $lock ]] || rm -f -- "$lock"
+done
+mapfile -t ids < <(git cat-file --batch-check='%(objectname)' 2>/dev/null \
+  <<<"$base^{commit}"$'\n'"$base^{tree}"$'\nHEAD^{commit}\nHEAD^{tree}')
+is_id() { [[ $1 =~ ^[0-9a-f]{40,64}$ ]]; }
+is_id "${ids[0]}" && is_id "${ids[1]}" || exit 50
+head=$base has=${ids[1]}
+if is_id "${ids[2]}"; then
+  is_id "${ids[3]}" || exit 50
+  head=${ids[2]} has=${ids[3]}
+else
+  # A branch without a commit (--orphan) goes on from the base.
+  git rev-parse --verify --quiet HEAD >/dev/null || git update-ref HEAD "$base" || exit 50
+fi
+began=$head
+for state in rebase-merge rebase-apply MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD; do
+  [[ -e .git/$state ]] && { notes+=m; break; }
+done
+is_submodule() {
+  local entry
+  while IFS= read -r -d '' entry; do [[ ${entry#*$'\n'} == "$1" ]] && return; done < <(
+    git config --file .gitmodules -z --get-regexp '^submodule\..*\.path$' 2>/dev/null)
+  return 1
+}
+# Repositories inside the work tree: those that were added as a bare commit id, and those that git does not know.
+find_links() {
+  local entry path
+  while IFS= read -r -d '' entry && IFS= read -r -d '' path; do
+    set -- $entry
+    [[ $2 == 160000 && -e $path/.git ]] && ! is_submodule "$path" && nested+=("$path")
+  done < <(git diff-index --cached --raw -z --no-renames "$base" 2>/dev/null)
+}
+find_unknown() {
+  local path
+  while IFS= read -r -d '' path; do
+    [[ $path == */ ]] && nested+=("${path%/}")
+  done < <(git ls-files --others --exclude-standard -z 2>/dev/null)
+}
+add() { git add --all --ignore-errors -- . 2>/dev/null; }
+add
+added=$? nested=()
+find_links
+if ((added || ${#nested[@]})); then
+  for ((round = 0; round < 8; round++)); do
+    nested=()
+    find_unknown
+    find_links
+    ((${#nested[@]})) || break
+    [[ $notes == *n* ]] || notes+=n
+    for path in "${nested[@]}"; do
+      mv -T -- "$path/.git" "$root/.nested.$$.$RANDOM$RANDOM" 2>/dev/null || rm -rf -- "$path/.git"
+      git rm --quiet --force --cached -- "$path" 2>/dev/null
+    done
+  done
+  add
+  added=$?
+fi
+case $added in
+  0) ;;
+  1) notes+=u ;;
+  *) rm -f .git/index; git read-tree "$head" || exit 50; add; (($? < 2)) || exit 50 ;;
+esac
+tree=$(git write-tree) || exit 50
+if [[ $tree != "$has" ]]; then
+  head=$(git commit-tree "$tree" -p "$head" -m "$message") && git update-ref HEAD "$head" || exit 50
+  has=$tree notes+=l
+elif [[ $head == "$base" ]]; then
+  # Nothing here; perhaps the work is on a branch that is not checked out.
+  other=$(git for-each-ref --sort=-committerdate --no-merged="$base" --format='%(objectname) %(tree)' --count=1 \
+    refs/heads)
+  [[ $other ]] && head=${other% *} has=${other#* } began=$head notes+=b
+fi
+if [[ $began != "$base" ]] && ! git merge-base --is-ancestor "$base" "$head"; then
+  notes+=h
+  if [[ $has == "${ids[1]}" ]]; then head=$base
+  else
+    # Its date is that of the work, so that doing this again gives the same commit.
+    GIT_COMMITTER_DATE=$(git show -s --format=%cI "$head") GIT_AUTHOR_DATE=$GIT_COMMITTER_DATE
+    export GIT_COMMITTER_DATE GIT_AUTHOR_DATE
+    head=$(git commit-tree "$has" -p "$base" -m "$message") || exit 50
+  fi
+fi
+[[ ! -e $bundle && ! -L $bundle ]] || rm -rf -- "$bundle"
+size=0
+if [[ $head != "$base" ]]; then
+  # What `git bundle create` makes, without the programs that it starts to find out what we know.
+  format='# v2 git bundle'
+  [[ ${#head} == 40 ]] || format=$'# v3 git bundle\n@object-format=sha256'
+  {
+    printf '%s\n-%s\n%s refs/hiveyard/result\n\n' "$format" "$base" "$head"
+    git pack-objects --revs --stdout --thin --delta-base-offset --quiet <<<"$head"$'\n'"^$base"
+  } >"$bundle" || exit 50
+  size=$(stat -c %s -- "$bundle")
+fi
+printf '%s %s %s.\n' "$head" "$size" "$notes"
+if ((size && size <= inline)); then
+  cat -- "$bundle"
+  rm -f -- "$bundle"
+fi
+"""
+)
+
+# ROOT BASE BRANCH FORMAT. For a repository that is unusable: a new one around its work tree, from ROOT/origin.bundle.
+REBUILD: Final = (
+    "root=$1\n"
+    + _GIT
+    + r"""
+set -e
+base=$2 branch=$3 format=$4 repo=$root/repo
+[[ -d $repo && ! -L $repo ]] || exit 51
+cd -- "$repo"
+if [[ -e .git || -L .git ]]; then mv -T -- .git "$root/.broken.git.$$.$RANDOM$RANDOM"; fi
+git init --quiet --template= --object-format="$format" --initial-branch="$branch" "$repo"
+[[ ! -e $root/origin.shallow ]] || cp -- "$root/origin.shallow" .git/shallow
+git fetch --quiet --no-write-fetch-head "$root/origin.bundle" 'refs/hiveyard/base:refs/hiveyard/base'
+git update-ref HEAD "$base"
+git read-tree "$base"
+rm -f -- "$root/origin.bundle" "$root/origin.shallow"
+"""
+)

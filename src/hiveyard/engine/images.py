@@ -1,0 +1,71 @@
+"""The images at hand: built when wanted, prepared for the providers that use them, removed when nothing does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hiveyard.core.errors import MachineNotReady
+from hiveyard.core.machines import HOST, Image, Report, Shape
+from hiveyard.core.ports import Provider
+from hiveyard.engine.choice import choose
+from hiveyard.engine.settings import EngineSettings
+from hiveyard.images.images import Images
+
+
+class ImageStock:
+    """Recipes, and what was made from them."""
+
+    def __init__(self, images: Images, providers: Mapping[str, Provider], settings: EngineSettings) -> None:
+        self._images = images
+        self._providers = providers
+        self._settings = settings
+
+    def check(self, name: str) -> None:
+        """Raises NoSuchImage, or BadInput for a recipe that is wrong."""
+        if name != HOST.name:
+            self._images.resolve(name)
+
+    async def get(self, name: str, report: Report, *, force: bool = False) -> Image:
+        """The image of a recipe's name or file, or of an id; built when it is not there. Raises as `check` and
+        ImageBuildFailed, NoSpace."""
+        if name == HOST.name:
+            return HOST
+        if force:
+            return await self._images.build(self._images.recipe(name), report, force=True)
+        return await self._images.ensure(name, report)
+
+    async def build(self, name: str, report: Report, *, force: bool, provider: str | None) -> Image:
+        """Build an image and, when a provider is named, all that its machines need."""
+        image = await self.get(name, report, force=force)
+        if provider is not None:
+            choice = await choose(provider, self._providers)
+            report(f"preparing {image.name} for {choice.why}")
+            await choice.provider.prepare(image, self.shape, report)
+        return image
+
+    @property
+    def shape(self) -> Shape:
+        """The size of machines that a task does not set."""
+        settings = self._settings
+        return Shape(memory_mib=settings.memory_mib, cpus=settings.cpus, disk_gib=settings.disk_gib)
+
+    def list(self) -> list[Image]:
+        return self._images.list()
+
+    async def remove(self, ref: str) -> str:
+        """Remove an image and what providers made from it; returns its id. Raises NoSuchImage, MachineNotReady when
+        a machine uses it."""
+        image = self._images.get(ref)
+        users = [
+            machine.name
+            for provider in self._providers.values()
+            if (await provider.readiness()).ok
+            for machine in await provider.list()
+            if machine.image == image.id
+        ]
+        if users:
+            raise MachineNotReady(f"the image {image.id} is used by {', '.join(users)}", hint="hv ps -a; hv rm TASK")
+        for provider in self._providers.values():
+            await provider.release_image(image.id)
+        self._images.remove(image.id)
+        return image.id

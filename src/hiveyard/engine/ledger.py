@@ -1,0 +1,58 @@
+"""How the engine writes down what happened: bodies in, journaled events out, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple, TypeVar
+
+from sqlalchemy import Connection
+
+from hiveyard.core.events import AnyBody, PhaseEnded
+from hiveyard.kit.clock import Clock
+from hiveyard.store import journal
+from hiveyard.store.database import Store
+
+T = TypeVar("T")
+
+
+class Entry(NamedTuple):
+    """A body with the raw line it came from, if it came from one."""
+
+    body: AnyBody
+    raw: bytes | None = None
+
+
+class Ledger:
+    """The store as the engine sees it, with the time filled in."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+
+    async def record(self, session: str, *bodies: AnyBody, turn: int | None = None) -> None:
+        """Append events and move the states they move, all or none. Returns when they are durable.
+
+        Raises IllegalMove when a state does not allow it."""
+        await self.store.append(session, *bodies, turn=turn)
+
+    async def record_output(self, session: str, turn: int, entries: Sequence[Entry], offset: int) -> None:
+        """Append what lines of an agent's output meant, together with how far the output has been read."""
+        now = self.clock.now()
+
+        def write(conn: Connection) -> None:
+            for entry in entries:
+                journal.record(conn, session, entry.body, at=now, turn=turn, raw=entry.raw)
+            journal.advance_output(conn, session, turn, offset)
+
+        await self.store.write(write)
+
+    async def read(self, question: Callable[[Connection], T]) -> T:
+        return await self.store.read(question)
+
+    @asynccontextmanager
+    async def phase(self, session: str, name: str) -> AsyncIterator[None]:
+        """Record how long the block took, when it ends well."""
+        start = self.clock.monotonic()
+        yield
+        await self.record(session, PhaseEnded(phase=name, seconds=self.clock.monotonic() - start))

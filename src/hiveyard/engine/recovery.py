@@ -1,0 +1,80 @@
+"""What a crash left: machines, doors and half-made sessions that belong to no open task are removed, by comparing the
+journal with what exists. Level-triggered: running it again changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio.to_thread
+
+from hiveyard.core.errors import HiveyardError
+from hiveyard.core.machines import MachineStatus
+from hiveyard.core.ports import Provider
+from hiveyard.engine.berth import Berth, machine_name
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.workspace import Workspace
+from hiveyard.store import journal, views
+
+log = logging.getLogger(__name__)
+
+
+async def sweep(resources: Resources, strays: Sequence[Path]) -> None:
+    """Remove every machine of ours that no open task and no `--keep` needs, the doors of sessions that are over, and
+    those of the session directories `strays` that never began or are half removed. What fails is logged."""
+    try:
+        await _sweep_sessions(resources, strays)
+        await _sweep_machines(resources)
+    except Exception:
+        log.exception("what an earlier daemon left was not removed")
+
+
+async def _sweep_sessions(resources: Resources, strays: Sequence[Path]) -> None:
+    """`strays` were there before any task of this daemon. A directory that holds work stays, even when the journal
+    does not know it: the journal may have been lost."""
+    known = set(await resources.ledger.read(journal.sessions_with_events))
+    for stray in strays:
+        workspace = Workspace(stray)
+        if stray.name not in known and not workspace.begun:
+            log.info("removing the leftover session directory %s", stray)
+            await anyio.to_thread.run_sync(workspace.remove)
+
+
+async def _sweep_machines(resources: Resources) -> None:
+    there = {provider.name: await _names(provider) for provider in resources.providers.values()}
+    doors = list(resources.door_directory.glob("*"))
+    # The journal is read last: a task that came meanwhile has its machine journaled before it is made.
+    wanted = await _wanted(resources)
+    for provider in resources.providers.values():
+        for name in sorted(there[provider.name] - wanted):
+            await _remove(resources, provider, name)
+    for door in doors:
+        if machine_name(door.name) not in wanted:
+            await anyio.to_thread.run_sync(shutil.rmtree, door, True)
+
+
+async def _wanted(resources: Resources) -> set[str]:
+    tasks = await resources.ledger.read(views.tasks)
+    return {machine_name(task.id) for task in tasks if not task.state.over or task.request.get("keep")}
+
+
+async def _names(provider: Provider) -> set[str]:
+    """What the backend has; one that does not work here has nothing that we could remove."""
+    try:
+        return await provider.names()
+    except HiveyardError as error:
+        log.info("%s cannot be asked for leftovers: %s", provider.name, error.message)
+        return set()
+
+
+async def _remove(resources: Resources, provider: Provider, name: str) -> None:
+    log.info("removing the leftover machine %s of %s", name, provider.name)
+    row = await resources.ledger.read(lambda conn: views.find_machine(conn, name))
+    try:
+        if row is not None and row.status is not MachineStatus.STOPPED:
+            await Berth(row.session, provider, None, resources.ledger).release()
+        await provider.terminate(name)
+    except HiveyardError as error:
+        log.warning("%s of %s could not be removed: %s", name, provider.name, error.message)

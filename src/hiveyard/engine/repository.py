@@ -1,0 +1,32 @@
+"""The user's repository on its way to a guest and back: check, take, push, collect, apply.
+
+The principle: the host never runs git inside a directory that a guest can write, and never follows what a guest left
+there. The work comes out as one file, read through the guest with a limit and checked before anything uses it.
+"""
+
+from __future__ import annotations
+
+from hiveyard.engine.git_applying import Applied, apply
+from hiveyard.engine.git_collecting import Collected, collect
+from hiveyard.engine.git_pushing import push
+from hiveyard.engine.git_source import RepositorySource, check, parse_source
+from hiveyard.engine.git_taking import Taken, take
+
+__all__ = [
+    "Applied",
+    "Collected",
+    "RepositorySource",
+    "Taken",
+    "apply",
+    "branch_name",
+    "check",
+    "collect",
+    "parse_source",
+    "push",
+    "take",
+]
+
+
+def branch_name(slug: str) -> str:
+    """The branch that a session works on when nobody chose one."""
+    return f"hv/{slug}"

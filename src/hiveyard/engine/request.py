@@ -1,0 +1,92 @@
+"""What a person asks for when they ask for a task: complete, checked, and kept as it came."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from hiveyard.core.errors import BadInput
+from hiveyard.core.machines import Shape
+
+PROMPT_LIMIT = 16 << 20
+"""Most bytes of a prompt: far above what any model reads, far below what would hurt."""
+
+
+class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task. None means: as the settings say. Paths are absolute. Times are seconds, sizes MiB and GiB."""
+
+    repo: str
+    prompt: str
+    agent: str | None = None
+    command: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    image: str | None = None
+    branch: str | None = None
+    base: str | None = None
+    include_dirty: bool = False
+    repository_config: bool = False
+    network: Literal["door", "open"] = "door"
+    timeout: float | None = None
+    budget_usd: float | None = None
+    memory_mib: int | None = None
+    cpus: int | None = None
+    disk_gib: int | None = None
+    record: str | None = None
+    tape: str | None = None
+    keep: bool = False
+
+    def checked(self) -> TaskRequest:
+        """Itself. Raises BadInput for what can be told to be wrong by looking at it alone."""
+        if not self.prompt.strip():
+            raise BadInput("the prompt is empty", hint='say what to do: hv run REPO -m "make the failing test pass"')
+        self._check_prompt()
+        self._check_numbers()
+        if self.tape and self.record:
+            raise BadInput("--tape answers from a recording and --record makes one: choose one of them")
+        for what, name in (("tape", self.tape), ("recording", self.record)):
+            if name and not Path(name).is_absolute():
+                raise BadInput(f"the {what}'s path must be absolute, not {name!r}")
+        if self.agent == "command" and not self.command:
+            raise BadInput(
+                "the command agent needs a command line",
+                hint="hv run REPO -m TEXT --command 'my-agent --prompt-file {{prompt_file}}'",
+            )
+        if self.command and self.agent not in (None, "command"):
+            raise BadInput(f"--command is for the command agent, and the agent is {self.agent}")
+        return self
+
+    def _check_prompt(self) -> None:
+        if "\0" in self.prompt:
+            raise BadInput("the prompt contains a NUL character")
+        try:
+            size = len(self.prompt.encode())
+        except UnicodeEncodeError as error:
+            raise BadInput(f"the prompt is not Unicode text: character {error.start}") from None
+        if size > PROMPT_LIMIT:
+            raise BadInput(f"the prompt has {size} bytes, the most is {PROMPT_LIMIT}")
+
+    def _check_numbers(self) -> None:
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise BadInput(f"the timeout is {self.timeout:g} seconds, it must be a number above 0")
+        if self.budget_usd is not None and not 0 < self.budget_usd < math.inf:
+            raise BadInput(f"the budget is {self.budget_usd:g} dollars, it must be a number above 0")
+        sizes = {"memory_mib": self.memory_mib, "cpus": self.cpus, "disk_gib": self.disk_gib}
+        Shape(**{name: size for name, size in sizes.items() if size is not None})
+
+    def as_json(self) -> dict[str, Any]:
+        """The request as plain data, without what was not said."""
+        return {
+            key: value for key, value in msgspec.to_builtins(self).items() if value is not None and value is not False
+        }
+
+
+def from_json(data: object) -> TaskRequest:
+    """A request from plain data. Raises BadInput."""
+    try:
+        return msgspec.convert(data, TaskRequest, strict=True)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"this is no task request: {error}") from error

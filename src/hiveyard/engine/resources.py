@@ -1,0 +1,38 @@
+"""What a task needs to run: everything the daemon wired together, in one hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hiveyard.core.ports import ProcessManager, Provider
+from hiveyard.door.doors import Doors
+from hiveyard.door.keys import Keys
+from hiveyard.engine.images import ImageStock
+from hiveyard.engine.ledger import Ledger
+from hiveyard.engine.settings import EngineSettings
+from hiveyard.engine.workspace import Workspace
+from hiveyard.kit.clock import Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """`sessions` holds one directory per session; `doors` one per open door (short paths: they hold sockets)."""
+
+    ledger: Ledger
+    providers: Mapping[str, Provider]
+    manager: ProcessManager
+    images: ImageStock
+    doors: Doors
+    keys: Keys
+    settings: EngineSettings
+    clock: Clock
+    sessions: Path
+    door_directory: Path
+
+    def workspace(self, id: str) -> Workspace:
+        return Workspace(self.sessions / id)
+
+    def door_of(self, id: str) -> Path:
+        return self.door_directory / id

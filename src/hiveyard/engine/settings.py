@@ -1,0 +1,49 @@
+"""What a person may set about tasks and turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Policy for tasks that do not say otherwise themselves."""
+
+    agent: str = "claude"
+    """The agent of a task that names none."""
+    provider: str = "auto"
+    """The provider of a task that names none; `auto` takes the strongest tier that works on this host."""
+    image: str = "default"
+    """The image of a task that names none."""
+    memory_mib: int = 2048
+    """Memory of a machine, in MiB."""
+    cpus: int = 2
+    """Processors of a machine."""
+    disk_gib: int = 20
+    """Size of a machine's own disk, in GiB; what is not used takes no space."""
+    timeout: float = 7200.0
+    """Longest time a turn may take, in seconds, by the wall clock."""
+    silence: float = 1200.0
+    """Longest time in seconds without any sign of life from an agent: no output and no request to a model."""
+    disk_reserve_mib: int = 1024
+    """Free space on the host's disk, in MiB, below which running turns are stopped before the disk is full."""
+    output_limit_mib: int = 256
+    """Most output of one turn that is kept, in MiB; an agent that writes more is stopped."""
+    line_limit_mib: int = 16
+    """Longest line of an agent's output, in MiB; what is longer is cut."""
+    max_tasks: int = 16
+    """Tasks that run at the same time; more wait for their turn."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "memory_mib",
+            "cpus",
+            "disk_gib",
+            "timeout",
+            "silence",
+            "output_limit_mib",
+            "line_limit_mib",
+            "max_tasks",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name):g}: it must be more than 0")

@@ -1,0 +1,87 @@
+"""What ends a turn that does not end by itself: the wall clock, silence, and a host disk that fills up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from hiveyard.core.errors import AgentSilent, AgentTimeout, DiskReserve, HiveyardError
+from hiveyard.engine.settings import EngineSettings
+from hiveyard.engine.stopping import Stop
+from hiveyard.kit.clock import Clock
+
+DISK_INTERVAL = 5.0
+"""Seconds between looks at the host's free space: no system tells us, so we ask, and only while a turn runs."""
+
+
+ABSENCE = 30.0
+"""Seconds that a sleep may take longer than it was to: more, and it was we who were away."""
+
+
+class Knocked(Protocol):
+    """A door, as far as it tells of life: requests on their way, and when the last sign was (monotonic)."""
+
+    busy: int
+    last_seen: float
+
+
+class Life:
+    """Whether an agent is alive: it printed something, or it is talking with a model."""
+
+    def __init__(self, clock: Clock, door: Knocked) -> None:
+        self._clock = clock
+        self._door = door
+        self._last = clock.monotonic()
+
+    def sign(self) -> None:
+        self._last = self._clock.monotonic()
+
+    def silence(self) -> float:
+        """Seconds since the last sign."""
+        if self._door.busy:
+            return 0.0
+        return self._clock.monotonic() - max(self._last, self._door.last_seen)
+
+
+async def watch(clock: Clock, settings: EngineSettings, deadline: float, life: Life, disk: Path, stop: Stop) -> None:
+    """Ask `stop` for the end when a limit is reached; runs until it is cancelled or has asked.
+
+    `deadline` is seconds since the epoch; `disk` any path on the host's file system that the session writes to."""
+    while True:
+        reason = _time(clock, deadline) or _silence(life, settings) or _disk(disk, settings)
+        if reason:
+            stop.ask(reason)
+            return
+        until = max(min(deadline - clock.now(), settings.silence - life.silence(), DISK_INTERVAL), 0.05)
+        slept_at = clock.monotonic()
+        await clock.sleep(until)
+        if clock.monotonic() - slept_at > until + ABSENCE:
+            # We were stopped or suspended: what the agent said meanwhile has not been read yet.
+            life.sign()
+
+
+def _time(clock: Clock, deadline: float) -> HiveyardError | None:
+    if clock.now() < deadline:
+        return None
+    return AgentTimeout("the turn reached its time limit and was stopped", hint="hv run --timeout SECONDS")
+
+
+def _silence(life: Life, settings: EngineSettings) -> HiveyardError | None:
+    if life.silence() < settings.silence:
+        return None
+    return AgentSilent(
+        f"the agent gave no sign of life for {settings.silence:.0f} seconds and was stopped",
+        hint="[engine] silence in the settings moves the limit",
+    )
+
+
+def _disk(disk: Path, settings: EngineSettings) -> HiveyardError | None:
+    free = os.statvfs(disk)
+    mib = free.f_bavail * free.f_frsize >> 20
+    if mib >= settings.disk_reserve_mib:
+        return None
+    return DiskReserve(
+        f"{disk} has {mib} MiB left, less than the reserve of {settings.disk_reserve_mib} MiB",
+        hint="free some space, or set [engine] disk_reserve_mib",
+    )

@@ -1,0 +1,265 @@
+"""One build: from a recipe to a tar of a root filesystem. Knows no cache: it fills a directory that is given to it.
+
+mmdebstrap does the Debian part and, by its hooks, runs our steps inside; it works in namespaces of its own, so that
+a build that is killed leaves neither a process nor a mount.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import anyio
+from anyio.abc import Process
+
+from hiveyard.core.errors import ImageBuildFailed, NoSpace, ProviderUnavailable
+from hiveyard.core.machines import Report
+from hiveyard.images import node, script
+from hiveyard.images.host import HostNetwork, host_network
+from hiveyard.images.recipe import Recipe
+from hiveyard.kit import process
+from hiveyard.kit.lines import LineSplitter
+from hiveyard.kit.text import decode, one_line
+
+ROOM = 4 << 30
+"""Bytes that a build may need at its widest: the files, the tar and the downloads side by side."""
+
+_SILENCE = 10.0  # seconds without a word before the report says that the step still runs
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_VERSION = re.compile(r"\d+(?:\.\d+)+[0-9A-Za-z.+-]*")
+
+
+class Built(NamedTuple):
+    """What came out: the tar, the versions of the recipe's programs, and of all packages."""
+
+    rootfs: Path
+    programs: dict[str, str]
+    resolved: dict[str, str]
+
+
+async def build(recipe: Recipe, directory: Path, log: Path, report: Report) -> Built:
+    """Make `directory/rootfs.tar`. `log` gets all output of all programs.
+
+    Raises ProviderUnavailable when the host lacks a tool, NoSpace, ImageBuildFailed.
+    """
+    check_tools()
+    check_space(directory)
+    network = await host_network(recipe.suite)
+    with _work(directory) as work:
+        await _prepare(recipe, network, work, report)
+        rootfs = directory / "rootfs.tar"
+        progress = _Progress(report)
+        with log.open("wb") as lines:
+            argv = _mmdebstrap(recipe, network, work)
+            report(f"fetching Debian {recipe.suite}")
+            status = await _run(argv, _environment(network, work), rootfs, lines, progress)
+    if status != 0:
+        raise _failure(progress, log, directory)
+    _add_dev(rootfs)
+    return Built(rootfs, progress.programs, progress.resolved)
+
+
+def check_tools() -> None:
+    """Raises ProviderUnavailable with the packages to install."""
+    wanted = {"mmdebstrap": "mmdebstrap", "bwrap": "bubblewrap", "tar": "tar", "unshare": "util-linux"}
+    if os.geteuid() != 0:
+        wanted["newuidmap"] = "uidmap"
+    missing = [package for tool, package in wanted.items() if not shutil.which(tool)]
+    if not _KEYRING.exists():
+        missing.append("debian-archive-keyring")
+    if missing:
+        raise ProviderUnavailable(
+            f"building an image needs {', '.join(missing)}", hint=f"sudo apt-get install -y {' '.join(missing)}"
+        )
+
+
+def check_space(directory: Path) -> None:
+    """Raises NoSpace when a build could not end well."""
+    free = shutil.disk_usage(directory).free
+    if free < ROOM:
+        raise NoSpace(
+            f"building an image needs {ROOM >> 30} GiB under {directory}, and {free / (1 << 30):.1f} GiB are free",
+            hint=f"df -h {directory}",
+        )
+
+
+@contextmanager
+def _work(directory: Path) -> Iterator[Path]:
+    """A place for the build's own files. Without root, mmdebstrap works as another user, who must get there."""
+    if os.geteuid() == 0:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="hiveyard-build-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+async def _prepare(recipe: Recipe, network: HostNetwork, work: Path, report: Report) -> None:
+    if recipe.node:
+        report(f"fetching Node {recipe.node}")
+        await node.fetch(recipe.node, work)
+    steps = work / "files" / "steps"
+    steps.mkdir(parents=True)
+    for number, step in enumerate(script.steps(recipe)):
+        (steps / f"{number:03}").write_text(script.text_of(step, recipe))
+    if network.certificates:
+        shutil.copyfile(network.certificates, work / "files" / "certificates.pem")
+    hook = script.after_packages(str(work), dict(network.proxies), certificates=network.certificates is not None)
+    for name, text in (("before", script.before_packages()), ("after", hook)):
+        (work / name).write_text(text)
+        (work / name).chmod(0o755)
+    if network.sources:
+        (work / _sources_name(network)).write_text(network.sources)
+
+
+def _sources_name(network: HostNetwork) -> str:
+    return "host.sources" if network.deb822 else "host.list"
+
+
+def _mmdebstrap(recipe: Recipe, network: HostNetwork, work: Path) -> list[str]:
+    root = os.geteuid() == 0
+    apart = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    argv = [*(apart if root else []), "mmdebstrap", f"--mode={'root' if root else 'unshare'}", "--verbose"]
+    argv += ["--format=tar", "--variant=minbase", "--skip=output/dev", "--aptopt=APT::Install-Recommends false"]
+    argv += [f"--aptopt={option}" for option in network.apt]
+    # What a cut build leaves is thrown away whole, so nothing in it needs to be safe on disk.
+    argv += [f"--dpkgopt={option}" for option in ("force-unsafe-io", *script.dpkg_options())]
+    if recipe.packages:
+        argv.append(f"--include={','.join(recipe.packages)}")
+    argv += [f"--essential-hook={work / 'before'}", f"--customize-hook={work / 'after'}", recipe.suite, "-"]
+    if network.sources:
+        argv.append(str(work / _sources_name(network)))
+    return argv
+
+
+def _add_dev(rootfs: Path) -> None:
+    """Device nodes are left out, because not everybody may make them; the directory they are mounted on is not."""
+    with tarfile.open(rootfs, "a") as tar:
+        entry = tarfile.TarInfo("./dev")
+        entry.type, entry.mode, entry.mtime = tarfile.DIRTYPE, 0o755, int(script.EPOCH)
+        tar.addfile(entry)
+
+
+def _environment(network: HostNetwork, work: Path) -> dict[str, str]:
+    kept = ("PATH", "HOME", "LANG", "USER", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    given = {name: os.environ[name] for name in kept if name in os.environ}
+    # mmdebstrap unpacks below TMPDIR: beside the result, where the space was checked, and swept with it.
+    return {
+        **given,
+        **network.proxies,
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": str(work),
+        "SOURCE_DATEscript.EPOCH": script.EPOCH,
+        "HIVEYARD_NPMRC": network.npmrc,
+    }
+
+
+async def _run(argv: list[str], env: dict[str, str], rootfs: Path, log: IO[bytes], progress: _Progress) -> int:
+    with rootfs.open("wb") as tar:
+        async with (
+            process.running(argv, stdout=tar, stderr=subprocess.PIPE, env=env, cwd="/", grace=15.0) as child,
+            progress.alive(),
+        ):
+            splitter = LineSplitter(limit=4096)
+            async for chunk in _chunks(child):
+                log.write(chunk)
+                for line in splitter.feed(chunk):
+                    progress.line(decode(line.data))
+            return await child.wait()
+
+
+def _chunks(child: Process) -> AsyncIterator[bytes]:
+    assert child.stderr is not None
+    return aiter(child.stderr)
+
+
+class _Progress:
+    """Reads a build's output: tells the person what is done now, keeps what the steps found out."""
+
+    def __init__(self, report: Report) -> None:
+        self.programs: dict[str, str] = {}
+        self.resolved: dict[str, str] = {}
+        self.tail: list[str] = []
+        self.step = "fetching Debian"
+        self._report = report
+        self._since = self._said = time.monotonic()
+        self._unpacked = self._set_up = 0
+
+    @asynccontextmanager
+    async def alive(self) -> AsyncIterator[None]:
+        """While the block lasts, a step that takes long says so."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._tick, name="image build progress")
+            yield
+            group.cancel_scope.cancel()
+
+    def line(self, text: str) -> None:
+        if text.startswith(script.MARK):
+            self._marked(text.removeprefix(script.MARK).split(maxsplit=2))
+            return
+        self.tail = [*self.tail[-39:], text]
+        self._unpacked += text.startswith("Unpacking ")
+        self._set_up += text.startswith("Setting up ")
+        if text.startswith("I: "):
+            self._mmdebstrap(text)
+
+    def _marked(self, words: list[str]) -> None:
+        match words:
+            case ["step", *rest]:
+                self._begin(" ".join(rest))
+            case ["program", name, said]:
+                found = _VERSION.search(said)
+                self.programs[name] = found.group() if found else one_line(said, 80)
+            case ["resolved", name, version]:
+                self.resolved[name] = version
+            case _:
+                pass  # a script of the recipe may print what it likes
+
+    def _mmdebstrap(self, text: str) -> None:
+        known = {
+            "I: downloading packages": "downloading packages",
+            "I: extracting archives": "unpacking the base system",
+            "I: installing essential": "installing the base system",
+            "I: installing remaining": "installing packages",
+            "I: creating tarball": "packing the image",
+        }
+        for start, title in known.items():
+            if text.startswith(start):
+                self._begin(title)
+
+    def _begin(self, step: str) -> None:
+        self.step = step
+        self._since = self._said = time.monotonic()
+        self._report(step)
+
+    async def _tick(self) -> None:
+        while True:
+            await anyio.sleep(1)
+            now = time.monotonic()
+            if now - self._said >= _SILENCE:
+                self._said = now
+                self._report(f"{self.step} ({now - self._since:.0f}s{self._counted()})")
+
+    def _counted(self) -> str:
+        if self.step != "installing packages":
+            return ""
+        return f", {self._unpacked} unpacked, {self._set_up} set up"
+
+
+def _failure(progress: _Progress, log: Path, directory: Path) -> NoSpace | ImageBuildFailed:
+    said = "\n".join(progress.tail)
+    if "No space left on device" in said:
+        return NoSpace(f"no space left under {directory} while {progress.step}", hint=f"df -h {directory}")
+    last = "\n".join(line for line in progress.tail[-12:] if line.strip())
+    return ImageBuildFailed(
+        f"the build failed while {progress.step}:\n{last}\nall of its output: {log}", hint=f"less {log}"
+    )

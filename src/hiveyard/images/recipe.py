@@ -1,0 +1,182 @@
+"""Recipes: what goes into an image, as a person writes it down. Knows no builder, no cache and no network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from hiveyard.core.errors import BadInput
+
+LAYOUT = 1
+"""Raised whenever the builder makes something else of the same recipe; part of every key."""
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+_SUITE = re.compile(r"[a-z][a-z0-9-]{0,39}\Z")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?\Z")
+_NPM = re.compile(r"(?P<package>(@[a-z0-9~-][a-z0-9._~-]*/)?[a-z0-9~-][a-z0-9._~-]*)@\d+\.\d+\.\d+[0-9A-Za-z.+-]*\Z")
+_NODE = re.compile(r"(\d+\.\d+\.\d+)?\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_PROGRAM = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}\Z")
+_KEYS = ("from", "debian", "packages", "node", "npm", "run", "env", "programs")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an image is made of.
+
+    `packages` are Debian's (`name` or `name=version`); `npm` are pinned programs (`name@1.2.3`), installed globally
+    with Node `node` ("" brings none); `run` are scripts for `sh`, run as root inside at the end of the build;
+    `env` is set for them and for every command in a machine; `programs` maps a name to the command line that prints
+    its version.
+    """
+
+    name: str
+    suite: str = "bookworm"
+    packages: tuple[str, ...] = ()
+    node: str = ""
+    npm: tuple[str, ...] = ()
+    run: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    programs: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self, arch: str | None = None) -> str:
+        """16 hex digits over all that decides the build, and over nothing else (not over the name)."""
+        content = {
+            "layout": LAYOUT,
+            "arch": arch or debian_arch(),
+            "suite": self.suite,
+            "packages": sorted(set(self.packages)),
+            "node": self.node,
+            "npm": sorted(self.npm),
+            "run": list(self.run),
+            "env": dict(self.env),
+            "programs": dict(self.programs),
+        }
+        return digest(content)
+
+
+def digest(content: object) -> str:
+    """The first 16 hex digits of the SHA-256 of `content` as canonical JSON."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def debian_arch() -> str:
+    """What Debian calls this machine's processor. Raises BadInput where no image can be made."""
+    machine = platform.machine()
+    try:
+        return _ARCHITECTURES[machine]
+    except KeyError:
+        raise BadInput(f"images are made for x86_64 and aarch64, and this machine is {machine}") from None
+
+
+def load(path: Path, name: str, base: Callable[[str], Recipe]) -> Recipe:
+    """Read a recipe file; `base` finds the recipe that `from` names. Raises BadInput, naming the file and the key."""
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is no recipe: {error}") from None
+    except OSError as error:
+        raise BadInput(f"the recipe {path} cannot be read: {error.strerror}") from None
+    return _Reader(path, table).recipe(name, base)
+
+
+class _Reader:
+    """One parsed recipe file; every complaint names the file and the key."""
+
+    def __init__(self, path: Path, table: dict[str, object]) -> None:
+        self._path = path
+        self._table = table
+
+    def recipe(self, name: str, base: Callable[[str], Recipe]) -> Recipe:
+        self._known(self._table, _KEYS, "")
+        debian = self._mapping("debian")
+        self._known(debian, ("suite",), "debian.")
+        parent = self._text(self._table, "from", "")
+        root = base(parent) if parent else Recipe(name=name)
+        node = self._checked("node", self._text(self._table, "node", root.node), _NODE, "an exact version as 22.20.0")
+        npm = self._checked_list("npm", _NPM, "a pinned npm package as name@1.2.3")
+        if (npm or root.npm) and not node:
+            raise self._wrong("npm", "npm packages need Node: set `node`")
+        return Recipe(
+            name=name,
+            suite=self._checked(
+                "debian.suite", self._text(debian, "suite", root.suite, "debian."), _SUITE, "a Debian suite"
+            ),
+            packages=_merged(root.packages, tuple(self._packages())),
+            node=node,
+            npm=_repinned(root.npm, npm),
+            run=root.run + self._list("run"),
+            env={**root.env, **self._strings("env", _VARIABLE, "a name of an environment variable")},
+            programs={**root.programs, **self._strings("programs", _PROGRAM, "a name of a program")},
+        )
+
+    def _packages(self) -> list[str]:
+        named = [text.replace("{arch}", debian_arch()) for text in self._list("packages")]
+        return [self._checked("packages", text, _PACKAGE, "a Debian package") for text in named]
+
+    def _checked_list(self, key: str, pattern: re.Pattern[str], what: str) -> tuple[str, ...]:
+        return tuple(self._checked(key, text, pattern, what) for text in self._list(key))
+
+    def _strings(self, key: str, pattern: re.Pattern[str], what: str) -> dict[str, str]:
+        table = self._mapping(key)
+        return {self._checked(key, name, pattern, what): self._line(table, key, name) for name in table}
+
+    def _line(self, table: Mapping[str, object], key: str, name: str) -> str:
+        text = self._text(table, name, "", f"{key}.")
+        if any(ord(character) < 32 for character in text):
+            raise self._wrong(f"{key}.{name}", "must be one line without control characters")
+        return text
+
+    def _checked(self, key: str, text: str, pattern: re.Pattern[str], what: str) -> str:
+        if not pattern.match(text):
+            raise self._wrong(key, f"{text[:80]!r} is not {what}")
+        return text
+
+    def _list(self, key: str) -> tuple[str, ...]:
+        value = self._table.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(key, "must be a list of strings")
+        if any("\0" in item or not item.strip() for item in value):
+            raise self._wrong(key, "holds an empty string or a NUL character")
+        return tuple(value)
+
+    def _mapping(self, key: str) -> dict[str, object]:
+        value = self._table.get(key, {})
+        if not isinstance(value, dict):
+            raise self._wrong(key, f"must be a table: [{key}]")
+        return value
+
+    def _text(self, table: Mapping[str, object], key: str, default: str, prefix: str = "") -> str:
+        value = table.get(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(prefix + key, "must be a string")
+        return value
+
+    def _known(self, table: Mapping[str, object], keys: tuple[str, ...], prefix: str) -> None:
+        for key in table:
+            if key not in keys:
+                raise self._wrong(prefix + key, f"is no key of a recipe; there are {', '.join(keys)}")
+
+    def _wrong(self, key: str, complaint: str) -> BadInput:
+        return BadInput(f"{self._path}: {key}: {complaint}")
+
+
+def _merged(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    """Both, without doubles; a package that the second names with a version replaces the first's."""
+    named = {text.partition("=")[0]: text for text in (*first, *second)}
+    return tuple(sorted(named.values()))
+
+
+def _repinned(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    """Both, and where they pin the same package the second's version."""
+    return tuple(sorted({text.rpartition("@")[0]: text for text in (*first, *second)}.values()))

@@ -1,0 +1,109 @@
+"""Files that are whole or absent, and paths that do not lead astray."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Put `data` at `path` so that a reader, or a crash, sees the old content or the new one and nothing between.
+
+    Raises OSError as the system gives it (ENOSPC, EACCES, ...); the temporary file is gone then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_dir(path.parent)
+
+
+def sync_dir(path: Path) -> None:
+    """Make names created or removed in a directory survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_beneath(root: Path, relative: str) -> int:
+    """A read-only file descriptor for a regular file under `root`, following no symlink on the way.
+
+    For trees that a guest can write. Raises FileNotFoundError, or PermissionError when the path climbs out of
+    `root`, crosses a symlink or ends at something that is not a regular file. Opening a FIFO does not block.
+    """
+    parts = Path(relative).parts
+    if not parts or Path(relative).is_absolute() or ".." in parts:
+        raise PermissionError(errno.EPERM, "the path leaves its directory", relative)
+    here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            deeper = _open_at(here, part, os.O_DIRECTORY, relative)
+            os.close(here)
+            here = deeper
+        fd = _open_at(here, parts[-1], 0, relative)
+    finally:
+        os.close(here)
+    if not _is_regular(fd):
+        os.close(fd)
+        raise PermissionError(errno.EPERM, "not a regular file", relative)
+    return fd
+
+
+def _open_at(at: int, name: str, flags: int, shown: str) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=at)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise PermissionError(errno.EPERM, "the path crosses a symlink or a file", shown) from None
+        raise
+
+
+def _is_regular(fd: int) -> bool:
+    return stat.S_ISREG(os.fstat(fd).st_mode)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (made when absent) for as long as the block lasts.
+
+    With `wait=False` raises BlockingIOError at once when another process holds it. The lock dies with its process.
+    Whoever holds it may unlink `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        fd = _taken(path, wait=wait)
+        stack.callback(os.close, fd)
+        yield
+
+
+def _taken(path: Path, *, wait: bool) -> int:
+    """A descriptor that holds the lock of the file that is at `path` now, not of one that was unlinked meanwhile."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), path.stat()):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)

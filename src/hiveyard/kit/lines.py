@@ -1,0 +1,53 @@
+"""Bytes that arrive in pieces, cut into lines of bounded length."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Line(NamedTuple):
+    """One line without its newline. `end` is the stream offset just after it; `cut` tells that it was too long."""
+
+    data: bytes
+    end: int
+    cut: bool
+
+
+class LineSplitter:
+    """Feed bytes, get whole lines. A line over `limit` bytes keeps its first `limit` bytes and is marked as cut.
+
+    `offset` is where in the stream the first fed byte stands, so that a reader can go on where it stopped.
+    """
+
+    def __init__(self, *, limit: int, offset: int = 0) -> None:
+        self._limit = limit
+        self.offset = offset
+        self._held = bytearray()
+        self._cut = False
+
+    def feed(self, data: bytes) -> list[Line]:
+        lines: list[Line] = []
+        start = 0
+        while (newline := data.find(b"\n", start)) >= 0:
+            self._hold(data[start:newline])
+            start = newline + 1
+            lines.append(self._take(self.offset + start))
+        self._hold(data[start:])
+        self.offset += len(data)
+        return lines
+
+    def finish(self) -> list[Line]:
+        """What is left without a newline at the end of the stream: no line or one."""
+        return [self._take(self.offset)] if self._held or self._cut else []
+
+    def _hold(self, piece: bytes) -> None:
+        room = self._limit - len(self._held)
+        if len(piece) > room:
+            self._cut = True
+        self._held += piece[:room]
+
+    def _take(self, end: int) -> Line:
+        line = Line(bytes(self._held), end, self._cut)
+        self._held.clear()
+        self._cut = False
+        return line

@@ -1,0 +1,126 @@
+"""The only door to other programs: argv lists, own process group, bounded output, an end for every child."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import anyio
+import anyio.abc
+from anyio.abc import Process
+
+
+class Completed(NamedTuple):
+    """How a program ended. `status` is its exit code, or minus the signal that killed it."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+    def complaint(self, limit: int = 2000) -> str:
+        """The last of what it said on stderr (else stdout), for an error message."""
+        said = self.stderr.strip() or self.stdout.strip()
+        return said[-limit:].decode("utf-8", "replace")
+
+    def command(self) -> str:
+        """The command as one can paste it into a shell."""
+        return shlex.join(self.argv)
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    cwd: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    limit: int = 64 << 20,
+) -> Completed:
+    """Run a program to its end; a failing one is an answer, not an error.
+
+    `env` replaces the environment when given. At most `limit` bytes of each output are kept; the rest is read and
+    dropped. When cancelled, or after `timeout` seconds (TimeoutError), the program and its process group are killed.
+    Raises FileNotFoundError or PermissionError when the program cannot be started.
+    """
+    out, err = bytearray(), bytearray()
+    async with running(argv, stdin=subprocess.PIPE, cwd=cwd, env=env, grace=0.0) as process:
+        with anyio.fail_after(timeout):
+            async with anyio.create_task_group() as group:
+                group.start_soon(_feed, process, stdin)
+                group.start_soon(_drain, process.stdout, out, limit)
+                group.start_soon(_drain, process.stderr, err, limit)
+            status = await process.wait()
+    return Completed(tuple(argv), status, bytes(out), bytes(err))
+
+
+@asynccontextmanager
+async def running(
+    argv: Sequence[str],
+    *,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+    cwd: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    grace: float = 5.0,
+) -> AsyncIterator[Process]:
+    """Run a program, and all of its process group, for as long as the block lasts and never longer."""
+    process = await anyio.open_process(
+        list(argv),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=cwd,
+        env=env,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        # Shielded: when we are cancelled, the child still gets its grace before the kill.
+        with anyio.CancelScope(shield=True):
+            if process.returncode is None and grace > 0:
+                signal_group(process.pid, signal.SIGTERM)
+                with anyio.move_on_after(grace):
+                    await process.wait()
+            signal_group(process.pid, signal.SIGKILL)
+            with anyio.move_on_after(5):
+                await process.aclose()
+
+
+def signal_group(pid: int, number: signal.Signals) -> None:
+    """Send a signal to the process group that `pid` leads; a group that is gone is a success."""
+    # PermissionError: a program that changed its user is no longer ours to signal; its own teardown follows.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+async def _feed(process: Process, data: bytes) -> None:
+    assert process.stdin is not None
+    try:
+        if data:
+            await process.stdin.send(data)
+        await process.stdin.aclose()
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError, BrokenPipeError, ConnectionResetError):
+        pass  # the program does not want its input: its own exit code tells what that means
+
+
+async def _drain(stream: anyio.abc.ByteReceiveStream | None, into: bytearray, limit: int) -> None:
+    assert stream is not None
+    async for chunk in stream:
+        if len(into) < limit:
+            into += chunk[: limit - len(into)]

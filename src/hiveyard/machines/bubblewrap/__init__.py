@@ -1,0 +1,6 @@
+"""Machines of tier `namespace`, by bubblewrap."""
+
+from hiveyard.machines.bubblewrap.provider import BubblewrapProvider
+from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
+
+__all__ = ["BubblewrapProvider", "BubblewrapSettings"]

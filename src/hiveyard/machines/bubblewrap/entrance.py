@@ -1,0 +1,64 @@
+"""The way into a running machine: nsenter into all of its namespaces, as its user, with no way to more rights."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from hiveyard.core.errors import MachineLost
+from hiveyard.machines.attached import AttachedStream, attached
+from hiveyard.machines.bubblewrap.record import Alive
+from hiveyard.machines.shell import Stream
+
+_JOIN = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
+
+
+class Entrance:
+    """An Exec for one machine."""
+
+    def __init__(self, name: str, init: Alive, uid: int | None, cgroups: Sequence[str], env: Mapping[str, str]) -> None:
+        self._name = name
+        self._init = init
+        self._prefix = _prefix(init.pid, uid, [group for group in cgroups if Path(group).is_dir()])
+        self._env = dict(env)
+
+    @asynccontextmanager
+    async def open(self, argv: Sequence[str]) -> AsyncIterator[Stream]:
+        self.check_alive()
+        words = [word.encode("utf-8", "surrogateescape") for word in (*self._prefix, *argv)]
+        async with attached(words, self._env) as stream:
+            yield _MachineStream(stream, self)
+
+    def check_alive(self) -> None:
+        """Raises MachineLost when the machine is gone."""
+        if not self._init.lives():
+            raise MachineLost(f"machine {self._name} died", machine=self._name)
+
+
+class _MachineStream:
+    """A program in the machine, of which the machine's own end is told apart."""
+
+    def __init__(self, stream: AttachedStream, entrance: Entrance) -> None:
+        self._stream = stream
+        self._entrance = entrance
+        self.send = stream.send
+        self.send_eof = stream.send_eof
+        self.receive = stream.receive
+        self.receive_error = stream.receive_error
+
+    async def wait(self) -> int:
+        status = await self._stream.wait()
+        if status != 0:
+            # What looks like a failure, or a kill, may be the end of the machine under the command.
+            self._entrance.check_alive()
+        return status
+
+
+def _prefix(pid: int, uid: int | None, cgroups: Sequence[str]) -> list[str]:
+    prefix = ["/bin/sh", "-c", _JOIN, "hiveyard-enter", *cgroups, "--"] if cgroups else []
+    prefix += ["setpriv", "--inh-caps=-all", "--no-new-privs"]
+    if uid is not None:
+        prefix += [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    prefix += ["nsenter", "--target", str(pid), "--user", "--mount", "--pid", "--net", "--ipc", "--uts"]
+    return [*prefix, "--preserve-credentials", "--"]

@@ -1,0 +1,123 @@
+"""What is kept of one machine on the host: a directory `state/NAME/`, and how to tell whether it lives.
+
+machine.json  what it was made of; there before anything is started
+pid           its process 1, with the time it started, so that another process with that number is not taken for it
+console.log   what its start said
+home/         its /home/agent
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from hiveyard.kit import files
+from hiveyard.machines.bubblewrap.trees import remove_tree
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of machine.json. `ident` is in the command line of all that was started for the machine."""
+
+    ident: str
+    image: str
+    created_at: float
+    metadata: dict[str, str]
+    cgroups: list[str]
+    stopped: bool = False
+
+
+class Alive(NamedTuple):
+    """A process that cannot be mistaken for another: its number and the clock tick it started at."""
+
+    pid: int
+    started: int
+
+    def lives(self) -> bool:
+        """Whether it runs: not from the moment on at which it begins to end."""
+        return not self.gone() and bool(_cmdline(self.pid))
+
+    def gone(self) -> bool:
+        """Whether it has ended for good; a machine's process 1 has when all of the machine has."""
+        started = _started(self.pid)
+        return started < 0 or started != self.started
+
+    def kill(self) -> None:
+        if not self.gone():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+class Record:
+    """The directory of one machine."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.home = directory / "home"
+        self.etc = directory / "etc"
+        self.log = directory / "console.log"
+        self.pid_file = directory / "pid"
+        self._made = directory / "machine.json"
+
+    def write(self, made: Made) -> None:
+        # Not synced to disk: a power cut ends the machine too, and what it leaves here is removed as half-made.
+        files.write_atomic(self._made, msgspec.json.encode(made), mode=0o600, durable=False)
+
+    def made(self) -> Made | None:
+        """What the machine was made of; None when that was never written whole: then nothing of it ever ran."""
+        try:
+            return msgspec.json.decode(self._made.read_bytes(), type=Made)
+        except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+            return None
+
+    def recorded(self) -> Alive | None:
+        """The machine's process 1 as it was written down, whether or not it lives."""
+        try:
+            pid, started = self.pid_file.read_text().split()
+            return Alive(int(pid), int(started))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def init(self) -> Alive | None:
+        """The machine's process 1 if it lives."""
+        alive = self.recorded()
+        return alive if alive is not None and alive.lives() else None
+
+    def complaint(self) -> str:
+        """The end of what the machine's start said."""
+        try:
+            return self.log.read_bytes()[-2000:].decode("utf-8", "replace").strip()
+        except FileNotFoundError:
+            return ""
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(self.directory)
+
+
+def started_for(ident: str) -> set[Alive]:
+    """All that was started for a machine and is outside of it, and its process 1."""
+    word = ident.encode()
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return {Alive(pid, _started(pid)) for pid in pids if word in _cmdline(pid).split(b"\0")}
+
+
+def _started(pid: int) -> int:
+    """When a process started; -1 when there is none, or only what its parent has not looked at yet."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+    return -1 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def _cmdline(pid: int) -> bytes:
+    """A process's command line; empty from the moment it begins to end, when its memory is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""

@@ -1,0 +1,79 @@
+"""Root file systems unpacked from images, one directory each, named by the image's id and never changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import anyio
+
+from hiveyard.core.errors import BadInput, NoSpace, NoSuchImage, ProviderError
+from hiveyard.core.machines import Image, Report
+from hiveyard.kit import files, process
+from hiveyard.machines.bubblewrap.trees import remove_tree
+
+_MOUNT_POINTS = ("dev", "home/agent", "proc", "run", "session", "sys", "tmp", "var/tmp")
+
+
+class Roots:
+    """The unpacked images below one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, image_id: str) -> Path:
+        if not image_id.replace("-", "").replace("_", "").isalnum():
+            raise BadInput(f"{image_id[:80]!r} is no image id")
+        return self._directory / image_id
+
+    def find(self, image: Image) -> Path:
+        path = self.path(image.id)
+        if not path.is_dir():
+            raise NoSuchImage(f"image {image.name} ({image.id}) is not unpacked for bubblewrap", image=image.id)
+        return path
+
+    async def unpack(self, image: Image, report: Report) -> None:
+        target = self.path(image.id)
+        if target.is_dir():
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        lock = files.locked(self._directory / ".lock")
+        await anyio.to_thread.run_sync(lock.__enter__)
+        try:
+            if not target.is_dir():
+                report(f"unpacking image {image.name} (once)")
+                await self._unpack(image, target)
+        finally:
+            lock.__exit__(None, None, None)
+
+    async def _unpack(self, image: Image, target: Path) -> None:
+        if not image.rootfs.is_file():
+            raise NoSuchImage(
+                f"the root file system of image {image.name} is not there: {image.rootfs}", image=image.id
+            )
+        for left in self._directory.glob(f".{image.id}.new-*"):
+            await anyio.to_thread.run_sync(remove_tree, left)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{image.id}.new-", dir=self._directory))
+        owner = ("--numeric-owner", "--same-owner") if os.geteuid() == 0 else ("--no-same-owner",)
+        try:
+            argv = ["tar", "-C", str(fresh), "--exclude=./dev/*", "--exclude=dev/*", *owner, "-xpf", str(image.rootfs)]
+            done = await process.run(argv)
+            if not done.ok:
+                full = "No space left" in done.complaint()
+                kind = NoSpace if full else ProviderError
+                raise kind(f"cannot unpack {image.rootfs}: {done.complaint(300)}", hint=f"df -h {self._directory}")
+            for point in _MOUNT_POINTS:
+                (fresh / point).mkdir(parents=True, exist_ok=True)
+            fresh.chmod(0o755)
+            fresh.rename(target)
+        except BaseException:
+            remove_tree(fresh)
+            raise
+
+    async def release(self, image_id: str) -> None:
+        path = self.path(image_id)
+        with contextlib.suppress(FileNotFoundError):
+            gone = path.rename(path.with_name(f".{image_id}.new-gone"))
+            await anyio.to_thread.run_sync(remove_tree, gone)

@@ -1,0 +1,140 @@
+"""Talking with one program in a guest: feed it, keep the first part of what it says, know when it is over.
+
+It knows nothing of scripts or of files; see shell.py for these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import anyio
+
+from hiveyard.core.errors import MachineLost
+
+if TYPE_CHECKING:
+    from hiveyard.machines.shell import Stream
+
+_PIECE = 256 << 10
+_PREFACE_LIMIT = 64 << 10
+
+# A program may end and leave children that hold its outputs open: what is on its way is waited for, they are not.
+_SILENCE = 0.5
+_AFTERMATH = 30.0
+
+
+class Kept:
+    """The first `limit` bytes of an output; `cut` tells that there were more."""
+
+    def __init__(self, limit: int) -> None:
+        self.data = bytearray()
+        self.cut = False
+        self._limit = limit
+
+    def add(self, piece: bytes) -> None:
+        room = self._limit - len(self.data)
+        self.cut = self.cut or len(piece) > room
+        if room > 0:
+            self.data += piece[:room]
+
+
+class Commanded(Kept):
+    """The stderr of the RUN script: the line that says how the command started, then the command's own.
+
+    `pid` is the command's; `failure` is "cwd" or "exec" when it did not start.
+    """
+
+    def __init__(self, token: str, limit: int) -> None:
+        super().__init__(limit)
+        self.pid: int | None = None
+        self.failure = ""
+        self._token = token.encode()
+        self._preface: bytearray | None = bytearray()
+        self._tail = b""
+
+    def add(self, piece: bytes) -> None:
+        if self._preface is not None:
+            piece = self._begin(self._preface, piece)
+        super().add(piece)
+        self._watch_for_exec(piece)
+
+    def unread(self) -> bytes:
+        """What came instead of the first line."""
+        return bytes(self._preface or b"")
+
+    def _begin(self, preface: bytearray, piece: bytes) -> bytes:
+        # A guest's bash may complain (of its locale, say) before it comes to our script.
+        room = _PREFACE_LIMIT - len(preface)
+        preface += piece[:room]
+        start = preface.find(self._token + b" ")
+        end = preface.find(b"\n", start)
+        if start < 0 or end < 0:
+            return b""
+        word = preface[start + len(self._token) + 1 : end]
+        if word.isdigit() and len(word) < 10:
+            self.pid = int(word)
+        elif word == b"cwd":
+            self.failure = "cwd"
+        self._preface = None
+        return bytes(preface[end + 1 :]) + piece[room:]
+
+    def _watch_for_exec(self, piece: bytes) -> None:
+        trailer = b"\n" + self._token + b" exec\n"
+        self._tail = (self._tail + piece)[-len(trailer) :]
+        if self._tail == trailer:
+            self.failure = "exec"
+            if self.data.endswith(trailer):
+                del self.data[-len(trailer) :]
+
+
+async def converse(stream: Stream, data: bytes, out: Callable[[bytes], None], err: Callable[[bytes], None]) -> int:
+    """Give `data` to a program, hand on what it says, and return its exit code. Raises MachineLost."""
+    lost: MachineLost | None = None
+    status = -1
+    readers = [_Reader(stream.receive, out), _Reader(stream.receive_error, err)]
+    async with anyio.create_task_group() as group:
+        group.start_soon(_feed, stream, data, name="feed a command in the guest")
+        for reader in readers:
+            group.start_soon(reader.read, name="read a command in the guest")
+        try:
+            status = await stream.wait()
+            over = anyio.current_time()
+            with anyio.move_on_after(_AFTERMATH):
+                for reader in readers:
+                    await reader.finish(over)
+        except MachineLost as error:
+            lost = error
+        group.cancel_scope.cancel()
+    if lost is not None:
+        raise lost
+    return status
+
+
+class _Reader:
+    def __init__(self, receive: Callable[[], Awaitable[bytes]], sink: Callable[[bytes], None]) -> None:
+        self._receive = receive
+        self._sink = sink
+        self._last = -math.inf
+        self._ended = anyio.Event()
+
+    async def read(self) -> None:
+        while piece := await self._receive():
+            self._last = anyio.current_time()
+            self._sink(piece)
+        self._ended.set()
+
+    async def finish(self, over: float) -> None:
+        """Return at the end of the output, or after a silence; the program itself ended at `over`."""
+        while not self._ended.is_set():
+            patience = max(over, self._last) + _SILENCE - anyio.current_time()
+            if patience <= 0:
+                return
+            with anyio.move_on_after(patience):
+                await self._ended.wait()
+
+
+async def _feed(stream: Stream, data: bytes) -> None:
+    for start in range(0, len(data), _PIECE):
+        await stream.send(data[start : start + _PIECE])
+    await stream.send_eof()

@@ -1,0 +1,6 @@
+"""Machines of tier `container`, by Docker Engine or Podman."""
+
+from hiveyard.machines.docker.provider import DockerProvider
+from hiveyard.machines.docker.settings import DockerSettings
+
+__all__ = ["DockerProvider", "DockerSettings"]

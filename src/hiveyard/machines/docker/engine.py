@@ -1,0 +1,159 @@
+"""The container engine at the other end of a unix socket: finding it, asking it, and turning its errors into ours.
+
+Docker Engine and Podman speak the same API. Nothing here knows machines.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+from aiodocker import Docker
+from aiodocker.exceptions import DockerError
+
+from hiveyard.core.errors import NoMemory, NoSpace, ProviderError, ProviderUnavailable
+from hiveyard.kit.text import one_line
+
+_UNREACHABLE = 900  # aiodocker's own number for "nobody answers"
+_START = "sudo apt-get install -y docker.io && sudo systemctl start docker"
+_OLDEST_API = (1, 40)
+
+
+class About(NamedTuple):
+    """The engine as it describes itself. `cpus` is how many it may hand out."""
+
+    name: str
+    version: str
+    api: str
+    cpus: int
+    rootless: bool
+    limits: tuple[str, ...]
+
+    @property
+    def podman(self) -> bool:
+        return self.name == "Podman Engine"
+
+
+class Engine:
+    """One engine. `socket` "" finds it anew at each connection: it may be started later than we are."""
+
+    def __init__(self, socket: str) -> None:
+        self._named = socket
+        self._about: About | None = None
+
+    @property
+    def socket(self) -> Path:
+        """Raises ProviderUnavailable when there is none that we may use."""
+        return find_socket(self._named, os.environ)
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Docker]:
+        """A client, closed at the end of the block. Raises ProviderUnavailable."""
+        path = self.socket
+        api = f"v{self._about.api}" if self._about else "auto"
+        # No limit: each running command keeps a connection of its own.
+        connector = aiohttp.UnixConnector(str(path), limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            # With a connector of its own, the address is only a name for the headers.
+            yield Docker(url="unix://localhost", connector=connector, session=session, api_version=api)
+
+    async def about(self) -> About:
+        """Raises ProviderUnavailable when it does not answer, or is too old."""
+        if self._about is None:
+            async with self.connect() as client:
+                with foreign("asking the container engine"):
+                    self._about = _read_about(await client.version(), await client.system.info())
+        return self._about
+
+
+def find_socket(named: str, env: Mapping[str, str]) -> Path:
+    """The socket to use: the setting, else DOCKER_HOST, else the first that exists. Raises ProviderUnavailable."""
+    host = env.get("DOCKER_HOST", "")
+    if not named and host and not host.startswith(("unix://", "/")):
+        raise ProviderUnavailable(
+            f"DOCKER_HOST is {one_line(host, 80)}: only engines at a unix socket can share directories",
+            hint="unset DOCKER_HOST",
+        )
+    if chosen := named or host:
+        return _usable(Path(chosen.removeprefix("unix://")).expanduser())
+    runtime = env.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    places = [Path("/var/run/docker.sock"), Path(runtime) / "podman" / "podman.sock"]
+    if os.geteuid() == 0:
+        places.append(Path("/run/podman/podman.sock"))
+    for place in places:
+        if place.is_socket():
+            return _usable(place)
+    raise ProviderUnavailable(f"no container engine: {' and '.join(map(str, places))} do not exist", hint=_START)
+
+
+def _usable(path: Path) -> Path:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ProviderUnavailable(f"no container engine at {path}: {error.strerror}", hint=_START) from None
+    if not stat.S_ISSOCK(mode):
+        raise ProviderUnavailable(f"{path} is no socket: no container engine there", hint=_START)
+    if not os.access(path, os.W_OK):
+        raise ProviderUnavailable(
+            f"this user may not use the container engine at {path}", hint="sudo usermod -aG docker $USER; newgrp docker"
+        )
+    return path
+
+
+def _read_about(version: Mapping[str, object], info: Mapping[str, object]) -> About:
+    parts = version.get("Components")
+    first = parts[0] if isinstance(parts, list) and parts and isinstance(parts[0], dict) else {}
+    name = str(first.get("Name") or "Engine")
+    api = str(version.get("ApiVersion") or "0")
+    options = info.get("SecurityOptions")
+    limits = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "processes": "PidsLimit"}
+    about = About(
+        name=name if name == "Podman Engine" else "Docker Engine",
+        version=str(version.get("Version") or "?"),
+        api=api,
+        cpus=max(1, _number(info.get("NCPU"))),
+        rootless=isinstance(options, list) and "name=rootless" in options,
+        limits=tuple(what for what, key in limits.items() if info.get(key)),
+    )
+    if tuple(map(_number, api.split("."))) < _OLDEST_API:
+        raise ProviderUnavailable(f"{about.name} {about.version} speaks API {api}; 1.40 is the oldest that will do")
+    return about
+
+
+def _number(value: object) -> int:
+    return int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdigit()) else 0
+
+
+@contextmanager
+def foreign(doing: str) -> Iterator[None]:
+    """Errors of the engine and of the way to it, inside the block, as ours; `doing` says what was tried."""
+    try:
+        yield
+    except DockerError as error:
+        raise translated(error, doing) from error
+    except (TimeoutError, aiohttp.ClientError, ConnectionError, FileNotFoundError) as error:
+        raise ProviderUnavailable(
+            f"{doing}: the container engine does not answer: {error}", hint="hv doctor"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise NoSpace(f"{doing}: no space left", hint="docker system df") from error
+        raise
+
+
+def translated(error: DockerError, doing: str) -> ProviderError:
+    said = one_line(str(error.message), 400)
+    low = said.lower()
+    if error.status == _UNREACHABLE:
+        return ProviderUnavailable(f"{doing}: {said}", hint="hv doctor")
+    if "no space left" in low or "disk quota exceeded" in low:
+        return NoSpace(f"{doing}: the engine has no space left: {said}", hint="docker system df")
+    if "cannot allocate memory" in low or "out of memory" in low:
+        return NoMemory(f"{doing}: the engine has no memory left: {said}", hint="free -m")
+    return ProviderError(f"{doing}: the engine said {error.status}: {said}")

@@ -1,0 +1,188 @@
+"""The way into a container: the engine's exec API as the Exec of a ShellGuest."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+import anyio
+from aiodocker import Docker
+from aiodocker.exceptions import DockerError
+
+from hiveyard.core.errors import MachineLost, ProviderError, ProviderUnavailable
+from hiveyard.kit.text import one_line
+from hiveyard.machines.docker.engine import Engine
+from hiveyard.machines.docker.hijack import Hijacked, hijacked
+from hiveyard.machines.shell import Stream
+
+_REFUSED, _KILLED = 126, 137
+_ROOM = 64  # processes
+# What can come from an engine that is asked about a machine: for who uses the machine, all of it means the same.
+_GONE = (DockerError, ProviderUnavailable, aiohttp.ClientError, OSError)
+# Seconds. Most commands end before the first look, and the end of their output tells so; the engine may know of the
+# end of a process a moment after that of its output.
+_FIRST_LOOK = 0.1
+_SECOND_LOOK = 0.005
+_LAST_LOOK = 1.0
+_ATTACHED: dict[str, object] = {"Detach": False, "Tty": False}
+_EXEC_OTHER = r'eval "set -- $1"; exec "$@"'
+
+
+class Entrance:
+    """Opens programs in one container, whose limit is `pids` processes. `client` lives as long as the guest's block."""
+
+    def __init__(self, machine: str, container: str, user: str, pids: int, engine: Engine, client: Docker) -> None:
+        self._machine = machine
+        self._pids = pids
+        self._roomy = False
+        self._container = container
+        self._user = user
+        self._engine = engine
+        self._client = client
+
+    @asynccontextmanager
+    async def open(self, argv: Sequence[str]) -> AsyncIterator[Stream]:
+        try:
+            exec_id = await self._create(argv)
+            socket = self._engine.socket
+        except _GONE as error:
+            raise self._lost(error) from error
+        connection = hijacked(socket, self._start(exec_id), _ATTACHED)
+        try:
+            hijack = await connection.__aenter__()
+        except _GONE as error:
+            raise self._lost(error) from error
+        try:
+            yield _ExecStream(self, exec_id, hijack)
+        finally:
+            await connection.__aexit__(None, None, None)
+
+    def _start(self, exec_id: str) -> str:
+        return f"/{self._client.api_version}/exec/{exec_id}/start"
+
+    async def _create(self, argv: Sequence[str]) -> str:
+        execution = await self._client.containers.container(self._container).exec(
+            list(_as_text(argv)), stdin=True, stdout=True, stderr=True, user=self._user
+        )
+        return execution.id
+
+    async def ended(self, exec_id: str) -> int | None:
+        """The exit code of a program, None while it runs. Raises MachineLost."""
+        try:
+            answer = await self._client.containers.exec(exec_id).inspect()
+        except _GONE as error:
+            raise self._lost(error) from error
+        if answer.get("Running"):
+            return None
+        code = answer.get("ExitCode")
+        if not isinstance(code, int):
+            return None
+        if code == _KILLED:
+            await self._check_alive()
+        if code == _REFUSED:
+            await self._limit_processes(self._pids + _ROOM)
+        return code
+
+    async def close(self) -> None:
+        """Take back what room was made; the machine may be gone meanwhile."""
+        if self._roomy:
+            with contextlib.suppress(MachineLost):
+                await self._limit_processes(self._pids)
+
+    async def _limit_processes(self, pids: int) -> None:
+        """In a machine that a fork bomb has filled nothing can be started, not even what is to end the bomb: so the
+        next program gets some room."""
+        url = f"http://engine/{self._client.api_version}/containers/{self._container}/update"
+        try:
+            async with self._client.session.post(url, json={"PidsLimit": pids}) as response:
+                self._roomy = response.ok and pids > self._pids
+        except _GONE as error:
+            raise self._lost(error) from error
+
+    async def _check_alive(self) -> None:
+        """A command that was killed alone is a result; one that went down with its machine is not.
+
+        The engine says `running` for a moment after process 1 has died; a program cannot be started then any more.
+        """
+        try:
+            if await self._starts("true"):
+                return
+            with anyio.move_on_after(_LAST_LOOK):
+                while await self._running():  # noqa: ASYNC110
+                    await anyio.sleep(_SECOND_LOOK)
+                raise self._lost(None)
+        except _GONE as error:
+            raise self._lost(error) from error
+
+    async def _running(self) -> bool:
+        seen = await self._client.containers.container(self._container).show()
+        return bool(seen["State"]["Running"])
+
+    async def _starts(self, program: str) -> bool:
+        try:
+            probe = self._client.containers.exec(await self._create((program,)))
+            async with hijacked(self._engine.socket, self._start(probe.id), _ATTACHED) as output:
+                while await output.receive(error=False):
+                    pass
+            while (answer := await probe.inspect()).get("Running"):  # noqa: ASYNC110
+                await anyio.sleep(_SECOND_LOOK)  # the engine has no call that waits for an exec
+        except DockerError:
+            return False
+        return bool(answer.get("ExitCode") == 0)
+
+    def _lost(self, error: Exception | None) -> ProviderError:
+        why = one_line(str(error), 300) if error else "its container is not running any more"
+        return MachineLost(f"machine {self._machine} is gone: {why}", machine=self._machine)
+
+
+class _ExecStream:
+    """One program. The engine tells its end by closing the output, but only when its children have closed it too."""
+
+    def __init__(self, entrance: Entrance, exec_id: str, hijack: Hijacked) -> None:
+        self._entrance = entrance
+        self._id = exec_id
+        self._hijack = hijack
+
+    async def send(self, data: bytes) -> None:
+        await self._hijack.send(data)
+
+    async def send_eof(self) -> None:
+        await self._hijack.send_eof()
+
+    async def receive(self) -> bytes:
+        return await self._hijack.receive(error=False)
+
+    async def receive_error(self) -> bytes:
+        return await self._hijack.receive(error=True)
+
+    async def wait(self) -> int:
+        patience = _FIRST_LOOK
+        with anyio.move_on_after(patience):
+            await self._hijack.over.wait()
+            patience = _SECOND_LOOK
+        while (status := await self._entrance.ended(self._id)) is None:
+            if self._hijack.over.is_set():
+                await anyio.sleep(patience)
+            else:
+                with anyio.move_on_after(patience):
+                    await self._hijack.over.wait()
+                    patience = _SECOND_LOOK
+            patience = min(_LAST_LOOK, patience * 1.5)
+        return status
+
+
+def _as_text(argv: Sequence[str]) -> Sequence[str]:
+    """`argv` as JSON can carry it. Words that are not UTF-8 go as escapes, which bash turns into bytes."""
+    if all(_is_text(word) for word in argv):
+        return argv
+    return ("bash", "-c", _EXEC_OTHER, "bash", " ".join(map(_escaped, argv)))
+
+
+def _is_text(word: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in word)
+
+
+def _escaped(word: str) -> str:
+    return "$'" + "".join(f"\\x{byte:02x}" for byte in word.encode("utf-8", "surrogateescape")) + "'"

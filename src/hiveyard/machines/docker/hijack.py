@@ -1,0 +1,128 @@
+"""A connection to the engine that turned from HTTP into the raw input and outputs of a process.
+
+aiodocker can open one too, but cannot end the input alone, which is how a program learns that its stdin is over.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.abc
+from aiodocker.exceptions import DockerError
+
+_GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
+_PIECE = 256 << 10
+_HEAD_LIMIT = 64 << 10
+_FRAME = struct.Struct(">BxxxL")
+_STDERR = 2
+_HELD_LIMIT = 1 << 20  # bytes kept of the output that nobody is reading just now; the rest of it is dropped
+
+
+class Hijacked:
+    """stdin, stdout and stderr of a process. Every end looks the same from here: the output is over."""
+
+    def __init__(self, socket: anyio.abc.SocketStream, early: bytes) -> None:
+        self.over = anyio.Event()
+        self._socket = socket
+        self._raw = bytearray(early)
+        self._held: dict[bool, deque[bytes]] = {False: deque(), True: deque()}
+        self._turn = anyio.Lock()
+        self._left = 0  # bytes of the present frame that are still to come
+        self._is_error = False
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._socket.send(data)
+        except _GONE:
+            return
+
+    async def send_eof(self) -> None:
+        try:
+            await self._socket.send_eof()
+        except _GONE:
+            return
+
+    async def receive(self, *, error: bool) -> bytes:
+        """The next piece of stdout or stderr; b"" at the end."""
+        while True:
+            async with self._turn:
+                if self._held[error]:
+                    return self._held[error].popleft()
+                if self.over.is_set():
+                    return b""
+                is_error, piece = await self._next()
+                if piece and is_error is error:
+                    return piece
+                if piece and sum(map(len, self._held[is_error])) < _HELD_LIMIT:
+                    self._held[is_error].append(piece)
+
+    async def _next(self) -> tuple[bool, bytes]:
+        """A piece and which output it belongs to; an empty one at the end, or when more has to be read first."""
+        if not self._left and len(self._raw) >= _FRAME.size:
+            number, self._left = _FRAME.unpack_from(self._raw)
+            self._is_error = number == _STDERR
+            del self._raw[: _FRAME.size]
+        if self._left and self._raw:
+            piece = bytes(self._raw[: self._left])
+            del self._raw[: len(piece)]
+            self._left -= len(piece)
+            return self._is_error, piece
+        try:
+            self._raw += await self._socket.receive(_PIECE)
+        except _GONE:
+            self.over.set()
+        return False, b""
+
+
+@asynccontextmanager
+async def hijacked(socket: Path, path: str, body: dict[str, object]) -> AsyncIterator[Hijacked]:
+    """POST to the engine and take the connection over. Raises DockerError as the engine says it, OSError."""
+    async with await anyio.connect_unix(socket) as stream:
+        payload = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: engine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        )
+        try:
+            await stream.send(head.encode() + payload)
+            status, rest = await _answer(stream)
+            if status not in (101, 200):
+                raise DockerError(status, await _complaint(stream, rest))
+        except (anyio.BrokenResourceError, anyio.EndOfStream) as error:
+            raise ConnectionError("the engine closed the connection") from error
+        yield Hijacked(stream, rest)
+
+
+async def _answer(stream: anyio.abc.ByteReceiveStream) -> tuple[int, bytes]:
+    """The status of the answer, and what came after its head."""
+    data = bytearray()
+    while (end := data.find(b"\r\n\r\n")) < 0:
+        if len(data) > _HEAD_LIMIT:
+            raise ConnectionError("the engine's answer has no end")
+        data += await stream.receive(_PIECE)
+    words = data.split(b"\r\n", 1)[0].split()
+    if len(words) < 2 or not words[1].isdigit():
+        raise ConnectionError(f"the engine's answer is no HTTP: {bytes(data[:80])!r}")
+    return int(words[1]), bytes(data[end + 4 :])
+
+
+async def _complaint(stream: anyio.abc.ByteReceiveStream, rest: bytes) -> str:
+    """The message of an error's JSON body, however it is framed."""
+    data = bytearray(rest)
+    with anyio.move_on_after(5):
+        while b"}" not in data and len(data) < _HEAD_LIMIT:
+            try:
+                data += await stream.receive(_PIECE)
+            except anyio.EndOfStream:
+                break
+    text = data[max(0, data.find(b"{")) : data.rfind(b"}") + 1].decode("utf-8", "replace")
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        return text or "no reason given"

@@ -1,0 +1,162 @@
+"""Which accelerator works on this host, found out by booting a kernel under it.
+
+A device that opens proves nothing: on some hosts /dev/kvm makes a VM in which no stock kernel ever starts. So a trial
+boots a real kernel with no root file system, against the clock; it has worked when the kernel came so far as to miss
+one. The answer is kept for as long as host kernel, QEMU and settings are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+
+from hiveyard.core.errors import NoAccelerator
+from hiveyard.kit import files
+from hiveyard.kit.shape import record, text
+from hiveyard.kit.text import decode, one_line
+from hiveyard.machines.qemu.command import MACHINE, Engine
+from hiveyard.machines.qemu.launch import Handles, launched
+from hiveyard.machines.qemu.user import User
+
+_MISSES_ROOT = b"Unable to mount root fs"
+_CONSOLE_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerator:
+    """A candidate. `device` must exist and open for writing; `system` is the host it exists on, "" is any."""
+
+    name: str
+    engine: Engine
+    device: str = ""
+    system: str = ""
+    hardware: bool = True
+
+
+# Under emulation the guest's defences against its own processor only cost: there is no such processor.
+CANDIDATES = (
+    Accelerator(name="kvm", engine=Engine("kvm", "host"), device="/dev/kvm", system="linux"),
+    Accelerator(name="hvf", engine=Engine("hvf", "host"), system="darwin"),
+    Accelerator(name="tcg", engine=Engine("tcg,thread=multi", "max", "mitigations=off"), hardware=False),
+)
+
+
+class Choice(NamedTuple):
+    """The accelerator to use and why, as a sentence for a person."""
+
+    name: str
+    engine: Engine
+    reason: str
+
+
+class Accelerators:
+    """The candidates in the order of preference, and what is known about them."""
+
+    def __init__(
+        self, candidates: Sequence[Accelerator], *, wanted: str, program: str, timeout: float, user: User, known: Path
+    ) -> None:
+        self._candidates = [each for each in candidates if wanted in ("auto", each.name)]
+        self._wanted = wanted
+        self._program = program
+        self._timeout = timeout
+        self._user = user
+        self._known = known
+
+    def known(self, version: str) -> Choice | None:
+        """What was found before under the same circumstances."""
+        try:
+            found = record(json.loads(self._known.read_bytes()), self._circumstances(version))
+        except (OSError, ValueError):
+            return None
+        for each in self._candidates:
+            if each.name == found.get("name"):
+                return Choice(each.name, each.engine, text(found.get("reason")))
+        return None
+
+    async def choose(self, kernel: Path, version: str) -> Choice:
+        """The first candidate that boots `kernel`. Raises NoAccelerator with what was wrong with each."""
+        if choice := self.known(version):
+            return choice
+        wrong: list[str] = []
+        for each in self._candidates:
+            if problem := _absent(each):
+                wrong.append(f"{each.name}: {problem}")
+                continue
+            problem, seconds = await self._trial(each, kernel)
+            if problem:
+                # QEMU says what follows from its first complaint as well; the first is the one that tells.
+                wrong.append(f"{each.name}: {problem.partition(f' {Path(self._program).name}: ')[0]}")
+                continue
+            reason = "; ".join([f"{each.name} booted a kernel in {seconds:.1f}s", *wrong])
+            self._keep(version, each, reason)
+            return Choice(each.name, each.engine, reason)
+        raise NoAccelerator(
+            f"no accelerator works on this host: {'; '.join(wrong) or f'{self._wanted} does not exist here'}",
+            hint='set accelerator = "auto" in section [qemu] of the settings',
+        )
+
+    async def _trial(self, each: Accelerator, kernel: Path) -> tuple[str, float]:
+        """What is wrong with a candidate ("" for nothing), and the seconds it took."""
+        began = time.monotonic()
+        with Handles() as handles:
+            kernel_path = handles.file(kernel)
+            argv = [*self._user.prefix(kvm=each.hardware, bound=True), *_trial_argv(self._program, each, kernel_path)]
+            said = bytearray()
+            try:
+                with anyio.fail_after(self._timeout):
+                    complaint = await _watched(argv, handles, said)
+            except TimeoutError:
+                return f"no kernel came up under it within {self._timeout:.0f}s", 0.0
+        if _MISSES_ROOT in said:
+            return "", time.monotonic() - began
+        return complaint or one_line(decode(bytes(said[-300:]))) or "QEMU ended and said nothing", 0.0
+
+    def _circumstances(self, version: str) -> str:
+        parts = [version, platform.release(), platform.machine(), self._wanted, *map(repr, self._candidates)]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def _keep(self, version: str, each: Accelerator, reason: str) -> None:
+        answer = {self._circumstances(version): {"name": each.name, "reason": reason}}
+        files.write_atomic(self._known, json.dumps(answer).encode(), durable=False)
+
+
+async def _watched(argv: Sequence[str], handles: Handles, said: bytearray) -> str:
+    """Run the trial until the kernel misses its root or QEMU ends; what QEMU complained about."""
+    async with launched(argv, handles, cwd=Path("/"), outlive=False, stdout=subprocess.PIPE) as trial:
+        assert trial.stdout is not None
+        async for piece in trial.stdout:
+            said += piece
+            if _MISSES_ROOT in said or len(said) > _CONSOLE_LIMIT:
+                break
+        return trial.read()
+
+
+def _trial_argv(program: str, each: Accelerator, kernel: str) -> list[str]:
+    return [
+        program,
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
+        *("-machine", MACHINE, "-accel", each.engine.accel, "-cpu", each.engine.cpu, "-smp", "1", "-m", "256M"),
+        # panic=-1 with -no-reboot: missing its root, the kernel ends QEMU at once.
+        *("-kernel", kernel, "-append", f"console=ttyS0 panic=-1 {each.engine.append}"),
+    ]
+
+
+def _absent(each: Accelerator) -> str:
+    if each.system and each.system != sys.platform:
+        return f"only on {each.system}"
+    if each.device and not Path(each.device).exists():
+        return f"no {each.device}"
+    if each.device and not os.access(each.device, os.R_OK | os.W_OK):
+        return f"{each.device} may not be opened by this user"
+    return ""

@@ -1,0 +1,36 @@
+"""A fork's first second: the guest stops being its template and becomes a machine of its own.
+
+See inside/etc/hiveyard/become.pl, which waits for this in every template.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from pathlib import Path
+
+import anyio
+
+from hiveyard.core.errors import BootFailed, MachineLost
+from hiveyard.kit.text import decode, one_line
+from hiveyard.machines.qemu.launch import short
+
+
+async def become(socket: Path, name: str, *, public_key: str, share: bool) -> None:
+    """Give the guest its time, name, id, randomness and key, and have it mount the session.
+
+    Raises BootFailed with what the guest could not do, MachineLost when it is gone."""
+    try:
+        with short(socket) as path:
+            stream = await anyio.connect_unix(path)
+        async with stream:
+            fields = (str(time.time()), name, uuid.uuid4().hex, "1" if share else "", os.urandom(64).hex(), public_key)
+            await stream.send("\t".join(fields).encode() + b"\n")
+            said = b""
+            while not said.endswith(b"\n") and len(said) < 4096:
+                said += await stream.receive()
+    except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+        raise MachineLost(f"machine {name} ended before it was ready", machine=name) from error
+    if said != b"yes\n":
+        raise BootFailed(f"machine {name} could not be set up: {one_line(decode(said))}", machine=name)

@@ -1,0 +1,83 @@
+"""The connections this process has to its machines: one each, made when first needed, made again when lost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import asyncssh
+
+from hiveyard.core.errors import MachineLost
+from hiveyard.machines.qemu.record import Record
+from hiveyard.machines.qemu.ssh import Channel, Link, connect
+
+_PATIENCE = 60.0
+
+
+class Entries:
+    """Links by the machine's name. A machine that was made again under its name gets a link of its own."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, Link] = {}
+        self._locks: dict[str, anyio.Lock] = {}
+
+    def add(self, name: str, link: Link) -> None:
+        self._links[name] = link
+
+    async def link(self, record: Record) -> Link:
+        """An open link to the machine of `record`. Raises MachineLost."""
+        assert record.vm is not None
+        async with self._locks.setdefault(record.name, anyio.Lock()):
+            link = self._links.get(record.name)
+            if link is not None and link.vm == record.vm and link.open:
+                return link
+            await self._close(record.name)
+            if not record.vm.alive:
+                raise MachineLost(f"machine {record.name} is gone: its QEMU process has ended", machine=record.name)
+            self._links[record.name] = link = await _connected(record)
+            return link
+
+    async def drop(self, name: str) -> None:
+        await self._close(name)
+        self._locks.pop(name, None)
+
+    async def aclose(self) -> None:
+        for name in list(self._links):
+            await self.drop(name)
+
+    async def _close(self, name: str) -> None:
+        if link := self._links.pop(name, None):
+            await link.close()
+
+
+class GuestExec:
+    """Programs in one machine; an Exec."""
+
+    def __init__(self, entries: Entries, record: Record) -> None:
+        self._entries = entries
+        self._record = record
+
+    @asynccontextmanager
+    async def open(self, argv: Sequence[str]) -> AsyncIterator[Channel]:
+        link = await self._entries.link(self._record)
+        async with link.run(argv) as channel:
+            yield channel
+
+
+async def _connected(record: Record) -> Link:
+    assert record.vm is not None
+    key = asyncssh.import_private_key(record.key)
+    try:
+        with anyio.fail_after(_PATIENCE):
+            return await connect(
+                record.name, record.vm, record.port, key=key, host_key=record.host_key, permitted=_at_once
+            )
+    except TimeoutError:
+        raise MachineLost(
+            f"machine {record.name} did not let us in within {_PATIENCE:.0f}s", machine=record.name
+        ) from None
+
+
+async def _at_once() -> None:
+    """A machine that is ready knows its key."""

@@ -1,0 +1,109 @@
+"""What the host has: which QEMU, how much memory, how much disk."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from hiveyard.core.errors import NoMemory, NoSpace, ProviderUnavailable
+from hiveyard.core.machines import Shape
+from hiveyard.kit import process
+from hiveyard.machines.qemu.accelerator import Choice
+
+_TOOLS = {
+    "qemu-img": "qemu-utils",
+    "socat": "socat",
+    "mkfs.ext4": "e2fsprogs",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+    "prlimit": "util-linux",
+}
+_VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?")
+_MIB_BESIDE = 256  # QEMU's own memory beside the guest's, translated code mostly
+
+
+class Qemu(NamedTuple):
+    """The QEMU of this host and how it runs guests."""
+
+    program: str
+    version: str
+    choice: Choice
+
+    @property
+    def kvm(self) -> bool:
+        return self.choice.engine.accel == "kvm"
+
+    @property
+    def seals(self) -> bool:
+        return can_seal(self.version)
+
+
+def can_seal(version: str) -> bool:
+    """Whether QEMU maps a memory file copy-on-write without the right to write it."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return (major, minor) >= (8, 2)
+
+
+async def version(program: str) -> str:
+    """`7.2.22`. Raises ProviderUnavailable, with how to install, for anything that is missing."""
+    if sys.platform != "linux":
+        raise ProviderUnavailable(f"the qemu provider needs a Linux host, this one is {sys.platform}")
+    for tool, package in _TOOLS.items():
+        if shutil.which(tool) is None:
+            raise ProviderUnavailable(f"{tool} is not installed", hint=f"make setup, or: apt-get install {package}")
+    if shutil.which(program) is None:
+        raise ProviderUnavailable(f"{program} is not installed", hint="make setup, or: apt-get install qemu-system-x86")
+    said = await process.run([program, "--version"], timeout=20)
+    found = _VERSION.search(said.stdout.decode("utf-8", "replace"))
+    if not said.ok or found is None:
+        raise ProviderUnavailable(f"{program} --version says: {said.complaint(200)}", hint="make setup")
+    return ".".join(part or "0" for part in found.groups())
+
+
+def check_memory(shape: Shape) -> None:
+    """Raises NoMemory when the host has less free than the guest may take. A fork begins with far less, but what it
+    is promised must be there."""
+    free = _available_mib()
+    needed = shape.memory_mib + _MIB_BESIDE
+    if free < needed:
+        raise NoMemory(
+            f"a machine of {shape.memory_mib} MiB needs {needed} MiB of memory, {free} are free", hint="hv ps"
+        )
+
+
+def check_space(where: Path, mib: int) -> None:
+    free = shutil.disk_usage(where).free >> 20
+    if free < mib:
+        raise NoSpace(f"{where} has {free} MiB free, {mib} are needed", hint="hv image ls")
+
+
+@contextmanager
+def space_named() -> Iterator[None]:
+    """Turn a full disk, met by our own writing, into NoSpace."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoSpace(f"no disk space: {error.filename or error.strerror}", hint="df -h; hv image ls") from error
+
+
+def _available_mib() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) >> 10
+    return 1 << 30
+
+
+def processor() -> str:
+    """The model of the host's processor: a state frozen under kvm does not load on another."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return ""

@@ -1,0 +1,158 @@
+"""Starting QEMU: with descriptors instead of paths, as an unprivileged user, and outliving us or not.
+
+QEMU opens nothing by a host path: directories and sockets are opened here and handed over. So it needs no way through
+the daemon's private directories, a path of any length or with any character does no harm, and a control socket takes
+connections before QEMU has started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+from anyio.abc import ByteReceiveStream, Process
+
+from hiveyard.core.errors import BootFailed, NoSpace, ProviderUnavailable, SocketPathTooLong
+from hiveyard.kit import process
+from hiveyard.kit.text import decode, one_line
+from hiveyard.machines.qemu.vm import Vm, seen
+
+_LONGEST_PATH = 100  # of 108 bytes
+
+
+# A child of nobody. All programs on the way to QEMU replace one another, so the shell's pid is QEMU's.
+_OUTLIVE = ("setsid", "--fork", "--", "sh", "-c", 'echo $$; exec "$@" >/dev/null', "sh")
+
+
+class Handles:
+    """Descriptors for one process to inherit. Closed here at the end of the block, or as soon as it has them."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def __enter__(self) -> Handles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def directory(self, path: Path) -> str:
+        """A directory, as a path that works in the process whoever it runs as."""
+        return f"/proc/self/fd/{self._keep(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))}"
+
+    def opened(self, fd: int) -> str:
+        """What is open already, likewise; it is closed with the others."""
+        return f"/proc/self/fd/{self._keep(fd)}"
+
+    def file(self, path: Path) -> str:
+        """A file to read, likewise."""
+        return f"/proc/self/fd/{self._keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))}"
+
+    def listener(self, path: Path) -> int:
+        """A listening unix socket, made at `path`."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        with contextlib.ExitStack() as stack:
+            stack.callback(listener.close)
+            with short(path) as name:
+                listener.bind(name)
+            listener.listen(4)
+            stack.pop_all()
+        return self._keep(listener.detach())
+
+    def _keep(self, fd: int) -> int:
+        self.fds.append(fd)
+        return fd
+
+
+@contextmanager
+def short(path: Path) -> Iterator[str]:
+    """A name for a socket's path that fits into a socket address, good while the block lasts."""
+    if len(os.fsencode(path)) <= _LONGEST_PATH:
+        yield str(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        through = f"/proc/self/fd/{directory}/{path.name}"
+        if len(os.fsencode(through)) > _LONGEST_PATH or not Path("/proc/self/fd").exists():
+            raise SocketPathTooLong(f"{path} is too long for a socket", hint="set HIVEYARD_HOME to a shorter path")
+        yield through
+    finally:
+        os.close(directory)
+
+
+class Launched:
+    """A process that was started. What it says on stderr is kept, at most a pipe full: no guest can make QEMU fill a
+    disk."""
+
+    def __init__(self, vm: Vm, fd: int, stdout: ByteReceiveStream | None) -> None:
+        self.vm = vm
+        self.stdout = stdout
+        self._fd = fd
+
+    def read(self) -> str:
+        try:
+            return one_line(decode(os.read(self._fd, 64 << 10)), 1000)
+        except BlockingIOError:
+            return ""
+
+    async def error(self, label: str) -> BootFailed | NoSpace:
+        """The error for a process that ended before it was ready. What it said comes a moment after its sockets
+        close, so it is waited for."""
+        said = ""
+        with anyio.move_on_after(1.0):
+            await anyio.wait_readable(self._fd)
+            said = self.read()
+        if "No space left" in said:
+            return NoSpace(f"QEMU for {label} found no disk space: {said}", hint="df -h")
+        return BootFailed(f"QEMU for {label} did not start: {said or 'it ended and said nothing'}")
+
+
+@asynccontextmanager
+async def launched(
+    argv: Sequence[str], handles: Handles, *, cwd: Path, outlive: bool, stdout: int = subprocess.DEVNULL
+) -> AsyncIterator[Launched]:
+    """Start a program. With `outlive` it goes on when the block, or we, end; else it ends with the block.
+
+    Raises ProviderUnavailable when it is not installed.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    with ExitStack() as pipe:
+        pipe.callback(os.close, read)
+        async with AsyncExitStack() as stack:
+            try:
+                words = [*_OUTLIVE, *argv] if outlive else argv
+                stdout = subprocess.PIPE if outlive else stdout
+                running = process.running(words, stdout=stdout, stderr=write, cwd=cwd, pass_fds=handles.fds, grace=0.0)
+                child = await stack.enter_async_context(running)
+            except FileNotFoundError as error:
+                raise ProviderUnavailable(f"{error.filename} is not installed", hint="make setup") from error
+            finally:
+                os.close(write)
+                # Not held here any more, its sockets close when it ends, and whoever waits at them learns it.
+                handles.close()
+            pid = child.pid
+            if outlive:
+                pid = await _announced(child)
+                await stack.aclose()
+            vm = seen(pid) or Vm(pid, -1, "")
+            yield Launched(vm, read, child.stdout)
+
+
+async def _announced(child: Process) -> int:
+    """The pid that the shell of a process which outlives us says is its own."""
+    assert child.stdout is not None
+    said = b""
+    async for piece in child.stdout:
+        said += piece
+    await child.wait()
+    return int(said)

@@ -1,0 +1,344 @@
+"""The vm provider: prepare makes disk and template, boot forks, the rest is bookkeeping on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from hiveyard.core.errors import (
+    BootFailed,
+    MachineLost,
+    MachineNotReady,
+    NoSuchImage,
+    NoSuchMachine,
+    ProviderUnavailable,
+)
+from hiveyard.core.machines import (
+    Capabilities,
+    Image,
+    Machine,
+    MachineSpec,
+    MachineStatus,
+    Readiness,
+    Report,
+    Shape,
+    Tier,
+    check_machine_name,
+    quiet,
+)
+from hiveyard.core.ports import Guest
+from hiveyard.kit.clock import Clock, SystemClock
+from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator, Accelerators
+from hiveyard.machines.qemu.command import DOOR_ADDRESS
+from hiveyard.machines.qemu.disk import Disk, Disks
+from hiveyard.machines.qemu.entry import Entries, GuestExec
+from hiveyard.machines.qemu.forking import Fork, bring_up
+from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, processor, space_named, version
+from hiveyard.machines.qemu.locks import holding
+from hiveyard.machines.qemu.making import make
+from hiveyard.machines.qemu.record import Record, Rig, read
+from hiveyard.machines.qemu.settings import QemuSettings
+from hiveyard.machines.qemu.template import Corrupt, Key, Template, Templates
+from hiveyard.machines.qemu.user import builder, user_for
+from hiveyard.machines.qemu.vm import Vm, labels
+from hiveyard.machines.shell import ShellGuest
+
+_log = logging.getLogger(__name__)
+
+
+class QemuProvider:
+    """Provider of tier vm.
+
+    `state` is this installation's own directory for machines, `cache` holds disks and templates and may be shared.
+    """
+
+    name = "qemu"
+    tier = Tier.VM
+
+    def __init__(
+        self,
+        *,
+        state: Path,
+        cache: Path,
+        settings: QemuSettings,
+        clock: Clock | None = None,
+        accelerators: Sequence[Accelerator] = CANDIDATES,
+    ) -> None:
+        self.capabilities = Capabilities(door_url=f"http://{DOOR_ADDRESS}")
+        self._state = state
+        self._cache = cache
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._candidates = accelerators
+        self._builder = builder(first=settings.uid)
+        self._disks = Disks(cache / "disks", self._builder.group)
+        self._templates = Templates(cache / "templates")
+        self._entries = Entries()
+        self._version = ""
+        # Two installations on one host never touch each other's processes.
+        self._installation = "hiveyard-" + hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12] + ":"
+
+    # What works here.
+
+    async def readiness(self) -> Readiness:
+        try:
+            number = await self._found_version()
+            choice = self._accelerators().known(number)
+            kernels = self._disks.kernels()
+            if choice is None and kernels:
+                choice = await self._accelerators().choose(kernels[-1], number)
+        except ProviderUnavailable as error:
+            return Readiness(ok=False, detail=error.message, fix=error.hint)
+        why = choice.reason if choice else "the accelerator is found out when the first image is prepared"
+        return Readiness(ok=True, detail=f"QEMU {number}; {why}")
+
+    async def _found_version(self) -> str:
+        self._version = self._version or await version(self._settings.program)
+        return self._version
+
+    def _accelerators(self) -> Accelerators:
+        return Accelerators(
+            self._candidates,
+            wanted=self._settings.accelerator,
+            program=self._settings.program,
+            timeout=self._settings.trial_timeout,
+            user=self._builder,
+            known=self._cache / "accelerator.json",
+        )
+
+    async def _qemu(self, kernel: Path) -> Qemu:
+        number = await self._found_version()
+        return Qemu(self._settings.program, number, await self._accelerators().choose(kernel, number))
+
+    # Images.
+
+    async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
+        await self._found_version()
+        with space_named():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            async with holding(self._cache / "locks" / image.id):
+                disk = await self._disks.ensure(image, shape.disk_gib, report)
+                new_here = self._accelerators().known(self._version) is None
+                qemu = await self._qemu(disk.kernel)
+                if new_here:
+                    report(f"accelerator: {qemu.choice.reason}")
+                if self._settings.templates:
+                    await self._ensure_template(image.id, shape, disk, qemu, report)
+
+    async def _ensure_template(self, image: str, shape: Shape, disk: Disk, qemu: Qemu, report: Report) -> Template:
+        """A template that is whole. Call it under the image's lock."""
+        key = self._key(image, shape, disk, qemu)
+        if template := self._templates.find(key):
+            try:
+                template.check()
+                return template
+            except Corrupt as error:
+                report(f"{error.message}; making it again")
+                _log.warning("%s; making it again", error.message)
+                self._templates.remove(template)
+        check_memory(shape)
+        check_space(self._cache, shape.memory_mib + 512)
+        fresh = self._templates.place(key)
+        try:
+            label = f"hiveyard-template:{key.digest()}"
+            await make(
+                *(fresh, label, qemu, self._builder, shape, disk), timeout=self._settings.boot_timeout, report=report
+            )
+            return self._templates.keep(
+                key, fresh, host_key=disk.host_key, group=self._builder.group, sealed=qemu.seals
+            )
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _key(self, image: str, shape: Shape, disk: Disk, qemu: Qemu) -> Key:
+        return Key(
+            image=image,
+            disk=disk.host_key,
+            shape=shape,
+            engine=qemu.choice.engine,
+            version=qemu.version,
+            processor=processor() if qemu.kvm else "",
+        )
+
+    async def release_image(self, image_id: str) -> None:
+        async with holding(self._cache / "locks" / image_id):
+            await anyio.to_thread.run_sync(self._templates.remove_image, image_id)
+            await anyio.to_thread.run_sync(self._disks.remove, image_id)
+
+    # Machines.
+
+    async def boot(self, name: str, spec: MachineSpec) -> Machine:
+        check_machine_name(name)
+        async with self._holding(name):
+            found = read(self._rig(name).record)
+            if found is not None and found.status is MachineStatus.READY and found.alive:
+                return found.machine()
+            await self._remove(name)
+            check_memory(spec.shape)
+            self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            check_space(self._state, 256)
+            try:
+                with space_named():
+                    return (await self._fork(name, spec)).machine()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._remove(name)
+                raise
+
+    async def _fork(self, name: str, spec: MachineSpec) -> Record:
+        disk = self._disks.find(spec.image.id, spec.shape.disk_gib)
+        if disk is None:
+            raise _unprepared(spec)
+        qemu = await self._qemu(disk.kernel)
+        user = user_for(str(spec.session or name), first=self._settings.uid)
+        timeout = self._settings.fork_timeout if self._settings.templates else self._settings.boot_timeout
+        fork = Fork(
+            name=name,
+            label=f"{self._installation}{name}",
+            spec=spec,
+            rig=self._rig(name),
+            qemu=qemu,
+            user=user,
+            disk=disk,
+            template=await self._template(spec, disk, qemu),
+            created_at=self._clock.now(),
+            timeout=timeout,
+        )
+        try:
+            record, link = await bring_up(fork)
+        except BootFailed as error:
+            if fork.template is None:
+                raise
+            # It was whole when we looked. If its state does not load all the same, a new one will.
+            _log.warning("machine %s: %s; making its template again", name, error.message)
+            record, link = await bring_up(fork._replace(template=await self._another(fork)))
+        self._entries.add(name, link)
+        return record
+
+    async def _template(self, spec: MachineSpec, disk: Disk, qemu: Qemu) -> Template | None:
+        if not self._settings.templates:
+            return None
+        template = self._templates.find(self._key(spec.image.id, spec.shape, disk, qemu))
+        if template is None:
+            raise _unprepared(spec)
+        try:
+            template.check()
+        except Corrupt:
+            async with holding(self._cache / "locks" / spec.image.id):
+                return await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)
+        return template
+
+    async def _another(self, fork: Fork) -> Template:
+        assert fork.template is not None
+        await self._remove(fork.name)
+        async with holding(self._cache / "locks" / fork.spec.image.id):
+            now = self._templates.find(self._key(fork.spec.image.id, fork.spec.shape, fork.disk, fork.qemu))
+            if now is not None and now.made == fork.template.made:
+                self._templates.remove(now)
+            return await self._ensure_template(fork.spec.image.id, fork.spec.shape, fork.disk, fork.qemu, quiet)
+
+    async def get(self, name: str) -> Machine:
+        check_machine_name(name)
+        return self._record(name).machine()
+
+    async def list(self) -> list[Machine]:
+        found = []
+        for name in sorted(await self.names()):
+            with contextlib.suppress(NoSuchMachine):
+                found.append(self._record(name).machine())
+        return found
+
+    async def names(self) -> set[str]:
+        kept = {path.name for path in self._directories()}
+        return kept | {name for name, _ in await anyio.to_thread.run_sync(self._strays)}
+
+    async def stop(self, name: str) -> None:
+        check_machine_name(name)
+        async with self._holding(name):
+            found = self._record(name)
+            await self._entries.drop(name)
+            await self._end(name)
+            found.stopped().write(self._rig(name).record)
+            shutil.rmtree(self._rig(name).run, ignore_errors=True)
+
+    async def terminate(self, name: str) -> None:
+        check_machine_name(name)
+        async with self._holding(name):
+            await self._remove(name)
+            self._lock(name).unlink(missing_ok=True)
+
+    async def _remove(self, name: str) -> None:
+        await self._entries.drop(name)
+        await self._end(name)
+        root = self._rig(name).root
+        if root.exists():
+            await anyio.to_thread.run_sync(shutil.rmtree, root)
+
+    async def _end(self, name: str) -> None:
+        found = read(self._rig(name).record)
+        if found is not None and found.vm is not None:
+            await found.vm.kill()
+        # A daemon that was killed while it started one never wrote down which it was. A program on its way to become
+        # QEMU may have a child by now, so we look until there is nothing.
+        while strays := [vm for other, vm in await anyio.to_thread.run_sync(self._strays) if other == name]:
+            for vm in strays:
+                await vm.kill()
+
+    # Guests.
+
+    @asynccontextmanager
+    async def guest(self, name: str) -> AsyncIterator[Guest]:
+        check_machine_name(name)
+        record = self._record(name)
+        if record.status is not MachineStatus.READY:
+            raise MachineNotReady(f"machine {name} is {record.machine().status}", machine=name)
+        if not record.alive:
+            raise MachineLost(f"machine {name} is gone: its QEMU process has ended", machine=name)
+        yield ShellGuest(GuestExec(self._entries, record), self.capabilities)
+
+    async def aclose(self) -> None:
+        """Let go of all connections; the machines run on."""
+        await self._entries.aclose()
+
+    # On disk.
+
+    def _rig(self, name: str) -> Rig:
+        return Rig(self._state / name)
+
+    def _record(self, name: str) -> Record:
+        rig = self._rig(name)
+        if (found := read(rig.record)) is not None:
+            return found
+        if rig.root.exists():
+            return Record(name=name, image="", status=MachineStatus.ERROR, created_at=0.0)
+        raise NoSuchMachine(f"there is no machine {name}", hint="hv ps", machine=name)
+
+    def _directories(self) -> Sequence[Path]:
+        if not self._state.is_dir():
+            return []
+        return [path for path in self._state.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+    def _strays(self) -> Sequence[tuple[str, Vm]]:
+        """The QEMU processes of our machines, whether or not we know them otherwise."""
+        ours = self._installation
+        return [(label.removeprefix(ours), vm) for label, vm in labels() if label.startswith(ours)]
+
+    def _holding(self, name: str) -> AbstractAsyncContextManager[None]:
+        return holding(self._lock(name))
+
+    def _lock(self, name: str) -> Path:
+        return self._state / ".locks" / name
+
+
+def _unprepared(spec: MachineSpec) -> NoSuchImage:
+    return NoSuchImage(
+        f"image {spec.image.name} is not prepared for machines of {spec.shape.memory_mib} MiB,"
+        f" {spec.shape.cpus} cpus and {spec.shape.disk_gib} GiB"
+    )

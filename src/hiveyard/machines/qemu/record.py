@@ -1,0 +1,115 @@
+"""What is on disk about one machine, so that any process of this installation can find it, use it and end it.
+
+<state>/<name>/machine.json   this record, written before QEMU starts and again when the machine is ready
+<state>/<name>/*.sock         QMP, the guest agent, and the port of what waits to become the machine
+<state>/<name>/run/           all that QEMU itself may write: its disk
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hiveyard.core.machines import Machine, MachineStatus
+from hiveyard.kit import files
+from hiveyard.kit.shape import count, number, record, text
+from hiveyard.machines.qemu.vm import Vm
+
+
+class Rig:
+    """The directory of one QEMU process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.record = root / "machine.json"
+        self.run = root / "run"
+        self.qmp = root / "qmp.sock"
+        self.agent = root / "agent.sock"
+        self.become = root / "become.sock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """`key` is the private half of the machine's ssh key, `host_key` the public half of the guest's. `maker` is the
+    process that brings it up; `vm` is known from when it is ready."""
+
+    name: str
+    image: str
+    status: MachineStatus
+    created_at: float
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    maker: Vm | None = None
+    vm: Vm | None = None
+    port: int = 0
+    key: str = ""
+    host_key: str = ""
+
+    @property
+    def alive(self) -> bool:
+        return self.vm is not None and self.vm.alive
+
+    def ready(self, vm: Vm, port: int) -> Record:
+        return replace(self, status=MachineStatus.READY, maker=None, vm=vm, port=port)
+
+    def stopped(self) -> Record:
+        return replace(self, status=MachineStatus.STOPPED, maker=None, vm=None, port=0, key="")
+
+    def machine(self) -> Machine:
+        """The machine as it is now: what is written here is believed only as far as its processes live."""
+        status, reason = self.status, ""
+        if status is MachineStatus.READY and not self.alive:
+            status, reason = MachineStatus.ERROR, "its QEMU process has ended"
+        elif status is MachineStatus.BOOTING and not (self.maker and self.maker.alive):
+            status, reason = MachineStatus.ERROR, "it was never finished: the process that made it has ended"
+        return Machine(
+            name=self.name,
+            status=status,
+            provider="qemu",
+            image=self.image,
+            created_at=self.created_at,
+            reason=reason,
+            metadata=self.metadata,
+        )
+
+    def write(self, path: Path) -> None:
+        # Not synced: a power cut that loses this ends the machine as well.
+        data = {
+            "name": self.name,
+            "image": self.image,
+            "status": str(self.status),
+            "created_at": self.created_at,
+            "metadata": dict(self.metadata),
+            "maker": self.maker and self.maker._asdict(),
+            "vm": self.vm and self.vm._asdict(),
+            "port": self.port,
+            "key": self.key,
+            "host_key": self.host_key,
+        }
+        files.write_atomic(path, json.dumps(data).encode(), mode=0o600, durable=False)
+
+
+def read(path: Path) -> Record | None:
+    """The record at `path`; None when it is absent or no record."""
+    try:
+        data = record(json.loads(path.read_bytes()))
+        status = MachineStatus(text(data.get("status")))
+    except (OSError, ValueError):
+        return None
+    return Record(
+        name=text(data.get("name")),
+        image=text(data.get("image")),
+        status=status,
+        created_at=number(data.get("created_at")) or 0.0,
+        metadata={key: text(value) for key, value in record(data.get("metadata")).items()},
+        maker=_vm(record(data, "maker")),
+        vm=_vm(record(data, "vm")),
+        port=count(data.get("port")),
+        key=text(data.get("key")),
+        host_key=text(data.get("host_key")),
+    )
+
+
+def _vm(data: Mapping[str, object]) -> Vm | None:
+    return Vm(count(data.get("pid")), count(data.get("started")), text(data.get("boot"))) if data else None

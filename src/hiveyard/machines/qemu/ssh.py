@@ -1,0 +1,241 @@
+"""The way in for commands: one ssh connection per machine, kept, each command a channel of it.
+
+The host key is pinned. It is the template's, so all its forks have it; that is safe because of how we get there: QEMU
+holds the port on the host's loopback from its start to its end, so when the QEMU process is alive after we connected,
+it is the one we reached. The machine's own key, which no other machine accepts, is the second lock.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import asyncssh
+
+from hiveyard.core.errors import MachineLost, ProviderError
+from hiveyard.machines.qemu.vm import Vm
+
+_WORD_LIMIT = 100_000  # of the 131,072 bytes that Linux lets one word of a command line have
+_HIGH, _LOW = 1 << 20, 256 << 10
+_DYING = 2.0  # seconds between the end of a QEMU's sockets and its own
+_ALIVE_SECONDS, _ALIVE_COUNT = 30, 10
+
+
+class Link(asyncssh.SSHClient):
+    """The connection to one machine."""
+
+    def __init__(self, name: str, vm: Vm, key: asyncssh.SSHKey, permitted: Callable[[], Awaitable[None]]) -> None:
+        self._name = name
+        self.vm = vm
+        self._key: asyncssh.SSHKey | None = key
+        self._permitted = permitted
+        self._connection: asyncssh.SSHClientConnection | None = None
+
+    @property
+    def open(self) -> bool:
+        return self._connection is not None and not self._connection.is_closed()
+
+    async def public_key_auth_requested(self) -> asyncssh.SSHKey | None:
+        # The key exchange, most of the work, runs while the guest still learns who it is.
+        await self._permitted()
+        key, self._key = self._key, None
+        return key
+
+    def attached(self, connection: asyncssh.SSHClientConnection) -> None:
+        self._connection = connection
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+            await self._connection.wait_closed()
+
+    async def lost(self) -> MachineLost:
+        """What to say of a connection that broke. A QEMU that dies closes its sockets some time before it is gone."""
+        ended = await self.vm.gone(within=_DYING)
+        state = "is gone: its QEMU process ended" if ended else "does not answer"
+        return MachineLost(f"machine {self._name} {state}", machine=self._name)
+
+    @asynccontextmanager
+    async def run(self, argv: Sequence[str]) -> AsyncIterator[Channel]:
+        """A program in the guest. Raises MachineLost."""
+        command, env = _words(argv)
+        channel = Channel(self.lost)
+        try:
+            assert self._connection is not None
+            made, _ = await self._connection.create_session(lambda: channel, command, env=env, encoding=None)  # type: ignore[arg-type]
+        except (asyncssh.Error, OSError) as error:
+            raise await self.lost() from error
+        try:
+            yield channel
+        finally:
+            made.close()
+
+
+@asynccontextmanager
+async def _translated(link: Link) -> AsyncIterator[None]:
+    try:
+        yield
+    except (asyncssh.Error, OSError) as error:
+        raise MachineLost(f"{(await link.lost()).message}: {error}") from error
+
+
+async def connect(
+    name: str,
+    vm: Vm,
+    port: int,
+    *,
+    key: asyncssh.SSHKey,
+    host_key: str,
+    permitted: Callable[[], Awaitable[None]],
+) -> Link:
+    """A connection to machine `name`. Waits for `permitted` before it shows the key. Raises MachineLost."""
+    link = Link(name, vm, key, permitted)
+    async with _translated(link):
+        # asyncio: asyncssh knows no other. Algorithms are named to spare the emulated guest the post-quantum ones,
+        # which cost it a tenth of a second for a connection that never leaves this host.
+        connection = await asyncssh.connect(
+            "127.0.0.1",
+            port,
+            username="agent",
+            client_factory=lambda: link,
+            known_hosts=([asyncssh.import_public_key(host_key)], [], []),
+            server_host_key_algs=["ssh-ed25519"],
+            kex_algs=["curve25519-sha256"],
+            encryption_algs=["aes128-gcm@openssh.com"],
+            compression_algs=None,
+            preferred_auth=["publickey"],
+            agent_path=None,
+            client_keys=None,
+            config=None,
+            keepalive_interval=_ALIVE_SECONDS,
+            keepalive_count_max=_ALIVE_COUNT,
+            login_timeout=0,
+        )
+    link.attached(connection)
+    if not vm.alive:
+        await link.close()
+        raise await link.lost()
+    return link
+
+
+class Channel(asyncssh.SSHClientSession[bytes]):
+    """One program in the guest; a Stream."""
+
+    def __init__(self, lost: Callable[[], Awaitable[ProviderError]]) -> None:
+        self._lost = lost
+        self._chan: asyncssh.SSHClientChannel[bytes] | None = None
+        self._held: dict[int | None, list[bytes]] = {None: [], asyncssh.EXTENDED_DATA_STDERR: []}
+        self._size = 0
+        self._ended = False
+        self._status: int | None = None
+        self._changed = anyio.Event()
+        self._writable = anyio.Event()
+        self._writable.set()
+
+    # What asyncssh calls.
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        self._chan = chan
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        self._held.setdefault(datatype, []).append(data)
+        self._size += len(data)
+        if self._size > _HIGH and self._chan is not None:
+            self._chan.pause_reading()
+        self._tell()
+
+    def eof_received(self) -> bool:
+        self._end()
+        return True  # our own half stays open: the program may still read
+
+    def exit_status_received(self, status: int) -> None:
+        self._status = status
+        self._tell()
+
+    def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
+        self._status = 128 + _SIGNALS.get(signal, 9)
+        self._tell()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._writable.set()
+        self._chan = None
+        self._end()
+
+    def pause_writing(self) -> None:
+        self._writable = anyio.Event()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # What a guest calls.
+
+    async def send(self, data: bytes) -> None:
+        for start in range(0, len(data), _HIGH):
+            if self._chan is None or self._chan.is_closing():
+                return
+            try:
+                self._chan.write(data[start : start + _HIGH])
+            except (BrokenPipeError, OSError):
+                return
+            await self._writable.wait()
+
+    async def send_eof(self) -> None:
+        if self._chan is not None and not self._chan.is_closing():
+            self._chan.write_eof()
+
+    async def receive(self) -> bytes:
+        return await self._take(None)
+
+    async def receive_error(self) -> bytes:
+        return await self._take(asyncssh.EXTENDED_DATA_STDERR)
+
+    async def wait(self) -> int:
+        while self._status is None:
+            if self._chan is None:
+                raise await self._lost()
+            await self._next()
+        return self._status
+
+    async def _take(self, kind: int | None) -> bytes:
+        while not self._held[kind]:
+            if self._ended:
+                return b""
+            await self._next()
+        data = b"".join(self._held[kind])
+        self._held[kind].clear()
+        self._size -= len(data)
+        if self._size < _LOW and self._chan is not None:
+            self._chan.resume_reading()
+        return data
+
+    async def _next(self) -> None:
+        await self._changed.wait()
+
+    def _tell(self) -> None:
+        # Wakes all who wait now, and nobody who comes later.
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._tell()
+
+
+_SIGNALS = {"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "FPE": 8, "KILL": 9, "SEGV": 11, "PIPE": 13,
+            "ALRM": 14, "TERM": 15, "USR1": 10, "USR2": 12}  # fmt: skip
+
+
+def _words(argv: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
+    """The command for the guest's shell, and variables that carry it when it is too long for one word."""
+    line = shlex.join(argv).encode("utf-8", "surrogateescape")
+    # What a bash finds in SSH_CLIENT makes it read ~/.bashrc first, before every single command.
+    before = b"unset SSH_CLIENT SSH_CONNECTION;"
+    if len(line) <= _WORD_LIMIT:
+        return before + b"exec " + line, {}
+    pieces = [line[start : start + _WORD_LIMIT] for start in range(0, len(line), _WORD_LIMIT)]
+    names = [f"HV_WORDS_{number}" for number in range(len(pieces))]
+    whole = "".join(f"${name}" for name in names)
+    command = before + f'eval "unset {" ".join(names)}; exec {whole}"'.encode()
+    return command, dict(zip(names, pieces, strict=True))

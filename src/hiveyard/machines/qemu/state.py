@@ -1,0 +1,81 @@
+"""Freezing a guest's devices into a file and waking them from it, over QMP.
+
+The memory is not part of it: it is a file already, which a template writes through to and a fork maps copy-on-write.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+
+from hiveyard.core.errors import ProviderError
+from hiveyard.kit.shape import record, text
+from hiveyard.kit.text import one_line
+from hiveyard.machines.qemu.wire import Wire
+
+_PORT = re.compile(r"TCP\[HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s")
+
+
+async def freeze(wire: Wire, state: Path) -> None:
+    """Stop the guest and write the state of its devices to the file `state`."""
+    await wire.call("stop")
+    await _share_memory(wire)
+    with _opened(state, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+        await wire.give("state", fd)
+    await wire.call("migrate", uri="fd:state")
+    while (status := text(record(await wire.call("query-migrate")).get("status"))) != "completed":
+        if status in ("failed", "cancelled"):
+            raise ProviderError(f"freezing the guest {status}: {record(await wire.call('query-migrate'))}")
+        await anyio.sleep(0.005)
+
+
+async def thaw(wire: Wire, state: Path) -> None:
+    """Load the devices from the file `state` and let the guest go on. Raises MachineLost when it does not load: QEMU
+    ends itself then."""
+    await _share_memory(wire)
+    with _opened(state, os.O_RDONLY) as fd:
+        await wire.give("state", fd)
+    await wire.call("migrate-incoming", uri="fd:state")
+    while True:
+        message = await wire.receive()
+        if message.get("event") == "MIGRATION":
+            status = text(record(message, "data").get("status"))
+            if status == "completed":
+                break
+            if status == "failed":
+                raise ProviderError("the frozen state does not load")
+    await wire.call("cont")
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def _share_memory(wire: Wire) -> None:
+    wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+    await wire.call("migrate-set-capabilities", capabilities=wanted)
+
+
+async def ssh_port(wire: Wire) -> int:
+    """The port on the host's loopback that leads to the guest's sshd."""
+    table = text(await wire.call("human-monitor-command", **{"command-line": "info usernet"}))
+    found = _PORT.search(table)
+    if found is None:
+        raise ProviderError(f"QEMU forwards no port to the guest: {one_line(table)}")
+    return int(found.group(1))
+
+
+async def console(wire: Wire, lines: int = 12) -> str:
+    """The last lines on the guest's console."""
+    data = text(await wire.call("ringbuf-read", device="console", size=64 << 10))
+    return "\n".join(one_line(line) for line in data.splitlines()[-lines:])

@@ -1,0 +1,182 @@
+"""A template: an image booted once, settled, and frozen with its memory. Machines are forks of it.
+
+    <cache>/templates/<key>/memory         the guest's memory, a sparse file that forks map copy-on-write
+    <cache>/templates/<key>/state          the state of its devices, half a megabyte
+    <cache>/templates/<key>/disk.qcow2     what the boot changed on the image's disk
+    <cache>/templates/<key>/blank.qcow2    an empty overlay to copy, which is 10 ms faster than making one
+    <cache>/templates/<key>/template.json  written last: sizes, digests, and how the memory file looked when frozen
+
+A running machine can become a template by the same files: its memory written out, its state, its disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from hiveyard.core.errors import ProviderError
+from hiveyard.core.machines import Shape
+from hiveyard.kit import files, process
+from hiveyard.kit.shape import record, text
+from hiveyard.machines.qemu.command import LAYOUT, MACHINE, Engine
+
+PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2")
+
+
+class Corrupt(ProviderError):
+    """A template is not what was frozen. It is made again."""
+
+
+class Key(NamedTuple):
+    """All that a frozen state depends on."""
+
+    image: str
+    disk: str
+    shape: Shape
+    engine: Engine
+    version: str
+    processor: str
+
+    def digest(self) -> str:
+        return hashlib.sha256(repr((LAYOUT, MACHINE, *self)).encode()).hexdigest()[:16]
+
+
+class Template(NamedTuple):
+    """`made` tells two apart that were made for the same key."""
+
+    root: Path
+    host_key: str
+    made: str
+
+    @property
+    def memory(self) -> Path:
+        return self.root / "memory"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def blank(self) -> Path:
+        return self.root / "blank.qcow2"
+
+    def check(self) -> None:
+        """Raises Corrupt when a file is not as it was frozen.
+
+        The memory is too large to be read each time. Its change time is as good: the kernel sets it at every write,
+        and no program can set it back. So a QEMU that a guest took over cannot pass anything on to later forks.
+        """
+        found = _load(self.root)
+        if text(found.get("digest")) != _digest(self.state):
+            raise Corrupt(f"template {self.root.name}: its state is damaged")
+        seen = record(found, "files")
+        for name in PARTS:
+            if seen.get(name) != (now := _look(self.root / name)):
+                raise Corrupt(
+                    f"template {self.root.name}: {name} changed after it was frozen: {seen.get(name)} -> {now}"
+                )
+
+
+class Templates:
+    """All templates of a cache, each named by its key."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def find(self, key: Key) -> Template | None:
+        """The template as it lies there, unchecked."""
+        root = self._root / key.digest()
+        return _template(root)
+
+    def place(self, key: Key) -> Path:
+        """A new empty directory in which a template can be made; remains of others for the same key are removed.
+        Call it under the key's lock."""
+        for remains in self._root.glob(f".new-{key.digest()}*"):
+            shutil.rmtree(remains)
+        fresh = self._root / f".new-{key.digest()}"
+        fresh.mkdir(parents=True)
+        # Others may pass through to a file they are handed, and not look around.
+        fresh.chmod(0o711)
+        return fresh
+
+    def keep(self, key: Key, fresh: Path, *, host_key: str, group: int | None, sealed: bool) -> Template:
+        """Put a finished template in its place. `group` may map its memory; `sealed` when QEMU can do that without
+        the right to write."""
+        for name in PARTS:
+            _hand_over(fresh / name, group, writable=name == "memory" and not sealed)
+        marks: dict[str, object] = {
+            "host_key": host_key,
+            "image": key.image,
+            "digest": (digest := _digest(fresh / "state")),
+            "files": {name: _look(fresh / name) for name in PARTS},
+        }
+        files.write_atomic(fresh / "template.json", json.dumps(marks).encode())
+        root = self._root / key.digest()
+        shutil.rmtree(root, ignore_errors=True)
+        fresh.replace(root)
+        files.sync_dir(self._root)
+        return Template(root, host_key, digest)
+
+    def remove(self, template: Template) -> None:
+        shutil.rmtree(template.root, ignore_errors=True)
+
+    def remove_image(self, image_id: str) -> None:
+        for root in self._all():
+            if _load(root).get("image") == image_id:
+                shutil.rmtree(root, ignore_errors=True)
+
+    def _all(self) -> Iterable[Path]:
+        return list(self._root.iterdir()) if self._root.is_dir() else []
+
+
+def _template(root: Path) -> Template | None:
+    found = _load(root)
+    return Template(root, text(found.get("host_key")), text(found.get("digest"))) if found else None
+
+
+def _load(root: Path) -> dict[str, object]:
+    try:
+        return dict(record(json.loads((root / "template.json").read_bytes())))
+    except (OSError, ValueError):
+        return {}
+
+
+def _hand_over(path: Path, group: int | None, *, writable: bool) -> None:
+    """Make a file ours, open to `group` and nobody else (the guest's host key is in it), and safe from a power cut."""
+    if group is not None:
+        os.chown(path, 0, group)
+    path.chmod(0o660 if writable else 0o640)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _look(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+async def overlay(path: Path, backing: str, kind: str, disk_gib: int) -> None:
+    """An empty qcow2 over `backing`. The name in it is only a note: QEMU is told what lies below it each time."""
+    done = await process.run(
+        ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", kind, str(path), f"{disk_gib}G"]
+    )
+    if not done.ok:
+        raise ProviderError(f"making an overlay: {done.command()} said: {done.complaint()}")

@@ -1,0 +1,79 @@
+"""Who QEMU runs as: never root, no host group beyond what it needs, and inside its own user namespace the guest's user.
+
+The namespace is why a session's files look the same from both sides: QEMU's one host user is uid 1000 in there, so
+that the guest's user owns what the host gave it, and the host owns what the guest made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+GUEST_UID = 1000
+_SPREAD = 1 << 16
+
+
+class User(NamedTuple):
+    """A host user. `uid` None is whoever the daemon is; `group` may use templates."""
+
+    uid: int | None
+    group: int | None
+
+    def prefix(self, *, kvm: bool = False, bound: bool = False) -> list[str]:
+        """The words before a program that make it run as this user, with its limits; `bound` to our own life."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        limits = ["prlimit", "--core=0", f"--nofile={hard}:{hard}"]
+        drop = ["setpriv", "--no-new-privs", "--inh-caps=-all"]
+        if self.uid is not None:
+            limits.append("--nproc=2048")
+            drop += [f"--reuid={self.uid}", f"--regid={self.uid}", "--groups=" + ",".join(self._groups(kvm))]
+            drop.append("--bounding-set=-all")
+        # The kernel forgets this wish at each change of credentials, so it is made last.
+        last = ["setpriv", "--pdeathsig=KILL", "--"] if bound else []
+        return [*limits, *drop, "--", *_namespace(), *last]
+
+    def _groups(self, kvm: bool) -> Sequence[str]:
+        groups = [str(self.group)]
+        if kvm and Path("/dev/kvm").exists():
+            groups.append(str(Path("/dev/kvm").stat().st_gid))
+        return groups
+
+    def owns(self, path: Path) -> None:
+        """Give one file or directory to this user."""
+        if self.uid is not None:
+            os.chown(path, self.uid, self.uid, follow_symlinks=False)
+
+    def owns_tree(self, root: Path) -> None:
+        """Give a directory and all below it to this user, following no symlink: a guest may have made the tree."""
+        if self.uid is None:
+            return
+        self.owns(root)
+        for _, directories, files, fd in os.fwalk(root, follow_symlinks=False):
+            for name in (*directories, *files):
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if (status.st_uid, status.st_gid) != (self.uid, self.uid):
+                    os.chown(name, self.uid, self.uid, dir_fd=fd, follow_symlinks=False)
+
+
+def user_for(what: str, *, first: int) -> User:
+    """The user for one session (or machine) `what`. As root each gets its own out of 65,536, so that a guest that
+    breaks out of its QEMU finds nothing of another; the same `what` gives the same one each time."""
+    if os.geteuid() != 0:
+        return User(None, None)
+    number = int.from_bytes(hashlib.blake2b(what.encode(), digest_size=4).digest())
+    return User(first + 1 + number % _SPREAD, first)
+
+
+def builder(*, first: int) -> User:
+    """The user who makes templates."""
+    return User(first, first) if os.geteuid() == 0 else User(None, None)
+
+
+def _namespace() -> list[str]:
+    if os.geteuid() == GUEST_UID and os.getegid() == GUEST_UID:
+        return []  # is the guest's user already
+    return ["unshare", "--user", f"--map-user={GUEST_UID}", f"--map-group={GUEST_UID}", "--"]

@@ -1,0 +1,101 @@
+"""One QEMU process as the host sees it: who it is, whether it lives, when it ends, and its end.
+
+A pid alone names nothing: it is reused. A process is its pid together with the moment of its start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+
+from hiveyard.core.errors import ProviderError
+
+_PROC = Path("/proc")
+
+
+class Vm(NamedTuple):
+    """`started` is in clock ticks since the host's boot, `boot` names that boot."""
+
+    pid: int
+    started: int
+    boot: str
+
+    @property
+    def alive(self) -> bool:
+        return self.boot == boot_id() and _started(self.pid) == self.started
+
+    async def gone(self, within: float | None = None) -> bool:
+        """Wait for its end, at most `within` seconds; whether it has ended."""
+        with _pidfd(self) as fd:
+            if fd is None:
+                return True
+            with anyio.move_on_after(within):
+                await anyio.wait_readable(fd)
+                return True
+        return False
+
+    async def kill(self) -> None:
+        """End it at once: a guest's disk is thrown away with it, so nothing has to be written back. Ended already
+        is a success. Raises ProviderError when the kernel does not let go of it."""
+        with _pidfd(self) as fd:
+            if fd is None:
+                return
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            with anyio.move_on_after(20):
+                await anyio.wait_readable(fd)
+                return
+        raise ProviderError(f"the QEMU process {self.pid} does not end, even when killed")
+
+
+@contextlib.contextmanager
+def _pidfd(vm: Vm) -> Iterator[int | None]:
+    try:
+        fd = os.pidfd_open(vm.pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        # Looked at when the descriptor is open: from here on it cannot become another process.
+        yield fd if vm.alive else None
+    finally:
+        os.close(fd)
+
+
+def seen(pid: int) -> Vm | None:
+    """The process `pid` as it is now, or None."""
+    started = _started(pid)
+    return None if started is None else Vm(pid, started, boot_id())
+
+
+def labels() -> Iterator[tuple[str, Vm]]:
+    """The label (`-name`) of each process of this host that has one, QEMU or a program about to become QEMU."""
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if b"-nodefaults" in words and b"-name" in words[:-1]:
+                vm = seen(int(entry.name))
+                if vm is not None:
+                    yield words[words.index(b"-name") + 1].decode("utf-8", "replace"), vm
+
+
+def boot_id() -> str:
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def _started(pid: int) -> int | None:
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    # The name in parentheses may hold spaces and parentheses; fields count from behind it.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])

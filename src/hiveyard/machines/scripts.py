@@ -1,0 +1,214 @@
+"""The bash scripts by which a guest does what the host asks; each is one round trip.
+
+They use builtins where they can, because in an emulated machine every fork costs milliseconds. Arguments are
+positional, so no path or value is ever part of a script. They tell the host how it went by exit code, never by text.
+Needed in the guest: bash and coreutils.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Exit codes of the file scripts. What has none of its own is FAILED, explained by what the tool said.
+NOT_FOUND: Final = 40
+IS_DIRECTORY: Final = 41
+NOT_DIRECTORY: Final = 42
+DENIED: Final = 43
+UNVERIFIED: Final = 44
+FAILED: Final = 45
+NOT_REGULAR: Final = 46
+
+# TOKEN CWD N NAME=VALUE{N} PROGRAM ARGUMENT...
+# The program replaces the shell, so its exit code and signals are its own. A first line on stderr, `TOKEN PID`, tells
+# the host where the command's output begins and which process to kill; `TOKEN cwd` or a last line `TOKEN exec` tells
+# that it never started. The token is in the environment of the command, so that what it starts can be found.
+RUN: Final = r"""
+shopt -s execfail
+__t=$1 __n=$3
+cd -- "$2" 2>/dev/null || { printf '%s cwd\n' "$__t" >&2; exit 125; }
+shift 3
+while ((__n-- > 0)); do export "$1"; shift; done
+export HIVEYARD_RUN=$__t
+printf '%s %d\n' "$__t" $$ >&2
+exec -- "$@"
+printf '\n%s exec\n' "$__t" >&2
+exit 126
+"""
+
+# TOKEN PID
+# Kills the process PID, its session, its process group, whatever carries TOKEN in its environment, and all children
+# of these. They are stopped first, all of them, so that nothing forks away from the kill. Exit 1: some are left.
+KILL: Final = r"""
+t=$1 first=$2
+shopt -s nullglob
+declare -A doomed
+scan() {
+  local d p s e; found=0 fresh=0
+  for d in /proc/[0-9]*; do
+    p=${d#/proc/} s=
+    [[ $p == $$ ]] && continue
+    { read -r -d '' s <"$d/stat"; } 2>/dev/null
+    s=${s##*) }
+    [[ $s && $s != [ZX]\ * ]] || continue
+    set -- $s
+    if [[ ! ${doomed[$p]} ]]; then
+      if [[ $p != "$first" && $3 != "$first" && $4 != "$first" && ! ${doomed[$2]} ]]; then
+        e=()
+        { mapfile -d '' -t e <"$d/environ"; } 2>/dev/null
+        [[ " ${e[*]} " == *" HIVEYARD_RUN=$t "* ]] || continue
+      fi
+      doomed[$p]=1 fresh=1
+      kill -STOP "$p" 2>/dev/null
+    fi
+    found=1
+  done
+}
+for ((i = 0; i < 200; i++)); do
+  scan
+  ((fresh)) && continue
+  ((found)) || exit 0
+  kill -KILL "${!doomed[@]}" 2>/dev/null
+  read -r -t 0.02 -n 1
+done
+exit 1
+"""
+
+# Shared by the file scripts. `why PATH` ends the script with the reason why PATH cannot be reached.
+_FILES: Final = r"""
+LC_ALL=C
+why() {
+  local d=$1
+  while d=${d%/*}; [[ $d && ! -e $d && ! -L $d ]]; do :; done
+  d=${d:-/}
+  [[ -e $d ]] || exit 40
+  [[ -d $d ]] || exit 42
+  [[ -x $d ]] || exit 43
+  exit 40
+}
+"""
+
+# PATH OFFSET LIMIT -> at most LIMIT bytes
+READ: Final = (
+    _FILES
+    + r"""
+[[ -d $1 ]] && exit 41
+[[ -e $1 ]] || why "$1"
+[[ -f $1 ]] || exit 46
+[[ -r $1 ]] || exit 43
+exec dd if="$1" bs=1M iflag=skip_bytes,count_bytes,fullblock skip="$2" count="$3" status=none
+"""
+)
+
+_INTO: Final = (
+    _FILES
+    + r"""
+d=${1%/*} d=${d:-/}
+unwritten() {
+  if [[ -e $1 && ! -w $1 || ! -e $1 && ! -w $d ]]; then exit 43; fi
+  exit 45
+}
+"""
+)
+
+# PATH MODE; the content is stdin
+WRITE: Final = (
+    _INTO
+    + r"""
+[[ -d $1 ]] && exit 41
+[[ -d $d ]] || why "$1"
+cat >"$1" && chmod -- "$2" "$1" || unwritten "$1"
+"""
+)
+
+# PATH MODE SIZE SHA256 TOKEN PARENTS; the content is stdin. The umask makes the mode where it can: one fork less.
+WRITE_ATOMIC: Final = (
+    _INTO
+    + r"""
+[[ -d $1 && ! -L $1 ]] && exit 41
+if [[ ! -d $d ]]; then
+  [[ $6 ]] && mkdir -p -- "$d" 2>/dev/null
+  [[ -d $d ]] || why "$1"
+fi
+[[ -w $d && -x $d ]] || exit 43
+t=${d%/}/.hv-$5
+trap 'rm -f -- "$t"' EXIT
+umask "$(printf %o $((0777 & ~0$2)))" 2>/dev/null
+dd of="$t" bs=1M iflag=fullblock conv=fsync status=none || exit 45
+((0$2 & ~0666)) && { chmod -- "$2" "$t" || exit 45; }
+[[ $(stat -c '%s %a' -- "$t") == "$3 $2" ]] || exit 44
+[[ $(sha256sum <"$t") == "$4 "* ]] || exit 44
+mv -fT -- "$t" "$1" || exit 45
+trap - EXIT
+"""
+)
+
+# PATH
+EXISTS: Final = (
+    _FILES
+    + r"""
+[[ -e $1 ]] || why "$1"
+"""
+)
+
+# PATH MODE PARENTS
+MKDIR: Final = (
+    _FILES
+    + r"""
+[[ -d $1 ]] && exit 0
+[[ -e $1 || -L $1 ]] && exit 42
+mkdir ${3:+-p} -m "$2" -- "$1" && exit 0
+[[ -d $1 ]] && exit 0
+d=$1
+while d=${d%/*}; [[ $d && ! -e $d && ! -L $d ]]; do :; done
+d=${d:-/}
+[[ -d $d ]] || exit 42
+[[ -w $d && -x $d ]] || exit 43
+[[ -d ${1%/*}/ ]] || exit 40
+exit 45
+"""
+)
+
+# PATH
+REMOVE: Final = (
+    _FILES
+    + r"""
+[[ -d $1 && ! -L $1 ]] && exit 41
+rm -f -- "$1" && exit 0
+d=${1%/*}
+[[ -w ${d:-/} && -x ${d:-/} ]] || exit 43
+exit 45
+"""
+)
+
+# PATH; trees made read-only by their owner (caches of package managers) go too.
+REMOVE_TREE: Final = (
+    _FILES
+    + r"""
+rm -rf -- "$1" 2>/dev/null && exit 0
+[[ -L $1 ]] || chmod -R u+rwX -- "$1" 2>/dev/null
+rm -rf -- "$1" && exit 0
+d=${1%/*}
+[[ -w ${d:-/} && -x ${d:-/} ]] || exit 43
+exit 45
+"""
+)
+
+# PATH FIRST-BYTE(from 1) PID(or empty). Nothing comes on stdin: its end tells that nobody listens any more, and that
+# is the only sign that reaches a guest by every way in.
+FOLLOW: Final = (
+    _FILES
+    + r"""
+while :; do
+  over=; [[ $3 && ! -e /proc/$3 ]] && over=1
+  [[ -e $1 ]] && break
+  [[ $over ]] && exit 0
+  read -r -t 0.05 -n 1; (($? > 128)) || exit 0
+done
+[[ -d $1 ]] && exit 41
+[[ -f $1 ]] || exit 46
+[[ -r $1 ]] || exit 43
+exec 3<&0 </dev/null
+{ read -r -n 1 -u 3; kill $$; } >/dev/null 2>&1 &
+exec tail -c "+$2" -s 0.05 ${3:+--pid="$3"} -f -- "$1" 2>/dev/null 3<&-
+"""
+)

@@ -1,0 +1,284 @@
+"""The inside of any machine that can run bash, made from one ability: to open a program in it.
+
+A provider implements `Exec`; `ShellGuest` is the whole Guest on top of it. It must not know which backend it talks
+to, and it believes nothing that comes back: every answer is bounded, every exit code is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import posixpath
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import anyio
+
+from hiveyard.core.commands import Command, Result
+from hiveyard.core.errors import (
+    BadInput,
+    CannotExecute,
+    CommandTimeout,
+    GuestDirectoryNotEmpty,
+    GuestFileError,
+    GuestFileNotFound,
+    GuestFileTooLarge,
+    GuestIsADirectory,
+    GuestNoSpace,
+    GuestNotADirectory,
+    GuestPermissionDenied,
+    GuestWriteUnverified,
+    MachineLost,
+    ProviderError,
+)
+from hiveyard.core.machines import Capabilities
+from hiveyard.kit.text import decode, one_line
+from hiveyard.machines import scripts
+from hiveyard.machines.dialogue import Commanded, Kept, converse
+
+_ARGV_LIMIT = 120_000
+_ANSWER_LIMIT = 4096
+_KILL_BUDGET = 20.0
+_KILL_PAUSE = 0.2
+_STAYED = 1  # the KILL script's exit code when it could not end all
+
+# Bash keeps these for itself and cannot export what the caller wants them to be; env(1) can.
+_BASH_OWN = frozenset(
+    (
+        "BASH",
+        "BASHOPTS",
+        "BASHPID",
+        "BASH_ARGC",
+        "BASH_ARGV",
+        "BASH_ARGV0",
+        "BASH_CMDS",
+        "BASH_COMMAND",
+        "BASH_LINENO",
+        "BASH_SOURCE",
+        "BASH_SUBSHELL",
+        "BASH_VERSINFO",
+        "COMP_WORDBREAKS",
+        "DIRSTACK",
+        "EPOCHREALTIME",
+        "EPOCHSECONDS",
+        "EUID",
+        "FUNCNAME",
+        "GROUPS",
+        "HISTCMD",
+        "LINENO",
+        "PPID",
+        "RANDOM",
+        "SECONDS",
+        "SHELLOPTS",
+        "SHLVL",
+        "SRANDOM",
+        "UID",
+        "_",
+        "__t",
+        "__n",
+    )
+)
+
+_FILE_ERRORS: dict[int, tuple[type[GuestFileError], str]] = {
+    scripts.NOT_FOUND: (GuestFileNotFound, "no such file or directory"),
+    scripts.IS_DIRECTORY: (GuestIsADirectory, "is a directory"),
+    scripts.NOT_DIRECTORY: (GuestNotADirectory, "not a directory, or a parent of it is not"),
+    scripts.DENIED: (GuestPermissionDenied, "permission denied"),
+    scripts.UNVERIFIED: (GuestWriteUnverified, "what was read back is not what was written"),
+    scripts.NOT_REGULAR: (GuestFileError, "not a regular file"),
+}
+
+
+class Stream(Protocol):
+    """A program that runs in a guest. Only `wait` tells how it went; the other verbs just come to an end."""
+
+    async def send(self, data: bytes) -> None:
+        """Give it to the program's stdin, waiting while that is full. What it does not want is dropped."""
+
+    async def send_eof(self) -> None:
+        """End its stdin. Twice is once."""
+
+    async def receive(self) -> bytes:
+        """The next piece of stdout, of any size; b"" at its end, and when the machine is lost."""
+
+    async def receive_error(self) -> bytes:
+        """The same for stderr."""
+
+    async def wait(self) -> int:
+        """The exit code, 128 + N when signal N killed it, as soon as the program itself has ended, even when
+        children of it hold its outputs open. Raises MachineLost when the machine died or cannot be reached."""
+
+
+class Exec(Protocol):
+    """The one thing a provider does for a guest."""
+
+    def open(self, argv: Sequence[str]) -> AbstractAsyncContextManager[Stream]:
+        """Run `argv` in the guest as its unprivileged user, without a terminal, in a session of its own (setsid)
+        where that can be had, with HOME, USER, PATH and LANG set. Words hold any character but NUL; file names that
+        are not UTF-8 come as surrogates (encode with `surrogateescape`).
+
+        Leaving the block closes stdin and lets go of the outputs; it never waits for long. It need not kill: the
+        guest does. Raises MachineLost.
+        """
+
+
+class ShellGuest:
+    """A Guest on top of an Exec."""
+
+    def __init__(self, exec: Exec, capabilities: Capabilities) -> None:
+        self._exec = exec
+        self._capabilities = capabilities
+
+    async def run(
+        self,
+        command: Command,
+        *,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+        limit: int = 16 << 20,
+    ) -> Result:
+        token = secrets.token_hex(8)
+        argv = self._run_argv(token, command)
+        out, err = Kept(limit), Commanded(token, limit)
+        async with self._exec.open(argv) as stream:
+            try:
+                with anyio.fail_after(timeout):
+                    status = await converse(stream, stdin, out.add, err.add)
+            except TimeoutError:
+                await self._kill(token, err)
+                shown = one_line(" ".join(command.words()))
+                raise CommandTimeout(f"{shown!r} did not end within {timeout:g}s and was killed") from None
+            except anyio.get_cancelled_exc_class():
+                await self._kill_before_leaving(token, err)
+                raise
+        self._check_started(command, err, status)
+        return Result(status, bytes(out.data), bytes(err.data), out.cut or err.cut)
+
+    def _run_argv(self, token: str, command: Command) -> tuple[str, ...]:
+        words = command.words()
+        own = [f"{name}={value}" for name, value in command.env.items() if name in _BASH_OWN]
+        if own:
+            words = ("env", "--", *own, *words)
+        env = [f"{name}={value}" for name, value in command.env.items() if name not in _BASH_OWN]
+        cwd = self._path(command.cwd or "~")
+        argv = ("bash", "-c", scripts.RUN, "hv", token, cwd, str(len(env)), *env, *words)
+        size = sum(len(word.encode("utf-8", "surrogateescape")) + 1 for word in argv)
+        if size > _ARGV_LIMIT:
+            raise CannotExecute(
+                f"the command with its environment is {size} bytes long, at most {_ARGV_LIMIT} fit",
+                hint="give large input by stdin or by a file",
+            )
+        return argv
+
+    def _check_started(self, command: Command, err: Commanded, status: int) -> None:
+        shown = one_line(command.words()[0])
+        if err.failure == "cwd":
+            raise CannotExecute(f"cannot run {shown!r}: the directory {command.cwd or '~'} cannot be entered")
+        if err.failure == "exec":
+            raise CannotExecute(f"cannot run {shown!r}: {one_line(decode(bytes(err.data))) or 'it cannot be started'}")
+        if err.pid is None:
+            said = one_line(decode(err.unread()))
+            raise CannotExecute(f"the guest's bash did not start: exit code {status}: {said}")
+
+    async def _kill(self, token: str, err: Commanded) -> None:
+        """End a command and all that it started; returns when they are gone. Raises MachineLost when they stay."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_KILL_BUDGET) as scope:
+            argv = ("bash", "-c", scripts.KILL, "hv", token, str(err.pid or -1))
+            # In a guest that is full of processes it may take several attempts to start one more.
+            while (status := await self._status(argv)) not in (0, _STAYED):  # noqa: ASYNC110
+                await anyio.sleep(_KILL_PAUSE)
+            if status == 0:
+                return
+        why = "did not answer" if scope.cancelled_caught else f"said {status}"
+        raise MachineLost(f"the guest could not end the processes of a command: it {why}")
+
+    async def _status(self, argv: Sequence[str]) -> int:
+        async with self._exec.open(argv) as stream:
+            # Its stdin stays open until it ends: the script sleeps by waiting for it.
+            return await stream.wait()
+
+    async def _kill_before_leaving(self, token: str, err: Commanded) -> None:
+        # A machine that is gone or stuck is found out by whoever cancelled us; it must not hide the cancelling.
+        with contextlib.suppress(ProviderError):
+            await self._kill(token, err)
+
+    async def read(self, path: str, *, offset: int = 0, limit: int = 64 << 20) -> bytes:
+        out = Kept(limit + 1)
+        await self._file("read", scripts.READ, path, str(offset), str(limit + 1), out=out)
+        if len(out.data) > limit:
+            raise GuestFileTooLarge(f"{path} has more than the {limit} bytes that were asked for", path=path)
+        return bytes(out.data)
+
+    async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        await self._file("write", scripts.WRITE, path, f"{mode:o}", stdin=data)
+
+    async def write_atomic(self, path: str, data: bytes, *, mode: int = 0o644, parents: bool = True) -> None:
+        digest = hashlib.sha256(data).hexdigest()
+        extra = (f"{mode:o}", str(len(data)), digest, secrets.token_hex(8), "1" if parents else "")
+        await self._file("write", scripts.WRITE_ATOMIC, path, *extra, stdin=data)
+
+    async def exists(self, path: str) -> bool:
+        try:
+            await self._file("look at", scripts.EXISTS, path)
+        except (GuestFileNotFound, GuestNotADirectory):
+            return False
+        return True
+
+    async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = True) -> None:
+        await self._file("make the directory", scripts.MKDIR, path, f"{mode:o}", "1" if parents else "")
+
+    async def remove(self, path: str) -> None:
+        await self._file("remove", scripts.REMOVE, path)
+
+    async def remove_tree(self, path: str) -> None:
+        target = self._path(path)
+        bare = posixpath.normpath("/" + target.lstrip("/"))
+        for kept in (self._capabilities.home, self._capabilities.session):
+            if posixpath.commonpath([bare, kept]) == bare:
+                raise BadInput(f"{path} is not for removing: {kept} is needed by the machine")
+        await self._file("remove", scripts.REMOVE_TREE, target.rstrip("/"))
+
+    async def follow(self, path: str, *, offset: int = 0, pid: int | None = None) -> AsyncGenerator[bytes, None]:
+        argv = self._script(scripts.FOLLOW, path, str(offset + 1), "" if pid is None else str(pid))
+        async with self._exec.open(argv) as stream:
+            while piece := await stream.receive():
+                yield piece
+            status = await stream.wait()
+        if status != 0:
+            raise _file_error("follow", path, status, b"")
+
+    async def _file(
+        self, verb: str, script: str, path: str, *extra: str, stdin: bytes = b"", out: Kept | None = None
+    ) -> None:
+        said = Kept(_ANSWER_LIMIT)
+        async with self._exec.open(self._script(script, path, *extra)) as stream:
+            status = await converse(stream, stdin, (out or Kept(_ANSWER_LIMIT)).add, said.add)
+        if status != 0:
+            raise _file_error(verb, path, status, bytes(said.data))
+
+    def _script(self, script: str, path: str, *extra: str) -> tuple[str, ...]:
+        return ("bash", "-c", script, "hv", self._path(path), *extra)
+
+    def _path(self, path: str) -> str:
+        """`path` as the guest takes it: absolute, with the home directory in the place of `~`."""
+        if "\0" in path:
+            raise BadInput(f"a path cannot contain a NUL character: {path[:80]!r}")
+        if path == "~" or path.startswith("~/"):
+            return self._capabilities.home + path[1:]
+        if not path.startswith("/"):
+            raise BadInput(f"a path in a guest is absolute or starts with ~/, not {path[:80]!r}")
+        return path
+
+
+def _file_error(verb: str, path: str, status: int, said: bytes) -> GuestFileError:
+    words = decode(said)
+    kind, why = _FILE_ERRORS.get(status, (GuestFileError, f"exit code {status}: {one_line(words)}"))
+    if status not in _FILE_ERRORS:
+        # The scripts run in the C locale: these texts are the C library's own.
+        if "No space left on device" in words or "Disk quota exceeded" in words:
+            kind = GuestNoSpace
+        elif "Directory not empty" in words:
+            kind = GuestDirectoryNotEmpty
+    return kind(f"cannot {verb} {path} in the guest: {why}", path=path)

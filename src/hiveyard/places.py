@@ -1,0 +1,71 @@
+"""The directories Hiveyard uses. Importing this costs nothing: the CLI reads it before anything else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Places(NamedTuple):
+    """Where things are.
+
+    `data` is what must not be lost (database, sessions); `cache` can be made again (images, templates); `run` holds
+    sockets, locks and machines that are up; `config` is the settings file, which may be absent.
+    """
+
+    data: Path
+    cache: Path
+    run: Path
+    config: Path
+
+    @property
+    def sessions(self) -> Path:
+        return self.data / "sessions"
+
+    @property
+    def database(self) -> Path:
+        return self.data / "hiveyard.db"
+
+    @property
+    def machines(self) -> Path:
+        return self.data / "machines"
+
+    @property
+    def keys(self) -> Path:
+        return self.config.with_name("keys.toml")
+
+    @property
+    def doors(self) -> Path:
+        return self.run / "doors"
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "api.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.run / "daemon.lock"
+
+    @property
+    def log(self) -> Path:
+        return self.data / "daemon.log"
+
+
+def places(env: Mapping[str, str] | None = None) -> Places:
+    """`$HIVEYARD_HOME` holds everything when it is set, else the XDG directories; `$HIVEYARD_CACHE` moves the cache."""
+    env = os.environ if env is None else env
+    home = Path(env.get("HOME") or Path.home())
+    if root := env.get("HIVEYARD_HOME"):
+        base = Path(root).expanduser().absolute()
+        found = Places(base / "data", base / "cache", base / "run", base / "config.toml")
+    else:
+        data = Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "hiveyard"
+        cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "hiveyard"
+        config = Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "hiveyard" / "config.toml"
+        runtime = env.get("XDG_RUNTIME_DIR")
+        found = Places(data, cache, Path(runtime) / "hiveyard" if runtime else data / "run", config)
+    if moved := env.get("HIVEYARD_CACHE"):
+        found = found._replace(cache=Path(moved).expanduser().absolute())
+    return found

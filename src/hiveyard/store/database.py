@@ -1,0 +1,163 @@
+"""The store: write, read, follow, on SQLite or PostgreSQL. It must not know what is written.
+
+async with open_store(path, clock=clock) as store:
+    event = await store.write(lambda conn: record(conn, session, body, at=clock.now()))
+    task = await store.read(lambda conn: views.task(conn, session))
+    async for event in store.follow(after=0, session=session): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import anyio
+import anyio.lowlevel
+import sqlalchemy
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import BadInput, HiveyardError
+from hiveyard.core.events import AnyBody, Event
+from hiveyard.kit.clock import Clock
+from hiveyard.store import journal
+from hiveyard.store.outbox import Outbox
+from hiveyard.store.sqlite import SqliteBackend
+from hiveyard.store.tail import Tail
+from hiveyard.store.writer import AnyJob, Writer
+
+T = TypeVar("T")
+
+
+class Backend(Protocol):
+    """A database. Errors of its driver come out as those of core/errors, by way of `failure`."""
+
+    async def open(self) -> None: ...
+
+    async def commit(self, jobs: Sequence[AnyJob]) -> Outbox: ...
+
+    async def read(self, fn: Callable[[Connection], T]) -> T: ...
+
+    async def aclose(self) -> None: ...
+
+    def failure(self, error: Exception) -> HiveyardError: ...
+
+
+class Store:
+    """One open journal. Use it from the event loop that opened it."""
+
+    def __init__(self, backend: Backend, writer: Writer, tail: Tail, clock: Clock) -> None:
+        self._backend = backend
+        self._writer = writer
+        self._tail = tail
+        self._clock = clock
+
+    async def write(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn` in a transaction; returns what it returned, once that is durable.
+
+        `fn` runs in another thread, never at the same time as another write, after all that was submitted before.
+        When it raises, what it did is undone and the error is raised here; the writes beside it are not touched.
+        It must not commit, roll back or wait for anything but the database. Raises StoreUnusable when the commit
+        failed. Cancelling the caller does not cancel the write: it was not begun, or it is done whole.
+        """
+        return await self._writer.submit(fn)
+
+    async def append(self, session: str, *bodies: AnyBody, turn: int | None = None) -> list[Event]:
+        """Record events in one write, at the clock's time. Raises as `journal.record` does."""
+        entries = [(body, None) for body in bodies]
+        at = self._clock.now()
+        return await self.write(lambda conn: journal.record_many(conn, session, entries, at=at, turn=turn))
+
+    async def read(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn` on a connection that can only read and sees one moment; it never waits for a write. What was
+        acknowledged before is seen. Raises what `fn` raises, and StoreUnusable."""
+        self._writer.check_open()
+        return await self._backend.read(fn)
+
+    async def follow(self, *, after: int = 0, session: str | None = None) -> AsyncGenerator[Event, None]:
+        """All events (of a session) with a greater number than `after`: those stored, then each as it is committed,
+        in order, none left out and none twice. Ends only when the session is forgotten: use `contextlib.aclosing`."""
+        async with aclosing(self.follow_pages(after=after, session=session)) as pages:
+            async for page in pages:
+                for event in page:
+                    yield event
+
+    async def follow_pages(self, *, after: int = 0, session: str | None = None) -> AsyncGenerator[list[Event], None]:
+        """As `follow`, with all that is there at once as one list, never empty, of at most `journal.PAGE_EVENTS`."""
+        position = after
+        while True:
+            piece = self._tail.after(position, session, journal.PAGE_EVENTS)
+            if piece is None:
+                page, position = await self._stored_page(position, session)
+            elif piece.events or piece.position > position:
+                page, position = piece
+            elif self._tail.forgot(session):
+                return
+            else:
+                await self._tail.growth(session).wait()
+                continue
+            if page:
+                await anyio.lowlevel.checkpoint()
+                yield page
+
+    async def _stored_page(self, position: int, session: str | None) -> tuple[list[Event], int]:
+        """The next page from the database, and where to go on."""
+        floor = self._tail.floor
+        page = await self.read(lambda conn: journal.events(conn, after=position, session=session))
+        if page:
+            return page, page[-1].seq
+        # All up to the floor was committed before this read, so there is nothing left before it.
+        return [], max(position, floor)
+
+
+@asynccontextmanager
+async def open_store(where: Path | str, *, clock: Clock, tail_events: int = 8192) -> AsyncIterator[Store]:
+    """The journal in the SQLite file `where` (a Path; made when absent), or at a database URL (a str:
+    `postgresql://...`, `sqlite:///...`), for as long as the block lasts; what was submitted is written before it ends.
+
+    `tail_events` is how many of the latest events are kept in memory for followers (and at most 32 MiB of them).
+    Raises StoreUnusable for a database that is locked, damaged, not ours or cannot be reached; StoreTooNew for one
+    that a newer version made; BadInput for a URL of another kind.
+    """
+    failure: Exception | None = None
+    async with _opened(_backend(where)) as backend:
+        tail = Tail(await backend.read(journal.last_seq), max_events=tail_events)
+        writer = Writer(backend.commit, tail, backend.failure)
+        async with anyio.create_task_group() as group:
+            group.start_soon(writer.run, name="journal writer")
+            try:
+                yield Store(backend, writer, tail, clock)
+            except Exception as error:  # noqa: BLE001 (kept out of the task group, which would wrap it)
+                failure = error
+            finally:
+                writer.close()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def _opened(backend: Backend) -> AsyncIterator[Backend]:
+    await backend.open()
+    try:
+        yield backend
+    finally:
+        await backend.aclose()
+
+
+def _backend(where: Path | str) -> Backend:
+    if isinstance(where, Path):
+        return SqliteBackend(where)
+    try:
+        url = sqlalchemy.make_url(where)
+    except sqlalchemy.exc.ArgumentError:
+        raise BadInput("the journal's address is no database URL", hint="postgresql://user@host/name") from None
+    if url.get_backend_name() == "sqlite" and url.database:
+        return SqliteBackend(Path(url.database))
+    if url.get_backend_name() == "postgresql":
+        try:
+            from hiveyard.store.postgres import PostgresBackend
+        except ModuleNotFoundError as error:
+            raise BadInput(f"PostgreSQL needs {error.name}", hint=f"pip install {error.name}") from error
+        return PostgresBackend(url)
+    raise BadInput(f"the journal cannot live in {url.get_backend_name()}", hint="postgresql://user@host/name")

@@ -1,0 +1,46 @@
+"""Errors of databases, told in our words with what to do."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from hiveyard.core.errors import HiveyardError, StoreError, StoreUnusable
+
+_SQLITE_HINTS = {
+    "SQLITE_FULL": ("the disk is full", "df -h {directory}"),
+    "SQLITE_IOERR": ("the disk failed or is full", "df -h {directory}"),
+    "SQLITE_BUSY": ("another process is writing to it", "hv stop-daemon"),
+    "SQLITE_LOCKED": ("another process is writing to it", "hv stop-daemon"),
+    "SQLITE_NOTADB": ("it is no SQLite database", "mv {path} {path}.broken"),
+    "SQLITE_CORRUPT": ("it is damaged", "mv {path} {path}.broken"),
+    "SQLITE_CANTOPEN": ("it cannot be opened", "ls -ld {directory} {path}"),
+    "SQLITE_READONLY": ("it may not be written", "ls -ld {directory} {path}"),
+    "SQLITE_PERM": ("it may not be used", "ls -ld {directory} {path}"),
+}
+
+
+def sqlite_failure(path: str, directory: str, error: Exception) -> HiveyardError:
+    """What a failed call on the SQLite file `path` means."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(error, IntegrityError):
+        return StoreError(f"the journal refused a row: {cause}")
+    name = getattr(cause, "sqlite_errorname", "") if isinstance(cause, sqlite3.Error) else ""
+    said, hint = next((told for start, told in _SQLITE_HINTS.items() if name.startswith(start)), ("it failed", ""))
+    detail = f"{cause} ({name})" if name else str(cause)
+    return StoreUnusable(f"the journal {path}: {said}: {detail}", hint=hint.format(path=path, directory=directory))
+
+
+def postgres_failure(shown_url: str, error: BaseException) -> HiveyardError:
+    """What a failed call on PostgreSQL means; `shown_url` has no password."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(error, IntegrityError):
+        return StoreError(f"the journal refused a row: {cause}")
+    return StoreUnusable(
+        f"the journal at {shown_url}: {type(cause).__name__}: {cause}", hint=f"psql '{_for_psql(shown_url)}'"
+    )
+
+
+def _for_psql(shown_url: str) -> str:
+    return shown_url.replace("postgresql+asyncpg://", "postgresql://", 1)

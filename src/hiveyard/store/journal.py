@@ -1,0 +1,243 @@
+"""The journal: append an event together with the state it leads to, and read what was appended.
+
+Functions take a connection inside a transaction: `Store.write` and `Store.read` give one. They are plain SQL that
+SQLite and PostgreSQL share. They must not know who follows.
+
+An event that this version has no type for (the database was used by a newer Hiveyard, then this one) reads as a
+`Notice` with the code `unknown_event` that quotes the stored JSON; nothing is lost, and the mirror copies it as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+import msgspec
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, literal, select, union, update
+
+from hiveyard.core.errors import IllegalMove, NotFound
+from hiveyard.core.events import AnyBody, Event, Notice, clip
+from hiveyard.core.states import Phase
+from hiveyard.store import names, outbox, projections, schema, views
+
+UNKNOWN_EVENT = "unknown_event"
+PAGE_EVENTS = 512
+PAGE_BYTES = 4 << 20
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_EVENT_OVERHEAD = 500  # bytes a small event takes in memory beside its texts, measured
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[AnyBody] = msgspec.json.Decoder(AnyBody)
+_events = schema.events.c
+_append = insert(schema.events)
+
+_Columns: TypeAlias = tuple[int, float, str, "int | None", str, "bytes | None"]
+_FROM_HERE: Select[_Columns] = (
+    select(schema.events)
+    .where(_events.seq > bindparam("after"))
+    .order_by(_events.seq)
+    # Fetched piece by piece, so that a page of large events is not held whole before it is cut.
+    .execution_options(yield_per=64)
+)
+_OF_SESSION = _FROM_HERE.where(_events.session == bindparam("session"))
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as the mirror writes it: the same JSON as Event's, with the body as it is stored."""
+
+    seq: int
+    at: float
+    session: str
+    turn: int | None
+    body: msgspec.Raw
+    raw: bytes | None
+
+
+def record(
+    conn: Connection, session: str, body: AnyBody, *, at: float, turn: int | None = None, raw: bytes | None = None
+) -> Event:
+    """Append an event and move the rows it is about. `at` is seconds since the epoch.
+
+    `session` is the id of a task or session that exists (or is created by this very event); "" is Hiveyard itself.
+    Raises IllegalMove when the tables of core/states have no such move, NotFound for an unknown session; then
+    nothing was changed.
+    """
+    text, body = _encode(body)
+    projections.apply(conn, session, body, at=at, turn=turn)
+    values = {"at": at, "session": session, "turn": turn, "body": text, "raw": raw}
+    key = conn.execute(_append, values).inserted_primary_key
+    assert key is not None
+    event = Event(seq=key[0], at=at, session=session, turn=turn, body=body, raw=raw)
+    outbox.note_appended(conn, event, _EVENT_OVERHEAD + len(text) + len(raw or b""))
+    return event
+
+
+def record_many(
+    conn: Connection,
+    session: str,
+    entries: Iterable[tuple[AnyBody, bytes | None]],
+    *,
+    at: float,
+    turn: int | None = None,
+) -> list[Event]:
+    """Append events of one session in their order; each comes with its raw line or None. Raises as `record` does."""
+    return [record(conn, session, body, at=at, turn=turn, raw=raw) for body, raw in entries]
+
+
+def advance_output(
+    conn: Connection, session: str, turn: int, offset: int, *, stream: str = "stdout", since: int | None = None
+) -> None:
+    """Note that a turn's output (`stdout` or `stderr`) is in the journal up to byte `offset`.
+
+    Call it in the transaction that records the events of those bytes: then following goes on, after a crash at any
+    moment, with the very next byte. `since` is the offset the caller began at; when another has moved it meanwhile,
+    or it would go back, raises IllegalMove. Raises NotFound for an unknown turn.
+    """
+    column = {"stdout": schema.turns.c.output_offset, "stderr": schema.turns.c.stderr_offset}[stream]
+    here = (schema.turns.c.session == session) & (schema.turns.c.number == turn)
+    expected = column <= offset if since is None else (column == since) & (column <= offset)
+    change = update(schema.turns).where(here, expected).values({column: literal(offset, column.type)})
+    if conn.execute(change).rowcount:
+        return
+    now = conn.execute(select(column).where(here)).scalar()
+    if now is None:
+        raise NotFound(f"session {session} has no turn {turn}")
+    begun = "" if since is None else f" from {since}"
+    raise IllegalMove(f"{stream} of turn {turn} of session {session} is at {now}: it cannot move{begun} to {offset}")
+
+
+def events(
+    conn: Connection,
+    *,
+    after: int = 0,
+    session: str | None = None,
+    limit: int = PAGE_EVENTS,
+    max_bytes: int = PAGE_BYTES,
+) -> list[Event]:
+    """The next events after a sequence number, in order: at most `limit`, and no more once they pass `max_bytes`
+    of JSON and raw lines together (never less than one). An empty list means that there are none yet."""
+    query = _after(after, session).limit(limit)
+    return [_event(row) for row in _bounded(conn, query, max_bytes)]
+
+
+def lines(
+    conn: Connection, session: str, *, after: int = 0, upto: int | None = None, limit: int = PAGE_EVENTS
+) -> list[tuple[int, bytes]]:
+    """The next events of a session (up to a sequence number) as JSON lines, newline included, with their numbers."""
+    query = _after(after, session).limit(limit)
+    if upto is not None:
+        query = query.where(_events.seq <= upto)
+    return [(row.seq, _line(row)) for row in _bounded(conn, query, PAGE_BYTES)]
+
+
+def event_line(event: Event) -> bytes:
+    """An event as the one JSON line that stands for it on disk and in streams."""
+    return _encoder.encode(event) + b"\n"
+
+
+def last_seq(conn: Connection, session: str | None = None) -> int:
+    """The greatest sequence number in the journal (of a session), 0 when there is none."""
+    query = select(func.max(_events.seq))
+    if session is not None:
+        query = query.where(_events.session == session)
+    return conn.execute(query).scalar() or 0
+
+
+def has(conn: Connection, session: str, seq: int) -> bool:
+    """Whether the journal holds this event of this session."""
+    query = select(_events.seq).where(_events.seq == seq, _events.session == session)
+    return conn.execute(query).first() is not None
+
+
+def sessions_with_events(conn: Connection) -> list[str]:
+    """All tasks and sessions; each has at least the event that made it."""
+    known = union(select(schema.tasks.c.id), select(schema.sessions.c.id)).subquery()
+    return list(conn.execute(select(known.c.id).order_by(known.c.id)).scalars())
+
+
+def raw_lines(conn: Connection, session: str, turn: int) -> Iterator[bytes]:
+    """The raw output lines of a turn in the order they came, read piece by piece: go through them where you have the
+    connection (`store.read(lambda conn: replay(raw_lines(conn, ...)))`), not after it."""
+    query = (
+        select(_events.raw)
+        .where(_events.session == session, _events.turn == turn, _events.raw.is_not(None))
+        .order_by(_events.seq)
+        .execution_options(yield_per=64)
+    )
+    for row in conn.execute(query):
+        yield row.raw
+
+
+def forget(conn: Connection, session: str) -> None:
+    """Remove a finished task or session wholly, events too; their sequence numbers are never used again.
+
+    Raises NotFound; IllegalMove while it is not over or a machine of it may still exist.
+    """
+    _check_over(conn, session)
+    for table in (schema.results, schema.turns, schema.machines, schema.events):
+        conn.execute(delete(table).where(table.c.session == session))
+    for table in (schema.sessions, schema.tasks):
+        conn.execute(delete(table).where(table.c.id == session))
+    outbox.note_forgotten(conn, session)
+
+
+def _check_over(conn: Connection, session: str) -> None:
+    task = views.find_task(conn, session)
+    workspace = views.find_session(conn, session)
+    if task is None and workspace is None:
+        raise names.unknown(session)
+    if task is not None and not task.state.over:
+        raise IllegalMove(f"{task.slug} is {task.state}: it cannot be forgotten now", hint=f"hv cancel {task.slug}")
+    if workspace is not None and workspace.phase in (Phase.PREPARING, Phase.RUNNING):
+        raise IllegalMove(f"{workspace.slug} is {workspace.phase}: it cannot be forgotten now")
+    for machine in views.machines(conn, live_only=True, session=session):
+        raise IllegalMove(f"machine {machine.name} of {session} is {machine.status}: it has to be removed first")
+
+
+def _after(after: int, session: str | None) -> Select[_Columns]:
+    if session is None:
+        return _FROM_HERE.params(after=after)
+    return _OF_SESSION.params(after=after, session=session)
+
+
+def _bounded(conn: Connection, query: Select[_Columns], max_bytes: int) -> Sequence[Row[_Columns]]:
+    """Rows until their sizes pass `max_bytes`."""
+    rows: list[Row[_Columns]] = []
+    size = 0
+    with conn.execute(query) as result:
+        for row in result:
+            rows.append(row)
+            size += len(row.body) + len(row.raw or b"")
+            if size > max_bytes:
+                break
+    return rows
+
+
+def _event(row: Row[_Columns]) -> Event:
+    return Event(seq=row.seq, at=row.at, session=row.session, turn=row.turn, body=_decode(row.body), raw=row.raw)
+
+
+def _line(row: Row[_Columns]) -> bytes:
+    body = msgspec.Raw(row.body.encode())
+    line = Line(seq=row.seq, at=row.at, session=row.session, turn=row.turn, body=body, raw=row.raw)
+    return _encoder.encode(line) + b"\n"
+
+
+def _encode(body: AnyBody) -> tuple[str, AnyBody]:
+    """The JSON of a body, and the body that it stands for."""
+    try:
+        return _encoder.encode(body).decode(), body
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, which a guest can write as a JSON escape, has no UTF-8 form.
+        text = json.dumps(msgspec.to_builtins(body), ensure_ascii=False, separators=(",", ":"))
+        text = _LONE_SURROGATE.sub("\ufffd", text)
+        return text, _decoder.decode(text)
+
+
+def _decode(text: str) -> AnyBody:
+    try:
+        return _decoder.decode(text)
+    except msgspec.ValidationError:
+        return Notice(code=UNKNOWN_EVENT, message=clip(text, 2000))

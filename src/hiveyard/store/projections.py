@@ -1,0 +1,249 @@
+"""How rows follow from events. Each function checks the move first and writes then, so that an illegal one changes
+nothing. The rows can be made again from the events alone; a test does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Table, bindparam, func, insert, select, update
+
+from hiveyard.core import events as e
+from hiveyard.core.errors import IllegalMove
+from hiveyard.core.machines import MachineStatus
+from hiveyard.core.states import (
+    ACTIVITY,
+    NEXT_MACHINE,
+    NEXT_PHASE,
+    NEXT_TASK,
+    NEXT_TURN,
+    Phase,
+    TaskState,
+    TurnState,
+    step,
+)
+from hiveyard.store.names import unknown
+from hiveyard.store.schema import machines, results, sessions, tasks, turns
+
+Values = dict[str, Any]
+
+
+def apply(conn: Connection, session: str, body: e.AnyBody, *, at: float, turn: int | None) -> None:
+    """Move the rows that an event is about. Raises IllegalMove; NotFound when there is no such session."""
+    move = _MOVES.get(type(body))
+    if move is not None:
+        move(conn, session, body, at, turn)
+    if move is None or type(body) in ACTIVITY:
+        _glance(conn, session, body, at)
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+_TASK_STATE = select(tasks.c.state).where(tasks.c.id == bindparam("key"))
+
+
+def _task(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    row = conn.execute(_TASK_STATE, {"key": session}).first()
+    state = step(NEXT_TASK, None if row is None else TaskState(row.state), body, f"task {session}")
+    if isinstance(body, e.TaskCreated):
+        request = msgspec.json.encode(body.request).decode()
+        conn.execute(
+            insert(tasks), {"id": session, "slug": body.slug, "state": state, "request": request, "created_at": at}
+        )
+        return
+    values: Values = {"state": state}
+    if isinstance(body, e.TaskAssigned):
+        place = {"provider": body.provider, "tier": body.tier, "machine": body.machine}
+        values |= place
+        _update_session(conn, session, {**place, "updated_at": at})
+    if isinstance(body, e.TaskStarted):
+        values["started_at"] = at
+    if isinstance(body, e.TaskFailed):
+        values["failure"] = _json(body.failure)
+    if state.over:
+        values["ended_at"] = at
+    conn.execute(update(tasks).where(tasks.c.id == session).values(values))
+
+
+def _cancel_asked(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    asked = func.coalesce(tasks.c.cancel_asked_at, at)
+    if not conn.execute(update(tasks).where(tasks.c.id == session).values(cancel_asked_at=asked)).rowcount:
+        raise unknown(session)
+
+
+# --- sessions -------------------------------------------------------------------------------------------------------
+
+_ACTIVITY = select(sessions.c.activity).where(sessions.c.id == bindparam("key"))
+_PHASE = select(sessions.c.phase).where(sessions.c.id == bindparam("key"))
+_ZERO_USAGE: Values = dict.fromkeys(
+    ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "cost_usd", "requests"), 0
+)
+
+
+def _session(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    row = conn.execute(_PHASE, {"key": session}).first()
+    phase = step(NEXT_PHASE, None if row is None else Phase(row.phase), body, f"session {session}")
+    if isinstance(body, e.SessionCreated):
+        _create_session(conn, session, body, phase, at)
+        return
+    values: Values = {"phase": phase, "updated_at": at}
+    if isinstance(body, e.SessionFailed):
+        values["failure"] = _json(body.failure)
+    _update_session(conn, session, values)
+
+
+def _create_session(conn: Connection, session: str, body: e.SessionCreated, phase: Phase, at: float) -> None:
+    place = conn.execute(select(tasks.c.provider, tasks.c.tier, tasks.c.machine).where(tasks.c.id == session)).first()
+    values: Values = {} if place is None else dict(place._mapping)
+    values |= {"id": session, "slug": body.slug, "repo": body.repo, "agent": body.agent}
+    values |= {"phase": phase, "activity": "idle", "created_at": at, "updated_at": at}
+    conn.execute(insert(sessions), values | _ZERO_USAGE)
+
+
+def _prepared(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.SessionPrepared)
+    if not _update_session(conn, session, {"base": body.base, "branch": body.branch, "updated_at": at}):
+        raise unknown(session)
+
+
+_SPEND = (
+    update(sessions)
+    .where(sessions.c.id == bindparam("key"))
+    .values(
+        {name: sessions.c[name] + bindparam(f"more_{name}", type_=sessions.c[name].type) for name in _ZERO_USAGE}
+        | {"updated_at": bindparam("at")}
+    )
+)
+
+
+def _spent(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    """One ModelCalled is one request, whatever its usage counts; an unknown price adds nothing."""
+    assert isinstance(body, e.ModelCalled)
+    used = {f"more_{name}": getattr(body.usage, name) or 0 for name in _ZERO_USAGE} | {"more_requests": 1}
+    if not conn.execute(_SPEND, {"key": session, "at": at, **used}).rowcount:
+        _check_known(conn, session)
+
+
+_SHOW = (
+    update(sessions)
+    .where(sessions.c.id == bindparam("key"))
+    .values(activity=bindparam("doing"), updated_at=bindparam("at"))
+)
+
+
+def _glance(conn: Connection, session: str, body: e.Body, at: float) -> None:
+    """Show what the session is doing; an event for a session that is gone is refused."""
+    row = conn.execute(_ACTIVITY, {"key": session}).first()
+    if row is None:
+        _check_known(conn, session)
+        return
+    activity = ACTIVITY.get(type(body))
+    if activity is not None and row.activity != activity:
+        conn.execute(_SHOW, {"key": session, "doing": activity, "at": at})
+
+
+# --- machines -------------------------------------------------------------------------------------------------------
+
+
+def _machine(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.MachineEvent)
+    here = machines.c.name == body.machine
+    row = conn.execute(select(machines.c.status).where(here)).first()
+    status = step(NEXT_MACHINE, None if row is None else MachineStatus(row.status), body, f"machine {body.machine}")
+    values: Values = {"status": status, "updated_at": at}
+    if isinstance(body, e.MachineFailed):
+        values["reason"] = _text(f"{body.failure.code}: {body.failure.message}")
+    if isinstance(body, e.MachineBooting):
+        _check_known(conn, session)
+        values |= {"session": session, "provider": body.provider, "reason": "", "created_at": at}
+        _update_session(conn, session, {"machine": body.machine, "provider": body.provider, "updated_at": at})
+    if row is None:
+        conn.execute(insert(machines), {"name": body.machine, **values})
+    else:
+        conn.execute(update(machines).where(here).values(values))
+
+
+# --- turns and their results ----------------------------------------------------------------------------------------
+
+
+def _turn(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    if turn is None:
+        raise IllegalMove(f"session {session}: {body.type} came without the number of its turn")
+    _check_known(conn, session)
+    here = (turns.c.session == session) & (turns.c.number == turn)
+    row = conn.execute(select(turns.c.state).where(here)).first()
+    state = step(NEXT_TURN, None if row is None else TurnState(row.state), body, f"turn {turn} of session {session}")
+    values: Values = {"state": state}
+    if isinstance(body, e.TurnCreated):
+        values |= {"agent": body.agent, "model": body.model}
+    elif isinstance(body, e.TurnStarted):
+        values |= {"agent": body.agent, "program": body.program, "pid": body.pid, "started_at": at}
+        values |= {"model": body.model} if body.model or row is None else {}
+    elif isinstance(body, e.TurnEnded):
+        values |= {"outcome": body.outcome, "exit_code": body.exit_code, "ended_at": at}
+        values |= {"failure": _json(body.failure)} if body.failure else {}
+        values |= {"conversation": _text(body.conversation)} if body.conversation else {}
+    if row is None:
+        fresh: Values = {"program": "", "output_offset": 0, "stderr_offset": 0, "created_at": at}
+        conn.execute(insert(turns), {"session": session, "number": turn, **fresh, **values})
+    else:
+        conn.execute(update(turns).where(here).values(values))
+
+
+def _agent_started(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    """The agent's own word on its conversation is kept at once: after a crash there may be no other."""
+    assert isinstance(body, e.AgentStarted)
+    values = {"conversation": _text(body.conversation), "model": _text(body.model)}
+    if turn is not None and (known := {name: value for name, value in values.items() if value}):
+        conn.execute(update(turns).where(turns.c.session == session, turns.c.number == turn).values(known))
+
+
+def _result(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.ResultCollected)
+    _check_known(conn, session)
+    values: Values = {name: getattr(body, name) for name in body.__struct_fields__} | {"collected_at": at}
+    if not conn.execute(update(results).where(results.c.session == session).values(values)).rowcount:
+        conn.execute(insert(results), {"session": session, **values})
+
+
+# --- what all share -------------------------------------------------------------------------------------------------
+
+
+def _update_session(conn: Connection, session: str, values: Values) -> int:
+    return conn.execute(update(sessions).where(sessions.c.id == session).values(values)).rowcount
+
+
+def _check_known(conn: Connection, session: str) -> None:
+    """Refuse events for what does not exist or was forgotten: nothing would ever remove them."""
+    if session and not any(_exists(conn, table, session) for table in (tasks, sessions)):
+        raise unknown(session)
+
+
+def _exists(conn: Connection, table: Table, key: str) -> bool:
+    return conn.execute(select(table.c.id).where(table.c.id == key)).first() is not None
+
+
+def _text(said: str) -> str:
+    """What a guest said, as a column can hold it: PostgreSQL knows no NUL in a text. The event keeps it."""
+    return said.replace("\0", "\ufffd")
+
+
+def _json(failure: e.Failure) -> str:
+    return msgspec.json.encode(failure).decode()
+
+
+Move = Callable[[Connection, str, e.Body, float, "int | None"], None]
+_MOVES: Mapping[type[e.Body], Move] = {
+    **dict.fromkeys((e.TaskCreated, e.TaskAssigned, e.TaskStarted), _task),
+    **dict.fromkeys((e.TaskCompleted, e.TaskFailed, e.TaskCancelled), _task),
+    e.TaskCancelAsked: _cancel_asked,
+    **dict.fromkeys((e.SessionCreated, e.SessionPreparing, e.SessionRunning), _session),
+    **dict.fromkeys((e.SessionStopped, e.SessionFinished, e.SessionFailed), _session),
+    e.SessionPrepared: _prepared,
+    **dict.fromkeys((e.MachineBooting, e.MachineReady, e.MachineStopping, e.MachineStopped, e.MachineFailed), _machine),
+    **dict.fromkeys((e.TurnCreated, e.TurnStarted, e.TurnEnded), _turn),
+    e.AgentStarted: _agent_started,
+    e.ResultCollected: _result,
+    e.ModelCalled: _spent,
+}

@@ -1,0 +1,117 @@
+"""The tables. `migrations/` makes them; a test holds the two equal. Types are those SQLite and PostgreSQL share."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text
+
+metadata = MetaData()
+
+# SQLite counts rows up only for a column that is called INTEGER to the letter; AUTOINCREMENT never uses one again.
+Sequence = BigInteger().with_variant(Integer(), "sqlite")
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Sequence, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("session", Text, nullable=False),
+    Column("turn", Integer),
+    Column("body", Text, nullable=False),
+    Column("raw", LargeBinary),
+    Index("events_by_session", "session", "seq"),
+    sqlite_autoincrement=True,
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("slug", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("provider", Text),
+    Column("tier", Text),
+    Column("machine", Text),
+    Column("failure", Text),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("cancel_asked_at", Double),
+    Column("ended_at", Double),
+    Index("tasks_by_slug", "slug"),
+    Index("tasks_by_state", "state"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("slug", Text, nullable=False),
+    Column("repo", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("activity", Text, nullable=False),
+    Column("branch", Text),
+    Column("base", Text),
+    Column("machine", Text),
+    Column("provider", Text),
+    Column("tier", Text),
+    Column("failure", Text),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cache_read_tokens", BigInteger, nullable=False),
+    Column("cache_write_tokens", BigInteger, nullable=False),
+    Column("cost_usd", Double, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Index("sessions_by_slug", "slug"),
+)
+
+machines = Table(
+    "machines",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("session", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Index("machines_by_session", "session"),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("session", Text, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Column("program", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("pid", BigInteger),
+    Column("output_offset", BigInteger, nullable=False),
+    Column("stderr_offset", BigInteger, nullable=False),
+    Column("outcome", Text),
+    Column("exit_code", Integer),
+    Column("failure", Text),
+    Column("conversation", Text),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("ended_at", Double),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("session", Text, primary_key=True),
+    Column("branch", Text, nullable=False),
+    Column("base", Text, nullable=False),
+    Column("head", Text, nullable=False),
+    Column("commits", Integer, nullable=False),
+    Column("files", Integer, nullable=False),
+    Column("insertions", BigInteger, nullable=False),
+    Column("deletions", BigInteger, nullable=False),
+    Column("leftover", Boolean, nullable=False),
+    Column("collected_at", Double, nullable=False),
+)

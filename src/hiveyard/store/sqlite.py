@@ -1,0 +1,168 @@
+"""The journal in one SQLite file: WAL, synchronous=FULL, one connection that writes, a few that only read.
+
+Only this module knows that SQLite blocks: all it does runs in worker threads.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import anyio
+import anyio.to_thread
+from sqlalchemy import Connection, Engine, QueuePool, StaticPool, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from hiveyard.core.errors import HiveyardError, StoreUnusable
+from hiveyard.kit.files import sync_dir
+from hiveyard.store.failures import sqlite_failure
+from hiveyard.store.migrate import migrate
+from hiveyard.store.outbox import Outbox
+from hiveyard.store.writer import AnyJob, commit_group
+
+T = TypeVar("T")
+READERS = 4
+WAL_KEPT = 64 << 20  # bytes of the write-ahead log that stay on disk after a burst
+
+
+class SqliteBackend:
+    """Connections to one file. `busy` is how many seconds a write waits for another process's write."""
+
+    def __init__(self, path: Path, *, busy: float = 5.0) -> None:
+        self._path = path
+        self._busy = busy
+        self._writing = anyio.CapacityLimiter(1)
+        self._reading = anyio.CapacityLimiter(READERS)
+        self._writer: Engine = create_engine("sqlite://", creator=self._connect_writer, poolclass=StaticPool)
+        self._readers: Engine = create_engine(
+            "sqlite://", creator=self._connect_reader, poolclass=QueuePool, pool_size=READERS, max_overflow=0
+        )
+        self._conn: Connection | None = None
+        _begins_with(self._writer, "BEGIN IMMEDIATE")
+        _begins_with(self._readers, "BEGIN")
+
+    async def open(self) -> None:
+        """Make the file when it is absent and bring its tables to this version. Raises StoreUnusable, StoreTooNew."""
+        await anyio.to_thread.run_sync(self._open, limiter=self._writing)
+
+    async def commit(self, jobs: Sequence[AnyJob]) -> Outbox:
+        return await anyio.to_thread.run_sync(self._commit, jobs, limiter=self._writing)
+
+    async def read(self, fn: Callable[[Connection], T]) -> T:
+        return await anyio.to_thread.run_sync(self._read, fn, limiter=self._reading)
+
+    async def aclose(self) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._close, limiter=self._writing)
+
+    def failure(self, error: Exception) -> HiveyardError:
+        return sqlite_failure(str(self._path), str(self._path.parent), error)
+
+    def _open(self) -> None:
+        try:
+            self._create_file()
+            with self._writer.connect() as conn:
+                migrate(conn, str(self._path))
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            self._close()
+            raise self.failure(error) from error
+        except OSError as error:
+            hint = f"ls -ld {self._path.parent} {self._path}"
+            raise StoreUnusable(f"the journal {self._path}: {error.strerror}", hint=hint) from error
+        except HiveyardError:
+            self._close()
+            raise
+
+    def _create_file(self) -> None:
+        """Prompts and outputs are in it: for its owner only. SQLite gives its other files the same mode."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            return
+        sync_dir(self._path.parent)
+
+    def _connect_writer(self) -> sqlite3.Connection:
+        conn = self._connect("rw")
+        try:
+            mode = conn.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+            conn.execute("PRAGMA synchronous=FULL")
+            conn.execute(f"PRAGMA journal_size_limit={WAL_KEPT}")
+        except sqlite3.Error:
+            conn.close()
+            raise
+        if mode != "wal":
+            conn.close()
+            where = self._path.parent
+            raise StoreUnusable(
+                f"the journal {self._path}: its file system has no shared memory", hint=f"df -T {where}"
+            )
+        return conn
+
+    def _connect_reader(self) -> sqlite3.Connection:
+        return self._connect("ro")
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        # Handed from one worker thread to another, never used by two at once. Transactions are begun by hand: the
+        # module's own way begins none for reads, and two reads in a row would see two states.
+        return sqlite3.connect(
+            f"file:{quote(str(self._path.absolute()))}?mode={mode}",
+            uri=True,
+            timeout=self._busy,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+
+    def _commit(self, jobs: Sequence[AnyJob]) -> Outbox:
+        if self._conn is None:
+            self._conn = self._writer.connect()
+        try:
+            return commit_group(self._conn, jobs, _savepoint)
+        except SQLAlchemyError:
+            self._drop_connection()
+            raise
+        except sqlite3.Error:
+            self._drop_connection()
+            raise
+
+    def _read(self, fn: Callable[[Connection], T]) -> T:
+        try:
+            with self._readers.connect() as conn, conn.begin():
+                return fn(conn)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise self.failure(error) from error
+
+    def _drop_connection(self) -> None:
+        """After a failed commit nobody knows what a connection holds: the next group begins with a new one."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.invalidate()
+            conn.close()
+        self._writer.dispose()
+
+    def _close(self) -> None:
+        # The writer last: the last connection to leave folds the log into the file and removes it.
+        self._readers.dispose()
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+        self._writer.dispose()
+
+
+def _begins_with(engine: Engine, statement: str) -> None:
+    def begin(conn: Connection) -> None:
+        conn.exec_driver_sql(statement)
+
+    event.listen(engine, "begin", begin)
+
+
+def _savepoint(conn: Connection, statement: str) -> None:
+    # Past SQLAlchemy, which would spend more on these two statements than SQLite on the whole write.
+    driver = conn.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    driver.execute(statement)

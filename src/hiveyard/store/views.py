@@ -1,0 +1,252 @@
+"""Rows as they are read: frozen, typed, and the questions that give them. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Row, Table, select, true
+
+from hiveyard.core.errors import NotFound
+from hiveyard.core.events import Failure
+from hiveyard.core.machines import MachineStatus
+from hiveyard.core.states import Activity, Phase, TaskState, TurnState
+from hiveyard.core.usage import Usage
+from hiveyard.store import schema
+from hiveyard.store.names import unknown
+
+AnyRow = Row[Any]
+_MOST_NAMES = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRow:
+    """A queued job; its id is its session's id. Times are seconds since the epoch. `provider`, `tier` and `machine`
+    are None until it is assigned; `cancel_asked_at` stands from the first request for its end."""
+
+    id: str
+    slug: str
+    state: TaskState
+    request: dict[str, Any]
+    provider: str | None
+    tier: str | None
+    machine: str | None
+    failure: Failure | None
+    created_at: float
+    started_at: float | None
+    cancel_asked_at: float | None
+    ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRow:
+    """A workspace. `machine` is the one it had last; `machines` tells whether it still is. `spent` sums up what went
+    through the door, known prices only. `activity` means something while `phase` is running."""
+
+    id: str
+    slug: str
+    repo: str
+    agent: str
+    phase: Phase
+    activity: Activity
+    branch: str | None
+    base: str | None
+    machine: str | None
+    provider: str | None
+    tier: str | None
+    failure: Failure | None
+    created_at: float
+    updated_at: float
+    spent: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRow:
+    """A machine as the journal knows it; `reason` is why it is in error. The backend may know better."""
+
+    name: str
+    session: str
+    provider: str
+    status: MachineStatus
+    reason: str
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRow:
+    """One run of the agent. The offsets tell how many bytes of its output are in the journal."""
+
+    session: str
+    number: int
+    state: TurnState
+    agent: str
+    program: str
+    model: str
+    pid: int | None
+    output_offset: int
+    stderr_offset: int
+    outcome: str | None
+    exit_code: int | None
+    failure: Failure | None
+    conversation: str | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRow:
+    """What was taken out of a session: counts against `base`, commits on `branch` up to `head`."""
+
+    session: str
+    branch: str
+    base: str
+    head: str
+    commits: int
+    files: int
+    insertions: int
+    deletions: int
+    leftover: bool
+    collected_at: float
+
+
+def task(conn: Connection, id: str) -> TaskRow:
+    """Raises NotFound."""
+    if (found := find_task(conn, id)) is None:
+        raise unknown(id)
+    return found
+
+
+def find_task(conn: Connection, id: str) -> TaskRow | None:
+    row = _by_key(conn, schema.tasks, id)
+    return None if row is None else _task(row)
+
+
+def tasks(conn: Connection, *, states: Collection[TaskState] | None = None, limit: int | None = None) -> list[TaskRow]:
+    """Newest first."""
+    columns = schema.tasks.c
+    query = select(schema.tasks).order_by(columns.created_at.desc(), columns.id).limit(limit)
+    if states is not None:
+        query = query.where(columns.state.in_(states))
+    return [_task(row) for row in conn.execute(query)]
+
+
+def session(conn: Connection, id: str) -> SessionRow:
+    """Raises NotFound."""
+    if (found := find_session(conn, id)) is None:
+        raise unknown(id)
+    return found
+
+
+def find_session(conn: Connection, id: str) -> SessionRow | None:
+    row = _by_key(conn, schema.sessions, id)
+    return None if row is None else _session(row)
+
+
+def sessions(
+    conn: Connection,
+    *,
+    phases: Collection[Phase] | None = None,
+    ids: Collection[str] | None = None,
+    limit: int | None = None,
+) -> list[SessionRow]:
+    """Newest first."""
+    columns = schema.sessions.c
+    query = select(schema.sessions).order_by(columns.created_at.desc(), columns.id).limit(limit)
+    if phases is not None:
+        query = query.where(columns.phase.in_(phases))
+    if ids is not None:
+        query = query.where(_among(columns.id, ids))
+    return [_session(row) for row in conn.execute(query)]
+
+
+def turns(conn: Connection, session: str) -> list[TurnRow]:
+    """In the order of their numbers."""
+    columns = schema.turns.c
+    query = select(schema.turns).where(columns.session == session).order_by(columns.number)
+    return [_turn(row) for row in conn.execute(query)]
+
+
+def turns_of(conn: Connection, sessions: Collection[str]) -> list[TurnRow]:
+    """The turns of many sessions, each session's in the order of their numbers."""
+    columns = schema.turns.c
+    query = select(schema.turns).where(_among(columns.session, sessions)).order_by(columns.session, columns.number)
+    return [_turn(row) for row in conn.execute(query)]
+
+
+def turn(conn: Connection, session: str, number: int) -> TurnRow:
+    """Raises NotFound."""
+    columns = schema.turns.c
+    row = conn.execute(select(schema.turns).where(columns.session == session, columns.number == number)).first()
+    if row is None:
+        raise NotFound(f"session {session} has no turn {number}", hint=f"hv show {session}")
+    return _turn(row)
+
+
+def machines(conn: Connection, *, live_only: bool = True, session: str | None = None) -> list[MachineRow]:
+    """Oldest first. Live is all but `stopped`: one in error may still hold something in its backend."""
+    columns = schema.machines.c
+    query = select(schema.machines).order_by(columns.created_at, columns.name)
+    if live_only:
+        query = query.where(columns.status != MachineStatus.STOPPED)
+    if session is not None:
+        query = query.where(columns.session == session)
+    return [_machine(row) for row in conn.execute(query)]
+
+
+def find_machine(conn: Connection, name: str) -> MachineRow | None:
+    row = conn.execute(select(schema.machines).where(schema.machines.c.name == name)).first()
+    return None if row is None else _machine(row)
+
+
+def result(conn: Connection, session: str) -> ResultRow | None:
+    """None until something was collected."""
+    row = conn.execute(select(schema.results).where(schema.results.c.session == session)).first()
+    return None if row is None else ResultRow(**row._mapping)
+
+
+def results(conn: Connection, sessions: Collection[str]) -> list[ResultRow]:
+    """Of those sessions that have one."""
+    query = select(schema.results).where(_among(schema.results.c.session, sessions))
+    return [ResultRow(**row._mapping) for row in conn.execute(query)]
+
+
+def _among(column: ColumnElement[str], ids: Collection[str]) -> ColumnElement[bool]:
+    """More names than a statement may have parameters: then the rows of all, and the caller takes what it knows."""
+    return column.in_(ids) if len(ids) <= _MOST_NAMES else true()
+
+
+def _by_key(conn: Connection, table: Table, key: str) -> AnyRow | None:
+    return conn.execute(select(table).where(table.c.id == key)).first()
+
+
+def _task(row: AnyRow) -> TaskRow:
+    values = dict(row._mapping)
+    values["state"] = TaskState(row.state)
+    values["request"] = msgspec.json.decode(row.request)
+    values["failure"] = _failure(row.failure)
+    return TaskRow(**values)
+
+
+def _session(row: AnyRow) -> SessionRow:
+    values = dict(row._mapping)
+    values["phase"] = Phase(row.phase)
+    values["activity"] = Activity(row.activity)
+    values["failure"] = _failure(row.failure)
+    values["spent"] = Usage(**{name: values.pop(name) for name in Usage.__struct_fields__})
+    return SessionRow(**values)
+
+
+def _machine(row: AnyRow) -> MachineRow:
+    return MachineRow(**dict(row._mapping) | {"status": MachineStatus(row.status)})
+
+
+def _turn(row: AnyRow) -> TurnRow:
+    return TurnRow(**dict(row._mapping) | {"state": TurnState(row.state), "failure": _failure(row.failure)})
+
+
+def _failure(text: str | None) -> Failure | None:
+    return None if text is None else msgspec.json.decode(text, type=Failure)

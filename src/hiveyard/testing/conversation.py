@@ -1,0 +1,123 @@
+"""What a request to a model asks, told alike for the three protocols.
+
+The number of the reply to give is read from the request itself: the replies that follow the last prompt are counted.
+So the server keeps no state of conversations, and resumed, parallel and restarted ones just work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from hiveyard.kit.shape import items, record, text
+
+Protocol = Literal["anthropic", "chat", "responses"]
+Turn = tuple[Literal["prompt", "reply", "other"], str]
+
+
+class Asked(NamedTuple):
+    """One request. `step` is the number of the reply it wants, counted from 0 at `prompt`.
+
+    `tools` are the names of the tools on offer with the properties of their input. `schema` is set when the answer
+    must be JSON of that shape.
+    """
+
+    protocol: Protocol
+    model: str
+    prompt: str
+    step: int
+    tools: Mapping[str, Mapping[str, object]]
+    stream: bool
+    schema: Mapping[str, object] | None
+
+
+def read(protocol: Protocol, body: object) -> Asked:
+    """The meaning of a request's JSON body, whatever shape it has."""
+    asked = record(body)
+    turns = list(_TURNS[protocol](asked))
+    prompt, step = _place(turns)
+    return Asked(
+        protocol=protocol,
+        model=text(asked.get("model")) or "scripted",
+        prompt=prompt,
+        step=step,
+        tools=dict(_tools(asked)),
+        stream=asked.get("stream") is True,
+        schema=_schema(asked),
+    )
+
+
+def _place(turns: Sequence[Turn]) -> tuple[str, int]:
+    """The last prompt, and how many replies came after it; neighbouring parts of one reply count once."""
+    last = max((at for at, (kind, _) in enumerate(turns) if kind == "prompt"), default=-1)
+    after = [kind for kind, _ in turns[last + 1 :]]
+    replies = sum(kind == "reply" and (at == 0 or after[at - 1] != "reply") for at, kind in enumerate(after))
+    return (turns[last][1] if last >= 0 else ""), replies
+
+
+def _anthropic(asked: Mapping[str, object]) -> Iterator[Turn]:
+    for message in items(asked.get("messages")):
+        content = record(message).get("content")
+        if record(message).get("role") == "assistant":
+            yield "reply", ""
+        elif record(message).get("role") != "user" or any(_is_result(block) for block in items(content)):
+            yield "other", ""  # Claude Code tells of its environment in a `system` message behind the prompt
+        else:
+            yield _prompt(_texts(content))
+
+
+def _is_result(block: object) -> bool:
+    return record(block).get("type") == "tool_result"
+
+
+def _chat(asked: Mapping[str, object]) -> Iterator[Turn]:
+    for message in items(asked.get("messages")):
+        role = record(message).get("role")
+        if role == "assistant":
+            yield "reply", ""
+        elif role == "user":
+            yield _prompt(_texts(record(message).get("content")))
+        else:
+            yield "other", ""
+
+
+def _responses(asked: Mapping[str, object]) -> Iterator[Turn]:
+    if isinstance(asked.get("input"), str):
+        yield _prompt([text(asked.get("input"))])
+        return
+    for item in items(asked.get("input")):
+        kind, role = record(item).get("type", "message"), record(item).get("role")
+        if role == "assistant" or kind in ("function_call", "reasoning", "custom_tool_call"):
+            yield "reply", ""
+        elif kind == "message" and role == "user":
+            yield _prompt(_texts(record(item).get("content")))
+        else:
+            yield "other", ""
+
+
+_TURNS = {"anthropic": _anthropic, "chat": _chat, "responses": _responses}
+
+
+def _texts(content: object) -> Iterable[str]:
+    return [text(content)] if isinstance(content, str) else [text(record(part).get("text")) for part in items(content)]
+
+
+def _prompt(texts: Iterable[str]) -> Turn:
+    # Claude Code puts reminders of its own between the user's words; they are nobody's prompt.
+    said = "\n".join(part for part in texts if part and not part.lstrip().startswith("<system-reminder>"))
+    return ("prompt", said) if said else ("other", "")
+
+
+def _tools(asked: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
+    for offered in items(asked.get("tools")):
+        tool = {**record(offered), **record(offered, "function")}
+        if name := text(tool.get("name")):
+            yield name, record(tool.get("input_schema") or tool.get("parameters"))
+
+
+def _schema(asked: Mapping[str, object]) -> Mapping[str, object] | None:
+    for path in (("output_config", "format"), ("output_format",), ("text", "format"), ("response_format",)):
+        form = record(asked, *path)
+        if form.get("type") == "json_schema":
+            return record(form.get("schema")) or record(form, "json_schema", "schema")
+    return None

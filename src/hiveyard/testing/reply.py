@@ -1,0 +1,92 @@
+"""A step, fitted to the request it answers: portable calls become calls of the tools that are on offer."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hiveyard.kit.shape import items, record, text
+from hiveyard.testing.conversation import Asked
+from hiveyard.testing.script import Call, File, Step, Tokens
+
+_SHELLS = ("Bash", "bash", "shell", "exec_command", "run_shell_command", "local_shell")
+_WRITERS = ("Write", "write", "write_file", "create_file")
+_PATHS = ("file_path", "filePath", "path", "absolute_path")
+
+
+class ToolCall(NamedTuple):
+    """A call as the wire carries it."""
+
+    id: str
+    name: str
+    input: Mapping[str, object]
+
+
+class Reply(NamedTuple):
+    """What is said, before a protocol gives it its form. `id` is the same for the same place of a conversation."""
+
+    id: str
+    model: str
+    thinking: str
+    text: str
+    calls: tuple[ToolCall, ...]
+    usage: Tokens
+    length: bool
+
+
+def fit(step: Step, asked: Asked, name: str) -> Reply:
+    """The reply to give; `name` makes its ids unique."""
+    calls = tuple(
+        ToolCall(f"call_{name}_{number}", *_call(call, asked.tools)) for number, call in enumerate(step.calls)
+    )
+    return Reply(name, asked.model, step.thinking, step.text, calls, step.usage, step.stop == "length")
+
+
+def smallest(schema: Mapping[str, object]) -> object:
+    """The smallest value that a JSON schema allows, near enough for titles and classifications."""
+    if choices := items(schema.get("enum")):
+        return choices[0]
+    if "const" in schema:
+        return schema["const"]
+    for union in ("anyOf", "oneOf"):
+        if options := items(schema.get(union)):
+            return smallest(record(options[0]))
+    kind = schema.get("type")
+    if kind == "object" or "properties" in schema:
+        properties = record(schema.get("properties"))
+        return {text(key): smallest(record(properties, text(key))) for key in items(schema.get("required"))}
+    return {"string": "scripted", "integer": 0, "number": 0, "boolean": False, "array": []}.get(text(kind))
+
+
+def _call(call: Call, tools: Mapping[str, Mapping[str, object]]) -> tuple[str, Mapping[str, object]]:
+    if call.tool is not None:
+        return call.tool, call.input
+    if call.write is not None:
+        return _write(call.write, tools)
+    assert call.shell is not None
+    return _shell(call.shell, tools)
+
+
+def _shell(command: str, tools: Mapping[str, Mapping[str, object]]) -> tuple[str, Mapping[str, object]]:
+    name = next((name for name in _SHELLS if name in tools), "Bash")
+    properties = record(tools.get(name), "properties")
+    key = "cmd" if "cmd" in properties and "command" not in properties else "command"
+    given: object = ["bash", "-c", command] if record(properties, key).get("type") == "array" else command
+    return name, _complete({key: given}, tools.get(name, {}))
+
+
+def _write(file: File, tools: Mapping[str, Mapping[str, object]]) -> tuple[str, Mapping[str, object]]:
+    name = next((name for name in _WRITERS if name in tools), None)
+    if name is None:  # some agents offer only a shell, or patches in a language of their own
+        target = shlex.quote(file.path)
+        return _shell(f'mkdir -p "$(dirname {target})" && printf %s {shlex.quote(file.content)} > {target}', tools)
+    properties = record(tools[name], "properties")
+    path = next((key for key in _PATHS if key in properties), "path")
+    return name, _complete({path: file.path, "content": file.content}, tools[name])
+
+
+def _complete(given: dict[str, object], schema: Mapping[str, object]) -> Mapping[str, object]:
+    """The input with all that the tool requires, such as the `description` that some shells want."""
+    whole = smallest(schema)
+    return {**whole, **given} if isinstance(whole, dict) else given

@@ -1,0 +1,163 @@
+"""What a scripted model says: a list of steps, one for each reply to a prompt.
+
+A step is data, so that a script can stand in a JSON file, in Python, or in the prompt itself:
+
+    [{"thinking": "A small fix.", "text": "I will look.", "calls": [{"shell": "pytest -q"}]},
+     {"calls": [{"write": {"path": "a.py", "content": "x = 1\\n"}}]},
+     {"text": "Done.", "usage": {"input": 1200, "output": 30}}]
+
+`shell` and `write` are portable: they become whatever tool the agent at hand offers.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from hiveyard.core.errors import BadInput
+
+_NAMED = re.compile(r"\[\[script:([A-Za-z0-9_.-]{1,64})\]\]")
+_CARRIED = re.compile(r"\[\[steps:([A-Za-z0-9_-]+=*)\]\]")
+_MARKER = re.compile(rf"{_NAMED.pattern}|{_CARRIED.pattern}")
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all parts of a script are."""
+
+
+class File(Piece, frozen=True, kw_only=True):
+    """A file to write; a path that is not absolute is the agent's working directory's."""
+
+    path: str
+    content: str
+
+
+class Call(Piece, frozen=True, kw_only=True, omit_defaults=True):
+    """One tool call: a shell command, a file to write, or a tool of the agent by its own name with its input."""
+
+    shell: str | None = None
+    write: File | None = None
+    tool: str | None = None
+    input: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if sum(kind is not None for kind in (self.shell, self.write, self.tool)) != 1:
+            raise ValueError("a call has exactly one of shell, write and tool")
+
+
+class Tokens(Piece, frozen=True, kw_only=True):
+    """The usage that the reply reports. `input` are the tokens not read from a cache."""
+
+    input: int = 1000
+    output: int = 50
+    cache_read: int = 0
+    cache_write: int = 0
+
+
+class Fault(Piece, frozen=True, kw_only=True):
+    """How a request goes wrong. `times` 0 means always; after that many times the step is answered as it stands.
+
+    `status` is an HTTP status to refuse with. `cut` breaks the connection in the middle of the reply instead.
+    """
+
+    status: int = 0
+    cut: bool = False
+    times: int = 0
+    message: str = ""
+    headers: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if bool(self.status) == self.cut:
+            raise ValueError("a fault has a status, or cuts, and not both")
+
+
+class Step(Piece, frozen=True, kw_only=True, omit_defaults=True):
+    """One reply: thinking, then text, then tool calls. Without calls it ends the agent's turn.
+
+    `stop` "length" tells the agent that the reply was cut at its token limit. `delay` is seconds before the first
+    byte, `chunk_delay` seconds between the pieces of a stream.
+    """
+
+    thinking: str = ""
+    text: str = ""
+    calls: list[Call] = []
+    usage: Tokens = Tokens()
+    stop: Literal["end", "length"] = "end"
+    fault: Fault | None = None
+    delay: float = 0.0
+    chunk_delay: float = 0.0
+
+
+Script = Sequence[Step]
+
+
+def say(text: str, *, thinking: str = "") -> Step:
+    """A reply of text only: the last of a turn."""
+    return Step(text=text, thinking=thinking)
+
+
+def shell(command: str, *, text: str = "") -> Step:
+    """A reply that runs a command."""
+    return Step(text=text, calls=[Call(shell=command)])
+
+
+def write(path: str, content: str, *, text: str = "") -> Step:
+    """A reply that writes a file."""
+    return Step(text=text, calls=[Call(write=File(path=path, content=content))])
+
+
+def tool(name: str, *, text: str = "", **arguments: object) -> Step:
+    """A reply that calls one of the agent's tools by its own name."""
+    return Step(text=text, calls=[Call(tool=name, input=arguments)])
+
+
+def refuse(status: int, *, times: int = 0, message: str = "", headers: Mapping[str, str] | None = None) -> Step:
+    """A request that gets an HTTP error, `times` times or always."""
+    fault = Fault(status=status, times=times, message=message, headers=dict(headers or {}))
+    return Step(text="at last", fault=fault)
+
+
+def cut(*, times: int = 0, text: str = "This reply will never be heard to its end.") -> Step:
+    """A reply that breaks off in the middle, `times` times or always."""
+    return Step(text=text, fault=Fault(cut=True, times=times))
+
+
+def load(data: bytes | str) -> list[Step]:
+    """A script from JSON. Raises BadInput with the place of what is wrong."""
+    try:
+        return msgspec.json.decode(data, type=list[Step])
+    except msgspec.MsgspecError as error:
+        raise BadInput(f"this is no script: {error}", hint="pydoc hiveyard.testing.script") from error
+
+
+def in_prompt(script: Script) -> str:
+    """A marker that carries a whole script; put it anywhere in a prompt. It survives quoting."""
+    return f"[[steps:{base64.urlsafe_b64encode(msgspec.json.encode(list(script))).decode()}]]"
+
+
+def named_by(prompt: str, scripts: Mapping[str, Script]) -> Script | None:
+    """The script that the last marker in a prompt asks for: `[[script:NAME]]`, or one made by `in_prompt`.
+
+    The last, because an agent may join a prompt that failed and the one after it. None without a marker. Raises
+    BadInput for an unknown name or a broken marker.
+    """
+    markers = list(_MARKER.finditer(prompt))
+    if not markers:
+        return None
+    name, carried = markers[-1].groups()
+    if carried is not None:
+        return _carried(carried)
+    if name not in scripts:
+        raise BadInput(f"no script is called {name!r}; there are {', '.join(sorted(scripts)) or 'none'}")
+    return scripts[name]
+
+
+def _carried(marker: str) -> list[Step]:
+    try:
+        return load(base64.urlsafe_b64decode(marker))
+    except ValueError as error:
+        raise BadInput(f"a marker in the prompt is broken: {error}") from error

@@ -1,0 +1,63 @@
+"""A yard of this host for the real agent programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from hiveyard.images.images import Images
+from hiveyard.places import places
+from tests.agents.real import HostYard, find_programs, host_yard
+
+_MODULES = "usr/local/lib/node_modules"
+_IN_IMAGE = {
+    "claude": f"{_MODULES}/@anthropic-ai/claude-code/bin/claude.exe",
+    "opencode": f"{_MODULES}/opencode-ai/bin/opencode.exe",
+}
+
+
+@pytest.fixture(scope="session")
+async def programs() -> AsyncIterator[Mapping[str, Path]]:
+    """The agent programs: those of `$HIVEYARD_AGENT_PROGRAMS` (directories) or PATH, else the default image's."""
+    found = find_programs()
+    if len(found) == len(_IN_IMAGE):
+        yield found
+        return
+    image = await Images(places().cache).ensure("default")
+    # Not below pytest's own directory, which is closed to the user that the agents run as.
+    with tempfile.TemporaryDirectory(prefix="hv-programs-", dir="/tmp") as scratch:
+        Path(scratch).chmod(0o755)
+        for name, member in _IN_IMAGE.items():
+            _take_out(image.rootfs, member, Path(scratch) / name)
+        yield {name: Path(scratch) / name for name in _IN_IMAGE}
+
+
+def _take_out(rootfs: Path, member: str, into: Path) -> None:
+    with into.open("wb") as file:
+        subprocess.run(["tar", "-xOf", str(rootfs), f"./{member}"], stdout=file, check=True)
+    into.chmod(0o755)
+
+
+@pytest.fixture
+async def yard(programs: Mapping[str, Path], request: pytest.FixtureRequest) -> AsyncIterator[HostYard]:
+    """Where real programs run: a network namespace of their own on this host, as a user who owns nothing."""
+    if os.geteuid() != 0 or not all(shutil.which(tool) for tool in ("unshare", "setpriv", "ip", "git")):
+        _give_up("needs root, unshare, setpriv and ip")
+    root = Path("/tmp") / f"hv-yard-{os.getpid()}-{abs(hash(request.node.name)) % 10**8}"
+    try:
+        async with host_yard(root, programs) as place:
+            yield place
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _give_up(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

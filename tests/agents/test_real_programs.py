@@ -1,0 +1,161 @@
+"""The real agent programs against the scripted model, with no network and as nobody."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core.events import AgentEdited, AgentUsage
+from hiveyard.kit import process
+from hiveyard.testing.script import Call, File, Step, say, shell
+from tests.agents.hostile import INSTRUCTIONS, poison
+from tests.agents.real import GIT_ENV, HostYard, Played
+
+pytestmark = [pytest.mark.real, pytest.mark.anyio]
+AGENTS = ("claude", "opencode")
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_it_edits_a_file_and_says_so(agent: str, yard: HostYard) -> None:
+    file = File(path=str(yard.repo / "a.py"), content="x = 1\n")
+    played = await yard.play(agent, [Step(text="I write.", calls=[Call(write=file)]), say("Done.")])
+    assert played.verdict.ok, played.verdict.reason
+    assert (yard.repo / "a.py").read_text() == "x = 1\n"
+    assert [event.path for event in played.events if isinstance(event, AgentEdited)] == ["a.py"]
+    assert played.model.saw_key("hv-placeholder")
+    assert not any(request.side for request in played.model.requests), "it pays for errands"
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_prompt_of_any_size_and_content_arrives_as_it_is(agent: str, yard: HostYard) -> None:
+    hard = "first \"line\" 'quoted' $HOME `id` \\n --model x {{prompt}}\n\ttab é 🐝 \u202e\n" * 16_000
+    assert len(hard.encode()) > 1 << 20
+    played = await yard.play(agent, [say("Read.")], prompt=f"{hard}END")
+    assert played.verdict.ok, played.verdict.reason
+    assert f"{hard}END" in played.model.requests[0].prompt
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_repository_cannot_run_code_on_start(agent: str, yard: HostYard) -> None:
+    marks = _marks(yard)
+    poison(yard.repo, marks)
+    await _commit(yard)
+    script = [
+        Step(calls=[Call(shell="env | grep HOSTILE; true"), Call(write=File(path=f"{yard.repo}/a.py", content="x\n"))]),
+        say("Done."),
+    ]
+    played = await yard.play(agent, script)
+    assert played.verdict.ok, played.verdict.reason
+    assert sorted(mark.name for mark in marks.iterdir()) == []
+    assert b"HOSTILE_ENV=1" not in played.finished.stdout
+    assert INSTRUCTIONS.encode() in played.model.requests[0].body, "its instructions are welcome"
+    assert await _status(yard) == ["?? a.py"], "its files stand where they stood"
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("name", ["AGENTS.md", "CLAUDE.md"])
+async def test_the_instructions_of_a_repository_are_read(agent: str, name: str, yard: HostYard) -> None:
+    (yard.repo / name).write_text(INSTRUCTIONS)
+    played = await yard.play(agent, [say("Done.")])
+    assert played.verdict.ok, played.verdict.reason
+    assert INSTRUCTIONS.encode() in played.model.requests[0].body
+
+
+async def test_a_trusted_repository_runs_its_code_in_claude(yard: HostYard) -> None:
+    marks = _marks(yard)
+    poison(yard.repo, marks)
+    await yard.play("claude", [say("Done.")], repository_config=True)
+    assert {"claude-mcp", "claude-SessionStart", "claude-helper"} <= {mark.name for mark in marks.iterdir()}
+
+
+async def test_a_trusted_repository_runs_its_code_in_opencode(yard: HostYard) -> None:
+    marks = _marks(yard)
+    poison(yard.repo, marks)
+    # Without a network it waits for ever for the dependencies of plugins, before anything else.
+    shutil.rmtree(yard.repo / ".opencode")
+    (yard.repo / "opencode.jsonc").unlink()
+    config = json.loads((yard.repo / "opencode.json").read_text())
+    (yard.repo / "opencode.json").write_text(json.dumps({"mcp": config["mcp"]}))
+    await yard.play("opencode", [say("Done.")], repository_config=True)
+    assert [mark.name for mark in marks.iterdir()] == ["opencode-mcp"]
+
+
+async def test_what_opencode_may_not_see_comes_back_after_it_was_killed(yard: HostYard) -> None:
+    (yard.repo / ".opencode").mkdir()
+    (yard.repo / ".opencode" / "notes.md").write_text("mine")
+    (yard.repo / "opencode.json").write_text("{}")
+    await _commit(yard)
+    killed = await yard.play("opencode", [shell("tail -f /dev/null")], stop_after=6, stop_with=signal.SIGKILL)
+    assert not killed.verdict.ok
+    assert not (yard.repo / "opencode.json").exists()
+    assert await _status(yard) == [], "git misses nothing meanwhile"
+    await yard.play("opencode", [say("Done.")], name="turn-2")
+    assert (yard.repo / "opencode.json").read_text() == "{}"
+    assert (yard.repo / ".opencode" / "notes.md").read_text() == "mine"
+    assert await _status(yard) == []
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_conversation_goes_on_and_its_usage_is_counted_once(agent: str, yard: HostYard) -> None:
+    first = await yard.play(agent, [say("I am the first answer.")], prompt="the first question")
+    assert first.verdict.conversation
+    second = await yard.play(
+        agent,
+        [say("Again.")],
+        prompt="the second question",
+        name="turn-2",
+        conversation=first.verdict.conversation,
+    )
+    assert second.verdict.ok, second.verdict.reason
+    assert b"I am the first answer." in second.model.requests[0].body
+    assert _usage(second) == _usage(first) == (1000, 50)
+
+
+@pytest.mark.parametrize(
+    ("agent", "model", "asked"),
+    [
+        ("claude", "claude-haiku-5-5", "claude-haiku-5-5"),
+        ("claude", "some/door-model", "some/door-model"),
+        ("opencode", "gpt-5.5", "gpt-5.5"),
+        ("opencode", "anthropic/claude-of-tomorrow", "claude-of-tomorrow"),
+        ("opencode", "openai/of-tomorrow", "of-tomorrow"),
+    ],
+)
+async def test_any_model_can_be_named(agent: str, model: str, asked: str, yard: HostYard) -> None:
+    played = await yard.play(agent, [say("Done.")], model=model)
+    assert played.verdict.ok, played.verdict.reason
+    assert {request.model for request in played.model.requests} == {asked}
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_key_that_the_door_refuses_has_its_own_code(agent: str, yard: HostYard) -> None:
+    yard.env = {"CLAUDE_CODE_MAX_RETRIES": "1"}
+    played = await yard.play(agent, [say("never said")], key="another key")
+    assert played.verdict.code == "credentials.key_refused"
+    assert not played.model.saw_key("another key")
+
+
+def _marks(yard: HostYard) -> Path:
+    marks = yard.root / "marks"
+    marks.mkdir()
+    return marks
+
+
+def _usage(played: Played) -> tuple[int, int]:
+    usage = [event.usage for event in played.events if isinstance(event, AgentUsage)][-1]
+    return usage.input_tokens, usage.output_tokens
+
+
+async def _commit(yard: HostYard) -> None:
+    for words in (("add", "-A"), ("commit", "-qm", "more")):
+        done = await process.run(["git", *words], cwd=yard.repo, env=GIT_ENV)
+        assert done.ok, done.complaint()
+
+
+async def _status(yard: HostYard) -> list[str]:
+    status = ["git", "-c", f"safe.directory={yard.repo}", "status", "--porcelain"]
+    return (await process.run(status, cwd=yard.repo, env=GIT_ENV)).stdout.decode().splitlines()

@@ -1,0 +1,83 @@
+"""What the real programs printed, and what we make of it. `python -m tests.transcripts.record` records them anew."""
+
+from __future__ import annotations
+
+import pytest
+
+from hiveyard import agents
+from hiveyard.core.events import AgentOutput
+from tests.transcripts.record import CASES, directory, expect, transcript
+
+ALL = [(agent, case) for agent, cases in CASES.items() for case in cases]
+
+
+@pytest.mark.parametrize(("agent", "case"), ALL, ids=lambda value: str(value))
+def test_a_transcript_gives_the_events_and_the_verdict_that_stand_beside_it(agent: str, case: str) -> None:
+    expected = (directory(agent) / f"{case}.expected").read_text(encoding="utf-8")
+    assert expect(agent, case) == expected
+
+
+@pytest.mark.parametrize(("agent", "case"), ALL, ids=lambda value: str(value))
+def test_every_line_of_a_real_program_is_understood(agent: str, case: str) -> None:
+    parser = agents.by_name(agent).parser()
+    lines = transcript(agent, case).stdout.splitlines()
+    unknown = [line for line in lines if any(isinstance(event, AgentOutput) for event in parser.feed(line))]
+    assert unknown == []
+
+
+@pytest.mark.parametrize(("agent", "case"), ALL, ids=lambda value: str(value))
+def test_a_second_reading_tells_the_same(agent: str, case: str) -> None:
+    assert expect(agent, case) == expect(agent, case)
+
+
+@pytest.mark.parametrize("agent", CASES)
+def test_no_transcript_holds_a_path_of_the_machine_it_was_made_on(agent: str) -> None:
+    for file in directory(agent).iterdir():
+        words = file.read_bytes().replace(b"/$bunfs/root", b"")  # a place inside the program itself
+        assert b"/root" not in words, file
+        assert b"/work" not in words, file
+        assert b"/tmp/tmp" not in words, file
+
+
+OUTCOMES = {
+    ("claude", "cut-always"): "door.upstream_failed",
+    ("claude", "empty"): "agent.nothing_done",
+    ("claude", "interrupted"): "agent.failed",
+    ("claude", "interrupted-streaming"): "agent.failed",
+    ("claude", "max-output"): "agent.failed",
+    ("claude", "no-key"): "credentials.key_refused",
+    ("claude", "permission-denied"): "agent.failed",
+    ("claude", "refused-400"): "agent.failed",
+    ("claude", "refused-401"): "credentials.key_refused",
+    ("claude", "refused-429"): "door.rate_limited",
+    ("claude", "refused-500"): "door.upstream_failed",
+    ("claude", "subscription-limit"): "door.rate_limited",
+    ("claude", "terminated"): "agent.failed",
+    ("claude", "unknown-conversation"): "agent.failed",
+    ("opencode", "cut-always"): "door.upstream_failed",
+    ("opencode", "empty"): "agent.nothing_done",
+    ("opencode", "interrupted"): "agent.failed",
+    ("opencode", "max-output"): "agent.failed",
+    ("opencode", "no-key"): "credentials.key_refused",
+    ("opencode", "permission-denied"): "agent.failed",
+    ("opencode", "refused-400"): "agent.failed",
+    ("opencode", "refused-401"): "credentials.key_refused",
+    ("opencode", "refused-429"): "door.rate_limited",
+    ("opencode", "refused-500"): "door.upstream_failed",
+    ("opencode", "terminated"): "agent.failed",
+    ("opencode", "terminated-in-retry"): "door.upstream_failed",
+    ("opencode", "unknown-conversation"): "agent.failed",
+    ("opencode", "unknown-model"): "agent.failed",
+}
+
+
+@pytest.mark.parametrize(("agent", "case"), ALL, ids=lambda value: str(value))
+def test_each_way_to_fail_has_its_code_and_the_rest_succeeds(agent: str, case: str) -> None:
+    finished = transcript(agent, case)
+    parser = agents.by_name(agent).parser()
+    for line in finished.stdout.splitlines():
+        parser.feed(line)
+    verdict = parser.verdict(finished.exit_code, finished.stderr.decode())
+    assert verdict.code == OUTCOMES.get((agent, case), "")
+    assert verdict.ok is ((agent, case) not in OUTCOMES)
+    assert verdict.ok or len(verdict.reason) > 10

@@ -1,0 +1,147 @@
+"""How a turn went, for the cases that no transcript holds. Exit code 0 is not success."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hiveyard import agents
+from hiveyard.core.events import AgentEnded, AgentError, AgentUsage
+from hiveyard.core.ports import Verdict
+
+
+def verdict(agent: str, *lines: object, exit_code: int | None = 0, stderr: str = "") -> Verdict:
+    parser = agents.by_name(agent).parser()
+    for line in lines:
+        parser.feed(json.dumps(line).encode())
+    return parser.verdict(exit_code, stderr)
+
+
+def result(**rest: object) -> dict[str, object]:
+    return {"type": "result", "subtype": "success", "is_error": False, "result": "Done", "session_id": "s1", **rest}
+
+
+def test_claude_says_success_and_means_a_failed_api() -> None:
+    found = verdict("claude", result(is_error=True, api_error_status=529, result="API Error: Overloaded"))
+    assert (found.ok, found.code) == (False, "door.upstream_failed")
+
+
+def test_claude_was_denied_one_tool_and_used_another() -> None:
+    used = {"type": "user", "message": {"content": [{"type": "tool_result", "tool_use_id": "t", "content": "ok"}]}}
+    denied = [{"tool_name": "Write", "tool_use_id": "u"}]
+    assert verdict("claude", used, result(permission_denials=denied)).ok
+    assert not verdict("claude", result(permission_denials=denied)).ok
+
+
+@pytest.mark.parametrize(
+    ("subtype", "reason"),
+    [
+        ("error_max_turns", "claude reached its limit of turns"),
+        ("error_max_budget_usd", "claude reached its own limit of money"),
+        ("error_during_execution", "it broke"),
+        ("something new", "it broke"),
+    ],
+)
+def test_claude_ends_with_another_subtype_than_success(subtype: str, reason: str) -> None:
+    found = verdict("claude", result(subtype=subtype, result="", errors=["it broke"]))
+    assert (found.ok, found.code, found.reason) == (False, "agent.failed", reason)
+
+
+def test_claude_gives_no_result() -> None:
+    started = {"type": "system", "subtype": "init", "session_id": "s1"}
+    found = verdict("claude", started, exit_code=137)
+    assert found == Verdict(False, "agent.failed", "claude was ended by SIGKILL", "s1")
+    assert not verdict("claude", started, exit_code=None).ok
+    assert verdict("claude", exit_code=0).code == "agent.nothing_done"
+    assert verdict("claude", exit_code=127, stderr="sh: claude: not found").reason == (
+        "claude could not be started in the guest: sh: claude: not found"
+    )
+
+
+def test_claude_says_success_and_exits_otherwise() -> None:
+    assert verdict("claude", result(), exit_code=1).code == "agent.failed"
+
+
+def test_claude_retried_a_refused_key_until_it_was_killed() -> None:
+    retry = {"type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 6, "error_status": 401}
+    assert verdict("claude", retry, exit_code=143).code == "credentials.key_refused"
+
+
+def test_claude_counts_what_was_used_since_the_last_result_and_not_the_sum_of_the_conversation() -> None:
+    parser = agents.by_name("claude").parser()
+    part = {"inputTokens": 10, "outputTokens": 5, "cacheReadInputTokens": 3, "cacheCreationInputTokens": 2}
+    line = result(
+        total_cost_usd=9.0,
+        modelUsage={"m": {"inputTokens": 900, "costUSD": 9.0}},
+        model_usage_since_last_result={"m": {**part, "costUSD": 0.25}, "small": {**part, "costUSD": 0.25}},
+    )
+    usages = [e.usage for _ in range(2) for e in parser.feed(json.dumps(line).encode()) if isinstance(e, AgentUsage)]
+    assert [(u.input_tokens, u.output_tokens, u.cost_usd) for u in usages] == [(20, 10, 0.5), (40, 20, 1.0)]
+    assert (usages[0].cache_read_tokens, usages[0].cache_write_tokens) == (6, 4)
+
+
+def test_an_older_claude_tells_no_price_of_this_turn_alone() -> None:
+    parser = agents.by_name("claude").parser()
+    line = result(total_cost_usd=9.0, usage={"input_tokens": 7, "output_tokens": 1})
+    usage = next(e.usage for e in parser.feed(json.dumps(line).encode()) if isinstance(e, AgentUsage))
+    assert (usage.input_tokens, usage.cost_usd) == (7, None)
+
+
+def test_words_that_claude_puts_into_the_models_mouth_are_an_error() -> None:
+    parser = agents.by_name("claude").parser()
+    said = {"model": "<synthetic>", "content": [{"type": "text", "text": "Credit balance is too low"}]}
+    events = parser.feed(json.dumps({"type": "assistant", "message": said}).encode())
+    assert [type(event) for event in events] == [AgentError]
+    assert parser.verdict(1, "").reason.startswith("Credit balance is too low")
+
+
+def test_the_last_word_of_claude_is_kept() -> None:
+    events = agents.by_name("claude").parser().feed(json.dumps(result(terminal_reason="completed")).encode())
+    assert AgentEnded(is_error=False, text="Done", reason="completed") in events
+
+
+def step(reason: str) -> dict[str, object]:
+    return {
+        "type": "step_finish",
+        "sessionID": "ses_1",
+        "part": {"reason": reason, "tokens": {"input": 1}, "cost": 0.1},
+    }
+
+
+TEXT = {"type": "text", "sessionID": "ses_1", "part": {"text": "hello"}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [("stop", ""), ("length", "agent.failed"), ("tool-calls", "agent.failed"), ("unknown", "agent.failed")],
+)
+def test_opencode_is_done_when_its_last_step_says_stop(reason: str, code: str) -> None:
+    assert verdict("opencode", TEXT, step(reason)).code == code
+
+
+def test_opencode_ends_in_the_middle_of_a_step() -> None:
+    assert verdict("opencode", TEXT).code == "agent.failed"
+    assert verdict("opencode").code == "agent.nothing_done"
+
+
+def test_opencode_exits_with_an_error_and_says_nothing() -> None:
+    found = verdict("opencode", TEXT, step("stop"), exit_code=1, stderr="Error: boom")
+    assert found == Verdict(False, "agent.failed", "opencode ended with exit code 1: Error: boom", "ses_1")
+    assert not verdict("opencode", TEXT, step("stop"), exit_code=None).ok
+
+
+def test_opencode_calls_a_model_without_a_price_free_and_we_do_not() -> None:
+    parser = agents.by_name("opencode").parser()
+    line = step("stop") | {"part": {"reason": "stop", "tokens": {"input": 5, "output": 2, "reasoning": 3}, "cost": 0}}
+    usage = next(e.usage for e in parser.feed(json.dumps(line).encode()) if isinstance(e, AgentUsage))
+    assert (usage.input_tokens, usage.output_tokens, usage.cost_usd) == (5, 5, None)
+
+
+def test_a_command_succeeds_by_its_exit_code_when_it_said_anything() -> None:
+    parser = agents.by_name("command").parser()
+    assert parser.verdict(0, "").code == "agent.nothing_done"
+    parser.feed(b"working")
+    assert parser.verdict(0, "").ok
+    assert parser.verdict(3, "so\nit failed\n").reason == "the command ended with exit code 3: it failed"
+    assert parser.verdict(None, "").code == "agent.failed"

@@ -1,0 +1,74 @@
+"""The real `hv` with a real daemon, in a home of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import repo
+
+__all__ = ["repo"]
+
+CONFIG = """
+[engine]
+provider = "bubblewrap"
+image = "host"
+disk_reserve_mib = 1
+"""
+
+
+class Hv:
+    """One installation: its home, and calls of its command line."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith("HIVEYARD_")}
+        self.env["HIVEYARD_HOME"] = str(home)
+        home.mkdir(parents=True)
+        (home / "config.toml").write_text(CONFIG)
+
+    def argv(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "hiveyard.cli.main", *words]
+
+    def __call__(self, *words: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*words), env=self.env, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        )
+
+    def json(self, *words: str) -> Any:
+        done = self(*words, "--json")
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.argv(*words), env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def daemon_pid(self) -> int | None:
+        found = self.json("version")["daemon"]
+        return int(found["pid"]) if found else None
+
+    def kill_daemon(self) -> None:
+        if pid := self.daemon_pid():
+            os.kill(pid, signal.SIGKILL)
+
+    def events(self, task: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self("events", task).stdout.splitlines()]
+
+
+@pytest.fixture
+def hv(tmp_path: Path) -> Iterator[Hv]:
+    hv = Hv(tmp_path / "home")
+    yield hv
+    for task in hv.json("ps", "-a"):
+        assert hv("rm", "-f", task["id"]).returncode == 0
+    assert hv("stop-daemon").returncode == 0

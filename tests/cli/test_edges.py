@@ -1,0 +1,102 @@
+"""The command line and the daemon where things go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Hv
+
+
+@pytest.mark.parametrize("words", [["show", "nothing"], ["dance"], ["run", "/nowhere", "-m", "x"], ["show"]])
+def test_a_problem_is_one_json_object_too(hv: Hv, words: list[str]) -> None:
+    done = hv(*words, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["message"]
+
+
+def test_a_budget_of_nothing_is_refused_and_not_dropped(hv: Hv, repo: Path) -> None:
+    done = hv("run", str(repo), "-m", "x", "--command", "true", "--budget", "0")
+    assert done.returncode == 2
+    assert "budget" in done.stderr
+
+
+def test_a_terminal_of_few_characters_is_no_reason_to_fail(hv: Hv, repo: Path) -> None:
+    hv.env["PYTHONIOENCODING"] = "ascii"
+    done = hv("run", str(repo), "-m", "x", "--command", "printf '\\303\\244\\n'")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_long_prompt_comes_whole_from_stdin(hv: Hv, repo: Path) -> None:
+    prompt = "ä\n" * (1 << 18)
+    run = [*hv.argv("run", str(repo), "--prompt-file", "-", "--command", "wc -c < {{prompt_file}}", "--json")]
+    done = subprocess.run(run, env=hv.env, input=prompt, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert str(len(prompt.encode())) in done.stderr
+    assert len(hv.json("ps", "-a")[0]["prompt"]) < 1000
+
+
+@pytest.mark.parametrize(("words", "wanted"), [("hv lo", "logs"), ("hv run --bud", "--budget")])
+def test_the_shell_completes_verbs_and_options(hv: Hv, words: str, wanted: str) -> None:
+    env = {**hv.env, "_HV_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(hv.argv(), env=env, capture_output=True, text=True)
+    assert wanted in done.stdout, done.stderr
+
+
+def test_a_damaged_journal_is_told_at_the_start(hv: Hv) -> None:
+    database = hv.home / "data" / "hiveyard.db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"not a database" * 1000)
+    done = hv("ps")
+    database.unlink()
+    assert done.returncode == 125
+    assert str(database) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_daemon_that_cannot_begin_at_all_says_why(hv: Hv) -> None:
+    (hv.home / "data").mkdir()
+    (hv.home / "data" / "sessions").write_text("in the way")
+    done = hv("ps")
+    (hv.home / "data" / "sessions").unlink()
+    assert done.returncode == 125
+    assert "sessions" in done.stderr
+
+
+def test_who_comes_while_a_daemon_goes_gets_the_next_one(hv: Hv, repo: Path) -> None:
+    hv("run", str(repo), "-m", "slow", "--command", "sleep 600", "-d")
+    for _ in range(3):
+        pid = hv.daemon_pid()
+        assert pid
+        os.kill(pid, signal.SIGTERM)
+        listed = hv("ps", "--json")
+        assert listed.returncode == 0, listed.stderr
+        assert len(json.loads(listed.stdout)) == 1
+    assert (hv.home / "run" / "api.sock").exists()
+
+
+def test_two_who_start_the_daemon_at_once_get_the_same(hv: Hv) -> None:
+    first, second = hv.start("ps", "--json"), hv.start("ps", "--json")
+    assert (first.communicate(timeout=60)[0], second.communicate(timeout=60)[0]) == ("[]\n", "[]\n")
+    assert (first.returncode, second.returncode) == (0, 0)
+
+
+def test_a_daemon_that_never_stays_ends_the_watching(hv: Hv, repo: Path) -> None:
+    run = hv.start("run", str(repo), "-m", "slow", "--command", "echo begun; sleep 600")
+    assert run.stdout is not None
+    for line in run.stdout:
+        if "begun" in line:
+            break
+    config = (hv.home / "config.toml").read_text()
+    (hv.home / "config.toml").write_text("[engine]\nnonsense = 1\n")
+    hv.kill_daemon()
+    err = run.communicate(timeout=60)[1]
+    (hv.home / "config.toml").write_text(config)
+    assert run.returncode == 2, err
+    assert "nonsense" in err

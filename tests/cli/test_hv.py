@@ -1,0 +1,154 @@
+"""The command line as a person uses it: a real daemon behind a real process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Hv
+from tests.engine.conftest import git
+
+
+def test_a_run_ends_with_one_json_object_that_says_it_all(hv: Hv, repo: Path) -> None:
+    done = hv("run", str(repo), "-m", "Say hello!", "--command", "echo hello > hello.txt", "--json")
+    assert done.returncode == 0, done.stderr
+    report = hv.json("show", "say-hello")
+    assert done.stdout.count("\n") == 1
+    wanted = {
+        "id", "slug", "status", "exit_code", "repo", "branch", "base", "commits", "diffstat", "patch", "provider",
+        "tier", "agent", "model", "usage", "timings", "error",
+    }  # fmt: skip
+    assert wanted <= report.keys()
+    assert (report["slug"], report["status"], report["commits"]) == ("say-hello", "completed", 1)
+    assert report["diffstat"] == {"files": 1, "insertions": 1, "deletions": 0}
+    assert Path(report["patch"]).read_text().count("+hello") == 1
+    assert {"clone", "boot", "push", "agent", "collect", "total"} <= report["timings"].keys()
+
+
+def test_the_branch_comes_home_without_touching_the_checkout(hv: Hv, repo: Path) -> None:
+    hv("run", str(repo), "-m", "change", "--command", "echo three > a.txt")
+    (repo / "b.txt").write_text("mine, not committed\n")
+    applied = hv("apply", "change")
+    assert applied.returncode == 0, applied.stderr
+    assert git(repo, "show", "hv/change:a.txt") == "three"
+    assert (repo / "a.txt").read_text() == "one\n"
+    assert (repo / "b.txt").read_text() == "mine, not committed\n"
+    git(repo, "branch", "-f", "hv/change", "main")
+    git(repo, "commit", "-q", "--allow-empty", "-m", "other")
+    git(repo, "branch", "-f", "hv/change", "main")
+    refused = hv("apply", "change")
+    assert refused.returncode == 2
+    assert "hv/change" in refused.stderr
+
+
+def test_a_piped_diff_is_a_patch(hv: Hv, repo: Path) -> None:
+    hv("run", str(repo), "-m", "change", "--command", "printf 'x\\0y' > bin; echo three > a.txt")
+    patch = subprocess.run(hv.argv("diff", "change"), env=hv.env, capture_output=True).stdout
+    subprocess.run(["git", "-C", str(repo), "apply", "--index", "-"], input=patch, check=True)
+    assert (repo / "bin").read_bytes() == b"x\0y"
+
+
+def test_ctrl_c_stops_the_agent_and_keeps_its_work(hv: Hv, repo: Path) -> None:
+    run = hv.start("run", str(repo), "-m", "slow", "--command", "echo x > x.txt; echo begun; sleep 600")
+    assert run.stdout is not None
+    for line in run.stdout:
+        if "begun" in line:
+            break
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert "1 commit" in out
+    assert "asking the agent to stop" in err
+
+
+def test_a_detached_run_goes_on_and_can_be_followed(hv: Hv, repo: Path) -> None:
+    started = hv("run", str(repo), "-m", "later", "--command", "sleep 1; echo here; echo x > x.txt", "-d")
+    id = started.stdout.strip()
+    assert [task["id"] for task in hv.json("ps")] == [id]
+    followed = hv("logs", "-f", id[:4])
+    assert "here" in followed.stdout
+    assert "completed" in followed.stdout
+    assert hv.json("ps") == []
+
+
+def test_terminal_escapes_of_an_agent_do_not_reach_the_terminal(hv: Hv, repo: Path) -> None:
+    done = hv("run", str(repo), "-m", "escape", "--command", "printf 'a\\033]0;owned\\007b\\033[2Jc\\n'")
+    assert "abc" in done.stdout
+    assert "\x1b" not in done.stdout
+    raw = subprocess.run(hv.argv("events", "--raw", "escape"), env=hv.env, capture_output=True).stdout
+    assert raw == b"a\x1b]0;owned\x07b\x1b[2Jc\n"
+
+
+def test_a_second_daemon_is_refused(hv: Hv) -> None:
+    hv.json("ps")
+    second = hv("serve")
+    assert second.returncode == 125
+    assert "another daemon" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_a_wrong_setting_is_one_line(hv: Hv) -> None:
+    good = (hv.home / "config.toml").read_text()
+    (hv.home / "config.toml").write_text("[engine]\nmemory = 1\n")
+    done = hv("ps")
+    (hv.home / "config.toml").write_text(good)
+    assert done.returncode == 2
+    assert "no setting 'memory'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        (["run", "/nowhere", "-m", "x"], 2, "/nowhere"),
+        (["run", ".", "-m", ""], 2, "empty"),
+        (["run", "."], 2, "what to do"),
+        (["run", ".", "-m", "x", "--prompt-file", "y"], 2, "one of them"),
+        (["run", ".", "--prompt-file", "/nowhere/prompt"], 2, "/nowhere/prompt"),
+        (["run", ".", "-m", "x", "--agent", "clippy"], 2, "clippy"),
+        (["run", ".", "-m", "x", "--provider", "vmware"], 2, "vmware"),
+        (["run", ".", "-m", "x", "--image", "nope"], 2, "nope"),
+        (["run", ".", "-m", "x", "--tape", "/nowhere/tape"], 125, "/nowhere/tape"),
+        (["show", "nothing"], 2, "nothing"),
+        (["dance"], 2, "dance"),
+    ],
+)
+def test_bad_input_is_one_clear_line(hv: Hv, repo: Path, words: list[str], status: int, complaint: str) -> None:
+    words = [str(repo) if word == "." else word for word in words]
+    done = hv(*words)
+    assert done.returncode == status, done.stderr
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert hv.json("ps", "-a") == []
+
+
+def test_a_home_too_deep_for_a_socket_is_told(tmp_path: Path) -> None:
+    hv = Hv(tmp_path / ("deep" * 30))
+    done = hv("ps")
+    assert done.returncode == 125
+    assert "socket" in done.stderr
+    assert "HIVEYARD_HOME" in done.stderr
+
+
+def test_the_help_names_every_verb_and_every_verb_has_json_where_there_is_something_to_read(hv: Hv) -> None:
+    from hiveyard.cli.main import VERBS, cli
+
+    text = hv("--help").stdout
+    for verb in VERBS:
+        assert verb in text
+        command = cli.get_command(None, verb)  # type: ignore[arg-type]
+        assert command is not None
+        readers = getattr(command, "commands", {verb: command}).values()
+        for reader in readers:
+            assert verb in ("serve",) or any("--json" in option.opts for option in reader.params), reader.name
+
+
+def test_the_api_socket_is_its_owners_alone(hv: Hv) -> None:
+    hv.json("ps")
+    socket = hv.home / "run" / "api.sock"
+    assert os.stat(socket).st_mode & 0o777 == 0o600
+    assert os.stat(hv.home / "run").st_mode & 0o777 == 0o700

@@ -1,0 +1,101 @@
+"""One provider after the other, and one machine of each that the tests of guests share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core.machines import MachineSpec
+from hiveyard.core.ports import Guest
+from hiveyard.kit.names import new_id
+
+from .door import serve_door
+from .providers import CASES, Offer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A ready machine with what its host shares with it."""
+
+    offer: Offer
+    name: str
+    session: Path
+    door: Path
+
+    @asynccontextmanager
+    async def guest(self) -> AsyncIterator[Guest]:
+        async with self.offer.provider.guest(self.name) as guest:
+            yield guest
+
+
+_PARAMETERS = [
+    pytest.param(name, marks=[pytest.mark.real] if case.real else [], id=name) for name, case in CASES.items()
+]
+
+
+@pytest.fixture(scope="session", params=_PARAMETERS)
+async def offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
+    # In the path of a machine's state there may be sockets: a short path.
+    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+        async with CASES[request.param].open(Path(scratch)) as offer:
+            readiness = await offer.provider.readiness()
+            if not readiness.ok and not os.environ.get("CI"):
+                pytest.skip(f"{offer.provider.name}: {readiness.detail}; {readiness.fix}")
+            assert readiness.ok, readiness
+            await offer.provider.prepare(offer.image, offer.shape)
+            yield offer
+            left = await offer.provider.names()
+            assert not left, f"the tests left machines: {left}"
+
+
+@asynccontextmanager
+async def machine(offer: Offer) -> AsyncIterator[Place]:
+    """A machine of a test's own."""
+    name = f"t-{new_id()}"
+    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+        session, door = Path(scratch, "session"), Path(scratch, "door")
+        session.mkdir()
+        door.mkdir()
+        spec = MachineSpec(
+            image=offer.image, shape=offer.shape, session=session, door=door, metadata={"why": "a test's own"}
+        )
+        try:
+            await offer.provider.boot(name, spec)
+            yield Place(offer=offer, name=name, session=session, door=door)
+        finally:
+            await offer.provider.terminate(name)
+
+
+@pytest.fixture
+async def place(offer: Offer) -> AsyncIterator[Place]:
+    async with machine(offer) as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+async def shared(offer: Offer) -> AsyncIterator[Place]:
+    """The machine of all tests that leave it as it was."""
+    async with machine(offer) as place:
+        with serve_door(place.door, "the door of the shared machine"):
+            yield place
+
+
+@pytest.fixture
+async def guest(shared: Place) -> AsyncIterator[Guest]:
+    async with shared.guest() as guest:
+        yield guest
+
+
+@pytest.fixture
+async def folder(guest: Guest) -> AsyncIterator[str]:
+    """An empty directory in the guest, for one test."""
+    path = f"/session/{new_id()}"
+    await guest.mkdir(path)
+    yield path
+    await guest.remove_tree(path)

@@ -1,0 +1,138 @@
+"""The providers that the contract suite runs over.
+
+To add one: write an async context manager factory that takes an empty scratch directory and yields an `Offer`, and
+list it in CASES. The suite calls `prepare` itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aiodocker import Docker
+from aiodocker.types import JSONObject
+
+from hiveyard.core.machines import Image, Shape
+from hiveyard.core.ports import Provider
+from hiveyard.kit.names import new_id
+from hiveyard.machines.bubblewrap import BubblewrapProvider
+from hiveyard.machines.docker import DockerProvider, DockerSettings
+from hiveyard.machines.docker.container import tag
+from hiveyard.machines.qemu import QemuProvider
+from hiveyard.places import places
+from tests.support.dockerd import engine_socket
+from tests.support.vm import vm_image, vm_pid, vm_provider
+
+from .rootfs import small_image
+
+SMALL = Shape(memory_mib=512)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A provider that works here, and what the suite needs to know to try it.
+
+    `again` makes another provider object on the same state, as a daemon does that starts anew. `crash` ends a machine
+    from outside, as when its host kills it. `litter` leaves what a daemon leaves that dies in the middle of `boot`.
+    """
+
+    provider: Provider
+    image: Image
+    again: Callable[[], Provider]
+    crash: Callable[[str], Awaitable[None]]
+    litter: Callable[[str], Awaitable[None]]
+    shape: Shape = SMALL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """`real`: it boots VMs or containers, so it runs with the tests of that mark."""
+
+    open: Callable[[Path], AbstractAsyncContextManager[Offer]]
+    real: bool
+
+
+@asynccontextmanager
+async def bubblewrap(scratch: Path) -> AsyncIterator[Offer]:
+    state, cache = scratch / "state", scratch / "cache"
+
+    async def crash(name: str) -> None:
+        os.kill(int((state / name / "pid").read_text().split()[0]), signal.SIGKILL)
+
+    async def litter(name: str) -> None:
+        (state / name / "home").mkdir(parents=True)
+        (state / name / "machine.json.half").write_bytes(b"{")
+
+    def again() -> Provider:
+        return BubblewrapProvider(state, cache)
+
+    yield Offer(provider=again(), image=small_image(scratch), again=again, crash=crash, litter=litter)
+
+
+@asynccontextmanager
+async def docker(scratch: Path) -> AsyncIterator[Offer]:
+    state = scratch / "state"
+    # An engine has one store of images for all who use it: an id of our own, so that we may remove it.
+    image = replace(small_image(scratch), id=new_id())
+    async with engine_socket(places().cache / "test-docker") as socket:
+        settings = DockerSettings(socket=str(socket))
+
+        def again() -> Provider:
+            return DockerProvider(state, settings)
+
+        async def crash(name: str) -> None:
+            async with Docker(url=f"unix://{socket}") as client:
+                made = await client.containers.get(container_name(state, name))
+                os.kill(made["State"]["Pid"], signal.SIGKILL)
+
+        async def litter(name: str) -> None:
+            # As when the daemon dies between `create` and `start`.
+            labels = {"hiveyard.installation": installation(state), "hiveyard.machine": name}
+            body: JSONObject = {"Image": tag(image.id), "Cmd": ["bash"], "Labels": labels}
+            async with Docker(url=f"unix://{socket}") as client:
+                await client.containers.create(body, name=container_name(state, name))
+
+        provider = again()
+        yield Offer(provider=provider, image=image, again=again, crash=crash, litter=litter)
+        await provider.release_image(image.id)
+
+
+@asynccontextmanager
+async def qemu(scratch: Path) -> AsyncIterator[Offer]:
+    state = scratch / "state"
+    made: list[QemuProvider] = []
+
+    def again() -> Provider:
+        made.append(vm_provider(state))
+        return made[-1]
+
+    async def crash(name: str) -> None:
+        os.kill(vm_pid(state, name), signal.SIGKILL)
+
+    async def litter(name: str) -> None:
+        # As when the daemon dies between making the disk and starting QEMU.
+        (state / name / "run").mkdir(parents=True)
+        (state / name / "run" / "disk.qcow2").write_bytes(b"QFI")
+
+    yield Offer(provider=again(), image=await vm_image(), again=again, crash=crash, litter=litter)
+    for provider in made:
+        await provider.aclose()
+
+
+def installation(state: Path) -> str:
+    return (state / "installation").read_text()
+
+
+def container_name(state: Path, name: str) -> str:
+    return f"hiveyard-{installation(state)}-{name}"
+
+
+CASES: dict[str, Case] = {
+    "bubblewrap": Case(open=bubblewrap, real=False),
+    "docker": Case(open=docker, real=True),
+    "qemu": Case(open=qemu, real=True),
+}

@@ -1,0 +1,59 @@
+"""A root file system made of the host's own bash, coreutils and socat with the libraries they need: made in a second,
+without a network, and enough for every test of the contract."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+from hiveyard.core.machines import Image
+
+_PROGRAMS = (
+    "bash cat chmod cp cut dd env false find grep head id ln ls mkdir mkfifo mv nohup printf pwd readlink rm rmdir seq"
+    " setsid sha256sum sleep socat sort stat sync tail tee timeout touch tr true uname wc yes"
+)
+_PASSWD = "root:x:0:0::/root:/usr/sbin/nologin\nagent:x:1000:1000::/home/agent:/bin/bash\n"
+_GROUP = "root:x:0:\nagent:x:1000:\n"
+
+
+def small_image(scratch: Path) -> Image:
+    tree = scratch / "small"
+    _fill(tree)
+    archive = scratch / "small.tar"
+    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(tree, arcname=".", filter=_owned_by_root)
+    shutil.rmtree(tree)
+    return Image(id="5ma11", name="small", rootfs=archive)
+
+
+def _fill(tree: Path) -> None:
+    programs = [Path(found) for name in _PROGRAMS.split() if (found := shutil.which(name))]
+    for program in programs:
+        _copy(program, tree / "usr/bin" / program.name)
+    for library in _libraries(programs):
+        _copy(library, tree / str(library).lstrip("/"))
+    for name in ("bin", "sbin"):
+        (tree / name).symlink_to("usr/bin")
+    (tree / "usr/bin/sh").symlink_to("bash")
+    (tree / "etc").mkdir()
+    (tree / "etc/passwd").write_text(_PASSWD)
+    (tree / "etc/group").write_text(_GROUP)
+
+
+def _libraries(programs: list[Path]) -> set[Path]:
+    said = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, check=True).stdout
+    return {Path(path) for path in re.findall(r"(?:=> |^\t)(/\S+) \(", said, re.MULTILINE)}
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target)
+
+
+def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member

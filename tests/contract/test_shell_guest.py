@@ -1,0 +1,177 @@
+"""The shared guest on ways in that go wrong: cut, garbled, silent and hostile ones. The programs are real, and run
+on this host."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import CannotExecute, GuestWriteUnverified, MachineLost
+from hiveyard.core.machines import Capabilities
+from hiveyard.machines.attached import AttachedStream, attached
+from hiveyard.machines.shell import ShellGuest, Stream
+
+pytestmark = pytest.mark.anyio
+
+
+class Way:
+    """A way in that just starts programs here; the tests spoil it."""
+
+    def __init__(self, home: Path) -> None:
+        self.env = {"HOME": str(home), "USER": "agent", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        self.opened = 0
+
+    @asynccontextmanager
+    async def open(self, argv: Sequence[str]) -> AsyncIterator[Stream]:
+        self.opened += 1
+        async with attached([os.fsencode(word) for word in self.words(argv)], self.env) as stream:
+            yield self.spoiled(stream)
+
+    def words(self, argv: Sequence[str]) -> Sequence[str]:
+        return argv
+
+    def spoiled(self, stream: AttachedStream) -> Stream:
+        return stream
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+def _guest(way: Way) -> ShellGuest:
+    return ShellGuest(way, Capabilities(home=way.env["HOME"]))
+
+
+class Garbling(Way):
+    """One byte of what is sent changes on its way."""
+
+    def spoiled(self, stream: AttachedStream) -> Stream:
+        class Spoiled(AttachedStream):
+            async def send(self, data: bytes) -> None:
+                await stream.send(data.replace(b"w", b"v", 1))
+
+        return _like(stream, Spoiled)
+
+
+class Cutting(Way):
+    """The second half of what is sent is lost, and nobody says so."""
+
+    def spoiled(self, stream: AttachedStream) -> Stream:
+        class Spoiled(AttachedStream):
+            async def send(self, data: bytes) -> None:
+                await stream.send(data[: len(data) // 2])
+
+        return _like(stream, Spoiled)
+
+
+class Dying(Way):
+    """The machine is lost while a program runs."""
+
+    def spoiled(self, stream: AttachedStream) -> Stream:
+        class Spoiled(AttachedStream):
+            async def wait(self) -> int:
+                await anyio.sleep(0.2)
+                raise MachineLost("the machine died")
+
+        return _like(stream, Spoiled)
+
+
+def _like(stream: AttachedStream, kind: type[AttachedStream]) -> AttachedStream:
+    spoiled = kind.__new__(kind)
+    spoiled.__dict__.update(stream.__dict__)
+    return spoiled
+
+
+@pytest.mark.parametrize("kind", [Garbling, Cutting])
+async def test_a_write_that_was_changed_on_its_way_is_not_taken(home: Path, kind: type[Way]) -> None:
+    (home / "file").write_bytes(b"old")
+    with pytest.raises(GuestWriteUnverified):
+        await _guest(kind(home)).write_atomic("~/file", b"the new content")
+    assert (home / "file").read_bytes() == b"old"
+    assert [path.name for path in home.iterdir()] == ["file"]
+
+
+async def test_a_mode_that_a_file_system_does_not_keep_is_not_taken(home: Path) -> None:
+    # Where the umask alone makes the mode, it is checked too: here a `stat` that sees another one.
+    (home / "bin").mkdir()
+    (home / "bin/stat").write_text("#!/bin/sh\necho 3 777\n")
+    (home / "bin/stat").chmod(0o755)
+    way = Way(home)
+    way.env["PATH"] = f"{home}/bin:{way.env['PATH']}"
+    with pytest.raises(GuestWriteUnverified):
+        await _guest(way).write_atomic("~/file", b"new", mode=0o600)
+    assert not (home / "file").exists()
+
+
+async def test_a_machine_that_is_lost_is_that_one_error(home: Path) -> None:
+    with pytest.raises(MachineLost):
+        await _guest(Dying(home)).run(Command(argv=("sleep", "5")))
+    with pytest.raises(MachineLost):
+        await _guest(Dying(home)).read("~")
+
+
+async def test_a_machine_that_is_lost_during_a_timeout_is_lost_and_not_late(home: Path) -> None:
+    with pytest.raises(MachineLost):
+        await _guest(Dying(home)).run(Command(argv=("sleep", "5")), timeout=0.05)
+
+
+class Chattering(Way):
+    """The guest's bash has something to say before it begins."""
+
+    def words(self, argv: Sequence[str]) -> Sequence[str]:
+        script = 'echo "bash: warning: setlocale: LC_ALL: cannot change locale" >&2; exec "$@"'
+        return ("bash", "-c", script, "way", *argv)
+
+
+async def test_what_a_shell_says_before_the_command_is_not_the_commands(home: Path) -> None:
+    result = await _guest(Chattering(home)).run(Command(shell="echo out; echo err >&2; exit 3"))
+    assert result == (3, b"out\n", b"err\n", False)
+    with pytest.raises(CannotExecute, match="nothing-there"):
+        await _guest(Chattering(home)).run(Command(argv=("nothing-there",)))
+
+
+class Empty(Way):
+    """A guest without bash."""
+
+    def words(self, argv: Sequence[str]) -> Sequence[str]:
+        return ("sh", "-c", "echo 'sh: bash: not found' >&2; exit 127")
+
+
+async def test_a_guest_without_bash_says_so(home: Path) -> None:
+    with pytest.raises(CannotExecute, match="bash: not found"):
+        await _guest(Empty(home)).run(Command(argv=("true",)))
+
+
+class Flooding(Way):
+    """A guest that talks without end instead of beginning."""
+
+    def words(self, argv: Sequence[str]) -> Sequence[str]:
+        return ("bash", "-c", "head -c 50000000 /dev/zero >&2; exit 0")
+
+
+async def test_a_guest_that_floods_instead_of_answering_is_bounded(home: Path) -> None:
+    with pytest.raises(CannotExecute):
+        await _guest(Flooding(home)).run(Command(argv=("true",)))
+
+
+async def test_each_verb_is_one_round_trip(home: Path) -> None:
+    way = Way(home)
+    guest = _guest(way)
+    await guest.run(Command(argv=("true",)))
+    await guest.mkdir("~/a/b")
+    await guest.write("~/a/b/c", b"x")
+    await guest.write_atomic("~/a/d/e", b"x", mode=0o755)
+    await guest.read("~/a/b/c", offset=1)
+    await guest.exists("~/a")
+    await guest.remove("~/a/b/c")
+    await guest.remove_tree("~/a")
+    assert way.opened == 8

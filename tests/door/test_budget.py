@@ -1,0 +1,113 @@
+"""Money that is spent is spent: nothing more goes through, and it is said once."""
+
+# ruff: noqa: SIM117 - a server, a door and a guest on one line read badly
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from hiveyard.core.errors import BudgetSpent
+from hiveyard.core.events import BudgetExhausted, ModelCalled
+from hiveyard.core.usage import Usage
+from hiveyard.door.budget import Budget
+
+from . import bodies
+from .house import Told, door, guest, message
+from .upstream import upstream, whole
+
+pytestmark = pytest.mark.anyio
+
+EACH = 0.0154  # dollars, about, for one of these answers
+
+
+async def test_the_request_after_the_last_cent_is_refused_in_words_that_stop_an_agent(tmp_path: Path) -> None:
+    told, calls = Told(), []
+    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up:
+        async with door(up.url, told, tmp_path, budget_usd=2.5 * EACH, on_budget=lambda: calls.append(1)) as opened:
+            async with guest(opened) as client:
+                answers = [await client.post("/anthropic/v1/messages", json=message()) for _ in range(5)]
+                other = await client.post("/openai/v1/chat/completions", json={"model": "gpt-5", "messages": []})
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 400, 400]
+    assert len(up.requests) == 3
+    refused = answers[-1].json()
+    assert refused["type"] == "error" and "budget of $0.04" in refused["error"]["message"]
+    assert answers[-1].headers["x-should-retry"] == "false"
+    assert other.status_code == 400 and other.json()["error"]["code"] == "door.budget_spent"
+    [exhausted] = told.of(BudgetExhausted)
+    assert exhausted.spent_usd == pytest.approx(sum(call.usage.cost_usd or 0 for call in told.of(ModelCalled)))
+    assert exhausted.spent_usd >= exhausted.budget_usd
+    assert len(calls) >= 1
+
+
+async def test_what_was_spent_before_counts(tmp_path: Path) -> None:
+    told, calls = Told(), []
+    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up:
+        options = {"budget_usd": 0.5, "spent": Usage(cost_usd=0.5), "on_budget": lambda: calls.append(1)}
+        async with door(up.url, told, tmp_path, **options) as opened, guest(opened) as client:
+            assert (await client.post("/anthropic/v1/messages", json=message())).status_code == 400
+    assert up.requests == [] and calls == [1] and len(told.of(BudgetExhausted)) == 1
+
+
+async def test_without_a_budget_nothing_is_refused(tmp_path: Path) -> None:
+    told = Told()
+    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up, door(up.url, told, tmp_path) as opened:
+        async with guest(opened) as client:
+            assert (await client.post("/anthropic/v1/messages", json=message())).status_code == 200
+    assert told.of(BudgetExhausted) == []
+
+
+async def test_requests_at_once_near_the_end_wait_for_each_other(tmp_path: Path) -> None:
+    """Twenty at once may not spend twenty times what is left."""
+    told = Told()
+    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up:
+        async with door(up.url, told, tmp_path, budget_usd=1.5 * EACH) as opened, guest(opened) as client:
+            statuses = []
+
+            async def ask() -> None:
+                answer = await client.post("/anthropic/v1/messages", json=message("x" * 40_000, max_tokens=32000))
+                statuses.append(answer.status_code)
+
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(ask)
+    assert sorted(statuses) == [200] * 2 + [400] * 18
+    assert len(up.requests) == 2
+
+
+async def test_a_cut_stream_costs_what_passed_even_when_the_vendor_never_told(tmp_path: Path) -> None:
+    told = Told()
+
+    async def cut(_request: object, stream: object) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 100000\r\n\r\n"
+        await stream.send(head + bodies.CHAT_CHUNK.replace(b'"Hel"', b'"' + b"a" * 4000 + b'"'))  # type: ignore[attr-defined]
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    async with upstream(cut) as up, door(up.url, told, tmp_path, budget_usd=1.0) as opened, guest(opened) as client:
+        body = {"model": "gpt-5", "stream": True, "messages": [{"role": "user", "content": "b" * 8000}]}
+        with pytest.raises(Exception, match="peer closed"):
+            await client.post("/openai/v1/chat/completions", json=body)
+    usage = told.of(ModelCalled)[0].usage
+    assert usage.output_tokens == 1000 and 2000 <= usage.input_tokens <= 2010
+    assert usage.cost_usd is not None and usage.cost_usd > 0.012
+
+
+async def test_a_budget_lets_one_wait_until_another_has_paid() -> None:
+    budget = Budget(1.0, Usage())
+    order: list[str] = []
+
+    async def spend(name: str, cost: float) -> None:
+        try:
+            async with budget.admitted(0.8):
+                order.append(f"{name} in")
+                await anyio.lowlevel.checkpoint()
+                budget.add(Usage(cost_usd=cost))
+        except BudgetSpent:
+            order.append(f"{name} refused")
+
+    async with anyio.create_task_group() as group:
+        for name, cost in (("a", 0.3), ("b", 0.8), ("c", 0.1)):
+            group.start_soon(spend, name, cost)
+    assert order == ["a in", "b in", "c refused"]

@@ -1,0 +1,359 @@
+"""A guest is hostile: what it may ask for is a list, and everything it sends is bounded."""
+
+# ruff: noqa: SIM117 - a server, a door and a guest on one line read badly
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import httpx2
+import pytest
+from anyio.abc import SocketStream
+
+from hiveyard.core.events import DoorRefused, ModelCalled
+from hiveyard.door.door import Door
+from hiveyard.door.settings import DoorSettings
+
+from . import bodies
+from .house import PLACEHOLDER, Told, door, guest, message, until
+from .upstream import streamed, upstream, whole
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def raw(opened: Door) -> AsyncIterator[SocketStream]:
+    async with await anyio.connect_unix(opened.path) as stream:
+        yield stream
+
+
+async def ask(opened: Door, text: bytes) -> bytes:
+    """Send bytes as they are; what comes back until the door closes."""
+    got = b""
+    async with raw(opened) as stream:
+        with anyio.fail_after(20):
+            try:
+                await stream.send(text)
+                async for chunk in stream:
+                    got += chunk
+            except (anyio.BrokenResourceError, ConnectionResetError):
+                pass
+    return got
+
+
+def head(target: str, *more: str, method: str = "GET") -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", "host: door", f"x-api-key: {PLACEHOLDER}", "connection: close", *more]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/anthropic/../v1/models",
+        "/anthropic/%2e%2e/openai/v1/models",
+        "/anthropic/v1/../v1/models",
+        "/anthropic//v1/models",
+        "/anthropic/v1%2Fmodels",
+        "/anthropic/v1/models/..",
+        "/anthropic/v1/models/a/b",
+        "/anthropic/v1/models/a%2f..%2fb",
+        "/openai/v1/files",
+        "/openai/v1/organization/api_keys",
+        "/anthropic/v1/organizations/users",
+        "/anthropic/v1/messages/batches",
+        "/openai/v1/responses/resp_1",
+        "http://evil.example/anthropic/v1/models",
+        "//evil.example/v1/models",
+        "/v1/models",
+        "/anthropic/v1/models;x",
+        "/ANTHROPIC/v1/models",
+    ],
+)
+async def test_what_is_not_on_the_list_is_refused_and_told(tmp_path: Path, target: str) -> None:
+    told = Told()
+    async with upstream(whole(b"{}")) as up, door(up.url, told, tmp_path) as opened:
+        answer = await ask(opened, head(target))
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert up.requests == []
+    assert len(told.of(DoorRefused)) == 1
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "GET"])
+async def test_another_method_is_refused(tmp_path: Path, method: str) -> None:
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened:
+        assert (await ask(opened, head("/anthropic/v1/messages", method=method))).startswith(b"HTTP/1.1 405 ")
+    assert up.requests == []
+
+
+@pytest.mark.parametrize("query", ["?a=" + "x" * 2000, "?a='b'", "?a=/../"])
+async def test_a_query_with_anything_strange_is_refused(tmp_path: Path, query: str) -> None:
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened:
+        assert (await ask(opened, head(f"/openai/v1/models{query}"))).startswith(b"HTTP/1.1 400 ")
+    assert up.requests == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\x00\xff\x16\x03\x01 garbage\r\n\r\n",
+        b"GET /openai/v1/models HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        b"POST /openai/v1/responses HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"POST /openai/v1/responses HTTP/1.1\r\nhost: a\r\ncontent-length: -5\r\n\r\n",
+        b"GET /openai/v1/models HTTP/1.1\r\nhost: a\r\nx: " + b"a" * (1 << 20) + b"\r\n\r\n",
+        b"GET /openai/v1/models HTTP/1.1\r\nhost: a\r\nx\x00y: z\r\n\r\n",
+    ],
+)
+async def test_broken_http_ends_the_connection_and_nothing_else(tmp_path: Path, text: bytes) -> None:
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened:
+        assert (await ask(opened, text))[:12] in (b"", b"HTTP/1.1 400")
+        async with guest(opened) as client:
+            assert (await client.get("/openai/v1/models")).status_code == 200
+    assert len(up.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":1}{"b":2}', b'"' + b"a" * 1000]
+)
+async def test_a_body_that_is_no_json_object_is_refused(tmp_path: Path, body: bytes) -> None:
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+        answer = await client.post("/anthropic/v1/messages", content=body)
+    assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+    assert up.requests == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": 5, "messages": "x", "tools": {}, "system": 7, "stream": "yes", "max_tokens": -1},
+        {"messages": [None, 5, [], {"role": 5, "content": {"a": 1}}, {"role": "user", "content": [None, {"text": 5}]}]},
+        {"stream_options": [], "stream": True, "messages": None},
+        {"model": "\ud800", "input": [{"type": 5}, {"type": "message", "role": "user"}]},
+    ],
+)
+async def test_shapes_that_make_no_sense_are_the_vendors_to_judge(tmp_path: Path, body: object) -> None:
+    async with upstream(whole(b"[5]")) as up, door(up.url, Told(), tmp_path, budget_usd=1.0) as opened:
+        async with guest(opened) as client:
+            for path in ("/anthropic/v1/messages", "/openai/v1/chat/completions", "/openai/v1/responses"):
+                answer = await client.post(path, content=json.dumps(body))
+                assert answer.status_code == 200, answer.text
+
+
+async def test_a_body_over_the_limit_is_refused_whether_its_length_is_told_or_not(tmp_path: Path) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b"a" * (64 << 10)
+
+    told = Told()
+    async with upstream(whole(b"{}")) as up:
+        settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, body_mib=1)
+        async with door(up.url, told, tmp_path, settings=settings) as opened, guest(opened) as client:
+            length = await client.post("/openai/v1/responses", content=b"a" * (2 << 20))
+            chunked = await client.post("/openai/v1/responses", content=endless())
+    assert (length.status_code, chunked.status_code) == (413, 413)
+    assert up.requests == [] and len(told.of(DoorRefused)) == 2
+
+
+async def test_bodies_that_are_too_much_together_are_refused(tmp_path: Path) -> None:
+    waiting = anyio.Event()
+
+    async def hold(request: object, stream: object) -> None:
+        await waiting.wait()
+        await whole(b"{}")(request, stream)  # type: ignore[arg-type]
+
+    body = b'{"x":"' + b"a" * 900_000 + b'"}'
+    async with upstream(hold) as up:
+        settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, body_mib=1, bodies_mib=2)
+        async with door(up.url, Told(), tmp_path, settings=settings) as opened, guest(opened) as client:
+            async with anyio.create_task_group() as group:
+                for _ in range(2):
+                    group.start_soon(lambda: client.post("/openai/v1/responses", content=body))
+                await until(lambda: len(up.requests) == 2)
+                assert (await client.post("/openai/v1/responses", content=body)).status_code == 503
+                waiting.set()
+            assert (await client.post("/openai/v1/responses", content=body)).status_code == 200
+
+
+async def test_more_requests_than_may_run_wait_for_their_turn(tmp_path: Path) -> None:
+    here, most = 0, 0
+
+    async def count(request: object, stream: object) -> None:
+        nonlocal here, most
+        here += 1
+        most = max(most, here)
+        await anyio.sleep(0.01)
+        here -= 1
+        await whole(b"{}")(request, stream)  # type: ignore[arg-type]
+
+    async with upstream(count) as up:
+        settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, requests=3)
+        async with door(up.url, Told(), tmp_path, settings=settings) as opened, guest(opened) as client:
+            async with anyio.create_task_group() as group:
+                for _ in range(12):
+                    group.start_soon(lambda: client.get("/openai/v1/models"))
+    assert most == 3 and len(up.requests) == 12
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST /openai/v1/responses HTTP/1.1\r\nhost: d\r\nx"])
+async def test_a_head_that_does_not_come_closes_the_connection(tmp_path: Path, sent: bytes) -> None:
+    settings = DoorSettings(head_seconds=0.2)
+    async with door("", Told(), tmp_path, settings=settings) as opened:
+        assert await ask(opened, sent or b"G") == b""
+
+
+async def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:
+    settings = DoorSettings(body_seconds=0.2)
+    async with door("", Told(), tmp_path, settings=settings) as opened:
+        text = head("/openai/v1/responses", "content-length: 100", method="POST") + b"{"
+        assert (await ask(opened, text)).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_guest_that_does_not_read_is_cut_and_the_log_stays_silent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = Told()
+    piece = b"data: " + b"a" * (1 << 20) + b"\n\n"
+    async with upstream(streamed(*[piece] * 64)) as up:
+        settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, stall_seconds=0.3)
+        async with door(up.url, told, tmp_path, settings=settings) as opened, raw(opened) as stream:
+            body = b'{"model":"gpt-5","stream":true,"input":"x"}'
+            await stream.send(head("/openai/v1/responses", f"content-length: {len(body)}", method="POST") + body)
+            await until(lambda: bool(told.of(ModelCalled)))
+            await until(lambda: not opened.busy)
+    assert not told.of(ModelCalled)[0].complete
+    assert caplog.text == ""
+
+
+async def test_connections_over_the_limit_are_closed(tmp_path: Path) -> None:
+    async with upstream(whole(b"{}")) as up:
+        settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, connections=4)
+        async with door(up.url, Told(), tmp_path, settings=settings) as opened:
+            streams = [await anyio.connect_unix(opened.path) for _ in range(4)]
+            assert await ask(opened, b"") == b""
+            for stream in streams:
+                await stream.aclose()
+            async with guest(opened) as client:
+                assert (await client.get("/openai/v1/models")).status_code == 200
+
+
+async def test_a_flood_of_refusals_is_told_at_a_bounded_rate(tmp_path: Path) -> None:
+    told = Told()
+    async with door("", told, tmp_path, settings=DoorSettings()) as opened, guest(opened) as client:
+        for _ in range(200):
+            assert (await client.get("/etc/passwd")).status_code == 404
+    assert 30 <= len(told.events) <= 40
+
+
+async def test_a_refused_path_is_told_without_control_characters_and_short(tmp_path: Path) -> None:
+    told = Told()
+    async with door("", told, tmp_path, settings=DoorSettings()) as opened:
+        await ask(opened, head("/%1b[31m" + "a" * 5000))
+    assert len(told.of(DoorRefused)[0].what) <= 200
+
+
+async def test_the_socket_is_for_all_and_its_directory_can_only_be_entered(tmp_path: Path) -> None:
+    directory = tmp_path / "doors" / "s1"
+    async with door("", Told(), directory, settings=DoorSettings()) as opened:
+        assert opened.path == directory / "door.sock"
+        assert stat.S_IMODE(opened.path.stat().st_mode) == 0o666
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o711
+        assert os.listdir(directory) == ["door.sock"]
+    assert os.listdir(directory) == []
+
+
+async def test_a_door_that_a_killed_daemon_left_is_replaced_at_once(tmp_path: Path) -> None:
+    told = Told()
+    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up:
+        async with door(up.url, told, tmp_path) as old:
+            async with door(up.url, told, tmp_path) as new:
+                async with guest(new) as client:
+                    assert (await client.post("/anthropic/v1/messages", json=message())).status_code == 200
+                assert old.spent.requests == 0 and new.spent.requests == 1
+            assert not new.path.exists()
+
+
+async def test_an_old_door_that_closes_late_does_not_take_the_new_ones_socket_away(tmp_path: Path) -> None:
+    opened, closing = anyio.Event(), anyio.Event()
+
+    async def old_daemon() -> None:
+        async with door("", Told(), tmp_path, settings=DoorSettings()):
+            opened.set()
+            await closing.wait()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(old_daemon)
+        await opened.wait()
+        async with door("", Told(), tmp_path, settings=DoorSettings()) as new:
+            closing.set()
+            await anyio.wait_all_tasks_blocked()
+            async with guest(new) as client:
+                assert (await client.head("/")).status_code == 200
+
+
+async def test_a_stale_file_in_the_sockets_place_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "door.sock").write_text("stale")
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+        assert (await client.get("/openai/v1/models")).status_code == 200
+
+
+async def test_a_very_long_path_has_a_door_all_the_same(tmp_path: Path) -> None:
+    directory = tmp_path / ("long" * 40)
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), directory):
+        fd = os.open(directory, os.O_RDONLY)
+        transport = httpx2.AsyncHTTPTransport(uds=f"/proc/self/fd/{fd}/door.sock")
+        async with httpx2.AsyncClient(transport=transport, headers={"x-api-key": PLACEHOLDER}) as client:
+            assert (await client.get("http://door/openai/v1/models")).status_code == 200
+        os.close(fd)
+
+
+async def test_closing_a_door_cuts_what_is_open_and_writes_down_what_was_used(tmp_path: Path) -> None:
+    told = Told()
+
+    async def wait(number: int) -> None:
+        if number:
+            await anyio.sleep_forever()
+
+    async with upstream(streamed(bodies.ANTHROPIC_STREAM[:500], b"x", before=wait)) as up:
+        async with anyio.create_task_group() as group:
+            async with door(up.url, told, tmp_path) as opened:
+                begun = anyio.Event()
+
+                async def read() -> None:
+                    async with guest(opened) as client:
+                        body = message(stream=True)
+                        with pytest.raises(httpx2.TransportError):
+                            async with client.stream("POST", "/anthropic/v1/messages", json=body) as response:
+                                async for _ in response.aiter_raw():
+                                    begun.set()
+
+                group.start_soon(read)
+                with anyio.fail_after(20):
+                    await begun.wait()
+    assert [called.complete for called in told.of(ModelCalled)] == [False]
+
+
+async def test_one_connection_takes_many_requests_each_sent_as_soon_as_the_last_is_answered(tmp_path: Path) -> None:
+    request = head("/openai/v1/models").replace(b"connection: close", b"connection: keep-alive")
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, raw(opened) as stream:
+        with anyio.fail_after(20):
+            for _ in range(50):
+                await stream.send(request)
+                answer = b""
+                while not answer.endswith(b"{}"):
+                    answer += await stream.receive()
+    assert len(up.requests) == 50
+
+
+async def test_requests_that_come_all_at_once_on_one_connection_are_answered_in_turn(tmp_path: Path) -> None:
+    request = head("/openai/v1/models").replace(b"connection: close", b"connection: keep-alive")
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, raw(opened) as stream:
+        with anyio.fail_after(20):
+            await stream.send(request * 10)
+            answer = b""
+            while answer.count(b"\r\n\r\n{}") < 10:
+                answer += await stream.receive()
+    assert len(up.requests) == 10

@@ -1,0 +1,163 @@
+"""What passes is read without trusting it: any bytes, cut anywhere, never too much of them kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hiveyard.core.usage import Usage
+from hiveyard.door.asked import Asked, understand
+from hiveyard.door.meter import Meter, only_usage
+from hiveyard.door.prices import Prices
+from hiveyard.door.routes import Protocol, Route
+from hiveyard.door.sse import EventBlocks, EventData
+from hiveyard.door.telling import Allowance
+from hiveyard.door.wording import settled
+
+from . import bodies
+
+STREAMS: dict[Protocol, bytes] = {
+    "anthropic": bodies.ANTHROPIC_STREAM,
+    "openai-chat": bodies.CHAT_STREAM,
+    "openai-responses": bodies.RESPONSES_STREAM,
+}
+LINES = st.lists(
+    st.sampled_from([b"data: {}", b"data:", b"data: [DONE", b": x", b"event: y", b"", b"\r", b"\xff\x00", b"data: {"])
+)
+CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=10)
+
+
+def asked(protocol: Protocol, **body: object) -> Asked:
+    return understand(Route("openai", "POST", "/x", protocol), body=json.dumps(body).encode())
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    out: list[bytes] = []
+    at = 0
+    while at < len(data):
+        size = cuts[len(out) % len(cuts)]
+        out.append(data[at : at + size])
+        at += size
+    return out
+
+
+@settings(deadline=None)
+@given(lines=LINES, cuts=CUTS)
+def test_blocks_are_the_bytes_that_came_wherever_they_are_cut(lines: list[bytes], cuts: list[int]) -> None:
+    data = b"\n".join(lines)
+    blocks = EventBlocks()
+    out = [block for piece in pieces(data, cuts) for block in blocks.feed(piece)]
+    assert b"".join([*out, blocks.finish()]) == data
+    assert all(block.endswith((b"\n\n", b"\n\r\n")) for block in out)
+
+
+@settings(deadline=None)
+@given(lines=LINES, cuts=CUTS)
+def test_events_are_the_same_wherever_they_are_cut(lines: list[bytes], cuts: list[int]) -> None:
+    data = b"\n".join(lines)
+    whole, cut = EventData(), EventData()
+    assert whole.feed(data) + whole.finish() == [e for p in pieces(data, cuts) for e in cut.feed(p)] + cut.finish()
+
+
+@pytest.mark.parametrize("protocol", STREAMS)
+@settings(deadline=None, max_examples=50)
+@given(garbage=LINES, cuts=CUTS)
+def test_garbage_between_events_does_not_change_the_count(
+    protocol: Protocol, garbage: list[bytes], cuts: list[int]
+) -> None:
+    clean, dirty = (Meter(asked(protocol), streamed=True) for _ in range(2))
+    clean.feed(STREAMS[protocol])
+    noise = b"\n".join(garbage) + b"\n\n"
+    for piece in pieces(STREAMS[protocol].replace(b"\n\n", b"\n\n" + noise), cuts):
+        dirty.feed(piece)
+    assert clean.finished and dirty.finished
+    assert dirty.usage() == clean.usage()
+
+
+@settings(deadline=None)
+@given(
+    data=st.recursive(
+        st.none() | st.integers() | st.text(max_size=3),
+        lambda x: (
+            st.lists(x)
+            | st.dictionaries(
+                st.sampled_from(["type", "usage", "message", "response", "delta", "choices", "error", "input_tokens"]),
+                x,
+            )
+        ),
+    )
+)
+def test_any_json_in_any_place_is_read_without_an_error(data: object) -> None:
+    text = json.dumps(data).encode()
+    for protocol in STREAMS:
+        for streamed in (True, False):
+            meter = Meter(asked(protocol), streamed=streamed)
+            meter.feed(b"data: " + text + b"\n\n" if streamed else text)
+            meter.finish()
+            assert meter.usage().input_tokens >= 0
+    only_usage(b"data: " + text + b"\n\n")
+
+
+def test_an_event_without_end_is_not_kept_in_memory() -> None:
+    data, blocks = EventData(), EventBlocks(limit=1000)
+    passed = 0
+    for _ in range(40):
+        data.feed(b"data: " + b"x" * (1 << 20))
+        passed += sum(map(len, blocks.feed(b"y" * 1000)))
+    assert passed >= 39_000
+    assert len(data._lines._held) <= 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("at 2026-11-21T05:13:48Z", "at 2027-01-02 11:00:00.123+01:00"),
+        ("in /tmp/pytest-1/x y", "in /tmp/hv/long/path y"),
+        ("id 8c1f9e0a-1111-2222-3333-444455556666", "id 00000000-1111-2222-3333-444455556667"),
+        ("ses_1fca4b87d001R1PJ7P", "ses_e035b5017ffewXtqrh"),
+        ("<system-reminder>one</system-reminder>do  it", "do\tit <system-reminder>two</system-reminder>"),
+        ("commit 1a2b3c4d5e6f7a8b9c0d", "commit ffffffffffffffff0000"),
+        ("took 0.53s", "took 12 seconds"),
+    ],
+)
+def test_what_changes_from_run_to_run_does_not_count(a: str, b: str) -> None:
+    assert settled(a) == settled(b)
+
+
+@pytest.mark.parametrize(("a", "b"), [("fix a.py", "fix b.py"), ("add 1", "add 2"), ("<b>x</b>", "<b>y</b>")])
+def test_what_a_person_means_counts(a: str, b: str) -> None:
+    assert settled(a) != settled(b)
+
+
+def test_text_that_is_made_to_be_slow_is_settled_all_the_same() -> None:
+    assert settled("<system-reminder>" * 20_000 + "x").endswith("x")
+    assert settled("a" * (1 << 20) + "b").endswith("b")
+
+
+def test_prices_are_found_for_gateways_too_and_unknown_models_have_none() -> None:
+    prices, usage = Prices(), Usage(input_tokens=100_000, output_tokens=100_000)
+    assert prices.cost("anthropic", "claude-sonnet-4-5", usage) == pytest.approx(1.8)
+    assert prices.cost("openai", "claude-sonnet-4-5", usage) == pytest.approx(1.8)
+    for model in ("", "no-such-model", "\ud800", "x" * 10_000):
+        assert prices.cost("openai", model, usage) is None
+
+
+def test_an_allowance_runs_out_says_so_and_fills_again() -> None:
+    class Held:
+        at = 0.0
+
+        def now(self) -> float:
+            return self.at
+
+        monotonic = now
+
+        async def sleep(self, seconds: float) -> None: ...
+
+    clock = Held()
+    allowance = Allowance(clock, most=2, per_second=1.0)
+    assert [allowance.take() for _ in range(5)] == [True, True, False, False, False]
+    clock.at = 1.0
+    assert allowance.take() and "3 more" in allowance.omitted() and allowance.omitted() == ""

@@ -1,0 +1,337 @@
+"""What was recorded is answered again, by what is asked and not by when."""
+
+# ruff: noqa: SIM117 - a server, a door and a guest on one line read badly
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+
+import httpx2
+import pytest
+
+from hiveyard.core.errors import BadTape, NotOnTape
+from hiveyard.core.events import ModelCalled, ModelFailed, Notice
+from hiveyard.door.asked import understand
+from hiveyard.door.recorder import Recorder
+from hiveyard.door.routes import Protocol, Route
+from hiveyard.door.settings import DoorSettings
+from hiveyard.door.tape import Ask, Entry, Tape, ask_of, packed
+from hiveyard.testing.model import scripted_model
+from hiveyard.testing.script import Call, File, Step
+
+from . import bodies
+from .house import KEY, Told, door, guest, message, until
+from .upstream import streamed, upstream, whole
+
+pytestmark = pytest.mark.anyio
+
+TOOLS = [{"name": "Bash", "input_schema": {"type": "object", "properties": {"command": {"type": "string"}}}}]
+SCRIPT = (
+    Step(thinking="Hm.", text="I will look.", calls=[Call(shell="pytest -q")]),
+    Step(calls=[Call(write=File(path="a.py", content="x = 1\n"))]),
+    Step(text="Done ☂."),
+)
+
+
+def round_of(number: int, *, text: str = "make the test pass", results: Sequence[str] = ()) -> dict[str, object]:
+    """What an agent asks after `number` rounds of tools."""
+    messages: list[dict[str, object]] = [{"role": "user", "content": text}]
+    for index in range(number):
+        call = {"type": "tool_use", "id": f"toolu_{index}", "name": "Bash", "input": {"command": "x"}}
+        result = results[index] if index < len(results) else "ok"
+        messages.append({"role": "assistant", "content": [call]})
+        messages.append(
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": f"toolu_{index}", "content": result}]}
+        )
+    return {"model": "claude-sonnet-4-5", "max_tokens": 9, "stream": True, "tools": TOOLS, "messages": messages}
+
+
+async def test_a_recorded_conversation_is_answered_again_byte_for_byte_without_a_model(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "t.jsonl", Told(), Told()
+    asked = [round_of(number) for number in range(3)]
+    recorder = Recorder(path)
+    async with scripted_model(SCRIPT) as model, door(model.url, first, tmp_path, recorder=recorder) as opened:
+        async with guest(opened) as client:
+            recorded = [(await client.post("/anthropic/v1/messages", json=body)).content for body in asked]
+    recorder.close()
+    async with door("", second, tmp_path, tape=Tape.load(path), settings=DoorSettings()) as opened:
+        async with guest(opened) as client:
+            order = [2, 0, 1, 1, 2]
+            played = [(await client.post("/anthropic/v1/messages", json=asked[n])).content for n in order]
+    assert played == [recorded[n] for n in order]
+    assert b"Done \xe2\x98\x82" in recorded[2]
+    assert [call.source for call in second.of(ModelCalled)] == ["tape"] * 5
+    usages = [call.usage for call in first.of(ModelCalled)]
+    assert [call.usage for call in second.of(ModelCalled)] == [usages[n] for n in order]
+    assert path.stat().st_mode & 0o077 == 0
+
+
+async def test_other_results_other_times_and_other_paths_are_the_same_request(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    recorder = Recorder(path)
+    told = Told()
+    text = "fix it <system-reminder>Today is 2026-11-21 in /tmp/a1</system-reminder>"
+    async with scripted_model(SCRIPT) as model, door(model.url, told, tmp_path, recorder=recorder) as opened:
+        async with guest(opened) as client:
+            body = round_of(1, text=text, results=["1 failed in 0.53s at /tmp/pytest-1/x"])
+            recorded = await client.post("/anthropic/v1/messages", json=body)
+    recorder.close()
+    again = "fix  it\n<system-reminder>Today is 2027-01-01 in /home/b</system-reminder>"
+    async with (
+        door("", told, tmp_path, tape=Tape.load(path), settings=DoorSettings()) as opened,
+        guest(opened) as client,
+    ):
+        body = round_of(1, text=again, results=["something else entirely"])
+        assert (await client.post("/anthropic/v1/messages", json=body)).content == recorded.content
+
+
+async def test_what_is_not_on_the_tape_is_told_with_what_comes_nearest(tmp_path: Path) -> None:
+    told = Told()
+    tape = Tape([entry(round_of(0)), entry(round_of(1))], name="demo.jsonl")
+    async with door("", told, tmp_path, tape=tape, settings=DoorSettings()) as opened, guest(opened) as client:
+        for body in (round_of(2), round_of(0, text="something else")):
+            got = await client.post("/anthropic/v1/messages", json=body)
+            assert got.status_code == 400 and got.headers["x-should-retry"] == "false"
+            assert got.json()["error"]["type"] == "invalid_request_error"
+        other = await client.post("/openai/v1/responses", json={"input": "x"})
+        assert "nothing at all was recorded" in other.json()["error"]["message"]
+    failures = [failed.failure for failed in told.of(ModelFailed)]
+    assert {failure.code for failure in failures} == {"door.not_on_tape"}
+    assert "round 2 of “make the test pass”; the nearest is" in failures[0].message
+    assert "round 1 of" in failures[0].message and "“something else”" in failures[1].message
+
+
+def entry(
+    body: object, *, path: str = "/v1/messages", status: int = 200, said: bytes = b"{}", complete: bool = True
+) -> Entry:
+    protocol: dict[str, Protocol] = {"/v1/messages": "anthropic", "/v1/responses": "openai-responses"}
+    vendor = "anthropic" if path.startswith("/v1/messages") else "openai"
+    asked = understand(Route(vendor, "POST", path, protocol.get(path, "")), body=json.dumps(body).encode())  # type: ignore[arg-type]
+    headers = (("content-type", "text/event-stream"),)
+    chunks = ((0.0, packed(said)),)
+    return Entry(ask=ask_of(asked), status=status, headers=headers, complete=complete, chunks=chunks)
+
+
+def found(tape: Tape, body: object, **options: str) -> str | object:
+    [(_, said)] = tape.find(entry(body, **options).ask).chunks  # type: ignore[arg-type]
+    return said
+
+
+def test_a_good_answer_wins_over_a_failure_wherever_it_stands() -> None:
+    good, bad = entry(round_of(0), said=b"good"), entry(round_of(0), status=529, said=b"bad")
+    cut = entry(round_of(0), said=b"cut", complete=False)
+    assert found(Tape([good, bad, cut]), round_of(0)) == "good"
+    assert found(Tape([bad, good]), round_of(0)) == "good"
+    assert found(Tape([bad]), round_of(0)) == "bad"
+
+
+def test_the_same_words_in_another_turn_and_with_other_results_are_told_apart() -> None:
+    def body(turns: int, result: str) -> dict[str, object]:
+        last = round_of(1, text="go on", results=[result])
+        before = [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "ok"}] * turns
+        return {**last, "messages": before + last["messages"]}  # type: ignore[operator]
+
+    tape = Tape([entry(body(turn, result), said=f"{turn}{result}".encode()) for turn in range(3) for result in "ab"])
+    for turn in range(3):
+        for result in "ab":
+            assert found(tape, body(turn, result)) == f"{turn}{result}"
+
+
+def test_side_errands_are_matched_by_their_system_prompt_or_by_words_that_are_alike() -> None:
+    def title(text: str, system: str = "") -> dict[str, object]:
+        return {"model": "m", "stream": True, "system": system, "messages": [{"role": "user", "content": text}]}
+
+    tape = Tape(
+        [
+            entry(title("Make a title for: fix the parser", "You make titles."), said=b"title"),
+            entry(title("Is this a new topic: fix the parser", "You see topics."), said=b"topic"),
+            entry(title("quota"), said=b"quota"),
+            entry({"messages": []}, path="/v1/messages/count_tokens", said=b"7"),
+        ]
+    )
+    assert found(tape, title("anything else", "You see topics.")) == "topic"
+    assert found(tape, title("Make a title for: fix the parser", "You make titles.")) == "title"
+    assert found(tape, title("quotas")) == "quota"
+    assert found(tape, round_of(5), path="/v1/messages/count_tokens") == "7"
+    with pytest.raises(NotOnTape):
+        tape.find(entry(title("completely different")).ask)
+
+
+def test_a_request_with_tools_is_never_answered_by_a_side_errand() -> None:
+    side = {name: value for name, value in round_of(0).items() if name != "tools"}
+    with pytest.raises(NotOnTape):
+        Tape([entry(side)]).find(entry(round_of(0)).ask)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [
+                    {"role": "system", "content": "You are."},
+                    {"role": "user", "content": [{"type": "text", "text": "first"}]},
+                    {"role": "assistant", "content": "yes"},
+                    {"role": "user", "content": "second at 2026-11-21T05:00:00Z"},
+                    {"role": "assistant", "tool_calls": [{}]},
+                    {"role": "tool", "content": "r1"},
+                    {"role": "tool", "content": "r2"},
+                    {"role": "assistant", "tool_calls": [{}]},
+                    {"role": "tool", "content": "r3"},
+                ]
+            },
+        ),
+        (
+            "/v1/responses",
+            {
+                "instructions": "You are.",
+                "input": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "input_text", "text": "<environment_context>x</environment_context>"}],
+                    },
+                    {"role": "user", "content": "first"},
+                    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "yes"}]},
+                    {"type": "message", "role": "user", "content": "second at 2027-01-01"},
+                    {"type": "reasoning", "summary": []},
+                    {"type": "function_call", "name": "x"},
+                    {"type": "function_call", "name": "y"},
+                    {"type": "function_call_output", "output": "r1"},
+                    {"type": "function_call_output", "output": "r2"},
+                    {"type": "function_call", "name": "x"},
+                    {"type": "function_call_output", "output": "r3"},
+                ],
+            },
+        ),
+    ],
+)
+def test_the_place_in_a_conversation_is_read_in_the_other_protocols_too(path: str, body: object) -> None:
+    protocol: Protocol = "openai-chat" if "chat" in path else "openai-responses"
+    asked = understand(Route("openai", "POST", path, protocol), body=json.dumps(body).encode())
+    assert (asked.place.turn, asked.place.round, asked.place.text) == (2, 2, "second at <time>")
+    assert asked.system == "You are."
+    assert asked.place.results != ""
+
+
+async def test_a_cut_answer_is_recorded_and_cut_again(tmp_path: Path) -> None:
+    path, told = tmp_path / "t.jsonl", Told()
+    recorder = Recorder(path)
+    async with upstream(streamed(bodies.ANTHROPIC_STREAM[:700], cut=True)) as up:
+        async with door(up.url, Told(), tmp_path, recorder=recorder) as opened, guest(opened) as client:
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await client.post("/anthropic/v1/messages", json=message(stream=True))
+    recorder.close()
+    async with (
+        door("", told, tmp_path, tape=Tape.load(path), settings=DoorSettings()) as opened,
+        guest(opened) as client,
+    ):
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await client.post("/anthropic/v1/messages", json=message(stream=True))
+    assert not told.of(ModelCalled)[0].complete
+
+
+async def test_answers_that_are_no_text_are_kept_as_they_are(tmp_path: Path) -> None:
+    data = bytes(range(256)) + "☂".encode()[:2]
+    recorder = Recorder(tmp_path / "t.jsonl")
+    async with (
+        upstream(whole(data, kind="image/png")) as up,
+        door(up.url, Told(), tmp_path, recorder=recorder) as opened,
+    ):
+        async with guest(opened) as client:
+            await client.get("/openai/v1/models")
+    recorder.close()
+    tape = Tape.load(tmp_path / "t.jsonl")
+    async with door("", Told(), tmp_path, tape=tape, settings=DoorSettings()) as opened, guest(opened) as client:
+        assert (await client.get("/openai/v1/models")).content == data
+
+
+async def test_a_tape_holds_no_key_and_says_what_it_is(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "t.jsonl")
+    async with scripted_model(SCRIPT, key=KEY) as model, door(model.url, Told(), tmp_path, recorder=recorder) as opened:
+        async with guest(opened) as client:
+            await client.post("/anthropic/v1/messages", json=round_of(0, text=f"my key is {KEY}"))
+    recorder.close()
+    first, second = (tmp_path / "t.jsonl").read_text().splitlines()
+    assert json.loads(first)["tape"] == 1
+    assert json.loads(second)["ask"]["path"] == "/anthropic/v1/messages"
+    assert KEY not in second and "placeholder" not in second
+
+
+def test_a_torn_last_line_is_ignored_and_cut_away_when_recording_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    lines = b'{"tape":1}\n{"ask":{"method":"GET","path":"/openai/v1/models"},"status":200}\n'
+    path.write_bytes(lines + b'{"ask":{"method":"GET","pa')
+    assert len(Tape.load(path)) == 1
+    Recorder(path).close()
+    assert path.read_bytes() == lines
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "line 1"),
+        (b"hello\n", "is no tape: line 1"),
+        (b'{"tape":2}\n', "version 2"),
+        (b'{"tape":1}\n{"ask":5}\n{}\n', "line 2"),
+        (b'{"tape":1}\n\n{"ask":{"method":"GET","path":"/"},"status":7}\n', "line 3"),
+        (b'{"tape":1}\n{"ask":{"method":"GET","path":"/"},"status":200,"chunks":[[0,{"b64":"?"}]]}\n', "line 2"),
+        (b'{"tape":1}\n{"ask":{"method":"GET","path":"/"},"status":200,"chunks":[[0,"\xff"]]}\n', "line 2"),
+    ],
+)
+def test_a_bad_tape_is_an_error_that_names_the_line(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(BadTape, match=told):
+        Tape.load(path)
+    if content:
+        with pytest.raises(BadTape):
+            Recorder(path)
+        assert path.read_bytes() == content
+
+
+def test_a_tape_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BadTape, match="No such file"):
+        Tape.load(tmp_path / "none.jsonl")
+    with pytest.raises(BadTape, match="Is a directory"):
+        Recorder(tmp_path)
+
+
+async def test_real_time_keeps_the_pace_and_the_default_does_not_wait(tmp_path: Path) -> None:
+    slow = Entry(
+        ask=Ask(method="GET", path="/openai/v1/models"),
+        status=200,
+        chunks=((0.0, "a"), (300.0, "b"), (3_600_000.0, "c")),
+    )
+    async with (
+        door("", Told(), tmp_path, tape=Tape([slow]), settings=DoorSettings()) as opened,
+        guest(opened) as client,
+    ):
+        assert (await client.get("/openai/v1/models")).content == b"abc"
+    paced = Tape([Entry(ask=slow.ask, status=200, chunks=slow.chunks[:2])], real_time=True)
+    async with door("", Told(), tmp_path, tape=paced, settings=DoorSettings()) as opened, guest(opened) as client:
+        begin = monotonic()
+        assert (await client.get("/openai/v1/models")).content == b"ab"
+        assert monotonic() - begin >= 0.3
+
+
+async def test_a_full_disk_stops_the_recording_and_not_the_work(tmp_path: Path) -> None:
+    told = Told()
+    recorder = Recorder(tmp_path / "t.jsonl")
+    recorder.close()  # what is written now fails
+    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up, door(up.url, told, tmp_path, recorder=recorder) as opened:
+        async with guest(opened) as client:
+            assert (await client.post("/anthropic/v1/messages", json=message())).content == bodies.ANTHROPIC_WHOLE
+    assert [notice.code for notice in told.of(Notice)] == ["door.not_recorded"]
+
+
+async def test_the_budget_counts_on_a_tape_too(tmp_path: Path) -> None:
+    told = Told()
+    tape = Tape([entry(round_of(0), said=bodies.ANTHROPIC_STREAM)])
+    async with door("", told, tmp_path, tape=tape, settings=DoorSettings(), budget_usd=0.001) as opened:
+        async with guest(opened) as client:
+            statuses = [(await client.post("/anthropic/v1/messages", json=round_of(0))).status_code for _ in range(2)]
+        await until(lambda: not opened.busy)
+    assert statuses == [200, 400]

@@ -1,0 +1,79 @@
+"""A whole engine with real parts: SQLite, git, doors, namespaces. Only the model is scripted."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from hiveyard import config
+from hiveyard.core.events import Event
+from hiveyard.daemon import resources
+from hiveyard.engine.engine import Engine, running
+from hiveyard.engine.report import Report
+from hiveyard.engine.request import TaskRequest
+from hiveyard.engine.settings import EngineSettings
+from hiveyard.places import places
+
+
+class Yard:
+    """An engine that can be let go of, as `kill -9` does, and started again on what it left."""
+
+    def __init__(self, home: Path, settings: config.Settings, environment: Mapping[str, str]) -> None:
+        self.home = home
+        self.places = places({"HIVEYARD_HOME": str(home), "HOME": str(home)})
+        self.settings = settings
+        self.environment = dict(environment)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Engine]:
+        async with AsyncExitStack() as stack:
+            parts = await stack.enter_async_context(resources(self.places, self.settings, self.environment))
+            yield await stack.enter_async_context(running(parts))
+
+
+@pytest.fixture
+def yard(tmp_path: Path) -> Yard:
+    settings = config.Settings(
+        engine=EngineSettings(provider="bubblewrap", image="host", disk_reserve_mib=1, timeout=120.0),
+    )
+    return Yard(tmp_path / "home", settings, {})
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A repository with two files and one commit."""
+    path = tmp_path / "repo"
+    path.mkdir()
+    (path / "a.txt").write_text("one\n")
+    (path / "b.txt").write_text("two\n")
+    git(path, "init", "-q", "-b", "main")
+    git(path, "add", ".")
+    git(path, "commit", "-q", "-m", "first")
+    return path
+
+
+def git(repo: Path, *words: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@localhost"]
+    done = subprocess.run(["git", "-C", str(repo), *identity, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def asked(repo: Path, command: str, **more: object) -> TaskRequest:
+    """A task for the command agent."""
+    return TaskRequest(repo=str(repo), prompt="do it", agent="command", command=command, **more)  # type: ignore[arg-type]
+
+
+async def done(engine: Engine, id: str) -> Report:
+    """Wait for a task's end."""
+    async for event in engine.follow(id, after=0):
+        if event.body.type in ("task.completed", "task.failed", "task.cancelled"):
+            break
+    return await engine.report(id)
+
+
+async def told(engine: Engine, id: str) -> list[Event]:
+    return await engine.events(id, after=0, limit=10_000)

@@ -1,0 +1,165 @@
+"""Tasks from request to result, on real parts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core.errors import HiveyardError, MachineNotReady, NotFound
+from hiveyard.core.events import AgentOutput, Notice, TurnStarted
+from tests.engine.conftest import Yard, asked, done, git, told
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_what_a_command_changes_becomes_a_branch_and_a_patch(yard: Yard, repo: Path) -> None:
+    before = git(repo, "status", "--porcelain"), git(repo, "for-each-ref")
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "cat {{prompt_file}} > a.txt; echo new > c.txt; echo said"))
+        report = await done(engine, id)
+        assert (report.status, report.exit_code, report.error) == ("completed", 0, None)
+        assert (report.commits, report.diffstat.files, report.diffstat.insertions) == (1, 2, 2)
+        assert report.branch == "hv/do-it"
+        assert report.tier == "namespace"
+        assert report.patch is not None
+        git(repo, "apply", "--check", report.patch)
+        assert [event.raw for event in await told(engine, id) if isinstance(event.body, AgentOutput)] == [b"said"]
+    assert (git(repo, "status", "--porcelain"), git(repo, "for-each-ref")) == before
+
+
+async def test_a_command_that_fails_is_a_failed_task_whose_work_is_kept(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        report = await done(engine, await engine.submit(asked(repo, "echo half > half.txt; exit 3")))
+        assert (report.status, report.exit_code, report.commits) == ("failed", 1, 1)
+        assert report.error is not None
+        assert "3" in report.error.message
+
+
+async def test_a_turn_over_its_time_is_stopped_and_collected(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        request = asked(repo, "echo x > x.txt; echo begun; sleep 600", timeout=2.0)
+        report = await done(engine, await engine.submit(request))
+        assert (report.status, report.exit_code, report.commits) == ("failed", 124, 1)
+
+
+async def test_cancelling_keeps_what_is_done(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > x.txt; echo begun; sleep 600"))
+        await _until(engine, id, "agent.output")
+        await engine.cancel(id)
+        report = await done(engine, id)
+        assert (report.status, report.exit_code, report.commits) == ("cancelled", 130, 1)
+        assert await engine._r.providers["bubblewrap"].names() == set()
+
+
+async def test_a_running_task_is_not_removed_unless_forced_and_then_nothing_is_left(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo begun; sleep 600"))
+        await _until(engine, id, "agent.output")
+        with pytest.raises(MachineNotReady, match="do-it is running"):
+            await engine.remove(id, force=False)
+        await engine.remove(id, force=True)
+        assert await engine._r.providers["bubblewrap"].names() == set()
+        assert not yard.places.sessions.joinpath(id).exists()
+        with pytest.raises(NotFound):
+            await engine.report(id)
+
+
+async def test_a_daemon_that_dies_loses_nothing_of_a_run(yard: Yard, repo: Path) -> None:
+    command = "for i in $(seq 40); do echo line $i; sleep 0.05; done; echo x > x.txt"
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, command))
+        await _until(engine, id, "agent.output")
+    async with yard.open() as engine:
+        report = await done(engine, id)
+        assert (report.status, report.commits) == ("completed", 1)
+        events = await told(engine, id)
+        said = b"\n".join(event.raw or b"" for event in events if isinstance(event.body, AgentOutput))
+        assert said.decode().splitlines() == [f"line {i}" for i in range(1, 41)]
+        assert len([event for event in events if isinstance(event.body, TurnStarted)]) == 1
+
+
+async def test_a_machine_that_dies_is_a_failed_task_with_the_work_so_far(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > x.txt; echo begun; sleep 600"))
+        await _until(engine, id, "agent.output")
+        await engine._r.providers["bubblewrap"].terminate(f"hv-{id}")
+        report = await done(engine, id)
+        assert report.error is not None
+        assert (report.status, report.exit_code, report.error.code) == ("failed", 125, "machine.lost")
+        assert report.commits == 1
+        assert await engine._r.providers["bubblewrap"].names() == set()
+
+
+async def test_a_machine_of_no_task_is_removed_at_start(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "true", keep=False))
+        await done(engine, id)
+        request = asked(repo, "echo kept", keep=True)
+        kept = await engine.submit(request)
+        await done(engine, kept)
+        provider = engine._r.providers["bubblewrap"]
+        assert await provider.names() == {f"hv-{kept}"}
+        await engine.remove(kept, force=False)
+        assert await provider.names() == set()
+
+
+async def test_a_dirty_tree_is_left_alone_and_said_or_taken_along(yard: Yard, repo: Path) -> None:
+    (repo / "a.txt").write_text("changed\n")
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "cat a.txt"))
+        await done(engine, id)
+        events = await told(engine, id)
+        assert any(isinstance(event.body, Notice) and "--include-dirty" in event.body.message for event in events)
+        assert any(event.raw == b"one" for event in events)
+        id = await engine.submit(asked(repo, "cat a.txt", include_dirty=True))
+        await done(engine, id)
+        assert any(event.raw == b"changed" for event in await told(engine, id))
+
+
+async def test_a_bad_request_makes_no_task(yard: Yard, repo: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    git(tmp_path, "init", "-q", str(tmp_path / "bare-bones"))
+    git(repo, "branch", "taken")
+    async with yard.open() as engine:
+        for request in (
+            asked(tmp_path / "nowhere", "true"),
+            asked(empty, "true"),
+            asked(tmp_path / "bare-bones", "true"),
+            asked(repo, "true", branch="taken"),
+            asked(repo, "true", base="no-such-revision"),
+            asked(repo, "true", provider="vmware"),
+            asked(repo, "true", provider="auto"),
+            asked(repo, "true", record="/nowhere/at/all.tape"),
+            asked(repo, "true", tape=str(tmp_path / "no-tape")),
+        ):
+            with pytest.raises(HiveyardError) as raised:
+                await engine.submit(request)
+            assert "\n" not in raised.value.message
+        assert await engine.reports(live_only=False) == []
+        assert list(yard.places.sessions.iterdir()) == []
+
+
+async def test_no_key_of_the_host_is_in_the_guest(yard: Yard, repo: Path) -> None:
+    secret = "sk-very-secret-0123456789"
+    yard.environment["ANTHROPIC_API_KEY"] = secret
+    os.environ["HIVEYARD_TEST_SECRET"] = secret
+    try:
+        async with yard.open() as engine:
+            look = "env; cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n'; cat /session/*.txt"
+            id = await engine.submit(asked(repo, look))
+            await done(engine, id)
+            printed = b"".join(event.raw or b"" for event in await told(engine, id))
+            assert b"ANTHROPIC_API_KEY" in printed
+            assert secret.encode() not in printed
+    finally:
+        del os.environ["HIVEYARD_TEST_SECRET"]
+
+
+async def _until(engine: object, id: str, type: str) -> None:
+    async for event in engine.follow(id, after=0):  # type: ignore[attr-defined]
+        if event.body.type == type:
+            return

@@ -1,0 +1,317 @@
+"""What is particular to machines made of namespaces; the rest is in the contract suite."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import BadInput, BootFailed, BootTimeout, CommandTimeout, MachineLost, ProviderUnavailable
+from hiveyard.core.machines import HOST, MachineSpec, MachineStatus, Network, Shape
+from hiveyard.core.ports import Guest
+from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
+from tests.contract.rootfs import small_image
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hv-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def host(scratch: Path) -> BubblewrapProvider:
+    """Machines that live on the host's programs: nothing to prepare."""
+    return BubblewrapProvider(scratch / "state", scratch / "cache", BubblewrapSettings())
+
+
+@asynccontextmanager
+async def _guest(provider: BubblewrapProvider, spec: MachineSpec) -> AsyncIterator[Guest]:
+    """A guest in a machine `t` that is gone after the block."""
+    await provider.boot("t", spec)
+    try:
+        async with provider.guest("t") as guest:
+            yield guest
+    finally:
+        await provider.terminate("t")
+
+
+def _mentioning(word: str) -> list[int]:
+    """Processes of this host with `word` somewhere in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if word.encode() in command:
+                found.append(int(entry.name))
+    return found
+
+
+async def test_readiness_is_found_out_by_a_machine_that_leaves_nothing(host: BubblewrapProvider, scratch: Path) -> None:
+    readiness = await host.readiness()
+    assert readiness.ok, readiness
+    assert "bubblewrap" in readiness.detail
+    assert "processes limited" in readiness.detail
+    assert "memory" in readiness.detail
+    assert await host.names() == set()
+    assert list((scratch / "state").iterdir()) == []
+
+
+async def test_a_missing_program_is_told_with_the_command_that_installs_it(
+    host: BubblewrapProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    readiness = await host.readiness()
+    assert not readiness.ok
+    assert "bwrap" in readiness.detail
+    assert "apt-get install" in readiness.fix
+
+
+async def test_on_the_hosts_root_only_programs_are_seen(host: BubblewrapProvider, scratch: Path) -> None:
+    async with _guest(host, MachineSpec(image=HOST)) as guest:
+        result = await guest.run(Command(shell="ls -A /; ls -A /home /run /tmp; ls /etc; id -un"))
+        seen = set(result.stdout.decode().split())
+        assert {"usr", "agent"} <= seen
+        assert not seen & {"root", "srv", "shadow", "ssh", "sudoers", "hostname", "docker.sock", scratch.name}
+        for path in ("/root", "/var/run", "/var/lib", "/etc/shadow", "/sys", str(scratch)):
+            assert not await guest.exists(path), path
+        for path in ("/usr/x", "/etc/x", "/x", "/dev/x"):
+            assert not (await guest.run(Command(argv=("touch", path)))).ok, path
+        for path in ("~/x", "/tmp/x", "/run/x", "/var/tmp/x", "/dev/shm/x"):
+            await guest.write(path, b"x")
+
+
+async def test_a_host_directory_is_shown_when_the_settings_say_so(scratch: Path) -> None:
+    shown = scratch / "shown"
+    shown.mkdir()
+    (shown / "tool").write_bytes(b"for machines")
+    (shown / "tool").chmod(0o644)
+    scratch.chmod(0o755)
+    settings = BubblewrapSettings(host_paths=(str(shown),))
+    provider = BubblewrapProvider(scratch / "state", scratch / "cache", settings)
+    async with _guest(provider, MachineSpec(image=HOST)) as guest:
+        assert await guest.read(f"{shown}/tool") == b"for machines"
+        assert not (await guest.run(Command(argv=("touch", f"{shown}/tool")))).ok
+
+
+async def test_the_daemon_owns_what_a_machine_writes(host: BubblewrapProvider, scratch: Path) -> None:
+    session = scratch / "session"
+    async with _guest(host, MachineSpec(image=HOST, session=session)) as guest:
+        await guest.write_atomic("/session/a/secret", b"x", mode=0o600)
+        assert (await guest.run(Command(shell="stat -c %u:%g /session/a"))).stdout == b"1000:1000\n"
+    for path in (session / "a", session / "a/secret"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (os.geteuid(), os.getegid())
+
+
+async def test_a_machine_is_no_root_on_the_host(host: BubblewrapProvider, scratch: Path) -> None:
+    async with _guest(host, MachineSpec(image=HOST)) as guest, anyio.create_task_group() as group:
+        group.start_soon(guest.run, Command(argv=("sleep", "1234567")))
+        while not (pids := [pid for pid in _mentioning("1234567") if _program(pid) == b"sleep"]):  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+        status = Path(f"/proc/{pids[0]}/status").read_text()
+        group.cancel_scope.cancel()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    expected = BubblewrapSettings().uid if os.geteuid() == 0 else os.geteuid()
+    assert set(fields["Uid"].split()) == {str(expected)}
+    assert fields["NoNewPrivs"] == "1"
+    assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == int(fields["CapInh"], 16) == 0
+
+
+def _program(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+    except OSError:
+        return b""
+
+
+async def test_a_machine_cannot_make_namespaces_of_its_own(host: BubblewrapProvider) -> None:
+    async with _guest(host, MachineSpec(image=HOST)) as guest:
+        assert not (await guest.run(Command(argv=("unshare", "--user", "true")))).ok
+        assert not (await guest.run(Command(argv=("unshare", "--user", "--map-root-user", "--mount", "true")))).ok
+
+
+async def test_terminals_work(host: BubblewrapProvider) -> None:
+    async with _guest(host, MachineSpec(image=HOST)) as guest:
+        result = await guest.run(Command(argv=("script", "-qec", "tty", "/dev/null")))
+        assert result.stdout.startswith(b"/dev/pts/"), result
+
+
+async def test_a_fork_bomb_ends_with_its_machine_and_the_host_goes_on(host: BubblewrapProvider) -> None:
+    await host.boot("m1", MachineSpec(image=HOST, shape=Shape(memory_mib=256)))
+    async with host.guest("m1") as guest:
+        with pytest.raises((MachineLost, CommandTimeout)):
+            await guest.run(Command(shell="b() { b | b & }; b; sleep 60"), timeout=5)
+    await host.terminate("m1")
+    assert await host.names() == set()
+
+
+async def test_processes_are_limited(host: BubblewrapProvider) -> None:
+    script = "for i in {1..200}; do sleep 7654321 & done"
+    async with (
+        _guest(host, MachineSpec(image=HOST, shape=Shape(pids=64))) as guest,
+        anyio.create_task_group() as group,
+    ):
+
+        async def burst() -> None:
+            with pytest.raises(MachineLost):
+                await guest.run(Command(shell=script))
+
+        group.start_soon(burst)
+        most = 0
+        for _ in range(10):
+            await anyio.sleep(0.1)
+            most = max(most, len([pid for pid in _mentioning("7654321") if _program(pid) == b"sleep"]))
+        await host.stop("t")
+    assert 32 < most < 64
+
+
+async def test_an_open_network_is_refused_and_not_given_silently(host: BubblewrapProvider) -> None:
+    with pytest.raises(ProviderUnavailable, match="network"):
+        await host.boot("t", MachineSpec(image=HOST, network=Network.OPEN))
+    assert await host.names() == set()
+
+
+async def test_root_is_no_user_for_machines(scratch: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root chooses a user for its machines")
+    with pytest.raises(BadInput):
+        BubblewrapProvider(scratch, scratch, BubblewrapSettings(uid=0))
+
+
+async def test_an_image_without_socat_is_told_as_such(scratch: Path) -> None:
+    provider = BubblewrapProvider(scratch / "state", scratch / "cache")
+    image = small_image(scratch)
+    await provider.prepare(image, Shape())
+    (scratch / "cache" / image.id / "usr/bin/socat").unlink()
+    with pytest.raises(BootFailed, match="socat"):
+        await provider.boot("t", MachineSpec(image=image, door=scratch / "door"))
+    assert await provider.names() == set()
+
+
+async def test_the_number_of_a_process_that_is_gone_is_not_taken_for_the_machine(
+    host: BubblewrapProvider, scratch: Path
+) -> None:
+    async with _guest(host, MachineSpec(image=HOST)):
+        ident = (scratch / "state/t/machine.json").read_text().split('"ident":"')[1].split('"')[0]
+        assert len(_mentioning(ident)) == 2  # bubblewrap, and process 1
+        (scratch / "state/t/pid").write_text(f"{os.getpid()} 1\n")
+        assert (await host.get("t")).status is MachineStatus.ERROR
+        await host.terminate("t")
+        assert _mentioning(ident) == []
+
+
+DAEMON = """
+import sys, anyio
+from pathlib import Path
+from hiveyard.core.commands import Command
+from hiveyard.core.machines import HOST, MachineSpec
+from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
+scratch = Path(sys.argv[1])
+async def main():
+    provider = BubblewrapProvider(scratch / "state", scratch / "cache", BubblewrapSettings())
+    print("begin", flush=True)
+    image = HOST
+    await provider.boot("t", MachineSpec(image=image, session=scratch / "session", door=scratch / "door"))
+    async with provider.guest("t") as guest:
+        count = "for i in {1..40}; do echo $i; sleep 0.05; done >/session/log"
+        await guest.run(Command(shell=f"setsid bash -c '{count}' &"))
+    print("up", flush=True)
+    await anyio.sleep(1000)
+anyio.run(main)
+"""
+
+
+@asynccontextmanager
+async def _daemon(scratch: Path) -> AsyncIterator[BufferedByteReceiveStream]:
+    """A daemon that has begun to boot machine `t`, and is killed with no warning at the end of the block."""
+    process = await anyio.open_process([sys.executable, "-c", DAEMON, str(scratch)])
+    assert process.stdout is not None
+    lines = BufferedByteReceiveStream(process.stdout)
+    assert await lines.receive_until(b"\n", 100) == b"begin"
+    yield lines
+    process.kill()
+    await process.aclose()
+
+
+async def test_a_machine_and_its_processes_go_on_when_the_daemon_is_killed(
+    host: BubblewrapProvider, scratch: Path
+) -> None:
+    async with _daemon(scratch) as lines:
+        assert await lines.receive_until(b"\n", 100) == b"up"
+    try:
+        assert (await host.get("t")).status is MachineStatus.READY
+        with anyio.fail_after(30):
+            while not (scratch / "session/log").read_text().endswith("\n40\n"):  # noqa: ASYNC110 (it is in a machine)
+                await anyio.sleep(0.05)
+    finally:
+        await host.terminate("t")
+
+
+async def test_a_daemon_killed_while_it_boots_leaves_nothing_that_is_not_found(
+    host: BubblewrapProvider, scratch: Path
+) -> None:
+    for _ in range(10):
+        async with _daemon(scratch):
+            await anyio.sleep(random.uniform(0, 0.15))
+        idents = [path.read_text() for path in (scratch / "state").glob("*/machine.json")]
+        assert await host.names() <= {"t"}
+        await host.terminate("t")
+        assert await host.names() == set()
+        for ident in idents:
+            assert _mentioning(ident.split('"ident":"')[1].split('"')[0]) == []
+        await _nobody_mentions(str(scratch))
+
+
+async def _nobody_mentions(text: str) -> None:
+    """A child that the killed daemon had just forked still bears its command line, until it finds its plan cut off."""
+    with anyio.fail_after(30):
+        while _mentioning(text):  # noqa: ASYNC110 (they are nobody's children that we could wait for)
+            await anyio.sleep(0.05)
+
+
+async def test_a_machine_that_does_not_become_ready_is_too_late(scratch: Path) -> None:
+    provider = BubblewrapProvider(scratch / "state", scratch / "cache", BubblewrapSettings(boot_timeout=1.0))
+    image = small_image(scratch)
+    await provider.prepare(image, Shape())
+    mute = scratch / "cache" / image.id / "usr/bin/socat"
+    mute.write_text("#!/bin/bash\nexec sleep 1000\n")
+    with pytest.raises(BootTimeout):
+        await provider.boot("t", MachineSpec(image=image, door=scratch / "door"))
+    assert await provider.names() == set()
+
+
+async def test_a_damaged_record_is_half_made_remains(host: BubblewrapProvider, scratch: Path) -> None:
+    (scratch / "state/t").mkdir(parents=True)
+    (scratch / "state/t/machine.json").write_bytes(b"")
+    assert (await host.get("t")).status is MachineStatus.ERROR
+    async with _guest(host, MachineSpec(image=HOST)) as guest:
+        assert (await guest.run(Command(argv=("true",)))).ok
+    assert await host.names() == set()
+
+
+async def test_what_a_daemon_left_that_was_killed_while_it_tried_is_removed_by_the_next(
+    host: BubblewrapProvider, scratch: Path
+) -> None:
+    left = BubblewrapProvider(scratch / "state/.trial", scratch / "cache", BubblewrapSettings())
+    await left.boot("trial-1", MachineSpec(image=HOST))
+    record = scratch / "state/.trial/trial-1/machine.json"
+    made = record.read_text()
+    record.write_text(re.sub(r'"created_at":[0-9.]+', '"created_at":1.5', made))
+    assert (await host.readiness()).ok
+    assert await left.names() == set()
+    assert _mentioning(made.split('"ident":"')[1].split('"')[0]) == []

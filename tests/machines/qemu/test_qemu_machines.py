@@ -1,0 +1,303 @@
+"""What only machines of the qemu provider promise: real VMs, forked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anyio
+import asyncssh
+import pytest
+
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import MachineLost, NoMemory
+from hiveyard.core.machines import Image, MachineSpec, MachineStatus, Network, Shape
+from hiveyard.core.ports import Guest
+from hiveyard.kit.names import new_id
+from hiveyard.machines.qemu import QemuProvider, QemuSettings
+from hiveyard.machines.qemu.vm import labels, seen
+from hiveyard.places import places
+from tests.contract.door import ask, get, serve_door
+from tests.support.vm import vm_image, vm_pid, vm_provider
+
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
+
+SHAPE = Shape(memory_mib=512)
+
+
+@dataclass(frozen=True)
+class Yard:
+    """A provider on a state directory of its own, and an image it has prepared."""
+
+    provider: QemuProvider
+    image: Image
+    state: Path
+    scratch: Path
+
+    @asynccontextmanager
+    async def machine(self, **more: object) -> AsyncIterator[str]:
+        name = f"t-{new_id()}"
+        try:
+            await self.provider.boot(name, replace(MachineSpec(image=self.image, shape=SHAPE), **more))  # type: ignore[arg-type]
+            yield name
+        finally:
+            await self.provider.terminate(name)
+
+    async def says(self, name: str, script: str) -> str:
+        async with self.provider.guest(name) as guest:
+            return await says(guest, script)
+
+
+async def says(guest: Guest, script: str) -> str:
+    result = await guest.run(Command(shell=script), timeout=60)
+    assert result.ok, result
+    return result.stdout.decode().strip()
+
+
+@pytest.fixture(scope="module")
+async def yard() -> AsyncIterator[Yard]:
+    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+        state = Path(scratch, "state")
+        provider = vm_provider(state)
+        readiness = await provider.readiness()
+        if not readiness.ok and not os.environ.get("CI"):
+            pytest.skip(f"{readiness.detail}; {readiness.fix}")
+        assert readiness.ok, readiness
+        image = await vm_image()
+        await provider.prepare(image, SHAPE, print)
+        yield Yard(provider, image, state, Path(scratch))
+        assert not await provider.names()
+        await provider.aclose()
+
+
+async def test_two_forks_of_a_template_are_two_machines(yard: Yard) -> None:
+    script = "cat /proc/sys/kernel/hostname /etc/machine-id; head -c 16 /dev/urandom | sha256sum; date +%s"
+    async with yard.machine() as one, yard.machine() as two:
+        first = (await yard.says(one, script)).splitlines()
+        second = (await yard.says(two, script)).splitlines()
+    assert (first[0], second[0]) == (one, two)
+    assert first[1] != second[1]
+    assert first[2] != second[2]
+    for clock in (first[3], second[3]):
+        assert abs(int(clock) - time.time()) < 30
+
+
+async def test_a_fork_trusts_its_own_key_and_no_key_of_another(yard: Yard) -> None:
+    async with yard.machine() as one, yard.machine() as two:
+        records = [json.loads((yard.state / name / "machine.json").read_bytes()) for name in (one, two)]
+        assert records[0]["key"] != records[1]["key"]
+        foreign = asyncssh.import_private_key(records[1]["key"])
+        with pytest.raises(asyncssh.PermissionDenied):
+            await asyncssh.connect(
+                "127.0.0.1", records[0]["port"], username="agent", client_keys=[foreign], known_hosts=None, config=None
+            )
+
+
+async def test_a_guest_with_another_host_key_is_not_talked_to(yard: Yard) -> None:
+    async with yard.machine() as name:
+        path = yard.state / name / "machine.json"
+        record = json.loads(path.read_bytes())
+        other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
+        path.write_text(json.dumps({**record, "host_key": other}))
+        again = vm_provider(yard.state)
+        async with again.guest(name) as guest:
+            with pytest.raises(MachineLost, match="Host key is not trusted"):
+                await guest.run(Command(argv=("true",)))
+        path.write_text(json.dumps(record))
+
+
+async def test_a_guest_reaches_its_door_and_nothing_else(yard: Yard) -> None:
+    door = yard.scratch / "door, with a comma"
+    door.mkdir()
+    async with yard.machine(door=door) as name, yard.provider.guest(name) as guest:
+        with serve_door(door, "the door"):
+            answer = await guest.run(ask(yard.provider.capabilities, "/there"), timeout=60)
+            assert answer.stdout.endswith(b"the door /there"), answer
+        for host, port in (("10.0.2.2", 22), ("10.0.2.100", 81), ("1.1.1.1", 80)):
+            refused = await guest.run(Command(argv=("timeout", "3", *get(host, port).words())), timeout=60)
+            assert refused.status != 0, (host, port)
+            assert not refused.stdout
+
+
+async def test_a_door_that_comes_late_is_waited_for(yard: Yard) -> None:
+    door = yard.scratch / "late"
+    door.mkdir()
+    async with yard.machine(door=door) as name, yard.provider.guest(name) as guest, anyio.create_task_group() as group:
+        answers: list[bytes] = []
+
+        async def knock() -> None:
+            answers.append((await guest.run(ask(yard.provider.capabilities, "/"), timeout=60)).stdout)
+
+        group.start_soon(knock)
+        await anyio.sleep(1.5)
+        assert not answers
+        with serve_door(door, "late"):
+            with anyio.fail_after(60):
+                while not answers:  # noqa: ASYNC110 (a thread serves, another task asks)
+                    await anyio.sleep(0.05)
+        assert answers[0].endswith(b"late /")
+
+
+async def test_an_open_network_is_given_when_it_is_asked_for(yard: Yard) -> None:
+    # A listener on the host's loopback is the one outside address that every test host has.
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+
+    async def greet(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.send(b"outside")
+
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, greet)
+        for network, seen in ((Network.OPEN, "outside"), (Network.DOOR, "")):
+            async with yard.machine(network=network) as name:
+                script = f"timeout 5 bash -c 'cat </dev/tcp/10.0.2.2/{port}' 2>/dev/null || true"
+                assert await yard.says(name, script) == seen
+        group.cancel_scope.cancel()
+
+
+async def test_the_session_looks_the_same_from_both_sides(yard: Yard) -> None:
+    session = yard.scratch / "session"
+    (session / "repo").mkdir(parents=True)
+    (session / "repo" / "tool").write_text("#!/bin/sh\necho ran\n")
+    (session / "repo" / "tool").chmod(0o755)
+    (session / "repo" / "link").symlink_to("tool")
+    async with yard.machine(session=session) as name:
+        made = "cd /session/repo; ./link; mkdir made; echo hi >made/file; chmod 700 made/file; ln -s file made/link"
+        assert await yard.says(name, made) == "ran"
+        assert await yard.says(name, "stat -c %U /session /session/repo/tool /session/repo/made/file | uniq") == "agent"
+    assert os.readlink(session / "repo/made/link") == "file"
+    assert (session / "repo/made/file").read_text() == "hi\n"
+    assert (session / "repo/made/file").stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_killed_vm_is_an_error_at_once_for_a_command_that_runs(yard: Yard) -> None:
+    async with yard.machine() as name, yard.provider.guest(name) as guest, anyio.create_task_group() as group:
+
+        async def kill() -> None:
+            await anyio.sleep(1)
+            os.kill(vm_pid(yard.state, name), signal.SIGKILL)
+
+        group.start_soon(kill)
+        with anyio.fail_after(30), pytest.raises(MachineLost, match="QEMU process ended"):
+            await guest.run(Command(argv=("sleep", "1000")))
+        found = await yard.provider.get(name)
+        assert found.status is MachineStatus.ERROR
+        assert "ended" in found.reason
+
+
+async def test_a_lost_connection_to_a_living_machine_is_made_again(yard: Yard) -> None:
+    async with yard.machine() as name, yard.provider.guest(name) as guest:
+        assert await says(guest, "echo one") == "one"
+        await yard.provider.aclose()
+        assert await says(guest, "echo two") == "two"
+
+
+async def test_another_provider_on_the_same_state_goes_on_with_its_machines(yard: Yard) -> None:
+    async with yard.machine() as name:
+        await yard.says(name, "echo kept >/tmp/kept")
+        again = vm_provider(yard.state)
+        assert name in await again.names()
+        async with again.guest(name) as guest:
+            assert await says(guest, "cat /tmp/kept") == "kept"
+        await again.aclose()
+
+
+async def test_terminate_leaves_no_process_and_no_file(yard: Yard) -> None:
+    async with yard.machine() as name:
+        pid = vm_pid(yard.state, name)
+        assert seen(pid) is not None
+    assert not (yard.state / name).exists()
+    assert seen(pid) is None
+    assert not [label for label, _ in labels() if label.endswith(f":{name}")]
+
+
+async def test_a_vm_that_no_record_tells_of_is_found_and_ended(yard: Yard) -> None:
+    async with yard.machine() as name:
+        pid = vm_pid(yard.state, name)
+        (yard.state / name / "machine.json").unlink()
+        again = vm_provider(yard.state)
+        assert name in await again.names()
+        assert (await again.get(name)).status is MachineStatus.ERROR
+        await again.terminate(name)
+        assert seen(pid) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root QEMU is as unprivileged as we are")
+async def test_qemu_runs_as_a_user_of_its_own_without_any_right(yard: Yard) -> None:
+    session = yard.scratch / "own"
+    session.mkdir()
+    async with yard.machine(session=session) as one, yard.machine() as two:
+        status = [Path(f"/proc/{vm_pid(yard.state, name)}/status").read_text() for name in (one, two)]
+        lines = [dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line) for text in status]
+        users = [set(line["Uid"].split()) for line in lines]
+        assert all(len(user) == 1 and user != {"0"} for user in users)
+        assert users[0] != users[1]
+        for line in lines:
+            assert int(line["CapEff"], 16) == 0
+            assert line["NoNewPrivs"] == "1"
+            assert line["Seccomp"] == "2"
+            assert "0" not in line["Groups"].split()
+
+
+async def test_a_template_that_was_written_to_is_made_again_and_says_so(yard: Yard) -> None:
+    template = _template(yard)
+    with (template / "memory").open("r+b") as memory:
+        memory.seek(64 << 20)
+        memory.write(b"overwritten")
+    told: list[str] = []
+    await yard.provider.prepare(yard.image, SHAPE, told.append)
+    assert any("memory changed after it was frozen" in line for line in told), told
+    async with yard.machine() as name:
+        assert await yard.says(name, "echo alive") == "alive"
+
+
+async def test_a_state_that_does_not_load_is_replaced_while_a_machine_boots(yard: Yard) -> None:
+    template = _template(yard)
+    (template / "state").write_bytes(b"no state at all")
+    async with yard.machine() as name:
+        assert await yard.says(name, "echo alive") == "alive"
+
+
+def _template(yard: Yard) -> Path:
+    """The newest template of the image in the tests' size."""
+    found = [
+        marks.parent
+        for marks in (places().cache / "qemu").glob("templates/*/template.json")
+        if json.loads(marks.read_bytes())["image"] == yard.image.id
+        and (marks.parent / "memory").stat().st_size == SHAPE.memory_mib << 20
+    ]
+    return max(found, key=lambda root: root.stat().st_mtime)
+
+
+async def test_a_machine_larger_than_the_host_is_refused(yard: Yard) -> None:
+    with pytest.raises(NoMemory, match="free"):
+        await yard.provider.prepare(yard.image, Shape(memory_mib=1 << 30))
+
+
+async def test_a_machine_can_be_booted_whole_where_templates_are_off(yard: Yard) -> None:
+    whole = QemuProvider(
+        state=yard.scratch / "whole", cache=places().cache / "qemu", settings=QemuSettings(templates=False)
+    )
+    await whole.prepare(yard.image, SHAPE)
+    try:
+        await whole.boot("whole", MachineSpec(image=yard.image, shape=SHAPE))
+        async with whole.guest("whole") as guest:
+            assert await says(guest, "cat /proc/sys/kernel/hostname") == "whole"
+    finally:
+        await whole.terminate("whole")
+        await whole.aclose()
+
+
+async def test_a_command_line_of_many_words_and_quotes_arrives_as_it_was(yard: Yard) -> None:
+    word = 'it\'s "all" $HOME `here`\n' * 2000
+    async with yard.machine() as name, yard.provider.guest(name) as guest:
+        result = await guest.run(Command(argv=("printf", "%s|%s", word, word)), timeout=60)
+        assert result.stdout.decode() == f"{word}|{word}"

@@ -1,0 +1,107 @@
+"""The host as a hostile guest would like it: things that listen and remember who came."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import selectors
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Bait(NamedTuple):
+    """Listeners of this host: `port` on every address, `loopback` on 127.0.0.1 alone, `datagrams` for UDP, and an
+    abstract unix socket. `came` tells what was reached."""
+
+    port: int
+    loopback: int
+    datagrams: int
+    abstract: str
+    came: list[str]
+
+
+@contextmanager
+def bait() -> Iterator[Bait]:
+    """The listeners, for as long as the block lasts; `came` is complete after it."""
+    abstract = f"@hiveyard-bait-{secrets.token_hex(4)}"
+    with ExitStack() as stack:
+        everywhere = stack.enter_context(socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True))
+        loopback = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        local = stack.enter_context(socket.socket(socket.AF_UNIX))
+        local.bind("\0" + abstract[1:])
+        local.listen()
+        datagrams = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        datagrams.bind(("0.0.0.0", 0))
+        listeners = {"tcp": everywhere, "loopback": loopback, "unix": local, "udp": datagrams}
+        came = stack.enter_context(_watched(listeners))
+        yield Bait(everywhere.getsockname()[1], loopback.getsockname()[1], datagrams.getsockname()[1], abstract, came)
+
+
+@contextmanager
+def _watched(listeners: Mapping[str, socket.socket]) -> Iterator[list[str]]:
+    came: list[str] = []
+    stop, stopped = socket.socketpair()
+
+    def watch() -> None:
+        with selectors.DefaultSelector() as ready:
+            for name, listener in listeners.items():
+                ready.register(listener, selectors.EVENT_READ, name)
+            ready.register(stopped, selectors.EVENT_READ, "")
+            while (found := {key.data for key, _ in ready.select()}) != {""}:
+                came.extend(f"{name} {_taken(listeners[name])}" for name in found - {""})
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield came
+    finally:
+        stop.close()
+        thread.join()
+        stopped.close()
+
+
+def _taken(listener: socket.socket) -> str:
+    if listener.type == socket.SOCK_DGRAM:
+        return str(listener.recvfrom(512)[1])
+    peer, address = listener.accept()
+    peer.close()
+    return str(address)
+
+
+def own_addresses() -> list[str]:
+    """The address that this host uses towards others, if it has one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return []
+        return [str(probe.getsockname()[0])]
+
+
+def holders(secret: str) -> set[int]:
+    """Processes of this host that have a text in their environment or their command line."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        for name in ("environ", "cmdline"):
+            try:
+                if secret.encode() in (process / name).read_bytes():
+                    found.add(int(process.name))
+            except OSError:
+                continue
+    return found
+
+
+def files_with(root: Path, wanted: set[bytes]) -> list[str]:
+    """Files below a directory in which one of some texts stands."""
+    found = []
+    for directory, _, names in os.walk(root):
+        for path in (Path(directory, name) for name in names):
+            if path.is_file() and not path.is_symlink():
+                content = path.read_bytes()
+                if any(text in content for text in wanted):
+                    found.append(str(path))
+    return found

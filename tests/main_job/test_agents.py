@@ -1,0 +1,91 @@
+"""The main job: a real agent changes a real repository in a machine of each kind, and all of it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hiveyard.images.images import Images
+from hiveyard.places import places
+from hiveyard.testing.script import Call, File, Step, Tokens, say, shell
+from tests.engine.conftest import git
+
+from .conftest import Opening, Speaking, only, patched
+
+pytestmark = pytest.mark.real
+
+USAGE = Tokens(input=200, output=40, cache_read=3000, cache_write=500)
+WORK = [
+    Step(
+        thinking="A list of three is asked for.",
+        text="I write the third file.",
+        calls=[Call(write=File(path="/session/repo/c.txt", content="three\n"))],
+        usage=USAGE,
+    ),
+    shell("git add c.txt && git commit -qm 'Add the third' && sed -i s/one/ONE/ a.txt && cat c.txt", text="Commit."),
+    say("There are three now."),
+]
+TIERS = {"qemu": "vm", "docker": "container", "bubblewrap": "namespace"}
+
+
+@pytest.mark.parametrize(
+    ("provider", "agent"),
+    [
+        ("bubblewrap", "claude"),
+        ("bubblewrap", "opencode"),
+        ("docker", "claude"),
+        ("qemu", "claude"),
+        ("qemu", "opencode"),
+    ],
+)
+def test_a_real_agent_changes_a_real_repository(
+    provider: str, agent: str, opening: Opening, speaking: Speaking, repo: Path, tmp_path: Path
+) -> None:
+    before = git(repo, "rev-parse", "HEAD")
+    with speaking(WORK) as model, opening(provider, model) as yard:
+        status, report = yard.run(repo, "-m", "Make it three.", "--agent", agent)
+        assert (status, report["status"], report["error"]) == (0, "completed", None), yard("logs", report["id"]).stdout
+
+        # What the agent committed, and one commit of ours for what it had left.
+        assert (report["branch"], report["base"], report["commits"]) == ("hv/make-it-three", before, 2)
+        assert report["diffstat"] == {"files": 2, "insertions": 2, "deletions": 1}
+        work = patched(repo, report, tmp_path / "patched")
+        assert [(work / name).read_text() for name in ("a.txt", "b.txt", "c.txt")] == ["ONE\n", "two\n", "three\n"]
+        assert yard("apply", report["slug"]).returncode == 0
+        assert git(repo, "log", "--format=%s", "hv/make-it-three").splitlines()[1:] == ["Add the third", "first"]
+        assert (git(repo, "rev-parse", "HEAD"), git(repo, "status", "--porcelain")) == (before, "")
+
+        # Where, by what, and for how much.
+        assert (report["provider"], report["tier"], report["agent"]) == (provider, TIERS[provider], agent)
+        assert report["program"] == f"{agent} {_program_of_the_image(agent)}"
+        usage = report["usage"]
+        assert usage["requests"] == len(model.requests) == 3
+        assert usage["input_tokens"] == 200 + 1000 + 1000
+        assert usage["output_tokens"] == 40 + 50 + 50
+        assert (usage["cache_read_tokens"], usage["cache_write_tokens"]) == (3000, 500)
+        assert usage["cost_usd"] > 0
+        assert {"clone", "image", "boot", "push", "agent", "collect", "release", "total"} <= report["timings"].keys()
+
+        # The work as it was told while it happened.
+        assert only(yard.bodies(report["id"], "task.assigned"))["why"]
+        assert only(yard.bodies(report["id"], "agent.started"))["conversation"]
+        called = [body["summary"] for body in yard.bodies(report["id"], "agent.tool_called")]
+        assert called[0].lower() == "write: c.txt"
+        assert called[1].lower().startswith("bash: git add c.txt")
+        returned = yard.bodies(report["id"], "agent.tool_returned")
+        assert len(returned) == 2
+        assert "three" in returned[1]["output"]
+        edited = only(yard.bodies(report["id"], "agent.edited"))
+        assert edited["path"] == "c.txt"
+        assert "+three" in edited["diff"]
+        assert "A list of three is asked for." in str(yard.bodies(report["id"], "agent.thinking"))
+        assert "There are three now." in str(yard.bodies(report["id"], "agent.text"))
+        assert yard.bodies(report["id"], "agent.usage")[-1]["usage"]["output_tokens"] == usage["output_tokens"]
+        logs = yard("logs", report["slug"]).stdout
+        assert "git add c.txt" in logs
+
+
+def _program_of_the_image(agent: str) -> str:
+    """The version that the image says it has."""
+    return Images(places().cache).get().programs[agent]

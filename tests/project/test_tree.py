@@ -1,0 +1,82 @@
+"""The tree itself: its form, its types, its directions, and what must not be named in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = Path(sys.executable).parent
+
+# In pieces, so that this file does not name them itself.
+REGISTRIES = ("python" + "hosted", "[.]npm" + "js", "pypi[.]" + "org", "(deb|security)[.]debian" + "[.]org")
+UNWANTED = {
+    "a package registry's host": "|".join(REGISTRIES),
+    "a path of one machine": "/" + r"work/|/" + r"home/(?!agent\b|me\b)\w+/",
+    "a mark of an unfinished merge": r"^(<{7} |>{7} )",
+}
+
+
+def tool(*words: str) -> None:
+    """Run one of the project's tools over the tree; what it says is the failure."""
+    done = subprocess.run([str(TOOLS / words[0]), *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
+    return [ROOT / os.fsdecode(name) for name in listed.split(b"\0") if name]
+
+
+def test_the_code_has_its_form() -> None:
+    tool("ruff", "format", "--check", "--quiet")
+
+
+def test_the_linter_finds_nothing() -> None:
+    tool("ruff", "check", "--quiet")
+
+
+def test_the_types_hold() -> None:
+    tool("mypy")
+
+
+def test_imports_go_one_way() -> None:
+    tool("lint-imports")
+
+
+@pytest.mark.parametrize("what", UNWANTED)
+def test_nothing_names(what: str) -> None:
+    pattern = re.compile(UNWANTED[what].encode(), re.MULTILINE)
+    for path in tracked():
+        if path.is_file() and not path.is_symlink():
+            found = pattern.search(path.read_bytes())
+            assert found is None, f"{path.relative_to(ROOT)} names {what}: {found.group().decode()}"
+
+
+def test_every_dependency_is_locked_with_its_hashes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"], "hatchling", "editables"]
+    locked = (ROOT / "requirements.txt").read_text()
+    for requirement in wanted:
+        name = re.sub(r"[-_.]+", "-", re.split(r"[<>=!~ \[;]", requirement)[0].lower())
+        pin = re.search(rf"^{re.escape(name)}==\S+ .*\\\n +--hash=sha256:", locked, re.MULTILINE)
+        assert pin, f"{name} is not in requirements.txt: run `make lock`"
+
+
+def test_scripts_are_sound_bash() -> None:
+    for script in [*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"]:
+        assert os.access(script, os.X_OK), f"{script.name} cannot be executed"
+        if script.read_text().startswith("#!/usr/bin/env bash"):
+            subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_modules_stay_small_enough_to_read() -> None:
+    for path in (ROOT / "src").rglob("*.py"):
+        lines = len(path.read_text().splitlines())
+        assert lines <= 450, f"{path.relative_to(ROOT)} has {lines} lines: perhaps one noun wants out"

@@ -1,0 +1,84 @@
+"""The rows as they must follow from a list of events: plain dictionaries, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from hiveyard.core import events as e
+from hiveyard.core.machines import MachineStatus
+from hiveyard.core.states import (
+    ACTIVITY,
+    NEXT_MACHINE,
+    NEXT_PHASE,
+    NEXT_TASK,
+    NEXT_TURN,
+    Activity,
+    Phase,
+    TaskState,
+    TurnState,
+    step,
+)
+from hiveyard.core.usage import Usage
+from hiveyard.store import views
+
+_SESSION = (
+    e.SessionCreated,
+    e.SessionPreparing,
+    e.SessionRunning,
+    e.SessionStopped,
+    e.SessionFinished,
+    e.SessionFailed,
+)
+
+
+@dataclass
+class States:
+    tasks: dict[str, TaskState] = field(default_factory=dict)
+    phases: dict[str, Phase] = field(default_factory=dict)
+    activities: dict[str, Activity] = field(default_factory=dict)
+    machines: dict[str, MachineStatus] = field(default_factory=dict)
+    turns: dict[tuple[str, int], TurnState] = field(default_factory=dict)
+    spent: dict[str, Usage] = field(default_factory=dict)
+
+
+def fold(events: Iterable[e.Event]) -> States:
+    states = States()
+    for event in events:
+        take(states, event.session, event.body, event.turn)
+    return states
+
+
+def take(states: States, session: str, body: e.AnyBody, turn: int | None = None) -> None:
+    """Raises IllegalMove."""
+    if isinstance(body, e.TaskEvent):
+        states.tasks[session] = step(NEXT_TASK, states.tasks.get(session), body, session)
+    if isinstance(body, _SESSION):
+        states.phases[session] = step(NEXT_PHASE, states.phases.get(session), body, session)
+    if isinstance(body, e.SessionCreated):
+        states.activities[session] = Activity.IDLE
+        states.spent[session] = Usage(cost_usd=0.0)
+    if isinstance(body, e.MachineEvent):
+        states.machines[body.machine] = step(NEXT_MACHINE, states.machines.get(body.machine), body, body.machine)
+    if isinstance(body, e.TurnCreated | e.TurnStarted | e.TurnEnded):
+        assert turn is not None
+        states.turns[session, turn] = step(NEXT_TURN, states.turns.get((session, turn)), body, session)
+    if isinstance(body, e.ModelCalled) and session in states.spent:
+        states.spent[session] += body.usage
+    if session in states.activities:
+        states.activities[session] = ACTIVITY.get(type(body), states.activities[session])
+
+
+def stored(conn: Connection) -> States:
+    """The same from the rows."""
+    sessions = views.sessions(conn)
+    return States(
+        tasks={row.id: row.state for row in views.tasks(conn)},
+        phases={row.id: row.phase for row in sessions},
+        activities={row.id: row.activity for row in sessions},
+        machines={row.name: row.status for row in views.machines(conn, live_only=False)},
+        turns={(row.session, row.number): row.state for one in sessions for row in views.turns(conn, one.id)},
+        spent={row.id: row.spent for row in sessions},
+    )

@@ -1,0 +1,146 @@
+"""kill -9 in the midst of appends, and a disk that is full."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core import events as e
+from hiveyard.core.errors import StoreUnusable
+from hiveyard.kit.clock import SystemClock
+from hiveyard.kit.process import run
+from hiveyard.store import journal, views
+from hiveyard.store.database import Store, open_store
+
+from .fold import fold, stored
+from .stories import beginning
+
+pytestmark = pytest.mark.anyio
+APPENDER = Path(__file__).with_name("appender.py")
+KILLS = 6
+
+
+def append_and_kill(path: Path, first: int, lines: int) -> dict[str, list[int]]:
+    """The acknowledged numbers per session of a program that was killed after about so many."""
+    acknowledged: dict[str, list[int]] = {}
+    argv = [sys.executable, str(APPENDER), str(path), str(first)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for count, line in enumerate(process.stdout):
+            if count == lines:
+                process.kill()
+            if line.endswith(b"\n"):
+                session, *numbers = line.decode().split()
+                acknowledged.setdefault(session, []).extend(map(int, numbers))
+    assert process.returncode == -9
+    return acknowledged
+
+
+async def all_events(store: Store) -> list[e.Event]:
+    return await store.read(lambda conn: journal.events(conn, limit=1_000_000, max_bytes=1 << 30))
+
+
+async def test_after_kill_9_every_acknowledged_event_is_there_once_and_the_rows_agree(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    acknowledged: dict[str, list[int]] = {}
+    for kill in range(KILLS):
+        acknowledged |= append_and_kill(path, first=20 * kill, lines=random.randrange(1, 1500))
+        async with open_store(path, clock=SystemClock()) as store:
+            events = await all_events(store)
+            rows = await store.read(stored)
+            offsets = await store.read(
+                lambda conn: {
+                    row.id: [turn.output_offset for turn in views.turns(conn, row.id)] for row in views.sessions(conn)
+                }
+            )
+        numbers = [event.seq for event in events]
+        assert numbers == sorted(set(numbers))
+        assert {seq for seqs in acknowledged.values() for seq in seqs} <= set(numbers)
+        assert rows == fold(events)
+        for session, [offset] in ((session, found) for session, found in offsets.items() if found):
+            texts = [ev.body.text for ev in events if ev.session == session and isinstance(ev.body, e.AgentText)]
+            assert texts == [str(number) for number in range(1, offset + 1)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+async def fill(store: Store) -> list[int]:
+    """Append until the store refuses; the numbers that were acknowledged."""
+    acknowledged: list[int] = []
+    for _ in range(2000):
+        try:
+            event = e.AgentOutput(text="x" * 20_000)
+            acknowledged += [one.seq for one in await store.append("s1", event)]
+        except StoreUnusable as error:
+            assert "full" in error.message and error.hint.startswith("df -h ")
+            return acknowledged
+    raise AssertionError("the disk never became full")
+
+
+async def test_a_full_disk_is_said_so_and_what_was_acknowledged_stays(small_disk: Path) -> None:
+    path = small_disk / "journal.db"
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(1 << 20))
+    async with open_store(path, clock=SystemClock()) as store:
+        await store.append("s1", *beginning())
+        acknowledged = await fill(store)
+        assert acknowledged == list(range(3, 3 + len(acknowledged)))
+        assert [event.seq for event in await all_events(store)] == [1, 2, *acknowledged]
+        # Room again: it goes on without being opened anew.
+        ballast.unlink()
+        [event] = await store.append("s1", e.Notice(message="room"))
+        assert event.seq > max(acknowledged)
+    async with open_store(path, clock=SystemClock()) as store:
+        assert [ev.seq for ev in await all_events(store)] == [1, 2, *acknowledged, event.seq]
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20))
+import anyio
+from pathlib import Path
+from hiveyard.core import events as e
+from hiveyard.core.errors import StoreUnusable
+from hiveyard.kit.clock import SystemClock
+from hiveyard.store.database import open_store
+
+async def main():
+    async with open_store(Path(sys.argv[1]), clock=SystemClock()) as store:
+        await store.append("s1", e.TaskCreated(slug="x", request={}))
+        try:
+            while True:
+                [event] = await store.append("s1", e.AgentOutput(text="x" * 20_000))
+                print(event.seq)
+        except StoreUnusable as error:
+            print(error.code, error.hint, file=sys.stderr)
+
+anyio.run(main)
+"""
+
+
+async def test_a_file_that_may_not_grow_is_said_so_and_what_was_acknowledged_stays(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    done = await run([sys.executable, "-c", LIMITED, str(path)], timeout=120)
+    assert done.stderr.decode() == f"store.unusable df -h {tmp_path}\n"
+    acknowledged = [1, *map(int, done.stdout.split())]
+    assert len(acknowledged) > 10
+    async with open_store(path, clock=SystemClock()) as store:
+        assert [event.seq for event in await all_events(store)] == acknowledged

@@ -1,0 +1,61 @@
+"""Settings and places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hiveyard import config
+from hiveyard.core.errors import BadSetting
+from hiveyard.places import places
+
+
+def load(tmp_path: Path, text: str) -> config.Settings:
+    here = places({"HIVEYARD_HOME": str(tmp_path), "HOME": str(tmp_path)})
+    here.config.write_text(text)
+    return config.load(here)
+
+
+def test_no_file_means_the_defaults(tmp_path: Path) -> None:
+    here = places({"HIVEYARD_HOME": str(tmp_path), "HOME": str(tmp_path)})
+    assert config.load(here) == config.Settings()
+
+
+def test_each_section_sets_its_own_part(tmp_path: Path) -> None:
+    settings = load(tmp_path, '[engine]\nmemory_mib = 4096\nsilence = 60\nagent = "opencode"\n[door]\nrequests = 4\n')
+    assert (settings.engine.memory_mib, settings.engine.silence, settings.engine.agent) == (4096, 60.0, "opencode")
+    assert settings.door.requests == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[engine\n", "not TOML"),
+        ("[motor]\nx = 1\n", "no setting 'motor'"),
+        ("[engine]\nmemory = 1\n", "no setting 'memory'"),
+        ('[engine]\nmemory_mib = "big"\n', "memory_mib cannot be 'big'"),
+        ("[engine]\nmemory_mib = true\n", "memory_mib cannot be True"),
+        ("engine = 3\n", "engine is a section"),
+        ("[engine]\nmax_tasks = 0\n", "max_tasks is 0"),
+        ('[door]\nanthropic_upstream = "ftp://x"\n', "https://"),
+    ],
+)
+def test_a_wrong_setting_is_told_with_its_value(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(BadSetting, match=complaint) as raised:
+        load(tmp_path, text)
+    assert "\n" not in raised.value.message
+
+
+def test_a_misspelt_setting_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting) as raised:
+        load(tmp_path, "[engine]\nmemory_mb = 1\n")
+    assert "memory_mib" in raised.value.hint
+
+
+def test_a_home_holds_everything_and_the_cache_can_be_moved(tmp_path: Path) -> None:
+    here = places({"HIVEYARD_HOME": "/h", "HIVEYARD_CACHE": "/c", "HOME": "/home/me"})
+    assert (here.data, here.run, here.cache) == (Path("/h/data"), Path("/h/run"), Path("/c"))
+    default = places({"HOME": "/home/me"})
+    assert default.database == Path("/home/me/.local/share/hiveyard/hiveyard.db")
+    assert default.cache == Path("/home/me/.cache/hiveyard")
