@@ -223,3 +223,38 @@ class Agent(Protocol):
 
     def version(self) -> Command:
         """A command that prints the program's version on its first line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """An agent's own terminal program in a session, whether or not a person sits there.
+
+    `terminal` is the program, for a terminal of its own. `helpers` run beside it, without one, as long as it does.
+    `feed` is the guest's file to which all that happens in the program is added, a JSON object a line, whoever typed;
+    it outlives the machine and grows over all turns and resumes of a conversation.
+    """
+
+    terminal: ProcessSpec
+    feed: str
+    helpers: Sequence[ProcessSpec] = ()
+
+
+class Seated(Protocol):
+    """An agent whose own terminal program a person can use, and Hiveyard can listen to and tell things. It is asked
+    for by type; `Turn.conversation` goes on with one, `Turn.prompt` is not looked at by `seat`."""
+
+    def seat(self, turn: Turn) -> Seat:
+        """What to run. The program asks nothing before it takes its first prompt (themes, trust, keys)."""
+
+    def say(self, turn: Turn) -> Command:
+        """A command for the guest that gives the program the text in the file `turn.prompt`, any text, as one prompt,
+        and ends with 0 when it was taken. It waits for a program that is still starting, and ends with another
+        code and a reason on stderr when none will take it. The prompt then comes back as AgentPrompted."""
+
+    def interrupt(self, turn: Turn) -> Command:
+        """A command for the guest that ends the turn at work and keeps the program and its conversation. Nothing at
+        work is a success."""
+
+    def listener(self) -> Parser:
+        """Gives lines of the feed their meaning, over all turns: AgentStarted (with the conversation's id) when the
+        program runs, AgentPrompted begins a turn, AgentEnded ends one, AgentAsked when a person must answer."""

@@ -44,6 +44,7 @@ class Activity(enum.StrEnum):
     WAITING = "waiting"
     COMPACTING = "compacting"
     NAPPING = "napping"
+    PAUSED = "paused"
 
 
 class TurnState(enum.StrEnum):
@@ -105,6 +106,10 @@ NEXT_TURN: Mapping[TurnState | None, Mapping[type[e.Body], TurnState]] = {
 ACTIVITY: Mapping[type[e.Body], Activity] = {
     e.TurnStarted: Activity.THINKING,
     e.AgentStarted: Activity.THINKING,
+    e.AgentPrompted: Activity.THINKING,
+    e.AgentAsked: Activity.WAITING,
+    e.SessionPaused: Activity.PAUSED,
+    e.SessionUnpaused: Activity.IDLE,
     e.AgentText: Activity.THINKING,
     e.AgentThinking: Activity.THINKING,
     e.AgentToolCalled: Activity.EXECUTING,

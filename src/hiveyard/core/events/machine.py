@@ -1,0 +1,41 @@
+"""Facts about machines, which come and go."""
+
+from __future__ import annotations
+
+from hiveyard.core.events.body import Body, Failure
+
+
+class MachineBooting(Body, frozen=True, kw_only=True, tag="machine.booting"):
+    """A machine was asked for."""
+
+    machine: str
+    provider: str
+
+
+class MachineReady(Body, frozen=True, kw_only=True, tag="machine.ready"):
+    """The machine runs commands. `seconds` is how long that took."""
+
+    machine: str
+    seconds: float = 0.0
+
+
+class MachineStopping(Body, frozen=True, kw_only=True, tag="machine.stopping"):
+    """The machine is being removed."""
+
+    machine: str
+
+
+class MachineStopped(Body, frozen=True, kw_only=True, tag="machine.stopped"):
+    """The machine is gone, as wanted."""
+
+    machine: str
+
+
+class MachineFailed(Body, frozen=True, kw_only=True, tag="machine.failed"):
+    """The machine did not come up or died; `failure` says what is known."""
+
+    machine: str
+    failure: Failure
+
+
+MachineEvent = MachineBooting | MachineReady | MachineStopping | MachineStopped | MachineFailed

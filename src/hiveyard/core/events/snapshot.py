@@ -1,0 +1,27 @@
+"""Facts about snapshots: points of a session to go back to and to fork from."""
+
+from __future__ import annotations
+
+from hiveyard.core.events.body import Body
+
+
+class SnapshotTaken(Body, frozen=True, kw_only=True, tag="snapshot.taken"):
+    """The session as it stood can be gone back to and forked from. `live` has memory and processes, else it is the
+    files alone. `seconds` is how long the machine stood still, `size` the bytes it took on disk, `after_turn` the
+    number of the last turn that had ended."""
+
+    snapshot: str
+    name: str
+    live: bool
+    seconds: float = 0.0
+    size: int = 0
+    after_turn: int = 0
+
+
+class SnapshotRemoved(Body, frozen=True, kw_only=True, tag="snapshot.removed"):
+    """A snapshot and what only it needed are gone."""
+
+    snapshot: str
+
+
+SnapshotEvent = SnapshotTaken | SnapshotRemoved

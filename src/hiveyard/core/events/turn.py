@@ -1,0 +1,50 @@
+"""Facts about turns: one run of an agent each, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from hiveyard.core.events.body import Body, Failure
+
+Outcome = Literal["succeeded", "failed", "cancelled", "timeout"]
+
+
+class TurnCreated(Body, frozen=True, kw_only=True, tag="turn.created"):
+    """A prompt waits for its turn."""
+
+    agent: str
+    model: str = ""
+
+
+class TurnStarted(Body, frozen=True, kw_only=True, tag="turn.started"):
+    """The agent's process was started in the guest."""
+
+    agent: str
+    program: str = ""
+    model: str = ""
+    pid: int | None = None
+
+
+class TurnEnded(Body, frozen=True, kw_only=True, tag="turn.ended"):
+    """The turn's outcome, decided by the agent's events, its exit code and the work tree together."""
+
+    outcome: Outcome
+    exit_code: int | None = None
+    failure: Failure | None = None
+    conversation: str | None = None
+
+
+class ResultCollected(Body, frozen=True, kw_only=True, tag="result.collected"):
+    """The branch, patch and counts were taken out of the guest and stand on the host."""
+
+    branch: str
+    base: str
+    head: str
+    commits: int
+    files: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    leftover: bool = False  # the last commit was made by Hiveyard from what the agent had left uncommitted
+
+
+TurnEvent = TurnCreated | TurnStarted | TurnEnded | ResultCollected
