@@ -24,6 +24,7 @@ from hiveyard.core.states import (
 from hiveyard.core.usage import Usage
 from hiveyard.store import views
 
+_TASK = (e.TaskCreated, e.TaskAssigned, e.TaskStarted, e.TaskCompleted, e.TaskFailed, e.TaskCancelled)
 _SESSION = (
     e.SessionCreated,
     e.SessionPreparing,
@@ -42,6 +43,9 @@ class States:
     machines: dict[str, MachineStatus] = field(default_factory=dict)
     turns: dict[tuple[str, int], TurnState] = field(default_factory=dict)
     spent: dict[str, Usage] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    ports: dict[int, tuple[str, int]] = field(default_factory=dict)
+    snapshots: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def fold(events: Iterable[e.Event]) -> States:
@@ -53,10 +57,20 @@ def fold(events: Iterable[e.Event]) -> States:
 
 def take(states: States, session: str, body: e.AnyBody, turn: int | None = None) -> None:
     """Raises IllegalMove."""
-    if isinstance(body, e.TaskEvent):
+    if isinstance(body, _TASK):
         states.tasks[session] = step(NEXT_TASK, states.tasks.get(session), body, session)
     if isinstance(body, _SESSION):
         states.phases[session] = step(NEXT_PHASE, states.phases.get(session), body, session)
+    if isinstance(body, e.SessionCreated | e.SessionPreparing | e.SessionStopped):
+        states.reasons[session] = body.reason if isinstance(body, e.SessionStopped) else ""
+    if isinstance(body, e.PortEvent):
+        states.ports.pop(body.host_port, None)
+    if isinstance(body, e.PortOpened):
+        states.ports[body.host_port] = (session, body.guest_port)
+    if isinstance(body, e.SnapshotTaken):
+        states.snapshots[body.snapshot] = (session, body.name)
+    if isinstance(body, e.SnapshotRemoved):
+        states.snapshots.pop(body.snapshot, None)
     if isinstance(body, e.SessionCreated):
         states.activities[session] = Activity.IDLE
         states.spent[session] = Usage(cost_usd=0.0)
@@ -81,4 +95,7 @@ def stored(conn: Connection) -> States:
         machines={row.name: row.status for row in views.machines(conn, live_only=False)},
         turns={(row.session, row.number): row.state for one in sessions for row in views.turns(conn, one.id)},
         spent={row.id: row.spent for row in sessions},
+        reasons={row.id: row.reason for row in sessions},
+        ports={row.host_port: (row.session, row.guest_port) for row in views.ports(conn)},
+        snapshots={row.id: (row.session, row.name) for row in views.snapshots(conn)},
     )

@@ -108,6 +108,20 @@ def advance_output(
     raise IllegalMove(f"{stream} of turn {turn} of session {session} is at {now}: it cannot move{begun} to {offset}")
 
 
+def advance_feed(conn: Connection, session: str, offset: int) -> None:
+    """Note that a session's feed is in the journal up to byte `offset`; the same rule as for `advance_output`.
+
+    Raises IllegalMove when it would go back; NotFound for an unknown session."""
+    column = schema.sessions.c.feed_offset
+    here = schema.sessions.c.id == session
+    change = update(schema.sessions).where(here, column <= offset).values({column: literal(offset, column.type)})
+    if conn.execute(change).rowcount:
+        return
+    if (now := conn.execute(select(column).where(here)).scalar()) is None:
+        raise names.unknown(session)
+    raise IllegalMove(f"the feed of session {session} is at {now}: it cannot move to {offset}")
+
+
 def events(
     conn: Connection,
     *,
@@ -157,17 +171,22 @@ def sessions_with_events(conn: Connection) -> list[str]:
     return list(conn.execute(select(known.c.id).order_by(known.c.id)).scalars())
 
 
-def raw_lines(conn: Connection, session: str, turn: int) -> Iterator[bytes]:
-    """The raw output lines of a turn in the order they came, read piece by piece: go through them where you have the
-    connection (`store.read(lambda conn: replay(raw_lines(conn, ...)))`), not after it."""
+def raw_lines(conn: Connection, session: str, turn: int | None = None) -> Iterator[bytes]:
+    """The raw output lines of a turn, or of all, in the order they came, read piece by piece: go through them where
+    you have the connection (`store.read(lambda conn: replay(raw_lines(conn, ...)))`), not after it."""
     query = (
         select(_events.raw)
-        .where(_events.session == session, _events.turn == turn, _events.raw.is_not(None))
+        .where(_events.session == session, _events.raw.is_not(None))
         .order_by(_events.seq)
         .execution_options(yield_per=64)
     )
+    if turn is not None:
+        query = query.where(_events.turn == turn)
     for row in conn.execute(query):
         yield row.raw
+
+
+_OF_SESSIONS = (schema.results, schema.turns, schema.machines, schema.ports, schema.snapshots, schema.events)
 
 
 def forget(conn: Connection, session: str) -> None:
@@ -176,7 +195,7 @@ def forget(conn: Connection, session: str) -> None:
     Raises NotFound; IllegalMove while it is not over or a machine of it may still exist.
     """
     _check_over(conn, session)
-    for table in (schema.results, schema.turns, schema.machines, schema.events):
+    for table in _OF_SESSIONS:
         conn.execute(delete(table).where(table.c.session == session))
     for table in (schema.sessions, schema.tasks):
         conn.execute(delete(table).where(table.c.id == session))

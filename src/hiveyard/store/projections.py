@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Table, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, update
 
 from hiveyard.core import events as e
 from hiveyard.core.errors import IllegalMove
@@ -24,7 +24,7 @@ from hiveyard.core.states import (
     step,
 )
 from hiveyard.store.names import unknown
-from hiveyard.store.schema import machines, results, sessions, tasks, turns
+from hiveyard.store.schema import machines, ports, results, sessions, snapshots, tasks, turns
 
 Values = dict[str, Any]
 
@@ -90,6 +90,8 @@ def _session(conn: Connection, session: str, body: e.Body, at: float, turn: int 
     values: Values = {"phase": phase, "updated_at": at}
     if isinstance(body, e.SessionFailed):
         values["failure"] = _json(body.failure)
+    if isinstance(body, e.SessionStopped | e.SessionPreparing):
+        values["reason"] = _text(body.reason) if isinstance(body, e.SessionStopped) else ""
     _update_session(conn, session, values)
 
 
@@ -97,13 +99,29 @@ def _create_session(conn: Connection, session: str, body: e.SessionCreated, phas
     place = conn.execute(select(tasks.c.provider, tasks.c.tier, tasks.c.machine).where(tasks.c.id == session)).first()
     values: Values = {} if place is None else dict(place._mapping)
     values |= {"id": session, "slug": body.slug, "repo": body.repo, "agent": body.agent}
-    values |= {"phase": phase, "activity": "idle", "created_at": at, "updated_at": at}
+    values |= {"phase": phase, "activity": "idle", "created_at": at, "updated_at": at, "parent": body.parent}
+    if body.request is not None:
+        values["request"] = msgspec.json.encode(body.request).decode()
     conn.execute(insert(sessions), values | _ZERO_USAGE)
 
 
 def _prepared(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     assert isinstance(body, e.SessionPrepared)
     if not _update_session(conn, session, {"base": body.base, "branch": body.branch, "updated_at": at}):
+        raise unknown(session)
+
+
+def _placed(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.SessionPlaced)
+    if not _update_session(conn, session, {"provider": body.provider, "tier": body.tier, "updated_at": at}):
+        raise unknown(session)
+
+
+def _rewound(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    """The feed stands where it stood: what comes next in it is new."""
+    assert isinstance(body, e.SessionRewound)
+    feed = select(snapshots.c.feed_offset).where(snapshots.c.id == body.snapshot).scalar_subquery()
+    if not _update_session(conn, session, {"feed_offset": func.coalesce(feed, 0), "updated_at": at}):
         raise unknown(session)
 
 
@@ -162,6 +180,30 @@ def _machine(conn: Connection, session: str, body: e.Body, at: float, turn: int 
         conn.execute(insert(machines), {"name": body.machine, **values})
     else:
         conn.execute(update(machines).where(here).values(values))
+
+
+# --- ports and snapshots --------------------------------------------------------------------------------------------
+
+
+def _port(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    """A port of the host leads to one place: opened again, it leads there."""
+    assert isinstance(body, e.PortEvent)
+    _check_known(conn, session)
+    conn.execute(delete(ports).where(ports.c.host_port == body.host_port))
+    if isinstance(body, e.PortOpened):
+        values = {"host_port": body.host_port, "session": session, "guest_port": body.guest_port, "created_at": at}
+        conn.execute(insert(ports), values)
+
+
+def _snapshot(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.SnapshotEvent)
+    _check_known(conn, session)
+    conn.execute(delete(snapshots).where(snapshots.c.id == body.snapshot))
+    if isinstance(body, e.SnapshotTaken):
+        feed = conn.execute(select(sessions.c.feed_offset).where(sessions.c.id == session)).scalar() or 0
+        values: Values = {"id": body.snapshot, "session": session, "name": body.name, "live": body.live}
+        values |= {"seconds": body.seconds, "size": body.size, "after_turn": body.after_turn}
+        conn.execute(insert(snapshots), values | {"feed_offset": feed, "created_at": at})
 
 
 # --- turns and their results ----------------------------------------------------------------------------------------
@@ -241,6 +283,10 @@ _MOVES: Mapping[type[e.Body], Move] = {
     **dict.fromkeys((e.SessionCreated, e.SessionPreparing, e.SessionRunning), _session),
     **dict.fromkeys((e.SessionStopped, e.SessionFinished, e.SessionFailed), _session),
     e.SessionPrepared: _prepared,
+    e.SessionPlaced: _placed,
+    e.SessionRewound: _rewound,
+    **dict.fromkeys((e.PortOpened, e.PortClosed), _port),
+    **dict.fromkeys((e.SnapshotTaken, e.SnapshotRemoved), _snapshot),
     **dict.fromkeys((e.MachineBooting, e.MachineReady, e.MachineStopping, e.MachineStopped, e.MachineFailed), _machine),
     **dict.fromkeys((e.TurnCreated, e.TurnStarted, e.TurnEnded), _turn),
     e.AgentStarted: _agent_started,

@@ -56,6 +56,10 @@ sessions = Table(
     Column("provider", Text),
     Column("tier", Text),
     Column("failure", Text),
+    Column("request", Text),
+    Column("parent", Text),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("feed_offset", BigInteger, nullable=False, server_default="0"),
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Column("input_tokens", BigInteger, nullable=False),
@@ -78,6 +82,31 @@ machines = Table(
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Index("machines_by_session", "session"),
+)
+
+ports = Table(
+    "ports",
+    metadata,
+    Column("host_port", Integer, primary_key=True, autoincrement=False),
+    Column("session", Text, nullable=False),
+    Column("guest_port", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index("ports_by_session", "session"),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("session", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("live", Boolean, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("after_turn", Integer, nullable=False),
+    Column("feed_offset", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Index("snapshots_by_session", "session"),
 )
 
 turns = Table(

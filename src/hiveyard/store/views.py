@@ -43,7 +43,9 @@ class TaskRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRow:
     """A workspace. `machine` is the one it had last; `machines` tells whether it still is. `spent` sums up what went
-    through the door, known prices only. `activity` means something while `phase` is running."""
+    through the door, known prices only. `activity` means something while `phase` is running. `request` is there for
+    one that no task made. `reason` is why it stopped. `feed_offset` tells how many bytes of its feed are in the
+    journal."""
 
     id: str
     slug: str
@@ -57,6 +59,10 @@ class SessionRow:
     provider: str | None
     tier: str | None
     failure: Failure | None
+    request: dict[str, Any] | None
+    parent: str | None
+    reason: str
+    feed_offset: int
     created_at: float
     updated_at: float
     spent: Usage
@@ -113,6 +119,32 @@ class ResultRow:
     collected_at: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortRow:
+    """A port of the host that leads into a session's guest; guest port 22 is the way in by ssh."""
+
+    host_port: int
+    session: str
+    guest_port: int
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRow:
+    """A point of a session to go back to. `live` has memory and processes; `feed_offset` is how much of the feed had
+    been read then."""
+
+    id: str
+    session: str
+    name: str
+    live: bool
+    seconds: float
+    size: int
+    after_turn: int
+    feed_offset: int
+    created_at: float
+
+
 def task(conn: Connection, id: str) -> TaskRow:
     """Raises NotFound."""
     if (found := find_task(conn, id)) is None:
@@ -161,6 +193,22 @@ def sessions(
     if ids is not None:
         query = query.where(_among(columns.id, ids))
     return [_session(row) for row in conn.execute(query)]
+
+
+def ports(conn: Connection, session: str | None = None) -> list[PortRow]:
+    """Those of a session, or all, in the order of their host ports."""
+    query = select(schema.ports).order_by(schema.ports.c.host_port)
+    if session is not None:
+        query = query.where(schema.ports.c.session == session)
+    return [PortRow(**row._mapping) for row in conn.execute(query)]
+
+
+def snapshots(conn: Connection, session: str | None = None) -> list[SnapshotRow]:
+    """Those of a session, or all, oldest first."""
+    query = select(schema.snapshots).order_by(schema.snapshots.c.created_at, schema.snapshots.c.id)
+    if session is not None:
+        query = query.where(schema.snapshots.c.session == session)
+    return [SnapshotRow(**row._mapping) for row in conn.execute(query)]
 
 
 def turns(conn: Connection, session: str) -> list[TurnRow]:
@@ -236,6 +284,7 @@ def _session(row: AnyRow) -> SessionRow:
     values["phase"] = Phase(row.phase)
     values["activity"] = Activity(row.activity)
     values["failure"] = _failure(row.failure)
+    values["request"] = None if row.request is None else msgspec.json.decode(row.request)
     values["spent"] = Usage(**{name: values.pop(name) for name in Usage.__struct_fields__})
     return SessionRow(**values)
 
