@@ -52,7 +52,7 @@ def test_every_documented_route_answers_as_documented(hv: Hv, repo: Path) -> Non
                 url = path.replace("{ref}", ref).replace("{name}", "no-such-image")
                 head = raw(hv, f"{verb.upper()} {url} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())
                 status = head.split()[1].decode()
-                assert status in described["responses"], (verb, url, head)
+                assert {status, f"{status[0]}XX"} & described["responses"].keys(), (verb, url, head)
                 assert status != "500", (verb, url, head)
 
 

@@ -23,13 +23,18 @@ def test_a_request_survives_being_stored() -> None:
         ({"prompt": ""}, "empty"),
         ({"prompt": " \n\t"}, "empty"),
         ({"prompt": "a\0b"}, "NUL"),
-        ({"timeout": 0.0}, "timeout is 0 seconds"),
-        ({"timeout": -3.0}, "timeout is -3 seconds"),
-        ({"budget_usd": 0.0}, "budget is 0 dollars"),
-        ({"budget_usd": float("inf")}, "budget is inf"),
-        ({"timeout": float("nan")}, "timeout is nan"),
-        ({"memory_mib": 0}, "memory_mib is 0"),
-        ({"cpus": 0}, "cpus is 0"),
+        ({"timeout": 0.0}, r"timeout is 0.0, it must be a number \(above 0, at most 31622400\) or null"),
+        ({"timeout": -3.0}, "timeout is -3.0"),
+        ({"timeout": "soon"}, 'timeout is "soon"'),
+        ({"timeout": float("nan")}, "timeout is NaN"),
+        ({"budget_usd": 0.0}, "budget_usd is 0.0"),
+        ({"budget_usd": float("inf")}, "budget_usd is Infinity"),
+        ({"network": "wide"}, 'network is "wide", it must be one of "door", "open"'),
+        ({"keep": "yes"}, 'keep is "yes", it must be true or false'),
+        ({"agent": ["\x1b[2J"]}, r'agent is \["\\u001b\[2J"\], it must be a text or null'),
+        ({"memory_mib": 0}, r"memory_mib is 0, it must be a whole number \(at least 1"),
+        ({"memory_mib": 64}, "memory_mib is 64, the least is 128"),
+        ({"cpus": 10**30}, "cpus is 1000000000000"),
         ({"prompt": "\udcff"}, "not Unicode"),
         ({"tape": "/t", "record": "/r"}, "choose one"),
         ({"tape": "t"}, "absolute"),
@@ -43,11 +48,22 @@ def test_a_bad_request_is_told_in_one_line(change: dict[str, Any], complaint: st
     assert "\n" not in raised.value.message
 
 
-@pytest.mark.parametrize("data", [{}, {"repo": "/r"}, {**GOOD, "unknown": 1}, {**GOOD, "timeout": "soon"}, [], None])
-def test_what_is_no_request_is_bad_input(data: object) -> None:
-    with pytest.raises(BadInput, match="no task request"):
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ({}, "a task request needs the field 'repo'"),
+        ({"repo": "/r"}, "a task request needs the field 'prompt'"),
+        ({**GOOD, "branhc": "b"}, """has no field 'branhc' \\(here it is "b"\\)"""),
+        ([], r"a task request is an object, not \[\]"),
+        (None, "not null"),
+    ],
+)
+def test_what_is_no_request_is_bad_input(data: object, complaint: str) -> None:
+    with pytest.raises(BadInput, match=complaint):
         from_json(data)
 
 
-def test_a_zero_is_kept_as_it_was_said() -> None:
-    assert from_json({**GOOD, "timeout": 0.0, "budget_usd": 0.0}).as_json().keys() >= {"timeout", "budget_usd"}
+def test_a_misspelt_field_is_answered_with_the_one_meant() -> None:
+    with pytest.raises(BadInput) as raised:
+        from_json({**GOOD, "timout": 5})
+    assert raised.value.hint == "did you mean 'timeout'?"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 import msgspec
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from hiveyard import __version__
-from hiveyard.api import models as m
+from hiveyard.api.bodies import Image, Problem, Removed, Version, built, problem
 from hiveyard.api.bounds import BoundedBodies, while_wanted
+from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
 from hiveyard.api.streams import event_lines, progress_lines
 from hiveyard.core.errors import (
     BadInput,
@@ -25,8 +27,13 @@ from hiveyard.core.errors import (
     NotFound,
     RepositoryError,
 )
+from hiveyard.core.events import Failure
+from hiveyard.engine.doctor import Check
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.request import from_json
+from hiveyard.engine.report import Report
+from hiveyard.engine.request import TaskRequest, from_json
+from hiveyard.engine.source import Source
+from hiveyard.kit.text import one_line
 
 log = logging.getLogger(__name__)
 _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
@@ -37,7 +44,6 @@ _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (BadInput, 400),
     (RepositoryError, 400),
 )
-_EVENTS = {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "server-sent events"}
 
 
 def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
@@ -49,7 +55,7 @@ def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses={status: {"model": m.Problem} for status in (400, 404, 405, 409, 500)},
+        responses=PROBLEMS,
     )
     app.add_middleware(BoundedBodies)
     app.add_exception_handler(Exception, _fault)
@@ -59,42 +65,47 @@ def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
     _add_daemon(app, engine, shut_down)
     _add_tasks(app, engine)
     _add_images(app, engine)
+    describe(app)
     return app
 
 
 def _add_daemon(app: FastAPI, engine: Engine, shut_down: Callable[[], None]) -> None:
-    @app.get("/v1/version")
-    async def version() -> m.Version:
-        return m.Version(version=__version__, pid=engine.pid, running=engine.running)
+    def here() -> Version:
+        return Version(__version__, engine.pid, engine.running)
 
-    @app.post("/v1/shutdown", status_code=202)
-    async def shutdown() -> m.Version:
+    @app.get("/v1/version", **gives(Version))
+    async def version() -> Response:
+        return _answer(here())
+
+    @app.post("/v1/shutdown", **gives(Version, 202))
+    async def shutdown() -> Response:
         shut_down()
-        return m.Version(version=__version__, pid=engine.pid, running=engine.running)
+        return _answer(here(), 202)
 
-    @app.get("/v1/doctor")
-    async def doctor() -> list[m.Check]:
-        return [m.Check(**check._asdict()) for check in await engine.doctor()]
+    @app.get("/v1/doctor", **gives(list[Check]))
+    async def doctor() -> Response:
+        return _answer(await engine.doctor())
 
 
 def _add_tasks(app: FastAPI, engine: Engine) -> None:
-    @app.post("/v1/tasks", status_code=201)
-    async def create(request: Request, body: m.TaskRequest) -> m.Task:
-        id = await while_wanted(request, engine.submit(from_json(body.model_dump(exclude_none=True))))
+    @app.post("/v1/tasks", **takes(TaskRequest), **gives(Report, 201))
+    async def create(request: Request) -> Response:
+        asked = from_json(await _body(request))
+        id = await while_wanted(request, engine.submit(asked))
         if await request.is_disconnected():
             # Whoever asked does not know its name: nobody would look after it, and it costs money.
             await engine.cancel(id)
-        return m.task(await engine.report(id))
+        return _answer(await engine.report(id), 201)
 
-    @app.get("/v1/tasks")
-    async def tasks(all: bool = False) -> list[m.Task]:
-        return [m.task(report) for report in await engine.reports(live_only=not all)]
+    @app.get("/v1/tasks", **gives(list[Report]))
+    async def tasks(all: bool = False) -> Response:
+        return _answer(await engine.reports(live_only=not all))
 
-    @app.get("/v1/tasks/{ref}")
-    async def task(ref: str) -> m.Task:
-        return m.task(await engine.report(await engine.resolve(ref)))
+    @app.get("/v1/tasks/{ref}", **gives(Report))
+    async def task(ref: str) -> Response:
+        return _answer(await engine.report(await engine.resolve(ref)))
 
-    @app.get("/v1/tasks/{ref}/events", responses={200: _EVENTS}, response_class=StreamingResponse)
+    @app.get("/v1/tasks/{ref}/events", **streams("each has an Event"), response_class=StreamingResponse)
     async def events(
         ref: str, after: int = Query(0, ge=0), follow: bool = False, raw: bool = False
     ) -> StreamingResponse:
@@ -102,36 +113,53 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
         lines = event_lines(engine, id, after=after, follow=follow, raw=raw)
         return StreamingResponse(_closed(lines), media_type="text/event-stream")
 
-    @app.post("/v1/tasks/{ref}/cancel", status_code=202)
-    async def cancel(ref: str) -> m.Task:
+    @app.post("/v1/tasks/{ref}/cancel", **gives(Report, 202))
+    async def cancel(ref: str) -> Response:
         id = await engine.resolve(ref)
         await engine.cancel(id)
-        return m.task(await engine.report(id))
+        return _answer(await engine.report(id), 202)
 
-    @app.delete("/v1/tasks/{ref}")
-    async def remove(ref: str, force: bool = False) -> m.Removed:
+    @app.delete("/v1/tasks/{ref}", **gives(Removed))
+    async def remove(ref: str, force: bool = False) -> Response:
         id = await engine.resolve(ref)
         await engine.remove(id, force=force)
-        return m.Removed(id=id)
+        return _answer(Removed(id))
 
-    @app.get("/v1/tasks/{ref}/source")
-    async def source(ref: str) -> m.Source:
-        return m.Source(**msgspec.to_builtins(await engine.source(await engine.resolve(ref))))
+    @app.get("/v1/tasks/{ref}/source", **gives(Source))
+    async def source(ref: str) -> Response:
+        return _answer(await engine.source(await engine.resolve(ref)))
 
 
 def _add_images(app: FastAPI, engine: Engine) -> None:
-    @app.get("/v1/images")
-    async def images() -> list[m.Image]:
-        return [m.image(image) for image in engine.images.list()]
+    @app.get("/v1/images", **gives(list[Image]))
+    async def images() -> Response:
+        return _answer([built(image) for image in engine.images.list()])
 
-    @app.post("/v1/images/{name:path}/build", responses={200: _EVENTS}, response_class=StreamingResponse)
+    @app.post(
+        "/v1/images/{name:path}/build",
+        **streams("lines of progress, then an Image or a Problem"),
+        response_class=StreamingResponse,
+    )
     async def build(name: str, force: bool = False, provider: str | None = None) -> StreamingResponse:
         lines = progress_lines(lambda report: engine.images.build(name, report, force=force, provider=provider))
         return StreamingResponse(_closed(lines), media_type="text/event-stream")
 
-    @app.delete("/v1/images/{ref:path}")
-    async def remove_image(ref: str) -> m.Removed:
-        return m.Removed(id=await engine.images.remove(ref))
+    @app.delete("/v1/images/{ref:path}", **gives(Removed))
+    async def remove_image(ref: str) -> Response:
+        return _answer(Removed(await engine.images.remove(ref)))
+
+
+async def _body(request: Request) -> object:
+    """A body as plain data. Raises BadInput."""
+    try:
+        found: object = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"the request is not JSON: {error}") from error
+    return found
+
+
+def _answer(body: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
 
 
 async def _closed(lines: AsyncGenerator[str, None]) -> AsyncIterator[str]:
@@ -141,32 +169,31 @@ async def _closed(lines: AsyncGenerator[str, None]) -> AsyncIterator[str]:
             yield line
 
 
-async def _problem(_: Request, error: Exception) -> JSONResponse:
+async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, HiveyardError)
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if status == 500:
         log.warning("%s: %s", error.code, error.message)
-    return JSONResponse({"error": {"code": error.code, "message": error.message, "hint": error.hint}}, status)
+    return _answer(problem(error), status)
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
-    message = f"{where or 'the request'}: {first['msg']}"
-    return JSONResponse({"error": {"code": BadInput.code, "message": message, "hint": ""}}, 400)
+    message = f"{where} is {one_line(str(first['input']), 80)!r}: {first['msg']}"
+    return _answer(problem(BadInput(message)), 400)
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = NotFound.code if error.status_code == 404 else BadInput.code
     message = f"{error.detail}: {request.method} {request.url.path}"
-    return JSONResponse({"error": {"code": code, "message": message, "hint": ""}}, error.status_code, error.headers)
+    answer = _answer(Problem(Failure(code=code, message=message)), error.status_code)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
-async def _fault(_: Request, error: Exception) -> JSONResponse:
+async def _fault(_: Request, error: Exception) -> Response:
     """A mistake of ours: its words go to the caller, its traceback to the log (by the server)."""
-    message = f"{type(error).__name__}: {error}"
-    return JSONResponse(
-        {"error": {"code": HiveyardError.code, "message": message, "hint": "see the daemon's log"}}, 500
-    )
+    return _answer(problem(HiveyardError(f"{type(error).__name__}: {error}", hint="see the daemon's log")), 500)

@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 import anyio
 import msgspec
 
-from hiveyard.api.models import image as image_model
+from hiveyard.api.bodies import built, problem
 from hiveyard.core.errors import HiveyardError
 from hiveyard.core.events import Event, TaskCancelled, TaskCompleted, TaskFailed
 from hiveyard.core.machines import Image, Report
@@ -43,7 +43,11 @@ def _message(event: Event, raw: bool) -> str:
     }
     if raw and event.raw is not None:
         data["raw"] = base64.b64encode(event.raw).decode()
-    return f"id: {event.seq}\ndata: {msgspec.json.encode(data).decode()}\n\n"
+    return f"id: {event.seq}\n{_data(data)}"
+
+
+def _data(body: object) -> str:
+    return f"data: {msgspec.json.encode(body).decode()}\n\n"
 
 
 async def _stored(engine: Engine, id: str, after: int) -> AsyncGenerator[Event, None]:
@@ -72,7 +76,7 @@ async def progress_lines(work: Callable[[Report], Awaitable[Image]]) -> AsyncGen
     def report(line: str) -> None:
         # A reader that is slow or gone misses lines; the work does not wait for it and does not fail with it.
         with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
-            send.send_nowait(f"data: {msgspec.json.encode({'progress': line}).decode()}\n\n")
+            send.send_nowait(_data({"progress": line}))
 
     async def run() -> None:
         async with send:
@@ -83,10 +87,9 @@ async def progress_lines(work: Callable[[Report], Awaitable[Image]]) -> AsyncGen
                 if not isinstance(error, HiveyardError):
                     log.exception("a long call failed")
                     error = HiveyardError(f"{type(error).__name__}: {error}", hint="see the daemon's log")
-                problem = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
-                await send.send(f"data: {msgspec.json.encode(problem).decode()}\n\n")
+                await send.send(_data(problem(error)))
             else:
-                await send.send(f"data: {image_model(image).model_dump_json()}\n\n")
+                await send.send(_data(built(image)))
 
     async with together() as group:
         group.start_soon(run, name="progress")

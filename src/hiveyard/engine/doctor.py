@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import NamedTuple
+
+import msgspec
 
 from hiveyard.core.errors import CredentialsError
 from hiveyard.door.keys import VARIABLES
 from hiveyard.engine.resources import Resources
 
 
-class Check(NamedTuple):
-    """One need: `needed` False means that Hiveyard works without it."""
+class Check(msgspec.Struct, frozen=True):
+    """One need of Hiveyard on this host: whether it is met, what was found, and what to do. `needed` false: Hiveyard
+    works without it."""
 
     name: str
     ok: bool

@@ -30,11 +30,12 @@ class Diffstat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What `hv run --json` ends with. Times are seconds (dates: since the epoch); `patch` is a path on the host."""
+    """A task as it stands; what `hv run --json` ends with. `exit_code` is null while it runs. Times are seconds
+    (dates: since the epoch); `patch` is a path on the host."""
 
     id: str
     slug: str
-    status: str
+    status: TaskState
     exit_code: int | None
     repo: str
     branch: str | None
@@ -90,7 +91,7 @@ def _report(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mappin
     return Report(
         id=task.id,
         slug=task.slug,
-        status=task.state.value,
+        status=task.state,
         exit_code=exit_code(task),
         repo=session.repo,
         branch=session.branch,

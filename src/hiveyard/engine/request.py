@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import Shape
+from hiveyard.engine.parsing import parsed
 
 PROMPT_LIMIT = 16 << 20
 """Most bytes of a prompt: far above what any model reads, far below what would hurt."""
 
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=366 * 86400.0)]
+Dollars = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+
 
 class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A task. None means: as the settings say. Paths are absolute. Times are seconds, sizes MiB and GiB."""
+    """A job for an agent. Null means: as the settings say. Paths are absolute and the host's. `timeout` is seconds,
+    `memory_mib` MiB, `disk_gib` GiB."""
 
     repo: str
     prompt: str
@@ -30,11 +35,11 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     include_dirty: bool = False
     repository_config: bool = False
     network: Literal["door", "open"] = "door"
-    timeout: float | None = None
-    budget_usd: float | None = None
-    memory_mib: int | None = None
-    cpus: int | None = None
-    disk_gib: int | None = None
+    timeout: Seconds | None = None
+    budget_usd: Dollars | None = None
+    memory_mib: Size | None = None
+    cpus: Size | None = None
+    disk_gib: Size | None = None
     record: str | None = None
     tape: str | None = None
     keep: bool = False
@@ -44,7 +49,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if not self.prompt.strip():
             raise BadInput("the prompt is empty", hint='say what to do: hv run REPO -m "make the failing test pass"')
         self._check_prompt()
-        self._check_numbers()
+        self._check_shape()
         if self.tape and self.record:
             raise BadInput("--tape answers from a recording and --record makes one: choose one of them")
         for what, name in (("tape", self.tape), ("recording", self.record)):
@@ -69,11 +74,7 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if size > PROMPT_LIMIT:
             raise BadInput(f"the prompt has {size} bytes, the most is {PROMPT_LIMIT}")
 
-    def _check_numbers(self) -> None:
-        if self.timeout is not None and not 0 < self.timeout < math.inf:
-            raise BadInput(f"the timeout is {self.timeout:g} seconds, it must be a number above 0")
-        if self.budget_usd is not None and not 0 < self.budget_usd < math.inf:
-            raise BadInput(f"the budget is {self.budget_usd:g} dollars, it must be a number above 0")
+    def _check_shape(self) -> None:
         sizes = {"memory_mib": self.memory_mib, "cpus": self.cpus, "disk_gib": self.disk_gib}
         Shape(**{name: size for name, size in sizes.items() if size is not None})
 
@@ -86,7 +87,4 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 def from_json(data: object) -> TaskRequest:
     """A request from plain data. Raises BadInput."""
-    try:
-        return msgspec.convert(data, TaskRequest, strict=True)
-    except msgspec.ValidationError as error:
-        raise BadInput(f"this is no task request: {error}") from error
+    return parsed(data, TaskRequest, "task request")

@@ -1,0 +1,49 @@
+"""Bodies that only the API has; the others are the engine's own structs."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hiveyard.core import machines
+from hiveyard.core.errors import HiveyardError
+from hiveyard.core.events import Failure
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """The body of every answer that is not a success."""
+
+    error: Failure
+
+
+class Version(msgspec.Struct, frozen=True):
+    """The daemon: its version, process id, and how many tasks it is working on."""
+
+    version: str
+    pid: int
+    running: int
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """What is gone."""
+
+    id: str
+
+
+class Image(msgspec.Struct, frozen=True):
+    """An image that is built. `size` is bytes, `programs` the versions of the agent programs inside."""
+
+    id: str
+    name: str
+    size: int
+    created_at: float
+    programs: dict[str, str]
+
+
+def problem(error: HiveyardError) -> Problem:
+    return Problem(Failure(code=error.code, message=error.message, hint=error.hint))
+
+
+def built(image: machines.Image) -> Image:
+    return Image(
+        id=image.id, name=image.name, size=image.size, created_at=image.created_at, programs=dict(image.programs)
+    )

@@ -1,0 +1,62 @@
+"""The OpenAPI document: its schemas are made from the very structs that are read and written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from hiveyard.api.bodies import Image, Problem, Removed, Version
+from hiveyard.core.events import Event
+from hiveyard.engine.doctor import Check
+from hiveyard.engine.report import Report
+from hiveyard.engine.request import TaskRequest
+from hiveyard.engine.source import Source
+
+BODIES = (TaskRequest, Report, Source, Image, Check, Version, Removed, Problem, Event)
+_REF = "#/components/schemas/{name}"
+
+
+def takes(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """For a route that reads a body of this kind."""
+    return {"openapi_extra": {"requestBody": {"required": True, "content": _json(kind)}}}
+
+
+def gives(kind: Any, status: int = 200, description: str = "done") -> dict[str, Any]:
+    """For a route that answers with a body of this kind: a struct of BODIES, or a list of them."""
+    return {"status_code": status, "responses": {status: {"description": description, "content": _json(kind)}}}
+
+
+def streams(description: str) -> dict[str, Any]:
+    """For a route that answers with server-sent events."""
+    content = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {"responses": {200: {"description": description, "content": content}}}
+
+
+def describe(app: FastAPI) -> None:
+    """Let the application give out its document."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _, schemas = msgspec.json.schema_components(BODIES, ref_template=_REF)
+            app.openapi_schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            app.openapi_schema.setdefault("components", {})["schemas"] = schemas
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _json(kind: Any) -> dict[str, Any]:
+    (schema,), _ = msgspec.json.schema_components((kind,), ref_template=_REF)
+    return {"application/json": {"schema": schema}}
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "what was asked for cannot be", "content": _json(Problem)},
+    "5XX": {"description": "Hiveyard could not do it", "content": _json(Problem)},
+}
+"""What every route may answer besides."""

@@ -1,0 +1,89 @@
+"""Structs from plain data that somebody wrote; what is wrong is told by field, value and what it may be."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from hiveyard.core.errors import BadInput
+from hiveyard.kit.text import one_line
+
+S = TypeVar("S", bound=msgspec.Struct)
+_PLACE = re.compile(r" - at `\$\.(\w+)`\Z")
+_SHOWN = 80
+"""Characters shown of a value that is wrong."""
+
+
+def parsed(data: object, kind: type[S], what: str) -> S:
+    """`data` as a struct; `what` is what it is called (`task request`). Raises BadInput."""
+    if not isinstance(data, dict):
+        raise BadInput(f"a {what} is an object, not {_shown(data)}")
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name, value in data.items():
+        if name not in fields:
+            raise _unknown(str(name), value, fields, what)
+    for name, field in fields.items():
+        if field.required and name not in data:
+            raise BadInput(f"a {what} needs the field {name!r}")
+    try:
+        return msgspec.convert(data, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise BadInput(_complaint(str(error), data, fields, what)) from error
+
+
+def _unknown(name: str, value: object, fields: Iterable[str], what: str) -> BadInput:
+    close = difflib.get_close_matches(name, fields, n=1)
+    return BadInput(
+        f"a {what} has no field {name[:_SHOWN]!r} (here it is {_shown(value)})",
+        hint=f"did you mean {close[0]!r}?" if close else "fields: " + ", ".join(fields),
+    )
+
+
+def _complaint(said: str, data: dict[str, Any], fields: Mapping[str, msgspec.structs.FieldInfo], what: str) -> str:
+    place = _PLACE.search(said)
+    if place is None or place[1] not in fields:
+        return f"this is no {what}: {said}"
+    name = place[1]
+    return f"{name} is {_shown(data[name])}, it must be {_words(inspect.type_info(fields[name].type))}"
+
+
+def _shown(value: object) -> str:
+    """As JSON, which is how it was written."""
+    return one_line(json.dumps(value, ensure_ascii=False, default=repr), _SHOWN)
+
+
+def _words(kind: inspect.Type) -> str:
+    """A type in words: `a number above 0 or null`."""
+    if isinstance(kind, inspect.Metadata):
+        return _words(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return " or ".join(_words(part) for part in kind.types)
+    if isinstance(kind, inspect.LiteralType):
+        return "one of " + ", ".join(_shown(value) for value in kind.values)
+    return next((words(kind) for form, words in _WORDS.items() if isinstance(kind, form)), type(kind).__name__)
+
+
+def _number(noun: str) -> Callable[[Any], str]:
+    def words(kind: inspect.IntType | inspect.FloatType) -> str:
+        limits = (("above", kind.gt), ("at least", kind.ge), ("below", kind.lt), ("at most", kind.le))
+        said = ", ".join(f"{word} {limit:.10g}" for word, limit in limits if limit is not None)
+        return f"{noun} ({said})" if said else noun
+
+    return words
+
+
+_WORDS: dict[type[inspect.Type], Callable[[Any], str]] = {
+    inspect.NoneType: lambda _: "null",
+    inspect.BoolType: lambda _: "true or false",
+    inspect.StrType: lambda _: "a text",
+    inspect.IntType: _number("a whole number"),
+    inspect.FloatType: _number("a number"),
+    inspect.DictType: lambda _: "an object",
+    inspect.ListType: lambda _: "a list",
+}
