@@ -137,6 +137,12 @@ class MachineLost(ProviderError):
     code, retry = "machine.lost", True
 
 
+class GuestDisconnected(MachineLost):
+    """The way into the guest broke under a command; the machine itself lives. What ran may run on."""
+
+    code = "machine.disconnected"
+
+
 class CannotExecute(ProviderError):
     """The guest could not start the command: no such program, no such directory, no permission."""
 

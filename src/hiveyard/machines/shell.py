@@ -22,6 +22,7 @@ from hiveyard.core.errors import (
     CannotExecute,
     CommandTimeout,
     GuestDirectoryNotEmpty,
+    GuestDisconnected,
     GuestFileError,
     GuestFileNotFound,
     GuestFileTooLarge,
@@ -108,7 +109,8 @@ class Stream(Protocol):
 
     async def wait(self) -> int:
         """The exit code, 128 + N when signal N killed it, as soon as the program itself has ended, even when
-        children of it hold its outputs open. Raises MachineLost when the machine died or cannot be reached."""
+        children of it hold its outputs open. Raises MachineLost when the machine died or cannot be reached;
+        GuestDisconnected when it lives and only the connection broke."""
 
 
 class Exec(Protocol):
@@ -120,7 +122,8 @@ class Exec(Protocol):
         are not UTF-8 come as surrogates (encode with `surrogateescape`).
 
         Leaving the block closes stdin and lets go of the outputs; it never waits for long. It need not kill: the
-        guest does. Raises MachineLost.
+        guest does. Raises MachineLost; GuestDisconnected when the machine lives; CannotExecute when it has no room
+        for one more program.
         """
 
 
@@ -194,10 +197,13 @@ class ShellGuest:
         why = "did not answer" if scope.cancelled_caught else f"said {status}"
         raise MachineLost(f"the guest could not end the processes of a command: it {why}")
 
-    async def _status(self, argv: Sequence[str]) -> int:
-        async with self._exec.open(argv) as stream:
-            # Its stdin stays open until it ends: the script sleeps by waiting for it.
-            return await stream.wait()
+    async def _status(self, argv: Sequence[str]) -> int | None:
+        """The exit code of a program; None when the guest could not start it, or broke off."""
+        with contextlib.suppress(CannotExecute, GuestDisconnected):
+            async with self._exec.open(argv) as stream:
+                # Its stdin stays open until it ends: the script sleeps by waiting for it.
+                return await stream.wait()
+        return None
 
     async def _kill_before_leaving(self, token: str, err: Commanded) -> None:
         # A machine that is gone or stuck is found out by whoever cancelled us; it must not hide the cancelling.
@@ -241,11 +247,17 @@ class ShellGuest:
         await self._file("remove", scripts.REMOVE_TREE, target.rstrip("/"))
 
     async def follow(self, path: str, *, offset: int = 0, pid: int | None = None) -> AsyncGenerator[bytes, None]:
-        argv = self._script(scripts.FOLLOW, path, str(offset + 1), "" if pid is None else str(pid))
-        async with self._exec.open(argv) as stream:
-            while piece := await stream.receive():
-                yield piece
-            status = await stream.wait()
+        status = None
+        while status is None:
+            argv = self._script(scripts.FOLLOW, path, str(offset + 1), "" if pid is None else str(pid))
+            try:
+                async with self._exec.open(argv) as stream:
+                    while piece := await stream.receive():
+                        offset += len(piece)
+                        yield piece
+                    status = await stream.wait()
+            except GuestDisconnected:
+                continue  # connecting again is bounded in time: it ends in MachineLost
         if status != 0:
             raise _file_error("follow", path, status, b"")
 

@@ -22,7 +22,14 @@ from typing import NamedTuple
 import anyio
 
 from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, ProcessStatus, Result
-from hiveyard.core.errors import BadInput, CannotExecute, NoSuchProcess, ProcessError, ProcessNotStarted
+from hiveyard.core.errors import (
+    BadInput,
+    CannotExecute,
+    GuestDisconnected,
+    NoSuchProcess,
+    ProcessError,
+    ProcessNotStarted,
+)
 from hiveyard.core.ports import Guest
 from hiveyard.kit.text import decode, one_line
 from hiveyard.processes import scripts
@@ -127,11 +134,12 @@ class Detached:
         limit: int = _LIST_LIMIT,
     ) -> Result:
         """Run a script until it comes to its end. In a guest that is full, programs do not start or are killed for
-        want of memory; that passes, or the try of a stop leaves less to do for the next."""
+        want of memory, and so may be what connects us; that passes, or the try of a stop leaves less to do for the
+        next. Running one of our scripts twice does no harm."""
         command = Command(argv=("bash", "-c", script, "hv", self._root, *words), cwd="/")
         until = anyio.current_time() + timeout
         while True:
-            with contextlib.suppress(CannotExecute):
+            with contextlib.suppress(CannotExecute, GuestDisconnected):
                 result = await guest.run(command, stdin=stdin, timeout=timeout, limit=limit)
                 if result.status < _SIGNALLED:
                     return result

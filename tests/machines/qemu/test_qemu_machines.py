@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import asyncssh
 import pytest
 
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import MachineLost, NoMemory
+from hiveyard.core.errors import GuestDisconnected, MachineLost, NoMemory
 from hiveyard.core.machines import Image, MachineSpec, MachineStatus, Network, Shape
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
@@ -198,6 +198,23 @@ async def test_a_lost_connection_to_a_living_machine_is_made_again(yard: Yard) -
         assert await says(guest, "echo one") == "one"
         await yard.provider.aclose()
         assert await says(guest, "echo two") == "two"
+
+
+async def test_a_guest_that_ends_what_connects_us_is_connected_again(yard: Yard) -> None:
+    async with yard.machine() as name, yard.provider.guest(name) as guest:
+        await says(guest, "echo one >/tmp/log")
+        seen = b""
+        with anyio.fail_after(60):
+            async with aclosing(guest.follow("/tmp/log")) as pieces:  # type: ignore[type-var]
+                async for piece in pieces:
+                    seen += piece
+                    if seen == b"one\n":
+                        with pytest.raises(GuestDisconnected):
+                            await says(guest, "echo two >>/tmp/log; kill -9 -1; sleep 1000")
+                    if seen.endswith(b"two\n"):
+                        break
+        assert seen == b"one\ntwo\n"
+        assert await says(guest, "echo alive; cat /proc/self/oom_score_adj") == "alive\n0"
 
 
 async def test_another_provider_on_the_same_state_goes_on_with_its_machines(yard: Yard) -> None:

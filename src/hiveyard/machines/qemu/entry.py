@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import asyncssh
 
-from hiveyard.core.errors import MachineLost
+from hiveyard.core.errors import GuestDisconnected, MachineLost
 from hiveyard.machines.qemu.record import Record
 from hiveyard.machines.qemu.ssh import Channel, Link, connect
 
 _PATIENCE = 60.0
+_PAUSE = 0.2
 
 
 class Entries:
@@ -70,9 +72,19 @@ async def _connected(record: Record) -> Link:
     key = asyncssh.import_private_key(record.key)
     try:
         with anyio.fail_after(_PATIENCE):
-            return await connect(
-                record.name, record.vm, record.port, key=key, host_key=record.host_key, permitted=_at_once
-            )
+            while True:
+                # A guest that is full to the brim may need several attempts to let one more in.
+                with contextlib.suppress(GuestDisconnected):
+                    return await connect(
+                        record.name,
+                        record.vm,
+                        record.port,
+                        pids=record.pids,
+                        key=key,
+                        host_key=record.host_key,
+                        permitted=_at_once,
+                    )
+                await anyio.sleep(_PAUSE)
     except TimeoutError:
         raise MachineLost(
             f"machine {record.name} did not let us in within {_PATIENCE:.0f}s", machine=record.name

@@ -51,6 +51,7 @@ async def bring_up(fork: Fork) -> tuple[Record, Link]:
         created_at=fork.created_at,
         metadata=fork.spec.metadata,
         maker=seen(os.getpid()),
+        pids=fork.spec.shape.pids,
         key=key.export_private_key().decode(),
         host_key=fork.template.host_key if fork.template else fork.disk.host_key,
     )
@@ -114,7 +115,15 @@ async def _wake(fork: Fork, running: Running, key: asyncssh.SSHKey, host_key: st
         while True:
             try:
                 return links.append(
-                    await connect(fork.name, vm, port, key=key, host_key=host_key, permitted=became.wait)
+                    await connect(
+                        fork.name,
+                        vm,
+                        port,
+                        pids=fork.spec.shape.pids,
+                        key=key,
+                        host_key=host_key,
+                        permitted=became.wait,
+                    )
                 )
             except MachineLost:
                 # A guest that boots is there before its sshd; a fork has one from its first moment.

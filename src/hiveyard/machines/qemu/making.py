@@ -95,7 +95,7 @@ async def _warm(vm: Vm, wire: Wire, rig: Rig, host_key: str) -> None:
         await agent.synchronize()
         await agent.script(f"echo '{public}' > /run/hiveyard/authorized_keys\n{_REHEARSE}")
         port = await ssh_port(wire)
-        link = await connect("template", vm, port, key=key, host_key=host_key, permitted=_at_once)
+        link = await connect("template", vm, port, pids=1024, key=key, host_key=host_key, permitted=_at_once)
         try:
             for _ in range(2):
                 for argv in _WARM:

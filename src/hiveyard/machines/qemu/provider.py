@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -161,7 +162,7 @@ class QemuProvider:
         return Key(
             image=image,
             disk=disk.host_key,
-            shape=shape,
+            shape=replace(shape, pids=Shape().pids),  # a machine is told that when it is forked
             engine=qemu.choice.engine,
             version=qemu.version,
             processor=processor() if qemu.kvm else "",

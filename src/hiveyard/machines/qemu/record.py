@@ -33,7 +33,8 @@ class Rig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """`key` is the private half of the machine's ssh key, `host_key` the public half of the guest's. `maker` is the
-    process that brings it up; `vm` is known from when it is ready."""
+    process that brings it up; `vm` is known from when it is ready.
+    `pids` is how many processes its user may have."""
 
     name: str
     image: str
@@ -43,6 +44,7 @@ class Record:
     maker: Vm | None = None
     vm: Vm | None = None
     port: int = 0
+    pids: int = 1024
     key: str = ""
     host_key: str = ""
 
@@ -84,6 +86,7 @@ class Record:
             "maker": self.maker and self.maker._asdict(),
             "vm": self.vm and self.vm._asdict(),
             "port": self.port,
+            "pids": self.pids,
             "key": self.key,
             "host_key": self.host_key,
         }
@@ -106,6 +109,7 @@ def read(path: Path) -> Record | None:
         maker=_vm(record(data, "maker")),
         vm=_vm(record(data, "vm")),
         port=count(data.get("port")),
+        pids=count(data.get("pids")),
         key=text(data.get("key")),
         host_key=text(data.get("host_key")),
     )

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 import anyio
 import asyncssh
 
-from hiveyard.core.errors import MachineLost, ProviderError
+from hiveyard.core.errors import CannotExecute, GuestDisconnected, MachineLost, ProviderError
 from hiveyard.machines.qemu.vm import Vm
 
 _WORD_LIMIT = 100_000  # of the 131,072 bytes that Linux lets one word of a command line have
@@ -26,9 +26,12 @@ _ALIVE_SECONDS, _ALIVE_COUNT = 30, 10
 class Link(asyncssh.SSHClient):
     """The connection to one machine."""
 
-    def __init__(self, name: str, vm: Vm, key: asyncssh.SSHKey, permitted: Callable[[], Awaitable[None]]) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, vm: Vm, pids: int, key: asyncssh.SSHKey, permitted: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.name = name
         self.vm = vm
+        self._pids = pids
         self._key: asyncssh.SSHKey | None = key
         self._permitted = permitted
         self._connection: asyncssh.SSHClientConnection | None = None
@@ -53,18 +56,22 @@ class Link(asyncssh.SSHClient):
 
     async def lost(self) -> MachineLost:
         """What to say of a connection that broke. A QEMU that dies closes its sockets some time before it is gone."""
-        ended = await self.vm.gone(within=_DYING)
-        state = "is gone: its QEMU process ended" if ended else "does not answer"
-        return MachineLost(f"machine {self._name} {state}", machine=self._name)
+        if await self.vm.gone(within=_DYING):
+            return MachineLost(f"machine {self.name} is gone: its QEMU process ended", machine=self.name)
+        return GuestDisconnected(f"the connection to machine {self.name} broke", machine=self.name)
 
     @asynccontextmanager
     async def run(self, argv: Sequence[str]) -> AsyncIterator[Channel]:
-        """A program in the guest. Raises MachineLost."""
-        command, env = _words(argv)
+        """A program in the guest. Raises MachineLost, GuestDisconnected, CannotExecute."""
+        command, env = _words(argv, self._pids)
         channel = Channel(self.lost)
         try:
             assert self._connection is not None
             made, _ = await self._connection.create_session(lambda: channel, command, env=env, encoding=None)  # type: ignore[arg-type]
+        except asyncssh.ChannelOpenError as error:
+            if not self.open:
+                raise await self.lost() from error
+            raise CannotExecute(f"machine {self.name} has no room for one more program", machine=self.name) from error
         except (asyncssh.Error, OSError) as error:
             raise await self.lost() from error
         try:
@@ -77,8 +84,11 @@ class Link(asyncssh.SSHClient):
 async def _translated(link: Link) -> AsyncIterator[None]:
     try:
         yield
+    except (asyncssh.HostKeyNotVerifiable, asyncssh.PermissionDenied) as error:
+        raise MachineLost(f"machine {link.name} is not what it was: {error}", machine=link.name) from error
     except (asyncssh.Error, OSError) as error:
-        raise MachineLost(f"{(await link.lost()).message}: {error}") from error
+        lost = await link.lost()
+        raise type(lost)(f"{lost.message}: {error}", **lost.context) from error
 
 
 async def connect(
@@ -86,12 +96,14 @@ async def connect(
     vm: Vm,
     port: int,
     *,
+    pids: int,
     key: asyncssh.SSHKey,
     host_key: str,
     permitted: Callable[[], Awaitable[None]],
 ) -> Link:
-    """A connection to machine `name`. Waits for `permitted` before it shows the key. Raises MachineLost."""
-    link = Link(name, vm, key, permitted)
+    """A connection to machine `name`, in which its user may have `pids` processes. Waits for `permitted` before it
+    shows the key. Raises MachineLost, GuestDisconnected."""
+    link = Link(name, vm, pids, key, permitted)
     async with _translated(link):
         # asyncio: asyncssh knows no other. Algorithms are named to spare the emulated guest the post-quantum ones,
         # which cost it a tenth of a second for a connection that never leaves this host.
@@ -227,11 +239,13 @@ _SIGNALS = {"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "FPE"
             "ALRM": 14, "TERM": 15, "USR1": 10, "USR2": 12}  # fmt: skip
 
 
-def _words(argv: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
+def _words(argv: Sequence[str], pids: int) -> tuple[bytes, dict[str, bytes]]:
     """The command for the guest's shell, and variables that carry it when it is too long for one word."""
     line = shlex.join(argv).encode("utf-8", "surrogateescape")
     # What a bash finds in SSH_CLIENT makes it read ~/.bashrc first, before every single command.
-    before = b"unset SSH_CLIENT SSH_CONNECTION;"
+    # What connects us is the last that a guest without memory ends, and may always start one more; a command is
+    # not, and may not.
+    before = b"unset SSH_CLIENT SSH_CONNECTION;echo 0 >/proc/self/oom_score_adj;ulimit -p %d;" % pids
     if len(line) <= _WORD_LIMIT:
         return before + b"exec " + line, {}
     pieces = [line[start : start + _WORD_LIMIT] for start in range(0, len(line), _WORD_LIMIT)]
