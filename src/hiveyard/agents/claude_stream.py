@@ -7,10 +7,11 @@ the API failed, and stands there too when every tool was denied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, events, nothing
 from hiveyard.agents.words import code_of, created, ending, patched, relative, summary
 from hiveyard.core.errors import AgentFailed, NothingDone
 from hiveyard.core.events import (
@@ -18,7 +19,6 @@ from hiveyard.core.events import (
     AgentEnded,
     AgentError,
     AgentEvent,
-    AgentOutput,
     AgentPermissionDenied,
     AgentRateLimited,
     AgentRetrying,
@@ -33,11 +33,7 @@ from hiveyard.core.events import (
 from hiveyard.core.ports import Verdict
 from hiveyard.core.usage import Usage
 from hiveyard.kit.shape import count, items, number, record, text
-from hiveyard.kit.text import decode, one_line
-
-JSON = Mapping[str, object]
-OUTPUT_LIMIT = 16 << 10
-"""Characters kept of what a tool gave; the raw line keeps all of it."""
+from hiveyard.kit.text import one_line
 
 _SYNTHETIC = "<synthetic>"
 # Lines about the program's own life: no reader misses them, and the raw stream keeps them.
@@ -61,30 +57,24 @@ class ClaudeParser:
         self._result: JSON | None = None
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
-        if not line.strip():
-            return []
-        try:
-            said = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            said = None
-        if not isinstance(said, dict):
-            return [AgentOutput(text=clip(decode(line)))]
-        reader = self._readers().get(text(said.get("type")))
-        events = None if reader is None else reader(said)
-        return [AgentOutput(text=clip(decode(line)))] if events is None else list(events)
+        return events(line, self._read)
 
     def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
         code, reason = self._outcome(exit_code, stderr)
         return Verdict(not code, code, reason, self._conversation)
 
-    def _readers(self) -> Mapping[str, Callable[[JSON], Iterator[AgentEvent] | None]]:
+    def _read(self, said: JSON) -> Iterator[AgentEvent] | None:
+        reader = self._readers().get(text(said.get("type")))
+        return None if reader is None else reader(said)
+
+    def _readers(self) -> Mapping[str, Reader]:
         return {
             "system": self._system,
             "assistant": self._assistant,
             "user": self._user,
             "result": self._ended,
             "rate_limit_event": self._rate_limited,
-            "stream_event": _nothing,
+            "stream_event": nothing,
         }
 
     # --- lines ------------------------------------------------------------------------------------------------------
@@ -238,10 +228,6 @@ class ClaudeParser:
     def _denials(self, result: JSON) -> list[str]:
         listed = [text(record(denial).get("tool_name")) for denial in items(result.get("permission_denials"))]
         return sorted({*self._denied, *listed})
-
-
-def _nothing(said: JSON) -> Iterator[AgentEvent]:
-    return iter(())
 
 
 def _used(part: JSON) -> Usage:

@@ -7,10 +7,9 @@ whole when its last step ended with the reason `stop`; a refused permission ends
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import msgspec
-
+from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, events, nothing
 from hiveyard.agents.words import code_of, created, ending, headed, summary
 from hiveyard.core.errors import AgentFailed, NothingDone
 from hiveyard.core.events import (
@@ -18,7 +17,6 @@ from hiveyard.core.events import (
     AgentEnded,
     AgentError,
     AgentEvent,
-    AgentOutput,
     AgentPermissionDenied,
     AgentStarted,
     AgentText,
@@ -31,11 +29,7 @@ from hiveyard.core.events import (
 from hiveyard.core.ports import Verdict
 from hiveyard.core.usage import Usage
 from hiveyard.kit.shape import count, items, number, record, text
-from hiveyard.kit.text import decode, one_line
-
-JSON = Mapping[str, object]
-OUTPUT_LIMIT = 16 << 10
-"""Characters kept of what a tool gave; the raw line keeps all of it."""
+from hiveyard.kit.text import one_line
 
 _LOGGED = re.compile(r'\berror(?:\.error|\.message|\.cause)?="((?:[^"\\]|\\.)*)"')
 _REJECTED = ("rejected permission", "prevents you from using this specific tool call")
@@ -55,24 +49,19 @@ class OpencodeParser:
         self._error_status = 0
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
-        if not line.strip():
-            return []
-        try:
-            said = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            said = None
-        reader = self._readers().get(text(said.get("type"))) if isinstance(said, dict) else None
-        if reader is None:
-            return [AgentOutput(text=clip(decode(line)))]
-        return [*self._introduced(record(said)), *reader(record(said))]
+        return events(line, self._read)
 
     def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
         code, reason = self._outcome(exit_code, stderr)
         return Verdict(not code, code, reason, self._conversation)
 
-    def _readers(self) -> Mapping[str, Callable[[JSON], Iterator[AgentEvent]]]:
+    def _read(self, said: JSON) -> Iterator[AgentEvent] | None:
+        reader = self._readers().get(text(said.get("type")))
+        return None if reader is None else self._introducing(said, reader)
+
+    def _readers(self) -> Mapping[str, Reader]:
         return {
-            "step_start": _nothing,
+            "step_start": nothing,
             "text": self._text,
             "reasoning": self._reasoning,
             "tool_use": self._tool,
@@ -80,10 +69,12 @@ class OpencodeParser:
             "error": self._failed,
         }
 
-    def _introduced(self, said: JSON) -> Iterator[AgentEvent]:
+    def _introducing(self, said: JSON, reader: Reader) -> Iterator[AgentEvent]:
+        """The conversation's id is on each line: the first one begins it."""
         if self._conversation is None and text(said.get("sessionID")):
             self._conversation = text(said.get("sessionID"))
             yield AgentStarted(conversation=self._conversation)
+        yield from reader(said) or ()
 
     # --- lines ------------------------------------------------------------------------------------------------------
 
@@ -176,10 +167,6 @@ def _complaint(stderr: str) -> str:
     if logged:
         return str(logged[-1])
     return "" if stderr.strip() in ("Terminated", "Killed", "Hangup") else stderr
-
-
-def _nothing(said: JSON) -> Iterator[AgentEvent]:
-    return iter(())
 
 
 def _summary(tool: str, given: JSON, title: str) -> str:

@@ -1,0 +1,34 @@
+"""Output of which each line is a JSON object with a `type`, as several agent programs print it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from hiveyard.core.events import AgentEvent, AgentOutput, clip
+from hiveyard.kit.text import decode
+
+JSON = Mapping[str, object]
+Reader = Callable[[JSON], Iterator[AgentEvent] | None]
+"""Gives an object its meaning; None: it has none here."""
+
+OUTPUT_LIMIT = 16 << 10
+"""Characters kept of what a tool gave; the raw line keeps all of it."""
+
+
+def events(line: bytes, read: Reader) -> Sequence[AgentEvent]:
+    """What a line means; one that is no object, or has no meaning, is kept as output."""
+    if not line.strip():
+        return []
+    try:
+        said = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        said = None
+    found = read(said) if isinstance(said, dict) else None
+    return [AgentOutput(text=clip(decode(line)))] if found is None else list(found)
+
+
+def nothing(said: JSON) -> Iterator[AgentEvent]:
+    """A Reader for what is understood and tells a reader of events nothing."""
+    return iter(())
