@@ -15,8 +15,9 @@ import pytest
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import CannotExecute, GuestWriteUnverified, MachineLost
 from hiveyard.core.machines import Capabilities
+from hiveyard.core.ports import Stream
 from hiveyard.machines.attached import AttachedStream, attached
-from hiveyard.machines.shell import ShellGuest, Stream
+from hiveyard.machines.shell import ShellGuest
 
 pytestmark = pytest.mark.anyio
 

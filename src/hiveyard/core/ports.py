@@ -27,6 +27,27 @@ from hiveyard.core.machines import (
 )
 
 
+class Stream(Protocol):
+    """A program that runs in a guest. Only `wait` tells how it went; the other verbs just come to an end."""
+
+    async def send(self, data: bytes) -> None:
+        """Give it to the program's stdin, waiting while that is full. What it does not want is dropped."""
+
+    async def send_eof(self) -> None:
+        """End its stdin. Twice is once."""
+
+    async def receive(self) -> bytes:
+        """The next piece of stdout, of any size; b"" at its end, and when the machine is lost."""
+
+    async def receive_error(self) -> bytes:
+        """The same for stderr."""
+
+    async def wait(self) -> int:
+        """The exit code, 128 + N when signal N killed it, as soon as the program itself has ended, even when
+        children of it hold its outputs open. Raises MachineLost when the machine died or cannot be reached;
+        GuestDisconnected when it lives and only the connection broke."""
+
+
 class Guest(Protocol):
     """The inside of one ready machine, as the unprivileged user of its Capabilities.
 
@@ -47,6 +68,13 @@ class Guest(Protocol):
         Raises CommandTimeout after `timeout` seconds, when the command and all that it started are dead;
         CannotExecute when its program or its cwd does not exist or may not be used. Cancelling kills it likewise.
         """
+
+    def open(self, command: Command) -> AbstractAsyncContextManager[Stream]:
+        """Run a command and talk with it, for as long as the block lasts: it, and all that it started, are killed at
+        the end of the block, unless `wait` has told its exit code.
+
+        Both outputs have to be read: what nobody reads may be dropped, or hold the other one up. Raises CannotExecute
+        for a cwd that may not be used; for a program that cannot be started `wait` raises it."""
 
     async def read(self, path: str, *, offset: int = 0, limit: int = 64 << 20) -> bytes:
         """The bytes of a file from `offset` to its end. Raises GuestFileTooLarge when that is more than `limit`,

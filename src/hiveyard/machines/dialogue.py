@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 import anyio
 
 from hiveyard.core.errors import MachineLost
+from hiveyard.core.ports import Stream
 
-if TYPE_CHECKING:
-    from hiveyard.machines.shell import Stream
+CANNOT = 126  # the exit code of the RUN script when its program cannot be started; programs may have it as well
 
 _PIECE = 256 << 10
 _PREFACE_LIMIT = 64 << 10
@@ -109,6 +108,55 @@ async def converse(stream: Stream, data: bytes, out: Callable[[bytes], None], er
     if lost is not None:
         raise lost
     return status
+
+
+class Opened:
+    """The Stream of a command: that of the RUN script without what the script itself says.
+
+    `over` tells that the exit code is known. `check` raises CannotExecute for a command that was never started."""
+
+    def __init__(self, stream: Stream, said: Commanded, check: Callable[[int], None]) -> None:
+        self.over = False
+        self.send = stream.send
+        self.send_eof = stream.send_eof
+        self.receive = stream.receive
+        self._stream = stream
+        self._said = said
+        self._check = check
+        self._ended = False
+        self._turn = anyio.Lock()
+
+    async def started(self) -> None:
+        """Return when the command runs."""
+        while self._said.pid is None and not self._said.failure and not self._ended:
+            await self._hear()
+        if self._said.pid is None:
+            await self.wait()
+
+    async def receive_error(self) -> bytes:
+        async with self._turn:
+            while not self._said.data and not self._ended:
+                await self._hear()
+            piece = bytes(self._said.data)
+            self._said.data.clear()
+            return piece
+
+    async def wait(self) -> int:
+        status = await self._stream.wait()
+        self.over = True
+        if status == CANNOT:
+            # What tells that it was never started is the last on its stderr.
+            with anyio.move_on_after(_SILENCE):
+                async with self._turn:
+                    while not self._said.failure and not self._ended:
+                        await self._hear()
+        self._check(status)
+        return status
+
+    async def _hear(self) -> None:
+        piece = await self._stream.receive_error()
+        self._ended = not piece
+        self._said.add(piece)
 
 
 class _Reader:

@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import posixpath
 import secrets
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 import anyio
@@ -35,12 +35,14 @@ from hiveyard.core.errors import (
     ProviderError,
 )
 from hiveyard.core.machines import Capabilities
+from hiveyard.core.ports import Stream
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines import scripts
-from hiveyard.machines.dialogue import Commanded, Kept, converse
+from hiveyard.machines.dialogue import Commanded, Kept, Opened, converse
 
 _ARGV_LIMIT = 120_000
 _ANSWER_LIMIT = 4096
+_HELD_LIMIT = 1 << 20
 _KILL_BUDGET = 20.0
 _KILL_PAUSE = 0.2
 _STAYED = 1  # the KILL script's exit code when it could not end all
@@ -92,27 +94,6 @@ _FILE_ERRORS: dict[int, tuple[type[GuestFileError], str]] = {
 }
 
 
-class Stream(Protocol):
-    """A program that runs in a guest. Only `wait` tells how it went; the other verbs just come to an end."""
-
-    async def send(self, data: bytes) -> None:
-        """Give it to the program's stdin, waiting while that is full. What it does not want is dropped."""
-
-    async def send_eof(self) -> None:
-        """End its stdin. Twice is once."""
-
-    async def receive(self) -> bytes:
-        """The next piece of stdout, of any size; b"" at its end, and when the machine is lost."""
-
-    async def receive_error(self) -> bytes:
-        """The same for stderr."""
-
-    async def wait(self) -> int:
-        """The exit code, 128 + N when signal N killed it, as soon as the program itself has ended, even when
-        children of it hold its outputs open. Raises MachineLost when the machine died or cannot be reached;
-        GuestDisconnected when it lives and only the connection broke."""
-
-
 class Exec(Protocol):
     """The one thing a provider does for a guest."""
 
@@ -158,6 +139,19 @@ class ShellGuest:
                 raise
         self._check_started(command, err, status)
         return Result(status, bytes(out.data), bytes(err.data), out.cut or err.cut)
+
+    @asynccontextmanager
+    async def open(self, command: Command) -> AsyncIterator[Stream]:
+        token = secrets.token_hex(8)
+        said = Commanded(token, _HELD_LIMIT)
+        async with self._exec.open(self._run_argv(token, command)) as stream:
+            opened = Opened(stream, said, lambda status: self._check_started(command, said, status))
+            try:
+                await opened.started()
+                yield opened
+            finally:
+                if not opened.over:
+                    await self._kill_before_leaving(token, said)
 
     def _run_argv(self, token: str, command: Command) -> tuple[str, ...]:
         words = command.words()

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from hiveyard.core.errors import MachineLost
+from hiveyard.core.ports import Stream
 from hiveyard.machines.attached import AttachedStream, attached
 from hiveyard.machines.bubblewrap.record import Alive
-from hiveyard.machines.shell import Stream
 
 _JOIN = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
 

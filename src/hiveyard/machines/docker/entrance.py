@@ -12,10 +12,10 @@ from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
 from hiveyard.core.errors import MachineLost, ProviderError, ProviderUnavailable
+from hiveyard.core.ports import Stream
 from hiveyard.kit.text import one_line
 from hiveyard.machines.docker.engine import Engine
 from hiveyard.machines.docker.hijack import Hijacked, hijacked
-from hiveyard.machines.shell import Stream
 
 _REFUSED, _KILLED = 126, 137
 _ROOM = 64  # processes
