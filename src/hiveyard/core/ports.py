@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, Result
 from hiveyard.core.events import AgentEvent
@@ -162,6 +162,18 @@ class Forks(Protocol):
         MachineNotReady and what `boot` raises."""
 
 
+@runtime_checkable
+class Pauses(Protocol):
+    """A provider that can freeze a machine where it stands, and let it go on. A frozen machine is still `ready`; what
+    is asked of its guest waits."""
+
+    async def pause(self, name: str) -> None:
+        """Freeze it; one that is frozen is a success. Raises NoSuchMachine, MachineNotReady."""
+
+    async def resume(self, name: str) -> None:
+        """Let it go on; one that runs is a success. Raises NoSuchMachine, MachineNotReady."""
+
+
 class ProcessManager(Protocol):
     """Keeps processes alive in a guest when nobody is connected. It holds no state of its own: all is in the guest,
     below `/session`, so that output and exit codes outlive a lost connection, a killed daemon and the machine."""
@@ -267,6 +279,7 @@ class Seat:
     helpers: Sequence[ProcessSpec] = ()
 
 
+@runtime_checkable
 class Seated(Protocol):
     """An agent whose own terminal program a person can use, and Hiveyard can listen to and tell things. It is asked
     for by type; `Turn.conversation` goes on with one, `Turn.prompt` is not looked at by `seat`."""
