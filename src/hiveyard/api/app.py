@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from hiveyard import __version__
-from hiveyard.api.bodies import Image, Problem, Removed, Version, built, problem
+from hiveyard.api.bodies import BuildLine, Image, Problem, Removed, Version, built, problem
 from hiveyard.api.bounds import BoundedBodies, while_wanted
 from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
 from hiveyard.api.streams import event_lines, progress_lines
@@ -27,7 +27,7 @@ from hiveyard.core.errors import (
     NotFound,
     RepositoryError,
 )
-from hiveyard.core.events import Failure
+from hiveyard.core.events import Event, Failure
 from hiveyard.engine.doctor import Check
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.report import Report
@@ -36,6 +36,9 @@ from hiveyard.engine.source import Source
 from hiveyard.kit.text import one_line
 
 log = logging.getLogger(__name__)
+LAST_SEQ = 2**63 - 1
+"""The largest number that a database has for an event."""
+
 _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (NotFound, 404),
     (NoSuchImage, 404),
@@ -105,9 +108,9 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
     async def task(ref: str) -> Response:
         return _answer(await engine.report(await engine.resolve(ref)))
 
-    @app.get("/v1/tasks/{ref}/events", **streams("each has an Event"), response_class=StreamingResponse)
+    @app.get("/v1/tasks/{ref}/events", **streams(Event), response_class=StreamingResponse)
     async def events(
-        ref: str, after: int = Query(0, ge=0), follow: bool = False, raw: bool = False
+        ref: str, after: int = Query(0, ge=0, le=LAST_SEQ), follow: bool = False, raw: bool = False
     ) -> StreamingResponse:
         id = await engine.resolve(ref)
         lines = event_lines(engine, id, after=after, follow=follow, raw=raw)
@@ -137,7 +140,7 @@ def _add_images(app: FastAPI, engine: Engine) -> None:
 
     @app.post(
         "/v1/images/{name:path}/build",
-        **streams("lines of progress, then an Image or a Problem"),
+        **streams(BuildLine, Image, Problem),
         response_class=StreamingResponse,
     )
     async def build(name: str, force: bool = False, provider: str | None = None) -> StreamingResponse:

@@ -29,6 +29,16 @@ class Removed(msgspec.Struct, frozen=True):
     id: str
 
 
+class BuildLine(msgspec.Struct, frozen=True):
+    """Where a build is."""
+
+    progress: str
+
+
+class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Nothing follows: a stream that ends without it was cut."""
+
+
 class Image(msgspec.Struct, frozen=True):
     """An image that is built. `size` is bytes, `programs` the versions of the agent programs inside."""
 

@@ -8,14 +8,14 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from hiveyard.api.bodies import Image, Problem, Removed, Version
+from hiveyard.api.bodies import BuildLine, End, Image, Problem, Removed, Version
 from hiveyard.core.events import Event
 from hiveyard.engine.doctor import Check
 from hiveyard.engine.report import Report
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.source import Source
 
-BODIES = (TaskRequest, Report, Source, Image, Check, Version, Removed, Problem, Event)
+BODIES = (TaskRequest, Report, Source, Image, Check, Version, Removed, Problem, Event, BuildLine, End)
 _REF = "#/components/schemas/{name}"
 
 
@@ -29,10 +29,13 @@ def gives(kind: Any, status: int = 200, description: str = "done") -> dict[str, 
     return {"status_code": status, "responses": {status: {"description": description, "content": _json(kind)}}}
 
 
-def streams(description: str) -> dict[str, Any]:
-    """For a route that answers with server-sent events."""
-    content = {"text/event-stream": {"schema": {"type": "string"}}}
-    return {"responses": {200: {"description": description, "content": content}}}
+def streams(*kinds: Any) -> dict[str, Any]:
+    """For a route that answers with server-sent events whose data are such bodies, `event: end` at their end."""
+    schemas = [_schema(kind) for kind in (*kinds, End)]
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": schemas}}
+    item = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    content = {"text/event-stream": {"itemSchema": item}}
+    return {"responses": {200: {"description": "events as they come", "content": content}}}
 
 
 def describe(app: FastAPI) -> None:
@@ -42,7 +45,7 @@ def describe(app: FastAPI) -> None:
         if app.openapi_schema is None:
             _, schemas = msgspec.json.schema_components(BODIES, ref_template=_REF)
             app.openapi_schema = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
+                title=app.title, version=app.version, openapi_version="3.2.0", routes=app.routes
             )
             app.openapi_schema.setdefault("components", {})["schemas"] = schemas
         return app.openapi_schema
@@ -51,8 +54,12 @@ def describe(app: FastAPI) -> None:
 
 
 def _json(kind: Any) -> dict[str, Any]:
+    return {"application/json": {"schema": _schema(kind)}}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
     (schema,), _ = msgspec.json.schema_components((kind,), ref_template=_REF)
-    return {"application/json": {"schema": schema}}
+    return schema
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 import anyio
 import msgspec
 
-from hiveyard.api.bodies import built, problem
+from hiveyard.api.bodies import BuildLine, built, problem
 from hiveyard.core.errors import HiveyardError
 from hiveyard.core.events import Event, TaskCancelled, TaskCompleted, TaskFailed
 from hiveyard.core.machines import Image, Report
@@ -76,7 +76,7 @@ async def progress_lines(work: Callable[[Report], Awaitable[Image]]) -> AsyncGen
     def report(line: str) -> None:
         # A reader that is slow or gone misses lines; the work does not wait for it and does not fail with it.
         with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
-            send.send_nowait(_data({"progress": line}))
+            send.send_nowait(_data(BuildLine(line)))
 
     async def run() -> None:
         async with send:
