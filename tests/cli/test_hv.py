@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,40 @@ def test_ctrl_c_stops_the_agent_and_keeps_its_work(hv: Hv, repo: Path) -> None:
     assert run.returncode == 130, err
     assert "1 commit" in out
     assert "asking the agent to stop" in err
+
+
+def test_ctrl_c_twice_leaves_with_one_object_of_what_is_known(hv: Hv, repo: Path) -> None:
+    command = "trap '' INT; echo begun; sleep 600 & wait; sleep 600"
+    run = hv.start("run", str(repo), "-m", "stubborn", "--command", command, "--json")
+    assert run.stderr is not None
+    for wanted in ("begun", "asking the agent to stop"):
+        for line in run.stderr:
+            if wanted in line:
+                break
+        run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    left = json.loads(out)
+    assert (left["slug"], left["status"], left["exit_code"]) == ("stubborn", "running", None)
+    assert left["id"] in err
+    assert hv.json("show", left["id"])["status"] == "running"
+
+
+def test_ctrl_c_before_there_is_a_task_is_one_object_too(hv: Hv, repo: Path) -> None:
+    hv.env["PATH"] = f"{hv.home}/bin:{hv.env['PATH']}"
+    (hv.home / "bin").mkdir()
+    git = hv.home / "bin" / "git"  # one that takes its time
+    git.write_text(f"#!/bin/sh\ntouch {hv.home}/asked\nsleep 600\n")
+    git.chmod(0o755)
+    run = hv.start("run", str(repo), "-m", "x", "--command", "true", "--json")
+    while not (hv.home / "asked").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    assert json.loads(out)["error"]["code"] == "engine.cancelled"
+    assert hv.json("ps", "-a") == []
 
 
 def test_a_detached_run_goes_on_and_can_be_followed(hv: Hv, repo: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hiveyard.core.errors import HiveyardError, MachineNotReady, NotFound
-from hiveyard.core.events import AgentOutput, Notice, TurnStarted
+from hiveyard.core.events import AgentOutput, Notice, TaskCancelAsked, TurnStarted
+from hiveyard.engine.engine import Engine
 from tests.engine.conftest import Yard, asked, done, git, told
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +53,26 @@ async def test_cancelling_keeps_what_is_done(yard: Yard, repo: Path) -> None:
         report = await done(engine, id)
         assert (report.status, report.exit_code, report.commits) == ("cancelled", 130, 1)
         assert await engine._r.providers["bubblewrap"].names() == set()
+
+
+async def test_who_cancels_while_the_result_is_collected_finds_it_whole(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > x.txt"))
+        await _until(engine, id, "phase.ended", phase="agent")
+        await engine.cancel(id)
+        report = await done(engine, id)
+        assert "task.cancel_asked" in [event.body.type for event in await told(engine, id)]
+        assert (report.status, report.exit_code, report.error, report.commits) == ("completed", 0, None, 1)
+
+
+async def test_a_cancel_that_came_too_late_is_so_for_the_next_daemon_too(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > x.txt; exit 3"))
+        await _until(engine, id, "phase.ended", phase="agent")
+        await engine._r.ledger.record(id, TaskCancelAsked())
+    async with yard.open() as engine:
+        report = await done(engine, id)
+        assert (report.status, report.exit_code, report.commits) == ("failed", 1, 1)
 
 
 async def test_a_running_task_is_not_removed_unless_forced_and_then_nothing_is_left(yard: Yard, repo: Path) -> None:
@@ -159,7 +180,7 @@ async def test_no_key_of_the_host_is_in_the_guest(yard: Yard, repo: Path) -> Non
         del os.environ["HIVEYARD_TEST_SECRET"]
 
 
-async def _until(engine: object, id: str, type: str) -> None:
-    async for event in engine.follow(id, after=0):  # type: ignore[attr-defined]
-        if event.body.type == type:
+async def _until(engine: Engine, id: str, type: str, **fields: object) -> None:
+    async for event in engine.follow(id, after=0):
+        if event.body.type == type and all(getattr(event.body, name) == value for name, value in fields.items()):
             return

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import click
 
-from hiveyard.core.errors import HiveyardError
+from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.kit.text import one_line, printable
 
 USAGE, ERROR, INTERRUPTED = 2, 125, 130
@@ -33,7 +33,7 @@ def told(program: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except click.ClickException as error:
-        _as_json("bad_input", error.format_message())
+        _as_json(BadInput(error.format_message()))
         error.show()
         return error.exit_code
     except BrokenPipeError:
@@ -41,22 +41,25 @@ def told(program: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        _as_json("internal", str(error))
-        print(f"error: {one_line(str(error))}", file=sys.stderr)  # noqa: T201
-        return ERROR
+        return say(HiveyardError(one_line(str(error))))
     return result if isinstance(result, int) else 0
 
 
-def _as_json(code: str, message: str, hint: str = "") -> None:
-    """On stdout, when the call asked for `--json`: there is one object whatever happens."""
-    if "--json" in sys.argv:
-        click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}))
+def as_problem(error: HiveyardError) -> dict[str, str]:
+    """An error as the API would give it."""
+    return {"code": error.code, "message": error.message, "hint": error.hint}
 
 
 def say(error: HiveyardError) -> int:
-    """Print an error: as JSON on stdout when the call asked for `--json`, as a line and a hint otherwise."""
-    _as_json(error.code, error.message, error.hint)
+    """Print an error: as JSON on stdout when the call asked for `--json`, and as a line and a hint for people."""
+    _as_json(error)
     click.echo(click.style("error: ", fg="red", bold=True) + printable(error.message), err=True)
     if error.hint:
         click.echo(click.style("  try: ", bold=True) + printable(error.hint), err=True)
     return USAGE if error.code.startswith(_USAGE) else ERROR
+
+
+def _as_json(error: HiveyardError) -> None:
+    """On stdout, when the call asked for `--json`: there is one object whatever happens."""
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"error": as_problem(error)}))

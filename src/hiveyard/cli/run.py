@@ -13,7 +13,8 @@ import click
 from hiveyard.api.client import Client, quoted
 from hiveyard.cli import show, transcript
 from hiveyard.cli.connect import connect
-from hiveyard.core.errors import BadInput, DaemonUnreachable
+from hiveyard.cli.problems import INTERRUPTED, as_problem
+from hiveyard.core.errors import BadInput, Cancelled, DaemonUnreachable
 
 
 @click.command(short_help="Let an agent work on a copy of a repository.")
@@ -48,15 +49,27 @@ def run(detach: bool, as_json: bool, **options: Any) -> int:
     Your checkout is not touched. The result is a branch and a patch: see `hv diff` and `hv apply`. Ctrl-C asks the
     agent to stop and collects what there is; a second one leaves at once and the agent goes on stopping.
     """
-    request = _request(options)
+    known: dict[str, Any] = {}
+    try:
+        return _run(_request(options), known, detach=detach, as_json=as_json)
+    except KeyboardInterrupt:
+        if not as_json:
+            raise
+        # One object all the same: the task as far as it is known, or that there is none.
+        click.echo(json.dumps(known or {"error": as_problem(Cancelled("interrupted before there was a task"))}))
+        return INTERRUPTED
+
+
+def _run(request: dict[str, Any], task: dict[str, Any], *, detach: bool, as_json: bool) -> int:
+    """Ask for a task and stay with it. `task` is filled with what is known of it, all the while."""
     client = connect()
-    task = client.call("POST", "/v1/tasks", request)
+    task.update(client.call("POST", "/v1/tasks", request))
     if detach:
         click.echo(json.dumps(task) if as_json else task["id"])
         return 0
     if not as_json:
         click.echo(f"{click.style(task['slug'], bold=True)}  ({task['id']})")
-    task = watch(client, task["id"], quiet=as_json)
+    watch(client, task, quiet=as_json)
     if as_json:
         click.echo(json.dumps(task))
     else:
@@ -99,11 +112,16 @@ TRIES = 5
 """Times in a row that a daemon may go away without a word about the task."""
 
 
-def watch(client: Client, id: str, *, quiet: bool, asks: bool = True) -> dict[str, Any]:
+_STATUS = {"task.assigned": "assigned", "task.started": "running"}
+
+
+def watch(client: Client, task: dict[str, Any], *, quiet: bool, asks: bool = True) -> None:
     """Show a task's events until it is over; a daemon that goes away is started again and the task goes on.
 
-    With `quiet` the transcript goes to stderr. With `asks` the first Ctrl-C asks for the task's end; else it leaves.
-    Returns the task as it ended. Raises DaemonUnreachable when no daemon stays."""
+    `task` follows what is known of it, and is the task as it ended on return. With `quiet` the transcript goes to
+    stderr. With `asks` the first Ctrl-C asks for the task's end; else it leaves. Raises DaemonUnreachable when no
+    daemon stays."""
+    path = f"/v1/tasks/{quoted(task['id'])}"
     seen, failures, interrupted, asked = 0, 0, False, False
     while True:
         try:
@@ -111,14 +129,15 @@ def watch(client: Client, id: str, *, quiet: bool, asks: bool = True) -> dict[st
                 time.sleep(0.2 * failures)
                 client = connect()
             if interrupted and not asked:
-                client.call("POST", f"/v1/tasks/{quoted(id)}/cancel")
+                client.call("POST", f"{path}/cancel")
                 asked = True
-            for event in client.stream("GET", f"/v1/tasks/{quoted(id)}/events", after=seen, follow=True):
+            for event in client.stream("GET", f"{path}/events", after=seen, follow=True):
                 for line in transcript.lines(event):
                     click.echo(line, err=quiet)
                 seen, failures = event["seq"], 0
-            task: dict[str, Any] = client.call("GET", f"/v1/tasks/{quoted(id)}")
-            return task
+                task["status"] = _STATUS.get(event["body"]["type"], task["status"])
+            task.update(client.call("GET", path))
+            return
         except DaemonUnreachable:
             failures += 1
             if failures > TRIES:
@@ -126,7 +145,7 @@ def watch(client: Client, id: str, *, quiet: bool, asks: bool = True) -> dict[st
             click.echo("the daemon went away; starting it again, the task goes on", err=True)
         except KeyboardInterrupt:
             if interrupted or not asks:
-                click.echo(f"left; the task goes on without you: hv logs -f {id}", err=True)
+                click.echo(f"left; the task goes on without you: hv logs -f {task['id']}", err=True)
                 raise
             interrupted = True
             click.echo("asking the agent to stop (Ctrl-C again leaves at once)", err=True)

@@ -68,7 +68,8 @@ def logs(task: str, follow: bool, as_json: bool) -> None:
     client = connect()
     found = client.call("GET", f"/v1/tasks/{quoted(task)}")
     if follow and not as_json:
-        looks.summary(watch(client, found["id"], quiet=False, asks=False))
+        watch(client, found, quiet=False, asks=False)
+        looks.summary(found)
         return
     for event in client.stream("GET", f"/v1/tasks/{quoted(found['id'])}/events", follow=follow):
         for line in [json.dumps(event)] if as_json else transcript.lines(event):
@@ -99,8 +100,8 @@ def cancel(task: str, as_json: bool) -> None:
     """Ask an agent to stop and wait for its end; what it has done is collected."""
     client = connect()
     found = client.call("POST", f"/v1/tasks/{quoted(task)}/cancel")
-    ended = watch(client, found["id"], quiet=True)
-    click.echo(json.dumps(ended) if as_json else f"{ended['slug']}: {ended['status']}")
+    watch(client, found, quiet=True)
+    click.echo(json.dumps(found) if as_json else f"{found['slug']}: {found['status']}")
 
 
 @click.command(short_help="Remove tasks.")

@@ -10,6 +10,7 @@ from typing import cast
 from hiveyard.agents import by_name
 from hiveyard.core.errors import (
     BudgetSpent,
+    Cancelled,
     CannotExecute,
     CommandTimeout,
     HiveyardError,
@@ -17,7 +18,7 @@ from hiveyard.core.errors import (
     ProcessError,
     StoreUnusable,
 )
-from hiveyard.core.events import Notice, Outcome, ResultCollected, SessionRunning, TaskStarted, TurnEnded
+from hiveyard.core.events import Notice, Outcome, SessionRunning, TaskStarted, TurnEnded
 from hiveyard.core.machines import Image
 from hiveyard.core.ports import Guest, Turn, Verdict
 from hiveyard.core.states import Phase, TaskState
@@ -26,6 +27,7 @@ from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
 from hiveyard.engine import repository
 from hiveyard.engine.berth import Berth
+from hiveyard.engine.harvest import harvest
 from hiveyard.engine.judge import Evidence, judge
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.resources import Resources
@@ -34,6 +36,7 @@ from hiveyard.engine.turn import Ended, TurnRun
 from hiveyard.engine.watchdog import Life
 from hiveyard.engine.workspace import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
 from hiveyard.store import views
+from hiveyard.store.phases import cancelled_in_time
 from hiveyard.store.views import ResultRow, TurnRow
 
 FIRST = 1
@@ -137,39 +140,25 @@ class Stint:
         """Take the branch and the patch out of the guest; what is collected already stays."""
         if found := await self._result():
             return found
-        async with self._ledger.phase(self.id, "collect"):
-            session = await self._ledger.read(lambda conn: views.session(conn, self.id))
-            assert session.base is not None and session.branch is not None
-            got = await repository.collect(
-                guest, self._workspace.origin, self._workspace.result, base=session.base, branch=session.branch
-            )
-        await self._ledger.record(
-            self.id,
-            *[Notice(message=notice) for notice in got.notices],
-            ResultCollected(
-                branch=session.branch,
-                base=session.base,
-                head=got.head,
-                commits=got.commits,
-                files=got.files,
-                insertions=got.insertions,
-                deletions=got.deletions,
-                leftover=got.leftover,
-            ),
-            turn=FIRST,
-        )
-        collected = await self._result()
-        assert collected is not None
-        return collected
+        return await harvest(self.id, guest, self._r, turn=FIRST)
 
     async def _judged(self, ended: Ended, *, changed: bool, problem: HiveyardError | None = None) -> TurnEnded:
         """Decide how the turn went, and journal it. A process that is gone without an exit code and without having
         said that it was done went down with its machine."""
         if problem is None and ended.exit_code is None and not ended.verdict.ok:
             problem = MachineLost(f"the agent's process in {self._berth.name} is gone and left no exit code")
-        outcome = judge(Evidence(ended.verdict, ended.exit_code, self._stop.reason or problem, changed))
+        stopped = await self._stopped()
+        outcome = judge(Evidence(ended.verdict, ended.exit_code, stopped or problem, changed))
         await self._ledger.record(self.id, outcome, turn=FIRST)
         return outcome
+
+    async def _stopped(self) -> HiveyardError | None:
+        """Why the turn was stopped, if it was. Who cancels while the result is collected comes too late: it is kept as
+        what it is."""
+        reason = self._stop.reason
+        if isinstance(reason, Cancelled):
+            return reason if await self._ledger.read(lambda conn: cancelled_in_time(conn, self.id)) else None
+        return reason
 
     async def _rescue(self, lost: HiveyardError, life: Life) -> TurnEnded:
         """The machine is of no more use, the session's directory is: a new machine on it gives out what the agent
