@@ -40,6 +40,7 @@ from hiveyard.machines.docker.provider import DockerProvider
 from hiveyard.machines.qemu.provider import QemuProvider
 from hiveyard.places import Places, places
 from hiveyard.processes.detached import Detached
+from hiveyard.processes.tmux import Tmux
 from hiveyard.store.database import open_store
 from hiveyard.store.mirror import mirror
 
@@ -142,6 +143,7 @@ async def resources(
                 ledger=Ledger(store, clock),
                 providers=providers,
                 manager=Detached(),
+                terminals=Tmux(),
                 images=ImageStock(Images(here.cache), providers, settings.engine),
                 doors=doors,
                 keys=keys,

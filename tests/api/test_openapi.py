@@ -78,7 +78,7 @@ def test_what_is_asked_of_a_task_that_is_there_is_answered_as_documented(api: Ap
         if "{ref}" in operation.path and operation.method != "delete":
             _put(api, operation.as_strategy(path_parameters={"ref": api.id}))
     for operation in api.operations():
-        if operation.body:
+        if operation.body and operation.path == "/v1/tasks":
             api.check(operation.Case(body=api.task, media_type="application/json"))
     removal = api.schema["/v1/tasks/{ref}"]["DELETE"]
     api.check(removal.Case(path_parameters={"ref": api.id}))

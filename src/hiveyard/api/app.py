@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 
-import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from hiveyard import __version__
+from hiveyard.api.answers import answer, body, stream
 from hiveyard.api.bodies import BuildLine, Image, Problem, Removed, Version, built, problem
 from hiveyard.api.bounds import BoundedBodies, while_wanted
 from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
+from hiveyard.api.sessions import add_sessions
 from hiveyard.api.streams import event_lines, progress_lines
 from hiveyard.core.errors import (
     BadInput,
@@ -26,6 +25,7 @@ from hiveyard.core.errors import (
     NoSuchImage,
     NotFound,
     RepositoryError,
+    SessionNotRunning,
 )
 from hiveyard.core.events import Event, Failure
 from hiveyard.engine.doctor import Check
@@ -44,6 +44,7 @@ _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (NoSuchImage, 404),
     (BranchExists, 409),
     (MachineNotReady, 409),
+    (SessionNotRunning, 409),
     (BadInput, 400),
     (RepositoryError, 400),
 )
@@ -67,6 +68,7 @@ def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     _add_daemon(app, engine, shut_down)
     _add_tasks(app, engine)
+    add_sessions(app, engine)
     _add_images(app, engine)
     describe(app)
     return app
@@ -78,35 +80,35 @@ def _add_daemon(app: FastAPI, engine: Engine, shut_down: Callable[[], None]) -> 
 
     @app.get("/v1/version", **gives(Version))
     async def version() -> Response:
-        return _answer(here())
+        return answer(here())
 
     @app.post("/v1/shutdown", **gives(Version, 202))
     async def shutdown() -> Response:
         shut_down()
-        return _answer(here(), 202)
+        return answer(here(), 202)
 
     @app.get("/v1/doctor", **gives(list[Check]))
     async def doctor() -> Response:
-        return _answer(await engine.doctor())
+        return answer(await engine.doctor())
 
 
 def _add_tasks(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/tasks", **takes(TaskRequest), **gives(Report, 201))
     async def create(request: Request) -> Response:
-        asked = from_json(await _body(request))
+        asked = from_json(await body(request))
         id = await while_wanted(request, engine.submit(asked))
         if await request.is_disconnected():
             # Whoever asked does not know its name: nobody would look after it, and it costs money.
             await engine.cancel(id)
-        return _answer(await engine.report(id), 201)
+        return answer(await engine.report(id), 201)
 
     @app.get("/v1/tasks", **gives(list[Report]))
     async def tasks(all: bool = False) -> Response:
-        return _answer(await engine.reports(live_only=not all))
+        return answer(await engine.reports(live_only=not all))
 
     @app.get("/v1/tasks/{ref}", **gives(Report))
     async def task(ref: str) -> Response:
-        return _answer(await engine.report(await engine.resolve(ref)))
+        return answer(await engine.report(await engine.resolve(ref)))
 
     @app.get("/v1/tasks/{ref}/events", **streams(Event), response_class=StreamingResponse)
     async def events(
@@ -114,29 +116,29 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
     ) -> StreamingResponse:
         id = await engine.resolve(ref)
         lines = event_lines(engine, id, after=after, follow=follow, raw=raw)
-        return StreamingResponse(_closed(lines), media_type="text/event-stream")
+        return stream(lines)
 
     @app.post("/v1/tasks/{ref}/cancel", **gives(Report, 202))
     async def cancel(ref: str) -> Response:
         id = await engine.resolve(ref)
         await engine.cancel(id)
-        return _answer(await engine.report(id), 202)
+        return answer(await engine.report(id), 202)
 
     @app.delete("/v1/tasks/{ref}", **gives(Removed))
     async def remove(ref: str, force: bool = False) -> Response:
         id = await engine.resolve(ref)
         await engine.remove(id, force=force)
-        return _answer(Removed(id))
+        return answer(Removed(id))
 
     @app.get("/v1/tasks/{ref}/source", **gives(Source))
     async def source(ref: str) -> Response:
-        return _answer(await engine.source(await engine.resolve(ref)))
+        return answer(await engine.source(await engine.resolve(ref)))
 
 
 def _add_images(app: FastAPI, engine: Engine) -> None:
     @app.get("/v1/images", **gives(list[Image]))
     async def images() -> Response:
-        return _answer([built(image) for image in engine.images.list()])
+        return answer([built(image) for image in engine.images.list()])
 
     @app.post(
         "/v1/images/{name:path}/build",
@@ -145,31 +147,11 @@ def _add_images(app: FastAPI, engine: Engine) -> None:
     )
     async def build(name: str, force: bool = False, provider: str | None = None) -> StreamingResponse:
         lines = progress_lines(lambda report: engine.images.build(name, report, force=force, provider=provider))
-        return StreamingResponse(_closed(lines), media_type="text/event-stream")
+        return stream(lines)
 
     @app.delete("/v1/images/{ref:path}", **gives(Removed))
     async def remove_image(ref: str) -> Response:
-        return _answer(Removed(await engine.images.remove(ref)))
-
-
-async def _body(request: Request) -> object:
-    """A body as plain data. Raises BadInput."""
-    try:
-        found: object = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"the request is not JSON: {error}") from error
-    return found
-
-
-def _answer(body: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, media_type="application/json")
-
-
-async def _closed(lines: AsyncGenerator[str, None]) -> AsyncIterator[str]:
-    """Close the source when the client goes away, at once and not when the collector gets to it."""
-    async with aclosing(lines) as source:
-        async for line in source:
-            yield line
+        return answer(Removed(await engine.images.remove(ref)))
 
 
 async def _problem(_: Request, error: Exception) -> Response:
@@ -177,7 +159,7 @@ async def _problem(_: Request, error: Exception) -> Response:
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if status == 500:
         log.warning("%s: %s", error.code, error.message)
-    return _answer(problem(error), status)
+    return answer(problem(error), status)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
@@ -185,18 +167,18 @@ async def _invalid(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
     message = f"{where} is {one_line(str(first['input']), 80)!r}: {first['msg']}"
-    return _answer(problem(BadInput(message)), 400)
+    return answer(problem(BadInput(message)), 400)
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = NotFound.code if error.status_code == 404 else BadInput.code
     message = f"{error.detail}: {request.method} {request.url.path}"
-    answer = _answer(Problem(Failure(code=code, message=message)), error.status_code)
-    answer.headers.update(error.headers or {})
-    return answer
+    answered = answer(Problem(Failure(code=code, message=message)), error.status_code)
+    answered.headers.update(error.headers or {})
+    return answered
 
 
 async def _fault(_: Request, error: Exception) -> Response:
     """A mistake of ours: its words go to the caller, its traceback to the log (by the server)."""
-    return _answer(problem(HiveyardError(f"{type(error).__name__}: {error}", hint="see the daemon's log")), 500)
+    return answer(problem(HiveyardError(f"{type(error).__name__}: {error}", hint="see the daemon's log")), 500)

@@ -29,6 +29,19 @@ class Removed(msgspec.Struct, frozen=True):
     id: str
 
 
+class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an agent is to do next."""
+
+    text: str
+
+
+class TurnTaken(msgspec.Struct, frozen=True):
+    """A prompt that was taken: it is turn `turn` of session `id`."""
+
+    id: str
+    turn: int
+
+
 class BuildLine(msgspec.Struct, frozen=True):
     """Where a build is."""
 

@@ -12,13 +12,16 @@ import msgspec
 
 from hiveyard.api.bodies import BuildLine, built, problem
 from hiveyard.core.errors import HiveyardError
-from hiveyard.core.events import Event, TaskCancelled, TaskCompleted, TaskFailed
+from hiveyard.core.events import Event, SessionFailed, SessionStopped, TaskCancelled, TaskCompleted, TaskFailed
 from hiveyard.core.machines import Image, Report
 from hiveyard.engine.engine import Engine
 from hiveyard.kit.group import first, together
 
 log = logging.getLogger(__name__)
 PAGE = 500
+_ENDS = (TaskCompleted, TaskFailed, TaskCancelled, SessionStopped, SessionFailed)
+"""After one of these, and what came in the same moment, nothing may follow: a session can also go on."""
+
 END = "event: end\ndata: {}\n\n"
 
 
@@ -65,8 +68,13 @@ async def _followed(engine: Engine, id: str, after: int) -> AsyncGenerator[Event
     async with aclosing(engine.follow(id, after=after)) as events:
         async for event in events:
             yield event
-            if isinstance(event.body, TaskCompleted | TaskFailed | TaskCancelled):
-                return
+            if isinstance(event.body, _ENDS) and await engine.is_over(id):
+                after = event.seq
+                break
+        else:
+            return
+    async for event in _stored(engine, id, after):
+        yield event
 
 
 async def progress_lines(work: Callable[[Report], Awaitable[Image]]) -> AsyncGenerator[str, None]:

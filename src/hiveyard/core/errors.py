@@ -313,6 +313,12 @@ class Cancelled(OrchestrationError):
     code = "engine.cancelled"
 
 
+class SessionNotRunning(OrchestrationError):
+    """It was asked for something that needs its machine, or to go on when nothing of it stopped."""
+
+    code = "session.not_running"
+
+
 class DiskReserve(OrchestrationError):
     """The host's disk came so near to full that the turn was stopped."""
 

@@ -35,6 +35,10 @@ class Phase(enum.StrEnum):
     FAILED = "failed"
 
 
+AT_WORK = (Phase.CREATED, Phase.PREPARING, Phase.RUNNING)
+"""The phases in which something is being done for a session, or may come."""
+
+
 class Activity(enum.StrEnum):
     """What a running session is doing just now."""
 

@@ -18,14 +18,9 @@ import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import Connection
 
-from hiveyard.agents import by_name
-from hiveyard.core.errors import BadInput, Cancelled, HiveyardError, MachineNotReady, NoSpace, OrchestrationError
+from hiveyard.core.errors import Cancelled, HiveyardError, MachineNotReady, NoSpace, OrchestrationError
 from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelAsked, TaskCancelled, TaskCreated
-from hiveyard.core.machines import HOST, Tier
-from hiveyard.core.states import Phase, TaskState
-from hiveyard.door.recorder import Recorder
-from hiveyard.door.tape import Tape
-from hiveyard.engine import repository
+from hiveyard.core.states import AT_WORK, TaskState
 from hiveyard.engine.berth import Berth
 from hiveyard.engine.doctor import Check, examine
 from hiveyard.engine.images import ImageStock
@@ -34,7 +29,9 @@ from hiveyard.engine.recovery import sweep
 from hiveyard.engine.report import Report, report, reports
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions import Sessions
 from hiveyard.engine.source import Source
+from hiveyard.engine.wishing import check
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
 
@@ -51,6 +48,7 @@ class Engine:
         self._jobs: dict[str, Job] = {}
         self._removals: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._slots = anyio.Semaphore(resources.settings.max_tasks)
+        self.sessions = Sessions(resources, group)
         self.pid = os.getpid()
 
     @property
@@ -69,7 +67,8 @@ class Engine:
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError for what can be told beforehand: then there is no
         task."""
-        await self._check(request)
+        request.checked()
+        await check(request, self._r)
         id = new_id()
         # From here on it is done whole, also when the caller goes away: a task that is journaled is begun.
         with anyio.CancelScope(shield=True):
@@ -100,33 +99,6 @@ class Engine:
             if isinstance(error, OSError):
                 raise _unmade(workspace.root, error) from error
             raise
-
-    async def _check(self, request: TaskRequest) -> None:
-        request.checked()
-        by_name(request.agent or self._r.settings.agent)
-        wanted = request.provider or self._r.settings.provider
-        if wanted != "auto" and wanted not in self._r.providers:
-            raise BadInput(
-                f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(self._r.providers))
-            )
-        self._check_image(request.image or self._r.settings.image, wanted)
-        await repository.check(repository.parse_source(request.repo), base=request.base, branch=request.branch)
-        self._check_tape(request)
-
-    def _check_image(self, image: str, provider: str) -> None:
-        self._r.images.check(image)
-        if image == HOST.name and (provider == "auto" or self._r.providers[provider].tier is not Tier.NAMESPACE):
-            raise BadInput(
-                "the host's own programs can only be used by the namespace tier, and that must be asked for",
-                hint="hv run REPO -m TEXT --image host --provider bubblewrap",
-            )
-
-    def _check_tape(self, request: TaskRequest) -> None:
-        """A tape that cannot be read, or a recording that cannot be made, is told now and not after the clone."""
-        if request.tape is not None:
-            Tape.load(Path(request.tape))
-        if request.record is not None:
-            Recorder(Path(request.record)).close()
 
     def _begin(self, id: str, *, cancelled: bool = False) -> None:
         job = self._jobs[id] = Job(id, self._r)
@@ -169,17 +141,15 @@ class Engine:
             job.stop.ask(Cancelled("cancelled"))
 
     async def remove(self, id: str, *, force: bool) -> None:
-        """Remove a task and all that belongs to it. Raises MachineNotReady for one that runs, unless `force`;
-        NotFound for one that somebody else has just removed."""
+        """Remove a task or session and all that belongs to it. Raises MachineNotReady for one that runs, unless
+        `force`; NotFound for one that somebody else has just removed."""
         async with self._removals.setdefault(id, anyio.Lock()):
             await self._remove(id, force)
 
     async def _remove(self, id: str, force: bool) -> None:
-        task = await self._r.ledger.read(lambda conn: views.task(conn, id))
-        if not task.state.over and not force:
-            raise MachineNotReady(
-                f"{task.slug} is {task.state.value}", hint=f"hv cancel {task.slug}, or hv rm --force {task.slug}"
-            )
+        if not force:
+            await self._r.ledger.read(lambda conn: _check_over(conn, id))
+        await self.sessions.let_go(id)
         if job := self._jobs.get(id):
             job.scope.cancel()
             await job.over.wait()
@@ -217,7 +187,13 @@ class Engine:
         return self._r.ledger.store.follow(after=after, session=id)
 
     async def is_over(self, id: str) -> bool:
-        return (await self._r.ledger.read(lambda conn: views.task(conn, id))).state.over
+        """Whether no event is to come: a task is over, or a session is not at work."""
+
+        def read(conn: Connection) -> bool:
+            task = views.find_task(conn, id)
+            return task.state.over if task is not None else views.session(conn, id).phase not in AT_WORK
+
+        return await self._r.ledger.read(read)
 
     async def source(self, id: str) -> Source:
         """Where a task's result lies."""
@@ -247,14 +223,31 @@ class Engine:
         # Agents that are at work wait for their doors: they come before tasks that wait for a slot, and those in order.
         for task in sorted(tasks, key=lambda task: (task.state is TaskState.PENDING, task.created_at)):
             self._begin(task.id, cancelled=task.cancel_asked_at is not None)
+        await self.sessions.recover()
         self._group.start_soon(sweep, self._r, list(self._r.sessions.glob("*")), name="sweep")
+
+
+def _check_over(conn: Connection, id: str) -> None:
+    task = views.find_task(conn, id)
+    if task is not None:
+        if not task.state.over:
+            raise MachineNotReady(
+                f"{task.slug} is {task.state.value}", hint=f"hv cancel {task.slug}, or hv rm --force {task.slug}"
+            )
+        return
+    session = views.session(conn, id)
+    if session.phase in AT_WORK:
+        raise MachineNotReady(
+            f"{session.slug} is {session.phase.value}", hint=f"hv stop {session.slug}, or hv rm --force {session.slug}"
+        )
 
 
 def _close(conn: Connection, id: str, at: float) -> None:
     """Journal the end of what was let go of: only what is over can be forgotten."""
-    if not views.task(conn, id).state.over:
+    task = views.find_task(conn, id)
+    if task is not None and not task.state.over:
         journal.record(conn, id, TaskCancelled(reason="removed"), at=at)
-    if views.session(conn, id).phase in (Phase.CREATED, Phase.PREPARING, Phase.RUNNING):
+    if views.session(conn, id).phase in AT_WORK:
         journal.record(conn, id, SessionStopped(reason="removed"), at=at)
 
 

@@ -8,21 +8,18 @@ machines and agents go on without it.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import anyio
 
-from hiveyard.core.errors import Cancelled, HiveyardError, NoSuchMachine, StoreUnusable
+from hiveyard.core.errors import Cancelled, HiveyardError, StoreUnusable
 from hiveyard.core.events import (
     AnyBody,
     Notice,
-    Progress,
     SessionFailed,
     SessionFinished,
-    SessionPrepared,
     SessionPreparing,
     SessionStopped,
     TaskAssigned,
@@ -31,18 +28,17 @@ from hiveyard.core.events import (
     TaskFailed,
     TurnEnded,
 )
-from hiveyard.core.machines import Image, MachineSpec, Network, Report, Shape
 from hiveyard.core.ports import Provider
 from hiveyard.core.states import Phase
-from hiveyard.engine import repository
 from hiveyard.engine.berth import Berth, machine_name
 from hiveyard.engine.choice import choose
+from hiveyard.engine.ground import Ground
 from hiveyard.engine.judge import as_failure
 from hiveyard.engine.request import TaskRequest, from_json
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.stint import Stint, turn_ended
 from hiveyard.engine.stopping import Stop
-from hiveyard.kit.group import first, together
+from hiveyard.kit.group import first
 from hiveyard.store import views
 from hiveyard.store.views import SessionRow, TaskRow, TurnRow
 
@@ -108,32 +104,19 @@ class Job:
 
     async def _turned(self, request: TaskRequest, *, begun: bool) -> TurnEnded:
         """Have the turn, to its end. One that has begun is not abandoned any more: what it left is collected."""
+        ground = Ground(self.id, request, self._r)
         with nullcontext() if begun else self.stop.abandoning():
-            await self._take(request)
+            await self._take(ground)
             provider = await self._assign(request)
-            image = await self._image(request, provider)
-        berth = self._berth(request, provider, image)
+            image = await ground.image(provider)
+        berth = ground.berth(provider, image)
         return await Stint(self.id, request, image, berth, self.stop, self._r).run()
 
-    async def _take(self, request: TaskRequest) -> None:
+    async def _take(self, ground: Ground) -> None:
         """Copy the repository to the host's side of the session."""
-        session = await self._session()
-        if session.phase in (Phase.CREATED, Phase.STOPPED):
+        if (await self._session()).phase in (Phase.CREATED, Phase.STOPPED):
             await self._ledger.record(self.id, SessionPreparing())
-        if session.base is not None:
-            return
-        async with self._ledger.phase(self.id, "clone"), self._told() as report:
-            taken = await repository.take(
-                repository.parse_source(request.repo),
-                self._workspace.origin,
-                base=request.base,
-                include_dirty=request.include_dirty,
-                report=report,
-            )
-        branch = request.branch or repository.branch_name(session.slug)
-        notices = [Notice(message=notice) for notice in taken.notices]
-        prepared = SessionPrepared(base=taken.base, branch=branch, base_ref=taken.base_ref)
-        await self._ledger.record(self.id, *notices, prepared)
+        await ground.take()
 
     async def _assign(self, request: TaskRequest) -> Provider:
         """Decide once where the task runs."""
@@ -151,20 +134,6 @@ class Job:
             ),
         )
         return choice.provider
-
-    async def _image(self, request: TaskRequest, provider: Provider) -> Image:
-        """Have the image, and what the provider makes from it."""
-        async with self._ledger.phase(self.id, "image"), self._told() as report:
-            image = await self._r.images.get(await self._image_name(request, provider), report)
-            await provider.prepare(image, self._shape(request), report)
-        return image
-
-    async def _image_name(self, request: TaskRequest, provider: Provider) -> str:
-        """The image of the machine that is there: its recipe may have changed since. Else the one asked for."""
-        with suppress(NoSuchMachine):
-            if image := (await provider.get(machine_name(self.id))).image:
-                return image
-        return request.image or self._r.settings.image
 
     # --- the ends ----------------------------------------------------------------------------------------------------
 
@@ -193,40 +162,6 @@ class Job:
         return []
 
     # --- small things ------------------------------------------------------------------------------------------------
-
-    def _berth(self, request: TaskRequest, provider: Provider, image: Image) -> Berth:
-        spec = MachineSpec(
-            image=image,
-            shape=self._shape(request),
-            session=self._workspace.shared,
-            door=self._r.door_of(self.id),
-            network=Network(request.network),
-            metadata={"session": self.id},
-        )
-        return Berth(self.id, provider, spec, self._ledger)
-
-    def _shape(self, request: TaskRequest) -> Shape:
-        settings = self._r.settings
-        return Shape(
-            memory_mib=request.memory_mib or settings.memory_mib,
-            cpus=request.cpus or settings.cpus,
-            disk_gib=request.disk_gib or settings.disk_gib,
-        )
-
-    @asynccontextmanager
-    async def _told(self) -> AsyncIterator[Report]:
-        """A Report whose lines become Progress events, in order, journaled while the work goes on."""
-        send, receive = anyio.create_memory_object_stream[str](math.inf)
-
-        async def journal() -> None:
-            with receive:
-                async for line in receive:
-                    await self._ledger.record(self.id, Progress(message=line))
-
-        async with together() as group:
-            group.start_soon(journal, name="progress")
-            with send:
-                yield send.send_nowait
 
     async def _task(self) -> TaskRow:
         return await self._ledger.read(lambda conn: views.task(conn, self.id))

@@ -47,6 +47,17 @@ class Ledger:
 
         await self.store.write(write)
 
+    async def record_feed(self, session: str, placed: Sequence[tuple[int | None, Entry]], offset: int) -> None:
+        """Append what lines of a session's feed meant, each with its turn, and how far the feed has been read."""
+        now = self.clock.now()
+
+        def write(conn: Connection) -> None:
+            for turn, entry in placed:
+                journal.record(conn, session, entry.body, at=now, turn=turn, raw=entry.raw)
+            journal.advance_feed(conn, session, offset)
+
+        await self.store.write(write)
+
     async def read(self, question: Callable[[Connection], T]) -> T:
         return await self.store.read(question)
 

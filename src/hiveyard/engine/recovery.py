@@ -13,6 +13,7 @@ import anyio.to_thread
 from hiveyard.core.errors import HiveyardError
 from hiveyard.core.machines import MachineStatus
 from hiveyard.core.ports import Provider
+from hiveyard.core.states import AT_WORK
 from hiveyard.engine.berth import Berth, machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.workspace import Workspace
@@ -57,7 +58,11 @@ async def _sweep_machines(resources: Resources) -> None:
 
 async def _wanted(resources: Resources) -> set[str]:
     tasks = await resources.ledger.read(views.tasks)
-    return {machine_name(task.id) for task in tasks if not task.state.over or task.request.get("keep")}
+    wanted = {task.id for task in tasks if not task.state.over or task.request.get("keep")}
+    for session in await resources.ledger.read(lambda conn: views.sessions(conn, phases=AT_WORK)):
+        if session.request is not None:
+            wanted.add(session.id)
+    return {machine_name(id) for id in wanted}
 
 
 async def _names(provider: Provider) -> set[str]:

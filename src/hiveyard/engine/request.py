@@ -2,87 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import msgspec
-
-from hiveyard.core.errors import BadInput
-from hiveyard.core.machines import Shape
 from hiveyard.engine.parsing import parsed
-
-PROMPT_LIMIT = 16 << 20
-"""Most bytes of a prompt: far above what any model reads, far below what would hurt."""
-
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=366 * 86400.0)]
-Dollars = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+from hiveyard.engine.wish import Seconds, Wish, check_prompt
 
 
-class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TaskRequest(Wish, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A job for an agent. Null means: as the settings say. Paths are absolute and the host's. `timeout` is seconds,
     `memory_mib` MiB, `disk_gib` GiB."""
 
-    repo: str
     prompt: str
-    agent: str | None = None
-    command: str | None = None
-    model: str | None = None
-    provider: str | None = None
-    image: str | None = None
-    branch: str | None = None
-    base: str | None = None
-    include_dirty: bool = False
-    repository_config: bool = False
-    network: Literal["door", "open"] = "door"
     timeout: Seconds | None = None
-    budget_usd: Dollars | None = None
-    memory_mib: Size | None = None
-    cpus: Size | None = None
-    disk_gib: Size | None = None
-    record: str | None = None
-    tape: str | None = None
     keep: bool = False
 
     def checked(self) -> TaskRequest:
         """Itself. Raises BadInput for what can be told to be wrong by looking at it alone."""
-        if not self.prompt.strip():
-            raise BadInput("the prompt is empty", hint='say what to do: hv run REPO -m "make the failing test pass"')
-        self._check_prompt()
-        self._check_shape()
-        if self.tape and self.record:
-            raise BadInput("--tape answers from a recording and --record makes one: choose one of them")
-        for what, name in (("tape", self.tape), ("recording", self.record)):
-            if name and not Path(name).is_absolute():
-                raise BadInput(f"the {what}'s path must be absolute, not {name!r}")
-        if self.agent == "command" and not self.command:
-            raise BadInput(
-                "the command agent needs a command line",
-                hint="hv run REPO -m TEXT --command 'my-agent --prompt-file {{prompt_file}}'",
-            )
-        if self.command and self.agent not in (None, "command"):
-            raise BadInput(f"--command is for the command agent, and the agent is {self.agent}")
+        check_prompt(self.prompt, 'say what to do: hv run REPO -m "make the failing test pass"')
+        self.check_wish()
         return self
-
-    def _check_prompt(self) -> None:
-        if "\0" in self.prompt:
-            raise BadInput("the prompt contains a NUL character")
-        try:
-            size = len(self.prompt.encode())
-        except UnicodeEncodeError as error:
-            raise BadInput(f"the prompt is not Unicode text: character {error.start}") from None
-        if size > PROMPT_LIMIT:
-            raise BadInput(f"the prompt has {size} bytes, the most is {PROMPT_LIMIT}")
-
-    def _check_shape(self) -> None:
-        sizes = {"memory_mib": self.memory_mib, "cpus": self.cpus, "disk_gib": self.disk_gib}
-        Shape(**{name: size for name, size in sizes.items() if size is not None})
-
-    def as_json(self) -> dict[str, Any]:
-        """The request as plain data, without what was not said."""
-        return {
-            key: value for key, value in msgspec.to_builtins(self).items() if value is not None and value is not False
-        }
 
 
 def from_json(data: object) -> TaskRequest:

@@ -18,11 +18,13 @@ from hiveyard.kit.clock import Clock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """`sessions` holds one directory per session; `doors` one per open door (short paths: they hold sockets)."""
+    """`manager` runs processes without a terminal, `terminals` those with one. `sessions` holds one directory per
+    session; `doors` one per open door (short paths: they hold sockets)."""
 
     ledger: Ledger
     providers: Mapping[str, Provider]
     manager: ProcessManager
+    terminals: ProcessManager
     images: ImageStock
     doors: Doors
     keys: Keys

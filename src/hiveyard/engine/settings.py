@@ -17,6 +17,8 @@ class EngineSettings:
     """The image of a task that names none."""
     memory_mib: int = 2048
     """Memory of a machine, in MiB."""
+    memory_total_mib: int = 0
+    """Memory that all machines together may be promised, in MiB; 0 is what the host has, less 1 GiB."""
     cpus: int = 2
     """Processors of a machine."""
     disk_gib: int = 20
@@ -35,6 +37,8 @@ class EngineSettings:
     """Tasks that run at the same time; more wait for their turn."""
 
     def __post_init__(self) -> None:
+        if self.memory_total_mib < 0:
+            raise ValueError(f"memory_total_mib is {self.memory_total_mib}: it must be 0 or more")
         for name in (
             "memory_mib",
             "cpus",

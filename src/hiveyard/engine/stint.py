@@ -18,7 +18,7 @@ from hiveyard.core.errors import (
     ProcessError,
     StoreUnusable,
 )
-from hiveyard.core.events import Notice, Outcome, ResultCollected, SessionRunning, TaskStarted, TurnEnded
+from hiveyard.core.events import Notice, Outcome, SessionRunning, TaskStarted, TurnEnded
 from hiveyard.core.machines import Image
 from hiveyard.core.ports import Guest, Turn, Verdict
 from hiveyard.core.states import Phase, TaskState
@@ -27,6 +27,7 @@ from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
 from hiveyard.engine import repository
 from hiveyard.engine.berth import Berth
+from hiveyard.engine.harvest import harvest
 from hiveyard.engine.judge import Evidence, judge
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.resources import Resources
@@ -139,30 +140,7 @@ class Stint:
         """Take the branch and the patch out of the guest; what is collected already stays."""
         if found := await self._result():
             return found
-        async with self._ledger.phase(self.id, "collect"):
-            session = await self._ledger.read(lambda conn: views.session(conn, self.id))
-            assert session.base is not None and session.branch is not None
-            got = await repository.collect(
-                guest, self._workspace.origin, self._workspace.result, base=session.base, branch=session.branch
-            )
-        await self._ledger.record(
-            self.id,
-            *[Notice(message=notice) for notice in got.notices],
-            ResultCollected(
-                branch=session.branch,
-                base=session.base,
-                head=got.head,
-                commits=got.commits,
-                files=got.files,
-                insertions=got.insertions,
-                deletions=got.deletions,
-                leftover=got.leftover,
-            ),
-            turn=FIRST,
-        )
-        collected = await self._result()
-        assert collected is not None
-        return collected
+        return await harvest(self.id, guest, self._r, turn=FIRST)
 
     async def _judged(self, ended: Ended, *, changed: bool, problem: HiveyardError | None = None) -> TurnEnded:
         """Decide how the turn went, and journal it. A process that is gone without an exit code and without having

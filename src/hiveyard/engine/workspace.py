@@ -47,6 +47,7 @@ class Workspace:
         self.result = root / "result"
         self.patch = root / "result" / "changes.patch"
         self.tape = root / "tape.jsonl"
+        self.prompts = root / "prompts"
 
     @property
     def exists(self) -> bool:

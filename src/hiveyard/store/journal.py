@@ -186,6 +186,18 @@ def raw_lines(conn: Connection, session: str, turn: int | None = None) -> Iterat
         yield row.raw
 
 
+def conversation(conn: Connection, session: str) -> str | None:
+    """The agent's own name of the conversation that it said it is in, last."""
+    said = select(_events.body).where(_events.session == session, _events.body.startswith('{"type":"agent.started"'))
+    for row in conn.execute(said.order_by(_events.seq.desc()).limit(_STARTS)):
+        if name := str(msgspec.json.decode(row.body).get("conversation", "")):
+            return name
+    return None
+
+
+_STARTS = 20
+"""How many of an agent's latest introductions are looked through for one that names its conversation."""
+
 _OF_SESSIONS = (schema.results, schema.turns, schema.machines, schema.ports, schema.snapshots, schema.events)
 
 

@@ -1,0 +1,78 @@
+"""The routes of sessions."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+
+from hiveyard.api.answers import answer, body
+from hiveyard.api.bodies import Prompt, TurnTaken
+from hiveyard.api.bounds import while_wanted
+from hiveyard.api.document import gives, takes
+from hiveyard.engine.engine import Engine
+from hiveyard.engine.parsing import parsed
+from hiveyard.engine.roster import SessionView
+from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
+
+
+def add_sessions(app: FastAPI, engine: Engine) -> None:
+    """Their events are at `/v1/tasks/{ref}/events`, as those of tasks are."""
+    _add_lives(app, engine)
+    _add_turns(app, engine)
+
+
+def _add_lives(app: FastAPI, engine: Engine) -> None:
+    sessions = engine.sessions
+
+    @app.post("/v1/sessions", **takes(SpawnRequest), **gives(SessionView, 201))
+    async def spawn(request: Request) -> Response:
+        asked = spawn_from_json(await body(request))
+        id = await while_wanted(request, sessions.spawn(asked))
+        return answer(await sessions.view(id), 201)
+
+    @app.get("/v1/sessions", **gives(list[SessionView]))
+    async def list_sessions(all: bool = False) -> Response:
+        return answer(await sessions.views(live_only=not all))
+
+    @app.get("/v1/sessions/{ref}", **gives(SessionView))
+    async def session(ref: str) -> Response:
+        return answer(await sessions.view(await engine.resolve(ref)))
+
+    @app.post("/v1/sessions/{ref}/stop", **gives(SessionView))
+    async def stop(ref: str) -> Response:
+        id = await engine.resolve(ref)
+        await sessions.stop(id)
+        return answer(await sessions.view(id))
+
+    @app.post("/v1/sessions/{ref}/resume", **gives(SessionView, 202))
+    async def resume(ref: str) -> Response:
+        id = await engine.resolve(ref)
+        await sessions.resume(id)
+        return answer(await sessions.view(id), 202)
+
+    @app.post("/v1/sessions/{ref}/pause", **gives(SessionView))
+    async def pause(ref: str) -> Response:
+        id = await engine.resolve(ref)
+        await sessions.pause(id)
+        return answer(await sessions.view(id))
+
+    @app.post("/v1/sessions/{ref}/unpause", **gives(SessionView))
+    async def unpause(ref: str) -> Response:
+        id = await engine.resolve(ref)
+        await sessions.unpause(id)
+        return answer(await sessions.view(id))
+
+
+def _add_turns(app: FastAPI, engine: Engine) -> None:
+    sessions = engine.sessions
+
+    @app.post("/v1/sessions/{ref}/prompts", **takes(Prompt), **gives(TurnTaken, 202))
+    async def send(ref: str, request: Request) -> Response:
+        prompt = parsed(await body(request), Prompt, "prompt")
+        id = await engine.resolve(ref)
+        return answer(TurnTaken(id, await sessions.send(id, prompt.text)), 202)
+
+    @app.post("/v1/sessions/{ref}/interrupt", **gives(SessionView))
+    async def interrupt(ref: str) -> Response:
+        id = await engine.resolve(ref)
+        await sessions.interrupt(id)
+        return answer(await sessions.view(id))

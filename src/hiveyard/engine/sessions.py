@@ -1,0 +1,246 @@
+"""Sessions that a person has: made, told things, frozen, stopped, resumed. The engine's second door beside tasks."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from anyio.abc import TaskGroup
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import BadInput, Cancelled, HiveyardError, SessionNotRunning
+from hiveyard.core.events import SessionCreated, SessionPaused, SessionUnpaused, TurnCreated
+from hiveyard.core.ports import Guest, Pauses, Provider
+from hiveyard.core.states import AT_WORK, Activity, Phase
+from hiveyard.engine import room
+from hiveyard.engine.berth import machine_name
+from hiveyard.engine.harvest import harvest
+from hiveyard.engine.prompts import Prompts
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.roster import SessionView, view, views_of
+from hiveyard.engine.seating import seated
+from hiveyard.engine.sitting import Sitting
+from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
+from hiveyard.engine.stay import Stay
+from hiveyard.engine.wish import check_prompt
+from hiveyard.engine.wishing import check
+from hiveyard.kit.names import new_id, slug
+from hiveyard.store import journal, names, views
+from hiveyard.store.views import SessionRow
+
+log = logging.getLogger(__name__)
+FIRST = 1
+
+
+class Sessions:
+    """All that the API may ask of sessions. Each is worked on by one Stay at a time, in `group`."""
+
+    def __init__(self, resources: Resources, group: TaskGroup) -> None:
+        self._r = resources
+        self._group = group
+        self._stays: dict[str, Stay] = {}
+
+    # --- made and ended ----------------------------------------------------------------------------------------------
+
+    async def spawn(self, request: SpawnRequest) -> str:
+        """Take a session; returns its id once it is journaled and begun.
+
+        Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, NoMemory for what can be told beforehand: then
+        there is no session."""
+        request.checked()
+        seated(request.agent or self._r.settings.agent)
+        await check(request, self._r)
+        await self._check_room(request)
+        id = new_id()
+        with anyio.CancelScope(shield=True):
+            await self._create(id, request)
+            self._begin(id)
+        return id
+
+    async def _create(self, id: str, request: SpawnRequest) -> None:
+        """Make the session's directory, then journal the session, with its first prompt if it has one."""
+        agent, now = request.agent or self._r.settings.agent, self._r.clock.now()
+        wanted = request.name or slug(request.prompt or request.repo.rstrip("/").rsplit("/", 1)[-1], fallback="session")
+        workspace = self._r.workspace(id)
+
+        def make() -> None:
+            workspace.create(
+                id=id,
+                slug=wanted,
+                repo=request.repo,
+                agent=agent,
+                prompt=request.prompt or "",
+                at=now,
+                tape=request.tape,
+            )
+            if request.prompt is not None:
+                Prompts(workspace.prompts).write(FIRST, request.prompt)
+
+        def write(conn: Connection) -> None:
+            free = names.free_slug(conn, wanted)
+            if request.name is not None and free != request.name:
+                raise BadInput(f"there is already a session or task called {request.name}", hint=f"--name {free}")
+            created = SessionCreated(slug=free, repo=request.repo, agent=agent, request=request.as_json())
+            journal.record(conn, id, created, at=now)
+            if request.prompt is not None:
+                journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST)
+
+        try:
+            await anyio.to_thread.run_sync(make)
+            await self._r.ledger.store.write(write)
+        except (HiveyardError, OSError):
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(workspace.root, ignore_errors=True))
+            raise
+
+    async def resume(self, id: str) -> None:
+        """Go on in a new machine. One that is at work is a success. Raises NoMemory, SessionNotRunning."""
+        if id in self._stays:
+            return
+        session = await self._session(id)
+        if session.phase is not Phase.STOPPED:
+            raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
+        await self._check_room(_request(session), besides=id)
+        if id not in self._stays:
+            self._begin(id)
+
+    async def stop(self, id: str) -> None:
+        """End its machine and keep its files; returns when that is done. One that is stopped is a success."""
+        session = await self._session(id)
+        stay = self._stays.get(id)
+        if stay is None:
+            return
+        if stay.frozen:
+            await self.unpause(id)
+        stay.stop.ask(Cancelled("stopped"))
+        await stay.over.wait()
+        log.info("session %s (%s) was stopped", id, session.slug)
+
+    async def let_go(self, id: str) -> None:
+        """Leave off work on it as a dying daemon would; what it has stays as it is."""
+        if stay := self._stays.get(id):
+            stay.scope.cancel()
+            await stay.over.wait()
+
+    # --- told --------------------------------------------------------------------------------------------------------
+
+    async def send(self, id: str, text: str) -> int:
+        """One more prompt in the same conversation; returns the turn's number when it is journaled."""
+        check_prompt(text, 'say what to do: hv send ID "now run the tests"')
+        return await (await self._sitting(id)).add(text)
+
+    async def interrupt(self, id: str) -> None:
+        """End the turn at work and keep the session. Raises AgentFailed."""
+        sitting = await self._sitting(id)
+        async with self._guest(id) as guest:
+            await sitting.interrupt(guest)
+
+    async def pause(self, id: str) -> None:
+        """Freeze its machine. One that is frozen is a success."""
+        session, stay = await self._session(id), await self._stay(id)
+        provider = self._pauses(session)
+        if session.activity is Activity.PAUSED:
+            return
+        await stay.freeze()
+        try:
+            await provider.pause(machine_name(id))
+            await self._r.ledger.record(id, SessionPaused())
+        except BaseException:
+            stay.thaw()
+            raise
+
+    async def unpause(self, id: str) -> None:
+        """Let its machine go on. One that runs is a success."""
+        session, stay = await self._session(id), await self._stay(id)
+        if session.activity is Activity.PAUSED:
+            await self._pauses(session).resume(machine_name(id))
+            await self._r.ledger.record(id, SessionUnpaused())
+        stay.thaw()
+
+    async def harvest(self, id: str) -> None:
+        """Bring out the work of a running session as it is now; what a stopped one left was brought out then."""
+        if id not in self._stays:
+            return
+        async with self._guest(id) as guest:
+            await harvest(id, guest, self._r, turn=None)
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    async def view(self, id: str) -> SessionView:
+        return await self._r.ledger.read(lambda conn: view(conn, id))
+
+    async def views(self, *, live_only: bool) -> list[SessionView]:
+        """Newest first."""
+        return await self._r.ledger.read(lambda conn: views_of(conn, live_only=live_only))
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Go on with every session that was at work; one whose machine is gone becomes stopped, with the reason."""
+        for session in await self._r.ledger.read(lambda conn: views.sessions(conn, phases=AT_WORK)):
+            if session.request is not None:
+                self._begin(session.id)
+
+    def _begin(self, id: str) -> None:
+        stay = self._stays[id] = Stay(id, self._r)
+        self._group.start_soon(self._run, stay, name=f"session {id}")
+
+    async def _run(self, stay: Stay) -> None:
+        try:
+            with stay.scope:
+                await stay.run()
+        except Exception:
+            log.exception("session %s is left as it is", stay.id)
+        finally:
+            self._stays.pop(stay.id, None)
+            stay.over.set()
+
+    # --- small things ------------------------------------------------------------------------------------------------
+
+    async def _check_room(self, request: SpawnRequest, *, besides: str | None = None) -> None:
+        settings = self._r.settings
+        wanted = request.memory_mib or settings.memory_mib
+        await self._r.ledger.read(lambda conn: room.check(conn, settings, wanted, besides=besides))
+
+    async def _session(self, id: str) -> SessionRow:
+        session = await self._r.ledger.read(lambda conn: views.session(conn, id))
+        if session.request is None:
+            raise BadInput(f"{session.slug} is a task, not a session", hint=f"hv show {session.slug}")
+        return session
+
+    async def _stay(self, id: str) -> Stay:
+        session = await self._session(id)
+        if (stay := self._stays.get(id)) is None:
+            raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv resume {session.slug}")
+        return stay
+
+    async def _sitting(self, id: str) -> Sitting:
+        stay = await self._stay(id)
+        if stay.frozen:
+            raise SessionNotRunning("its machine is paused", hint=f"hv unpause {id}")
+        if stay.sitting is None:
+            raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
+        return stay.sitting
+
+    @asynccontextmanager
+    async def _guest(self, id: str) -> AsyncIterator[Guest]:
+        async with self._provider(await self._session(id)).guest(machine_name(id)) as guest:
+            yield guest
+
+    def _provider(self, session: SessionRow) -> Provider:
+        if session.provider is None:
+            raise SessionNotRunning(f"{session.slug} has no machine yet", hint="hv list")
+        return self._r.providers[session.provider]
+
+    def _pauses(self, session: SessionRow) -> Pauses:
+        provider = self._provider(session)
+        if not isinstance(provider, Pauses):
+            hint = f"hv stop {session.slug} ends it and keeps its files"
+            raise BadInput(f"{session.provider} cannot freeze a machine", hint=hint)
+        return provider
+
+
+def _request(session: SessionRow) -> SpawnRequest:
+    return spawn_from_json(session.request)

@@ -1,0 +1,191 @@
+"""An agent's own terminal program at work in a guest: heard by its feed, told by its adapter.
+
+Everything here can be done again by the next daemon: the program is started once by name, the feed is read on from
+the last journaled byte, and a prompt waits in the session's directory until it was taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import anyio
+from sqlalchemy import Connection
+
+from hiveyard.core.commands import ProcessInfo, ProcessSpec, ProcessStatus
+from hiveyard.core.errors import AgentFailed, HiveyardError, NoSuchProcess, StoreUnusable
+from hiveyard.core.events import Failure, TurnEnded
+from hiveyard.core.ports import Agent, Guest, ProcessManager, Seat, Seated, Turn
+from hiveyard.engine.course import Course
+from hiveyard.engine.judge import as_failure
+from hiveyard.engine.meaning import Meaning
+from hiveyard.engine.prompts import Prompts
+from hiveyard.engine.resources import Resources
+from hiveyard.kit.group import together
+from hiveyard.kit.lines import Line, LineSplitter
+from hiveyard.kit.text import decode, one_line
+from hiveyard.store import journal, views
+
+TERMINAL = "agent"
+"""The name of the terminal's process, and of its tmux session."""
+GRACE = 10.0
+"""Seconds that the program gets to save what it remembers."""
+TOLD = 300.0
+"""Seconds that a program may take until it takes a prompt: under emulation its start alone takes half a minute."""
+INTERRUPT = 60.0
+
+
+class SeatedAgent(Agent, Seated, Protocol):
+    """An agent that has a terminal program."""
+
+
+@dataclass(kw_only=True)
+class Sitting:
+    """The program of one session. `turn` is what its adapter needs to know, without a prompt. `on_turn_over` is called
+    when a turn has ended and that is journaled; it must return at once."""
+
+    session: str
+    agent: SeatedAgent
+    turn: Turn
+    course: Course
+    prompts: Prompts
+    resources: Resources
+    on_turn_over: Callable[[], None] = lambda: None
+    _said: set[int] = field(default_factory=set)
+    _changed: anyio.Event = field(default_factory=anyio.Event)
+
+    @property
+    def seat(self) -> Seat:
+        return self.agent.seat(self.turn)
+
+    # --- the program -------------------------------------------------------------------------------------------------
+
+    async def begin(self, guest: Guest, *, fresh: bool) -> ProcessInfo:
+        """Have the program run, and what runs beside it. `fresh`: the machine is a new one, and what is known of
+        processes is of another's. Raises ProcessNotStarted."""
+        seat = self.seat
+        terminals, helpers = self.resources.terminals, self.resources.manager
+        if fresh:
+            await _forget(guest, terminals, seat.terminal)
+            for helper in seat.helpers:
+                await _forget(guest, helpers, helper)
+        info = await terminals.start(guest, seat.terminal)
+        for helper in seat.helpers:
+            await helpers.start(guest, helper)
+        return info
+
+    async def attend(self, guest: Guest, info: ProcessInfo) -> None:
+        """Hear the program out, and say what waits to be said, until the program has ended."""
+        meaning = await self._meaning()
+        offset = await self._catch_up(guest, meaning)
+        async with together() as group:
+            group.start_soon(self._speak, guest, name="speak")
+            await self._listen(guest, meaning, offset, info.pid)
+            group.cancel_scope.cancel()
+
+    async def end(self, guest: Guest) -> ProcessInfo:
+        """Ask the program to end, and have it ended."""
+        info = await self.resources.terminals.stop(guest, TERMINAL, grace=GRACE)
+        for helper in self.seat.helpers:
+            with suppress(NoSuchProcess):
+                await self.resources.manager.stop(guest, helper.name, grace=1)
+        return info
+
+    async def exit_code(self, guest: Guest) -> int | None:
+        return (await self.resources.terminals.get(guest, TERMINAL)).exit_code
+
+    # --- listening ---------------------------------------------------------------------------------------------------
+
+    async def _meaning(self) -> Meaning:
+        meaning = Meaning(self.agent.listener())
+
+        def replay(conn: Connection) -> None:
+            meaning.replay(journal.raw_lines(conn, self.session))
+
+        await self.resources.ledger.read(replay)
+        return meaning
+
+    async def _catch_up(self, guest: Guest, meaning: Meaning) -> int:
+        """Read what was said while nobody listened, so that a prompt that was taken is not said again. Returns where
+        the feed goes on."""
+        session = await self.resources.ledger.read(lambda conn: views.session(conn, self.session))
+        if not await guest.exists(self.seat.feed):
+            return session.feed_offset
+        return await self._listen(guest, meaning, session.feed_offset, _NOBODY)
+
+    async def _listen(self, guest: Guest, meaning: Meaning, offset: int, pid: int | None) -> int:
+        """Journal the feed until process `pid` has ended; returns where the last whole line ended."""
+        splitter = LineSplitter(limit=self.resources.settings.line_limit_mib << 20, offset=offset)
+        async with aclosing(guest.follow(self.seat.feed, offset=offset, pid=pid)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                if lines := splitter.feed(chunk):
+                    await self._record(meaning, lines)
+                    offset = lines[-1].end
+        return offset
+
+    async def _record(self, meaning: Meaning, lines: Sequence[Line]) -> None:
+        placed = self.course.placed(meaning.entries(lines))
+        await self.resources.ledger.record_feed(self.session, placed, lines[-1].end)
+        self._tell()
+        if any(isinstance(entry.body, TurnEnded) for _, entry in placed):
+            self.on_turn_over()
+
+    # --- speaking ----------------------------------------------------------------------------------------------------
+
+    async def add(self, text: str) -> int:
+        """Take a prompt for the next turn; returns the turn's number when it is journaled."""
+        number, created = self.course.added(self.turn.model or "")
+        await self.prompts.keep(number, text)
+        await self.resources.ledger.record(self.session, created, turn=number)
+        self._tell()
+        return number
+
+    async def interrupt(self, guest: Guest) -> None:
+        """End the turn at work, and keep the program. Raises AgentFailed when it does not listen."""
+        done = await guest.run(self.agent.interrupt(self.turn), timeout=INTERRUPT, limit=64 << 10)
+        if not done.ok:
+            raise AgentFailed(f"the agent could not be interrupted: {one_line(decode(done.stderr))}")
+
+    async def _speak(self, guest: Guest) -> None:
+        while True:
+            changed = self._changed
+            number = self.course.next
+            if number is not None and number not in self._said:
+                await self._say(guest, number)
+                continue
+            await changed.wait()
+
+    async def _say(self, guest: Guest, number: int) -> None:
+        try:
+            path = await self.prompts.hand_over(guest, number)
+            say = self.agent.say(replace(self.turn, prompt=path))
+            done = await guest.run(say, timeout=TOLD, limit=64 << 10)
+            failure = None if done.ok else _not_taken(one_line(decode(done.stderr)) or f"exit code {done.status}")
+        except StoreUnusable:
+            raise
+        except HiveyardError as error:
+            failure = as_failure(error)
+        self._said.add(number)
+        if failure is not None and self.course.next == number:
+            await self.resources.ledger.record(self.session, self.course.refused(number, failure), turn=number)
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+_NOBODY = 2**31 - 1
+"""A pid that no Linux gives to a process: following until its end reads what there is."""
+
+
+async def _forget(guest: Guest, manager: ProcessManager, spec: ProcessSpec) -> None:
+    """Make room for a process of that name, unless it runs here already."""
+    with suppress(NoSuchProcess):
+        if (await manager.get(guest, spec.name)).status is not ProcessStatus.RUNNING:
+            await manager.remove(guest, spec.name)
+
+
+def _not_taken(said: str) -> Failure:
+    return Failure(code=AgentFailed.code, message=f"the agent did not take the prompt: {said}", hint="hv attach")

@@ -1,0 +1,292 @@
+"""A session's time in a machine: from the copy of the repository to the end of the agent's own terminal program.
+
+Like a task's job it looks at the journal first and does what is missing: so the same steps begin a session, go on
+with one that a killed daemon left, and resume one that was stopped. Nothing here needs anybody at the terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager, closing, nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+
+from hiveyard.core.errors import BudgetSpent, HiveyardError, MachineLost, OrchestrationError, StoreUnusable
+from hiveyard.core.events import (
+    AnyBody,
+    Failure,
+    Notice,
+    SessionFailed,
+    SessionPlaced,
+    SessionPreparing,
+    SessionRunning,
+    SessionStopped,
+)
+from hiveyard.core.ports import Guest, Provider
+from hiveyard.core.states import Activity, Phase
+from hiveyard.door.recorder import Recorder
+from hiveyard.door.tape import Tape
+from hiveyard.engine import repository
+from hiveyard.engine.berth import Berth
+from hiveyard.engine.choice import choose
+from hiveyard.engine.course import Course
+from hiveyard.engine.ground import Ground
+from hiveyard.engine.harvest import harvest
+from hiveyard.engine.judge import as_failure
+from hiveyard.engine.prompts import Prompts
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.seating import seated, turn_of
+from hiveyard.engine.sitting import Sitting
+from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
+from hiveyard.engine.stopping import Stop
+from hiveyard.engine.workspace import GUEST_REPO
+from hiveyard.kit.group import first, together
+from hiveyard.store import journal, views
+from hiveyard.store.views import SessionRow
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+PATIENCE = 5.0
+"""Seconds until a step is tried again for which the journal could not be written."""
+
+
+class Stay:
+    """A session at work. `stop` is how others ask for the machine's end; `over` is set when nothing works on it any
+    more; cancelling `scope` lets go of it as a dying daemon would. `sitting` is there from the moment the agent's
+    program runs."""
+
+    def __init__(self, id: str, resources: Resources) -> None:
+        self.id = id
+        self.stop = Stop()
+        self.over = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self.sitting: Sitting | None = None
+        self.berth: Berth | None = None
+        self._leave = anyio.CancelScope()
+        self._frozen: anyio.Event | None = None
+        self._outside = anyio.Event()
+        self._r = resources
+        self._ledger = resources.ledger
+        self._workspace = resources.workspace(id)
+
+    async def run(self) -> None:
+        """Be there until the session stops, and journal why. Raises only for cancellation: then the daemon goes down,
+        and the session goes on with the next one."""
+        ends = await self._patiently(self._ending)
+        await self._patiently(lambda: self._ledger.record(self.id, *ends))
+
+    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """The answer of a step, which is repeated for as long as the journal cannot be written."""
+        while True:
+            try:
+                return await step()
+            except StoreUnusable as error:
+                log.error("session %s waits for the journal: %s", self.id, error.message)
+                await self._r.clock.sleep(PATIENCE)
+
+    # --- beginning ---------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> str:
+        """Be there; returns why it ended."""
+        session = await self._session()
+        request = spawn_from_json(session.request)
+        async with self._door(request, session):
+            with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
+                berth = await self._settle(session, request)
+            self.berth = berth
+            self.sitting = await self._sitting(request, berth)
+            return await self._inhabit(berth, self.sitting)
+
+    async def _settle(self, session: SessionRow, request: SpawnRequest) -> Berth:
+        """Have the machine, ready. One that is there is used."""
+        if session.phase in (Phase.CREATED, Phase.STOPPED):
+            await self._ledger.record(self.id, SessionPreparing())
+        ground = Ground(self.id, request, self._r)
+        await ground.take()
+        provider = await self._place(session, request)
+        berth = ground.berth(provider, await ground.image(provider))
+        if session.phase is Phase.RUNNING and not await berth.alive():
+            raise MachineLost(f"{berth.name} went down while nobody was watching")
+        if session.activity is Activity.PAUSED and session.phase is Phase.RUNNING:
+            self._frozen = anyio.Event()
+        else:
+            async with self._ledger.phase(self.id, "boot"):
+                await berth.up()
+        return berth
+
+    async def _place(self, session: SessionRow, request: SpawnRequest) -> Provider:
+        """Decide once where the session runs."""
+        if session.tier is not None and session.provider is not None:
+            return self._r.providers[session.provider]
+        choice = await choose(request.provider or self._r.settings.provider, self._r.providers)
+        placed = SessionPlaced(provider=choice.provider.name, tier=choice.provider.tier.value, why=choice.why)
+        await self._ledger.record(self.id, placed)
+        return choice.provider
+
+    async def _sitting(self, request: SpawnRequest, berth: Berth) -> Sitting:
+        conversation = await self._ledger.read(lambda conn: journal.conversation(conn, self.id))
+        rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
+        agent = seated(request.agent or self._r.settings.agent)
+        return Sitting(
+            session=self.id,
+            agent=agent,
+            turn=turn_of(request, self._workspace, berth.provider.capabilities.door_url, conversation),
+            course=Course(agent.name, rows, conversation),
+            prompts=Prompts(self._workspace.prompts),
+            resources=self._r,
+        )
+
+    # --- being there -------------------------------------------------------------------------------------------------
+
+    async def _inhabit(self, berth: Berth, sitting: Sitting) -> str:
+        """Be in the guest until the program ends, and outside of it while the machine is frozen."""
+        while True:
+            if self._frozen is not None:
+                self._outside.set()
+                await self._frozen.wait()
+                self._frozen = None
+            self._outside = anyio.Event()
+            with anyio.CancelScope() as self._leave:
+                async with berth.guest() as guest:
+                    return await self._attend(guest, sitting)
+
+    async def _attend(self, guest: Guest, sitting: Sitting) -> str:
+        fresh = (await self._session()).phase is Phase.PREPARING
+        if fresh:
+            with self.stop.abandoning():
+                await self._push(guest)
+        info = await sitting.begin(guest, fresh=fresh)
+        if fresh:
+            await self._ledger.record(self.id, SessionRunning())
+        async with together() as group:
+            group.start_soon(self._end_when_asked, guest, sitting, name="stop")
+            await sitting.attend(guest, info)
+            group.cancel_scope.cancel()
+        reason = await self._why(guest, sitting)
+        await self._collect(guest)
+        return reason
+
+    async def _push(self, guest: Guest) -> None:
+        """Put the repository into the guest, unless it lies there from an earlier stay."""
+        if await guest.exists(GUEST_REPO):
+            return
+        session = await self._session()
+        assert session.base is not None and session.branch is not None
+        async with self._ledger.phase(self.id, "push"):
+            origin, shared = self._workspace.origin, self._workspace.shared
+            await repository.push(guest, origin, shared, base=session.base, branch=session.branch)
+
+    async def _end_when_asked(self, guest: Guest, sitting: Sitting) -> None:
+        await self.stop.asked()
+        await sitting.end(guest)
+
+    async def _why(self, guest: Guest, sitting: Sitting) -> str:
+        if self.stop.reason is not None:
+            return self.stop.reason.message
+        code = await sitting.exit_code(guest)
+        how = "is gone" if code is None else f"ended with exit code {code}"
+        return f"the agent's program {how}"
+
+    async def _collect(self, guest: Guest) -> None:
+        """Bring the work out while there is a machine; when that fails, it still lies in the session's directory."""
+        try:
+            await harvest(self.id, guest, self._r, turn=None)
+        except StoreUnusable:
+            raise
+        except HiveyardError as error:
+            message = f"the work was not collected, its files are kept: {error.message}"
+            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+
+    # --- freezing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> bool:
+        return self._frozen is not None
+
+    async def freeze(self) -> None:
+        """Leave the guest, which may be frozen when this returns."""
+        self._frozen = self._frozen or anyio.Event()
+        self._leave.cancel()
+        await self._outside.wait()
+
+    def thaw(self) -> None:
+        """Go in again."""
+        if self._frozen is not None:
+            self._frozen.set()
+
+    # --- ending ------------------------------------------------------------------------------------------------------
+
+    async def _ending(self) -> list[AnyBody]:
+        """Be there; the events that end it. Raises StoreUnusable."""
+        try:
+            reason = await self._work()
+        except Exception as raised:
+            error = first(raised)
+            if isinstance(error, StoreUnusable):
+                raise error from raised
+            if not isinstance(error, HiveyardError):
+                log.exception("session %s", self.id)
+                error = OrchestrationError(f"{type(error).__name__}: {error}", hint="see the daemon's log")
+            return await self._given_up(error)
+        return await self._ended(reason, None)
+
+    async def _given_up(self, error: HiveyardError) -> list[AnyBody]:
+        """It cannot go on; what there is of it is kept, so that it can be resumed. Without a repository there is
+        nothing to resume."""
+        if error is self.stop.reason:
+            return await self._ended(error.message, None)
+        if self.berth is not None and isinstance(error, MachineLost):
+            await self.berth.failed(error)
+        if (await self._session()).base is None:
+            return [*await self._cleared(), SessionFailed(failure=as_failure(error))]
+        return await self._ended(error.message, as_failure(error))
+
+    async def _ended(self, reason: str, failure: Failure | None) -> list[AnyBody]:
+        if self.sitting is not None:
+            for number, body in self.sitting.course.cut(failure):
+                await self._ledger.record(self.id, body, turn=number)
+        async with self._ledger.phase(self.id, "release"):
+            problems = await self._cleared()
+        return [*problems, SessionStopped(reason=reason)]
+
+    async def _cleared(self) -> list[AnyBody]:
+        """Remove the machine, if there is one. What keeps it from going is said, not raised: recovery tries again."""
+        session = await self._session()
+        if session.provider is None:
+            return []
+        try:
+            await Berth(self.id, self._r.providers[session.provider], None, self._ledger).release()
+        except StoreUnusable:
+            raise
+        except (HiveyardError, OSError) as error:
+            log.exception("session %s: its machine could not be removed", self.id)
+            return [Notice(message=f"the machine could not be removed yet: {error}")]
+        return []
+
+    # --- small things ------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _door(self, request: SpawnRequest, session: SessionRow) -> AsyncIterator[None]:
+        """The session's door, open for as long as the block lasts; what it sees is journaled."""
+        with ExitStack() as files:
+            recorder = files.enter_context(closing(Recorder(Path(request.record)))) if request.record else None
+            async with self._r.doors.open(
+                session=self.id,
+                directory=self._r.door_of(self.id),
+                placeholder=self._workspace.placeholder(),
+                budget_usd=request.budget_usd,
+                spent=session.spent,
+                tape=Tape.load(self._workspace.tape) if request.tape else None,
+                recorder=recorder,
+                on_budget=self._budget_spent,
+            ):
+                yield
+
+    def _budget_spent(self) -> None:
+        self.stop.ask(BudgetSpent("the session's budget is spent", hint="hv resume ID --budget DOLLARS"))
+
+    async def _session(self) -> SessionRow:
+        return await self._ledger.read(lambda conn: views.session(conn, self.id))

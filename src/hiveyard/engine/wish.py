@@ -1,0 +1,77 @@
+"""What tasks and sessions are both asked for with: on which repository, by which agent, in what machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from hiveyard.core.errors import BadInput
+from hiveyard.core.machines import Shape
+
+PROMPT_LIMIT = 16 << 20
+"""Most bytes of a prompt: far above what any model reads, far below what would hurt."""
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=366 * 86400.0)]
+Dollars = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Null means: as the settings say. Paths are absolute and the host's. `memory_mib` is MiB, `disk_gib` GiB."""
+
+    repo: str
+    agent: str | None = None
+    command: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    image: str | None = None
+    branch: str | None = None
+    base: str | None = None
+    include_dirty: bool = False
+    repository_config: bool = False
+    network: Literal["door", "open"] = "door"
+    budget_usd: Dollars | None = None
+    memory_mib: Size | None = None
+    cpus: Size | None = None
+    disk_gib: Size | None = None
+    record: str | None = None
+    tape: str | None = None
+
+    def check_wish(self) -> None:
+        """Raises BadInput for what can be told to be wrong by looking at it alone."""
+        sizes = {"memory_mib": self.memory_mib, "cpus": self.cpus, "disk_gib": self.disk_gib}
+        Shape(**{name: size for name, size in sizes.items() if size is not None})
+        if self.tape and self.record:
+            raise BadInput("--tape answers from a recording and --record makes one: choose one of them")
+        for what, name in (("tape", self.tape), ("recording", self.record)):
+            if name and not Path(name).is_absolute():
+                raise BadInput(f"the {what}'s path must be absolute, not {name!r}")
+        if self.agent == "command" and not self.command:
+            raise BadInput(
+                "the command agent needs a command line",
+                hint="hv run REPO -m TEXT --command 'my-agent --prompt-file {{prompt_file}}'",
+            )
+        if self.command and self.agent not in (None, "command"):
+            raise BadInput(f"--command is for the command agent, and the agent is {self.agent}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The wish as plain data, without what was not said."""
+        return {
+            key: value for key, value in msgspec.to_builtins(self).items() if value is not None and value is not False
+        }
+
+
+def check_prompt(prompt: str, hint: str) -> None:
+    """Raises BadInput for what no agent can be told; `hint` is what to type instead of nothing."""
+    if not prompt.strip():
+        raise BadInput("the prompt is empty", hint=hint)
+    if "\0" in prompt:
+        raise BadInput("the prompt contains a NUL character")
+    try:
+        size = len(prompt.encode())
+    except UnicodeEncodeError as error:
+        raise BadInput(f"the prompt is not Unicode text: character {error.start}") from None
+    if size > PROMPT_LIMIT:
+        raise BadInput(f"the prompt has {size} bytes, the most is {PROMPT_LIMIT}")

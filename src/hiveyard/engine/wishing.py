@@ -1,0 +1,43 @@
+"""What can be told to be wrong with a wish before anything is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hiveyard.agents import by_name
+from hiveyard.core.errors import BadInput
+from hiveyard.core.machines import HOST, Tier
+from hiveyard.door.recorder import Recorder
+from hiveyard.door.tape import Tape
+from hiveyard.engine import repository
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.wish import Wish
+
+
+async def check(wish: Wish, resources: Resources) -> None:
+    """Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, BadTape."""
+    settings, providers = resources.settings, resources.providers
+    by_name(wish.agent or settings.agent)
+    wanted = wish.provider or settings.provider
+    if wanted != "auto" and wanted not in providers:
+        raise BadInput(f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
+    _check_image(wish.image or settings.image, wanted, resources)
+    await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)
+    _check_tapes(wish)
+
+
+def _check_image(image: str, provider: str, resources: Resources) -> None:
+    resources.images.check(image)
+    if image == HOST.name and (provider == "auto" or resources.providers[provider].tier is not Tier.NAMESPACE):
+        raise BadInput(
+            "the host's own programs can only be used by the namespace tier, and that must be asked for",
+            hint="hv run REPO -m TEXT --image host --provider bubblewrap",
+        )
+
+
+def _check_tapes(wish: Wish) -> None:
+    """A tape that cannot be read, or a recording that cannot be made, is told now and not after the clone."""
+    if wish.tape is not None:
+        Tape.load(Path(wish.tape))
+    if wish.record is not None:
+        Recorder(Path(wish.record)).close()
