@@ -187,10 +187,22 @@ async def test_taking_runs_nothing_that_the_repository_brings(repo: Repo, sessio
         (repo.path / ".git/hooks" / hook).chmod(0o755)
     repo.commit("Filtered", __gitattributes="* filter=evil diff=evil\n")
     marker.unlink(missing_ok=True)
+    # By a file that the configuration includes, by a name that looks like git-lfs, and by a remote that has to be asked
+    # for a commit that is not there.
+    included = repo.write(".git/included", f'[filter "evil"]\n\tclean = {program}\n')
+    repo.git("config", "include.path", str(included))
+    repo.git("config", "filter.other.clean", f"git-lfs clean; {program}")
+    repo.write(".git/info/attributes", "app.py filter=other\n")
+    repo.write("app.py", "dirty\n")
+    for name, value in (("promisor", "true"), ("url", str(tmp_path)), ("uploadpack", f"{program};")):
+        repo.git("config", f"remote.evil.{name}", value)
+    repo.git("config", "extensions.partialClone", "evil")
     for name in ("core.fsmonitor", "filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "diff.external"):
         repo.git("config", name, str(program))
     repo.write("README.md", "dirty\n")
     await repository.check(repository.parse_source(str(repo.path)), branch="free")
+    with pytest.raises(UnknownRevision):
+        await repository.check(repository.parse_source(str(repo.path)), base="5" * 40)
     await taken(repo.path, session, dirty=True)
     assert not marker.exists(), marker.read_text()
 

@@ -31,14 +31,19 @@ def diff(task: str, stat: bool, as_json: bool) -> int:
         found = connect().call("GET", f"/v1/tasks/{quoted(task)}")
         click.echo(json.dumps({key: found[key] for key in ("id", "branch", "base", "commits", "diffstat", "patch")}))
         return 0
+    from hiveyard.engine import repository
+
     source = _source(task)
-    argv = ["git", "--git-dir", source["origin"], "diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv"]
-    argv += ["--stat"] if stat else []
-    with subprocess.Popen([*argv, source["base"], source["head"]], stdout=subprocess.PIPE) as git:
-        assert git.stdout is not None
-        for line in git.stdout:
-            _print(line)
-    return git.returncode
+    where = Path(source["origin"]), source["base"], source["head"], source["branch"]
+    for change in anyio.run(repository.changes, *where):
+        argv = ["git", *change.words("--binary", *(["--stat"] if stat else []))]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as git:
+            assert git.stdout is not None
+            for line in git.stdout:
+                _print(line)
+        if git.returncode:
+            return git.returncode
+    return 0
 
 
 def _print(line: bytes) -> None:
@@ -74,6 +79,8 @@ def apply(task: str, merge: bool, into: str | None, as_json: bool) -> None:
         click.echo(json.dumps({**done._asdict(), "repository": str(done.repository)}))
         return
     click.echo(f"{done.branch} {'made' if done.created else 'is'} at {done.head[:12]} in {done.repository}")
+    for notice in done.notices:
+        click.echo(notice)
     if done.merged:
         click.echo("your checkout was moved forward to it")
     elif not merge:

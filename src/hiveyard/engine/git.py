@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
+from typing import BinaryIO
 
 import anyio
 
@@ -24,6 +25,7 @@ INERT = (
     *("-c", "core.fsmonitor=false"),
     *("-c", "core.untrackedCache=false"),
     *("-c", "core.splitIndex=false"),
+    *("-c", "core.alternateRefsCommand=true"),
     *("-c", "submodule.recurse=false"),
     *("-c", "fetch.recurseSubmodules=false"),
     *("-c", "gc.auto=0"),
@@ -40,9 +42,22 @@ _FORCED = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_LFS_SKIP_SMUDGE": "1",
-    "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
+    # No transport at all: a repository's own configuration can name a remote, and the program that serves it, from
+    # which git would fetch what is missing, whatever it was asked for.
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_NO_LAZY_FETCH": "1",
     "LC_ALL": "C",
 }
+GIVEN: Mapping[str, str | None] = {"GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh"}
+"""Environment for an address that the user gave, or that is ours."""
+
+STRANGER: Mapping[str, str | None] = {"GIT_ALLOW_PROTOCOL": None, "GIT_PROTOCOL_FROM_USER": "0"}
+"""Environment for an address that the user did not give: git then takes what the user's configuration allows for such
+ones, by default no path of this host and no helper program."""
+
+INERT_SOURCE = "--upload-pack=GIT_ALLOW_PROTOCOL=none git-upload-pack"
+"""For fetching from a repository on this host: the program at its end fetches nothing either."""
+
 _TIMEOUT = 600.0
 _PERCENT = re.compile(r"^(?:remote: )?([A-Z][a-z]+ objects): +(\d+)%")
 
@@ -50,23 +65,26 @@ _PERCENT = re.compile(r"^(?:remote: )?([A-Z][a-z]+ objects): +(\d+)%")
 async def git(
     *words: str,
     at: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     stdin: bytes = b"",
     timeout: float = _TIMEOUT,
     limit: int = 64 << 20,
+    prefix: Sequence[str] = (),
 ) -> Completed:
-    """Run git in the repository `at` to its end; a failure is an answer. `env` is added to git's environment.
+    """Run git in the repository `at` to its end; a failure is an answer. `env` is added to git's environment (None
+    takes a variable out of it), `prefix` is a command that runs its arguments.
 
     Raises RepositoryError when there is no git program, or when it takes longer than `timeout` seconds."""
     try:
-        return await run(_argv(words, at), stdin=stdin, env=_environment(env), timeout=timeout, limit=limit, cwd="/")
+        argv = [*prefix, *_argv(words, at)]
+        return await run(argv, stdin=stdin, env=_environment(env), timeout=timeout, limit=limit, cwd="/")
     except FileNotFoundError:
         raise _no_git() from None
     except TimeoutError:
         raise RepositoryError(f"git {words[0]} did not end within {timeout:.0f}s", where=str(at or "")) from None
 
 
-async def answer(*words: str, at: Path, env: Mapping[str, str] | None = None, stdin: bytes = b"") -> str:
+async def answer(*words: str, at: Path, env: Mapping[str, str | None] | None = None, stdin: bytes = b"") -> str:
     """What git prints, stripped. Raises RepositoryError with git's own complaint when it fails."""
     done = await git(*words, at=at, env=env, stdin=stdin)
     if not done.ok:
@@ -80,24 +98,28 @@ async def config(at: Path, name: str) -> str:
     return done.stdout.decode("utf-8", "replace").strip() if done.ok else ""
 
 
-async def git_to_file(*words: str, at: Path, file: Path, limit: int) -> None:
-    """Write what git prints into a file of at most `limit` bytes. Raises RepositoryError; the file is gone then."""
-    written = 0
+async def git_to_file(*asked: Sequence[str], file: Path, limit: int) -> None:
+    """Write what git prints, run with each of `asked`, into a file of at most `limit` bytes. Raises RepositoryError;
+    the file is gone then."""
     try:
         with file.open("wb") as out:
-            async with running(_argv(words, at), env=_environment(None), cwd="/", grace=0) as process:
-                assert process.stdout is not None
-                async for piece in process.stdout:
-                    written += len(piece)
-                    if written > limit:
-                        raise RepositoryError(f"git {words[0]} gives more than {limit >> 20} MiB")
-                    out.write(piece)
-                status = await process.wait()
-        if status != 0:
-            raise RepositoryError(f"git {words[0]} failed in {at} with exit code {status}")
+            for words in asked:
+                await _print_to(out, words, limit)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
+
+
+async def _print_to(out: BinaryIO, words: Sequence[str], limit: int) -> None:
+    async with running(_argv(words, None), env=_environment(None), cwd="/", grace=0) as process:
+        assert process.stdout is not None
+        async for piece in process.stdout:
+            if out.tell() + len(piece) > limit:
+                raise RepositoryError(f"git gives more than {limit >> 20} MiB")
+            out.write(piece)
+        status = await process.wait()
+    if status != 0:
+        raise RepositoryError(f"git {' '.join(words[:3])} failed with exit code {status}")
 
 
 async def git_from_file(*words: str, at: Path, file: Path, offset: int, timeout: float) -> Completed:
@@ -118,11 +140,11 @@ async def git_from_file(*words: str, at: Path, file: Path, offset: int, timeout:
 
 
 async def git_with_progress(*words: str, report: Report = quiet, timeout: float = 3600.0) -> Completed:
-    """Run a git verb that tells its progress on stderr; `report` gets a line at each quarter of a step."""
+    """Run a git verb that fetches and tells its progress on stderr; `report` gets a line at each quarter of a step."""
     said = bytearray()
     try:
         with anyio.fail_after(timeout):
-            argv, env = _argv(words, None), _environment(None)
+            argv, env = _argv(words, None), _environment(GIVEN)
             async with running(argv, stdout=DEVNULL, stderr=PIPE, env=env, cwd="/", grace=0) as process:
                 assert process.stderr is not None
                 told: set[str] = set()
@@ -157,9 +179,10 @@ def _argv(words: Sequence[str], at: Path | None) -> list[str]:
     return ["git", *INERT, *(("-C", str(at)) if at is not None else ()), *words]
 
 
-def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+def _environment(extra: Mapping[str, str | None] | None) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(_PASSED)}
-    return {**kept, **_FORCED, **(extra or {})}
+    whole = {**kept, **_FORCED, **(extra or {})}
+    return {name: value for name, value in whole.items() if value is not None}
 
 
 def _no_git() -> RepositoryError:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from hiveyard.core.errors import NothingToApply, RepositoryError, WouldOverwrite
-from hiveyard.engine.git import answer, complaint, git
+from hiveyard.engine.git import GIVEN, answer, complaint, git
+from hiveyard.engine.git_changes import tip_of
 from hiveyard.engine.git_source import check_branch_name, open_local
+from hiveyard.engine.git_submodules import bare_copy, find_local, submodules
 
 
 class Applied(NamedTuple):
     """`created` False: the branch was there already, with this work or the start of it. `merged`: the checkout was
-    moved forward to it."""
+    moved forward to it. `notices` are sentences about submodules."""
 
     repository: Path
     branch: str
     head: str
     created: bool
     merged: bool
+    notices: tuple[str, ...] = ()
 
 
 async def apply(
@@ -37,18 +42,58 @@ async def apply(
         raise NothingToApply(f"there are no commits on {branch}: the agent changed nothing")
     top = await open_local(into)
     await _check_related(top, origin, base)
-    before = await _commit_of(top, target)
-    if before != head:
-        await _refuse_other_work(top, origin, target, before, head)
-        await _refuse_checked_out(top, target)
-        await _fetch(top, origin, branch, target)
+    inner, absent = await _inside(top, origin, branch, target)
+    moves = [*inner, _Move(top, origin, head, await tip_of(top, target))]
+    for move in moves:
+        if move.before != move.head:
+            await _refuse_other_work(move, target)
+            await _refuse_checked_out(move.top, target)
+    # The submodules first: when the branch is there, all that it leads to is.
+    for move in moves:
+        if move.before != move.head:
+            await _fetch(move, branch, target)
     merged = merge and await _merge(top, target)
-    return Applied(top, target, head, before is None, merged)
+    notices = _notices(top, inner, absent)
+    return Applied(top, target, head, moves[-1].before is None, merged, notices)
 
 
-async def _commit_of(top: Path, branch: str) -> str | None:
-    done = await git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}", at=top)
-    return done.stdout.decode().strip() if done.ok else None
+class _Move(NamedTuple):
+    """A branch to make in `top` from the bare repository `origin`: from `before` (None: it is not there) to `head`.
+
+    `base` of a submodule is where its work began: our copy may know nothing before that, `top` does."""
+
+    top: Path
+    origin: Path
+    head: str
+    before: str | None
+    base: str | None = None
+
+
+async def _inside(top: Path, origin: Path, branch: str, target: str) -> tuple[list[_Move], list[str]]:
+    """What to do in the submodules that were worked on, and the paths of those that the user does not have."""
+    moves, absent = [], []
+    for one in submodules(origin):
+        copy = bare_copy(origin, one)
+        head = await tip_of(copy, branch)
+        if head is None or head == one.commit:
+            continue
+        here = await find_local(top, one.path, one.module)
+        if here is None or not (await git("cat-file", "-e", f"{one.commit}^{{commit}}", at=here)).ok:
+            absent.append(one.path)
+        else:
+            moves.append(_Move(here, copy, head, await tip_of(here, target), one.commit))
+    return moves, absent
+
+
+def _notices(top: Path, inner: list[_Move], absent: list[str]) -> tuple[str, ...]:
+    where = shlex.quote(str(top))
+    said = [f"the branch was made in the submodule at {move.top} too" for move in inner]
+    if inner:
+        said.append(f"with the branch checked out, bring its submodules along: git -C {where} submodule update")
+    fetch = f"git -C {where} submodule update --init --recursive"
+    missing = "is not here at the commit that its work began from"
+    said += [f"submodule {path} {missing}: {fetch} -- {shlex.quote(path)}, then apply once more" for path in absent]
+    return tuple(said)
 
 
 async def _check_related(top: Path, origin: Path, base: str) -> None:
@@ -63,8 +108,9 @@ async def _check_related(top: Path, origin: Path, base: str) -> None:
     )
 
 
-async def _refuse_other_work(top: Path, origin: Path, branch: str, before: str | None, head: str) -> None:
-    if before is not None and not (await git("merge-base", "--is-ancestor", before, head, at=origin)).ok:
+async def _refuse_other_work(move: _Move, branch: str) -> None:
+    top, before = move.top, move.before
+    if before is not None and not (await git("merge-base", "--is-ancestor", before, move.head, at=move.origin)).ok:
         raise WouldOverwrite(f"{top} has a branch {branch} with other work on it", hint="choose another: --branch NAME")
 
 
@@ -77,9 +123,22 @@ async def _refuse_checked_out(top: Path, branch: str) -> None:
         )
 
 
-async def _fetch(top: Path, origin: Path, branch: str, target: str) -> None:
+async def _fetch(move: _Move, branch: str, target: str) -> None:
+    if move.base is None:
+        await _fetch_from(move.origin, move.top, branch, target)
+        return
+    with tempfile.TemporaryDirectory(prefix="hiveyard-apply-") as scratch:
+        # A bundle says nothing about where our copy's history ends: that would cut the user's off there too.
+        bundle = Path(scratch, "work.bundle")
+        words = ("bundle", "create", "--quiet", str(bundle), f"refs/heads/{branch}", f"^{move.base}")
+        await answer(*words, at=move.origin)
+        await _fetch_from(bundle, move.top, branch, target)
+
+
+async def _fetch_from(source: Path, top: Path, branch: str, target: str) -> None:
     flags = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-    done = await git("fetch", *flags, "--", str(origin), f"refs/heads/{branch}:refs/heads/{target}", at=top)
+    words = ("fetch", *flags, "--", str(source), f"refs/heads/{branch}:refs/heads/{target}")
+    done = await git(*words, at=top, env=GIVEN)
     if not done.ok:
         raise RepositoryError(f"{target} cannot be made in {top}: {complaint(done)}")
 

@@ -17,8 +17,10 @@ from hiveyard.core.errors import BadBundle, GuestNoSpace, RepositoryError
 from hiveyard.core.ports import Guest
 from hiveyard.engine import git_scripts
 from hiveyard.engine.git import answer, complaint, git, git_from_file, git_to_file
+from hiveyard.engine.git_changes import Change, astray, changes
 from hiveyard.engine.git_pushing import ROOT, bundle_base, object_format
 from hiveyard.engine.git_source import check_branch_name
+from hiveyard.engine.git_submodules import Submodule, bare_copy, submodules
 from hiveyard.engine.git_taking import identity
 from hiveyard.kit.text import decode, one_line
 
@@ -42,6 +44,17 @@ _NOTES = {
 }
 
 
+class Tree(NamedTuple):
+    """A work tree in the guest, `path` below `/session`, of which `origin` is the host's bare repository; a submodule's
+    own repository is at `module` there."""
+
+    origin: Path
+    path: str
+    base: str
+    branch: str
+    module: str = ""
+
+
 class _Said(NamedTuple):
     """The guest's answer: the commit, the size of its bundle, notes, and as much of the bundle as came along."""
 
@@ -54,7 +67,8 @@ class _Said(NamedTuple):
 class Collected(NamedTuple):
     """The work, on the host. `commits` 0: there is none, `head` is the base and `patch` and `bundle` are None.
 
-    `leftover` tells that the last commit was made from what the agent left uncommitted. `patch` is for `git apply`."""
+    `leftover` tells that the last commit was made from what the agent left uncommitted. `patch` is for `git apply`.
+    The counts and the patch are those of submodules too."""
 
     head: str
     commits: int
@@ -70,38 +84,70 @@ class Collected(NamedTuple):
 async def collect(guest: Guest, origin: Path, result: Path, *, base: str, branch: str, limit: int = LIMIT) -> Collected:
     """Commit what is left in the guest's `/session/repo` and bring it to `branch` of the host's bare `origin`.
 
-    Writes `changes.patch` and `work.bundle` into `result`. Safe to repeat. Raises BadBundle for what comes out and
-    is not what it should be or larger than `limit` bytes, RepositoryError, GuestNoSpace and what the guest raises."""
+    Writes `changes.patch` and `work.bundle` into `result`, and the bundles of submodules into `result/submodules`.
+    Safe to repeat. Raises BadBundle for what comes out and is not what it should be or larger than `limit` bytes,
+    RepositoryError, GuestNoSpace and what the guest raises."""
     await check_branch_name(branch)
     result.mkdir(parents=True, exist_ok=True)
-    head, size, notes, begun = await _commit_leftover(guest, origin, base, branch)
-    notices = tuple(_NOTES[note] for note in dict.fromkeys(notes) if note in _NOTES)
-    if size == 0:
-        await answer("update-ref", f"refs/heads/{branch}", base, at=origin)
-        return Collected(base, 0, 0, 0, 0, False, None, None, notices)
-    bundle, patch = result / BUNDLE, result / PATCH
-    await _read_out(guest, size, begun, bundle, limit)
-    pack = pack_offset(bundle, head=head, base=base)
-    await _unpack(origin, bundle, pack, base=base, head=head)
-    await _check_sizes(origin, base, head, limit)
-    await answer("update-ref", f"refs/heads/{branch}", head, at=origin)
-    commits = int(await answer("rev-list", "--count", f"{base}..{head}", at=origin))
-    files, insertions, deletions = await _counts(origin, base, head)
-    await git_to_file("diff", *_PLAIN, "--binary", "--full-index", base, head, at=origin, file=patch, limit=limit)
-    if len(begun) < size:
+    notices = []
+    # From the inside out: each repository records the commit of what is in it.
+    for one in reversed(submodules(origin)):
+        tree = Tree(bare_copy(origin, one), f"repo/{one.path}", one.commit, branch, f"repo/.git/{one.module}")
+        notices += await _submodule(guest, tree, one, result / "submodules" / one.copy, limit)
+    bundle = result / BUNDLE
+    said = await _bring(guest, Tree(origin, "repo", base, branch), bundle, limit)
+    notices = [*_told(said), *notices]
+    if said.head == base:
+        return Collected(base, 0, 0, 0, 0, False, None, None, tuple(notices))
+    notices += await astray(origin, base, said.head, branch)
+    commits = int(await answer("rev-list", "--count", f"{base}..{said.head}", at=origin))
+    pieces = await changes(origin, base, said.head, branch)
+    counts = [await _counts(piece) for piece in pieces]
+    patch = result / PATCH
+    await git_to_file(*[piece.words("--binary", "--full-index") for piece in pieces], file=patch, limit=limit)
+    files, insertions, deletions = (sum(numbers) for numbers in zip(*counts, strict=True))
+    leftover = "l" in said.notes
+    return Collected(said.head, commits, files, insertions, deletions, leftover, patch, bundle, tuple(notices))
+
+
+async def _submodule(guest: Guest, tree: Tree, one: Submodule, result: Path, limit: int) -> list[str]:
+    """Bring a submodule's work; what cannot be brought is told and does not hold up the rest."""
+    result.mkdir(parents=True, exist_ok=True)
+    try:
+        said = await _bring(guest, tree, result / BUNDLE, limit)
+    except RepositoryError as error:
+        return [f"the work in the submodule {one.path} did not come along: {error.message}"]
+    return [f"submodule {one.path}: {note}" for note in _told(said)]
+
+
+def _told(said: _Said) -> list[str]:
+    return [_NOTES[note] for note in dict.fromkeys(said.notes) if note in _NOTES]
+
+
+async def _bring(guest: Guest, tree: Tree, bundle: Path, limit: int) -> _Said:
+    """Have the tree's work in its bare repository, on its branch, and in `bundle` when there is any."""
+    said = await _commit_leftover(guest, tree)
+    if said.size == 0:
+        await answer("update-ref", f"refs/heads/{tree.branch}", tree.base, at=tree.origin)
+        return said._replace(head=tree.base)
+    await _read_out(guest, said, bundle, limit)
+    pack = pack_offset(bundle, head=said.head, base=tree.base)
+    await _unpack(tree.origin, bundle, pack, base=tree.base, head=said.head)
+    await _check_sizes(tree.origin, tree.base, said.head, limit)
+    await answer("update-ref", f"refs/heads/{tree.branch}", said.head, at=tree.origin)
+    if len(said.begun) < said.size:
         await guest.remove(f"{ROOT}/.result.bundle")
-    return Collected(head, commits, files, insertions, deletions, "l" in notes, patch, bundle, notices)
+    return said
 
 
-_PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/", "-M")
-
-
-async def _commit_leftover(guest: Guest, origin: Path, base: str, branch: str) -> _Said:
+async def _commit_leftover(guest: Guest, tree: Tree) -> _Said:
     """Rebuilds the guest's repository when git cannot use it."""
-    said = await _ask_to_collect(guest, origin, base, "")
+    said = await _ask_to_collect(guest, tree, "")
     if said.status == git_scripts.BROKEN:
-        await _rebuild(guest, origin, base, branch)
-        said = await _ask_to_collect(guest, origin, base, "r")
+        await _rebuild(guest, tree)
+        said = await _ask_to_collect(guest, tree, "r")
+    if tree.module and said.status in (git_scripts.NO_TREE, git_scripts.NO_SUBMODULE):
+        return _Said(tree.base, 0, "", b"")  # it was removed, or its files are those of the repository around it now
     _raise_for(said)
     line, _, begun = said.stdout.partition(b"\n")
     match = _ANSWER.match(decode(line))
@@ -110,17 +156,17 @@ async def _commit_leftover(guest: Guest, origin: Path, base: str, branch: str) -
     return _Said(match[1], int(match[2]), match[3], begun)
 
 
-async def _ask_to_collect(guest: Guest, origin: Path, base: str, notes: str) -> Result:
-    words = (ROOT, base, *await identity(origin), MESSAGE, str(git_scripts.INLINE), notes)
-    command = Command(argv=("bash", "-c", git_scripts.COLLECT, "hv", *words), cwd="/")
+async def _ask_to_collect(guest: Guest, tree: Tree, notes: str) -> Result:
+    words = (ROOT, tree.path, tree.module, tree.base, *await identity(tree.origin), MESSAGE, str(git_scripts.INLINE))
+    command = Command(argv=("bash", "-c", git_scripts.COLLECT, "hv", *words, notes), cwd="/")
     return await guest.run(command, timeout=_TIMEOUT, limit=git_scripts.INLINE + (64 << 10))
 
 
-async def _rebuild(guest: Guest, origin: Path, base: str, branch: str) -> None:
-    with tempfile.TemporaryDirectory(dir=origin.parent, prefix=".push-") as scratch:
-        for file in await bundle_base(origin, Path(scratch)):
+async def _rebuild(guest: Guest, tree: Tree) -> None:
+    with tempfile.TemporaryDirectory(dir=tree.origin.parent, prefix=".push-") as scratch:
+        for file in await bundle_base(tree.origin, Path(scratch)):
             await _give(guest, file)
-    words = (ROOT, base, branch, await object_format(origin))
+    words = (ROOT, tree.path, tree.base, tree.branch, await object_format(tree.origin))
     command = Command(argv=("bash", "-c", git_scripts.REBUILD, "hv", *words), cwd="/")
     _raise_for(await guest.run(command, timeout=_TIMEOUT, limit=64 << 10))
 
@@ -147,9 +193,10 @@ async def _give(guest: Guest, file: Path) -> None:
             _raise_for(done)
 
 
-async def _read_out(guest: Guest, size: int, begun: bytes, into: Path, limit: int) -> None:
+async def _read_out(guest: Guest, said: _Said, into: Path, limit: int) -> None:
     """Copy what is missing of the guest's bundle behind what we have, never more than `limit` bytes and a window at a
     time."""
+    size, begun = said.size, said.begun
     if size > limit:
         raise BadBundle(
             f"the work is {size >> 20} MiB large, at most {limit >> 20} MiB are taken out of a machine",
@@ -221,8 +268,8 @@ async def _check_sizes(origin: Path, base: str, head: str, limit: int) -> None:
         )
 
 
-async def _counts(origin: Path, base: str, head: str) -> tuple[int, int, int]:
-    shown = await git("diff", *_PLAIN, "--numstat", base, head, at=origin)
+async def _counts(piece: Change) -> tuple[int, int, int]:
+    shown = await git(*piece.words("--numstat"))
     files = insertions = deletions = 0
     for line in shown.stdout.splitlines():
         added, removed, *_ = line.split(b"\t")

@@ -11,8 +11,9 @@ import os
 import shutil
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import anyio.to_thread
 
@@ -20,13 +21,21 @@ from hiveyard.core.commands import Command
 from hiveyard.core.errors import GuestNoSpace, RepositoryError
 from hiveyard.core.ports import Guest
 from hiveyard.engine import git_scripts
-from hiveyard.engine.git import answer, complaint, config, git
-from hiveyard.engine.git_taking import BASE, identity
+from hiveyard.engine.git import GIVEN, answer, complaint, config, git
+from hiveyard.engine.git_submodules import BASE, Submodule, bare_copy, submodules
+from hiveyard.engine.git_taking import identity
 from hiveyard.kit.text import decode, one_line
 
 ROOT = "/session"
 TAR, BUNDLE, SHALLOW = "origin.tar", "origin.bundle", "origin.shallow"
 _TIMEOUT = 3600.0
+
+
+class Part(NamedTuple):
+    """A file or a tree of ours, and its place in the guest's work tree."""
+
+    place: str
+    source: Path
 
 
 async def push(guest: Guest, origin: Path, shared: Path, *, base: str, branch: str) -> None:
@@ -36,11 +45,11 @@ async def push(guest: Guest, origin: Path, shared: Path, *, base: str, branch: s
     `/session`. Raises RepositoryError, GuestNoSpace and what the guest raises."""
     if not os.path.lexists(shared / "repo"):
         with tempfile.TemporaryDirectory(dir=origin.parent, prefix=".push-") as scratch:
-            made = await _repository(origin, Path(scratch), base, branch)
-            await anyio.to_thread.run_sync(_put, made, shared, TAR)
-    result = await guest.run(
-        Command(argv=("bash", "-c", git_scripts.PUSH, "hv", ROOT), cwd="/"), timeout=_TIMEOUT, limit=1 << 20
-    )
+            parts = await _parts(origin, Path(scratch), base, branch)
+            await anyio.to_thread.run_sync(_put, parts, shared, TAR)
+    paths = [submodule.path for submodule in submodules(origin)]
+    command = Command(argv=("bash", "-c", git_scripts.PUSH, "hv", ROOT, *paths), cwd="/")
+    result = await guest.run(command, timeout=_TIMEOUT, limit=1 << 20)
     if not result.ok:
         said = decode(result.stderr)
         if "No space left on device" in said:
@@ -48,37 +57,65 @@ async def push(guest: Guest, origin: Path, shared: Path, *, base: str, branch: s
         raise RepositoryError(f"the repository could not be set up in the machine: {one_line(said[-600:])}")
 
 
-async def _repository(origin: Path, scratch: Path, base: str, branch: str) -> Path:
-    """The guest's `.git`, without an index, on `branch` at `base`."""
+async def _parts(origin: Path, scratch: Path, base: str, branch: str) -> list[Part]:
+    """The guest's `.git`, then of each submodule the repository and the file in its work tree that leads there."""
+    inner = submodules(origin)
+    configuration = await _configuration(origin, _modules(inner, ""))
+    parts = [Part(".git", await _repository(origin, scratch / "top", base, branch, configuration))]
+    for one in inner:
+        copy, place = bare_copy(origin, one), scratch / one.copy
+        module = Path(".git", one.module)
+        tree = os.path.relpath(one.path, module)
+        configuration = await _configuration(copy, _modules(inner, one.path), tree)
+        parts.append(Part(str(module), await _repository(copy, place, one.commit, None, configuration)))
+        link = place / "link"
+        link.write_text(f"gitdir: {os.path.relpath(module, one.path)}\n", encoding="utf-8")
+        parts.append(Part(f"{one.path}/.git", link))
+    return parts
+
+
+async def _repository(origin: Path, scratch: Path, base: str, branch: str | None, configuration: str) -> Path:
+    """A `.git` for the guest, without an index, on `branch` at `base`; None is no branch."""
     made = scratch / "repo" / ".git"
+    scratch.mkdir()
     kind = await object_format(origin)
     # A guest's git may be older than the host's: references are files, as they were for twenty years.
-    words = ("init", "--quiet", "--template=", f"--object-format={kind}", f"--initial-branch={branch}")
+    words = ("init", "--quiet", "--template=", f"--object-format={kind}", f"--initial-branch={branch or 'main'}")
     await answer(*words, str(made.parent), at=scratch, env={"GIT_DEFAULT_REF_FORMAT": "files"})
     bundle, *shallow = await bundle_base(origin, scratch)
     for file in shallow:
         file.rename(made / "shallow")
     refs = (f"{BASE}:{BASE}", "refs/tags/*:refs/tags/*")
     fetch = ("-c", "fetch.unpackLimit=1", "fetch", "--quiet", "--no-write-fetch-head", str(bundle), *refs)
-    await answer(*fetch, at=made.parent)
+    await answer(*fetch, at=made.parent, env=GIVEN)
     bundle.unlink()
-    moves = [f"verify {BASE} {base}", f"create refs/heads/{branch} {base}"]
+    move = f"create refs/heads/{branch} {base}" if branch else f"option no-deref\nupdate HEAD {base}"
+    moves = [f"verify {BASE} {base}", move]
     if ref := await config(origin, "hiveyard.baseref"):
         moves.append(f"create refs/remotes/origin/{ref} {base}")
     await answer("update-ref", "--stdin", at=made.parent, stdin="\n".join([*moves, ""]).encode())
     await answer("pack-refs", "--all", at=made.parent)
-    (made / "config").write_text(_configuration(kind, *await identity(origin)), encoding="utf-8")
+    (made / "config").write_text(configuration, encoding="utf-8")
     return made
 
 
-def _configuration(kind: str, name: str, email: str) -> str:
-    """For a Linux guest, whatever the host's file system is like."""
+async def _configuration(origin: Path, active: Sequence[str], tree: str = "") -> str:
+    """For a Linux guest, whatever the host's file system is like. `active` are names of submodules, `tree` is where
+    the work tree is when it is not around the repository."""
+    kind, (name, email) = await object_format(origin), await identity(origin)
     version = "0" if kind == "sha1" else "1"
     lines = ["[core]", f"\trepositoryformatversion = {version}", "\tfilemode = true", "\tbare = false"]
+    lines += [f"\tworktree = {_quoted(tree)}"] if tree else []
     lines += ["\tlogallrefupdates = true", "[user]", f"\tname = {_quoted(name)}", f"\temail = {_quoted(email)}"]
     if kind != "sha1":
         lines += ["[extensions]", f"\tobjectformat = {kind}"]
+    for submodule in active:
+        lines += [f"[submodule {_quoted(submodule)}]", "\tactive = true"]
     return "\n".join([*lines, ""])
+
+
+def _modules(inner: Sequence[Submodule], outer: str) -> list[str]:
+    return [one.name for one in inner if one.outer == outer]
 
 
 def _quoted(value: str) -> str:
@@ -105,8 +142,8 @@ async def object_format(origin: Path) -> str:
     return await answer("rev-parse", "--show-object-format", at=origin)
 
 
-def _put(tree: Path, directory: Path, name: str) -> None:
-    """A tar of `tree` in a directory that a guest can write, whatever the guest may have put there by that name."""
+def _put(parts: Sequence[Part], directory: Path, name: str) -> None:
+    """A tar of `parts` in a directory that a guest can write, whatever the guest may have put there by that name."""
     at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
@@ -118,11 +155,12 @@ def _put(tree: Path, directory: Path, name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(name, flags, 0o644, dir_fd=at), "wb") as target:
             os.fchmod(target.fileno(), 0o644)
-            _tar(tree, target)
+            _tar(parts, target)
     finally:
         os.close(at)
 
 
-def _tar(tree: Path, target: BinaryIO) -> None:
+def _tar(parts: Sequence[Part], target: BinaryIO) -> None:
     with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        tar.add(tree, arcname=tree.name)
+        for part in parts:
+            tar.add(part.source, arcname=part.place)

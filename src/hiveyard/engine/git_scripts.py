@@ -10,6 +10,7 @@ from typing import Final
 
 BROKEN: Final = 50
 NO_TREE: Final = 51
+NO_SUBMODULE: Final = 52
 INLINE: Final = 1 << 20
 """Most bytes of a bundle that come with the answer; a larger one is read out of its file."""
 
@@ -23,13 +24,14 @@ git() {
 }
 """
 
-# ROOT. Unpacks ROOT/origin.tar, which holds a .git; the repository appears at ROOT/repo in one step, so that doing it
-# again does what is missing.
+# ROOT SUBMODULE... Unpacks ROOT/origin.tar, which holds a .git; the repository appears at ROOT/repo in one step, so
+# that doing it again does what is missing. Submodules are paths in the work tree, each after the one that it is in.
 PUSH: Final = (
     "root=$1\n"
     + _GIT
     + r"""
 set -e
+shift
 new=$root/.repo.new
 if [[ ! -e $root/repo ]]; then
   [[ ! -e $new && ! -L $new ]] || rm -rf -- "$new"
@@ -37,6 +39,7 @@ if [[ ! -e $root/repo ]]; then
   tar -x --no-same-owner --no-same-permissions -f "$root/origin.tar" -C "$new"
   cd -- "$new"
   git reset --quiet --hard
+  for path; do git -C "$path" reset --quiet --hard; done
   cd /
   mv -T -- "$new" "$root/repo"
 fi
@@ -44,24 +47,33 @@ rm -f -- "$root/origin.tar"
 """
 )
 
-# ROOT BASE NAME EMAIL MESSAGE INLINE REBUILT. Commits what is left, makes ROOT/.result.bundle and prints
-# `HEAD SIZE NOTES`; SIZE 0: nothing was done. NOTES are letters, see git_collecting.py. A bundle of at most INLINE
-# bytes follows the line, and its file is removed.
+# ROOT PATH MODULE BASE NAME EMAIL MESSAGE INLINE REBUILT. Commits what is left in ROOT/PATH, makes ROOT/.result.bundle
+# and prints `HEAD SIZE NOTES`; SIZE 0: nothing was done. NOTES are letters, see git_collecting.py. A bundle of at most
+# INLINE bytes follows the line, and its file is removed. MODULE is where a submodule's own repository is below ROOT;
+# its HEAD is moved to what is given out, so that the repository around it points there.
 COLLECT: Final = (
     "root=$1\n"
     + _GIT
     + r"""
-base=$2 name=$3 email=$4 message=$5 inline=$6 notes=${7:-}
+repo=$root/$2 module=$3 base=$4 name=$5 email=$6 message=$7 inline=$8 notes=${9:-}
 export GIT_AUTHOR_NAME=$name GIT_AUTHOR_EMAIL=$email GIT_COMMITTER_NAME=$name GIT_COMMITTER_EMAIL=$email
-repo=$root/repo bundle=$root/.result.bundle
+bundle=$root/.result.bundle own=$repo/.git
 [[ -d $repo && ! -L $repo ]] || exit 51
 cd -- "$repo" || exit 51
-[[ -d .git && ! -L .git ]] || exit 50
+if [[ $module && ! -d .git ]]; then
+  if [[ ! -f .git ]]; then
+    # Taken out of the repository around it, or only cut off from its own?
+    [[ $(ls -A) && $(git --literal-pathspecs -C "${repo%/*}" ls-files --stage -- "${repo##*/}") == 160000* ]] && exit 50
+    exit 52
+  fi
+  own=$root/$module
+fi
+[[ -d $own && ! -L $own ]] || exit 50
 # These two are stronger than core.bare and core.worktree of the repository.
-export GIT_DIR=$repo/.git GIT_WORK_TREE=$repo
+export GIT_DIR=$own GIT_WORK_TREE=$repo
 # The agent is gone; locks of what it had begun hold nobody up but us.
-[[ -f .git/HEAD ]] && read -r -n 1024 ref <.git/HEAD
-for lock in .git/index.lock .git/HEAD.lock ".git/${ref#ref: }.lock"; do
+[[ -f $own/HEAD ]] && read -r -n 1024 ref <"$own/HEAD"
+for lock in "$own/index.lock" "$own/HEAD.lock" "$own/${ref#ref: }.lock"; do
   [[ ! -e $lock ]] || rm -f -- "$lock"
 done
 mapfile -t ids < <(git cat-file --batch-check='%(objectname)' 2>/dev/null \
@@ -78,7 +90,7 @@ else
 fi
 began=$head
 for state in rebase-merge rebase-apply MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD; do
-  [[ -e .git/$state ]] && { notes+=m; break; }
+  [[ -e $own/$state ]] && { notes+=m; break; }
 done
 is_submodule() {
   local entry
@@ -122,13 +134,13 @@ fi
 case $added in
   0) ;;
   1) notes+=u ;;
-  *) rm -f .git/index; git read-tree "$head" || exit 50; add; (($? < 2)) || exit 50 ;;
+  *) rm -f -- "$own/index"; git read-tree "$head" || exit 50; add; (($? < 2)) || exit 50 ;;
 esac
 tree=$(git write-tree) || exit 50
 if [[ $tree != "$has" ]]; then
   head=$(git commit-tree "$tree" -p "$head" -m "$message") && git update-ref HEAD "$head" || exit 50
   has=$tree notes+=l
-elif [[ $head == "$base" ]]; then
+elif [[ $head == "$base" && ! $module ]]; then
   # Nothing here; perhaps the work is on a branch that is not checked out.
   other=$(git for-each-ref --sort=-committerdate --no-merged="$base" --format='%(objectname) %(tree)' --count=1 \
     refs/heads)
@@ -144,6 +156,7 @@ if [[ $began != "$base" ]] && ! git merge-base --is-ancestor "$base" "$head"; th
     head=$(git commit-tree "$has" -p "$base" -m "$message") || exit 50
   fi
 fi
+[[ ! $module ]] || git update-ref HEAD "$head" || exit 50
 [[ ! -e $bundle && ! -L $bundle ]] || rm -rf -- "$bundle"
 size=0
 if [[ $head != "$base" ]]; then
@@ -164,17 +177,19 @@ fi
 """
 )
 
-# ROOT BASE BRANCH FORMAT. For a repository that is unusable: a new one around its work tree, from ROOT/origin.bundle.
+# ROOT PATH BASE BRANCH FORMAT. For a repository that is unusable: a new one around its work tree ROOT/PATH, from
+# ROOT/origin.bundle. Those of its submodules stay.
 REBUILD: Final = (
     "root=$1\n"
     + _GIT
     + r"""
 set -e
-base=$2 branch=$3 format=$4 repo=$root/repo
+repo=$root/$2 base=$3 branch=$4 format=$5 old=$root/.broken.git.$$.$RANDOM$RANDOM
 [[ -d $repo && ! -L $repo ]] || exit 51
 cd -- "$repo"
-if [[ -e .git || -L .git ]]; then mv -T -- .git "$root/.broken.git.$$.$RANDOM$RANDOM"; fi
+if [[ -e .git || -L .git ]]; then mv -T -- .git "$old"; fi
 git init --quiet --template= --object-format="$format" --initial-branch="$branch" "$repo"
+[[ ! -d $old/modules || -L $old/modules ]] || mv -T -- "$old/modules" .git/modules
 [[ ! -e $root/origin.shallow ]] || cp -- "$root/origin.shallow" .git/shallow
 git fetch --quiet --no-write-fetch-head "$root/origin.bundle" 'refs/hiveyard/base:refs/hiveyard/base'
 git update-ref HEAD "$base"

@@ -15,7 +15,7 @@ from hiveyard.core.errors import (
     RepositoryError,
     UnknownRevision,
 )
-from hiveyard.engine.git import complaint, git
+from hiveyard.engine.git import GIVEN, complaint, git
 from hiveyard.kit.text import one_line
 
 _SCHEMES = ("https", "http", "ssh", "git")
@@ -156,7 +156,7 @@ def _refuse_taken(where: str, branch: str, taken: list[str]) -> None:
 
 async def _check_remote(source: RepositorySource, base: str | None, branch: str | None) -> None:
     assert source.url is not None
-    done = await git("ls-remote", "--", source.url, timeout=_ASK_TIMEOUT)
+    done = await git("ls-remote", "--", source.url, env=GIVEN, timeout=_ASK_TIMEOUT)
     if not done.ok:
         raise unreachable(source.url, complaint(done))
     lines = done.stdout.decode("utf-8", "replace").splitlines()

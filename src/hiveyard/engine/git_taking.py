@@ -12,11 +12,9 @@ import anyio.to_thread
 
 from hiveyard.core.errors import BadInput, NoSpace, RepositoryError, UnknownRevision
 from hiveyard.core.machines import Report, quiet
-from hiveyard.engine.git import answer, complaint, config, git, git_with_progress
+from hiveyard.engine.git import GIVEN, INERT_SOURCE, answer, complaint, config, git, git_with_progress
 from hiveyard.engine.git_source import RepositorySource, open_local, resolve_local, unreachable
-
-BASE = "refs/hiveyard/base"
-"""In the bare copy and in the guest: the commit that work started from."""
+from hiveyard.engine.git_submodules import BASE, foreign_filters_off, take_submodules
 
 _NAME, _EMAIL = "Hiveyard", "hiveyard@localhost"
 _DIRTY_MESSAGE = "Uncommitted changes, as they were when the work began"
@@ -47,15 +45,17 @@ async def take(
     for old in (into, half):
         await anyio.to_thread.run_sync(partial(shutil.rmtree, old, ignore_errors=True))
     into.parent.mkdir(parents=True, exist_ok=True)
-    if source.path is not None:
-        taken = await _take_local(await open_local(source.path), half, base, include_dirty)
+    top = None if source.path is None else await open_local(source.path)
+    if top is not None:
+        taken = await _take_local(top, half, base, include_dirty)
     else:
         if include_dirty:
             raise BadInput(f"{source} has no work tree here: --include-dirty is for repositories on this host")
         taken = await _take_remote(source, half, base, report)
     await answer("update-ref", BASE, taken.base, at=half)
     await answer("config", "hiveyard.baseref", taken.base_ref, at=half)
-    submodules = await _submodules(half, taken.base)
+    address = source.url or (await config(top, "remote.origin.url") if top is not None else "")
+    submodules = await take_submodules(half, taken.base, local=top, address=address, report=report)
     half.rename(into)
     return taken._replace(notices=taken.notices + submodules)
 
@@ -100,7 +100,8 @@ async def _take_remote(source: RepositorySource, into: Path, base: str | None, r
 
 
 async def _clone(origin: str, into: Path, report: Report = quiet) -> None:
-    words = ("clone", "--bare", "--progress", "--no-recurse-submodules", "--template=", "--", origin, str(into))
+    flags = ("--bare", "--progress", "--no-recurse-submodules", "--template=")
+    words = ("clone", *flags, *((INERT_SOURCE,) if origin.startswith("/") else ()), "--", origin, str(into))
     done = await git_with_progress(*words, report=report)
     if done.ok:
         return
@@ -117,7 +118,8 @@ async def _have(top: Path, into: Path, commit: str) -> None:
     """Commits that no reference reaches (a detached HEAD, a stash) come along only by name."""
     if (await git("cat-file", "-e", commit + "^{commit}", at=into)).ok:
         return
-    done = await git("fetch", "--quiet", "--no-tags", "--", str(top), f"{commit}:{BASE}", at=into)
+    words = ("fetch", "--quiet", "--no-tags", INERT_SOURCE, "--", str(top), f"{commit}:{BASE}")
+    done = await git(*words, at=into, env=GIVEN)
     if not done.ok:
         raise RepositoryError(f"commit {commit} of {top} cannot be copied: {complaint(done)}")
 
@@ -150,21 +152,8 @@ async def _branch_at(top: Path, base: str | None) -> str:
 async def _changed_files(top: Path) -> int:
     """How many files differ from the last commit, untracked ones too; 0 for a bare repository."""
     words = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--ignore-submodules=dirty")
-    done = await git(*await _foreign_filters_off(top), *words, at=top)
+    done = await git(*await foreign_filters_off(top), *words, at=top)
     return done.stdout.count(b"\0") if done.ok else 0
-
-
-async def _foreign_filters_off(top: Path) -> tuple[str, ...]:
-    """Options against filters that the repository's own configuration brings; git-lfs keeps its pointers by one."""
-    words = ("config", "--local", "-z", "--get-regexp", r"^filter\..*\.(clean|process|smudge)$")
-    done = await git(*words, at=top)
-    off: list[str] = []
-    for entry in done.stdout.decode("utf-8", "replace").split("\0"):
-        name, _, command = entry.partition("\n")
-        if name and not command.startswith("git-lfs "):
-            driver = name.rpartition(".")[0]
-            off += ["-c", f"{name}=", "-c", f"{driver}.required=false"]
-    return tuple(off)
 
 
 async def _commit_dirty(top: Path, into: Path, head: str) -> str:
@@ -187,7 +176,7 @@ async def _commit_dirty(top: Path, into: Path, head: str) -> str:
             "GIT_COMMITTER_NAME": name,
             "GIT_COMMITTER_EMAIL": email,
         }
-        off = await _foreign_filters_off(top)
+        off = await foreign_filters_off(top)
         if not whole:
             await answer("read-tree", head, at=top, env=env)
         await answer(*off, "add", "--all", "--", ":/", at=top, env=env)
@@ -197,15 +186,6 @@ async def _commit_dirty(top: Path, into: Path, head: str) -> str:
 
 def _quoted(path: str) -> str:
     return path.replace("\\", "\\\\").replace('"', '\\"')
-
-
-async def _submodules(origin: Path, base: str) -> tuple[str, ...]:
-    listed = await git("ls-tree", "-r", "-z", "--full-tree", base, at=origin)
-    paths = [entry.partition(b"\t")[2] for entry in listed.stdout.split(b"\0") if entry.startswith(b"160000 ")]
-    if not paths:
-        return ()
-    shown = ", ".join(path.decode("utf-8", "replace") for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
-    return (f"submodules stay as they are recorded and are empty in the machine: {shown}",)
 
 
 def _files(count: int) -> str:

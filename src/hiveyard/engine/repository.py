@@ -7,6 +7,7 @@ there. The work comes out as one file, read through the guest with a limit and c
 from __future__ import annotations
 
 from hiveyard.engine.git_applying import Applied, apply
+from hiveyard.engine.git_changes import changes
 from hiveyard.engine.git_collecting import Collected, collect
 from hiveyard.engine.git_pushing import push
 from hiveyard.engine.git_source import RepositorySource, check, parse_source
@@ -19,6 +20,7 @@ __all__ = [
     "Taken",
     "apply",
     "branch_name",
+    "changes",
     "check",
     "collect",
     "parse_source",
