@@ -25,6 +25,7 @@ from hiveyard.core.machines import Image
 from hiveyard.images import build
 from hiveyard.images.images import Images
 from hiveyard.images.recipe import Recipe
+from hiveyard.images.script import EPOCH
 
 pytestmark = pytest.mark.anyio
 
@@ -225,6 +226,7 @@ def _check_content(rootfs: Path) -> None:
         assert (members[name].isdir(), members[name].uid, members[name].mode) == (True, owner, mode)
     assert {member.uname for member in members.values()} == {""}
     assert not any(member.ischr() or member.isblk() for member in members.values())
+    assert max(member.mtime for member in members.values()) <= int(EPOCH), "the day of the build is in the image"
     for trace in ("etc/apt/sources.list", "etc/apt/apt.conf.d/99mmdebstrap", "run/hiveyard-build", "root/.npmrc"):
         assert trace not in members
     assert not [name for name in members if name.startswith("etc/ssh/ssh_host_") or name.endswith(".deb")]

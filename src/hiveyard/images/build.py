@@ -158,7 +158,7 @@ def _environment(network: HostNetwork, work: Path) -> dict[str, str]:
         **network.proxies,
         "LC_ALL": "C.UTF-8",
         "TMPDIR": str(work),
-        "SOURCE_DATEscript.EPOCH": script.EPOCH,
+        "SOURCE_DATE_EPOCH": script.EPOCH,
         "HIVEYARD_NPMRC": network.npmrc,
     }
 
