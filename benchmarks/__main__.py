@@ -38,7 +38,7 @@ BENCHMARKS = {
     "exec": Benchmark("one round trip into a machine", ("--n", "30")),
     "journal": Benchmark("events to disk and to readers", ()),
     "door": Benchmark("what the way to a model adds", ("--requests", "200")),
-    "cli": Benchmark("calls of hv as whole processes", ("--n", "10", "--tasks", "5")),
+    "cli": Benchmark("calls of hv as whole processes", ("--n", "10")),
     "job": Benchmark("the main job by phases", ("--n", "3")),
 }
 

@@ -20,7 +20,7 @@ class Yard:
 
     def __init__(self, root: Path, *, config: str = "") -> None:
         self.root = root
-        home = root / "home"
+        home = self.home = root / "home"
         home.mkdir()
         (home / "config.toml").write_text(config)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HIVEYARD_")}

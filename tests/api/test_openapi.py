@@ -65,11 +65,7 @@ def test_whatever_comes_in_is_answered_as_documented(api: Api, mode: GenerationM
     for operation in api.operations():
         if mode is GenerationMode.NEGATIVE and not (operation.body or operation.query):
             continue  # any text may be a task's name: there is nothing to make wrong
-        # No host of the world is asked for a repository that somebody made up.
-        wanted = (
-            {"body": {**api.task, "repo": "/nowhere"}} if mode is GenerationMode.POSITIVE and operation.body else {}
-        )
-        asked += _put(api, operation.as_strategy(generation_mode=mode, **wanted))
+        asked += _put(api, operation.as_strategy(generation_mode=mode))
     assert asked > 100
 
 
@@ -77,9 +73,8 @@ def test_what_is_asked_of_a_task_that_is_there_is_answered_as_documented(api: Ap
     for operation in api.operations():
         if "{ref}" in operation.path and operation.method != "delete":
             _put(api, operation.as_strategy(path_parameters={"ref": api.id}))
-    for operation in api.operations():
-        if operation.body and operation.path == "/v1/tasks":
-            api.check(operation.Case(body=api.task, media_type="application/json"))
+    creation = api.schema["/v1/tasks"]["POST"]
+    api.check(creation.Case(body=api.task, media_type="application/json"))
     removal = api.schema["/v1/tasks/{ref}"]["DELETE"]
     api.check(removal.Case(path_parameters={"ref": api.id}))
 
@@ -95,8 +90,15 @@ def _put(api: Api, strategy: Any) -> int:
     def check(case: Case[Any]) -> None:
         nonlocal asked
         asked += 1
-        api.check(case)
+        api.check(_nowhere(case))
 
     run: Callable[[], None] = check
     run()
     return asked
+
+
+def _nowhere(case: Case[Any]) -> Case[Any]:
+    """No host of the world is asked for a repository that somebody made up."""
+    if isinstance(case.body, dict) and isinstance(case.body.get("repo"), str):
+        case.body["repo"] = "/nowhere"
+    return case

@@ -111,6 +111,15 @@ def test_a_detached_run_goes_on_and_can_be_followed(hv: Hv, repo: Path) -> None:
     assert hv.json("ps") == []
 
 
+def test_a_list_can_be_cut_to_the_newest(hv: Hv, repo: Path) -> None:
+    for number in range(3):
+        hv("run", str(repo), "-m", f"number {number}", "--command", "true")
+    assert [task["slug"] for task in hv.json("ps", "-a", "--limit", "2")] == ["number-2", "number-1"]
+    refused = hv("ps", "--limit", "0")
+    assert refused.returncode == 2
+    assert "limit is '0'" in refused.stderr
+
+
 def test_terminal_escapes_of_an_agent_do_not_reach_the_terminal(hv: Hv, repo: Path) -> None:
     done = hv("run", str(repo), "-m", "escape", "--command", "printf 'a\\033]0;owned\\007b\\033[2Jc\\n'")
     assert "abc" in done.stdout

@@ -19,6 +19,7 @@ from hiveyard.api.sessions import add_sessions
 from hiveyard.api.streams import event_lines, progress_lines
 from hiveyard.core.errors import (
     BadInput,
+    BadTape,
     BranchExists,
     HiveyardError,
     MachineNotReady,
@@ -26,6 +27,7 @@ from hiveyard.core.errors import (
     NotFound,
     RepositoryError,
     SessionNotRunning,
+    UnknownAgent,
 )
 from hiveyard.core.events import Event, Failure
 from hiveyard.engine.doctor import Check
@@ -47,6 +49,8 @@ _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (SessionNotRunning, 409),
     (BadInput, 400),
     (RepositoryError, 400),
+    (UnknownAgent, 400),
+    (BadTape, 400),
 )
 
 
@@ -103,8 +107,8 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
         return answer(await engine.report(id), 201)
 
     @app.get("/v1/tasks", **gives(list[Report]))
-    async def tasks(all: bool = False) -> Response:
-        return answer(await engine.reports(live_only=not all))
+    async def tasks(all: bool = False, limit: int | None = Query(None, ge=1, le=LAST_SEQ)) -> Response:
+        return answer(await engine.reports(live_only=not all, limit=limit))
 
     @app.get("/v1/tasks/{ref}", **gives(Report))
     async def task(ref: str) -> Response:

@@ -20,10 +20,12 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.command(short_help="List tasks.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also tasks that are over.")
+@click.option("-n", "--limit", type=int, metavar="N", help="The newest N of them.")
 @JSON
-def ps(everything: bool, as_json: bool) -> None:
-    """List tasks that are not over."""
-    tasks = connect().call("GET", "/v1/tasks", all=everything)
+def ps(everything: bool, limit: int | None, as_json: bool) -> None:
+    """List tasks that are not over, the newest first."""
+    query = {"all": everything} | ({} if limit is None else {"limit": limit})
+    tasks = connect().call("GET", "/v1/tasks", **query)
     if as_json:
         click.echo(json.dumps(tasks, indent=2))
         return

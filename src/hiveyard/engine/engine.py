@@ -171,11 +171,12 @@ class Engine:
     async def report(self, id: str) -> Report:
         return await self._r.ledger.read(lambda conn: report(conn, id, self._r.workspace))
 
-    async def reports(self, *, live_only: bool) -> list[Report]:
+    async def reports(self, *, live_only: bool, limit: int | None = None) -> list[Report]:
         """Newest first, in short: prompts are cut, and `timings` has the total only."""
 
         def read(conn: Connection) -> list[Report]:
-            return reports(conn, views.tasks(conn, states=OPEN if live_only else None), self._r.workspace)
+            tasks = views.tasks(conn, states=OPEN if live_only else None, limit=limit)
+            return reports(conn, tasks, self._r.workspace)
 
         return await self._r.ledger.read(read)
 

@@ -1,0 +1,68 @@
+"""A journal with a past: tasks that are over, as if they had been run here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from hiveyard.core import events as e
+from hiveyard.core.usage import Usage
+from hiveyard.kit.clock import SystemClock
+from hiveyard.kit.names import new_id
+from hiveyard.places import places
+from hiveyard.store import journal
+from hiveyard.store.database import open_store
+
+PROMPT = "Make the failing test of the basket pass, and say in a sentence what was wrong with the discount. " * 5
+DAY = 86400.0
+
+
+async def past(home: Path, tasks: int) -> None:
+    """Write `tasks` tasks of the last days into the journal of the installation at `home`; no daemon may run there."""
+    clock = SystemClock()
+    where = places({"HIVEYARD_HOME": str(home)})
+    where.data.mkdir(parents=True, exist_ok=True)
+    async with open_store(where.database, clock=clock) as store:
+        begun = clock.now() - 7 * DAY
+
+        def write(conn: Connection) -> None:
+            for number in range(tasks):
+                _task(conn, number, begun + 7 * DAY * number / tasks)
+
+        await store.write(write)
+
+
+def _task(conn: Connection, number: int, at: float) -> None:
+    id, slug = new_id(), f"make-the-failing-test-pass-{number}"
+    for later, body in enumerate(_story(f"hv-{id}", slug)):
+        turn = 1 if isinstance(body, e.TurnEvent | e.AgentEvent | e.DoorEvent) else None
+        journal.record(conn, id, body, at=at + later, turn=turn)
+
+
+def _story(machine: str, slug: str) -> list[e.AnyBody]:
+    repo, branch, commit = "/home/somebody/work/shop", f"hv/{slug}", "0123456789abcdef" * 2 + "01234567"
+    usage = Usage(input_tokens=1200, output_tokens=300, cache_read_tokens=40_000, cost_usd=0.034, requests=1)
+    return [
+        e.TaskCreated(slug=slug, request={"repo": repo, "prompt": PROMPT, "agent": "claude"}),
+        e.SessionCreated(slug=slug, repo=repo, agent="claude"),
+        e.SessionPreparing(),
+        e.SessionPrepared(base=commit, branch=branch),
+        e.TaskAssigned(provider="qemu", tier="vm", machine=machine, why="the strongest that works here"),
+        e.MachineBooting(machine=machine, provider="qemu"),
+        e.MachineReady(machine=machine, seconds=0.4),
+        e.SessionRunning(),
+        e.TaskStarted(),
+        e.TurnStarted(agent="claude", program="claude 2.1.0", model="claude-sonnet", pid=42),
+        e.AgentStarted(conversation="c-1", model="claude-sonnet", version="2.1.0"),
+        *[e.AgentText(text="The discount is taken from the wrong total. " * 4) for _ in range(5)],
+        e.ModelCalled(protocol="anthropic", model="claude-sonnet", status=200, seconds=2.0, usage=usage),
+        e.AgentEnded(is_error=False, text="done"),
+        e.ResultCollected(branch=branch, base=commit, head=commit, commits=1, files=2, insertions=9, deletions=4),
+        e.TurnEnded(outcome="succeeded", exit_code=0, conversation="c-1"),
+        *[e.PhaseEnded(phase=phase, seconds=1.5) for phase in ("clone", "boot", "push", "agent", "collect")],
+        e.MachineStopping(machine=machine),
+        e.MachineStopped(machine=machine),
+        e.SessionFinished(),
+        e.TaskCompleted(),
+    ]
