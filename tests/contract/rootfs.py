@@ -13,8 +13,9 @@ from hiveyard.core.machines import Image
 
 _PROGRAMS = (
     "bash cat chmod cp cut dd env false find grep head id ln ls mkdir mkfifo mv nohup printf pwd readlink rm rmdir seq"
-    " setsid sha256sum sleep socat sort stat sync tail tee timeout touch tr true uname wc yes"
+    " setsid sha256sum sleep socat sort stat stty sync tail tar tee timeout tmux touch tr true tty uname wc yes"
 )
+_TERMINALS = ("tmux-256color", "xterm-256color", "xterm")
 _PASSWD = "root:x:0:0::/root:/usr/sbin/nologin\nagent:x:1000:1000::/home/agent:/bin/bash\n"
 _GROUP = "root:x:0:\nagent:x:1000:\n"
 
@@ -38,6 +39,9 @@ def _fill(tree: Path) -> None:
     for name in ("bin", "sbin"):
         (tree / name).symlink_to("usr/bin")
     (tree / "usr/bin/sh").symlink_to("bash")
+    for name in _TERMINALS:
+        _copy(Path("/lib/terminfo", name[0], name), tree / "lib/terminfo" / name[0] / name)
+    shutil.copytree("/usr/lib/locale/C.utf8", tree / "usr/lib/locale/C.utf8")
     (tree / "etc").mkdir()
     (tree / "etc/passwd").write_text(_PASSWD)
     (tree / "etc/group").write_text(_GROUP)

@@ -9,11 +9,12 @@ import pytest
 from hiveyard.core.ports import ProcessManager
 from hiveyard.kit.names import new_id
 from hiveyard.processes.detached import Detached
+from hiveyard.processes.tmux import Tmux
 from tests.contract.conftest import guest, offer, shared
 
 __all__ = ["guest", "offer", "shared"]
 
-MANAGERS: dict[str, Callable[[], ProcessManager]] = {"detached": Detached}
+MANAGERS: dict[str, Callable[[], ProcessManager]] = {"detached": Detached, "tmux": Tmux}
 
 
 @pytest.fixture(params=MANAGERS)

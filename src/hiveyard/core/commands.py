@@ -81,7 +81,8 @@ class ProcessSpec:
 
     `name` is unique in its machine. `stdin` is a file in the guest that it reads to its end; None is /dev/null.
     `restart` None means never. `memory_mib` bounds it where the process manager can. At most `output_limit` bytes of
-    stdout and of stderr are kept; it goes on when they are full.
+    stdout and of stderr are kept; it goes on when they are full. `terminal` gives it a terminal of its own in place of
+    `stdin` and both outputs, where the process manager has some: what it shows is its stdout then.
     """
 
     name: str
@@ -91,6 +92,7 @@ class ProcessSpec:
     instances: int = 1
     memory_mib: int | None = None
     output_limit: int = 256 << 20
+    terminal: bool = False
 
     def __post_init__(self) -> None:
         if not _PROCESS_NAME.match(self.name):

@@ -154,6 +154,20 @@ class Provider(Protocol):
         """Remove what `prepare` made from an image. Absent is a success."""
 
 
+@runtime_checkable
+class Terminals(Protocol):
+    """A provider whose machines a person can sit down at."""
+
+    async def terminal(self, name: str, command: Command) -> Sequence[str]:
+        """A program of this host, to be run by this user on a terminal: it gives that to `command` in the ready
+        machine, until the command ends.
+
+        Keys (Ctrl-C, Ctrl-Z) and the window's size reach the command; the program ends with its exit code, and with
+        another than 0 when the machine died. The command has a terminal of the guest, never the host's own. When the
+        host's terminal goes away the command is hung up on; when the program itself is killed, it may live on.
+        Raises NoSuchMachine, MachineNotReady, MachineLost, CannotExecute."""
+
+
 class Forks(Protocol):
     """A provider that can make a machine from another that is running, with its memory and processes."""
 

@@ -35,6 +35,30 @@ printf '\n%s exec\n' "$__t" >&2
 exit 126
 """
 
+# TOKEN CWD N NAME=VALUE{N} PROGRAM ARGUMENT...
+# The same for a program that has a terminal: what went wrong is said there, to the person who sits at it.
+TERMINAL: Final = r"""
+shopt -s execfail
+__t=$1 __n=$3
+cd -- "$2" || exit 125
+shift 3
+while ((__n-- > 0)); do export "$1"; shift; done
+export HIVEYARD_RUN=$__t
+exec -- "$@"
+exit 126
+"""
+
+# TOKEN
+# Hangs up on all that carries TOKEN, as the kernel does when a terminal goes away.
+HANG_UP: Final = r"""
+for d in /proc/[0-9]*; do
+  e=()
+  { mapfile -d '' -t e <"$d/environ"; } 2>/dev/null
+  [[ " ${e[*]} " == *" HIVEYARD_RUN=$1 "* ]] && kill -HUP "${d#/proc/}" 2>/dev/null
+done
+exit 0
+"""
+
 # TOKEN PID
 # Kills the process PID, its session, its process group, whatever carries TOKEN in its environment, and all children
 # of these. They are stopped first, all of them, so that nothing forks away from the kill. Exit 1: some are left.

@@ -154,20 +154,7 @@ class ShellGuest:
                     await self._kill_before_leaving(token, said)
 
     def _run_argv(self, token: str, command: Command) -> tuple[str, ...]:
-        words = command.words()
-        own = [f"{name}={value}" for name, value in command.env.items() if name in _BASH_OWN]
-        if own:
-            words = ("env", "--", *own, *words)
-        env = [f"{name}={value}" for name, value in command.env.items() if name not in _BASH_OWN]
-        cwd = self._path(command.cwd or "~")
-        argv = ("bash", "-c", scripts.RUN, "hv", token, cwd, str(len(env)), *env, *words)
-        size = sum(len(word.encode("utf-8", "surrogateescape")) + 1 for word in argv)
-        if size > _ARGV_LIMIT:
-            raise CannotExecute(
-                f"the command with its environment is {size} bytes long, at most {_ARGV_LIMIT} fit",
-                hint="give large input by stdin or by a file",
-            )
-        return argv
+        return _words(scripts.RUN, token, command, self._capabilities)
 
     def _check_started(self, command: Command, err: Commanded, status: int) -> None:
         shown = one_line(command.words()[0])
@@ -268,14 +255,41 @@ class ShellGuest:
         return ("bash", "-c", script, "hv", self._path(path), *extra)
 
     def _path(self, path: str) -> str:
-        """`path` as the guest takes it: absolute, with the home directory in the place of `~`."""
-        if "\0" in path:
-            raise BadInput(f"a path cannot contain a NUL character: {path[:80]!r}")
-        if path == "~" or path.startswith("~/"):
-            return self._capabilities.home + path[1:]
-        if not path.startswith("/"):
-            raise BadInput(f"a path in a guest is absolute or starts with ~/, not {path[:80]!r}")
-        return path
+        return _absolute(path, self._capabilities)
+
+
+def terminal_words(token: str, command: Command, capabilities: Capabilities) -> tuple[str, ...]:
+    """The argv, for a guest, of a command that a provider gives a terminal of its own. `token` is in its environment
+    as HIVEYARD_RUN. Raises BadInput, CannotExecute."""
+    return _words(scripts.TERMINAL, token, command, capabilities)
+
+
+def _words(script: str, token: str, command: Command, capabilities: Capabilities) -> tuple[str, ...]:
+    words = command.words()
+    own = [f"{name}={value}" for name, value in command.env.items() if name in _BASH_OWN]
+    if own:
+        words = ("env", "--", *own, *words)
+    env = [f"{name}={value}" for name, value in command.env.items() if name not in _BASH_OWN]
+    cwd = _absolute(command.cwd or "~", capabilities)
+    argv = ("bash", "-c", script, "hv", token, cwd, str(len(env)), *env, *words)
+    size = sum(len(word.encode("utf-8", "surrogateescape")) + 1 for word in argv)
+    if size > _ARGV_LIMIT:
+        raise CannotExecute(
+            f"the command with its environment is {size} bytes long, at most {_ARGV_LIMIT} fit",
+            hint="give large input by stdin or by a file",
+        )
+    return argv
+
+
+def _absolute(path: str, capabilities: Capabilities) -> str:
+    """`path` as the guest takes it: absolute, with the home directory in the place of `~`."""
+    if "\0" in path:
+        raise BadInput(f"a path cannot contain a NUL character: {path[:80]!r}")
+    if path == "~" or path.startswith("~/"):
+        return capabilities.home + path[1:]
+    if not path.startswith("/"):
+        raise BadInput(f"a path in a guest is absolute or starts with ~/, not {path[:80]!r}")
+    return path
 
 
 def _file_error(verb: str, path: str, status: int, said: bytes) -> GuestFileError:

@@ -59,14 +59,18 @@ class Detached:
     """A ProcessManager. It holds no state; one object serves all guests."""
 
     name = "detached"
+    _launch = scripts.LAUNCH
+    _terminals = False
 
     def __init__(self, root: str = ROOT) -> None:
         self._root = root
 
     async def start(self, guest: Guest, spec: ProcessSpec) -> ProcessInfo:
         if spec.instances != 1:
-            raise BadInput(f"the detached process manager runs one instance of a process, not {spec.instances}")
-        result = await self._run(guest, scripts.START, spec.name, scripts.RUNNER, stdin=_fields(spec))
+            raise BadInput(f"the {self.name} process manager runs one instance of a process, not {spec.instances}")
+        if spec.terminal and not self._terminals:
+            raise BadInput(f"the {self.name} process manager has no terminal for {spec.name}")
+        result = await self._run(guest, self._launch + scripts.START, spec.name, scripts.RUNNER, stdin=_fields(spec))
         if not result.ok:
             raise ProcessNotStarted(f"{spec.name} was not started: {_why(spec, result)}")
         return self._one(spec.name, result).info
@@ -162,6 +166,7 @@ def _fields(spec: ProcessSpec) -> bytes:
         str(spec.output_limit),
         str(restart.max_restarts if restart else 0),
         str(int(restart.min_uptime * 1e6) if restart else 0),
+        "1" if spec.terminal else "",
         *(f"{name}={value}" for name, value in spec.command.env.items()),
         *words,
     )
@@ -219,5 +224,6 @@ def _why(spec: ProcessSpec, result: Result) -> str:
         scripts.NO_PROGRAM: f"{one_line(spec.command.words()[0], 120)!r} is no program there",
         scripts.NO_STDIN: f"its input {spec.stdin} is no file that can be read",
         scripts.NOT_CLAIMED: "its runner gave no sign of life",
+        scripts.NO_TMUX: "there is no tmux in the machine's image",
     }
     return reasons.get(result.status) or _said(result)

@@ -1,4 +1,4 @@
-"""The bash that the `detached` process manager runs in a guest; each verb is one round trip.
+"""The bash that the process managers `detached` and `tmux` run in a guest; each verb is one round trip.
 
 It needs bash 5, coreutils and setsid. Reading and stopping use builtins alone, because a guest whose process table is
 full can start no second program. Arguments are positional: no name, path or value is ever part of a script.
@@ -26,6 +26,7 @@ NO_STDIN: Final = 62
 NOT_STORED: Final = 63
 NOT_CLAIMED: Final = 64
 STILL_RUNS: Final = 65
+NO_TMUX: Final = 66
 
 _COMMON: Final = r"""
 language=${LC_ALL-}
@@ -89,26 +90,36 @@ for d in "$root"/*/; do d=${d%/}; [[ -e $d/claim ]] && status "${d##*/}"; done
 )
 
 # DIRECTORY. Runs in a session of its own, tied to nobody, and ends after its process and the output of that.
+# A process that wants a terminal has the runner's: the runner's session, its group, so that keys mean what they mean.
+# Where the runner has a terminal and the process wants none, the terminal shows its outputs.
 RUNNER: Final = (
     _COMMON
     + r"""
 dir=$1
+trap '' HUP INT QUIT TSTP TTIN TTOU
 mapfile -d '' -t f <"$dir/spec" || exit 1
 ticks $$ now
 set -C; { printf '%d %s %s\n' $$ "$now" "$EPOCHREALTIME" >"$dir/claim"; } 2>/dev/null || exit 0; set +C
-token=${f[0]} cwd=${f[1]} stdin=${f[2]} limit=${f[3]} left=${f[4]} uptime=${f[5]}
+token=${f[0]} cwd=${f[1]} stdin=${f[2]} limit=${f[3]} left=${f[4]} uptime=${f[5]} terminal=${f[6]}
 home cwd; home stdin
 # What signals mean is inherited through whatever started the machine; SIGINT is often ignored by then.
-own=(-u HIVEYARD_RUNNER --default-signal=INT,QUIT,PIPE,HUP,TERM,CHLD ${language:+"LC_ALL=$language"})
-command=(setsid env "${own[@]}" "HIVEYARD_PROCESS=$token" "${f[@]:6}")
+own=(-u HIVEYARD_RUNNER --default-signal=INT,QUIT,PIPE,HUP,TERM,CHLD,TSTP,TTIN,TTOU ${language:+"LC_ALL=$language"})
+command=(env "${own[@]}" "HIVEYARD_PROCESS=$token" "${f[@]:7}")
 # cat writes what it reads at once, up to the limit on the size of its files; what comes after that is dropped, so that
 # the process never waits and never breaks.
 keep() {
   ( trap '' XFSZ; ulimit -f $((limit / 1024)); exec cat >>"$dir/$1" 2>/dev/null )
   exec cat >/dev/null
 }
-exec 3> >(keep out); a=$!
-exec 4> >(exec 3>&-; keep err); b=$!
+if [[ $terminal ]]; then
+  exec 3>&1 4>&2 6<&0
+else
+  command=(setsid "${command[@]}")
+  [[ -t 1 ]] && { tail --pid=$$ -q -n +1 -s 0.1 -f -- "$dir/out" "$dir/err" 2>/dev/null & }
+  exec 3> >(keep out); a=$!
+  exec 4> >(exec 3>&-; keep err); b=$!
+  exec 6</dev/null
+fi
 exec 5<> <(:)
 again=$left restarts=0 code=130
 while [[ ! -e $dir/stop ]]; do
@@ -116,7 +127,8 @@ while [[ ! -e $dir/stop ]]; do
   {
     # Where memory is short, the kernel takes the work before it takes the runner or whoever comes to stop it.
     echo 500 >/proc/self/oom_score_adj
-    cd -- "$cwd" && exec "${command[@]}" <"$stdin" >&3 3>&- 4>&- 5>&-
+    if [[ $terminal ]]; then exec <&6; else exec <"$stdin"; fi
+    cd -- "$cwd" && exec "${command[@]}" >&3 3>&- 4>&- 5>&- 6>&-
   } 2>&4 &
   printf '%d %s %d\n' $! "$began" $restarts >"$dir/pid"
   wait $!; code=$?
@@ -128,6 +140,7 @@ done
 exec 3>&- 4>&-
 # Children that it left behind may hold its outputs open for ever: what is in the pipes is on disk long before then.
 for ((i = 0; i < 300; i++)); do
+  [[ $terminal ]] && { nap 0.2; break; }
   kill -0 $a 2>/dev/null || kill -0 $b 2>/dev/null || break
   nap 0.01
 done
@@ -135,8 +148,75 @@ printf '%d %s\n' $code "$EPOCHREALTIME" >"$dir/exit"
 """
 )
 
-# ROOT NAME RUNNER; the spec is stdin. A directory that is complete gets its name in one step, and whoever finds it
-# without an owner starts a runner; runners settle by `claim` which of them it is.
+# Starts the runner: as a program of its own.
+LAUNCH: Final = r"""
+launch() {
+  ( cd /; exec env -u HIVEYARD_RUN "HIVEYARD_RUNNER=$f" setsid bash -c "$1" hv "$dir" </dev/null >/dev/null 2>&1 & )
+}
+"""
+
+# TERM: whether programs in the guest know this terminal.
+_DESCRIBED: Final = r"""
+described() {
+  local d
+  [[ $1 == [A-Za-z0-9]* && $1 != */* ]] || return 1
+  for d in "$HOME/.terminfo" /etc/terminfo /lib/terminfo /usr/lib/terminfo /usr/share/terminfo; do
+    [[ -e $d/${1:0:1}/$1 ]] && return
+  done
+  return 1
+}
+"""
+
+# Starts the runner: as the window of a tmux session of the process's name, on the user's own tmux server. What a
+# program that wants a terminal shows there goes to `out` as well.
+# Programs in the guest may not set a person's clipboard (set-clipboard), title or anything past tmux; a person's own
+# selection does. The server stays when its last session ends: one that is about to end cannot be talked to.
+LAUNCH_TMUX: Final = (
+    _DESCRIBED
+    + r"""
+launch() {
+  local term piped=() t session=${name//./"~"}
+  type -P tmux >/dev/null || exit 66
+  for term in tmux-256color screen-256color screen; do described "$term" && break; done
+  mapfile -d '' -t t <"$dir/spec"
+  [[ ${t[6]} ]] && piped=(
+    ';' pipe-pane -o -t "=$session:" "exec bash -c 'trap \"\" XFSZ; ulimit -f \$2; cat >>\"\$1\"; exec cat >/dev/null'\
+ hv '$dir/out' $((t[3] / 1024)) 2>/dev/null"
+  )
+  (
+    cd /
+    unset HIVEYARD_RUN TMUX TMUX_PANE
+    export LANG=${LANG:-C.UTF-8}
+    tmux -u -f /dev/null start-server \; \
+      set -s exit-empty off \; set -s escape-time 0 \; set -s set-clipboard external \; set -s focus-events on \; \
+      set -s extended-keys on \; set -g default-terminal "$term" \; set -g history-limit 20000 \; set -g mouse on \; \
+      set -g status off \; set -g set-titles off \; set -g bell-action none \; \
+      set -gw window-size latest \; set -gw aggressive-resize on \; set -gw allow-passthrough off \; \
+      set -gw remain-on-exit off \; \
+      new-session -d -s "$session" -x 200 -y 50 -- env "HIVEYARD_RUNNER=$f" bash -c "$1" hv "$dir" "${piped[@]}"
+  ) </dev/null >/dev/null 2>&1
+}
+"""
+)
+
+# NAME READ-ONLY(1 or empty): what attaches a terminal to the window of a process.
+ATTACH: Final = (
+    _DESCRIBED
+    + r"""
+name=${1//./"~"} features=()
+type -P tmux >/dev/null || { echo "there is no tmux in this machine's image" >&2; exit 66; }
+if ! described "$TERM"; then
+  for TERM in xterm-256color xterm screen-256color screen linux vt100; do described "$TERM" && break; done
+fi
+export TERM LANG=${LANG:-C.UTF-8}
+case $COLORTERM in truecolor | 24bit) features=(-T 256,RGB) ;; esac
+tmux has-session -t "=$name" 2>/dev/null || { echo "$1 does not run in this session any more" >&2; exit 40; }
+exec tmux -u "${features[@]}" attach-session ${2:+-r} -t "=$name"
+"""
+)
+
+# ROOT NAME RUNNER, after a LAUNCH script; the spec is stdin. A directory that is complete gets its name in one
+# step, and whoever finds it without an owner starts a runner; runners settle by `claim` which of them it is.
 START: Final = (
     _COMMON
     + _STATUS
@@ -154,23 +234,25 @@ if [[ ! -e $dir/spec ]]; then
   home cwd; home stdin
   cd -- "$cwd" 2>/dev/null || exit 60
   [[ -f $stdin && -r $stdin || $stdin == /dev/null ]] || exit 62
-  for ((i = 6; i < ${#f[@]}; i++)); do
+  for ((i = 7; i < ${#f[@]}; i++)); do
     [[ ${f[i]} == *=* ]] || break
     [[ ${f[i]} == PATH=* ]] && PATH=${f[i]#*=}
   done
   p=$(type -P -- "${f[i]}") && [[ ! -d $p && -x $p ]] || exit 61
     : >"$new/out" && : >"$new/err" || exit 63
   cd /
-  mv -T -- "$new" "$dir" 2>/dev/null || [[ -e $dir/spec ]] || exit 63
-fi
-if [[ ! -e $dir/claim ]]; then
-  mapfile -d '' -t -n 1 f <"$dir/spec"
-  ( cd /; exec env -u HIVEYARD_RUN "HIVEYARD_RUNNER=$f" setsid bash -c "$3" hv "$dir" </dev/null >/dev/null 2>&1 & )
+  mv -T -- "$new" "$dir" 2>/dev/null || { [[ -e $dir/spec ]] || exit 63; rm -rf -- "$new"; }
+  # From here on the process may leave no room for one more program.
+  trap - EXIT
 fi
 exec 5<> <(:)
 for ((i = 0; i < 1000; i++)); do
   line "$dir/pid" pid; line "$dir/exit" exit
   [[ $pid || $exit ]] && { status "$name"; exit; }
+  if ((i % 100 == 0)) && [[ ! -e $dir/claim ]]; then
+    mapfile -d '' -t -n 1 f <"$dir/spec"
+    launch "$3"
+  fi
   nap 0.02
 done
 exit 64
@@ -187,11 +269,13 @@ root=$1 name=$2 grace=$3 dir=$1/$2
 [[ -e $dir/claim ]] || exit 40
 : >"$dir/stop"
 f=()
-mapfile -d '' -t -n 1 f <"$dir/spec"
+mapfile -d '' -t -n 7 f <"$dir/spec"
 line "$dir/claim" claim; line "$dir/pid" pid
 runner=${claim%% *} main=${pid%% *}
 carries "$runner" "HIVEYARD_RUNNER=$f" || runner=
 [[ $runner ]] || carries "$main" "HIVEYARD_PROCESS=$f" || main=
+session=$main
+[[ ${f[6]} ]] && session=$runner
 # The runner's own pipe: to make one, bash would have to fork.
 if [[ -e /proc/${runner:-none}/fd/5 ]]; then exec 5<>"/proc/$runner/fd/5"; else exec 5<> <(:); fi
 declare -A known told
@@ -206,7 +290,7 @@ each() {
     set -- ${s##*) }
     [[ $1 && $1 != [ZX] ]] || continue
     if [[ ! ${known[$p]} ]]; then
-      [[ $main && $4 == "$main" || ${known[$2]} ]] || carries "$p" "HIVEYARD_PROCESS=$f" || continue
+      [[ $session && $4 == "$session" || ${known[$2]} ]] || carries "$p" "HIVEYARD_PROCESS=$f" || continue
       known[$p]=1
     fi
     [[ $p == "$main" ]] && headless=

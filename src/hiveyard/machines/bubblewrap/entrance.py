@@ -9,6 +9,7 @@ from pathlib import Path
 from hiveyard.core.errors import MachineLost
 from hiveyard.core.ports import Stream
 from hiveyard.machines.attached import AttachedStream, attached
+from hiveyard.machines.bubblewrap import terminal
 from hiveyard.machines.bubblewrap.record import Alive
 
 _JOIN = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
@@ -20,6 +21,7 @@ class Entrance:
     def __init__(self, name: str, init: Alive, uid: int | None, cgroups: Sequence[str], env: Mapping[str, str]) -> None:
         self._name = name
         self._init = init
+        self._uid = uid
         self._prefix = _prefix(init.pid, uid, [group for group in cgroups if Path(group).is_dir()])
         self._env = dict(env)
 
@@ -29,6 +31,12 @@ class Entrance:
         words = [word.encode("utf-8", "surrogateescape") for word in (*self._prefix, *argv)]
         async with attached(words, self._env) as stream:
             yield _MachineStream(stream, self)
+
+    def terminal(self, argv: Sequence[str]) -> list[str]:
+        """A program of the host that runs `argv` on a terminal of the machine."""
+        self.check_alive()
+        entering = (*self._prefix, "setsid", "--ctty", "--wait", *argv)
+        return terminal.program(self._init.pid, self._uid, self._env, entering)
 
     def check_alive(self) -> None:
         """Raises MachineLost when the machine is gone."""

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -62,7 +62,7 @@ from hiveyard.machines.bubblewrap.entrance import Entrance
 from hiveyard.machines.bubblewrap.record import Made, Record
 from hiveyard.machines.bubblewrap.rootfs import Roots
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
-from hiveyard.machines.shell import ShellGuest
+from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _PROGRAMS = ("bwrap", "nsenter", "setpriv", "tar")
@@ -325,13 +325,19 @@ class BubblewrapProvider:
 
     @asynccontextmanager
     async def guest(self, name: str) -> AsyncIterator[Guest]:
+        yield ShellGuest(await self._entrance(name), self.capabilities)
+
+    async def terminal(self, name: str, command: Command) -> Sequence[str]:
+        words = terminal_words(secrets.token_hex(8), command, self.capabilities)
+        return (await self._entrance(name)).terminal(words)
+
+    async def _entrance(self, name: str) -> Entrance:
         machine = await self.get(name)
         keep = self._record(name)
         init, made = keep.init(), keep.made()
         if init is None or made is None or machine.status is not MachineStatus.READY:
             raise MachineNotReady(f"machine {name} is {machine.status}", machine=name)
-        entrance = Entrance(name, init, self._uid, made.cgroups, layout.environment(self.capabilities))
-        yield ShellGuest(entrance, self.capabilities)
+        return Entrance(name, init, self._uid, made.cgroups, layout.environment(self.capabilities))
 
     def _record(self, name: str) -> Record:
         return Record(self._state / name)

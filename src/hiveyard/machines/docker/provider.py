@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 from aiodocker.types import JSONValue
 
+from hiveyard.core.commands import Command
 from hiveyard.core.errors import (
     BootFailed,
     BootTimeout,
@@ -50,14 +52,14 @@ from hiveyard.core.machines import (
 from hiveyard.core.ports import Guest
 from hiveyard.kit import files, names
 from hiveyard.kit.text import decode, one_line
-from hiveyard.machines.docker import container, imported, ownership
+from hiveyard.machines.docker import container, imported, ownership, terminal
 from hiveyard.machines.docker.container import Owner, Shared
 from hiveyard.machines.docker.engine import Engine, foreign
 from hiveyard.machines.docker.entrance import Entrance
 from hiveyard.machines.docker.hijack import hijacked
 from hiveyard.machines.docker.ownership import Sharing
 from hiveyard.machines.docker.settings import DockerSettings
-from hiveyard.machines.shell import ShellGuest
+from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _SAID_LIMIT = 4096
 _TEARDOWN = 60.0  # seconds: an engine under load takes its time to remove a container
@@ -219,17 +221,22 @@ class DockerProvider:
         async with self._lock(name), self._engine.connect() as client:
             await self._remove(client, name)
 
+    async def terminal(self, name: str, command: Command) -> Sequence[str]:
+        check_machine_name(name)
+        about = await self._engine.about()
+        async with self._engine.connect() as client:
+            await self._ready(client, name)
+        token = secrets.token_hex(8)
+        argv = terminal_words(token, command, self.capabilities)
+        who = str(ownership.owner(about))
+        return terminal.program(str(self._engine.socket), f"/v{about.api}", self._container(name), who, token, argv)
+
     @asynccontextmanager
     async def guest(self, name: str) -> AsyncIterator[Guest]:
         check_machine_name(name)
         owner = ownership.owner(await self._engine.about())
         async with self._engine.connect() as client:
-            seen = await self._inspect(client, name)
-            if seen is None:
-                raise _absent(name)
-            machine = self._machine(name, seen)
-            if machine.status is not MachineStatus.READY:
-                raise MachineNotReady(f"machine {name} is {machine.status}", hint=machine.reason, machine=name)
+            seen = await self._ready(client, name)
             pids = int(_labels(seen)[container.PIDS])
             entrance = Entrance(name, self._container(name), str(owner), pids, self._engine, client)
             try:
@@ -262,6 +269,16 @@ class DockerProvider:
                     return None
                 raise
         return seen if _labels(seen).get(container.INSTALLATION) == self._installation() else None
+
+    async def _ready(self, client: Docker, name: str) -> Mapping[str, Any]:
+        """The container of a machine that is ready. Raises NoSuchMachine, MachineNotReady."""
+        seen = await self._inspect(client, name)
+        if seen is None:
+            raise _absent(name)
+        machine = self._machine(name, seen)
+        if machine.status is not MachineStatus.READY:
+            raise MachineNotReady(f"machine {name} is {machine.status}", hint=machine.reason, machine=name)
+        return seen
 
     async def _status_of(self, client: Docker, name: str) -> MachineStatus | None:
         seen = await self._inspect(client, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import anyio
 
+from hiveyard.core.commands import Command
 from hiveyard.core.errors import (
     BootFailed,
     MachineLost,
@@ -36,6 +38,7 @@ from hiveyard.core.machines import (
 )
 from hiveyard.core.ports import Guest
 from hiveyard.kit.clock import Clock, SystemClock
+from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator, Accelerators
 from hiveyard.machines.qemu.command import DOOR_ADDRESS
 from hiveyard.machines.qemu.disk import Disk, Disks
@@ -49,7 +52,7 @@ from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.machines.qemu.template import Corrupt, Key, Template, Templates
 from hiveyard.machines.qemu.user import builder, user_for
 from hiveyard.machines.qemu.vm import Vm, labels
-from hiveyard.machines.shell import ShellGuest
+from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _log = logging.getLogger(__name__)
 
@@ -294,14 +297,22 @@ class QemuProvider:
 
     # Guests.
 
-    @asynccontextmanager
-    async def guest(self, name: str) -> AsyncIterator[Guest]:
+    async def terminal(self, name: str, command: Command) -> Sequence[str]:
+        words = terminal_words(secrets.token_hex(8), command, self.capabilities)
+        return terminal.program(self._ready(name), self._rig(name).root, words)
+
+    def _ready(self, name: str) -> Record:
         check_machine_name(name)
         record = self._record(name)
         if record.status is not MachineStatus.READY:
             raise MachineNotReady(f"machine {name} is {record.machine().status}", machine=name)
         if not record.alive:
             raise MachineLost(f"machine {name} is gone: its QEMU process has ended", machine=name)
+        return record
+
+    @asynccontextmanager
+    async def guest(self, name: str) -> AsyncIterator[Guest]:
+        record = self._ready(name)
         yield ShellGuest(GuestExec(self._entries, record), self.capabilities)
 
     async def aclose(self) -> None:

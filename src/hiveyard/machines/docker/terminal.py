@@ -1,0 +1,126 @@
+"""A terminal in a container for a person on the host: `python terminal.py SOCKET API CONTAINER USER TOKEN ARGUMENT...`.
+
+It speaks to the engine itself, because the engine may be Podman's and no `docker` program may be there. It imports
+nothing of the package that costs time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+
+from hiveyard.machines.scripts import HANG_UP
+from hiveyard.machines.terminal import HungUp, Size, join
+
+_REFUSED = 125
+_PATIENCE = 5.0  # seconds for the engine to know the exit code of what has ended
+
+
+def program(socket_path: str, api: str, container: str, user: str, token: str, argv: Sequence[str]) -> list[str]:
+    """The argv that runs `argv` on a terminal in a container. `api` is the version of the engine's API as a path;
+    `token` is in the environment of what it runs."""
+    return [sys.executable, "-P", __file__, socket_path, api, container, user, token, *argv]
+
+
+def main(argv: Sequence[str]) -> int:
+    socket_path, api, container, user, token, *words = argv
+    engine = _Engine(socket_path, api)
+    try:
+        run = engine.create(container, user, words, terminal=True)
+        connection = engine.start(run)
+    except (OSError, _RefusedError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return _REFUSED
+    try:
+        join(connection.fileno(), lambda size: engine.resize(run, size))
+    except HungUp:
+        # The engine keeps a terminal that nobody looks at any more.
+        with contextlib.suppress(OSError, _RefusedError):
+            engine.start(engine.create(container, user, ["bash", "-c", HANG_UP, "hv", token], terminal=False)).recv(1)
+        return 128 + signal.SIGHUP
+    return engine.exit_code(run)
+
+
+class _RefusedError(Exception):
+    """The engine said no; the text is its own."""
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("engine")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self._path)
+
+
+class _Engine:
+    """The few calls that a terminal needs."""
+
+    def __init__(self, path: str, api: str) -> None:
+        self._path = path
+        self._api = api
+
+    def create(self, container: str, user: str, argv: Sequence[str], *, terminal: bool) -> str:
+        body = {"AttachStdin": terminal, "AttachStdout": True, "AttachStderr": True, "Tty": terminal, "User": user}
+        return str(self._call("POST", f"/containers/{container}/exec", body | {"Cmd": list(argv)})["Id"])
+
+    def start(self, run: str) -> socket.socket:
+        """The connection, which turns from HTTP into what is typed and shown."""
+        body = json.dumps({"Detach": False, "Tty": True}).encode()
+        head = f"POST {self._api}/exec/{run}/start HTTP/1.1\r\nHost: engine\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.connect(self._path)
+        stream.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = b""
+        # Byte by byte: what follows the head is the program's.
+        while not answer.endswith(b"\r\n\r\n") and (byte := stream.recv(1)):
+            answer += byte
+        if answer[9:12] not in (b"101", b"200"):
+            raise _RefusedError(f"the container engine refused: {stream.recv(4096).decode(errors='replace').strip()}")
+        return stream
+
+    def resize(self, run: str, size: Size) -> None:
+        # It may have ended just now, or not quite begun: then the engine refuses, and the next size will do.
+        for _ in range(5):
+            with contextlib.suppress(_RefusedError, OSError):
+                self._call("POST", f"/exec/{run}/resize?h={size.rows}&w={size.columns}", None)
+                return
+            time.sleep(0.02)
+
+    def exit_code(self, run: str) -> int:
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            with contextlib.suppress(_RefusedError, OSError):
+                seen = self._call("GET", f"/exec/{run}/json", None)
+                if not seen.get("Running") and isinstance(code := seen.get("ExitCode"), int):
+                    return code
+            time.sleep(0.02)
+        return 128 + signal.SIGKILL
+
+    def _call(self, method: str, path: str, body: object) -> dict[str, object]:
+        connection = _Connection(self._path)
+        try:
+            data = None if body is None else json.dumps(body).encode()
+            connection.request(method, self._api + path, data, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read()
+        except http.client.HTTPException as error:
+            raise _RefusedError(f"the container engine does not answer: {error}") from error
+        finally:
+            connection.close()
+        answer = json.loads(text) if text[:1] == b"{" else {}
+        if response.status >= 400:
+            raise _RefusedError(f"the container engine refused: {answer.get('message', response.status)}")
+        return dict(answer)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
