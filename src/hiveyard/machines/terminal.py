@@ -51,8 +51,9 @@ def raw(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # Not FLUSH: what was typed ahead is for the shell.
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        # Not FLUSH: what was typed ahead is for the shell. A terminal that is gone needs nothing.
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 def join(far: int, resize: Callable[[Size], None], over: Callable[[], bool] = lambda: False) -> None:
