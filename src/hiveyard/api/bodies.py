@@ -42,6 +42,21 @@ class TurnTaken(msgspec.Struct, frozen=True):
     turn: int
 
 
+class TerminalAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A person's terminal: its TERM and COLORTERM. Without `argv` it shows the agent's own; `read_only` only looks."""
+
+    argv: list[str] | None = None
+    read_only: bool = False
+    term: str = ""
+    colors: str = ""
+
+
+class TerminalProgram(msgspec.Struct, frozen=True):
+    """A program of this host that gives the terminal it is run on to the machine."""
+
+    argv: list[str]
+
+
 class BuildLine(msgspec.Struct, frozen=True):
     """Where a build is."""
 

@@ -8,7 +8,18 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from hiveyard.api.bodies import BuildLine, End, Image, Problem, Prompt, Removed, TurnTaken, Version
+from hiveyard.api.bodies import (
+    BuildLine,
+    End,
+    Image,
+    Problem,
+    Prompt,
+    Removed,
+    TerminalAsked,
+    TerminalProgram,
+    TurnTaken,
+    Version,
+)
 from hiveyard.core.events import Event
 from hiveyard.engine.doctor import Check
 from hiveyard.engine.report import Report
@@ -17,8 +28,22 @@ from hiveyard.engine.roster import SessionView
 from hiveyard.engine.source import Source
 from hiveyard.engine.spawn import SpawnRequest
 
-_ASKED = (TaskRequest, SpawnRequest, Prompt)
-_ANSWERED = (Report, SessionView, TurnTaken, Source, Image, Check, Version, Removed, Problem, Event, BuildLine, End)
+_ASKED = (TaskRequest, SpawnRequest, Prompt, TerminalAsked)
+_ANSWERED = (
+    Report,
+    SessionView,
+    TurnTaken,
+    TerminalProgram,
+    Source,
+    Image,
+    Check,
+    Version,
+    Removed,
+    Problem,
+    Event,
+    BuildLine,
+    End,
+)
 BODIES = (*_ASKED, *_ANSWERED)
 _REF = "#/components/schemas/{name}"
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 
 from hiveyard.api.answers import answer, body
-from hiveyard.api.bodies import Prompt, TurnTaken
+from hiveyard.api.bodies import Prompt, TerminalAsked, TerminalProgram, TurnTaken
 from hiveyard.api.bounds import while_wanted
 from hiveyard.api.document import gives, takes
+from hiveyard.core.commands import Command
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.parsing import parsed
 from hiveyard.engine.roster import SessionView
+from hiveyard.engine.sitting import TERMINAL
 from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
+from hiveyard.engine.workspace import GUEST_REPO
+from hiveyard.processes.tmux import attaching
 
 
 def add_sessions(app: FastAPI, engine: Engine) -> None:
@@ -76,3 +80,17 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
         id = await engine.resolve(ref)
         await sessions.interrupt(id)
         return answer(await sessions.view(id))
+
+    @app.post("/v1/sessions/{ref}/terminal", **takes(TerminalAsked), **gives(TerminalProgram))
+    async def terminal(ref: str, request: Request) -> Response:
+        asked = parsed(await body(request), TerminalAsked, "terminal request")
+        argv = await sessions.terminal(await engine.resolve(ref), _seen(asked))
+        return answer(TerminalProgram(list(argv)))
+
+
+def _seen(asked: TerminalAsked) -> Command:
+    """What is on the terminal."""
+    if asked.argv is None:
+        return attaching(TERMINAL, read_only=asked.read_only, term=asked.term, colors=asked.colors)
+    env = {"TERM": asked.term or "xterm-256color", "COLORTERM": asked.colors}
+    return Command(argv=tuple(asked.argv), cwd=GUEST_REPO, env=env)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import Connection
 
+from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, Cancelled, HiveyardError, SessionNotRunning
 from hiveyard.core.events import SessionCreated, SessionPaused, SessionUnpaused, TurnCreated
-from hiveyard.core.ports import Guest, Pauses, Provider
+from hiveyard.core.ports import Guest, Pauses, Provider, Terminals
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine import room
 from hiveyard.engine.berth import machine_name
@@ -137,6 +138,16 @@ class Sessions:
         async with self._guest(id) as guest:
             await sitting.interrupt(guest)
 
+    async def terminal(self, id: str, command: Command) -> Sequence[str]:
+        """A program of this host that gives a person's terminal to `command` in the session's machine; see
+        `Terminals.terminal`. Raises SessionNotRunning."""
+        await self._sitting(id)
+        session = await self._session(id)
+        provider = self._provider(session)
+        if not isinstance(provider, Terminals):
+            raise BadInput(f"{session.provider} has no terminals for people", hint=f"hv logs -f {session.slug}")
+        return await provider.terminal(machine_name(id), command)
+
     async def pause(self, id: str) -> None:
         """Freeze its machine. One that is frozen is a success."""
         session, stay = await self._session(id), await self._stay(id)
@@ -164,7 +175,7 @@ class Sessions:
         if id not in self._stays:
             return
         async with self._guest(id) as guest:
-            await harvest(id, guest, self._r, turn=None)
+            await harvest(id, guest, self._r, turn=None, aside=True)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
