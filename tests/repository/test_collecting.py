@@ -10,6 +10,7 @@ from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadBundle, RepositoryError
 from hiveyard.engine import repository
 from hiveyard.engine.git import answer
+from hiveyard.engine.git_collecting import LIMIT
 from tests.repository.conftest import Repo, Session, init
 
 pytestmark = pytest.mark.anyio
@@ -23,8 +24,10 @@ async def begin(repo: Repo, session: Session, *, dirty: bool = False) -> str:
     return taken.base
 
 
-async def end(session: Session, base: str, **options: int) -> repository.Collected:
-    return await repository.collect(session.guest, session.origin, session.result, base=base, branch=BRANCH, **options)
+async def end(session: Session, base: str, *, limit: int = LIMIT) -> repository.Collected:
+    return await repository.collect(
+        session.guest, session.origin, session.result, base=base, branch=BRANCH, limit=limit
+    )
 
 
 async def names(session: Session, head: str) -> list[str]:

@@ -24,7 +24,12 @@ from hiveyard.engine.git_submodules import Submodule, bare_copy, submodules
 from hiveyard.engine.git_taking import identity
 from hiveyard.kit.text import decode, one_line
 
-MESSAGE = "Work that was left uncommitted\n\nCommitted by Hiveyard when the agent had ended.\n"
+MESSAGE = {
+    False: "Work that was left uncommitted\n\nCommitted by Hiveyard when the agent had ended.\n",
+    True: "Work that was left uncommitted\n\nCommitted by Hiveyard beside the repository, which knows nothing of it.\n",
+}
+"""Of the commit of what is left, by whether that is kept aside of the guest's repository."""
+
 PATCH, BUNDLE = "changes.patch", "work.bundle"
 LIMIT = 1 << 30
 """Most bytes of a bundle, of a patch and of one file in the work."""
@@ -46,13 +51,16 @@ _NOTES = {
 
 class Tree(NamedTuple):
     """A work tree in the guest, `path` below `/session`, of which `origin` is the host's bare repository; a submodule's
-    own repository is at `module` there."""
+    own repository is at `module` there. `aside`: the guest's own repositories stay as they are; `links` are then what
+    was brought out of the submodules in it, as `COMMIT PATH`."""
 
     origin: Path
     path: str
     base: str
     branch: str
     module: str = ""
+    aside: bool = False
+    links: tuple[str, ...] = ()
 
 
 class _Said(NamedTuple):
@@ -81,21 +89,20 @@ class Collected(NamedTuple):
     notices: tuple[str, ...] = ()
 
 
-async def collect(guest: Guest, origin: Path, result: Path, *, base: str, branch: str, limit: int = LIMIT) -> Collected:
+async def collect(
+    guest: Guest, origin: Path, result: Path, *, base: str, branch: str, limit: int = LIMIT, aside: bool = False
+) -> Collected:
     """Commit what is left in the guest's `/session/repo` and bring it to `branch` of the host's bare `origin`.
 
+    With `aside` the repository in there stays as it is, index and branches too: somebody may be at work in it.
     Writes `changes.patch` and `work.bundle` into `result`, and the bundles of submodules into `result/submodules`.
     Safe to repeat. Raises BadBundle for what comes out and is not what it should be or larger than `limit` bytes,
     RepositoryError, GuestNoSpace and what the guest raises."""
     await check_branch_name(branch)
     result.mkdir(parents=True, exist_ok=True)
-    notices = []
-    # From the inside out: each repository records the commit of what is in it.
-    for one in reversed(submodules(origin)):
-        tree = Tree(bare_copy(origin, one), f"repo/{one.path}", one.commit, branch, f"repo/.git/{one.module}")
-        notices += await _submodule(guest, tree, one, result / "submodules" / one.copy, limit)
+    links, notices = await _submodules(guest, origin, result, branch, limit, aside)
     bundle = result / BUNDLE
-    said = await _bring(guest, Tree(origin, "repo", base, branch), bundle, limit)
+    said = await _bring(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, limit)
     notices = [*_told(said), *notices]
     if said.head == base:
         return Collected(base, 0, 0, 0, 0, False, None, None, tuple(notices))
@@ -110,14 +117,33 @@ async def collect(guest: Guest, origin: Path, result: Path, *, base: str, branch
     return Collected(said.head, commits, files, insertions, deletions, leftover, patch, bundle, tuple(notices))
 
 
-async def _submodule(guest: Guest, tree: Tree, one: Submodule, result: Path, limit: int) -> list[str]:
-    """Bring a submodule's work; what cannot be brought is told and does not hold up the rest."""
+async def _submodules(
+    guest: Guest, origin: Path, result: Path, branch: str, limit: int, aside: bool
+) -> tuple[tuple[str, ...], list[str]]:
+    """Bring the work of all submodules, from the inside out: each repository records the commit of what is in it.
+    Returns the links of the outermost, and what is to be told."""
+    links: dict[str, list[str]] = {}
+    notices: list[str] = []
+    for one in reversed(submodules(origin)):
+        copy, module, inner = bare_copy(origin, one), f"repo/.git/{one.module}", tuple(links.get(one.path, ()))
+        tree = Tree(copy, f"repo/{one.path}", one.commit, branch, module, aside, inner)
+        head, said = await _submodule(guest, tree, one, result / "submodules" / one.copy, limit)
+        notices += said
+        if aside and head is not None:
+            links.setdefault(one.outer, []).append(f"{head} {one.path.removeprefix(one.outer).lstrip('/')}")
+    return tuple(links.get("", ())), notices
+
+
+async def _submodule(
+    guest: Guest, tree: Tree, one: Submodule, result: Path, limit: int
+) -> tuple[str | None, list[str]]:
+    """Bring a submodule's work; what cannot be brought is told and does not hold up the rest. Returns its commit."""
     result.mkdir(parents=True, exist_ok=True)
     try:
         said = await _bring(guest, tree, result / BUNDLE, limit)
     except RepositoryError as error:
-        return [f"the work in the submodule {one.path} did not come along: {error.message}"]
-    return [f"submodule {one.path}: {note}" for note in _told(said)]
+        return None, [f"the work in the submodule {one.path} did not come along: {error.message}"]
+    return said.head, [f"submodule {one.path}: {note}" for note in _told(said)]
 
 
 def _told(said: _Said) -> list[str]:
@@ -143,7 +169,7 @@ async def _bring(guest: Guest, tree: Tree, bundle: Path, limit: int) -> _Said:
 async def _commit_leftover(guest: Guest, tree: Tree) -> _Said:
     """Rebuilds the guest's repository when git cannot use it."""
     said = await _ask_to_collect(guest, tree, "")
-    if said.status == git_scripts.BROKEN:
+    if said.status == git_scripts.BROKEN and not tree.aside:
         await _rebuild(guest, tree)
         said = await _ask_to_collect(guest, tree, "r")
     if tree.module and said.status in (git_scripts.NO_TREE, git_scripts.NO_SUBMODULE):
@@ -157,8 +183,10 @@ async def _commit_leftover(guest: Guest, tree: Tree) -> _Said:
 
 
 async def _ask_to_collect(guest: Guest, tree: Tree, notes: str) -> Result:
-    words = (ROOT, tree.path, tree.module, tree.base, *await identity(tree.origin), MESSAGE, str(git_scripts.INLINE))
-    command = Command(argv=("bash", "-c", git_scripts.COLLECT, "hv", *words, notes), cwd="/")
+    person = await identity(tree.origin)
+    words = (ROOT, tree.path, tree.module, tree.base, *person, MESSAGE[tree.aside], str(git_scripts.INLINE), notes)
+    more = ("1" if tree.aside else "", *tree.links)
+    command = Command(argv=("bash", "-c", git_scripts.COLLECT, "hv", *words, *more), cwd="/")
     return await guest.run(command, timeout=_TIMEOUT, limit=git_scripts.INLINE + (64 << 10))
 
 

@@ -47,15 +47,17 @@ rm -f -- "$root/origin.tar"
 """
 )
 
-# ROOT PATH MODULE BASE NAME EMAIL MESSAGE INLINE REBUILT. Commits what is left in ROOT/PATH, makes ROOT/.result.bundle
-# and prints `HEAD SIZE NOTES`; SIZE 0: nothing was done. NOTES are letters, see git_collecting.py. A bundle of at most
-# INLINE bytes follows the line, and its file is removed. MODULE is where a submodule's own repository is below ROOT;
-# its HEAD is moved to what is given out, so that the repository around it points there.
+# ROOT PATH MODULE BASE NAME EMAIL MESSAGE INLINE REBUILT ASIDE LINK... Commits what is left in ROOT/PATH, makes
+# ROOT/.result.bundle and prints `HEAD SIZE NOTES`; SIZE 0: nothing was done. NOTES are letters, see git_collecting.py.
+# A bundle of at most INLINE bytes follows the line, and its file is removed. MODULE is where a submodule's own
+# repository is below ROOT; its HEAD is moved to what is given out, so that the repository around it points there.
+# With ASIDE nothing of that is seen in there, where somebody may be at work: HEAD, index and branches stay as they are;
+# each LINK is `COMMIT PATH` of a submodule, for the repository around it.
 COLLECT: Final = (
     "root=$1\n"
     + _GIT
     + r"""
-repo=$root/$2 module=$3 base=$4 name=$5 email=$6 message=$7 inline=$8 notes=${9:-}
+repo=$root/$2 module=$3 base=$4 name=$5 email=$6 message=$7 inline=$8 notes=${9:-} aside=${10:-} links=("${@:11}")
 export GIT_AUTHOR_NAME=$name GIT_AUTHOR_EMAIL=$email GIT_COMMITTER_NAME=$name GIT_COMMITTER_EMAIL=$email
 bundle=$root/.result.bundle own=$repo/.git
 [[ -d $repo && ! -L $repo ]] || exit 51
@@ -71,11 +73,21 @@ fi
 [[ -d $own && ! -L $own ]] || exit 50
 # These two are stronger than core.bare and core.worktree of the repository.
 export GIT_DIR=$own GIT_WORK_TREE=$repo
-# The agent is gone; locks of what it had begun hold nobody up but us.
-[[ -f $own/HEAD ]] && read -r -n 1024 ref <"$own/HEAD"
-for lock in "$own/index.lock" "$own/HEAD.lock" "$own/${ref#ref: }.lock"; do
-  [[ ! -e $lock ]] || rm -f -- "$lock"
-done
+index=$own/index
+if [[ $aside ]]; then
+  index=$root/.aside.$$.index
+  trap 'rm -f -- "$index" "$index.lock"' EXIT
+  [[ ! -e $own/index ]] || cp -- "$own/index" "$index" || exit 50
+  export GIT_INDEX_FILE=$index GIT_OPTIONAL_LOCKS=0
+else
+  # The agent is gone; locks of what it had begun hold nobody up but us.
+  [[ -f $own/HEAD ]] && read -r -n 1024 ref <"$own/HEAD"
+  for lock in "$own/index.lock" "$own/HEAD.lock" "$own/${ref#ref: }.lock"; do
+    [[ ! -e $lock ]] || rm -f -- "$lock"
+  done
+fi
+# REF COMMIT
+move() { [[ $aside ]] || git update-ref "$1" "$2"; }
 mapfile -t ids < <(git cat-file --batch-check='%(objectname)' 2>/dev/null \
   <<<"$base^{commit}"$'\n'"$base^{tree}"$'\nHEAD^{commit}\nHEAD^{tree}')
 is_id() { [[ $1 =~ ^[0-9a-f]{40,64}$ ]]; }
@@ -86,7 +98,7 @@ if is_id "${ids[2]}"; then
   head=${ids[2]} has=${ids[3]}
 else
   # A branch without a commit (--orphan) goes on from the base.
-  git rev-parse --verify --quiet HEAD >/dev/null || git update-ref HEAD "$base" || exit 50
+  git rev-parse --verify --quiet HEAD >/dev/null || move HEAD "$base" || exit 50
 fi
 began=$head
 for state in rebase-merge rebase-apply MERGE_HEAD CHERRY_PICK_HEAD REVERT_HEAD; do
@@ -112,6 +124,15 @@ find_unknown() {
     [[ $path == */ ]] && nested+=("${path%/}")
   done < <(git ls-files --others --exclude-standard -z 2>/dev/null)
 }
+# Of a path that a known file is below, git takes all that is there.
+take_in() {
+  local file
+  (
+    unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+    git -C "$1" ls-files -z --cached --others --exclude-standard
+  ) 2>/dev/null | while IFS= read -r -d '' file; do [[ $file == */ ]] || printf '%s/%s\0' "$1" "$file"; done |
+    git update-index --add --remove -z --stdin 2>/dev/null
+}
 add() { git add --all --ignore-errors -- . 2>/dev/null; }
 add
 added=$? nested=()
@@ -124,8 +145,11 @@ if ((added || ${#nested[@]})); then
     ((${#nested[@]})) || break
     [[ $notes == *n* ]] || notes+=n
     for path in "${nested[@]}"; do
-      mv -T -- "$path/.git" "$root/.nested.$$.$RANDOM$RANDOM" 2>/dev/null || rm -rf -- "$path/.git"
+      if [[ ! $aside ]]; then
+        mv -T -- "$path/.git" "$root/.nested.$$.$RANDOM$RANDOM" 2>/dev/null || rm -rf -- "$path/.git"
+      fi
       git rm --quiet --force --cached -- "$path" 2>/dev/null
+      [[ ! $aside ]] || take_in "$path"
     done
   done
   add
@@ -134,11 +158,21 @@ fi
 case $added in
   0) ;;
   1) notes+=u ;;
-  *) rm -f -- "$own/index"; git read-tree "$head" || exit 50; add; (($? < 2)) || exit 50 ;;
+  *) rm -f -- "$index"; git read-tree "$head" || exit 50; add; (($? < 2)) || exit 50 ;;
 esac
+for link in "${links[@]}"; do
+  [[ $(git --literal-pathspecs ls-files --stage -- "${link#* }") == 160000* ]] || continue
+  git update-index --cacheinfo "160000,${link/ /,}" || exit 50
+done
+# What is made out of the same gets the same name: its date is that of a commit.
+dated() {
+  GIT_COMMITTER_DATE=$(git show -s --format=%cI "$1") GIT_AUTHOR_DATE=$GIT_COMMITTER_DATE
+  export GIT_COMMITTER_DATE GIT_AUTHOR_DATE
+}
 tree=$(git write-tree) || exit 50
 if [[ $tree != "$has" ]]; then
-  head=$(git commit-tree "$tree" -p "$head" -m "$message") && git update-ref HEAD "$head" || exit 50
+  [[ ! $aside ]] || dated "$head"
+  head=$(git commit-tree "$tree" -p "$head" -m "$message") && move HEAD "$head" || exit 50
   has=$tree notes+=l
 elif [[ $head == "$base" && ! $module ]]; then
   # Nothing here; perhaps the work is on a branch that is not checked out.
@@ -150,13 +184,11 @@ if [[ $began != "$base" ]] && ! git merge-base --is-ancestor "$base" "$head"; th
   notes+=h
   if [[ $has == "${ids[1]}" ]]; then head=$base
   else
-    # Its date is that of the work, so that doing this again gives the same commit.
-    GIT_COMMITTER_DATE=$(git show -s --format=%cI "$head") GIT_AUTHOR_DATE=$GIT_COMMITTER_DATE
-    export GIT_COMMITTER_DATE GIT_AUTHOR_DATE
+    dated "$head"
     head=$(git commit-tree "$has" -p "$base" -m "$message") || exit 50
   fi
 fi
-[[ ! $module ]] || git update-ref HEAD "$head" || exit 50
+[[ ! $module ]] || move HEAD "$head" || exit 50
 [[ ! -e $bundle && ! -L $bundle ]] || rm -rf -- "$bundle"
 size=0
 if [[ $head != "$base" ]]; then

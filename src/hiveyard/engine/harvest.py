@@ -10,15 +10,17 @@ from hiveyard.store import views
 from hiveyard.store.views import ResultRow
 
 
-async def harvest(id: str, guest: Guest, resources: Resources, *, turn: int | None) -> ResultRow:
+async def harvest(
+    id: str, guest: Guest, resources: Resources, *, turn: int | None, aside: bool = False
+) -> ResultRow:
     """Take the branch and the patch of session `id` out of its guest, and journal the result, which replaces an
-    earlier one. Raises what `repository.collect` raises."""
+    earlier one. With `aside` the guest's repository stays as it is. Raises what `repository.collect` raises."""
     ledger, workspace = resources.ledger, resources.workspace(id)
     async with ledger.phase(id, "collect"):
         session = await ledger.read(lambda conn: views.session(conn, id))
         assert session.base is not None and session.branch is not None
         got = await repository.collect(
-            guest, workspace.origin, workspace.result, base=session.base, branch=session.branch
+            guest, workspace.origin, workspace.result, base=session.base, branch=session.branch, aside=aside
         )
     result = ResultCollected(
         branch=session.branch,

@@ -1,0 +1,87 @@
+"""Work is brought out of a repository in which somebody is still at work: they notice nothing of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core.errors import RepositoryError
+from hiveyard.engine import repository
+from hiveyard.engine.git import answer
+from hiveyard.engine.git_submodules import bare_copy, submodules
+from tests.repository.conftest import Repo, Session
+from tests.repository.test_collecting import LEFT, begin, end
+from tests.repository.test_submodules import BRANCH, CHANGE, inner, lib, whole
+
+__all__ = ["inner", "lib", "whole"]
+pytestmark = pytest.mark.anyio
+
+
+async def aside(session: Session, base: str) -> repository.Collected:
+    return await repository.collect(session.guest, session.origin, session.result, base=base, branch=BRANCH, aside=True)
+
+
+def seen(session: Session) -> dict[str, bytes | str]:
+    """All that git or a person could notice: every file but new objects, which nothing points to."""
+    root = session.shared / "repo"
+    found: dict[str, bytes | str] = {}
+    for path in sorted(root.rglob("*")):
+        if "objects" in path.parts and ".git" in path.parts:
+            continue
+        if path.is_symlink():
+            found[str(path)] = str(path.readlink())
+        elif path.is_file():
+            found[str(path)] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("left", LEFT)
+async def test_nothing_of_it_is_seen_in_the_repository(left: str, repo: Repo, session: Session) -> None:
+    base = await begin(repo, session)
+    await session.agent(LEFT[left][0])
+    before, listed = seen(session), sorted(path.name for path in session.shared.iterdir())
+    try:
+        got = await aside(session, base)
+    except RepositoryError:
+        assert "unusable" in LEFT[left][1], "only what git itself cannot use may fail"
+        assert seen(session) == before
+        return
+    assert seen(session) == before
+    assert sorted(path.name for path in session.shared.iterdir()) == listed
+    assert (await aside(session, base)).head == got.head, "the same work has the same name"
+    same = await end(session, base)
+    trees = [await answer("rev-parse", f"{head}^{{tree}}", at=session.origin) for head in (got.head, same.head)]
+    assert trees[0] == trees[1]
+    assert got[1:6] == same[1:6]
+
+
+async def test_an_agent_in_the_middle_of_staging_is_not_disturbed(repo: Repo, session: Session) -> None:
+    base = await begin(repo, session)
+    await session.agent("echo staged > staged; git add staged; echo more >> staged; touch .git/index.lock")
+    got = await aside(session, base)
+    assert (got.files, got.leftover) == (1, True)
+    assert (session.shared / "repo/.git/index.lock").exists(), "it is somebody's"
+    said = await session.agent("rm .git/index.lock; git status --porcelain; git log -1 --format=%s")
+    assert said == "AM staged\nSecond\n"
+
+
+async def test_work_in_submodules_comes_out_and_their_heads_stay(whole: Repo, session: Session) -> None:
+    taken = await repository.take(repository.parse_source(str(whole.path)), session.origin)
+    await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
+    await session.agent(CHANGE)
+    before = seen(session)
+    got = await aside(session, taken.base)
+    assert seen(session) == before
+    assert got.notices == ()
+    deep = submodules(session.origin)[-1]
+    copy = bare_copy(session.origin, deep)
+    assert await answer("show", f"{BRANCH}:inner.txt", at=copy) == "3"
+    # Each repository points to what was brought out of the ones inside it.
+    lib = bare_copy(session.origin, submodules(session.origin)[0])
+    assert (await answer("ls-tree", BRANCH, "deps/inner", at=lib)).split()[2] == await tip(copy)
+    assert (await answer("ls-tree", BRANCH, "vendor/lib", at=session.origin)).split()[2] == await tip(lib)
+
+
+async def tip(copy: Path) -> str:
+    return await answer("rev-parse", f"refs/heads/{BRANCH}", at=copy)
