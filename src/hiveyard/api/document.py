@@ -29,22 +29,9 @@ from hiveyard.engine.source import Source
 from hiveyard.engine.spawn import SpawnRequest
 
 _ASKED = (TaskRequest, SpawnRequest, Prompt, TerminalAsked)
-_ANSWERED = (
-    Report,
-    SessionView,
-    TurnTaken,
-    TerminalProgram,
-    Source,
-    Image,
-    Check,
-    Version,
-    Removed,
-    Problem,
-    Event,
-    BuildLine,
-    End,
-)
-BODIES = (*_ASKED, *_ANSWERED)
+_ANSWERED = (Report, SessionView, TurnTaken, TerminalProgram, Source, Image, Check, Version, Removed, Problem)
+_STREAMED = (Event, BuildLine, End)
+BODIES = (*_ASKED, *_ANSWERED, *_STREAMED)
 _REF = "#/components/schemas/{name}"
 
 
