@@ -34,7 +34,7 @@ class Api:
     """A daemon with one task, asked over its socket."""
 
     def __init__(self, hv: Hv, repo: Path, http: requests.Session) -> None:
-        self.task = {"repo": str(repo), "prompt": "x", "agent": "command", "command": "echo x > x"}
+        self.task: Any = {"repo": str(repo), "prompt": "x", "agent": "command", "command": "echo x > x"}
         self.id = hv.json("run", str(repo), "-m", "x", "--command", "echo x > x")["id"]
         self.http = http
         load_all_checks()

@@ -157,7 +157,16 @@ def test_a_wrong_setting_is_one_line(hv: Hv) -> None:
         (["run", ".", "-m", "x", "--agent", "clippy"], 2, "clippy"),
         (["run", ".", "-m", "x", "--provider", "vmware"], 2, "vmware"),
         (["run", ".", "-m", "x", "--image", "nope"], 2, "nope"),
-        (["run", ".", "-m", "x", "--tape", "/nowhere/tape"], 125, "/nowhere/tape"),
+        (["run", ".", "-m", "x", "--tape", "/nowhere/tape"], 2, "/nowhere/tape"),
+        (["run", "~nobody-of-this-name/x", "-m", "x"], 2, "~nobody-of-this-name/x"),
+        (["run", "", "-m", "x"], 2, "empty"),
+        (["run", ".", "-m", "x", "--branch", "bad..name"], 2, "bad..name"),
+        (["run", ".", "-m", "x", "--base", "nosuch"], 2, "nosuch"),
+        (["run", ".", "-m", "x", "--timeout", "soon"], 2, "'soon'"),
+        (["run", ".", "-m", "x", "--timeout", "inf"], 2, "timeout is Infinity"),
+        (["run", ".", "-m", "x", "--memory", "1"], 2, "memory_mib is 1"),
+        (["run", ".", "-m", "x", "--bugdet", "5"], 2, "--budget"),
+        (["show"], 2, "TASK"),
         (["show", "nothing"], 2, "nothing"),
         (["dance"], 2, "dance"),
     ],
@@ -167,8 +176,26 @@ def test_bad_input_is_one_clear_line(hv: Hv, repo: Path, words: list[str], statu
     done = hv(*words)
     assert done.returncode == status, done.stderr
     assert complaint in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+    told = [line for line in done.stderr.splitlines() if not line.startswith("started the daemon")]
+    assert [line.split(":")[0] for line in told] in (["error"], ["error", "  try"]), done.stderr
+    assert done.stdout == ""
     assert hv.json("ps", "-a") == []
+
+
+def test_a_path_means_the_same_from_where_the_person_is(hv: Hv, repo: Path) -> None:
+    argv = hv.argv("run", "nosuch", "-m", "x")
+    done = subprocess.run(argv, env=hv.env, capture_output=True, text=True, cwd=repo.parent)
+    assert done.returncode == 2
+    assert f"there is no {repo.parent}/nosuch" in done.stderr
+
+
+@pytest.mark.parametrize("home", ["/proc/no-such-place", "/etc/passwd"])
+def test_a_home_that_cannot_be_written_is_told(hv: Hv, home: str) -> None:
+    done = subprocess.run(hv.argv("ps"), env={**hv.env, "HIVEYARD_HOME": home}, capture_output=True, text=True)
+    assert done.returncode == 125
+    assert home in done.stderr
+    assert "HIVEYARD_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_home_too_deep_for_a_socket_is_told(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def test_exit_code_0_is_no_success_when_the_agent_says_that_it_failed() -> None:
 def test_an_agent_that_seems_to_have_done_nothing_succeeded_when_the_work_tree_says_otherwise() -> None:
     mute = Verdict(False, "agent.nothing_done", "it said nothing")
     assert judge(Evidence(mute, 0, None, True)).outcome == "succeeded"
-    assert judge(Evidence(mute, 0, None, False)).outcome == "failed"
+    idle = judge(Evidence(mute, 0, None, False))
+    assert idle.failure is not None
+    assert (idle.outcome, idle.failure.message) == ("failed", "it said nothing, and it changed no file")
 
 
 @pytest.mark.parametrize(

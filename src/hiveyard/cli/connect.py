@@ -24,10 +24,17 @@ def connect(*, start: bool = True) -> Client:
         return client
     if not start:
         raise DaemonUnreachable("no daemon is running", hint="hv serve")
-    here.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with locked(here.run / "start.lock"):
-        if not _answers(client):
-            _start(here)
+    try:
+        here.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+        here.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locked(here.run / "start.lock"):
+            if not _answers(client):
+                _start(here)
+    except OSError as error:
+        raise DaemonUnreachable(
+            f"the daemon cannot be started: {error.filename}: {error.strerror}",
+            hint="set HIVEYARD_HOME to a directory that you can write to",
+        ) from error
     return client
 
 
@@ -41,7 +48,6 @@ def _answers(client: Client) -> bool:
 
 def _start(here: Places) -> None:
     """Start the daemon in a session of its own and wait until it says, through a pipe, how that went."""
-    here.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     read, write = os.pipe()
     with here.log.open("ab") as log:
         subprocess.Popen(

@@ -18,9 +18,10 @@ def doctor(as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(checks, indent=2))
     else:
+        width = max(len(check["name"]) for check in checks)
         for check in checks:
             mark, colour = ("ok", "green") if check["ok"] else ("no", "red" if check["needed"] else "yellow")
-            click.echo(f"{click.style(mark, fg=colour)}  {check['name']:<12} {check['detail']}")
+            click.echo(f"{click.style(mark, fg=colour)}  {check['name']:<{width}} {check['detail']}")
             if not check["ok"] and check["fix"]:
-                click.echo(f"    {'':<12} try: {check['fix']}")
+                click.echo(f"    {'':<{width}} try: {check['fix']}")
     return int(any(check["needed"] and not check["ok"] for check in checks))

@@ -14,7 +14,7 @@ from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.kit.text import one_line, printable
 
 USAGE, ERROR, INTERRUPTED = 2, 125, 130
-_USAGE = ("bad_input", "not_found", "repository", "agent.unknown", "image.unknown")
+_USAGE = ("bad_input", "not_found", "repository", "agent.unknown", "image.unknown", "door.bad_tape")
 
 
 def told(program: Callable[[], object]) -> int:
@@ -32,16 +32,17 @@ def told(program: Callable[[], object]) -> int:
         return INTERRUPTED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "hv"
+        return say(BadInput(error.format_message(), hint=f"{path} --help"))
     except click.ClickException as error:
-        _as_json(BadInput(error.format_message()))
-        error.show()
-        return error.exit_code
+        return say(BadInput(error.format_message()))
     except BrokenPipeError:
         # The reader (`| head`) has enough. Point stdout elsewhere, or Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return say(HiveyardError(one_line(str(error))))
+        return say(HiveyardError(one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error))))
     return result if isinstance(result, int) else 0
 
 

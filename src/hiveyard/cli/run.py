@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -85,11 +86,14 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("record", "tape"):
         if name in request:
             request[name] = str(Path(request[name]).absolute())
-    repo = request["repo"]
-    # A path is resolved here, where the person is; anything else (a URL, owner/repo) goes as it is.
-    if Path(repo).expanduser().exists() or repo.startswith((".", "/", "~")):
-        request["repo"] = str(Path(repo).expanduser().absolute())
-    return {**request, "prompt": prompt}
+    return {**request, "prompt": prompt, "repo": located(request["repo"])}
+
+
+def located(repo: str) -> str:
+    """A path, resolved here where the person is; anything else (a URL, `user@host:path`, `owner/repo`) as it is."""
+    path = Path(os.path.expanduser(repo))  # noqa: PTH111 (this one leaves an unknown user's ~ as it is)
+    elsewhere = ":" in repo or (repo.count("/") == 1 and not repo.startswith((".", "/", "~")))
+    return repo if not repo or (elsewhere and not path.exists()) else str(path.absolute())
 
 
 def _prompt(message: str | None, file: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from hiveyard.core.errors import MachineNotReady
 from hiveyard.core.machines import HOST, Image, Report, Shape
@@ -19,6 +20,11 @@ class ImageStock:
         self._images = images
         self._providers = providers
         self._settings = settings
+
+    @property
+    def directory(self) -> Path:
+        """Where images are kept."""
+        return self._images.directory
 
     def check(self, name: str) -> None:
         """Raises NoSuchImage, or BadInput for a recipe that is wrong."""

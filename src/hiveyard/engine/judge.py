@@ -35,8 +35,10 @@ def judge(evidence: Evidence) -> TurnEnded:
     # An agent of which we understood nothing may still have done its work: then the work tree is the witness.
     mute = verdict.code == NothingDone.code and evidence.changed
     if not verdict.ok and not mute:
-        code = verdict.code or AgentFailed.code
-        return _ended("failed", evidence, Failure(code=code, message=verdict.reason, hint="hv logs shows what it said"))
+        code, reason = verdict.code or AgentFailed.code, verdict.reason
+        if code == NothingDone.code:
+            reason += ", and it changed no file"
+        return _ended("failed", evidence, Failure(code=code, message=reason, hint="hv logs shows what it said"))
     return _ended("succeeded", evidence, None)
 
 
