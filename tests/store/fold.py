@@ -29,6 +29,7 @@ _SESSION = (
     e.SessionCreated,
     e.SessionPreparing,
     e.SessionRunning,
+    e.SessionRewound,
     e.SessionStopped,
     e.SessionFinished,
     e.SessionFailed,

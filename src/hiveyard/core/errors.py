@@ -117,6 +117,10 @@ class NoSuchMachine(ProviderError):
     code = "machine.unknown"
 
 
+class NoSuchSnapshot(ProviderError):
+    code = "snapshot.unknown"
+
+
 class MachineNotReady(ProviderError):
     """The machine exists and is in a state in which the call makes no sense."""
 
@@ -317,6 +321,36 @@ class SessionNotRunning(OrchestrationError):
     """It was asked for something that needs its machine, or to go on when nothing of it stopped."""
 
     code = "session.not_running"
+
+
+class PortTaken(OrchestrationError):
+    """Somebody else listens on the port of this host that was asked for."""
+
+    code = "port.taken"
+
+
+class NoFreePort(OrchestrationError):
+    """All ports of this host that were to choose from are taken."""
+
+    code = "port.none_free"
+
+
+class SessionInUse(OrchestrationError):
+    """Somebody sits at its terminal."""
+
+    code = "session.in_use"
+
+
+class SessionDamaged(OrchestrationError):
+    """Its directory is not what Hiveyard left there."""
+
+    code = "session.damaged"
+
+
+class BadArchive(OrchestrationError):
+    """What should be an exported session is none, or is not safe to take."""
+
+    code = "session.bad_archive"
 
 
 class DiskReserve(OrchestrationError):

@@ -168,12 +168,37 @@ class Terminals(Protocol):
         Raises NoSuchMachine, MachineNotReady, MachineLost, CannotExecute."""
 
 
-class Forks(Protocol):
-    """A provider that can make a machine from another that is running, with its memory and processes."""
+class Frozen(NamedTuple):
+    """A snapshot that was taken: how long the machine stood still for it, in seconds, and the bytes it takes on disk
+    beyond what it shares."""
 
-    async def fork(self, source: str, name: str, spec: MachineSpec) -> Machine:
-        """A ready machine `name` that goes on where `source` stands; `source` runs on. Raises NoSuchMachine,
-        MachineNotReady and what `boot` raises."""
+    seconds: float
+    size: int
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """A provider that can keep a running machine as it stands, with memory, processes, devices and disk, and make
+    others that go on from there. It Pauses too.
+
+    Snapshots have names of their own, are not changed by anybody and outlive the machine. Their session directory is
+    not part of them: the caller copies that while the machine is frozen."""
+
+    async def snapshot(self, name: str, snapshot: str) -> Frozen:
+        """Keep the machine `name` as it stands; one that is there of that name is replaced. A machine that is frozen
+        stays so, any other stands still meanwhile. When it fails or is cancelled the machine is as before and nothing
+        is left of the snapshot. Raises NoSuchMachine, MachineNotReady, MachineLost, NoSpace."""
+
+    async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
+        """A ready machine `name` that goes on where the snapshot stands: same memory, same processes, their
+        connections to a door broken off; its own name, keys, session directory, door and disk. `spec.image` and
+        `spec.shape` are those of the snapshot's machine. For the rest as `boot`. Raises NoSuchSnapshot too."""
+
+    async def snapshots(self) -> set[str]:
+        """Names of all that exist, and what is left of half-made ones."""
+
+    async def remove_snapshot(self, snapshot: str) -> None:
+        """Absent is a success. Machines that go on from it live on."""
 
 
 @runtime_checkable

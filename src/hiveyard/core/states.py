@@ -79,8 +79,12 @@ NEXT_PHASE: Mapping[Phase | None, Mapping[type[e.Body], Phase]] = {
     None: {e.SessionCreated: Phase.CREATED},
     Phase.CREATED: {e.SessionPreparing: Phase.PREPARING, **_PHASE_ENDS},
     Phase.PREPARING: {e.SessionRunning: Phase.RUNNING, **_PHASE_ENDS},
-    Phase.RUNNING: {e.SessionFinished: Phase.FINISHED, **_PHASE_ENDS},
-    Phase.STOPPED: {e.SessionPreparing: Phase.PREPARING, e.SessionFailed: Phase.FAILED},
+    Phase.RUNNING: {e.SessionRewound: Phase.PREPARING, e.SessionFinished: Phase.FINISHED, **_PHASE_ENDS},
+    Phase.STOPPED: {
+        e.SessionPreparing: Phase.PREPARING,
+        e.SessionRewound: Phase.PREPARING,
+        e.SessionFailed: Phase.FAILED,
+    },
     Phase.FINISHED: {},
     Phase.FAILED: {},
 }
@@ -114,6 +118,7 @@ ACTIVITY: Mapping[type[e.Body], Activity] = {
     e.AgentAsked: Activity.WAITING,
     e.SessionPaused: Activity.PAUSED,
     e.SessionUnpaused: Activity.IDLE,
+    e.SessionRewound: Activity.IDLE,
     e.AgentText: Activity.THINKING,
     e.AgentThinking: Activity.THINKING,
     e.AgentToolCalled: Activity.EXECUTING,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -44,7 +44,7 @@ class Door:
         self,
         *,
         path: Path,
-        placeholder: Secret,
+        placeholders: Sequence[Secret],
         books: Books,
         answers: Answers,
         mask: Callable[[], Mask],
@@ -54,7 +54,7 @@ class Door:
         self.path = path
         self.last_seen = books.clock.monotonic()
         self.busy = 0
-        self._placeholder = placeholder.reveal().encode()
+        self._placeholders = [key.reveal().encode() for key in placeholders]
         self._books = books
         self._answers = answers
         self._mask = mask
@@ -75,6 +75,10 @@ class Door:
     def spent(self) -> Usage:
         """All that the session has used, with what it had used before this door was opened."""
         return self._books.budget.spent
+
+    def limit(self, dollars: float | None) -> None:
+        """Let the session spend so much in all, from the next request on."""
+        self._books.budget.limit = dollars
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -119,9 +123,9 @@ class Door:
         return route
 
     def _knows(self, scope: Scope) -> bool:
-        """Whether the right placeholder was shown; a wrong one takes the same time wherever it differs."""
+        """Whether a right placeholder was shown; a wrong one takes the same time wherever it differs."""
         shown = routes.presented_keys(scope["headers"])
-        return any(hmac.compare_digest(key, self._placeholder) for key in shown)
+        return any(hmac.compare_digest(key, right) for key in shown for right in self._placeholders)
 
     async def _serve(self, route: Route, scope: Scope, receive: Receive, out: _Outgoing, request_id: str) -> None:
         """Read the request and answer it, for as long as the guest stays on the line."""

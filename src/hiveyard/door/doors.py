@@ -7,7 +7,7 @@ async with Doors(settings, keys, record) as doors:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -70,6 +70,7 @@ class Doors:
         session: str,
         directory: Path,
         placeholder: Secret,
+        inherited: Sequence[Secret] = (),
         budget_usd: float | None = None,
         spent: Usage | None = None,
         turn: int | None = None,
@@ -79,7 +80,8 @@ class Doors:
     ) -> AsyncIterator[Door]:
         """The door of a session at `directory/door.sock`, for as long as the block lasts.
 
-        A socket that an earlier daemon left there is replaced. `placeholder` is the key that the guest holds.
+        A socket that an earlier daemon left there is replaced. `placeholder` is the key that the guest holds,
+        `inherited` are those that its processes may hold from before they were forked.
         `budget_usd` None means no limit; `spent` is what the session used before. With a `tape` nothing is asked of a
         vendor; with a `recorder` each answer is put on a tape; the recorder stays open at the end. `on_budget` is
         called, in the event loop, when the money is spent and at each request after that: it must return at once.
@@ -96,7 +98,7 @@ class Doors:
         )
         door = Door(
             path=directory / SOCKET,
-            placeholder=placeholder,
+            placeholders=(placeholder, *inherited),
             books=books,
             answers=self._upstream if tape is None else tape,
             mask=self._current_mask,

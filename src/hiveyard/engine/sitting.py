@@ -26,7 +26,7 @@ from hiveyard.engine.resources import Resources
 from hiveyard.kit.group import together
 from hiveyard.kit.lines import Line, LineSplitter
 from hiveyard.kit.text import decode, one_line
-from hiveyard.store import journal, views
+from hiveyard.store import lineage, views
 
 TERMINAL = "agent"
 """The name of the terminal's process, and of its tmux session."""
@@ -102,7 +102,8 @@ class Sitting:
         meaning = Meaning(self.agent.listener())
 
         def replay(conn: Connection) -> None:
-            meaning.replay(journal.raw_lines(conn, self.session))
+            meaning.replay(self.resources.workspace(self.session).heard_lines())
+            meaning.replay(lineage.raw_lines(conn, self.session))
 
         await self.resources.ledger.read(replay)
         return meaning

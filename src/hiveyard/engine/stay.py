@@ -44,7 +44,7 @@ from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
 from hiveyard.engine.stopping import Stop
 from hiveyard.engine.workspace import GUEST_REPO
 from hiveyard.kit.group import first, together
-from hiveyard.store import journal, views
+from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow
 
 T = TypeVar("T")
@@ -127,7 +127,7 @@ class Stay:
         return choice.provider
 
     async def _sitting(self, request: SpawnRequest, berth: Berth) -> Sitting:
-        conversation = await self._ledger.read(lambda conn: journal.conversation(conn, self.id))
+        conversation = await self._ledger.read(lambda conn: lineage.conversation(conn, self.id))
         rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
         agent = seated(request.agent or self._r.settings.agent)
         return Sitting(
@@ -193,7 +193,7 @@ class Stay:
     async def _collect(self, guest: Guest) -> None:
         """Bring the work out while there is a machine; when that fails, it still lies in the session's directory."""
         try:
-            await harvest(self.id, guest, self._r, turn=None)
+            await harvest(self.id, guest, self._r, turn=None, aside=True)
         except StoreUnusable:
             raise
         except HiveyardError as error:

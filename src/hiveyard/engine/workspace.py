@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from hiveyard.core.errors import StoreTooNew
+from hiveyard.core.errors import SessionDamaged, StoreTooNew
 from hiveyard.kit.files import write_atomic
 from hiveyard.kit.secret import Secret
 
-META_VERSION = 1
+META_VERSION = 2
 GUEST_ROOT = "/session"
 GUEST_REPO = "/session/repo"
 GUEST_PROMPT = "/session/prompt.txt"
@@ -24,9 +25,30 @@ GUEST_STATE = "/session/state"
 
 
 class Meta(msgspec.Struct, kw_only=True, frozen=True):
-    """What a directory says of itself, so that it can be understood without the database."""
+    """What a directory says of itself, so that it can be understood without the database. It is a copy: the journal
+    counts. `ref` is the revision that was asked for, `port` where its ssh is reached; times are seconds since the
+    epoch."""
 
     version: int = META_VERSION
+    id: str
+    name: str
+    repo: str
+    ref: str | None = None
+    branch: str | None = None
+    base: str | None = None
+    agent: str
+    provider: str | None = None
+    status: str
+    reason: str = ""
+    parent: str | None = None
+    port: int | None = None
+    created: float
+    updated: float
+
+
+class _MetaOne(msgspec.Struct, kw_only=True):
+    """Version 1, which held the door's key too."""
+
     id: str
     slug: str
     repo: str
@@ -35,19 +57,35 @@ class Meta(msgspec.Struct, kw_only=True, frozen=True):
     created_at: float
 
 
+class _Version(msgspec.Struct):
+    version: int
+
+
+class DoorKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """What the door takes for a key: what its guest is given, and what guests hold that were forked with their
+    memory. None is worth anything at another door."""
+
+    placeholder: str
+    inherited: tuple[str, ...] = ()
+
+
 class Workspace:
     """The paths of one session. Making the object touches nothing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.meta_file = root / "meta.json"
+        self.door_file = root / "door.json"
         self.events = root / "events.jsonl"
+        self.heard = root / "heard.jsonl"
         self.origin = root / "origin.git"
         self.shared = root / "shared"
+        self.snapshots = root / "snapshots"
         self.result = root / "result"
         self.patch = root / "result" / "changes.patch"
         self.tape = root / "tape.jsonl"
         self.prompts = root / "prompts"
+        self.unfinished = root / "unfinished"
 
     @property
     def exists(self) -> bool:
@@ -55,8 +93,8 @@ class Workspace:
 
     @property
     def begun(self) -> bool:
-        """Whether a task ever worked here: it is whole, and holds more than was asked for."""
-        return self.exists and (self.events.exists() or self.origin.exists())
+        """Whether a task or session ever worked here: it is whole, and holds more than was asked for."""
+        return self.exists and not self.unfinished.exists() and (self.events.exists() or self.origin.exists())
 
     def create(
         self, *, id: str, slug: str, repo: str, agent: str, prompt: str, at: float, tape: str | None = None
@@ -71,21 +109,89 @@ class Workspace:
         write_atomic(self.shared / "prompt.txt", prompt.encode(), mode=0o644)
         if tape is not None:
             shutil.copyfile(tape, self.tape)
-        meta = Meta(
-            id=id, slug=slug, repo=repo, agent=agent, created_at=at, placeholder="hv-" + secrets.token_urlsafe(24)
-        )
-        write_atomic(self.meta_file, msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n", mode=0o600)
+        self.keep_keys(())
+        self.write(Meta(id=id, name=slug, repo=repo, agent=agent, status="created", created=at, updated=at))
+
+    # --- what it says of itself --------------------------------------------------------------------------------------
 
     def meta(self) -> Meta:
-        """What `meta.json` says. Raises StoreTooNew for one of a newer Hiveyard, FileNotFoundError for none."""
-        meta = msgspec.json.decode(self.meta_file.read_bytes(), type=Meta)
-        if meta.version > META_VERSION:
-            raise StoreTooNew(f"{self.meta_file} is of version {meta.version}, this Hiveyard knows {META_VERSION}")
+        """What `meta.json` says; one of an older version is brought up to this one. Raises StoreTooNew for one of a
+        newer Hiveyard, SessionDamaged for one that is absent or makes no sense."""
+        try:
+            data = self.meta_file.read_bytes()
+            version = msgspec.json.decode(data, type=_Version).version
+            if version > META_VERSION:
+                raise StoreTooNew(f"{self.meta_file} is of version {version}, this Hiveyard knows {META_VERSION}")
+            meta = self._upgraded(data) if version == 1 else msgspec.json.decode(data, type=Meta)
+        except FileNotFoundError:
+            raise self._damaged("there is no meta.json: the directory is half copied, or half removed") from None
+        except msgspec.MsgspecError as error:
+            raise self._damaged(f"meta.json is not as it was written: {error}") from None
+        if meta.id != self.root.name:
+            raise self._damaged(f"meta.json is that of session {meta.id[:80]!r}")
         return meta
+
+    def write(self, meta: Meta) -> None:
+        write_atomic(self.meta_file, msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n", mode=0o600)
+
+    def check(self) -> None:
+        """Raises SessionDamaged when something is missing that a session needs to go on, StoreTooNew."""
+        self.meta()
+        if self.shared.is_symlink() or not self.shared.is_dir():
+            raise self._damaged("there is no directory shared/: the files of the session are not here")
+        if not (self.origin / "HEAD").is_file() or not (self.origin / "objects").is_dir():
+            raise self._damaged("origin.git is not a whole repository")
+
+    def _upgraded(self, data: bytes) -> Meta:
+        """The key goes into its own file first: whatever interrupts this, it is in one of the two."""
+        old = msgspec.json.decode(data, type=_MetaOne)
+        if not self.door_file.exists():
+            self._write_keys(DoorKeys(placeholder=old.placeholder))
+        at = old.created_at
+        meta = Meta(id=old.id, name=old.slug, repo=old.repo, agent=old.agent, status="stopped", created=at, updated=at)
+        self.write(meta)
+        return meta
+
+    def _damaged(self, what: str) -> SessionDamaged:
+        return SessionDamaged(f"{self.root}: {what}", hint="put back what was there, or hv rm")
+
+    # --- what its door takes -----------------------------------------------------------------------------------------
+
+    def keep_keys(self, inherited: Sequence[str]) -> None:
+        """Make a key for this session's guest, unless it has one; `inherited` are taken too."""
+        if not self.door_file.exists():
+            placeholder = "hv-" + secrets.token_urlsafe(24)
+            self._write_keys(DoorKeys(placeholder=placeholder, inherited=tuple(inherited)))
+
+    def keys(self) -> DoorKeys:
+        """What the door takes; made anew for a directory that came without. Raises as `meta`."""
+        self.meta()
+        self.keep_keys(())
+        try:
+            return msgspec.json.decode(self.door_file.read_bytes(), type=DoorKeys)
+        except msgspec.MsgspecError as error:
+            raise self._damaged(f"door.json is not as it was written: {error}") from None
 
     def placeholder(self) -> Secret:
         """The key that the guest holds and only this session's door accepts."""
-        return Secret(self.meta().placeholder)
+        return Secret(self.keys().placeholder)
+
+    def inherited(self) -> tuple[Secret, ...]:
+        """Keys that processes of the guest may hold from before they were forked."""
+        return tuple(map(Secret, self.keys().inherited))
+
+    def _write_keys(self, keys: DoorKeys) -> None:
+        write_atomic(self.door_file, msgspec.json.encode(keys), mode=0o600)
+
+    # --- the rest ----------------------------------------------------------------------------------------------------
+
+    def heard_lines(self) -> Iterator[bytes]:
+        """What was heard of the agent before this session's own journal begins: in the session it was forked from, or
+        in another installation."""
+        if self.heard.exists():
+            with self.heard.open("rb") as file:
+                for line in file:
+                    yield line.removesuffix(b"\n")
 
     def remove(self) -> None:
         """Remove all of it; absent is a success. What is left when this is killed counts as half-made."""

@@ -171,32 +171,18 @@ def sessions_with_events(conn: Connection) -> list[str]:
     return list(conn.execute(select(known.c.id).order_by(known.c.id)).scalars())
 
 
-def raw_lines(conn: Connection, session: str, turn: int | None = None) -> Iterator[bytes]:
-    """The raw output lines of a turn, or of all, in the order they came, read piece by piece: go through them where
-    you have the connection (`store.read(lambda conn: replay(raw_lines(conn, ...)))`), not after it."""
+def raw_lines(conn: Connection, session: str, turn: int) -> Iterator[bytes]:
+    """The raw output lines of a turn in the order they came, read piece by piece: go through them where you have the
+    connection (`store.read(lambda conn: replay(raw_lines(conn, ...)))`), not after it."""
     query = (
         select(_events.raw)
-        .where(_events.session == session, _events.raw.is_not(None))
+        .where(_events.session == session, _events.turn == turn, _events.raw.is_not(None))
         .order_by(_events.seq)
         .execution_options(yield_per=64)
     )
-    if turn is not None:
-        query = query.where(_events.turn == turn)
     for row in conn.execute(query):
         yield row.raw
 
-
-def conversation(conn: Connection, session: str) -> str | None:
-    """The agent's own name of the conversation that it said it is in, last."""
-    said = select(_events.body).where(_events.session == session, _events.body.startswith('{"type":"agent.started"'))
-    for row in conn.execute(said.order_by(_events.seq.desc()).limit(_STARTS)):
-        if name := str(msgspec.json.decode(row.body).get("conversation", "")):
-            return name
-    return None
-
-
-_STARTS = 20
-"""How many of an agent's latest introductions are looked through for one that names its conversation."""
 
 _OF_SESSIONS = (schema.results, schema.turns, schema.machines, schema.ports, schema.snapshots, schema.events)
 

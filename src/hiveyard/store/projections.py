@@ -120,9 +120,25 @@ def _placed(conn: Connection, session: str, body: e.Body, at: float, turn: int |
 def _rewound(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     """The feed stands where it stood: what comes next in it is new."""
     assert isinstance(body, e.SessionRewound)
+    _session(conn, session, body, at, turn)
     feed = select(snapshots.c.feed_offset).where(snapshots.c.id == body.snapshot).scalar_subquery()
-    if not _update_session(conn, session, {"feed_offset": func.coalesce(feed, 0), "updated_at": at}):
+    _update_session(conn, session, {"feed_offset": func.coalesce(feed, 0)})
+
+
+def _begun_elsewhere(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.SessionForked | e.SessionImported)
+    if not _update_session(conn, session, {"feed_offset": body.feed_offset, "updated_at": at}):
         raise unknown(session)
+
+
+def _budget_shared(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    """The session may spend so much less. Its own event keeps what was asked for."""
+    assert isinstance(body, e.BudgetShared)
+    asked = conn.execute(select(sessions.c.request).where(sessions.c.id == session)).scalar()
+    request = msgspec.json.decode(asked) if asked else {}
+    if request.get("budget_usd") is not None:
+        request["budget_usd"] -= body.dollars
+        _update_session(conn, session, {"request": msgspec.json.encode(request).decode(), "updated_at": at})
 
 
 _SPEND = (
@@ -200,7 +216,9 @@ def _snapshot(conn: Connection, session: str, body: e.Body, at: float, turn: int
     _check_known(conn, session)
     conn.execute(delete(snapshots).where(snapshots.c.id == body.snapshot))
     if isinstance(body, e.SnapshotTaken):
-        feed = conn.execute(select(sessions.c.feed_offset).where(sessions.c.id == session)).scalar() or 0
+        feed = body.feed_offset
+        if feed is None:
+            feed = conn.execute(select(sessions.c.feed_offset).where(sessions.c.id == session)).scalar() or 0
         values: Values = {"id": body.snapshot, "session": session, "name": body.name, "live": body.live}
         values |= {"seconds": body.seconds, "size": body.size, "after_turn": body.after_turn}
         conn.execute(insert(snapshots), values | {"feed_offset": feed, "created_at": at})
@@ -285,6 +303,9 @@ _MOVES: Mapping[type[e.Body], Move] = {
     e.SessionPrepared: _prepared,
     e.SessionPlaced: _placed,
     e.SessionRewound: _rewound,
+    e.SessionForked: _begun_elsewhere,
+    e.SessionImported: _begun_elsewhere,
+    e.BudgetShared: _budget_shared,
     **dict.fromkeys((e.PortOpened, e.PortClosed), _port),
     **dict.fromkeys((e.SnapshotTaken, e.SnapshotRemoved), _snapshot),
     **dict.fromkeys((e.MachineBooting, e.MachineReady, e.MachineStopping, e.MachineStopped, e.MachineFailed), _machine),

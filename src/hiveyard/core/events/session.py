@@ -57,6 +57,34 @@ class SessionRewound(Body, frozen=True, kw_only=True, tag="session.rewound"):
     after_turn: int = 0
 
 
+class SessionForked(Body, frozen=True, kw_only=True, tag="session.forked"):
+    """The session begins where `parent` stood at a snapshot of it: `live` with memory and processes, else with its
+    files and its `conversation`. `branch` is what the parent worked on. The feed counts from byte `feed_offset`."""
+
+    parent: str
+    snapshot: str
+    live: bool
+    branch: str = ""
+    conversation: str = ""
+    feed_offset: int = 0
+
+
+class SessionImported(Body, frozen=True, kw_only=True, tag="session.imported"):
+    """The session came from another installation, where it had been `exported_at`; it goes on in `conversation`. The
+    feed counts from byte `feed_offset`."""
+
+    exported_at: float
+    conversation: str = ""
+    feed_offset: int = 0
+
+
+class BudgetShared(Body, frozen=True, kw_only=True, tag="session.budget_shared"):
+    """`children` were forked from the session and took `dollars` of its budget along."""
+
+    children: list[str]
+    dollars: float
+
+
 class SessionStopped(Body, frozen=True, kw_only=True, tag="session.stopped"):
     """No machine any more; the files are kept."""
 
@@ -82,6 +110,9 @@ SessionEvent = (
     | SessionPaused
     | SessionUnpaused
     | SessionRewound
+    | SessionForked
+    | SessionImported
+    | BudgetShared
     | SessionStopped
     | SessionFinished
     | SessionFailed
