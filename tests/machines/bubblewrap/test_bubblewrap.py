@@ -16,8 +16,8 @@ import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import BadInput, BootFailed, BootTimeout, CommandTimeout, MachineLost, ProviderUnavailable
-from hiveyard.core.machines import HOST, MachineSpec, MachineStatus, Network, Shape
+from hiveyard.core.errors import BadInput, BootFailed, BootTimeout, CommandTimeout, MachineLost
+from hiveyard.core.machines import HOST, MachineSpec, MachineStatus, Shape
 from hiveyard.core.ports import Guest
 from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
 from tests.contract.rootfs import small_image
@@ -178,12 +178,6 @@ async def test_processes_are_limited(host: BubblewrapProvider) -> None:
             most = max(most, len([pid for pid in _mentioning("7654321") if _program(pid) == b"sleep"]))
         await host.stop("t")
     assert 32 < most < 64
-
-
-async def test_an_open_network_is_refused_and_not_given_silently(host: BubblewrapProvider) -> None:
-    with pytest.raises(ProviderUnavailable, match="network"):
-        await host.boot("t", MachineSpec(image=HOST, network=Network.OPEN))
-    assert await host.names() == set()
 
 
 async def test_root_is_no_user_for_machines(scratch: Path) -> None:

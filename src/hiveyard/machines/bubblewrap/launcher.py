@@ -8,31 +8,39 @@ command line of all that is started, so that remains can be found.
 What bubblewrap is started in:
   as root   a private mount namespace in which the session's files, owned by root on disk, belong to an unprivileged
             user id (id-mapped mounts), and then that user id: a machine is never root, not even as "nobody else's".
+            With a network, slirp4netns runs beside the machine as that user id too. It ends with the machine.
   always    a user namespace A, in which devpts is mounted (that needs a user 0) and no more user namespaces than
             bubblewrap's own can be made. Bubblewrap's, B, is a child of A and owns all the machine's namespaces, so
             that one nsenter can enter them.
 """
 
-# ruff: noqa: PTH102, PTH105, PTH112, PTH123, S108, S606, BLE001
+# ruff: noqa: PTH101, PTH102, PTH105, PTH110, PTH112, PTH116, PTH123, S103, S104, S108, S606, BLE001
 # pathlib would cost more time than all the rest, and every error becomes a line of the log and an exit code.
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import resource
 import select
+import socket
+import stat
+import struct
 import sys
 import time
 from typing import Any
 
 _NEWNS, _NEWUSER = 0x00020000, 0x10000000
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 _PR_SET_DUMPABLE = 4
 # These numbers are the same on every architecture.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE, _OPEN_TREE_CLONE = -100, 0x1000, 0x8000, 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_IDMAP = 0x00100000
+_SIOCADDRT, _RTF_UP, _RTF_REJECT = 0x890B, 0x0001, 0x0200
+# More specific than slirp4netns's own network, 10.0.2.0/24; the way out by its gateway needs no route to the gateway.
+_ALIASES = (("10.0.2.0", "255.255.255.128"), ("10.0.2.128", "255.255.255.128"))
 _STAGES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -51,17 +59,22 @@ def main() -> int:
     plan = json.load(sys.stdin)
     info, info_child = os.pipe()
     ready, ready_child = os.pipe()
+    life, life_child = os.pipe()
     if os.fork() == 0:
         os.close(info)
         os.close(ready)
+        os.set_inheritable(life_child, True)
         _become_machine(plan, info_child, ready_child)
     os.close(info_child)
     os.close(ready_child)
+    os.close(life_child)
     deadline = time.monotonic() + plan["timeout"]
     child = json.loads(_read(info, deadline, b"}\n") or b"{}").get("child-pid")
     if child is not None:
         _record(plan["pid_file"], f"{child} {_start_time(child)}\n")
-        if _read(ready, deadline, b"ready\n"):
+        # The network comes last: bubblewrap mistakes news of another device for the answer about its loopback.
+        up = _read(ready, deadline, b"ready\n") and (plan["network"] is None or _connect(plan, child, life, deadline))
+        if up:
             return 0
     return 1 if time.monotonic() < deadline else 2
 
@@ -87,10 +100,83 @@ def _become_machine(plan: dict[str, Any], info: int, ready: int) -> None:
         os._exit(1)
 
 
-def _outputs(log: str, ready: int) -> None:
+def _connect(plan: dict[str, Any], child: int, life: int, deadline: float) -> bool:
+    """Have slirp4netns carry the machine's network for as long as anybody has the other end of `life`."""
+    up, up_child = os.pipe()
+    if os.fork() == 0:
+        _become_network(plan, child, life, up_child)
+    os.close(up_child)
+    if not _read(up, deadline, b"1"):
+        return False
+    blocker = os.fork()
+    if blocker == 0:
+        _block_aliases(plan, child)
+    return os.waitstatus_to_exitcode(os.waitpid(blocker, 0)[1]) == 0
+
+
+def _become_network(plan: dict[str, Any], child: int, life: int, up: int) -> None:
+    try:
+        os.setsid()
+        _outputs(plan["log"], None)
+        _enter(plan["cgroups"])
+        _become_user(plan["uid"], device="/dev/net/tun")
+        for fd in (life, up):
+            os.set_inheritable(fd, True)
+        argv = [plan["network"]["ident"], "--configure", "--mtu=65520", "--disable-host-loopback", "--enable-seccomp"]
+        argv += [f"--exit-fd={life}", f"--ready-fd={up}", f"--userns-path=/proc/{child}/ns/user"]
+        argv += ["--netns-type=path", f"/proc/{child}/ns/net", "tap0"]
+        os.execve(plan["network"]["program"], argv, plan["env"])
+    except BaseException as error:
+        os.write(2, f"slirp4netns: {error}\n".encode(errors="replace"))
+        os._exit(1)
+
+
+def _become_user(uid: int | None, device: str = "") -> None:
+    """Give up root for good; with `device`, one that only root may open on this host, in a view of our own."""
+    if uid is None:
+        return
+    if device and os.path.exists(device):
+        _unshare(_NEWNS)
+        _mount("none", "/", "", _MS_REC | _MS_PRIVATE, "")
+        stage = next(path for path in _STAGES if os.path.isdir(path))
+        number = os.stat(device).st_rdev
+        _mount("tmpfs", stage, "tmpfs", _MS_NOSUID, "mode=0755,size=64k")
+        os.mknod(f"{stage}/device", stat.S_IFCHR, number)
+        os.chmod(f"{stage}/device", 0o666)
+        _mount(f"{stage}/device", device, "", _MS_BIND, "")
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    # A process that changed its user is not "dumpable", and may not write its own id map.
+    _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def _block_aliases(plan: dict[str, Any], child: int) -> None:
+    """Let nothing in the machine reach an address of slirp4netns's own: one of them leads to wherever the host's
+    resolver listens, on any port, and that may be the host's loopback."""
+    try:
+        _outputs(plan["log"], None)
+        _become_user(plan["uid"])
+        for kind in ("user", "net"):
+            _check(_libc.setns(os.open(f"/proc/{child}/ns/{kind}", os.O_RDONLY), 0), f"enter {kind}")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+            for network, mask in _ALIASES:
+                words = (_address(network), _address("0.0.0.0"), _address(mask), _RTF_UP | _RTF_REJECT)
+                fcntl.ioctl(control, _SIOCADDRT, struct.pack("8x16s16s16sH62x", *words))
+    except BaseException as error:
+        os.write(2, f"routes: {error}\n".encode(errors="replace"))
+        os._exit(1)
+    os._exit(0)
+
+
+def _address(text: str) -> bytes:
+    return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(text))
+
+
+def _outputs(log: str, ready: int | None) -> None:
     nothing = os.open("/dev/null", os.O_RDONLY)
     console = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for fd, place in ((nothing, 0), (ready, 1), (console, 2)):
+    for fd, place in ((nothing, 0), (console if ready is None else ready, 1), (console, 2)):
         os.dup2(fd, place)
 
 
@@ -111,13 +197,8 @@ def _namespace(plan: dict[str, Any]) -> str:
     if plan["uid"] is not None:
         _unshare(_NEWNS)
         stage = _stage(plan)
-        uid = gid = plan["uid"]
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        # A process that changed its user is not "dumpable", and may not write its own id map.
-        _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
-        _new_user(uid, gid)
+        _become_user(plan["uid"])
+        _new_user(plan["uid"], plan["uid"])
     else:
         _new_user(os.geteuid(), os.getegid())
         stage = _stage(plan)

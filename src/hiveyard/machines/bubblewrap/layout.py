@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hiveyard.core.machines import Capabilities, MachineSpec
+from hiveyard.core.machines import Capabilities, MachineSpec, Network
 
 DOOR = "/run/hiveyard"
 DOOR_PORT = 8377
@@ -78,6 +78,8 @@ def command_line(
     argv = [bwrap, "--unshare-user", "--uid", str(UID), "--gid", str(UID)]
     argv += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     argv += ["--as-pid-1", "--hostname", name, *root, "--tmpfs", "/dev"]
+    if spec.network is Network.OPEN:
+        argv += ["--ro-bind", "@stage/etc/resolv.conf", "/etc/resolv.conf"]
     for device in _DEVICES:
         argv += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     for target, link in (("fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")):

@@ -57,7 +57,7 @@ from hiveyard.core.machines import (
 )
 from hiveyard.core.ports import Guest
 from hiveyard.kit import process
-from hiveyard.machines.bubblewrap import cgroups, layout, record
+from hiveyard.machines.bubblewrap import cgroups, layout, outside, record
 from hiveyard.machines.bubblewrap.entrance import Entrance
 from hiveyard.machines.bubblewrap.record import Made, Record
 from hiveyard.machines.bubblewrap.rootfs import Roots
@@ -154,10 +154,6 @@ class BubblewrapProvider:
 
     async def boot(self, name: str, spec: MachineSpec) -> Machine:
         check_machine_name(name)
-        if spec.network is not Network.DOOR:
-            raise ProviderUnavailable(
-                "bubblewrap machines have no network but their door", hint="choose --provider docker or qemu"
-            )
         async with self._lock(name):
             if self._record(name).init() is not None:
                 return await self.get(name)
@@ -180,12 +176,19 @@ class BubblewrapProvider:
             raise ProviderUnavailable("bwrap is not installed", hint=_INSTALL)
         keep = self._record(name)
         ident = f"hiveyard-{secrets.token_hex(8)}"
+        network = resolvers = None
+        if spec.network is Network.OPEN:
+            network, resolvers = {"program": outside.program(), "ident": ident}, outside.resolv_conf()
         try:
             made = self._lay_out(keep, ident, spec)
+            if resolvers is not None:
+                keep.etc.mkdir(exist_ok=True)
+                (keep.etc / "resolv.conf").write_text(resolvers)
         except OSError as error:
             raise _disk_error(error, keep.directory) from error
         shown = self._settings.host_paths if spec.image == HOST else ()
         plan = self._plan(keep, made, spec, layout.command_line(bwrap, name, ident, spec, root, shown, self._life))
+        plan["network"] = network
         argv = [sys.executable, "-I", "-S", str(_LAUNCHER), ident]
         done = await process.run(argv, stdin=msgspec.json.encode(plan))
         if done.status == 2:
@@ -212,7 +215,7 @@ class BubblewrapProvider:
             skeleton = self._roots.find(spec.image) / "home" / "agent"
             shutil.copytree(skeleton, keep.home, symlinks=True, dirs_exist_ok=True)
         else:
-            _write_users(keep.etc, self.capabilities)
+            _write_users(keep.etc, self.capabilities, spec.network)
         for directory in (spec.session, spec.door):
             if directory is not None:
                 directory.mkdir(parents=True, exist_ok=True)
@@ -225,7 +228,7 @@ class BubblewrapProvider:
         stage = {name: {"path": str(path), "own": True} for name, path in own.items() if path is not None}
         if spec.image != HOST:
             stage["root"] = {"path": str(self._roots.find(spec.image)), "own": False}
-        else:
+        if keep.etc.is_dir():
             stage["etc"] = {"path": str(keep.etc), "own": False}
         return {
             "argv": argv,
@@ -363,14 +366,15 @@ def _what_to_allow() -> str:
     return "choose --provider docker or qemu"
 
 
-def _write_users(etc: Path, capabilities: Capabilities) -> None:
+def _write_users(etc: Path, capabilities: Capabilities, network: Network) -> None:
     """The few files of /etc that name users, for a machine that lives on the host's programs."""
     etc.mkdir()
     user, uid = capabilities.user, layout.UID
     shells = f"{user}:x:{uid}:{uid}::{capabilities.home}:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n"
     (etc / "passwd").write_text(f"root:x:0:0::/root:/usr/sbin/nologin\n{shells}")
     (etc / "group").write_text(f"root:x:0:\n{user}:x:{uid}:\nnogroup:x:65534:\n")
-    (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
+    hosts = "files dns" if network is Network.OPEN else "files"
+    (etc / "nsswitch.conf").write_text(f"passwd: files\ngroup: files\nhosts: {hosts}\n")
     (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
