@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from hiveyard import __version__
 from hiveyard.api.answers import answer, body, stream
 from hiveyard.api.bodies import BuildLine, Image, Problem, Removed, Version, built, problem
-from hiveyard.api.bounds import BoundedBodies, while_wanted
+from hiveyard.api.bounds import LAST_SEQ, BoundedBodies, while_wanted
 from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
 from hiveyard.api.sessions import add_sessions
 from hiveyard.api.streams import event_lines, progress_lines
@@ -38,9 +38,6 @@ from hiveyard.engine.source import Source
 from hiveyard.kit.text import one_line
 
 log = logging.getLogger(__name__)
-LAST_SEQ = 2**63 - 1
-"""The largest number that a database has for an event."""
-
 _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (NotFound, 404),
     (NoSuchImage, 404),

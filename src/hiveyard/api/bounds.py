@@ -16,6 +16,10 @@ BODY_LIMIT = 64 << 20
 """Bytes of a request: the longest prompt, in the longest way to write it as JSON that anybody uses."""
 
 
+LAST_SEQ = 2**63 - 1
+"""The largest number that a database has for an event."""
+
+
 class BoundedBodies:
     """Middleware that stops reading a body at the limit. Raises BadInput in whoever reads it."""
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 
 from hiveyard.api.answers import answer, body
 from hiveyard.api.bodies import Prompt, TerminalAsked, TerminalProgram, TurnTaken
-from hiveyard.api.bounds import while_wanted
+from hiveyard.api.bounds import LAST_SEQ, while_wanted
 from hiveyard.api.document import gives, takes
 from hiveyard.core.commands import Command
+from hiveyard.core.errors import BadInput
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.parsing import parsed
 from hiveyard.engine.roster import SessionView
 from hiveyard.engine.sitting import TERMINAL
+from hiveyard.engine.source import Source
 from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
 from hiveyard.engine.workspace import GUEST_REPO
 from hiveyard.processes.tmux import attaching
@@ -31,11 +33,15 @@ def _add_lives(app: FastAPI, engine: Engine) -> None:
     async def spawn(request: Request) -> Response:
         asked = spawn_from_json(await body(request))
         id = await while_wanted(request, sessions.spawn(asked))
+        if await request.is_disconnected():
+            # Whoever asked does not know its name: nobody would look after it.
+            await engine.remove(id, force=True)
+            raise BadInput("the asker went away")
         return answer(await sessions.view(id), 201)
 
     @app.get("/v1/sessions", **gives(list[SessionView]))
-    async def list_sessions(all: bool = False) -> Response:
-        return answer(await sessions.views(live_only=not all))
+    async def list_sessions(all: bool = False, limit: int | None = Query(None, ge=1, le=LAST_SEQ)) -> Response:
+        return answer(await sessions.views(over=all, limit=limit))
 
     @app.get("/v1/sessions/{ref}", **gives(SessionView))
     async def session(ref: str) -> Response:
@@ -74,6 +80,12 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
         prompt = parsed(await body(request), Prompt, "prompt")
         id = await engine.resolve(ref)
         return answer(TurnTaken(id, await sessions.send(id, prompt.text)), 202)
+
+    @app.post("/v1/sessions/{ref}/harvest", **gives(Source))
+    async def harvest(ref: str) -> Response:
+        id = await engine.resolve(ref)
+        await sessions.harvest(id)
+        return answer(await engine.source(id))
 
     @app.post("/v1/sessions/{ref}/interrupt", **gives(SessionView))
     async def interrupt(ref: str) -> Response:

@@ -30,7 +30,7 @@ from hiveyard.engine.report import Report, report, reports
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions import Sessions
-from hiveyard.engine.source import Source
+from hiveyard.engine.source import Source, source
 from hiveyard.engine.wishing import check
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
@@ -197,21 +197,8 @@ class Engine:
         return await self._r.ledger.read(read)
 
     async def source(self, id: str) -> Source:
-        """Where a task's result lies."""
-
-        def read(conn: Connection) -> Source:
-            session, result = views.session(conn, id), views.result(conn, id)
-            workspace = self._r.workspace(id)
-            return Source(
-                repo=session.repo,
-                origin=str(workspace.origin),
-                branch=session.branch or "",
-                base=session.base or "",
-                head=result.head if result else None,
-                patch=str(workspace.patch) if result and result.commits else None,
-            )
-
-        return await self._r.ledger.read(read)
+        """Where the result of a task or session lies."""
+        return await self._r.ledger.read(lambda conn: source(conn, id, self._r.workspace(id)))
 
     async def doctor(self) -> list[Check]:
         return await examine(self._r)

@@ -10,9 +10,7 @@ from hiveyard.store import views
 from hiveyard.store.views import ResultRow
 
 
-async def harvest(
-    id: str, guest: Guest, resources: Resources, *, turn: int | None, aside: bool = False
-) -> ResultRow:
+async def harvest(id: str, guest: Guest, resources: Resources, *, turn: int | None, aside: bool = False) -> ResultRow:
     """Take the branch and the patch of session `id` out of its guest, and journal the result, which replaces an
     earlier one. With `aside` the guest's repository stays as it is. Raises what `repository.collect` raises."""
     ledger, workspace = resources.ledger, resources.workspace(id)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from hiveyard.core.events import Failure, clip
 from hiveyard.core.states import TaskState
 from hiveyard.core.usage import Usage
+from hiveyard.engine.source import Diffstat, diffstat
 from hiveyard.engine.workspace import Workspace
 from hiveyard.store import views
 from hiveyard.store.phases import phases
@@ -19,14 +20,6 @@ from hiveyard.store.views import ResultRow, SessionRow, TaskRow, TurnRow
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_TIMEOUT, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 124, 125, 130
 PROMPT_SHOWN = 400
 """Characters of a prompt in a list of tasks."""
-
-
-class Diffstat(msgspec.Struct, frozen=True, kw_only=True):
-    """How much changed between base and branch."""
-
-    files: int = 0
-    insertions: int = 0
-    deletions: int = 0
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,9 +90,7 @@ def _report(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mappin
         branch=session.branch,
         base=session.base,
         commits=result.commits if result else 0,
-        diffstat=Diffstat(files=result.files, insertions=result.insertions, deletions=result.deletions)
-        if result
-        else Diffstat(),
+        diffstat=diffstat(result),
         patch=str(workspace(task.id).patch) if result and result.commits else None,
         provider=session.provider,
         tier=session.tier,

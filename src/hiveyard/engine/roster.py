@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from sqlalchemy import Connection
 
+from hiveyard.core.errors import NotFound
 from hiveyard.core.events import Failure
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.core.usage import Usage
 from hiveyard.store import views
-from hiveyard.store.views import PortRow, SessionRow, TurnRow
+from hiveyard.store.views import PortRow, SessionRow
 
 SSH = 22
+CAN_GO_ON = (*AT_WORK, Phase.STOPPED)
+"""The phases of those that people still care for."""
 
 
 class OpenPort(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +29,7 @@ class OpenPort(msgspec.Struct, frozen=True, kw_only=True):
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     """A session. `status` is its phase, or `paused`; `activity` means something while it is running; `reason` is why
     it stopped; `port` is where its ssh is reached. `turns` counts those that began. Times are seconds since the
-    epoch."""
+    epoch; `last_event_at` is when something happened last."""
 
     id: str
     name: str
@@ -48,31 +51,35 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     budget_usd: float | None
     error: Failure | None
     created_at: float
-    updated_at: float
+    last_event_at: float
 
 
 def view(conn: Connection, id: str) -> SessionView:
     """One session. Raises NotFound."""
-    return _views(conn, [views.session(conn, id)])[0]
+    return _views(conn, [own(views.session(conn, id))])[0]
 
 
-def views_of(conn: Connection, *, live_only: bool) -> list[SessionView]:
-    """Those that no task made, newest first; `live_only` leaves out what is stopped or over."""
-    phases = AT_WORK if live_only else None
-    return _views(conn, [row for row in views.sessions(conn, phases=phases) if row.request is not None])
+def own(row: SessionRow) -> SessionRow:
+    """Itself. Raises NotFound for a task's."""
+    if row.request is None:
+        raise NotFound(f"{row.slug} is a task, not a session", hint=f"hv show {row.slug}")
+    return row
+
+
+def views_of(conn: Connection, *, over: bool, limit: int | None = None) -> list[SessionView]:
+    """Those that no task made, newest first; `over` takes in what cannot go on."""
+    return _views(conn, views.sessions(conn, phases=None if over else CAN_GO_ON, own=True, limit=limit))
 
 
 def _views(conn: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:
-    turns = _by_session(views.turns_of(conn, [row.id for row in rows]))
+    begun = views.turns_begun(conn, [row.id for row in rows])
     ports = _ports(views.ports(conn))
-    return [_view(row, turns.get(row.id, []), ports.get(row.id, [])) for row in rows]
+    return [_view(row, begun.get(row.id, 0), ports.get(row.id, []), _heard(conn, row)) for row in rows]
 
 
-def _by_session(rows: Sequence[TurnRow]) -> Mapping[str, list[TurnRow]]:
-    found: dict[str, list[TurnRow]] = {}
-    for row in rows:
-        found.setdefault(row.session, []).append(row)
-    return found
+def _heard(conn: Connection, row: SessionRow) -> float:
+    """The row says when something moved; a session at work may have said more since."""
+    return (views.last_event_at(conn, row.id) if row.phase in AT_WORK else None) or row.updated_at
 
 
 def _ports(rows: Sequence[PortRow]) -> Mapping[str, list[OpenPort]]:
@@ -82,7 +89,7 @@ def _ports(rows: Sequence[PortRow]) -> Mapping[str, list[OpenPort]]:
     return found
 
 
-def _view(row: SessionRow, turns: Sequence[TurnRow], ports: list[OpenPort]) -> SessionView:
+def _view(row: SessionRow, turns: int, ports: list[OpenPort], heard: float) -> SessionView:
     request = row.request or {}
     paused = row.phase is Phase.RUNNING and row.activity is Activity.PAUSED
     return SessionView(
@@ -101,10 +108,10 @@ def _view(row: SessionRow, turns: Sequence[TurnRow], ports: list[OpenPort]) -> S
         parent=row.parent,
         port=next((port.host for port in ports if port.guest == SSH), None),
         ports=ports,
-        turns=sum(turn.started_at is not None for turn in turns),
+        turns=turns,
         usage=row.spent,
         budget_usd=request.get("budget_usd"),
         error=row.failure,
         created_at=row.created_at,
-        updated_at=row.updated_at,
+        last_event_at=heard,
     )

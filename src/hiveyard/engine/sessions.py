@@ -21,7 +21,7 @@ from hiveyard.engine.berth import machine_name
 from hiveyard.engine.harvest import harvest
 from hiveyard.engine.prompts import Prompts
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.roster import SessionView, view, views_of
+from hiveyard.engine.roster import SessionView, own, view, views_of
 from hiveyard.engine.seating import seated
 from hiveyard.engine.sitting import Sitting
 from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
@@ -182,17 +182,16 @@ class Sessions:
     async def view(self, id: str) -> SessionView:
         return await self._r.ledger.read(lambda conn: view(conn, id))
 
-    async def views(self, *, live_only: bool) -> list[SessionView]:
-        """Newest first."""
-        return await self._r.ledger.read(lambda conn: views_of(conn, live_only=live_only))
+    async def views(self, *, over: bool, limit: int | None = None) -> list[SessionView]:
+        """Newest first; `over` takes in those that cannot go on."""
+        return await self._r.ledger.read(lambda conn: views_of(conn, over=over, limit=limit))
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Go on with every session that was at work; one whose machine is gone becomes stopped, with the reason."""
-        for session in await self._r.ledger.read(lambda conn: views.sessions(conn, phases=AT_WORK)):
-            if session.request is not None:
-                self._begin(session.id)
+        for session in await self._r.ledger.read(lambda conn: views.sessions(conn, phases=AT_WORK, own=True)):
+            self._begin(session.id)
 
     def _begin(self, id: str) -> None:
         stay = self._stays[id] = Stay(id, self._r)
@@ -216,10 +215,7 @@ class Sessions:
         await self._r.ledger.read(lambda conn: room.check(conn, settings, wanted, besides=besides))
 
     async def _session(self, id: str) -> SessionRow:
-        session = await self._r.ledger.read(lambda conn: views.session(conn, id))
-        if session.request is None:
-            raise BadInput(f"{session.slug} is a task, not a session", hint=f"hv show {session.slug}")
-        return session
+        return await self._r.ledger.read(lambda conn: own(views.session(conn, id)))
 
     async def _stay(self, id: str) -> Stay:
         session = await self._session(id)

@@ -1,16 +1,55 @@
-"""Where a task's result lies on the host."""
+"""Where the result of a task or session lies on the host."""
 
 from __future__ import annotations
 
 import msgspec
+from sqlalchemy import Connection
+
+from hiveyard.engine.workspace import Workspace
+from hiveyard.store import views
+from hiveyard.store.views import ResultRow
+
+
+class Diffstat(msgspec.Struct, frozen=True, kw_only=True):
+    """How much changed between base and branch."""
+
+    files: int = 0
+    insertions: int = 0
+    deletions: int = 0
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """`repo` is what the task was made from; `origin` is the host's own bare repository that holds `branch`."""
+    """`repo` is what it was made from; `origin` is the host's own bare repository that holds `branch`. `head` is null
+    until something was collected, `patch` where there is nothing."""
 
+    id: str
     repo: str
     origin: str
     branch: str
     base: str
     head: str | None
+    commits: int
+    diffstat: Diffstat
     patch: str | None
+
+
+def source(conn: Connection, id: str, workspace: Workspace) -> Source:
+    """Raises NotFound."""
+    session, result = views.session(conn, id), views.result(conn, id)
+    return Source(
+        id=id,
+        repo=session.repo,
+        origin=str(workspace.origin),
+        branch=session.branch or "",
+        base=session.base or "",
+        head=result.head if result else None,
+        commits=result.commits if result else 0,
+        diffstat=diffstat(result),
+        patch=str(workspace.patch) if result and result.commits else None,
+    )
+
+
+def diffstat(result: ResultRow | None) -> Diffstat:
+    if result is None:
+        return Diffstat()
+    return Diffstat(files=result.files, insertions=result.insertions, deletions=result.deletions)

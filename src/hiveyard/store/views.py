@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Table, select, true
+from sqlalchemy import ColumnElement, Connection, Row, Table, func, select, true
 
 from hiveyard.core.errors import NotFound
 from hiveyard.core.events import Failure
@@ -183,15 +183,18 @@ def sessions(
     *,
     phases: Collection[Phase] | None = None,
     ids: Collection[str] | None = None,
+    own: bool = False,
     limit: int | None = None,
 ) -> list[SessionRow]:
-    """Newest first."""
+    """Newest first; with `own` only those that no task made."""
     columns = schema.sessions.c
     query = select(schema.sessions).order_by(columns.created_at.desc(), columns.id).limit(limit)
     if phases is not None:
         query = query.where(columns.phase.in_(phases))
     if ids is not None:
         query = query.where(_among(columns.id, ids))
+    if own:
+        query = query.where(columns.request.is_not(None))
     return [_session(row) for row in conn.execute(query)]
 
 
@@ -223,6 +226,21 @@ def turns_of(conn: Connection, sessions: Collection[str]) -> list[TurnRow]:
     columns = schema.turns.c
     query = select(schema.turns).where(_among(columns.session, sessions)).order_by(columns.session, columns.number)
     return [_turn(row) for row in conn.execute(query)]
+
+
+def turns_begun(conn: Connection, sessions: Collection[str]) -> dict[str, int]:
+    """How many turns of each session have begun; those of which none has are left out."""
+    columns = schema.turns.c
+    query = select(columns.session, func.count()).where(
+        _among(columns.session, sessions), columns.started_at.is_not(None)
+    )
+    return {row[0]: row[1] for row in conn.execute(query.group_by(columns.session))}
+
+
+def last_event_at(conn: Connection, session: str) -> float | None:
+    columns = schema.events.c
+    query = select(columns.at).where(columns.session == session).order_by(columns.seq.desc()).limit(1)
+    return conn.execute(query).scalar()
 
 
 def turn(conn: Connection, session: str, number: int) -> TurnRow:
