@@ -182,6 +182,25 @@ def test_bad_input_is_one_clear_line(hv: Hv, repo: Path, words: list[str], statu
     assert hv.json("ps", "-a") == []
 
 
+@pytest.mark.parametrize("words", [[], ["image"]])
+def test_no_verb_at_all_is_answered_with_the_help(hv: Hv, words: list[str]) -> None:
+    done = hv(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: hv")
+
+
+def test_nothing_is_removed_when_one_of_the_names_is_wrong(hv: Hv, repo: Path) -> None:
+    for name in ("one", "two"):
+        hv("run", str(repo), "-m", name, "--command", "echo x")
+    refused = hv("rm", "one", "nosuch", "two")
+    assert refused.returncode == 2
+    assert "'nosuch'" in refused.stderr
+    assert len(hv.json("ps", "-a")) == 2
+    one, two = (hv.json("show", name)["id"] for name in ("one", "two"))
+    assert hv("rm", "one", "two", one).stdout.split() == [one, two]
+    assert hv.json("ps", "-a") == []
+
+
 def test_a_path_means_the_same_from_where_the_person_is(hv: Hv, repo: Path) -> None:
     argv = hv.argv("run", "nosuch", "-m", "x")
     done = subprocess.run(argv, env=hv.env, capture_output=True, text=True, cwd=repo.parent)

@@ -32,6 +32,9 @@ def told(program: Callable[[], object]) -> int:
         return INTERRUPTED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USAGE
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "hv"
         return say(BadInput(error.format_message(), hint=f"{path} --help"))

@@ -111,7 +111,15 @@ def cancel(task: str, as_json: bool) -> None:
 @click.option("-f", "--force", is_flag=True, help="Also when it is running; its work is lost.")
 @JSON
 def rm(tasks: tuple[str, ...], force: bool, as_json: bool) -> None:
-    """Remove tasks and all that belongs to them: machine, branch on the host, events, files."""
+    """Remove tasks and all that belongs to them: machine, branch on the host, events, files.
+
+    Before anything is removed every name must stand for a task."""
     client = connect()
-    gone = [client.call("DELETE", f"/v1/tasks/{quoted(task)}", force=force)["id"] for task in tasks]
-    click.echo(json.dumps(gone) if as_json else "\n".join(gone))
+    found = [client.call("GET", f"/v1/tasks/{quoted(task)}")["id"] for task in tasks]
+    gone = []
+    for id in dict.fromkeys(found):
+        gone.append(client.call("DELETE", f"/v1/tasks/{id}", force=force)["id"])
+        if not as_json:
+            click.echo(id)
+    if as_json:
+        click.echo(json.dumps(gone))
