@@ -49,6 +49,21 @@ def test_the_shell_completes_verbs_and_options(hv: Hv, words: str, wanted: str) 
     assert wanted in done.stdout, done.stderr
 
 
+def test_the_shell_completes_names_of_tasks_and_starts_no_daemon_for_it(hv: Hv, repo: Path) -> None:
+    def offered(words: str) -> list[str]:
+        env = {**hv.env, "_HV_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run(hv.argv(), env=env, capture_output=True, text=True)
+        assert done.stderr == ""
+        return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+    assert offered("hv show ") == []
+    assert hv.daemon_pid() is None
+    for name in ("mend the basket", "mend the roof", "paint"):
+        hv("run", str(repo), "-m", name, "--command", "echo x")
+    assert offered("hv diff mend") == ["mend-the-roof", "mend-the-basket"]
+    assert offered("hv rm paint pa") == ["paint"]
+
+
 def test_a_damaged_journal_is_told_at_the_start(hv: Hv) -> None:
     database = hv.home / "data" / "hiveyard.db"
     database.parent.mkdir(parents=True)

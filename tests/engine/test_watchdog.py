@@ -9,7 +9,7 @@ import pytest
 
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.stopping import Stop
-from hiveyard.engine.watchdog import Life, watch
+from hiveyard.engine.watchdog import Life, Limit, watch
 
 SETTINGS = EngineSettings(silence=100.0, disk_reserve_mib=0)
 
@@ -39,16 +39,17 @@ class Knocker:
 @pytest.mark.anyio
 async def test_a_turn_ends_at_its_deadline_and_not_before(tmp_path: Path) -> None:
     clock, stop = HeldClock(), Stop()
-    await watch(clock, SETTINGS, 1050.0, Life(clock, Knocker()), tmp_path, stop)
+    await watch(clock, SETTINGS, Limit(1050.0, 50.0), Life(clock, Knocker()), tmp_path, stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.timeout"
+    assert "time limit of 50 seconds" in stop.reason.message
     assert clock.time == pytest.approx(1050.0)
 
 
 @pytest.mark.anyio
 async def test_silence_ends_a_turn(tmp_path: Path) -> None:
     clock, stop = HeldClock(), Stop()
-    await watch(clock, SETTINGS, 9999.0, Life(clock, Knocker(last_seen=1030.0)), tmp_path, stop)
+    await watch(clock, SETTINGS, Limit(9999.0, 50.0), Life(clock, Knocker(last_seen=1030.0)), tmp_path, stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.silent"
     assert clock.time == pytest.approx(1130.0)
@@ -57,9 +58,10 @@ async def test_silence_ends_a_turn(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_an_agent_that_waits_for_a_model_is_not_silent(tmp_path: Path) -> None:
     clock, stop = HeldClock(), Stop()
-    await watch(clock, SETTINGS, 5000.0, Life(clock, Knocker(busy=1)), tmp_path, stop)
+    await watch(clock, SETTINGS, Limit(5000.0, 50.0), Life(clock, Knocker(busy=1)), tmp_path, stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.timeout"
+    assert "time limit of 50 seconds" in stop.reason.message
 
 
 @pytest.mark.anyio
@@ -69,7 +71,7 @@ async def test_a_daemon_that_was_stopped_for_an_hour_does_not_blame_the_agent(tm
             self.time += 3600.0 if self.time == 1000.0 else seconds
 
     clock, stop = Stopped(), Stop()
-    await watch(clock, SETTINGS, 9999.0, Life(clock, Knocker()), tmp_path, stop)
+    await watch(clock, SETTINGS, Limit(9999.0, 50.0), Life(clock, Knocker()), tmp_path, stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.silent"
     assert clock.time == pytest.approx(4700.0)
@@ -79,7 +81,7 @@ async def test_a_daemon_that_was_stopped_for_an_hour_does_not_blame_the_agent(tm
 async def test_a_turn_is_stopped_before_the_disk_is_full(tmp_path: Path) -> None:
     clock, stop = HeldClock(), Stop()
     settings = replace(SETTINGS, disk_reserve_mib=1 << 40)
-    await watch(clock, settings, 9999.0, Life(clock, Knocker()), tmp_path, stop)
+    await watch(clock, settings, Limit(9999.0, 50.0), Life(clock, Knocker()), tmp_path, stop)
     assert stop.reason is not None
     assert stop.reason.code == "engine.disk_reserve"
     assert str(tmp_path) in stop.reason.message

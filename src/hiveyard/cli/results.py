@@ -14,6 +14,7 @@ import click
 
 from hiveyard.api.client import quoted
 from hiveyard.cli.connect import connect
+from hiveyard.cli.names import TASK
 from hiveyard.core.errors import NothingToApply
 from hiveyard.kit.text import decode, printable
 
@@ -22,7 +23,7 @@ _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
 @click.command(short_help="Show what a task changed.")
-@click.argument("task")
+@TASK
 @click.option("--stat", is_flag=True, help="Only count.")
 @JSON
 def diff(task: str, stat: bool, as_json: bool) -> int:
@@ -56,7 +57,7 @@ def _print(line: bytes) -> None:
 
 
 @click.command(short_help="Bring a task's branch into your repository.")
-@click.argument("task")
+@TASK
 @click.option("--merge", is_flag=True, help="Also fast-forward the branch you are on.")
 @click.option("--into", type=click.Path(file_okay=False), help="The repository to bring it into.")
 @JSON

@@ -12,6 +12,7 @@ from hiveyard.api.client import quoted
 from hiveyard.cli import show as looks
 from hiveyard.cli import transcript
 from hiveyard.cli.connect import connect
+from hiveyard.cli.names import TASK, TASKS
 from hiveyard.cli.run import watch
 from hiveyard.kit.text import one_line
 
@@ -47,7 +48,7 @@ def ps(everything: bool, limit: int | None, as_json: bool) -> None:
 
 
 @click.command(short_help="Show one task.")
-@click.argument("task")
+@TASK
 @JSON
 def show(task: str, as_json: bool) -> None:
     """Show one task: TASK is an id, the start of one, or a slug."""
@@ -62,7 +63,7 @@ def show(task: str, as_json: bool) -> None:
 
 
 @click.command(short_help="Show what an agent did.")
-@click.argument("task")
+@TASK
 @click.option("-f", "--follow", is_flag=True, help="Stay until the task is over.")
 @JSON
 def logs(task: str, follow: bool, as_json: bool) -> None:
@@ -79,7 +80,7 @@ def logs(task: str, follow: bool, as_json: bool) -> None:
 
 
 @click.command(short_help="Print a task's events as JSON lines.")
-@click.argument("task")
+@TASK
 @click.option("-f", "--follow", is_flag=True, help="Go on with new events until the task is over.")
 @click.option("--raw", is_flag=True, help="Print the agent's own output lines instead, as they came.")
 @click.option("--after", type=int, default=0, metavar="SEQ", help="Only events after this sequence number.")
@@ -96,7 +97,7 @@ def events(task: str, follow: bool, raw: bool, after: int, as_json: bool) -> Non
 
 
 @click.command(short_help="Ask an agent to stop.")
-@click.argument("task")
+@TASK
 @JSON
 def cancel(task: str, as_json: bool) -> None:
     """Ask an agent to stop and wait for its end; what it has done is collected."""
@@ -107,7 +108,7 @@ def cancel(task: str, as_json: bool) -> None:
 
 
 @click.command(short_help="Remove tasks.")
-@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@TASKS
 @click.option("-f", "--force", is_flag=True, help="Also when it is running; its work is lost.")
 @JSON
 def rm(tasks: tuple[str, ...], force: bool, as_json: bool) -> None:

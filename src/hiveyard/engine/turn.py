@@ -19,7 +19,7 @@ from hiveyard.engine.ledger import Ledger
 from hiveyard.engine.meaning import Meaning
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.stopping import Stop
-from hiveyard.engine.watchdog import Life, watch
+from hiveyard.engine.watchdog import Life, Limit, watch
 from hiveyard.kit.group import together
 from hiveyard.kit.lines import Line, LineSplitter
 from hiveyard.kit.text import decode
@@ -39,7 +39,7 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRun:
-    """A turn that is about to run, or that ran on while nobody looked. `deadline` is seconds since the epoch."""
+    """A turn that is about to run, or that ran on while nobody looked."""
 
     session: str
     number: int
@@ -80,7 +80,7 @@ class TurnRun:
                 watch,
                 self.ledger.clock,
                 self.settings,
-                started_at + self.timeout,
+                Limit(started_at + self.timeout, self.timeout),
                 self.life,
                 self.host_path,
                 self.stop,

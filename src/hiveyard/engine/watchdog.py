@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hiveyard.core.errors import AgentSilent, AgentTimeout, DiskReserve, HiveyardError
 from hiveyard.engine.settings import EngineSettings
@@ -17,6 +17,13 @@ DISK_INTERVAL = 5.0
 
 ABSENCE = 30.0
 """Seconds that a sleep may take longer than it was to: more, and it was we who were away."""
+
+
+class Limit(NamedTuple):
+    """How long a turn may take: until `at` (seconds since the epoch), which is `seconds` after it was started."""
+
+    at: float
+    seconds: float
 
 
 class Knocked(Protocol):
@@ -44,16 +51,16 @@ class Life:
         return self._clock.monotonic() - max(self._last, self._door.last_seen)
 
 
-async def watch(clock: Clock, settings: EngineSettings, deadline: float, life: Life, disk: Path, stop: Stop) -> None:
+async def watch(clock: Clock, settings: EngineSettings, limit: Limit, life: Life, disk: Path, stop: Stop) -> None:
     """Ask `stop` for the end when a limit is reached; runs until it is cancelled or has asked.
 
-    `deadline` is seconds since the epoch; `disk` any path on the host's file system that the session writes to."""
+    `disk` is any path on the host's file system that the session writes to."""
     while True:
-        reason = _time(clock, deadline) or _silence(life, settings) or _disk(disk, settings)
+        reason = _time(clock, limit) or _silence(life, settings) or _disk(disk, settings)
         if reason:
             stop.ask(reason)
             return
-        until = max(min(deadline - clock.now(), settings.silence - life.silence(), DISK_INTERVAL), 0.05)
+        until = max(min(limit.at - clock.now(), settings.silence - life.silence(), DISK_INTERVAL), 0.05)
         slept_at = clock.monotonic()
         await clock.sleep(until)
         if clock.monotonic() - slept_at > until + ABSENCE:
@@ -61,10 +68,12 @@ async def watch(clock: Clock, settings: EngineSettings, deadline: float, life: L
             life.sign()
 
 
-def _time(clock: Clock, deadline: float) -> HiveyardError | None:
-    if clock.now() < deadline:
+def _time(clock: Clock, limit: Limit) -> HiveyardError | None:
+    if clock.now() < limit.at:
         return None
-    return AgentTimeout("the turn reached its time limit and was stopped", hint="hv run --timeout SECONDS")
+    return AgentTimeout(
+        f"the turn reached its time limit of {limit.seconds:g} seconds and was stopped", hint="hv run --timeout SECONDS"
+    )
 
 
 def _silence(life: Life, settings: EngineSettings) -> HiveyardError | None:
