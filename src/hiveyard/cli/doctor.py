@@ -7,10 +7,11 @@ import json
 import click
 
 from hiveyard.cli.connect import connect
+from hiveyard.cli.options import JSON
 
 
 @click.command(short_help="Check what Hiveyard needs on this host.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def doctor(as_json: bool) -> int:
     """Check every need of Hiveyard on this host; each failure comes with its fix. Exit code 1 when one is missing
     without which nothing runs."""

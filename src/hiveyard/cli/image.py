@@ -12,8 +12,7 @@ import click
 from hiveyard.api.client import ApiError, quoted
 from hiveyard.cli import show
 from hiveyard.cli.connect import connect
-
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+from hiveyard.cli.options import JSON
 
 
 @click.group()

@@ -15,10 +15,10 @@ import click
 from hiveyard.api.client import quoted
 from hiveyard.cli.connect import connect
 from hiveyard.cli.names import TASK
+from hiveyard.cli.options import JSON
 from hiveyard.core.errors import NothingToApply
 from hiveyard.kit.text import decode, printable
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 

@@ -8,6 +8,7 @@ import click
 
 from hiveyard import __version__
 from hiveyard.cli.connect import connect
+from hiveyard.cli.options import JSON
 from hiveyard.core.errors import DaemonUnreachable
 
 
@@ -20,7 +21,7 @@ def serve() -> int:
 
 
 @click.command("stop-daemon", short_help="Stop the daemon.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def stop_daemon(as_json: bool) -> None:
     """Stop the daemon. Agents go on in their machines; the next verb starts a daemon that takes them over."""
     try:
@@ -50,7 +51,7 @@ def wait_for_end(pid: int) -> bool:
 
 
 @click.command(short_help="Print versions.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def version(as_json: bool) -> None:
     """Print the version of hv, and of the daemon when one is running."""
     try:

@@ -13,10 +13,9 @@ from hiveyard.cli import show as looks
 from hiveyard.cli import transcript
 from hiveyard.cli.connect import connect
 from hiveyard.cli.names import TASK, TASKS
+from hiveyard.cli.options import JSON
 from hiveyard.cli.run import watch
 from hiveyard.kit.text import one_line
-
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command(short_help="List tasks.")
@@ -71,7 +70,7 @@ def logs(task: str, follow: bool, as_json: bool) -> None:
     client = connect()
     found = client.call("GET", f"/v1/tasks/{quoted(task)}")
     if follow and not as_json:
-        watch(client, found, quiet=False, asks=False)
+        watch(found, quiet=False, asks=False)
         looks.summary(found)
         return
     for event in client.stream("GET", f"/v1/tasks/{quoted(found['id'])}/events", follow=follow):
@@ -103,7 +102,7 @@ def cancel(task: str, as_json: bool) -> None:
     """Ask an agent to stop and wait for its end; what it has done is collected."""
     client = connect()
     found = client.call("POST", f"/v1/tasks/{quoted(task)}/cancel")
-    watch(client, found, quiet=True)
+    watch(found, quiet=True)
     click.echo(json.dumps(found) if as_json else f"{found['slug']}: {found['status']}")
 
 

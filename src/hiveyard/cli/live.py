@@ -1,0 +1,48 @@
+"""What happens, as it happens: a daemon that goes away meanwhile is started again, and nothing is missed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from hiveyard.api.client import quoted
+from hiveyard.cli.connect import connect
+from hiveyard.core.errors import DaemonUnreachable
+
+TRIES = 5
+"""Times in a row that a daemon may go away without a word."""
+
+
+def live(id: str, *, after: int = 0) -> Iterator[dict[str, Any]]:
+    """The events of a task or session after a sequence number, until nothing is to come. Raises DaemonUnreachable when
+    no daemon stays."""
+    failures = 0
+    while True:
+        try:
+            for event in connect().stream("GET", f"/v1/tasks/{quoted(id)}/events", after=after, follow=True):
+                after, failures = event["seq"], 0
+                yield event
+            return
+        except DaemonUnreachable as error:
+            failures = _again(failures, error)
+
+
+def ask(method: str, path: str) -> Any:
+    """The answer to a request that may be repeated."""
+    failures = 0
+    while True:
+        try:
+            return connect().call(method, path)
+        except DaemonUnreachable as error:
+            failures = _again(failures, error)
+
+
+def _again(failures: int, error: DaemonUnreachable) -> int:
+    if failures == TRIES:
+        raise error
+    click.echo("the daemon went away; starting it again, the work goes on", err=True)
+    time.sleep(0.2 * (failures + 1))
+    return failures + 1

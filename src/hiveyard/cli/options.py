@@ -1,0 +1,71 @@
+"""Options that several verbs share, and what they become in a request."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hiveyard.core.errors import BadInput
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+_WISHES = (
+    click.option("--model", help="The model, as the agent calls it."),
+    click.option("--provider", help="auto, qemu, docker or bubblewrap."),
+    click.option("--image", help="An image's name or id, or a recipe file."),
+    click.option("-b", "--branch", help="The branch to work on (default: hv/<name>)."),
+    click.option("--include-dirty", is_flag=True, help="Take uncommitted changes along."),
+    click.option("--repository-config", is_flag=True, help="Let the repository's own agent configuration run code."),
+    click.option("--network", type=click.Choice(["door", "open"]), default="door", help="What the machine reaches."),
+    click.option("--budget", "budget_usd", type=float, metavar="DOLLARS", help="Stop the agent when this is spent."),
+    click.option("--memory", "memory_mib", type=int, metavar="MIB", help="Memory of the machine."),
+    click.option("--cpus", type=int, help="Processors of the machine."),
+    click.option("--disk", "disk_gib", type=int, metavar="GIB", help="Disk of the machine."),
+    click.option("--record", type=click.Path(), help="Keep the traffic with the model in a tape."),
+    click.option("--tape", type=click.Path(), help="Answer the model's requests from a tape, with no network."),
+)
+
+
+def wishes(verb: F) -> F:
+    """The options by which tasks and sessions are wished for."""
+    for option in reversed(_WISHES):
+        verb = option(verb)
+    return verb
+
+
+def wished(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The request that options make: without what was not said, and with paths as the daemon finds them."""
+    request = {key: value for key, value in options.items() if value is not None and value is not False}
+    for name in ("record", "tape"):
+        if name in request:
+            request[name] = str(Path(request[name]).absolute())
+    return {**request, "repo": located(request["repo"])}
+
+
+def located(repo: str) -> str:
+    """A path, resolved here where the person is; anything else (a URL, `user@host:path`, `owner/repo`) as it is."""
+    path = Path(os.path.expanduser(repo))  # noqa: PTH111 (this one leaves an unknown user's ~ as it is)
+    elsewhere = ":" in repo or (repo.count("/") == 1 and not repo.startswith((".", "/", "~")))
+    return repo if not repo or (elsewhere and not path.exists()) else str(path.absolute())
+
+
+def prompt_of(message: str | None, file: str | None) -> str | None:
+    """What `-m` or `--prompt-file` say to do; None when neither does."""
+    if message is not None and file is not None:
+        raise BadInput("-m and --prompt-file both say what to do: give one of them")
+    if file is None:
+        return message
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return data.decode()
+    except OSError as error:
+        raise BadInput(f"the prompt file {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"the prompt file {file} is not UTF-8: byte {error.start}") from error
