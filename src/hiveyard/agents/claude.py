@@ -1,4 +1,4 @@
-"""Claude Code, headless: `claude -p` with stream-json out and the prompt on stdin.
+"""Claude Code: headless as `claude -p` with stream-json out and the prompt on stdin, or at its own terminal.
 
 It runs as an unprivileged user in a machine of its own, so it need not ask for permission. What the repository brings
 that would run code on start (.mcp.json, hooks, apiKeyHelper, env) comes from the setting sources `project` and
@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hiveyard.agents import seats
+from hiveyard.agents.claude_feed import ClaudeListener
 from hiveyard.agents.claude_stream import ClaudeParser
 from hiveyard.agents.words import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
-from hiveyard.core.ports import Parser, Turn
+from hiveyard.core.ports import Parser, Seat, Turn
 
 # With its own back-off (0.5 s, doubled each time) six tries bridge half a minute: a daemon that restarts, a busy
 # vendor. The default of ten would let a wrong key hang for minutes.
@@ -44,27 +46,63 @@ class Claude:
     def version(self) -> Command:
         return Command(argv=("claude", "--version"))
 
+    # --- at its terminal --------------------------------------------------------------------------------------------
+
+    def seat(self, turn: Turn) -> Seat:
+        settings = {
+            **_place(turn),
+            "workdir": turn.workdir,
+            "argv": _with_agents_md(turn, ("claude", *_options(turn))),
+            "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
+            # What the repository brings is asked about at a terminal, except when it was agreed to beforehand.
+            "settings": {"enableAllProjectMcpServers": True} if turn.repository_config else {},
+        }
+        return Seat(terminal=seats.seat(turn, self.name, settings, _env(turn)), feed=seats.feed(turn, self.name))
+
+    def say(self, turn: Turn) -> Command:
+        return Command(argv=seats.argv_of(turn, self.name, "say", {**_place(turn), "prompt": turn.prompt}))
+
+    def interrupt(self, turn: Turn) -> Command:
+        return Command(argv=seats.argv_of(turn, self.name, "interrupt", _place(turn)))
+
+    def listener(self) -> Parser:
+        return ClaudeListener()
+
+
+def _place(turn: Turn) -> dict[str, str]:
+    return {"config": _config(turn)}
+
+
+def _config(turn: Turn) -> str:
+    return f"{turn.state}/claude"
+
 
 def _argv(turn: Turn) -> tuple[str, ...]:
-    argv = ["claude", "-p", "--output-format", "stream-json", "--verbose"]
-    argv += ["--permission-mode", "bypassPermissions"]
+    argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", *_options(turn)]
+    if turn.conversation is not None:
+        argv += ["--resume", checked_conversation(turn.conversation)]
+    return _with_agents_md(turn, argv)
+
+
+def _options(turn: Turn) -> list[str]:
+    argv = ["--permission-mode", "bypassPermissions"]
     if not turn.repository_config:
         # --add-dir takes any number of words: another option must follow it.
         argv += ["--add-dir", turn.workdir, "--setting-sources", "user", "--strict-mcp-config"]
     if turn.model is not None:
         argv += ["--model", checked_model(turn.model)]
-    if turn.conversation is not None:
-        argv += ["--resume", checked_conversation(turn.conversation)]
-    if turn.repository_config:
-        return tuple(argv)
-    return ("sh", "-c", _AGENTS_MD, "claude-agents-md", *argv)
+    return argv
+
+
+def _with_agents_md(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
+    return tuple(argv) if turn.repository_config else ("sh", "-c", _AGENTS_MD, "claude-agents-md", *argv)
 
 
 def _env(turn: Turn) -> dict[str, str]:
     env = {
         "ANTHROPIC_BASE_URL": f"{turn.door_url}/anthropic",
         "ANTHROPIC_API_KEY": turn.placeholder,
-        "CLAUDE_CONFIG_DIR": f"{turn.state}/claude",
+        "CLAUDE_CONFIG_DIR": _config(turn),
         "CLAUDE_CODE_MAX_RETRIES": _RETRIES,
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",

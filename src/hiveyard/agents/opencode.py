@@ -1,5 +1,5 @@
-"""opencode, headless: `opencode run --format json` with the prompt on stdin and its whole configuration in the
-environment.
+"""opencode: headless as `opencode run --format json` with the prompt on stdin, or at its own terminal; its whole
+configuration is in the environment.
 
 What the repository brings that would run code on start is kept out in two steps, because opencode 1.18 reads
 configuration twice: OPENCODE_DISABLE_PROJECT_CONFIG and --pure stop its first reader, but a second one imports
@@ -13,11 +13,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from hiveyard.agents import seats
+from hiveyard.agents.opencode_feed import OpencodeListener
 from hiveyard.agents.opencode_stream import OpencodeParser
 from hiveyard.agents.words import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.errors import BadInput
-from hiveyard.core.ports import Parser, Turn
+from hiveyard.core.ports import Parser, Seat, Turn
 
 DEFAULT_MODEL = "anthropic/claude-sonnet-5"
 _PROVIDERS = ("anthropic", "openai")
@@ -71,6 +73,25 @@ class Opencode:
     def version(self) -> Command:
         return Command(argv=("opencode", "--version"))
 
+    # --- at its terminal --------------------------------------------------------------------------------------------
+
+    def seat(self, turn: Turn) -> Seat:
+        settings = {
+            "argv": _kept_out(turn, ("opencode", "--model", full_model(turn.model))),
+            "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
+            "title": turn.name,
+        }
+        return Seat(terminal=seats.seat(turn, self.name, settings, _env(turn)), feed=seats.feed(turn, self.name))
+
+    def say(self, turn: Turn) -> Command:
+        return Command(argv=seats.argv_of(turn, self.name, "say", {"prompt": turn.prompt}))
+
+    def interrupt(self, turn: Turn) -> Command:
+        return Command(argv=seats.argv_of(turn, self.name, "interrupt", {}))
+
+    def listener(self) -> Parser:
+        return OpencodeListener()
+
 
 def full_model(model: str | None) -> str:
     """`provider/model`: `gpt-5.5` is `openai/gpt-5.5`, other names without a provider are Anthropic's.
@@ -99,6 +120,11 @@ def _argv(turn: Turn) -> tuple[str, ...]:
     argv += ["--print-logs", "--log-level", "ERROR", "--model", full_model(turn.model)]
     if turn.conversation is not None:
         argv += ["--session", checked_conversation(turn.conversation)]
+    return _kept_out(turn, argv)
+
+
+def _kept_out(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
+    """The command, without what the repository brings that would run code."""
     if turn.repository_config:
         return tuple(argv)
     return ("sh", "-c", _ASIDE, "opencode-aside", f"{turn.state}/opencode/aside", *argv, "--pure")

@@ -60,14 +60,11 @@ def _anthropic(asked: Mapping[str, object]) -> Iterator[Turn]:
         content = record(message).get("content")
         if record(message).get("role") == "assistant":
             yield "reply", ""
-        elif record(message).get("role") != "user" or any(_is_result(block) for block in items(content)):
+        elif record(message).get("role") != "user":
             yield "other", ""  # Claude Code tells of its environment in a `system` message behind the prompt
         else:
+            # Behind a tool's result stands the next prompt, when the turn was interrupted there.
             yield _prompt(_texts(content))
-
-
-def _is_result(block: object) -> bool:
-    return record(block).get("type") == "tool_result"
 
 
 def _chat(asked: Mapping[str, object]) -> Iterator[Turn]:
@@ -102,9 +99,12 @@ def _texts(content: object) -> Iterable[str]:
     return [text(content)] if isinstance(content, str) else [text(record(part).get("text")) for part in items(content)]
 
 
+_REMINDERS = ("<system-reminder>", "[Request interrupted by user")
+
+
 def _prompt(texts: Iterable[str]) -> Turn:
     # Claude Code puts reminders of its own between the user's words; they are nobody's prompt.
-    said = "\n".join(part for part in texts if part and not part.lstrip().startswith("<system-reminder>"))
+    said = "\n".join(part for part in texts if part and not part.lstrip().startswith(_REMINDERS))
     return ("prompt", said) if said else ("other", "")
 
 

@@ -1,0 +1,197 @@
+"""opencode at its terminal.
+
+The program is its own server, on loopback and with a password: what happens comes as its events, and it is told by its
+HTTP interface, beside whatever a person types.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import secrets
+import socket
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from hiveyard.agents.inside.terminal import Feed, Refused, main, run, runtime, until
+
+# Events about the program's own life, and pieces of what comes whole later.
+_TELLING = (
+    "message.updated",
+    "message.part.updated",
+    "permission.asked",
+    "question.asked",
+    "session.error",
+    "session.idle",
+    "session.status",
+)
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+def sit(settings: dict[str, Any]) -> int:
+    place, feed = runtime(settings["state"]), Feed(settings["feed"])
+    (place / "session").unlink(missing_ok=True)
+    feed.begin()
+    server = {"port": _free_port(), "password": secrets.token_urlsafe(24)}
+    (place / "server").touch(mode=0o600)
+    (place / "server").write_text(json.dumps(server))
+    ears = _Ears(place, feed, settings)
+    threading.Thread(target=ears.open, daemon=True).start()
+    argv = [*settings["argv"], "--port", str(server["port"]), "--hostname", "127.0.0.1"]
+    if settings["conversation"]:
+        argv += ["--session", settings["conversation"]]
+    return run(argv, {"OPENCODE_SERVER_PASSWORD": str(server["password"])}, feed, ears.listen)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class _Ears:
+    """Its events, brought into the feed: what is whole, of the conversations that people see."""
+
+    def __init__(self, place: Path, feed: Feed, settings: Mapping[str, Any]) -> None:
+        self._place = place
+        self._feed = feed
+        self._settings = settings
+        self._heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._helpers: set[str] = set()
+        self._running: set[str] = set()
+        self._status = ""
+
+    def open(self) -> None:
+        """Wait for the server, listen, and only then begin the conversation, so that nothing of it is missed."""
+        while True:
+            try:
+                stream = _Server(self._place).stream("/event")
+                break
+            except (OSError, http.client.HTTPException):
+                until(lambda: False, 0.1)
+        threading.Thread(target=self._begin, daemon=True).start()
+        while line := stream.readline():
+            if line.startswith(b"data:"):
+                self._heard.put(json.loads(line[5:]))
+
+    def _begin(self) -> None:
+        server, name = _Server(self._place), self._settings["conversation"]
+        if not name or server.ask("GET", f"/session/{name}").get("id") != name:
+            name = server.ask("POST", "/session", {"title": self._settings["title"]})["id"]
+            server.ask("POST", "/tui/select-session", {"sessionID": name})
+        self._choose(name)
+        self._heard.put({"type": "hiveyard.ready", "properties": {"sessionID": name}})
+
+    def _choose(self, name: str) -> None:
+        fresh = self._place / "session.new"
+        fresh.write_text(name)
+        fresh.replace(self._place / "session")
+
+    def listen(self) -> None:
+        while not self._heard.empty():
+            event = self._heard.get()
+            if self._tells(str(event.get("type")), event.get("properties") or {}):
+                self._feed.add({"said": event})
+
+    def _tells(self, kind: str, told: Mapping[str, Any]) -> bool:
+        info = told.get("info") or {}
+        if kind in ("session.created", "session.updated") and info.get("parentID"):
+            self._helpers.add(str(info.get("id")))
+        if kind in ("permission.asked", "question.asked", "hiveyard.ready"):
+            return True
+        if kind not in _TELLING or told.get("sessionID") in self._helpers:
+            return False
+        if kind == "message.part.updated":
+            return self._whole(told.get("part") or {})
+        if kind == "message.updated" and info.get("role") == "user":
+            self._choose(str(told.get("sessionID")))
+        if kind == "message.updated":
+            return info.get("role") == "user"
+        if kind == "session.status":
+            return bool((told.get("status") or {}).get("type") == "retry")
+        return True
+
+    def _whole(self, part: Mapping[str, Any]) -> bool:
+        kind, state = part.get("type"), part.get("state") or {}
+        if kind in ("text", "reasoning"):
+            # The words of a prompt carry no times.
+            return "end" in part["time"] if part.get("time") else True
+        if kind == "tool" and state.get("status") == "running":
+            fresh = part.get("callID") not in self._running
+            self._running.add(str(part.get("callID")))
+            return fresh
+        return kind == "step-finish" or (kind == "tool" and state.get("status") in ("completed", "error"))
+
+
+# --- what it is told -------------------------------------------------------------------------------------------------
+
+
+class _Server:
+    """The program's own HTTP interface."""
+
+    def __init__(self, place: Path) -> None:
+        said = json.loads((place / "server").read_text())
+        self._port = int(said["port"])
+        token = base64.b64encode(f"opencode:{said['password']}".encode()).decode()
+        self._headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
+
+    def stream(self, path: str) -> http.client.HTTPResponse:
+        # A request while it boots can hang for ever.
+        connection, answer = self._open("GET", path, None, 2.0)
+        connection.sock.settimeout(None)
+        return answer
+
+    def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        _, answer = self._open(method, path, body, 20.0)
+        with answer:
+            data = answer.read()
+        said = json.loads(data) if data.strip() else {}
+        if answer.status >= 400 and method == "POST":
+            raise Refused(f"opencode answered {answer.status}: {data.decode('utf-8', 'replace')[:300]}")
+        return said if isinstance(said, dict) else {}
+
+    def _open(
+        self, method: str, path: str, body: object, timeout: float
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
+        connection.request(method, path, None if body is None else json.dumps(body), self._headers)
+        answer = connection.getresponse()
+        if answer.status == 401:
+            raise Refused("another program answers on opencode's port")
+        return connection, answer
+
+
+def say(settings: dict[str, Any]) -> int:
+    place = runtime(settings["state"])
+    text = Path(settings["prompt"]).read_text(encoding="utf-8", errors="replace")
+    if not text.strip():
+        raise Refused("the prompt is empty")
+    session = _session(place, settings["patience"])
+    _Server(place).ask("POST", f"/session/{session}/prompt_async", {"parts": [{"type": "text", "text": text}]})
+    return 0
+
+
+def interrupt(settings: dict[str, Any]) -> int:
+    place = runtime(settings["state"])
+    if not (place / "session").exists():
+        return 0
+    session, server = (place / "session").read_text(), _Server(place)
+    server.ask("POST", f"/session/{session}/abort")
+    if not until(lambda: session not in server.ask("GET", "/session/status"), 20.0):
+        raise Refused("opencode goes on although it was told to stop")
+    return 0
+
+
+def _session(place: Path, patience: float) -> str:
+    if not until((place / "session").exists, patience):
+        raise Refused("opencode has not started")
+    return (place / "session").read_text()
+
+
+if __name__ == "__main__":
+    main({"sit": sit, "say": say, "interrupt": interrupt})

@@ -1,0 +1,174 @@
+"""A program at a terminal, and the feed of what happens in it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+TICK = 0.1
+"""Seconds between two looks at what has happened."""
+
+_PLACE = re.compile(rb'\{"at":\["([^"\\]+)",(\d+)\]')
+
+
+class Refused(Exception):
+    """The program did not take what it was told; the message says why."""
+
+
+class Feed:
+    """The file of JSON lines that Hiveyard reads. Each line is added by one write, so a reader finds whole ones."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def begin(self) -> None:
+        """Make it ready for this run: a line that a dying machine left torn gets its end."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        with self.path.open("rb") as file:
+            file.seek(max(0, self.size() - 1))
+            torn = file.read() not in (b"", b"\n")
+        if torn:
+            self._write(b"\n")
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        self._write(json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
+
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def places(self) -> dict[str, int]:
+        """How far each source was read when its last line was added: what a run after this one need not add again."""
+        found: dict[str, int] = {}
+        with self.path.open("rb") as file:
+            for line in file:
+                if line.endswith(b"\n") and (place := _PLACE.match(line)):
+                    found[place.group(1).decode()] = int(place.group(2))
+        return found
+
+    def _write(self, data: bytes) -> None:
+        # Opened anew each time: the file may lie on a file system that a forked machine mounts again.
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+        finally:
+            os.close(descriptor)
+
+
+class Tail:
+    """A file of JSON lines that another program adds to."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self.offset = offset
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The whole lines that are new; `offset` is behind each when it is given."""
+        if not self.path.exists() or self.path.stat().st_size <= self.offset:
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self.offset += len(line)
+                if line.strip():
+                    yield _object(line)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        said = None
+    return said if isinstance(said, dict) else {"type": "unreadable", "line": line.decode("utf-8", "replace")}
+
+
+def run(argv: Sequence[str], env: Mapping[str, str], feed: Feed, listen: Callable[[], None]) -> int:
+    """Run a program on this terminal and listen until it has ended. Returns its exit code."""
+    feed.add({"seat": "started"})
+    child = subprocess.Popen(argv, env={**os.environ, **env})
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)  # keys of the terminal: they are the program's
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, _end_all)
+    while (code := _ended(child.pid)) is None:
+        listen()
+        time.sleep(TICK)
+    listen()
+    feed.add({"seat": "ended", "code": code})
+    return code
+
+
+def _end_all(number: int, frame: object) -> None:
+    """The terminal is gone, or somebody ends this process: the program ends, and all that it started here. Some do
+    not mind that their terminal is gone."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+
+
+def _ended(pid: int) -> int | None:
+    """The exit code of a child that has ended. One that stopped itself (Ctrl-Z) goes on: there is no shell above it."""
+    found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+    if not found:
+        return None
+    if os.WIFSTOPPED(status):
+        os.kill(pid, signal.SIGCONT)
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def runtime(state: str) -> Path:
+    """A directory of this machine, closed to other users, for what need not outlive the run at this state directory."""
+    place = Path("/tmp") / f"hiveyard-seat-{os.getuid()}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"  # noqa: S108
+    place.mkdir(mode=0o700, exist_ok=True)
+    if place.is_symlink() or place.stat().st_uid != os.getuid():
+        raise Refused(f"{place} belongs to somebody else")
+    return place
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """One at a time."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether a condition came true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(TICK)
+    return True
+
+
+def tmux(*words: str) -> bool:
+    """Whether a command to the tmux server of this user succeeded."""
+    done = subprocess.run(["tmux", *words], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def main(verbs: Mapping[str, Callable[[dict[str, Any]], int]]) -> NoReturn:
+    """Run the verb that argv names, with its settings in JSON."""
+    verb, settings = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        sys.exit(verbs[verb](settings))
+    except (Refused, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)

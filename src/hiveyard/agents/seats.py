@@ -1,0 +1,52 @@
+"""The commands of agents at their terminal: sources of `hiveyard.agents.inside`, run by the guest's own Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+
+import msgspec
+
+from hiveyard.core.commands import Command, ProcessSpec
+from hiveyard.core.ports import Turn
+
+TERMINAL = "agent"
+"""The name of the terminal: of its process and of its tmux session."""
+PATIENCE = 200.0
+"""Seconds that `say` waits for a program that starts: under emulation that takes half a minute."""
+
+_INSIDE = "hiveyard.agents.inside"
+_LOAD = """
+import sys, types
+for name, source in SOURCES:
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name, "exec"), module.__dict__)
+"""
+
+
+def feed(turn: Turn, agent: str) -> str:
+    """Where the feed lies: in the agent's state, which outlives the machine."""
+    return f"{turn.state}/{agent}/feed.jsonl"
+
+
+def seat(turn: Turn, agent: str, settings: Mapping[str, object], env: Mapping[str, str]) -> ProcessSpec:
+    """The process of the terminal: `settings` are those of the agent's module in the guest."""
+    argv = argv_of(turn, agent, "sit", settings)
+    command = Command(argv=argv, cwd=turn.workdir, env=env, name=agent)
+    return ProcessSpec(name=TERMINAL, command=command, terminal=True)
+
+
+def argv_of(turn: Turn, agent: str, verb: str, settings: Mapping[str, object]) -> tuple[str, ...]:
+    """A verb of the agent's module in the guest."""
+    place = {"state": turn.state, "feed": feed(turn, agent), "patience": PATIENCE}
+    return ("python3", "-c", _source(agent), verb, msgspec.json.encode({**place, **settings}).decode())
+
+
+@cache
+def _source(agent: str) -> str:
+    inside = resources.files(_INSIDE)
+    text = {name: (inside / f"{name}.py").read_text(encoding="utf-8") for name in ("terminal", f"{agent}_seat")}
+    packages = [(name, "") for name in ("hiveyard", "hiveyard.agents", _INSIDE)]
+    sources = [*packages, (f"{_INSIDE}.terminal", text["terminal"])]
+    return f"SOURCES = {sources!r}\n{_LOAD}\nexec(compile({text[f'{agent}_seat']!r}, {agent!r}, 'exec'))\n"
