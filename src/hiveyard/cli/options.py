@@ -46,6 +46,8 @@ def wished(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("record", "tape"):
         if name in request:
             request[name] = str(Path(request[name]).absolute())
+    if request.get("image", "").endswith(".toml"):
+        request["image"] = str(Path(request["image"]).absolute())
     return {**request, "repo": located(request["repo"])}
 
 

@@ -82,6 +82,7 @@ def after_packages(work: str, proxies: dict[str, str], *, certificates: bool) ->
             variables[name] = f"{BUILD}/certificates.pem"
     given = " ".join(f"--setenv {name} {shlex.quote(value)}" for name, value in variables.items())
     capabilities = " ".join(f"--cap-add CAP_{name}" for name in _CAPABILITIES)
+    # Without root, mmdebstrap leaves the host's own /proc, in which bubblewrap does not find itself.
     return f"""#!/bin/sh
 set -eu
 exec >&2
@@ -90,7 +91,7 @@ work={shlex.quote(work)}
 if [ -d "$work/node" ]; then cp -R --preserve=mode,links "$work/node/." "$root/usr/local/"; fi
 for step in "$work"/files/steps/*; do
   echo "{MARK} step $(sed -n '1s/^# //p' "$step")"
-  bwrap --bind "$root" / --dev /dev --proc /proc --tmpfs /run --perms 1777 --tmpfs /tmp \\
+  unshare --mount-proc bwrap --bind "$root" / --dev /dev --proc /proc --tmpfs /run --perms 1777 --tmpfs /tmp \\
     --ro-bind "$work/files" {BUILD} --file 3 {NPMRC} \\
     --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try --hostname build --new-session --die-with-parent \\
     --cap-drop ALL {capabilities} --clearenv {given} --chdir / sh -eu "{BUILD}/steps/${{step##*/}}" </dev/null 3<<END
