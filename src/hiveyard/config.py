@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from hiveyard.core.errors import BadSetting
 from hiveyard.door.keys import VARIABLES
 from hiveyard.door.settings import DoorSettings
-from hiveyard.engine.settings import EngineSettings
+from hiveyard.engine.settings import EngineSettings, PortSettings
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
 from hiveyard.machines.docker.settings import DockerSettings
 from hiveyard.machines.qemu.settings import QemuSettings
@@ -34,6 +34,7 @@ class Settings:
 
     engine: EngineSettings = field(default_factory=EngineSettings)
     door: DoorSettings = field(default_factory=DoorSettings)
+    ports: PortSettings = field(default_factory=PortSettings)
     qemu: QemuSettings = field(default_factory=QemuSettings)
     docker: DockerSettings = field(default_factory=DockerSettings)
     bubblewrap: BubblewrapSettings = field(default_factory=BubblewrapSettings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,10 @@ class Places(NamedTuple):
         return self.config.with_name("keys.toml")
 
     @property
+    def ssh(self) -> Path:
+        return self.data / "ssh"
+
+    @property
     def doors(self) -> Path:
         return self.run / "doors"
 
@@ -51,6 +56,12 @@ class Places(NamedTuple):
     @property
     def log(self) -> Path:
         return self.data / "daemon.log"
+
+
+def host_ports_place(env: Mapping[str, str] | None = None) -> Path:
+    """What all daemons of this user share, wherever each has its home: who holds which port of the host."""
+    env = os.environ if env is None else env
+    return Path(env.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"hiveyard-ports-{os.geteuid()}"
 
 
 def places(env: Mapping[str, str] | None = None) -> Places:

@@ -51,3 +51,17 @@ class EngineSettings:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name):g}: it must be more than 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortSettings:
+    """Where ports of this host that lead into sessions are taken from."""
+
+    first: int = 2222
+    """First port for ssh into sessions."""
+    last: int = 2999
+    """Last port for ssh into sessions."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.last <= 65535:
+            raise ValueError(f"ports.first is {self.first} and ports.last {self.last}: 1 <= first <= last <= 65535")

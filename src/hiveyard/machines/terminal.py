@@ -47,11 +47,12 @@ def set_size(fd: int, size: Size) -> None:
 def raw(fd: int) -> Iterator[None]:
     """Every key goes to whoever reads the terminal, for as long as the block lasts."""
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    # Not FLUSH, here and below: what was typed ahead is for whoever reads next.
+    tty.setraw(fd, termios.TCSADRAIN)
     try:
         yield
     finally:
-        # Not FLUSH: what was typed ahead is for the shell. A terminal that is gone needs nothing.
+        # A terminal that is gone needs nothing.
         with contextlib.suppress(termios.error):
             termios.tcsetattr(fd, termios.TCSADRAIN, before)
 

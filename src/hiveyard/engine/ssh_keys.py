@@ -1,0 +1,87 @@
+"""The keys of a session's way in by ssh, and the lines by which a person's own ssh uses them.
+
+They are the host's alone, never in a guest nor in a session's directory, and stay the same over all its machines.
+
+    <root>/<session>/key           what lets a person in (0600), and nobody else
+    <root>/<session>/host_key      what shows that this port is that session's (0600)
+    <root>/<session>/known_hosts   the public half of it, for ssh
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncssh
+
+from hiveyard.kit.files import write_atomic
+
+_TYPE = "ssh-ed25519"
+
+
+class Keys(NamedTuple):
+    """`user` and `host` as the server uses them; `key` and `known_hosts` are the files for a person's ssh."""
+
+    user: asyncssh.SSHKey
+    host: asyncssh.SSHKey
+    key: Path
+    known_hosts: Path
+
+
+class SshKeys:
+    """All sessions' keys, below one directory of the daemon's."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def of(self, session: str) -> Keys:
+        """The keys of a session, made when they are not there."""
+        place = self._root / session
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place.mkdir(exist_ok=True, mode=0o700)
+        user, host = _kept(place / "key"), _kept(place / "host_key")
+        public = host.export_public_key().decode().strip()
+        write_atomic(place / "known_hosts", f"{alias(session)} {public}\n".encode(), mode=0o600)
+        return Keys(user, host, place / "key", place / "known_hosts")
+
+    def forget(self, session: str) -> None:
+        """Remove them; absent is a success."""
+        shutil.rmtree(self._root / session, ignore_errors=True)
+
+
+def alias(session: str) -> str:
+    """What ssh calls the host of a session's port, whichever port that is."""
+    return f"hiveyard-{session}"
+
+
+def config(name: str, session: str, port: int, user: str, keys: Keys) -> str:
+    """An ssh configuration in which `ssh hv-NAME` leads into the session."""
+    return f"""Host hv-{name}
+  HostName 127.0.0.1
+  Port {port}
+  User {user}
+  IdentityFile {_quoted(keys.key)}
+  IdentitiesOnly yes
+  IdentityAgent none
+  UserKnownHostsFile {_quoted(keys.known_hosts)}
+  GlobalKnownHostsFile /dev/null
+  HostKeyAlias {alias(session)}
+  StrictHostKeyChecking yes
+  CheckHostIP no
+  ForwardAgent no
+"""
+
+
+def _kept(file: Path) -> asyncssh.SSHKey:
+    try:
+        return asyncssh.import_private_key(file.read_bytes())
+    except FileNotFoundError:
+        key = asyncssh.generate_private_key(_TYPE)
+        write_atomic(file, key.export_private_key(), mode=0o600)
+        return key
+
+
+def _quoted(path: Path) -> str:
+    """A path as one word of ssh's configuration, in which % begins a token."""
+    return '"' + str(path).replace("%", "%%") + '"'
