@@ -16,7 +16,7 @@ from hiveyard.core.events import (
     MachineStopping,
 )
 from hiveyard.core.machines import MachineSpec, MachineStatus
-from hiveyard.core.ports import Guest, Provider
+from hiveyard.core.ports import Guest, Provider, Snapshots
 from hiveyard.engine.judge import as_failure
 from hiveyard.engine.ledger import Ledger
 from hiveyard.store import journal, views
@@ -42,13 +42,18 @@ class Berth:
         self._spec = spec
         self._ledger = ledger
 
-    async def up(self) -> None:
-        """Have it ready. Raises what `boot` raises; the failure is journaled then."""
+    async def up(self, snapshot: str | None = None) -> None:
+        """Have it ready, from a live snapshot when one is named. Raises what `boot` raises; the failure is journaled
+        then."""
         assert self._spec is not None
         await self._move(MachineBooting(machine=self.name, provider=self.provider.name), *_GONE)
         start = self._ledger.clock.monotonic()
         try:
-            await self.provider.boot(self.name, self._spec)
+            if snapshot is None:
+                await self.provider.boot(self.name, self._spec)
+            else:
+                assert isinstance(self.provider, Snapshots)
+                await self.provider.boot_from(snapshot, self.name, self._spec)
         except HiveyardError as error:
             await self.failed(error)
             raise

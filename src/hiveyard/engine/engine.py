@@ -23,13 +23,17 @@ from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCanc
 from hiveyard.core.states import AT_WORK, TaskState
 from hiveyard.engine.berth import Berth
 from hiveyard.engine.doctor import Check, examine
+from hiveyard.engine.forking import Forks
 from hiveyard.engine.images import ImageStock
 from hiveyard.engine.job import Job
+from hiveyard.engine.metas import keep_metas
 from hiveyard.engine.recovery import sweep
 from hiveyard.engine.report import Report, report, reports
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.rewinding import Rewinds
 from hiveyard.engine.sessions import Sessions
+from hiveyard.engine.snapshots import Snapshots
 from hiveyard.engine.source import Source, source
 from hiveyard.engine.wishing import check
 from hiveyard.kit.names import new_id, slug
@@ -49,6 +53,9 @@ class Engine:
         self._removals: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._slots = anyio.Semaphore(resources.settings.max_tasks)
         self.sessions = Sessions(resources, group)
+        self.snapshots = Snapshots(resources, self.sessions, group)
+        self.forks = Forks(resources, self.sessions, self.snapshots, group)
+        self.rewinds = Rewinds(resources, self.sessions)
         self.pid = os.getpid()
 
     @property
@@ -158,6 +165,7 @@ class Engine:
         await self._r.ledger.store.write(lambda conn: _close(conn, id, now))
         for row in await self._r.ledger.read(lambda conn: views.machines(conn, live_only=False, session=id)):
             await Berth(id, self._r.providers[row.provider], None, self._r.ledger).release()
+        await self.snapshots.remove_all(id)
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_of(id), ignore_errors=True))
         await self._r.ledger.store.write(lambda conn: journal.forget(conn, id))
         await anyio.to_thread.run_sync(self._r.workspace(id).remove)
@@ -212,6 +220,7 @@ class Engine:
         for task in sorted(tasks, key=lambda task: (task.state is TaskState.PENDING, task.created_at)):
             self._begin(task.id, cancelled=task.cancel_asked_at is not None)
         await self.sessions.recover()
+        await self.snapshots.recover()
         self._group.start_soon(sweep, self._r, list(self._r.sessions.glob("*")), name="sweep")
 
 
@@ -252,5 +261,6 @@ async def running(resources: Resources) -> AsyncIterator[Engine]:
     async with anyio.create_task_group() as group:
         engine = Engine(resources, group)
         await engine.recover()
+        group.start_soon(keep_metas, resources, name="meta.json of sessions")
         yield engine
         group.cancel_scope.cancel()

@@ -22,11 +22,13 @@ from hiveyard.store import views
 
 
 class Ground:
-    """The steps from a wish to a berth, for the session `id`."""
+    """The steps from a wish to a berth, for the session `id`. `image` is the one that it must be, whatever was wished
+    for."""
 
-    def __init__(self, id: str, wish: Wish, resources: Resources) -> None:
+    def __init__(self, id: str, wish: Wish, resources: Resources, *, image: str = "") -> None:
         self.id = id
         self._wish = wish
+        self._fixed_image = image
         self._r = resources
         self._ledger = resources.ledger
         self._workspace = resources.workspace(id)
@@ -58,6 +60,8 @@ class Ground:
 
     async def _image_name(self, provider: Provider) -> str:
         """The image of the machine that is there: its recipe may have changed since. Else the one asked for."""
+        if self._fixed_image:
+            return self._fixed_image
         with suppress(NoSuchMachine):
             if image := (await provider.get(machine_name(self.id))).image:
                 return image

@@ -5,21 +5,40 @@ from __future__ import annotations
 from hiveyard.core.events import Notice, ResultCollected
 from hiveyard.core.ports import Guest
 from hiveyard.engine import repository
+from hiveyard.engine.repository import Collected
 from hiveyard.engine.resources import Resources
 from hiveyard.store import views
 from hiveyard.store.views import ResultRow
 
 
-async def harvest(id: str, guest: Guest, resources: Resources, *, turn: int | None, aside: bool = False) -> ResultRow:
-    """Take the branch and the patch of session `id` out of its guest, and journal the result, which replaces an
-    earlier one. With `aside` the guest's repository stays as it is. Raises what `repository.collect` raises."""
-    ledger, workspace = resources.ledger, resources.workspace(id)
-    async with ledger.phase(id, "collect"):
-        session = await ledger.read(lambda conn: views.session(conn, id))
-        assert session.base is not None and session.branch is not None
-        got = await repository.collect(
-            guest, workspace.origin, workspace.result, base=session.base, branch=session.branch, aside=aside
-        )
+async def harvest(id: str, guest: Guest, resources: Resources, *, turn: int) -> ResultRow:
+    """Take the branch and the patch of task `id` out of its guest, and journal the result, which replaces an earlier
+    one. Raises what `repository.collect` raises."""
+    async with resources.ledger.phase(id, "collect"):
+        got = await _collected(id, guest, resources, aside=False)
+    return await _told(id, got, resources, turn)
+
+
+async def glean(id: str, guest: Guest, resources: Resources) -> None:
+    """The same of session `id`, whose repository stays as it is. What has come out before is not told again."""
+    got = await _collected(id, guest, resources, aside=True)
+    known = await resources.ledger.read(lambda conn: views.result(conn, id))
+    if known is None or known.head != got.head:
+        await _told(id, got, resources, None)
+
+
+async def _collected(id: str, guest: Guest, resources: Resources, *, aside: bool) -> Collected:
+    workspace = resources.workspace(id)
+    session = await resources.ledger.read(lambda conn: views.session(conn, id))
+    assert session.base is not None and session.branch is not None
+    place = workspace.origin, workspace.result
+    return await repository.collect(guest, *place, base=session.base, branch=session.branch, aside=aside)
+
+
+async def _told(id: str, got: Collected, resources: Resources, turn: int | None) -> ResultRow:
+    ledger = resources.ledger
+    session = await ledger.read(lambda conn: views.session(conn, id))
+    assert session.base is not None and session.branch is not None
     result = ResultCollected(
         branch=session.branch,
         base=session.base,

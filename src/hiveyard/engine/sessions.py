@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -18,7 +18,7 @@ from hiveyard.core.ports import Guest, Pauses, Provider, Terminals
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine import room
 from hiveyard.engine.berth import machine_name
-from hiveyard.engine.harvest import harvest
+from hiveyard.engine.harvest import glean
 from hiveyard.engine.prompts import Prompts
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.roster import SessionView, own, view, views_of
@@ -43,6 +43,7 @@ class Sessions:
         self._r = resources
         self._group = group
         self._stays: dict[str, Stay] = {}
+        self.on_turn_over: Callable[[Stay], None] = lambda stay: None
 
     # --- made and ended ----------------------------------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ class Sessions:
         id = new_id()
         with anyio.CancelScope(shield=True):
             await self._create(id, request)
-            self._begin(id)
+            self.begin(id)
         return id
 
     async def _create(self, id: str, request: SpawnRequest) -> None:
@@ -100,16 +101,17 @@ class Sessions:
         """Go on in a new machine. One that is at work is a success. Raises NoMemory, SessionNotRunning."""
         if id in self._stays:
             return
-        session = await self._session(id)
+        session = await self.row(id)
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
+        await anyio.to_thread.run_sync(self._r.workspace(id).check)
         await self._check_room(_request(session), besides=id)
         if id not in self._stays:
-            self._begin(id)
+            self.begin(id)
 
     async def stop(self, id: str) -> None:
         """End its machine and keep its files; returns when that is done. One that is stopped is a success."""
-        session = await self._session(id)
+        session = await self.row(id)
         stay = self._stays.get(id)
         if stay is None:
             return
@@ -121,9 +123,11 @@ class Sessions:
 
     async def let_go(self, id: str) -> None:
         """Leave off work on it as a dying daemon would; what it has stays as it is."""
-        if stay := self._stays.get(id):
-            stay.scope.cancel()
-            await stay.over.wait()
+        # A rewind puts another in its place.
+        while stay := self._stays.get(id):
+            async with stay.changing:
+                stay.scope.cancel()
+                await stay.over.wait()
 
     # --- told --------------------------------------------------------------------------------------------------------
 
@@ -134,15 +138,15 @@ class Sessions:
 
     async def interrupt(self, id: str) -> None:
         """End the turn at work and keep the session. Raises AgentFailed."""
-        sitting = await self._sitting(id)
-        async with self._guest(id) as guest:
+        sitting, stay = await self._sitting(id), await self.stay(id)
+        async with stay.changing, self.guest(id) as guest:
             await sitting.interrupt(guest)
 
     async def terminal(self, id: str, command: Command) -> Sequence[str]:
         """A program of this host that gives a person's terminal to `command` in the session's machine; see
         `Terminals.terminal`. Raises SessionNotRunning."""
         await self._sitting(id)
-        session = await self._session(id)
+        session = await self.row(id)
         provider = self._provider(session)
         if not isinstance(provider, Terminals):
             raise BadInput(f"{session.provider} has no terminals for people", hint=f"hv logs -f {session.slug}")
@@ -150,32 +154,34 @@ class Sessions:
 
     async def pause(self, id: str) -> None:
         """Freeze its machine. One that is frozen is a success."""
-        session, stay = await self._session(id), await self._stay(id)
+        session, stay = await self.row(id), await self.stay(id)
         provider = self._pauses(session)
         if session.activity is Activity.PAUSED:
             return
-        await stay.freeze()
-        try:
-            await provider.pause(machine_name(id))
-            await self._r.ledger.record(id, SessionPaused())
-        except BaseException:
-            stay.thaw()
-            raise
+        async with stay.changing:
+            await stay.freeze()
+            try:
+                await provider.pause(machine_name(id))
+                await self._r.ledger.record(id, SessionPaused())
+            except BaseException:
+                stay.thaw()
+                raise
 
     async def unpause(self, id: str) -> None:
         """Let its machine go on. One that runs is a success."""
-        session, stay = await self._session(id), await self._stay(id)
-        if session.activity is Activity.PAUSED:
-            await self._pauses(session).resume(machine_name(id))
-            await self._r.ledger.record(id, SessionUnpaused())
-        stay.thaw()
+        session, stay = await self.row(id), await self.stay(id)
+        async with stay.changing:
+            if session.activity is Activity.PAUSED:
+                await self._pauses(session).resume(machine_name(id))
+                await self._r.ledger.record(id, SessionUnpaused())
+            stay.thaw()
 
     async def harvest(self, id: str) -> None:
         """Bring out the work of a running session as it is now; what a stopped one left was brought out then."""
         if id not in self._stays:
             return
-        async with self._guest(id) as guest:
-            await harvest(id, guest, self._r, turn=None, aside=True)
+        async with self.guest(id) as guest:
+            await glean(id, guest, self._r)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
@@ -191,10 +197,11 @@ class Sessions:
     async def recover(self) -> None:
         """Go on with every session that was at work; one whose machine is gone becomes stopped, with the reason."""
         for session in await self._r.ledger.read(lambda conn: views.sessions(conn, phases=AT_WORK, own=True)):
-            self._begin(session.id)
+            self.begin(session.id)
 
-    def _begin(self, id: str) -> None:
-        stay = self._stays[id] = Stay(id, self._r)
+    def begin(self, id: str) -> None:
+        """Work on it from now on."""
+        stay = self._stays[id] = Stay(id, self._r, lambda stay: self.on_turn_over(stay))
         self._group.start_soon(self._run, stay, name=f"session {id}")
 
     async def _run(self, stay: Stay) -> None:
@@ -214,26 +221,33 @@ class Sessions:
         wanted = request.memory_mib or settings.memory_mib
         await self._r.ledger.read(lambda conn: room.check(conn, settings, wanted, besides=besides))
 
-    async def _session(self, id: str) -> SessionRow:
+    async def row(self, id: str) -> SessionRow:
+        """Raises NotFound, also for a task."""
         return await self._r.ledger.read(lambda conn: own(views.session(conn, id)))
 
-    async def _stay(self, id: str) -> Stay:
-        session = await self._session(id)
+    def at_work(self, id: str) -> Stay | None:
+        return self._stays.get(id)
+
+    async def stay(self, id: str) -> Stay:
+        """Raises SessionNotRunning."""
+        session = await self.row(id)
         if (stay := self._stays.get(id)) is None:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv resume {session.slug}")
         return stay
 
     async def _sitting(self, id: str) -> Sitting:
-        stay = await self._stay(id)
-        if stay.frozen:
+        """One that stands still for the moment of a snapshot can be told things: they wait."""
+        stay = await self.stay(id)
+        if (await self.row(id)).activity is Activity.PAUSED:
             raise SessionNotRunning("its machine is paused", hint=f"hv unpause {id}")
         if stay.sitting is None:
             raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
         return stay.sitting
 
     @asynccontextmanager
-    async def _guest(self, id: str) -> AsyncIterator[Guest]:
-        async with self._provider(await self._session(id)).guest(machine_name(id)) as guest:
+    async def guest(self, id: str) -> AsyncIterator[Guest]:
+        """The inside of its machine."""
+        async with self._provider(await self.row(id)).guest(machine_name(id)) as guest:
             yield guest
 
     def _provider(self, session: SessionRow) -> Provider:

@@ -55,6 +55,7 @@ class Sitting:
     on_turn_over: Callable[[], None] = lambda: None
     _said: set[int] = field(default_factory=set)
     _changed: anyio.Event = field(default_factory=anyio.Event)
+    _adding: anyio.Lock = field(default_factory=anyio.Lock)
 
     @property
     def seat(self) -> Seat:
@@ -127,8 +128,10 @@ class Sitting:
         return offset
 
     async def _record(self, meaning: Meaning, lines: Sequence[Line]) -> None:
-        placed = self.course.placed(meaning.entries(lines))
-        await self.resources.ledger.record_feed(self.session, placed, lines[-1].end)
+        # Shielded: the course must not know more than the journal when the guest is left in the middle of this.
+        with anyio.CancelScope(shield=True):
+            placed = self.course.placed(meaning.entries(lines))
+            await self.resources.ledger.record_feed(self.session, placed, lines[-1].end)
         self._tell()
         if any(isinstance(entry.body, TurnEnded) for _, entry in placed):
             self.on_turn_over()
@@ -137,8 +140,16 @@ class Sitting:
 
     async def add(self, text: str) -> int:
         """Take a prompt for the next turn; returns the turn's number when it is journaled."""
+        async with self._adding:
+            return await self._add(text)
+
+    async def _add(self, text: str) -> int:
+        # Kept before it waits: from then on it may be said at once. Whoever typed meanwhile took the number.
+        number = 0
+        while number != self.course.last + 1:
+            number = self.course.last + 1
+            await self.prompts.keep(number, text)
         number, created = self.course.added(self.turn.model or "")
-        await self.prompts.keep(number, text)
         await self.resources.ledger.record(self.session, created, turn=number)
         self._tell()
         return number

@@ -29,9 +29,15 @@ class SpawnRequest(Wish, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self.check_wish()
         if self.prompt is not None:
             check_prompt(self.prompt, "leave --prompt away, and the agent waits for you")
-        if self.name is not None and not _NAME.match(self.name):
-            raise BadInput(f"{self.name[:80]!r} is no name for a session: 1 to 40 of a-z, 0-9 and -, no - at the ends")
+        if self.name is not None:
+            check_name(self.name)
         return self
+
+
+def check_name(name: str) -> None:
+    """Raises BadInput for what no session can be called."""
+    if not _NAME.match(name):
+        raise BadInput(f"{name[:80]!r} is no name for a session: 1 to 40 of a-z, 0-9 and -, no - at the ends")
 
 
 def spawn_from_json(data: object) -> SpawnRequest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,21 +21,24 @@ from hiveyard.core.events import (
     Failure,
     Notice,
     SessionFailed,
+    SessionForked,
     SessionPlaced,
     SessionPreparing,
     SessionRunning,
     SessionStopped,
 )
-from hiveyard.core.ports import Guest, Provider
+from hiveyard.core.ports import Guest, Pauses, Provider
 from hiveyard.core.states import Activity, Phase
+from hiveyard.door.door import Door
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
 from hiveyard.engine import repository
+from hiveyard.engine.beginning import Beginning, rename_branch
 from hiveyard.engine.berth import Berth
 from hiveyard.engine.choice import choose
 from hiveyard.engine.course import Course
 from hiveyard.engine.ground import Ground
-from hiveyard.engine.harvest import harvest
+from hiveyard.engine.harvest import glean
 from hiveyard.engine.judge import as_failure
 from hiveyard.engine.prompts import Prompts
 from hiveyard.engine.resources import Resources
@@ -56,12 +60,18 @@ PATIENCE = 5.0
 class Stay:
     """A session at work. `stop` is how others ask for the machine's end; `over` is set when nothing works on it any
     more; cancelling `scope` lets go of it as a dying daemon would. `sitting` is there from the moment the agent's
-    program runs."""
+    program runs, `begun` is set when that is journaled. Whoever freezes, thaws or replaces the machine holds
+    `changing`. `on_turn_over` is called
+    when a turn has ended, where that was asked for; it must return at once."""
 
-    def __init__(self, id: str, resources: Resources) -> None:
+    def __init__(self, id: str, resources: Resources, on_turn_over: Callable[[Stay], None] = lambda stay: None) -> None:
         self.id = id
         self.stop = Stop()
         self.over = anyio.Event()
+        self.begun = anyio.Event()
+        self.changing = anyio.Lock()
+        self.door: Door | None = None
+        self._on_turn_over = on_turn_over
         self.scope = anyio.CancelScope()
         self.sitting: Sitting | None = None
         self.berth: Berth | None = None
@@ -75,7 +85,10 @@ class Stay:
     async def run(self) -> None:
         """Be there until the session stops, and journal why. Raises only for cancellation: then the daemon goes down,
         and the session goes on with the next one."""
-        ends = await self._patiently(self._ending)
+        try:
+            ends = await self._patiently(self._ending)
+        finally:
+            self._outside.set()
         await self._patiently(lambda: self._ledger.record(self.id, *ends))
 
     async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
@@ -93,7 +106,7 @@ class Stay:
         """Be there; returns why it ended."""
         session = await self._session()
         request = spawn_from_json(session.request)
-        async with self._door(request, session):
+        async with self._door(request, session) as self.door:
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
                 berth = await self._settle(session, request)
             self.berth = berth
@@ -104,17 +117,22 @@ class Stay:
         """Have the machine, ready. One that is there is used."""
         if session.phase in (Phase.CREATED, Phase.STOPPED):
             await self._ledger.record(self.id, SessionPreparing())
-        ground = Ground(self.id, request, self._r)
+        beginning = await self._ledger.read(lambda conn: Beginning.of(conn, self.id))
+        ground = Ground(self.id, request, self._r, image=beginning.image)
         await ground.take()
         provider = await self._place(session, request)
         berth = ground.berth(provider, await ground.image(provider))
+        await beginning.lay(self._workspace, berth)
         if session.phase is Phase.RUNNING and not await berth.alive():
             raise MachineLost(f"{berth.name} went down while nobody was watching")
         if session.activity is Activity.PAUSED and session.phase is Phase.RUNNING:
             self._frozen = anyio.Event()
-        else:
-            async with self._ledger.phase(self.id, "boot"):
-                await berth.up()
+            return berth
+        async with self._ledger.phase(self.id, "boot"):
+            await berth.up(beginning.snapshot)
+        if session.phase is Phase.RUNNING and isinstance(provider, Pauses):
+            # A daemon that was killed while it took a snapshot left it standing still.
+            await provider.resume(berth.name)
         return berth
 
     async def _place(self, session: SessionRow, request: SpawnRequest) -> Provider:
@@ -137,6 +155,7 @@ class Stay:
             course=Course(agent.name, rows, conversation),
             prompts=Prompts(self._workspace.prompts),
             resources=self._r,
+            on_turn_over=partial(self._on_turn_over, self) if request.snapshots == "turns" else lambda: None,
         )
 
     # --- being there -------------------------------------------------------------------------------------------------
@@ -144,10 +163,9 @@ class Stay:
     async def _inhabit(self, berth: Berth, sitting: Sitting) -> str:
         """Be in the guest until the program ends, and outside of it while the machine is frozen."""
         while True:
-            if self._frozen is not None:
+            while (frozen := self._frozen) is not None:
                 self._outside.set()
-                await self._frozen.wait()
-                self._frozen = None
+                await frozen.wait()
             self._outside = anyio.Event()
             with anyio.CancelScope() as self._leave:
                 async with berth.guest() as guest:
@@ -161,6 +179,7 @@ class Stay:
         info = await sitting.begin(guest, fresh=fresh)
         if fresh:
             await self._ledger.record(self.id, SessionRunning())
+        self.begun.set()
         async with together() as group:
             group.start_soon(self._end_when_asked, guest, sitting, name="stop")
             await sitting.attend(guest, info)
@@ -171,9 +190,12 @@ class Stay:
 
     async def _push(self, guest: Guest) -> None:
         """Put the repository into the guest, unless it lies there from an earlier stay."""
-        if await guest.exists(GUEST_REPO):
-            return
         session = await self._session()
+        if await guest.exists(GUEST_REPO):
+            forked = await self._ledger.read(lambda conn: lineage.to_begin_at(conn, self.id))
+            if isinstance(forked, SessionForked) and session.branch is not None:
+                await rename_branch(guest, forked.branch, session.branch)
+            return
         assert session.base is not None and session.branch is not None
         async with self._ledger.phase(self.id, "push"):
             origin, shared = self._workspace.origin, self._workspace.shared
@@ -193,7 +215,7 @@ class Stay:
     async def _collect(self, guest: Guest) -> None:
         """Bring the work out while there is a machine; when that fails, it still lies in the session's directory."""
         try:
-            await harvest(self.id, guest, self._r, turn=None, aside=True)
+            await glean(self.id, guest, self._r)
         except StoreUnusable:
             raise
         except HiveyardError as error:
@@ -206,16 +228,21 @@ class Stay:
     def frozen(self) -> bool:
         return self._frozen is not None
 
-    async def freeze(self) -> None:
-        """Leave the guest, which may be frozen when this returns."""
+    def hold(self) -> None:
+        """Leave the guest as soon as may be, and say nothing more to the agent."""
         self._frozen = self._frozen or anyio.Event()
         self._leave.cancel()
+
+    async def freeze(self) -> None:
+        """Leave the guest, which may be frozen when this returns."""
+        self.hold()
         await self._outside.wait()
 
     def thaw(self) -> None:
         """Go in again."""
         if self._frozen is not None:
             self._frozen.set()
+            self._frozen = None
 
     # --- ending ------------------------------------------------------------------------------------------------------
 
@@ -269,7 +296,7 @@ class Stay:
     # --- small things ------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _door(self, request: SpawnRequest, session: SessionRow) -> AsyncIterator[None]:
+    async def _door(self, request: SpawnRequest, session: SessionRow) -> AsyncIterator[Door]:
         """The session's door, open for as long as the block lasts; what it sees is journaled."""
         with ExitStack() as files:
             recorder = files.enter_context(closing(Recorder(Path(request.record)))) if request.record else None
@@ -277,13 +304,14 @@ class Stay:
                 session=self.id,
                 directory=self._r.door_of(self.id),
                 placeholder=self._workspace.placeholder(),
+                inherited=self._workspace.inherited(),
                 budget_usd=request.budget_usd,
                 spent=session.spent,
                 tape=Tape.load(self._workspace.tape) if request.tape else None,
                 recorder=recorder,
                 on_budget=self._budget_spent,
-            ):
-                yield
+            ) as door:
+                yield door
 
     def _budget_spent(self) -> None:
         self.stop.ask(BudgetSpent("the session's budget is spent", hint="hv resume ID --budget DOLLARS"))

@@ -1,5 +1,5 @@
-"""Trees that somebody else wrote, copied without believing them: no link is followed, no device or socket is made, holes
-stay holes, and blocks are shared where the file system can."""
+"""Trees that somebody else wrote, copied without believing them: no link is followed, no device or socket is made,
+holes stay holes, and blocks are shared where the file system can."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ class Former(NamedTuple):
 
 @dataclass(slots=True)
 class Copied:
-    """What was copied. `left_out` counts sockets and devices; `marks` are for the next copy of the same tree."""
+    """What was copied. `shared` counts files that were taken from a former copy, `left_out` sockets and devices;
+    `written` is the bytes that it took on disk; `marks` are for the next copy of the same tree."""
 
     files: int = 0
     shared: int = 0
+    written: int = 0
     left_out: int = 0
     marks: dict[str, Mark] = field(default_factory=dict)
 
@@ -143,7 +145,8 @@ class _Copying:
             return
         copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
         try:
-            copy_content(fd, copy)
+            if not copy_content(fd, copy):
+                self.done.written += os.fstat(copy).st_blocks * 512
             _dress(copy, status)
         finally:
             os.close(copy)
@@ -172,11 +175,11 @@ class _Copying:
         return True
 
 
-def copy_content(source: int, target: int) -> None:
-    """The bytes of one file into another, empty one: their blocks shared, or else copied without the holes."""
+def copy_content(source: int, target: int) -> bool:
+    """The bytes of one file into another, empty one: their blocks shared (True), or else copied without the holes."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
-        return
+        return True
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
@@ -188,10 +191,11 @@ def copy_content(source: int, target: int) -> None:
             at = os.lseek(source, at, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                return  # only a hole is left
+                break  # only a hole is left
             raise
         end = min(os.lseek(source, at, os.SEEK_HOLE), size)
         at = _copy_range(source, target, at, end) or size
+    return False
 
 
 def _copy_range(source: int, target: int, at: int, end: int) -> int:

@@ -59,12 +59,14 @@ class SessionRewound(Body, frozen=True, kw_only=True, tag="session.rewound"):
 
 class SessionForked(Body, frozen=True, kw_only=True, tag="session.forked"):
     """The session begins where `parent` stood at a snapshot of it: `live` with memory and processes, else with its
-    files and its `conversation`. `branch` is what the parent worked on. The feed counts from byte `feed_offset`."""
+    files and its `conversation`. `branch` is what the parent worked on, `image` what its machine
+    was made of. The feed counts from byte `feed_offset`."""
 
     parent: str
     snapshot: str
     live: bool
     branch: str = ""
+    image: str = ""
     conversation: str = ""
     feed_offset: int = 0
 

@@ -9,7 +9,8 @@ class SnapshotTaken(Body, frozen=True, kw_only=True, tag="snapshot.taken"):
     """The session as it stood can be gone back to and forked from. `live` has memory and processes, else it is the
     files alone. `seconds` is how long the machine stood still, `size` the bytes it took on disk, `after_turn` the
     number of the last turn that had ended, `turn` of the one at work. `conversation` is the agent's own name of what it
-    remembers. The feed counts from byte `feed_offset`; None: from where it has been read to. `passing`: it was made for
+    remembers. `image` is the machine's.
+    The feed counts from byte `feed_offset`; None: from where it has been read to. `passing`: it was made for
     a fork alone, and goes when its children have begun."""
 
     snapshot: str
@@ -20,6 +21,7 @@ class SnapshotTaken(Body, frozen=True, kw_only=True, tag="snapshot.taken"):
     after_turn: int = 0
     turn: int | None = None
     conversation: str = ""
+    image: str = ""
     feed_offset: int | None = None
     passing: bool = False
 

@@ -1,0 +1,290 @@
+"""Sessions made from another as it stands, or stood at a snapshot: each with files, name, branch, door and share of the
+budget of its own. With a live snapshot their agents go on mid-thought, else they resume the conversation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import BadInput, BudgetSpent, HiveyardError, SessionNotRunning
+from hiveyard.core.events import (
+    AnyBody,
+    BudgetShared,
+    Notice,
+    SessionCreated,
+    SessionForked,
+    SessionPlaced,
+    SessionPrepared,
+    TurnCreated,
+    TurnStarted,
+)
+from hiveyard.engine import points, room
+from hiveyard.engine.prompts import Prompts
+from hiveyard.engine.repository import branch_name
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions import Sessions
+from hiveyard.engine.snapshots import Snapshots, uncopied
+from hiveyard.engine.spawn import check_name
+from hiveyard.engine.wish import check_prompt
+from hiveyard.engine.workspace import Meta, Workspace
+from hiveyard.kit.copying import copy_tree
+from hiveyard.kit.names import new_id
+from hiveyard.store import journal, lineage, names
+from hiveyard.store.lineage import Point
+from hiveyard.store.views import SessionRow
+
+MOST = 32
+"""Children of one fork."""
+_OWN = ("name", "prompt", "branch", "base", "include_dirty", "port", "record", "budget_usd")
+"""What is asked for one session and does not pass on to its children."""
+
+
+class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`count` children (null: as many as instructions, or one) of a session as it is, or as it was at `snapshot`.
+    One instruction is for all of them, else each has its own. `name` is theirs, with -2, -3, ... behind it."""
+
+    count: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
+    snapshot: str | None = None
+    instructions: list[str] = []
+    name: str | None = None
+
+    def checked(self) -> ForkRequest:
+        """Itself. Raises BadInput."""
+        for text in self.instructions:
+            check_prompt(text, 'say what to do: hv fork ID -m "try it with sqlite"')
+        if self.name is not None:
+            check_name(self.name)
+        if len(self.instructions) not in (0, 1, self.children):
+            raise BadInput(
+                f"there are {len(self.instructions)} instructions for {self.children} children",
+                hint="-m once is for all of them, else give as many -m as -n",
+            )
+        if self.children > MOST:
+            raise BadInput(f"{self.children} children are too many: at most {MOST} at once")
+        return self
+
+    @property
+    def children(self) -> int:
+        return self.count or max(1, len(self.instructions))
+
+    def instruction(self, number: int) -> str | None:
+        if not self.instructions:
+            return None
+        return self.instructions[number if len(self.instructions) > 1 else 0]
+
+
+class Forked(msgspec.Struct, frozen=True, kw_only=True):
+    """The children's ids. `live`: their agents go on mid-thought; else they resumed the conversation in new machines,
+    as `notice` says."""
+
+    snapshot: str
+    live: bool
+    children: list[str]
+    notice: str = ""
+
+
+class _Child(NamedTuple):
+    id: str
+    workspace: Workspace
+    instruction: str | None
+
+
+class Forks:
+    """Makes children."""
+
+    def __init__(self, resources: Resources, sessions: Sessions, snapshots: Snapshots, group: TaskGroup) -> None:
+        self._r = resources
+        self._sessions = sessions
+        self._snapshots = snapshots
+        self._group = group
+
+    async def fork(self, id: str, request: ForkRequest) -> Forked:
+        """Make children; returns when they are journaled and begun. All of them are made, or none.
+
+        Raises BadInput, NotFound, SessionNotRunning, BudgetSpent, NoMemory, NoSpace."""
+        request.checked()
+        session = await self._sessions.row(id)
+        share = _share(session, request.children)
+        await self._check_room(session, request.children)
+        if request.snapshot is None and self._sessions.at_work(id) is None:
+            hint = f"hv resume {session.slug}, or --from a snapshot: hv snapshots {session.slug}"
+            raise SessionNotRunning(f"{session.slug} is {session.phase}: there is nothing to fork", hint=hint)
+        if request.snapshot is None:
+            point = await self._snapshots.take(id, f"fork-{new_id()}", passing=True)
+        else:
+            point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, request.snapshot or ""))
+        children = [self._child(request, number) for number in range(request.children)]
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._make(session, point, children)
+                birth = partial(self._write, session=session, point=point, children=children, share=share)
+                await self._r.ledger.store.write(partial(birth, name=request.name))
+            except (HiveyardError, OSError) as error:
+                for child in children:
+                    await anyio.to_thread.run_sync(shutil.rmtree, child.workspace.root, True)
+                await self._through(point, [])
+                if isinstance(error, OSError):
+                    raise uncopied(session, error) from error
+                raise
+            await self._begin(session, point, children)
+        notice = "" if point.row.live else _cold(session)
+        return Forked(
+            snapshot=point.row.id, live=point.row.live, children=[child.id for child in children], notice=notice
+        )
+
+    async def _begin(self, session: SessionRow, point: Point, children: Sequence[_Child]) -> None:
+        for child in children:
+            child.workspace.unfinished.unlink()
+            self._sessions.begin(child.id)
+        stay = self._sessions.at_work(session.id)
+        if stay is not None and stay.door is not None:
+            stay.door.limit((await self._sessions.view(session.id)).budget_usd)
+        await self._through(point, children)
+
+    async def _through(self, point: Point, children: Sequence[_Child]) -> None:
+        if point.taken.passing:
+            stays = [stay for child in children if (stay := self._sessions.at_work(child.id)) is not None]
+            self._group.start_soon(self._snapshots.let_pass, point, stays, name=f"pass {point.row.id}")
+
+    async def _check_room(self, session: SessionRow, count: int) -> None:
+        settings = self._r.settings
+        each = (session.request or {}).get("memory_mib") or settings.memory_mib
+        await self._r.ledger.read(lambda conn: room.check(conn, settings, each * count))
+
+    def _child(self, request: ForkRequest, number: int) -> _Child:
+        id = new_id()
+        return _Child(id, self._r.workspace(id), request.instruction(number))
+
+    # --- on disk -----------------------------------------------------------------------------------------------------
+
+    async def _make(self, session: SessionRow, point: Point, children: Sequence[_Child]) -> None:
+        """The children's directories, each marked as unfinished until it is journaled."""
+        workspace, now = self._r.workspace(session.id), self._r.clock.now()
+        for child in children:
+            await anyio.to_thread.run_sync(_make, workspace, point, child, session, now)
+        first = children[0].workspace.heard
+        await self._r.ledger.read(lambda conn: write_heard(conn, workspace, session.id, first, point.seq))
+        for child in children[1:]:
+            os.link(first, child.workspace.heard)
+
+    # --- in the journal ----------------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        conn: Connection,
+        *,
+        session: SessionRow,
+        point: Point,
+        children: Sequence[_Child],
+        share: float | None,
+        name: str | None,
+    ) -> None:
+        now = self._r.clock.now()
+        for child in children:
+            slug = names.free_slug(conn, name or f"{session.slug[:32]}-fork")
+            if name is not None and len(children) == 1 and slug != name:
+                raise BadInput(f"there is already a session or task called {name}", hint=f"--name {slug}")
+            for body in _birth(session, point, slug, share):
+                journal.record(conn, child.id, body, at=now)
+            turn = 1
+            if point.row.live and point.taken.turn is not None:
+                journal.record(conn, child.id, TurnStarted(agent=session.agent), at=now, turn=turn)
+                turn += 1
+            if child.instruction is not None:
+                model = str((session.request or {}).get("model") or "")
+                Prompts(child.workspace.prompts).write(turn, child.instruction)
+                journal.record(conn, child.id, TurnCreated(agent=session.agent, model=model), at=now, turn=turn)
+        if share is not None:
+            shared = BudgetShared(children=[child.id for child in children], dollars=share * len(children))
+            journal.record(conn, session.id, shared, at=now)
+
+
+def _make(parent: Workspace, point: Point, child: _Child, session: SessionRow, at: float) -> None:
+    own = child.workspace
+    own.root.mkdir(mode=0o700)
+    own.unfinished.touch()
+    copy_tree(points.files_of(parent, point.row.id), own.shared)
+    shutil.copytree(parent.origin, own.origin, symlinks=True, copy_function=_shared)
+    if parent.tape.exists():
+        shutil.copyfile(parent.tape, own.tape)
+    keys = parent.keys()
+    own.keep_keys((keys.placeholder, *keys.inherited))
+    own.write(
+        Meta(
+            id=child.id,
+            name=session.slug,
+            repo=session.repo,
+            agent=session.agent,
+            provider=session.provider,
+            status="created",
+            parent=session.id,
+            created=at,
+            updated=at,
+        )
+    )
+
+
+def _shared(source: str, target: str) -> None:
+    """Objects of git are never written to again; all else is copied."""
+    if "/objects/" in source:
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def write_heard(conn: Connection, workspace: Workspace, session: str, file: Path, upto: int | None = None) -> None:
+    """Write down all that was heard of the agent until event `upto`, for a parser that has to know."""
+    with file.open("wb") as out:
+        out.writelines(line + b"\n" for line in workspace.heard_lines())
+        out.writelines(line + b"\n" for line in lineage.raw_lines(conn, session, upto))
+
+
+def _birth(session: SessionRow, point: Point, slug: str, share: float | None) -> list[AnyBody]:
+    request: dict[str, Any] = {key: value for key, value in (session.request or {}).items() if key not in _OWN}
+    if share is not None:
+        request["budget_usd"] = share
+    assert session.base is not None and session.provider is not None and session.tier is not None
+    forked = SessionForked(
+        parent=session.id,
+        snapshot=point.row.id,
+        live=point.row.live,
+        branch=session.branch or "",
+        image=point.taken.image,
+        conversation=point.taken.conversation,
+        feed_offset=point.row.feed_offset,
+    )
+    born: list[AnyBody] = [
+        SessionCreated(slug=slug, repo=session.repo, agent=session.agent, request=request, parent=session.id),
+        SessionPrepared(base=session.base, branch=branch_name(slug)),
+        SessionPlaced(provider=session.provider, tier=session.tier, why=f"forked from {session.slug}"),
+        forked,
+    ]
+    return born if point.row.live else [*born, Notice(message=_cold(session))]
+
+
+def _cold(session: SessionRow) -> str:
+    return (
+        f"{session.provider} keeps no memory in snapshots: the files were copied, and the agent resumes its"
+        " conversation in a new machine; what it was doing at that moment is not done"
+    )
+
+
+def _share(session: SessionRow, children: int) -> float | None:
+    """The dollars of each child: what the parent has left is divided among it and them. Raises BudgetSpent."""
+    budget = (session.request or {}).get("budget_usd")
+    if budget is None:
+        return None
+    left = float(budget) - (session.spent.cost_usd or 0.0)
+    if left <= 0:
+        raise BudgetSpent(f"the budget of {session.slug} is spent: there is nothing to divide")
+    return left / (children + 1)

@@ -1,0 +1,122 @@
+"""Going back to a snapshot: files, conversation and, where it is live, memory and processes are those of then.
+
+The files are laid ready first, then the journal says that it is so, then they take their place: whatever is killed in
+between, the session stands where it stood or where it is to stand.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import anyio.to_thread
+from sqlalchemy import Connection
+
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import Cancelled, HiveyardError, SessionInUse, SessionNotRunning
+from hiveyard.core.events import Failure, SessionRewound, TurnEnded, TurnStarted
+from hiveyard.core.states import Phase, TurnState
+from hiveyard.engine import points, room
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions import Sessions
+from hiveyard.engine.sitting import TERMINAL
+from hiveyard.engine.snapshots import uncopied
+from hiveyard.engine.stay import Stay
+from hiveyard.store import journal, lineage, views
+from hiveyard.store.lineage import Point
+from hiveyard.store.views import SessionRow
+
+log = logging.getLogger(__name__)
+_TAKEN_BACK = Failure(code=Cancelled.code, message="the session was rewound")
+
+
+class Rewinds:
+    """Takes sessions back."""
+
+    def __init__(self, resources: Resources, sessions: Sessions) -> None:
+        self._r = resources
+        self._sessions = sessions
+        self._changing = anyio.Lock()
+
+    async def rewind(self, id: str, ref: str, *, force: bool = False) -> None:
+        """Stand where the session stood at a snapshot, and go on from there; returns when that is journaled.
+
+        Raises NotFound, SessionInUse with somebody at the terminal unless `force`, SessionNotRunning for one that is
+        being made ready or cannot go on, NoMemory, NoSpace."""
+        session = await self._sessions.row(id)
+        point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
+        async with self._changing:
+            stay = self._sessions.at_work(id)
+            if stay is None:
+                await self._resume_at(session, point)
+                return
+            async with stay.changing:
+                await self._check(session, stay, force)
+                await self._lay_ready(session, point)
+                with anyio.CancelScope(shield=True):
+                    stay.scope.cancel()
+                    await stay.over.wait()
+                    await self._move(session, point)
+
+    async def _resume_at(self, session: SessionRow, point: Point) -> None:
+        if session.phase is not Phase.STOPPED:
+            raise SessionNotRunning(f"{session.slug} is {session.phase}: it cannot be taken back")
+        settings = self._r.settings
+        wanted = (session.request or {}).get("memory_mib") or settings.memory_mib
+        await self._r.ledger.read(lambda conn: room.check(conn, settings, wanted, besides=session.id))
+        await self._lay_ready(session, point)
+        with anyio.CancelScope(shield=True):
+            await self._move(session, point)
+
+    async def _check(self, session: SessionRow, stay: Stay, force: bool) -> None:
+        if stay.sitting is None or not stay.begun.is_set():
+            raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
+        if force or stay.frozen:
+            return
+        if sitters := await self._attached(session):
+            many = "somebody sits" if sitters == 1 else f"{sitters} people sit"
+            hint = f"hv rewind {session.slug} SNAPSHOT --force ends what they see"
+            raise SessionInUse(f"{many} at the terminal of {session.slug}", hint=hint)
+
+    async def _attached(self, session: SessionRow) -> int:
+        """How many terminals show the agent's."""
+        command = Command(argv=("tmux", "list-clients", "-t", f"={TERMINAL}", "-F", "x"), cwd="/")
+        async with self._sessions.guest(session.id) as guest:
+            seen = await guest.run(command, timeout=30, limit=64 << 10)
+        return seen.stdout.count(b"\n") if seen.ok else 0
+
+    async def _lay_ready(self, session: SessionRow, point: Point) -> None:
+        workspace = self._r.workspace(session.id)
+        try:
+            await anyio.to_thread.run_sync(points.lay_ready, workspace, point.row.id)
+        except OSError as error:
+            await anyio.to_thread.run_sync(points.clear, workspace)
+            raise uncopied(session, error) from error
+
+    async def _move(self, session: SessionRow, point: Point) -> None:
+        """Journal that it is there, and have it there."""
+        now = self._r.clock.now()
+        try:
+            await self._r.ledger.store.write(lambda conn: _rewound(conn, session, point, now))
+        except HiveyardError:
+            await anyio.to_thread.run_sync(points.clear, self._r.workspace(session.id))
+            raise
+        finally:
+            phase = (await self._sessions.row(session.id)).phase
+            if phase in (Phase.PREPARING, Phase.RUNNING):
+                self._sessions.begin(session.id)
+        log.info("session %s is taken back to %s", session.id, point.row.name)
+
+
+def _rewound(conn: Connection, session: SessionRow, point: Point, now: float) -> None:
+    turns = views.turns(conn, session.id)
+    for turn in turns:
+        if turn.state is not TurnState.ENDED:
+            ended = TurnEnded(outcome="cancelled", failure=_TAKEN_BACK)
+            journal.record(conn, session.id, ended, at=now, turn=turn.number)
+    rewound = SessionRewound(snapshot=point.row.id, after_turn=point.row.after_turn)
+    journal.record(conn, session.id, rewound, at=now)
+    if point.row.live and point.taken.turn is not None:
+        # The turn that was at work goes on; the old one's story has been told to its end.
+        number = max(turn.number for turn in turns) + 1
+        journal.record(conn, session.id, TurnStarted(agent=session.agent), at=now, turn=number)

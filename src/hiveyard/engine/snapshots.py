@@ -1,0 +1,352 @@
+"""Snapshots of sessions: taken of a running one, listed, removed. On a provider that can, memory and processes are in
+them; on any other they are the files and the agent's conversation."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import (
+    BadInput,
+    HiveyardError,
+    MachineNotReady,
+    NoSpace,
+    OrchestrationError,
+    SessionNotRunning,
+)
+from hiveyard.core.events import Notice, SnapshotRemoved, SnapshotTaken
+from hiveyard.core.ports import Pauses, Provider
+from hiveyard.core.ports import Snapshots as Live
+from hiveyard.core.states import AT_WORK, Activity
+from hiveyard.engine import points
+from hiveyard.engine.berth import machine_name
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions import Sessions
+from hiveyard.engine.sitting import Sitting
+from hiveyard.engine.stay import Stay
+from hiveyard.kit.copying import Copied
+from hiveyard.kit.names import new_id
+from hiveyard.store import lineage, views
+from hiveyard.store.lineage import Point
+from hiveyard.store.views import SessionRow, SnapshotRow
+
+log = logging.getLogger(__name__)
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?\Z")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class SnapshotView(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot. `live` has memory and processes, else it is the files and the conversation. `turn` was at work,
+    `after_turn` the last that had ended. `seconds` is how long the machine stood still, `size` bytes on disk beyond
+    what is shared."""
+
+    id: str
+    name: str
+    session: str
+    live: bool
+    turn: int | None
+    after_turn: int
+    seconds: float
+    size: int
+    created_at: float
+
+
+class Snapshots:
+    """All that the API may ask of snapshots, but to fork and to rewind."""
+
+    def __init__(self, resources: Resources, sessions: Sessions, group: TaskGroup) -> None:
+        self._r = resources
+        self._sessions = sessions
+        self._group = group
+        sessions.on_turn_over = self._turn_over
+
+    # --- taken -------------------------------------------------------------------------------------------------------
+
+    async def take(self, id: str, name: str | None = None, *, passing: bool = False) -> Point:
+        """Keep a running session as it stands; it goes on afterwards. A paused one stays paused.
+
+        Raises SessionNotRunning, BadInput for a name that is taken or impossible, NoSpace: then there is nothing of
+        the snapshot, and the session goes on."""
+        if name is not None and not _NAME.match(name):
+            raise BadInput(f"{name[:80]!r} is no name for a snapshot: 1 to 40 of a-z, 0-9, . and -")
+        stay = await self._sessions.stay(id)
+        async with stay.changing:
+            if stay.sitting is None:
+                raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
+            session = await self._sessions.row(id)
+            known = await self._r.ledger.read(lambda conn: views.snapshots(conn, id))
+            called = _free(name, known)
+            async with self._still(session, stay):
+                return await self._keep(session, stay.sitting, called, known, passing)
+
+    @asynccontextmanager
+    async def _still(self, session: SessionRow, stay: Stay) -> AsyncIterator[None]:
+        """The session standing still, as far as its provider can, with nobody of ours in its machine."""
+        paused = session.activity is Activity.PAUSED
+        provider, machine = self._provider(session), machine_name(session.id)
+        try:
+            await stay.freeze()
+            if isinstance(provider, Pauses) and not paused:
+                await provider.pause(machine)
+            yield
+        finally:
+            if not paused:
+                with anyio.CancelScope(shield=True):
+                    try:
+                        if isinstance(provider, Pauses):
+                            await provider.resume(machine)
+                    finally:
+                        stay.thaw()
+
+    async def _keep(
+        self, session: SessionRow, sitting: Sitting, name: str, known: Sequence[SnapshotRow], passing: bool
+    ) -> Point:
+        provider, snapshot = self._provider(session), new_id()
+        clock = self._r.clock
+        start = clock.monotonic()
+        try:
+            size = 0
+            if isinstance(provider, Live):
+                kept = points.provider_name(session.id, snapshot)
+                size = (await provider.snapshot(machine_name(session.id), kept)).size
+            copied, feed = await self._copy(session, sitting, snapshot, known)
+            taken = SnapshotTaken(
+                snapshot=snapshot,
+                name=name,
+                live=isinstance(provider, Live),
+                seconds=clock.monotonic() - start,
+                size=size + copied.written,
+                after_turn=sitting.course.ended,
+                turn=sitting.course.running,
+                conversation=sitting.course.conversation or "",
+                image=(await provider.get(machine_name(session.id))).image,
+                feed_offset=feed,
+                passing=passing,
+            )
+            with anyio.CancelScope(shield=True):
+                await self._r.ledger.record(session.id, *_told(provider, copied), taken)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._drop(session, provider, snapshot)
+            raise
+        return await self._r.ledger.read(lambda conn: lineage.point(conn, session.id, snapshot))
+
+    async def _copy(
+        self, session: SessionRow, sitting: Sitting, snapshot: str, known: Sequence[SnapshotRow]
+    ) -> tuple[Copied, int | None]:
+        """The files, and where the feed goes on in them: None where the agent itself goes on in memory."""
+        workspace = self._r.workspace(session.id)
+        former = known[-1].id if known else None
+
+        def copy() -> tuple[Copied, int | None]:
+            copied = points.copy_files(workspace, snapshot, former)
+            live = isinstance(self._provider(session), Live)
+            feed = None if live else points.cut_feed(workspace, snapshot, sitting.seat.feed)
+            points.finish(workspace, snapshot)
+            return copied, feed
+
+        try:
+            return await anyio.to_thread.run_sync(copy)
+        except OSError as error:
+            raise uncopied(session, error) from error
+
+    # --- taken by themselves -----------------------------------------------------------------------------------------
+
+    def _turn_over(self, stay: Stay) -> None:
+        """Nothing more is said to the agent until the snapshot is there."""
+        stay.hold()
+        self._group.start_soon(self._after_turn, stay, name=f"snapshot of {stay.id}")
+
+    async def _after_turn(self, stay: Stay) -> None:
+        try:
+            assert stay.sitting is not None
+            turn = stay.sitting.course.ended
+            await self.take(stay.id, f"turn-{turn}")
+        except SessionNotRunning:
+            log.info("session %s ended with its turn: there is no snapshot of that", stay.id)
+        except HiveyardError as error:
+            log.warning("session %s: no snapshot at the end of a turn: %s", stay.id, error.message)
+            notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.message}", code=error.code)
+            with contextlib.suppress(HiveyardError):
+                await self._r.ledger.record(stay.id, notice)
+        except Exception:
+            log.exception("session %s: no snapshot at the end of a turn", stay.id)
+        finally:
+            # One that a person paused meanwhile is thawed by that person.
+            if (await self._activity(stay.id)) is not Activity.PAUSED:
+                stay.thaw()
+
+    async def _activity(self, id: str) -> Activity | None:
+        row = await self._r.ledger.read(lambda conn: views.find_session(conn, id))
+        return None if row is None else row.activity
+
+    # --- listed and removed ------------------------------------------------------------------------------------------
+
+    async def list(self, id: str) -> list[SnapshotView]:
+        """Oldest first, without those that are there for a fork alone."""
+
+        def read(conn: Connection) -> list[SnapshotView]:
+            found = [lineage.point(conn, id, row.id) for row in views.snapshots(conn, id)]
+            return [view(point) for point in found if not point.taken.passing]
+
+        await self._sessions.row(id)
+        return await self._r.ledger.read(read)
+
+    async def remove(self, id: str, ref: str) -> str:
+        """Remove a snapshot; returns its id. Raises NotFound; MachineNotReady while a session is about to begin
+        there."""
+        session = await self._sessions.row(id)
+        point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
+        if waiting := await self._r.ledger.read(lambda conn: waiting_for(conn, point.row.id)):
+            raise MachineNotReady(f"{', '.join(waiting)} are about to begin at {point.row.name}", hint="hv list")
+        with anyio.CancelScope(shield=True):
+            await self._r.ledger.record(id, SnapshotRemoved(snapshot=point.row.id))
+            await self._drop(session, self._provider(session), point.row.id)
+        return point.row.id
+
+    async def remove_all(self, id: str) -> None:
+        """What providers keep for a session that is about to be forgotten."""
+        session = await self._r.ledger.read(lambda conn: views.find_session(conn, id))
+        for row in await self._r.ledger.read(lambda conn: views.snapshots(conn, id)):
+            assert session is not None
+            await self._drop(session, self._provider(session), row.id)
+
+    async def let_pass(self, point: Point, stays: Sequence[Stay]) -> None:
+        """Remove a snapshot that was made for a fork alone, when its children have begun."""
+        for stay in stays:
+            await _begun(stay)
+        try:
+            await self.remove(point.row.session, point.row.id)
+        except HiveyardError as error:
+            log.info("the snapshot %s of a fork stays: %s", point.row.id, error.message)
+
+    async def _drop(self, session: SessionRow, provider: Provider, snapshot: str) -> None:
+        """What fails here is found by the next daemon."""
+        try:
+            if isinstance(provider, Live):
+                await provider.remove_snapshot(points.provider_name(session.id, snapshot))
+        except HiveyardError as error:
+            log.warning("snapshot %s of %s could not be removed: %s", snapshot, session.id, error.message)
+        await anyio.to_thread.run_sync(points.drop, self._r.workspace(session.id), snapshot)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Find what a killed daemon left of snapshots that nobody knows, and of forks that are through; remove it in
+        the background."""
+
+        def read(conn: Connection) -> tuple[dict[str, set[str]], list[Point]]:
+            known: dict[str, set[str]] = {}
+            for row in views.snapshots(conn):
+                known.setdefault(row.session, set()).add(row.id)
+            passing = [lineage.point(conn, row.session, row.id) for row in views.snapshots(conn)]
+            return known, [point for point in passing if point.taken.passing]
+
+        known, passing = await self._r.ledger.read(read)
+        workspaces = [self._r.workspace(root.name) for root in self._r.sessions.glob("*")]
+        remains = {one: points.remains(one, known.get(one.root.name, set())) for one in workspaces}
+        live = {points.provider_name(session, row) for session, rows in known.items() for row in rows}
+        for provider in self._r.providers.values():
+            if isinstance(provider, Live):
+                for name in sorted(await _names(provider) - live):
+                    self._group.start_soon(_remove, provider, name, name=f"remove {name}")
+        for workspace, left in remains.items():
+            for path in left:
+                log.info("removing the leftover snapshot %s", path)
+                await anyio.to_thread.run_sync(points.drop, workspace, path.name.removeprefix(".half-"))
+        for point in passing:
+            children = await self._r.ledger.read(partial(waiting_for, snapshot=point.row.id))
+            stays = [stay for child in children if (stay := self._sessions.at_work(child)) is not None]
+            self._group.start_soon(self.let_pass, point, stays, name=f"pass {point.row.id}")
+
+    def _provider(self, session: SessionRow) -> Provider:
+        assert session.provider is not None
+        return self._r.providers[session.provider]
+
+
+def view(point: Point) -> SnapshotView:
+    row, taken = point.row, point.taken
+    return SnapshotView(
+        id=row.id,
+        name=row.name,
+        session=row.session,
+        live=row.live,
+        turn=taken.turn,
+        after_turn=row.after_turn,
+        seconds=row.seconds,
+        size=row.size,
+        created_at=row.created_at,
+    )
+
+
+def waiting_for(conn: Connection, snapshot: str) -> list[str]:
+    """Sessions that are still to begin at a snapshot."""
+    found = []
+    for row in views.sessions(conn, phases=AT_WORK):
+        begin = lineage.to_begin_at(conn, row.id) if row.request is not None else None
+        if begin is not None and begin.snapshot == snapshot:
+            found.append(row.id)
+    return found
+
+
+def uncopied(session: SessionRow, error: OSError) -> HiveyardError:
+    """What kept the session's files from being copied, as a person can use it."""
+    if error.errno in _FULL:
+        return NoSpace(f"no space to copy the files of {session.slug}", hint="hv system prune; df -h")
+    return OrchestrationError(f"the files of {session.slug} cannot be copied: {error.strerror or error}")
+
+
+def _told(provider: Provider, copied: Copied) -> list[Notice]:
+    told = []
+    if not isinstance(provider, Pauses):
+        why = f"{provider.name} cannot hold a machine still: the files were copied while the agent went on"
+        told.append(Notice(message=why))
+    if copied.left_out:
+        told.append(Notice(message=f"{copied.left_out} sockets and devices are not in the snapshot"))
+    return told
+
+
+def _free(name: str | None, known: Sequence[SnapshotRow]) -> str:
+    taken = {row.name for row in known}
+    if name is None:
+        return next(name for number in range(1, len(known) + 2) if (name := f"s{number}") not in taken)
+    if name in taken and not name.startswith("turn-"):
+        raise BadInput(f"there is already a snapshot called {name}", hint="choose another --name")
+    return name
+
+
+async def _begun(stay: Stay) -> None:
+    async with anyio.create_task_group() as group:
+
+        async def either(event: anyio.Event) -> None:
+            await event.wait()
+            group.cancel_scope.cancel()
+
+        group.start_soon(either, stay.begun)
+        group.start_soon(either, stay.over)
+
+
+async def _names(provider: Live) -> set[str]:
+    try:
+        return await provider.snapshots()
+    except HiveyardError as error:
+        log.info("a provider cannot be asked for snapshots: %s", error.message)
+        return set()
+
+
+async def _remove(provider: Live, name: str) -> None:
+    try:
+        await provider.remove_snapshot(name)
+    except HiveyardError as error:
+        log.warning("the leftover snapshot %s could not be removed: %s", name, error.message)
