@@ -22,7 +22,7 @@ import anyio
 from hiveyard import agents
 from hiveyard.core.commands import Command, Result
 from hiveyard.core.events import AgentEnded, AgentEvent, AgentStarted
-from hiveyard.core.ports import Seat, Seated, Turn
+from hiveyard.core.ports import Parser, Seat, Seated, Turn
 from hiveyard.kit import process
 from hiveyard.testing.model import ScriptedModel, scripted_model
 from hiveyard.testing.script import Script
@@ -113,7 +113,7 @@ class Place:
     async def until(self, condition: Callable[[], bool]) -> None:
         with anyio.move_on_after(LIMIT):
             while True:
-                self.events = listened(self.agent, self.feed)
+                self.events = heard(self.agent.listener(), self.feed)
                 if condition():
                     return
                 await anyio.sleep(0.1)
@@ -141,9 +141,8 @@ class Place:
         return sum(isinstance(event, kind) for event in self.events)
 
 
-def listened(agent: Seated, feed: bytes) -> list[AgentEvent]:
-    """What an adapter makes of the whole lines of a feed."""
-    listener = agent.listener()
+def heard(listener: Parser, feed: bytes) -> list[AgentEvent]:
+    """What a listener makes of the whole lines of a feed."""
     return [event for line in feed.split(b"\n")[:-1] for event in listener.feed(line)]
 
 

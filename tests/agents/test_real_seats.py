@@ -44,6 +44,7 @@ async def test_a_person_types_beside_it(agent: str, yard: HostYard) -> None:
         await place.sit()
         assert (await place.say("from afar")).ok
         await place.ended()
+        await place.shows("from afar")
         await place.press("from the keyboard", "Enter")
         assert (await place.ended(2)).text == "I hear you."
         await place.shows("I hear you.")
@@ -53,6 +54,7 @@ async def test_a_person_types_beside_it(agent: str, yard: HostYard) -> None:
         assert not (await place.ended(3)).is_error
         await place.press("ght of mine", "Enter")
         await place.ended(4)
+        assert [type(event) for event in place.events].count(AgentStarted) == 1, "it is one conversation"
     assert _prompts(place.events) == ["from afar", "from the keyboard", "in between", "half a thought of mine"]
 
 

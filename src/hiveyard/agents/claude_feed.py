@@ -32,9 +32,13 @@ from hiveyard.kit.text import one_line
 
 _INTERRUPTED = "[Request interrupted by user"
 _GUARD = "\u2800"  # see GUARD in inside/claude_seat.py
-_COMMAND = re.compile(r"<command-name>(.*?)</command-name>.*?<command-args>(.*?)</command-args>", re.DOTALL)
-# What a person did beside the conversation: commands of the program, commands of a shell.
-_ASIDE = ("<local-command-", "<bash-")
+# What may begin a turn without being a prompt: a command of the program, one for the shell, news of a task.
+_BEGINNINGS = (
+    (re.compile(r"<command-name>(.*?)</command-name>.*?<command-args>(.*?)</command-args>", re.DOTALL), r"\1 \2"),
+    (re.compile(r"<bash-input>(.*?)</bash-input>", re.DOTALL), r"! \1"),
+    (re.compile(r"<task-notification>.*?<summary>(.*?)</summary>.*", re.DOTALL), r"\1"),
+)
+_ANSWERS = ("<local-command-", "<bash-stdout>", "<bash-stderr>")
 
 
 class ClaudeListener:
@@ -129,11 +133,10 @@ class ClaudeListener:
         words = text(content) or "\n".join(text(block.get("text")) for block in blocks)
         if words.startswith(_INTERRUPTED):
             yield from self._stopped()
-        elif record(said, "origin").get("kind") == "human" and not words.startswith("<command-"):
+        elif record(said, "origin").get("kind") == "human" and not words.startswith(("<command-", "<bash-")):
             yield self._prompted(words)
-        elif said.get("isMeta") is not True and not words.startswith(_ASIDE):
-            # A command that may begin a turn, or a message that is nobody's: it counts when something follows.
-            self._unsaid = " ".join(_COMMAND.findall(words)[0]) if _COMMAND.search(words) else words
+        elif said.get("isMeta") is not True and not words.startswith(_ANSWERS):
+            self._unsaid = _beginning(words)  # it counts when something follows
 
     def _joined(self, said: JSON) -> Iterator[AgentEvent]:
         attachment = record(said, "attachment")
@@ -152,7 +155,7 @@ class ClaudeListener:
         if message.get("model") == "<synthetic>" and not failed:
             return  # it fills a gap that an interrupted turn left
         if not self._working:
-            yield self._prompted(self._unsaid.strip() or "(nobody: claude went on by itself)")
+            yield self._prompted(self._unsaid or "(nobody: claude went on by itself)")
         if not failed:
             self._used[text(message.get("id"))] = _usage(record(message, "usage"))
         for event in self._streamed(said):
@@ -180,6 +183,13 @@ class ClaudeListener:
         if usage.requests:
             yield AgentUsage(usage=usage)
         yield AgentEnded(is_error=is_error, text=clip(words), reason=reason)
+
+
+def _beginning(words: str) -> str:
+    for shape, told in _BEGINNINGS:
+        if found := shape.search(words):
+            return found.expand(told).strip()
+    return words.strip()
 
 
 def _question(hook: JSON) -> str:

@@ -19,7 +19,12 @@ from typing import Any
 
 from hiveyard.agents.inside.terminal import Feed, Refused, main, run, runtime, until
 
-# Events about the program's own life, and pieces of what comes whole later.
+SETTLED = 5
+"""Looks without anything new after which all of a turn was told."""
+SHOWING = 20
+"""How often, once a second, its screen is told which conversation to show."""
+
+# All others are about the program's own life, or pieces of what comes whole later.
 _TELLING = (
     "message.updated",
     "message.part.updated",
@@ -64,7 +69,9 @@ class _Ears:
         self._heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._helpers: set[str] = set()
         self._running: set[str] = set()
-        self._status = ""
+        self._chosen = ""
+        self._idle: dict[str, Any] | None = None
+        self._quiet = 0
 
     def open(self) -> None:
         """Wait for the server, listen, and only then begin the conversation, so that nothing of it is missed."""
@@ -83,20 +90,40 @@ class _Ears:
         server, name = _Server(self._place), self._settings["conversation"]
         if not name or server.ask("GET", f"/session/{name}").get("id") != name:
             name = server.ask("POST", "/session", {"title": self._settings["title"]})["id"]
-            server.ask("POST", "/tui/select-session", {"sessionID": name})
         self._choose(name)
         self._heard.put({"type": "hiveyard.ready", "properties": {"sessionID": name}})
+        # Its screen starts to listen a while after its server, and does not say when.
+        for _ in range(SHOWING):
+            if self._chosen != name:
+                return
+            server.ask("POST", "/tui/select-session", {"sessionID": name})
+            until(lambda: self._chosen != name, 1.0)
 
     def _choose(self, name: str) -> None:
+        self._chosen = name
         fresh = self._place / "session.new"
         fresh.write_text(name)
         fresh.replace(self._place / "session")
 
     def listen(self) -> None:
+        self._quiet += 1
         while not self._heard.empty():
             event = self._heard.get()
             if self._tells(str(event.get("type")), event.get("properties") or {}):
-                self._feed.add({"said": event})
+                self._add(event)
+        if self._quiet > SETTLED:
+            self._add(None)
+
+    def _add(self, event: dict[str, Any] | None) -> None:
+        """Add an event; that all is idle only behind what still comes of a turn that was stopped."""
+        self._quiet = 0
+        if self._idle and (event is None or event["type"] == "message.updated"):
+            self._feed.add({"said": self._idle})
+            self._idle = None
+        if event and event["type"] == "session.idle":
+            self._idle = event
+        elif event:
+            self._feed.add({"said": event})
 
     def _tells(self, kind: str, told: Mapping[str, Any]) -> bool:
         info = told.get("info") or {}

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 TICK = 0.1
 """Seconds between two looks at what has happened."""
 
+_STEP = 1 << 16
 _PLACE = re.compile(rb'\{"at":\["([^"\\]+)",(\d+)\]')
 
 
@@ -33,14 +34,19 @@ class Feed:
         self.path = Path(path)
 
     def begin(self) -> None:
-        """Make it ready for this run: a line that a dying machine left torn gets its end."""
+        """Make it ready for this run: a line that a dying machine left torn, which nobody has read, goes away."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch()
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.size() - 1))
-            torn = file.read() not in (b"", b"\n")
-        if torn:
-            self._write(b"\n")
+        with self.path.open("a+b") as file:
+            end = at = file.tell()
+            while at > 0:
+                start = max(0, at - _STEP)
+                file.seek(start)
+                if (newline := file.read(at - start).rfind(b"\n")) >= 0:
+                    at = start + newline + 1
+                    break
+                at = start
+            if at < end:
+                file.truncate(at)
 
     def add(self, line: Mapping[str, Any]) -> None:
         self._write(json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
