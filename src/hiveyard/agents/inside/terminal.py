@@ -12,12 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 TICK = 0.1
 """Seconds between two looks at what has happened."""
+
+GRACE = 4.0
+"""Seconds that a program has to end by itself when its terminal is gone."""
 
 _STEP = 1 << 16
 _PLACE = re.compile(rb'\{"at":\["([^"\\]+)",(\d+)\]')
@@ -108,21 +111,48 @@ def run(argv: Sequence[str], env: Mapping[str, str], feed: Feed, listen: Callabl
     child = subprocess.Popen(argv, env={**os.environ, **env})
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)  # keys of the terminal: they are the program's
+    end = _End(child.pid)
     for number in (signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, _end_all)
+        signal.signal(number, end.begin)
     while (code := _ended(child.pid)) is None:
         listen()
+        end.press()
         time.sleep(TICK)
     listen()
     feed.add({"seat": "ended", "code": code})
     return code
 
 
-def _end_all(number: int, frame: object) -> None:
-    """The terminal is gone, or somebody ends this process: the program ends, and all that it started here. Some do
-    not mind that their terminal is gone."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.killpg(0, signal.SIGTERM)
+class _End:
+    """The end of the program, once its terminal is gone or somebody ends this process. Some programs do not mind that
+    their terminal is gone, and some then neither work nor end."""
+
+    def __init__(self, child: int) -> None:
+        self._child = child
+        self._begun: float | None = None
+
+    def begin(self, number: int, frame: object) -> None:
+        self._begun = self._begun or time.monotonic()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(0, signal.SIGTERM)
+
+    def press(self) -> None:
+        """Kill what is left after a while. The child comes last: a shell may have to put things back."""
+        waited = time.monotonic() - self._begun if self._begun else 0.0
+        if waited > GRACE:
+            for pid in _group() - {os.getpid()} - ({self._child} if waited < 2 * GRACE else set()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _group() -> set[int]:
+    """The processes of this process group."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[2]) == os.getpgrp():
+                found.add(int(stat.parent.name))
+    return found
 
 
 def _ended(pid: int) -> int | None:
