@@ -45,6 +45,7 @@ _ANSWER_LIMIT = 4096
 _HELD_LIMIT = 1 << 20
 _KILL_BUDGET = 20.0
 _KILL_PAUSE = 0.2
+_SIGNALLED = 128
 _STAYED = 1  # the KILL script's exit code when it could not end all
 
 # Bash keeps these for itself and cannot export what the caller wants them to be; env(1) can.
@@ -239,6 +240,10 @@ class ShellGuest:
                     status = await stream.wait()
             except GuestDisconnected:
                 continue  # connecting again is bounded in time: it ends in MachineLost
+            if status > _SIGNALLED:
+                # Whoever may kill all of the guest's processes kills this one too.
+                status = None
+                await anyio.sleep(_KILL_PAUSE)
         if status != 0:
             raise _file_error("follow", path, status, b"")
 

@@ -17,16 +17,29 @@ from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.qemu.launch import short
 
 
-async def become(socket: Path, name: str, *, public_key: str, share: bool) -> None:
-    """Give the guest its time, name, id, randomness and key, and have it mount the session.
+async def become(socket: Path, name: str, *, public_key: str, pids: int, again: bool) -> None:
+    """Give the guest its time, name, id, randomness and key. `again`: it has been another machine before, and what was
+    connected is not any more.
 
     Raises BootFailed with what the guest could not do, MachineLost when it is gone."""
+    fields = (
+        *(str(time.time()), name, uuid.uuid4().hex, "1" if again else "", str(pids)),
+        *(os.urandom(64).hex(), public_key),
+    )
+    await _told(socket, name, "\t".join(fields))
+
+
+async def tick(socket: Path, name: str) -> None:
+    """Give the guest the time, which stood still for it."""
+    await _told(socket, name, str(time.time()))
+
+
+async def _told(socket: Path, name: str, line: str) -> None:
     try:
         with short(socket) as path:
             stream = await anyio.connect_unix(path)
         async with stream:
-            fields = (str(time.time()), name, uuid.uuid4().hex, "1" if share else "", os.urandom(64).hex(), public_key)
-            await stream.send("\t".join(fields).encode() + b"\n")
+            await stream.send(line.encode() + b"\n")
             said = b""
             while not said.endswith(b"\n") and len(said) < 4096:
                 said += await stream.receive()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from hiveyard.core.machines import Network, Shape
 
 MACHINE = "q35"
-LAYOUT = 2  # part of a template's key: count up when the devices below or what is inside a guest changes
+LAYOUT = 3  # part of a template's key: count up when the devices below or what is inside a guest changes
 
 DOOR_ADDRESS = "10.0.2.100"
 _CONSOLE_BYTES = 256 << 10
@@ -51,16 +51,19 @@ class Kernel(NamedTuple):
 
 
 class Sockets(NamedTuple):
-    """Listening sockets by their descriptors: QMP, the guest agent, and the port of what waits to become a machine."""
+    """Listening sockets by their descriptors: QMP, the guest agent, and the ports of what waits to become a machine
+    and of what runs its first commands."""
 
     qmp: int
     agent: int
     become: int
+    commands: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What one QEMU process is made of. Paths are as QEMU opens them, below /proc/self/fd."""
+    """What one QEMU process is made of. Paths are as QEMU opens them, below /proc/self/fd. `session` is a connected
+    socket to what serves the session's directory."""
 
     program: str
     label: str
@@ -69,7 +72,7 @@ class Plan:
     disk: Sequence[Layer]
     memory: Memory | None
     kernel: Kernel | None
-    session: str
+    session: int
     sockets: Sockets
     network: Network = Network.DOOR
     incoming: bool = False
@@ -85,6 +88,8 @@ def arguments(plan: Plan) -> list[str]:
         # allowed, and elevateprivileges, which would kill at setsid. To gain a right no call is of use anyway: QEMU
         # and its children are started with no_new_privs and without any capability.
         *("-sandbox", "on,obsolete=deny,resourcecontrol=deny"),
+        # What is frozen by `migrate` and by `xen-save-devices-state` has the same form then.
+        *("-global", "migration.send-configuration=off"),
         *("-machine", MACHINE + (",memory-backend=ram" if plan.memory else "")),
         *("-accel", plan.engine.accel, "-cpu", plan.engine.cpu),
         *("-smp", str(plan.shape.cpus), "-m", f"{plan.shape.memory_mib}M"),
@@ -93,10 +98,6 @@ def arguments(plan: Plan) -> list[str]:
         *_disk(plan),
         *_ports(plan),
         *_network(plan),
-        # security_model=none: to the guest, files belong to whom they belong to. QEMU has one user to give, and
-        # a user namespace makes it the guest's own; so links, modes and owners are the same on both sides.
-        *("-fsdev", f"local,id=session,path={plan.session},security_model=none"),
-        *("-device", "virtio-9p-pci,fsdev=session,mount_tag=session"),
         *("-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto"),
         *(("-incoming", "defer") if plan.incoming else ()),
     ]
@@ -128,12 +129,24 @@ def _disk(plan: Plan) -> list[str]:
             "node-name": f"disk{number}",
             "read-only": not top,
             "discard": "unmap",
-            "file": {"driver": "file", "filename": layer.file, "read-only": not top, "discard": "unmap"},
+            "file": storage(layer.file, writable=top),
         }
         if layer.format == "qcow2":
             node["backing"] = f"disk{number - 1}" if number else None
         argv += ["-blockdev", json.dumps(node)]
     return [*argv, "-device", f"virtio-blk-pci,drive=disk{len(plan.disk) - 1}"]
+
+
+def storage(file: str, *, writable: bool) -> dict[str, object]:
+    """The options of a disk's file. It is open for writing only as long as QEMU writes to it, so that it can be taken
+    away from QEMU when a snapshot needs it."""
+    return {
+        "driver": "file",
+        "filename": file,
+        "read-only": not writable,
+        "auto-read-only": True,
+        "discard": "unmap",
+    }
 
 
 def _ports(plan: Plan) -> list[str]:
@@ -147,7 +160,11 @@ def _ports(plan: Plan) -> list[str]:
         *listening("agent", plan.sockets.agent),
         *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
         *listening("become", plan.sockets.become),
-        *("-device", "virtserialport,chardev=become,name=hiveyard"),
+        *("-device", "virtserialport,chardev=become,name=hiveyard.identity"),
+        *("-chardev", f"socket,id=session,fd={plan.session}"),
+        *("-device", "virtserialport,chardev=session,name=hiveyard.session"),
+        *listening("commands", plan.sockets.commands),
+        *("-device", "virtserialport,chardev=commands,name=hiveyard.commands"),
         # A ring, because a guest can write to its console for ever.
         *("-chardev", f"ringbuf,id=console,size={_CONSOLE_BYTES}", "-device", "isa-serial,chardev=console"),
     ]

@@ -24,6 +24,7 @@ from hiveyard.core.errors import BadInput, NoSpace, NoSuchImage, ProviderError
 from hiveyard.core.machines import Image, Report
 from hiveyard.kit import files, process
 from hiveyard.kit.names import new_id
+from hiveyard.machines.qemu.command import Layer
 from hiveyard.machines.qemu.user import GUEST_UID
 
 # Programs without which a guest cannot serve us, by the package that brings them.
@@ -37,7 +38,13 @@ _NEEDED: Mapping[str, str] = {
 
 # sshd starts every command by the user's shell. bash takes 27 ms longer than dash to say `exec`; $SHELL stays bash.
 _SHELL = b"/bin/sh"
-_ON = ("hiveyard-ssh.service", "hiveyard-become.service", "systemd-networkd.service")
+_ON = (
+    "hiveyard-ssh.service",
+    "hiveyard-become.service",
+    "hiveyard-commands.service",
+    "hiveyard-session.service",
+    "systemd-networkd.service",
+)
 
 
 class Disk(NamedTuple):
@@ -49,6 +56,10 @@ class Disk(NamedTuple):
     @property
     def kernel(self) -> Path:
         return self.root / "vmlinuz"
+
+    @property
+    def layer(self) -> Layer:
+        return Layer(str(self.root / "disk.raw"), "raw")
 
 
 class Disks:
@@ -179,6 +190,7 @@ def _inside(image: Image, host_key: bytes, passwd: bytes) -> bytes:
             _add_file(tar, path, _with_env(data, image.env) if path.name == "sshd_config" else data)
         _add_file(tar, PurePosixPath("etc/hiveyard/host_key"), host_key, mode=0o600)
         _add_file(tar, PurePosixPath("etc/passwd"), passwd)
+        _add_file(tar, PurePosixPath("etc/hiveyard/environment"), _environment(image.env))
         units = PurePosixPath("etc/systemd/system")
         for unit in _units_off():
             _add_link(tar, units / unit, "/dev/null")
@@ -204,6 +216,11 @@ def _with_env(config: bytes, env: Mapping[str, str]) -> bytes:
     # sshd takes the first SetEnv line only, and of two values for a name the first.
     words = [f'{name}="{value}"' for name, value in env.items() if '"' not in value and "\n" not in value]
     return config.replace(b"SetEnv ", f"SetEnv {' '.join(words)} ".encode(), 1) if words else config
+
+
+def _environment(env: Mapping[str, str]) -> bytes:
+    """For commands that do not come by ssh."""
+    return "".join(f"{name}={value}\n" for name, value in env.items() if "\n" not in value).encode()
 
 
 def _files() -> Iterator[tuple[PurePosixPath, bytes]]:

@@ -1,4 +1,5 @@
-"""The connections this process has to its machines: one each, made when first needed, made again when lost."""
+"""The ways this process has into its machines: the port of those it made itself, as long as one command at a time is
+enough, and one ssh connection each, made when first needed and made again when lost."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import anyio
 import asyncssh
 
 from hiveyard.core.errors import GuestDisconnected, MachineLost
+from hiveyard.machines.qemu.early import Early, Spoken
 from hiveyard.machines.qemu.record import Record
 from hiveyard.machines.qemu.ssh import Channel, Link, connect
 
@@ -21,11 +23,19 @@ class Entries:
     """Links by the machine's name. A machine that was made again under its name gets a link of its own."""
 
     def __init__(self) -> None:
+        self._early: dict[str, Early] = {}
         self._links: dict[str, Link] = {}
         self._locks: dict[str, anyio.Lock] = {}
 
-    def add(self, name: str, link: Link) -> None:
-        self._links[name] = link
+    def add(self, name: str, early: Early) -> None:
+        self._early[name] = early
+
+    def way(self, record: Record) -> Early | Link | None:
+        """What can run a command at once."""
+        link, early = self._links.get(record.name), self._early.get(record.name)
+        if link is not None and link.vm == record.vm and link.open:
+            return link
+        return early if early is not None and early.vm == record.vm and early.free else None
 
     async def link(self, record: Record) -> Link:
         """An open link to the machine of `record`. Raises MachineLost."""
@@ -34,21 +44,23 @@ class Entries:
             link = self._links.get(record.name)
             if link is not None and link.vm == record.vm and link.open:
                 return link
-            await self._close(record.name)
+            await self._close_link(record.name)
             if not record.vm.alive:
                 raise MachineLost(f"machine {record.name} is gone: its QEMU process has ended", machine=record.name)
             self._links[record.name] = link = await _connected(record)
             return link
 
     async def drop(self, name: str) -> None:
-        await self._close(name)
+        await self._close_link(name)
+        if early := self._early.pop(name, None):
+            await early.aclose()
         self._locks.pop(name, None)
 
     async def aclose(self) -> None:
-        for name in list(self._links):
+        for name in {*self._links, *self._early}:
             await self.drop(name)
 
-    async def _close(self, name: str) -> None:
+    async def _close_link(self, name: str) -> None:
         if link := self._links.pop(name, None):
             await link.close()
 
@@ -61,10 +73,10 @@ class GuestExec:
         self._record = record
 
     @asynccontextmanager
-    async def open(self, argv: Sequence[str]) -> AsyncIterator[Channel]:
-        link = await self._entries.link(self._record)
-        async with link.run(argv) as channel:
-            yield channel
+    async def open(self, argv: Sequence[str]) -> AsyncIterator[Channel | Spoken]:
+        way = self._entries.way(self._record) or await self._entries.link(self._record)
+        async with way.run(argv) as stream:
+            yield stream
 
 
 async def _connected(record: Record) -> Link:
@@ -79,7 +91,7 @@ async def _connected(record: Record) -> Link:
                         record.name,
                         record.vm,
                         record.port,
-                        pids=record.pids,
+                        pids=record.shape.pids,
                         key=key,
                         host_key=record.host_key,
                         permitted=_at_once,

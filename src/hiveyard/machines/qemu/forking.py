@@ -9,19 +9,17 @@ from typing import NamedTuple
 import anyio
 import asyncssh
 
-from hiveyard.core.errors import BootTimeout, MachineLost
+from hiveyard.core.errors import BootTimeout
 from hiveyard.core.machines import MachineSpec, MachineStatus
-from hiveyard.kit.group import together
 from hiveyard.machines.qemu.become import become
-from hiveyard.machines.qemu.disk import Disk
+from hiveyard.machines.qemu.early import Early, reach
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.record import Record, Rig
-from hiveyard.machines.qemu.ssh import Link, connect
 from hiveyard.machines.qemu.start import Running, Start, started
 from hiveyard.machines.qemu.state import console, ssh_port, thaw
-from hiveyard.machines.qemu.template import Template, overlay
+from hiveyard.machines.qemu.template import Origin, overlay
 from hiveyard.machines.qemu.user import User
-from hiveyard.machines.qemu.vm import Vm, seen
+from hiveyard.machines.qemu.vm import seen
 
 
 class Fork(NamedTuple):
@@ -33,14 +31,14 @@ class Fork(NamedTuple):
     rig: Rig
     qemu: Qemu
     user: User
-    disk: Disk
-    template: Template | None
+    origin: Origin
     created_at: float
     timeout: float
 
 
-async def bring_up(fork: Fork) -> tuple[Record, Link]:
-    """The machine, ready, and a connection to it. What it leaves behind on failure is for the caller to remove.
+async def bring_up(fork: Fork) -> tuple[Record, Early]:
+    """The machine, ready, and the way to its first commands. What it leaves behind on
+    failure is the caller's to remove.
 
     Raises BootTimeout, BootFailed, MachineLost, NoSpace, ProviderUnavailable."""
     key = asyncssh.generate_private_key("ssh-ed25519")
@@ -51,9 +49,14 @@ async def bring_up(fork: Fork) -> tuple[Record, Link]:
         created_at=fork.created_at,
         metadata=fork.spec.metadata,
         maker=seen(os.getpid()),
-        pids=fork.spec.shape.pids,
         key=key.export_private_key().decode(),
-        host_key=fork.template.host_key if fork.template else fork.disk.host_key,
+        host_key=fork.origin.host_key,
+        origin=str(fork.origin.frozen or ""),
+        under=fork.origin.under,
+        shape=fork.spec.shape,
+        engine=repr(fork.qemu.choice.engine),
+        version=fork.qemu.version,
+        sealed=fork.qemu.seals,
     )
     fork.rig.run.mkdir(parents=True)
     fork.rig.root.chmod(0o700)
@@ -62,7 +65,7 @@ async def bring_up(fork: Fork) -> tuple[Record, Link]:
     async with started(start, fork.rig) as running:
         try:
             with anyio.fail_after(fork.timeout):
-                vm, port, link = await _wake(fork, running, key, record.host_key)
+                port, early = await _wake(fork, running, key)
         except TimeoutError:
             raise BootTimeout(
                 f"machine {fork.name} was not ready within {fork.timeout:.0f}s; the last on its console:\n"
@@ -70,16 +73,16 @@ async def bring_up(fork: Fork) -> tuple[Record, Link]:
                 hint="free the host's processors, or set fork_timeout in section [qemu] of the settings",
                 machine=fork.name,
             ) from None
-    record = record.ready(vm, port)
+    record = record.ready(running.vm, port, running.run)
     record.write(fork.rig.record)
-    return record, link
+    return record, early
 
 
 async def _files(fork: Fork) -> Start:
     """What the machine needs on disk, and how to start it."""
     top = fork.rig.run / "disk.qcow2"
-    if fork.template is not None:
-        shutil.copyfile(fork.template.blank, top)
+    if fork.origin.frozen is not None:
+        shutil.copyfile(fork.origin.frozen / "blank.qcow2", top)
     else:
         await overlay(top, "disk.raw", "raw", fork.spec.shape.disk_gib)
     session, door = fork.spec.session, fork.spec.door
@@ -95,48 +98,18 @@ async def _files(fork: Fork) -> Start:
         qemu=fork.qemu,
         user=fork.user,
         shape=fork.spec.shape,
-        disk=fork.disk,
+        origin=fork.origin,
         session=session,
         door=door,
         network=fork.spec.network,
-        template=fork.template,
     )
 
 
-async def _wake(fork: Fork, running: Running, key: asyncssh.SSHKey, host_key: str) -> tuple[Vm, int, Link]:
-    vm, wire = running
+async def _wake(fork: Fork, running: Running, key: asyncssh.SSHKey) -> tuple[int, Early]:
+    vm, wire, _ = running
     port = await ssh_port(wire)
-    if fork.template is not None:
-        await thaw(wire, fork.template.state)
-    became = anyio.Event()
-    links: list[Link] = []
-
-    async def reach() -> None:
-        while True:
-            try:
-                return links.append(
-                    await connect(
-                        fork.name,
-                        vm,
-                        port,
-                        pids=fork.spec.shape.pids,
-                        key=key,
-                        host_key=host_key,
-                        permitted=became.wait,
-                    )
-                )
-            except MachineLost:
-                # A guest that boots is there before its sshd; a fork has one from its first moment.
-                if fork.template is not None or not vm.alive:
-                    raise
-                await anyio.sleep(0.1)
-
-    async with together() as group:
-        if fork.template is not None:
-            group.start_soon(reach)
-        public = key.export_public_key().decode().strip()
-        await become(fork.rig.become, fork.name, public_key=public, share=fork.spec.session is not None)
-        became.set()
-        if fork.template is None:
-            group.start_soon(reach)
-    return vm, port, links[0]
+    if fork.origin.frozen is not None:
+        await thaw(wire, fork.origin.frozen / "state")
+    public = key.export_public_key().decode().strip()
+    await become(fork.rig.become, fork.name, public_key=public, pids=fork.spec.shape.pids, again=fork.origin.again)
+    return port, await reach(fork.name, vm, fork.rig.commands)

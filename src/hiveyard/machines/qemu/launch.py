@@ -58,6 +58,11 @@ class Handles:
         """A file to read, likewise."""
         return f"/proc/self/fd/{self._keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))}"
 
+    def pair(self) -> tuple[int, int]:
+        """Two connected sockets: one for another process, which the caller closes, and one for this."""
+        one, other = socket.socketpair()
+        return one.detach(), self._keep(other.detach())
+
     def listener(self, path: Path) -> int:
         """A listening unix socket, made at `path`."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -68,6 +73,10 @@ class Handles:
             listener.listen(4)
             stack.pop_all()
         return self._keep(listener.detach())
+
+    def closing(self, fd: int) -> int:
+        """A descriptor as it is; it is closed with the others."""
+        return self._keep(fd)
 
     def _keep(self, fd: int) -> int:
         self.fds.append(fd)

@@ -16,10 +16,11 @@ from hiveyard.core.machines import Report, Shape
 from hiveyard.machines.qemu.disk import Disk
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.record import Rig
+from hiveyard.machines.qemu.serving import hush
 from hiveyard.machines.qemu.ssh import connect
 from hiveyard.machines.qemu.start import Start, started
 from hiveyard.machines.qemu.state import console, freeze, ssh_port
-from hiveyard.machines.qemu.template import overlay
+from hiveyard.machines.qemu.template import Origin, overlay
 from hiveyard.machines.qemu.user import User
 from hiveyard.machines.qemu.vm import Vm
 from hiveyard.machines.qemu.wire import Wire, connected
@@ -27,10 +28,6 @@ from hiveyard.machines.qemu.wire import Wire, connected
 _SETTLE = """
 systemctl is-system-running --wait >/dev/null || true
 until systemctl --quiet is-active hiveyard-ssh && [ -e /run/hiveyard/waiting ]; do sleep 0.2; done
-"""
-# A mount that works now works in every fork; it must be gone again, or the state cannot be frozen.
-_REHEARSE = """
-mount -i -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=mmap session /session && umount /session
 """
 # udev has nothing left to do: no device ever comes or goes. Its queue must not wake up in every fork.
 _CALM = """
@@ -61,14 +58,16 @@ async def make(
     for path in (fresh / "disk.qcow2", fresh / "memory", rig.run):
         user.owns(path)
     report(f"booting the template with {qemu.choice.name} (once per image and size)")
+    origin = Origin((disk.layer,), disk.host_key, kernel=disk.root)
     start = Start(
-        label=label, qemu=qemu, user=user, shape=shape, disk=disk, session=session, door=session, making=fresh
+        label=label, qemu=qemu, user=user, shape=shape, origin=origin, session=session, door=session, making=fresh
     )
-    async with started(start, rig) as (vm, wire):
+    async with started(start, rig) as (vm, wire, _):
         await _boot(wire, rig, timeout)
         report("warming the template")
         await _warm(vm, wire, rig, disk.host_key)
         report("freezing the template")
+        (fresh / "table.json").write_bytes(await hush(rig.session))
         await freeze(wire, fresh / "state")
         await wire.call("quit")
     await overlay(fresh / "blank.qcow2", "disk.qcow2", "qcow2", shape.disk_gib)
@@ -93,7 +92,7 @@ async def _warm(vm: Vm, wire: Wire, rig: Rig, host_key: str) -> None:
     public = key.export_public_key().decode().strip()
     async with connected(rig.agent) as agent:
         await agent.synchronize()
-        await agent.script(f"echo '{public}' > /run/hiveyard/authorized_keys\n{_REHEARSE}")
+        await agent.script(f"echo '{public}' > /run/hiveyard/authorized_keys\n")
         port = await ssh_port(wire)
         link = await connect("template", vm, port, pids=1024, key=key, host_key=host_key, permitted=_at_once)
         try:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from hiveyard.core.machines import (
     check_machine_name,
     quiet,
 )
-from hiveyard.core.ports import Guest
+from hiveyard.core.ports import Frozen, Guest
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator, Accelerators
@@ -49,7 +49,9 @@ from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.making import make
 from hiveyard.machines.qemu.record import Record, Rig, read
 from hiveyard.machines.qemu.settings import QemuSettings
-from hiveyard.machines.qemu.template import Corrupt, Key, Template, Templates
+from hiveyard.machines.qemu.snapshot import Snapshots
+from hiveyard.machines.qemu.still import go_on, hold_still, mended
+from hiveyard.machines.qemu.template import Corrupt, Key, Origin, Template, Templates
 from hiveyard.machines.qemu.user import builder, user_for
 from hiveyard.machines.qemu.vm import Vm, labels
 from hiveyard.machines.shell import ShellGuest, terminal_words
@@ -84,6 +86,7 @@ class QemuProvider:
         self._builder = builder(first=settings.uid)
         self._disks = Disks(cache / "disks", self._builder.group)
         self._templates = Templates(cache / "templates")
+        self._snapshots = Snapshots(state / ".snapshots")
         self._entries = Entries()
         self._version = ""
         # Two installations on one host never touch each other's processes.
@@ -180,6 +183,9 @@ class QemuProvider:
 
     async def boot(self, name: str, spec: MachineSpec) -> Machine:
         check_machine_name(name)
+        return await self._made(name, spec, lambda: self._fork(name, spec))
+
+    async def _made(self, name: str, spec: MachineSpec, make: Callable[[], Awaitable[Record]]) -> Machine:
         async with self._holding(name):
             found = read(self._rig(name).record)
             if found is not None and found.status is MachineStatus.READY and found.alive:
@@ -190,7 +196,7 @@ class QemuProvider:
             check_space(self._state, 256)
             try:
                 with space_named():
-                    return (await self._fork(name, spec)).machine()
+                    return (await make()).machine()
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await self._remove(name)
@@ -201,29 +207,32 @@ class QemuProvider:
         if disk is None:
             raise _unprepared(spec)
         qemu = await self._qemu(disk.kernel)
-        user = user_for(str(spec.session or name), first=self._settings.uid)
-        timeout = self._settings.fork_timeout if self._settings.templates else self._settings.boot_timeout
+        template = await self._template(spec, disk, qemu)
+        if template is None:
+            return await self._bring_up(name, spec, qemu, Origin((disk.layer,), disk.host_key, kernel=disk.root))
+        try:
+            return await self._bring_up(name, spec, qemu, template.origin(disk.layer))
+        except BootFailed as error:
+            # It was whole when we looked. If its state does not load all the same, a new one will.
+            _log.warning("machine %s: %s; making its template again", name, error.message)
+            await self._remove(name)
+            another = await self._another(spec, disk, qemu, template)
+            return await self._bring_up(name, spec, qemu, another.origin(disk.layer))
+
+    async def _bring_up(self, name: str, spec: MachineSpec, qemu: Qemu, origin: Origin) -> Record:
         fork = Fork(
             name=name,
             label=f"{self._installation}{name}",
             spec=spec,
             rig=self._rig(name),
             qemu=qemu,
-            user=user,
-            disk=disk,
-            template=await self._template(spec, disk, qemu),
+            user=user_for(str(spec.session or name), first=self._settings.uid),
+            origin=origin,
             created_at=self._clock.now(),
-            timeout=timeout,
+            timeout=self._settings.fork_timeout if origin.frozen else self._settings.boot_timeout,
         )
-        try:
-            record, link = await bring_up(fork)
-        except BootFailed as error:
-            if fork.template is None:
-                raise
-            # It was whole when we looked. If its state does not load all the same, a new one will.
-            _log.warning("machine %s: %s; making its template again", name, error.message)
-            record, link = await bring_up(fork._replace(template=await self._another(fork)))
-        self._entries.add(name, link)
+        record, early = await bring_up(fork)
+        self._entries.add(name, early)
         return record
 
     async def _template(self, spec: MachineSpec, disk: Disk, qemu: Qemu) -> Template | None:
@@ -239,14 +248,54 @@ class QemuProvider:
                 return await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)
         return template
 
-    async def _another(self, fork: Fork) -> Template:
-        assert fork.template is not None
-        await self._remove(fork.name)
-        async with holding(self._cache / "locks" / fork.spec.image.id):
-            now = self._templates.find(self._key(fork.spec.image.id, fork.spec.shape, fork.disk, fork.qemu))
-            if now is not None and now.made == fork.template.made:
+    async def _another(self, spec: MachineSpec, disk: Disk, qemu: Qemu, broken: Template) -> Template:
+        async with holding(self._cache / "locks" / spec.image.id):
+            now = self._templates.find(self._key(spec.image.id, spec.shape, disk, qemu))
+            if now is not None and now.made == broken.made:
                 self._templates.remove(now)
-            return await self._ensure_template(fork.spec.image.id, fork.spec.shape, fork.disk, fork.qemu, quiet)
+            return await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)
+
+    # Standing still.
+
+    async def pause(self, name: str) -> None:
+        async with self._standing(name) as (record, rig):
+            await hold_still(record, rig)
+
+    async def resume(self, name: str) -> None:
+        async with self._standing(name) as (record, rig):
+            await go_on(record, rig)
+
+    async def snapshot(self, name: str, snapshot: str) -> Frozen:
+        async with self._standing(name) as (record, rig):
+            check_space(self._state, record.shape.memory_mib // 4 + 256)
+            with space_named():
+                return await self._snapshots.take(snapshot, record, rig, self._builder.group)
+
+    async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
+        check_machine_name(name)
+        found = self._snapshots.find(snapshot)
+        number = await self._found_version()
+        choice = self._accelerators().known(number)
+        if choice is None or (found.version, found.engine) != (number, repr(choice.engine)):
+            now = choice.engine.accel if choice else "nothing"
+            raise ProviderUnavailable(
+                f"snapshot {snapshot} was taken by QEMU {found.version}, not by {number} with {now}"
+            )
+        qemu = Qemu(self._settings.program, number, choice)
+        return await self._made(name, spec, lambda: self._bring_up(name, spec, qemu, found.origin))
+
+    async def snapshots(self) -> set[str]:
+        return await anyio.to_thread.run_sync(self._snapshots.names)
+
+    async def remove_snapshot(self, snapshot: str) -> None:
+        await self._snapshots.remove(snapshot)
+
+    @asynccontextmanager
+    async def _standing(self, name: str) -> AsyncIterator[tuple[Record, Rig]]:
+        check_machine_name(name)
+        async with self._holding(name):
+            record = self._ready(name)
+            yield await mended(record, self._rig(name)), self._rig(name)
 
     async def get(self, name: str) -> Machine:
         check_machine_name(name)
@@ -281,6 +330,7 @@ class QemuProvider:
     async def _remove(self, name: str) -> None:
         await self._entries.drop(name)
         await self._end(name)
+        await anyio.to_thread.run_sync(self._snapshots.forget_half, name)
         root = self._rig(name).root
         if root.exists():
             await anyio.to_thread.run_sync(shutil.rmtree, root)
@@ -312,7 +362,7 @@ class QemuProvider:
 
     @asynccontextmanager
     async def guest(self, name: str) -> AsyncIterator[Guest]:
-        record = self._ready(name)
+        record = await mended(self._ready(name), self._rig(name))
         yield ShellGuest(GuestExec(self._entries, record), self.capabilities)
 
     async def aclose(self) -> None:

@@ -1,20 +1,22 @@
 """What is on disk about one machine, so that any process of this installation can find it, use it and end it.
 
 <state>/<name>/machine.json   this record, written before QEMU starts and again when the machine is ready
-<state>/<name>/*.sock         QMP, the guest agent, and the port of what waits to become the machine
+<state>/<name>/*.sock         QMP, the guest agent, what waits to become the machine, its first commands, and
+                              what serves its /session
 <state>/<name>/run/           all that QEMU itself may write: its disk
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from hiveyard.core.machines import Machine, MachineStatus
+from hiveyard.core.machines import Machine, MachineStatus, Shape
 from hiveyard.kit import files
 from hiveyard.kit.shape import count, number, record, text
+from hiveyard.machines.qemu.command import Layer
 from hiveyard.machines.qemu.vm import Vm
 
 
@@ -28,13 +30,16 @@ class Rig:
         self.qmp = root / "qmp.sock"
         self.agent = root / "agent.sock"
         self.become = root / "become.sock"
+        self.commands = root / "commands.sock"
+        self.session = root / "session.sock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """`key` is the private half of the machine's ssh key, `host_key` the public half of the guest's. `maker` is the
     process that brings it up; `vm` is known from when it is ready.
-    `pids` is how many processes its user may have."""
+    `origin` is the directory of the frozen machine that it began from, `under` the disks below its own, `run` what its
+    QEMU calls the directory of its own disks. `halted` is the process that holds it still to take a snapshot."""
 
     name: str
     image: str
@@ -44,7 +49,14 @@ class Record:
     maker: Vm | None = None
     vm: Vm | None = None
     port: int = 0
-    pids: int = 1024
+    shape: Shape = field(default_factory=Shape)
+    origin: str = ""
+    under: Sequence[Layer] = ()
+    run: str = ""
+    engine: str = ""
+    version: str = ""
+    sealed: bool = False
+    halted: Vm | None = None
     key: str = ""
     host_key: str = ""
 
@@ -52,8 +64,8 @@ class Record:
     def alive(self) -> bool:
         return self.vm is not None and self.vm.alive
 
-    def ready(self, vm: Vm, port: int) -> Record:
-        return replace(self, status=MachineStatus.READY, maker=None, vm=vm, port=port)
+    def ready(self, vm: Vm, port: int, run: str) -> Record:
+        return replace(self, status=MachineStatus.READY, maker=None, vm=vm, port=port, run=run)
 
     def stopped(self) -> Record:
         return replace(self, status=MachineStatus.STOPPED, maker=None, vm=None, port=0, key="")
@@ -86,7 +98,14 @@ class Record:
             "maker": self.maker and self.maker._asdict(),
             "vm": self.vm and self.vm._asdict(),
             "port": self.port,
-            "pids": self.pids,
+            "shape": asdict(self.shape),
+            "origin": self.origin,
+            "under": self.under,
+            "run": self.run,
+            "engine": self.engine,
+            "version": self.version,
+            "sealed": self.sealed,
+            "halted": self.halted and self.halted._asdict(),
             "key": self.key,
             "host_key": self.host_key,
         }
@@ -109,10 +128,25 @@ def read(path: Path) -> Record | None:
         maker=_vm(record(data, "maker")),
         vm=_vm(record(data, "vm")),
         port=count(data.get("port")),
-        pids=count(data.get("pids")),
+        shape=shape(record(data, "shape")),
+        origin=text(data.get("origin")),
+        under=layers(data.get("under")),
+        run=text(data.get("run")),
+        engine=text(data.get("engine")),
+        version=text(data.get("version")),
+        sealed=data.get("sealed") is True,
+        halted=_vm(record(data, "halted")),
         key=text(data.get("key")),
         host_key=text(data.get("host_key")),
     )
+
+
+def shape(data: Mapping[str, object]) -> Shape:
+    return Shape(**{name: count(data.get(name)) for name in asdict(Shape())}) if data else Shape()
+
+
+def layers(data: object) -> tuple[Layer, ...]:
+    return tuple(Layer(text(file), text(kind)) for file, kind in data) if isinstance(data, list) else ()
 
 
 def _vm(data: Mapping[str, object]) -> Vm | None:

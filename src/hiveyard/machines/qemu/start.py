@@ -11,12 +11,11 @@ from typing import NamedTuple
 from hiveyard.core.errors import MachineLost
 from hiveyard.core.machines import Network, Shape
 from hiveyard.machines.qemu.command import Kernel, Layer, Memory, Plan, Sockets, arguments
-from hiveyard.machines.qemu.disk import Disk
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.launch import Handles, launched
 from hiveyard.machines.qemu.record import Rig
-from hiveyard.machines.qemu.share import shared
-from hiveyard.machines.qemu.template import Template
+from hiveyard.machines.qemu.serving import serve
+from hiveyard.machines.qemu.template import Origin
 from hiveyard.machines.qemu.user import User
 from hiveyard.machines.qemu.vm import Vm
 from hiveyard.machines.qemu.wire import Wire, qmp
@@ -26,28 +25,27 @@ from hiveyard.machines.qemu.wire import Wire, qmp
 class Start:
     """What to start.
 
-    With a `template` its state is to be thawed. `memory` is a directory with a file `memory` that the guest writes
-    through to, which makes a template; `overlay` is the file of the disk to write to, in the same directory.
-    `session` and `door` are host directories.
+    `origin` is what it begins from. `making` is a directory with a file `memory` that the guest writes through to and
+    the overlay `disk.qcow2`, which makes a template. `session` and `door` are host directories.
     """
 
     label: str
     qemu: Qemu
     user: User
     shape: Shape
-    disk: Disk
+    origin: Origin
     session: Path
     door: Path
     network: Network = Network.DOOR
-    template: Template | None = None
     making: Path | None = None
 
 
 class Running(NamedTuple):
-    """A QEMU process that answers at its QMP."""
+    """A QEMU process that answers at its QMP. `run` is how it calls the directory of its own disks."""
 
     vm: Vm
     wire: Wire
+    run: str
 
 
 @asynccontextmanager
@@ -57,32 +55,32 @@ async def started(start: Start, rig: Rig) -> AsyncIterator[Running]:
     Raises BootFailed with what QEMU said when it ends within the block, NoSpace, ProviderUnavailable."""
     making = start.making is not None
     with Handles() as handles:
-        session = handles.opened(await shared(start.session, start.user))
-        plan = _plan(start, rig, handles, session)
+        ours, theirs = handles.pair()
+        run = handles.directory(rig.run)
+        plan = _plan(start, rig, handles, run, theirs)
+        await serve(start.session, start.user, rig.session, ours, table=start.origin.frozen)
         argv = [*start.user.prefix(kvm=start.qemu.kvm, bound=making), *arguments(plan)]
         async with launched(argv, handles, cwd=start.door, outlive=not making) as process:
             try:
                 async with qmp(rig.qmp) as wire:
-                    yield Running(process.vm, wire)
+                    yield Running(process.vm, wire, run)
             except MachineLost as error:
                 raise await process.error(start.label) from error
 
 
-def _plan(start: Start, rig: Rig, handles: Handles, session: str) -> Plan:
-    run = handles.directory(rig.run)
-    base = handles.directory(start.disk.root)
-    disk = [Layer(f"{base}/disk.raw", "raw")]
-    memory = None
+def _plan(start: Start, rig: Rig, handles: Handles, run: str, session: int) -> Plan:
+    origin = start.origin
+    disk = [Layer(f"{handles.directory(Path(file).parent)}/{Path(file).name}", kind) for file, kind in origin.under]
+    memory = kernel = None
+    if origin.frozen is not None:
+        memory = Memory(f"{handles.directory(origin.frozen)}/memory", shared=False, sealed=start.qemu.seals)
+    elif origin.kernel is not None:
+        place = handles.directory(origin.kernel)
+        kernel = Kernel(f"{place}/vmlinuz", f"{place}/initrd")
     if start.making is not None:
-        making = handles.directory(start.making)
-        memory = Memory(f"{making}/memory", shared=True)
-        disk.append(Layer(f"{making}/disk.qcow2", "qcow2"))
-    else:
-        if start.template is not None:
-            frozen = handles.directory(start.template.root)
-            memory = Memory(f"{frozen}/memory", shared=False, sealed=start.qemu.seals)
-            disk.append(Layer(f"{frozen}/disk.qcow2", "qcow2"))
-        disk.append(Layer(f"{run}/disk.qcow2", "qcow2"))
+        run = handles.directory(start.making)
+        memory = Memory(f"{run}/memory", shared=True)
+    disk.append(Layer(f"{run}/disk.qcow2", "qcow2"))
     return Plan(
         program=start.qemu.program,
         label=start.label,
@@ -90,9 +88,9 @@ def _plan(start: Start, rig: Rig, handles: Handles, session: str) -> Plan:
         shape=start.shape,
         disk=disk,
         memory=memory,
-        kernel=None if start.template else Kernel(f"{base}/vmlinuz", f"{base}/initrd"),
+        kernel=kernel,
         session=session,
-        sockets=Sockets(handles.listener(rig.qmp), handles.listener(rig.agent), handles.listener(rig.become)),
+        sockets=Sockets(*map(handles.listener, (rig.qmp, rig.agent, rig.become, rig.commands))),
         network=start.network,
-        incoming=start.template is not None,
+        incoming=origin.frozen is not None,
     )

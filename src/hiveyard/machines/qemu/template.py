@@ -3,6 +3,7 @@
     <cache>/templates/<key>/memory         the guest's memory, a sparse file that forks map copy-on-write
     <cache>/templates/<key>/state          the state of its devices, half a megabyte
     <cache>/templates/<key>/disk.qcow2     what the boot changed on the image's disk
+    <cache>/templates/<key>/table.json     what it knew of its session's directory, which was empty
     <cache>/templates/<key>/blank.qcow2    an empty overlay to copy, which is 10 ms faster than making one
     <cache>/templates/<key>/template.json  written last: sizes, digests, and how the memory file looked when frozen
 
@@ -15,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,21 @@ from hiveyard.core.errors import ProviderError
 from hiveyard.core.machines import Shape
 from hiveyard.kit import files, process
 from hiveyard.kit.shape import record, text
-from hiveyard.machines.qemu.command import LAYOUT, MACHINE, Engine
+from hiveyard.machines.qemu.command import LAYOUT, MACHINE, Engine, Layer
 
-PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2")
+PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "table.json")
+
+
+class Origin(NamedTuple):
+    """What a machine begins from. `frozen` is a directory with its memory, state and table of files, `kernel` one with
+    kernel and initrd where it boots instead; `under` are the disks below its own, lowest first. `again`: it has been
+    another machine before."""
+
+    under: Sequence[Layer]
+    host_key: str
+    frozen: Path | None = None
+    kernel: Path | None = None
+    again: bool = False
 
 
 class Corrupt(ProviderError):
@@ -54,16 +67,12 @@ class Template(NamedTuple):
     made: str
 
     @property
-    def memory(self) -> Path:
-        return self.root / "memory"
-
-    @property
     def state(self) -> Path:
         return self.root / "state"
 
-    @property
-    def blank(self) -> Path:
-        return self.root / "blank.qcow2"
+    def origin(self, base: Layer) -> Origin:
+        """For machines of it, whose image's disk is `base`."""
+        return Origin((base, Layer(str(self.root / "disk.qcow2"), "qcow2")), self.host_key, frozen=self.root)
 
     def check(self) -> None:
         """Raises Corrupt when a file is not as it was frozen.
@@ -108,7 +117,7 @@ class Templates:
         """Put a finished template in its place. `group` may map its memory; `sealed` when QEMU can do that without
         the right to write."""
         for name in PARTS:
-            _hand_over(fresh / name, group, writable=name == "memory" and not sealed)
+            hand_over(fresh / name, group, writable=name == "memory" and not sealed)
         marks: dict[str, object] = {
             "host_key": host_key,
             "image": key.image,
@@ -146,7 +155,7 @@ def _load(root: Path) -> dict[str, object]:
         return {}
 
 
-def _hand_over(path: Path, group: int | None, *, writable: bool) -> None:
+def hand_over(path: Path, group: int | None, *, writable: bool) -> None:
     """Make a file ours, open to `group` and nobody else (the guest's host key is in it), and safe from a power cut."""
     if group is not None:
         os.chown(path, 0, group)

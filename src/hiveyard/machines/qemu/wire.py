@@ -52,6 +52,16 @@ class Wire:
             raise MachineLost("the QEMU process is gone") from error
         await self._answer("getfd")
 
+    async def open_file(self, fd: int) -> str:
+        """Hand a descriptor to QEMU, as a file that it opens by the name that is returned."""
+        message = json.dumps({"execute": "add-fd"}).encode() + b"\n"
+        try:
+            await self._stream.send_fds(message, [fd])
+        except _GONE as error:
+            raise MachineLost("the QEMU process is gone") from error
+        number = count(record(await self._answer("add-fd")).get("fdset-id"))
+        return f"/dev/fdset/{number}"
+
     async def _answer(self, command: str) -> object:
         while True:
             answer = await self.receive()

@@ -1,0 +1,119 @@
+"""Forking a VM that is in the middle of something: how long it stands still, when its children go on, what they take.
+
+    python -m benchmarks.forks [--json] [--image REF] [--children N]
+
+The machine writes to a file of its session all the time; a child's first line there is its first event.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import anyio
+
+from benchmarks._figures import Figure, Figures
+from benchmarks._providers import opened
+from benchmarks._timed import Timed, tell
+from hiveyard.core.commands import Command
+from hiveyard.core.machines import MachineSpec, Shape
+from hiveyard.images.images import Images
+from hiveyard.kit.copying import copy_tree
+from hiveyard.kit.names import new_id
+from hiveyard.machines.qemu import QemuProvider
+from hiveyard.machines.qemu.vm import labels
+from hiveyard.places import places
+
+_BUSY = """
+(exec >/session/log; while :; do date; sleep 0.05; done) </dev/null 2>&1 &
+head -c 64M /dev/urandom >/tmp/x
+"""
+
+
+def memory(*names: str) -> float:
+    """MiB of the machines' QEMU processes, each page shared among those that map it."""
+    total = 0
+    for label, vm in labels():
+        if label.rpartition(":")[2] in names:
+            rollup = Path(f"/proc/{vm.pid}/smaps_rollup").read_text()
+            total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total / 1024
+
+
+async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, root: Path, children: int) -> None:
+    still, first = Timed("parent stands still"), Timed("boot_from to a child's first event")
+    parent, kept = f"b-{new_id()}", f"b-{new_id()}"
+    names = [parent]
+    (root / parent).mkdir()
+    try:
+        await provider.boot(parent, _spec(base, root / parent))
+        async with provider.guest(parent) as guest:
+            await guest.run(Command(shell=_BUSY), timeout=120)
+        alone = memory(parent)
+        taken = await provider.snapshot(parent, kept)
+        still.seconds.append(taken.seconds)
+        copy_tree(root / parent, root / "copy")
+        for _ in range(children):
+            child = f"b-{new_id()}"
+            names.append(child)
+            copy_tree(root / "copy", root / child)
+            await first.of(lambda child=child: _first(provider, base, root, kept, child))  # type: ignore[misc]
+        still.show(figures, aim="1 s per GiB used")
+        first.show(figures, aim="1 s")
+        _mib(figures, "memory of the parent alone", 1, alone)
+        five = _mib(figures, f"memory of the parent and {children} children", len(names), memory(*names))
+        figures.ratio("all of them / one", five, figures.lines[-2], aim="2 or less")
+        _mib(figures, "the snapshot on disk", 1, taken.size / (1 << 20))
+    finally:
+        for name in names:
+            await provider.terminate(name)
+        await provider.remove_snapshot(kept)
+
+
+def _mib(figures: Figures, name: str, count: int, mib: float) -> Figure:
+    figure = Figure(name=name, n=count, failures=0, values={"": mib}, unit="MiB")
+    figures.lines.append(figure)
+    return figure
+
+
+def _spec(base: MachineSpec, session: Path) -> MachineSpec:
+    return MachineSpec(image=base.image, shape=base.shape, session=session)
+
+
+async def _first(provider: QemuProvider, base: MachineSpec, root: Path, kept: str, child: str) -> None:
+    log = root / child / "log"
+    before = log.stat().st_size
+    await provider.boot_from(kept, child, _spec(base, root / child))
+    until = time.monotonic() + 60
+    while log.stat().st_size <= before and time.monotonic() < until:  # noqa: ASYNC110
+        await anyio.sleep(0.002)
+
+
+async def measure(options: argparse.Namespace, scratch: Path) -> Figures:
+    image = await Images(places().cache).ensure(options.image, tell)
+    base = MachineSpec(image=image, shape=Shape())
+    figures = Figures("forking a running VM")
+    async with opened("qemu", scratch / "state") as provider:
+        assert isinstance(provider, QemuProvider)
+        await provider.prepare(image, base.shape, tell)
+        await forked(figures, provider, base, scratch, options.children)
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--image", default="default", help="recipe or image")
+    parser.add_argument("--children", type=int, default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+        figures = anyio.run(measure, options, Path(scratch))
+    figures.show(as_json=options.json)
+    return figures.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

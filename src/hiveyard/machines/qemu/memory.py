@@ -1,0 +1,78 @@
+"""A guest's memory as its QEMU has it: a private mapping of a file. What was written since is that process's alone, and
+the kernel tells which pages those are.
+
+Both must stand still, and it takes root: the pages of another user's process are read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from hiveyard.core.errors import ProviderError, ProviderUnavailable
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PIECE = 4 << 20
+# The highest byte of a page's entry in pagemap: present (0x80) or swapped (0x40), and not a file's (0x20).
+_OWN = re.compile(rb"[\x40-\x5f\x80-\x9f\xc0-\xdf]+")
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)")
+
+
+class _Mapping(NamedTuple):
+    start: int
+    end: int
+    offset: int
+
+
+def write_changes(pid: int, base: os.stat_result, target: int) -> int:
+    """Write what process `pid` changed in its private mapping of the file `base` into `target`, a copy of that file.
+    Returns how many bytes that was. Raises OSError (ENOSPC), ProviderUnavailable without the right to read it."""
+    written = 0
+    try:
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise ProviderUnavailable("a snapshot of a running VM needs a daemon that is root") from error
+    try:
+        for mapping in _mappings(pid, base):
+            for start, end in _own(pid, mapping):
+                _copy(memory, start, end, target, start - mapping.start + mapping.offset)
+                written += end - start
+    finally:
+        os.close(memory)
+    return written
+
+
+def _mappings(pid: int, base: os.stat_result) -> list[_Mapping]:
+    wanted = (os.major(base.st_dev), os.minor(base.st_dev), base.st_ino)
+    found = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if match := _MAPPING.match(line):
+            start, end, offset, major, minor = (int(word, 16) for word in match.groups()[:5])
+            if (major, minor, int(match.group(6))) == wanted:
+                found.append(_Mapping(start, end, offset))
+    if sum(mapping.end - mapping.start for mapping in found) < base.st_size:
+        raise ProviderError(f"QEMU {pid} does not have the memory that it began with")
+    return found
+
+
+def _own(pid: int, mapping: _Mapping) -> Iterator[tuple[int, int]]:
+    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+        pagemap.seek(mapping.start // _PAGE * 8)
+        entries = pagemap.read((mapping.end - mapping.start) // _PAGE * 8)
+    for run in _OWN.finditer(entries[7::8]):
+        yield mapping.start + run.start() * _PAGE, mapping.start + run.end() * _PAGE
+
+
+def _copy(memory: int, start: int, end: int, target: int, at: int) -> None:
+    while start < end:
+        piece = os.pread(memory, min(end - start, _PIECE), start)
+        if not piece:
+            raise ProviderError("the memory of QEMU ends before its mapping")
+        view = memoryview(piece)
+        while view:
+            done = os.pwrite(target, view, at)
+            view, at = view[done:], at + done
+        start += len(piece)

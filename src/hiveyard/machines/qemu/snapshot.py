@@ -1,0 +1,267 @@
+"""Snapshots of running machines: the memory as it stands, the devices, and the disk, each of them a template to fork.
+
+    <state>/.snapshots/<name>/memory         the guest's memory: a copy of what it began with, and its changes
+    <state>/.snapshots/<name>/state          the state of its devices
+    <state>/.snapshots/<name>/table.json     what it knows of its session's directory, and has open there
+    <state>/.snapshots/<name>/<number>       the content of a file that is open there and has no name any more
+    <state>/.snapshots/<name>/disk-N.qcow2   the machine's own disks, which are the machine's too: nobody writes to them
+    <state>/.snapshots/<name>/blank.qcow2    an empty overlay to copy
+    <state>/.snapshots/<name>/snapshot.json  written last
+
+The machine stands still while its devices are written, its disk gets a new overlay, and the pages it changed since it
+was forked are copied: everything else happens before or after.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio
+
+from hiveyard.core.errors import BadInput, MachineNotReady, NoSpace, NoSuchSnapshot, ProviderError
+from hiveyard.core.ports import Frozen
+from hiveyard.kit import files
+from hiveyard.kit.copying import copy_content
+from hiveyard.kit.group import together
+from hiveyard.kit.shape import record as fields
+from hiveyard.kit.shape import text
+from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
+from hiveyard.machines.qemu.locks import holding
+from hiveyard.machines.qemu.memory import write_changes
+from hiveyard.machines.qemu.record import Record, Rig, layers
+from hiveyard.machines.qemu.serving import hush, speak
+from hiveyard.machines.qemu.still import halted, runs, unhalted
+from hiveyard.machines.qemu.template import Origin, hand_over, overlay
+from hiveyard.machines.qemu.wire import Refused, Wire, qmp
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
+_LEAST = 1 << 20
+_NODE = re.compile(r"(?:disk\d+|own(\d+))\Z")
+
+
+class Snapshot(NamedTuple):
+    """`engine` and `version` are what its state depends on."""
+
+    origin: Origin
+    engine: str
+    version: str
+
+
+class Snapshots:
+    """All snapshots of an installation."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def find(self, name: str) -> Snapshot:
+        """Raises NoSuchSnapshot."""
+        root = self._place(name)
+        try:
+            data = fields(json.loads((root / "snapshot.json").read_bytes()))
+        except (OSError, ValueError):
+            raise NoSuchSnapshot(f"there is no snapshot {name}") from None
+        under = layers(data.get("under"))
+        for layer in under:
+            if not Path(layer.file).is_file():
+                raise NoSuchSnapshot(f"snapshot {name} is of no more use: {layer.file}, which it needs, is gone")
+        origin = Origin(under, text(data.get("host_key")), frozen=root, again=True)
+        return Snapshot(origin, text(data.get("engine")), text(data.get("version")))
+
+    def names(self) -> set[str]:
+        if not self._root.is_dir():
+            return set()
+        return {path.name.rpartition("+")[2] for path in self._root.iterdir() if path.name != ".locks"}
+
+    async def remove(self, name: str) -> None:
+        place = self._place(name)
+        async with holding(self._root / ".locks" / name):
+            for path in (*self._root.glob(f".new-*+{name}"), place):
+                await anyio.to_thread.run_sync(_discard, path)
+            (self._root / ".locks" / name).unlink(missing_ok=True)
+
+    def forget_half(self, machine: str) -> None:
+        """Remove what is left of snapshots of a machine that were never finished."""
+        for path in self._root.glob(f".new-{machine}+*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    async def take(self, name: str, record: Record, rig: Rig, group: int | None) -> Frozen:
+        """Take a snapshot of the machine of `record`. Call it under the machine's lock."""
+        place = self._place(name)
+        async with holding(self._root / ".locks" / name):
+            fresh = self._root / f".new-{record.name}+{name}"
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            fresh.chmod(0o711)
+            try:
+                frozen = await _Taking(record, rig, fresh, place, group).take()
+                shutil.rmtree(place, ignore_errors=True)
+                fresh.replace(place)
+                files.sync_dir(self._root)
+                return frozen
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(_discard, fresh)
+
+    def _place(self, name: str) -> Path:
+        if not _NAME.match(name):
+            raise BadInput(f"{name[:80]!r} is no name for a snapshot")
+        return self._root / name
+
+
+class _Taking:
+    """One snapshot being taken into the directory `fresh`, to lie at `place`."""
+
+    def __init__(self, record: Record, rig: Rig, fresh: Path, place: Path, group: int | None) -> None:
+        self._record = record
+        self._rig = rig
+        self._fresh = fresh
+        self._place = place
+        self._group = group
+        self._under: list[Layer] = []
+
+    async def take(self) -> Frozen:
+        if not self._record.origin:
+            raise MachineNotReady(
+                f"machine {self._record.name} was booted whole: only forks of a template can be frozen",
+                hint="set templates = true in section [qemu] of the settings",
+                machine=self._record.name,
+            )
+        async with qmp(self._rig.qmp) as wire:
+            base = await anyio.to_thread.run_sync(self._copy_base)
+            top, node = await _top(wire)
+            await overlay(self._fresh / "blank.qcow2", "disk.qcow2", "qcow2", self._record.shape.disk_gib)
+            await self._new_top(top + 1)
+            begun = time.monotonic()
+            async with self._still(wire):
+                changed = await self._freeze(wire, base, top, node)
+            seconds = time.monotonic() - begun
+        await anyio.to_thread.run_sync(self._finish, top)
+        size = sum(path.stat().st_blocks * 512 for path in self._fresh.iterdir())
+        return Frozen(seconds, max(size, changed))
+
+    def _copy_base(self) -> os.stat_result:
+        """The memory that the machine began with."""
+        source = os.open(Path(self._record.origin) / "memory", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with (self._fresh / "memory").open("wb") as target:
+                copy_content(source, target.fileno())
+            return os.fstat(source)
+        finally:
+            os.close(source)
+
+    async def _new_top(self, number: int) -> None:
+        path = self._rig.run / f"disk-{number}.qcow2"
+        path.unlink(missing_ok=True)
+        shutil.copyfile(self._fresh / "blank.qcow2", path)
+        owner = self._rig.run.stat()
+        if os.geteuid() == 0:
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+    @asynccontextmanager
+    async def _still(self, wire: Wire) -> AsyncIterator[None]:
+        """The machine stands still for the block, and longer only when it did before."""
+        ran = await runs(wire)
+        self._record = halted(self._record, self._rig) if ran else self._record
+        try:
+            self._table = await hush(self._rig.session)
+            if ran:
+                await wire.call("stop")
+            yield
+        finally:
+            if ran:
+                with anyio.CancelScope(shield=True):
+                    await wire.call("cont")
+                    await speak(self._rig.session)
+                    self._record = unhalted(self._record, self._rig)
+
+    async def _freeze(self, wire: Wire, base: os.stat_result, top: int, node: str) -> int:
+        await _devices(wire, self._fresh / "state")
+        await _switch(wire, f"{self._record.run}/disk-{top + 1}.qcow2", node, f"own{top + 1}")
+        changed: list[int] = []
+        async with together() as group:
+            group.start_soon(anyio.to_thread.run_sync, self._save_open)
+            changed.append(await anyio.to_thread.run_sync(self._copy_changes, base))
+        return changed[0]
+
+    def _copy_changes(self, base: os.stat_result) -> int:
+        assert self._record.vm is not None
+        with (self._fresh / "memory").open("r+b") as target:
+            return write_changes(self._record.vm.pid, base, target.fileno())
+
+    def _save_open(self) -> None:
+        (self._fresh / "table.json").write_bytes(self._table)
+        table = json.loads(self._table)
+        for handle, _, _, _, fd in table["opened"]:
+            if fd >= 0:
+                source = os.open(f"/proc/{table['pid']}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    with (self._fresh / str(handle)).open("wb") as target:
+                        copy_content(source, target.fileno())
+                finally:
+                    os.close(source)
+
+    def _finish(self, top: int) -> None:
+        own = [f"disk-{number}.qcow2" if number else "disk.qcow2" for number in range(top + 1)]
+        for name in own:
+            os.link(self._rig.run / name, self._fresh / name)
+        for path in self._fresh.iterdir():
+            hand_over(path, self._group, writable=path.name == "memory" and not self._record.sealed)
+        data = {
+            "machine": self._record.name,
+            "layout": LAYOUT,
+            "under": [*self._record.under, *(Layer(str(self._place / name), "qcow2") for name in own)],
+            "host_key": self._record.host_key,
+            "engine": self._record.engine,
+            "version": self._record.version,
+        }
+        files.write_atomic(self._fresh / "snapshot.json", json.dumps(data).encode())
+
+
+def _discard(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+async def _top(wire: Wire) -> tuple[int, str]:
+    """The number of the disk that is written to, and what QEMU calls it."""
+    for block in _dicts(await wire.call("query-block")):
+        node = text(fields(block, "inserted").get("node-name"))
+        if match := _NODE.match(node):
+            return int(match.group(1) or 0), node
+    raise ProviderError("QEMU does not say which disk it writes to")
+
+
+def _dicts(data: object) -> list[dict[str, object]]:
+    return [dict(fields(item)) for item in data] if isinstance(data, list) else []
+
+
+async def _devices(wire: Wire, path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        await wire.call("xen-save-devices-state", filename=await wire.open_file(fd), live=False)
+    except Refused as error:
+        if shutil.disk_usage(path.parent).free < _LEAST:
+            raise NoSpace(f"no disk space for {path.name} of a snapshot: {error.message}", hint="df -h") from error
+        raise
+    finally:
+        os.close(fd)
+
+
+async def _switch(wire: Wire, path: str, node: str, name: str) -> None:
+    """Have QEMU write to the empty overlay at `path` from now on."""
+    await wire.call(
+        "blockdev-add",
+        driver="qcow2",
+        file=storage(path, writable=True),
+        backing=None,
+        discard="unmap",
+        **{"node-name": name},
+    )
+    await wire.call("blockdev-snapshot", node=node, overlay=name)

@@ -1,0 +1,237 @@
+"""What a guest knows of its directory, and has open in it.
+
+The guest is hostile. It names files by (directory, one name) only; directories are opened beneath the root, through no
+symlink, and a name is never followed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ROOT = 1
+
+libc = ctypes.CDLL(None, use_errno=True)
+_OPENAT2 = 437
+_BENEATH_NO_LINKS = 0x08 | 0x04 | 0x02
+
+
+class _How(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def beneath(root: int, path: bytes, flags: int) -> int:
+    """Open `path` beneath `root`, through no symlink. Never waits for the other end of a pipe."""
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | (0 if flags & os.O_PATH else os.O_NONBLOCK)
+    how = _How(flags, 0, _BENEATH_NO_LINKS)
+    fd = int(libc.syscall(_OPENAT2, root, path, ctypes.byref(how), ctypes.sizeof(how)))
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return fd
+
+
+def fail(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def copied(source: int) -> int:
+    """A nameless file with the content of another, which is closed."""
+    target = os.memfd_create("orphan", os.MFD_CLOEXEC)
+    while os.sendfile(target, source, None, 1 << 24):
+        pass
+    os.close(source)
+    return target
+
+
+class Node:
+    """A file that the guest knows. `places` are its names, (directory's node, name); none: it is unlinked."""
+
+    __slots__ = ("count", "ino", "places")
+
+    def __init__(self, ino: int, places: list[tuple[int, bytes]], count: int = 0) -> None:
+        self.ino = ino
+        self.places = places
+        self.count = count
+
+
+class Opened:
+    """What the guest has open. A directory has its `names`, as of when it was read from the start."""
+
+    __slots__ = ("fd", "flags", "names", "node")
+
+    def __init__(self, fd: int, node: int, flags: int, names: list[bytes] | None = None) -> None:
+        self.fd = fd
+        self.node = node
+        self.flags = flags
+        self.names = names
+
+
+class Tree:
+    """What a guest knows of its directory, and has open in it."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.nodes: dict[int, Node] = {ROOT: Node(os.fstat(root).st_ino, [], 1)}
+        self.opened: dict[int, Opened] = {}
+        self._at: dict[tuple[int, bytes], int] = {}
+        self._linked: dict[int, int] = {}
+        self._next = ROOT + 1
+        self._handle = 1
+
+    # Where things are.
+
+    def path(self, number: int) -> bytes:
+        parts: list[bytes] = []
+        while number != ROOT:
+            node = self.nodes.get(number)
+            if node is None or not node.places or len(parts) > 2048:
+                raise fail(errno.ESTALE)
+            number, name = node.places[0]
+            parts.append(name)
+        return b"/".join(reversed(parts)) or b"."
+
+    @contextmanager
+    def directory(self, number: int) -> Iterator[int]:
+        fd = beneath(self.root, self.path(number), os.O_PATH | os.O_DIRECTORY)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def place(self, number: int) -> Iterator[tuple[int, bytes]]:
+        """A node's directory and its name there."""
+        node = self.nodes.get(number)
+        if node is None or not node.places:
+            raise fail(errno.ESTALE)
+        parent, name = node.places[0]
+        with self.directory(parent) as fd:
+            yield fd, name
+
+    def status(self, number: int) -> os.stat_result:
+        if number == ROOT:
+            return os.fstat(self.root)
+        node = self.nodes.get(number)
+        if node is not None and not node.places:
+            for opened in self.opened.values():
+                if opened.node == number:
+                    return os.fstat(opened.fd)
+        with self.place(number) as (fd, name):
+            return os.stat(name, dir_fd=fd, follow_symlinks=False)
+
+    # What the guest learns.
+
+    def meet(self, parent: int, name: bytes, status: os.stat_result) -> int:
+        """The node of a name that was just looked at; the guest knows it once more."""
+        number = self._at.get((parent, name))
+        if number is not None and self.nodes[number].ino != status.st_ino:
+            self.forsake(parent, name)
+            number = None
+        if number is None:
+            shared = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+            number = self._linked.get(status.st_ino) if shared else None
+            if number is None:
+                number, self._next = self._next, self._next + 1
+                self.nodes[number] = Node(status.st_ino, [])
+            self._settle(number, parent, name)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            self._linked[status.st_ino] = number
+        self.nodes[number].count += 1
+        return number
+
+    def _settle(self, number: int, parent: int, name: bytes) -> None:
+        self.nodes[number].places.append((parent, name))
+        self._at[parent, name] = number
+
+    def forsake(self, parent: int, name: bytes) -> int | None:
+        """A name is gone."""
+        number = self._at.pop((parent, name), None)
+        if number is not None:
+            self.nodes[number].places.remove((parent, name))
+        return number
+
+    def move(self, parent: int, name: bytes, new_parent: int, new_name: bytes, *, exchange: bool) -> None:
+        moved, there = self.forsake(parent, name), self.forsake(new_parent, new_name)
+        if moved is not None:
+            self._settle(moved, new_parent, new_name)
+        if exchange and there is not None:
+            self._settle(there, parent, name)
+
+    def link(self, number: int, status: os.stat_result) -> None:
+        self._linked[status.st_ino] = number
+
+    def forget(self, number: int, count: int) -> None:
+        node = self.nodes.get(number)
+        if node is None or number == ROOT:
+            return
+        node.count -= count
+        if node.count <= 0:
+            for place in node.places:
+                self._at.pop(place, None)
+            if self._linked.get(node.ino) == number:
+                del self._linked[node.ino]
+            del self.nodes[number]
+
+    def hold(self, opened: Opened) -> int:
+        handle, self._handle = self._handle, self._handle + 1
+        self.opened[handle] = opened
+        return handle
+
+    def held(self, handle: int) -> Opened:
+        try:
+            return self.opened[handle]
+        except KeyError:
+            raise fail(errno.EBADF) from None
+
+    def release(self, handle: int) -> None:
+        if (opened := self.opened.pop(handle, None)) is not None:
+            os.close(opened.fd)
+
+    # As a table.
+
+    def table(self) -> dict[str, object]:
+        nodes = [
+            [number, node.count, [[parent, os.fsdecode(name)] for parent, name in node.places]]
+            for number, node in self.nodes.items()
+            if number != ROOT
+        ]
+        opened = [
+            [handle, item.node, item.flags, item.names is not None, item.fd if self._orphan(item) else -1]
+            for handle, item in self.opened.items()
+        ]
+        return {"nodes": nodes, "opened": opened, "next": self._next, "handle": self._handle, "pid": os.getpid()}
+
+    def _orphan(self, item: Opened) -> bool:
+        node = self.nodes.get(item.node)
+        return item.names is None and (node is None or not node.places)
+
+    def restore(self, table: dict[str, object], orphans: int) -> None:
+        """Know and open what another server had, on a copy of its directory. `orphans`: a directory of the files that
+        were open and unlinked, each called by its handle. What is not there any more stays an error for the guest."""
+        for number, count, places in table["nodes"]:  # type: ignore[attr-defined]
+            self.nodes[number] = Node(0, [], count)
+            for parent, name in places:
+                self._settle(number, parent, os.fsencode(name))
+        for number, node in list(self.nodes.items()):
+            try:
+                node.ino = self.status(number).st_ino
+            except OSError:
+                continue
+            if len(node.places) > 1:
+                self._linked[node.ino] = number
+        for handle, number, flags, directory, orphan in table["opened"]:  # type: ignore[attr-defined]
+            try:
+                if orphan >= 0:
+                    fd = copied(beneath(orphans, b"%d" % handle, os.O_RDONLY))
+                else:
+                    fd = beneath(self.root, self.path(number), flags & ~os.O_TRUNC)
+            except OSError:
+                continue
+            self.opened[handle] = Opened(fd, number, flags, [] if directory else None)
+        self._next = int(table["next"])  # type: ignore[call-overload]
+        self._handle = int(table["handle"])  # type: ignore[call-overload]
