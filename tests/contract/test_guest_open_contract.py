@@ -165,3 +165,20 @@ async def test_many_at_once_do_not_mix(guest: Guest) -> None:
         async with anyio.create_task_group() as group:
             for number in range(40):
                 group.start_soon(one, number)
+
+
+async def test_nothing_is_lost_when_one_output_is_read_slowly_and_the_other_is_waited_for(guest: Guest) -> None:
+    size = 8 << 20
+    async with guest.open(Command(shell=f"head -c {size} /dev/zero; echo end >&2")) as stream:
+        got = 0
+
+        async def listen() -> None:
+            assert await everything(stream.receive_error) == b"end\n"
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                group.start_soon(listen)
+                while piece := await stream.receive():
+                    got += len(piece)
+                    await anyio.sleep(0.01)
+        assert (got, await stream.wait()) == (size, 0)

@@ -14,7 +14,7 @@ import pty
 import struct
 import termios
 import tty
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
@@ -22,8 +22,9 @@ import asyncssh
 from anyio.abc import TaskGroup
 
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import HiveyardError, ProviderError
+from hiveyard.core.errors import HiveyardError
 from hiveyard.core.ports import Provider, Stream, Terminals
+from hiveyard.engine.channel import outputs
 from hiveyard.engine.host_ports import Held
 from hiveyard.engine.relay import connecting, joined
 from hiveyard.engine.ssh_keys import Keys
@@ -36,7 +37,6 @@ _PIECE = 64 << 10
 _HIGH = 1 << 20
 _LOGIN = 30.0
 _FAILED = 255
-_LETTING_GO = 5.0
 _OURS = ("localhost", "127.0.0.1", "::1")
 _SFTP = (
     "for p in /usr/lib/openssh/sftp-server /usr/lib/ssh/sftp-server /usr/libexec/openssh/sftp-server"
@@ -367,23 +367,12 @@ async def _talk(pipe: _Pipe, stream: Stream) -> int:
             await stream.send(data)
         await stream.send_eof()
 
-    async def outward(receive: Callable[[], Awaitable[bytes]], kind: int | None) -> None:
-        while data := await receive():
-            await pipe.give(data, kind)
+    async def give(data: bytes, error: bool) -> None:
+        await pipe.give(data, asyncssh.EXTENDED_DATA_STDERR if error else None)
 
-    status = _FAILED
     async with together() as group:
         group.start_soon(inward)
-        async with together() as outputs:
-            outputs.start_soon(outward, stream.receive, None)
-            outputs.start_soon(outward, stream.receive_error, asyncssh.EXTENDED_DATA_STDERR)
-            try:
-                status = await stream.wait()
-            except ProviderError as error:
-                await pipe.give(f"error: {printable(error.message)}\n".encode(), asyncssh.EXTENDED_DATA_STDERR)
-                status = _FAILED
-            # Children that it left may hold its outputs open for ever.
-            outputs.cancel_scope.deadline = anyio.current_time() + _LETTING_GO
+        status = await outputs(stream, give)
         group.cancel_scope.cancel()
     return status
 

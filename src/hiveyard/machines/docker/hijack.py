@@ -21,7 +21,7 @@ _PIECE = 256 << 10
 _HEAD_LIMIT = 64 << 10
 _FRAME = struct.Struct(">BxxxL")
 _STDERR = 2
-_HELD_LIMIT = 1 << 20  # bytes kept of the output that nobody is reading just now; the rest of it is dropped
+_HELD_LIMIT = 1 << 20  # bytes kept of one output while the other is read; then that waits until they are taken
 
 
 class Hijacked:
@@ -32,7 +32,8 @@ class Hijacked:
         self._socket = socket
         self._raw = bytearray(early)
         self._held: dict[bool, deque[bytes]] = {False: deque(), True: deque()}
-        self._turn = anyio.Lock()
+        self._reading = False
+        self._changed = anyio.Event()
         self._left = 0  # bytes of the present frame that are still to come
         self._is_error = False
 
@@ -49,18 +50,31 @@ class Hijacked:
             return
 
     async def receive(self, *, error: bool) -> bytes:
-        """The next piece of stdout or stderr; b"" at the end."""
-        while True:
-            async with self._turn:
-                if self._held[error]:
-                    return self._held[error].popleft()
-                if self.over.is_set():
-                    return b""
-                is_error, piece = await self._next()
-                if piece and is_error is error:
-                    return piece
-                if piece and sum(map(len, self._held[is_error])) < _HELD_LIMIT:
-                    self._held[is_error].append(piece)
+        """The next piece of stdout or stderr; b"" at the end. Of two who wait, one reads for both."""
+        while not self._held[error] and not self.over.is_set():
+            if self._reading or sum(map(len, self._held[not error])) >= _HELD_LIMIT:
+                await self._changed.wait()
+            else:
+                await self._read()
+        if not self._held[error]:
+            return b""
+        self._tell()
+        return self._held[error].popleft()
+
+    async def _read(self) -> None:
+        self._reading = True
+        try:
+            is_error, piece = await self._next()
+            if piece:
+                self._held[is_error].append(piece)
+        finally:
+            self._reading = False
+            self._tell()
+
+    def _tell(self) -> None:
+        # Wakes all who wait now, and nobody who comes later.
+        self._changed.set()
+        self._changed = anyio.Event()
 
     async def _next(self) -> tuple[bool, bytes]:
         """A piece and which output it belongs to; an empty one at the end, or when more has to be read first."""

@@ -1,0 +1,58 @@
+"""The answer to a request that runs a command in a guest: the request's body is its stdin, and goes on while the answer
+comes, which is its frames (engine/channel.py)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from hiveyard.core.commands import Command
+from hiveyard.core.ports import Guest
+from hiveyard.engine import channel
+from hiveyard.kit.group import together
+
+MEDIA = "application/vnd.hiveyard.frames"
+
+
+class Channel(Response):
+    """For a route that has not read the request's body. When the asker goes away the command is killed."""
+
+    media_type = MEDIA
+
+    def __init__(self, guests: AbstractAsyncContextManager[Guest], command: Command) -> None:
+        super().__init__()
+        self._guests = guests
+        self._command = command
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", MEDIA.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+        async def give(frame: bytes) -> None:
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+
+        async with together() as group:
+
+            async def stdin() -> AsyncIterator[bytes]:
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        group.cancel_scope.cancel()
+                        return
+                    more = message.get("more_body", False)
+                    if data := message.get("body", b""):
+                        yield data
+                group.start_soon(gone)
+
+            async def gone() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                group.cancel_scope.cancel()
+
+            await channel.run(self._guests, self._command, stdin(), give)
+            group.cancel_scope.cancel()
+        await send({"type": "http.response.body", "body": b""})

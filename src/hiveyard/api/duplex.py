@@ -1,0 +1,96 @@
+"""The client's side of a command in a guest: standard library only. See engine/channel.py for the frames."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from hiveyard.api.client import ApiError
+from hiveyard.core.errors import DaemonUnreachable
+
+_HEAD = struct.Struct(">cI")
+_LONGEST = 64 << 20
+
+
+class Duplex:
+    """One request whose body is sent while its answer comes. Use `with`: leaving early kills the command."""
+
+    def __init__(self, daemon: Path, path: str) -> None:
+        """`path` is a POST's, with its query. Raises DaemonUnreachable, ApiError."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(str(daemon))
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            self._socket.sendall(head.encode())
+        except OSError as error:
+            self._socket.close()
+            raise DaemonUnreachable(f"no daemon answers on {daemon}: {error}", hint="hv serve") from error
+        self._response: http.client.HTTPResponse | None = None
+
+    def __enter__(self) -> Duplex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # shutdown: a feeding thread may hold the socket.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if self._response is not None:
+            self._response.close()
+        self._socket.close()
+
+    def feed(self, pieces: Iterable[bytes]) -> None:
+        """Send the command's stdin, to its end. What it does not want is dropped."""
+        try:
+            for piece in pieces:
+                if piece:
+                    self._socket.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+            self._socket.sendall(b"0\r\n\r\n")
+        except OSError:
+            return
+
+    def feed_beside(self, pieces: Iterable[bytes]) -> None:
+        """The same in a thread, which may be left behind waiting for a terminal."""
+        threading.Thread(target=self.feed, args=(pieces,), daemon=True).start()
+
+    def next(self) -> tuple[bytes, bytes]:
+        """The next frame: its letter and what it holds. Raises ApiError for the last one when the command never came
+        to its end, DaemonUnreachable when the daemon broke off."""
+        try:
+            head = self._exactly(_HEAD.size)
+            letter, length = _HEAD.unpack(head)
+            if length > _LONGEST:
+                raise http.client.HTTPException("a frame without end")
+            data = self._exactly(length)
+        except (OSError, http.client.HTTPException, struct.error) as error:
+            raise DaemonUnreachable(f"the daemon broke off: {error}") from error
+        if letter == b"!":
+            error_data = json.loads(data)
+            raise ApiError(error_data["code"], error_data["message"], error_data["hint"])
+        return letter, data
+
+    def _exactly(self, length: int) -> bytes:
+        if self._response is None:
+            self._response = http.client.HTTPResponse(self._socket, method="POST")
+            self._response.begin()
+            if self._response.status >= 400:
+                self._refused(self._response.read())
+        data = b""
+        while len(data) < length:
+            piece = self._response.read(length - len(data))
+            if not piece:
+                raise http.client.IncompleteRead(data, length - len(data))
+            data += piece
+        return data
+
+    def _refused(self, data: bytes) -> None:
+        try:
+            error = json.loads(data)["error"]
+            raise ApiError(error["code"], error["message"], error.get("hint", ""))
+        except (ValueError, KeyError, TypeError):
+            raise DaemonUnreachable(f"the daemon answered {data[:200]!r}") from None

@@ -1,0 +1,85 @@
+"""A command in a guest as two streams of bytes: its stdin goes in, frames come out.
+
+A frame is a letter, the length of what follows in four bytes, and that: `o` stdout, `e` stderr; the last one is `x`,
+the exit code in digits, or `!`, why there is none, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+
+import anyio
+
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import HiveyardError
+from hiveyard.core.ports import Guest, Stream
+from hiveyard.kit.group import together
+
+HEAD = struct.Struct(">cI")
+_SILENCE = 0.5  # seconds: a command that has ended may leave children that hold its outputs open for ever
+
+
+async def run(
+    guests: AbstractAsyncContextManager[Guest],
+    command: Command,
+    stdin: AsyncIterator[bytes],
+    send: Callable[[bytes], Awaitable[None]],
+) -> None:
+    """Run a command and send its frames as they come; cancelling kills it. Errors of ours are the last frame."""
+
+    async def inward(stream: Stream) -> None:
+        async for data in stdin:
+            await stream.send(data)
+        await stream.send_eof()
+
+    async def outward(data: bytes, error: bool) -> None:
+        await send(_frame(b"e" if error else b"o", data))
+
+    try:
+        async with guests as guest, guest.open(command) as stream, together() as group:
+            group.start_soon(inward, stream)
+            status = await outputs(stream, outward)
+            group.cancel_scope.cancel()
+        last = _frame(b"x", str(status).encode())
+    except HiveyardError as error:
+        told = {"code": error.code, "message": error.message, "hint": error.hint}
+        last = _frame(b"!", json.dumps(told).encode())
+    await send(last)
+
+
+async def outputs(stream: Stream, give: Callable[[bytes, bool], Awaitable[None]]) -> int:
+    """Hand on what a program says, `True` for its stderr, until it has ended and nothing is on its way any more;
+    its exit code. Raises what `wait` raises."""
+    heard = [anyio.current_time()]
+    busy = 0
+
+    async def one(receive: Callable[[], Awaitable[bytes]], error: bool) -> None:
+        nonlocal busy
+        while data := await receive():
+            busy += 1
+            await give(data, error)
+            busy -= 1
+            heard[0] = anyio.current_time()
+
+    async with together() as group:
+        async with together() as readers:
+            readers.start_soon(one, stream.receive, False)
+            readers.start_soon(one, stream.receive_error, True)
+            status = await stream.wait()
+            heard[0] = anyio.current_time()
+            group.start_soon(_end_in_silence, lambda: busy > 0 or anyio.current_time() - heard[0] < _SILENCE, readers)
+        group.cancel_scope.cancel()
+    return status
+
+
+async def _end_in_silence(speaks: Callable[[], bool], readers: anyio.abc.TaskGroup) -> None:
+    while speaks():  # noqa: ASYNC110 (silence is no event)
+        await anyio.sleep(_SILENCE / 5)
+    readers.cancel_scope.cancel()
+
+
+def _frame(letter: bytes, data: bytes) -> bytes:
+    return HEAD.pack(letter, len(data)) + data
