@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import subprocess
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,27 +20,12 @@ import anyio
 import anyio.to_thread
 
 from hiveyard.core.errors import BootFailed, NoSpace, ProviderUnavailable
-from hiveyard.kit import process
+from hiveyard.machines import idmap
 from hiveyard.machines.docker.container import GUEST_UID, Owner, Shared
 from hiveyard.machines.docker.engine import About
 
-# These numbers are the same on every architecture.
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
-_AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 1, 4
-_MOUNT_ATTR_IDMAP = 0x00100000
 _MNT_DETACH = 2
-_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP)
-
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _MountAttr(ctypes.Structure):
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
 
 
 def owner(about: About) -> Owner:
@@ -108,7 +92,7 @@ class Sharing:
                 places.append(directory and self._mount(directory, self._stage / f"{name}.{word}"))
             return Shared(*places)
         except OSError as error:
-            if error.errno not in _CANNOT:
+            if error.errno not in idmap.CANNOT:
                 raise
         self.forget(name)
         if shared.session is not None:
@@ -118,16 +102,14 @@ class Sharing:
     async def _need_map(self, owner: Owner) -> None:
         async with self._making:
             if self._map < 0:
-                self._map = await _user_namespace(owner)
+                self._map = await idmap.user_namespace(owner.uid)
                 weakref.finalize(self, os.close, self._map)
 
     def _mount(self, source: Path, place: Path) -> Path:
         place.mkdir(exist_ok=True)
-        tree = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | os.O_CLOEXEC, about=source)
+        tree = idmap.mapped(source, self._map, idmap.NOSUID | idmap.NODEV)
         try:
-            attr = _MountAttr(_MOUNT_ATTR_IDMAP, 0, 0, self._map)
-            _call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr), about=source)
-            _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(place), _MOVE_MOUNT_F_EMPTY_PATH, about=place)
+            idmap.put(tree, place)
         finally:
             os.close(tree)
         return place
@@ -141,26 +123,3 @@ def give(tree: Path, owner: Owner) -> None:
         for name in (*directories, *files):
             if os.stat(name, dir_fd=at, follow_symlinks=False).st_uid != owner.uid:
                 os.chown(name, owner.uid, owner.gid, dir_fd=at, follow_symlinks=False)
-
-
-async def _user_namespace(owner: Owner) -> int:
-    """A user namespace in which root is the guest's number: what an id-mapped mount takes its map from."""
-    async with process.running(["unshare", "--user", "cat"], stdin=subprocess.PIPE, grace=0.0) as child:
-        directory = Path(f"/proc/{child.pid}")
-        own = Path("/proc/self/ns/user").readlink()
-        try:
-            while (directory / "ns" / "user").readlink() == own:  # noqa: ASYNC110 (the kernel gives no event)
-                await anyio.sleep(0.002)
-            (directory / "uid_map").write_text(f"0 {owner.uid} 1")
-            (directory / "gid_map").write_text(f"0 {owner.gid} 1")
-            return os.open(directory / "ns" / "user", os.O_RDONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, ProcessLookupError):
-            raise OSError(errno.ENOSYS, "there are no user namespaces here", "unshare") from None
-
-
-def _call(number: int, *arguments: object, about: Path) -> int:
-    result = int(_libc.syscall(number, *arguments))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(about))
-    return result

@@ -7,35 +7,17 @@ some file systems) what is in the directory at the start is given to QEMU's user
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
+import anyio.to_thread
 
-from hiveyard.kit import process
+from hiveyard.machines import idmap
 from hiveyard.machines.qemu.user import User
 
-# These numbers are the same on every architecture.
-_OPEN_TREE, _MOUNT_SETATTR = 428, 442
-_AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE = -100, 0x1000, 1
-_MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV, _MOUNT_ATTR_NOEXEC, _MOUNT_ATTR_IDMAP = 2, 4, 8, 0x00100000
-_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _MountAttr(ctypes.Structure):
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
+# ENOENT: there is no `/proc/PID/ns/user`.
+_CANNOT = (*idmap.CANNOT, errno.ENOENT)
 
 
 async def shared(directory: Path, user: User) -> int:
@@ -52,37 +34,8 @@ async def shared(directory: Path, user: User) -> int:
 
 
 async def _mapped(directory: Path, uid: int) -> int:
-    tree = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(directory), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    namespace = await idmap.user_namespace(uid)
     try:
-        async with _map_of(uid) as namespace:
-            flags = _MOUNT_ATTR_IDMAP | _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
-            attr = _MountAttr(flags, 0, 0, namespace)
-            _call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr))
-    except BaseException:
-        os.close(tree)
-        raise
-    return tree
-
-
-@asynccontextmanager
-async def _map_of(uid: int) -> AsyncIterator[int]:
-    """A user namespace in which root is `uid`: what an id-mapped mount takes its map from."""
-    async with process.running(["unshare", "--user", "cat"], stdin=subprocess.PIPE, grace=0.0) as child:
-        namespace = Path(f"/proc/{child.pid}/ns/user")
-        own = Path("/proc/self/ns/user").readlink()
-        while namespace.readlink() == own:  # noqa: ASYNC110 (the kernel gives no event)
-            await anyio.sleep(0.001)
-        for kind in ("uid_map", "gid_map"):
-            Path(f"/proc/{child.pid}/{kind}").write_text(f"0 {uid} 1")
-        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-
-def _call(number: int, *arguments: object) -> int:
-    result = int(_libc.syscall(number, *arguments))
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
+        return idmap.mapped(directory, namespace, idmap.NOSUID | idmap.NODEV | idmap.NOEXEC)
+    finally:
+        os.close(namespace)
