@@ -304,7 +304,7 @@ async def test_snapshots_of_turns_share_what_did_not_change(yard: Yard, repo: Pa
         await told(engine, id, "run echo small > small")
         await told(engine, id, "recall")
         with anyio.fail_after(30):
-            while len(taken := await events(engine, id, "snapshot.taken")) < 3:
+            while len(taken := await events(engine, id, "snapshot.taken")) < 3:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         sizes = [event.body.size for event in taken]  # type: ignore[union-attr]
         assert sizes[0] > 4 << 20

@@ -16,8 +16,10 @@ from hiveyard.api.bodies import BuildLine, Image, Problem, Removed, Version, bui
 from hiveyard.api.bounds import LAST_SEQ, BoundedBodies, while_wanted
 from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
 from hiveyard.api.sessions import add_sessions
+from hiveyard.api.snapshots import add_snapshots
 from hiveyard.api.streams import event_lines, progress_lines
 from hiveyard.core.errors import (
+    BadArchive,
     BadInput,
     BadTape,
     BranchExists,
@@ -26,6 +28,8 @@ from hiveyard.core.errors import (
     NoSuchImage,
     NotFound,
     RepositoryError,
+    SessionDamaged,
+    SessionInUse,
     SessionNotRunning,
     UnknownAgent,
 )
@@ -44,6 +48,9 @@ _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (BranchExists, 409),
     (MachineNotReady, 409),
     (SessionNotRunning, 409),
+    (SessionInUse, 409),
+    (SessionDamaged, 409),
+    (BadArchive, 400),
     (BadInput, 400),
     (RepositoryError, 400),
     (UnknownAgent, 400),
@@ -70,6 +77,7 @@ def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
     _add_daemon(app, engine, shut_down)
     _add_tasks(app, engine)
     add_sessions(app, engine)
+    add_snapshots(app, engine)
     _add_images(app, engine)
     describe(app)
     return app

@@ -57,6 +57,19 @@ class TerminalProgram(msgspec.Struct, frozen=True):
     argv: list[str]
 
 
+class SnapshotAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A snapshot to be taken. Without a name it gets one."""
+
+    name: str | None = None
+
+
+class RewindAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A snapshot to go back to, by its name or id. `force`: whoever sits at the terminal is thrown out."""
+
+    snapshot: str
+    force: bool = False
+
+
 class BuildLine(msgspec.Struct, frozen=True):
     """Where a build is."""
 

@@ -68,7 +68,7 @@ class Client:
         self, method: str, path: str, body: object, query: dict[str, object]
     ) -> tuple[_Connection, http.client.HTTPResponse]:
         said = {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
-        url = path + ("?" + urlencode(said) if said else "")
+        url = path + ("?" + urlencode(said, doseq=True) if said else "")
         connection = _Connection(self._path)
         try:
             connection.request(

@@ -15,23 +15,29 @@ from hiveyard.api.bodies import (
     Problem,
     Prompt,
     Removed,
+    RewindAsked,
+    SnapshotAsked,
     TerminalAsked,
     TerminalProgram,
     TurnTaken,
     Version,
 )
 from hiveyard.core.events import Event
+from hiveyard.engine.comparing import Compared
 from hiveyard.engine.doctor import Check
+from hiveyard.engine.forking import Forked, ForkRequest
 from hiveyard.engine.report import Report
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.roster import SessionView
+from hiveyard.engine.snapshots import SnapshotView
 from hiveyard.engine.source import Source
 from hiveyard.engine.spawn import SpawnRequest
 
-_ASKED = (TaskRequest, SpawnRequest, Prompt, TerminalAsked)
+_ASKED = (TaskRequest, SpawnRequest, Prompt, TerminalAsked, SnapshotAsked, ForkRequest, RewindAsked)
 _ANSWERED = (Report, SessionView, TurnTaken, TerminalProgram, Source, Image, Check, Version, Removed, Problem)
+_OF_SNAPSHOTS = (SnapshotView, Forked, Compared)
 _STREAMED = (Event, BuildLine, End)
-BODIES = (*_ASKED, *_ANSWERED, *_STREAMED)
+BODIES = (*_ASKED, *_ANSWERED, *_OF_SNAPSHOTS, *_STREAMED)
 _REF = "#/components/schemas/{name}"
 
 

@@ -22,6 +22,7 @@ from hiveyard.core.errors import Cancelled, HiveyardError, MachineNotReady, NoSp
 from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelAsked, TaskCancelled, TaskCreated
 from hiveyard.core.states import AT_WORK, TaskState
 from hiveyard.engine.berth import Berth
+from hiveyard.engine.comparing import Comparisons
 from hiveyard.engine.doctor import Check, examine
 from hiveyard.engine.forking import Forks
 from hiveyard.engine.images import ImageStock
@@ -56,6 +57,7 @@ class Engine:
         self.snapshots = Snapshots(resources, self.sessions, group)
         self.forks = Forks(resources, self.sessions, self.snapshots, group)
         self.rewinds = Rewinds(resources, self.sessions)
+        self.comparisons = Comparisons(resources, self.sessions)
         self.pid = os.getpid()
 
     @property
