@@ -34,6 +34,7 @@ _TELLING = (
     "session.idle",
     "session.status",
 )
+_WAITING = ("permission.asked", "question.asked", "session.idle")
 
 
 # --- the program -----------------------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ class _Ears:
         self._helpers: set[str] = set()
         self._running: set[str] = set()
         self._chosen = ""
-        self._idle: dict[str, Any] | None = None
+        self._waiting: list[dict[str, Any]] = []
         self._quiet = 0
 
     def open(self) -> None:
@@ -115,13 +116,14 @@ class _Ears:
             self._add(None)
 
     def _add(self, event: dict[str, Any] | None) -> None:
-        """Add an event; that all is idle only behind what still comes of a turn that was stopped."""
+        """Add an event. That it waits is told before the last of what led there: it comes behind that."""
         self._quiet = 0
-        if self._idle and (event is None or event["type"] == "message.updated"):
-            self._feed.add({"said": self._idle})
-            self._idle = None
-        if event and event["type"] == "session.idle":
-            self._idle = event
+        if event is None or event["type"] == "message.updated":
+            for waiting in self._waiting:
+                self._feed.add({"said": waiting})
+            self._waiting = []
+        if event and event["type"] in _WAITING:
+            self._waiting.append(event)
         elif event:
             self._feed.add({"said": event})
 

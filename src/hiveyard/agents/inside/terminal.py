@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 TICK = 0.1
 """Seconds between two looks at what has happened."""
 
+LAST_LOOKS = 12
+"""Looks at what has happened after the program has ended."""
 GRACE = 4.0
 """Seconds that a program has to end by itself when its terminal is gone."""
 
@@ -118,7 +120,9 @@ def run(argv: Sequence[str], env: Mapping[str, str], feed: Feed, listen: Callabl
         listen()
         end.press()
         time.sleep(TICK)
-    listen()
+    for _ in range(LAST_LOOKS):
+        listen()
+        time.sleep(TICK)
     feed.add({"seat": "ended", "code": code})
     return code
 

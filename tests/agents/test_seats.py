@@ -1,0 +1,205 @@
+"""Agents at their terminal: what is run, and what their feeds mean, recorded by tests/transcripts/record_seats.py."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiveyard import agents
+from hiveyard.agents.inside.claude_seat import GUARD, _safe
+from hiveyard.agents.inside.terminal import Feed, Tail
+from hiveyard.core.events import AgentAsked, AgentEnded, AgentOutput, AgentPrompted, AgentStarted
+from hiveyard.core.ports import Seated
+from tests.agents.seated import heard
+from tests.agents.test_processes import turn
+from tests.transcripts.record_seats import CASES, expect, home
+
+ALL = [(agent, case) for agent, cases in CASES.items() for case in cases]
+SEATED = tuple(CASES)
+
+
+def adapter(name: str) -> Seated:
+    return cast(Seated, agents.by_name(name))
+
+
+def lines(agent: str, case: str) -> list[bytes]:
+    return (home(agent) / f"{case}.feed").read_bytes().splitlines(keepends=True)
+
+
+def test_a_command_line_has_no_terminal_program() -> None:
+    assert [name for name in agents.names() if isinstance(agents.by_name(name), Seated)] == list(SEATED)
+
+
+@pytest.mark.parametrize("agent", SEATED)
+def test_the_terminal_is_called_agent_and_its_feed_outlives_the_machine(agent: str) -> None:
+    seat = adapter(agent).seat(turn())
+    assert (seat.terminal.name, seat.terminal.terminal, seat.terminal.command.cwd) == ("agent", True, "/session/repo")
+    assert seat.feed == f"/session/state/{agent}/feed.jsonl"
+    assert seat.helpers == ()
+
+
+@pytest.mark.parametrize("agent", SEATED)
+def test_neither_prompt_nor_key_stand_in_a_command_line(agent: str) -> None:
+    told = turn(prompt="/session/prompts/7.txt", conversation="known-1")
+    for command in (
+        adapter(agent).seat(told).terminal.command,
+        adapter(agent).say(told),
+        adapter(agent).interrupt(told),
+    ):
+        assert "hv-placeholder" not in json.dumps(command.words())
+        assert sum(map(len, command.words())) < 60_000
+    assert "/session/prompts/7.txt" in json.dumps(adapter(agent).say(told).words())
+
+
+@pytest.mark.parametrize("agent", SEATED)
+def test_what_is_said_to_no_program_ends_with_a_reason(agent: str, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt"
+    prompt.write_text(" \n")
+    argv = adapter(agent).say(turn(prompt=str(prompt), state=str(tmp_path))).words()
+    done = subprocess.run(argv, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"the prompt is empty\n")
+    argv = adapter(agent).interrupt(turn(state=str(tmp_path))).words()
+    assert subprocess.run(argv, capture_output=True, check=False).returncode == 0, "nothing at work is a success"
+
+
+@pytest.mark.parametrize(("agent", "case"), ALL, ids=str)
+def test_a_feed_gives_the_events_that_stand_beside_it(agent: str, case: str) -> None:
+    assert expect(agent, case) == (home(agent) / f"{case}.expected").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("agent", "case"), ALL, ids=str)
+def test_every_line_of_a_feed_is_understood(agent: str, case: str) -> None:
+    events = heard(adapter(agent).listener(), b"".join(lines(agent, case)))
+    assert [event for event in events if isinstance(event, AgentOutput)] == []
+
+
+@pytest.mark.parametrize(("agent", "case"), ALL, ids=str)
+def test_each_turn_begins_with_a_prompt_and_ends_once(agent: str, case: str) -> None:
+    working = False
+    for event in heard(adapter(agent).listener(), b"".join(lines(agent, case))):
+        if isinstance(event, AgentEnded):
+            assert working
+            working = False
+        elif isinstance(event, AgentPrompted):
+            working = True
+        else:
+            assert working or isinstance(event, AgentStarted) or case == "resumed"
+    assert not working
+
+
+@pytest.mark.parametrize(("agent", "case"), ALL, ids=str)
+def test_a_restarted_daemon_goes_on_where_it_was(agent: str, case: str) -> None:
+    feed = lines(agent, case)
+    for at in range(0, len(feed), 5):
+        again = adapter(agent).listener()
+        first = heard(again, b"".join(feed[:at]))
+        assert first + heard(again, b"".join(feed[at:])) == heard(adapter(agent).listener(), b"".join(feed))
+
+
+@pytest.mark.parametrize("agent", SEATED)
+@pytest.mark.parametrize("case", ["interrupted-speaking", "interrupted-tool"])
+def test_an_interrupted_turn_says_so(agent: str, case: str) -> None:
+    events = heard(adapter(agent).listener(), b"".join(lines(agent, case)))
+    end = next(event for event in events if isinstance(event, AgentEnded))
+    assert (end.is_error, end.reason) == (True, "interrupted")
+
+
+@pytest.mark.parametrize("agent", SEATED)
+def test_a_question_is_asked_once(agent: str) -> None:
+    events = heard(adapter(agent).listener(), b"".join(lines(agent, "asked")))
+    assert [event for event in events if isinstance(event, AgentAsked)] == [AgentAsked(message="Which way?")]
+
+
+@pytest.mark.parametrize("agent", SEATED)
+def test_a_program_that_is_gone_ends_its_turn_whether_or_not_it_could_say_so(agent: str) -> None:
+    feed = lines(agent, "edit")
+    begun = next(at for at in range(len(feed)) if b"script:edit" in feed[at]) + 1
+    for sign in (b'{"seat":"ended","code":137}\n', b'{"seat":"started"}\n'):
+        events = heard(adapter(agent).listener(), b"".join([*feed[:begun], b'{"torn\n', sign]))
+        assert [event.reason for event in events if isinstance(event, AgentEnded)] == ["gone"]
+
+
+_KEYS = ("type", "said", "hook", "message", "content", "origin", "kind", "uuid", "attachment", "prompt", "properties",
+         "part", "info", "sessionID", "state", "tool_input", "questions", "usage", "subtype")  # fmt: skip
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_KEYS), inner, max_size=6),
+    max_leaves=20,
+)
+_TYPES = ("user", "assistant", "system", "attachment", "message.updated", "message.part.updated", "question.asked",
+          "permission.asked", "session.error", "session.idle", "session.status", "hiveyard.ready")  # fmt: skip
+
+
+@pytest.mark.parametrize("agent", SEATED)
+@given(kind=st.sampled_from(_TYPES), body=st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=6))
+def test_no_line_of_a_hostile_guest_breaks_the_listener(agent: str, kind: str, body: dict[str, object]) -> None:
+    listener = adapter(agent).listener()
+    events = {"type": kind, "properties": body}
+    hooks = [{"hook": {**body, "hook_event_name": name}} for name in ("SessionStart", "PermissionRequest", "Stop")]
+    for line in ({"said": {**body, "type": kind}}, {"said": events}, *hooks, body):
+        listener.feed(json.dumps(line).encode())
+
+
+@pytest.mark.parametrize("text", ["/clear", "  /help me", "exit", "QUIT ", ":wq"])
+def test_what_would_be_a_command_is_guarded(text: str) -> None:
+    assert _safe(text) == GUARD + text
+
+
+@pytest.mark.parametrize("text", ["fix a/b", "!ls", "exit the loop", "# note"])
+def test_a_plain_prompt_stays_as_it_is(text: str) -> None:
+    assert _safe(text) == text
+    assert _safe(f"{text}\\") == f"{text}\\ "
+
+
+def test_a_feed_that_was_torn_goes_on_with_a_whole_line(tmp_path: Path) -> None:
+    feed = Feed(str(tmp_path / "below" / "feed"))
+    feed.begin()
+    feed.add({"at": ["a.jsonl", 7], "said": {}})
+    feed.path.write_bytes(feed.path.read_bytes() + b'{"at":["a.jsonl",90],"sa')
+    feed.begin()
+    feed.add({"seat": "started"})
+    assert feed.places() == {"a.jsonl": 7}
+    assert feed.path.read_bytes().splitlines()[1:] == [b'{"seat":"started"}']
+    feed.path.write_bytes(b"x" * 200_000)
+    feed.begin()
+    assert feed.size() == 0
+
+
+def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
+    tail = Tail(tmp_path / "lines")
+    assert list(tail.lines()) == []
+    tail.path.write_bytes(b'{"a":1}\n\nnonsense\n{"b"')
+    assert [line.get("a", line.get("type")) for line in tail.lines()] == [1, "unreadable"]
+    tail.path.write_bytes(tail.path.read_bytes() + b":2}\n")
+    assert list(tail.lines()) == [{"b": 2}]
+
+
+_STUBBORN = """
+import sys
+from hiveyard.agents.inside.terminal import Feed, run
+feed = Feed(sys.argv[1])
+feed.begin()
+deaf = "import signal; signal.signal(15, 1); signal.signal(1, 1); print('deaf', flush=True); signal.pause()"
+script = "trap : INT TERM HUP; '%s' -c \\"%s\\"; echo put back; exit 3" % (sys.executable, deaf)
+sys.exit(run(["sh", "-c", script], {}, feed, lambda: None))
+"""
+
+
+def test_a_program_that_heeds_no_signal_is_ended_and_what_was_put_aside_comes_back(tmp_path: Path) -> None:
+    feed = tmp_path / "feed"
+    argv = [sys.executable, "-c", _STUBBORN, str(feed)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as seat:
+        assert seat.stdout is not None
+        assert seat.stdout.readline() == b"deaf\n"
+        seat.send_signal(signal.SIGHUP)
+        assert seat.stdout.read() == b"put back\n"
+        assert seat.wait() == 3
+    assert feed.read_text().splitlines() == ['{"seat":"started"}', '{"seat":"ended","code":3}']
