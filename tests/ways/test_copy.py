@@ -24,10 +24,10 @@ from hiveyard.api.client import ApiError
 from hiveyard.api.duplex import Duplex
 from hiveyard.api.server import bind
 from hiveyard.cli.copy import from_guest, to_guest
-from hiveyard.cli.unpacking import unpack
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, DaemonUnreachable, GuestFileError, GuestFileNotFound, GuestPermissionDenied
 from hiveyard.core.ports import Guest
+from hiveyard.engine.unpacking import unpack
 from tests.contract.conftest import Place
 
 pytestmark = pytest.mark.anyio

@@ -55,7 +55,7 @@ class _Unpacking:
                 for member in tar:
                     self._add(parent, tar, member)
         except (tarfile.TarError, EOFError) as error:
-            raise BadInput(f"what the machine sent is no whole archive: {one_line(str(error))}") from error
+            raise BadInput(f"this is no whole archive: {one_line(str(error))}") from error
         else:
             self._finish(parent)
         finally:
@@ -122,11 +122,11 @@ class _Unpacking:
         self._size += size
         self._report(size)
         if self._size > self._room:
-            raise NoSpace(f"there is no room for what the machine sends: more than {self._room} bytes", hint="df -h")
+            raise NoSpace(f"there is no room for what is in the archive: more than {self._room} bytes", hint="df -h")
 
     def _finish(self, parent: int) -> None:
         if self._root is None:
-            raise BadInput("what the machine sent is an empty archive")
+            raise BadInput("the archive is empty")
         for path, to in self._links:
             with _opened(parent, path[:-1]) as above:
                 _clear(above, path[-1])
