@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hiveyard.core.errors import RepositoryError
+from hiveyard.core.errors import RepositoryError, WouldOverwrite
 from hiveyard.engine import repository
 from hiveyard.engine.git import answer
 from hiveyard.engine.git_submodules import bare_copy, submodules
@@ -85,3 +85,32 @@ async def test_work_in_submodules_comes_out_and_their_heads_stay(whole: Repo, se
 
 async def tip(copy: Path) -> str:
     return await answer("rev-parse", f"refs/heads/{BRANCH}", at=copy)
+
+
+async def test_what_was_brought_home_earlier_is_replaced_by_what_came_of_it(repo: Repo, session: Session) -> None:
+    base = await begin(repo, session)
+    await session.agent("echo one > new.txt")
+    first = await aside(session, base)
+    await repository.apply(session.origin, repo.path, base=base, branch=BRANCH)
+    assert repo.git("rev-parse", BRANCH) == first.head
+    await session.agent("echo two > new.txt; git add .; git commit -qm New; echo three > more.txt")
+    second = await aside(session, base)
+    done = await repository.apply(session.origin, repo.path, base=base, branch=BRANCH)
+    assert (done.head, done.created) == (second.head, False)
+    assert repo.git("show", f"{BRANCH}:new.txt") == "two"
+    assert repo.git("rev-parse", f"{BRANCH}@{{1}}") == first.head, "and it can be found again"
+
+
+async def test_what_the_person_added_to_it_is_never_replaced(repo: Repo, session: Session) -> None:
+    base = await begin(repo, session)
+    await session.agent("echo one > new.txt")
+    await aside(session, base)
+    await repository.apply(session.origin, repo.path, base=base, branch=BRANCH)
+    repo.git("switch", "-q", BRANCH)
+    mine = repo.commit("Mine", mine__txt="mine\n")
+    repo.git("switch", "-q", "main")
+    await session.agent("echo two > new.txt")
+    await aside(session, base)
+    with pytest.raises(WouldOverwrite, match="other work"):
+        await repository.apply(session.origin, repo.path, base=base, branch=BRANCH)
+    assert repo.git("rev-parse", BRANCH) == mine

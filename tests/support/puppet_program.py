@@ -41,6 +41,7 @@ def told() -> None:
 
 def ended(text: str, *, is_error: bool = False, reason: str = "") -> None:
     print(text, flush=True)
+    tell("text", text=text)
     tell("ended", is_error=is_error, text=text, reason=reason)
 
 

@@ -1,4 +1,4 @@
-"""Verbs about what came of a task: the diff, and bringing the branch home."""
+"""Verbs about what came of a task or session: the diff, and bringing the branch home."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from typing import Any
 import anyio
 import click
 
-from hiveyard.api.client import quoted
-from hiveyard.cli.connect import connect
-from hiveyard.cli.names import TASK
+from hiveyard.cli.names import WORK
 from hiveyard.cli.options import JSON
+from hiveyard.cli.work import either
 from hiveyard.core.errors import NothingToApply
 from hiveyard.kit.text import decode, printable
 
 _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
-@click.command(short_help="Show what a task changed.")
-@TASK
+@click.command(short_help="Show what an agent changed.")
+@WORK
 @click.option("--stat", is_flag=True, help="Only count.")
 @JSON
-def diff(task: str, stat: bool, as_json: bool) -> int:
-    """Show what a task changed, from its base to its branch. Piped, it is a patch, byte for byte."""
+def diff(work: str, stat: bool, as_json: bool) -> int:
+    """Show what a task or session changed, from its base to its branch. Piped, it is a patch, byte for byte. Of a
+    session that runs it is the work as it stands now."""
     if as_json:
-        found = connect().call("GET", f"/v1/tasks/{quoted(task)}")
+        found = _found(work)
         click.echo(json.dumps({key: found[key] for key in ("id", "branch", "base", "commits", "diffstat", "patch")}))
         return 0
     from hiveyard.engine import repository
 
-    source = _source(task)
+    source = _source(work)
     where = Path(source["origin"]), source["base"], source["head"], source["branch"]
     for change in anyio.run(repository.changes, *where):
         argv = ["git", *change.words("--binary", *(["--stat"] if stat else []))]
@@ -56,17 +56,17 @@ def _print(line: bytes) -> None:
     click.secho(text, fg=_COLOURS.get(text[:1]))
 
 
-@click.command(short_help="Bring a task's branch into your repository.")
-@TASK
+@click.command(short_help="Bring an agent's branch into your repository.")
+@WORK
 @click.option("--merge", is_flag=True, help="Also fast-forward the branch you are on.")
 @click.option("--into", type=click.Path(file_okay=False), help="The repository to bring it into.")
 @JSON
-def apply(task: str, merge: bool, into: str | None, as_json: bool) -> None:
-    """Bring a task's branch into your repository. Your checkout stays as it is, unless --merge is given; nothing is
-    ever overwritten."""
+def apply(work: str, merge: bool, into: str | None, as_json: bool) -> None:
+    """Bring the branch of a task or session into your repository. Your checkout stays as it is, unless --merge is
+    given; nothing is ever overwritten."""
     from hiveyard.engine import repository
 
-    source = _source(task)
+    source = _source(work)
     done = anyio.run(
         lambda: repository.apply(
             Path(source["origin"]),
@@ -88,10 +88,15 @@ def apply(task: str, merge: bool, into: str | None, as_json: bool) -> None:
         click.echo(f"next: git -C {shlex.quote(str(done.repository))} merge {done.branch}")
 
 
-def _source(task: str) -> dict[str, Any]:
-    source: dict[str, Any] = connect().call("GET", f"/v1/tasks/{quoted(task)}/source")
+def _found(work: str) -> dict[str, Any]:
+    """Where the work is on the host; that of a session that runs is brought out first."""
+    return either(work, ("POST", "/harvest"), ("GET", "/source")).found
+
+
+def _source(work: str) -> dict[str, Any]:
+    source = _found(work)
     if source["head"] is None or source["head"] == source["base"]:
-        raise NothingToApply(f"{task} has no changes", hint=f"hv show {task}")
+        raise NothingToApply(f"{work} has no changes", hint=f"hv show {work}")
     return source
 
 

@@ -58,10 +58,11 @@ def tokens(usage: dict[str, Any]) -> str:
     """`7.8k in (5.1k cached), 20 out`."""
     cached = usage["cache_read_tokens"] + usage["cache_write_tokens"]
     total = usage["input_tokens"] + cached
-    return f"{_count(total)} in{f' ({_count(cached)} cached)' if cached else ''}, {_count(usage['output_tokens'])} out"
+    return f"{count(total)} in{f' ({count(cached)} cached)' if cached else ''}, {count(usage['output_tokens'])} out"
 
 
-def _count(n: int) -> str:
+def count(n: int) -> str:
+    """`950`, `7.8k`, `1.2M`."""
     if n < 1000:
         return str(n)
     return f"{n / 1000:.1f}k" if n < 1_000_000 else f"{n / 1_000_000:.1f}M"

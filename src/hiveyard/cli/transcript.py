@@ -16,6 +16,8 @@ Body = dict[str, Any]
 def lines(event: dict[str, Any]) -> list[str]:
     """The lines of one event; none for what only programs care about."""
     body = event["body"]
+    if body["type"] == "result.collected" and event["turn"] is None:
+        return []  # of a session that goes on: nothing was committed there
     show = _SHOW.get(body["type"])
     return show(body) if show else []
 
@@ -73,8 +75,8 @@ def _output(body: Body) -> list[str]:
 
 
 def _started(body: Body) -> list[str]:
-    words = [body.get("program") or body["agent"], body.get("model", "")]
-    return _note("agent: " + " ".join(word for word in words if word))
+    words = [body.get("program", ""), body.get("model", "")]
+    return _note("agent: " + " ".join(word for word in words if word)) if any(words) else []
 
 
 _SHOW: dict[str, Callable[[Body], list[str]]] = {
@@ -84,8 +86,17 @@ _SHOW: dict[str, Callable[[Body], list[str]]] = {
     "task.cancel_asked": lambda b: _note("stopping the agent"),
     "machine.ready": lambda b: _note(f"machine {b['machine']} ready in {span(b.get('seconds', 0.0))}"),
     "machine.failed": _failure,
+    "session.placed": lambda b: _note(f"machine: {b['provider']} (tier {b['tier']}); {b['why']}"),
+    "session.running": lambda b: _note("the session runs"),
+    "session.paused": lambda b: _note("frozen"),
+    "session.unpaused": lambda b: _note("goes on"),
+    "session.stopped": lambda b: _note(f"the session stopped: {b['reason']}"),
+    "session.failed": _failure,
     "session.prepared": lambda b: _note(f"branch {b['branch']} from {b['base'][:12]}"),
     "turn.started": _started,
+    "turn.ended": lambda b: _note(f"the turn was {b['outcome']}") if b["outcome"] == "cancelled" else [],
+    "agent.prompted": lambda b: [click.style("❯ ", fg="magenta") + one_line(b["text"], 400)],
+    "agent.asked": lambda b: _trouble({"message": f"waits for you: {b['message']}"}),
     "agent.text": _text,
     "agent.thinking": _thinking,
     "agent.tool_called": _called,

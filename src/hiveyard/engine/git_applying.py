@@ -46,7 +46,7 @@ async def apply(
     moves = [*inner, _Move(top, origin, head, await tip_of(top, target))]
     for move in moves:
         if move.before != move.head:
-            await _refuse_other_work(move, target)
+            await _refuse_other_work(move, branch, target)
             await _refuse_checked_out(move.top, target)
     # The submodules first: when the branch is there, all that it leads to is.
     for move in moves:
@@ -108,10 +108,19 @@ async def _check_related(top: Path, origin: Path, base: str) -> None:
     )
 
 
-async def _refuse_other_work(move: _Move, branch: str) -> None:
+async def _refuse_other_work(move: _Move, branch: str, target: str) -> None:
     top, before = move.top, move.before
-    if before is not None and not (await git("merge-base", "--is-ancestor", before, move.head, at=move.origin)).ok:
-        raise WouldOverwrite(f"{top} has a branch {branch} with other work on it", hint="choose another: --branch NAME")
+    if before is not None and not await _grown_from(before, move, branch):
+        raise WouldOverwrite(f"{top} has a branch {target} with other work on it", hint="choose another: --branch NAME")
+
+
+async def _grown_from(before: str, move: _Move, branch: str) -> bool:
+    """Whether what is on the branch is the start of this work, or an earlier state of it: what a session had not
+    committed yet is brought out anew each time."""
+    if (await git("merge-base", "--is-ancestor", before, move.head, at=move.origin)).ok:
+        return True
+    log = await git("reflog", "show", "--format=%H", f"refs/heads/{branch}", "--", at=move.origin)
+    return before in log.stdout.decode().split()
 
 
 async def _refuse_checked_out(top: Path, branch: str) -> None:
@@ -125,20 +134,24 @@ async def _refuse_checked_out(top: Path, branch: str) -> None:
 
 async def _fetch(move: _Move, branch: str, target: str) -> None:
     if move.base is None:
-        await _fetch_from(move.origin, move.top, branch, target)
+        await _fetch_from(move.origin, move, branch, target)
         return
     with tempfile.TemporaryDirectory(prefix="hiveyard-apply-") as scratch:
         # A bundle says nothing about where our copy's history ends: that would cut the user's off there too.
         bundle = Path(scratch, "work.bundle")
         words = ("bundle", "create", "--quiet", str(bundle), f"refs/heads/{branch}", f"^{move.base}")
         await answer(*words, at=move.origin)
-        await _fetch_from(bundle, move.top, branch, target)
+        await _fetch_from(bundle, move, branch, target)
 
 
-async def _fetch_from(source: Path, top: Path, branch: str, target: str) -> None:
+async def _fetch_from(source: Path, move: _Move, branch: str, target: str) -> None:
+    """The branch is moved from where it was looked at, or not at all."""
+    top = move.top
     flags = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-    words = ("fetch", *flags, "--", str(source), f"refs/heads/{branch}:refs/heads/{target}")
-    done = await git(*words, at=top, env=GIVEN)
+    done = await git("fetch", *flags, "--", str(source), f"refs/heads/{branch}", at=top, env=GIVEN)
+    if done.ok:
+        words = ("update-ref", "-m", "hv apply", f"refs/heads/{target}", move.head, move.before or "")
+        done = await git(*words, at=top)
     if not done.ok:
         raise RepositoryError(f"{target} cannot be made in {top}: {complaint(done)}")
 

@@ -154,16 +154,21 @@ async def _bring(guest: Guest, tree: Tree, bundle: Path, limit: int) -> _Said:
     """Have the tree's work in its bare repository, on its branch, and in `bundle` when there is any."""
     said = await _commit_leftover(guest, tree)
     if said.size == 0:
-        await answer("update-ref", f"refs/heads/{tree.branch}", tree.base, at=tree.origin)
+        await _move(tree, tree.base)
         return said._replace(head=tree.base)
     await _read_out(guest, said, bundle, limit)
     pack = pack_offset(bundle, head=said.head, base=tree.base)
     await _unpack(tree.origin, bundle, pack, base=tree.base, head=said.head)
     await _check_sizes(tree.origin, tree.base, said.head, limit)
-    await answer("update-ref", f"refs/heads/{tree.branch}", said.head, at=tree.origin)
+    await _move(tree, said.head)
     if len(said.begun) < said.size:
         await guest.remove(f"{ROOT}/.result.bundle")
     return said
+
+
+async def _move(tree: Tree, head: str) -> None:
+    """The log of the branch tells what has ever been given out as it."""
+    await answer("update-ref", "--create-reflog", f"refs/heads/{tree.branch}", head, at=tree.origin)
 
 
 async def _commit_leftover(guest: Guest, tree: Tree) -> _Said:

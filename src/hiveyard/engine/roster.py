@@ -12,7 +12,7 @@ from hiveyard.core.events import Failure
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.core.usage import Usage
 from hiveyard.store import views
-from hiveyard.store.views import PortRow, SessionRow
+from hiveyard.store.views import Last, PortRow, SessionRow
 
 SSH = 22
 CAN_GO_ON = (*AT_WORK, Phase.STOPPED)
@@ -29,7 +29,7 @@ class OpenPort(msgspec.Struct, frozen=True, kw_only=True):
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     """A session. `status` is its phase, or `paused`; `activity` means something while it is running; `reason` is why
     it stopped; `port` is where its ssh is reached. `turns` counts those that began. Times are seconds since the
-    epoch; `last_event_at` is when something happened last."""
+    epoch; `last_event_at` is when something happened last, `last_seq` its number in the journal."""
 
     id: str
     name: str
@@ -52,6 +52,7 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     error: Failure | None
     created_at: float
     last_event_at: float
+    last_seq: int
 
 
 def view(conn: Connection, id: str) -> SessionView:
@@ -72,14 +73,9 @@ def views_of(conn: Connection, *, over: bool, limit: int | None = None) -> list[
 
 
 def _views(conn: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:
-    begun = views.turns_begun(conn, [row.id for row in rows])
-    ports = _ports(views.ports(conn))
-    return [_view(row, begun.get(row.id, 0), ports.get(row.id, []), _heard(conn, row)) for row in rows]
-
-
-def _heard(conn: Connection, row: SessionRow) -> float:
-    """The row says when something moved; a session at work may have said more since."""
-    return (views.last_event_at(conn, row.id) if row.phase in AT_WORK else None) or row.updated_at
+    ids = [row.id for row in rows]
+    begun, last, ports = views.turns_begun(conn, ids), views.last_events(conn, ids), _ports(views.ports(conn))
+    return [_view(row, begun.get(row.id, 0), ports.get(row.id, []), last[row.id]) for row in rows]
 
 
 def _ports(rows: Sequence[PortRow]) -> Mapping[str, list[OpenPort]]:
@@ -89,7 +85,7 @@ def _ports(rows: Sequence[PortRow]) -> Mapping[str, list[OpenPort]]:
     return found
 
 
-def _view(row: SessionRow, turns: int, ports: list[OpenPort], heard: float) -> SessionView:
+def _view(row: SessionRow, turns: int, ports: list[OpenPort], last: Last) -> SessionView:
     request = row.request or {}
     paused = row.phase is Phase.RUNNING and row.activity is Activity.PAUSED
     return SessionView(
@@ -113,5 +109,6 @@ def _view(row: SessionRow, turns: int, ports: list[OpenPort], heard: float) -> S
         budget_usd=request.get("budget_usd"),
         error=row.failure,
         created_at=row.created_at,
-        last_event_at=heard,
+        last_event_at=last.at,
+        last_seq=last.seq,
     )

@@ -20,7 +20,7 @@ def resolve(conn: Connection, ref: str) -> str:
         for match in (lambda c: c.id == ref, lambda c: c.slug == ref, lambda c: func.substr(c.id, 1, size) == ref):
             if found := _matching(conn, match(tasks.c), match(sessions.c)):
                 return _only(ref, found)
-    raise NotFound(f"no task or session is called {ref[:80]!r}", hint="hv ps -a")
+    raise NotFound(f"no task or session is called {ref[:80]!r}", hint="hv list -a, or hv ps -a")
 
 
 def free_slug(conn: Connection, wanted: str) -> str:

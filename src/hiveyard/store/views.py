@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Table, func, select, true
@@ -147,9 +147,11 @@ class SnapshotRow:
 
 def task(conn: Connection, id: str) -> TaskRow:
     """Raises NotFound."""
-    if (found := find_task(conn, id)) is None:
-        raise unknown(id)
-    return found
+    if (found := find_task(conn, id)) is not None:
+        return found
+    if (session := find_session(conn, id)) is not None:
+        raise NotFound(f"{session.slug} is a session, not a task", hint=f"hv show {session.slug}")
+    raise unknown(id)
 
 
 def find_task(conn: Connection, id: str) -> TaskRow | None:
@@ -237,10 +239,19 @@ def turns_begun(conn: Connection, sessions: Collection[str]) -> dict[str, int]:
     return {row[0]: row[1] for row in conn.execute(query.group_by(columns.session))}
 
 
-def last_event_at(conn: Connection, session: str) -> float | None:
-    columns = schema.events.c
-    query = select(columns.at).where(columns.session == session).order_by(columns.seq.desc()).limit(1)
-    return conn.execute(query).scalar()
+class Last(NamedTuple):
+    """The last event of a session: its number, and when it was."""
+
+    seq: int
+    at: float
+
+
+def last_events(conn: Connection, sessions: Collection[str]) -> dict[str, Last]:
+    events, keys = schema.events.c, schema.sessions.c.id
+    theirs = schema.events.alias().c
+    newest = select(func.max(theirs.seq)).where(theirs.session == keys).correlate(schema.sessions).scalar_subquery()
+    query = select(keys, events.seq, events.at).join_from(schema.sessions, schema.events, events.seq == newest)
+    return {row[0]: Last(row[1], row[2]) for row in conn.execute(query.where(_among(keys, sessions)))}
 
 
 def turn(conn: Connection, session: str, number: int) -> TurnRow:

@@ -1,0 +1,135 @@
+"""Verbs about sessions as a whole: which there are, and their machines."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from hiveyard.api.client import quoted
+from hiveyard.cli import show
+from hiveyard.cli.connect import connect
+from hiveyard.cli.names import SESSIONS
+from hiveyard.cli.options import JSON
+from hiveyard.kit.text import one_line
+
+_HEADER = ("ID", "NAME", "REPO", "AGENT", "STATUS", "ACTIVITY", "AGE", "LAST", "TOKENS", "COST", "PORT", "WHY")
+_COLOURS = {"running": "green", "paused": "yellow", "failed": "red"}
+_ACTIVITIES = {"waiting": "waiting for you"}
+
+
+@click.command("list", short_help="List sessions.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also sessions that failed and cannot go on.")
+@click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="The newest N of them.")
+@JSON
+def list_(everything: bool, limit: int | None, as_json: bool) -> None:
+    """List sessions that run or can go on, the newest first. LAST is since when nothing has happened, PORT is for ssh,
+    WHY is why a session stopped."""
+    query = {"all": everything} | ({} if limit is None else {"limit": limit})
+    found = connect().call("GET", "/v1/sessions", **query)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    names = {session["id"]: session["name"] for session in found}
+    show.table([_row(session, names) for session in found], _HEADER)
+
+
+def _row(session: dict[str, Any], names: dict[str, str]) -> list[str]:
+    usage, parent = session["usage"], session["parent"]
+    return [
+        session["id"],
+        session["name"] + (f" (of {names.get(parent, parent)})" if parent else ""),
+        one_line(session["repo"], 40),
+        session["agent"],
+        session["status"],
+        activity(session),
+        show.age(session["created_at"]),
+        show.age(session["last_event_at"]),
+        show.count(sum(usage[f"{kind}_tokens"] for kind in ("input", "cache_read", "cache_write", "output"))),
+        show.money(usage),
+        str(session["port"] or "-"),
+        one_line(why(session), 80),
+    ]
+
+
+def activity(session: dict[str, Any]) -> str:
+    """What a session that runs is doing just now."""
+    doing: str = session["activity"]
+    return _ACTIVITIES.get(doing, doing) if session["status"] == "running" else "-"
+
+
+def why(session: dict[str, Any]) -> str:
+    """Why it does not run."""
+    return str(session["error"]["message"] if session["error"] else session["reason"])
+
+
+def summary(session: dict[str, Any]) -> None:
+    """A session for a person, and what to type next."""
+    name, usage = session["name"], session["usage"]
+    status = click.style(session["status"], fg=_COLOURS.get(session["status"]))
+    click.echo(f"{status}  {click.style(name, bold=True)}  ({session['id']})")
+    if why(session):
+        click.echo(f"  why       {one_line(why(session), 400)}")
+    if session["status"] == "running":
+        click.echo(f"  activity  {activity(session)}, the last sign {show.age(session['last_event_at'])} ago")
+    click.echo(f"  agent     {session['agent']} {session['model'] or ''}".rstrip() + f", {session['turns']} turns")
+    click.echo(f"  repo      {session['repo']} at {(session['base'] or '-')[:12]}, branch {session['branch'] or '-'}")
+    if session["parent"]:
+        click.echo(f"  parent    {session['parent']}")
+    if session["provider"]:
+        click.echo(f"  machine   {session['provider']} (tier {session['tier']})")
+    for port in session["ports"]:
+        click.echo(f"  port      127.0.0.1:{port['host']} to {port['guest']}")
+    click.echo(f"  model     {usage['requests']} requests, {show.tokens(usage)}, {show.money(usage)}")
+    click.echo(f"  next      {_next(session)}")
+
+
+def _next(session: dict[str, Any]) -> str:
+    name = session["name"]
+    return {
+        "running": f"hv attach {name}   hv diff {name}   hv stop {name}",
+        "paused": f"hv unpause {name}",
+        "stopped": f"hv resume {name}   hv diff {name}   hv rm {name}",
+        "failed": f"hv logs {name}   hv rm {name}",
+    }.get(session["status"], f"hv logs -f {name}")
+
+
+# --- machines --------------------------------------------------------------------------------------------------------
+
+
+@click.command(short_help="Stop sessions, and keep their files.")
+@SESSIONS
+@JSON
+def stop(sessions: tuple[str, ...], as_json: bool) -> None:
+    """End the machines of sessions; their files and conversations are kept. One that is stopped already is fine."""
+    _each(sessions, "stop", as_json=as_json)
+
+
+@click.command(short_help="Freeze sessions where they stand.")
+@SESSIONS
+@JSON
+def pause(sessions: tuple[str, ...], as_json: bool) -> None:
+    """Freeze the machines of sessions where they stand, memory and all; `hv unpause` lets them go on."""
+    _each(sessions, "pause", as_json=as_json)
+
+
+@click.command(short_help="Let frozen sessions go on.")
+@SESSIONS
+@JSON
+def unpause(sessions: tuple[str, ...], as_json: bool) -> None:
+    """Let the machines of sessions go on where they stood."""
+    _each(sessions, "unpause", as_json=as_json)
+
+
+def _each(sessions: tuple[str, ...], move: str, *, as_json: bool) -> None:
+    """Before anything is done every name must stand for a session."""
+    client = connect()
+    ids = [client.call("GET", f"/v1/sessions/{quoted(session)}")["id"] for session in sessions]
+    done = []
+    for id in dict.fromkeys(ids):
+        done.append(client.call("POST", f"/v1/sessions/{id}/{move}"))
+        if not as_json:
+            click.echo(f"{done[-1]['name']}: {done[-1]['status']}")
+    if as_json:
+        click.echo(json.dumps(done))

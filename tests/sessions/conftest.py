@@ -1,0 +1,90 @@
+"""Sessions as a person has them: real `hv` processes, a real daemon, and a puppet for an agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Hv
+from tests.engine.conftest import git, repo
+
+__all__ = ["git", "repo"]
+Session = dict[str, Any]
+
+
+class Stage(Hv):
+    """An installation whose daemon knows the puppet, in machines of bubblewrap."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        config = home / "config.toml"
+        config.write_text(config.read_text() + 'agent = "puppet"\n')
+        self.daemons: list[subprocess.Popen[bytes]] = []
+        self.wake()
+
+    def wake(self) -> None:
+        """Start the daemon; returns when it answers."""
+        read, write = os.pipe()
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.puppet", "--ready-fd", str(write)],
+            env=self.env,
+            cwd=Path(__file__).parents[2],
+            pass_fds=[write],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.daemons.append(daemon)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            assert pipe.read() == "ready"
+
+    def spawn(self, repo: Path, *words: str) -> str:
+        """A session that runs; its id."""
+        done = self("spawn", str(repo), *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    def session(self, id: str) -> Session:
+        found: Session = self.json("show", id)
+        return found
+
+    def said(self, id: str) -> list[str]:
+        """What the agent ended its turns with."""
+        return [event["body"]["text"] for event in self.events(id) if event["body"]["type"] == "agent.ended"]
+
+    def until(self, id: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Follow a session until an event's body is so."""
+        follower = self.start("logs", "-f", "--json", id)
+        assert follower.stdout is not None
+        try:
+            for line in follower.stdout:
+                body: dict[str, Any] = json.loads(line)["body"]
+                if true(body):
+                    return body
+        finally:
+            follower.kill()
+            follower.communicate()
+        raise AssertionError("the events ended")
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path / "home")
+    yield stage
+    if stage.daemon_pid() is None:
+        stage.wake()
+    for session in stage.json("list", "-a"):
+        assert stage("rm", "-f", session["id"]).returncode == 0
+    assert list((stage.home / "data" / "sessions").iterdir()) == []
+    assert stage("stop-daemon").returncode == 0
+    for daemon in stage.daemons:
+        daemon.wait(30)

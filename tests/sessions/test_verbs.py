@@ -1,0 +1,204 @@
+"""The verbs of sessions, from spawn to rm."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import Stage, git
+
+
+def test_spawn_ends_with_the_id_alone_and_the_prompt_is_done(stage: Stage, repo: Path) -> None:
+    done = stage("spawn", "--repo", str(repo), "--prompt", "remember apples", "--name", "fruit")
+    assert done.returncode == 0, done.stderr
+    id = done.stdout.strip()
+    assert "the session runs" in done.stderr
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    session = stage.session("fruit")
+    assert (session["id"], session["status"], session["activity"], session["turns"]) == (id, "running", "idle", 1)
+    assert (session["branch"], session["agent"], session["provider"]) == ("hv/fruit", "puppet", "bubblewrap")
+    assert stage.said(id) == ["done: remember apples"]
+    shared = stage.home / "data" / "sessions" / id / "shared"
+    assert (shared / "prompt.txt").read_text() == "remember apples"
+    assert (shared / "repo" / "a.txt").read_text() == "one\n"
+
+
+def test_a_session_is_stopped_resumed_and_remembers(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "-m", "remember apples")
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    for _ in range(2):
+        stopped = stage("stop", id[:5])
+        assert (stopped.returncode, stopped.stdout) == (0, "remember-apples: stopped\n")
+    assert [(one["id"], one["status"], one["reason"]) for one in stage.json("list")] == [(id, "stopped", "stopped")]
+    for words in (("attach", id), ("send", id, "recall"), ("interrupt", id), ("pause", id)):
+        refused = stage(*words)
+        assert refused.returncode == 125
+        assert "remember-apples is stopped" in refused.stderr and "hv resume" in refused.stderr
+    for _ in range(2):
+        resumed = stage("resume", id)
+        assert (resumed.returncode, resumed.stdout) == (0, id + "\n"), resumed.stderr
+    sent = stage("send", id, "recall", "--wait")
+    assert (sent.returncode, sent.stdout.splitlines()) == (0, ["❯ recall", "kept: apples"])
+
+
+def test_resuming_twice_at_once_makes_one_machine(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo)
+    stage("stop", id)
+    both = [stage.start("resume", id) for _ in range(2)]
+    for one in both:
+        out, err = one.communicate(timeout=60)
+        assert (one.returncode, out) == (0, id + "\n"), err
+    assert [event["body"]["type"] for event in stage.events(id)].count("machine.ready") == 2
+
+
+def test_a_turn_that_fails_and_one_that_is_interrupted(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo)
+    failed = stage("send", id, "fail no apples", "--wait")
+    assert failed.returncode == 1
+    assert "turn 1 failed: no apples" in failed.stderr
+    waiting = stage.start("send", id, "wait", "--wait", "--json")
+    stage.until(id, lambda body: body.get("text") == "wait")
+    assert stage.session(id)["activity"] == "thinking"
+    assert stage("interrupt", id).returncode == 0
+    out, _ = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    assert json.loads(out) | {"error": None} == {"id": id, "turn": 2, "outcome": "cancelled", "error": None}
+    assert stage("send", id, "recall", "--wait").returncode == 0
+
+
+def test_prompts_wait_for_their_turn(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "-m", "wait")
+    stage.until(id, lambda body: body.get("text") == "wait")
+    assert [stage("send", id, f"remember {n}").stdout for n in (2, 3)] == ["turn 2\n", "turn 3\n"]
+    stdin = subprocess.run(
+        stage.argv("send", id, "-"), env=stage.env, input="recall", capture_output=True, text=True, timeout=60
+    )
+    assert stdin.stdout == "turn 4\n"
+    stage("interrupt", id)
+    stage.until(id, lambda body: body.get("text") == "kept: 2 3")
+
+
+def test_what_waits_when_a_session_stops_is_said_when_it_goes_on(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "-m", "wait")
+    stage.until(id, lambda body: body.get("text") == "wait")
+    waiting = stage.start("send", id, "remember pears", "--wait")
+    stage.until(id, lambda body: body["type"] == "turn.created" and stage.session(id)["last_seq"] > 0)
+    stage("stop", id)
+    _, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 125, err
+    assert stage("resume", id).returncode == 0
+    stage.until(id, lambda body: body.get("text") == "done: remember pears")
+
+
+def test_the_work_of_a_running_session_is_seen_and_brought_home(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "--name", "work")
+    assert "work has no changes" in stage("diff", id).stderr
+    stage("send", id, "run echo two > a.txt", "--wait")
+    assert "+two" in stage("diff", id).stdout
+    assert stage.json("diff", id)["diffstat"] == {"files": 1, "insertions": 1, "deletions": 1}
+    assert stage("apply", id).returncode == 0
+    assert git(repo, "show", "hv/work:a.txt") == "two"
+    stage("send", id, "run git status --porcelain > /session/seen", "--wait")
+    seen = stage.home / "data" / "sessions" / id / "shared" / "seen"
+    assert seen.read_text() == " M a.txt\n", "nothing was committed under the agent's hands"
+    stage("send", id, "run git commit -qam Two; echo three > a.txt", "--wait")
+    stage("stop", id)
+    assert stage("apply", id).returncode == 0
+    assert git(repo, "log", "--format=%s", "main..hv/work").splitlines()[1:] == ["Two"]
+    assert git(repo, "show", "hv/work:a.txt") == "three"
+    collected = [event for event in stage.events(id) if event["body"]["type"] == "result.collected"]
+    assert len(collected) == 3, "what came out before is not told again"
+
+
+def test_a_program_that_ends_stops_its_session_with_the_reason(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "-m", "die 7")
+    stage.until(id, lambda body: body["type"] == "session.stopped")
+    session = stage.session(id)
+    assert (session["status"], session["reason"]) == ("stopped", "the agent's program ended with exit code 7")
+    assert "exit code 7" in stage("list").stdout
+
+
+def test_ctrl_c_while_it_comes_up_leaves_nothing(stage: Stage, repo: Path) -> None:
+    (stage.home / "bin").mkdir()
+    git = stage.home / "bin" / "git"  # one that takes its time when it clones
+    git.write_text('#!/bin/sh\ncase "$*" in *clone*|*fetch*) sleep 600;; esac\nexec /usr/bin/git "$@"\n')
+    git.chmod(0o755)
+    stage("stop-daemon")
+    stage.env["PATH"] = f"{git.parent}:{stage.env['PATH']}"
+    stage.wake()
+    spawn = stage.start("spawn", str(repo), "--name", "slow")
+    while not stage.json("list"):
+        assert spawn.poll() is None
+    spawn.send_signal(signal.SIGINT)
+    out, err = spawn.communicate(timeout=60)
+    assert (spawn.returncode, out) == (130, ""), err
+    assert "stopped and removed slow" in err
+    assert stage.json("list", "-a") == []
+
+
+def test_what_fails_to_come_up_says_so_and_what_to_type(stage: Stage, repo: Path) -> None:
+    failed = stage("spawn", "http://127.0.0.1:9/nothing.git", "--name", "gone")
+    assert failed.returncode == 125
+    assert failed.stdout == ""
+    assert "gone" in failed.stderr and "try:" in failed.stderr
+    assert [one["status"] for one in stage.json("list", "-a")] == ["failed"]
+    assert stage.json("list") == []
+    assert stage("rm", "gone").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        (["spawn", "/nowhere"], 2, "/nowhere"),
+        (["spawn", ".", "--repo", "."], 2, "one of them"),
+        (["spawn", ".", "-m", " "], 2, "empty"),
+        (["spawn", ".", "--name", "No Good"], 2, "No Good"),
+        (["spawn", ".", "--port", "80"], 2, "80"),
+        (["spawn", ".", "--agent", "command"], 2, "terminal"),
+        (["spawn", ".", "--agent", "clippy"], 2, "clippy"),
+        (["spawn", ".", "--memory", "99999999"], 125, "does not fit"),
+        (["resume", "nothing"], 2, "nothing"),
+        (["stop", "nothing"], 2, "nothing"),
+        (["attach", "nothing"], 2, "nothing"),
+        (["send", "nothing", "x"], 2, "nothing"),
+        (["send", "nothing"], 2, "what to do"),
+        (["rm"], 2, "--finished"),
+        (["rm", "--older-than", "7d", "x"], 2, "--finished"),
+        (["rm", "--finished", "--older-than", "soon"], 2, "soon"),
+    ],
+)
+def test_bad_input_is_one_clear_line(stage: Stage, repo: Path, words: list[str], status: int, complaint: str) -> None:
+    done = stage(*[str(repo) if word == "." else word for word in words])
+    assert done.returncode == status, done.stderr
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert stage.json("list", "-a") == []
+
+
+def test_names_must_be_clear(stage: Stage, repo: Path) -> None:
+    stage.spawn(repo, "--name", "one")
+    assert "--name one-2" in stage("spawn", str(repo), "--name", "one").stderr
+    task = stage("run", str(repo), "-m", "a task", "--command", "true", "-d").stdout.strip()
+    for words in (("stop", task), ("send", task, "x"), ("attach", task), ("resume", task)):
+        refused = stage(*words)
+        assert refused.returncode == 2
+        assert "is a task, not a session" in refused.stderr
+    assert "is a session, not a task" in stage("cancel", "one").stderr
+    assert [one["name"] for one in stage.json("list")] == ["one"]
+    assert stage("rm", "one").returncode == 125
+    assert stage("rm", "-f", task, "one").returncode == 0
+
+
+def test_what_is_over_is_removed_by_age(stage: Stage, repo: Path) -> None:
+    old, running = stage.spawn(repo, "--name", "old"), stage.spawn(repo, "--name", "running")
+    stage("stop", old)
+    task = stage.json("run", str(repo), "-m", "a task", "--command", "true")["id"]
+    assert stage.json("rm", "--finished", "--older-than", "1h") == []
+    would = stage("rm", "--finished", "--dry-run")
+    assert sorted(line.split()[0] for line in would.stdout.splitlines()) == sorted([old, task])
+    assert sorted(stage.json("rm", "--finished")) == sorted([old, task])
+    assert [one["id"] for one in stage.json("list", "-a")] == [running]
