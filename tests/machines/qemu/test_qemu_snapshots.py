@@ -165,8 +165,9 @@ async def test_a_connection_to_the_door_ends_at_once_in_the_child_and_not_in_the
     arrived: list[anyio.abc.SocketStream] = []
 
     async def take(stream: anyio.abc.SocketStream) -> None:
-        arrived.append(stream)
-        await anyio.sleep_forever()
+        async with stream:
+            arrived.append(stream)
+            await anyio.sleep_forever()
 
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, take)

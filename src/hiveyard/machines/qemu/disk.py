@@ -25,6 +25,7 @@ from hiveyard.core.machines import Image, Report
 from hiveyard.kit import files, process
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu.command import Layer
+from hiveyard.machines.qemu.sweeping import use
 from hiveyard.machines.qemu.user import GUEST_UID
 
 # Programs without which a guest cannot serve us, by the package that brings them.
@@ -71,11 +72,20 @@ class Disks:
 
     def find(self, image_id: str, disk_gib: int) -> Disk | None:
         root = self._root / f"{image_id}-{disk_gib}g-{_digest_of_inside()}"
+        use(root)
         try:
             # Written last: a disk that has it is whole.
             return Disk(root, (root / "host_key.pub").read_text())
         except OSError:
             return None
+
+    def useless(self) -> list[Path]:
+        """Disks with another inside than ours."""
+        return [
+            path.parent
+            for path in self._root.glob("[!.]*/host_key.pub")
+            if not path.parent.name.endswith(_digest_of_inside())
+        ]
 
     def kernels(self) -> list[Path]:
         """Kernels that are at hand for a trial boot."""

@@ -51,6 +51,7 @@ from hiveyard.machines.qemu.record import Record, Rig, read
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.machines.qemu.snapshot import Snapshots
 from hiveyard.machines.qemu.still import go_on, hold_still, mended
+from hiveyard.machines.qemu.sweeping import sweep
 from hiveyard.machines.qemu.template import Corrupt, Key, Origin, Template, Templates
 from hiveyard.machines.qemu.user import builder, user_for
 from hiveyard.machines.qemu.vm import Vm, labels
@@ -136,6 +137,7 @@ class QemuProvider:
                 qemu = await self._qemu(disk.kernel)
                 if new_here:
                     report(f"accelerator: {qemu.choice.reason}")
+                await anyio.to_thread.run_sync(sweep, [*self._templates.useless(qemu.version), *self._disks.useless()])
                 if self._settings.templates:
                     await self._ensure_template(image.id, shape, disk, qemu, report)
 
@@ -282,7 +284,9 @@ class QemuProvider:
                 f"snapshot {snapshot} was taken by QEMU {found.version}, not by {number} with {now}"
             )
         qemu = Qemu(self._settings.program, number, choice)
-        return await self._made(name, spec, lambda: self._bring_up(name, spec, qemu, found.origin))
+        return await self._made(
+            name, spec, lambda: self._bring_up(name, spec, qemu, found.settle(self._rig(name).base))
+        )
 
     async def snapshots(self) -> set[str]:
         return await anyio.to_thread.run_sync(self._snapshots.names)

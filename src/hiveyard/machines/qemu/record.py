@@ -3,6 +3,7 @@
 <state>/<name>/machine.json   this record, written before QEMU starts and again when the machine is ready
 <state>/<name>/*.sock         QMP, the guest agent, what waits to become the machine, its first commands, and
                               what serves its /session
+<state>/<name>/base/          what it began from, when that is a snapshot
 <state>/<name>/run/           all that QEMU itself may write: its disk
 """
 
@@ -27,6 +28,7 @@ class Rig:
         self.root = root
         self.record = root / "machine.json"
         self.run = root / "run"
+        self.base = root / "base"
         self.qmp = root / "qmp.sock"
         self.agent = root / "agent.sock"
         self.become = root / "become.sock"

@@ -4,12 +4,13 @@
     <state>/.snapshots/<name>/state          the state of its devices
     <state>/.snapshots/<name>/table.json     what it knows of its session's directory, and has open there
     <state>/.snapshots/<name>/<number>       the content of a file that is open there and has no name any more
-    <state>/.snapshots/<name>/disk-N.qcow2   the machine's own disks, which are the machine's too: nobody writes to them
+    <state>/.snapshots/<name>/layer-N.qcow2  the machine's own disks, which are the machine's too: nobody writes to them
     <state>/.snapshots/<name>/blank.qcow2    an empty overlay to copy
     <state>/.snapshots/<name>/snapshot.json  written last
 
 The machine stands still while its devices are written, its disk gets a new overlay, and the pages it changed since it
-was forked are copied: everything else happens before or after.
+was forked are copied: everything else happens before or after. A machine of a snapshot has the same files under names
+of its own, so either can be removed without the other.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from hiveyard.machines.qemu.memory import write_changes
 from hiveyard.machines.qemu.record import Record, Rig, layers
 from hiveyard.machines.qemu.serving import hush, speak
 from hiveyard.machines.qemu.still import halted, runs, unhalted
+from hiveyard.machines.qemu.sweeping import stand_on
 from hiveyard.machines.qemu.template import Origin, hand_over, overlay
 from hiveyard.machines.qemu.wire import Refused, Wire, qmp
 
@@ -53,6 +55,18 @@ class Snapshot(NamedTuple):
     origin: Origin
     engine: str
     version: str
+
+    def settle(self, place: Path) -> Origin:
+        """What a machine begins from, with the snapshot's files at `place`, a directory that is made."""
+        root = self.origin.frozen
+        assert root is not None
+        place.mkdir(parents=True)
+        place.chmod(0o711)
+        for path in root.iterdir():
+            os.link(path, place / path.name)
+        under = [Layer(str(place / Path(file).name), kind) if Path(file).parent == root else Layer(file, kind)
+                 for file, kind in self.origin.under]  # fmt: skip
+        return self.origin._replace(frozen=place, under=under)
 
 
 class Snapshots:
@@ -125,7 +139,6 @@ class _Taking:
         self._fresh = fresh
         self._place = place
         self._group = group
-        self._under: list[Layer] = []
 
     async def take(self) -> Frozen:
         if not self._record.origin:
@@ -208,16 +221,25 @@ class _Taking:
                 finally:
                     os.close(source)
 
+    def _is_own(self, layer: Layer) -> bool:
+        """Whether a disk below is a file of this machine, and not of the cache."""
+        return Path(layer.file).is_relative_to(self._rig.root)
+
     def _finish(self, top: int) -> None:
-        own = [f"disk-{number}.qcow2" if number else "disk.qcow2" for number in range(top + 1)]
-        for name in own:
-            os.link(self._rig.run / name, self._fresh / name)
+        written = [f"disk-{number}.qcow2" if number else "disk.qcow2" for number in range(top + 1)]
+        own = [Path(layer.file) for layer in self._record.under if self._is_own(layer)]
+        own += [self._rig.run / name for name in written]
+        under = [layer for layer in self._record.under if not self._is_own(layer)]
+        stand_on({Path(layer.file).parent for layer in under}, self._place)
+        for number, path in enumerate(own):
+            os.link(path, self._fresh / f"layer-{number}.qcow2")
+            under.append(Layer(str(self._place / f"layer-{number}.qcow2"), "qcow2"))
         for path in self._fresh.iterdir():
             hand_over(path, self._group, writable=path.name == "memory" and not self._record.sealed)
         data = {
             "machine": self._record.name,
             "layout": LAYOUT,
-            "under": [*self._record.under, *(Layer(str(self._place / name), "qcow2") for name in own)],
+            "under": under,
             "host_key": self._record.host_key,
             "engine": self._record.engine,
             "version": self._record.version,

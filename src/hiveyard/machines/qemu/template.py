@@ -25,6 +25,7 @@ from hiveyard.core.machines import Shape
 from hiveyard.kit import files, process
 from hiveyard.kit.shape import record, text
 from hiveyard.machines.qemu.command import LAYOUT, MACHINE, Engine, Layer
+from hiveyard.machines.qemu.sweeping import use
 
 PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "table.json")
 
@@ -100,7 +101,14 @@ class Templates:
     def find(self, key: Key) -> Template | None:
         """The template as it lies there, unchecked."""
         root = self._root / key.digest()
+        use(root)
         return _template(root)
+
+    def useless(self, version: str) -> list[Path]:
+        """Templates that no QEMU of this version and of ours can load."""
+        own = {"layout": LAYOUT, "version": version}
+        kept = [(root, _load(root)) for root in self._all() if not root.name.startswith(".")]
+        return [root for root, marks in kept if {name: marks.get(name) for name in own} != own]
 
     def place(self, key: Key) -> Path:
         """A new empty directory in which a template can be made; remains of others for the same key are removed.
@@ -121,6 +129,8 @@ class Templates:
         marks: dict[str, object] = {
             "host_key": host_key,
             "image": key.image,
+            "layout": LAYOUT,
+            "version": key.version,
             "digest": (digest := _digest(fresh / "state")),
             "files": {name: _look(fresh / name) for name in PARTS},
         }

@@ -270,7 +270,7 @@ class Files:
     # What is in them.
 
     def _regular(self, node: int, flags: int) -> int:
-        fd = beneath(self.tree.root, self.tree.path(node), flags)
+        fd = self.tree.open(node, flags)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise fail(errno.ENXIO)

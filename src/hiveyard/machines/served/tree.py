@@ -113,14 +113,24 @@ class Tree:
         with self.directory(parent) as fd:
             yield fd, name
 
+    def _nameless(self, number: int) -> Opened | None:
+        """A file that has no name any more, where it is open."""
+        node = self.nodes.get(number)
+        if node is None or node.places:
+            return None
+        return next((opened for opened in self.opened.values() if opened.node == number), None)
+
+    def open(self, number: int, flags: int) -> int:
+        """A descriptor of a node."""
+        if (opened := self._nameless(number)) is not None:
+            return os.open(f"/proc/self/fd/{opened.fd}", flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        return beneath(self.root, self.path(number), flags)
+
     def status(self, number: int) -> os.stat_result:
         if number == ROOT:
             return os.fstat(self.root)
-        node = self.nodes.get(number)
-        if node is not None and not node.places:
-            for opened in self.opened.values():
-                if opened.node == number:
-                    return os.fstat(opened.fd)
+        if (opened := self._nameless(number)) is not None:
+            return os.fstat(opened.fd)
         with self.place(number) as (fd, name):
             return os.stat(name, dir_fd=fd, follow_symlinks=False)
 

@@ -6,12 +6,24 @@ use strict;
 use warnings;
 use Fcntl;
 
-my $settime = 227;    # clock_settime on x86_64
+my ($settime, $pidfd) = (227, 434);    # clock_settime and pidfd_open on x86_64
 
 sub put {
     my ($path, $text) = @_;
     sysopen(my $file, $path, O_WRONLY | O_CREAT | O_TRUNC, 0644) or die "$path: $!\n";
     defined(syswrite($file, $text)) or die "$path: $!\n";
+}
+
+# Ends a program and waits for that: when its port closes, what the new host has sent there by then is lost.
+sub finish {
+    my ($pid) = @_;
+    my $fd = syscall $pidfd, $pid, 0;
+    return if $fd < 0;
+    open my $end, '<&=', $fd or die "pidfd: $!\n";
+    kill 'KILL', $pid;
+    my $ready = '';
+    vec($ready, $fd, 1) = 1;
+    select $ready, undef, undef, 5;
 }
 
 sub become {
@@ -28,8 +40,10 @@ sub become {
     put('/etc/machine-id', "$id\n");
     return unless $again;
     # The other ends of what is connected are another machine's. ssh is how this one may be reached already.
-    if (open my $file, '<', '/run/hiveyard/commands.pid') { kill 'KILL', 0 + <$file> }
-    return if fork;
+    if (open my $file, '<', '/run/hiveyard/commands.pid') { finish(0 + <$file>) }
+    my $pid = fork;
+    die "fork: $!\n" unless defined $pid;
+    return if $pid;
     open STDOUT, '>', '/dev/null';
     exec qw(ss -K -t -H not dst 127.0.0.0/8 and not sport = :22) or die "ss: $!\n";
 }
