@@ -86,9 +86,9 @@ class Sitting:
             await self._listen(guest, meaning, offset, info.pid)
             group.cancel_scope.cancel()
 
-    async def end(self, guest: Guest) -> ProcessInfo:
-        """Ask the program to end, and have it ended."""
-        info = await self.resources.terminals.stop(guest, TERMINAL, grace=GRACE)
+    async def end(self, guest: Guest, *, grace: float = GRACE) -> ProcessInfo:
+        """Ask the program to end, and have it ended after `grace` seconds."""
+        info = await self.resources.terminals.stop(guest, TERMINAL, grace=grace)
         for helper in self.seat.helpers:
             with suppress(NoSuchProcess):
                 await self.resources.manager.stop(guest, helper.name, grace=1)

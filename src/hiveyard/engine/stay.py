@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import anyio
 
-from hiveyard.core.errors import BudgetSpent, HiveyardError, MachineLost, OrchestrationError, StoreUnusable
+from hiveyard.core.errors import BudgetSpent, DiskReserve, HiveyardError, MachineLost, OrchestrationError, StoreUnusable
 from hiveyard.core.events import (
     AnyBody,
     Failure,
@@ -43,9 +43,10 @@ from hiveyard.engine.judge import as_failure
 from hiveyard.engine.prompts import Prompts
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.seating import seated, turn_of
-from hiveyard.engine.sitting import Sitting
+from hiveyard.engine.sitting import GRACE, Sitting
 from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
 from hiveyard.engine.stopping import Stop
+from hiveyard.engine.watchdog import watch_disk
 from hiveyard.engine.workspace import GUEST_REPO
 from hiveyard.kit.group import first, together
 from hiveyard.store import lineage, views
@@ -182,6 +183,7 @@ class Stay:
         self.begun.set()
         async with together() as group:
             group.start_soon(self._end_when_asked, guest, sitting, name="stop")
+            group.start_soon(self._watch_disk, name="watch the disk")
             await sitting.attend(guest, info)
             group.cancel_scope.cancel()
         reason = await self._why(guest, sitting)
@@ -202,8 +204,12 @@ class Stay:
             await repository.push(guest, origin, shared, base=session.base, branch=session.branch)
 
     async def _end_when_asked(self, guest: Guest, sitting: Sitting) -> None:
-        await self.stop.asked()
-        await sitting.end(guest)
+        # A disk that fills up leaves no time for anything.
+        hurried = isinstance(await self.stop.asked(), DiskReserve)
+        await sitting.end(guest, grace=0.0 if hurried else GRACE)
+
+    async def _watch_disk(self) -> None:
+        await watch_disk(self._r.clock, self._r.settings, self._workspace.root, self.stop)
 
     async def _why(self, guest: Guest, sitting: Sitting) -> str:
         if self.stop.reason is not None:

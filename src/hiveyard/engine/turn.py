@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hiveyard.core.commands import ProcessInfo, ProcessSpec
-from hiveyard.core.errors import AgentFlood
+from hiveyard.core.errors import AgentFlood, DiskReserve
 from hiveyard.core.events import TurnStarted
 from hiveyard.core.ports import Agent, Guest, ProcessManager, Turn, Verdict
 from hiveyard.engine.ledger import Ledger
 from hiveyard.engine.meaning import Meaning
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.stopping import Stop
-from hiveyard.engine.watchdog import Life, Limit, watch
+from hiveyard.engine.watchdog import Life, Limit, watch, watch_disk
 from hiveyard.kit.group import together
 from hiveyard.kit.lines import Line, LineSplitter
 from hiveyard.kit.text import decode
@@ -82,9 +82,11 @@ class TurnRun:
                 self.settings,
                 Limit(started_at + self.timeout, self.timeout),
                 self.life,
-                self.host_path,
                 self.stop,
                 name="watchdog",
+            )
+            group.start_soon(
+                watch_disk, self.ledger.clock, self.settings, self.host_path, self.stop, name="watch the disk"
             )
             await self._follow(guest, meaning, row.output_offset if row is not None else 0)
             group.cancel_scope.cancel()
@@ -137,5 +139,6 @@ class TurnRun:
         )
 
     async def _stop_when_asked(self, guest: Guest) -> None:
-        await self.stop.asked()
-        await self.manager.stop(guest, self.spec.name, grace=GRACE)
+        # A disk that fills up leaves no time for anything.
+        grace = 0.0 if isinstance(await self.stop.asked(), DiskReserve) else GRACE
+        await self.manager.stop(guest, self.spec.name, grace=grace)

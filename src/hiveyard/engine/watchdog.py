@@ -11,10 +11,10 @@ from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.stopping import Stop
 from hiveyard.kit.clock import Clock
 
-DISK_INTERVAL = 5.0
-"""Seconds between looks at the host's free space: no system tells us, so we ask, and only while a turn runs."""
-
-
+DISK_INTERVAL, DISK_SOONEST = 5.0, 0.1
+"""Seconds between looks at the host's free space: no system tells us, so we ask, and only while an agent runs."""
+FASTEST = 1024.0
+"""MiB that a guest is taken to write in a second."""
 ABSENCE = 30.0
 """Seconds that a sleep may take longer than it was to: more, and it was we who were away."""
 
@@ -51,16 +51,14 @@ class Life:
         return self._clock.monotonic() - max(self._last, self._door.last_seen)
 
 
-async def watch(clock: Clock, settings: EngineSettings, limit: Limit, life: Life, disk: Path, stop: Stop) -> None:
-    """Ask `stop` for the end when a limit is reached; runs until it is cancelled or has asked.
-
-    `disk` is any path on the host's file system that the session writes to."""
+async def watch(clock: Clock, settings: EngineSettings, limit: Limit, life: Life, stop: Stop) -> None:
+    """Ask `stop` for the end when a limit is reached; runs until it is cancelled or has asked."""
     while True:
-        reason = _time(clock, limit) or _silence(life, settings) or _disk(disk, settings)
+        reason = _time(clock, limit) or _silence(life, settings)
         if reason:
             stop.ask(reason)
             return
-        until = max(min(limit.at - clock.now(), settings.silence - life.silence(), DISK_INTERVAL), 0.05)
+        until = max(min(limit.at - clock.now(), settings.silence - life.silence()), 0.05)
         slept_at = clock.monotonic()
         await clock.sleep(until)
         if clock.monotonic() - slept_at > until + ABSENCE:
@@ -85,12 +83,21 @@ def _silence(life: Life, settings: EngineSettings) -> HiveyardError | None:
     )
 
 
-def _disk(disk: Path, settings: EngineSettings) -> HiveyardError | None:
-    free = os.statvfs(disk)
-    mib = free.f_bavail * free.f_frsize >> 20
-    if mib >= settings.disk_reserve_mib:
-        return None
-    return DiskReserve(
-        f"{disk} has {mib} MiB left, less than the reserve of {settings.disk_reserve_mib} MiB",
-        hint="free some space, or set [engine] disk_reserve_mib",
+async def watch_disk(clock: Clock, settings: EngineSettings, disk: Path, stop: Stop) -> None:
+    """Ask `stop` for the end when the host's disk comes near to full; runs until it is cancelled or has asked.
+
+    `disk` is any path on the file system that the session writes to. The less is free, the sooner it looks again: a
+    guest that writes FASTEST cannot fill the disk between two looks."""
+    while (mib := _free_mib(disk)) >= settings.disk_reserve_mib:
+        await clock.sleep(min(max(mib / FASTEST, DISK_SOONEST), DISK_INTERVAL))
+    stop.ask(
+        DiskReserve(
+            f"{disk} has {mib} MiB left, less than the reserve of {settings.disk_reserve_mib} MiB",
+            hint="free some space, or set [engine] disk_reserve_mib",
+        )
     )
+
+
+def _free_mib(disk: Path) -> int:
+    free = os.statvfs(disk)
+    return free.f_bavail * free.f_frsize >> 20
