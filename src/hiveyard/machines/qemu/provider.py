@@ -277,16 +277,9 @@ class QemuProvider:
         check_machine_name(name)
         found = self._snapshots.find(snapshot)
         number = await self._found_version()
-        choice = self._accelerators().known(number)
-        if choice is None or (found.version, found.engine) != (number, repr(choice.engine)):
-            now = choice.engine.accel if choice else "nothing"
-            raise ProviderUnavailable(
-                f"snapshot {snapshot} was taken by QEMU {found.version}, not by {number} with {now}"
-            )
-        qemu = Qemu(self._settings.program, number, choice)
-        return await self._made(
-            name, spec, lambda: self._bring_up(name, spec, qemu, found.settle(self._rig(name).base))
-        )
+        qemu = found.qemu(self._settings.program, number, self._accelerators().known(number))
+        base = self._rig(name).base
+        return await self._made(name, spec, lambda: self._bring_up(name, spec, qemu, found.settle(base)))
 
     async def snapshots(self) -> set[str]:
         return await anyio.to_thread.run_sync(self._snapshots.names)
@@ -313,7 +306,8 @@ class QemuProvider:
         return found
 
     async def names(self) -> set[str]:
-        kept = {path.name for path in self._directories()}
+        found = self._state.iterdir() if self._state.is_dir() else ()
+        kept = {path.name for path in found if path.is_dir() and not path.name.startswith(".")}
         return kept | {name for name, _ in await anyio.to_thread.run_sync(self._strays)}
 
     async def stop(self, name: str) -> None:
@@ -385,11 +379,6 @@ class QemuProvider:
         if rig.root.exists():
             return Record(name=name, image="", status=MachineStatus.ERROR, created_at=0.0)
         raise NoSuchMachine(f"there is no machine {name}", hint="hv ps", machine=name)
-
-    def _directories(self) -> Sequence[Path]:
-        if not self._state.is_dir():
-            return []
-        return [path for path in self._state.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
     def _strays(self) -> Sequence[tuple[str, Vm]]:
         """The QEMU processes of our machines, whether or not we know them otherwise."""

@@ -27,14 +27,16 @@ from typing import NamedTuple
 
 import anyio
 
-from hiveyard.core.errors import BadInput, MachineNotReady, NoSpace, NoSuchSnapshot, ProviderError
+from hiveyard.core.errors import BadInput, MachineNotReady, NoSpace, NoSuchSnapshot, ProviderError, ProviderUnavailable
 from hiveyard.core.ports import Frozen
 from hiveyard.kit import files
 from hiveyard.kit.copying import copy_content
 from hiveyard.kit.group import together
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
+from hiveyard.machines.qemu.accelerator import Choice
 from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
+from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.memory import write_changes
 from hiveyard.machines.qemu.record import Record, Rig, layers
@@ -55,6 +57,13 @@ class Snapshot(NamedTuple):
     origin: Origin
     engine: str
     version: str
+
+    def qemu(self, program: str, version: str, choice: Choice | None) -> Qemu:
+        """The QEMU of this host. Raises ProviderUnavailable when it cannot load what another one froze."""
+        if choice is None or (self.version, self.engine) != (version, repr(choice.engine)):
+            now = choice.engine.accel if choice else "no accelerator"
+            raise ProviderUnavailable(f"the snapshot was taken by QEMU {self.version}, here is {version} with {now}")
+        return Qemu(program, version, choice)
 
     def settle(self, place: Path) -> Origin:
         """What a machine begins from, with the snapshot's files at `place`, a directory that is made."""
