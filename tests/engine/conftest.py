@@ -16,6 +16,7 @@ from hiveyard.engine.engine import Engine, running
 from hiveyard.engine.report import Report
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.settings import EngineSettings
+from hiveyard.machines.qemu import QemuProvider
 from hiveyard.places import places
 
 
@@ -32,6 +33,9 @@ class Yard:
     async def open(self) -> AsyncIterator[Engine]:
         async with AsyncExitStack() as stack:
             parts = await stack.enter_async_context(resources(self.places, self.settings, self.environment))
+            qemu = parts.providers["qemu"]
+            assert isinstance(qemu, QemuProvider)
+            stack.push_async_callback(qemu.aclose)
             yield await stack.enter_async_context(running(parts))
 
 

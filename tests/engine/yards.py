@@ -14,7 +14,8 @@ from hiveyard.engine.roster import SessionView
 from hiveyard.engine.spawn import SpawnRequest
 from tests.support.puppet import NAME
 
-PATIENCE = 60.0
+PATIENCE = 600.0
+"""Seconds: a template of a VM is made once, and an emulated one takes its time."""
 
 
 async def spawned(engine: Engine, repo: Path, **more: object) -> str:

@@ -24,8 +24,10 @@ from hiveyard.core.states import AT_WORK, TaskState
 from hiveyard.engine.berth import Berth
 from hiveyard.engine.comparing import Comparisons
 from hiveyard.engine.doctor import Check, examine
+from hiveyard.engine.exporting import Exports
 from hiveyard.engine.forking import Forks
 from hiveyard.engine.images import ImageStock
+from hiveyard.engine.importing import Imports
 from hiveyard.engine.job import Job
 from hiveyard.engine.metas import keep_metas
 from hiveyard.engine.recovery import sweep
@@ -58,6 +60,8 @@ class Engine:
         self.forks = Forks(resources, self.sessions, self.snapshots, group)
         self.rewinds = Rewinds(resources, self.sessions)
         self.comparisons = Comparisons(resources, self.sessions)
+        self.exports = Exports(resources, self.sessions)
+        self.imports = Imports(resources)
         self.pid = os.getpid()
 
     @property

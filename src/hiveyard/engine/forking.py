@@ -134,7 +134,7 @@ class Forks:
                     await anyio.to_thread.run_sync(shutil.rmtree, child.workspace.root, True)
                 await self._through(point, [])
                 if isinstance(error, OSError):
-                    raise uncopied(session, error) from error
+                    raise uncopied(session.slug, error) from error
                 raise
             await self._begin(session, point, children)
         notice = "" if point.row.live else _cold(session)

@@ -91,7 +91,7 @@ class Rewinds:
             await anyio.to_thread.run_sync(points.lay_ready, workspace, point.row.id)
         except OSError as error:
             await anyio.to_thread.run_sync(points.clear, workspace)
-            raise uncopied(session, error) from error
+            raise uncopied(session.slug, error) from error
 
     async def _move(self, session: SessionRow, point: Point) -> None:
         """Journal that it is there, and have it there."""

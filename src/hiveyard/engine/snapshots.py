@@ -159,7 +159,7 @@ class Snapshots:
         try:
             return await anyio.to_thread.run_sync(copy)
         except OSError as error:
-            raise uncopied(session, error) from error
+            raise uncopied(session.slug, error) from error
 
     # --- taken by themselves -----------------------------------------------------------------------------------------
 
@@ -300,11 +300,11 @@ def waiting_for(conn: Connection, snapshot: str) -> list[str]:
     return found
 
 
-def uncopied(session: SessionRow, error: OSError) -> HiveyardError:
-    """What kept the session's files from being copied, as a person can use it."""
+def uncopied(name: str, error: OSError) -> HiveyardError:
+    """What kept the files of session `name` from being copied, as a person can use it."""
     if error.errno in _FULL:
-        return NoSpace(f"no space to copy the files of {session.slug}", hint="hv system prune; df -h")
-    return OrchestrationError(f"the files of {session.slug} cannot be copied: {error.strerror or error}")
+        return NoSpace(f"no space to copy the files of {name}", hint="hv system prune; df -h")
+    return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}")
 
 
 def _told(provider: Provider, copied: Copied) -> list[Notice]:

@@ -1,0 +1,208 @@
+"""A stopped session as one file, without any key: see archive.py."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import os
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import BadInput, NoSpace, OrchestrationError, SessionNotRunning
+from hiveyard.core.states import Phase
+from hiveyard.engine import archive
+from hiveyard.engine.archive import Manifest
+from hiveyard.engine.forking import write_heard
+from hiveyard.engine.git import answer, config
+from hiveyard.engine.git_pushing import object_format
+from hiveyard.engine.git_submodules import bare_copy, submodules
+from hiveyard.engine.git_taking import identity
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions import Sessions
+from hiveyard.engine.workspace import Workspace
+from hiveyard.kit.copying import DEEPEST
+from hiveyard.store import journal, lineage
+from hiveyard.store.views import SessionRow
+
+_TYPES = {stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFREG: tarfile.REGTYPE}
+_LEVEL = 1  # of gzip: what is large in a session is packed already
+
+
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written. `left_out` counts sockets, pipes and devices."""
+
+    path: str
+    size: int
+    left_out: int
+
+
+class Exports:
+    """Writes sessions into files."""
+
+    def __init__(self, resources: Resources, sessions: Sessions) -> None:
+        self._r = resources
+        self._sessions = sessions
+
+    async def export(self, id: str, path: Path) -> Exported:
+        """Write the session to `path`, which must not exist; it is there whole or not at all.
+
+        Raises SessionNotRunning for one that is not stopped, SessionDamaged, BadInput, NoSpace."""
+        session = await self._sessions.row(id)
+        if session.phase is not Phase.STOPPED:
+            raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv stop {session.slug}")
+        if not path.is_absolute() or path.exists() or not path.parent.is_dir():
+            raise BadInput(f"{path} cannot be written: it is there already, or its directory is not")
+        workspace = self._r.workspace(id)
+        await anyio.to_thread.run_sync(workspace.check)
+        try:
+            with tempfile.TemporaryDirectory(dir=workspace.root, prefix=".export-") as scratch:
+                await self._gather(session, workspace, Path(scratch))
+                left_out = await anyio.to_thread.run_sync(_write, workspace, Path(scratch), path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpace(f"no space to export {session.slug} to {path}", hint=f"df -h {path.parent}") from error
+            raise OrchestrationError(f"{session.slug} cannot be exported: {error}") from error
+        return Exported(path=str(path), size=path.stat().st_size, left_out=left_out)
+
+    async def _gather(self, session: SessionRow, workspace: Workspace, into: Path) -> None:
+        """What is not a file of the session yet."""
+        await answer("bundle", "create", "--quiet", str(into / archive.BUNDLE), "--all", at=workspace.origin)
+        inner = submodules(workspace.origin)
+        (into / archive.SUBMODULES).mkdir()
+        for one in inner:
+            file = into / archive.SUBMODULES / f"{one.copy}.bundle"
+            await answer("bundle", "create", "--quiet", str(file), "--all", at=bare_copy(workspace.origin, one))
+        about = {
+            "base_ref": await config(workspace.origin, "hiveyard.baseref"),
+            "identity": await identity(workspace.origin),
+            "object_format": await object_format(workspace.origin),
+            "submodules": inner,
+        }
+
+        def write(conn: Connection) -> None:
+            write_heard(conn, workspace, session.id, into / archive.HEARD)
+            _write_events(conn, session.id, into / archive.EVENTS)
+            manifest = Manifest(
+                id=session.id,
+                name=session.slug,
+                agent=session.agent,
+                provider=session.provider or "",
+                base=session.base or "",
+                branch=session.branch or "",
+                conversation=lineage.conversation(conn, session.id) or "",
+                feed_offset=session.feed_offset,
+                exported_at=self._r.clock.now(),
+                **about,  # type: ignore[arg-type]
+            )
+            (into / archive.MANIFEST).write_bytes(msgspec.json.encode(manifest))
+
+        await self._r.ledger.read(write)
+
+
+def _write_events(conn: Connection, session: str, file: Path) -> None:
+    after = 0
+    with file.open("wb") as out:
+        while page := journal.lines(conn, session, after=after):
+            out.writelines(line for _, line in page)
+            after = page[-1][0]
+
+
+def _write(workspace: Workspace, gathered: Path, path: Path) -> int:
+    """Write the archive; returns how many sockets, pipes and devices it does without."""
+    with (
+        _whole(path) as file,
+        gzip.GzipFile(fileobj=file, mode="wb", compresslevel=_LEVEL, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        writing = _Writing(tar)
+        writing.entry(archive.TOP, stat.S_IFDIR | 0o700)
+        # The manifest first: who reads it knows at once what comes.
+        for name in (archive.MANIFEST, archive.EVENTS, archive.HEARD, archive.BUNDLE, archive.SUBMODULES):
+            writing.tree(gathered, name)
+        shallow = workspace.origin / "shallow"
+        if shallow.exists():
+            writing.file(f"{archive.TOP}/shallow", shallow)
+        for name in ("prompts", "result", "tape.jsonl", "shared"):
+            if (workspace.root / name).exists():
+                writing.tree(workspace.root, name)
+        return writing.left_out
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[io.BufferedWriter]:
+    """A file that gets its name when it is complete; nobody else may read it."""
+    fd, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+class _Writing:
+    """Puts trees into an archive, following no link."""
+
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+        self.left_out = 0
+
+    def tree(self, root: Path, name: str) -> None:
+        at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._add(at, name, f"{archive.TOP}/{name}", 0)
+        finally:
+            os.close(at)
+
+    def file(self, name: str, path: Path) -> None:
+        with path.open("rb") as source:
+            self._regular(source.fileno(), name)
+
+    def entry(self, name: str, mode: int, *, size: int = 0, at: float = 0.0, to: str = "") -> tarfile.TarInfo:
+        info = tarfile.TarInfo(name)
+        info.mode, info.size, info.mtime, info.linkname = stat.S_IMODE(mode) & 0o777, size, at, to
+        info.type = (
+            tarfile.DIRTYPE if stat.S_ISDIR(mode) else tarfile.SYMTYPE if stat.S_ISLNK(mode) else tarfile.REGTYPE
+        )
+        if not stat.S_ISREG(mode):
+            self._tar.addfile(info)
+        return info
+
+    def _add(self, at: int, name: str, shown: str, depth: int) -> None:
+        if depth > DEEPEST:
+            raise OSError(errno.ENAMETOOLONG, f"directories are more than {DEEPEST} deep", shown[:200])
+        status = os.stat(name, dir_fd=at, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            self.entry(shown, status.st_mode, at=status.st_mtime, to=os.readlink(name, dir_fd=at))
+        elif stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+            try:
+                if stat.S_ISDIR(os.fstat(fd).st_mode):
+                    self.entry(shown, status.st_mode, at=status.st_mtime)
+                    with os.scandir(fd) as entries:
+                        names = sorted(entry.name for entry in entries)
+                    for inner in names:
+                        self._add(fd, inner, f"{shown}/{inner}", depth + 1)
+                else:
+                    self._regular(fd, shown)
+            finally:
+                os.close(fd)
+        else:
+            self.left_out += 1
+
+    def _regular(self, fd: int, shown: str) -> None:
+        status = os.fstat(fd)
+        info = self.entry(shown, status.st_mode, size=status.st_size, at=status.st_mtime)
+        with open(fd, "rb", closefd=False) as source:
+            self._tar.addfile(info, source)

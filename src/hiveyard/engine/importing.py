@@ -1,0 +1,329 @@
+"""Taking in a session that was exported elsewhere.
+
+Whoever made the archive may mean harm: it is unpacked into one place by walking without links, git checks each object
+before anything uses it, the journal is replayed event by event through the tables of states, and what it asks for is
+cut down to what may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import (
+    BadArchive,
+    BadInput,
+    HiveyardError,
+    IllegalMove,
+    NoSuchImage,
+    NotFound,
+    RepositoryError,
+)
+from hiveyard.core.events import (
+    AnyBody,
+    MachineEvent,
+    PortEvent,
+    SessionCreated,
+    SessionImported,
+    SessionPlaced,
+    SnapshotEvent,
+    TaskEvent,
+)
+from hiveyard.core.machines import HOST
+from hiveyard.core.states import Phase
+from hiveyard.engine import archive
+from hiveyard.engine.archive import Manifest, read_manifest
+from hiveyard.engine.choice import Choice, choose
+from hiveyard.engine.git import answer, complaint, git, git_from_file
+from hiveyard.engine.git_submodules import bare_copy
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.seating import seated
+from hiveyard.engine.snapshots import uncopied
+from hiveyard.engine.spawn import SpawnRequest, check_name
+from hiveyard.engine.unpacking import unpack
+from hiveyard.engine.workspace import Meta, Workspace
+from hiveyard.kit.names import new_id, slug
+from hiveyard.store import journal, names, views
+
+_ID = re.compile(r"[2-9bcdfghjkmnpqrstvwxz]{10}\Z")
+_TANGLED = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_LONGEST = 64 << 20
+_HEADER = 4 << 20
+_TIMEOUT = 3600.0
+_REF = re.compile(r"refs/(?:heads|tags|remotes|hiveyard)/[^\s~^:?*\[\\\x00-\x1f\x7f]{1,400}\Z")
+_SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
+# Of what was asked for: what names a place of the other host, or would open this one's network.
+_NOT_TAKEN = ("record", "tape", "network", "port", "include_dirty", "provider")
+_ELSEWHERE = MachineEvent | PortEvent | SnapshotEvent | TaskEvent
+
+
+class _Line(msgspec.Struct):
+    at: float
+    turn: int | None = None
+    body: msgspec.Raw = msgspec.Raw(b"")
+    raw: bytes | None = None
+
+
+class Imports:
+    """Takes sessions in."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._r = resources
+
+    async def take(self, path: Path, *, new: bool = False, name: str | None = None, provider: str | None = None) -> str:
+        """Take in the archive at `path`; returns the session's id. It is stopped: resume it.
+
+        Its own id is kept, unless one of that id is here: then it must be `new`. Raises BadInput, BadArchive, NoSpace,
+        ProviderUnavailable; then there is nothing of it."""
+        if name is not None:
+            check_name(name)
+        if not path.is_file():
+            raise BadInput(f"{path} is no file", hint="hv export ID FILE makes one")
+        scratch = Workspace(self._r.sessions / f".import-{new_id()}")
+        try:
+            await anyio.to_thread.run_sync(_unpack, path, scratch.root)
+            manifest = read_manifest((scratch.root / archive.MANIFEST).read_bytes())
+            seated(manifest.agent)
+            id = await self._id(manifest, new)
+            choice = await self._place(manifest, provider)
+            await _repositories(scratch, manifest)
+            await self._settle(scratch, id, manifest)
+            return await self._record(id, manifest, choice, name)
+        except OSError as error:
+            raise uncopied(str(path), error) from error
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(shutil.rmtree, scratch.root, True)
+
+    async def _id(self, manifest: Manifest, new: bool) -> str:
+        if new:
+            return new_id()
+        if not _ID.match(manifest.id):
+            raise BadArchive(f"the archive's id is none: {manifest.id[:80]!r}", hint="hv import --new FILE")
+        known = await self._r.ledger.read(lambda conn: views.find_session(conn, manifest.id))
+        if known is not None or self._r.workspace(manifest.id).root.exists():
+            raise BadInput(f"there is already a session {manifest.id} here", hint="hv import --new FILE")
+        return manifest.id
+
+    async def _place(self, manifest: Manifest, wanted: str | None) -> Choice:
+        """Where it ran before, when that works here, else the strongest that does."""
+        if wanted is not None:
+            return await choose(wanted, self._r.providers)
+        before = self._r.providers.get(manifest.provider)
+        works = before is not None and (await before.readiness()).ok
+        return await choose(manifest.provider if works else "auto", self._r.providers)
+
+    async def _settle(self, scratch: Workspace, id: str, manifest: Manifest) -> None:
+        """Make a session's directory of what was unpacked, marked as unfinished until it is journaled."""
+        own, now = self._r.workspace(id), self._r.clock.now()
+
+        def settle() -> None:
+            scratch.unfinished.touch()
+            scratch.keep_keys(())
+            (scratch.root / archive.EVENTS).rename(scratch.root / "events.imported")
+            scratch.write(
+                Meta(
+                    id=id, name=manifest.name, repo="", agent=manifest.agent, status="stopped", created=now, updated=now
+                )
+            )
+            scratch.root.rename(own.root)
+
+        await anyio.to_thread.run_sync(settle)
+
+    async def _record(self, id: str, manifest: Manifest, choice: Choice, name: str | None) -> str:
+        own = self._r.workspace(id)
+        with anyio.CancelScope(shield=True):
+            try:
+                write = partial(self._write, id=id, manifest=manifest, choice=choice, name=name)
+                await self._r.ledger.store.write(write)
+            except (HiveyardError, OSError) as error:
+                await anyio.to_thread.run_sync(shutil.rmtree, own.root, True)
+                if isinstance(error, IllegalMove | NotFound):
+                    raise BadArchive(f"the archive's journal contradicts itself: {error.message}") from error
+                raise
+            for left in ("events.imported", archive.MANIFEST, archive.BUNDLE, "shallow"):
+                (own.root / left).unlink(missing_ok=True)
+            await anyio.to_thread.run_sync(shutil.rmtree, own.root / archive.SUBMODULES, True)
+            own.unfinished.unlink()
+        return id
+
+    def _write(self, conn: Connection, *, id: str, manifest: Manifest, choice: Choice, name: str | None) -> None:
+        now = self._r.clock.now()
+        wanted = name or slug(manifest.name, limit=40, fallback="session")
+        free = names.free_slug(conn, wanted)
+        if name is not None and free != name:
+            raise BadInput(f"there is already a session or task called {name}", hint=f"--name {free}")
+        began = False
+        for line, body in _events(self._r.workspace(id).root / "events.imported"):
+            if isinstance(body, SessionCreated):
+                body, began = self._created(body, free, id, manifest), True
+            at = line.at if math.isfinite(line.at) and 0 <= line.at <= now else now
+            if began and not isinstance(body, _ELSEWHERE):
+                journal.record(conn, id, body, at=at, turn=line.turn, raw=line.raw)
+        session = views.session(conn, id)
+        if session.phase is not Phase.STOPPED or session.base is None:
+            raise BadArchive(f"the archive's session is {session.phase.value}, not stopped")
+        result = views.result(conn, id)
+        said = [(session.base, session.branch)] + ([(result.base, result.branch)] if result else [])
+        if set(said) != {(manifest.base, manifest.branch)} or (result and not _SHA.match(result.head)):
+            raise BadArchive("the archive's journal and its manifest tell of different work")
+        placed = SessionPlaced(provider=choice.provider.name, tier=choice.provider.tier.value, why=choice.why)
+        imported = SessionImported(
+            exported_at=manifest.exported_at, conversation=manifest.conversation, feed_offset=manifest.feed_offset
+        )
+        for last in (placed, imported):
+            journal.record(conn, id, last, at=now)
+
+    def _created(self, body: SessionCreated, free: str, id: str, manifest: Manifest) -> SessionCreated:
+        """What was asked for, as far as a stranger may ask."""
+        known = set(SpawnRequest.__struct_fields__)
+        asked: dict[str, Any] = {
+            key: value for key, value in (body.request or {}).items() if key in known and key not in _NOT_TAKEN
+        }
+        asked |= {"repo": body.repo[:4096], "agent": manifest.agent}
+        asked.pop("name", None)
+        if not self._has_image(asked.get("image")):
+            asked.pop("image", None)
+        if self._r.workspace(id).tape.exists():
+            asked["tape"] = str(self._r.workspace(id).tape)
+        try:
+            request = msgspec.convert(asked, SpawnRequest).as_json()
+        except msgspec.ValidationError as error:
+            raise BadArchive(f"what the archive's session asked for makes no sense: {error}") from None
+        return SessionCreated(slug=free, repo=body.repo[:4096], agent=manifest.agent, request=request)
+
+    def _has_image(self, name: object) -> bool:
+        """A recipe is a program, and the host's own files are not for strangers."""
+        if not isinstance(name, str) or name == HOST.name or "/" in name or name.endswith(".toml"):
+            return False
+        try:
+            self._r.images.check(name)
+        except (NoSuchImage, BadInput):
+            return False
+        return True
+
+
+def _unpack(path: Path, into: Path) -> None:
+    """Unpack, and see that there is what an archive holds, and nothing else. Raises BadArchive, NoSpace."""
+    try:
+        with gzip.open(path, "rb") as packed:
+            unpack(packed, into)  # type: ignore[arg-type]
+    except (BadInput, gzip.BadGzipFile, EOFError) as error:
+        raise BadArchive(f"{path} is no exported session: {error}", hint="hv export ID FILE makes one") from None
+    except OSError as error:
+        if error.errno in _TANGLED:
+            raise BadArchive(f"the archive's entries do not fit together: {error.strerror}") from error
+        raise
+    for entry in into.iterdir():
+        fits = entry.name in (archive.DIRECTORIES if entry.is_dir() else archive.FILES)
+        if entry.is_symlink() or not fits or not (entry.is_dir() or entry.is_file()):
+            raise BadArchive(f"the archive holds what no session does: {entry.name[:80]!r}")
+        if entry.is_dir() and entry.name != "shared":
+            _check_plain(entry)
+    for name in (archive.MANIFEST, archive.EVENTS, archive.BUNDLE, "shared"):
+        if not (into / name).exists():
+            raise BadArchive(f"the archive is not whole: there is no {name}")
+    into.chmod(0o700)
+
+
+def _check_plain(directory: Path) -> None:
+    """The host's own files are read by name: no link is among them."""
+    for path in directory.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise BadArchive(f"the archive holds a link where none may be: {path.name[:80]!r}")
+
+
+def _events(file: Path) -> Iterator[tuple[_Line, AnyBody]]:
+    decoder = msgspec.json.Decoder(AnyBody)
+    with file.open("rb") as lines:
+        while text := lines.readline(_LONGEST):
+            try:
+                line = msgspec.json.decode(text, type=_Line)
+            except msgspec.MsgspecError as error:
+                raise BadArchive(f"the archive's journal makes no sense: {error}") from None
+            try:
+                yield line, decoder.decode(line.body)
+            except msgspec.MsgspecError:
+                continue  # of a newer Hiveyard: what it did not move here cannot be told
+
+
+# --- its repositories ------------------------------------------------------------------------------------------------
+
+
+async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
+    """Make the bare repositories anew from bundles whose every object git has checked. Raises BadArchive."""
+    if not _SHA.match(manifest.base):
+        raise BadArchive(f"the archive's base is no commit: {manifest.base[:80]!r}")
+    try:
+        await _repository(scratch.origin, scratch.root / archive.BUNDLE, manifest, scratch.root / "shallow")
+        for one in manifest.submodules:
+            file = scratch.root / archive.SUBMODULES / f"{one.copy}.bundle"
+            await _repository(bare_copy(scratch.origin, one), file, manifest, None)
+        if manifest.submodules:
+            (scratch.origin / "submodules.json").write_bytes(msgspec.json.encode(manifest.submodules))
+        await answer("cat-file", "-e", manifest.base + "^{commit}", at=scratch.origin)
+        await answer("check-ref-format", "--branch", manifest.branch, at=scratch.origin)
+        for key, value in (("name", manifest.identity[0]), ("email", manifest.identity[1])):
+            await answer("config", f"hiveyard.{key}", _plain(value), at=scratch.origin)
+        await answer("config", "hiveyard.baseref", _plain(manifest.base_ref), at=scratch.origin)
+    except RepositoryError as error:
+        raise BadArchive(f"the archive's repository is not sound: {error.message}") from error
+
+
+async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: Path | None) -> None:
+    origin.parent.mkdir(parents=True, exist_ok=True)
+    words = ("init", "--quiet", "--bare", "--template=", f"--object-format={manifest.object_format}")
+    await answer(*words, str(origin), at=origin.parent)
+    refs, offset = _header(bundle)
+    if shallow is not None and shallow.exists():
+        lines = shallow.read_text("ascii", "replace").split()
+        if not all(map(_SHA.match, lines)):
+            raise BadArchive("the archive's repository ends at what is no commit")
+        (origin / "shallow").write_text("".join(f"{line}\n" for line in lines))
+    pack = ("-c", "core.bigFileThreshold=64m", "index-pack", "--stdin", "--strict")
+    done = await git_from_file(*pack, at=origin, file=bundle, offset=offset, timeout=_TIMEOUT)
+    if not done.ok:
+        raise RepositoryError(complaint(done))
+    moves = "".join(f"create {ref} {commit}\n" for ref, commit in refs.items())
+    await answer("update-ref", "--stdin", at=origin, stdin=moves.encode())
+    whole = await git("rev-list", "--objects", "--quiet", "--all", at=origin, timeout=_TIMEOUT)
+    if not whole.ok:
+        raise RepositoryError(f"it is not complete: {complaint(whole)}")
+
+
+def _header(bundle: Path) -> tuple[dict[str, str], int]:
+    """The references of a bundle, and where its pack begins."""
+    try:
+        with bundle.open("rb") as file:
+            start = file.read(_HEADER)
+    except FileNotFoundError:
+        raise BadArchive(f"the archive is not whole: there is no {bundle.name}") from None
+    top, blank, _ = start.partition(b"\n\n")
+    first, *lines = top.decode("utf-8", "replace").split("\n")
+    if not blank or first not in ("# v2 git bundle", "# v3 git bundle"):
+        raise BadArchive(f"the archive's {bundle.name} is no git bundle")
+    refs = {}
+    for line in lines:
+        commit, _, ref = line.partition(" ")
+        if line in ("@object-format=sha1", "@object-format=sha256") or ref == "HEAD":
+            continue
+        if not _SHA.match(commit) or not _REF.match(ref) or ".." in ref:
+            raise BadArchive(f"the archive's {bundle.name} holds what it may not: {line[:120]!r}")
+        refs[ref] = commit
+    return refs, len(top) + len(blank)
+
+
+def _plain(value: str) -> str:
+    return "".join(character for character in value if character.isprintable())[:200]

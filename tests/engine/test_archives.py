@@ -1,0 +1,305 @@
+"""Sessions that go from one installation to another, and archives of people who mean harm."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hiveyard.core.errors import BadArchive, BadInput, HiveyardError, SessionNotRunning
+from hiveyard.engine.engine import Engine
+from hiveyard.engine.spawn import spawn_from_json
+from hiveyard.engine.workspace import Workspace
+from tests.engine.conftest import Yard
+from tests.engine.yards import events, spawned, told, until
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+@pytest.fixture
+def elsewhere(yard: Yard, tmp_path: Path) -> Yard:
+    return Yard(tmp_path / "elsewhere", yard.settings, {})
+
+
+async def exported(engine: Engine, repo: Path, file: Path, **more: object) -> str:
+    """A session with two turns and some work, stopped, in a file."""
+    id = await spawned(engine, repo, **more)
+    await told(engine, id, "remember apple")
+    await told(engine, id, "run echo done > work.txt; ln -s /etc/passwd link; mkfifo pipe; truncate -s 64M hole")
+    await engine.sessions.stop(id)
+    await engine.exports.export(id, file)
+    return id
+
+
+async def test_a_session_goes_on_in_the_same_conversation_on_another_installation(
+    yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "it.tar.gz"
+    async with yard.open() as engine:
+        id = await exported(engine, repo, file, budget_usd=2.0)
+        before = await engine.sessions.view(id)
+        key = Workspace(yard.places.sessions / id).keys().placeholder
+        with pytest.raises(BadInput, match="already a session"):
+            await engine.imports.take(file)
+    assert file.stat().st_mode & 0o077 == 0
+    assert file.stat().st_size < 64 << 20
+    async with elsewhere.open() as engine:
+        assert await engine.imports.take(file) == id
+        after = await engine.sessions.view(id)
+        assert (after.status, after.name, after.branch, after.base) == (
+            "stopped",
+            before.name,
+            before.branch,
+            before.base,
+        )
+        assert (after.created_at, after.budget_usd, after.turns) == (before.created_at, 2.0, 2)
+        here = Workspace(elsewhere.places.sessions / id)
+        assert here.keys().placeholder != key
+        assert sorted(path.name for path in here.root.glob("[!.]*") if path.name not in ("prompts", "events.jsonl")) == [
+            "door.json", "heard.jsonl", "meta.json", "origin.git", "result", "shared",
+        ]  # fmt: skip
+        assert os.readlink(here.shared / "repo" / "link") == "/etc/passwd"
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple"
+        turns = [event.turn for event in await events(engine, id, "turn.ended")]
+        assert turns == [1, 2, 3]
+        await engine.sessions.harvest(id)
+        (found,) = await engine.comparisons.compare([id])
+        assert "work.txt" in [changed.path for changed in found.files]
+        again = await engine.imports.take(file, new=True, name="twin")
+        assert again != id
+        assert (await engine.sessions.view(again)).name == "twin"
+        await engine.sessions.resume(again)
+        await until(engine, again, lambda view: view.status == "running")
+        assert await told(engine, again, "recall") == "kept: apple"
+        for one in (id, again):
+            await engine.sessions.stop(one)
+
+
+async def test_no_key_is_in_an_archive(yard: Yard, repo: Path, tmp_path: Path) -> None:
+    file = tmp_path / "it.tar.gz"
+    async with yard.open() as engine:
+        id = await exported(engine, repo, file)
+        keys = Workspace(yard.places.sessions / id).keys()
+    assert keys.placeholder.encode() not in gzip.decompress(file.read_bytes())
+    with tarfile.open(file) as tar:
+        assert not [name for name in tar.getnames() if "door" in name or "snapshots" in name]
+
+
+async def test_only_what_is_stopped_can_be_exported_and_nothing_is_written_over(
+    yard: Yard, repo: Path, tmp_path: Path
+) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        with pytest.raises(SessionNotRunning, match="is running"):
+            await engine.exports.export(id, tmp_path / "x")
+        await engine.sessions.stop(id)
+        (tmp_path / "x").write_text("mine")
+        with pytest.raises(BadInput, match="there already"):
+            await engine.exports.export(id, tmp_path / "x")
+        assert (tmp_path / "x").read_text() == "mine"
+
+
+# --- harm ------------------------------------------------------------------------------------------------------------
+
+Change = Callable[[dict[str, bytes], list[tarfile.TarInfo]], None]
+
+
+@contextmanager
+def changed(file: Path) -> Iterator[tuple[dict[str, bytes], list[tarfile.TarInfo]]]:
+    """The files of an archive, and entries to add to it; written back at the end of the block."""
+    with tarfile.open(file) as tar:
+        kept = [member for member in tar if not member.isreg() or member.size < 1 << 26]
+        data = {member.name: tar.extractfile(member).read() for member in kept if member.isreg()}  # type: ignore[union-attr]
+    more: list[tarfile.TarInfo] = []
+    yield data, more
+    with tarfile.open(file, "w:gz", compresslevel=1) as tar:
+        for member in kept:
+            if not member.isreg():
+                tar.addfile(member)
+            elif member.name in data:
+                member.size = len(data[member.name])
+                tar.addfile(member, io.BytesIO(data[member.name]))
+        for member in more:
+            tar.addfile(member, io.BytesIO(b"x" * member.size))
+
+
+def entry(name: str, kind: bytes = tarfile.REGTYPE, to: str = "", size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, to, size
+    return info
+
+
+def manifest(**values: object) -> Change:
+    def change(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
+        data["session/manifest.json"] = json.dumps(json.loads(data["session/manifest.json"]) | values).encode()
+
+    return change
+
+
+def journal(change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Change:
+    def apply(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
+        lines = [json.loads(line) for line in data["session/events.jsonl"].splitlines()]
+        data["session/events.jsonl"] = b"".join(json.dumps(line).encode() + b"\n" for line in change(lines))
+
+    return apply
+
+
+def body(type: str, **values: object) -> Change:
+    def change(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for line in lines:
+            if line["body"]["type"] == type:
+                line["body"] |= values
+        return lines
+
+    return journal(change)
+
+
+def adding(*entries: tarfile.TarInfo) -> Change:
+    def change(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
+        more.extend(entries)
+
+    return change
+
+
+def without(name: str) -> Change:
+    def change(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
+        del data[name]
+
+    return change
+
+
+def replaced(name: str, content: bytes) -> Change:
+    def change(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
+        data[name] = content
+
+    return change
+
+
+HARM: dict[str, Change] = {
+    "climbs out": adding(entry("session/../../climbed", size=1)),
+    "is absolute": adding(entry("/tmp/climbed", size=1)),
+    "writes through a link": adding(
+        entry("session/shared/out", tarfile.SYMTYPE, "../../../.."), entry("session/shared/out/climbed", size=1)
+    ),
+    "links a file of the host": adding(entry("session/shared/hard", tarfile.LNKTYPE, "../../hiveyard.db")),
+    "brings a door key": adding(entry("session/door.json", size=2)),
+    "brings a repository": adding(
+        entry("session/origin.git", tarfile.DIRTYPE), entry("session/origin.git/config", size=2)
+    ),
+    "brings snapshots": adding(entry("session/snapshots", tarfile.DIRTYPE)),
+    "a link among the host's files": adding(entry("session/result/changes.patch", tarfile.SYMTYPE, "/etc/passwd")),
+    "a link as the tape": adding(entry("session/tape.jsonl", tarfile.SYMTYPE, "/etc/passwd")),
+    "a newer version": manifest(version=99),
+    "an id that is a path": manifest(id="../../x"),
+    "an id that is an option": manifest(id="-rf"),
+    "a base that is an option": manifest(base="--output=/tmp/climbed"),
+    "another branch than its journal": manifest(branch="main"),
+    "a format that git does not have": manifest(object_format="--template=/tmp"),
+    "a submodule outside": manifest(
+        submodules=[{"path": "../x", "outer": "", "module": "m", "name": "n", "commit": "0" * 40, "copy": "000"}]
+    ),
+    "a submodule's copy outside": manifest(
+        submodules=[{"path": "x", "outer": "", "module": "m", "name": "n", "commit": "0" * 40, "copy": "../.."}]
+    ),
+    "no manifest": without("session/manifest.json"),
+    "no bundle": without("session/origin.bundle"),
+    "a bundle that is none": replaced("session/origin.bundle", b"# v2 git bundle\n\nPACK"),
+    "a bundle with an odd reference": replaced(
+        "session/origin.bundle", b"# v2 git bundle\n" + b"0" * 40 + b" refs/heads/../../x\n\nPACK"
+    ),
+    "a journal that is none": replaced("session/events.jsonl", b"{]\n"),
+    "an empty journal": replaced("session/events.jsonl", b""),
+    "a journal that goes nowhere": journal(lambda lines: lines[:3]),
+    "a journal that begins twice": journal(lambda lines: lines[:1] + lines),
+    "a session that runs": journal(lambda lines: [line for line in lines if line["body"]["type"] != "session.stopped"]),
+    "a base in the journal that is an option": body("session.prepared", base="--output=/tmp/climbed"),
+    "a head that is an option": body("result.collected", head="--output=/tmp/climbed"),
+    "an unknown agent": manifest(agent="nobody"),
+    "a wish that makes no sense": body("session.created", request={"repo": "x", "memory_mib": -4}),
+}
+
+
+@pytest.fixture(scope="module")
+def once() -> dict[str, bytes]:
+    return {}
+
+
+@pytest.mark.parametrize("harm", HARM)
+async def test_harm_is_refused_and_leaves_nothing(
+    yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path, once: dict[str, bytes], harm: str
+) -> None:
+    file = tmp_path / "it.tar.gz"
+    if "archive" not in once:
+        async with yard.open() as engine:
+            id = await spawned(engine, repo)
+            await told(engine, id, "run echo done > work.txt")
+            await engine.sessions.stop(id)
+            await engine.exports.export(id, file)
+        once["archive"] = file.read_bytes()
+    file.write_bytes(once["archive"])
+    with changed(file) as (data, more):
+        HARM[harm](data, more)
+    async with elsewhere.open() as engine:
+        with pytest.raises(HiveyardError) as refused:
+            await engine.imports.take(file)
+        assert isinstance(refused.value, BadArchive | BadInput) or refused.value.code == "agent.unknown"
+        assert await engine.sessions.views(over=True) == []
+        assert list(elsewhere.places.sessions.iterdir()) == []
+    assert not list(tmp_path.rglob("climbed"))
+    assert not Path("/tmp/climbed").exists()
+
+
+async def test_what_a_stranger_may_not_ask_for_is_dropped(
+    yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "it.tar.gz"
+    async with yard.open() as engine:
+        await exported(engine, repo, file)
+    wish = {
+        "repo": str(repo),
+        "record": "/etc/climbed",
+        "network": "open",
+        "image": "/etc/x.toml",
+        "tape": "/etc/shadow",
+    }
+    others = [{"type": "machine.booting", "machine": "hv-other", "provider": "qemu"},
+              {"type": "port.opened", "host_port": 22, "guest_port": 22}]  # fmt: skip
+    with changed(file) as (data, more):
+        body("session.created", request=wish)(data, more)
+        journal(lambda lines: [*lines, *({"seq": 1, "at": 1e300, "session": "x", "body": one} for one in others)])(
+            data, more
+        )
+    async with elsewhere.open() as engine:
+        id = await engine.imports.take(file)
+        row = await engine.sessions.row(id)
+        request = spawn_from_json(row.request)
+        assert (request.record, request.tape, request.network, request.image) == (None, None, "door", None)
+        assert (await engine.sessions.view(id)).port is None
+        assert not await events(engine, id, "machine.booting", "port.opened")
+
+
+async def test_what_is_no_archive_is_told_in_one_line(yard: Yard, tmp_path: Path) -> None:
+    async with yard.open() as engine:
+        for content in (b"", b"no archive", gzip.compress(b"no tar"), gzip.compress(b"no tar" * 1000)[:40]):
+            (tmp_path / "x").write_bytes(content)
+            with pytest.raises(BadArchive, match="is no exported session"):
+                await engine.imports.take(tmp_path / "x")
+        with pytest.raises(BadInput, match="is no file"):
+            await engine.imports.take(tmp_path)
+        assert list(yard.places.sessions.iterdir()) == []
