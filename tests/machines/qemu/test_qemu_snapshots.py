@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -203,9 +204,26 @@ async def test_a_paused_machine_stands_still_and_goes_on(litter: Litter) -> None
         before = (litter.root / parent / "log").read_bytes()
         await anyio.sleep(1)
         assert (litter.root / parent / "log").read_bytes() == before
+        server = _server(litter.yard.state, parent)
         await vm_provider(litter.yard.state).resume(parent)
         await litter.provider.resume(parent)
         await litter.counted(parent, beyond=len(before.split()))
+        await litter.provider.pause(parent)
+        await litter.provider.terminate(parent)
+        with anyio.fail_after(30):
+            while server.exists():  # noqa: ASYNC110
+                await anyio.sleep(0.1)
+
+
+def _server(state: Path, name: str) -> Path:
+    """The process that serves a machine's session."""
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    socket = next(words[6] for words in lines if words[-1] == str(state / name / "session.sock"))
+    for owner in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(str(fd.readlink()) == f"socket:[{socket}]" for fd in (owner / "fd").iterdir()):
+                return owner
+    raise AssertionError(f"nobody serves the session of {name}")
 
 
 async def test_a_full_disk_leaves_the_machine_running_and_nothing_half(

@@ -22,6 +22,7 @@ from hiveyard.machines.served.files import ANSWER, HEAD, LONGEST, Files
 from hiveyard.machines.served.tree import Tree, libc
 
 MOST_HELD = 8 << 20
+_LOOK = 2.0
 PAUSE, FENCE, GO = 1001, 1002, 1003
 
 
@@ -50,7 +51,11 @@ class Server:
             readers: list[socket.socket] = [self._asker or self._listener]
             if self._held < MOST_HELD and not self._quiet:
                 readers.append(self._guest)
-            ready, writable, _ = select.select(readers, [self._guest] if self._going else [], [])
+            # While it is quiet the guest is not read, and so its end is not seen.
+            pause = _LOOK if self._quiet else None
+            ready, writable, _ = select.select(readers, [self._guest] if self._going else [], [], pause)
+            if self._quiet and self._ended():
+                return
             if self._guest in ready and not self._receive():
                 return
             if writable:
@@ -60,6 +65,11 @@ class Server:
                 self._asker.setblocking(True)
             elif self._asker in ready:
                 self._ask()
+
+    def _ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self._guest, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _receive(self) -> bool:
         try:
