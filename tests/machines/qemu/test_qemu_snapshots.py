@@ -226,9 +226,7 @@ def _server(state: Path, name: str) -> Path:
     raise AssertionError(f"nobody serves the session of {name}")
 
 
-async def test_a_full_disk_leaves_the_machine_running_and_nothing_half(
-    litter: Litter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_disk_leaves_the_machine_running_and_nothing_half(litter: Litter) -> None:
     async with counting(litter) as parent:
         at, _ = await litter.counted(parent)
         # A file system that is too small for a snapshot.
