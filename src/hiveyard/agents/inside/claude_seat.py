@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import time
 import unicodedata
 import uuid
@@ -70,7 +71,10 @@ def sit(settings: dict[str, Any]) -> int:
     argv = [*settings["argv"], "--settings", str(place / "settings.json"), *_conversation(config, settings)]
     own = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
     env = {"EDITOR": str(editor), "VISUAL": str(editor), "HIVEYARD_EDITOR": own}
-    return run(argv, env, feed, ears.listen)
+    try:
+        return run(argv, env, feed, ears.listen)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _conversation(config: Path, settings: dict[str, Any]) -> list[str]:
@@ -173,10 +177,10 @@ def _slim(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def say(settings: dict[str, Any]) -> int:
-    place, feed = runtime(settings["state"]), Feed(settings["feed"])
     text = Path(settings["prompt"]).read_text(encoding="utf-8", errors="replace")
     if not _essence(text):
         raise Refused("the prompt is empty")
+    place, feed = runtime(settings["state"]), Feed(settings["feed"])
     with alone(place / "say"):
         until(lambda: _status(settings) != "", settings["patience"])
         heard = Tail(feed.path, feed.size())

@@ -10,6 +10,7 @@ import base64
 import http.client
 import json
 import secrets
+import shutil
 import socket
 import threading
 from collections.abc import Mapping
@@ -52,7 +53,10 @@ def sit(settings: dict[str, Any]) -> int:
     argv = [*settings["argv"], "--port", str(server["port"]), "--hostname", "127.0.0.1"]
     if settings["conversation"]:
         argv += ["--session", settings["conversation"]]
-    return run(argv, {"OPENCODE_SERVER_PASSWORD": str(server["password"])}, feed, ears.listen)
+    try:
+        return run(argv, {"OPENCODE_SERVER_PASSWORD": str(server["password"])}, feed, ears.listen)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _free_port() -> int:
@@ -196,10 +200,10 @@ class _Server:
 
 
 def say(settings: dict[str, Any]) -> int:
-    place = runtime(settings["state"])
     text = Path(settings["prompt"]).read_text(encoding="utf-8", errors="replace")
     if not text.strip():
         raise Refused("the prompt is empty")
+    place = runtime(settings["state"])
     session = _session(place, settings["patience"])
     _Server(place).ask("POST", f"/session/{session}/prompt_async", {"parts": [{"type": "text", "text": text}]})
     return 0
