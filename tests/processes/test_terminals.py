@@ -258,8 +258,8 @@ async def test_an_interactive_shell_has_job_control(shared: Place) -> None:
         await argv_of(shared, Command(argv=("bash", "--norc", "-i"), env={"PS1": "ready> "}))
     ) as somebody:
         await somebody.sees("ready>")
-        somebody.type("sleep 1000\r")
-        await anyio.sleep(0.5)
+        somebody.type("bash -c 'echo begun-$((1)); exec sleep 1000'\r")
+        await somebody.sees("begun-1")
         somebody.type("\x1a")
         await somebody.sees("Stopped")
         somebody.type("kill %1; stty size\r")

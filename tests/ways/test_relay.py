@@ -98,7 +98,7 @@ async def test_a_port_on_which_nobody_listens_closes_at_once(shared: Place, tmp_
                     await connection.receive()
 
 
-async def test_two_hundred_connections_at_once_do_not_mix(shared: Place, guest: Guest, tmp_path: Path) -> None:
+async def test_many_connections_at_once_do_not_mix(shared: Place, guest: Guest, tmp_path: Path) -> None:
     many = 20 if shared.offer.provider.tier is Tier.VM else 100
 
     async def one(port: int) -> None:

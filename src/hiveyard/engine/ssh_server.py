@@ -13,7 +13,6 @@ import os
 import pty
 import struct
 import termios
-import tty
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -37,6 +36,7 @@ _PIECE = 64 << 10
 _HIGH = 1 << 20
 _LOGIN = 30.0
 _FAILED = 255
+_LOCAL_MODES = 3
 _OURS = ("localhost", "127.0.0.1", "::1")
 _SFTP = (
     "for p in /usr/lib/openssh/sftp-server /usr/lib/ssh/sftp-server /usr/libexec/openssh/sftp-server"
@@ -313,8 +313,6 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         try:
             self._resize = lambda rows, columns: _resize(master, rows, columns)
             self._resize(*self._size)
-            # The program makes it so itself; what comes before that must not be echoed.
-            tty.setraw(slave)
             os.set_blocking(master, False)
             words = ["setsid", "--ctty", "--wait", *argv]
             async with process.running(words, stdin=slave, stdout=slave, stderr=slave) as child:
@@ -339,6 +337,10 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         return one_line(said.decode("utf-8", "replace"), 40)
 
     async def _keys(self, master: int) -> None:
+        # What comes before the program has taken the terminal over would be echoed twice. To make it raw here would
+        # not do: ssh takes over to the guest how the terminal stands.
+        while termios.tcgetattr(master)[_LOCAL_MODES] & termios.ICANON:  # noqa: ASYNC110 (a terminal tells nobody)
+            await anyio.sleep(0.02)
         while data := await self._pipe.take():
             left = memoryview(data)
             while left:
