@@ -66,6 +66,15 @@ async def test_an_agent_in_the_middle_of_staging_is_not_disturbed(repo: Repo, se
     assert said == "AM staged\nSecond\n"
 
 
+async def test_a_change_in_the_same_moment_and_of_the_same_size_is_seen(repo: Repo, session: Session) -> None:
+    base = await begin(repo, session)
+    await session.agent(
+        "git config core.trustctime false; cp -p README.md /tmp/then.$$; echo six > README.md;"
+        "touch -r /tmp/then.$$ README.md .git/index; rm /tmp/then.$$"
+    )
+    assert (await aside(session, base)).files == 1
+
+
 async def test_work_in_submodules_comes_out_and_their_heads_stay(whole: Repo, session: Session) -> None:
     taken = await repository.take(repository.parse_source(str(whole.path)), session.origin)
     await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)

@@ -52,10 +52,10 @@ def use_tool(line: str) -> None:
 
 
 def turn(prompt: str) -> None:
+    interrupted.clear()
     print(f"<{prompt}>", flush=True)
     tell("prompted", text=prompt)
     word, _, rest = prompt.partition(" ")
-    interrupted.clear()
     if word == "remember":
         kept.append(rest)
         memory.write_text(json.dumps(kept))

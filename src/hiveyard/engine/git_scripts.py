@@ -77,7 +77,8 @@ index=$own/index
 if [[ $aside ]]; then
   index=$root/.aside.$$.index
   trap 'rm -f -- "$index" "$index.lock"' EXIT
-  [[ ! -e $own/index ]] || cp -- "$own/index" "$index" || exit 50
+  # By its time git knows which files changed so soon after it that only their content tells.
+  [[ ! -e $own/index ]] || cp -p -- "$own/index" "$index" || exit 50
   export GIT_INDEX_FILE=$index GIT_OPTIONAL_LOCKS=0
 else
   # The agent is gone; locks of what it had begun hold nobody up but us.

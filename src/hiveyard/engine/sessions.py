@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, Cancelled, HiveyardError, SessionNotRunning
-from hiveyard.core.events import SessionCreated, SessionPaused, SessionUnpaused, TurnCreated
+from hiveyard.core.events import SessionCreated, SessionPaused, SessionPreparing, SessionUnpaused, TurnCreated
 from hiveyard.core.ports import Guest, Pauses, Provider, Terminals
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine import room
@@ -52,8 +52,8 @@ class Sessions:
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, NoMemory for what can be told beforehand: then
         there is no session."""
-        request.checked()
         seated(request.agent or self._r.settings.agent)
+        request.checked()
         await check(request, self._r)
         await self._check_room(request)
         id = new_id()
@@ -98,16 +98,21 @@ class Sessions:
             raise
 
     async def resume(self, id: str) -> None:
-        """Go on in a new machine. One that is at work is a success. Raises NoMemory, SessionNotRunning."""
-        if id in self._stays:
-            return
+        """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success. Raises
+        NoMemory, SessionNotRunning."""
+        if (stay := self._stays.get(id)) is not None and stay.stop.reason is not None:
+            await stay.over.wait()
         session = await self.row(id)
+        if session.phase in AT_WORK:
+            return
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
         await anyio.to_thread.run_sync(self._r.workspace(id).check)
         await self._check_room(_request(session), besides=id)
-        if id not in self._stays:
-            self.begin(id)
+        now = self._r.clock.now()
+        with anyio.CancelScope(shield=True):
+            if await self._r.ledger.store.write(lambda conn: _taken_up(conn, id, now)):
+                self.begin(id)
 
     async def stop(self, id: str) -> None:
         """End its machine and keep its files; returns when that is done. One that is stopped is a success."""
@@ -261,6 +266,14 @@ class Sessions:
             hint = f"hv stop {session.slug} ends it and keeps its files"
             raise BadInput(f"{session.provider} cannot freeze a machine", hint=hint)
         return provider
+
+
+def _taken_up(conn: Connection, id: str, at: float) -> bool:
+    """Journal that a session goes on; False when another has done so meanwhile."""
+    if views.session(conn, id).phase is not Phase.STOPPED:
+        return False
+    journal.record(conn, id, SessionPreparing(), at=at)
+    return True
 
 
 def _request(session: SessionRow) -> SpawnRequest:

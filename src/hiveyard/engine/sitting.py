@@ -94,9 +94,6 @@ class Sitting:
                 await self.resources.manager.stop(guest, helper.name, grace=1)
         return info
 
-    async def exit_code(self, guest: Guest) -> int | None:
-        return (await self.resources.terminals.get(guest, TERMINAL)).exit_code
-
     # --- listening ---------------------------------------------------------------------------------------------------
 
     async def _meaning(self) -> Meaning:

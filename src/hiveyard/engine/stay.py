@@ -214,7 +214,7 @@ class Stay:
     async def _why(self, guest: Guest, sitting: Sitting) -> str:
         if self.stop.reason is not None:
             return self.stop.reason.message
-        code = await sitting.exit_code(guest)
+        code = (await sitting.end(guest)).exit_code
         how = "is gone" if code is None else f"ended with exit code {code}"
         return f"the agent's program {how}"
 
