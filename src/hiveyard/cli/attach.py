@@ -36,12 +36,13 @@ def sit_down(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    """Signals of the terminal reach the program by themselves; it decides what they mean."""
+    """Keys that are signals reach the program by themselves; it decides what they mean. That the terminal went away
+    is told to whoever leads its session, which may be us."""
     child: subprocess.Popen[bytes] | None = None
 
     def passed(number: int, frame: object) -> None:
-        if child is not None and number == signal.SIGTERM:
-            child.terminate()
+        if child is not None and number in (signal.SIGTERM, signal.SIGHUP):
+            child.send_signal(number)
 
     before = {number: signal.signal(number, passed) for number in _SIGNALS}
     try:
