@@ -18,6 +18,7 @@ from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
 from hiveyard.api.sessions import add_sessions
 from hiveyard.api.snapshots import add_snapshots
 from hiveyard.api.streams import event_lines, progress_lines
+from hiveyard.api.system import add_system
 from hiveyard.core.errors import (
     BadArchive,
     BadInput,
@@ -78,6 +79,7 @@ def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
     _add_tasks(app, engine)
     add_sessions(app, engine)
     add_snapshots(app, engine)
+    add_system(app, engine)
     _add_images(app, engine)
     describe(app)
     return app

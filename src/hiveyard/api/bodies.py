@@ -70,6 +70,21 @@ class RewindAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: bool = False
 
 
+class ExportAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of the host that is to be made; an absolute path."""
+
+    path: str
+
+
+class ImportAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An exported session to be taken in; an absolute path. `new` gives it an id of its own."""
+
+    path: str
+    new: bool = False
+    name: str | None = None
+    provider: str | None = None
+
+
 class BuildLine(msgspec.Struct, frozen=True):
     """Where a build is."""
 

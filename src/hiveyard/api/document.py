@@ -11,7 +11,9 @@ from fastapi.openapi.utils import get_openapi
 from hiveyard.api.bodies import (
     BuildLine,
     End,
+    ExportAsked,
     Image,
+    ImportAsked,
     Problem,
     Prompt,
     Removed,
@@ -25,7 +27,9 @@ from hiveyard.api.bodies import (
 from hiveyard.core.events import Event
 from hiveyard.engine.comparing import Compared
 from hiveyard.engine.doctor import Check
+from hiveyard.engine.exporting import Exported
 from hiveyard.engine.forking import Forked, ForkRequest
+from hiveyard.engine.housekeeping import Costs, Pruned
 from hiveyard.engine.report import Report
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.roster import SessionView
@@ -36,8 +40,9 @@ from hiveyard.engine.spawn import SpawnRequest
 _ASKED = (TaskRequest, SpawnRequest, Prompt, TerminalAsked, SnapshotAsked, ForkRequest, RewindAsked)
 _ANSWERED = (Report, SessionView, TurnTaken, TerminalProgram, Source, Image, Check, Version, Removed, Problem)
 _OF_SNAPSHOTS = (SnapshotView, Forked, Compared)
+_OF_THE_SYSTEM = (ExportAsked, ImportAsked, Exported, Costs, Pruned)
 _STREAMED = (Event, BuildLine, End)
-BODIES = (*_ASKED, *_ANSWERED, *_OF_SNAPSHOTS, *_STREAMED)
+BODIES = (*_ASKED, *_ANSWERED, *_OF_SNAPSHOTS, *_OF_THE_SYSTEM, *_STREAMED)
 _REF = "#/components/schemas/{name}"
 
 

@@ -68,6 +68,15 @@ def count(n: int) -> str:
     return f"{n / 1000:.1f}k" if n < 1_000_000 else f"{n / 1_000_000:.1f}M"
 
 
+def size(bytes: float) -> str:
+    """`312 B`, `4.2 MB`, `1.3 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if bytes < 1000:
+            return f"{bytes:.0f} {unit}" if bytes >= 100 or unit == "B" else f"{bytes:.1f} {unit}"
+        bytes /= 1000
+    return f"{bytes:.1f} GB"
+
+
 def status(task: dict[str, Any]) -> str:
     return click.style(task["status"], fg=STATUS_COLOURS.get(task["status"]))
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from hiveyard.core.errors import BadInput
 
@@ -120,6 +121,19 @@ class Machine:
     created_at: float = 0.0
     reason: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """Something of a provider's that takes space. `kind` is what it is: `made` from an image by `prepare`, a `machine`,
+    a `snapshot`, or what is `left` of half-made ones. `image` is an id, empty where it is of none. It lies at `place`,
+    or in a backend that says its `size` in bytes."""
+
+    kind: Literal["made", "machine", "snapshot", "left"]
+    name: str
+    image: str = ""
+    place: Path | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

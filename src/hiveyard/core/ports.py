@@ -16,6 +16,7 @@ from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, Result
 from hiveyard.core.events import AgentEvent
 from hiveyard.core.machines import (
     Capabilities,
+    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -199,6 +200,17 @@ class Snapshots(Protocol):
 
     async def remove_snapshot(self, snapshot: str) -> None:
         """Absent is a success. Machines that go on from it live on."""
+
+
+@runtime_checkable
+class Holds(Protocol):
+    """A provider that can tell what it takes space for."""
+
+    async def holdings(self) -> list[Holding]:
+        """All of it, as it is now; made by this installation or in a cache that several share."""
+
+    async def discard(self, holding: Holding) -> None:
+        """Remove what is `left`; absent is a success."""
 
 
 @runtime_checkable

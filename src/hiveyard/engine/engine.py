@@ -26,6 +26,7 @@ from hiveyard.engine.comparing import Comparisons
 from hiveyard.engine.doctor import Check, examine
 from hiveyard.engine.exporting import Exports
 from hiveyard.engine.forking import Forks
+from hiveyard.engine.housekeeping import Housekeeping
 from hiveyard.engine.images import ImageStock
 from hiveyard.engine.importing import Imports
 from hiveyard.engine.job import Job
@@ -62,6 +63,7 @@ class Engine:
         self.comparisons = Comparisons(resources, self.sessions)
         self.exports = Exports(resources, self.sessions)
         self.imports = Imports(resources)
+        self.housekeeping = Housekeeping(resources)
         self.pid = os.getpid()
 
     @property

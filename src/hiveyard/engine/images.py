@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from hiveyard.core.errors import MachineNotReady
+from hiveyard.core.errors import MachineNotReady, ProviderUnavailable
 from hiveyard.core.machines import HOST, Image, Report, Shape
 from hiveyard.core.ports import Provider
 from hiveyard.engine.choice import choose
@@ -55,6 +56,16 @@ class ImageStock:
         settings = self._settings
         return Shape(memory_mib=settings.memory_mib, cpus=settings.cpus, disk_gib=settings.disk_gib)
 
+    def find(self, name: str) -> Image | None:
+        """The image that a recipe's name or file, or an id, stands for now; None when that is not built. Raises as
+        `check`."""
+        found = None if name == HOST.name else self._images.resolve(name)
+        return found if isinstance(found, Image) else None
+
+    def remains(self) -> Sequence[Path]:
+        """What builds that are at work, or were killed, have on disk."""
+        return sorted(self._images.directory.glob(".building-*"))
+
     def list(self) -> list[Image]:
         return self._images.list()
 
@@ -72,6 +83,7 @@ class ImageStock:
         if users:
             raise MachineNotReady(f"the image {image.id} is used by {', '.join(users)}", hint="hv ps -a; hv rm TASK")
         for provider in self._providers.values():
-            await provider.release_image(image.id)
+            with suppress(ProviderUnavailable):  # what it has of the image is found when it works again
+                await provider.release_image(image.id)
         self._images.remove(image.id)
         return image.id

@@ -43,6 +43,7 @@ from hiveyard.core.errors import (
 from hiveyard.core.machines import (
     HOST,
     Capabilities,
+    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -62,6 +63,7 @@ from hiveyard.machines.bubblewrap.entrance import Entrance
 from hiveyard.machines.bubblewrap.record import Made, Record
 from hiveyard.machines.bubblewrap.rootfs import Roots
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
+from hiveyard.machines.bubblewrap.trees import remove_tree
 from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -149,6 +151,14 @@ class BubblewrapProvider:
 
     async def release_image(self, image_id: str) -> None:
         await self._roots.release(image_id)
+
+    async def holdings(self) -> list[Holding]:
+        machines = [Holding(kind="machine", name=name, place=self._state / name) for name in sorted(await self.names())]
+        return [*self._roots.holdings(), *machines]
+
+    async def discard(self, holding: Holding) -> None:
+        assert holding.kind == "left" and holding.place is not None
+        await anyio.to_thread.run_sync(remove_tree, holding.place)
 
     # --- machines -----------------------------------------------------------------------------------------------
 

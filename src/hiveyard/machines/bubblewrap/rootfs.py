@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 
 from hiveyard.core.errors import BadInput, NoSpace, NoSuchImage, ProviderError
-from hiveyard.core.machines import Image, Report
+from hiveyard.core.machines import Holding, Image, Report
 from hiveyard.kit import files, process
 from hiveyard.machines.bubblewrap.trees import remove_tree
 
@@ -77,3 +77,14 @@ class Roots:
         with contextlib.suppress(FileNotFoundError):
             gone = path.rename(path.with_name(f".{image_id}.new-gone"))
             await anyio.to_thread.run_sync(remove_tree, gone)
+
+    def holdings(self) -> list[Holding]:
+        """The unpacked images, and what is left of half-unpacked ones."""
+        if not self._directory.is_dir():
+            return []
+        found = []
+        for path in sorted(path for path in self._directory.iterdir() if path.is_dir()):
+            half = path.name.startswith(".")
+            image = path.name.removeprefix(".").partition(".")[0]
+            found.append(Holding(kind="left" if half else "made", name=path.name, image=image, place=path))
+        return found

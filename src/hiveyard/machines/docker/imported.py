@@ -18,9 +18,9 @@ from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
 from hiveyard.core.errors import NoSuchImage, ProviderError
-from hiveyard.core.machines import Image, Report
+from hiveyard.core.machines import Holding, Image, Report
 from hiveyard.kit import files
-from hiveyard.machines.docker.container import GUEST_UID, tag
+from hiveyard.machines.docker.container import GUEST_UID, REPOSITORY, tag
 from hiveyard.machines.docker.engine import foreign
 
 _PIECE = 1 << 20
@@ -76,6 +76,19 @@ async def remove_image(client: Docker, image_id: str) -> None:
                 ) from error
             if error.status != 404:
                 raise
+
+
+async def holdings(client: Docker) -> list[Holding]:
+    """Images of ours in the engine, with the bytes that it says they take."""
+    with foreign("listing images"):
+        listed = await client.images.list(filter=REPOSITORY)
+    found = []
+    for made in listed:
+        for name in made.get("RepoTags") or []:
+            repository, _, image = name.rpartition(":")
+            if repository == REPOSITORY:
+                found.append(Holding(kind="made", name=name, image=image, size=int(made["Size"])))
+    return found
 
 
 async def import_trial(client: Docker) -> str:

@@ -38,6 +38,7 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.machines import (
     Capabilities,
+    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -122,6 +123,13 @@ class DockerProvider:
     async def release_image(self, image_id: str) -> None:
         async with self._engine.connect() as client:
             await imported.remove_image(client, image_id)
+
+    async def holdings(self) -> list[Holding]:
+        async with self._engine.connect() as client:
+            return await imported.holdings(client)
+
+    async def discard(self, holding: Holding) -> None:
+        """An engine removes what is left of its own imports itself."""
 
     # --- machines -----------------------------------------------------------------------------------------------
 

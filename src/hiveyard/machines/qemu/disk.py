@@ -103,7 +103,7 @@ class Disks:
             return found
         report("making a disk from the image (once per image)")
         for remains in self._root.glob(f".new-{image.id}-*"):
-            await _remove_tree(remains)
+            await remove_tree(remains)
         root = self._root / f"{image.id}-{disk_gib}g-{_digest_of_inside()}"
         fresh = self._root / f".new-{image.id}-{new_id()}"
         fresh.mkdir(parents=True)
@@ -115,7 +115,7 @@ class Disks:
             return disk._replace(root=root)
         finally:
             if fresh.exists():
-                await _remove_tree(fresh)
+                await remove_tree(fresh)
 
 
 async def _make(image: Image, disk_gib: int, root: Path, group: int | None) -> Disk:
@@ -142,7 +142,7 @@ async def _make(image: Image, disk_gib: int, root: Path, group: int | None) -> D
         os.chown(raw, -1, group)
     lazy = "lazy_itable_init=1,lazy_journal_init=1"
     await _tool("mkfs.ext4", "-q", "-F", "-E", lazy, "-m", "0", "-d", str(tree), str(raw))
-    await _remove_tree(tree)
+    await remove_tree(tree)
     host_key = key.export_public_key().decode().strip()
     files.write_atomic(root / "host_key.pub", host_key.encode())
     return Disk(root, host_key)
@@ -292,6 +292,7 @@ async def _tool(*argv: str, stdin: bytes = b"") -> None:
     raise ProviderError(f"making a disk: {done.command()} said: {said}")
 
 
-async def _remove_tree(path: Path) -> None:
+async def remove_tree(path: Path) -> None:
+    """Remove a directory and all below it; absent is a success."""
     # Not shutil: without root, files of other users are inside.
     await _tool("rm", "-rf", "--", str(path))

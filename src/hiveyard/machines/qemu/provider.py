@@ -25,6 +25,7 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.machines import (
     Capabilities,
+    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -41,9 +42,10 @@ from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator, Accelerators
 from hiveyard.machines.qemu.command import DOOR_ADDRESS
-from hiveyard.machines.qemu.disk import Disk, Disks
+from hiveyard.machines.qemu.disk import Disk, Disks, remove_tree
 from hiveyard.machines.qemu.entry import Entries, GuestExec
 from hiveyard.machines.qemu.forking import Fork, bring_up
+from hiveyard.machines.qemu.holdings import held
 from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, processor, space_named, version
 from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.making import make
@@ -180,6 +182,13 @@ class QemuProvider:
         async with holding(self._cache / "locks" / image_id):
             await anyio.to_thread.run_sync(self._templates.remove_image, image_id)
             await anyio.to_thread.run_sync(self._disks.remove, image_id)
+
+    async def holdings(self) -> list[Holding]:
+        return await anyio.to_thread.run_sync(held, self._state, self._cache)
+
+    async def discard(self, holding: Holding) -> None:
+        assert holding.kind == "left" and holding.place is not None
+        await remove_tree(holding.place)
 
     # Machines.
 

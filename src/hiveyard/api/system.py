@@ -1,0 +1,37 @@
+"""The routes of what is around sessions: moving them between installations, and the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+
+from hiveyard.api.answers import answer, body
+from hiveyard.api.bodies import ExportAsked, ImportAsked
+from hiveyard.api.document import gives, takes
+from hiveyard.engine.engine import Engine
+from hiveyard.engine.exporting import Exported
+from hiveyard.engine.housekeeping import Costs, Pruned
+from hiveyard.engine.parsing import parsed
+from hiveyard.engine.roster import SessionView
+
+
+def add_system(app: FastAPI, engine: Engine) -> None:
+    @app.post("/v1/sessions/{ref}/export", **takes(ExportAsked), **gives(Exported, 201))
+    async def export(ref: str, request: Request) -> Response:
+        asked = parsed(await body(request), ExportAsked, "export request")
+        return answer(await engine.exports.export(await engine.resolve(ref), Path(asked.path)), 201)
+
+    @app.post("/v1/imports", **takes(ImportAsked), **gives(SessionView, 201))
+    async def import_(request: Request) -> Response:
+        asked = parsed(await body(request), ImportAsked, "import request")
+        id = await engine.imports.take(Path(asked.path), new=asked.new, name=asked.name, provider=asked.provider)
+        return answer(await engine.sessions.view(id), 201)
+
+    @app.get("/v1/system/df", **gives(Costs))
+    async def df() -> Response:
+        return answer(await engine.housekeeping.costs())
+
+    @app.post("/v1/system/prune", **gives(Pruned))
+    async def prune(all: bool = False, dry_run: bool = False) -> Response:
+        return answer(await engine.housekeeping.prune(all=all, dry_run=dry_run))

@@ -1,0 +1,123 @@
+"""Verbs about the installation: what it takes on disk, and sessions that come and go between installations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hiveyard.api.client import quoted
+from hiveyard.cli import show
+from hiveyard.cli.connect import connect
+from hiveyard.cli.names import SESSION
+from hiveyard.cli.options import JSON
+from hiveyard.core.errors import BadInput
+from hiveyard.kit.text import one_line
+
+
+@click.group()
+def system() -> None:
+    """What Hiveyard takes on disk."""
+
+
+@system.command("df")
+@click.option("-v", "--verbose", is_flag=True, help="Each thing on its own.")
+@JSON
+def df(verbose: bool, as_json: bool) -> None:
+    """Show what everything really takes on disk; what is shared counts once, where it was met first."""
+    found = connect().call("GET", "/v1/system/df")
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    if verbose:
+        rows = [[one["kind"], one_line(one["name"], 60), show.size(one["size"]), one["freed_by"], one["why"]]
+                for one in sorted(found["costs"], key=lambda one: -one["size"])]  # fmt: skip
+        show.table(rows, ["KIND", "NAME", "SIZE", "FREED BY", "WHY"])
+    else:
+        show.table(_by_kind(found["costs"]), ["KIND", "COUNT", "SIZE", "PRUNE FREES", "PRUNE --ALL FREES"])
+    every = show.size(found["reclaimable_all"])
+    click.echo(f"\n{show.size(found['total'])} in all; hv system prune frees {show.size(found['reclaimable'])}, "
+               f"with --all {every}; {show.size(found['free'])} are free")  # fmt: skip
+
+
+@system.command("prune")
+@click.option("--dry-run", is_flag=True, help="Only say what would be freed.")
+@click.option("--all", "everything", is_flag=True, help="Also images that no session uses.")
+@JSON
+def prune(dry_run: bool, everything: bool, as_json: bool) -> int:
+    """Free what nothing needs: half-made remains, images of which there is a newer one, and what was made of images
+    that are gone. Never what a session or a snapshot needs; sessions may run meanwhile."""
+    done = connect().call("POST", "/v1/system/prune", all=everything, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+        return 1 if done["failed"] else 0
+    for one in done["removed"]:
+        click.echo(f"{one['kind']} {one_line(one['name'], 60)}  {show.size(one['size'])}  {one['why']}")
+    for said in done["failed"]:
+        click.echo(f"not freed: {one_line(said, 300)}", err=True)
+    click.echo(f"{'would free' if dry_run else 'freed'} {show.size(done['freed'])}")
+    return 1 if done["failed"] else 0
+
+
+def _by_kind(costs: list[dict[str, Any]]) -> list[list[str]]:
+    kinds = dict.fromkeys(one["kind"] for one in costs)
+    rows = []
+    for kind in kinds:
+        of_it = [one for one in costs if one["kind"] == kind]
+        sums = [
+            sum(one["size"] for one in of_it if one["freed_by"] in when)
+            for when in (("prune",), ("prune", "prune --all"))
+        ]
+        rows.append([kind, str(len(of_it)), show.size(sum(one["size"] for one in of_it)), *map(show.size, sums)])
+    return rows
+
+
+@click.command("export", short_help="Write a stopped session into a file.")
+@SESSION
+@click.argument("file", type=click.Path())
+@JSON
+def export(session: str, file: str, as_json: bool) -> None:
+    """Write a stopped session into FILE, or with - to stdout: its files, its conversation and its journal, without any
+    key and without its snapshots. `hv import` takes it in on another machine."""
+    client, path = connect(), f"/v1/sessions/{quoted(session)}/export"
+    if file != "-":
+        done = client.call("POST", path, {"path": str(Path(file).absolute())})
+        click.echo(json.dumps(done) if as_json else f"{done['path']}  {show.size(done['size'])}")
+        return
+    if sys.stdout.isatty():
+        raise BadInput("an archive is nothing to look at", hint=f"hv export {session} {session}.hv.tar.gz")
+    with tempfile.TemporaryDirectory(prefix="hv-export-") as scratch:
+        whole = Path(scratch) / "session.tar.gz"
+        client.call("POST", path, {"path": str(whole)})
+        with whole.open("rb") as source:
+            shutil.copyfileobj(source, sys.stdout.buffer)
+
+
+@click.command("import", short_help="Take in a session that was exported.")
+@click.argument("file", type=click.Path())
+@click.option("--new", is_flag=True, help="Give it a new id: one of its own id may be here.")
+@click.option("--name", help="What to call it (default: its name).")
+@click.option("--provider", help="Where it is to run (default: where it ran, or the strongest that works).")
+@JSON
+def import_(file: str, new: bool, name: str | None, provider: str | None, as_json: bool) -> None:
+    """Take in a session from FILE, or with - from stdin; `hv resume` goes on with it in the same conversation. An
+    archive of a stranger is safe to take in: what runs of it runs in a machine."""
+    with tempfile.TemporaryDirectory(prefix="hv-import-") as scratch:
+        path = Path(file).absolute()
+        if file == "-":
+            path = Path(scratch) / "session.tar.gz"
+            with path.open("wb") as target:
+                shutil.copyfileobj(sys.stdin.buffer, target)
+        found = connect().call(
+            "POST", "/v1/imports", {"path": str(path), "new": new, "name": name, "provider": provider}
+        )
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"{found['name']} is here: hv resume {found['name']}", err=True)
+    click.echo(found["id"])
