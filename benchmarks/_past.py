@@ -1,4 +1,4 @@
-"""A journal with a past: tasks that are over, as if they had been run here."""
+"""A journal with a past: tasks that are over and sessions that are stopped, as if they had been here."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ PROMPT = "Make the failing test of the basket pass, and say in a sentence what w
 DAY = 86400.0
 
 
-async def past(home: Path, tasks: int) -> None:
-    """Write `tasks` tasks of the last days into the journal of the installation at `home`; no daemon may run there."""
+async def past(home: Path, *, tasks: int, sessions: int) -> None:
+    """Write so many tasks and sessions of the last days into the journal of the installation at `home`; no daemon may
+    run there."""
     clock = SystemClock()
     where = places({"HIVEYARD_HOME": str(home)})
     where.data.mkdir(parents=True, exist_ok=True)
@@ -29,8 +30,32 @@ async def past(home: Path, tasks: int) -> None:
         def write(conn: Connection) -> None:
             for number in range(tasks):
                 _task(conn, number, begun + 7 * DAY * number / tasks)
+            for number in range(sessions):
+                _session(conn, number, begun + 7 * DAY * number / sessions)
 
         await store.write(write)
+
+
+def _session(conn: Connection, number: int, at: float) -> None:
+    """One with two turns, whose machine is gone."""
+    id, slug, repo = new_id(), f"shop-{number}", "/home/somebody/work/shop"
+    own = (e.TaskCreated, e.SessionCreated, e.TaskAssigned, e.TaskStarted, e.TaskCompleted, e.SessionFinished)
+    request = {"repo": repo, "agent": "claude", "prompt": PROMPT, "network": "door"}
+    life = [body for body in _story(f"hv-{id}", slug) if not isinstance(body, own)]
+    end = next(place for place, body in enumerate(life) if isinstance(body, e.MachineStopping))
+    again = [body for body in life if isinstance(body, e.TurnEvent | e.AgentEvent | e.DoorEvent)]
+    story = [
+        e.SessionCreated(slug=slug, repo=repo, agent="claude", request=request),
+        e.SessionPlaced(provider="qemu", tier="vm"),
+        *life[:end],
+        *again,
+        *life[end:],
+        e.SessionStopped(reason="stopped"),
+    ]
+    turn = 0
+    for later, body in enumerate(story):
+        turn += isinstance(body, e.TurnStarted)
+        journal.record(conn, id, body, at=at + later, turn=turn or None)
 
 
 def _task(conn: Connection, number: int, at: float) -> None:

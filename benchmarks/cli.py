@@ -1,9 +1,9 @@
 """What a call of `hv` takes as a whole process, from fork to exit.
 
-    python -m benchmarks.cli [--json] [--n N] [--tasks N]
+    python -m benchmarks.cli [--json] [--n N] [--tasks N] [--sessions N]
 
-The floor is the same interpreter doing nothing, in turn with the others, so that noise hits all. `hv ps` asks a daemon
-that is up and has many tasks in its journal.
+The floor is the same interpreter doing nothing, in turn with the others, so that noise hits all. `hv ps` and
+`hv list` ask a daemon that is up and has many tasks and sessions in its journal.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ from benchmarks._yard import Yard, yard
 CONFIG = '[engine]\nprovider = "bubblewrap"\nimage = "host"\n'
 
 
-AIMS = {"hv --help": "100 ms", "hv ps": "150 ms", "hv ps --all --limit 20": "150 ms"}
+AIMS = {
+    "hv --help": "100 ms",
+    "hv ps": "150 ms",
+    "hv ps --all --limit 20": "150 ms",
+    "hv list, 1000 sessions": "300 ms",
+}
 
 
-def measure(home: Yard, tasks: int, n: int) -> Figures:
+def measure(home: Yard, *, tasks: int, sessions: int, n: int) -> Figures:
     floor = Timed("python -c pass (floor)")
     calls = {
         floor: [sys.executable, "-c", "pass"],
@@ -36,6 +41,8 @@ def measure(home: Yard, tasks: int, n: int) -> Figures:
         Timed("hv ps"): home.argv("ps"),
         Timed("hv ps --all --limit 20"): home.argv("ps", "--all", "--limit", "20"),
         Timed(f"hv ps --all, {tasks} tasks"): home.argv("ps", "--all"),
+        Timed(f"hv list, {sessions} sessions"): home.argv("list"),
+        Timed(f"hv list --json, {sessions} sessions"): home.argv("list", "--json"),
     }
     for number in range(n + 3):
         for timed, argv in calls.items():
@@ -64,11 +71,14 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--n", type=int, default=50, help="how often each is called")
     parser.add_argument("--tasks", type=int, default=1000, help="tasks in the journal")
+    parser.add_argument("--sessions", type=int, default=1000, help="sessions in the journal")
     options = parser.parse_args()
     with yard(CONFIG) as home:
-        tell(f"writing {options.tasks} tasks into the journal of a scratch installation")
-        anyio.run(past, home.home, options.tasks)
-        figures = measure(home, options.tasks, options.n)
+        tell(
+            f"writing {options.tasks} tasks and {options.sessions} sessions into the journal of a scratch installation"
+        )
+        anyio.run(lambda: past(home.home, tasks=options.tasks, sessions=options.sessions))
+        figures = measure(home, tasks=options.tasks, sessions=options.sessions, n=options.n)
     figures.show(as_json=options.json)
     return figures.status
 
