@@ -28,9 +28,11 @@ from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
 from hiveyard.door.settings import from_environment
 from hiveyard.engine.engine import Engine, running
+from hiveyard.engine.host_ports import HostPorts
 from hiveyard.engine.images import ImageStock
 from hiveyard.engine.ledger import Ledger
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.ssh_keys import SshKeys
 from hiveyard.images.images import Images
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.files import locked
@@ -38,7 +40,7 @@ from hiveyard.kit.group import first
 from hiveyard.machines.bubblewrap.provider import BubblewrapProvider
 from hiveyard.machines.docker.provider import DockerProvider
 from hiveyard.machines.qemu.provider import QemuProvider
-from hiveyard.places import Places, places
+from hiveyard.places import Places, host_ports_place, places
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.tmux import Tmux
 from hiveyard.store.database import open_store
@@ -148,6 +150,9 @@ async def resources(
                 doors=doors,
                 keys=keys,
                 settings=settings.engine,
+                ports=settings.ports,
+                host_ports=HostPorts(host_ports_place()),
+                ssh_keys=SshKeys(here.ssh),
                 clock=clock,
                 sessions=here.sessions,
                 door_directory=here.doors,

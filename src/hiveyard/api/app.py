@@ -15,6 +15,7 @@ from hiveyard.api.answers import answer, body, stream
 from hiveyard.api.bodies import BuildLine, Image, Problem, Removed, Version, built, problem
 from hiveyard.api.bounds import LAST_SEQ, BoundedBodies, while_wanted
 from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
+from hiveyard.api.reach import add_reach
 from hiveyard.api.sessions import add_sessions
 from hiveyard.api.snapshots import add_snapshots
 from hiveyard.api.streams import event_lines, progress_lines
@@ -28,6 +29,7 @@ from hiveyard.core.errors import (
     MachineNotReady,
     NoSuchImage,
     NotFound,
+    PortTaken,
     RepositoryError,
     SessionDamaged,
     SessionInUse,
@@ -47,6 +49,7 @@ _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (NotFound, 404),
     (NoSuchImage, 404),
     (BranchExists, 409),
+    (PortTaken, 409),
     (MachineNotReady, 409),
     (SessionNotRunning, 409),
     (SessionInUse, 409),
@@ -78,6 +81,7 @@ def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
     _add_daemon(app, engine, shut_down)
     _add_tasks(app, engine)
     add_sessions(app, engine)
+    add_reach(app, engine)
     add_snapshots(app, engine)
     add_system(app, engine)
     _add_images(app, engine)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from hiveyard.core import machines
@@ -83,6 +85,19 @@ class ImportAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     new: bool = False
     name: str | None = None
     provider: str | None = None
+
+
+class PortAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Port `guest` of a machine, to be reached at port `host` of the host's loopback; null: one that is free."""
+
+    guest: Annotated[int, msgspec.Meta(ge=1, le=65535)]
+    host: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+
+
+class SshConfig(msgspec.Struct, frozen=True):
+    """Lines for ~/.ssh/config."""
+
+    text: str
 
 
 class BuildLine(msgspec.Struct, frozen=True):

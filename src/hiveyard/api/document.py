@@ -14,11 +14,13 @@ from hiveyard.api.bodies import (
     ExportAsked,
     Image,
     ImportAsked,
+    PortAsked,
     Problem,
     Prompt,
     Removed,
     RewindAsked,
     SnapshotAsked,
+    SshConfig,
     TerminalAsked,
     TerminalProgram,
     TurnTaken,
@@ -32,17 +34,18 @@ from hiveyard.engine.forking import Forked, ForkRequest
 from hiveyard.engine.housekeeping import Costs, Pruned
 from hiveyard.engine.report import Report
 from hiveyard.engine.request import TaskRequest
-from hiveyard.engine.roster import SessionView
+from hiveyard.engine.roster import OpenPort, SessionView
 from hiveyard.engine.snapshots import SnapshotView
 from hiveyard.engine.source import Source
 from hiveyard.engine.spawn import SpawnRequest
 
-_ASKED = (TaskRequest, SpawnRequest, Prompt, TerminalAsked, SnapshotAsked, ForkRequest, RewindAsked)
+_ASKED = (TaskRequest, SpawnRequest, Prompt, TerminalAsked, PortAsked, SnapshotAsked, ForkRequest, RewindAsked)
 _ANSWERED = (Report, SessionView, TurnTaken, TerminalProgram, Source, Image, Check, Version, Removed, Problem)
+_OF_REACH = (OpenPort, SshConfig)
 _OF_SNAPSHOTS = (SnapshotView, Forked, Compared)
 _OF_THE_SYSTEM = (ExportAsked, ImportAsked, Exported, Costs, Pruned)
 _STREAMED = (Event, BuildLine, End)
-BODIES = (*_ASKED, *_ANSWERED, *_OF_SNAPSHOTS, *_OF_THE_SYSTEM, *_STREAMED)
+BODIES = (*_ASKED, *_ANSWERED, *_OF_REACH, *_OF_SNAPSHOTS, *_OF_THE_SYSTEM, *_STREAMED)
 _REF = "#/components/schemas/{name}"
 
 

@@ -175,6 +175,7 @@ class Engine:
             await Berth(id, self._r.providers[row.provider], None, self._r.ledger).release()
         await self.snapshots.remove_all(id)
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_of(id), ignore_errors=True))
+        await anyio.to_thread.run_sync(self._r.ssh_keys.forget, id)
         await self._r.ledger.store.write(lambda conn: journal.forget(conn, id))
         await anyio.to_thread.run_sync(self._r.workspace(id).remove)
 

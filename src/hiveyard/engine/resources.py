@@ -9,9 +9,11 @@ from pathlib import Path
 from hiveyard.core.ports import ProcessManager, Provider
 from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
+from hiveyard.engine.host_ports import HostPorts
 from hiveyard.engine.images import ImageStock
 from hiveyard.engine.ledger import Ledger
-from hiveyard.engine.settings import EngineSettings
+from hiveyard.engine.settings import EngineSettings, PortSettings
+from hiveyard.engine.ssh_keys import SshKeys
 from hiveyard.engine.workspace import Workspace
 from hiveyard.kit.clock import Clock
 
@@ -29,6 +31,9 @@ class Resources:
     doors: Doors
     keys: Keys
     settings: EngineSettings
+    ports: PortSettings
+    host_ports: HostPorts
+    ssh_keys: SshKeys
     clock: Clock
     sessions: Path
     door_directory: Path

@@ -19,12 +19,15 @@ from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine import room
 from hiveyard.engine.berth import machine_name
 from hiveyard.engine.harvest import glean
+from hiveyard.engine.host_ports import Owner
 from hiveyard.engine.prompts import Prompts
+from hiveyard.engine.reaching import Reach
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.roster import SessionView, own, view, views_of
 from hiveyard.engine.seating import seated
 from hiveyard.engine.sitting import Sitting
 from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
+from hiveyard.engine.ssh_keys import config
 from hiveyard.engine.stay import Stay
 from hiveyard.engine.wish import check_prompt
 from hiveyard.engine.wishing import check
@@ -57,6 +60,8 @@ class Sessions:
         await check(request, self._r)
         await self._check_room(request)
         id = new_id()
+        if request.port is not None:
+            await self._check_port(id, request.port)
         with anyio.CancelScope(shield=True):
             await self._create(id, request)
             self.begin(id)
@@ -157,6 +162,33 @@ class Sessions:
             raise BadInput(f"{session.provider} has no terminals for people", hint=f"hv logs -f {session.slug}")
         return await provider.terminal(machine_name(id), command)
 
+    async def open_port(self, id: str, guest: int, wanted: int | None) -> int:
+        """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
+        return await (await self._reach(id)).open(guest, wanted)
+
+    async def close_port(self, id: str, guest: int) -> None:
+        """Absent is a success."""
+        await (await self._reach(id)).close(guest)
+
+    async def ssh_config(self, id: str) -> str:
+        """What makes `ssh hv-NAME` lead into the session. Raises SessionNotRunning for one that had no port yet."""
+        seen = await self.view(id)
+        if seen.port is None:
+            raise SessionNotRunning(f"{seen.name} has no port for ssh yet", hint=f"hv resume {seen.name}")
+        user = self._provider(await self.row(id)).capabilities.user
+        keys = await anyio.to_thread.run_sync(self._r.ssh_keys.of, id)
+        return config(seen.name, id, seen.port, user, keys)
+
+    async def reachable(self, id: str) -> None:
+        """Raises SessionNotRunning for one whose machine takes no commands now."""
+        await self._sitting(id)
+
+    async def _reach(self, id: str) -> Reach:
+        await self._sitting(id)
+        reach = self._stays[id].reach
+        assert reach is not None
+        return reach
+
     async def pause(self, id: str) -> None:
         """Freeze its machine. One that is frozen is a success."""
         session, stay = await self.row(id), await self.stay(id)
@@ -220,6 +252,11 @@ class Sessions:
             stay.over.set()
 
     # --- small things ------------------------------------------------------------------------------------------------
+
+    async def _check_port(self, id: str, port: int) -> None:
+        """Raises PortTaken."""
+        held = await self._r.host_ports.reserve(Owner(id, id), wanted=port)
+        await self._r.host_ports.release(held)
 
     async def _check_room(self, request: SpawnRequest, *, besides: str | None = None) -> None:
         settings = self._r.settings

@@ -41,6 +41,7 @@ from hiveyard.engine.ground import Ground
 from hiveyard.engine.harvest import glean
 from hiveyard.engine.judge import as_failure
 from hiveyard.engine.prompts import Prompts
+from hiveyard.engine.reaching import Reach, reaching
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.seating import seated, turn_of
 from hiveyard.engine.sitting import GRACE, Sitting
@@ -75,6 +76,7 @@ class Stay:
         self._on_turn_over = on_turn_over
         self.scope = anyio.CancelScope()
         self.sitting: Sitting | None = None
+        self.reach: Reach | None = None
         self.berth: Berth | None = None
         self._leave = anyio.CancelScope()
         self._frozen: anyio.Event | None = None
@@ -111,8 +113,9 @@ class Stay:
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
                 berth = await self._settle(session, request)
             self.berth = berth
-            self.sitting = await self._sitting(request, berth)
-            return await self._inhabit(berth, self.sitting)
+            async with reaching(session, berth.provider, self._r, wanted=request.port) as self.reach:
+                self.sitting = await self._sitting(request, berth)
+                return await self._inhabit(berth, self.sitting)
 
     async def _settle(self, session: SessionRow, request: SpawnRequest) -> Berth:
         """Have the machine, ready. One that is there is used."""

@@ -1,0 +1,75 @@
+"""The ports of a session at work: what was open before is open again, on the same ports of the host where that can be,
+and what changed is journaled."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+
+from hiveyard.core.events import AnyBody, PortClosed, PortOpened
+from hiveyard.core.ports import Provider
+from hiveyard.engine.berth import machine_name
+from hiveyard.engine.host_ports import Owner
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.ways import SSH, Ways, ways
+from hiveyard.store import views
+from hiveyard.store.views import SessionRow
+
+
+class Reach:
+    """The ways into one session, each of them journaled."""
+
+    def __init__(self, session: SessionRow, ways: Ways, resources: Resources) -> None:
+        self._session = session
+        self._ways = ways
+        self._r = resources
+
+    async def restore(self, wanted: int | None) -> None:
+        """Open ssh, on the `wanted` port the first time, and what was open before. Raises PortTaken, NoFreePort."""
+        rows = await self._r.ledger.read(views.ports)
+        mine = {row.guest_port: row.host_port for row in rows if row.session == self._session.id}
+        others = {row.host_port for row in rows if row.session != self._session.id}
+        first = wanted if SSH not in mine else None
+        await self._ways.open_ssh(self._r.ports, wanted=first, former=mine.get(SSH), avoid=others)
+        for guest, host in mine.items():
+            if guest != SSH:
+                await self._ways.open(guest, former=host)
+        await self._journal(mine)
+
+    async def open(self, guest: int, wanted: int | None) -> int:
+        """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
+        before = self._ways.opened
+        await self._ways.open(guest, wanted=wanted)
+        await self._journal(before)
+        return self._ways.opened[guest]
+
+    async def close(self, guest: int) -> None:
+        """Absent is a success."""
+        before = self._ways.opened
+        await self._ways.close(guest)
+        if guest in before:
+            await self._r.ledger.record(self._session.id, PortClosed(host_port=before[guest]))
+
+    async def _journal(self, before: dict[int, int]) -> None:
+        """What is open now and was not, and what it took the place of."""
+        now = self._ways.opened
+        moved = {guest: host for guest, host in now.items() if before.get(guest) != host}
+        closed: list[AnyBody] = [PortClosed(host_port=before[guest]) for guest in moved if guest in before]
+        opened = [PortOpened(host_port=host, guest_port=guest) for guest, host in moved.items()]
+        if opened:
+            await self._r.ledger.record(self._session.id, *closed, *opened)
+
+
+@asynccontextmanager
+async def reaching(
+    session: SessionRow, provider: Provider, resources: Resources, *, wanted: int | None
+) -> AsyncIterator[Reach]:
+    """The ways into a session's machine, open for as long as the block lasts. Raises PortTaken, NoFreePort."""
+    keys = await anyio.to_thread.run_sync(resources.ssh_keys.of, session.id)
+    owner = Owner(session.id, session.slug)
+    async with ways(owner, provider, machine_name(session.id), resources.host_ports, keys) as opened:
+        reach = Reach(session, opened, resources)
+        await reach.restore(wanted)
+        yield reach
