@@ -281,12 +281,19 @@ class Stay:
         return await self._ended(error.message, as_failure(error))
 
     async def _ended(self, reason: str, failure: Failure | None) -> list[AnyBody]:
-        if self.sitting is not None:
-            for number, body in self.sitting.course.cut(failure):
-                await self._ledger.record(self.id, body, turn=number)
+        for number, body in (await self._course()).cut(failure):
+            await self._ledger.record(self.id, body, turn=number)
         async with self._ledger.phase(self.id, "release"):
             problems = await self._cleared()
         return [*problems, SessionStopped(reason=reason)]
+
+    async def _course(self) -> Course:
+        """Its turns; also of one whose machine was found dead, so that nobody sat down."""
+        if self.sitting is not None:
+            return self.sitting.course
+        session = await self._session()
+        rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
+        return Course(session.agent, rows, None)
 
     async def _cleared(self) -> list[AnyBody]:
         """Remove the machine, if there is one. What keeps it from going is said, not raised: recovery tries again."""

@@ -1,0 +1,105 @@
+"""Leaving a session and coming back: detached, after kill -9 of everything, and many at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.person import person
+
+from .conftest import Stage
+
+pytestmark = pytest.mark.anyio
+MANY = 8
+
+
+def crash(stage: Stage, id: str) -> None:
+    """Kill all that runs in a session's machine: whoever has its directory for /session."""
+    shared = f"{stage.home}/data/sessions/{id}/shared"
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            mounts = [line.split()[3:5] for line in (process / "mountinfo").read_text().splitlines()]
+            if [shared, "/session"] in mounts:
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+async def test_type_see_leave_and_the_screen_is_there_again(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo)
+    async with person(stage.argv("attach", id), env=stage.env) as somebody:
+        before = somebody.modes()
+        await somebody.sees("puppet")
+        somebody.type("remember typed\r")
+        await somebody.sees("done: remember typed")
+        somebody.type("\x02d")
+        assert await somebody.leaves() == 0
+        assert somebody.modes() == before
+    assert stage.said(id) == ["done: remember typed"], "a person's own turn is one, too"
+    assert stage("send", id, "run echo meanwhile", "--wait").returncode == 0
+    async with person(stage.argv("attach", id), env=stage.env) as again:
+        await again.sees("done: remember typed")
+        await again.sees("<run echo meanwhile>")
+        again.type("recall\r")
+        await again.sees("kept: typed")
+        async with person(stage.argv("attach", "--read-only", id), env=stage.env) as reader:
+            await reader.sees("kept: typed")
+            reader.type("remember nothing\r")
+            again.type("recall\r")
+            await reader.sees("kept: typed")
+            assert "nothing" not in again.screen
+        again.type("\x02d")
+        assert await again.leaves() == 0
+    assert stage.session(id)["status"] == "running"
+
+
+async def test_spawn_can_sit_down_at_once(stage: Stage, repo: Path) -> None:
+    async with person(stage.argv("spawn", str(repo), "--name", "mine", "--attach"), env=stage.env) as somebody:
+        await somebody.sees("puppet")
+        somebody.type("die 0\r")
+        assert await somebody.leaves() == 0
+    stage.until("mine", lambda body: body["type"] == "session.stopped")
+    assert [one["reason"] for one in stage.json("list")] == ["the agent's program ended with exit code 0"]
+
+
+def test_after_a_reboot_the_list_is_true_at_once_and_resume_goes_on(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "--name", "mine", "-m", "remember apples")
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    stage("send", id, "wait")
+    stage.until(id, lambda body: body.get("text") == "wait")
+    stage.kill_daemon()
+    crash(stage, id)
+    stage.wake()
+    stage.until(id, lambda body: body["type"] == "session.stopped")
+    session = stage.session("mine")
+    assert (session["status"], session["turns"]) == ("stopped", 2)
+    assert f"hv-{id}" in session["reason"]
+    assert stage("resume", "mine").returncode == 0
+    assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
+
+
+def test_a_daemon_that_is_killed_is_not_noticed_by_the_agent(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "-m", "wait")
+    stage.until(id, lambda body: body.get("text") == "wait")
+    stage.kill_daemon()
+    stage.wake()
+    assert stage("interrupt", id).returncode == 0
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    assert stage("send", id, "recall", "--wait").returncode == 0
+    types = [event["body"]["type"] for event in stage.events(id)]
+    assert (types.count("machine.ready"), types.count("agent.started"), types.count("turn.started")) == (1, 1, 2)
+
+
+def test_eight_at_once(stage: Stage, repo: Path) -> None:
+    with ThreadPoolExecutor(MANY) as pool:
+        ids = list(pool.map(lambda n: stage.spawn(repo, "--name", f"s{n}", "-m", f"remember {n}"), range(MANY)))
+        sent = pool.map(lambda id: stage("send", id, "recall", "--wait"), ids)
+        assert [done.stdout.splitlines()[-1] for done in sent] == [f"kept: {n}" for n in range(MANY)]
+        list(pool.map(lambda id: stage("stop", id), ids))
+        assert {one["status"] for one in stage.json("list")} == {"stopped"}
+        assert all(done.returncode == 0 for done in pool.map(lambda id: stage("resume", id), ids))
+        again = pool.map(lambda id: stage("send", id, "recall", "--wait"), ids)
+        assert [done.stdout.splitlines()[-1] for done in again] == [f"kept: {n}" for n in range(MANY)]
