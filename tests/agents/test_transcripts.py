@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hiveyard import agents
@@ -32,7 +34,7 @@ def test_a_second_reading_tells_the_same(agent: str, case: str) -> None:
 
 @pytest.mark.parametrize("agent", CASES)
 def test_no_transcript_holds_a_path_of_the_machine_it_was_made_on(agent: str) -> None:
-    for file in directory(agent).iterdir():
+    for file in filter(Path.is_file, directory(agent).rglob("*")):
         words = file.read_bytes().replace(b"/$bunfs/root", b"")  # a place inside the program itself
         assert b"/root" not in words, file
         assert b"/work" not in words, file
