@@ -62,12 +62,12 @@ class Yard(Hv):
         return subprocess.run(self.argv("events", "--raw", task), env=self.env, capture_output=True).stdout
 
     def close(self) -> None:
-        """Remove every task and stop the daemon; nothing may be left."""
+        """Remove every task and session and stop the daemon; nothing may be left."""
         try:
-            tasks = self.json("ps", "-a")
+            tasks, sessions = self.json("ps", "-a"), self.json("list", "-a")
             assert isinstance(tasks, list), tasks
-            for task in tasks:
-                removed = self("rm", "-f", task["id"])
+            for work in (*tasks, *sessions):
+                removed = self("rm", "-f", work["id"])
                 assert removed.returncode == 0, removed.stderr
             assert list(self.sessions.iterdir()) == []
             assert list((self.home / "run" / "doors").iterdir()) == []

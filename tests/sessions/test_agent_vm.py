@@ -1,0 +1,98 @@
+"""The whole life of a session, as Agent VM tests its own: real opencode, real machines; only the model is scripted."""
+
+from __future__ import annotations
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hiveyard.testing.script import say, shell
+from tests.engine.conftest import repo
+from tests.main_job.conftest import Opening, Speaking, Yard, docker_socket, opening, portal, speaking
+
+__all__ = ["docker_socket", "opening", "portal", "repo", "speaking"]
+pytestmark = pytest.mark.real
+
+SCRIPTS = {
+    "first": [shell("echo three > c.txt"), say("The third is there.")],
+    "more": [say("I remember the third.")],
+}
+AT_ONCE = {"docker": 8, "qemu": 2}
+
+
+def spawned(yard: Yard, repo: Path, *words: str) -> str:
+    done = yard("spawn", "--repo", str(repo), "--agent", "opencode", *words, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def by_ssh(yard: Yard, id: str, command: str) -> subprocess.CompletedProcess[str]:
+    """What a person's own ssh says, with what `hv ssh-config` gives them."""
+    config = yard.home / f"ssh-{id}"
+    config.write_text(yard("ssh-config", id).stdout)
+    host = next(line.split()[1] for line in config.read_text().splitlines() if line.startswith("Host "))
+    return subprocess.run(
+        ["ssh", "-F", str(config), host, command], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.parametrize("provider", ["docker", "qemu"])
+def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
+    with speaking([], scripts=SCRIPTS) as model, opening(provider, model) as yard:
+        id = spawned(yard, repo, "--prompt", "[[script:first]] make the third", "--name", "third")
+        session = yard.json("show", id)
+        assert session["status"] == "running"
+        inside = by_ssh(
+            yard, id, "whoami; tmux has-session -t agent && echo seated; ls /session; cat /session/prompt.txt"
+        )
+        assert inside.returncode == 0, inside.stderr
+        said = inside.stdout.splitlines()
+        assert said[:2] == ["agent", "seated"]
+        assert {"repo", "prompt.txt"} <= set(said)
+        assert said[-1] == "[[script:first]] make the third"
+        ended(yard, id, 1)
+        assert (yard.sessions / id / "shared" / "repo" / "c.txt").read_text() == "three\n"
+
+        assert yard("stop", id, timeout=120).returncode == 0
+        assert [one["status"] for one in yard.json("list")] == ["stopped"]
+        resumed = yard("resume", id, timeout=600)
+        assert resumed.stdout.strip() == id, resumed.stderr
+        again = yard.json("show", id)
+        assert (again["status"], again["port"]) == ("running", session["port"])
+        asked = yard("send", id, "[[script:more]] which was it?", "--wait", timeout=300)
+        assert "I remember the third." in asked.stdout, asked.stderr
+        assert b"make the third" in model.requests[-1].body, "the agent knows what was said before"
+        assert yard("stop", id, timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("provider", ["docker", "qemu"])
+def test_many_at_once(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
+    many = AT_ONCE[provider]
+    with speaking([], scripts=SCRIPTS) as model, opening(provider, model) as yard, ThreadPoolExecutor(many) as pool:
+        words = ("--prompt", "[[script:first]] make the third", "--memory", "1024")
+        ids = list(pool.map(lambda n: spawned(yard, repo, *words, "--name", f"s{n}"), range(many)))
+        list(pool.map(lambda id: ended(yard, id, 1), ids))
+        sessions = yard.json("list")
+        assert len({one["port"] for one in sessions}) == many
+        for id in ids:
+            assert (yard.sessions / id / "shared" / "repo" / "c.txt").read_text() == "three\n"
+        assert {done.stdout for done in pool.map(lambda id: by_ssh(yard, id, "whoami"), ids)} == {"agent\n"}
+        list(pool.map(lambda id: yard("stop", id, timeout=120), ids))
+        assert {one["status"] for one in yard.json("list")} == {"stopped"}
+
+
+def ended(yard: Yard, id: str, turn: int) -> None:
+    """Wait for a turn's good end."""
+    follower = yard.start("events", "-f", id)
+    assert follower.stdout is not None
+    try:
+        for line in follower.stdout:
+            if '"turn.ended"' in line and f'"turn": {turn}' in line:
+                assert '"succeeded"' in line, line
+                return
+    finally:
+        follower.kill()
+        follower.communicate()
+    raise AssertionError("the events ended")
