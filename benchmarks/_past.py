@@ -38,7 +38,7 @@ async def past(home: Path, *, tasks: int, sessions: int) -> None:
 
 def _session(conn: Connection, number: int, at: float) -> None:
     """One with two turns, whose machine is gone."""
-    id, slug, repo = new_id(), f"shop-{number}", "/srv/work/shop"
+    id, slug, repo = new_id(), f"shop-{number}", "/srv/code/shop"
     own = (e.TaskCreated, e.SessionCreated, e.TaskAssigned, e.TaskStarted, e.TaskCompleted, e.SessionFinished)
     request = {"repo": repo, "agent": "claude", "prompt": PROMPT, "network": "door"}
     life = [body for body in _story(f"hv-{id}", slug) if not isinstance(body, own)]
@@ -66,7 +66,7 @@ def _task(conn: Connection, number: int, at: float) -> None:
 
 
 def _story(machine: str, slug: str) -> list[e.AnyBody]:
-    repo, branch, commit = "/srv/work/shop", f"hv/{slug}", "0123456789abcdef" * 2 + "01234567"
+    repo, branch, commit = "/srv/code/shop", f"hv/{slug}", "0123456789abcdef" * 2 + "01234567"
     usage = Usage(input_tokens=1200, output_tokens=300, cache_read_tokens=40_000, cost_usd=0.034, requests=1)
     return [
         e.TaskCreated(slug=slug, request={"repo": repo, "prompt": PROMPT, "agent": "claude"}),
