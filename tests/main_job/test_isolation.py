@@ -101,9 +101,9 @@ def _neighbour(yard: Yard, repo: Path) -> Path:
 
 
 def _asked(yard: Yard, host: Bait, keys: list[str], neighbour: Path) -> dict[str, Any]:
-    meta = json.loads((yard.sessions / neighbour.name / "meta.json").read_text())
+    door = json.loads((yard.sessions / neighbour.name / "door.json").read_text())
     sought = {f"key{number}": key for number, key in enumerate(keys)}
-    sought |= {"neighbour": meta["placeholder"], "own": "a mark of its own"}
+    sought |= {"neighbour": door["placeholder"], "own": "a mark of its own"}
     addresses = ["127.0.0.1", "::1", *FOREIGN, *own_addresses()]
     run = yard.home / "run"
     return {
