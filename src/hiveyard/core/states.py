@@ -113,7 +113,6 @@ NEXT_TURN: Mapping[TurnState | None, Mapping[type[e.Body], TurnState]] = {
 # An activity is a glance, not a state that anything depends on: any event may change it, whatever it was before.
 ACTIVITY: Mapping[type[e.Body], Activity] = {
     e.TurnStarted: Activity.THINKING,
-    e.AgentStarted: Activity.THINKING,
     e.AgentPrompted: Activity.THINKING,
     e.AgentAsked: Activity.WAITING,
     e.SessionPaused: Activity.PAUSED,

@@ -330,7 +330,8 @@ class Stay:
                 yield door
 
     def _budget_spent(self) -> None:
-        self.stop.ask(BudgetSpent("the session's budget is spent", hint="hv resume ID --budget DOLLARS"))
+        hint = "hv diff shows its work; hv spawn --budget DOLLARS begins another"
+        self.stop.ask(BudgetSpent("the session's budget is spent", hint=hint))
 
     async def _session(self) -> SessionRow:
         return await self._ledger.read(lambda conn: views.session(conn, self.id))
