@@ -19,7 +19,7 @@ SCRIPTS = {
     "first": [shell("echo three > c.txt"), say("The third is there.")],
     "more": [say("I remember the third.")],
 }
-AT_ONCE = {"docker": 8, "qemu": 2}
+AT_ONCE = {"docker": 8}
 
 
 def spawned(yard: Yard, repo: Path, *words: str) -> str:
@@ -38,7 +38,7 @@ def by_ssh(yard: Yard, id: str, command: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("provider", ["docker", "qemu"])
+@pytest.mark.parametrize("provider", ["docker"])
 def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
     with speaking([], scripts=SCRIPTS) as model, opening(provider, model) as yard:
         id = spawned(yard, repo, "--prompt", "[[script:first]] make the third", "--name", "third")
@@ -67,7 +67,7 @@ def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: S
         assert yard("stop", id, timeout=120).returncode == 0
 
 
-@pytest.mark.parametrize("provider", ["docker", "qemu"])
+@pytest.mark.parametrize("provider", ["docker"])
 def test_many_at_once(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
     many = AT_ONCE[provider]
     with speaking([], scripts=SCRIPTS) as model, opening(provider, model) as yard, ThreadPoolExecutor(many) as pool:
