@@ -8,6 +8,7 @@ from hiveyard.core.errors import Ambiguous, NotFound
 from hiveyard.store.schema import sessions, tasks
 
 _SHOWN = 10
+_LIST = "hv list -a, or hv ps -a"
 
 
 def resolve(conn: Connection, ref: str) -> str:
@@ -20,7 +21,7 @@ def resolve(conn: Connection, ref: str) -> str:
         for match in (lambda c: c.id == ref, lambda c: c.slug == ref, lambda c: func.substr(c.id, 1, size) == ref):
             if found := _matching(conn, match(tasks.c), match(sessions.c)):
                 return _only(ref, found)
-    raise NotFound(f"no task or session is called {ref[:80]!r}", hint="hv list -a, or hv ps -a")
+    raise NotFound(f"no task or session is called {ref[:80]!r}", hint=_LIST)
 
 
 def free_slug(conn: Connection, wanted: str) -> str:
@@ -36,7 +37,7 @@ def free_slug(conn: Connection, wanted: str) -> str:
 
 def unknown(session: str) -> NotFound:
     """The error for an id that stands for nothing."""
-    return NotFound(f"there is no task or session {session[:80]}: it was removed, or never made", hint="hv ps -a")
+    return NotFound(f"there is no task or session {session[:80]}: it was removed, or never made", hint=_LIST)
 
 
 def _starts(column: ColumnElement[str], text: str) -> ColumnElement[bool]:
@@ -58,4 +59,4 @@ def _only(ref: str, found: list[tuple[str, str]]) -> str:
         return ids[0]
     shown = ", ".join(f"{key} ({slug})" for key, slug in found[:_SHOWN])
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    raise Ambiguous(f"{ref!r} may be {shown}{more}", hint="hv ps -a")
+    raise Ambiguous(f"{ref!r} may be {shown}{more}", hint=_LIST)
