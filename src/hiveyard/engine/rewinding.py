@@ -69,8 +69,11 @@ class Rewinds:
             await self._move(session, point)
 
     async def _check(self, session: SessionRow, stay: Stay, force: bool) -> None:
-        if stay.sitting is None or not stay.begun.is_set():
-            raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
+        await stay.settled(session.phase)
+        if session.phase is Phase.RUNNING and not stay.frozen:
+            await stay.until(stay.begun)
+        if not stay.begun.is_set():
+            raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
         if force or stay.frozen:
             return
         if sitters := await self._attached(session):

@@ -279,12 +279,10 @@ class Sessions:
 
     async def _sitting(self, id: str) -> Sitting:
         """One that stands still for the moment of a snapshot can be told things: they wait."""
-        stay = await self.stay(id)
-        if (await self.row(id)).activity is Activity.PAUSED:
+        stay, session = await self.stay(id), await self.row(id)
+        if session.activity is Activity.PAUSED:
             raise SessionNotRunning("its machine is paused", hint=f"hv unpause {id}")
-        if stay.sitting is None:
-            raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
-        return stay.sitting
+        return await stay.settled(session.phase)
 
     @asynccontextmanager
     async def guest(self, id: str) -> AsyncIterator[Guest]:

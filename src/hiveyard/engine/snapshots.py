@@ -82,13 +82,12 @@ class Snapshots:
             raise BadInput(f"{name[:80]!r} is no name for a snapshot: 1 to 40 of a-z, 0-9, . and -")
         stay = await self._sessions.stay(id)
         async with stay.changing:
-            if stay.sitting is None:
-                raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
             session = await self._sessions.row(id)
+            sitting = await stay.settled(session.phase)
             known = await self._r.ledger.read(lambda conn: views.snapshots(conn, id))
             called = _free(name, known)
             async with self._still(session, stay):
-                return await self._keep(session, stay.sitting, called, known, passing)
+                return await self._keep(session, sitting, called, known, passing)
 
     @asynccontextmanager
     async def _still(self, session: SessionRow, stay: Stay) -> AsyncIterator[None]:
@@ -225,7 +224,7 @@ class Snapshots:
     async def let_pass(self, point: Point, stays: Sequence[Stay]) -> None:
         """Remove a snapshot that was made for a fork alone, when its children have begun."""
         for stay in stays:
-            await _begun(stay)
+            await stay.until(stay.begun)
         try:
             await self.remove(point.row.session, point.row.id)
         except HiveyardError as error:
@@ -324,17 +323,6 @@ def _free(name: str | None, known: Sequence[SnapshotRow]) -> str:
     if name in taken and not name.startswith("turn-"):
         raise BadInput(f"there is already a snapshot called {name}", hint="choose another --name")
     return name
-
-
-async def _begun(stay: Stay) -> None:
-    async with anyio.create_task_group() as group:
-
-        async def either(event: anyio.Event) -> None:
-            await event.wait()
-            group.cancel_scope.cancel()
-
-        group.start_soon(either, stay.begun)
-        group.start_soon(either, stay.over)
 
 
 async def _names(provider: Live) -> set[str]:

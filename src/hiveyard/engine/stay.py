@@ -15,7 +15,15 @@ from typing import TypeVar
 
 import anyio
 
-from hiveyard.core.errors import BudgetSpent, DiskReserve, HiveyardError, MachineLost, OrchestrationError, StoreUnusable
+from hiveyard.core.errors import (
+    BudgetSpent,
+    DiskReserve,
+    HiveyardError,
+    MachineLost,
+    OrchestrationError,
+    SessionNotRunning,
+    StoreUnusable,
+)
 from hiveyard.core.events import (
     AnyBody,
     Failure,
@@ -61,15 +69,16 @@ PATIENCE = 5.0
 
 class Stay:
     """A session at work. `stop` is how others ask for the machine's end; `over` is set when nothing works on it any
-    more; cancelling `scope` lets go of it as a dying daemon would. `sitting` is there from the moment the agent's
-    program runs, `begun` is set when that is journaled. Whoever freezes, thaws or replaces the machine holds
-    `changing`. `on_turn_over` is called
-    when a turn has ended, where that was asked for; it must return at once."""
+    more; cancelling `scope` lets go of it as a dying daemon would. `sitting` is there from when `seated` is set: its
+    machine is ready; `begun` is set when it is journaled that the agent's program runs. Whoever freezes, thaws or
+    replaces the machine holds `changing`. `on_turn_over` is called when a turn has ended, where that was asked for; it
+    must return at once."""
 
     def __init__(self, id: str, resources: Resources, on_turn_over: Callable[[Stay], None] = lambda stay: None) -> None:
         self.id = id
         self.stop = Stop()
         self.over = anyio.Event()
+        self.seated = anyio.Event()
         self.begun = anyio.Event()
         self.changing = anyio.Lock()
         self.door: Door | None = None
@@ -115,6 +124,7 @@ class Stay:
             self.berth = berth
             async with reaching(session, berth.provider, self._r, wanted=request.port) as self.reach:
                 self.sitting = await self._sitting(request, berth)
+                self.seated.set()
                 return await self._inhabit(berth, self.sitting)
 
     async def _settle(self, session: SessionRow, request: SpawnRequest) -> Berth:
@@ -310,6 +320,26 @@ class Stay:
         return []
 
     # --- small things ------------------------------------------------------------------------------------------------
+
+    async def until(self, event: anyio.Event) -> None:
+        """Wait for one of its events, or for its end."""
+        async with anyio.create_task_group() as group:
+
+            async def either(event: anyio.Event) -> None:
+                await event.wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(either, event)
+            group.start_soon(either, self.over)
+
+    async def settled(self, phase: Phase) -> Sitting:
+        """Who sits in its machine. One that runs already is only found again by a new daemon: that is waited for.
+        Raises SessionNotRunning for one that is being made ready."""
+        if phase is Phase.RUNNING:
+            await self.until(self.seated)
+        if self.sitting is None:
+            raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
+        return self.sitting
 
     @asynccontextmanager
     async def _door(self, request: SpawnRequest, session: SessionRow) -> AsyncIterator[Door]:

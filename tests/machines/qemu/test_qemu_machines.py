@@ -178,6 +178,20 @@ async def test_the_session_looks_the_same_from_both_sides(yard: Yard) -> None:
     assert (session / "repo/made/file").stat().st_mode & 0o777 == 0o700
 
 
+async def test_what_the_host_makes_and_changes_is_seen_by_a_guest_that_looked_before(yard: Yard) -> None:
+    session = yard.scratch / "looked"
+    session.mkdir()
+    (session / "old").write_text("one")
+    async with yard.machine(session=session) as name:
+        assert await yard.says(name, "cat /session/old /session/new 2>&1 || :") == (
+            "onecat: /session/new: No such file or directory"
+        )
+        (session / "old").write_text("changed")
+        (session / "new").write_text(" made")
+        wait = "until [ -e new ] && grep -q changed old; do sleep 0.2; done; cat old new"
+        assert await yard.says(name, f"cd /session; timeout 30 sh -c '{wait}'") == "changed made"
+
+
 async def test_a_killed_vm_is_an_error_at_once_for_a_command_that_runs(yard: Yard) -> None:
     async with yard.machine() as name, yard.provider.guest(name) as guest, anyio.create_task_group() as group:
 

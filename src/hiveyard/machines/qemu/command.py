@@ -14,7 +14,7 @@ from typing import NamedTuple
 from hiveyard.core.machines import Network, Shape
 
 MACHINE = "q35"
-LAYOUT = 3  # part of a template's key: count up when the devices below or what is inside a guest changes
+LAYOUT = 4  # part of a template's key: count up when the devices below or what is inside a guest changes
 
 DOOR_ADDRESS = "10.0.2.100"
 _CONSOLE_BYTES = 256 << 10

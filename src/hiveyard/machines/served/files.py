@@ -24,6 +24,7 @@ HEAD = struct.Struct("<IIQQIIII")
 ANSWER = struct.Struct("<IiQ")
 ATTR = struct.Struct("<6Q10I")
 ENTRY = struct.Struct("<QQQQII")
+ABSENT = ENTRY.pack(0, 0, VALID, 0, 0, 0) + bytes(ATTR.size)
 ATTR_HEAD = struct.Struct("<QII")
 OPENED = struct.Struct("<QII")
 DIRENT = struct.Struct("<QQII")
@@ -34,6 +35,7 @@ INIT_OUT = struct.Struct("<IIIIHHIIHHI7I")
 STATFS = struct.Struct("<5QIII7I")
 
 FEATURES = 1 | 1 << 3 | 1 << 5 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 18  # async, o_trunc, big writes, inval, plus
+KEEP_CACHE = 1 << 1  # what was read before is still good, unless size or time of change say otherwise
 KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
 
 
@@ -130,7 +132,10 @@ class Files:
     def lookup(self, node: int, data: bytes) -> bytes:
         name = checked(*names(data, 1))
         with self.tree.directory(node) as fd:
-            return self._entry(node, fd, name)
+            try:
+                return self._entry(node, fd, name)
+            except FileNotFoundError:
+                return ABSENT
 
     def forget(self, node: int, data: bytes) -> None:
         self.tree.forget(node, *struct.unpack_from("<Q", data))
@@ -280,7 +285,7 @@ class Files:
         (flags,) = struct.unpack_from("<I", data)
         flags &= KEPT_FLAGS
         handle = self.tree.hold(Opened(self._regular(node, flags), node, flags))
-        return OPENED.pack(handle, 0, 0)
+        return OPENED.pack(handle, KEEP_CACHE, 0)
 
     def create(self, node: int, data: bytes) -> bytes:
         flags, mode = struct.unpack_from("<II", data)
@@ -297,7 +302,7 @@ class Files:
                 os.close(fd)
                 raise
         number = ENTRY.unpack_from(entry)[0]
-        return entry + OPENED.pack(self.tree.hold(Opened(fd, number, kept)), 0, 0)
+        return entry + OPENED.pack(self.tree.hold(Opened(fd, number, kept)), KEEP_CACHE, 0)
 
     def read(self, node: int, data: bytes) -> bytes:
         handle, offset, size, *_ = RW.unpack_from(data)

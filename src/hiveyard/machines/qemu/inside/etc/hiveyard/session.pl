@@ -37,9 +37,9 @@ sub control { send_to_host(pack 'V V x32', 40, -$_[0]) }
 
 sub take_answers {
     my $count;
-    # The port gives a page at a time.
-    1 while $count = sysread $port, $answers, $piece, length $answers;
-    if (defined $count) {
+    # The port gives a page at a time, and less when there is no more.
+    do { $count = sysread $port, $answers, $piece, length $answers } while $count && $count >= 4096;
+    if (defined $count && !$count) {
         die "the host is gone\n" unless $paused;
         select undef, undef, undef, 0.01;    # a machine that wakes may be there before its host
     }
