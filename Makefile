@@ -26,13 +26,16 @@ format: $(READY) ## Bring the code into its form
 
 test: unit real ## All tests
 
+# A machine that is short of processors can make a test late: one that fails is run once more, alone, and the first
+# run's failure stays in the output.
+tested = $(BIN)/python -m pytest -m $(1) || \
+	{ [ $$? = 1 ] && $(BIN)/python -m pytest -m $(1) --last-failed --last-failed-no-failures none; }
+
 unit: $(READY) ## Tests that boot nothing
-	$(BIN)/python -m pytest -m "not real"
+	$(call tested,"not real")
 
 real: $(READY) ## Tests that boot machines and run agents
-	@# A machine that is short of processors can make a real test late: one that fails is run once more, alone, and the
-	@# first run's failure stays in the output.
-	$(BIN)/python -m pytest -m real || $(BIN)/python -m pytest -m real --last-failed --last-failed-no-failures none
+	$(call tested,real)
 
 demo: $(READY) ## A real agent mends a real repository in a forked VM, without a key or a network
 	@scripts/demo
