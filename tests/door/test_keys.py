@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hiveyard.core.errors import BadSetting, CredentialsError, KeyMissing
 from hiveyard.core.events import DoorRefused, ModelCalled, ModelFailed
 from hiveyard.door.keys import Keys
-from hiveyard.door.mask import Mask
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.settings import DoorSettings, from_environment
+from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
 
 from . import bodies

@@ -19,20 +19,8 @@ chance. `hint` is a command to paste or one short sentence. `context` names what
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-
-class HiveyardError(Exception):
-    """What failed, on which thing, with the real values."""
-
-    code: ClassVar[str] = "internal"
-    retry: ClassVar[bool] = False
-
-    def __init__(self, message: str, *, hint: str = "", **context: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.context = context
+from hiveyard.core.credentials_errors import *  # noqa: F403
+from hiveyard.core.error import HiveyardError as HiveyardError
 
 
 class BadInput(HiveyardError):
@@ -97,6 +85,58 @@ class NoAccelerator(ProviderUnavailable):
     code = "provider.no_accelerator"
 
 
+class ProviderRefused(ProviderError):
+    """A cloud found something wrong with the request itself (400, 409, 422): it would refuse it again."""
+
+    code = "provider.refused"
+
+
+class ProviderUnauthorized(ProviderError):
+    """A cloud does not take the key (401, 403)."""
+
+    code = "provider.unauthorized"
+
+
+class ProviderNotFound(ProviderError):
+    """A cloud does not know what it was asked about (404)."""
+
+    code = "provider.not_found"
+
+
+class ProviderRateLimited(ProviderError):
+    """A cloud was asked too much (429). `retry_after` is when to come back, in seconds, where it told."""
+
+    code, retry = "provider.rate_limited", True
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None, **context: str) -> None:
+        super().__init__(message, hint=hint, **context)
+        self.retry_after = retry_after
+
+
+class ProviderFailed(ProviderUnavailable):
+    """A cloud failed in a way of its own (5xx)."""
+
+    code, retry = "provider.failed", True
+
+
+class ProviderUnreachable(ProviderUnavailable):
+    """There is no connection to a cloud, or it broke."""
+
+    code, retry = "provider.unreachable", True
+
+
+class ProviderTimeout(ProviderUnavailable):
+    """A cloud did not answer in time."""
+
+    code, retry = "provider.timeout", True
+
+
+class ProviderBadAnswer(ProviderError):
+    """A cloud's answer is none: HTML, too large, or not of its own schema."""
+
+    code = "provider.bad_answer"
+
+
 class NoSpace(ProviderError):
     code = "provider.no_space"
 
@@ -125,6 +165,12 @@ class MachineNotReady(ProviderError):
     """The machine exists and is in a state in which the call makes no sense."""
 
     code = "machine.not_ready"
+
+
+class CannotFreeze(ProviderError):
+    """The machine, or its host, does not let it stand still; it goes on."""
+
+    code, retry = "machine.cannot_freeze", True
 
 
 class BootTimeout(ProviderError):
@@ -247,18 +293,6 @@ class NothingDone(AgentError):
     """The agent ended well by its own account, and there is no sign that it did anything."""
 
     code = "agent.nothing_done"
-
-
-class CredentialsError(HiveyardError):
-    code = "credentials"
-
-
-class KeyMissing(CredentialsError):
-    code = "credentials.key_missing"
-
-
-class KeyRefused(CredentialsError):
-    code = "credentials.key_refused"
 
 
 class DoorError(HiveyardError):

@@ -21,12 +21,12 @@ from hiveyard.door.asked import Asked, understand
 from hiveyard.door.bodies import Bodies, HungUp, TooMuch
 from hiveyard.door.books import Books
 from hiveyard.door.exchange import Exchange
-from hiveyard.door.mask import Mask
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.refusals import Said
 from hiveyard.door.reply import Answers
 from hiveyard.door.routes import Refusal, Route
 from hiveyard.door.settings import DoorSettings
+from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 

@@ -20,13 +20,13 @@ from hiveyard.door.budget import Budget
 from hiveyard.door.door import Door
 from hiveyard.door.keys import Keys
 from hiveyard.door.listening import listening
-from hiveyard.door.mask import Mask
 from hiveyard.door.prices import Prices
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
 from hiveyard.door.upstream import Upstream
 from hiveyard.kit.clock import Clock, SystemClock
+from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
 
 SOCKET = "door.sock"

@@ -15,12 +15,12 @@ from starlette.types import Send
 from hiveyard.core.errors import HiveyardError, KeyRefused, RateLimited, UpstreamFailed, UpstreamRefused
 from hiveyard.door.asked import Asked
 from hiveyard.door.books import Books
-from hiveyard.door.mask import Mask
 from hiveyard.door.meter import Meter, only_usage
 from hiveyard.door.recorder import LARGEST_ANSWER, Recorder
 from hiveyard.door.reply import Reply
 from hiveyard.door.sse import EventBlocks
 from hiveyard.door.tape import Entry, ask_of, packed
+from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line
 
 _COMPLAINT = 16 << 10

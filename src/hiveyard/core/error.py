@@ -1,0 +1,18 @@
+"""What all errors that Hiveyard raises on purpose have in common; `core/errors.py` is the tree of them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HiveyardError(Exception):
+    """What failed, on which thing, with the real values."""
+
+    code: ClassVar[str] = "internal"
+    retry: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "", **context: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.context = context

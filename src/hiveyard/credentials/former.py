@@ -1,0 +1,57 @@
+"""What was in a guest before credentials were installed there, to be put back when that fails."""
+
+from __future__ import annotations
+
+from hiveyard.core.credentials import LARGEST_FILE, CredentialProfile
+from hiveyard.core.errors import CredentialsNotInstalled, HiveyardError
+from hiveyard.core.ports import Guest
+from hiveyard.credentials.look import Seen, chmod, look, remove_empty
+
+
+class Former:
+    """The former state of the paths of some profiles, as far as they were remembered."""
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._directories: dict[str, Seen] = {}
+        self._files: dict[str, tuple[bytes, int] | None] = {}
+
+    async def remember(self, profile: CredentialProfile) -> None:
+        """Look at all that a profile will touch. Raises CredentialsNotInstalled where something stands in its way
+        that could not be put back, and what the guest's verbs raise."""
+        directories = [one.path for one in profile.directories if one.path not in self._directories]
+        files = [one.path for one in profile.files]
+        seen = dict(zip([*directories, *files], await look(self._guest, [*directories, *files]), strict=True))
+        for path in directories:
+            self._directories[path] = _fitting(path, seen[path], "d")
+        for path in files:
+            there = _fitting(path, seen[path], "f").kind == "f"
+            self._files[path] = (await self._guest.read(path, limit=LARGEST_FILE), seen[path].mode) if there else None
+
+    async def put_back(self) -> list[str]:
+        """Make it as it was, and return what could not be done, in words. Directories that were made stay when they are
+        not empty, and so do parents that no profile named."""
+        left = []
+        for path, former in reversed(self._files.items()):
+            try:
+                if former is None:
+                    await self._guest.remove(path)
+                else:
+                    await self._guest.write_atomic(path, former[0], mode=former[1])
+            except HiveyardError as error:
+                left.append(error.message)
+        for path, seen in reversed(self._directories.items()):
+            try:
+                if seen.kind == "-":
+                    await remove_empty(self._guest, path)
+                else:
+                    await chmod(self._guest, path, seen.mode)
+            except HiveyardError as error:
+                left.append(error.message)
+        return left
+
+
+def _fitting(path: str, seen: Seen, kind: str) -> Seen:
+    if seen.kind not in (kind, "-"):
+        raise CredentialsNotInstalled(f"there is {seen.words} at {path}", path=path)
+    return seen

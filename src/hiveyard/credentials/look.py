@@ -1,0 +1,85 @@
+"""What lies at some paths of a guest, seen in one round trip and without following a symlink; and what the Guest's own
+verbs do not do with directories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import CredentialsNotInstalled
+from hiveyard.core.ports import Guest
+from hiveyard.kit.text import decode, one_line
+
+# PATH... -> the user's id, then a line for each: its kind's first letter with mode and owner, or `-` where nothing is.
+_LOOK = r"""
+LC_ALL=C
+printf '%d\n' $EUID
+for p; do
+  [[ $p == "~/"* ]] && p=$HOME/${p#"~/"}
+  if [[ -L $p ]]; then printf 'l 0 0\n'
+  elif [[ -d $p ]]; then stat -c 'd %a %u' -- "$p"
+  elif [[ -f $p ]]; then stat -c 'f %a %u' -- "$p"
+  elif [[ -e $p ]]; then printf 'o 0 0\n'
+  else printf -- '- 0 0\n'
+  fi
+done
+"""
+# MODE PATH
+_CHMOD = r'[[ $2 == "~/"* ]] && set -- "$1" "$HOME/${2#"~/"}"; chmod -- "$1" "$2"'
+# - PATH
+_RMDIR = r'[[ $2 == "~/"* ]] && set -- - "$HOME/${2#"~/"}"; [[ ! -e $2 ]] || rmdir --ignore-fail-on-non-empty -- "$2"'
+_KINDS = {"-": "nothing", "d": "a directory", "f": "a file", "l": "a symlink", "o": "neither file nor directory"}
+_LINE_LIMIT = 64
+
+
+class Seen(NamedTuple):
+    """`kind` is one of the letters d (directory), f (regular file), l (symlink), o (something else), - (nothing)."""
+
+    kind: str
+    mode: int
+    own: bool
+
+    @property
+    def words(self) -> str:
+        return _KINDS[self.kind]
+
+
+async def look(guest: Guest, paths: Sequence[str]) -> list[Seen]:
+    """What is at each path. Raises CredentialsNotInstalled when the guest does not say, and what `Guest.run` raises."""
+    command = Command(argv=("bash", "-c", _LOOK, "hv", *paths))
+    result = await guest.run(command, timeout=60, limit=_LINE_LIMIT * (len(paths) + 1))
+    user, *lines = decode(result.stdout).splitlines() or [""]
+    if result.ok and len(lines) == len(paths) and user.isdigit():
+        seen = [_parse(line, int(user)) for line in lines]
+        if all(one is not None for one in seen):
+            return [one for one in seen if one is not None]
+    said = one_line(decode(result.stderr or result.stdout))
+    raise CredentialsNotInstalled(f"the guest does not tell what its files are: exit code {result.status}: {said}")
+
+
+def _parse(line: str, user: int) -> Seen | None:
+    words = line.split(" ")
+    if len(words) != 3 or words[0] not in _KINDS or not (words[1].isdigit() and words[2].isdigit()):
+        return None
+    try:
+        mode = int(words[1], 8)
+    except ValueError:
+        return None
+    return Seen(words[0], mode, int(words[2]) == user)
+
+
+async def chmod(guest: Guest, path: str, mode: int) -> None:
+    """Give a directory a mode. Raises CredentialsNotInstalled."""
+    await _tell(guest, _CHMOD, f"{mode:o}", path)
+
+
+async def remove_empty(guest: Guest, path: str) -> None:
+    """Remove a directory, if it is empty. Raises CredentialsNotInstalled."""
+    await _tell(guest, _RMDIR, "-", path)
+
+
+async def _tell(guest: Guest, script: str, *words: str) -> None:
+    result = await guest.run(Command(argv=("bash", "-c", script, "hv", *words)), timeout=60)
+    if not result.ok:
+        raise CredentialsNotInstalled(f"{words[-1]}: {one_line(decode(result.stderr))}", path=words[-1])
