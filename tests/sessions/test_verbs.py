@@ -38,8 +38,11 @@ def test_a_session_is_stopped_resumed_and_remembers(stage: Stage, repo: Path) ->
         refused = stage(*words)
         assert refused.returncode == 125
         assert "remember-apples is stopped" in refused.stderr and "hv resume" in refused.stderr
+    refused = stage("resume", id, "--budget", "0")
+    assert refused.returncode == 2
+    assert "budget_usd is 0" in refused.stderr
     for _ in range(2):
-        resumed = stage("resume", id)
+        resumed = stage("resume", id, "--budget", "3")
         assert (resumed.returncode, resumed.stdout) == (0, id + "\n"), resumed.stderr
     sent = stage("send", id, "recall", "--wait")
     assert (sent.returncode, sent.stdout.splitlines()) == (0, ["❯ recall", "kept: apples"])

@@ -45,6 +45,7 @@ BODIES: list[e.AnyBody] = [
     e.SessionForked(parent="s1", snapshot="p2", live=True, feed_offset=7),
     e.SessionImported(exported_at=1.0),
     e.BudgetShared(children=["s2"], dollars=0.5),
+    e.BudgetSet(dollars=2.0),
     e.SessionFinished(),
     e.SessionFailed(failure=FAILURE),
     *(e.MachineBooting(machine=name, provider="docker") for name in ("m1", "m2")),

@@ -9,6 +9,7 @@ import msgspec
 from hiveyard.core import machines
 from hiveyard.core.errors import HiveyardError
 from hiveyard.core.events import Failure
+from hiveyard.engine.wish import Dollars
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -35,6 +36,12 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an agent is to do next."""
 
     text: str
+
+
+class ResumeAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A session that is to go on. `budget_usd` is what it may spend in all from now on; null: as before."""
+
+    budget_usd: Dollars | None = None
 
 
 class TurnTaken(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from hiveyard.api.bodies import (
     Problem,
     Prompt,
     Removed,
+    ResumeAsked,
     RewindAsked,
     SnapshotAsked,
     SshConfig,
@@ -39,10 +40,10 @@ from hiveyard.engine.snapshots import SnapshotView
 from hiveyard.engine.source import Source
 from hiveyard.engine.spawn import SpawnRequest
 
-_ASKED = (TaskRequest, SpawnRequest, Prompt, TerminalAsked, PortAsked, SnapshotAsked, ForkRequest, RewindAsked)
+_ASKED = (TaskRequest, SpawnRequest, ResumeAsked, Prompt, TerminalAsked, PortAsked)
 _ANSWERED = (Report, SessionView, TurnTaken, TerminalProgram, Source, Image, Check, Version, Removed, Problem)
 _OF_REACH = (OpenPort, SshConfig)
-_OF_SNAPSHOTS = (SnapshotView, Forked, Compared)
+_OF_SNAPSHOTS = (SnapshotAsked, ForkRequest, RewindAsked, SnapshotView, Forked, Compared)
 _OF_THE_SYSTEM = (ExportAsked, ImportAsked, Exported, Costs, Pruned)
 _STREAMED = (Event, BuildLine, End)
 BODIES = (*_ASKED, *_ANSWERED, *_OF_REACH, *_OF_SNAPSHOTS, *_OF_THE_SYSTEM, *_STREAMED)

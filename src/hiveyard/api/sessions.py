@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Query, Request, Response
 
 from hiveyard.api.answers import answer, body
-from hiveyard.api.bodies import Prompt, TerminalAsked, TerminalProgram, TurnTaken
+from hiveyard.api.bodies import Prompt, ResumeAsked, TerminalAsked, TerminalProgram, TurnTaken
 from hiveyard.api.bounds import LAST_SEQ, while_wanted
 from hiveyard.api.document import gives, takes
 from hiveyard.core.commands import Command
@@ -53,10 +53,11 @@ def _add_lives(app: FastAPI, engine: Engine) -> None:
         await sessions.stop(id)
         return answer(await sessions.view(id))
 
-    @app.post("/v1/sessions/{ref}/resume", **gives(SessionView, 202))
-    async def resume(ref: str) -> Response:
+    @app.post("/v1/sessions/{ref}/resume", **takes(ResumeAsked), **gives(SessionView, 202))
+    async def resume(ref: str, request: Request) -> Response:
+        asked = parsed(await body(request), ResumeAsked, "resume request")
         id = await engine.resolve(ref)
-        await sessions.resume(id)
+        await sessions.resume(id, asked.budget_usd)
         return answer(await sessions.view(id), 202)
 
     @app.post("/v1/sessions/{ref}/pause", **gives(SessionView))

@@ -49,16 +49,19 @@ def spawn(where: str | None, attach: bool, as_json: bool, **options: Any) -> int
 
 @click.command(short_help="Go on with a session that was stopped.")
 @SESSION
+@click.option("--budget", "budget_usd", type=float, metavar="DOLLARS", help="What it may spend in all from now on.")
 @ATTACH
 @JSON
-def resume(session: str, attach: bool, as_json: bool) -> int:
+def resume(session: str, budget_usd: float | None, attach: bool, as_json: bool) -> int:
     """Go on in a new machine, in the same conversation of the agent. Waits until it runs; the last line on stdout is
-    its id. Ctrl-C before that stops it again."""
+    its id. Ctrl-C before that stops it again. With --budget one that runs already gets that budget at once."""
     client = connect()
     found = client.call("GET", f"/v1/sessions/{quoted(session)}")
     path = f"/v1/sessions/{found['id']}"
-    if found["status"] not in ("running", "paused"):
-        client.call("POST", f"{path}/resume")
+    running = found["status"] in ("running", "paused")
+    if not running or budget_usd is not None:
+        client.call("POST", f"{path}/resume", {"budget_usd": budget_usd})
+    if not running:
         try:
             _come_up(found, after=found["last_seq"])
         except KeyboardInterrupt:

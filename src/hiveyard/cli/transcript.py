@@ -90,6 +90,7 @@ _SHOW: dict[str, Callable[[Body], list[str]]] = {
     "session.running": lambda b: _note("the session runs"),
     "session.paused": lambda b: _note("frozen"),
     "session.unpaused": lambda b: _note("goes on"),
+    "session.budget_set": lambda b: _note(f"the budget is ${b['dollars']:.2f} now"),
     "session.stopped": lambda b: _note(f"the session stopped: {b['reason']}"),
     "session.failed": _failure,
     "session.prepared": lambda b: _note(f"branch {b['branch']} from {b['base'][:12]}"),

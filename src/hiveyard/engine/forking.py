@@ -147,8 +147,8 @@ class Forks:
             child.workspace.unfinished.unlink()
             self._sessions.begin(child.id)
         stay = self._sessions.at_work(session.id)
-        if stay is not None and stay.door is not None:
-            stay.door.limit((await self._sessions.view(session.id)).budget_usd)
+        if stay is not None:
+            await stay.heed_budget()
         await self._through(point, children)
 
     async def _through(self, point: Point, children: Sequence[_Child]) -> None:

@@ -13,7 +13,14 @@ from sqlalchemy import Connection
 
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, Cancelled, HiveyardError, SessionNotRunning
-from hiveyard.core.events import SessionCreated, SessionPaused, SessionPreparing, SessionUnpaused, TurnCreated
+from hiveyard.core.events import (
+    BudgetSet,
+    SessionCreated,
+    SessionPaused,
+    SessionPreparing,
+    SessionUnpaused,
+    TurnCreated,
+)
 from hiveyard.core.ports import Guest, Pauses, Provider, Terminals
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine import room
@@ -102,13 +109,15 @@ class Sessions:
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(workspace.root, ignore_errors=True))
             raise
 
-    async def resume(self, id: str) -> None:
-        """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success. Raises
-        NoMemory, SessionNotRunning."""
+    async def resume(self, id: str, budget_usd: float | None = None) -> None:
+        """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success.
+        `budget_usd` is what it may spend in all from now on, also when it is at work; None leaves that as it is. Raises
+        NoMemory, SessionNotRunning, BadInput."""
         if (stay := self._stays.get(id)) is not None and stay.stop.reason is not None:
             await stay.over.wait()
         session = await self.row(id)
         if session.phase in AT_WORK:
+            await self._set_budget(id, budget_usd)
             return
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
@@ -116,8 +125,14 @@ class Sessions:
         await self._check_room(_request(session), besides=id)
         now = self._r.clock.now()
         with anyio.CancelScope(shield=True):
-            if await self._r.ledger.store.write(lambda conn: _taken_up(conn, id, now)):
+            if await self._r.ledger.store.write(lambda conn: _taken_up(conn, id, budget_usd, now)):
                 self.begin(id)
+
+    async def _set_budget(self, id: str, dollars: float | None) -> None:
+        now = self._r.clock.now()
+        await self._r.ledger.store.write(lambda conn: _fund(conn, id, dollars, now))
+        if (stay := self._stays.get(id)) is not None:
+            await stay.heed_budget()
 
     async def stop(self, id: str) -> None:
         """End its machine and keep its files; returns when that is done. One that is stopped is a success."""
@@ -303,12 +318,27 @@ class Sessions:
         return provider
 
 
-def _taken_up(conn: Connection, id: str, at: float) -> bool:
+def _taken_up(conn: Connection, id: str, budget_usd: float | None, at: float) -> bool:
     """Journal that a session goes on; False when another has done so meanwhile."""
+    _fund(conn, id, budget_usd, at)
     if views.session(conn, id).phase is not Phase.STOPPED:
         return False
     journal.record(conn, id, SessionPreparing(), at=at)
     return True
+
+
+def _fund(conn: Connection, id: str, dollars: float | None, at: float) -> None:
+    """Journal what a session may spend in all from now on; None: as before. Raises BadInput."""
+    if dollars is None:
+        return
+    session = views.session(conn, id)
+    spent = session.spent.cost_usd or 0.0
+    if dollars <= spent:
+        raise BadInput(
+            f"a budget of ${dollars:.2f} is not above what {session.slug} has spent: ${spent:.4f}",
+            hint=f"hv resume {session.slug} --budget {spent + 1:.2f}",
+        )
+    journal.record(conn, id, BudgetSet(dollars=dollars), at=at)
 
 
 def _request(session: SessionRow) -> SpawnRequest:

@@ -226,7 +226,7 @@ class Stay:
 
     async def _why(self, guest: Guest, sitting: Sitting) -> str:
         if self.stop.reason is not None:
-            return self.stop.reason.message
+            return _told(self.stop.reason)
         code = (await sitting.end(guest)).exit_code
         how = "is gone" if code is None else f"ended with exit code {code}"
         return f"the agent's program {how}"
@@ -283,7 +283,7 @@ class Stay:
         """It cannot go on; what there is of it is kept, so that it can be resumed. Without a repository there is
         nothing to resume."""
         if error is self.stop.reason:
-            return await self._ended(error.message, None)
+            return await self._ended(_told(error), None)
         if self.berth is not None and isinstance(error, MachineLost):
             await self.berth.failed(error)
         if (await self._session()).base is None:
@@ -359,9 +359,19 @@ class Stay:
             ) as door:
                 yield door
 
+    async def heed_budget(self) -> None:
+        """Let its door know what the journal says that it may spend."""
+        session = await self._session()
+        if self.door is not None:
+            self.door.limit(spawn_from_json(session.request).budget_usd)
+
     def _budget_spent(self) -> None:
-        hint = "hv diff shows its work; hv spawn --budget DOLLARS begins another"
-        self.stop.ask(BudgetSpent("the session's budget is spent", hint=hint))
+        self.stop.ask(BudgetSpent("its budget is spent", hint=f"hv resume {self.id} --budget DOLLARS"))
 
     async def _session(self) -> SessionRow:
         return await self._ledger.read(lambda conn: views.session(conn, self.id))
+
+
+def _told(error: HiveyardError) -> str:
+    """Why a session was stopped, with what to type: nobody was there to be told."""
+    return f"{error.message}: {error.hint}" if error.hint else error.message

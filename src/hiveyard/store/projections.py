@@ -134,11 +134,26 @@ def _begun_elsewhere(conn: Connection, session: str, body: e.Body, at: float, tu
 def _budget_shared(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     """The session may spend so much less. Its own event keeps what was asked for."""
     assert isinstance(body, e.BudgetShared)
-    asked = conn.execute(select(sessions.c.request).where(sessions.c.id == session)).scalar()
-    request = msgspec.json.decode(asked) if asked else {}
+    request = _asked(conn, session)
     if request.get("budget_usd") is not None:
-        request["budget_usd"] -= body.dollars
-        _update_session(conn, session, {"request": msgspec.json.encode(request).decode(), "updated_at": at})
+        _ask(conn, session, request | {"budget_usd": request["budget_usd"] - body.dollars}, at)
+
+
+def _budget_set(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.BudgetSet)
+    if not _ask(conn, session, _asked(conn, session) | {"budget_usd": body.dollars}, at):
+        raise unknown(session)
+
+
+def _asked(conn: Connection, session: str) -> Values:
+    """What the session was asked for with, as of now."""
+    asked = conn.execute(select(sessions.c.request).where(sessions.c.id == session)).scalar()
+    request: Values = msgspec.json.decode(asked) if asked else {}
+    return request
+
+
+def _ask(conn: Connection, session: str, request: Values, at: float) -> int:
+    return _update_session(conn, session, {"request": msgspec.json.encode(request).decode(), "updated_at": at})
 
 
 _SPEND = (
@@ -306,6 +321,7 @@ _MOVES: Mapping[type[e.Body], Move] = {
     e.SessionForked: _begun_elsewhere,
     e.SessionImported: _begun_elsewhere,
     e.BudgetShared: _budget_shared,
+    e.BudgetSet: _budget_set,
     **dict.fromkeys((e.PortOpened, e.PortClosed), _port),
     **dict.fromkeys((e.SnapshotTaken, e.SnapshotRemoved), _snapshot),
     **dict.fromkeys((e.MachineBooting, e.MachineReady, e.MachineStopping, e.MachineStopped, e.MachineFailed), _machine),

@@ -53,6 +53,7 @@ from hiveyard.core.events.port import (
     PortOpened,
 )
 from hiveyard.core.events.session import (
+    BudgetSet,
     BudgetShared,
     SessionCreated,
     SessionEvent,
@@ -120,6 +121,7 @@ __all__ = [
     "AnyBody",
     "Body",
     "BudgetExhausted",
+    "BudgetSet",
     "BudgetShared",
     "DoorEvent",
     "DoorRefused",

@@ -87,6 +87,12 @@ class BudgetShared(Body, frozen=True, kw_only=True, tag="session.budget_shared")
     dollars: float
 
 
+class BudgetSet(Body, frozen=True, kw_only=True, tag="session.budget_set"):
+    """From now on the session may spend `dollars` in all, what it has spent included."""
+
+    dollars: float
+
+
 class SessionStopped(Body, frozen=True, kw_only=True, tag="session.stopped"):
     """No machine any more; the files are kept."""
 
@@ -115,6 +121,7 @@ SessionEvent = (
     | SessionForked
     | SessionImported
     | BudgetShared
+    | BudgetSet
     | SessionStopped
     | SessionFinished
     | SessionFailed
