@@ -43,7 +43,6 @@ def test_the_terminal_is_called_agent_and_its_feed_outlives_the_machine(agent: s
     seat = adapter(agent).seat(turn())
     assert (seat.terminal.name, seat.terminal.terminal, seat.terminal.command.cwd) == ("agent", True, "/session/repo")
     assert seat.feed == f"/session/state/{agent}/feed.jsonl"
-    assert seat.helpers == ()
 
 
 @pytest.mark.parametrize("agent", SEATED)

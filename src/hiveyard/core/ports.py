@@ -320,14 +320,13 @@ class Agent(Protocol):
 class Seat:
     """An agent's own terminal program in a session, whether or not a person sits there.
 
-    `terminal` is the program, for a terminal of its own. `helpers` run beside it, without one, as long as it does.
-    `feed` is the guest's file to which all that happens in the program is added, a JSON object a line, whoever typed;
-    it outlives the machine and grows over all turns and resumes of a conversation.
+    `terminal` is the program, for a terminal of its own. `feed` is the guest's file to which all that
+    happens in the program is added, a JSON object a line, whoever typed; it outlives the machine and grows over all
+    turns and resumes of a conversation.
     """
 
     terminal: ProcessSpec
     feed: str
-    helpers: Sequence[ProcessSpec] = ()
 
 
 @runtime_checkable

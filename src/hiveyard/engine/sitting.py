@@ -64,18 +64,12 @@ class Sitting:
     # --- the program -------------------------------------------------------------------------------------------------
 
     async def begin(self, guest: Guest, *, fresh: bool) -> ProcessInfo:
-        """Have the program run, and what runs beside it. `fresh`: the machine is a new one, and what is known of
-        processes is of another's. Raises ProcessNotStarted."""
-        seat = self.seat
-        terminals, helpers = self.resources.terminals, self.resources.manager
+        """Have the program run. `fresh`: the machine is a new one, and what is known of processes is of another's.
+        Raises ProcessNotStarted."""
+        terminals, terminal = self.resources.terminals, self.seat.terminal
         if fresh:
-            await _forget(guest, terminals, seat.terminal)
-            for helper in seat.helpers:
-                await _forget(guest, helpers, helper)
-        info = await terminals.start(guest, seat.terminal)
-        for helper in seat.helpers:
-            await helpers.start(guest, helper)
-        return info
+            await _forget(guest, terminals, terminal)
+        return await terminals.start(guest, terminal)
 
     async def attend(self, guest: Guest, info: ProcessInfo) -> None:
         """Hear the program out, and say what waits to be said, until the program has ended."""
@@ -88,11 +82,7 @@ class Sitting:
 
     async def end(self, guest: Guest, *, grace: float = GRACE) -> ProcessInfo:
         """Ask the program to end, and have it ended after `grace` seconds."""
-        info = await self.resources.terminals.stop(guest, TERMINAL, grace=grace)
-        for helper in self.seat.helpers:
-            with suppress(NoSuchProcess):
-                await self.resources.manager.stop(guest, helper.name, grace=1)
-        return info
+        return await self.resources.terminals.stop(guest, TERMINAL, grace=grace)
 
     # --- listening ---------------------------------------------------------------------------------------------------
 
