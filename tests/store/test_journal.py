@@ -67,6 +67,19 @@ async def test_a_finished_task_leaves_its_rows(store: Store) -> None:
     assert (result.commits, result.files, result.insertions, result.deletions, result.leftover) == (2, 1, 3, 0, False)
 
 
+@pytest.mark.parametrize(
+    ("body", "activity"),
+    [
+        (e.AgentRetrying(attempt=2), Activity.THINKING),
+        (e.AgentRateLimited(message="later"), Activity.THINKING),
+        (e.AgentAsked(message="may I?"), Activity.WAITING),
+    ],
+)
+async def test_only_who_waits_for_a_person_is_waiting(store: Store, body: e.AnyBody, activity: Activity) -> None:
+    await store.append("s1", *beginning(), *middle(), e.AgentToolCalled(call="1", tool="sh", summary="sh"), body)
+    assert (await store.read(lambda conn: views.session(conn, "s1"))).activity is activity
+
+
 async def test_a_failure_is_kept_with_the_task_and_the_machine(store: Store) -> None:
     await store.append("s1", *beginning(), *middle(), e.MachineFailed(machine="hv-1", failure=FAILURE))
     await store.append("s1", e.SessionFailed(failure=FAILURE), e.TaskFailed(failure=FAILURE))

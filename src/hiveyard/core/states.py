@@ -40,14 +40,12 @@ AT_WORK = (Phase.CREATED, Phase.PREPARING, Phase.RUNNING)
 
 
 class Activity(enum.StrEnum):
-    """What a running session is doing just now."""
+    """What a running session is doing just now. `waiting` is for a person; for a model it is `thinking`."""
 
     IDLE = "idle"
     THINKING = "thinking"
     EXECUTING = "executing"
     WAITING = "waiting"
-    COMPACTING = "compacting"
-    NAPPING = "napping"
     PAUSED = "paused"
 
 
@@ -122,8 +120,8 @@ ACTIVITY: Mapping[type[e.Body], Activity] = {
     e.AgentThinking: Activity.THINKING,
     e.AgentToolCalled: Activity.EXECUTING,
     e.AgentToolReturned: Activity.THINKING,
-    e.AgentRetrying: Activity.WAITING,
-    e.AgentRateLimited: Activity.WAITING,
+    e.AgentRetrying: Activity.THINKING,
+    e.AgentRateLimited: Activity.THINKING,
     e.AgentEnded: Activity.IDLE,
     e.TurnEnded: Activity.IDLE,
     e.SessionStopped: Activity.IDLE,
