@@ -15,10 +15,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
-import anyio
 from anyio.abc import ByteReceiveStream, Process
 
-from hiveyard.core.errors import BootFailed, NoSpace, ProviderUnavailable, SocketPathTooLong
+from hiveyard.core.errors import BootFailed, MachineLost, NoSpace, ProviderUnavailable, SocketPathTooLong
 from hiveyard.kit import process
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.qemu.vm import Vm, seen
@@ -114,13 +113,12 @@ class Launched:
         except BlockingIOError:
             return ""
 
-    async def error(self, label: str) -> BootFailed | NoSpace:
-        """The error for a process that ended before it was ready. What it said comes a moment after its sockets
-        close, so it is waited for."""
-        said = ""
-        with anyio.move_on_after(1.0):
-            await anyio.wait_readable(self._fd)
-            said = self.read()
+    async def error(self, label: str, cause: MachineLost) -> BootFailed | NoSpace:
+        """The error for a process with which `cause` happened before it was ready: what it said, or, when it has not
+        ended, that. Its sockets close a moment before its end, so that is waited for."""
+        if not await self.vm.gone(within=1.0):
+            return BootFailed(f"QEMU for {label} did not come up: {cause.message}", hint=cause.hint)
+        said = self.read()
         if "No space left" in said:
             return NoSpace(f"QEMU for {label} found no disk space: {said}", hint="df -h")
         return BootFailed(f"QEMU for {label} did not start: {said or 'it ended and said nothing'}")

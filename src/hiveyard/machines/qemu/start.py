@@ -52,7 +52,8 @@ class Running(NamedTuple):
 async def started(start: Start, rig: Rig) -> AsyncIterator[Running]:
     """A QEMU process. One that makes a template ends with the block, any other outlives us.
 
-    Raises BootFailed with what QEMU said when it ends within the block, NoSpace, ProviderUnavailable."""
+    Raises BootFailed when the machine is lost within the block, with what QEMU said if it has ended; NoSpace;
+    ProviderUnavailable."""
     making = start.making is not None
     with Handles() as handles:
         ours, theirs = handles.pair()
@@ -65,7 +66,7 @@ async def started(start: Start, rig: Rig) -> AsyncIterator[Running]:
                 async with qmp(rig.qmp) as wire:
                     yield Running(process.vm, wire, run)
             except MachineLost as error:
-                raise await process.error(start.label) from error
+                raise await process.error(start.label, error) from error
 
 
 def _plan(start: Start, rig: Rig, handles: Handles, run: str, session: int) -> Plan:

@@ -1,0 +1,39 @@
+"""What is told of a program that was started and did not become what it was started for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core.errors import BootFailed, HiveyardError, MachineLost, NoSpace
+from hiveyard.machines.qemu.launch import Handles, launched
+
+pytestmark = pytest.mark.anyio
+CAUSE = MachineLost("what serves /session does not answer")
+
+
+async def told(script: str) -> HiveyardError:
+    with Handles() as handles:
+        async with launched(["sh", "-c", script], handles, cwd=Path("/"), outlive=False) as process:
+            return await process.error("t1", CAUSE)
+
+
+async def test_one_that_lives_did_not_fail_by_itself() -> None:
+    error = await told("echo a warning >&2; exec sleep 60")
+    assert isinstance(error, BootFailed)
+    assert error.message == "QEMU for t1 did not come up: what serves /session does not answer"
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "words"),
+    [
+        ("echo no such machine >&2; exit 1", BootFailed, "did not start: no such machine"),
+        ("exit 1", BootFailed, "it ended and said nothing"),
+        ("echo No space left on device >&2; exit 1", NoSpace, "No space left"),
+    ],
+)
+async def test_one_that_ended_said_why(script: str, kind: type[HiveyardError], words: str) -> None:
+    error = await told(script)
+    assert isinstance(error, kind)
+    assert words in error.message
