@@ -55,10 +55,13 @@ class SignInNotFound(SignInRefused):
 
 
 class SignInRateLimited(CredentialsError):
-    """It answered 429. `retry_after` is in seconds, None where it did not say."""
+    """It answered 429. `retry_after` is when to come back, in seconds, where it told."""
 
     code, retry = "credentials.sign_in_rate_limited", True
-    retry_after: float | None = None
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None, **context: str) -> None:
+        super().__init__(message, hint=hint, **context)
+        self.retry_after = retry_after
 
 
 class SignInUnavailable(CredentialsError):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hiveyard.core.errors import CredentialsError, KeyMissing
+from hiveyard.credentials.wellformed import check_key
 from hiveyard.kit.secret import Secret
 
 VARIABLES = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
-_SHORTEST = 8  # a shorter text cannot be masked in answers without mangling them
 _LARGEST = 64 << 10
 
 
@@ -45,8 +45,7 @@ class Keys:
                 f"there is no key for {vendor}: {VARIABLES[vendor]} was not set when the daemon started{where}",
                 hint=f"hv stop-daemon; {VARIABLES[vendor]}=… hv serve",
             )
-        _check(vendor, key)
-        return key
+        return check_key(vendor, key)
 
     def known(self) -> tuple[Secret, ...]:
         """All keys at hand, for masking. Never raises."""
@@ -102,12 +101,3 @@ class Keys:
                     hint=f"it may hold {' and '.join(VARIABLES)}, each a text",
                 )
         return {vendor: Secret(value.strip()) for vendor, value in table.items()}
-
-
-def _check(vendor: str, key: Secret) -> None:
-    """A key goes into a header: what cannot stand there would end up in an error message."""
-    value = key.reveal()
-    if not value.isascii() or not value.isprintable() or " " in value:
-        raise CredentialsError(f"the key for {vendor} has characters that no key has (a space, a line break, …)")
-    if len(value) < _SHORTEST:
-        raise CredentialsError(f"the key for {vendor} is only {len(value)} characters long")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from hiveyard.core.errors import BadSetting
+from hiveyard.kit.address import loopback
 
 ANTHROPIC_VARIABLE = "HIVEYARD_ANTHROPIC_UPSTREAM"
 OPENAI_VARIABLE = "HIVEYARD_OPENAI_UPSTREAM"
@@ -93,20 +93,11 @@ def _check(name: str, address: str, *, plain_http: bool) -> None:
             f"door.{name} has a user, a password, a query or a fragment: only host, port and path belong there",
             hint="keys go into ANTHROPIC_API_KEY, OPENAI_API_KEY or keys.toml",
         )
-    if parts.scheme == "http" and not plain_http and not _loopback(host):
+    if parts.scheme == "http" and not plain_http and not loopback(host):
         raise BadSetting(
             f"door.{name} is {_shown(address)!r}: the key would travel to {host} in the clear",
             hint="use https://, or set door.plain_http = true",
         )
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _shown(address: str) -> str:
