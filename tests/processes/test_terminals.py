@@ -16,7 +16,8 @@ from hiveyard.core.errors import BadInput, MachineNotReady, NoSuchMachine
 from hiveyard.core.ports import Guest, Terminals
 from hiveyard.kit.names import new_id
 from hiveyard.processes.detached import Detached
-from hiveyard.processes.tmux import Tmux, attaching
+from hiveyard.processes.terminal import attaching, shown
+from hiveyard.processes.tmux import Tmux
 from tests.contract.conftest import Place, machine
 from tests.contract.providers import Offer
 from tests.support.person import PATIENCE, Person, person
@@ -151,6 +152,14 @@ async def test_a_terminal_that_the_guest_does_not_know_is_taken_for_one_it_does(
         await somebody.sees("colours")
         somebody.type("works\r")
         await somebody.sees("<works>")
+
+
+@pytest.mark.parametrize("term", ["xterm-kitty", "xterm-ghostty", "foot", "../../etc/passwd"])
+async def test_a_program_is_told_of_a_terminal_that_the_guest_knows(shared: Place, term: str) -> None:
+    program = shown(["sh", "-c", 'echo "it is <$TERM $COLORTERM> in $PWD"; exit 5'], cwd="/", term=term, colors="24bit")
+    async with person(await argv_of(shared, program)) as somebody:
+        await somebody.sees("it is <xterm-256color 24bit> in /")
+        assert await somebody.leaves() == 5
 
 
 async def test_true_colour_arrives_where_the_terminal_has_it(shared: Place, guest: Guest, manager: Tmux) -> None:

@@ -17,7 +17,7 @@ from hiveyard.engine.sitting import TERMINAL
 from hiveyard.engine.source import Source
 from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
 from hiveyard.engine.workspace import GUEST_REPO
-from hiveyard.processes.tmux import attaching
+from hiveyard.processes.terminal import attaching, shown
 
 
 def add_sessions(app: FastAPI, engine: Engine) -> None:
@@ -105,5 +105,4 @@ def _seen(asked: TerminalAsked) -> Command:
     """What is on the terminal."""
     if asked.argv is None:
         return attaching(TERMINAL, read_only=asked.read_only, term=asked.term, colors=asked.colors)
-    env = {"TERM": asked.term or "xterm-256color", "COLORTERM": asked.colors}
-    return Command(argv=tuple(asked.argv), cwd=GUEST_REPO, env=env)
+    return shown(asked.argv, cwd=GUEST_REPO, term=asked.term, colors=asked.colors)

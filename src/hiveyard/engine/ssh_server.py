@@ -30,6 +30,7 @@ from hiveyard.engine.ssh_keys import Keys
 from hiveyard.kit import process
 from hiveyard.kit.group import together
 from hiveyard.kit.text import one_line, printable
+from hiveyard.processes.terminal import shown
 
 log = logging.getLogger(__name__)
 _PIECE = 64 << 10
@@ -307,8 +308,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         provider = self._way.provider
         assert isinstance(provider, Terminals)
         assert self._command.argv is not None
-        env = {"TERM": self._term, "COLORTERM": self._colors()}
-        argv = await provider.terminal(self._way.machine, Command(argv=self._command.argv, env=env))
+        command = shown(self._command.argv, term=self._term, colors=self._colors())
+        argv = await provider.terminal(self._way.machine, command)
         master, slave = pty.openpty()
         try:
             self._resize = lambda rows, columns: _resize(master, rows, columns)

@@ -155,7 +155,7 @@ launch() {
 }
 """
 
-# TERM: whether programs in the guest know this terminal.
+# TERM: whether programs in the guest know that terminal.
 _DESCRIBED: Final = r"""
 described() {
   local d
@@ -199,16 +199,27 @@ launch() {
 """
 )
 
-# NAME READ-ONLY(1 or empty): what attaches a terminal to the window of a process.
-ATTACH: Final = (
+# Takes a TERM that the guest does not know for the nearest that it does.
+_NEAREST: Final = (
     _DESCRIBED
     + r"""
-name=${1//./"~"} features=()
-type -P tmux >/dev/null || { echo "there is no tmux in this machine's image" >&2; exit 66; }
 if ! described "$TERM"; then
   for TERM in xterm-256color xterm screen-256color screen linux vt100; do described "$TERM" && break; done
 fi
-export TERM LANG=${LANG:-C.UTF-8}
+export TERM
+"""
+)
+
+# ARGV: a program on a person's terminal.
+SHOWN: Final = _NEAREST + 'exec -- "$@"\n'
+
+# NAME READ-ONLY(1 or empty): what attaches a terminal to the window of a process.
+ATTACH: Final = (
+    _NEAREST
+    + r"""
+name=${1//./"~"} features=()
+type -P tmux >/dev/null || { echo "there is no tmux in this machine's image" >&2; exit 66; }
+export LANG=${LANG:-C.UTF-8}
 case $COLORTERM in truecolor | 24bit) features=(-T 256,RGB) ;; esac
 tmux has-session -t "=$name" 2>/dev/null || { echo "$1 does not run in this session any more" >&2; exit 40; }
 exec tmux -u "${features[@]}" attach-session ${2:+-r} -t "=$name"

@@ -8,7 +8,6 @@ window shows the outputs. The server is tied to nobody: it outlives connections,
 
 from __future__ import annotations
 
-from hiveyard.core.commands import Command
 from hiveyard.processes import scripts
 from hiveyard.processes.detached import Detached
 
@@ -19,12 +18,3 @@ class Tmux(Detached):
     name = "tmux"
     _launch = scripts.LAUNCH_TMUX
     _terminals = True
-
-
-def attaching(name: str, *, read_only: bool = False, term: str = "", colors: str = "") -> Command:
-    """The command that, run on a terminal in the guest, shows the window of process `name`; it ends with 0 when the
-    person leaves (Ctrl-B D) or the process ends. `term` and `colors` are TERM and COLORTERM of the person's terminal;
-    one that the guest does not know is taken for the nearest that it does. A reader's keys reach nothing, and their
-    window's size counts for nothing."""
-    env = {"TERM": term or "xterm-256color", "COLORTERM": colors}
-    return Command(argv=("bash", "-c", scripts.ATTACH, "hv", name, "1" if read_only else ""), cwd="/", env=env)
