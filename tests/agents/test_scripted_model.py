@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
@@ -151,6 +152,23 @@ async def test_a_fault_ends_after_its_times_and_carries_its_headers(protocol: st
     assert [response.status_code for response in got] == [429, 429, 200]
     assert got[0].headers["retry-after"] == "1"
     assert got[0].json()["error"]["type"] == "rate_limit_error"
+
+
+async def test_the_rest_of_a_reply_waits_at_a_gate() -> None:
+    heard: list[str] = []
+    async with scripted_model([Step(text="before and after", gate="half")]) as model:
+
+        async def ask() -> None:
+            heard.append((await post(model, "anthropic", asked("anthropic", ("user", "hi"), stream=True))).text)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            while not model.requests:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            await anyio.sleep(0.2)
+            assert not heard
+            model.open("half")
+        assert streamed("anthropic", heard[0]) == "before and after"
 
 
 @pytest.mark.parametrize("protocol", PATHS)

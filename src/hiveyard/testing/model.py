@@ -21,6 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +88,14 @@ class ScriptedModel:
         self._side_reply = side_reply
         self._models = tuple(models)
         self._faults: Counter[tuple[str, int]] = Counter()
+        self._gates: dict[str, anyio.Event] = {}
+
+    def open(self, gate: str) -> None:
+        """Let all replies on that wait, or will come, at a step's gate."""
+        self._gate(gate).set()
+
+    def _gate(self, name: str) -> anyio.Event:
+        return self._gates.setdefault(name, anyio.Event())
 
     def saw_key(self, secret: str) -> bool:
         """Whether any request carried this very key."""
@@ -124,7 +133,8 @@ class ScriptedModel:
         if fault is not None and fault.status:
             return _refusal(asked.protocol, fault)
         name = hashlib.sha256(asked.prompt.encode()).hexdigest()[:8] + f"x{asked.step}"
-        return _given(asked, fit(step, asked, name), step, cut=fault is not None)
+        given = _given(asked, fit(step, asked, name), step, cut=fault is not None)
+        return replace(given, gate=self._gate(step.gate)) if step.gate else given
 
     def _fault(self, step: Step, asked: Asked) -> Fault | None:
         """The step's fault, when it still has its turns: faults alone make the server remember."""
@@ -152,11 +162,14 @@ class ScriptedModel:
         return _refusal("chat", Fault(status=404, message=f"no such endpoint: {request.method} {request.path}"))
 
     def _control(self, request: Request) -> Answer:
-        """For tests in another process: `/_model/health`, `/_model/requests`, and `/_model/saw-key` (POST a key)."""
+        """For tests in another process: `/_model/health`, `/_model/requests`, `/_model/saw-key` (POST a key) and
+        `/_model/open` (POST the name of a gate)."""
         if request.path == "/_model/requests":
             return Answer(chunks=[msgspec.json.encode(self.requests)])
         if request.path == "/_model/saw-key":
             return _document({"seen": self.saw_key(request.body.decode("utf-8", "replace"))})
+        if request.path == "/_model/open":
+            self.open(request.body.decode("utf-8", "replace"))
         return _document({"ok": True})
 
     def _record(self, request: Request, key: str, digest: str, status: int, asked: Asked | None, side: bool) -> None:

@@ -79,7 +79,8 @@ class Step(Piece, frozen=True, kw_only=True, omit_defaults=True):
     """One reply: thinking, then text, then tool calls. Without calls it ends the agent's turn.
 
     `stop` "length" tells the agent that the reply was cut at its token limit. `delay` is seconds before the first
-    byte, `chunk_delay` seconds between the pieces of a stream.
+    byte, `chunk_delay` seconds between the pieces of a stream. `gate` names a gate in the middle of the reply: the rest
+    of it waits until the server's gate of that name is opened.
     """
 
     thinking: str = ""
@@ -90,6 +91,7 @@ class Step(Piece, frozen=True, kw_only=True, omit_defaults=True):
     fault: Fault | None = None
     delay: float = 0.0
     chunk_delay: float = 0.0
+    gate: str = ""
 
 
 Script = Sequence[Step]

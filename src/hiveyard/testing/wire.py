@@ -26,7 +26,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What to send. `cut`: only the first half of the chunks goes out, then the connection breaks."""
+    """What to send. `cut`: only the first half of the chunks goes out, then the connection breaks. `gate`: the second
+    half waits for it."""
 
     chunks: Sequence[bytes]
     status: int = 200
@@ -35,6 +36,7 @@ class Answer:
     delay: float = 0.0
     chunk_delay: float = 0.0
     cut: bool = False
+    gate: anyio.Event | None = None
 
 
 async def converse(stream: ByteStream, answer: Callable[[Request], Awaitable[Answer]]) -> None:
@@ -91,7 +93,9 @@ async def _send(connection: h11.Connection, stream: ByteStream, answer: Answer) 
     headers = {"content-type": answer.content_type, **length, **answer.headers}
     head = h11.Response(status_code=answer.status, headers=list(headers.items()), reason=_reason(answer.status))
     await stream.send(connection.send(head) or b"")
-    for chunk in _kept(answer):
+    for number, chunk in enumerate(_kept(answer)):
+        if answer.gate is not None and number == len(answer.chunks) // 2:
+            await answer.gate.wait()
         await stream.send(connection.send(h11.Data(data=chunk)) or b"")
         await anyio.sleep(answer.chunk_delay)
     if not answer.cut:
