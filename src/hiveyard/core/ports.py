@@ -7,7 +7,7 @@ AgentError) of the fitting kind.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -169,6 +169,10 @@ class Terminals(Protocol):
         Raises NoSuchMachine, MachineNotReady, MachineLost, CannotExecute."""
 
 
+Meanwhile = Callable[[], Coroutine[object, object, None]]
+"""What else is to be done while a machine stands still."""
+
+
 class Frozen(NamedTuple):
     """A snapshot that was taken: how long the machine stood still for it, in seconds, and the bytes it takes on disk
     beyond what it shares."""
@@ -183,12 +187,13 @@ class Snapshots(Protocol):
     others that go on from there. It Pauses too.
 
     Snapshots have names of their own, are not changed by anybody and outlive the machine. Their session directory is
-    not part of them: the caller copies that while the machine is frozen."""
+    not part of them: the caller copies that `meanwhile`."""
 
-    async def snapshot(self, name: str, snapshot: str) -> Frozen:
+    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
         """Keep the machine `name` as it stands; one that is there of that name is replaced. A machine that is frozen
-        stays so, any other stands still meanwhile. When it fails or is cancelled the machine is as before and nothing
-        is left of the snapshot. Raises NoSuchMachine, MachineNotReady, MachineLost, NoSpace."""
+        stays so, any other stands still for as short as may be; `meanwhile` is called once while it does. When that or
+        anything fails or is cancelled the machine is as before and nothing is left of the snapshot. Raises what
+        `meanwhile` does, NoSuchMachine, MachineNotReady, MachineLost, NoSpace."""
 
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         """A ready machine `name` that goes on where the snapshot stands: same memory, same processes, their
@@ -216,10 +221,12 @@ class Holds(Protocol):
 @runtime_checkable
 class Pauses(Protocol):
     """A provider that can freeze a machine where it stands, and let it go on. A frozen machine is still `ready`; what
-    is asked of its guest waits."""
+    is asked of its guest waits until it goes on. It stays frozen when its daemon dies, and can be stopped and
+    terminated as any other."""
 
     async def pause(self, name: str) -> None:
-        """Freeze it; one that is frozen is a success. Raises NoSuchMachine, MachineNotReady."""
+        """Freeze it; one that is frozen is a success. Raises NoSuchMachine, MachineNotReady; CannotFreeze, when it
+        goes on."""
 
     async def resume(self, name: str) -> None:
         """Let it go on; one that runs is a success. Raises NoSuchMachine, MachineNotReady."""

@@ -26,7 +26,7 @@ from hiveyard.core.errors import (
     SessionNotRunning,
 )
 from hiveyard.core.events import Notice, SnapshotRemoved, SnapshotTaken
-from hiveyard.core.ports import Pauses, Provider
+from hiveyard.core.ports import Frozen, Pauses, Provider
 from hiveyard.core.ports import Snapshots as Live
 from hiveyard.core.states import AT_WORK, Activity
 from hiveyard.engine import points
@@ -91,20 +91,22 @@ class Snapshots:
 
     @asynccontextmanager
     async def _still(self, session: SessionRow, stay: Stay) -> AsyncIterator[None]:
-        """The session standing still, as far as its provider can, with nobody of ours in its machine."""
-        paused = session.activity is Activity.PAUSED
+        """Nobody of ours in the session's machine, which stands still, as far as its provider can. One that takes live
+        snapshots holds it still by itself, for less long."""
         provider, machine = self._provider(session), machine_name(session.id)
+        paused = session.activity is Activity.PAUSED
+        holder = provider if isinstance(provider, Pauses) and not isinstance(provider, Live) and not paused else None
         try:
             await stay.freeze()
-            if isinstance(provider, Pauses) and not paused:
-                await provider.pause(machine)
+            if holder is not None:
+                await holder.pause(machine)
             yield
         finally:
             if not paused:
                 with anyio.CancelScope(shield=True):
                     try:
-                        if isinstance(provider, Pauses):
-                            await provider.resume(machine)
+                        if holder is not None:
+                            await holder.resume(machine)
                     finally:
                         stay.thaw()
 
@@ -112,20 +114,14 @@ class Snapshots:
         self, session: SessionRow, sitting: Sitting, name: str, known: Sequence[SnapshotRow], passing: bool
     ) -> Point:
         provider, snapshot = self._provider(session), new_id()
-        clock = self._r.clock
-        start = clock.monotonic()
         try:
-            size = 0
-            if isinstance(provider, Live):
-                kept = points.provider_name(session.id, snapshot)
-                size = (await provider.snapshot(machine_name(session.id), kept)).size
-            copied, feed = await self._copy(session, sitting, snapshot, known)
+            frozen, copied, feed = await self._frozen(session, sitting, snapshot, known)
             taken = SnapshotTaken(
                 snapshot=snapshot,
                 name=name,
                 live=isinstance(provider, Live),
-                seconds=clock.monotonic() - start,
-                size=size + copied.written,
+                seconds=frozen.seconds,
+                size=frozen.size + copied.written,
                 after_turn=sitting.course.ended,
                 turn=sitting.course.running,
                 conversation=sitting.course.conversation or "",
@@ -140,6 +136,25 @@ class Snapshots:
                 await self._drop(session, provider, snapshot)
             raise
         return await self._r.ledger.read(lambda conn: lineage.point(conn, session.id, snapshot))
+
+    async def _frozen(
+        self, session: SessionRow, sitting: Sitting, snapshot: str, known: Sequence[SnapshotRow]
+    ) -> tuple[Frozen, Copied, int | None]:
+        """The machine, where that can be kept, and what `_copy` answers."""
+        provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
+
+        async def copy() -> None:
+            copies.append(await self._copy(session, sitting, snapshot, known))
+
+        if isinstance(provider, Live):
+            kept = points.provider_name(session.id, snapshot)
+            frozen = await provider.snapshot(machine_name(session.id), kept, copy)
+        else:
+            begun = clock.monotonic()
+            await copy()
+            frozen = Frozen(clock.monotonic() - begun, 0)
+        ((copied, feed),) = copies
+        return frozen, copied, feed
 
     async def _copy(
         self, session: SessionRow, sitting: Sitting, snapshot: str, known: Sequence[SnapshotRow]

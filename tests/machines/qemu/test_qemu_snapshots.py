@@ -60,11 +60,12 @@ class Litter:
 
     async def snapshot(self, name: str) -> str:
         kept = f"s-{new_id()}"
-        await self.provider.pause(name)
-        await self.provider.snapshot(name, kept)
-        copy_tree(self.root / name, self.root / kept)
+
+        async def files() -> None:
+            copy_tree(self.root / name, self.root / kept)
+
+        await self.provider.snapshot(name, kept, files)
         self.kept.append(kept)
-        await self.provider.resume(name)
         return kept
 
     async def child(self, kept: str, **more: object) -> str:
@@ -224,6 +225,28 @@ def _server(state: Path, name: str) -> Path:
             if any(str(fd.readlink()) == f"socket:[{socket}]" for fd in (owner / "fd").iterdir()):
                 return owner
     raise AssertionError(f"nobody serves the session of {name}")
+
+
+async def test_it_stands_still_for_what_is_done_meanwhile_and_no_longer(litter: Litter) -> None:
+    async with counting(litter) as parent:
+        count, seen = litter.root / parent / "count", []
+        await litter.says(
+            parent, "(while cp /tmp/count /session/count; do :; done) </dev/null >/dev/null 2>&1 & echo on"
+        )
+
+        async def look() -> None:
+            for _ in range(2):
+                await anyio.sleep(0.5)
+                seen.append(count.read_text())
+            raise ValueError("and then it fails")
+
+        with pytest.raises(ValueError, match="and then it fails"):
+            await litter.provider.snapshot(parent, "never", look)
+        assert seen[0] == seen[1]
+        assert not await litter.provider.snapshots()
+        with anyio.fail_after(60):
+            while count.read_text() == seen[1]:  # noqa: ASYNC110
+                await anyio.sleep(0.1)
 
 
 async def test_a_full_disk_leaves_the_machine_running_and_nothing_half(litter: Litter) -> None:

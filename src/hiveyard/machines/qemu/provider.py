@@ -37,7 +37,7 @@ from hiveyard.core.machines import (
     check_machine_name,
     quiet,
 )
-from hiveyard.core.ports import Frozen, Guest
+from hiveyard.core.ports import Frozen, Guest, Meanwhile
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator, Accelerators
@@ -276,11 +276,11 @@ class QemuProvider:
         async with self._standing(name) as (record, rig):
             await go_on(record, rig)
 
-    async def snapshot(self, name: str, snapshot: str) -> Frozen:
+    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
         async with self._standing(name) as (record, rig):
             check_space(self._state, record.shape.memory_mib // 4 + 256)
             with space_named():
-                return await self._snapshots.take(snapshot, record, rig, self._builder.group)
+                return await self._snapshots.take(snapshot, record, rig, self._builder.group, meanwhile)
 
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         check_machine_name(name)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import anyio
 
 from hiveyard.core.errors import BadInput, MachineNotReady, NoSpace, NoSuchSnapshot, ProviderError, ProviderUnavailable
-from hiveyard.core.ports import Frozen
+from hiveyard.core.ports import Frozen, Meanwhile
 from hiveyard.kit import files
 from hiveyard.kit.copying import copy_content
 from hiveyard.kit.group import together
@@ -115,7 +115,9 @@ class Snapshots:
         for path in self._root.glob(f".new-{machine}+*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    async def take(self, name: str, record: Record, rig: Rig, group: int | None) -> Frozen:
+    async def take(
+        self, name: str, record: Record, rig: Rig, group: int | None, meanwhile: Meanwhile | None = None
+    ) -> Frozen:
         """Take a snapshot of the machine of `record`. Call it under the machine's lock."""
         place = self._place(name)
         async with holding(self._root / ".locks" / name):
@@ -124,7 +126,7 @@ class Snapshots:
             fresh.mkdir(parents=True)
             fresh.chmod(0o711)
             try:
-                frozen = await _Taking(record, rig, fresh, place, group).take()
+                frozen = await _Taking(record, rig, fresh, place, group).take(meanwhile)
                 shutil.rmtree(place, ignore_errors=True)
                 fresh.replace(place)
                 files.sync_dir(self._root)
@@ -149,7 +151,7 @@ class _Taking:
         self._place = place
         self._group = group
 
-    async def take(self) -> Frozen:
+    async def take(self, meanwhile: Meanwhile | None) -> Frozen:
         if not self._record.origin:
             raise MachineNotReady(
                 f"machine {self._record.name} was booted whole: only forks of a template can be frozen",
@@ -163,7 +165,7 @@ class _Taking:
             await self._new_top(top + 1)
             begun = time.monotonic()
             async with self._still(wire):
-                changed = await self._freeze(wire, base, top, node)
+                changed = await self._freeze(wire, base, top, node, meanwhile)
             seconds = time.monotonic() - begun
         await anyio.to_thread.run_sync(self._finish, top)
         size = sum(path.stat().st_blocks * 512 for path in self._fresh.iterdir())
@@ -204,12 +206,14 @@ class _Taking:
                     await speak(self._rig.session)
                     self._record = unhalted(self._record, self._rig)
 
-    async def _freeze(self, wire: Wire, base: os.stat_result, top: int, node: str) -> int:
+    async def _freeze(self, wire: Wire, base: os.stat_result, top: int, node: str, meanwhile: Meanwhile | None) -> int:
         await _devices(wire, self._fresh / "state")
         await _switch(wire, f"{self._record.run}/disk-{top + 1}.qcow2", node, f"own{top + 1}")
         changed: list[int] = []
         async with together() as group:
             group.start_soon(anyio.to_thread.run_sync, self._save_open)
+            if meanwhile is not None:
+                group.start_soon(meanwhile)
             changed.append(await anyio.to_thread.run_sync(self._copy_changes, base))
         return changed[0]
 
