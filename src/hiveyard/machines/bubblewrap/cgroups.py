@@ -1,6 +1,7 @@
-"""Memory, processor and process limits for all of a machine together, where this host lets us set them.
+"""Memory, processor and process limits for all of a machine together, and its freezer, where this host lets us.
 
-Root can, on cgroup v1 and v2; others usually cannot: then `Cgroups.controllers` is empty and the caller says so.
+Root can, on cgroup v1 and v2; others usually cannot: then `Cgroups.controllers` is empty and the caller says so. The
+freezer is that of v2 alone, which a host with v1 has beside it: what v1 has frozen cannot be killed.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -18,6 +20,8 @@ _ROOT = Path("/sys/fs/cgroup")
 _PARENT = "hiveyard"
 _ABANDONED = 300  # seconds
 _PERIOD = 100_000  # microseconds, the kernel's own default
+_FREEZE = "cgroup.freeze"
+_PATIENCE = 10.0  # seconds: a process that waits for a disk is frozen only when that has answered
 
 
 class Cgroups:
@@ -27,9 +31,10 @@ class Cgroups:
         self._root = root
         self._v2 = (root / "cgroup.controllers").is_file()
         self.controllers: tuple[str, ...] = ()
+        self._freezer: Path | None = None
 
     def discover(self) -> None:
-        """Make the parent group, and see which controllers obey."""
+        """Make the parent group, and see which controllers obey and whether there is a freezer."""
         found = []
         for controller in ("memory", "pids", "cpu"):
             with contextlib.suppress(OSError):
@@ -43,10 +48,24 @@ class Cgroups:
                     found.append(controller)
                     _sweep(self._parent(controller))
         self.controllers = tuple(found)
+        self._discover_freezer()
+
+    def _discover_freezer(self) -> None:
+        unified = self._root if self._v2 else self._root / "unified"
+        with contextlib.suppress(OSError):
+            if (unified / "cgroup.procs").is_file():
+                parent = unified / _PARENT
+                parent.mkdir(exist_ok=True)
+                if os.access(parent / _FREEZE, os.W_OK):
+                    self._freezer = parent
+                    _sweep(parent)
 
     def groups(self, ident: str) -> list[str]:
         """Directories of a machine's groups; whoever writes itself into their `cgroup.procs` is limited."""
-        return sorted({str(self._parent(controller) / ident) for controller in self.controllers})
+        parents = {self._parent(controller) for controller in self.controllers}
+        if self._freezer is not None:
+            parents.add(self._freezer)
+        return sorted(str(parent / ident) for parent in parents)
 
     def make(self, ident: str, shape: Shape) -> None:
         limits = {
@@ -56,9 +75,10 @@ class Cgroups:
             if self._v2
             else {"cpu.cfs_period_us": _PERIOD, "cpu.cfs_quota_us": _quota(shape.cpus)},
         }
+        for path in self.groups(ident):
+            Path(path).mkdir(exist_ok=True)
         for controller in self.controllers:
             group = self._parent(controller) / ident
-            group.mkdir(exist_ok=True)
             for file, value in limits[controller].items():
                 (group / file).write_text(str(value))
             with contextlib.suppress(OSError):  # where there is no swap accounting
@@ -90,6 +110,30 @@ def _sweep(parent: Path) -> None:
         with contextlib.suppress(OSError):  # not empty: a machine lives in it
             if group.stat().st_mtime < time.time() - _ABANDONED:
                 group.rmdir()
+
+
+def freezer(groups: Sequence[str]) -> Path | None:
+    """The one of a machine's groups that can be frozen."""
+    return next((Path(group) for group in groups if Path(group, _FREEZE).is_file()), None)
+
+
+async def freeze(group: Path) -> None:
+    """Return when nothing in a group runs; who enters it later stands still too. Raises TimeoutError; then it goes on,
+    as it does when this is cancelled."""
+    try:
+        (group / _FREEZE).write_text("1")
+        with anyio.fail_after(_PATIENCE):
+            while "frozen 1" not in (group / "cgroup.events").read_text():  # noqa: ASYNC110 (a file of the kernel)
+                await anyio.sleep(0.001)
+    except BaseException:
+        thaw(group)
+        raise
+
+
+def thaw(group: Path) -> None:
+    """A group that went with its machine is a success."""
+    with contextlib.suppress(FileNotFoundError):
+        (group / _FREEZE).write_text("0")
 
 
 async def remove(groups: list[str]) -> None:

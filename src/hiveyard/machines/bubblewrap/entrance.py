@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from hiveyard.core.errors import MachineLost
 from hiveyard.core.ports import Stream
 from hiveyard.machines.attached import AttachedStream, attached
 from hiveyard.machines.bubblewrap import terminal
-from hiveyard.machines.bubblewrap.record import Alive
+from hiveyard.machines.bubblewrap.standing import Standing
 
 _JOIN = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
 
@@ -18,23 +18,29 @@ _JOIN = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; 
 class Entrance:
     """An Exec for one machine."""
 
-    def __init__(self, name: str, init: Alive, uid: int | None, cgroups: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, standing: Standing, uid: int | None, cgroups: Sequence[str], env: Mapping[str, str]
+    ) -> None:
         self._name = name
-        self._init = init
+        self._init = standing.init
+        self._standing = standing
         self._uid = uid
-        self._prefix = _prefix(init.pid, uid, [group for group in cgroups if Path(group).is_dir()])
+        self._prefix = _prefix(self._init.pid, uid, [group for group in cgroups if Path(group).is_dir()])
         self._env = dict(env)
 
     @asynccontextmanager
     async def open(self, argv: Sequence[str]) -> AsyncIterator[Stream]:
-        self.check_alive()
         words = [word.encode("utf-8", "surrogateescape") for word in (*self._prefix, *argv)]
-        async with attached(words, self._env) as stream:
+        async with AsyncExitStack() as stack:
+            async with self._standing.goes_on():
+                self.check_alive()
+                stream = await stack.enter_async_context(attached(words, self._env))
             yield _MachineStream(stream, self)
 
-    def terminal(self, argv: Sequence[str]) -> list[str]:
+    async def terminal(self, argv: Sequence[str]) -> list[str]:
         """A program of the host that runs `argv` on a terminal of the machine."""
-        self.check_alive()
+        async with self._standing.goes_on():
+            self.check_alive()
         entering = (*self._prefix, "setsid", "--ctty", "--wait", *argv)
         return terminal.program(self._init.pid, self._uid, self._env, entering)
 

@@ -60,9 +60,11 @@ from hiveyard.core.ports import Guest
 from hiveyard.kit import process
 from hiveyard.machines.bubblewrap import cgroups, layout, outside, record
 from hiveyard.machines.bubblewrap.entrance import Entrance
+from hiveyard.machines.bubblewrap.etc import write_users
 from hiveyard.machines.bubblewrap.record import Made, Record
 from hiveyard.machines.bubblewrap.rootfs import Roots
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
+from hiveyard.machines.bubblewrap.standing import Standing
 from hiveyard.machines.bubblewrap.trees import remove_tree
 from hiveyard.machines.shell import ShellGuest, terminal_words
 
@@ -88,7 +90,9 @@ class BubblewrapProvider:
         self._cgroups = cgroups.Cgroups()
         self._uid = self._settings.uid if os.geteuid() == 0 else None
         self._booting: set[str] = set()
+        # One change of a machine at a time; and nobody goes in while it is being stopped.
         self._locks: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
+        self._gates: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
         self._discovered = False
         self._life = ""
         if self._uid == 0:
@@ -164,7 +168,7 @@ class BubblewrapProvider:
 
     async def boot(self, name: str, spec: MachineSpec) -> Machine:
         check_machine_name(name)
-        async with self._lock(name):
+        async with _kept(self._locks, name):
             if self._record(name).init() is not None:
                 return await self.get(name)
             await self._destroy(name)
@@ -225,7 +229,7 @@ class BubblewrapProvider:
             skeleton = self._roots.find(spec.image) / "home" / "agent"
             shutil.copytree(skeleton, keep.home, symlinks=True, dirs_exist_ok=True)
         else:
-            _write_users(keep.etc, self.capabilities, spec.network)
+            write_users(keep.etc, self.capabilities, spec.network)
         for directory in (spec.session, spec.door):
             if directory is not None:
                 directory.mkdir(parents=True, exist_ok=True)
@@ -302,7 +306,7 @@ class BubblewrapProvider:
 
     async def stop(self, name: str) -> None:
         await self.get(name)
-        async with self._lock(name):
+        async with _kept(self._locks, name):
             keep = self._record(name)
             made = keep.made()
             if made is None:
@@ -312,7 +316,7 @@ class BubblewrapProvider:
 
     async def terminate(self, name: str) -> None:
         check_machine_name(name)
-        async with self._lock(name):
+        async with _kept(self._locks, name):
             await self._destroy(name)
 
     async def _destroy(self, name: str) -> None:
@@ -342,25 +346,38 @@ class BubblewrapProvider:
 
     async def terminal(self, name: str, command: Command) -> Sequence[str]:
         words = terminal_words(secrets.token_hex(8), command, self.capabilities)
-        return (await self._entrance(name)).terminal(words)
+        return await (await self._entrance(name)).terminal(words)
+
+    async def pause(self, name: str) -> None:
+        async with _kept(self._locks, name):
+            await (await self._standing(name))[0].begin()
+
+    async def resume(self, name: str) -> None:
+        async with _kept(self._locks, name):
+            (await self._standing(name))[0].end()
 
     async def _entrance(self, name: str) -> Entrance:
+        standing, made = await self._standing(name)
+        return Entrance(name, standing, self._uid, made.cgroups, layout.environment(self.capabilities))
+
+    async def _standing(self, name: str) -> tuple[Standing, Made]:
         machine = await self.get(name)
         keep = self._record(name)
         init, made = keep.init(), keep.made()
         if init is None or made is None or machine.status is not MachineStatus.READY:
             raise MachineNotReady(f"machine {name} is {machine.status}", machine=name)
-        return Entrance(name, init, self._uid, made.cgroups, layout.environment(self.capabilities))
+        return Standing(name, init, made.cgroups, keep.halted, _kept(self._gates, name)), made
 
     def _record(self, name: str) -> Record:
         return Record(self._state / name)
 
-    def _lock(self, name: str) -> anyio.Lock:
-        """One change of a machine at a time."""
-        lock = self._locks.get(name)
-        if lock is None:
-            lock = self._locks[name] = anyio.Lock()
-        return lock
+
+def _kept(locks: weakref.WeakValueDictionary[str, anyio.Lock], name: str) -> anyio.Lock:
+    """The lock of one machine, which lives for as long as somebody has it."""
+    lock = locks.get(name)
+    if lock is None:
+        lock = locks[name] = anyio.Lock()
+    return lock
 
 
 def _what_to_allow() -> str:
@@ -374,18 +391,6 @@ def _what_to_allow() -> str:
         if setting.is_file() and setting.read_text().strip() == refusal:
             return f"sudo sysctl -w {name.replace('/', '.')}={wanted}"
     return "choose --provider docker or qemu"
-
-
-def _write_users(etc: Path, capabilities: Capabilities, network: Network) -> None:
-    """The few files of /etc that name users, for a machine that lives on the host's programs."""
-    etc.mkdir()
-    user, uid = capabilities.user, layout.UID
-    shells = f"{user}:x:{uid}:{uid}::{capabilities.home}:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n"
-    (etc / "passwd").write_text(f"root:x:0:0::/root:/usr/sbin/nologin\n{shells}")
-    (etc / "group").write_text(f"root:x:0:\n{user}:x:{uid}:\nnogroup:x:65534:\n")
-    hosts = "files dns" if network is Network.OPEN else "files"
-    (etc / "nsswitch.conf").write_text(f"passwd: files\ngroup: files\nhosts: {hosts}\n")
-    (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
 def _disk_error(error: OSError, directory: Path) -> HiveyardError:

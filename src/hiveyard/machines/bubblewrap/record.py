@@ -4,6 +4,7 @@ machine.json  what it was made of; there before anything is started
 pid           its process 1, with the time it started, so that another process with that number is not taken for it
 console.log   what its start said
 home/         its /home/agent
+halted        there while all its processes are stopped; see halting.py
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Record:
         self.etc = directory / "etc"
         self.log = directory / "console.log"
         self.pid_file = directory / "pid"
+        self.halted = directory / "halted"
         self._made = directory / "machine.json"
 
     def write(self, made: Made) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import aiohttp
 import anyio
@@ -17,7 +18,10 @@ from hiveyard.kit.text import one_line
 from hiveyard.machines.docker.engine import Engine
 from hiveyard.machines.docker.hijack import Hijacked, hijacked
 
+LIVING = ("running", "paused")
+"""What an engine calls the state of a container whose processes exist."""
 _REFUSED, _KILLED = 126, 137
+_CONFLICT = 409
 _ROOM = 64  # processes
 # What can come from an engine that is asked about a machine: for who uses the machine, all of it means the same.
 _GONE = (DockerError, ProviderUnavailable, aiohttp.ClientError, OSError)
@@ -26,6 +30,7 @@ _GONE = (DockerError, ProviderUnavailable, aiohttp.ClientError, OSError)
 _FIRST_LOOK = 0.1
 _SECOND_LOOK = 0.005
 _LAST_LOOK = 1.0
+PAUSED_LOOK = 0.1
 _ATTACHED: dict[str, object] = {"Detach": False, "Tty": False}
 _EXEC_OTHER = r'eval "set -- $1"; exec "$@"'
 
@@ -45,19 +50,25 @@ class Entrance:
     @asynccontextmanager
     async def open(self, argv: Sequence[str]) -> AsyncIterator[Stream]:
         try:
-            exec_id = await self._create(argv)
-            socket = self._engine.socket
-        except _GONE as error:
-            raise self._lost(error) from error
-        connection = hijacked(socket, self._start(exec_id), _ATTACHED)
-        try:
-            hijack = await connection.__aenter__()
+            exec_id, connection, hijack = await self._begin(argv)
         except _GONE as error:
             raise self._lost(error) from error
         try:
             yield _ExecStream(self, exec_id, hijack)
         finally:
             await connection.__aexit__(None, None, None)
+
+    async def _begin(self, argv: Sequence[str]) -> tuple[str, AbstractAsyncContextManager[Hijacked], Hijacked]:
+        """Start a program, as soon as the container does not stand still: an engine refuses until then."""
+        while True:
+            try:
+                exec_id = await self._create(argv)
+                connection = hijacked(self._engine.socket, self._start(exec_id), _ATTACHED)
+                return exec_id, connection, await connection.__aenter__()
+            except DockerError as error:
+                if error.status != _CONFLICT or (await self._seen())["State"]["Status"] not in LIVING:
+                    raise
+            await anyio.sleep(PAUSED_LOOK)
 
     def _start(self, exec_id: str) -> str:
         return f"/{self._client.api_version}/exec/{exec_id}/start"
@@ -117,8 +128,10 @@ class Entrance:
             raise self._lost(error) from error
 
     async def _running(self) -> bool:
-        seen = await self._client.containers.container(self._container).show()
-        return bool(seen["State"]["Running"])
+        return bool((await self._seen())["State"]["Running"])
+
+    async def _seen(self) -> Mapping[str, Any]:
+        return await self._client.containers.container(self._container).show()
 
     async def _starts(self, program: str) -> bool:
         try:
@@ -135,6 +148,11 @@ class Entrance:
     def _lost(self, error: Exception | None) -> ProviderError:
         why = one_line(str(error), 300) if error else "its container is not running any more"
         return MachineLost(f"machine {self._machine} is gone: {why}", machine=self._machine)
+
+
+def paused(seen: Mapping[str, Any]) -> bool:
+    """Whether a container, as the engine shows it, stands still."""
+    return bool(seen) and seen["State"]["Status"] == "paused"
 
 
 class _ExecStream:

@@ -30,6 +30,7 @@ from hiveyard.core.commands import Command
 from hiveyard.core.errors import (
     BootFailed,
     BootTimeout,
+    CannotFreeze,
     HiveyardError,
     MachineNotReady,
     NoSuchImage,
@@ -56,7 +57,7 @@ from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.docker import container, imported, ownership, terminal
 from hiveyard.machines.docker.container import Owner, Shared
 from hiveyard.machines.docker.engine import Engine, foreign
-from hiveyard.machines.docker.entrance import Entrance
+from hiveyard.machines.docker.entrance import LIVING, PAUSED_LOOK, Entrance, paused
 from hiveyard.machines.docker.hijack import hijacked
 from hiveyard.machines.docker.ownership import Sharing
 from hiveyard.machines.docker.settings import DockerSettings
@@ -220,6 +221,7 @@ class DockerProvider:
             if await self._inspect(client, name) is None:
                 raise _absent(name)
             files.write_atomic(self._stopped(name), b"")
+            await self._unpause(client, name)  # Podman does not stop what stands still
             # Nothing in a machine waits for a farewell: its processes are stopped before, by who started them.
             with foreign(f"stopping {name}"), _tolerating(304, 409):
                 await client.containers.container(self._container(name)).stop(t=0)
@@ -229,11 +231,29 @@ class DockerProvider:
         async with self._lock(name), self._engine.connect() as client:
             await self._remove(client, name)
 
+    async def pause(self, name: str) -> None:
+        check_machine_name(name)
+        async with self._lock(name), self._engine.connect() as client:
+            if not paused(await self._ready(client, name)):
+                # Shielded: a request that is let go of may freeze it later, when it was let go on already.
+                with foreign(f"freezing {name}"), anyio.fail_after(_TEARDOWN, shield=True):
+                    try:
+                        await client.containers.container(self._container(name)).pause()
+                    except DockerError as error:
+                        raise _unfrozen(error, name) from error
+
+    async def resume(self, name: str) -> None:
+        check_machine_name(name)
+        async with self._lock(name), self._engine.connect() as client:
+            await self._ready(client, name)
+            await self._unpause(client, name)
+
     async def terminal(self, name: str, command: Command) -> Sequence[str]:
         check_machine_name(name)
         about = await self._engine.about()
         async with self._engine.connect() as client:
-            await self._ready(client, name)
+            while paused(await self._ready(client, name)):  # noqa: ASYNC110 (an engine does not tell)
+                await anyio.sleep(PAUSED_LOOK)
         token = secrets.token_hex(8)
         argv = terminal_words(token, command, self.capabilities)
         who = str(ownership.owner(about))
@@ -266,6 +286,12 @@ class DockerProvider:
                 await anyio.sleep(0.05)
         self._sharing.forget(name)
         self._stopped(name).unlink(missing_ok=True)
+
+    async def _unpause(self, client: Docker, name: str) -> None:
+        """Let a container go on; one that runs, and one that has ended, is a success."""
+        if paused(await self._inspect(client, name) or {}):
+            with foreign(f"letting {name} go on"), _tolerating(404):
+                await client.containers.container(self._container(name)).unpause()
 
     async def _inspect(self, client: Docker, name: str) -> Mapping[str, Any] | None:
         """The container of a machine as the engine shows it; None when there is none of this installation."""
@@ -308,7 +334,7 @@ class DockerProvider:
     def _status(self, name: str, state: Mapping[str, Any]) -> tuple[MachineStatus, str]:
         if name in self._booting:
             return MachineStatus.BOOTING, ""
-        if state["Status"] == "running":
+        if state["Status"] in LIVING:
             return MachineStatus.READY, ""
         if self._stopped(name).exists():
             return MachineStatus.STOPPED, ""
@@ -349,6 +375,10 @@ def _tolerating(*statuses: int) -> Iterator[None]:
     except DockerError as error:
         if error.status not in statuses:
             raise
+
+
+def _unfrozen(error: DockerError, name: str) -> CannotFreeze:
+    return CannotFreeze(f"{name} cannot be frozen: {one_line(str(error.message), 400)}", machine=name)
 
 
 def _absent(name: str) -> NoSuchMachine:
