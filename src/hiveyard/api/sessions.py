@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from fastapi import FastAPI, Query, Request, Response
 
 from hiveyard.api.answers import answer, body
@@ -24,6 +26,21 @@ def add_sessions(app: FastAPI, engine: Engine) -> None:
     """Their events are at `/v1/tasks/{ref}/events`, as those of tasks are."""
     _add_lives(app, engine)
     _add_turns(app, engine)
+    sessions = engine.sessions
+    _add_move(app, engine, "stop", sessions.stop)
+    _add_move(app, engine, "pause", sessions.pause)
+    _add_move(app, engine, "unpause", sessions.unpause)
+    _add_move(app, engine, "interrupt", sessions.interrupt)
+
+
+def _add_move(app: FastAPI, engine: Engine, verb: str, move: Callable[[str], Awaitable[None]]) -> None:
+    """What is done with a session, and answered with what the session is then."""
+
+    @app.post(f"/v1/sessions/{{ref}}/{verb}", name=verb, **gives(SessionView))
+    async def moved(ref: str) -> Response:
+        id = await engine.resolve(ref)
+        await move(id)
+        return answer(await engine.sessions.view(id))
 
 
 def _add_lives(app: FastAPI, engine: Engine) -> None:
@@ -47,30 +64,12 @@ def _add_lives(app: FastAPI, engine: Engine) -> None:
     async def session(ref: str) -> Response:
         return answer(await sessions.view(await engine.resolve(ref)))
 
-    @app.post("/v1/sessions/{ref}/stop", **gives(SessionView))
-    async def stop(ref: str) -> Response:
-        id = await engine.resolve(ref)
-        await sessions.stop(id)
-        return answer(await sessions.view(id))
-
     @app.post("/v1/sessions/{ref}/resume", **takes(ResumeAsked), **gives(SessionView, 202))
     async def resume(ref: str, request: Request) -> Response:
         asked = parsed(await body(request), ResumeAsked, "resume request")
         id = await engine.resolve(ref)
         await sessions.resume(id, asked.budget_usd)
         return answer(await sessions.view(id), 202)
-
-    @app.post("/v1/sessions/{ref}/pause", **gives(SessionView))
-    async def pause(ref: str) -> Response:
-        id = await engine.resolve(ref)
-        await sessions.pause(id)
-        return answer(await sessions.view(id))
-
-    @app.post("/v1/sessions/{ref}/unpause", **gives(SessionView))
-    async def unpause(ref: str) -> Response:
-        id = await engine.resolve(ref)
-        await sessions.unpause(id)
-        return answer(await sessions.view(id))
 
 
 def _add_turns(app: FastAPI, engine: Engine) -> None:
@@ -87,12 +86,6 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
         id = await engine.resolve(ref)
         await sessions.harvest(id)
         return answer(await engine.source(id))
-
-    @app.post("/v1/sessions/{ref}/interrupt", **gives(SessionView))
-    async def interrupt(ref: str) -> Response:
-        id = await engine.resolve(ref)
-        await sessions.interrupt(id)
-        return answer(await sessions.view(id))
 
     @app.post("/v1/sessions/{ref}/terminal", **takes(TerminalAsked), **gives(TerminalProgram))
     async def terminal(ref: str, request: Request) -> Response:
