@@ -87,22 +87,20 @@ class Sitting:
     # --- listening ---------------------------------------------------------------------------------------------------
 
     async def _meaning(self) -> Meaning:
-        meaning = Meaning(self.agent.listener())
-
-        def replay(conn: Connection) -> None:
+        def replayed(conn: Connection) -> Meaning:
+            meaning = Meaning(self.agent.listener(), views.session(conn, self.session).feed_offset)
             meaning.replay(self.resources.workspace(self.session).heard_lines())
             meaning.replay(lineage.raw_lines(conn, self.session))
+            return meaning
 
-        await self.resources.ledger.read(replay)
-        return meaning
+        return await self.resources.ledger.read(replayed)
 
     async def _catch_up(self, guest: Guest, meaning: Meaning) -> int:
         """Read what was said while nobody listened, so that a prompt that was taken is not said again. Returns where
         the feed goes on."""
-        session = await self.resources.ledger.read(lambda conn: views.session(conn, self.session))
         if not await guest.exists(self.seat.feed):
-            return session.feed_offset
-        return await self._listen(guest, meaning, session.feed_offset, _NOBODY)
+            return meaning.read
+        return await self._listen(guest, meaning, meaning.read, _NOBODY)
 
     async def _listen(self, guest: Guest, meaning: Meaning, offset: int, pid: int | None) -> int:
         """Journal the feed until process `pid` has ended; returns where the last whole line ended."""
@@ -118,7 +116,9 @@ class Sitting:
         # Shielded: the course must not know more than the journal when the guest is left in the middle of this.
         with anyio.CancelScope(shield=True):
             placed = self.course.placed(meaning.entries(lines))
-            await self.resources.ledger.record_feed(self.session, placed, lines[-1].end)
+            if not placed:
+                return
+            await self.resources.ledger.record_feed(self.session, placed, meaning.read)
         self._tell()
         if any(isinstance(entry.body, TurnEnded) for _, entry in placed):
             self.on_turn_over()

@@ -6,6 +6,7 @@ offset. So a daemon that was killed goes on where it stood.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.errors import AgentFlood, DiskReserve
 from hiveyard.core.events import TurnStarted
 from hiveyard.core.ports import Agent, Guest, ProcessManager, Turn, Verdict
-from hiveyard.engine.ledger import Ledger
+from hiveyard.engine.ledger import Entry, Ledger
 from hiveyard.engine.meaning import Meaning
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.stopping import Stop
 from hiveyard.engine.watchdog import Life, Limit, watch, watch_disk
 from hiveyard.kit.group import together
-from hiveyard.kit.lines import Line, LineSplitter
+from hiveyard.kit.lines import LineSplitter
 from hiveyard.kit.text import decode
 from hiveyard.store import journal
 from hiveyard.store.views import TurnRow
@@ -73,7 +74,7 @@ class TurnRun:
         if started_at is None:
             await self._started(info)
             started_at = self.ledger.clock.now()
-        meaning = await self._meaning()
+        meaning = await self._meaning(row.output_offset if row is not None else 0)
         async with together() as group:
             group.start_soon(self._stop_when_asked, guest, name="stop")
             group.start_soon(
@@ -88,14 +89,14 @@ class TurnRun:
             group.start_soon(
                 watch_disk, self.ledger.clock, self.settings, self.host_path, self.stop, name="watch the disk"
             )
-            await self._follow(guest, meaning, row.output_offset if row is not None else 0)
+            await self._follow(guest, meaning)
             group.cancel_scope.cancel()
         return await self._ended(guest, meaning)
 
     async def rest(self, guest: Guest, row: TurnRow) -> Ended:
         """What is left to read of a process whose machine went down, from a new machine. Raises NoSuchProcess."""
-        meaning = await self._meaning()
-        await self._follow(guest, meaning, row.output_offset)
+        meaning = await self._meaning(row.output_offset)
+        await self._follow(guest, meaning)
         return await self._ended(guest, meaning)
 
     async def _ended(self, guest: Guest, meaning: Meaning) -> Ended:
@@ -111,26 +112,26 @@ class TurnRun:
             turn=self.number,
         )
 
-    async def _meaning(self) -> Meaning:
-        meaning = Meaning(self.agent.parser())
+    async def _meaning(self, offset: int) -> Meaning:
+        meaning = Meaning(self.agent.parser(), offset)
         meaning.replay(await self.ledger.read(lambda conn: list(journal.raw_lines(conn, self.session, self.number))))
         return meaning
 
-    async def _follow(self, guest: Guest, meaning: Meaning, offset: int) -> None:
+    async def _follow(self, guest: Guest, meaning: Meaning) -> None:
+        offset = meaning.read
         splitter = LineSplitter(limit=self.settings.line_limit_mib << 20, offset=offset)
         async with aclosing(self.manager.follow(guest, self.spec.name, offset=offset)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 self.life.sign()
                 if lines := splitter.feed(chunk):
-                    await self._record(meaning, lines)
+                    await self._record(meaning, meaning.entries(lines))
                 if splitter.offset >= self.settings.output_limit_mib << 20:
                     self.stop.ask(self._flood())
-        if lines := splitter.finish():
-            await self._record(meaning, lines)
+        await self._record(meaning, [*meaning.entries(splitter.finish()), *meaning.rest()])
 
-    async def _record(self, meaning: Meaning, lines: list[Line]) -> None:
-        entries = meaning.entries(lines)
-        await self.ledger.record_output(self.session, self.number, entries, lines[-1].end)
+    async def _record(self, meaning: Meaning, entries: Sequence[Entry]) -> None:
+        if entries:
+            await self.ledger.record_output(self.session, self.number, entries, meaning.read)
 
     def _flood(self) -> AgentFlood:
         return AgentFlood(
