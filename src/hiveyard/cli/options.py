@@ -25,6 +25,7 @@ _WISHES = (
     click.option("--repository-config", is_flag=True, help="Let the repository's own agent configuration run code."),
     click.option("--network", type=click.Choice(["door", "open"]), default="door", help="What the machine reaches."),
     click.option("--budget", "budget_usd", type=float, metavar="DOLLARS", help="Stop the agent when this is spent."),
+    click.option("--account", metavar="NAME", help="Whose keys are used, of those in keys.toml."),
     click.option("--memory", "memory_mib", type=int, metavar="MIB", help="Memory of the machine."),
     click.option("--cpus", type=int, help="Processors of the machine."),
     click.option("--disk", "disk_gib", type=int, metavar="GIB", help="Disk of the machine."),

@@ -168,10 +168,11 @@ class Door:
 
     async def _forward(self, asked: Asked, out: _Outgoing) -> None:
         stall = self._settings.stall_seconds
-        exchange = Exchange(asked, self._books, self._mask(), out, recorder=self._recorder, stall=stall)
+        exchange = Exchange(asked, self._books, out, recorder=self._recorder, stall=stall)
         try:
             async with self._answers.ask(asked) as reply:
-                await exchange.relay(reply)
+                # Only now: the request may have been sent with a key that was new.
+                await exchange.relay(reply, self._mask())
         except anyio.get_cancelled_exc_class():
             if not out.begun:
                 await exchange.abandoned()

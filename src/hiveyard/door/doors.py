@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from hiveyard.core.usage import Usage
 from hiveyard.door.books import Books, Record
+from hiveyard.door.broker import Broker
 from hiveyard.door.budget import Budget
 from hiveyard.door.door import Door
 from hiveyard.door.keys import Keys
@@ -45,11 +46,11 @@ class Doors:
         clock: Clock | None = None,
     ) -> None:
         self._settings = settings
-        self._keys = keys
         self._record = record
         self._prices = prices or Prices()
         self._clock = clock or SystemClock()
-        self._upstream = Upstream(settings, keys)
+        self._broker = Broker(keys, settings, self._clock)
+        self._upstream = Upstream(settings, self._broker)
         self._opened = AsyncExitStack()
         self._masked: tuple[Secret, ...] = ()
         self._mask = Mask(())
@@ -70,6 +71,7 @@ class Doors:
         session: str,
         directory: Path,
         placeholder: Secret,
+        account: str = "",
         inherited: Sequence[Secret] = (),
         budget_usd: float | None = None,
         spent: Usage | None = None,
@@ -81,7 +83,8 @@ class Doors:
         """The door of a session at `directory/door.sock`, for as long as the block lasts.
 
         A socket that an earlier daemon left there is replaced. `placeholder` is the key that the guest holds,
-        `inherited` are those that its processes may hold from before they were forked.
+        `inherited` are those that its processes may hold from before they were forked. `account` is the one of
+        keys.toml that pays, "" the one without a name.
         `budget_usd` None means no limit; `spent` is what the session used before. With a `tape` nothing is asked of a
         vendor; with a `recorder` each answer is put on a tape; the recorder stays open at the end. `on_budget` is
         called, in the event loop, when the money is spent and at each request after that: it must return at once.
@@ -100,7 +103,7 @@ class Doors:
             path=directory / SOCKET,
             placeholders=(placeholder, *inherited),
             books=books,
-            answers=self._upstream if tape is None else tape,
+            answers=self._upstream.of(account) if tape is None else tape,
             mask=self._current_mask,
             settings=self._settings,
             recorder=recorder,
@@ -110,7 +113,7 @@ class Doors:
 
     def _current_mask(self) -> Mask:
         """Masks the keys as they are now: a file of keys may have changed."""
-        known = self._keys.known()
+        known = self._broker.known()
         if set(known) != set(self._masked):
             self._masked, self._mask = known, Mask(known)
         return self._mask

@@ -33,12 +33,10 @@ class _Stalled(Exception):
 class Exchange:
     """Passes one answer to the guest and sees to it that it is written down what it used."""
 
-    def __init__(
-        self, asked: Asked, books: Books, mask: Mask, send: Send, *, recorder: Recorder | None, stall: float
-    ) -> None:
+    def __init__(self, asked: Asked, books: Books, send: Send, *, recorder: Recorder | None, stall: float) -> None:
         self._asked = asked
         self._books = books
-        self._mask = mask
+        self._mask = Mask(())
         self._send = send
         self._recorder = recorder
         self._stall = stall
@@ -50,8 +48,10 @@ class Exchange:
         self._size = 0
         self._complaint = bytearray()
 
-    async def relay(self, reply: Reply) -> None:
-        """Pass an answer on. One that is cut, by the vendor or because the guest does not read it, gets no end."""
+    async def relay(self, reply: Reply, mask: Mask) -> None:
+        """Pass an answer on, with the secrets of `mask` taken out. One that is cut, by the vendor or because the guest
+        does not read it, gets no end."""
+        self._mask = mask
         meter = Meter(self._asked, streamed=reply.streamed)
         reply = replace(reply, headers=tuple((name, self._mask.text(value)) for name, value in reply.headers))
         try:

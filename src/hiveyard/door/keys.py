@@ -1,24 +1,22 @@
 """The real keys, which never leave the host: from the daemon's environment, or from a file that only its owner reads.
 
-The file is TOML: `anthropic = "…"`, `openai = "…"`. It is looked at again when it has changed, so that a new key
-needs no new daemon. What is set in the environment wins.
+The file is TOML: `anthropic = "…"`, `openai = "…"`, and accounts with names, each with keys or a sign-in of its own. It
+is looked at again when it has changed, so that a new key needs no new daemon. What is set in the environment wins,
+except for accounts that were asked for by name.
 """
 
 from __future__ import annotations
 
-import os
-import stat
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from hiveyard.core.errors import CredentialsError, KeyMissing
+from hiveyard.core.errors import BadInput, CredentialsError, KeyMissing
 from hiveyard.credentials.wellformed import check_key
+from hiveyard.door.key_file import Account, parse, read_private
 from hiveyard.kit.secret import Secret
 
 VARIABLES = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
-_LARGEST = 64 << 10
 
 
 class _Version(NamedTuple):
@@ -34,11 +32,17 @@ class Keys:
         self._given = {vendor: Secret(environment.get(name, "").strip()) for vendor, name in VARIABLES.items()}
         self._file = file
         self._version: _Version | None = None
-        self._stored: dict[str, Secret] = {}
+        self._stored: dict[str, Account] = {}
 
-    def find(self, vendor: str) -> Secret:
-        """The key for a vendor. Raises KeyMissing, or CredentialsError when the file may not be used."""
-        key = self._given[vendor] or self._from_file().get(vendor)
+    def find(self, vendor: str, account: str = "") -> Secret:
+        """The key for a vendor; an account has no others than its own. Raises KeyMissing, or CredentialsError when the
+        file may not be used."""
+        stored = self.account(account).keys.get(vendor)
+        if account:
+            if not stored:
+                raise KeyMissing(f"the account {account} has no key for {vendor}", hint=f"[accounts.{account}]")
+            return check_key(vendor, stored)
+        key = self._given[vendor] or stored
         if not key:
             where = f" and not in {self._file.name}" if self._file else ""  # the guest is told, too: no host path
             raise KeyMissing(
@@ -47,57 +51,45 @@ class Keys:
             )
         return check_key(vendor, key)
 
+    def account(self, name: str) -> Account:
+        """The account called `name`, "" for what has no name. Raises KeyMissing, or CredentialsError."""
+        found = self._from_file()
+        if name and name not in found:
+            raise KeyMissing(f"there is no account {name} any more")
+        return found.get(name, Account())
+
+    def check(self, account: str) -> None:
+        """Raises BadInput when there is no such account, or CredentialsError."""
+        names = [name for name in self._from_file() if name]
+        if account and account not in names:
+            file = self._file.name if self._file else "keys.toml"
+            hint = f"accounts: {', '.join(sorted(names))}" if names else f'{file}: [accounts.NAME] anthropic = "…"'
+            raise BadInput(f"there is no account {account[:80]!r} in {file}", hint=hint)
+
     def known(self) -> tuple[Secret, ...]:
         """All keys at hand, for masking. Never raises."""
         try:
             stored = self._from_file()
         except CredentialsError:
             stored = self._stored
-        return tuple({key for key in (*self._given.values(), *stored.values()) if key})
+        found = [*self._given.values(), *(key for account in stored.values() for key in account.keys.values())]
+        return tuple({key for key in found if key})
 
-    def _from_file(self) -> dict[str, Secret]:
+    def _from_file(self) -> dict[str, Account]:
         if self._file is None:
             return {}
-        try:
-            fd = os.open(self._file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise CredentialsError(f"{self._file} cannot be read: {error.strerror}") from error
-        with os.fdopen(fd, "rb") as file:
-            facts = os.fstat(fd)
-            self._check_file(facts)
-            version = _Version(facts.st_ino, facts.st_size, facts.st_mtime_ns)
-            if version != self._version:
-                self._stored = self._parse(file.read(_LARGEST))
-                self._version = version
+        version = _version(self._file)
+        if version is None or version != self._version:
+            data = read_private(self._file)
+            self._stored = {} if data is None else parse(self._file, data)
+            self._version = version
         return self._stored
 
-    def _check_file(self, facts: os.stat_result) -> None:
-        if not stat.S_ISREG(facts.st_mode):
-            raise CredentialsError(f"{self._file} is not a regular file")
-        if facts.st_uid not in (os.geteuid(), 0):
-            raise CredentialsError(f"{self._file} belongs to uid {facts.st_uid}", hint=f"chown $USER {self._file}")
-        if facts.st_mode & 0o077:
-            raise CredentialsError(
-                f"{self._file} has mode {stat.S_IMODE(facts.st_mode):04o}: others can read the keys in it",
-                hint=f"chmod 600 {self._file}",
-            )
-        if facts.st_size > _LARGEST:
-            raise CredentialsError(f"{self._file} is {facts.st_size} bytes large: at most {_LARGEST} are read")
 
-    def _parse(self, data: bytes) -> dict[str, Secret]:
-        try:
-            table = tomllib.loads(data.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-            # The parser's own words may quote the line with the key.
-            raise CredentialsError(
-                f"{self._file} is not TOML", hint='a line in it looks like this: anthropic = "…"'
-            ) from None
-        for name, value in table.items():
-            if name not in VARIABLES or not isinstance(value, str):
-                raise CredentialsError(
-                    f"{self._file} has an entry {name[:40]!r} that is no key",
-                    hint=f"it may hold {' and '.join(VARIABLES)}, each a text",
-                )
-        return {vendor: Secret(value.strip()) for vendor, value in table.items()}
+def _version(file: Path) -> _Version | None:
+    """What tells a changed file from the one that was read; None when that cannot be told."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return None
+    return _Version(facts.st_ino, facts.st_size, facts.st_ctime_ns)  # a chmod changes the last one, too

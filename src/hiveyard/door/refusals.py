@@ -8,11 +8,16 @@ import msgspec
 
 from hiveyard.core.errors import (
     BadInput,
+    BadSignInAnswer,
     BudgetSpent,
     CredentialsError,
     HiveyardError,
     NotOnTape,
     RateLimited,
+    SignInRateLimited,
+    SignInTimeout,
+    SignInUnavailable,
+    SignInUnreachable,
     UpstreamFailed,
 )
 from hiveyard.door.routes import Vendor
@@ -27,13 +32,16 @@ class Kind(NamedTuple):
 
 
 # 400 where asking again is useless: agents were seen to retry 401, 429 and 5xx for minutes, and 400 never.
+_LATER = Kind(502, "api_error", "server_error")
 _KINDS: tuple[tuple[type[HiveyardError], Kind], ...] = (
     (BudgetSpent, Kind(400, "invalid_request_error", "insufficient_quota")),
     (NotOnTape, Kind(400, "invalid_request_error", "invalid_request_error")),
     (BadInput, Kind(400, "invalid_request_error", "invalid_request_error")),
+    (SignInRateLimited, Kind(429, "rate_limit_error", "rate_limit_error")),
+    *((cls, _LATER) for cls in (SignInUnavailable, SignInUnreachable, SignInTimeout, BadSignInAnswer)),
     (CredentialsError, Kind(401, "authentication_error", "authentication_error")),
     (RateLimited, Kind(429, "rate_limit_error", "rate_limit_error")),
-    (UpstreamFailed, Kind(502, "api_error", "server_error")),
+    (UpstreamFailed, _LATER),
 )
 _OTHER = Kind(500, "api_error", "server_error")
 _TYPES = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 
 import anyio
 import httpx2
@@ -16,20 +16,20 @@ import httpx2
 from hiveyard.core.errors import BadSetting, HiveyardError, UpstreamFailed
 from hiveyard.door import routes
 from hiveyard.door.asked import Asked
-from hiveyard.door.keys import Keys
-from hiveyard.door.reply import Reply
+from hiveyard.door.broker import Broker, Credential
+from hiveyard.door.reply import Answers, Reply
 from hiveyard.door.settings import DoorSettings
-from hiveyard.kit.secret import Secret
 
+_SIGNED_IN = "oauth-2025-04-20"  # what Anthropic wants to be told of a token that a sign-in gave
 _POOL = httpx2.Limits(max_connections=512, max_keepalive_connections=64, keepalive_expiry=30.0)
 
 
 class Upstream:
     """Asks the vendors. An async context manager; connections are closed at its end."""
 
-    def __init__(self, settings: DoorSettings, keys: Keys) -> None:
+    def __init__(self, settings: DoorSettings, broker: Broker) -> None:
         self._settings = settings
-        self._keys = keys
+        self._broker = broker
         self._client: httpx2.AsyncClient | None = None
         self._opened = AsyncExitStack()
 
@@ -40,19 +40,21 @@ class Upstream:
         with anyio.CancelScope(shield=True), anyio.move_on_after(5):
             await self._opened.aclose()
 
+    def of(self, account: str) -> Answers:
+        """The vendors' answers to requests that are sent, and paid, by an account."""
+        return _Paid(self, account)
+
     @asynccontextmanager
-    async def ask(self, asked: Asked) -> AsyncIterator[Reply]:
+    async def ask(self, asked: Asked, account: str) -> AsyncIterator[Reply]:
         """See `Answers.ask`."""
-        vendor = asked.route.vendor
-        key = self._keys.find(vendor)
-        client = await self._connected()
-        address = self._settings.upstream(vendor)
-        url = httpx2.URL(address + asked.route.path).copy_with(query=asked.query or None)
-        request = client.build_request(
-            asked.route.method, url, headers=_headers(asked, key), content=asked.body or None
-        )
-        with _translated(address):
-            response = await client.send(request, stream=True)
+        address = self._settings.upstream(asked.route.vendor)
+        credential = await self._broker.credential(asked.route.vendor, account)
+        response = await self._send(asked, credential, address)
+        if response.status_code == 401 and credential.expires:
+            # It was revoked, or expired earlier than it should: the next one may do. All of a body is at hand.
+            await _closed(response)
+            credential = await self._broker.credential(asked.route.vendor, account, refused=credential.secret)
+            response = await self._send(asked, credential, address)
         try:
             if response.is_redirect:
                 raise UpstreamFailed(
@@ -65,8 +67,16 @@ class Upstream:
                 source="upstream",
             )
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(2):
-                await response.aclose()
+            await _closed(response)
+
+    async def _send(self, asked: Asked, credential: Credential, address: str) -> httpx2.Response:
+        client = await self._connected()
+        url = httpx2.URL(address + asked.route.path).copy_with(query=asked.query or None)
+        request = client.build_request(
+            asked.route.method, url, headers=_headers(asked, credential), content=asked.body or None
+        )
+        with _translated(address):
+            return await client.send(request, stream=True)
 
     async def _connected(self) -> httpx2.AsyncClient:
         """The client, made when it is first needed: a session on a tape needs none."""
@@ -102,11 +112,31 @@ def _trust(settings: DoorSettings) -> ssl.SSLContext | bool:
     return not plain  # reading the authorities takes 40 ms
 
 
-def _headers(asked: Asked, key: Secret) -> list[tuple[str, str]]:
-    headers = list(asked.headers)
-    if asked.route.vendor == "anthropic":
-        return [*headers, ("x-api-key", key.reveal())]
-    return [*headers, ("authorization", f"Bearer {key.reveal()}")]
+class _Paid:
+    """Answers of the vendors, on one account."""
+
+    def __init__(self, upstream: Upstream, account: str) -> None:
+        self._upstream = upstream
+        self._account = account
+
+    def ask(self, asked: Asked) -> AbstractAsyncContextManager[Reply]:
+        return self._upstream.ask(asked, self._account)
+
+
+async def _closed(response: httpx2.Response) -> None:
+    with anyio.CancelScope(shield=True), anyio.move_on_after(2):
+        await response.aclose()
+
+
+def _headers(asked: Asked, credential: Credential) -> list[tuple[str, str]]:
+    headers, key = list(asked.headers), credential.secret.reveal()
+    if credential.expires:
+        betas = [value for name, value in headers if name == "anthropic-beta"]
+        headers = [(name, value) for name, value in headers if name != "anthropic-beta"]
+        headers.append(("anthropic-beta", ",".join((*betas, _SIGNED_IN))))
+    if asked.route.vendor == "anthropic" and not credential.expires:
+        return [*headers, ("x-api-key", key)]
+    return [*headers, ("authorization", f"Bearer {key}")]
 
 
 def _answered(response: httpx2.Response) -> list[tuple[str, str]]:

@@ -15,6 +15,8 @@ class EngineSettings:
     """The provider of a task that names none; `auto` takes the strongest tier that works on this host."""
     image: str = "default"
     """The image of a task that names none."""
+    account: str = ""
+    """The account of keys.toml that pays for a task that names none; empty means the keys without a name."""
     memory_mib: int = 2048
     """Memory of a machine, in MiB."""
     memory_total_mib: int = 0

@@ -206,8 +206,9 @@ class Stay:
     async def _push(self, guest: Guest) -> None:
         """Put the repository into the guest, unless it lies there from an earlier stay."""
         session = await self._session()
-        if await guest.exists(GUEST_REPO):
-            forked = await self._ledger.read(lambda conn: lineage.to_begin_at(conn, self.id))
+        forked = await self._ledger.read(lambda conn: lineage.to_begin_at(conn, self.id))
+        went_along = isinstance(forked, SessionForked) and forked.live
+        if went_along or await guest.exists(GUEST_REPO):
             if isinstance(forked, SessionForked) and session.branch is not None:
                 await rename_branch(guest, forked.branch, session.branch)
             return
@@ -351,6 +352,7 @@ class Stay:
                 directory=self._r.door_of(self.id),
                 placeholder=self._workspace.placeholder(),
                 inherited=self._workspace.inherited(),
+                account=request.account or self._r.settings.account,
                 budget_usd=request.budget_usd,
                 spent=session.spent,
                 tape=Tape.load(self._workspace.tape) if request.tape else None,

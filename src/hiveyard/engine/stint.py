@@ -203,6 +203,7 @@ class Stint:
                 session=self.id,
                 directory=self._r.door_of(self.id),
                 placeholder=self._workspace.placeholder(),
+                account=request.account or self._r.settings.account,
                 budget_usd=request.budget_usd,
                 spent=session.spent,
                 turn=FIRST,

@@ -33,6 +33,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     repository_config: bool = False
     network: Literal["door", "open"] = "door"
     budget_usd: Dollars | None = None
+    account: str | None = None
     memory_mib: Size | None = None
     cpus: Size | None = None
     disk_gib: Size | None = None

@@ -15,13 +15,14 @@ from hiveyard.engine.wish import Wish
 
 
 async def check(wish: Wish, resources: Resources) -> None:
-    """Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, BadTape."""
+    """Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError, RepositoryError, BadTape."""
     settings, providers = resources.settings, resources.providers
     by_name(wish.agent or settings.agent)
     wanted = wish.provider or settings.provider
     if wanted != "auto" and wanted not in providers:
         raise BadInput(f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
     _check_image(wish.image or settings.image, wanted, resources)
+    resources.keys.check(wish.account or settings.account)
     await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)
     _check_tapes(wish)
 

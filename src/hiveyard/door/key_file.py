@@ -1,0 +1,112 @@
+"""What keys.toml says: keys by vendor, and accounts with keys or a sign-in of their own. It shows none of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hiveyard.core.errors import BadSetting, CredentialsError
+from hiveyard.credentials.claude_oauth import OAuthSettings
+from hiveyard.kit.secret import Secret
+
+VENDORS = ("anthropic", "openai")
+LARGEST = 64 << 10
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+_ENDPOINTS = ("token_url", "client_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedIn:
+    """A sign-in that is kept in a file of the form of Claude Code's `.credentials.json`, and refreshed there.
+    `endpoints` are fields of OAuthSettings."""
+
+    file: Path
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Keys by vendor, or for Anthropic's models a sign-in."""
+
+    keys: Mapping[str, Secret] = field(default_factory=dict)
+    sign_in: SignedIn | None = None
+
+
+def read_private(file: Path) -> bytes | None:
+    """What is in a file that only its owner can read; None when there is none. Raises CredentialsError."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CredentialsError(f"{file} cannot be read: {error.strerror}") from error
+    with os.fdopen(fd, "rb") as opened:
+        check_private(file, os.fstat(fd))
+        return opened.read(LARGEST)
+
+
+def check_private(file: Path, facts: os.stat_result) -> None:
+    """Raises CredentialsError for a file that others can read or write, or that is none."""
+    if not stat.S_ISREG(facts.st_mode):
+        raise CredentialsError(f"{file} is not a regular file")
+    if facts.st_uid not in (os.geteuid(), 0):
+        raise CredentialsError(f"{file} belongs to uid {facts.st_uid}", hint=f"chown $USER {file}")
+    if facts.st_mode & 0o077:
+        raise CredentialsError(
+            f"{file} has mode {stat.S_IMODE(facts.st_mode):04o}: others can read the keys in it",
+            hint=f"chmod 600 {file}",
+        )
+    if facts.st_size > LARGEST:
+        raise CredentialsError(f"{file} is {facts.st_size} bytes large: at most {LARGEST} are read")
+
+
+def parse(file: Path, data: bytes) -> dict[str, Account]:
+    """The accounts in a keys.toml; the keys that stand outside of any are account "". Raises CredentialsError."""
+    try:
+        table = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        # The parser's own words may quote the line with the key.
+        raise CredentialsError(f"{file} is not TOML", hint='a line in it looks like this: anthropic = "…"') from None
+    named = table.pop("accounts", {})
+    if not isinstance(named, dict):
+        raise CredentialsError(f"{file}: accounts is no table", hint="[accounts.NAME]")
+    found = {"": _account(file, "", table)}
+    for name, entries in named.items():
+        if not _NAME.match(name) or not isinstance(entries, dict):
+            raise CredentialsError(
+                f"{file} has an account {name[:40]!r} that is none", hint="[accounts.NAME], NAME of a-z, 0-9 and -"
+            )
+        found[name] = _account(file, f"accounts.{name}.", entries)
+    return found
+
+
+def _account(file: Path, where: str, entries: Mapping[str, object]) -> Account:
+    allowed = (*VENDORS, "claude_sign_in", *_ENDPOINTS) if where else VENDORS
+    for name, value in entries.items():
+        if name not in allowed or not isinstance(value, str):
+            raise CredentialsError(
+                f"{file} has an entry {(where + name)[:80]!r} that is no key",
+                hint=f"it may hold {', '.join(allowed)}, each a text",
+            )
+    texts = {name: value.strip() for name, value in entries.items() if isinstance(value, str)}
+    keys = {name: Secret(value) for name, value in texts.items() if name in VENDORS}
+    place = texts.get("claude_sign_in", "")
+    if not place:
+        return Account(keys=keys)
+    if "anthropic" in keys:
+        raise CredentialsError(f"{file}: {where}anthropic and {where}claude_sign_in exclude each other")
+    endpoints = {name: texts[name] for name in _ENDPOINTS if name in texts}
+    _check_endpoints(file, where, endpoints)
+    return Account(keys=keys, sign_in=SignedIn(file=file.parent / Path(place).expanduser(), endpoints=endpoints))
+
+
+def _check_endpoints(file: Path, where: str, endpoints: Mapping[str, str]) -> None:
+    try:
+        OAuthSettings(**endpoints)  # type: ignore[arg-type]
+    except BadSetting as error:
+        raise CredentialsError(f"{file}: {where}{error.message}") from error

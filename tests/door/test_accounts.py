@@ -1,0 +1,232 @@
+"""Accounts: whose key goes with a request, and one sign-in that many doors share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+from anyio.abc import SocketStream
+
+from hiveyard.core.errors import BadInput, CredentialsError, KeyMissing
+from hiveyard.core.events import ModelFailed
+from hiveyard.credentials.claude_oauth import begin, exchange
+from hiveyard.door.doors import Doors
+from hiveyard.door.keys import Keys
+from hiveyard.door.settings import DoorSettings
+from hiveyard.kit.files import write_atomic
+from hiveyard.kit.secret import Secret
+from tests.credentials.oauth_server import CLIENT, OAuthServer, answer, oauth_server
+from tests.support.leaks import Said, listening
+
+from .house import PLACEHOLDER, Told, guest, message
+from .upstream import Request, Upstream, upstream, whole
+
+pytestmark = pytest.mark.anyio
+GUESTS = 12
+
+
+def key_file(directory: Path, content: str) -> Path:
+    file = directory / "keys.toml"
+    write_atomic(file, content.encode(), mode=0o600)
+    return file
+
+
+@pytest.fixture
+def server() -> Iterator[OAuthServer]:
+    with oauth_server() as server:
+        yield server
+
+
+@pytest.fixture
+def said(server: OAuthServer) -> Iterator[Said]:
+    """What is said in a test; at its end it must hold nothing that the server gave out."""
+    with listening() as said:
+        yield said
+    said.none_of(server.issued)
+
+
+@pytest.fixture
+async def keys(server: OAuthServer, tmp_path: Path) -> Path:
+    """A keys.toml with an account that is signed in, and one that has a key."""
+    sign_in = begin(server.settings())
+    tokens = await exchange(server.settings(), sign_in, server.approve(sign_in.url))
+    write_atomic(tmp_path / "mine.json", tokens.file().reveal().encode(), mode=0o600)
+    return key_file(
+        tmp_path,
+        f'[accounts.mine]\nclaude_sign_in = "mine.json"\ntoken_url = "{server.url}/token"\nclient_id = "{CLIENT}"\n'
+        '[accounts.work]\nanthropic = "sk-ant-work-key"\n',
+    )
+
+
+@pytest.fixture
+async def vendor(server: OAuthServer) -> AsyncIterator[Upstream]:
+    """Takes the access tokens that the server gave out and not revoked, and echoes what it was shown."""
+
+    async def check(request: Request, stream: SocketStream) -> None:
+        shown = (request.header("authorization") or "").removeprefix("Bearer ")
+        status = 200 if shown in server.access else 401
+        await whole(json.dumps({"shown": shown}).encode(), status=status)(request, stream)
+
+    async with upstream(check) as up:
+        yield up
+
+
+async def ask_all(keys: Path, vendor: Upstream, told: Told, said: Said, *, daemons: int = 1) -> list[int]:
+    """What many guests, each at a door of its own, get when they ask at the same time."""
+    settings = DoorSettings(anthropic_upstream=vendor.url, openai_upstream=vendor.url)
+    got: list[int] = []
+
+    async def one(doors: Doors, number: int) -> None:
+        directory = keys.parent / f"door-{number}"
+        directory.mkdir(exist_ok=True)
+        opening = doors.open(
+            session=f"s{number}", directory=directory, placeholder=Secret(PLACEHOLDER), account="mine", turn=1
+        )
+        async with opening as door, guest(door) as client:
+            answered = await client.post(
+                "/anthropic/v1/messages", json=message(), headers={"anthropic-beta": "something-2026"}
+            )
+            got.append(answered.status_code)
+            said.add(f"{answered.text} {answered.headers}")
+
+    async with AsyncExitStack() as stack:
+        open_doors = [
+            await stack.enter_async_context(Doors(settings, Keys({}, keys), told.record)) for _ in range(daemons)
+        ]
+        async with anyio.create_task_group() as group:
+            for number in range(GUESTS):
+                group.start_soon(one, open_doors[number % daemons], number)
+    said.add(msgspec.json.encode([event for _, _, event in told.events]).decode())
+    return got
+
+
+async def test_guests_share_a_sign_in_and_see_nothing_of_it(
+    server: OAuthServer, keys: Path, vendor: Upstream, said: Said
+) -> None:
+    assert await ask_all(keys, vendor, Told(), said) == [200] * GUESTS
+    assert server.refreshes == 0
+    assert {request.header("anthropic-beta") for request in vendor.requests} == {"something-2026,oauth-2025-04-20"}
+    assert {request.header("x-api-key") for request in vendor.requests} == {None}
+
+
+@pytest.mark.parametrize("daemons", [1, 2])
+async def test_a_token_that_ends_in_the_middle_is_refreshed_once_for_all_guests(
+    server: OAuthServer, keys: Path, vendor: Upstream, said: Said, daemons: int
+) -> None:
+    assert await ask_all(keys, vendor, Told(), said, daemons=daemons) == [200] * GUESTS
+    server.access.clear()
+    assert await ask_all(keys, vendor, Told(), said, daemons=daemons) == [200] * GUESTS
+    assert (server.refreshes, server.reuses) == (1, 0)
+
+
+async def test_a_token_that_has_expired_is_refreshed_before_it_is_sent(
+    server: OAuthServer, keys: Path, vendor: Upstream, said: Said
+) -> None:
+    stored = json.loads((keys.parent / "mine.json").read_text())
+    stored["claudeAiOauth"]["expiresAt"] = 1_700_000_000_000
+    write_atomic(keys.parent / "mine.json", json.dumps(stored).encode(), mode=0o600)
+    assert await ask_all(keys, vendor, Told(), said, daemons=2) == [200] * GUESTS
+    assert (server.refreshes, server.reuses) == (1, 0)
+    assert len(vendor.requests) == GUESTS
+    kept = keys.parent / "mine.json"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert json.loads(kept.read_text())["claudeAiOauth"]["accessToken"] in server.access
+
+
+async def test_a_sign_in_that_was_ended_is_told_to_the_agent_and_to_the_person(
+    server: OAuthServer, keys: Path, vendor: Upstream, said: Said
+) -> None:
+    server.access.clear()
+    server.good.clear()
+    told = Told()
+    assert await ask_all(keys, vendor, told, said) == [401] * GUESTS
+    assert {event.failure.code for event in told.of(ModelFailed)} == {"credentials.sign_in_refused"}
+
+
+@pytest.mark.parametrize(
+    ("status", "seen", "code"),
+    [(429, 429, "credentials.sign_in_rate_limited"), (503, 502, "credentials.sign_in_unavailable")],
+)
+async def test_trouble_of_the_sign_in_service_is_told_as_what_may_pass(
+    server: OAuthServer, keys: Path, vendor: Upstream, said: Said, status: int, seen: int, code: str
+) -> None:
+    server.access.clear()
+    server.trouble = [lambda to: answer(to, status, b"{}")] * GUESTS
+    told = Told()
+    assert await ask_all(keys, vendor, told, said) == [seen] * GUESTS
+    assert {event.failure.code for event in told.of(ModelFailed)} == {code}
+
+
+async def test_an_account_pays_with_its_own_key_and_with_no_other(tmp_path: Path) -> None:
+    file = key_file(tmp_path, 'openai = "sk-other-openai"\n[accounts.work]\nanthropic = "sk-ant-work-key"\n')
+    keys = Keys({"ANTHROPIC_API_KEY": "sk-ant-of-the-environment", "OPENAI_API_KEY": "sk-of-the-environment"}, file)
+    told = Told()
+    async with upstream(whole(b"{}")) as up:
+        settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url)
+        async with Doors(settings, keys, told.record) as doors:
+            opening = doors.open(session="s1", directory=tmp_path, placeholder=Secret(PLACEHOLDER), account="work")
+            async with opening as door, guest(door) as client:
+                first = await client.post("/anthropic/v1/messages", json=message())
+                second = await client.post("/openai/v1/responses", json={})
+                key_file(tmp_path, "")
+                third = await client.post("/anthropic/v1/messages", json=message())
+    assert [one.status_code for one in (first, second, third)] == [200, 401, 401]
+    assert [request.header("x-api-key") for request in up.requests] == ["sk-ant-work-key"]
+    assert "the account work has no key for openai" in second.text
+    assert "there is no account work any more" in third.text
+
+
+def test_an_account_that_is_not_there_is_bad_input_before_anything_begins(tmp_path: Path) -> None:
+    keys = Keys({}, key_file(tmp_path, '[accounts.work]\nanthropic = "sk-ant-work-key"\n'))
+    keys.check("")
+    keys.check("work")
+    with pytest.raises(BadInput, match=r"no account 'wrok' in keys\.toml") as caught:
+        keys.check("wrok")
+    assert caught.value.hint == "accounts: work"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "accounts = 'sk-secret-secret'",
+        "accounts.work = 'sk-secret-secret'",
+        "[accounts.'sk work']\nanthropic = 'sk-secret-secret'",
+        "[accounts.work]\ngemini = 'sk-secret-secret'",
+        "[accounts.work]\nanthropic = 'sk-secret-secret'\nclaude_sign_in = 'mine.json'",
+        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'http://example.org/sk-secret-secret'",
+        "claude_sign_in = 'sk-secret-secret'",
+    ],
+)
+def test_an_account_that_cannot_be_one_is_an_error_that_shows_no_key(tmp_path: Path, content: str) -> None:
+    with pytest.raises(CredentialsError) as caught:
+        Keys({}, key_file(tmp_path, content)).find("anthropic", "work")
+    assert "sk-secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def loose(file: Path) -> None:
+    file.chmod(0o644)
+
+
+def broken(file: Path) -> None:
+    file.write_text("{")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, loose, broken])
+async def test_a_file_of_tokens_that_cannot_be_used_is_told(
+    keys: Path, vendor: Upstream, said: Said, harm: Callable[[Path], None]
+) -> None:
+    harm(keys.parent / "mine.json")
+    told = Told()
+    assert await ask_all(keys, vendor, told, said) == [401] * GUESTS
+    assert all(event.failure.code.startswith("credentials") for event in told.of(ModelFailed))
+    assert vendor.requests == []
+
+
+def test_a_missing_account_has_no_key() -> None:
+    with pytest.raises(KeyMissing):
+        Keys({"ANTHROPIC_API_KEY": "sk-of-the-environment"}).find("anthropic", "work")

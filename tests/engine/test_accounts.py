@@ -1,0 +1,42 @@
+"""Whose key a task is paid with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core.errors import BadInput
+from hiveyard.kit.files import write_atomic
+from tests.door.upstream import upstream, whole
+
+from .conftest import Yard, asked, done
+
+pytestmark = pytest.mark.anyio
+ASK = 'curl -sSf -H "x-api-key: $ANTHROPIC_API_KEY" "$ANTHROPIC_BASE_URL/v1/models"'
+
+
+def write_keys(yard: Yard) -> None:
+    keys = '[accounts.work]\nanthropic = "sk-ant-work-key"\n[accounts.home]\nanthropic = "sk-ant-home-key"\n'
+    write_atomic(yard.places.keys, keys.encode(), mode=0o600)
+
+
+async def test_a_task_is_paid_by_the_account_it_names_or_the_one_that_is_set(yard: Yard, repo: Path) -> None:
+    write_keys(yard)
+    yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, account="home"))
+    async with upstream(whole(b'{"data": []}')) as up:
+        yard.environment["HIVEYARD_ANTHROPIC_UPSTREAM"] = up.url
+        async with yard.open() as engine:
+            for account in ("work", None):
+                report = await done(engine, await engine.submit(asked(repo, ASK, account=account)))
+                assert report.exit_code == 0, report
+    assert [request.header("x-api-key") for request in up.requests] == ["sk-ant-work-key", "sk-ant-home-key"]
+
+
+async def test_an_account_that_is_not_there_is_told_before_there_is_a_task(yard: Yard, repo: Path) -> None:
+    write_keys(yard)
+    async with yard.open() as engine:
+        with pytest.raises(BadInput, match="there is no account 'wrok'") as caught:
+            await engine.submit(asked(repo, "true", account="wrok"))
+        assert caught.value.hint == "accounts: home, work"
