@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from hiveyard.core.errors import BadArchive, BadInput, HiveyardError, SessionNotRunning
+from hiveyard.core.events import ResultCollected
 from hiveyard.engine.engine import Engine
+from hiveyard.engine.git_submodules import BASE, bare_copy, submodules
 from hiveyard.engine.spawn import spawn_from_json
 from hiveyard.engine.workspace import Workspace
-from tests.engine.conftest import Yard
+from tests.engine.conftest import Yard, git
 from tests.engine.yards import events, spawned, told, until
 from tests.support.puppet import register
 
@@ -302,3 +304,45 @@ async def test_what_is_no_archive_is_told_in_one_line(yard: Yard, tmp_path: Path
         with pytest.raises(BadInput, match="is no file"):
             await engine.imports.take(tmp_path)
         assert list(yard.places.sessions.iterdir()) == []
+
+
+async def test_a_shallow_repository_with_a_shallow_submodule_goes_along(
+    yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
+) -> None:
+    """Their histories end where the person's own do, there as here."""
+    clone, file = _shallow(repo, tmp_path), tmp_path / "it.tar.gz"
+    async with yard.open() as engine:
+        id = await spawned(engine, clone)
+        await told(engine, id, "run cd lib; echo 3 > c.txt; git commit -qam three; cd ..; git commit -qam moved")
+        await engine.sessions.stop(id)
+        await engine.exports.export(id, file)
+    async with elsewhere.open() as engine:
+        assert await engine.imports.take(file) == id
+        origin = Workspace(elsewhere.places.sessions / id).origin
+        for copy in (origin, bare_copy(origin, *submodules(origin))):
+            assert git(copy, "rev-parse", "--is-shallow-repository") == "true"
+            assert git(copy, "rev-list", "--count", BASE) == "1"
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        await told(engine, id, "run cd lib; echo 4 > c.txt; git commit -qam four; cd ..; git commit -qam again")
+        await engine.sessions.stop(id)
+        found = (await events(engine, id, "result.collected"))[-1].body
+        assert isinstance(found, ResultCollected)
+        assert found.commits == 2
+
+
+def _shallow(repo: Path, tmp_path: Path) -> Path:
+    """A clone of which each repository has one commit of two."""
+    lib, clone = tmp_path / "lib", tmp_path / "clone"
+    lib.mkdir()
+    git(lib, "init", "-q", "-b", "main")
+    for number in "12":
+        (lib / "c.txt").write_text(f"{number}\n")
+        git(lib, "add", ".")
+        git(lib, "commit", "-q", "-m", number)
+    allowed = ("-c", "protocol.file.allow=always")
+    git(repo, *allowed, "submodule", "--quiet", "add", lib.as_uri(), "lib")
+    git(repo, "commit", "-q", "-m", "second")
+    words = ("clone", "-q", "--depth", "1", "--recurse-submodules", "--shallow-submodules", repo.as_uri(), str(clone))
+    git(tmp_path, *allowed, *words)
+    return clone

@@ -6,6 +6,7 @@ import errno
 import gzip
 import io
 import os
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -79,8 +80,10 @@ class Exports:
         inner = submodules(workspace.origin)
         (into / archive.SUBMODULES).mkdir()
         for one in inner:
-            file = into / archive.SUBMODULES / f"{one.copy}.bundle"
-            await answer("bundle", "create", "--quiet", str(file), "--all", at=bare_copy(workspace.origin, one))
+            copy, file = bare_copy(workspace.origin, one), into / archive.SUBMODULES / f"{one.copy}.bundle"
+            await answer("bundle", "create", "--quiet", str(file), "--all", at=copy)
+            if (copy / "shallow").exists():
+                shutil.copyfile(copy / "shallow", file.with_suffix(".shallow"))
         about = {
             "base_ref": await config(workspace.origin, "hiveyard.baseref"),
             "identity": await identity(workspace.origin),

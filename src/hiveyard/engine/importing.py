@@ -270,7 +270,7 @@ async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
         await _repository(scratch.origin, scratch.root / archive.BUNDLE, manifest, scratch.root / "shallow")
         for one in manifest.submodules:
             file = scratch.root / archive.SUBMODULES / f"{one.copy}.bundle"
-            await _repository(bare_copy(scratch.origin, one), file, manifest, None)
+            await _repository(bare_copy(scratch.origin, one), file, manifest, file.with_suffix(".shallow"))
         if manifest.submodules:
             (scratch.origin / "submodules.json").write_bytes(msgspec.json.encode(manifest.submodules))
         await answer("cat-file", "-e", manifest.base + "^{commit}", at=scratch.origin)
@@ -282,12 +282,12 @@ async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
         raise BadArchive(f"the archive's repository is not sound: {error.message}") from error
 
 
-async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: Path | None) -> None:
+async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: Path) -> None:
     origin.parent.mkdir(parents=True, exist_ok=True)
     words = ("init", "--quiet", "--bare", "--template=", f"--object-format={manifest.object_format}")
     await answer(*words, str(origin), at=origin.parent)
     refs, offset = _header(bundle)
-    if shallow is not None and shallow.exists():
+    if shallow.exists():
         lines = shallow.read_text("ascii", "replace").split()
         if not all(map(_SHA.match, lines)):
             raise BadArchive("the archive's repository ends at what is no commit")
