@@ -20,12 +20,13 @@ Session = dict[str, Any]
 
 
 class Stage(Hv):
-    """An installation whose daemon knows the puppet, in machines of bubblewrap."""
+    """An installation whose daemon knows the puppet, in machines of bubblewrap unless its settings say otherwise."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, settings: str = "", **env: str) -> None:
         super().__init__(home)
         config = home / "config.toml"
-        config.write_text(config.read_text() + 'agent = "puppet"\n')
+        config.write_text(settings or config.read_text() + 'agent = "puppet"\n')
+        self.env |= env
         self.daemons: list[subprocess.Popen[bytes]] = []
         self.wake()
 
@@ -47,9 +48,9 @@ class Stage(Hv):
         with os.fdopen(read) as pipe:
             assert pipe.read() == "ready"
 
-    def spawn(self, repo: Path, *words: str) -> str:
+    def spawn(self, repo: Path, *words: str, timeout: float = 120.0) -> str:
         """A session that runs; its id."""
-        done = self("spawn", str(repo), *words)
+        done = self("spawn", str(repo), *words, timeout=timeout)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
@@ -75,16 +76,20 @@ class Stage(Hv):
             follower.communicate()
         raise AssertionError("the events ended")
 
+    def close(self) -> None:
+        """Remove every session and stop the daemon; nothing may be left."""
+        if self.daemon_pid() is None:
+            self.wake()
+        for session in self.json("list", "-a"):
+            assert self("rm", "-f", session["id"]).returncode == 0
+        assert list((self.home / "data" / "sessions").iterdir()) == []
+        assert self("stop-daemon").returncode == 0
+        for daemon in self.daemons:
+            daemon.wait(30)
+
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(tmp_path / "home")
     yield stage
-    if stage.daemon_pid() is None:
-        stage.wake()
-    for session in stage.json("list", "-a"):
-        assert stage("rm", "-f", session["id"]).returncode == 0
-    assert list((stage.home / "data" / "sessions").iterdir()) == []
-    assert stage("stop-daemon").returncode == 0
-    for daemon in stage.daemons:
-        daemon.wait(30)
+    stage.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +13,14 @@ from anyio.abc import TaskGroup
 from sqlalchemy import Connection
 
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import BadInput, Cancelled, HiveyardError, SessionNotRunning
+from hiveyard.core.errors import (
+    BadInput,
+    Cancelled,
+    HiveyardError,
+    MachineNotReady,
+    NoSuchMachine,
+    SessionNotRunning,
+)
 from hiveyard.core.events import (
     BudgetSet,
     SessionCreated,
@@ -140,8 +148,9 @@ class Sessions:
         stay = self._stays.get(id)
         if stay is None:
             return
-        if stay.frozen:
-            await self.unpause(id)
+        if stay.frozen or session.activity is Activity.PAUSED:
+            with contextlib.suppress(SessionNotRunning):  # it came to its end meanwhile
+                await self.unpause(id)
         stay.stop.ask(Cancelled("stopped"))
         await stay.over.wait()
         log.info("session %s (%s) was stopped", id, session.slug)
@@ -205,12 +214,14 @@ class Sessions:
         return reach
 
     async def pause(self, id: str) -> None:
-        """Freeze its machine. One that is frozen is a success."""
-        session, stay = await self.row(id), await self.stay(id)
-        provider = self._pauses(session)
-        if session.activity is Activity.PAUSED:
-            return
+        """Freeze its machine. One that is frozen is a success. Raises SessionNotRunning, CannotFreeze."""
+        stay = await self.stay(id)
         async with stay.changing:
+            session = await self.row(id)
+            provider = self._pauses(session)
+            if session.activity is Activity.PAUSED:
+                return
+            await begun(session, stay)
             await stay.freeze()
             try:
                 await provider.pause(machine_name(id))
@@ -221,17 +232,25 @@ class Sessions:
 
     async def unpause(self, id: str) -> None:
         """Let its machine go on. One that runs is a success."""
-        session, stay = await self.row(id), await self.stay(id)
+        stay = await self.stay(id)
         async with stay.changing:
+            session = await self.row(id)
             if session.activity is Activity.PAUSED:
-                await self._pauses(session).resume(machine_name(id))
+                # A daemon that has just started decides by this whether to go in.
+                await stay.settled(session.phase)
+                try:
+                    await self._pauses(session).resume(machine_name(id))
+                except (NoSuchMachine, MachineNotReady) as error:
+                    log.warning("session %s was paused, and its machine is gone: %s", id, error.message)
                 await self._r.ledger.record(id, SessionUnpaused())
             stay.thaw()
 
     async def harvest(self, id: str) -> None:
-        """Bring out the work of a running session as it is now; what a stopped one left was brought out then."""
+        """Bring out the work of a running session as it is now; what a stopped one left was brought out then. Raises
+        SessionNotRunning for one that is paused or not ready yet."""
         if id not in self._stays:
             return
+        await self.reachable(id)
         async with self.guest(id) as guest:
             await glean(id, guest, self._r)
 
@@ -316,6 +335,14 @@ class Sessions:
             hint = f"hv stop {session.slug} ends it and keeps its files"
             raise BadInput(f"{session.provider} cannot freeze a machine", hint=hint)
         return provider
+
+
+async def begun(session: SessionRow, stay: Stay) -> Sitting:
+    """Who sits in a session whose agent has begun. Raises SessionNotRunning for one that is still being made: what a
+    killed daemon leaves frozen of such a one nobody would let go on."""
+    if session.phase is not Phase.RUNNING:
+        raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
+    return await stay.settled(session.phase)
 
 
 def _taken_up(conn: Connection, id: str, budget_usd: float | None, at: float) -> bool:

@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core.errors import (
     BadInput,
+    CannotFreeze,
     HiveyardError,
     MachineNotReady,
     NoSpace,
@@ -32,7 +33,7 @@ from hiveyard.core.states import AT_WORK, Activity
 from hiveyard.engine import points
 from hiveyard.engine.berth import machine_name
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions import Sessions
+from hiveyard.engine.sessions import Sessions, begun
 from hiveyard.engine.sitting import Sitting
 from hiveyard.engine.stay import Stay
 from hiveyard.kit.copying import Copied
@@ -83,35 +84,32 @@ class Snapshots:
         stay = await self._sessions.stay(id)
         async with stay.changing:
             session = await self._sessions.row(id)
-            sitting = await stay.settled(session.phase)
+            sitting = await begun(session, stay)
             known = await self._r.ledger.read(lambda conn: views.snapshots(conn, id))
             called = _free(name, known)
-            async with self._still(session, stay):
-                return await self._keep(session, sitting, called, known, passing)
+            async with self._still(session, stay) as moving:
+                return await self._keep(session, sitting, called, known, passing, moving)
 
     @asynccontextmanager
-    async def _still(self, session: SessionRow, stay: Stay) -> AsyncIterator[None]:
-        """Nobody of ours in the session's machine, which stands still, as far as its provider can. One that takes live
+    async def _still(self, session: SessionRow, stay: Stay) -> AsyncIterator[str]:
+        """Nobody of ours in the session's machine, which stands still; else why it does not. One that takes live
         snapshots holds it still by itself, for less long."""
         provider, machine = self._provider(session), machine_name(session.id)
         paused = session.activity is Activity.PAUSED
-        holder = provider if isinstance(provider, Pauses) and not isinstance(provider, Live) and not paused else None
         try:
             await stay.freeze()
-            if holder is not None:
-                await holder.pause(machine)
-            yield
+            yield "" if paused or isinstance(provider, Live) else await _held(provider, machine)
         finally:
             if not paused:
                 with anyio.CancelScope(shield=True):
                     try:
-                        if holder is not None:
-                            await holder.resume(machine)
+                        if isinstance(provider, Pauses) and not isinstance(provider, Live):
+                            await provider.resume(machine)
                     finally:
                         stay.thaw()
 
     async def _keep(
-        self, session: SessionRow, sitting: Sitting, name: str, known: Sequence[SnapshotRow], passing: bool
+        self, session: SessionRow, sitting: Sitting, name: str, known: Sequence[SnapshotRow], passing: bool, moving: str
     ) -> Point:
         provider, snapshot = self._provider(session), new_id()
         try:
@@ -130,7 +128,7 @@ class Snapshots:
                 passing=passing,
             )
             with anyio.CancelScope(shield=True):
-                await self._r.ledger.record(session.id, *_told(provider, copied), taken)
+                await self._r.ledger.record(session.id, *_told(moving, copied), taken)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._drop(session, provider, snapshot)
@@ -321,11 +319,21 @@ def uncopied(name: str, error: OSError) -> HiveyardError:
     return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}")
 
 
-def _told(provider: Provider, copied: Copied) -> list[Notice]:
-    told = []
+async def _held(provider: Provider, machine: str) -> str:
+    """Have a machine stand still; why it does not where that cannot be."""
     if not isinstance(provider, Pauses):
-        why = f"{provider.name} cannot hold a machine still: the files were copied while the agent went on"
-        told.append(Notice(message=why))
+        return f"{provider.name} cannot hold a machine still"
+    try:
+        await provider.pause(machine)
+    except CannotFreeze as error:
+        return error.message
+    return ""
+
+
+def _told(moving: str, copied: Copied) -> list[Notice]:
+    told = []
+    if moving:
+        told.append(Notice(message=f"{moving}: the files were copied while the agent went on"))
     if copied.left_out:
         told.append(Notice(message=f"{copied.left_out} sockets and devices are not in the snapshot"))
     return told
