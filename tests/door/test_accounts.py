@@ -188,6 +188,10 @@ def test_an_account_that_is_not_there_is_bad_input_before_anything_begins(tmp_pa
     with pytest.raises(BadInput, match=r"no account 'wrok' in keys\.toml") as caught:
         keys.check("wrok")
     assert caught.value.hint == "accounts: work"
+    (tmp_path / "keys.toml").chmod(0o644)
+    keys.check("")  # whoever names none may need none
+    with pytest.raises(CredentialsError, match="others can read"):
+        keys.check("work")
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,10 @@ class Keys:
 
     def check(self, account: str) -> None:
         """Raises BadInput when there is no such account, or CredentialsError."""
+        if not account:
+            return
         names = [name for name in self._from_file() if name]
-        if account and account not in names:
+        if account not in names:
             file = self._file.name if self._file else "keys.toml"
             hint = f"accounts: {', '.join(sorted(names))}" if names else f'{file}: [accounts.NAME] anthropic = "…"'
             raise BadInput(f"there is no account {account[:80]!r} in {file}", hint=hint)

@@ -1,0 +1,68 @@
+"""The real agent programs find what a credential profile puts into their home, and nothing else tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from hiveyard.core.commands import ProcessSpec
+from hiveyard.core.credentials import CredentialProfile
+from hiveyard.credentials import profiles
+from hiveyard.credentials.claude_oauth import Tokens
+from hiveyard.kit.secret import Secret
+from hiveyard.testing.script import say
+from tests.agents.real import DOOR_PORT, HostYard
+
+pytestmark = [pytest.mark.real, pytest.mark.anyio]
+DOOR = f"http://127.0.0.1:{DOOR_PORT}"
+KEY = Secret("sk-ant-api03-of-a-profile")
+TOKENS = Tokens(access=KEY, refresh=Secret("sk-ant-ort01-of-a-profile"), expires_at=4e9, scopes=("user:inference",))
+
+
+def put(yard: HostYard, profile: CredentialProfile) -> None:
+    """What an installer leaves in the home of the yard's user."""
+    for file in profile.files:
+        path = yard.root / "home" / file.path.removeprefix("~/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.data())
+
+
+def without(*names: str) -> Callable[[ProcessSpec], ProcessSpec]:
+    """Takes variables away from a process."""
+
+    def tamper(spec: ProcessSpec) -> ProcessSpec:
+        env = {name: value for name, value in spec.command.env.items() if not name.startswith(names)}
+        return replace(spec, command=replace(spec.command, env=env))
+
+    return tamper
+
+
+async def test_claude_finds_the_door_and_its_placeholder(yard: HostYard) -> None:
+    put(yard, profiles.claude(DOOR, KEY))
+    yard.tamper = without("ANTHROPIC_", "CLAUDE_CONFIG_DIR")
+    played = await yard.play("claude", [say("Here.")])
+    assert played.verdict.ok, played.verdict.reason
+    assert played.model.saw_key(KEY.reveal())
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [profiles.claude_api_key(KEY), profiles.claude_setup_token(KEY), profiles.claude_sign_in(TOKENS.file())],
+    ids=lambda profile: profile.name,
+)
+async def test_claude_finds_a_real_secret(yard: HostYard, profile: CredentialProfile) -> None:
+    put(yard, profile)
+    yard.tamper = without("ANTHROPIC_API_KEY", "CLAUDE_CONFIG_DIR")
+    played = await yard.play("claude", [say("Here.")])
+    assert played.verdict.ok, played.verdict.reason
+    assert played.model.saw_key(KEY.reveal())
+
+
+async def test_opencode_finds_the_door_and_its_placeholder(yard: HostYard) -> None:
+    put(yard, profiles.opencode(DOOR, KEY))
+    yard.tamper = without("OPENCODE_CONFIG_CONTENT", "XDG_")
+    played = await yard.play("opencode", [say("Here.")])
+    assert played.verdict.ok, played.verdict.reason
+    assert played.model.saw_key(KEY.reveal())
