@@ -113,7 +113,8 @@ def _settings(place: Path) -> dict[str, Any]:
         event: [{"matcher": matcher, "hooks": [{"type": "command", "command": "true" if event == "Stop" else heard}]}]
         for event, matcher in _HOOKS.items()
     }
-    return {"hooks": hooks, "skipDangerousModePermissionPrompt": True}
+    # Its moving signs cost a fifth of a processor for as long as it waits for its model.
+    return {"hooks": hooks, "skipDangerousModePermissionPrompt": True, "prefersReducedMotion": True}
 
 
 class _Ears:
