@@ -178,7 +178,7 @@ async def test_an_account_pays_with_its_own_key_and_with_no_other(tmp_path: Path
     assert [one.status_code for one in (first, second, third)] == [200, 401, 401]
     assert [request.header("x-api-key") for request in up.requests] == ["sk-ant-work-key"]
     assert "the account work has no key for openai" in second.text
-    assert "there is no account work any more" in third.text
+    assert "there is no account work in keys.toml" in third.text
 
 
 def test_an_account_that_is_not_there_is_bad_input_before_anything_begins(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def codex_api_key(key: Secret, *, checked: bool = False) -> CredentialProfile:
 
 def goose(door_url: str, placeholder: Secret, *, provider: str = "anthropic", model: str) -> CredentialProfile:
     """goose by way of the session's door; `provider` is `anthropic` or `openai`. It reads this file of secrets where
-    there is no keyring, and with GOOSE_DISABLE_KEYRING in its environment."""
+    there is no keyring, or GOOSE_DISABLE_KEYRING is in its environment."""
     if provider not in ("anthropic", "openai"):
         raise BadInput(f"goose reaches anthropic and openai by the door, not {one_line(provider)!r}")
     host = f"{provider.upper()}_HOST"

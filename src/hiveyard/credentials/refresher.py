@@ -47,6 +47,7 @@ class Refresher:
         self._clock = clock or SystemClock()
         self._mine = anyio.Lock()
         self._known: Tokens | None = None
+        self._former: Tokens | None = None
         self._unsaved: tuple[Tokens, Tokens] | None = None
 
     async def tokens(self, *, refused: Secret | None = None) -> Tokens:
@@ -64,8 +65,8 @@ class Refresher:
 
     @property
     def known(self) -> tuple[Secret, ...]:
-        """The secrets at hand, for masking."""
-        kept = [self._known, *(self._unsaved or ())]
+        """The secrets at hand, for masking; also those just replaced, which answers on their way may hold."""
+        kept = [self._known, self._former, *(self._unsaved or ())]
         return tuple(secret for tokens in kept if tokens is not None for secret in tokens.secrets)
 
     def _good(self, tokens: Tokens, refused: Secret | None) -> bool:
@@ -87,7 +88,7 @@ class Refresher:
         # From the moment in which the old token is sent until the new one is kept, nobody may walk away.
         with anyio.CancelScope(shield=True):
             fresh = await refresh(self._settings, stored, clock=self._clock)
-            self._unsaved = (stored, fresh)
+            self._former, self._unsaved = stored, (stored, fresh)
             await self._save(fresh)
             self._unsaved = None
         return fresh

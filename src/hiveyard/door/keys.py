@@ -16,7 +16,7 @@ from hiveyard.credentials.wellformed import check_key
 from hiveyard.door.key_file import Account, parse, read_private
 from hiveyard.kit.secret import Secret
 
-VARIABLES = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
+VARIABLES = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY", "morph": "MORPH_API_KEY"}
 
 
 class _Version(NamedTuple):
@@ -55,7 +55,7 @@ class Keys:
         """The account called `name`, "" for what has no name. Raises KeyMissing, or CredentialsError."""
         found = self._from_file()
         if name and name not in found:
-            raise KeyMissing(f"there is no account {name} any more")
+            raise KeyMissing(f"there is no account {name} in keys.toml", hint=f"[accounts.{name}]")
         return found.get(name, Account())
 
     def check(self, account: str) -> None:
