@@ -22,6 +22,7 @@ from hiveyard.door.settings import DoorSettings
 from hiveyard.engine.settings import EngineSettings, PortSettings
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
 from hiveyard.machines.docker.settings import DockerSettings
+from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.places import Places
 
@@ -38,6 +39,7 @@ class Settings:
     qemu: QemuSettings = field(default_factory=QemuSettings)
     docker: DockerSettings = field(default_factory=DockerSettings)
     bubblewrap: BubblewrapSettings = field(default_factory=BubblewrapSettings)
+    morph: MorphSettings = field(default_factory=MorphSettings)
 
 
 def load(places: Places) -> Settings:

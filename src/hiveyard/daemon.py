@@ -39,6 +39,7 @@ from hiveyard.kit.files import locked
 from hiveyard.kit.group import first
 from hiveyard.machines.bubblewrap.provider import BubblewrapProvider
 from hiveyard.machines.docker.provider import DockerProvider
+from hiveyard.machines.morph.provider import MorphProvider
 from hiveyard.machines.qemu.provider import QemuProvider
 from hiveyard.places import Places, host_ports_place, places
 from hiveyard.processes.detached import Detached
@@ -133,8 +134,8 @@ async def resources(
     clock = SystemClock()
     for directory in (here.data, here.run, here.sessions, here.doors):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    providers = _providers(here, settings)
     keys = Keys(environment, here.keys)
+    providers = _providers(here, settings, keys)
     async with open_store(here.database, clock=clock) as store:
 
         async def record(session: str, turn: int | None, event: DoorEvent | Notice) -> None:
@@ -173,13 +174,14 @@ async def _mirrored(parts: Resources) -> AsyncIterator[None]:
         group.cancel_scope.cancel()
 
 
-def _providers(here: Places, settings: config.Settings) -> Mapping[str, Provider]:
+def _providers(here: Places, settings: config.Settings, keys: Keys) -> Mapping[str, Provider]:
     found: list[Provider] = [
         QemuProvider(state=here.machines / "qemu", cache=here.cache / "qemu", settings=settings.qemu),
         DockerProvider(state=here.machines / "docker", settings=settings.docker),
         BubblewrapProvider(
             state=here.machines / "bubblewrap", cache=here.cache / "bubblewrap", settings=settings.bubblewrap
         ),
+        MorphProvider(state=here.machines / "morph", key=lambda: keys.find("morph"), settings=settings.morph),
     ]
     return {provider.name: provider for provider in found}
 

@@ -6,12 +6,11 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from hiveyard.core.machines import MachineSpec
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
 
@@ -54,6 +53,12 @@ async def offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
             assert not left, f"the tests left machines: {left}"
 
 
+def only_local(offer: Offer) -> None:
+    """Skip a test about what only machines on this host have."""
+    if not offer.local:
+        pytest.skip(f"{offer.provider.name} has its machines elsewhere: no shared directory, no door, an open network")
+
+
 @asynccontextmanager
 async def machine(offer: Offer) -> AsyncIterator[Place]:
     """A machine of a test's own."""
@@ -62,9 +67,9 @@ async def machine(offer: Offer) -> AsyncIterator[Place]:
         session, door = Path(scratch, "session"), Path(scratch, "door")
         session.mkdir()
         door.mkdir()
-        spec = MachineSpec(
-            image=offer.image, shape=offer.shape, session=session, door=door, metadata={"why": "a test's own"}
-        )
+        spec = replace(offer.spec(), metadata={"why": "a test's own"})
+        if offer.local:
+            spec = replace(spec, session=session, door=door)
         try:
             await offer.provider.boot(name, spec)
             yield Place(offer=offer, name=name, session=session, door=door)

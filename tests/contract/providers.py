@@ -13,18 +13,23 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx2
+import pytest
 from aiodocker import Docker
 from aiodocker.types import JSONObject
 
-from hiveyard.core.machines import Image, Shape
+from hiveyard.core.machines import Image, MachineSpec, Network, Shape
 from hiveyard.core.ports import Provider
 from hiveyard.kit.names import new_id
+from hiveyard.kit.secret import Secret
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.machines.docker import DockerProvider, DockerSettings
 from hiveyard.machines.docker.container import tag
+from hiveyard.machines.morph import MorphProvider, MorphSettings, morph_image
 from hiveyard.machines.qemu import QemuProvider
 from hiveyard.places import places
 from tests.support.dockerd import engine_socket
+from tests.support.morph_cloud import Cloud, served
 from tests.support.vm import vm_image, vm_pid, vm_provider
 
 from .rootfs import small_image
@@ -46,6 +51,16 @@ class Offer:
     crash: Callable[[str], Awaitable[None]]
     litter: Callable[[str], Awaitable[None]]
     shape: Shape = SMALL
+
+    @property
+    def local(self) -> bool:
+        """Whether its machines share directories with this host and can be cut off from the outside."""
+        return not self.provider.capabilities.remote
+
+    def spec(self, image: Image | None = None) -> MachineSpec:
+        """A machine as it is asked for when nothing is shared with it."""
+        network = Network.DOOR if self.local else Network.OPEN
+        return MachineSpec(image=image or self.image, shape=self.shape, network=network)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +138,38 @@ async def qemu(scratch: Path) -> AsyncIterator[Offer]:
         await provider.aclose()
 
 
+@asynccontextmanager
+async def morph(scratch: Path) -> AsyncIterator[Offer]:
+    """The fake of the tests. It needs root, as it is itself in its machines."""
+    if os.geteuid() != 0:
+        pytest.skip("the fake Morph Cloud makes its machines as root")
+    cloud = Cloud(scratch / "cloud", "a-key-of-the-tests", ("5ma11", "fedcba9876543210"))
+    made: list[MorphProvider] = []
+    try:
+        with served(cloud.app()) as url:
+            settings = MorphSettings(url=url, patience=5.0)
+
+            def again() -> MorphProvider:
+                made.append(MorphProvider(scratch / "state", lambda: Secret(cloud.key), settings))
+                return made[-1]
+
+            async def crash(name: str) -> None:
+                os.kill(cloud.machine(name).vm.pid, signal.SIGKILL)
+
+            async def litter(name: str) -> None:
+                # As when the daemon dies before it has brought an instance to its end.
+                own = {"hiveyard-installation": installation(scratch / "state"), "hiveyard-machine": name}
+                async with httpx2.AsyncClient(headers={"authorization": f"Bearer {cloud.key}"}) as client:
+                    done = await client.post(f"{url}/image/5ma11/boot", json={"metadata": own})
+                    assert done.status_code == 200
+
+            yield Offer(provider=again(), image=morph_image("5ma11"), again=again, crash=crash, litter=litter)
+            for provider in made:
+                await provider.aclose()
+    finally:
+        cloud.close()
+
+
 def installation(state: Path) -> str:
     return (state / "installation").read_text()
 
@@ -135,4 +182,5 @@ CASES: dict[str, Case] = {
     "bubblewrap": Case(open=bubblewrap, real=False),
     "docker": Case(open=docker, real=True),
     "qemu": Case(open=qemu, real=True),
+    "morph": Case(open=morph, real=True),
 }

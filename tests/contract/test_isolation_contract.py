@@ -13,10 +13,16 @@ import pytest
 from hiveyard.core.commands import Command
 from hiveyard.core.ports import Guest
 
-from .conftest import Place
+from .conftest import Place, only_local
 from .door import ask, get, serve_door
+from .providers import Offer
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _local(offer: Offer) -> None:
+    only_local(offer)
 
 
 async def test_the_session_directory_is_one_for_guest_and_host(place: Place) -> None:

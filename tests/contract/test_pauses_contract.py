@@ -13,10 +13,17 @@ from hiveyard.core.machines import MachineSpec, MachineStatus
 from hiveyard.core.ports import Pauses
 from hiveyard.kit.names import new_id
 
-from .conftest import Place
+from .conftest import Place, only_local
 from .providers import Offer
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _local(offer: Offer) -> None:
+    # The tests look at what a machine writes to the directory that it shares.
+    only_local(offer)
+
 
 # One counts by itself, one in a job of a shell that would see it stop (147 = 128 + SIGSTOP), the third stops itself.
 COUNTERS = r"""

@@ -10,7 +10,7 @@ import pytest
 
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, MachineLost, MachineNotReady, NoSuchImage, NoSuchMachine
-from hiveyard.core.machines import MachineSpec, MachineStatus
+from hiveyard.core.machines import MachineStatus
 from hiveyard.kit.names import new_id
 
 from .conftest import Place, machine
@@ -38,7 +38,7 @@ async def test_the_host_name_is_the_name_of_the_machine(place: Place) -> None:
 
 
 async def test_booting_a_ready_machine_gives_it_back_as_it_is(place: Place) -> None:
-    provider, spec = place.offer.provider, MachineSpec(image=place.offer.image, shape=place.offer.shape)
+    provider, spec = place.offer.provider, place.offer.spec()
     async with place.guest() as guest:
         await guest.write("/tmp/here", b"still")
     again = await provider.boot(place.name, spec)
@@ -51,7 +51,7 @@ async def test_an_image_that_was_not_prepared_cannot_be_booted(offer: Offer) -> 
     name = f"t-{new_id()}"
     image = replace(offer.image, id="0123456789abcdef")
     with pytest.raises(NoSuchImage):
-        await offer.provider.boot(name, MachineSpec(image=image, shape=offer.shape))
+        await offer.provider.boot(name, offer.spec(image))
     assert name not in await offer.provider.names()
 
 
@@ -67,7 +67,7 @@ async def test_an_image_is_prepared_by_several_tasks_at_once_and_again_after_its
     for _ in range(2):
         await offer.provider.release_image(image.id)
     with pytest.raises(NoSuchImage):
-        await offer.provider.boot("t-none", MachineSpec(image=image, shape=offer.shape))
+        await offer.provider.boot("t-none", offer.spec(image))
 
 
 async def test_a_stopped_machine_keeps_its_name_and_metadata_and_can_be_booted_again(place: Place) -> None:
@@ -81,7 +81,7 @@ async def test_a_stopped_machine_keeps_its_name_and_metadata_and_can_be_booted_a
     with pytest.raises(MachineNotReady):
         async with place.guest():
             pass
-    await provider.boot(place.name, MachineSpec(image=place.offer.image, shape=place.offer.shape))
+    await provider.boot(place.name, place.offer.spec())
     async with place.guest() as guest:
         assert (await guest.run(Command(argv=("true",)))).ok
 
@@ -93,7 +93,8 @@ async def test_terminate_leaves_nothing_but_the_session_and_may_be_repeated(plac
     for _ in range(2):
         await provider.terminate(place.name)
         assert place.name not in await provider.names()
-    assert Path(place.session, "result/kept").read_bytes() == b"for the host"
+    if place.offer.local:
+        assert Path(place.session, "result/kept").read_bytes() == b"for the host"
 
 
 async def test_a_machine_that_does_not_exist_is_told_by_name(offer: Offer) -> None:
@@ -111,7 +112,7 @@ async def test_a_machine_that_does_not_exist_is_told_by_name(offer: Offer) -> No
     "name", ["", "A", "a/b", "..", "../etc", "-a", "a-", "a" * 64, "$(reboot)", "a b", "a\nb", ".a", "ä"]
 )
 async def test_what_cannot_be_a_host_name_cannot_be_a_machine(offer: Offer, name: str) -> None:
-    spec = MachineSpec(image=offer.image, shape=offer.shape)
+    spec = offer.spec()
     with pytest.raises(BadInput):
         await offer.provider.boot(name, spec)
     with pytest.raises(BadInput):
@@ -134,7 +135,7 @@ async def test_half_made_remains_have_a_name_and_are_replaced_by_a_machine(offer
     await offer.litter(name)
     assert name in await offer.again().names()
     try:
-        await offer.again().boot(name, MachineSpec(image=offer.image, shape=offer.shape))
+        await offer.again().boot(name, offer.spec())
         async with offer.provider.guest(name) as guest:
             assert (await guest.run(Command(argv=("true",)))).ok
     finally:
@@ -153,7 +154,7 @@ async def test_half_made_remains_are_terminated_without_a_trace(offer: Offer) ->
 @pytest.mark.parametrize("patience", [0.0, 0.01, 0.05])
 async def test_a_boot_that_is_cancelled_leaves_nothing(offer: Offer, patience: float) -> None:
     name = f"t-{new_id()}"
-    spec = MachineSpec(image=offer.image, shape=offer.shape)
+    spec = offer.spec()
     with anyio.move_on_after(patience) as scope:
         await offer.provider.boot(name, spec)
     if not scope.cancelled_caught:
@@ -175,7 +176,7 @@ async def test_machines_side_by_side_do_not_see_each_other(offer: Offer) -> None
 
 async def test_machines_boot_in_parallel(offer: Offer) -> None:
     names = [f"t-{new_id()}" for _ in range(3)]
-    spec = MachineSpec(image=offer.image, shape=offer.shape)
+    spec = offer.spec()
     try:
         async with anyio.create_task_group() as group:
             for name in names:
@@ -190,7 +191,7 @@ async def test_a_machine_that_dies_under_a_command_is_an_error_and_not_an_exit_c
     async with place.guest() as guest, anyio.create_task_group() as group:
 
         async def crash() -> None:
-            await _appears(place.session / "running")
+            await _appears(place, "/session/running")
             await place.offer.crash(place.name)
 
         group.start_soon(crash)
@@ -206,7 +207,7 @@ async def test_a_machine_that_is_stopped_under_a_command_is_an_error_and_not_an_
     async with place.guest() as guest, anyio.create_task_group() as group:
 
         async def stop() -> None:
-            await _appears(place.session / "running")
+            await _appears(place, "/session/running")
             await place.offer.provider.stop(place.name)
 
         group.start_soon(stop)
@@ -214,6 +215,7 @@ async def test_a_machine_that_is_stopped_under_a_command_is_an_error_and_not_an_
             await guest.run(Command(shell="touch /session/running; sleep 1000"))
 
 
-async def _appears(path: Path) -> None:
-    while not path.exists():  # noqa: ASYNC110 (it is a guest that makes it)
-        await anyio.sleep(0.02)
+async def _appears(place: Place, path: str) -> None:
+    async with place.guest() as guest:
+        while not await guest.exists(path):  # noqa: ASYNC110 (it is a guest that makes it)
+            await anyio.sleep(0.02)

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from hiveyard.core.errors import BadInput, ProviderUnavailable
-from hiveyard.core.machines import Readiness, Tier
+from hiveyard.core.machines import Capabilities, Readiness, Tier
 from hiveyard.core.ports import Provider
 from hiveyard.engine.choice import choose
 
@@ -16,8 +16,9 @@ from hiveyard.engine.choice import choose
 class Ground:
     """As much of a provider as choosing needs."""
 
-    def __init__(self, name: str, tier: Tier, *, ok: bool) -> None:
+    def __init__(self, name: str, tier: Tier, *, ok: bool, capabilities: Capabilities | None = None) -> None:
         self.name, self.tier = name, tier
+        self.capabilities = capabilities or Capabilities()
         self._readiness = Readiness(ok=ok, detail=f"{name} says so", fix=f"fix {name}")
 
     async def readiness(self) -> Readiness:
@@ -55,3 +56,21 @@ async def test_an_unknown_provider_is_answered_with_those_there_are() -> None:
 async def test_no_provider_at_all_names_each_reason() -> None:
     with pytest.raises(ProviderUnavailable, match=r"not qemu: .*; not bubblewrap: "):
         await choose("auto", grounds(qemu=False, bubblewrap=False))
+
+
+@pytest.mark.anyio
+async def test_auto_never_takes_what_costs_money_on_a_host_of_somebody_else() -> None:
+    cloud = Ground("cloud", Tier.VM, ok=True, capabilities=Capabilities(remote=True))
+    here = {**grounds(bubblewrap=True), "cloud": cast(Provider, cloud)}
+    assert (await choose("auto", here)).provider.name == "bubblewrap"
+    assert (await choose("cloud", here)).provider.name == "cloud"
+    with pytest.raises(ProviderUnavailable, match="no provider works here"):
+        await choose("auto", {"cloud": cast(Provider, cloud)})
+
+
+@pytest.mark.anyio
+async def test_a_provider_without_a_door_is_refused_before_it_is_tried() -> None:
+    closed = Ground("cloud", Tier.VM, ok=False, capabilities=Capabilities(remote=True, door_url=""))
+    with pytest.raises(BadInput, match="cloud cannot run agents yet") as raised:
+        await choose("cloud", {"cloud": cast(Provider, closed)})
+    assert "qemu, docker or bubblewrap" in raised.value.hint

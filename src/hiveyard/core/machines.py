@@ -42,13 +42,16 @@ class Capabilities:
     """What callers may assume of every machine of a provider.
 
     `home` is what `~` means. `user` is who commands run as. `session` is where the shared directory appears.
-    `door_url` is the address, inside the guest, of the session's door (no slash at the end).
+    `door_url` is the address, inside the guest, of the session's door (no slash at the end); empty where machines have
+    no door, so that no agent in them reaches a model. `remote` machines are on somebody else's host and cost money:
+    they are used only when asked for by name, always reach the outside, and share no directory with this host.
     """
 
     home: str = "/home/agent"
     user: str = "agent"
     session: str = "/session"
     door_url: str = "http://127.0.0.1:8377"
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +103,8 @@ class MachineSpec:
     `door` is a host directory that holds the session's door, a unix socket called `door.sock`; the socket may be
     absent at boot and may come and go (a daemon that restarts makes it anew): connections wait for it.
     `metadata` is kept with the machine and given back by `get` and `list`.
+    `ttl` is how many seconds the machine may live, None without end, and `ttl_action` what is done then: by the backend
+    of a `remote` provider, whether or not anybody of ours is there; others leave it to their caller.
     """
 
     image: Image
@@ -107,6 +112,8 @@ class MachineSpec:
     session: Path | None = None
     door: Path | None = None
     network: Network = Network.DOOR
+    ttl: int | None = None
+    ttl_action: Literal["stop", "terminate", "pause"] = "terminate"
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 

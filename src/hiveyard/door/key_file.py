@@ -14,7 +14,7 @@ from hiveyard.core.errors import BadSetting, CredentialsError
 from hiveyard.credentials.claude_oauth import OAuthSettings
 from hiveyard.kit.secret import Secret
 
-VENDORS = ("anthropic", "openai")
+VENDORS = ("anthropic", "openai", "morph")
 LARGEST = 64 << 10
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _ENDPOINTS = ("token_url", "client_id")

@@ -21,20 +21,32 @@ class Choice(NamedTuple):
 
 async def choose(wanted: str, providers: Mapping[str, Provider]) -> Choice:
     """The provider for `wanted` (a name or `auto`). Raises BadInput for an unknown name, ProviderUnavailable when
-    it, or every one, does not work here. A named provider is never replaced by another."""
+    it, or every one, does not work here. A named provider is never replaced by another, and one on somebody else's
+    host is never taken without its name."""
     if wanted == "auto":
         return await _strongest(providers)
     if wanted not in providers:
         raise BadInput(f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
+    check_door(providers[wanted])
     found = await providers[wanted].readiness()
     if not found.ok:
         raise ProviderUnavailable(f"{wanted} does not work here: {found.detail}", hint=found.fix or "hv doctor")
     return Choice(providers[wanted], f"{wanted} was asked for; {found.detail}")
 
 
+def check_door(provider: Provider) -> None:
+    """Raises BadInput where machines have no door: an agent there reaches no model."""
+    if not provider.capabilities.door_url:
+        raise BadInput(
+            f"{provider.name} cannot run agents yet: its machines do not reach the door on this host, and so no model",
+            hint="choose --provider qemu, docker or bubblewrap",
+        )
+
+
 async def _strongest(providers: Mapping[str, Provider]) -> Choice:
     passed_over: list[str] = []
-    for provider in sorted(providers.values(), key=lambda p: STRENGTH[p.tier], reverse=True):
+    here = [provider for provider in providers.values() if not provider.capabilities.remote]
+    for provider in sorted(here, key=lambda p: STRENGTH[p.tier], reverse=True):
         found = await provider.readiness()
         if found.ok:
             why = f"{provider.name} is the strongest that works here ({found.detail})"

@@ -47,10 +47,13 @@ async def examine(resources: Resources) -> list[Check]:
         _builder(needed=wants_images and not images.list()),
     ]
     found = {name: await provider.readiness() for name, provider in resources.providers.items()}
-    some = any(readiness.ok for readiness in found.values())
+    # What is on somebody else's host is nobody's need here.
+    remote = {name for name, provider in resources.providers.items() if provider.capabilities.remote}
+    some = any(readiness.ok for name, readiness in found.items() if name not in remote)
     for name, readiness in found.items():
         tier = resources.providers[name].tier.value
-        host.append(Check(name, readiness.ok, not some, f"tier {tier}: {readiness.detail}", readiness.fix))
+        needed = not some and name not in remote
+        host.append(Check(name, readiness.ok, needed, f"tier {tier}: {readiness.detail}", readiness.fix))
     checks = [*host, *(_key(resources, vendor) for vendor in VARIABLES)]
     return [msgspec.structs.replace(check, fix="") if check.ok else check for check in checks]
 

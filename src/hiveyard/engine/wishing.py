@@ -10,6 +10,7 @@ from hiveyard.core.machines import HOST, Tier
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
 from hiveyard.engine import repository
+from hiveyard.engine.choice import check_door
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.wish import Wish
 
@@ -21,6 +22,8 @@ async def check(wish: Wish, resources: Resources) -> None:
     wanted = wish.provider or settings.provider
     if wanted != "auto" and wanted not in providers:
         raise BadInput(f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
+    if wanted != "auto":
+        check_door(providers[wanted])
     _check_image(wish.image or settings.image, wanted, resources)
     resources.keys.check(wish.account or settings.account)
     await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)

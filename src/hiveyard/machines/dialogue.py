@@ -15,7 +15,7 @@ from hiveyard.core.ports import Stream
 
 CANNOT = 126  # the exit code of the RUN script when its program cannot be started; programs may have it as well
 
-_PIECE = 256 << 10
+_PIECE = 1 << 20
 _PREFACE_LIMIT = 64 << 10
 
 # A program may end and leave children that hold its outputs open: what is on its way is waited for, they are not.

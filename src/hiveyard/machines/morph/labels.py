@@ -1,0 +1,61 @@
+"""What is written on instances and snapshots of Morph Cloud, so that a daemon that starts anew finds its own.
+
+The service keeps metadata as texts; all of ours begin with `hiveyard-`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from hiveyard.core.machines import MachineSpec, Shape
+from hiveyard.machines.morph.wire import Instance
+
+INSTALLATION: Final = "hiveyard-installation"
+MACHINE: Final = "hiveyard-machine"
+IMAGE: Final = "hiveyard-image"
+METADATA: Final = "hiveyard-metadata"
+ATTEMPT: Final = "hiveyard-attempt"  # which call of ours made it: a call whose answer was lost finds its instance
+READY: Final = "hiveyard-ready"  # it was brought to its end: what has not got it is half-made
+PAUSED: Final = "hiveyard-paused"  # what it means when it is paused: "stopped", or "frozen"
+PREPARED: Final = "hiveyard-prepared"  # on what `prepare` makes: the image and the shape
+SNAPSHOT: Final = "hiveyard-snapshot"
+
+STOPPED: Final = "stopped"
+FROZEN: Final = "frozen"
+
+
+def of_machine(installation: str, name: str, spec: MachineSpec) -> dict[str, str]:
+    """The labels of an instance that is to become the machine `name`."""
+    return {
+        INSTALLATION: installation,
+        MACHINE: name,
+        IMAGE: spec.image.id,
+        METADATA: json.dumps(dict(spec.metadata)),
+        PAUSED: STOPPED if spec.ttl_action == "stop" else FROZEN,
+    }
+
+
+def of_child(parent: Instance, name: str) -> dict[str, str]:
+    """The labels of an instance that goes on where `parent` stands, as the machine `name`."""
+    kept = {key: value for key, value in parent.metadata.items() if key not in (READY, ATTEMPT)}
+    return {**kept, MACHINE: name}
+
+
+def of_prepared(image_id: str, shape: Shape) -> str:
+    return f"{image_id}/{shape.cpus}/{shape.memory_mib}/{shape.disk_gib}"
+
+
+def stopped(instance: Instance) -> bool:
+    """Whether a pause of it is a stop."""
+    return instance.metadata.get(PAUSED) == STOPPED
+
+
+def metadata(instance: Instance) -> Mapping[str, str]:
+    """What the maker of the machine wanted to be kept with it. Others can write labels: nonsense is none."""
+    try:
+        found = json.loads(instance.metadata.get(METADATA, "{}"))
+    except ValueError:
+        return {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}

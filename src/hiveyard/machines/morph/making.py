@@ -1,0 +1,143 @@
+"""From a request to an instance that can be used: each made once, and found again when the answer was lost."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import anyio
+
+from hiveyard.core.errors import (
+    BootFailed,
+    BootTimeout,
+    NoSuchImage,
+    ProviderError,
+    ProviderNotFound,
+    ProviderRefused,
+)
+from hiveyard.core.machines import Capabilities, Image, Report, Shape
+from hiveyard.kit.text import one_line
+from hiveyard.machines.morph import labels, scripts, statuses
+from hiveyard.machines.morph.entrance import UID
+from hiveyard.machines.morph.service import Service
+from hiveyard.machines.morph.settings import MorphSettings
+from hiveyard.machines.morph.wire import Instance, Snapshot
+
+T = TypeVar("T")
+SNAPSHOT_TIME = 300.0  # seconds
+_PREPARING_TTL = 1800  # seconds: what a daemon killed while it prepares leaves does not live, or cost, for long
+_LOOK = 0.3
+_LOOK_MOST = 3.0
+_ATTEMPTS = 3
+
+
+class Making:
+    """Makes instances and snapshots of one service."""
+
+    def __init__(self, service: Service, settings: MorphSettings, capabilities: Capabilities) -> None:
+        self._service = service
+        self._settings = settings
+        self._capabilities = capabilities
+
+    async def prepare(self, installation: str, image: Image, shape: Shape, report: Report) -> None:
+        """A snapshot of a base image with a user for commands in it. Raises NoSuchImage, BootTimeout, BootFailed."""
+        bases = await self._service.bases()
+        if image.id not in bases:
+            known = ", ".join(sorted(bases)[:12]) or "none"
+            raise NoSuchImage(f"Morph Cloud has no base image {image.id[:80]!r}", hint=f"its base images: {known}")
+        report(f"booting {image.id} in Morph Cloud (once per image and size)")
+        own = {labels.INSTALLATION: installation, labels.IMAGE: image.id}
+        own[labels.PREPARED] = labels.of_prepared(image.id, shape)
+        for left in await self._service.instances(own):
+            await self._service.end(left.id)
+        instance = await self.once(
+            own, lambda marked: self._service.boot_base(image.id, shape, marked, _PREPARING_TTL), self._found
+        )
+        try:
+            await self.until_ready(instance.id, image.id)
+            who = (str(UID), self._capabilities.home, self._capabilities.user, self._capabilities.session)
+            await self._do(instance.id, image.id, (scripts.PREPARE, *who))
+            report(f"keeping {image.id} as a snapshot")
+            await self.keep(instance.id, own)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._service.end(instance.id)
+
+    async def keep(self, instance: str, own: Mapping[str, str]) -> Snapshot:
+        """A snapshot of an instance, when it is ready."""
+        snapshot = await self.once(
+            own, lambda marked: self._service.take(instance, marked, SNAPSHOT_TIME), self._found_snapshot
+        )
+        with anyio.move_on_after(SNAPSHOT_TIME):
+            pause = _LOOK
+            while snapshot.status == statuses.SNAPSHOT_COMING:
+                await anyio.sleep(pause)
+                pause = min(_LOOK_MOST, pause * 1.5)
+                snapshot = await self._service.snapshot(snapshot.id)
+        if snapshot.status != statuses.SNAPSHOT_READY:
+            with anyio.CancelScope(shield=True):
+                await self._service.drop(snapshot.id)
+            raise ProviderError(f"Morph Cloud says that a snapshot is {one_line(snapshot.status, 40)!r}")
+        return snapshot
+
+    async def once(
+        self,
+        own: Mapping[str, str],
+        make: Callable[[Mapping[str, str]], Awaitable[T]],
+        find: Callable[[Mapping[str, str]], Awaitable[T | None]],
+    ) -> T:
+        """What `make` makes with the labels `own` and one that nobody else has. When its answer is lost, `find` looks
+        whether it was made, and only then it is made again. Shielded: what is being made while we are cancelled would
+        be nobody's."""
+        marked = {**own, labels.ATTEMPT: secrets.token_hex(8)}
+        with anyio.CancelScope(shield=True):
+            for attempt in range(_ATTEMPTS):
+                try:
+                    return await make(marked)
+                except ProviderError as error:
+                    found = await find(marked) if error.retry else None
+                    if found is not None:
+                        return found
+                    if not error.retry or attempt == _ATTEMPTS - 1:
+                        raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def settle(self, instance: Instance, name: str) -> Instance:
+        """Bring an instance to its end as the machine `name`. Raises BootTimeout, BootFailed."""
+        await self.until_ready(instance.id, name)
+        await self._do(instance.id, name, (scripts.SETTLE, name))
+        return await self._service.label(instance.id, {**instance.metadata, labels.READY: "1"})
+
+    async def until_ready(self, instance: str, name: str) -> Instance:
+        pause = _LOOK
+        with anyio.move_on_after(self._settings.boot_timeout):
+            while True:
+                seen = await self._service.instance(instance)
+                if seen.status == "ready":
+                    return seen
+                if seen.status not in ("pending", "saving"):
+                    raise BootFailed(f"{name} did not start: Morph Cloud calls it {one_line(seen.status, 40)!r}")
+                await anyio.sleep(pause)
+                pause = min(_LOOK_MOST, pause * 1.5)
+        raise BootTimeout(f"{name} was not ready within {self._settings.boot_timeout:g}s", machine=name)
+
+    async def _do(self, instance: str, name: str, words: Sequence[str]) -> None:
+        """A script as root, which may be repeated."""
+        script, *arguments = words
+        done = await self._service.execute(instance, ("bash", "-c", script, "hv", *arguments))
+        if done.exit_code != 0:
+            raise BootFailed(f"{name} cannot be used: {one_line(done.stderr) or f'exit code {done.exit_code}'}")
+
+    async def _found(self, marked: Mapping[str, str]) -> Instance | None:
+        return next(iter(await self._service.instances(marked)), None)
+
+    async def _found_snapshot(self, marked: Mapping[str, str]) -> Snapshot | None:
+        return next(iter(await self._service.snapshots(marked)), None)
+
+    async def start(self, own: Mapping[str, str], make: Callable[[Mapping[str, str]], Awaitable[Instance]]) -> Instance:
+        """An instance with the labels `own`. Raises NoSuchImage when what it was to be made from is gone."""
+        try:
+            return await self.once(own, make, self._found)
+        except (ProviderNotFound, ProviderRefused) as error:
+            raise BootFailed(error.message, hint=error.hint) from error

@@ -1,0 +1,345 @@
+"""Machines that Morph Cloud makes: VMs on somebody else's host, frozen and branched with their memory.
+
+They are `remote`: the network of a machine cannot be closed, no session directory is shared with it, and a session's
+door is not reached from it yet. Images are the service's own; what `prepare` makes of one is a snapshot.
+
+All that is kept of a machine is on its instance (labels): a daemon that starts anew finds its machines there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from hiveyard.core.errors import (
+    BadInput,
+    HiveyardError,
+    MachineNotReady,
+    NoSuchImage,
+    NoSuchMachine,
+    NoSuchSnapshot,
+    ProviderBadAnswer,
+)
+from hiveyard.core.machines import (
+    Capabilities,
+    Image,
+    Machine,
+    MachineSpec,
+    MachineStatus,
+    Network,
+    Readiness,
+    Report,
+    Shape,
+    Tier,
+    check_machine_name,
+    quiet,
+)
+from hiveyard.core.ports import Frozen, Guest
+from hiveyard.kit import files, names
+from hiveyard.kit.alone import alone
+from hiveyard.kit.secret import Secret
+from hiveyard.machines.morph import labels
+from hiveyard.machines.morph.client import Client
+from hiveyard.machines.morph.entrance import Entrance
+from hiveyard.machines.morph.making import SNAPSHOT_TIME, Making
+from hiveyard.machines.morph.service import Service
+from hiveyard.machines.morph.settings import MorphSettings
+from hiveyard.machines.morph.statuses import SNAPSHOT_READY, status_of
+from hiveyard.machines.morph.wire import Instance, Snapshot
+from hiveyard.machines.shell import ShellGuest
+
+_TEARDOWN = 60.0
+PAUSE_TIME = 120.0
+"""Seconds that the service may take to write a machine's memory away, or to bring it back."""
+_LOOK = 0.3
+_SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?\Z")
+
+
+class MorphProvider:
+    """`state` belongs to this provider alone; it names the installation, whose instances are all it touches. `key`
+    gives the service's key, or raises KeyMissing."""
+
+    name = "morph"
+    tier = Tier.VM
+    capabilities = Capabilities(door_url="", remote=True)
+
+    def __init__(self, state: Path, key: Callable[[], Secret], settings: MorphSettings | None = None) -> None:
+        self._state = state
+        self._settings = settings or MorphSettings()
+        self._client = Client(self._settings, key)
+        self._service = Service(self._client)
+        self._making = Making(self._service, self._settings, self.capabilities)
+        self._booting: set[str] = set()
+        self._locks: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def readiness(self) -> Readiness:
+        try:
+            bases = await self._service.bases()
+        except HiveyardError as error:
+            return Readiness(ok=False, detail=error.message, fix=error.hint or "hv doctor")
+        return Readiness(ok=True, detail=f"{self._settings.url}; base images: {', '.join(sorted(bases)[:8])}")
+
+    # --- images --------------------------------------------------------------------------------------------------
+
+    async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
+        """`image.id` is that of a base image of the service (see `morph_image`); its rootfs is not looked at."""
+        async with alone(self._state / f"prepare-{names.slug(image.id)}.lock"):
+            if await self._prepared(image, shape) is None:
+                await self._making.prepare(self._installation(), image, shape, report)
+
+    async def release_image(self, image_id: str) -> None:
+        for snapshot in await self._service.snapshots({**self._own(), labels.IMAGE: image_id}):
+            if labels.PREPARED in snapshot.metadata:
+                await self._service.drop(snapshot.id)
+
+    async def _prepared(self, image: Image, shape: Shape) -> Snapshot | None:
+        wanted = {**self._own(), labels.PREPARED: labels.of_prepared(image.id, shape)}
+        ready = [one for one in await self._service.snapshots(wanted) if one.status == SNAPSHOT_READY]
+        return ready[0] if ready else None
+
+    # --- machines ------------------------------------------------------------------------------------------------
+
+    async def boot(self, name: str, spec: MachineSpec) -> Machine:
+        _check(name, spec)
+        snapshot = await self._prepared(spec.image, spec.shape)
+        if snapshot is None:
+            raise NoSuchImage(
+                f"Morph Cloud has no snapshot of the image {spec.image.id} for {spec.shape.cpus} processors and"
+                f" {spec.shape.memory_mib} MiB",
+                hint=f"hv image build {spec.image.name} --provider morph",
+            )
+        return await self._boot(name, spec, snapshot)
+
+    async def _boot(self, name: str, spec: MachineSpec, snapshot: Snapshot) -> Machine:
+        async with self._lock(name):
+            there = await self._instances(name)
+            if ready := [one for one in there if status_of(one).status is MachineStatus.READY]:
+                return self._machine(name, ready[0])
+            await self._end(name)
+            async with self._making_of(name):
+                own = labels.of_machine(self._installation(), name, spec)
+                made = await self._making.start(own, lambda marked: self._service.start(snapshot.id, marked, spec))
+                await self._making.settle(made, name)
+        return await self.get(name)
+
+    @asynccontextmanager
+    async def _making_of(self, *names: str) -> AsyncIterator[None]:
+        """Machines that come to be within the block, or are gone with all that is left of them."""
+        self._booting.update(names)
+        try:
+            yield
+        except BaseException:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_TEARDOWN):
+                for name in names:
+                    await self._end(name)
+            raise
+        finally:
+            self._booting.difference_update(names)
+
+    async def get(self, name: str) -> Machine:
+        return self._machine(name, await self._instance(name))
+
+    async def list(self) -> list[Machine]:
+        found: dict[str, Machine] = {}
+        for instance in await self._service.instances(self._own()):
+            if (name := instance.metadata.get(labels.MACHINE)) and name not in found:
+                found[name] = self._machine(name, instance)
+        return [found[name] for name in sorted(found)]
+
+    async def names(self) -> set[str]:
+        instances = await self._service.instances(self._own())
+        return {one.metadata[labels.MACHINE] for one in instances if labels.MACHINE in one.metadata}
+
+    async def stop(self, name: str) -> None:
+        """Its memory is kept by the service until it is terminated, and costs what that costs."""
+        check_machine_name(name)
+        async with self._lock(name):
+            instance = await self._instance(name)
+            if not labels.stopped(instance):
+                await self._service.label(instance.id, {**instance.metadata, labels.PAUSED: labels.STOPPED})
+            await self._freeze(instance)
+
+    async def terminate(self, name: str) -> None:
+        check_machine_name(name)
+        async with self._lock(name):
+            await self._end(name)
+
+    @asynccontextmanager
+    async def guest(self, name: str) -> AsyncIterator[Guest]:
+        instance = await self._ready(name)
+        entrance = Entrance(name, instance.id, self._service, self._settings, self.capabilities)
+        yield ShellGuest(entrance, self.capabilities)
+
+    # --- frozen and forked ---------------------------------------------------------------------------------------
+
+    async def pause(self, name: str) -> None:
+        async with self._lock(name):
+            instance = await self._ready(name)
+            if labels.stopped(instance):  # what its time to live was to do
+                await self._service.label(instance.id, {**instance.metadata, labels.PAUSED: labels.FROZEN})
+            await self._freeze(instance)
+
+    async def resume(self, name: str) -> None:
+        async with self._lock(name):
+            instance = await self._ready(name)
+            if instance.status == "paused":
+                await self._service.resume(instance.id, PAUSE_TIME)
+            await self._making.until_ready(instance.id, name)
+
+    async def fork(self, name: str, children: Sequence[str]) -> Sequence[Machine]:
+        """Ready machines that go on where `name` stands, which stands still for a moment: same memory, same processes,
+        names of their own. Raises as `boot`; then none of them is left."""
+        for child in children:
+            check_machine_name(child)
+        if taken := (set(children) & await self.names()) or {one for one in children if children.count(one) > 1}:
+            raise BadInput(f"there is a machine {', '.join(sorted(taken))} already")
+        async with self._lock(name), self._making_of(*children):
+            parent = await self._ready(name)
+            own = [labels.of_child(parent, child) for child in children]
+            branched = await self._service.branch(parent.id, own, SNAPSHOT_TIME)
+            try:
+                for instance in branched.instances:
+                    await self._making.settle(instance, instance.metadata[labels.MACHINE])
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._service.drop(branched.snapshot.id)
+        return [await self.get(child) for child in children]
+
+    async def snapshot(self, name: str, snapshot: str) -> Frozen:
+        """`seconds` is how long the service took; its space is not on this host."""
+        check_machine_name(snapshot)
+        async with self._lock(name):
+            instance = await self._ready(name)
+            own = {**self._own(), labels.SNAPSHOT: snapshot, labels.IMAGE: instance.metadata.get(labels.IMAGE, "")}
+            before = await self._service.snapshots({**self._own(), labels.SNAPSHOT: snapshot})
+            begun = anyio.current_time()
+            await self._making.keep(instance.id, own)
+            for old in before:
+                await self._service.drop(old.id)
+            return Frozen(anyio.current_time() - begun, 0)
+
+    async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
+        _check(name, spec)
+        for found in await self._service.snapshots({**self._own(), labels.SNAPSHOT: snapshot}):
+            if found.status == SNAPSHOT_READY:
+                return await self._boot(name, spec, found)
+        raise NoSuchSnapshot(f"Morph Cloud has no snapshot {snapshot}")
+
+    async def snapshots(self) -> set[str]:
+        found = await self._service.snapshots(self._own())
+        return {one.metadata[labels.SNAPSHOT] for one in found if labels.SNAPSHOT in one.metadata}
+
+    async def remove_snapshot(self, snapshot: str) -> None:
+        for found in await self._service.snapshots({**self._own(), labels.SNAPSHOT: snapshot}):
+            await self._service.drop(found.id)
+
+    # --- ports ---------------------------------------------------------------------------------------------------
+
+    async def expose(self, name: str, service: str, port: int) -> str:
+        """The address on the internet that leads to a port of the machine, for who has the service's key."""
+        if not _SERVICE_NAME.match(service):
+            raise BadInput(f"{service[:80]!r} is no name for a port: 1 to 40 of a-z, 0-9, - and _, none at the ends")
+        if not 1 <= port <= 65535:
+            raise BadInput(f"{port} is no port: 1 to 65535")
+        seen = await self._service.expose((await self._ready(name)).id, service, port)
+        for one in seen.networking.http_services:
+            if one.name == service:
+                return one.url
+        raise ProviderBadAnswer(f"morph: the port {port} of {name} got no address")
+
+    async def conceal(self, name: str, service: str) -> None:
+        """Absent is a success."""
+        await self._service.conceal((await self._ready(name)).id, service)
+
+    # --- within --------------------------------------------------------------------------------------------------
+
+    def _machine(self, name: str, instance: Instance) -> Machine:
+        status, reason = status_of(instance, booting=name in self._booting)
+        return Machine(
+            name=name,
+            status=status,
+            provider=self.name,
+            image=instance.metadata.get(labels.IMAGE, ""),
+            created_at=float(instance.created),
+            reason=reason,
+            metadata=labels.metadata(instance),
+        )
+
+    async def _instances(self, name: str) -> Sequence[Instance]:
+        """All that has the name: those that can be used first, then the newest."""
+        check_machine_name(name)
+        found = await self._service.instances({**self._own(), labels.MACHINE: name})
+        return sorted(found, key=lambda one: labels.READY not in one.metadata)
+
+    async def _instance(self, name: str) -> Instance:
+        for instance in await self._instances(name):
+            return instance
+        raise NoSuchMachine(f"no machine {name}", hint="hv ps", machine=name)
+
+    async def _ready(self, name: str) -> Instance:
+        instance = await self._instance(name)
+        machine = self._machine(name, instance)
+        if machine.status is not MachineStatus.READY:
+            raise MachineNotReady(f"machine {name} is {machine.status}", hint=machine.reason, machine=name)
+        return instance
+
+    async def _freeze(self, instance: Instance) -> None:
+        """Return when an instance stands still; one that failed does so already."""
+        if instance.status in ("paused", "error"):
+            return
+        seen = await self._service.pause(instance.id, PAUSE_TIME)
+        with anyio.fail_after(PAUSE_TIME):
+            while seen.status in ("ready", "saving"):
+                await anyio.sleep(_LOOK)
+                seen = await self._service.instance(instance.id)
+
+    async def _end(self, name: str) -> None:
+        """Return when nothing has the name any more."""
+        while there := await self._instances(name):
+            for instance in there:
+                await self._service.end(instance.id)
+
+    def _own(self) -> dict[str, str]:
+        return {labels.INSTALLATION: self._installation()}
+
+    def _installation(self) -> str:
+        """The name by which this installation knows its own; made once."""
+        file = self._state / "installation"
+        with contextlib.suppress(FileNotFoundError):
+            return file.read_text()
+        with files.locked(self._state / "installation.lock"):
+            if not file.exists():
+                files.write_atomic(file, names.new_id().encode())
+        return file.read_text()
+
+    def _lock(self, name: str) -> anyio.Lock:
+        """One change of a machine at a time."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = anyio.Lock()
+        return lock
+
+
+def morph_image(id: str) -> Image:
+    """A base image of the service, as an Image to prepare and boot machines from."""
+    return Image(id=id, name=id, rootfs=Path("/"))
+
+
+def _check(name: str, spec: MachineSpec) -> None:
+    """What cannot be had is refused, not left out."""
+    check_machine_name(name)
+    if spec.network is not Network.OPEN:
+        raise BadInput("Morph Cloud cannot close the network of a machine", hint="ask for it: network open")
+    if spec.door is not None or spec.session is not None:
+        raise BadInput("a machine of Morph Cloud shares no directory with this host, and reaches no door of it")
+    if spec.ttl is not None and spec.ttl < 1:
+        raise BadInput(f"the time to live is {spec.ttl} seconds, the least is 1")

@@ -1,0 +1,43 @@
+"""What the statuses of Morph Cloud mean. An unknown one is an error state of that machine, never an error of ours."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from hiveyard.core.machines import MachineStatus
+from hiveyard.kit.text import one_line
+from hiveyard.machines.morph import labels
+from hiveyard.machines.morph.wire import Instance
+
+SNAPSHOT_READY: Final = "ready"
+SNAPSHOT_COMING: Final = "pending"  # `failed`, `deleting`, `deleted` and what is unknown will never be ready
+
+
+class Status(NamedTuple):
+    """A machine's status and, where it needs one, the reason."""
+
+    status: MachineStatus
+    reason: str = ""
+
+
+def status_of(instance: Instance, *, booting: bool = False) -> Status:
+    """`booting`: somebody in this process is making it."""
+    if booting:
+        return Status(MachineStatus.BOOTING)
+    match instance.status:
+        case "ready" if instance.metadata.get(labels.READY):
+            return Status(MachineStatus.READY)
+        case "ready" | "pending":
+            return Status(MachineStatus.ERROR, "its start was interrupted")
+        case "paused" if labels.stopped(instance):
+            return Status(MachineStatus.STOPPED)
+        case "saving" if labels.stopped(instance):
+            return Status(MachineStatus.STOPPING)
+        case "paused":
+            return Status(MachineStatus.READY, "it is paused")
+        case "saving":
+            return Status(MachineStatus.READY, "it is being saved")
+        case "error":
+            return Status(MachineStatus.ERROR, "Morph Cloud says that it failed")
+        case unknown:
+            return Status(MachineStatus.ERROR, f"Morph Cloud calls it {one_line(unknown, 40)!r}, and that is not known")

@@ -1,0 +1,98 @@
+"""What Morph Cloud says, as far as it is used here. More may come; what is missing or of another kind is an error.
+
+Statuses stay texts: the service may have new ones; see statuses.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """A base image of the service."""
+
+    id: str
+    name: str
+
+
+class Bases(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Base]
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """A port of an instance that has an address on the internet."""
+
+    name: str
+    port: int
+    url: str
+
+
+class Networking(msgspec.Struct, frozen=True, kw_only=True):
+    http_services: list[Service] = []
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """`created` is in seconds since the epoch. `metadata` is what we gave it; see labels.py."""
+
+    id: str
+    created: int
+    status: str = "pending"
+    networking: Networking
+    metadata: dict[str, str] = {}
+
+
+class Instances(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Instance]
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    created: int
+    status: str
+    metadata: dict[str, str] = {}
+
+
+class Snapshots(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Snapshot]
+
+
+class Branched(msgspec.Struct, frozen=True, kw_only=True):
+    snapshot: Snapshot
+    instances: list[Instance]
+
+
+class Executed(msgspec.Struct, frozen=True, kw_only=True):
+    stdout: str
+    stderr: str
+    exit_code: int
+
+
+class Said(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a command that is streamed: a piece of `stdout` or `stderr`, or the `exit_code`."""
+
+    type: str
+    content: str | int = ""
+
+
+class Complaint(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of an error, in whatever form: a text, or a list of what is wrong with which field."""
+
+    detail: Any = None
+    message: Any = None
+
+    def words(self) -> str:
+        """What is wrong, in words; empty when it does not say."""
+        if isinstance(self.detail, list):
+            return "; ".join(_violation(one) for one in self.detail[:5])
+        said = self.detail or self.message
+        return said if isinstance(said, str) else ""
+
+
+def _violation(one: object) -> str:
+    if not isinstance(one, dict):
+        return str(one)
+    place = one.get("loc")
+    where = ".".join(str(part) for part in place) if isinstance(place, list) else ""
+    return f"{where}: {one.get('msg', '')}" if where else str(one.get("msg", ""))
