@@ -36,6 +36,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "machines": Benchmark("from nothing to the first command", ("--cold", "1", "--forks", "5")),
     "forks": Benchmark("forking a VM that is in the middle of something", ("--children", "2")),
+    "live": Benchmark("forking a real agent in the middle of a turn", ("--children", "1")),
     "exec": Benchmark("one round trip into a machine", ("--n", "30")),
     "journal": Benchmark("events to disk and to readers", ()),
     "door": Benchmark("what the way to a model adds", ("--requests", "200")),

@@ -63,17 +63,17 @@ async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, ro
             await first.of(lambda child=child: _first(provider, base, root, kept, child))  # type: ignore[misc]
         still.show(figures, aim="1 s per GiB used")
         first.show(figures, aim="1 s")
-        _mib(figures, "memory of the parent alone", 1, alone)
-        five = _mib(figures, f"memory of the parent and {children} children", len(names), memory(*names))
+        mib(figures, "memory of the parent alone", 1, alone)
+        five = mib(figures, f"memory of the parent and {children} children", len(names), memory(*names))
         figures.ratio("all of them / one", five, figures.lines[-2], aim="2 or less")
-        _mib(figures, "the snapshot on disk", 1, taken.size / (1 << 20))
+        mib(figures, "the snapshot on disk", 1, taken.size / (1 << 20))
     finally:
         for name in names:
             await provider.terminate(name)
         await provider.remove_snapshot(kept)
 
 
-def _mib(figures: Figures, name: str, count: int, mib: float) -> Figure:
+def mib(figures: Figures, name: str, count: int, mib: float) -> Figure:
     figure = Figure(name=name, n=count, failures=0, values={"": mib}, unit="MiB")
     figures.lines.append(figure)
     return figure
