@@ -38,8 +38,11 @@ class Vm:
         self.tree = tree
         read, write = os.pipe()
         argv = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--hostname", "morphvm"]
-        argv += ["--bind", str(tree), "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
-        argv += ["--perms", "1777", "--tmpfs", "/tmp", "--cap-add", "ALL", "--info-fd", str(write)]
+        argv += ["--bind", str(tree), "/", "--proc", "/proc", "--dev", "/dev"]
+        # Of bounded size: tests fill them.
+        for path, mode, mib in (("/run", "755", 256), ("/tmp", "1777", 256), ("/dev/shm", "1777", 32)):
+            argv += ["--perms", mode, "--size", str(mib << 20), "--tmpfs", path]
+        argv += ["--cap-add", "ALL", "--info-fd", str(write)]
         argv += ["--", "sleep", "infinity"]
         self._outer = subprocess.Popen(argv, pass_fds=[write], stdin=subprocess.DEVNULL, start_new_session=True)
         os.close(write)
