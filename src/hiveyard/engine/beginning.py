@@ -18,7 +18,7 @@ from hiveyard.store import lineage
 _RENAME = """
 cd -- "$1" || exit 0
 export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
-[[ $(git symbolic-ref --quiet --short HEAD) == "$2" ]] || exit 0
+[[ $(<.git/HEAD) == "ref: refs/heads/$2" ]] || exit 0
 for ((i = 0; i < 20; i++)); do git branch --quiet -m -- "$2" "$3" && exit; sleep 0.1; done
 """
 

@@ -67,8 +67,8 @@ class Sitting:
         """Have the program run. `fresh`: the machine is a new one, and what is known of processes is of another's.
         Raises ProcessNotStarted."""
         terminals, terminal = self.resources.terminals, self.seat.terminal
-        if fresh:
-            await _forget(guest, terminals, terminal)
+        if fresh and (running := await _went_along(guest, terminals, terminal)):
+            return running
         return await terminals.start(guest, terminal)
 
     async def attend(self, guest: Guest, info: ProcessInfo) -> None:
@@ -179,11 +179,14 @@ _NOBODY = 2**31 - 1
 """A pid that no Linux gives to a process: following until its end reads what there is."""
 
 
-async def _forget(guest: Guest, manager: ProcessManager, spec: ProcessSpec) -> None:
-    """Make room for a process of that name, unless it runs here already."""
+async def _went_along(guest: Guest, manager: ProcessManager, spec: ProcessSpec) -> ProcessInfo | None:
+    """The process of that name that runs in a machine made of a live snapshot; else there is room for one."""
     with suppress(NoSuchProcess):
-        if (await manager.get(guest, spec.name)).status is not ProcessStatus.RUNNING:
-            await manager.remove(guest, spec.name)
+        info = await manager.get(guest, spec.name)
+        if info.status is ProcessStatus.RUNNING:
+            return info
+        await manager.remove(guest, spec.name)
+    return None
 
 
 def _not_taken(said: str) -> Failure:
