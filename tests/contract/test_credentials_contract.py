@@ -123,6 +123,16 @@ async def test_a_directory_that_was_there_gets_the_mode_that_it_is_to_have(
     assert await guest.read(f"{folder}/d/other") == b"kept"
 
 
+async def test_of_two_profiles_with_the_same_directory_the_later_one_sets_its_mode(
+    guest: Guest, folder: str, installer: DefaultCredentialsInstaller
+) -> None:
+    files = [CredentialFile(path=f"{folder}/d/other", content=Secret(KEY))]
+    directories = [CredentialDirectory(path=f"{folder}/d", mode=0o750)]
+    second = CredentialProfile(name="second", directories=directories, files=files)
+    await installer.install(guest, [profile(folder), second])
+    assert await stat(guest, f"{folder}/d") == "750 own"
+
+
 async def test_bytes_of_any_kind_come_by_base64(
     guest: Guest, folder: str, installer: DefaultCredentialsInstaller
 ) -> None:

@@ -71,7 +71,8 @@ class CredentialFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialProfile:
-    """What one program needs in a guest: directories, files, and a command that tells whether they work.
+    """What one program needs in a guest: directories (parents first), files, and a command that tells whether they
+    work.
 
     `secrets` are the values inside the files that must never be shown; the files' whole contents are masked too.
     `real`: they are worth something outside of this session. `check` must not take its words from a secret: its argv

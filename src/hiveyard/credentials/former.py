@@ -16,17 +16,18 @@ class Former:
         self._directories: dict[str, Seen] = {}
         self._files: dict[str, tuple[bytes, int] | None] = {}
 
-    async def remember(self, profile: CredentialProfile) -> None:
-        """Look at all that a profile will touch. Raises CredentialsNotInstalled where something stands in its way
-        that could not be put back, and what the guest's verbs raise."""
-        directories = [one.path for one in profile.directories if one.path not in self._directories]
+    async def remember(self, profile: CredentialProfile) -> dict[str, Seen]:
+        """Look at all that a profile will touch, and return what is there now. Raises CredentialsNotInstalled where
+        something stands in its way that could not be put back, and what the guest's verbs raise."""
+        directories = [one.path for one in profile.directories]
         files = [one.path for one in profile.files]
         seen = dict(zip([*directories, *files], await look(self._guest, [*directories, *files]), strict=True))
         for path in directories:
-            self._directories[path] = _fitting(path, seen[path], "d")
+            self._directories.setdefault(path, _fitting(path, seen[path], "d"))
         for path in files:
             there = _fitting(path, seen[path], "f").kind == "f"
             self._files[path] = (await self._guest.read(path, limit=LARGEST_FILE), seen[path].mode) if there else None
+        return seen
 
     async def put_back(self) -> list[str]:
         """Make it as it was, and return what could not be done, in words. Directories that were made stay when they are

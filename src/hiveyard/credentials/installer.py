@@ -98,11 +98,13 @@ async def _install(guest: Guest, profile: CredentialProfile, former: Former, mas
     at = ""
     told: CredentialsError
     try:
-        await former.remember(profile)
+        before = await former.remember(profile)
         for directory in profile.directories:
             at = directory.path
-            await guest.mkdir(directory.path, mode=directory.mode)
-        await _set_modes(guest, profile)
+            if before[directory.path].kind == "-":
+                await guest.mkdir(directory.path, mode=directory.mode)
+            elif before[directory.path].mode != directory.mode:
+                await chmod(guest, directory.path, directory.mode)
         for file in profile.files:
             at = file.path
             await guest.write_atomic(file.path, file.data(), mode=file.mode)
@@ -130,15 +132,6 @@ def _masked(error: CredentialsError, mask: Mask, profile: CredentialProfile, pat
         hint=mask.text(error.hint),
         **{name: mask.text(value) for name, value in context.items()},
     )
-
-
-async def _set_modes(guest: Guest, profile: CredentialProfile) -> None:
-    """Give directories that were there before the mode they are to have."""
-    paths = [directory.path for directory in profile.directories]
-    for directory, seen in zip(profile.directories, await look(guest, paths) if paths else [], strict=True):
-        _check_kind(directory.path, seen, "d")
-        if seen.mode != directory.mode:
-            await chmod(guest, directory.path, directory.mode)
 
 
 async def _read_back(guest: Guest, profile: CredentialProfile) -> None:
