@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hiveyard.core.errors import BadInput
+from hiveyard.engine.request import TaskRequest
 from hiveyard.kit.files import write_atomic
 from tests.door.upstream import upstream, whole
 
@@ -40,3 +42,17 @@ async def test_an_account_that_is_not_there_is_told_before_there_is_a_task(yard:
         with pytest.raises(BadInput, match="there is no account 'wrok'") as caught:
             await engine.submit(asked(repo, "true", account="wrok"))
         assert caught.value.hint == "accounts: home, work"
+
+
+async def test_a_sign_in_with_claude_is_for_claude_code_alone(yard: Yard, repo: Path) -> None:
+    keys = '[accounts.mine]\nclaude_sign_in = "mine.json"\nopenai = "sk-of-this-account"\n'
+    write_atomic(yard.places.keys, keys.encode(), mode=0o600)
+    async with yard.open() as engine:
+        for agent in ("opencode", "command"):
+            request = replace_agent(asked(repo, "true", account="mine"), agent)
+            with pytest.raises(BadInput, match=f"Anthropic's own programs only, and the agent is {agent}"):
+                await engine.submit(request)
+
+
+def replace_agent(request: TaskRequest, agent: str) -> TaskRequest:
+    return msgspec.structs.replace(request, agent=agent, command="true" if agent == "command" else None)

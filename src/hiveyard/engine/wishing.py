@@ -25,9 +25,20 @@ async def check(wish: Wish, resources: Resources) -> None:
     if wanted != "auto":
         check_door(providers[wanted])
     _check_image(wish.image or settings.image, wanted, resources)
-    resources.keys.check(wish.account or settings.account)
+    _check_account(wish, resources)
     await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)
     _check_tapes(wish)
+
+
+def _check_account(wish: Wish, resources: Resources) -> None:
+    """An account that is there; one that is a sign-in is for Claude Code alone, as Anthropic's terms want it."""
+    account, agent = wish.account or resources.settings.account, wish.agent or resources.settings.agent
+    resources.keys.check(account)
+    if account and agent != "claude" and resources.keys.account(account).sign_in is not None:
+        raise BadInput(
+            f"the account {account} is a sign-in for Anthropic's own programs only, and the agent is {agent}",
+            hint="--agent claude, or an account with an API key",
+        )
 
 
 def _check_image(image: str, provider: str, resources: Resources) -> None:
