@@ -85,7 +85,7 @@ exit 0
 # removed. KNOWN has `o` and `e` for an output whose end is known, and `x` when the exit code is. WAY `live` gives what
 # comes, `once` ends after the first, `end` looks for the exit code alone. Lines: `o N M BASE64` for the pieces from N
 # up to, not with, M; `e N M BASE64`, `o end`, `e end`, `x CODE`, and `.` when there is nothing to say for a while.
-# The exit code is told when the outputs have ended, or a moment after that of the program when children hold them.
+# The exit code is told when the outputs have ended, or a moment after the program when children of it hold them.
 LOOK: Final = rf"""
 d={_TOP}/$1 known=$4 way=$5 over=$((SECONDS + $6))
 declare -A next=([o]=$2 [e]=$3)
@@ -101,6 +101,13 @@ for s in o e; do
   echo "${{next[$s]}}" >"$d/$s.given"
   ((${{#old[@]}})) && rm -f "${{old[@]}}"
 done
+# Whether somebody else still holds an output; a pump has it as its stdin. If nobody does, its end is on the way.
+held() {{
+  for f in /proc/[0-9]*/fd/*; do
+    [[ $f != */0 && ( $f -ef $d/out || $f -ef $d/err ) ]] && return
+  done
+  return 1
+}}
 count=0 calm=0 said=
 rested=$((SECONDS + 4))
 while :; do
@@ -124,7 +131,7 @@ while :; do
     fi
   done
   if [[ $known != *x* && -e $d/status.ok && ! $moved ]]; then
-    if [[ $way == end || $known == *o* && $known == *e* ]] || ((++calm > 15)); then
+    if [[ $way == end || $known == *o* && $known == *e* ]] || {{ ((++calm % 25 == 0)) && held; }}; then
       read -r code <"$d/status"
       echo "x $code"
       known+=x moved=1
