@@ -16,6 +16,7 @@ import time
 import unicodedata
 import uuid
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,18 @@ _HOOKS = {
 _TYPES = ("user", "assistant", "system", "queue-operation", "unreadable")
 _SILENT = ("turn_duration", "local_command", "compact_boundary", "away_summary")
 
-# $1 is the file that Claude Code wants to have edited; ours is only that of its input, and only while a prompt waits.
+# $1 is the file that Claude Code wants to have edited; ours is only that of its input, and only where we pressed it.
+# Each press leaves a file, since a slow program gets to the second when the prompt was taken at the first.
 _EDITOR = r"""#!/bin/sh
 cd {runtime} || exit 1
 case $1 in */claude-prompt-*)
+  ours=
+  for press in press.*; do rm "$press" 2>/dev/null && ours=1 && break; done
   if mv prompt taking 2>/dev/null; then
     cp -- "$1" draft && cat taking >"$1" && mv taking taken
     exit
-  fi ;;
+  fi
+  [ "$ours" ] && exit ;;
 esac
 for editor in "$HIVEYARD_EDITOR" editor nano vim vi; do
   [ "$editor" ] && command -v "${{editor%% *}}" >/dev/null && cd "$OLDPWD" && exec $editor "$@"
@@ -204,15 +209,20 @@ def _put(place: Path, settings: dict[str, Any], text: str) -> str:
     """Have the program's input hold `text`. Returns what a person had typed there."""
     taken = place / "taken"
     taken.unlink(missing_ok=True)
+    for press in place.glob("press.*"):
+        press.unlink()
     waiting = place / "prompt.new"
     waiting.write_text(text, encoding="utf-8")
     waiting.replace(place / "prompt")
     end = time.monotonic() + settings["patience"]
     try:
-        while not taken.exists():
+        for number in count():
+            if taken.exists():
+                break
             if time.monotonic() > end or _status(settings) not in ("idle", "busy"):
                 raise Refused(_why_not(settings))
             if (place / "prompt").exists():
+                (place / f"press.{number}").touch()
                 _press("C-g")
             until(taken.exists, 3.0)
     finally:
