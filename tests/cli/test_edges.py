@@ -115,3 +115,15 @@ def test_a_daemon_that_never_stays_ends_the_watching(hv: Hv, repo: Path) -> None
     (hv.home / "config.toml").write_text(config)
     assert run.returncode == 2, err
     assert "nonsense" in err
+
+
+def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(hv: Hv, repo: Path) -> None:
+    hv.env["MORPH_API_KEY"] = "morph_a-secret-of-this-test"
+    done = hv("run", str(repo), "-m", "x", "--command", "true", "--provider", "morph", "--json")
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["message"].startswith("morph cannot run agents yet")
+    assert "\n" not in error["message"]
+    for file in hv.home.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            assert b"a-secret-of-this-test" not in file.read_bytes(), file

@@ -83,6 +83,8 @@ class ImageStock:
         if users:
             raise MachineNotReady(f"the image {image.id} is used by {', '.join(users)}", hint="hv ps -a; hv rm TASK")
         for provider in self._providers.values():
+            if provider.capabilities.remote:
+                continue  # it has images of its own
             with suppress(ProviderUnavailable):  # what it has of the image is found when it works again
                 await provider.release_image(image.id)
         self._images.remove(image.id)

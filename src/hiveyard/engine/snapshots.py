@@ -246,7 +246,8 @@ class Snapshots:
     async def _drop(self, session: SessionRow, provider: Provider, snapshot: str) -> None:
         """What fails here is found by the next daemon."""
         try:
-            if isinstance(provider, Live):
+            # Sessions are not on hosts of somebody else, and a start does not wait for a network.
+            if isinstance(provider, Live) and not provider.capabilities.remote:
                 await provider.remove_snapshot(points.provider_name(session.id, snapshot))
         except HiveyardError as error:
             log.warning("snapshot %s of %s could not be removed: %s", snapshot, session.id, error.message)

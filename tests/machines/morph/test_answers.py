@@ -156,13 +156,13 @@ async def test_nobody_there_is_unreachable_and_no_key_is_said_without_asking() -
 
 @pytest.mark.parametrize("first", [429, 500, 503])
 async def test_what_may_pass_is_asked_again(first: int) -> None:
-    answers = [whole(b"{}", status=first, more="retry-after: 0\r\n"), whole(IMAGES)]
+    answers = [whole(b"{}", status=first, more="retry-after: 0\r\n"), whole(b'{"data": []}')]
 
     async def answer(request: Request, stream: SocketStream) -> None:
         await answers.pop(0)(request, stream)
 
     async with asking(answer, patience=30) as (service, requests):
-        assert await service.bases() == ["img"]
+        assert await service.instances({}) == []
     assert len(requests) == 2
     assert all(request.header("authorization") == f"Bearer {KEY}" for request in requests)
 
@@ -171,7 +171,7 @@ async def test_what_may_pass_is_asked_again(first: int) -> None:
 async def test_a_service_that_wants_to_be_left_alone_for_long_is(said: str) -> None:
     async with asking(whole(b"{}", status=429, more=f"retry-after: {said}\r\n"), patience=30) as (service, requests):
         with pytest.raises(ProviderRateLimited) as raised:
-            await service.bases()
+            await service.instances({})
     assert raised.value.retry_after is not None and 7000 < raised.value.retry_after <= 7200
     assert len(requests) == 1
 
@@ -216,3 +216,10 @@ def test_each_status_of_the_service_has_a_meaning(said: str, metadata: dict[str,
     found = Instance(id="i", created=1, status=said, networking=Networking(), metadata=metadata)
     assert status_of(found).status is meant
     assert status_of(found, booting=True).status is MachineStatus.BOOTING
+
+
+async def test_whether_it_works_is_asked_once() -> None:
+    async with asking(whole(b"{}", status=500), patience=30) as (service, requests):
+        with pytest.raises(ProviderFailed):
+            await service.bases(once=True)
+    assert len(requests) == 1

@@ -111,7 +111,13 @@ async def test_the_whole_life_of_machines(cloudy: tuple[MorphProvider, Cloud]) -
     assert dict(children[0].metadata) == {"why": "a test"}
     assert await said(provider, "three", "cat /proc/sys/kernel/hostname; wc -c <kept") == b"three\n1280000\n"
     await provider.snapshot("two", "point")
-    await provider.snapshot("two", "point")
+    seen: list[str] = []
+
+    async def look() -> None:
+        seen.append(cloud.machine("two").status)
+
+    await provider.snapshot("two", "point", look)
+    assert (seen, cloud.machine("two").status) == (["paused"], "ready")
     assert await provider.snapshots() == {"point"}
     await provider.boot_from("point", "four", SPEC)
     assert await said(provider, "four", "cat /proc/sys/kernel/hostname") == b"four\n"

@@ -30,7 +30,7 @@ T = TypeVar("T")
 _POOL = httpx2.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=20.0)
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 10.0
-_ATTEMPTS = 8
+ATTEMPTS = 8
 _COMPLAINT_LIMIT = 64 << 10
 
 
@@ -60,6 +60,7 @@ class Client:
         body: object = None,
         again: bool = True,
         timeout: float | None = None,
+        attempts: int = ATTEMPTS,
     ) -> T:
         """The answer to a request. One that failed for a reason that may pass is made again, with growing pauses or
         when the service says, unless `again` is false and it may have been done all the same: then its maker looks.
@@ -72,7 +73,7 @@ class Client:
         seconds = timeout or self._settings.request_timeout
         async for attempt in stamina.retry_context(
             on=lambda error: self._pause(error, again=again),
-            attempts=_ATTEMPTS,
+            attempts=attempts,
             timeout=self._settings.patience,
             wait_initial=_FIRST_WAIT,
             wait_max=_LONGEST_WAIT,

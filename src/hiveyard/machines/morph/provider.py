@@ -40,7 +40,7 @@ from hiveyard.core.machines import (
     check_machine_name,
     quiet,
 )
-from hiveyard.core.ports import Frozen, Guest
+from hiveyard.core.ports import Frozen, Guest, Meanwhile
 from hiveyard.kit import files, names
 from hiveyard.kit.alone import alone
 from hiveyard.kit.secret import Secret
@@ -83,9 +83,9 @@ class MorphProvider:
 
     async def readiness(self) -> Readiness:
         try:
-            bases = await self._service.bases()
+            bases = await self._service.bases(once=True)
         except HiveyardError as error:
-            return Readiness(ok=False, detail=error.message, fix=error.hint or "hv doctor")
+            return Readiness(ok=False, detail=error.message, fix=error.hint or f"curl -I {self._settings.url}/image")
         return Readiness(ok=True, detail=f"{self._settings.url}; base images: {', '.join(sorted(bases)[:8])}")
 
     # --- images --------------------------------------------------------------------------------------------------
@@ -214,18 +214,40 @@ class MorphProvider:
                     await self._service.drop(branched.snapshot.id)
         return [await self.get(child) for child in children]
 
-    async def snapshot(self, name: str, snapshot: str) -> Frozen:
-        """`seconds` is how long the service took; its space is not on this host."""
+    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
+        """`seconds` is how long the service took; its space is not on this host. The machine is paused only for
+        `meanwhile`."""
         check_machine_name(snapshot)
         async with self._lock(name):
             instance = await self._ready(name)
             own = {**self._own(), labels.SNAPSHOT: snapshot, labels.IMAGE: instance.metadata.get(labels.IMAGE, "")}
             before = await self._service.snapshots({**self._own(), labels.SNAPSHOT: snapshot})
             begun = anyio.current_time()
-            await self._making.keep(instance.id, own)
+            async with self._still(instance if meanwhile is not None else None):
+                made = await self._making.keep(instance.id, own)
+                try:
+                    if meanwhile is not None:
+                        await meanwhile()
+                except BaseException:
+                    with anyio.CancelScope(shield=True):
+                        await self._service.drop(made.id)
+                    raise
             for old in before:
                 await self._service.drop(old.id)
             return Frozen(anyio.current_time() - begun, 0)
+
+    @asynccontextmanager
+    async def _still(self, instance: Instance | None) -> AsyncIterator[None]:
+        """An instance stands still within the block; one that did before goes on doing so."""
+        if instance is None or instance.status == "paused":
+            yield
+            return
+        await self._freeze(instance)
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._service.resume(instance.id, PAUSE_TIME)
 
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         _check(name, spec)

@@ -12,7 +12,7 @@ import msgspec
 from hiveyard.core.errors import ProviderBadAnswer, ProviderNotFound, ProviderUnreachable
 from hiveyard.core.machines import MachineSpec, Shape
 from hiveyard.machines.morph import answers, wire
-from hiveyard.machines.morph.client import Client, Nothing
+from hiveyard.machines.morph.client import ATTEMPTS, Client, Nothing
 from hiveyard.machines.morph.wire import Branched, Executed, Instance, Said, Snapshot
 
 _EVENT_LIMIT = 8 << 20  # bytes
@@ -27,9 +27,10 @@ class Service:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def bases(self) -> list[str]:
-        """Ids of the service's own images."""
-        return [base.id for base in (await self._client.get("/image", wire.Bases)).data]
+    async def bases(self, *, once: bool = False) -> list[str]:
+        """Ids of the service's own images. `once`: a person waits for the answer, so nothing is tried again."""
+        found = await self._client.ask("GET", "/image", wire.Bases, attempts=1 if once else ATTEMPTS)
+        return [base.id for base in found.data]
 
     async def boot_base(self, image: str, shape: Shape, metadata: Mapping[str, str], ttl: int) -> Instance:
         body = {
