@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
 
 from .door import serve_door
-from .providers import CASES, Offer
+from .providers import CASES, LOCAL, Case, Offer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +34,28 @@ class Place:
             yield guest
 
 
-_PARAMETERS = [
-    pytest.param(name, marks=[pytest.mark.real] if case.real else [], id=name) for name, case in CASES.items()
-]
+def _parameters(cases: Mapping[str, Case]) -> list[ParameterSet]:
+    return [pytest.param(name, marks=[pytest.mark.real] if case.real else [], id=name) for name, case in cases.items()]
 
 
-@pytest.fixture(scope="session", params=_PARAMETERS)
+@pytest.fixture(scope="session", params=_parameters(CASES))
 async def offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
+    async with _offered(request.param) as offer:
+        yield offer
+
+
+@pytest.fixture(scope="session", name="offer", params=_parameters(LOCAL))
+async def local_offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
+    """For what is built on guests alone, which the contract of guests covers: one cloud more tells nothing new."""
+    async with _offered(request.param) as offer:
+        yield offer
+
+
+@asynccontextmanager
+async def _offered(name: str) -> AsyncIterator[Offer]:
     # In the path of a machine's state there may be sockets: a short path.
     with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        async with CASES[request.param].open(Path(scratch)) as offer:
+        async with CASES[name].open(Path(scratch)) as offer:
             readiness = await offer.provider.readiness()
             if not readiness.ok and not os.environ.get("CI"):
                 pytest.skip(f"{offer.provider.name}: {readiness.detail}; {readiness.fix}")

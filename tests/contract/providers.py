@@ -184,3 +184,4 @@ CASES: dict[str, Case] = {
     "qemu": Case(open=qemu, real=True),
     "morph": Case(open=morph, real=True),
 }
+LOCAL = {name: case for name, case in CASES.items() if name != "morph"}

@@ -10,9 +10,9 @@ from hiveyard.core.ports import ProcessManager
 from hiveyard.kit.names import new_id
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.tmux import Tmux
-from tests.contract.conftest import guest, offer, shared
+from tests.contract.conftest import guest, local_offer, shared
 
-__all__ = ["guest", "offer", "shared"]
+__all__ = ["guest", "local_offer", "shared"]
 
 MANAGERS: dict[str, Callable[[], ProcessManager]] = {"detached": Detached, "tmux": Tmux}
 

@@ -14,7 +14,7 @@ from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, ProcessSta
 from hiveyard.core.errors import BadInput, NoSuchProcess, ProcessError, ProcessNotStarted
 from hiveyard.core.machines import MachineSpec
 from hiveyard.core.ports import Guest, ProcessManager
-from tests.contract.conftest import Place, machine, only_local
+from tests.contract.conftest import Place, machine
 from tests.contract.providers import Offer
 
 pytestmark = pytest.mark.anyio
@@ -280,7 +280,6 @@ async def test_following_can_be_left_and_taken_up_again(manager: ProcessManager,
 async def test_a_process_is_lost_with_its_machine_and_its_output_is_not(
     manager: ProcessManager, offer: Offer, name: str
 ) -> None:
-    only_local(offer)
     async with machine(offer) as place:
         async with place.guest() as guest:
             await manager.start(guest, spec("over", "echo done; exit 8"))
