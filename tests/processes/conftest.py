@@ -32,3 +32,9 @@ def name() -> str:
 def flood(request: pytest.FixtureRequest) -> int:
     """Bytes of a flood: as much as an emulated machine can write in a minute, else 1 GiB."""
     return (64 << 20) if "qemu" in request.node.callspec.id else (1 << 30)
+
+
+@pytest.fixture
+def crowd(request: pytest.FixtureRequest) -> int:
+    """How many processes are many: an emulated machine takes seconds to start each."""
+    return 12 if "qemu" in request.node.callspec.id else 50

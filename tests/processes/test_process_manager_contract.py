@@ -304,8 +304,10 @@ async def test_a_process_is_lost_with_its_machine_and_its_output_is_not(
             assert (await manager.start(guest, spec("lost", "sleep 1000"))).status is ProcessStatus.RUNNING
 
 
-async def test_fifty_processes_live_side_by_side(manager: ProcessManager, guest: Guest, name: str) -> None:
-    names = [f"{name}-{number}" for number in range(50)]
+async def test_a_crowd_of_processes_lives_side_by_side(
+    manager: ProcessManager, guest: Guest, name: str, crowd: int
+) -> None:
+    names = [f"{name}-{number}" for number in range(crowd)]
     limit = anyio.CapacityLimiter(8)
 
     async def start(one: str, number: int) -> None:
@@ -319,7 +321,7 @@ async def test_fifty_processes_live_side_by_side(manager: ProcessManager, guest:
     for one in names:
         await ended(manager, guest, one)
     codes = {info.name: info.exit_code for info in await manager.list(guest)}
-    assert [codes[one] for one in names] == list(range(50))
+    assert [codes[one] for one in names] == list(range(crowd))
 
 
 # --- ending ----------------------------------------------------------------------------------------------------------
