@@ -88,14 +88,18 @@ async def test_starting_twice_starts_once(manager: ProcessManager, guest: Guest,
 
 async def test_racing_starts_start_once(manager: ProcessManager, guest: Guest, name: str) -> None:
     pids: set[int | None] = set()
+    script = f"echo $$ >>/session/{name}.count; echo counted; sleep 1000"
 
     async def start() -> None:
-        pids.add((await manager.start(guest, spec(name, f"echo $$ >>/session/{name}.count; sleep 1000"))).pid)
+        pids.add((await manager.start(guest, spec(name, script))).pid)
 
     async with anyio.create_task_group() as group:
         for _ in range(8):
             group.start_soon(start)
     assert len(pids) == 1
+    with anyio.fail_after(PATIENCE):
+        async with aclosing(manager.follow(guest, name)) as pieces:  # type: ignore[type-var]
+            assert await anext(pieces) == b"counted\n"
     assert await guest.read(f"/session/{name}.count") == f"{pids.pop()}\n".encode()
     await manager.stop(guest, name)
 
