@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import platform
@@ -19,7 +18,7 @@ from aiodocker.exceptions import DockerError
 
 from hiveyard.core.errors import NoSuchImage, ProviderError
 from hiveyard.core.machines import Holding, Image, Report
-from hiveyard.kit import files
+from hiveyard.kit.alone import alone
 from hiveyard.machines.docker.container import GUEST_UID, REPOSITORY, tag
 from hiveyard.machines.docker.engine import foreign
 
@@ -53,7 +52,7 @@ async def import_image(client: Docker, image: Image, locks: Path, report: Report
     """Have the image in the engine. Several tasks and processes may ask at once: one imports, the others wait."""
     if await present(client, image.id):
         return
-    async with _alone(locks / f"import-{image.id}.lock"):
+    async with alone(locks / f"import-{image.id}.lock"):
         if await present(client, image.id):
             return
         if not image.rootfs.is_file():
@@ -183,19 +182,3 @@ def _end_well() -> bytes:
     elf = struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, base + head, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, head + len(code), head + len(code), 0x1000)
     return ident + elf + segment + code
-
-
-@contextlib.asynccontextmanager
-async def _alone(path: Path) -> AsyncIterator[None]:
-    """A lock among tasks and processes; waiting can be cancelled."""
-    while True:
-        lock = files.locked(path, wait=False)
-        try:
-            lock.__enter__()
-            break
-        except BlockingIOError:
-            await anyio.sleep(0.05)
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)

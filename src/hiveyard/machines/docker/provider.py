@@ -61,6 +61,7 @@ from hiveyard.machines.docker.entrance import LIVING, PAUSED_LOOK, Entrance, pau
 from hiveyard.machines.docker.hijack import hijacked
 from hiveyard.machines.docker.ownership import Sharing
 from hiveyard.machines.docker.settings import DockerSettings
+from hiveyard.machines.installation import installation
 from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _SAID_LIMIT = 4096
@@ -101,7 +102,7 @@ class DockerProvider:
         async with self._engine.connect() as client:
             image = await imported.import_trial(client)
             nothing = MachineSpec(image=Image(id="trial", name="trial", rootfs=Path()), shape=Shape(memory_mib=128))
-            body = container.config("trial", nothing, Shared(None, None), self._installation(), owner, cpus=1)
+            body = container.config("trial", nothing, Shared(None, None), installation(self._state), owner, cpus=1)
             body |= {"Image": image, "Entrypoint": ["/trial"], "Labels": {container.INSTALLATION: "trial"}}
             with foreign("trying a container"):
                 made = await client.containers.create(body, name=f"hiveyard-trial-{names.new_id()}")
@@ -155,7 +156,7 @@ class DockerProvider:
         about = await self._engine.about()
         owner = ownership.owner(about)
         async with self._sharing.shown(name, Shared(spec.session, spec.door), owner) as shared:
-            body = container.config(name, spec, shared, self._installation(), owner, about.cpus)
+            body = container.config(name, spec, shared, installation(self._state), owner, about.cpus)
             ident = await self._create(client, name, spec, body)
             with foreign(f"starting the container of {name}"):
                 await self._until_ready(client, name, ident)
@@ -209,7 +210,7 @@ class DockerProvider:
         return found
 
     async def names(self) -> set[str]:
-        wanted = {"label": [f"{container.INSTALLATION}={self._installation()}"]}
+        wanted = {"label": [f"{container.INSTALLATION}={installation(self._state)}"]}
         async with self._engine.connect() as client:
             with foreign("listing containers"):
                 found = await client.containers.list(all=True, filters=json.dumps(wanted))
@@ -302,7 +303,7 @@ class DockerProvider:
                 if error.status == 404:
                     return None
                 raise
-        return seen if _labels(seen).get(container.INSTALLATION) == self._installation() else None
+        return seen if _labels(seen).get(container.INSTALLATION) == installation(self._state) else None
 
     async def _ready(self, client: Docker, name: str) -> Mapping[str, Any]:
         """The container of a machine that is ready. Raises NoSuchMachine, MachineNotReady."""
@@ -344,18 +345,8 @@ class DockerProvider:
             return MachineStatus.ERROR, "it used more memory than it had"
         return MachineStatus.ERROR, f"its container is {state['Status']}: exit code {state.get('ExitCode')}"
 
-    def _installation(self) -> str:
-        """The name by which this installation knows its own containers; made once."""
-        file = self._state / "installation"
-        with contextlib.suppress(FileNotFoundError):
-            return file.read_text()
-        with files.locked(self._state / "installation.lock"):
-            if not file.exists():
-                files.write_atomic(file, names.new_id().encode())
-        return file.read_text()
-
     def _container(self, name: str) -> str:
-        return f"hiveyard-{self._installation()}-{name}"
+        return f"hiveyard-{installation(self._state)}-{name}"
 
     def _stopped(self, name: str) -> Path:
         return self._state / "stopped" / name

@@ -8,7 +8,6 @@ All that is kept of a machine is on its instance (labels): a daemon that starts 
 
 from __future__ import annotations
 
-import contextlib
 import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -41,9 +40,10 @@ from hiveyard.core.machines import (
     quiet,
 )
 from hiveyard.core.ports import Frozen, Guest, Meanwhile
-from hiveyard.kit import files, names
+from hiveyard.kit import names
 from hiveyard.kit.alone import alone
 from hiveyard.kit.secret import Secret
+from hiveyard.machines.installation import installation
 from hiveyard.machines.morph import labels
 from hiveyard.machines.morph.client import Client
 from hiveyard.machines.morph.entrance import Entrance
@@ -94,7 +94,7 @@ class MorphProvider:
         """`image.id` is that of a base image of the service (see `morph_image`); its rootfs is not looked at."""
         async with alone(self._state / f"prepare-{names.slug(image.id)}.lock"):
             if await self._prepared(image, shape) is None:
-                await self._making.prepare(self._installation(), image, shape, report)
+                await self._making.prepare(installation(self._state), image, shape, report)
 
     async def release_image(self, image_id: str) -> None:
         for snapshot in await self._service.snapshots({**self._own(), labels.IMAGE: image_id}):
@@ -126,7 +126,7 @@ class MorphProvider:
                 return self._machine(name, ready[0])
             await self._end(name)
             async with self._making_of(name):
-                own = labels.of_machine(self._installation(), name, spec)
+                own = labels.of_machine(installation(self._state), name, spec)
                 made = await self._making.start(own, lambda marked: self._service.start(snapshot.id, marked, spec))
                 await self._making.settle(made, name)
         return await self.get(name)
@@ -331,17 +331,7 @@ class MorphProvider:
                 await self._service.end(instance.id)
 
     def _own(self) -> dict[str, str]:
-        return {labels.INSTALLATION: self._installation()}
-
-    def _installation(self) -> str:
-        """The name by which this installation knows its own; made once."""
-        file = self._state / "installation"
-        with contextlib.suppress(FileNotFoundError):
-            return file.read_text()
-        with files.locked(self._state / "installation.lock"):
-            if not file.exists():
-                files.write_atomic(file, names.new_id().encode())
-        return file.read_text()
+        return {labels.INSTALLATION: installation(self._state)}
 
     def _lock(self, name: str) -> anyio.Lock:
         """One change of a machine at a time."""
