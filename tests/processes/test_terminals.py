@@ -198,6 +198,16 @@ async def test_who_loses_their_terminal_leaves_no_ghost(shared: Place, guest: Gu
             await anyio.sleep(0.1)
 
 
+async def test_who_loses_their_terminal_while_much_is_shown_leaves_no_ghost(shared: Place, guest: Guest) -> None:
+    mark = new_id()
+    async with person(await argv_of(shared, Command(shell=f"yes {mark}"))) as somebody:
+        await somebody.sees(mark)
+    count = f"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'yes {mark[:-1]}[{mark[-1]}]'"
+    with anyio.fail_after(PATIENCE):
+        while (await guest.run(Command(shell=count))).stdout.strip() != b"0":  # noqa: ASYNC110
+            await anyio.sleep(0.1)
+
+
 async def test_a_process_without_a_terminal_can_be_looked_at(shared: Place, guest: Guest, manager: Tmux) -> None:
     name = new_id()
     await manager.start(guest, ProcessSpec(name=name, command=Command(shell="echo out; echo err >&2; sleep 1000")))

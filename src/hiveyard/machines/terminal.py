@@ -71,6 +71,10 @@ def join(far: int, resize: Callable[[Size], None], over: Callable[[], bool] = la
         with raw(0):
             resize(size_of(0))
             _Joint(far, read, resize, over).run()
+    except HungUp:
+        # The terminal's end may be read off it before its signal comes: that must not end what there is to do now.
+        before |= dict.fromkeys((signal.SIGHUP, signal.SIGTERM), signal.SIG_IGN)
+        raise
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
@@ -105,7 +109,7 @@ class _Joint:
             if self._far in ready:
                 self._look(ready[self._far])
             if 1 in ready:
-                del self._shown[: os.write(1, self._shown[:_PIECE])]
+                self._show()
 
     def _wait(self) -> dict[int, int]:
         with selectors.DefaultSelector() as selector:
@@ -138,6 +142,14 @@ class _Joint:
         if not typed:
             raise HungUp
         self._keys += typed
+
+    def _show(self) -> None:
+        try:
+            del self._shown[: os.write(1, self._shown[:_PIECE])]
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise HungUp from error
 
     def _look(self, events: int) -> None:
         if events & selectors.EVENT_READ:

@@ -16,10 +16,13 @@ import time
 from collections.abc import Sequence
 
 from hiveyard.machines.scripts import HANG_UP
-from hiveyard.machines.terminal import HungUp, Size, join
+from hiveyard.machines.terminal import HungUp, Size, join, size_of
 
 _REFUSED = 125
 _PATIENCE = 5.0  # seconds for the engine to know the exit code of what has ended
+# ROWS COLUMNS ARGUMENT...: an engine gives a new terminal no size (before API 1.42 it cannot), and takes one only when
+# the program has begun, which may have asked by then.
+_SIZED = 'stty rows "$1" cols "$2"; shift 2; exec "$@"'
 
 
 def program(socket_path: str, api: str, container: str, user: str, token: str, argv: Sequence[str]) -> list[str]:
@@ -31,8 +34,10 @@ def program(socket_path: str, api: str, container: str, user: str, token: str, a
 def main(argv: Sequence[str]) -> int:
     socket_path, api, container, user, token, *words = argv
     engine = _Engine(socket_path, api)
+    rows, columns = size_of(0)
+    sized = ["bash", "-c", _SIZED, "hv", str(rows), str(columns), *words]
     try:
-        run = engine.create(container, user, words, terminal=True)
+        run = engine.create(container, user, sized, terminal=True)
         connection = engine.start(run)
     except (OSError, _RefusedError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -40,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         join(connection.fileno(), lambda size: engine.resize(run, size))
     except HungUp:
-        # The engine keeps a terminal that nobody looks at any more.
+        # The engine keeps a terminal that nobody looks at any more, and tells of no end while one waits to be read.
+        connection.close()
         with contextlib.suppress(OSError, _RefusedError):
             engine.start(engine.create(container, user, ["bash", "-c", HANG_UP, "hv", token], terminal=False)).recv(1)
         return 128 + signal.SIGHUP
