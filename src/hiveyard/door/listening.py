@@ -44,11 +44,13 @@ async def listening(app: ASGIApp, path: Path, settings: DoorSettings) -> AsyncIt
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o711)
     with _bound(path) as listener:
-        # asyncio directly: anyio has no way to serve a protocol.
+        # asyncio directly: anyio has no way to serve a protocol. Not serving at once: that waits, and when it is
+        # cancelled there, nobody but the loop knows the server, and whoever gets the descriptor's number next is deaf.
         server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(config, state, settings), sock=listener, backlog=128
+            lambda: _Connection(config, state, settings), sock=listener, backlog=128, start_serving=False
         )
         try:
+            await server.start_serving()
             yield
         finally:
             server.close()
@@ -85,13 +87,15 @@ def _bound(path: Path) -> Iterator[socket.socket]:
         fresh.chmod(0o666)
         mine = fresh.stat().st_ino
         fresh.replace(path)
-        yield listener
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_ino == mine:
+                    path.unlink()
     finally:
         listener.close()
         fresh.unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if path.lstat().st_ino == mine:
-            path.unlink()
 
 
 def _bind(listener: socket.socket, path: Path) -> None:
