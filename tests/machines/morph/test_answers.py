@@ -167,8 +167,10 @@ async def test_what_may_pass_is_asked_again(first: int) -> None:
     assert all(request.header("authorization") == f"Bearer {KEY}" for request in requests)
 
 
-@pytest.mark.parametrize("said", ["7200", format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)])
-async def test_a_service_that_wants_to_be_left_alone_for_long_is(said: str) -> None:
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_a_service_that_wants_to_be_left_alone_for_long_is(form: str) -> None:
+    later = datetime.now(UTC) + timedelta(seconds=7200)
+    said = "7200" if form == "seconds" else format_datetime(later, usegmt=True)
     async with asking(whole(b"{}", status=429, more=f"retry-after: {said}\r\n"), patience=30) as (service, requests):
         with pytest.raises(ProviderRateLimited) as raised:
             await service.instances({})
