@@ -87,6 +87,7 @@ def watch(task: dict[str, Any], *, quiet: bool, asks: bool = True) -> None:
     while True:
         try:
             if interrupted:
+                click.echo("asking the agent to stop (Ctrl-C again leaves at once)", err=True)
                 ask("POST", f"{path}/cancel")
             for event in live(task["id"], after=seen):
                 seen = event["seq"]
@@ -100,4 +101,3 @@ def watch(task: dict[str, Any], *, quiet: bool, asks: bool = True) -> None:
                 click.echo(f"left; the task goes on without you: hv logs -f {task['id']}", err=True)
                 raise
             interrupted = True
-            click.echo("asking the agent to stop (Ctrl-C again leaves at once)", err=True)
