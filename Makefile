@@ -28,12 +28,14 @@ test: unit real ## All tests
 
 # A machine that is short of processors can make a test late: one that fails is run once more, alone, and the first
 # run's failure stays in the output.
-tested = $(BIN)/python -m pytest -m $(1) || \
+tested = $(BIN)/python -m pytest -m $(1) $(2) || \
 	{ [ $$? = 1 ] && $(BIN)/python -m pytest -m $(1) --last-failed --last-failed-no-failures none; }
 
+# Most of these wait for programs most of the time: one more of them than there are processors.
 unit: $(READY) ## Tests that boot nothing
-	$(call tested,"not real")
+	$(call tested,"not real",--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
+# One after the other: a VM takes all processors, and two that start at once would only be late.
 real: $(READY) ## Tests that boot machines and run agents
 	$(call tested,real)
 

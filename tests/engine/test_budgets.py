@@ -38,7 +38,7 @@ async def asked(engine: Engine, yard: Yard, id: str) -> str:
         return (await client.post("/anthropic/v1/messages", json=message())).text
 
 
-async def test_a_session_whose_budget_is_spent_goes_on_with_more(yard: Yard, repo: Path) -> None:
+async def test_a_spent_session_goes_on_with_more(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, name="dear", budget_usd=1.0)
         await spend(engine, id, 1.5)
