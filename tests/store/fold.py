@@ -84,6 +84,9 @@ def take(states: States, session: str, body: e.AnyBody, turn: int | None = None)
         states.spent[session] += body.usage
     if session in states.activities:
         states.activities[session] = ACTIVITY.get(type(body), states.activities[session])
+        in_turn = any(of == session and state is TurnState.RUNNING for (of, _), state in states.turns.items())
+        if isinstance(body, e.SessionUnpaused) and in_turn:
+            states.activities[session] = Activity.THINKING
 
 
 def stored(conn: Connection) -> States:

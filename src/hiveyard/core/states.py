@@ -109,6 +109,7 @@ NEXT_TURN: Mapping[TurnState | None, Mapping[type[e.Body], TurnState]] = {
 }
 
 # An activity is a glance, not a state that anything depends on: any event may change it, whatever it was before.
+# A session that goes on after a pause in the middle of a turn thinks (projections.py).
 ACTIVITY: Mapping[type[e.Body], Activity] = {
     e.TurnStarted: Activity.THINKING,
     e.AgentPrompted: Activity.THINKING,

@@ -18,6 +18,7 @@ from hiveyard.core.states import (
     NEXT_PHASE,
     NEXT_TASK,
     NEXT_TURN,
+    Activity,
     Phase,
     TaskState,
     TurnState,
@@ -181,6 +182,9 @@ _SHOW = (
 )
 
 
+_IN_TURN = select(turns.c.number).where(turns.c.session == bindparam("key"), turns.c.state == TurnState.RUNNING)
+
+
 def _glance(conn: Connection, session: str, body: e.Body, at: float) -> None:
     """Show what the session is doing; an event for a session that is gone is refused."""
     row = conn.execute(_ACTIVITY, {"key": session}).first()
@@ -188,6 +192,8 @@ def _glance(conn: Connection, session: str, body: e.Body, at: float) -> None:
         _check_known(conn, session)
         return
     activity = ACTIVITY.get(type(body))
+    if isinstance(body, e.SessionUnpaused) and conn.execute(_IN_TURN, {"key": session}).first():
+        activity = Activity.THINKING
     if activity is not None and row.activity != activity:
         conn.execute(_SHOW, {"key": session, "doing": activity, "at": at})
 
