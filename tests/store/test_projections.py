@@ -13,7 +13,8 @@ from sqlalchemy import Connection, create_engine
 
 from hiveyard.core import events as e
 from hiveyard.core.errors import HiveyardError, IllegalMove
-from hiveyard.store import journal
+from hiveyard.core.states import Activity
+from hiveyard.store import journal, views
 from hiveyard.store.database import Store
 
 from .fold import States, fold, stored, take
@@ -93,6 +94,20 @@ def test_rows_equal_a_fold_of_the_events(conn: Connection, story: list[tuple[str
             with contextlib.nullcontext() if allowed else pytest.raises(IllegalMove):
                 journal.record(conn, session, body, at=1.0, turn=turn)
         assert stored(conn) == expected == fold(journal.events(conn))
+        transaction.rollback()
+
+
+def test_a_session_thinks_on_after_a_pause_in_the_middle_of_a_turn(conn: Connection) -> None:
+    def after(*bodies: e.AnyBody) -> Activity:
+        for body in bodies:
+            journal.record(conn, "s1", body, at=1.0, turn=1)
+        assert stored(conn) == fold(journal.events(conn))
+        return views.sessions(conn)[0].activity
+
+    with conn.begin() as transaction:
+        assert after(*births("s1"), e.SessionPaused(), e.SessionUnpaused()) is Activity.IDLE
+        assert after(e.TurnStarted(agent="claude"), e.SessionPaused(), e.SessionUnpaused()) is Activity.THINKING
+        assert after(e.TurnEnded(outcome="succeeded"), e.SessionPaused(), e.SessionUnpaused()) is Activity.IDLE
         transaction.rollback()
 
 
