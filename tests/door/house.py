@@ -17,6 +17,7 @@ from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
 from hiveyard.door.settings import DoorSettings
 from hiveyard.kit.secret import Secret
+from hiveyard.machines.qemu.launch import short
 
 KEY = "sk-real-Zq8/+7vXy0123456789abcdef"
 PLACEHOLDER = "hv-placeholder-5f2d"
@@ -62,10 +63,13 @@ async def door(url: str, told: Told, directory: Path, **options: object) -> Asyn
 @asynccontextmanager
 async def guest(opened: Door, *, key: str = PLACEHOLDER) -> AsyncIterator[httpx2.AsyncClient]:
     """A client that stands before a door with a key."""
-    transport = httpx2.AsyncHTTPTransport(uds=str(opened.path))
     headers = {"x-api-key": key, "authorization": f"Bearer {key}"}
-    async with httpx2.AsyncClient(transport=transport, base_url="http://door", headers=headers, timeout=20) as client:
-        yield client
+    with short(opened.path) as path:
+        transport = httpx2.AsyncHTTPTransport(uds=path)
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="http://door", headers=headers, timeout=20
+        ) as client:
+            yield client
 
 
 def message(text: str = "hello", *, stream: bool = False, **more: object) -> dict[str, object]:
