@@ -58,6 +58,7 @@ from hiveyard.core.machines import (
 )
 from hiveyard.core.ports import Guest
 from hiveyard.kit import process
+from hiveyard.kit.trees import remove_tree
 from hiveyard.machines.bubblewrap import cgroups, layout, outside, record
 from hiveyard.machines.bubblewrap.entrance import Entrance
 from hiveyard.machines.bubblewrap.etc import write_users
@@ -65,7 +66,6 @@ from hiveyard.machines.bubblewrap.record import Made, Record
 from hiveyard.machines.bubblewrap.rootfs import Roots
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
 from hiveyard.machines.bubblewrap.standing import Standing
-from hiveyard.machines.bubblewrap.trees import remove_tree
 from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")

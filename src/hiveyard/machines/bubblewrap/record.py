@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from hiveyard.kit import files
-from hiveyard.machines.bubblewrap.trees import remove_tree
+from hiveyard.kit.trees import remove_tree
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):

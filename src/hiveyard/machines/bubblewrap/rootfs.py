@@ -12,7 +12,7 @@ import anyio
 from hiveyard.core.errors import BadInput, NoSpace, NoSuchImage, ProviderError
 from hiveyard.core.machines import Holding, Image, Report
 from hiveyard.kit import files, process
-from hiveyard.machines.bubblewrap.trees import remove_tree
+from hiveyard.kit.trees import remove_tree
 
 _MOUNT_POINTS = ("dev", "home/agent", "proc", "run", "session", "sys", "tmp", "var/tmp")
 
