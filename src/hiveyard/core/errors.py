@@ -11,7 +11,7 @@
       CredentialsError    keys
       DoorError           the way from a guest to a model
       StoreError          the journal
-      OrchestrationError  the engine and the daemon
+      OrchestrationError  the engine, the daemon, and the orchestrator of the library
 
 `code` is stable: it goes to the API, to `--json` and to the docs. `retry` tells whether the same call, later, has a
 chance. `hint` is a command to paste or one short sentence. `context` names what it happened to.
@@ -114,7 +114,7 @@ class ProviderRateLimited(ProviderError):
 
 
 class ProviderFailed(ProviderUnavailable):
-    """A cloud failed in a way of its own (5xx)."""
+    """A cloud failed in a way of its own (5xx), or a provider's own program ended."""
 
     code, retry = "provider.failed", True
 
@@ -126,13 +126,13 @@ class ProviderUnreachable(ProviderUnavailable):
 
 
 class ProviderTimeout(ProviderUnavailable):
-    """A cloud did not answer in time."""
+    """A cloud, or a provider's own program, did not answer in time."""
 
     code, retry = "provider.timeout", True
 
 
 class ProviderBadAnswer(ProviderError):
-    """A cloud's answer is none: HTML, too large, or not of its own schema."""
+    """What a cloud, or a provider's own program, answered is none: HTML, too large, or not of its own schema."""
 
     code = "provider.bad_answer"
 
@@ -391,6 +391,24 @@ class DiskReserve(OrchestrationError):
     """The host's disk came so near to full that the turn was stopped."""
 
     code, retry = "engine.disk_reserve", True
+
+
+class NotPrepared(OrchestrationError):
+    """An orchestrator got no machine ready: booting it, its credentials or its `.machine.json` failed."""
+
+    code = "orchestrator.not_prepared"
+
+
+class SessionNotStarted(OrchestrationError):
+    """An orchestrator's machine is ready, and the agent's process was not started in it."""
+
+    code = "orchestrator.session_not_started"
+
+
+class OperationFailed(OrchestrationError):
+    """Something that an orchestrator was asked about a machine or a process in it could not be done."""
+
+    code = "orchestrator.operation_failed"
 
 
 class DaemonRunning(OrchestrationError):

@@ -95,6 +95,10 @@ class Shape:
                 raise BadInput(f"{what} is {value}, the least is {least}")
 
 
+TtlAction = Literal["stop", "terminate", "pause"]
+"""What is done to a machine when its time is over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """What a machine is made of.
@@ -113,7 +117,7 @@ class MachineSpec:
     door: Path | None = None
     network: Network = Network.DOOR
     ttl: int | None = None
-    ttl_action: Literal["stop", "terminate", "pause"] = "terminate"
+    ttl_action: TtlAction = "terminate"
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -1,0 +1,11 @@
+"""Hiveyard as a library: a machine with credentials in it, and an agent's process under a process manager.
+
+It knows ports only: which provider, process manager and agent they are is the caller's choice.
+"""
+
+from hiveyard.orchestrator.blocking import SyncOrchestrator
+from hiveyard.orchestrator.happenings import Listener, RuntimeEvent
+from hiveyard.orchestrator.orchestrator import Orchestrator
+from hiveyard.orchestrator.prepared import Prepared
+
+__all__ = ["Listener", "Orchestrator", "Prepared", "RuntimeEvent", "SyncOrchestrator"]

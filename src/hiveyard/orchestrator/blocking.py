@@ -1,0 +1,106 @@
+"""The same for scripts and notebooks that know no `await`: an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing
+from functools import partial, update_wrapper
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import anyio
+from anyio.abc import ObjectReceiveStream
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from hiveyard.core.machines import Machine
+from hiveyard.orchestrator.orchestrator import Orchestrator
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _waited_for(
+    method: Callable[Concatenate[Orchestrator, P], Awaitable[T]],
+) -> Callable[Concatenate[SyncOrchestrator, P], T]:
+    """The method, for callers who wait until it has ended."""
+
+    def call(self: SyncOrchestrator, /, *args: P.args, **keywords: P.kwargs) -> T:
+        return self.wait(partial(method, self.orchestrator, *args, **keywords))
+
+    update_wrapper(call, method)
+    return call
+
+
+class SyncOrchestrator:
+    """An orchestrator whose calls return when they are done. Used as `with`; in a notebook by an `ExitStack`.
+
+    Ctrl-C cancels the call that it interrupts, which then leaves what a cancelled one leaves: no machine. Events come
+    in the thread of the event loop."""
+
+    def __init__(self, orchestrator: Orchestrator) -> None:
+        self.orchestrator = orchestrator
+        self._portal: BlockingPortal | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            self._portal = opening.enter_context(start_blocking_portal())
+            opening.enter_context(self._portal.wrap_async_context_manager(self.orchestrator))
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._portal = None
+        self._open.__exit__(kind, raised, trace)
+
+    boot_and_prepare = _waited_for(Orchestrator.boot_and_prepare)
+    start_session = _waited_for(Orchestrator.start_session)
+    processes = _waited_for(Orchestrator.processes)
+    logs = _waited_for(Orchestrator.logs)
+    stop = _waited_for(Orchestrator.stop)
+    terminate = _waited_for(Orchestrator.terminate)
+
+    def follow(self, machine: Machine, process: str, *, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]:
+        """An output from `offset`, then live, until the process has ended."""
+        portal = self._running()
+        sending, receiving = anyio.create_memory_object_stream[bytes]()
+
+        async def read() -> None:
+            pieces = self.orchestrator.follow(machine, process, stream=stream, offset=offset)
+            async with sending, aclosing(pieces):
+                async for piece in pieces:
+                    await sending.send(piece)
+
+        # One task reads it from the beginning to the end: what it goes through may not change hands.
+        reading = portal.start_task_soon(read)
+        try:
+            while (piece := self.wait(partial(_next, receiving))) is not None:
+                yield piece
+            reading.result()
+        finally:
+            reading.cancel()
+            if self._portal is not None:
+                portal.call(receiving.close)
+
+    def wait(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` gives, run on the event loop of the orchestrator."""
+        future = self._running().start_task_soon(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _running(self) -> BlockingPortal:
+        if self._portal is None:
+            raise RuntimeError("a SyncOrchestrator is used inside of its `with` block")
+        return self._portal
+
+
+async def _next(receiving: ObjectReceiveStream[bytes]) -> bytes | None:
+    try:
+        return await receiving.receive()
+    except anyio.EndOfStream:
+        return None

@@ -1,0 +1,58 @@
+"""Errors of an orchestrator: what it was doing with which machine, why that failed, and no secret in any of it.
+
+A guest knows the secrets it was given, and can put them into any text it answers. So the cause is a copy with the
+secrets masked, and the error it was made from is not held on to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hiveyard.core.errors import HiveyardError, OrchestrationError
+from hiveyard.kit.mask import Mask
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One operation on a machine. `words` begin the message when it fails; `hint` is for a cause that has none."""
+
+    kind: type[OrchestrationError]
+    operation: str
+    machine: str
+    words: str
+    process: str = ""
+    hint: str = ""
+
+    async def of(self, work: Awaitable[T], mask: Mask) -> T:
+        """What `work` gives. Raises `kind` for a HiveyardError; all else that is raised goes through."""
+        try:
+            return await work
+        except HiveyardError as error:
+            failure = self.failure(error, mask)
+        # Outside of the handler, else Python would hang the error as it was to this one.
+        raise failure
+
+    def failure(self, error: HiveyardError, mask: Mask) -> OrchestrationError:
+        """The error to raise, with the masked `error` as its cause."""
+        cause = _masked(error, mask)
+        context = {**cause.context, "machine": self.machine, "operation": self.operation, "cause": cause.code}
+        if self.process:
+            context["process"] = self.process
+        failure = self.kind(f"{self.words}: {cause.message}", hint=cause.hint or self.hint, **context)
+        failure.__cause__ = cause
+        return failure
+
+
+def _masked(error: HiveyardError, mask: Mask) -> HiveyardError:
+    """The same again, whatever its class asks for to be made."""
+    message = mask.text(error.message)
+    same = type(error).__new__(type(error), message)
+    vars(same).update(vars(error))
+    same.message = message
+    same.hint = mask.text(error.hint)
+    same.context = {name: mask.text(value) for name, value in error.context.items()}
+    return same

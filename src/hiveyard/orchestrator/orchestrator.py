@@ -1,0 +1,367 @@
+"""A provider, a process manager and an agent, put together to a handful of calls.
+
+Nothing is kept: machines are the provider's, processes the manager's. An orchestrator only remembers, for as long as
+it lives, which secrets it must not show, which scratch directories are to go with their machines, and whose time ends.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Self, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from hiveyard.core.commands import ProcessInfo
+from hiveyard.core.credentials import CredentialProfile, CredentialsInstaller, Installed
+from hiveyard.core.errors import (
+    BadInput,
+    Cancelled,
+    HiveyardError,
+    NotPrepared,
+    OperationFailed,
+    OrchestrationError,
+    ProviderError,
+    SessionNotStarted,
+)
+from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction, check_machine_name
+from hiveyard.core.ports import Agent, Guest, Pauses, ProcessManager, Provider, Snapshots, Turn
+from hiveyard.credentials import DefaultCredentialsInstaller
+from hiveyard.kit.clock import Clock, SystemClock
+from hiveyard.kit.mask import Mask
+from hiveyard.kit.names import new_id
+from hiveyard.kit.secret import Secret
+from hiveyard.kit.text import one_line
+from hiveyard.kit.trees import remove_tree
+from hiveyard.orchestrator import happenings, wanted
+from hiveyard.orchestrator.failing import Step
+from hiveyard.orchestrator.lifetimes import Lifetimes
+from hiveyard.orchestrator.prepared import Prepared
+
+T = TypeVar("T")
+_REMOVAL_BUDGET = 120.0
+_KEEP = "keep_on_error=True leaves the machine to look at"
+
+
+class Orchestrator:
+    """Boots machines, installs credentials and runs an agent in them.
+
+    `on_event` hears all that happens; without one it goes to the log `hiveyard.orchestrator`. `installer` puts the
+    credentials in. Used as `async with`, it also ends machines whose `ttl_seconds` are over, where their provider does
+    not; leaving the block ends no machine.
+
+    Errors are OrchestrationErrors: `context` has the machine, the process and the operation, `__cause__` why, and no
+    secret that was installed is in them. BadInput comes before anything is made.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        manager: ProcessManager,
+        agent: Agent,
+        *,
+        on_event: happenings.Listener = happenings.log,
+        installer: CredentialsInstaller | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.provider = provider
+        self.manager = manager
+        self.agent = agent
+        self._tell = on_event
+        self._installer = installer
+        self._clock = clock or SystemClock()
+        self._lifetimes = Lifetimes(self._clock, self._end)
+        self._secrets: dict[str, set[Secret]] = {}
+        self._scratch: dict[str, Path] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._lifetimes.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self._lifetimes.__aexit__(*raised)
+
+    # --- machines -----------------------------------------------------------------------------------------------
+
+    async def boot_and_prepare(
+        self,
+        source: Image | MachineSpec,
+        *,
+        snapshot: str | None = None,
+        name: str | None = None,
+        ttl_seconds: int | None = None,
+        ttl_action: TtlAction = "terminate",
+        credential_profiles: Sequence[CredentialProfile] = (),
+        real: Collection[str] = (),
+        machine_info: Mapping[str, object] | None = None,
+        machine_info_mode: int = 0o640,
+        keep_on_error: bool = False,
+    ) -> Prepared:
+        """A new machine from an image (or from a `snapshot` of a machine of that image), with the profiles installed
+        in their order and `machine_info` in its `~/.machine.json`, together with `createdAt`.
+
+        `machine_info` is the spec's metadata unless given; `machine_info_mode` is 0640 or 0600. `real` names the
+        profiles that may bring a real secret. A local machine whose spec has no `session` gets a directory that goes
+        with it. When this fails no machine is left, except with `keep_on_error`; cancelled, none is left in any case.
+        Raises NotPrepared."""
+        spec = wanted.machine_spec(self.provider, source, snapshot, ttl_seconds, ttl_action)
+        info = spec.metadata if machine_info is None else machine_info
+        wanted.check_info(info, machine_info_mode)
+        timed = spec.ttl is not None and not self.provider.capabilities.remote
+        if timed:
+            self._lifetimes.check()
+        name = await self._new_name(name)
+        self._secrets[name] = {secret for profile in credential_profiles for secret in profile.masked()}
+        async with self._removed_on_failure(happenings.PreparationFailed, name, (Exception,) if keep_on_error else ()):
+            machine = await self._boot(name, spec, snapshot)
+            installed = await self._install(name, credential_profiles, real)
+            await self._write_info(machine, info, machine_info_mode)
+            if timed and spec.ttl is not None:
+                self._lifetimes.begin(name, spec.ttl, spec.ttl_action)
+        return Prepared(machine=machine, capabilities=self.provider.capabilities, installed=tuple(installed))
+
+    async def terminate(self, machine: Machine) -> None:
+        """Remove it and what was made for it; absent is a success. Raises OperationFailed."""
+        await self._step("terminate", machine.name).of(self._terminate(machine.name), self._mask(machine.name))
+
+    # --- sessions -----------------------------------------------------------------------------------------------
+
+    async def start_session(
+        self, machine: Machine, turn: Turn, *, prompt: str | None = None, keep_on_error: bool = False
+    ) -> ProcessInfo:
+        """Start the agent's process for `turn`, or find the one of that name that was started before.
+
+        The turn's directories are made, and `prompt` is written to its file, which has to be there without one. When
+        this fails or is cancelled the machine is removed, with all that runs in it, unless `keep_on_error`. Raises
+        SessionNotStarted."""
+        self._secrets.setdefault(machine.name, set()).add(Secret(turn.placeholder))
+        step = Step(
+            kind=SessionNotStarted,
+            operation="start_session",
+            machine=machine.name,
+            process=turn.name,
+            words=f"the session {one_line(turn.name)} was not started in the machine {machine.name}",
+            hint=f"{self.manager.name} and the agent {self.agent.name} need their programs in the image; {_KEEP}",
+        )
+
+        async def start() -> ProcessInfo:
+            spec = self.agent.process(turn)
+            async with self.provider.guest(machine.name) as guest:
+                await _make_room(guest, turn, prompt)
+                return await self.manager.start(guest, spec)
+
+        failed = partial(happenings.SessionFailed, process=turn.name)
+        async with self._removed_on_failure(failed, machine.name, (BaseException,) if keep_on_error else ()):
+            info = await step.of(start(), self._mask(machine.name))
+        started = happenings.SessionStarted(
+            machine=machine.name, process=info.name, agent=self.agent.name, manager=self.manager.name, pid=info.pid
+        )
+        self._tell(started)
+        return info
+
+    async def processes(self, machine: Machine) -> list[ProcessInfo]:
+        """All that the process manager keeps there, running or ended. Raises OperationFailed, as what follows does."""
+        return await self._inside(machine, "processes", "", self.manager.list)
+
+    async def logs(self, machine: Machine, process: str, *, stream: str = "stdout", lines: int = 100) -> bytes:
+        """The last lines of an output (`stdout` or `stderr`), as the process wrote them: nothing in it is masked."""
+        return await self._inside(
+            machine, "logs", process, lambda guest: self.manager.logs(guest, process, stream=stream, lines=lines)
+        )
+
+    async def follow(
+        self, machine: Machine, process: str, *, stream: str = "stdout", offset: int = 0
+    ) -> AsyncGenerator[bytes, None]:
+        """An output from `offset`, then live, until the process has ended. Use `contextlib.aclosing` to stop before."""
+        failure: OrchestrationError | None = None
+        try:
+            async with self.provider.guest(machine.name) as guest:
+                pieces = self.manager.follow(guest, process, stream=stream, offset=offset)
+                async with aclosing(pieces):  # type: ignore[type-var]  # the port promises one that can be closed
+                    async for piece in pieces:
+                        yield piece
+        except HiveyardError as error:
+            failure = self._step("follow", machine.name, process).failure(error, self._mask(machine.name))
+        if failure is not None:
+            raise failure
+
+    async def stop(self, machine: Machine, process: str, *, grace: float = 5.0) -> ProcessInfo:
+        """Interrupt a process, and kill it after `grace` seconds. Ended already is a success."""
+        info = await self._inside(
+            machine, "stop", process, lambda guest: self.manager.stop(guest, process, grace=grace)
+        )
+        self._tell(happenings.ProcessStopped(machine=machine.name, process=info.name, exit_code=info.exit_code))
+        return info
+
+    # --- the steps ----------------------------------------------------------------------------------------------
+
+    async def _new_name(self, name: str | None) -> str:
+        """A name that no machine has: what fails later is removed, and must not be somebody else's."""
+        if name is None:
+            return f"m-{new_id()}"
+        check_machine_name(name)
+        if name in await self._prepare_step("boot", name).of(self.provider.names(), Mask(())):
+            raise BadInput(f"there is a machine {name} already", hint="another name, or none; or terminate that one")
+        return name
+
+    async def _boot(self, name: str, spec: MachineSpec, snapshot: str | None) -> Machine:
+        async def boot() -> Machine:
+            wanted = spec if spec.session or self.provider.capabilities.remote else await self._with_scratch(name, spec)
+            if snapshot is not None and isinstance(self.provider, Snapshots):
+                return await self.provider.boot_from(snapshot, name, wanted)
+            await self.provider.prepare(
+                spec.image, spec.shape, lambda line: self._tell(happenings.BootProgress(machine=name, line=line))
+            )
+            return await self.provider.boot(name, wanted)
+
+        begun = self._clock.monotonic()
+        self._tell(
+            happenings.BootStarted(
+                machine=name, provider=self.provider.name, image=spec.image.name, snapshot=snapshot or ""
+            )
+        )
+        machine = await self._prepare_step("boot", name).of(boot(), self._mask(name))
+        self._tell(happenings.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
+        return machine
+
+    async def _with_scratch(self, name: str, spec: MachineSpec) -> MachineSpec:
+        """A session directory for a machine that was given none: process managers keep their files there."""
+        try:
+            self._scratch[name] = Path(await anyio.to_thread.run_sync(partial(tempfile.mkdtemp, prefix="hiveyard-")))
+        except OSError as error:
+            raise ProviderError(f"no directory can be made for it: {error.strerror}") from error
+        return replace(spec, session=self._scratch[name])
+
+    async def _install(
+        self, name: str, profiles: Sequence[CredentialProfile], real: Collection[str]
+    ) -> Sequence[Installed]:
+        def announce(line: str) -> None:
+            self._tell(happenings.RealSecretAnnounced(machine=name, line=line))
+
+        async def install() -> list[Installed]:
+            async with self.provider.guest(name) as guest:
+                return await (self._installer or DefaultCredentialsInstaller(announce)).install(
+                    guest, profiles, real=real
+                )
+
+        if not profiles:
+            return ()
+        installed = await self._prepare_step("install_credentials", name).of(install(), self._mask(name))
+        for one in installed:
+            told = happenings.CredentialsInstalled(
+                machine=name, profile=one.profile, paths=one.paths, real=one.real, checked=one.checked
+            )
+            self._tell(told)
+        return installed
+
+    async def _write_info(self, machine: Machine, info: Mapping[str, object], mode: int) -> None:
+        data = wanted.info_file(info, machine.created_at or self._clock.now())
+
+        async def write() -> None:
+            async with self.provider.guest(machine.name) as guest:
+                await guest.write_atomic(wanted.INFO_PATH, data, mode=mode)
+
+        await self._prepare_step("write_machine_info", machine.name).of(write(), self._mask(machine.name))
+        self._tell(happenings.MachineInfoWritten(machine=machine.name, path=wanted.INFO_PATH))
+
+    async def _inside(self, machine: Machine, operation: str, process: str, act: Callable[[Guest], Awaitable[T]]) -> T:
+        async def inside() -> T:
+            async with self.provider.guest(machine.name) as guest:
+                return await act(guest)
+
+        return await self._step(operation, machine.name, process).of(inside(), self._mask(machine.name))
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _removed_on_failure(
+        self, failed: Callable[..., happenings.RuntimeEvent], name: str, kept: tuple[type[BaseException], ...]
+    ) -> AsyncIterator[None]:
+        """Whatever comes out of the block is told, and ends the machine unless it is of the kinds `kept`."""
+        try:
+            yield
+        except BaseException as error:
+            operation, code, reason = _why(error)
+            try:
+                self._tell(failed(machine=name, operation=operation, code=code, reason=reason))
+            finally:
+                if isinstance(error, kept):
+                    self._tell(happenings.MachineKept(machine=name))
+                else:
+                    await self._give_up(name, error)
+            raise
+
+    async def _give_up(self, name: str, error: BaseException) -> None:
+        """Remove it, whether or not we are being cancelled; when that fails too, `error` says so."""
+        left = f"it was not gone after {_REMOVAL_BUDGET:.0f}s"
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_REMOVAL_BUDGET):
+            try:
+                await self._terminate(name)
+                return
+            except HiveyardError as why:
+                left = self._mask(name).text(why.message)
+                self._failed_alone(name, "terminate", why)
+        if isinstance(error, OrchestrationError):
+            error.context["left"] = left
+            error.hint = f"the machine {name} is still there: terminate it; {error.hint}"
+
+    async def _terminate(self, name: str) -> None:
+        self._lifetimes.forget(name)
+        await self.provider.terminate(name)
+        if scratch := self._scratch.pop(name, None):
+            await anyio.to_thread.run_sync(remove_tree, scratch)
+        self._secrets.pop(name, None)
+        self._tell(happenings.MachineTerminated(machine=name))
+
+    async def _end(self, name: str, action: TtlAction) -> None:
+        """Its time is over."""
+        self._tell(happenings.LifetimeOver(machine=name, action=action))
+        try:
+            if action == "terminate":
+                await self._terminate(name)
+            elif action == "pause" and isinstance(self.provider, Pauses):
+                await self.provider.pause(name)
+            else:
+                await self.provider.stop(name)
+        except HiveyardError as error:
+            self._failed_alone(name, action, error)
+
+    def _failed_alone(self, name: str, operation: str, error: HiveyardError) -> None:
+        """Tell of a failure that has no caller to go to."""
+        reason = self._mask(name).text(error.message)
+        self._tell(happenings.OperationFailed(machine=name, operation=operation, code=error.code, reason=reason))
+
+    def _mask(self, name: str) -> Mask:
+        return Mask(self._secrets.get(name, ()))
+
+    def _prepare_step(self, operation: str, name: str) -> Step:
+        words = f"the machine {name} was not prepared ({operation})"
+        hint = "hv doctor" if operation == "boot" else _KEEP
+        return Step(kind=NotPrepared, operation=operation, machine=name, words=words, hint=hint)
+
+    def _step(self, operation: str, name: str, process: str = "") -> Step:
+        about = f"{operation} of {one_line(process)} in" if process else f"{operation} of"
+        words = f"{about} the machine {name} failed"
+        return Step(kind=OperationFailed, operation=operation, machine=name, process=process, words=words)
+
+
+async def _make_room(guest: Guest, turn: Turn, prompt: str | None) -> None:
+    """What a turn's process needs to find, beside its program."""
+    await guest.mkdir(turn.workdir)
+    await guest.mkdir(turn.state, mode=0o700)
+    if prompt is not None:
+        await guest.write_atomic(turn.prompt, prompt.encode("utf-8", "surrogateescape"), mode=0o600)
+
+
+def _why(error: BaseException) -> tuple[str, str, str]:
+    """The operation, code and reason of what ended a piece of work."""
+    if isinstance(error, OrchestrationError):
+        return error.context.get("operation", ""), error.context.get("cause", error.code), error.message
+    if isinstance(error, Exception):
+        return "", HiveyardError.code, f"a {type(error).__name__}, which is no error of Hiveyard"
+    return "", Cancelled.code, "it was cancelled"

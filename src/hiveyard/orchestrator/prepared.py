@@ -1,0 +1,42 @@
+"""A machine that is ready for an agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hiveyard.core.credentials import Installed
+from hiveyard.core.machines import Capabilities, Machine
+from hiveyard.core.ports import Turn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The machine, what may be assumed of it, and the profiles that were installed, in their order."""
+
+    machine: Machine
+    capabilities: Capabilities
+    installed: tuple[Installed, ...] = ()
+
+    def turn(
+        self,
+        name: str,
+        *,
+        command: str | None = None,
+        model: str | None = None,
+        conversation: str | None = None,
+        placeholder: str = "",
+    ) -> Turn:
+        """A turn with its files below the guest's session directory, at the machine's own door. `name` is the
+        process's. Work tree and agent's state are the same for all turns of the machine."""
+        session = self.capabilities.session
+        return Turn(
+            name=name,
+            prompt=f"{session}/turns/{name}/prompt",
+            workdir=f"{session}/work",
+            state=f"{session}/state",
+            door_url=self.capabilities.door_url,
+            placeholder=placeholder,
+            model=model,
+            conversation=conversation,
+            command=command,
+        )

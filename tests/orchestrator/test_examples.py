@@ -1,0 +1,82 @@
+"""The examples of the README and of docs/build.md run as they are printed; and what they say is complete."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import hiveyard
+from hiveyard.orchestrator import RuntimeEvent, happenings
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPECTED = {
+    "README.md 1": "HELLO\n\n",
+    "docs/build.md 1": "HELLO\n\n",
+    "docs/build.md 2": (
+        "BootStarted\nBootReady\nCredentialsInstalled\nMachineInfoWritten\nSessionStarted\n"
+        "600 /home/agent/.codex/auth.json\n600 /home/agent/.codex/config.toml\n600 /home/agent/.machine.json\n"
+        "[('look', 0)]\nMachineTerminated\n"
+    ),
+}
+
+
+def blocks() -> dict[str, str]:
+    return {
+        f"{page} {number}": block
+        for page in ("README.md", "docs/build.md")
+        for number, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL), 1)
+    }
+
+
+def test_each_example_is_run() -> None:
+    assert set(blocks()) == set(EXPECTED)
+
+
+def test_ten_lines_are_ten() -> None:
+    assert len(blocks()["docs/build.md 1"].splitlines()) == 10
+
+
+@pytest.mark.parametrize("which", EXPECTED)
+def test_an_example_runs_as_printed(works: None, tmp_path: Path, which: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", blocks()[which]], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout, done.stderr) == (EXPECTED[which], "")
+    assert [entry for entry in (tmp_path / "machines").iterdir() if not entry.name.startswith(".")] == []
+
+
+def events(kind: type[RuntimeEvent] = RuntimeEvent) -> Iterator[type[RuntimeEvent]]:
+    for more in kind.__subclasses__():
+        yield more
+        yield from events(more)
+
+
+def test_every_event_is_in_the_docs_with_its_fields() -> None:
+    told = {
+        name: set(re.findall(r"`(\w+)`", fields))
+        for name, fields in re.findall(
+            r"^\| `(\w+)` \| .* \| (.*)\|$", (ROOT / "docs/build.md").read_text(), re.MULTILINE
+        )
+    }
+    assert told == {
+        str(kind.__struct_config__.tag): set(kind.__struct_fields__) - {"machine"}
+        for kind in events()
+        if kind is not happenings._Failed
+    }
+
+
+def test_those_who_do_not_ask_for_the_library_do_not_pay_for_it() -> None:
+    asked = "import sys, hiveyard, hiveyard.cli.main; print([name for name in sys.modules if 'orchestrator' in name])"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_package_gives_out_what_it_says() -> None:
+    assert {name: hasattr(hiveyard, name) for name in hiveyard.__all__} == dict.fromkeys(hiveyard.__all__, True)
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        from hiveyard import Nothing  # type: ignore[attr-defined]  # noqa: F401

@@ -1,0 +1,184 @@
+"""A machine that is booted and prepared."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+import anyio
+import pytest
+
+from hiveyard.core.commands import Command
+from hiveyard.core.credentials import CredentialDirectory, CredentialFile, CredentialProfile
+from hiveyard.core.errors import BadInput
+from hiveyard.core.machines import HOST, Machine, MachineSpec, MachineStatus, TtlAction
+from hiveyard.kit.secret import Secret
+from hiveyard.machines.bubblewrap import BubblewrapProvider
+from hiveyard.orchestrator import happenings
+
+from .parts import KEY, HeldClock, Yards, profile
+
+pytestmark = pytest.mark.anyio
+
+
+async def said_in(yards: Yards, machine: Machine, *argv: str) -> str:
+    async with yards.provider.guest(machine.name) as guest:
+        return (await guest.run(Command(argv=("bash", "-c", " ".join(argv))))).stdout.decode()
+
+
+async def test_a_machine_is_booted_given_its_profiles_and_told_what_it_is(yards: Yards) -> None:
+    yard = yards.yard()
+    ready = await yard.boot_and_prepare(
+        HOST, credential_profiles=[profile()], machine_info={"project": "ü 'x'\n", "deep": [1, {"a": None}]}
+    )
+    assert ready.machine.status is MachineStatus.READY
+    assert ready.capabilities == yards.provider.capabilities
+    assert [one.profile for one in ready.installed] == ["probe"]
+    assert await said_in(yards, ready.machine, "stat -c '%a %U' ~/p ~/p/key ~/.machine.json") == (
+        "700 agent\n600 agent\n640 agent\n"
+    )
+    told = json.loads(await said_in(yards, ready.machine, "cat ~/.machine.json"))
+    created = datetime.fromisoformat(told.pop("createdAt"))
+    assert abs(created.timestamp() - ready.machine.created_at) < 0.001
+    assert told == {"project": "ü 'x'\n", "deep": [1, {"a": None}]}
+    await yard.terminate(ready.machine)
+
+
+async def test_profiles_go_in_one_after_the_other_and_events_tell_of_all(yards: Yards) -> None:
+    first = profile("first", check=Command(shell="test ! -e ~/second"))
+    second = CredentialProfile(
+        name="second",
+        files=(CredentialFile(path="~/second", content=Secret(KEY)),),
+        check=Command(shell="test -e ~/p/key"),
+    )
+    yard = yards.yard()
+    ready = await yard.boot_and_prepare(HOST, credential_profiles=[first, second])
+    await yard.terminate(ready.machine)
+    assert yards.told() == [
+        "boot_started",
+        "boot_ready",
+        "credentials_installed",
+        "credentials_installed",
+        "machine_info_written",
+        "machine_terminated",
+    ]
+    installed = [event for event in yards.events if isinstance(event, happenings.CredentialsInstalled)]
+    assert [(one.profile, one.paths, one.checked) for one in installed] == [
+        ("first", ("~/p", "~/p/key"), True),
+        ("second", ("~/second",), True),
+    ]
+    assert {event.machine for event in yards.events} == {ready.machine.name}
+
+
+async def test_its_information_is_closed_to_others_when_asked_for_and_the_metadata_unless_given(yards: Yards) -> None:
+    yard = yards.yard()
+    session = yards.scratch / "session"
+    spec = MachineSpec(image=HOST, session=session, metadata={"of": "the spec"})
+    ready = await yard.boot_and_prepare(spec, name="mine", machine_info_mode=0o600)
+    assert ready.machine.name == "mine"
+    assert await said_in(yards, ready.machine, "stat -c %a ~/.machine.json") == "600\n"
+    assert json.loads(await said_in(yards, ready.machine, "cat ~/.machine.json"))["of"] == "the spec"
+    await said_in(yards, ready.machine, "echo kept > /session/file")
+    await yard.terminate(ready.machine)
+    assert (session / "file").read_text() == "kept\n", "a session directory of the caller's own outlives the machine"
+
+
+async def test_a_real_secret_is_announced_before_it_goes_in(yards: Yards) -> None:
+    yard = yards.yard()
+    ready = await yard.boot_and_prepare(HOST, credential_profiles=[profile(real=True)], real=["probe"])
+    await yard.terminate(ready.machine)
+    assert yards.told().index("real_secret_announced") < yards.told().index("credentials_installed")
+
+
+@pytest.mark.parametrize("action", ["terminate", "stop", "pause"])
+async def test_its_time_is_ended_by_an_orchestrator_that_is_open(yards: Yards, action: TtlAction) -> None:
+    clock = HeldClock()
+    paused: list[str] = []
+
+    class Provider(BubblewrapProvider):
+        async def pause(self, name: str) -> None:
+            await super().pause(name)
+            paused.append(name)
+
+    yards.provider = Provider(yards.scratch / "m", yards.scratch / "c")
+    async with yards.yard(clock=clock) as yard:
+        ready = await yard.boot_and_prepare(HOST, ttl_seconds=77, ttl_action=action)
+        await anyio.wait_all_tasks_blocked()
+        assert clock.asked == [77]
+        assert "lifetime_over" not in yards.told()
+        clock.rings.set()
+        await anyio.wait_all_tasks_blocked()
+    # Leaving the block waits for what has begun.
+    name = ready.machine.name
+    assert "lifetime_over" in yards.told()
+    assert await yards.provider.names() == (set() if action == "terminate" else {name})
+    if action == "stop":
+        assert (await yards.provider.get(name)).status is MachineStatus.STOPPED
+    if action == "pause":
+        assert paused == [name]
+    await yard.terminate(ready.machine)
+
+
+async def test_what_fails_when_its_time_is_over_is_told(yards: Yards) -> None:
+    clock = HeldClock()
+    async with yards.yard(clock=clock) as yard:
+        ready = await yard.boot_and_prepare(HOST, ttl_seconds=77, ttl_action="stop")
+        await anyio.wait_all_tasks_blocked()
+        await yards.provider.terminate(ready.machine.name)
+        clock.rings.set()
+        await anyio.wait_all_tasks_blocked()
+    failed = yards.events[-1]
+    assert isinstance(failed, happenings.OperationFailed)
+    assert (failed.machine, failed.operation, failed.code) == (ready.machine.name, "stop", "machine.unknown")
+    await yard.terminate(ready.machine)
+
+
+async def test_a_machine_that_is_gone_has_no_time_any_more(yards: Yards) -> None:
+    clock = HeldClock()
+    async with yards.yard(clock=clock) as yard:
+        ready = await yard.boot_and_prepare(HOST, ttl_seconds=77)
+        await yard.terminate(ready.machine)
+        clock.rings.set()
+    assert "lifetime_over" not in yards.told()
+
+
+async def test_a_time_that_nobody_would_end_is_refused(yards: Yards) -> None:
+    with pytest.raises(BadInput, match="not open"):
+        await yards.yard().boot_and_prepare(HOST, ttl_seconds=1)
+    assert yards.events == []
+
+
+async def test_a_name_that_is_taken_is_refused_and_its_machine_stays(yards: Yards) -> None:
+    yard = yards.yard()
+    ready = await yard.boot_and_prepare(HOST, name="taken")
+    with pytest.raises(BadInput, match="a machine taken already"):
+        await yard.boot_and_prepare(HOST, name="taken")
+    assert (await yards.provider.get("taken")).status is MachineStatus.READY
+    await yard.terminate(ready.machine)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "says"),
+    [
+        ({"machine_info": {"createdAt": 1}}, "createdAt"),
+        ({"machine_info": {"at": object()}}, "cannot be JSON"),
+        ({"machine_info": {"key": Secret(KEY)}}, "cannot be JSON"),
+        ({"machine_info": {"nan": float("nan")}}, "cannot be JSON"),
+        ({"machine_info": {"much": "x" * (2 << 20)}}, "larger than"),
+        ({"machine_info_mode": 0o644}, "0640 or 0600, not 0644"),
+        ({"snapshot": "before"}, "keeps no snapshots"),
+        ({"ttl_seconds": 0}, "at least 1 second, not 0"),
+        ({"name": "Not A Name"}, "no machine name"),
+    ],
+)
+async def test_what_cannot_be_is_refused_before_anything_is_made(
+    yards: Yards, wishes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(BadInput, match=says):
+        await yards.yard().boot_and_prepare(HOST, **wishes)  # type: ignore[arg-type]
+    assert yards.events == []
+
+
+def test_a_path_of_credentials_is_checked_as_everywhere() -> None:
+    with pytest.raises(BadInput):
+        CredentialDirectory(path="~/../other")
