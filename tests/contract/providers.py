@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from hiveyard.kit.secret import Secret
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.machines.docker import DockerProvider, DockerSettings
 from hiveyard.machines.docker.container import tag
+from hiveyard.machines.external import ExternalProvider
 from hiveyard.machines.morph import MorphProvider, MorphSettings, morph_image
 from hiveyard.machines.qemu import QemuProvider
 from hiveyard.places import places
@@ -35,6 +37,7 @@ from tests.support.vm import vm_image, vm_pid, vm_provider
 from .rootfs import small_image
 
 SMALL = Shape(memory_mib=512)
+SAMPLE = (sys.executable, str(Path(__file__).parents[2] / "examples" / "provider.py"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +173,27 @@ async def morph(scratch: Path) -> AsyncIterator[Offer]:
         cloud.close()
 
 
+@asynccontextmanager
+async def external(scratch: Path) -> AsyncIterator[Offer]:
+    """The sample of docs/external-provider.md, as a program of its own for each provider object."""
+    state = scratch / "state"
+    made: list[ExternalProvider] = []
+
+    def again() -> ExternalProvider:
+        made.append(ExternalProvider("external", SAMPLE, state, env={"PATH": os.environ["PATH"]}))
+        return made[-1]
+
+    async def crash(name: str) -> None:
+        os.kill(int((state / "machines" / name / "pid").read_text().split()[0]), signal.SIGKILL)
+
+    async def litter(name: str) -> None:
+        (state / "machines" / name / "home").mkdir(parents=True)
+
+    yield Offer(provider=again(), image=small_image(scratch), again=again, crash=crash, litter=litter)
+    for provider in made:
+        await provider.aclose()
+
+
 def installation(state: Path) -> str:
     return (state / "installation").read_text()
 
@@ -183,5 +207,6 @@ CASES: dict[str, Case] = {
     "docker": Case(open=docker, real=True),
     "qemu": Case(open=qemu, real=True),
     "morph": Case(open=morph, real=True),
+    "external": Case(open=external, real=False),
 }
-LOCAL = {name: case for name, case in CASES.items() if name != "morph"}
+LOCAL = {name: case for name, case in CASES.items() if name not in ("morph", "external")}

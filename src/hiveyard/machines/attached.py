@@ -33,6 +33,11 @@ class AttachedStream:
         self._stdout = _Pipe(stdout)
         self._stderr = _Pipe(stderr)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the child is known to have ended."""
+        return self._process.returncode is not None
+
     async def send(self, data: bytes) -> None:
         await self._stdin.write(data)
 

@@ -1,0 +1,6 @@
+"""Machines that any program makes, in any language, which speaks JSON lines on its stdin and stdout."""
+
+from hiveyard.machines.external.provider import ExternalProvider
+from hiveyard.machines.external.settings import ExternalSettings
+
+__all__ = ["ExternalProvider", "ExternalSettings"]

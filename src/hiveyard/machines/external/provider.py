@@ -1,0 +1,232 @@
+"""A provider whose machines another program makes: any executable that speaks the protocol of
+docs/external-provider.md.
+
+One program for each provider object, started when it is first needed. What its machines are made of, and how strongly
+they are kept apart, is that program's own affair: it runs with the rights of whoever runs us, and is trusted as far as
+that. What it says is checked as if it were not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from hiveyard.core.errors import (
+    BadInput,
+    BootFailed,
+    BootTimeout,
+    HiveyardError,
+    MachineNotReady,
+    NoSuchMachine,
+    ProviderBadAnswer,
+    ProviderTimeout,
+)
+from hiveyard.core.machines import (
+    Capabilities,
+    Image,
+    Machine,
+    MachineSpec,
+    MachineStatus,
+    Network,
+    Readiness,
+    Report,
+    Shape,
+    Tier,
+    check_machine_name,
+    quiet,
+)
+from hiveyard.core.ports import Guest
+from hiveyard.kit.text import one_line
+from hiveyard.machines.external import wire
+from hiveyard.machines.external.entrance import Entrance
+from hiveyard.machines.external.program import Program
+from hiveyard.machines.external.settings import ExternalSettings
+from hiveyard.machines.shell import ShellGuest
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
+_TEARDOWN = 60.0
+
+
+class ExternalProvider:
+    """`command` is the program with its arguments, which everybody on this host can read: no secret is among them.
+    `env` is all of its environment. `state` belongs to this provider alone, and is the program's.
+
+    Until the program has said hello, `tier` and `capabilities` are the least there are; `readiness` has it say so.
+    Call `aclose` at the end."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        state: Path,
+        *,
+        env: Mapping[str, str],
+        settings: ExternalSettings | None = None,
+    ) -> None:
+        if not _NAME.match(name):
+            raise BadInput(f"{name[:80]!r} is no name for a provider: 1 to 31 of a-z, 0-9 and -, a letter first")
+        if not command or not command[0] or any("\0" in word for word in command):
+            raise BadInput(f"the provider {name} has no command", hint='command = ["/path/to/program", "ARGUMENT"]')
+        self.name = name
+        self.tier = Tier.NAMESPACE
+        self.capabilities = Capabilities(door_url="", remote=True)
+        self._settings = settings or ExternalSettings()
+        self._program = Program(name, command, state, env, self._settings, self._greeted)
+        self._known: wire.Hello | None = None
+        self._locks: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
+
+    async def aclose(self) -> None:
+        """End the program; machines stay."""
+        await self._program.aclose()
+
+    def _greeted(self, hello: wire.Hello) -> None:
+        if self._known is not None and self._known != hello:
+            raise ProviderBadAnswer(f"{self.name}: its program was another one before, by its own hello")
+        self._known = hello
+        self.tier = hello.tier
+        self.capabilities = hello.capabilities.capabilities()
+
+    async def readiness(self) -> Readiness:
+        try:
+            works = await self._program.ask("readiness", wire.Works, self._settings.request_timeout)
+        except HiveyardError as error:
+            return Readiness(ok=False, detail=error.message, fix=error.hint)
+        return Readiness(ok=works.ok, detail=one_line(works.detail, 400), fix=one_line(works.fix, 400))
+
+    async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
+        asked = {"image": _image(image), "shape": _shape(shape)}
+        await self._program.ask("prepare", object, self._settings.prepare_timeout, asked, report)
+
+    async def release_image(self, image_id: str) -> None:
+        await self._program.ask("release_image", object, self._settings.boot_timeout, {"image": image_id})
+
+    async def boot(self, name: str, spec: MachineSpec) -> Machine:
+        check_machine_name(name)
+        async with self._lock(name):
+            await self._program.talk()  # from here on it is known what it can do
+            self._check(spec)
+            try:
+                there = await self.get(name)
+            except NoSuchMachine:
+                there = None
+            if there is not None and there.status is MachineStatus.READY:
+                return there
+            try:
+                return await self._boot(name, spec)
+            except BaseException:
+                # What fails here too is told by the next `names`; it must not hide why the boot failed.
+                shield = anyio.move_on_after(_TEARDOWN, shield=True)
+                with shield, contextlib.suppress(HiveyardError):
+                    await self._terminate(name)
+                raise
+
+    async def _boot(self, name: str, spec: MachineSpec) -> Machine:
+        asked = {"name": name, "image": _image(spec.image), "shape": _shape(spec.shape), **_rest(spec)}
+        try:
+            told = await self._program.ask("boot", wire.Told, self._settings.boot_timeout, asked)
+        except ProviderTimeout as error:
+            raise BootTimeout(error.message, hint=error.hint, machine=name) from error
+        machine = self._machine(told, name)
+        if machine.status is not MachineStatus.READY:
+            why = machine.reason or f"it is {machine.status}"
+            raise BootFailed(f"machine {name} did not start: {why}", machine=name)
+        return machine
+
+    def _check(self, spec: MachineSpec) -> None:
+        """What machines elsewhere cannot have is refused, not left out."""
+        if not self.capabilities.remote:
+            return
+        if spec.network is not Network.OPEN:
+            raise BadInput(f"{self.name} cannot close the network of a machine", hint="ask for it: network open")
+        if spec.door is not None or spec.session is not None:
+            raise BadInput(f"a machine of {self.name} shares no directory with this host, and reaches no door of it")
+
+    async def get(self, name: str) -> Machine:
+        check_machine_name(name)
+        told = await self._program.ask("get", wire.Told, self._settings.request_timeout, {"name": name})
+        return self._machine(told, name)
+
+    async def list(self) -> list[Machine]:
+        told = await self._program.ask("list", list[wire.Told], self._settings.request_timeout)
+        return [self._machine(one, one.name) for one in told]
+
+    async def names(self) -> set[str]:
+        told = await self._program.ask("names", set[str], self._settings.request_timeout)
+        return {self._name(name) for name in told}
+
+    async def stop(self, name: str) -> None:
+        check_machine_name(name)
+        async with self._lock(name):
+            await self._program.ask("stop", object, self._settings.boot_timeout, {"name": name})
+
+    async def terminate(self, name: str) -> None:
+        check_machine_name(name)
+        async with self._lock(name):
+            await self._terminate(name)
+
+    async def _terminate(self, name: str) -> None:
+        await self._program.ask("terminate", object, self._settings.boot_timeout, {"name": name})
+
+    @asynccontextmanager
+    async def guest(self, name: str) -> AsyncIterator[Guest]:
+        machine = await self.get(name)
+        if machine.status is not MachineStatus.READY:
+            raise MachineNotReady(f"machine {name} is {machine.status}", hint=machine.reason, machine=name)
+        entrance = Entrance(name, self._program, lambda: self.get(name), self._settings.request_timeout)
+        yield ShellGuest(entrance, self.capabilities)
+
+    def _machine(self, told: wire.Told, name: str) -> Machine:
+        if told.name != name:
+            raise ProviderBadAnswer(f"{self.name}: asked about {name}, its program told of {one_line(told.name, 80)!r}")
+        return Machine(
+            name=self._name(told.name),
+            status=told.status,
+            provider=self.name,
+            image=one_line(told.image),
+            created_at=told.created_at,
+            reason=one_line(told.reason, 400),
+            metadata=told.metadata,
+        )
+
+    def _name(self, name: str) -> str:
+        try:
+            return check_machine_name(name)
+        except BadInput as error:
+            raise ProviderBadAnswer(f"{self.name}: its program told of a machine: {error.message}") from None
+
+    def _lock(self, name: str) -> anyio.Lock:
+        """One change of a machine at a time."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = anyio.Lock()
+        return lock
+
+
+def _image(image: Image) -> dict[str, object]:
+    return {"id": image.id, "name": image.name, "rootfs": str(image.rootfs), "env": dict(image.env)}
+
+
+def _shape(shape: Shape) -> dict[str, object]:
+    return {
+        "memory_mib": shape.memory_mib,
+        "cpus": shape.cpus,
+        "disk_gib": shape.disk_gib,
+        "pids": shape.pids,
+    }
+
+
+def _rest(spec: MachineSpec) -> dict[str, object]:
+    return {
+        "session": None if spec.session is None else str(spec.session),
+        "door": None if spec.door is None else str(spec.door),
+        "network": spec.network.value,
+        "ttl": spec.ttl,
+        "ttl_action": spec.ttl_action,
+        "metadata": dict(spec.metadata),
+    }

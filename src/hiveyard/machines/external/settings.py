@@ -1,0 +1,19 @@
+"""What may be set about an external provider."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExternalSettings:
+    """How long an external provider's program may take for what; all in seconds."""
+
+    silence: float = 30.0
+    """Longest time without a line while something is under way, then a ping, then as long again: it is dead then."""
+    request_timeout: float = 60.0
+    """Longest time for an answer that needs no work: hello, readiness, get, list, names, the start of a command."""
+    boot_timeout: float = 300.0
+    """Longest time until a machine is ready; stop and terminate may take as long."""
+    prepare_timeout: float = 3600.0
+    """Longest time to make all that booting an image needs."""

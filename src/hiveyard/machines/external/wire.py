@@ -1,0 +1,141 @@
+"""The lines of the protocol, as docs/external-provider.md tells it. Nothing here talks to anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from hiveyard.core.errors import BadInput, HiveyardError, ProviderBadAnswer, ProviderError, ProviderRateLimited
+from hiveyard.core.machines import Capabilities, MachineStatus, Tier
+from hiveyard.kit.text import one_line
+
+PROTOCOL = 1
+LINE_LIMIT = 1 << 20
+"""Bytes of a line, in both directions."""
+PIECE = 64 << 10
+"""Most bytes of a command's input that one line carries."""
+WINDOW = 256 << 10
+"""Bytes of each stream of a command that may be on their way before anybody gave credit for more."""
+_SHOWN = 400
+
+
+class Result(msgspec.Struct, frozen=True, tag_field="type", tag="result"):
+    id: int
+    value: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
+    id: int
+    code: str
+    message: str
+    hint: str = ""
+    retry_after: float | None = None
+
+
+class Reported(msgspec.Struct, frozen=True, tag_field="type", tag="report"):
+    id: int
+    line: str
+
+
+class Started(msgspec.Struct, frozen=True, tag_field="type", tag="started"):
+    id: int
+
+
+class Output(msgspec.Struct, frozen=True, tag_field="type", tag="output"):
+    id: int
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+class End(msgspec.Struct, frozen=True, tag_field="type", tag="end"):
+    id: int
+    stream: Literal["stdout", "stderr"]
+
+
+class Credit(msgspec.Struct, frozen=True, tag_field="type", tag="credit"):
+    id: int
+    bytes: int
+
+
+class Exited(msgspec.Struct, frozen=True, tag_field="type", tag="exit"):
+    id: int
+    status: int
+
+
+Line = Result | Failed | Reported | Started | Output | End | Credit | Exited
+_LINE: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+
+
+class Can(msgspec.Struct, frozen=True, kw_only=True):
+    """Capabilities, as the program tells them."""
+
+    home: str = "/home/agent"
+    user: str = "agent"
+    session: str = "/session"
+    door_url: str = ""
+    remote: bool = True
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            home=self.home, user=self.user, session=self.session, door_url=self.door_url, remote=self.remote
+        )
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    protocol: int
+    tier: Tier
+    capabilities: Can = Can()
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine."""
+
+    name: str
+    status: MachineStatus
+    image: str = ""
+    created_at: float = 0.0
+    reason: str = ""
+    metadata: dict[str, str] = {}
+
+
+class Works(msgspec.Struct, frozen=True, kw_only=True):
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def parse(line: bytes) -> Line:
+    """Raises ProviderBadAnswer."""
+    try:
+        return _LINE.decode(line)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ProviderBadAnswer(f"it said {one_line(repr(line[:120]), 160)}: {one_line(str(error))}") from None
+
+
+def line(id: int, type: str, fields: dict[str, object]) -> bytes:
+    """One line for the program. Raises BadInput for one that is too long."""
+    encoded = msgspec.json.encode({"id": id, "type": type, **fields}) + b"\n"
+    if len(encoded) > LINE_LIMIT:
+        raise BadInput(f"{type} takes {len(encoded)} bytes, at most {LINE_LIMIT} fit in a line")
+    return encoded
+
+
+def _tree(kind: type[HiveyardError]) -> Iterator[type[HiveyardError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _tree(child)
+
+
+def failure(who: str, said: Failed) -> HiveyardError:
+    """The error that a program tells. A code that is none of a provider's is told in the message."""
+    kinds = {kind.code: kind for root in (ProviderError, BadInput) for kind in _tree(root)}
+    message = one_line(said.message, _SHOWN) or "it did not say why"
+    hint = one_line(said.hint, _SHOWN)
+    kind = kinds.get(said.code)
+    if kind is None:
+        return ProviderError(f"{who}: {message} ({one_line(said.code, 40)})", hint=hint)
+    if kind is ProviderRateLimited:
+        return ProviderRateLimited(f"{who}: {message}", hint=hint, retry_after=said.retry_after)
+    return kind(f"{who}: {message}", hint=hint)
