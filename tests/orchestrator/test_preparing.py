@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from pathlib import Path
 
 import anyio
 import pytest
@@ -12,6 +13,7 @@ from hiveyard.core.commands import Command
 from hiveyard.core.credentials import CredentialDirectory, CredentialFile, CredentialProfile
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import HOST, Machine, MachineSpec, MachineStatus, TtlAction
+from hiveyard.core.ports import Frozen, Meanwhile
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.orchestrator import happenings
@@ -130,6 +132,39 @@ async def test_what_fails_when_its_time_is_over_is_told(yards: Yards) -> None:
     failed = yards.events[-1]
     assert isinstance(failed, happenings.OperationFailed)
     assert (failed.machine, failed.operation, failed.code) == (ready.machine.name, "stop", "machine.unknown")
+    await yard.terminate(ready.machine)
+
+
+class Keeping(BubblewrapProvider):
+    """Has a snapshot of a machine that is as its image."""
+
+    def __init__(self, state: Path, cache: Path) -> None:
+        super().__init__(state, cache)
+        self.asked: list[tuple[str, str]] = []
+
+    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
+        return Frozen(0.0, 0)
+
+    async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
+        self.asked.append((snapshot, name))
+        return await self.boot(name, spec)
+
+    async def snapshots(self) -> set[str]:
+        return {"before"}
+
+    async def remove_snapshot(self, snapshot: str) -> None:
+        pass
+
+
+async def test_a_machine_goes_on_from_a_snapshot_where_the_provider_has_some(yards: Yards) -> None:
+    yards.provider = provider = Keeping(yards.scratch / "m", yards.scratch / "c")
+    yard = yards.yard()
+    ready = await yard.boot_and_prepare(HOST, snapshot="before", credential_profiles=[profile()])
+    assert provider.asked == [("before", ready.machine.name)]
+    assert await said_in(yards, ready.machine, "cat ~/p/key") == KEY
+    begun = yards.events[0]
+    assert isinstance(begun, happenings.BootStarted)
+    assert (begun.snapshot, begun.image) == ("before", "host")
     await yard.terminate(ready.machine)
 
 

@@ -112,8 +112,8 @@ class Orchestrator:
         spec = wanted.machine_spec(self.provider, source, snapshot, ttl_seconds, ttl_action)
         info = spec.metadata if machine_info is None else machine_info
         wanted.check_info(info, machine_info_mode)
-        timed = spec.ttl is not None and not self.provider.capabilities.remote
-        if timed:
+        seconds = None if self.provider.capabilities.remote else spec.ttl
+        if seconds is not None:
             self._lifetimes.check()
         name = await self._new_name(name)
         self._secrets[name] = {secret for profile in credential_profiles for secret in profile.masked()}
@@ -121,8 +121,8 @@ class Orchestrator:
             machine = await self._boot(name, spec, snapshot)
             installed = await self._install(name, credential_profiles, real)
             await self._write_info(machine, info, machine_info_mode)
-            if timed and spec.ttl is not None:
-                self._lifetimes.begin(name, spec.ttl, spec.ttl_action)
+            if seconds is not None:
+                self._lifetimes.begin(name, seconds, spec.ttl_action)
         return Prepared(machine=machine, capabilities=self.provider.capabilities, installed=tuple(installed))
 
     async def terminate(self, machine: Machine) -> None:
@@ -140,14 +140,6 @@ class Orchestrator:
         this fails or is cancelled the machine is removed, with all that runs in it, unless `keep_on_error`. Raises
         SessionNotStarted."""
         self._secrets.setdefault(machine.name, set()).add(Secret(turn.placeholder))
-        step = Step(
-            kind=SessionNotStarted,
-            operation="start_session",
-            machine=machine.name,
-            process=turn.name,
-            words=f"the session {one_line(turn.name)} was not started in the machine {machine.name}",
-            hint=f"{self.manager.name} and the agent {self.agent.name} need their programs in the image; {_KEEP}",
-        )
 
         async def start() -> ProcessInfo:
             spec = self.agent.process(turn)
@@ -157,7 +149,7 @@ class Orchestrator:
 
         failed = partial(happenings.SessionFailed, process=turn.name)
         async with self._removed_on_failure(failed, machine.name, (BaseException,) if keep_on_error else ()):
-            info = await step.of(start(), self._mask(machine.name))
+            info = await self._start_step(machine.name, turn.name).of(start(), self._mask(machine.name))
         started = happenings.SessionStarted(
             machine=machine.name, process=info.name, agent=self.agent.name, manager=self.manager.name, pid=info.pid
         )
@@ -211,13 +203,13 @@ class Orchestrator:
 
     async def _boot(self, name: str, spec: MachineSpec, snapshot: str | None) -> Machine:
         async def boot() -> Machine:
-            wanted = spec if spec.session or self.provider.capabilities.remote else await self._with_scratch(name, spec)
+            whole = self._with_session(name, spec)
             if snapshot is not None and isinstance(self.provider, Snapshots):
-                return await self.provider.boot_from(snapshot, name, wanted)
+                return await self.provider.boot_from(snapshot, name, whole)
             await self.provider.prepare(
                 spec.image, spec.shape, lambda line: self._tell(happenings.BootProgress(machine=name, line=line))
             )
-            return await self.provider.boot(name, wanted)
+            return await self.provider.boot(name, whole)
 
         begun = self._clock.monotonic()
         self._tell(
@@ -229,10 +221,12 @@ class Orchestrator:
         self._tell(happenings.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
         return machine
 
-    async def _with_scratch(self, name: str, spec: MachineSpec) -> MachineSpec:
-        """A session directory for a machine that was given none: process managers keep their files there."""
+    def _with_session(self, name: str, spec: MachineSpec) -> MachineSpec:
+        """With a session directory, where process managers keep their files; one on another host has its own."""
+        if spec.session is not None or self.provider.capabilities.remote:
+            return spec
         try:
-            self._scratch[name] = Path(await anyio.to_thread.run_sync(partial(tempfile.mkdtemp, prefix="hiveyard-")))
+            self._scratch[name] = Path(tempfile.mkdtemp(prefix="hiveyard-"))
         except OSError as error:
             raise ProviderError(f"no directory can be made for it: {error.strerror}") from error
         return replace(spec, session=self._scratch[name])
@@ -314,7 +308,10 @@ class Orchestrator:
         self._lifetimes.forget(name)
         await self.provider.terminate(name)
         if scratch := self._scratch.pop(name, None):
-            await anyio.to_thread.run_sync(remove_tree, scratch)
+            try:
+                await anyio.to_thread.run_sync(remove_tree, scratch)
+            except OSError as error:
+                raise ProviderError(f"its directory {scratch} was not removed: {error.strerror}") from error
         self._secrets.pop(name, None)
         self._tell(happenings.MachineTerminated(machine=name))
 
@@ -343,6 +340,16 @@ class Orchestrator:
         words = f"the machine {name} was not prepared ({operation})"
         hint = "hv doctor" if operation == "boot" else _KEEP
         return Step(kind=NotPrepared, operation=operation, machine=name, words=words, hint=hint)
+
+    def _start_step(self, name: str, process: str) -> Step:
+        return Step(
+            kind=SessionNotStarted,
+            operation="start_session",
+            machine=name,
+            process=process,
+            words=f"the session {one_line(process)} was not started in the machine {name}",
+            hint=f"{self.manager.name} and the agent {self.agent.name} need their programs in the image; {_KEEP}",
+        )
 
     def _step(self, operation: str, name: str, process: str = "") -> Step:
         about = f"{operation} of {one_line(process)} in" if process else f"{operation} of"
