@@ -13,9 +13,12 @@ import pytest
 
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.orchestrator import RuntimeEvent
+from tests.contract.conftest import local_offer
 from tests.support.leaks import Said, listening
 
 from .parts import KEY, PLACEHOLDER, Yards
+
+__all__ = ["local_offer"]
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def test_each_example_is_run() -> None:
 
 
 def test_ten_lines_are_ten() -> None:
-    assert len(blocks()["docs/build.md 1"].splitlines()) == 10
+    assert len([line for line in blocks()["docs/build.md 1"].splitlines() if line]) == 10
 
 
 @pytest.mark.parametrize("which", EXPECTED)
@@ -47,7 +47,7 @@ def test_an_example_runs_as_printed(works: None, tmp_path: Path, which: str) -> 
         [sys.executable, "-c", blocks()[which]], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert (done.stdout, done.stderr) == (EXPECTED[which], "")
-    assert [entry for entry in (tmp_path / "machines").iterdir() if not entry.name.startswith(".")] == []
+    assert [entry for entry in (tmp_path / "run").iterdir() if not entry.name.startswith(".")] == []
 
 
 def events(kind: type[RuntimeEvent] = RuntimeEvent) -> Iterator[type[RuntimeEvent]]:

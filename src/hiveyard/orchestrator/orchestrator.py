@@ -226,10 +226,13 @@ class Orchestrator:
         if spec.session is not None or self.provider.capabilities.remote:
             return spec
         try:
-            self._scratch[name] = Path(tempfile.mkdtemp(prefix="hiveyard-"))
+            scratch = self._scratch[name] = Path(tempfile.mkdtemp(prefix="hiveyard-"))
+            # Closed to others of this host; what the guest sees of it is open to its own users.
+            session = scratch / "session"
+            session.mkdir()
         except OSError as error:
             raise ProviderError(f"no directory can be made for it: {error.strerror}") from error
-        return replace(spec, session=self._scratch[name])
+        return replace(spec, session=session)
 
     async def _install(
         self, name: str, profiles: Sequence[CredentialProfile], real: Collection[str]
