@@ -28,6 +28,12 @@ def test_each_section_sets_its_own_part(tmp_path: Path) -> None:
     assert settings.door.requests == 4
 
 
+def test_each_external_provider_has_a_section(tmp_path: Path) -> None:
+    text = '[external.one]\ncommand = ["/a", "b"]\nsilence = 5\n[external.two]\ncommand = ["/c"]\nenv = ["X"]\n'
+    found = load(tmp_path, text).external
+    assert (found["one"].command, found["one"].silence, found["two"].env) == (("/a", "b"), 5.0, ("X",))
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -37,6 +43,12 @@ def test_each_section_sets_its_own_part(tmp_path: Path) -> None:
         ('[engine]\nmemory_mib = "big"\n', "memory_mib cannot be 'big'"),
         ("[engine]\nmemory_mib = true\n", "memory_mib cannot be True"),
         ("engine = 3\n", "engine is a section"),
+        ("external = 3\n", "external is a section of sections"),
+        ("[external]\nmine = 3\n", "external.mine is a section"),
+        ("[external.mine]\n", "command is .*absolute"),
+        ('[external.mine]\ncommand = ["provider"]\n', "absolute"),
+        ('[external.mine]\ncommand = ["/x", 3]\n', "a list of texts"),
+        ('[external.mine]\ncommand = ["/x"]\ntoken = "x"\n', "no setting 'token'"),
         ("[engine]\nmax_tasks = 0\n", "max_tasks is 0"),
         ('[door]\nanthropic_upstream = "ftp://x"\n', "https://"),
     ],

@@ -22,6 +22,7 @@ from hiveyard.door.settings import DoorSettings
 from hiveyard.engine.settings import EngineSettings, PortSettings
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
 from hiveyard.machines.docker.settings import DockerSettings
+from hiveyard.machines.external.settings import ExternalProgram
 from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.places import Places
@@ -40,6 +41,7 @@ class Settings:
     docker: DockerSettings = field(default_factory=DockerSettings)
     bubblewrap: BubblewrapSettings = field(default_factory=BubblewrapSettings)
     morph: MorphSettings = field(default_factory=MorphSettings)
+    external: Mapping[str, ExternalProgram] = field(default_factory=dict)
 
 
 def load(places: Places) -> Settings:
@@ -82,6 +84,10 @@ def _value(hint: Any, value: object, where: str) -> Any:
         if not isinstance(value, dict):
             raise BadSetting(f"{where} is a section, not {value!r}")
         return parse(hint, value, where)
+    if typing.get_origin(hint) is Mapping:
+        if not isinstance(value, dict):
+            raise BadSetting(f"{where} is a section of sections, not {value!r}")
+        return {key: _value(typing.get_args(hint)[1], part, f"{where}.{key}") for key, part in value.items()}
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         if option is Path and isinstance(value, str):

@@ -41,6 +41,7 @@ from hiveyard.machines.bubblewrap.provider import BubblewrapProvider
 from hiveyard.machines.docker.provider import DockerProvider
 from hiveyard.machines.morph.provider import MorphProvider
 from hiveyard.machines.qemu.provider import QemuProvider
+from hiveyard.others import with_others
 from hiveyard.places import Places, host_ports_place, places
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.tmux import Tmux
@@ -135,8 +136,8 @@ async def resources(
     for directory in (here.data, here.run, here.sessions, here.doors):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys = Keys(environment, here.keys)
-    providers = _providers(here, settings, keys)
-    async with open_store(here.database, clock=clock) as store:
+    others = with_others(_providers(here, settings, keys), here, settings.external, environment)
+    async with others as providers, open_store(here.database, clock=clock) as store:
 
         async def record(session: str, turn: int | None, event: DoorEvent | Notice) -> None:
             await store.append(session, event, turn=turn)

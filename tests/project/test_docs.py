@@ -15,6 +15,7 @@ import pytest
 from hiveyard.cli.main import cli
 from hiveyard.config import Settings
 from hiveyard.core import errors, events
+from hiveyard.machines.external.settings import ExternalProgram
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -45,11 +46,11 @@ def all_errors() -> list[type[errors.HiveyardError]]:
 def defaults() -> dict[str, object]:
     """Every setting with its default, as TOML would give it."""
     found: dict[str, object] = {}
-    for section in dataclasses.fields(Settings):
-        part = getattr(Settings(), section.name)
+    parts = {section.name: getattr(Settings(), section.name) for section in dataclasses.fields(Settings)}
+    for name, part in {**parts, "external": ExternalProgram}.items():
         for field in dataclasses.fields(part):
-            value = getattr(part, field.name)
-            found[f"{section.name}.{field.name}"] = list(value) if isinstance(value, tuple) else value
+            value = getattr(part, field.name) if part is not ExternalProgram else field.default
+            found[f"{name}.{field.name}"] = list(value) if isinstance(value, tuple) else value
     return found
 
 
@@ -91,7 +92,7 @@ def test_every_event_is_in_the_docs_once_and_nothing_else() -> None:
 def test_every_setting_is_in_the_docs_with_its_default_and_nothing_else() -> None:
     told: dict[str, object] = {}
     for part in sections("settings.md"):
-        if heading := re.match(r"`\[(\w+)\]`", part):
+        if heading := re.match(r"`\[(\w+)(?:\.NAME)?\]`", part):
             for key, value in re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", part, re.MULTILINE):
                 told[f"{heading[1]}.{key}"] = tomllib.loads(f"x = {value}")["x"]
     assert told == defaults()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from hiveyard import plugins
 from hiveyard.agents.claude import Claude
 from hiveyard.agents.command import CommandLine
 from hiveyard.agents.opencode import Opencode
@@ -12,13 +15,16 @@ _AGENTS: dict[str, Agent] = {agent.name: agent for agent in (Claude(), Opencode(
 
 
 def names() -> tuple[str, ...]:
-    """The agents there are."""
+    """The agents that come with Hiveyard."""
     return tuple(_AGENTS)
 
 
 def by_name(name: str) -> Agent:
-    """The adapter called `name`. Raises UnknownAgent."""
-    try:
+    """The adapter called `name`, ours or a plugin's. Raises UnknownAgent, BadPlugin."""
+    if name in _AGENTS:
         return _AGENTS[name]
-    except KeyError:
-        raise UnknownAgent(f"no agent is called {name[:80]!r}", hint=f"one of: {', '.join(_AGENTS)}") from None
+    made = plugins.make("hiveyard.agents", name, _AGENTS)
+    if made is None:
+        known = ", ".join([*_AGENTS, *plugins.names("hiveyard.agents", _AGENTS)])
+        raise UnknownAgent(f"no agent is called {name[:80]!r}", hint=f"one of: {known}")
+    return cast(Agent, made)

@@ -351,6 +351,12 @@ class Cancelled(OrchestrationError):
     code = "engine.cancelled"
 
 
+class BadPlugin(OrchestrationError):
+    """What another distribution brings cannot be imported, fails, or has a name that is taken."""
+
+    code = "plugin.unusable"
+
+
 class SessionNotRunning(OrchestrationError):
     """It was asked for something that needs its machine, or to go on when nothing of it stopped."""
 

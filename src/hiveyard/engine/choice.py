@@ -9,6 +9,7 @@ from hiveyard.core.errors import BadInput, ProviderUnavailable
 from hiveyard.core.machines import Tier
 from hiveyard.core.ports import Provider
 
+OWN = frozenset({"qemu", "docker", "bubblewrap"})
 STRENGTH = {Tier.VM: 3, Tier.CONTAINER: 2, Tier.NAMESPACE: 1}
 
 
@@ -22,16 +23,29 @@ class Choice(NamedTuple):
 async def choose(wanted: str, providers: Mapping[str, Provider]) -> Choice:
     """The provider for `wanted` (a name or `auto`). Raises BadInput for an unknown name, ProviderUnavailable when
     it, or every one, does not work here. A named provider is never replaced by another, and one on somebody else's
-    host is never taken without its name."""
+    host, or that somebody else wrote, is never taken without its name."""
     if wanted == "auto":
         return await _strongest(providers)
-    if wanted not in providers:
-        raise BadInput(f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
-    check_door(providers[wanted])
-    found = await providers[wanted].readiness()
+    provider = named(wanted, providers)
+    check_door(provider)
+    found = await provider.readiness()
     if not found.ok:
         raise ProviderUnavailable(f"{wanted} does not work here: {found.detail}", hint=found.fix or "hv doctor")
-    return Choice(providers[wanted], f"{wanted} was asked for; {found.detail}")
+    return Choice(provider, f"{wanted} was asked for; {found.detail}")
+
+
+def named(wanted: str, providers: Mapping[str, Provider]) -> Provider:
+    """The provider of that name. Raises BadInput; BadPlugin for a plugin that is broken."""
+    try:
+        return providers[wanted]
+    except KeyError:
+        known = "providers: auto, " + ", ".join(sorted(providers))
+        raise BadInput(f"there is no provider {wanted!r}", hint=known) from None
+
+
+def automatic(provider: Provider) -> bool:
+    """Whether `auto` may take it: one of our own, whose machines are on this host."""
+    return provider.name in OWN and not provider.capabilities.remote
 
 
 def check_door(provider: Provider) -> None:
@@ -45,7 +59,7 @@ def check_door(provider: Provider) -> None:
 
 async def _strongest(providers: Mapping[str, Provider]) -> Choice:
     passed_over: list[str] = []
-    here = [provider for provider in providers.values() if not provider.capabilities.remote]
+    here = [provider for provider in providers.values() if automatic(provider)]
     for provider in sorted(here, key=lambda p: STRENGTH[p.tier], reverse=True):
         found = await provider.readiness()
         if found.ok:

@@ -13,6 +13,7 @@ import msgspec
 from hiveyard.core.errors import CredentialsError, ProviderUnavailable
 from hiveyard.core.machines import HOST
 from hiveyard.door.keys import VARIABLES
+from hiveyard.engine.choice import automatic
 from hiveyard.engine.resources import Resources
 from hiveyard.images.build import ROOM, check_tools
 from hiveyard.kit.process import run
@@ -47,8 +48,8 @@ async def examine(resources: Resources) -> list[Check]:
         _builder(needed=wants_images and not images.list()),
     ]
     found = {name: await provider.readiness() for name, provider in resources.providers.items()}
-    # What is on somebody else's host is nobody's need here.
-    remote = {name for name, provider in resources.providers.items() if provider.capabilities.remote}
+    # What is on somebody else's host, or somebody else wrote, is nobody's need here.
+    remote = {name for name, provider in resources.providers.items() if not automatic(provider)}
     some = any(readiness.ok for name, readiness in found.items() if name not in remote)
     for name, readiness in found.items():
         tier = resources.providers[name].tier.value

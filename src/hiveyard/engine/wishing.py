@@ -10,7 +10,7 @@ from hiveyard.core.machines import HOST, Tier
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
 from hiveyard.engine import repository
-from hiveyard.engine.choice import check_door
+from hiveyard.engine.choice import check_door, named
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.wish import Wish
 
@@ -20,10 +20,8 @@ async def check(wish: Wish, resources: Resources) -> None:
     settings, providers = resources.settings, resources.providers
     by_name(wish.agent or settings.agent)
     wanted = wish.provider or settings.provider
-    if wanted != "auto" and wanted not in providers:
-        raise BadInput(f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
     if wanted != "auto":
-        check_door(providers[wanted])
+        check_door(named(wanted, providers))
     _check_image(wish.image or settings.image, wanted, resources)
     _check_account(wish, resources)
     await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)
