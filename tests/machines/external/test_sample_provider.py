@@ -1,0 +1,91 @@
+"""The sample of the docs when its program is killed: its machines live, and are found again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import GuestDisconnected
+from hiveyard.core.ports import Guest
+from tests.contract.providers import SAMPLE, Offer, external
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def offer() -> AsyncIterator[Offer]:
+    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+        async with external(Path(scratch)) as offer:
+            await offer.provider.prepare(offer.image, offer.shape)
+            await offer.provider.boot("m1", offer.spec())
+            yield offer
+            await offer.provider.terminate("m1")
+
+
+def parent(entry: Path) -> int:
+    try:
+        return int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def program() -> int:
+    """The sample's process: a child of ours."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or parent(entry) != os.getpid():
+            continue
+        if SAMPLE[1].encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+            return int(entry.name)
+    raise AssertionError("the sample does not run")
+
+
+async def appears(guest: Guest, path: str) -> None:
+    while not await guest.exists(path):  # noqa: ASYNC110 (it is in a machine)
+        await anyio.sleep(0.05)
+
+
+async def test_a_command_under_a_killed_program_is_disconnected_and_the_machine_is_used_again(offer: Offer) -> None:
+    async with offer.provider.guest("m1") as guest, anyio.create_task_group() as group:
+
+        async def kill() -> None:
+            await appears(guest, "/tmp/begun")
+            os.kill(program(), signal.SIGKILL)
+
+        group.start_soon(kill)
+        with anyio.fail_after(60), pytest.raises(GuestDisconnected):
+            await guest.run(Command(shell="touch /tmp/begun; sleep 1000"))
+        assert await guest.exists("/tmp/begun")
+
+
+async def test_who_follows_a_file_does_not_notice(offer: Offer) -> None:
+    async with offer.provider.guest("m1") as guest:
+        await guest.write("/tmp/log", b"one ")
+        said = b""
+        with anyio.fail_after(60):
+            async for piece in guest.follow("/tmp/log"):
+                said += piece
+                if said == b"one ":
+                    os.kill(program(), signal.SIGKILL)
+                    # The first who asks may be told that the program ended under the question.
+                    with contextlib.suppress(GuestDisconnected):
+                        await guest.exists("/")
+                    await guest.write("/tmp/more", b"two")
+                    assert (await guest.run(Command(shell="cat /tmp/more >>/tmp/log"))).ok
+                elif said == b"one two":
+                    break
+        assert said == b"one two"
+
+
+async def test_the_program_ends_with_its_provider_and_the_machine_goes_on(offer: Offer) -> None:
+    pid = program()
+    await offer.provider.aclose()  # type: ignore[attr-defined]
+    assert not Path(f"/proc/{pid}").exists()
+    assert (await offer.again().get("m1")).status == "ready"
