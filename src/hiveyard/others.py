@@ -14,11 +14,11 @@ from hiveyard.core.errors import BadPlugin, BadSetting
 from hiveyard.core.ports import Provider
 from hiveyard.door.keys import VARIABLES
 from hiveyard.machines.external import ExternalProvider
+from hiveyard.machines.external.program import PLAIN
 from hiveyard.machines.external.settings import ExternalProgram
 from hiveyard.places import Places
 
 log = logging.getLogger("hiveyard.daemon")
-_ALWAYS = ("PATH", "HOME", "LANG", "TMPDIR")
 _GREETING = 5.0  # seconds in which programs may tell what they can do, before anybody asks them for something
 
 
@@ -65,7 +65,7 @@ def _external(
         raise BadSetting(f"{here.config}: external.{name}: there is a provider of that name already")
     if keys := set(program.env) & set(VARIABLES.values()):
         raise BadSetting(f"{here.config}: external.{name}: {', '.join(sorted(keys))} stays with the door")
-    env = {key: environment[key] for key in (*_ALWAYS, *program.env) if key in environment}
+    env = {key: environment[key] for key in (*PLAIN, *program.env) if key in environment}
     return ExternalProvider(name, program.command, here.machines / name, env=env, settings=program)
 
 

@@ -18,7 +18,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 _WISHES = (
     click.option("--model", help="The model, as the agent calls it."),
-    click.option("--provider", help="auto, qemu, docker or bubblewrap."),
+    click.option("--provider", help="auto, qemu, docker, bubblewrap, or one of your own."),
     click.option("--image", help="An image's name or id, or a recipe file."),
     click.option("-b", "--branch", help="The branch to work on (default: hv/<name>)."),
     click.option("--include-dirty", is_flag=True, help="Take uncommitted changes along."),

@@ -238,6 +238,42 @@ async def test_only_what_it_was_given_is_in_its_environment(made: Made, monkeypa
     assert "HIVEYARD_TEST_KEY" in os.environ
 
 
+@pytest.mark.parametrize(
+    "say",
+    [
+        "say(id, 'error', code='x', message=token, hint=token)",
+        "say(id, 'error', code=token, message='')",
+        "sys.exit(token)",
+        "print('<' + token + '>', flush=True)",
+        "print(json.dumps(token.encode().hex()), flush=True)",
+    ],
+)
+async def test_a_key_of_the_program_is_in_no_error(made: Made, say: str) -> None:
+    token = "sk-of-a-cloud-0123456789"
+    provider = made(f"token = os.environ['TOKEN']\nfor id, type, ask in lines(): {say}", TOKEN=token)
+    with pytest.raises(ProviderError) as caught:
+        await provider.names()
+    shown = caught.value.message + caught.value.hint
+    assert "****" in shown
+    assert token not in shown
+    assert token.encode().hex() not in shown
+    assert "****" in (await provider.readiness()).detail
+
+
+async def test_what_comes_out_of_a_machine_is_as_it_is(made: Made) -> None:
+    body = """
+for id, type, ask in lines():
+    if type == "get": say(id, "result", value=READY)
+    if type == "exec":
+        say(id, "started")
+        say(id, "output", stream="stdout", data=base64.b64encode(b"my-token-is-my-own").decode())
+        for stream in ("stdout", "stderr"): say(id, "end", stream=stream)
+        say(id, "exit", status=0)
+"""
+    async with made("import base64\n" + body, TOKEN="my-token-is-my-own").guest("m") as guest:
+        assert await guest.read("/x") == b"my-token-is-my-own"
+
+
 async def test_a_hello_tells_what_it_can_do(made: Made) -> None:
     provider = made("for id, type, ask in lines(): say(id, 'result', value=WORKS)")
     assert provider.capabilities.remote

@@ -16,12 +16,16 @@ import anyio
 
 from hiveyard.core.errors import ProviderBadAnswer, ProviderError, ProviderFailed, ProviderUnavailable
 from hiveyard.core.machines import Report, quiet
+from hiveyard.kit.mask import Mask
+from hiveyard.kit.secret import Secret
 from hiveyard.machines.attached import attached
 from hiveyard.machines.external import wire
 from hiveyard.machines.external.settings import ExternalSettings
 from hiveyard.machines.external.talk import Talk
 
 T = TypeVar("T")
+PLAIN = ("PATH", "HOME", "LANG", "TMPDIR")
+"""Variables of a program that are no secret; the values of all others are masked in what it says."""
 _STARTS, _WITHIN = 5, 60.0  # so often a program is started within so many seconds, and not more
 
 
@@ -42,6 +46,7 @@ class Program:
         self._command = tuple(command)
         self._state = state
         self._env = dict(env)
+        self._mask = Mask(Secret(value) for key, value in env.items() if key not in PLAIN)
         self._settings = settings
         self._greeted = greeted
         self._starting = anyio.Lock()
@@ -105,7 +110,7 @@ class Program:
                 f"{self._name}: its program {self._command[0]} cannot be started: {error.strerror}",
                 hint="its command in the settings names a program by its absolute path",
             ) from error
-        return Talk(self._name, stream, stack.aclose, self._settings.silence, self._hint)
+        return Talk(self._name, stream, stack.aclose, self._settings.silence, self._hint, self._mask)
 
     async def _hello(self, talk: Talk) -> wire.Hello:
         fields: dict[str, object] = {"protocol": wire.PROTOCOL, "name": self._name, "state": str(self._state)}

@@ -55,7 +55,8 @@ _TEARDOWN = 60.0
 
 class ExternalProvider:
     """`command` is the program with its arguments, which everybody on this host can read: no secret is among them.
-    `env` is all of its environment. `state` belongs to this provider alone, and is the program's.
+    `env` is all of its environment, whose values are masked in what it says. `state` belongs to this provider alone,
+    and is the program's.
 
     Until the program has said hello, `tier` and `capabilities` are the least there are; `readiness` has it say so.
     Call `aclose` at the end."""

@@ -23,6 +23,7 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.machines import Report, quiet
 from hiveyard.kit.lines import Line, LineSplitter
+from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.attached import AttachedStream
 from hiveyard.machines.external import wire
@@ -60,10 +61,16 @@ class _Reply:
 
 
 class Talk:
-    """`stream` is the program; `leave` lets go of it and ends it."""
+    """`stream` is the program; `leave` lets go of it and ends it. `mask` is for what it says itself."""
 
     def __init__(
-        self, name: str, stream: AttachedStream, leave: Callable[[], Awaitable[None]], silence: float, hint: str
+        self,
+        name: str,
+        stream: AttachedStream,
+        leave: Callable[[], Awaitable[None]],
+        silence: float,
+        hint: str,
+        mask: Mask,
     ) -> None:
         self.over: ProviderError | None = None
         self._name = name
@@ -71,6 +78,7 @@ class Talk:
         self._leave = leave
         self._silence = silence
         self._hint = hint
+        self._mask = mask
         self._lines = LineSplitter(limit=wire.LINE_LIMIT)
         self._boxes: dict[int, Box] = {}
         self._next = 1
@@ -221,7 +229,7 @@ class Talk:
         if line.cut:
             raise self._error(ProviderBadAnswer, f"it said a line of more than {wire.LINE_LIMIT} bytes")
         try:
-            said = wire.parse(line.data)
+            said = self._understood(line.data)
         except ProviderBadAnswer as error:
             raise self._error(ProviderBadAnswer, error.message) from None
         box = self._boxes.get(said.id)
@@ -229,6 +237,14 @@ class Talk:
             return  # about what is over
         if box is None or not box.take(said):
             raise self._error(ProviderBadAnswer, f"it said what makes no sense now: {one_line(repr(said), 120)}")
+
+    def _understood(self, data: bytes) -> wire.Line:
+        """A line, with the program's own secrets masked in all but what comes out of a machine."""
+        with contextlib.suppress(ProviderBadAnswer):  # raised anew below, masked
+            said = wire.parse(data)
+            if isinstance(said, wire.Output):
+                return said
+        return wire.parse(self._mask.data(data))
 
     async def _death(self) -> ProviderError:
         """What to say of a program that has closed its stdout."""
@@ -238,7 +254,7 @@ class Talk:
         with anyio.move_on_after(_LAST_WORDS):
             await self._mute.wait()
         how = "it closed its stdout" if status is None else f"it ended with exit code {status}"
-        said = one_line(decode(bytes(self._complaint)).strip()[-300:], 300)
+        said = one_line(decode(self._mask.data(bytes(self._complaint))).strip()[-300:], 300)
         return self._error(ProviderFailed, f"{how}: {said}" if said else how)
 
     async def _hear_complaints(self) -> None:
