@@ -130,6 +130,8 @@ async def test_a_broken_provider_holds_up_nobody_but_who_asks_for_it(install: In
                 await choose("mine", providers)
         with pytest.raises(BadInput, match="other"):
             await choose("other", providers)
+        with pytest.raises(BadInput, match="other"):
+            providers["other"]
 
 
 @pytest.mark.anyio

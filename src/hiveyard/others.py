@@ -13,6 +13,7 @@ from hiveyard import plugins
 from hiveyard.core.errors import BadPlugin, BadSetting
 from hiveyard.core.ports import Provider
 from hiveyard.door.keys import VARIABLES
+from hiveyard.engine.choice import unknown
 from hiveyard.machines.external import ExternalProvider
 from hiveyard.machines.external.program import PLAIN
 from hiveyard.machines.external.settings import ExternalProgram
@@ -23,7 +24,8 @@ _GREETING = 5.0  # seconds in which programs may tell what they can do, before a
 
 
 class Providers(dict[str, Provider]):
-    """By name. One that is broken raises its BadPlugin when it is asked for, and holds up nobody else."""
+    """By name. One that is broken raises its BadPlugin when it is asked for, and holds up nobody else; one that is not
+    there (any more, while a session of it is) raises BadInput."""
 
     def __init__(self, own: Mapping[str, Provider]) -> None:
         super().__init__(own)
@@ -33,7 +35,7 @@ class Providers(dict[str, Provider]):
         if name in self.broken:
             error = self.broken[name]
             raise BadPlugin(error.message, hint=error.hint)
-        raise KeyError(name)
+        raise unknown(name, self)
 
 
 @asynccontextmanager

@@ -39,8 +39,11 @@ def named(wanted: str, providers: Mapping[str, Provider]) -> Provider:
     try:
         return providers[wanted]
     except KeyError:
-        known = "providers: auto, " + ", ".join(sorted(providers))
-        raise BadInput(f"there is no provider {wanted!r}", hint=known) from None
+        raise unknown(wanted, providers) from None
+
+
+def unknown(wanted: str, providers: Mapping[str, Provider]) -> BadInput:
+    return BadInput(f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
 
 
 def automatic(provider: Provider) -> bool:
