@@ -24,14 +24,15 @@ from tests.support.person import PATIENCE, Person, person
 
 pytestmark = pytest.mark.anyio
 SIT_DOWN = "import sys; from hiveyard.cli.attach import sit_down; sys.exit(sit_down(sys.argv[1:]))"
-# Repeats lines, tells its size when that changes, and what Ctrl-C and Ctrl-Z do to it.
+# Repeats lines, tells its size when that changes, and what Ctrl-C and Ctrl-Z do to it. It starts other programs only to
+# look at its size: bash takes a Ctrl-C while another program runs for that program's, and forgets it.
 PROGRAM = r"""
 trap 'echo interrupted' INT
+trap changed=1 WINCH
 echo "colours ${COLORTERM:-none}"; printf '\u00fcnic\u00f6de \u25c6\n'
+changed=1
 while true; do
-  now=$(stty size)
-  [[ $now == "$size" ]] || echo "size $now"
-  size=$now
+  if [[ $changed ]]; then changed=; echo "size $(stty size)"; fi
   read -r -t 0.2 line || continue
   [[ $line == quit ]] && exit 7
   echo "<$line>"
@@ -103,7 +104,7 @@ async def test_the_programs_own_end_ends_the_visit(shared: Place, guest: Guest, 
 
 async def test_keys_that_mean_signals_go_to_the_program(shared: Place, name: str) -> None:
     async with await attached(shared, name) as somebody:
-        await somebody.sees("colours")
+        await somebody.sees("size 24 80")
         somebody.type("\x03")
         await somebody.sees("interrupted")
         somebody.type("\x1a")
