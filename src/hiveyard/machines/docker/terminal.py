@@ -34,9 +34,9 @@ def program(socket_path: str, api: str, container: str, user: str, token: str, a
 def main(argv: Sequence[str]) -> int:
     socket_path, api, container, user, token, *words = argv
     engine = _Engine(socket_path, api)
-    rows, columns = size_of(0)
-    sized = ["bash", "-c", _SIZED, "hv", str(rows), str(columns), *words]
     try:
+        rows, columns = size_of(0)
+        sized = ["bash", "-c", _SIZED, "hv", str(rows), str(columns), *words]
         run = engine.create(container, user, sized, terminal=True)
         connection = engine.start(run)
     except (OSError, _RefusedError) as error:
