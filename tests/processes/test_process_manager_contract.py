@@ -10,47 +10,15 @@ from dataclasses import replace
 import anyio
 import pytest
 
-from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, ProcessStatus, Restart
+from hiveyard.core.commands import Command, ProcessSpec, ProcessStatus, Restart
 from hiveyard.core.errors import BadInput, NoSuchProcess, ProcessError, ProcessNotStarted
 from hiveyard.core.machines import MachineSpec
 from hiveyard.core.ports import Guest, ProcessManager
 from tests.contract.conftest import Place, machine
 from tests.contract.providers import Offer
+from tests.processes.steps import PATIENCE, ended, output, spec, until_gone
 
 pytestmark = pytest.mark.anyio
-PATIENCE = 60.0
-
-
-def spec(name: str, script: str, **options: object) -> ProcessSpec:
-    return ProcessSpec(name=name, command=Command(shell=script), **options)  # type: ignore[arg-type]
-
-
-async def ended(manager: ProcessManager, guest: Guest, name: str) -> ProcessInfo:
-    """Wait for its end by following it, as the engine does."""
-    with anyio.fail_after(PATIENCE):
-        async for _ in manager.follow(guest, name):
-            pass
-    return await manager.get(guest, name)
-
-
-async def output(manager: ProcessManager, guest: Guest, name: str, stream: str = "stdout", offset: int = 0) -> bytes:
-    with anyio.fail_after(PATIENCE):
-        return b"".join([piece async for piece in manager.follow(guest, name, stream=stream, offset=offset)])
-
-
-async def processes_with(guest: Guest, word: str) -> int:
-    """How many processes of the guest have `word` in their command line."""
-    # The word reaches the guest in two pieces, so that the one who counts is not counted.
-    count = 'n=0; for c in /proc/[0-9]*/cmdline; do [[ $(tr "\\0" " " <$c) == *"$1$2"* ]] && ((n++)); done; echo $n'
-    argv = ("bash", "-c", count, "count", word[:3], word[3:])
-    said = await guest.run(Command(argv=argv), timeout=PATIENCE)
-    return int(said.stdout)
-
-
-async def until_gone(guest: Guest, word: str) -> None:
-    with anyio.fail_after(PATIENCE):
-        while await processes_with(guest, word):  # noqa: ASYNC110 - what is waited for is in another machine
-            await anyio.sleep(0.1)
 
 
 # --- starting --------------------------------------------------------------------------------------------------------

@@ -82,7 +82,9 @@ class ProcessSpec:
     `name` is unique in its machine. `stdin` is a file in the guest that it reads to its end; None is /dev/null.
     `restart` None means never. `memory_mib` bounds it where the process manager can. At most `output_limit` bytes of
     stdout and of stderr are kept; it goes on when they are full. `terminal` gives it a terminal of its own in place of
-    `stdin` and both outputs, where the process manager has some: what it shows is its stdout then.
+    `stdin` and both outputs, where the process manager has some: what it shows is its stdout then. `inbox` makes its
+    stdin a pipe that stays open, for what ProcessManager.send gives it, until ProcessManager.close_inbox. At most one
+    of the three is given.
     """
 
     name: str
@@ -93,8 +95,13 @@ class ProcessSpec:
     memory_mib: int | None = None
     output_limit: int = 256 << 20
     terminal: bool = False
+    inbox: bool = False
 
     def __post_init__(self) -> None:
+        inputs = {"stdin": self.stdin is not None, "terminal": self.terminal, "inbox": self.inbox}
+        if sum(inputs.values()) > 1:
+            given = " and ".join(word for word, is_given in inputs.items() if is_given)
+            raise BadInput(f"the process {self.name[:120]!r} can have one input, not {given}")
         if not _PROCESS_NAME.match(self.name):
             raise BadInput(
                 f"{self.name[:120]!r} is no name for a process: 1 to 100 letters, digits, dots, dashes and underscores,"

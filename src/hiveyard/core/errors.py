@@ -257,6 +257,12 @@ class ProcessNotStarted(ProcessError):
     code, retry = "process.not_started", True
 
 
+class ProcessEnded(ProcessError):
+    """It takes no input any more: it has ended, or its inbox was closed."""
+
+    code = "process.ended"
+
+
 class AgentError(HiveyardError):
     code = "agent"
 

@@ -247,6 +247,25 @@ class ProcessManager(Protocol):
 
     async def list(self, guest: Guest) -> list[ProcessInfo]: ...
 
+    async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
+        """Give a message to a process that was started with an `inbox`; returns when it is stored in the guest, which
+        is never later because the process does not read. True: it was stored. False: one of the same `key` was stored
+        before (by an earlier call, or an earlier try of this one), and nothing was done; so a sender that does not know
+        how far it came sends again. Any bytes, 16 MiB at most, any key.
+
+        Messages arrive whole, once, and in the order in which they were stored; those of several senders do not mix. A
+        sender that is killed at any point has stored its message or none of it. When the process is restarted, the new
+        run begins with the first message that the former did not read to its last byte, from its first one: what a run
+        had read is not given again, done with or not. Messages that are not read when the process ends are never given.
+
+        Raises NoSuchProcess; ProcessEnded when it has ended or its inbox was closed, and no such key was stored before;
+        BadInput for a message that is too long or a process without an inbox; ProcessError when the guest has no
+        room."""
+
+    async def close_inbox(self, guest: Guest, name: str) -> None:
+        """End its stdin after all that was sent, in this run and any later one. Twice is once, and a process that has
+        ended is a success. Raises NoSuchProcess, BadInput for a process without an inbox."""
+
     async def stop(self, guest: Guest, name: str, *, grace: float = 5.0) -> ProcessInfo:
         """SIGINT to the process and all it started; SIGKILL after `grace` seconds. Ended already is a success.
         Raises NoSuchProcess."""

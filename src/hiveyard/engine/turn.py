@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,15 +57,7 @@ class TurnRun:
 
     @property
     def spec(self) -> ProcessSpec:
-        spec = self.agent.process(self.turn)
-        return ProcessSpec(
-            name=spec.name,
-            command=spec.command,
-            stdin=spec.stdin,
-            restart=spec.restart,
-            memory_mib=spec.memory_mib,
-            output_limit=self.settings.output_limit_mib << 20,
-        )
+        return replace(self.agent.process(self.turn), output_limit=self.settings.output_limit_mib << 20)
 
     async def run(self, guest: Guest, row: TurnRow | None) -> Ended:
         """Start or rejoin the process and stay with it to its end. Raises MachineLost, ProcessNotStarted."""

@@ -12,6 +12,7 @@ memory is the bound. `cpu_percent` is not told.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import re
 import secrets
@@ -27,12 +28,14 @@ from hiveyard.core.errors import (
     CannotExecute,
     GuestDisconnected,
     NoSuchProcess,
+    ProcessEnded,
     ProcessError,
     ProcessNotStarted,
 )
 from hiveyard.core.ports import Guest
 from hiveyard.kit.text import decode, one_line
-from hiveyard.processes import scripts
+from hiveyard.processes import common, inbox, scripts
+from hiveyard.processes.runner import RUNNER
 
 ROOT = "/session/processes"
 
@@ -48,6 +51,7 @@ _LOGS_LIMIT = 1 << 20
 _NOBODY = 2**31 - 1
 """A pid that no Linux gives to a process: following until its end reads what there is."""
 _SIGNALLED = 128
+_MESSAGE_LIMIT = 16 << 20
 
 
 class _Seen(NamedTuple):
@@ -70,7 +74,7 @@ class Detached:
             raise BadInput(f"the {self.name} process manager runs one instance of a process, not {spec.instances}")
         if spec.terminal and not self._terminals:
             raise BadInput(f"the {self.name} process manager has no terminal for {spec.name}")
-        result = await self._run(guest, self._launch + scripts.START, spec.name, scripts.RUNNER, stdin=_fields(spec))
+        result = await self._run(guest, self._launch + scripts.START, spec.name, RUNNER, stdin=_fields(spec))
         if not result.ok:
             raise ProcessNotStarted(f"{spec.name} was not started: {_why(spec, result)}")
         return self._one(spec.name, result).info
@@ -86,14 +90,14 @@ class Detached:
         _check(name)
         whole = max(0, math.ceil(grace))
         result = await self._run(guest, scripts.STOP, name, str(whole), timeout=_TIMEOUT + whole)
-        if result.status == scripts.STILL_RUNS:
+        if result.status == common.STILL_RUNS:
             raise ProcessError(f"{name} was not stopped: some of what it started cannot be killed")
         return self._one(name, result).info
 
     async def logs(self, guest: Guest, name: str, *, stream: str = "stdout", lines: int = 100) -> bytes:
         _check(name)
         result = await self._run(guest, scripts.LOGS, name, _file(stream), str(max(0, lines)), limit=_LOGS_LIMIT)
-        if result.status == scripts.NO_SUCH:
+        if result.status == common.NO_SUCH:
             raise _no_such(name)
         return result.stdout
 
@@ -111,17 +115,42 @@ class Detached:
     async def remove(self, guest: Guest, name: str) -> None:
         _check(name)
         result = await self._run(guest, scripts.REMOVE, name)
-        if result.status == scripts.STILL_RUNS:
+        if result.status == common.STILL_RUNS:
             raise ProcessError(f"{name} still runs and cannot be forgotten", hint="stop it first")
         if not result.ok:
             raise ProcessError(f"{name} was not removed: {_said(result)}")
+
+    async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
+        if len(data) > _MESSAGE_LIMIT:
+            raise BadInput(f"a message of {len(data)} bytes is too long: a process takes at most {_MESSAGE_LIMIT}")
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        status = await self._add(guest, name, digest, data)
+        if status == common.ENDED:
+            raise ProcessEnded(f"{name} has ended: nothing can be sent to it any more", process=name)
+        if status == common.CLOSED:
+            raise ProcessEnded(f"the inbox of {name} is closed: nothing can be sent to it any more", process=name)
+        return status != common.KNOWN
+
+    async def close_inbox(self, guest: Guest, name: str) -> None:
+        await self._add(guest, name, inbox.CLOSING, b"")
+
+    async def _add(self, guest: Guest, name: str, key: str, data: bytes) -> int:
+        _check(name)
+        result = await self._run(guest, inbox.SEND, name, key, str(len(data)), stdin=data)
+        if result.status == common.NO_SUCH:
+            raise _no_such(name)
+        if result.status == common.NO_INBOX:
+            raise BadInput(f"{name} has no inbox", hint="start it with ProcessSpec(inbox=True)")
+        if result.status not in (0, common.KNOWN, common.CLOSED, common.ENDED):
+            raise ProcessError(f"a message to {name} was not stored: {_said(result)}", process=name)
+        return result.status
 
     async def _look(self, guest: Guest, name: str) -> _Seen:
         _check(name)
         return self._one(name, await self._run(guest, scripts.GET, name))
 
     def _one(self, name: str, result: Result) -> _Seen:
-        if result.status == scripts.NO_SUCH:
+        if result.status == common.NO_SUCH:
             raise _no_such(name)
         for seen in _parse(result.stdout):
             if seen.info.name == name:
@@ -167,6 +196,7 @@ def _fields(spec: ProcessSpec) -> bytes:
         str(restart.max_restarts if restart else 0),
         str(int(restart.min_uptime * 1e6) if restart else 0),
         "1" if spec.terminal else "",
+        "1" if spec.inbox else "",
         *(f"{name}={value}" for name, value in spec.command.env.items()),
         *words,
     )
@@ -220,10 +250,10 @@ def _said(result: Result) -> str:
 
 def _why(spec: ProcessSpec, result: Result) -> str:
     reasons = {
-        scripts.NO_DIRECTORY: f"the directory {spec.command.cwd or '~'} cannot be entered",
-        scripts.NO_PROGRAM: f"{one_line(spec.command.words()[0], 120)!r} is no program there",
-        scripts.NO_STDIN: f"its input {spec.stdin} is no file that can be read",
-        scripts.NOT_CLAIMED: "its runner gave no sign of life",
-        scripts.NO_TMUX: "there is no tmux in the machine's image",
+        common.NO_DIRECTORY: f"the directory {spec.command.cwd or '~'} cannot be entered",
+        common.NO_PROGRAM: f"{one_line(spec.command.words()[0], 120)!r} is no program there",
+        common.NO_STDIN: f"its input {spec.stdin} is no file that can be read",
+        common.NOT_CLAIMED: "its runner gave no sign of life",
+        common.NO_TMUX: "there is no tmux in the machine's image",
     }
     return reasons.get(result.status) or _said(result)

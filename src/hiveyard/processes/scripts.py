@@ -1,7 +1,6 @@
 """The bash that the process managers `detached` and `tmux` run in a guest; each verb is one round trip.
 
-It needs bash 5, coreutils and setsid. Reading and stopping use builtins alone, because a guest whose process table is
-full can start no second program. Arguments are positional: no name, path or value is ever part of a script.
+Reading and stopping use builtins alone, because a guest whose process table is full can start no second program.
 
 A process `NAME` is a directory of that name:
 
@@ -9,6 +8,7 @@ A process `NAME` is a directory of that name:
     claim    `PID TICKS TIME`: the runner that owns it, made by O_EXCL, so that there is only ever one
     pid      `PID TIME RESTARTS`: the process itself, written anew at each restart
     out err  its outputs, each up to its limit
+    in ...   what was sent to it (see inbox.py)
     stop     somebody asked for its end: no restart
     exit     `CODE TIME`: it has ended, and all its output is in the files
 
@@ -19,132 +19,16 @@ from __future__ import annotations
 
 from typing import Final
 
-NO_SUCH: Final = 40
-NO_DIRECTORY: Final = 60
-NO_PROGRAM: Final = 61
-NO_STDIN: Final = 62
-NOT_STORED: Final = 63
-NOT_CLAIMED: Final = 64
-STILL_RUNS: Final = 65
-NO_TMUX: Final = 66
-
-_COMMON: Final = r"""
-language=${LC_ALL-}
-LC_ALL=C
-shopt -s nullglob
-# FILE VARIABLE: its one line, or nothing when it is not whole
-line() { local -n got=$2; got=; [[ -f $1 ]] && { IFS= read -r -n 200 got <"$1" || got=; } 2>/dev/null; }
-# PID VARIABLE=VALUE: whether that process carries it in its environment
-carries() {
-  local e=() v
-  { mapfile -d '' -t e <"/proc/${1:-none}/environ"; } 2>/dev/null
-  for v in "${e[@]}"; do [[ $v == "$2" ]] && return; done
-  return 1
-}
-# PID VARIABLE: when it started, in ticks since boot; nothing for a process that is gone
-ticks() {
-  local -n at=$2
-  local s=
-  at=
-  { read -r -d '' s <"/proc/${1:-none}/stat"; } 2>/dev/null
-  set -- ${s##*) }
-  [[ $1 && $1 != [ZX] ]] && at=${20}
-}
-# VARIABLE: `~` at its start becomes the home directory
-home() { local -n path=$1; [[ $path == "~" || $path == "~/"* ]] && path=$HOME${path#"~"}; }
-# Bash sleeps without a second program by reading what never comes: a pipe that nobody writes to, as file descriptor 5.
-nap() { read -r -t "$1" -n 1 -u 5; }
-"""
-
-# Prints `NAME PID-TO-WATCH claim pid exit KIB`, each ended by NUL. PID-TO-WATCH is 0 when nothing runs any more.
-_STATUS: Final = r"""
-status() {
-  local dir=$root/$1 claim pid exit f=() c now watch=0 kib= w
-  line "$dir/claim" claim; line "$dir/pid" pid; line "$dir/exit" exit
-  [[ -f $dir/spec ]] && { mapfile -d '' -t -n 1 f <"$dir/spec"; } 2>/dev/null
-  if [[ $claim && ! $exit ]]; then
-    read -r -a c <<<"$claim"
-    ticks "${c[0]}" now
-    if [[ $now && $now == "${c[1]}" ]] && carries "${c[0]}" "HIVEYARD_RUNNER=$f"; then watch=${c[0]}
-    elif carries "${pid%% *}" "HIVEYARD_PROCESS=$f"; then watch=${pid%% *}
-    fi
-    # It may have ended while we looked.
-    line "$dir/exit" exit; [[ $exit ]] && watch=0
-  fi
-  if [[ $watch != 0 && $pid ]]; then
-    while read -r -a w; do [[ $w == VmRSS: ]] && kib=${w[1]}; done 2>/dev/null <"/proc/${pid%% *}/status"
-  fi
-  printf '%s\0' "$1" "$watch" "$claim" "$pid" "$exit" "$kib"
-}
-"""
+from hiveyard.processes.common import COMMON, STATUS
 
 # ROOT [NAME]
 GET: Final = (
-    _COMMON
-    + _STATUS
+    COMMON
+    + STATUS
     + r"""
 root=$1
 if (($# > 1)); then [[ -e $root/$2/claim ]] || exit 40; status "$2"; exit; fi
 for d in "$root"/*/; do d=${d%/}; [[ -e $d/claim ]] && status "${d##*/}"; done
-"""
-)
-
-# DIRECTORY. Runs in a session of its own, tied to nobody, and ends after its process and the output of that.
-# A process that wants a terminal has the runner's: the runner's session, its group, so that keys mean what they mean.
-# Where the runner has a terminal and the process wants none, the terminal shows its outputs.
-RUNNER: Final = (
-    _COMMON
-    + r"""
-dir=$1
-trap '' HUP INT QUIT TSTP TTIN TTOU
-mapfile -d '' -t f <"$dir/spec" || exit 1
-ticks $$ now
-set -C; { printf '%d %s %s\n' $$ "$now" "$EPOCHREALTIME" >"$dir/claim"; } 2>/dev/null || exit 0; set +C
-token=${f[0]} cwd=${f[1]} stdin=${f[2]} limit=${f[3]} left=${f[4]} uptime=${f[5]} terminal=${f[6]}
-home cwd; home stdin
-# What signals mean is inherited through whatever started the machine; SIGINT is often ignored by then.
-own=(-u HIVEYARD_RUNNER --default-signal=INT,QUIT,PIPE,HUP,TERM,CHLD,TSTP,TTIN,TTOU ${language:+"LC_ALL=$language"})
-command=(env "${own[@]}" "HIVEYARD_PROCESS=$token" "${f[@]:7}")
-# cat writes what it reads at once, up to the limit on the size of its files; what comes after that is dropped, so that
-# the process never waits and never breaks.
-keep() {
-  ( trap '' XFSZ; ulimit -f $((limit / 1024)); exec cat >>"$dir/$1" 2>/dev/null )
-  exec cat >/dev/null
-}
-if [[ $terminal ]]; then
-  exec 3>&1 4>&2 6<&0
-else
-  command=(setsid "${command[@]}")
-  [[ -t 1 ]] && { tail --pid=$$ -q -n +1 -s 0.1 -f -- "$dir/out" "$dir/err" 2>/dev/null & }
-  exec 3> >(keep out); a=$!
-  exec 4> >(exec 3>&-; keep err); b=$!
-  exec 6</dev/null
-fi
-exec 5<> <(:)
-again=$left restarts=0 code=130
-while [[ ! -e $dir/stop ]]; do
-  began=$EPOCHREALTIME
-  {
-    # Where memory is short, the kernel takes the work before it takes the runner or whoever comes to stop it.
-    echo 500 >/proc/self/oom_score_adj
-    if [[ $terminal ]]; then exec <&6; else exec <"$stdin"; fi
-    cd -- "$cwd" && exec "${command[@]}" >&3 3>&- 4>&- 5>&- 6>&-
-  } 2>&4 &
-  printf '%d %s %d\n' $! "$began" $restarts >"$dir/pid"
-  wait $!; code=$?
-  ran=$((${EPOCHREALTIME/[.,]} - ${began/[.,]}))
-  ((ran >= uptime)) && again=$left
-  ((again-- > 0)) || break
-  ((restarts++))
-done
-exec 3>&- 4>&-
-# Children that it left behind may hold its outputs open for ever: what is in the pipes is on disk long before then.
-for ((i = 0; i < 300; i++)); do
-  [[ $terminal ]] && { nap 0.2; break; }
-  kill -0 $a 2>/dev/null || kill -0 $b 2>/dev/null || break
-  nap 0.01
-done
-printf '%d %s\n' $code "$EPOCHREALTIME" >"$dir/exit"
 """
 )
 
@@ -229,8 +113,8 @@ exec tmux -u "${features[@]}" attach-session ${2:+-r} -t "=$name"
 # ROOT NAME RUNNER, after a LAUNCH script; the spec is stdin. A directory that is complete gets its name in one
 # step, and whoever finds it without an owner starts a runner; runners settle by `claim` which of them it is.
 START: Final = (
-    _COMMON
-    + _STATUS
+    COMMON
+    + STATUS
     + r"""
 root=$1 name=$2 dir=$1/$2
 stored() { "$@" || exit 63; }
@@ -245,12 +129,13 @@ if [[ ! -e $dir/spec ]]; then
   home cwd; home stdin
   cd -- "$cwd" 2>/dev/null || exit 60
   [[ -f $stdin && -r $stdin || $stdin == /dev/null ]] || exit 62
-  for ((i = 7; i < ${#f[@]}; i++)); do
+  for ((i = 8; i < ${#f[@]}; i++)); do
     [[ ${f[i]} == *=* ]] || break
     [[ ${f[i]} == PATH=* ]] && PATH=${f[i]#*=}
   done
   p=$(type -P -- "${f[i]}") && [[ ! -d $p && -x $p ]] || exit 61
-    : >"$new/out" && : >"$new/err" || exit 63
+  : >"$new/out" && : >"$new/err" || exit 63
+  if [[ ${f[7]} ]]; then : >"$new/in" && : >"$new/index" || exit 63; fi
   cd /
   mv -T -- "$new" "$dir" 2>/dev/null || { [[ -e $dir/spec ]] || exit 63; rm -rf -- "$new"; }
   # From here on the process may leave no room for one more program.
@@ -273,8 +158,8 @@ exit 64
 # ROOT NAME GRACE(seconds, whole). SIGINT to all, once each; at the deadline all are stopped before they are killed, so
 # that nothing forks away. A process that is gone leaves its children one second of the grace.
 STOP: Final = (
-    _COMMON
-    + _STATUS
+    COMMON
+    + STATUS
     + r"""
 root=$1 name=$2 grace=$3 dir=$1/$2
 [[ -e $dir/claim ]] || exit 40
@@ -348,8 +233,8 @@ tail -c 1048576 -- "$1/$2/$3" | tail -n "$4"
 
 # ROOT NAME
 REMOVE: Final = (
-    _COMMON
-    + _STATUS
+    COMMON
+    + STATUS
     + r"""
 root=$1 dir=$1/$2
 mapfile -d '' -t s < <(status "$2")

@@ -1,0 +1,75 @@
+"""The bash that owns one process: it lives in the guest, beside the process, and nobody is connected to it.
+
+See scripts.py for the files.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hiveyard.processes.common import COMMON
+from hiveyard.processes.inbox import FEED
+
+# DIRECTORY. Runs in a session of its own, tied to nobody, and ends after its process and the output of that.
+# A process that wants a terminal has the runner's: the runner's session, its group, so that keys mean what they mean.
+# Where the runner has a terminal and the process wants none, the terminal shows its outputs.
+RUNNER: Final = (
+    COMMON
+    + FEED
+    + r"""
+dir=$1
+trap '' HUP INT QUIT TSTP TTIN TTOU
+mapfile -d '' -t f <"$dir/spec" || exit 1
+ticks $$ now
+set -C; { printf '%d %s %s\n' $$ "$now" "$EPOCHREALTIME" >"$dir/claim"; } 2>/dev/null || exit 0; set +C
+token=${f[0]} cwd=${f[1]} stdin=${f[2]} limit=${f[3]} left=${f[4]} uptime=${f[5]} terminal=${f[6]} inbox=${f[7]}
+home cwd; home stdin
+# What signals mean is inherited through whatever started the machine; SIGINT is often ignored by then.
+own=(-u HIVEYARD_RUNNER --default-signal=INT,QUIT,PIPE,HUP,TERM,CHLD,TSTP,TTIN,TTOU ${language:+"LC_ALL=$language"})
+command=(env "${own[@]}" "HIVEYARD_PROCESS=$token" "${f[@]:8}")
+# cat writes what it reads at once, up to the limit on the size of its files; what comes after that is dropped, so that
+# the process never waits and never breaks.
+keep() {
+  ( trap '' XFSZ; ulimit -f $((limit / 1024)); exec cat >>"$dir/$1" 2>/dev/null )
+  exec cat >/dev/null
+}
+if [[ $terminal ]]; then
+  exec 3>&1 4>&2 6<&0
+else
+  command=(setsid "${command[@]}")
+  [[ -t 1 ]] && { tail --pid=$$ -q -n +1 -s 0.1 -f -- "$dir/out" "$dir/err" 2>/dev/null & }
+  exec 3> >(keep out); a=$!
+  exec 4> >(exec 3>&-; keep err); b=$!
+  exec 6</dev/null
+fi
+exec 5<> <(:)
+[[ $inbox ]] && exec 7<> <(:)
+given=0
+again=$left restarts=0 code=130
+while [[ ! -e $dir/stop ]]; do
+  [[ $inbox ]] && exec 6< <(feed $given 2>/dev/null 3>&- 4>&- 5>&-)
+  began=$EPOCHREALTIME
+  {
+    # Where memory is short, the kernel takes the work before it takes the runner or whoever comes to stop it.
+    echo 500 >/proc/self/oom_score_adj
+    if [[ $terminal$inbox ]]; then exec <&6; else exec <"$stdin"; fi
+    cd -- "$cwd" && exec "${command[@]}" >&3 3>&- 4>&- 5>&- 6>&- 7>&-
+  } 2>&4 &
+  printf '%d %s %d\n' $! "$began" $restarts >"$dir/pid"
+  wait $!; code=$?
+  [[ $inbox ]] && unread
+  ran=$((${EPOCHREALTIME/[.,]} - ${began/[.,]}))
+  ((ran >= uptime)) && again=$left
+  ((again-- > 0)) || break
+  ((restarts++))
+done
+exec 3>&- 4>&-
+# Children that it left behind may hold its outputs open for ever: what is in the pipes is on disk long before then.
+for ((i = 0; i < 300; i++)); do
+  [[ $terminal ]] && { nap 0.2; break; }
+  kill -0 $a 2>/dev/null || kill -0 $b 2>/dev/null || break
+  nap 0.01
+done
+printf '%d %s\n' $code "$EPOCHREALTIME" >"$dir/exit"
+"""
+)
