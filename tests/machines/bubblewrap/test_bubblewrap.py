@@ -202,7 +202,7 @@ async def test_the_number_of_a_process_that_is_gone_is_not_taken_for_the_machine
 ) -> None:
     async with _guest(host, MachineSpec(image=HOST)):
         ident = (scratch / "state/t/machine.json").read_text().split('"ident":"')[1].split('"')[0]
-        assert len(_mentioning(ident)) == 2  # bubblewrap, and process 1
+        assert len(_mentioning(ident)) >= 2  # bubblewrap, process 1, and what that is about to make another program of
         (scratch / "state/t/pid").write_text(f"{os.getpid()} 1\n")
         assert (await host.get("t")).status is MachineStatus.ERROR
         await host.terminate("t")
