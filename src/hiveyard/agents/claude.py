@@ -1,4 +1,5 @@
-"""Claude Code: headless as `claude -p` with stream-json out and the prompt on stdin, or at its own terminal.
+"""Claude Code: headless as `claude -p` with stream-json out and the prompt on stdin, in a conversation with stream-json
+on both ends, or at its own terminal.
 
 It runs as an unprivileged user in a machine of its own, so it need not ask for permission. What the repository brings
 that would run code on start (.mcp.json, hooks, apiKeyHelper, env) comes from the setting sources `project` and
@@ -13,8 +14,10 @@ from collections.abc import Sequence
 from hiveyard.agents import seats
 from hiveyard.agents.claude_feed import ClaudeListener
 from hiveyard.agents.claude_stream import ClaudeParser
+from hiveyard.agents.drivers.claude_stream import ClaudeStream
 from hiveyard.agents.words import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
+from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import Parser, Seat, Turn
 
 # With its own back-off (0.5 s, doubled each time) six tries bridge half a minute: a daemon that restarts, a busy
@@ -45,6 +48,16 @@ class Claude:
 
     def version(self) -> Command:
         return Command(argv=("claude", "--version"))
+
+    # --- in a conversation ------------------------------------------------------------------------------------------
+
+    def live(self, turn: Turn) -> ProcessSpec:
+        argv = _argv(turn, "--input-format", "stream-json", "--permission-prompt-tool", "stdio")
+        command = Command(argv=argv, cwd=turn.workdir, env=_env(turn), name=self.name)
+        return ProcessSpec(name=turn.name, command=command, inbox=True)
+
+    def driver(self, turn: Turn) -> Driver:
+        return ClaudeStream(turn.workdir, turn.conversation)
 
     # --- at its terminal --------------------------------------------------------------------------------------------
 
@@ -77,15 +90,15 @@ def _config(turn: Turn) -> str:
     return f"{turn.state}/claude"
 
 
-def _argv(turn: Turn) -> tuple[str, ...]:
-    argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", *_options(turn)]
+def _argv(turn: Turn, *more: str) -> tuple[str, ...]:
+    argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", *more, *_options(turn)]
     if turn.conversation is not None:
         argv += ["--resume", checked_conversation(turn.conversation)]
     return _with_agents_md(turn, argv)
 
 
 def _options(turn: Turn) -> list[str]:
-    argv = ["--permission-mode", "bypassPermissions"]
+    argv = ["--permission-mode", "manual" if turn.ask else "bypassPermissions"]
     if not turn.repository_config:
         # --add-dir takes any number of words: another option must follow it.
         argv += ["--add-dir", turn.workdir, "--setting-sources", "user", "--strict-mcp-config"]

@@ -21,12 +21,18 @@ def events(line: bytes, read: Reader) -> Sequence[AgentEvent]:
     """What a line means; one that is no object, or has no meaning, is kept as output."""
     if not line.strip():
         return []
+    said = decoded(line)
+    found = None if said is None else read(said)
+    return [AgentOutput(text=clip(decode(line)))] if found is None else list(found)
+
+
+def decoded(line: bytes) -> JSON | None:
+    """The object of a line, or None for one that has none."""
     try:
         said = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        said = None
-    found = read(said) if isinstance(said, dict) else None
-    return [AgentOutput(text=clip(decode(line)))] if found is None else list(found)
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def nothing(said: JSON) -> Iterator[AgentEvent]:

@@ -23,9 +23,13 @@ class AgentPrompted(Body, frozen=True, kw_only=True, tag="agent.prompted"):
 
 
 class AgentAsked(Body, frozen=True, kw_only=True, tag="agent.asked"):
-    """It waits for an answer of a person at its terminal."""
+    """It waits for an answer: of a person at its terminal, or, with a `request`, to that request. It wants leave to
+    call `tool` with `input`, a JSON object, which is empty when it is too long to be told."""
 
     message: str
+    request: str = ""
+    tool: str = ""
+    input: str = ""
 
 
 class AgentText(Body, frozen=True, kw_only=True, tag="agent.text"):
@@ -100,11 +104,13 @@ class AgentPermissionDenied(Body, frozen=True, kw_only=True, tag="agent.permissi
 
 
 class AgentEnded(Body, frozen=True, kw_only=True, tag="agent.ended"):
-    """The program says that it is done; `text` is its last word."""
+    """The program says that it is done; `text` is its last word. `code` is one of the error list, where the end of a
+    live turn is judged at once."""
 
     is_error: bool
     text: str = ""
     reason: str = ""
+    code: str = ""
 
 
 class AgentOutput(Body, frozen=True, kw_only=True, tag="agent.output"):

@@ -1,0 +1,47 @@
+"""Leave: what an agent asked to be allowed, and waits for."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hiveyard.agents.jsonl import JSON
+from hiveyard.core.errors import BadInput
+from hiveyard.core.events import AgentAsked
+from hiveyard.core.events.body import TEXT_LIMIT
+from hiveyard.kit.text import one_line
+
+_MOST = 1000
+"""Requests that may be open at once: the program is a stranger."""
+
+
+class Leave:
+    """The requests of one conversation that are open."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, JSON] = {}
+
+    def wanted(self, request: str, tool: str, arguments: JSON, message: str) -> AgentAsked:
+        """It asks. `arguments` are what the request would do; they come back when it is settled."""
+        if len(self._open) >= _MOST:
+            self._open.pop(next(iter(self._open)))
+        self._open[request] = arguments
+        given = msgspec.json.encode(arguments).decode()
+        return AgentAsked(
+            message=f"may it do this? {message}",
+            request=request,
+            tool=tool[:200],
+            input=given if len(given) <= TEXT_LIMIT else "",
+        )
+
+    def settle(self, request: str) -> JSON:
+        """It is answered: what it had asked. Raises BadInput for one that is not open."""
+        if request not in self._open:
+            raise BadInput(f"the agent does not wait for an answer to {one_line(request, 80)!r}")
+        return self._open.pop(request)
+
+    def withdrawn(self, request: str) -> None:
+        self._open.pop(request, None)
+
+    def end(self) -> None:
+        """The turn is over, and nothing of it is asked any more."""
+        self._open.clear()

@@ -1,0 +1,218 @@
+"""A conversation with an agent that stays: prompts go in, events come out, and what it asks leave for is answered.
+
+The agent's process and all that was said lie in the guest, with the process manager: whoever opens the conversation
+again, after a lost connection or a crash, goes on where it stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+
+import anyio
+
+from hiveyard.core.commands import ProcessInfo
+from hiveyard.core.drivers import Answer, Driver, Step
+from hiveyard.core.drivers import Line as ToTell
+from hiveyard.core.errors import GuestDisconnected, HiveyardError, ProcessEnded
+from hiveyard.core.events import AgentEnded, AgentEvent
+from hiveyard.core.ports import Guest, ProcessManager
+from hiveyard.kit.lines import Line, LineSplitter
+from hiveyard.kit.names import new_id
+
+_LINE_LIMIT = 64 << 20
+"""Bytes of one line: a tool's whole answer is on one."""
+_UNREAD_LIMIT = 10_000
+"""Events that may wait for a reader before the agent's output is left where it is."""
+_RECONNECT = 0.5
+
+
+class Conversation:
+    """What one process says and is told. `offset` counts the bytes of its output that `events` has given all of."""
+
+    def __init__(self, guest: Guest, manager: ProcessManager, process: str, driver: Driver, offset: int = 0) -> None:
+        self._guest = guest
+        self._manager = manager
+        self._process = process
+        self._driver = driver
+        self._unread: deque[tuple[int, AgentEvent]] = deque()
+        self._changed = anyio.Condition()
+        self._acting = anyio.Lock()
+        self._ended: ProcessInfo | None = None
+        self._failure: HiveyardError | None = None
+        self._from = offset
+        self.offset = offset
+
+    @property
+    def conversation(self) -> str | None:
+        """The agent's own id of it, to go on with in another process (`Turn.conversation`), once it is known."""
+        return self._driver.conversation
+
+    @property
+    def ended(self) -> ProcessInfo | None:
+        """How the process ended; None while it lives."""
+        return self._ended
+
+    async def events(self) -> AsyncGenerator[AgentEvent, None]:
+        """All that happens from the offset on, until the process has ended. One reader at a time. Raises MachineLost
+        and what else may happen to a guest."""
+        while (found := await self._next()) is not None:
+            self.offset, event = found
+            yield event
+
+    async def turn(self, text: str, *, key: str | None = None) -> AsyncGenerator[AgentEvent, None]:
+        """A prompt, and what happens until its turn has ended; the last is an AgentEnded. As `prompt`, and as
+        `events`."""
+        await self.prompt(text, key=key)
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                yield event
+                if isinstance(event, AgentEnded):
+                    return
+
+    async def prompt(self, text: str, *, key: str | None = None) -> None:
+        """Begin a turn, once the one at work has ended. When this returns the prompt is safe with the guest. The same
+        `key` again, also after a crash, is the same prompt and told once. Raises ProcessEnded."""
+        async with self._when_ready():
+            if await self._tell(self._driver.prompt(_key("prompt", key), text)):
+                await self._publish(self.offset, self._driver.begun(text))
+
+    async def steer(self, text: str, *, key: str | None = None) -> None:
+        """Something more for the turn at work. Raises BadInput where the agent takes no such thing, ProcessEnded."""
+        await self._do(lambda: self._driver.steer(_key("steer", key), text))
+
+    async def interrupt(self) -> None:
+        """End the turn at work and keep the conversation; its AgentEnded comes as an event."""
+        await self._do(lambda: self._driver.interrupt(_key("interrupt", None)))
+
+    async def answer(self, request: str, answer: Answer) -> None:
+        """Decide about an AgentAsked; the first answer counts. Raises BadInput for a request that is not open."""
+        await self._do(lambda: self._driver.answer(request, answer))
+
+    async def choose(self, model: str) -> None:
+        """Turns to come use this model. Raises BadInput where the agent cannot change it."""
+        async with self._when_ready():
+            await self._tell(self._driver.choose(_key("model", None), model).lines)
+
+    async def close(self) -> None:
+        """No more prompts: the program ends when it has done what it was told. Wait for it by reading `events`."""
+        await self._manager.close_inbox(self._guest, self._process)
+
+    # --- the process ------------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        try:
+            await self._read()
+        except HiveyardError as error:
+            self._failure = error
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _read(self) -> None:
+        """The output from its first line to its last; the driver answers what it has to."""
+        await self._heard(0, self._driver.begin)
+        splitter = LineSplitter(limit=_LINE_LIMIT)
+        while True:
+            try:
+                pieces = self._manager.follow(self._guest, self._process, offset=splitter.offset)
+                async with aclosing(pieces):  # type: ignore[type-var]  # the port promises one that can be closed
+                    async for piece in pieces:
+                        await self._lines(splitter.feed(piece))
+                break
+            except GuestDisconnected:
+                await anyio.sleep(_RECONNECT)
+        await self._lines(splitter.finish())
+        await self._over(splitter.offset)
+
+    async def _lines(self, lines: Sequence[Line]) -> None:
+        for line in lines:
+            await self._heard(line.end, partial(self._driver.feed, line.data))
+
+    async def _over(self, offset: int) -> None:
+        info = await self._manager.get(self._guest, self._process)
+        stderr = await self._manager.logs(self._guest, self._process, stream="stderr")
+        await self._heard(offset + 1, lambda: self._driver.gone(info.exit_code, stderr.decode("utf-8", "replace")))
+        self._ended = info
+
+    async def _heard(self, offset: int, meaning: Callable[[], Step]) -> None:
+        async with self._acting:
+            step = meaning()
+            with contextlib.suppress(ProcessEnded):  # it does not wait for what it is told any more
+                await self._tell(step.lines)
+            if offset > self._from:
+                await self._publish(offset, step.events)
+
+    async def _do(self, act: Callable[[], Step]) -> None:
+        await self._until(lambda: True)
+        async with self._acting:
+            step = act()
+            await self._tell(step.lines)
+            await self._publish(self.offset, step.events)
+
+    @asynccontextmanager
+    async def _when_ready(self) -> AsyncIterator[None]:
+        while True:
+            await self._until(lambda: self._driver.ready)
+            async with self._acting:
+                if self._driver.ready:  # somebody else may have been first
+                    yield
+                    return
+
+    async def _tell(self, lines: Sequence[ToTell]) -> bool:
+        """Whether any of it was new to the program's inbox."""
+        new = [await self._manager.send(self._guest, self._process, line.key, line.data) for line in lines]
+        return any(new)
+
+    # --- who reads --------------------------------------------------------------------------------------------------
+
+    async def _publish(self, offset: int, events: Sequence[AgentEvent]) -> None:
+        async with self._changed:
+            while len(self._unread) > _UNREAD_LIMIT:
+                await self._changed.wait()
+            self._unread.extend((offset, event) for event in events)
+            self._changed.notify_all()
+
+    async def _next(self) -> tuple[int, AgentEvent] | None:
+        async with self._changed:
+            while not self._unread:
+                self._check()
+                if self._ended is not None:
+                    return None
+                await self._changed.wait()
+            found = self._unread.popleft()
+            self._changed.notify_all()
+            return found
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        async with self._changed:
+            while True:
+                self._check()
+                if self._ended is not None:
+                    raise ProcessEnded(f"{self._process} has ended and takes nothing more")
+                if true():
+                    return
+                await self._changed.wait()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+@asynccontextmanager
+async def conversing(
+    guest: Guest, manager: ProcessManager, process: str, driver: Driver, *, offset: int = 0
+) -> AsyncIterator[Conversation]:
+    """The conversation with a process that was started with an inbox, for as long as the block lasts; leaving it ends
+    nothing in the guest. `events` begins at `offset` of the output, which is the `offset` of one that was left."""
+    conversation = Conversation(guest, manager, process, driver, offset)
+    async with anyio.create_task_group() as listening:
+        listening.start_soon(conversation._listen)
+        yield conversation
+        listening.cancel_scope.cancel()
+
+
+def _key(kind: str, key: str | None) -> str:
+    return f"{kind}-{new_id() if key is None else key}"

@@ -1,0 +1,248 @@
+"""Real agent programs that stay: several turns, leave that is asked for, interrupts, and readers that are lost."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from hiveyard.core.commands import ProcessStatus
+from hiveyard.core.drivers import Answer
+from hiveyard.core.errors import BadInput, ProcessEnded
+from hiveyard.core.events import (
+    AgentAsked,
+    AgentEdited,
+    AgentEnded,
+    AgentEvent,
+    AgentPrompted,
+    AgentStarted,
+    AgentText,
+    AgentToolReturned,
+    AgentUsage,
+)
+from hiveyard.orchestrator.conversation import Conversation
+from hiveyard.testing.script import Call, Fault, File, Script, Step, say, shell
+from tests.agents.talking import Stage, stage
+
+pytestmark = [pytest.mark.real, pytest.mark.anyio]
+AGENTS = ("claude",)
+CHANGING = ("claude",)
+"""Those that take other arguments for what they asked."""
+
+SCRIPTS: Mapping[str, Script] = {
+    "write": [Step(text="I write.", calls=[Call(write=File(path="a.py", content="x = 1\n"))]), say("Done.")],
+    "shell": [shell("echo first > b.txt"), say("Ran.")],
+    "slow": [Step(text="Slow " * 60, chunk_delay=0.5), say("never said")],
+    "next": [say("I go on.")],
+    "refused": [Step(text="no", fault=Fault(status=400, message="that cannot be"))],
+}
+Open = Callable[[str], AbstractAsyncContextManager[Stage]]
+
+
+@pytest.fixture
+def opened(programs: Mapping[str, Path]) -> Iterator[Open]:
+    with tempfile.TemporaryDirectory(prefix="hv-talk-", dir="/tmp") as scratch:
+        yield lambda agent: stage(Path(scratch), programs, agent, scripts=SCRIPTS)
+
+
+async def answered(talk: Conversation, events: AsyncIterator[AgentEvent], answer: Answer) -> list[AgentEvent]:
+    """All events; whatever is asked gets the same answer."""
+    found = []
+    with anyio.fail_after(120):
+        async for event in events:
+            found.append(event)
+            if isinstance(event, AgentAsked):
+                await talk.answer(event.request, answer)
+    return found
+
+
+async def turn(talk: Conversation, text: str, *, allow: bool = True, **more: Any) -> list[AgentEvent]:
+    async with aclosing(talk.turn(text)) as events:
+        return await answered(talk, events, Answer(allow=allow, **more))
+
+
+def one(events: list[AgentEvent], kind: type[Any]) -> Any:
+    found = [event for event in events if isinstance(event, kind)]
+    assert len(found) == 1, events
+    return found[0]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_it_asks_leave_in_each_of_several_turns(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk(ask=True) as talk:
+        first = await turn(talk, "[[script:write]] the first")
+        asked = one(first, AgentAsked)
+        assert "a.py" in asked.message
+        assert "a.py" in asked.input
+        assert [type(event) for event in first[:2]] == [AgentPrompted, AgentStarted] or isinstance(
+            first[0], AgentStarted
+        )
+        assert one(first, AgentEnded).text == "Done."
+        assert one(first, AgentEdited).path == "a.py"
+        assert (place.session / "work" / "a.py").read_text() == "x = 1\n"
+        denied = await turn(talk, "[[script:shell]] the second", allow=False, message="not on a Sunday")
+        assert one(denied, AgentAsked).request != asked.request
+        assert one(denied, AgentToolReturned).is_error
+        assert not (place.session / "work" / "b.txt").exists()
+        third = await turn(talk, "[[script:shell]] the third")
+        assert one(third, AgentEnded).text == "Ran."
+        assert (place.session / "work" / "b.txt").read_text() == "first\n"
+        assert [type(event) for event in third].count(AgentStarted) == 0, "it is one conversation"
+        assert one(third, AgentUsage).usage.requests <= 2, "each turn is counted for itself"
+        with pytest.raises(BadInput, match="does not wait"):
+            await talk.answer(asked.request, Answer(allow=True))
+        await talk.close()
+        assert await answered(talk, talk.events(), Answer(allow=False)) == []
+        assert talk.ended is not None
+    assert b"the first" in place.model.requests[-1].body
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_it_asks_nothing_where_it_may_do_all(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk() as talk:
+        events = await turn(talk, "[[script:shell]] do it")
+        assert not any(isinstance(event, AgentAsked) for event in events)
+        assert one(events, AgentEnded).text == "Ran."
+        assert (place.session / "work" / "b.txt").exists()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_what_it_asked_can_be_changed_where_it_takes_that(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk(ask=True) as talk:
+        async with aclosing(talk.turn("[[script:shell]] do it")) as events:
+            async for event in events:
+                if isinstance(event, AgentAsked):
+                    other = Answer(allow=True, input={"command": "echo second > b.txt"})
+                    if agent in CHANGING:
+                        await talk.answer(event.request, other)
+                        continue
+                    with pytest.raises(BadInput, match="other arguments"):
+                        await talk.answer(event.request, other)
+                    await talk.answer(event.request, Answer(allow=True))
+        written = (place.session / "work" / "b.txt").read_text()
+        assert written == ("second\n" if agent in CHANGING else "first\n")
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_an_interrupted_turn_leaves_the_conversation(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk() as talk:
+        await talk.interrupt()  # nothing is at work
+        async with aclosing(talk.turn("[[script:slow]] begin")) as events, anyio.create_task_group() as group:
+
+            async def stop() -> None:
+                await place.asked()
+                await anyio.sleep(1)
+                await talk.interrupt()
+
+            group.start_soon(stop)
+            found = [event async for event in events]
+        assert (one(found, AgentEnded).is_error, one(found, AgentEnded).reason) == (True, "interrupted")
+        after = await turn(talk, "[[script:next]] go on")
+        assert one(after, AgentEnded).text == "I go on."
+        assert not one(after, AgentEnded).is_error
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_leave_that_nobody_gave_ends_with_the_turn(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk(ask=True) as talk:
+        async with aclosing(talk.turn("[[script:shell]] begin")) as events:
+            found = []
+            async for event in events:
+                found.append(event)
+                if isinstance(event, AgentAsked):
+                    await talk.interrupt()
+        assert one(found, AgentEnded).is_error
+        with pytest.raises(BadInput, match="does not wait"):
+            await talk.answer(one(found, AgentAsked).request, Answer(allow=True))
+        assert one(await turn(talk, "[[script:next]] go on"), AgentEnded).text == "I go on."
+        assert not (place.session / "work" / "b.txt").exists()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_reader_that_was_lost_misses_nothing(agent: str, opened: Open) -> None:
+    async with opened(agent) as place:
+        before: list[AgentEvent] = []
+        async with place.talk(ask=True) as talk:
+            async with aclosing(talk.turn("[[script:shell]] begin", key="one")) as events:
+                async for event in events:
+                    before.append(event)
+                    if isinstance(event, AgentAsked):
+                        break
+            offset = talk.offset
+        asked = one(before, AgentAsked)
+        async with place.talk(ask=True, offset=offset) as talk:
+            async with aclosing(talk.events()) as events:
+                with anyio.fail_after(60):
+                    # Whoever was killed before the answer was sent has to be able to give it.
+                    while True:
+                        try:
+                            await talk.answer(asked.request, Answer(allow=True))
+                            break
+                        except BadInput:
+                            await anyio.sleep(0.05)
+                    after = []
+                    async for event in events:
+                        after.append(event)
+                        if isinstance(event, AgentEnded):
+                            break
+            assert one(after, AgentEnded).text == "Ran."
+            assert one(after, AgentToolReturned).is_error is False
+            assert not [event for event in after if isinstance(event, AgentStarted | AgentAsked | AgentPrompted)]
+            again = one(await turn(talk, "[[script:next]] go on"), AgentEnded)
+            assert again.text == "I go on."
+            await talk.prompt("[[script:shell]] begin", key="one")  # whoever was killed does not know that it was told
+            await turn(talk, "[[script:next]] once more")
+        said = [event.text for event in before + after if isinstance(event, AgentText)]
+        assert len(said) == len(set(said))
+    assert place.model.requests[-1].body.count(b"[[script:shell]] begin") == 1
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_another_process_goes_on_with_the_conversation(agent: str, opened: Open) -> None:
+    async with opened(agent) as place:
+        async with place.talk("first") as talk:
+            await turn(talk, "[[script:next]] the first question")
+            known = talk.conversation
+            assert known
+            await talk.close()
+            await answered(talk, talk.events(), Answer(allow=False))
+        async with place.talk("second", conversation=known) as talk:
+            events = await turn(talk, "[[script:next]] the second question")
+            assert one(events, AgentEnded).text == "I go on."
+            assert [event.text for event in events if isinstance(event, AgentText)] == ["I go on."]
+            assert talk.conversation == known
+    assert b"the first question" in place.model.requests[-1].body
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_model_that_refuses_ends_the_turn_and_not_the_conversation(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk() as talk:
+        ended = one(await turn(talk, "[[script:refused]] ask"), AgentEnded)
+        assert ended.is_error
+        assert ended.code
+        assert "that cannot be" in ended.text + ended.reason
+        assert one(await turn(talk, "[[script:next]] go on"), AgentEnded).text == "I go on."
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_program_that_is_killed_ends_its_turn(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk() as talk:
+        async with aclosing(talk.turn("[[script:slow]] begin")) as events, anyio.create_task_group() as group:
+
+            async def kill() -> None:
+                await place.asked()
+                await place.manager.stop(place.guest, "live", grace=0)
+
+            group.start_soon(kill)
+            found = [event async for event in events]
+        assert one(found, AgentEnded).is_error
+        assert await answered(talk, talk.events(), Answer(allow=False)) == []
+        assert talk.ended is not None
+        assert talk.ended.status is ProcessStatus.EXITED
+        with pytest.raises(ProcessEnded, match="live has ended"):
+            await talk.prompt("anybody there?")
