@@ -289,6 +289,7 @@ class Turn:
     no slash at the end; `placeholder` is the key that only this session's door accepts. `model` None is the agent's
     own choice. `conversation` is the agent's own id of a conversation to go on with. `repository_config` lets
     configuration in the repository that runs code on start take effect. `command` is the line of the `command` agent.
+    `ask`: in a conversation, it asks leave before it changes or runs anything.
     """
 
     name: str
@@ -301,6 +302,7 @@ class Turn:
     conversation: str | None = None
     repository_config: bool = False
     command: str | None = None
+    ask: bool = False
 
 
 class Verdict(NamedTuple):
