@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -9,20 +10,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 import hiveyard
 from hiveyard.orchestrator import RuntimeEvent, happenings
+from hiveyard.testing.model import scripted_model
+from hiveyard.testing.script import say
 
+KEY = "sk-ant-of-nobody-at-all"
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "README.md 1": "HELLO\n\n",
     "docs/build.md 1": "HELLO\n\n",
-    "docs/build.md 2": (
+    "docs/build.md 2": "I have got some tools.\n",
+    "docs/build.md 3": (
         "BootStarted\nBootReady\nCredentialsInstalled\nMachineInfoWritten\nSessionStarted\n"
         "600 /home/agent/.codex/auth.json\n600 /home/agent/.codex/config.toml\n600 /home/agent/.machine.json\n"
         "[('look', 0)]\nMachineTerminated\n"
     ),
 }
+REAL = {"docs/build.md 2"}
 
 
 def blocks() -> dict[str, str]:
@@ -41,10 +48,26 @@ def test_ten_lines_are_ten() -> None:
     assert len([line for line in blocks()["docs/build.md 1"].splitlines() if line]) == 10
 
 
-@pytest.mark.parametrize("which", EXPECTED)
-def test_an_example_runs_as_printed(works: None, tmp_path: Path, which: str) -> None:
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    """That of somebody who has a key, and a vendor who knows what to say."""
+    with start_blocking_portal() as portal:
+        serving = scripted_model([say("I have got some tools.")], key=KEY)
+        with portal.wrap_async_context_manager(serving) as model:
+            yield {**os.environ, "ANTHROPIC_API_KEY": KEY, "HIVEYARD_ANTHROPIC_UPSTREAM": f"{model.url}/anthropic"}
+
+
+@pytest.mark.parametrize(
+    "which", [pytest.param(which, marks=[pytest.mark.real] if which in REAL else []) for which in EXPECTED]
+)
+def test_an_example_runs_as_printed(works: None, environment: dict[str, str], tmp_path: Path, which: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", blocks()[which]], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", blocks()[which]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200 if which in REAL else 120,  # there may be an image to build
     )
     assert (done.stdout, done.stderr) == (EXPECTED[which], "")
     assert [entry for entry in (tmp_path / "run").iterdir() if not entry.name.startswith(".")] == []

@@ -26,11 +26,19 @@ class _Version(NamedTuple):
 
 
 class Keys:
-    """The keys of the vendors, as they are now. `environment` is read once, when it is made."""
+    """The keys of the vendors, as they are now. `environment` is read once, when it is made; `hint` is what to type
+    when it lacks a `{variable}`."""
 
-    def __init__(self, environment: Mapping[str, str], file: Path | None = None) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        file: Path | None = None,
+        *,
+        hint: str = "hv stop-daemon; {variable}=… hv serve",
+    ) -> None:
         self._given = {vendor: Secret(environment.get(name, "").strip()) for vendor, name in VARIABLES.items()}
         self._file = file
+        self._hint = hint
         self._version: _Version | None = None
         self._stored: dict[str, Account] = {}
 
@@ -46,8 +54,8 @@ class Keys:
         if not key:
             where = f" and not in {self._file.name}" if self._file else ""  # the guest is told, too: no host path
             raise KeyMissing(
-                f"there is no key for {vendor}: {VARIABLES[vendor]} was not set when the daemon started{where}",
-                hint=f"hv stop-daemon; {VARIABLES[vendor]}=… hv serve",
+                f"there is no key for {vendor}: {VARIABLES[vendor]} was not set at the start{where}",
+                hint=self._hint.format(variable=VARIABLES[vendor]),
             )
         return check_key(vendor, key)
 

@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from structlog.processors import KeyValueRenderer
 
+from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.core.machines import TtlAction
 
 
@@ -80,6 +81,12 @@ class SessionFailed(_Failed, frozen=True, tag="session_failed"):
     """An agent's process could not be started."""
 
     process: str
+
+
+class DoorReported(RuntimeEvent, frozen=True, tag="door_reported"):
+    """A model was asked through the machine's door, or something was refused there."""
+
+    fact: DoorEvent | Notice
 
 
 class ProcessStopped(RuntimeEvent, frozen=True, tag="process_stopped"):

@@ -6,16 +6,13 @@ it lives, which secrets it must not show, which scratch directories are to go wi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Self, TypeVar
 
 import anyio
-import anyio.to_thread
 
 from hiveyard.core.commands import ProcessInfo
 from hiveyard.core.credentials import CredentialProfile, CredentialsInstaller, Installed
@@ -26,22 +23,22 @@ from hiveyard.core.errors import (
     NotPrepared,
     OperationFailed,
     OrchestrationError,
-    ProviderError,
     SessionNotStarted,
 )
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction, check_machine_name
-from hiveyard.core.ports import Agent, Guest, Pauses, ProcessManager, Provider, Snapshots, Turn
+from hiveyard.core.ports import Agent, Doors, Guest, Pauses, ProcessManager, Provider, Snapshots, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from hiveyard.kit.text import one_line
-from hiveyard.kit.trees import remove_tree
 from hiveyard.orchestrator import happenings, wanted
+from hiveyard.orchestrator.doorways import Doorways
 from hiveyard.orchestrator.failing import Step
 from hiveyard.orchestrator.lifetimes import Lifetimes
 from hiveyard.orchestrator.prepared import Prepared
+from hiveyard.orchestrator.scratch import Scratch
 
 T = TypeVar("T")
 _REMOVAL_BUDGET = 120.0
@@ -52,8 +49,9 @@ class Orchestrator:
     """Boots machines, installs credentials and runs an agent in them.
 
     `on_event` hears all that happens; without one it goes to the log `hiveyard.orchestrator`. `installer` puts the
-    credentials in. Used as `async with`, it also ends machines whose `ttl_seconds` are over, where their provider does
-    not; leaving the block ends no machine.
+    credentials in. With `doors` (`hiveyard.door.local.LocalDoors`) each machine has a way to models, and a placeholder
+    for a key. Used as `async with`, it serves those doors, and ends machines whose `ttl_seconds` are over, where their
+    provider does not; leaving the block closes the doors and ends no machine.
 
     Errors are OrchestrationErrors: `context` has the machine, the process and the operation, `__cause__` why, and no
     secret that was installed is in them. BadInput comes before anything is made.
@@ -67,6 +65,7 @@ class Orchestrator:
         *,
         on_event: happenings.Listener = happenings.log,
         installer: CredentialsInstaller | None = None,
+        doors: Doors | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.provider = provider
@@ -76,15 +75,20 @@ class Orchestrator:
         self._installer = installer
         self._clock = clock or SystemClock()
         self._lifetimes = Lifetimes(self._clock, self._end)
+        self._doorways = Doorways(doors, on_event)
+        self._open = AsyncExitStack()
         self._secrets: dict[str, set[Secret]] = {}
-        self._scratch: dict[str, Path] = {}
+        self._scratch = Scratch()
 
     async def __aenter__(self) -> Self:
-        await self._lifetimes.__aenter__()
+        async with AsyncExitStack() as opening:
+            await opening.enter_async_context(self._doorways)
+            await opening.enter_async_context(self._lifetimes)
+            self._open = opening.pop_all()
         return self
 
     async def __aexit__(self, *raised: object) -> None:
-        await self._lifetimes.__aexit__(*raised)
+        await self._open.aclose()
 
     # --- machines -----------------------------------------------------------------------------------------------
 
@@ -98,6 +102,7 @@ class Orchestrator:
         ttl_action: TtlAction = "terminate",
         credential_profiles: Sequence[CredentialProfile] = (),
         real: Collection[str] = (),
+        placeholder: Secret | None = None,
         machine_info: Mapping[str, object] | None = None,
         machine_info_mode: int = 0o640,
         keep_on_error: bool = False,
@@ -106,24 +111,33 @@ class Orchestrator:
         in their order and `machine_info` in its `~/.machine.json`, together with `createdAt`.
 
         `machine_info` is the spec's metadata unless given; `machine_info_mode` is 0640 or 0600. `real` names the
-        profiles that may bring a real secret. A local machine whose spec has no `session` gets a directory that goes
-        with it. When this fails no machine is left, except with `keep_on_error`; cancelled, none is left in any case.
-        Raises NotPrepared."""
+        profiles that may bring a real secret. `placeholder` is what the machine's door takes for a key, a new one
+        unless given: programs in a snapshot know that of the machine it was taken of. A local machine whose spec has
+        no `session` gets a directory that goes with it. When this fails no machine is left, except with
+        `keep_on_error`; cancelled, none is left in any case. Raises NotPrepared."""
         spec = wanted.machine_spec(self.provider, source, snapshot, ttl_seconds, ttl_action)
         info = spec.metadata if machine_info is None else machine_info
         wanted.check_info(info, machine_info_mode)
+        placeholder = self._doorways.placeholder(self.provider, spec, placeholder)
         seconds = None if self.provider.capabilities.remote else spec.ttl
         if seconds is not None:
             self._lifetimes.check()
         name = await self._new_name(name)
         self._secrets[name] = {secret for profile in credential_profiles for secret in profile.masked()}
+        if placeholder is not None:
+            self._secrets[name].add(placeholder)
         async with self._removed_on_failure(happenings.PreparationFailed, name, (Exception,) if keep_on_error else ()):
-            machine = await self._boot(name, spec, snapshot)
+            machine = await self._boot(name, spec, snapshot, placeholder)
             installed = await self._install(name, credential_profiles, real)
             await self._write_info(machine, info, machine_info_mode)
             if seconds is not None:
                 self._lifetimes.begin(name, seconds, spec.ttl_action)
-        return Prepared(machine=machine, capabilities=self.provider.capabilities, installed=tuple(installed))
+        return Prepared(
+            machine=machine,
+            capabilities=self.provider.capabilities,
+            installed=tuple(installed),
+            placeholder=placeholder,
+        )
 
     async def terminate(self, machine: Machine) -> None:
         """Remove it and what was made for it; absent is a success. Raises OperationFailed."""
@@ -201,9 +215,9 @@ class Orchestrator:
             raise BadInput(f"there is a machine {name} already", hint="another name, or none; or terminate that one")
         return name
 
-    async def _boot(self, name: str, spec: MachineSpec, snapshot: str | None) -> Machine:
+    async def _boot(self, name: str, spec: MachineSpec, snapshot: str | None, placeholder: Secret | None) -> Machine:
         async def boot() -> Machine:
-            whole = self._with_session(name, spec)
+            whole = await self._furnished(name, spec, placeholder)
             if snapshot is not None and isinstance(self.provider, Snapshots):
                 return await self.provider.boot_from(snapshot, name, whole)
             await self.provider.prepare(
@@ -221,18 +235,14 @@ class Orchestrator:
         self._tell(happenings.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
         return machine
 
-    def _with_session(self, name: str, spec: MachineSpec) -> MachineSpec:
-        """With a session directory, where process managers keep their files; one on another host has its own."""
-        if spec.session is not None or self.provider.capabilities.remote:
-            return spec
-        try:
-            scratch = self._scratch[name] = Path(tempfile.mkdtemp(prefix="hiveyard-"))
-            # Closed to others of this host; what the guest sees of it is open to its own users.
-            session = scratch / "session"
-            session.mkdir()
-        except OSError as error:
-            raise ProviderError(f"no directory can be made for it: {error.strerror}") from error
-        return replace(spec, session=session)
+    async def _furnished(self, name: str, spec: MachineSpec, placeholder: Secret | None) -> MachineSpec:
+        """With directories of its own: one for the session, where process managers keep their files, unless the spec or
+        another host has one; and one for its door, which is opened."""
+        shared = [] if spec.session is not None or self.provider.capabilities.remote else ["session"]
+        made = self._scratch.make(name, shared if placeholder is None else [*shared, "door"])
+        if placeholder is not None:
+            await self._doorways.open(name, made["door"], placeholder, self.agent.protocols)
+        return replace(spec, session=made.get("session", spec.session), door=made.get("door", spec.door))
 
     async def _install(
         self, name: str, profiles: Sequence[CredentialProfile], real: Collection[str]
@@ -310,11 +320,8 @@ class Orchestrator:
     async def _terminate(self, name: str) -> None:
         self._lifetimes.forget(name)
         await self.provider.terminate(name)
-        if scratch := self._scratch.pop(name, None):
-            try:
-                await anyio.to_thread.run_sync(remove_tree, scratch)
-            except OSError as error:
-                raise ProviderError(f"its directory {scratch} was not removed: {error.strerror}") from error
+        await self._doorways.close(name)
+        await self._scratch.remove(name)
         self._secrets.pop(name, None)
         self._tell(happenings.MachineTerminated(machine=name))
 

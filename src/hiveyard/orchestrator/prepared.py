@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from hiveyard.core.credentials import Installed
 from hiveyard.core.machines import Capabilities, Machine
 from hiveyard.core.ports import Turn
+from hiveyard.kit.secret import Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The machine, what may be assumed of it, and the profiles that were installed, in their order."""
+    """The machine, what may be assumed of it, the profiles that were installed, in their order, and what its door takes
+    for a key, if it has one."""
 
     machine: Machine
     capabilities: Capabilities
     installed: tuple[Installed, ...] = ()
+    placeholder: Secret | None = None
 
     def turn(
         self,
@@ -26,8 +29,9 @@ class Prepared:
         conversation: str | None = None,
         placeholder: str = "",
     ) -> Turn:
-        """A turn with its files below the guest's session directory, at the machine's own door. `name` is the
-        process's. Work tree and agent's state are the same for all turns of the machine."""
+        """A turn with its files below the guest's session directory, at the machine's own door, with the placeholder
+        of that unless one is given. `name` is the process's. Work tree and agent's state are the same for all turns of
+        the machine."""
         session = self.capabilities.session
         return Turn(
             name=name,
@@ -35,7 +39,7 @@ class Prepared:
             workdir=f"{session}/work",
             state=f"{session}/state",
             door_url=self.capabilities.door_url,
-            placeholder=placeholder,
+            placeholder=placeholder or (self.placeholder.reveal() if self.placeholder else ""),
             model=model,
             conversation=conversation,
             command=command,

@@ -1,0 +1,87 @@
+"""Doors for a program that uses Hiveyard as a library, without a daemon: they are open while its orchestrator is.
+
+    Orchestrator(provider, manager, agent, doors=LocalDoors(os.environ, budget_usd=0.50))
+
+It keeps `hiveyard.core.ports.Doors` and knows no orchestrator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from hiveyard.core.errors import BadInput, CredentialsError, DoorError
+from hiveyard.core.events import DoorEvent, Notice
+from hiveyard.core.ports import OpenDoor
+from hiveyard.door.doors import Doors
+from hiveyard.door.keys import Keys
+from hiveyard.door.settings import DoorSettings, from_environment
+from hiveyard.kit.secret import Secret
+
+_HINT = "export {variable}=… before the program starts"
+
+
+class LocalDoors:
+    """Keys and upstreams are those of `environment` (`os.environ`, mostly), which is read once; keys also of the file
+    `keys`, in the form of keys.toml, and then `account` may name the one that pays. Each machine may spend
+    `budget_usd`, None without end. `settings` are all that `[door]` of the settings file can say."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *,
+        keys: Path | None = None,
+        account: str = "",
+        budget_usd: float | None = None,
+        settings: DoorSettings | None = None,
+    ) -> None:
+        if budget_usd is not None and not (budget_usd > 0 and math.isfinite(budget_usd)):
+            raise BadInput(f"budget_usd is {budget_usd}: it is more than 0 dollars, or None for no limit")
+        self._keys = Keys(environment, keys, hint=_HINT)
+        self._keys.check(account)
+        self._account = account
+        self._budget = budget_usd
+        self._settings = from_environment(settings or DoorSettings(), environment)
+
+    def check(self, protocols: Sequence[str]) -> None:
+        """Raises CredentialsError where there is a key for none of them."""
+        missing: CredentialsError | None = None
+        for vendor in protocols:
+            try:
+                if vendor != "anthropic" or self._keys.account(self._account).sign_in is None:
+                    self._keys.find(vendor, self._account)
+                return
+            except CredentialsError as error:
+                missing = missing or error
+        if missing is not None:
+            raise missing
+
+    @asynccontextmanager
+    async def serving(self, tell: Callable[[str, DoorEvent | Notice], None]) -> AsyncIterator[OpenDoor]:
+        async def record(machine: str, _turn: int | None, event: DoorEvent | Notice) -> None:
+            tell(machine, event)
+
+        async with Doors(self._settings, self._keys, record) as doors:
+
+            def open_door(machine: str, directory: Path, placeholder: Secret) -> AbstractAsyncContextManager[object]:
+                return self._open(doors, machine, directory, placeholder)
+
+            yield open_door
+
+    @asynccontextmanager
+    async def _open(self, doors: Doors, machine: str, directory: Path, placeholder: Secret) -> AsyncIterator[None]:
+        opening = doors.open(
+            session=machine,
+            directory=directory,
+            placeholder=placeholder,
+            account=self._account,
+            budget_usd=self._budget,
+        )
+        async with AsyncExitStack() as opened:
+            try:
+                await opened.enter_async_context(opening)
+            except OSError as error:
+                raise DoorError(f"no door can be opened in {directory}: {error.strerror}") from error
+            yield
