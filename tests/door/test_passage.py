@@ -46,6 +46,7 @@ async def test_the_upstream_sees_the_real_key_and_only_headers_that_matter(tmp_p
         "x-hop": "1",
         "proxy-authorization": "Basic eA==",
         "accept-encoding": "gzip",
+        "x-openai-internal-codex-responses-lite": "true",
     }
     async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
         await client.post("/anthropic/v1/messages?beta=true", json=message(), headers=hostile)
@@ -55,6 +56,7 @@ async def test_the_upstream_sees_the_real_key_and_only_headers_that_matter(tmp_p
     assert first.header("x-api-key") == KEY and first.header("authorization") is None
     assert second.header("authorization") == f"Bearer {KEY}" and second.header("x-api-key") is None
     assert first.header("anthropic-version") == "2023-06-01"
+    assert second.header("x-openai-internal-codex-responses-lite") == "true", "codex's body has another form with it"
     for request in up.requests:
         assert request.header("host") == up.url.removeprefix("http://")
         assert request.header("accept-encoding") == "identity"

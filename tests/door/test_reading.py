@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiveyard.core.usage import Usage
+from hiveyard.door import conversation
 from hiveyard.door.asked import Asked, understand
 from hiveyard.door.meter import Meter, only_usage
 from hiveyard.door.prices import Prices
@@ -42,6 +43,27 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
         out.append(data[at : at + size])
         at += size
     return out
+
+
+@pytest.mark.parametrize(
+    ("body", "offered"),
+    [
+        ({"tools": [{"name": "shell"}]}, True),
+        ({"input": [{"type": "additional_tools", "role": "developer", "tools": [{"name": "exec"}]}]}, True),
+        ({"tools": [], "input": [{"type": "message", "content": [{"type": "additional_tools"}]}]}, False),
+        ({"input": '[{"type": "additional_tools"}]'}, False),
+        ({}, False),
+    ],
+)
+def test_tools_are_found_where_agents_offer_them(body: dict[str, object], offered: bool) -> None:
+    assert asked("openai-responses", **body).tools is offered
+
+
+def test_tools_that_stand_in_the_conversation_are_no_part_of_it() -> None:
+    said = {"type": "message", "role": "user", "content": "fix it"}
+    tools = {"type": "additional_tools", "role": "developer", "tools": []}
+    assert asked("openai-responses", input=[tools, said]).place == asked("openai-responses", input=[said]).place
+    assert conversation.steps("openai-responses", {"input": [tools]}) == []
 
 
 @settings(deadline=None)

@@ -26,6 +26,8 @@ _PARSED = 32 << 20
 _FULL_CONTEXT = 200_000
 """Tokens that a body over 4 MiB is taken for: no text is that long, so most of it is data such as images."""
 _ABSENT = msgspec.Raw(b"")
+# With some models codex offers its tools as the first item of the conversation.
+_WITHIN = re.compile(rb'\s*\[\s*\{[^{}\[\]]*"type"\s*:\s*"additional_tools"')
 _HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
@@ -36,6 +38,7 @@ class Top(msgspec.Struct, frozen=True, kw_only=True):
     stream: msgspec.Raw = _ABSENT
     stream_options: msgspec.Raw = _ABSENT
     tools: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
     max_tokens: msgspec.Raw = _ABSENT
     max_completion_tokens: msgspec.Raw = _ABSENT
     max_output_tokens: msgspec.Raw = _ABSENT
@@ -66,6 +69,8 @@ class Asked:
     @property
     def tools(self) -> bool:
         """Whether it offers tools; agents' side errands (titles, summaries, probes) do not."""
+        if _WITHIN.match(memoryview(self.top.input)):
+            return True
         offered = bytes(self.top.tools).strip()
         return offered.startswith(b"[") and not offered[1:].lstrip().startswith(b"]")
 

@@ -118,7 +118,7 @@ def _of_item(item: object) -> Iterator[Step]:
     if kind.endswith("_output"):
         output = record(item).get("output")
         yield Step("tool", _content(output))
-    elif kind != "message" or role == "assistant":
+    elif kind not in ("message", "additional_tools") or role == "assistant":
         yield Step("model", "")
     elif role == "user":
         yield Step("user", _content(record(item).get("content")))

@@ -57,6 +57,7 @@ _ASKED = frozenset(
         "openai-beta",
         "user-agent",
         "x-app",
+        "x-openai-internal-codex-responses-lite",  # tells in which form codex put the body
     }
 )
 _ANSWERED = frozenset(

@@ -6,6 +6,7 @@ So the server keeps no state of conversations, and resumed, parallel and restart
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from hiveyard.kit.shape import items, record, text
 
 Protocol = Literal["anthropic", "chat", "responses"]
 Turn = tuple[Literal["prompt", "reply", "other"], str]
+CUSTOM: Mapping[str, object] = {"type": "custom"}
 
 
 class Asked(NamedTuple):
@@ -48,10 +50,16 @@ def read(protocol: Protocol, body: object) -> Asked:
 
 
 def _place(turns: Sequence[Turn]) -> tuple[str, int]:
-    """The last prompt, and how many replies came after it; neighbouring parts of one reply count once."""
+    """The last prompt, and how many replies came after it. Neighbouring parts of one reply count once, and so do those
+    that goose puts the answers of their own calls between."""
     last = max((at for at, (kind, _) in enumerate(turns) if kind == "prompt"), default=-1)
-    after = [kind for kind, _ in turns[last + 1 :]]
-    replies = sum(kind == "reply" and (at == 0 or after[at - 1] != "reply") for at, kind in enumerate(after))
+    replies, seen, before = 0, set[str](), ""
+    for kind, name in turns[last + 1 :]:
+        if kind == "reply" and before != "reply" and name not in seen:
+            replies += 1
+        if kind == "reply":
+            seen |= {name} - {""}
+        before = kind
     return (turns[last][1] if last >= 0 else ""), replies
 
 
@@ -59,7 +67,7 @@ def _anthropic(asked: Mapping[str, object]) -> Iterator[Turn]:
     for message in items(asked.get("messages")):
         content = record(message).get("content")
         if record(message).get("role") == "assistant":
-            yield "reply", ""
+            yield "reply", _reply(text(record(block).get("id")) for block in items(content))
         elif record(message).get("role") != "user":
             yield "other", ""  # Claude Code tells of its environment in a `system` message behind the prompt
         else:
@@ -71,7 +79,7 @@ def _chat(asked: Mapping[str, object]) -> Iterator[Turn]:
     for message in items(asked.get("messages")):
         role = record(message).get("role")
         if role == "assistant":
-            yield "reply", ""
+            yield "reply", _reply(text(record(call).get("id")) for call in items(record(message).get("tool_calls")))
         elif role == "user":
             yield _prompt(_texts(record(message).get("content")))
         else:
@@ -85,7 +93,7 @@ def _responses(asked: Mapping[str, object]) -> Iterator[Turn]:
     for item in items(asked.get("input")):
         kind, role = record(item).get("type", "message"), record(item).get("role")
         if role == "assistant" or kind in ("function_call", "reasoning", "custom_tool_call"):
-            yield "reply", ""
+            yield "reply", _reply([text(record(item).get("call_id"))])
         elif kind == "message" and role == "user":
             yield _prompt(_texts(record(item).get("content")))
         else:
@@ -93,6 +101,14 @@ def _responses(asked: Mapping[str, object]) -> Iterator[Turn]:
 
 
 _TURNS = {"anthropic": _anthropic, "chat": _chat, "responses": _responses}
+
+
+def _reply(calls: Iterable[str]) -> str:
+    """The name of the reply that made these calls, when it is one of ours (see reply.fit)."""
+    return next((found.group(1) for call in calls if (found := _CALL.match(call))), "")
+
+
+_CALL = re.compile(r"(?:call|toolu)_([0-9a-f]{8}x\d+)_\d+\Z")
 
 
 def _texts(content: object) -> Iterable[str]:
@@ -109,10 +125,23 @@ def _prompt(texts: Iterable[str]) -> Turn:
 
 
 def _tools(asked: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    for offered in items(asked.get("tools")):
+    """The schema of a tool that takes free text is CUSTOM."""
+    for offered in _offered(asked):
         tool = {**record(offered), **record(offered, "function")}
         if name := text(tool.get("name")):
-            yield name, record(tool.get("input_schema") or tool.get("parameters"))
+            yield (
+                name,
+                CUSTOM if tool.get("type") == "custom" else record(tool.get("input_schema") or tool.get("parameters")),
+            )
+
+
+def _offered(asked: Mapping[str, object]) -> Iterator[object]:
+    """With some models codex offers its tools in the conversation, and in a namespace."""
+    yield from items(asked.get("tools"))
+    for item in map(record, items(asked.get("input"))):
+        if item.get("type") == "additional_tools":
+            for space in map(record, items(item.get("tools"))):
+                yield from items(space.get("tools"))
 
 
 def _schema(asked: Mapping[str, object]) -> Mapping[str, object] | None:

@@ -61,8 +61,8 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[start : start + _PIECE]
 
 
-def _arguments(call_input: JSON) -> str:
-    return msgspec.json.encode(call_input).decode()
+def _arguments(call_input: JSON | str) -> str:
+    return call_input if isinstance(call_input, str) else msgspec.json.encode(call_input).decode()
 
 
 # --- Anthropic messages ---------------------------------------------------------------------------------------------
@@ -202,9 +202,13 @@ def _output(reply: Reply) -> list[dict[str, object]]:
         said = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
         output.append({"id": f"msg_{reply.id}", **said})
     for call in reply.calls:
-        item = {"type": "function_call", "call_id": call.id, "name": call.name, "status": "completed"}
-        output.append({"id": f"fc_{call.id}", **item, "arguments": _arguments(call.input)})
+        kind = "custom_tool_call" if isinstance(call.input, str) else "function_call"
+        item = {"type": kind, "call_id": call.id, "name": call.name, "status": "completed"}
+        output.append({"id": f"fc_{call.id}", **item, _GIVEN[kind]: _arguments(call.input)})
     return output
+
+
+_GIVEN = {"function_call": "arguments", "custom_tool_call": "input"}
 
 
 def _response(reply: Reply) -> JSON:
@@ -246,6 +250,7 @@ _EMPTY: Mapping[str, JSON] = {
     "message": {"content": []},
     "reasoning": {"summary": []},
     "function_call": {"arguments": ""},
+    "custom_tool_call": {"input": ""},
 }
 
 
@@ -255,10 +260,11 @@ def _item_events(index: int, item: dict[str, object]) -> Iterator[tuple[str, JSO
     if "status" in start:
         start["status"] = "in_progress"
     yield "response.output_item.added", {"output_index": index, "item": start}
-    if item["type"] == "function_call":
-        for piece in _pieces(str(item["arguments"])):
-            yield "response.function_call_arguments.delta", {**place, "delta": piece}
-        yield "response.function_call_arguments.done", {**place, "arguments": item["arguments"]}
+    if key := _GIVEN.get(str(item["type"])):
+        told = f"response.{item['type']}_{key}"
+        for piece in _pieces(str(item[key])):
+            yield f"{told}.delta", {**place, "delta": piece}
+        yield f"{told}.done", {**place, key: item[key]}
     else:
         yield from _part_events(place, item)
     yield "response.output_item.done", {"output_index": index, "item": item}

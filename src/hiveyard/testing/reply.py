@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from hiveyard.kit.shape import items, record, text
-from hiveyard.testing.conversation import Asked
+from hiveyard.testing.conversation import CUSTOM, Asked
 from hiveyard.testing.script import Call, File, Step, Tokens
 
 _SHELLS = ("Bash", "bash", "shell", "exec_command", "run_shell_command", "local_shell")
@@ -16,11 +18,11 @@ _PATHS = ("file_path", "filePath", "path", "absolute_path")
 
 
 class ToolCall(NamedTuple):
-    """A call as the wire carries it."""
+    """A call as the wire carries it: its input is an object, or free text where the tool takes that."""
 
     id: str
     name: str
-    input: Mapping[str, object]
+    input: Mapping[str, object] | str
 
 
 class Reply(NamedTuple):
@@ -59,24 +61,31 @@ def smallest(schema: Mapping[str, object]) -> object:
     return {"string": "scripted", "integer": 0, "number": 0, "boolean": False, "array": []}.get(text(kind))
 
 
-def _call(call: Call, tools: Mapping[str, Mapping[str, object]]) -> tuple[str, Mapping[str, object]]:
+Named = tuple[str, Mapping[str, object] | str]
+
+
+def _call(call: Call, tools: Mapping[str, Mapping[str, object]]) -> Named:
     if call.tool is not None:
-        return call.tool, call.input
+        custom = tools.get(call.tool) == CUSTOM
+        return call.tool, "".join(map(text, call.input.values())) if custom else call.input
     if call.write is not None:
         return _write(call.write, tools)
     assert call.shell is not None
     return _shell(call.shell, tools)
 
 
-def _shell(command: str, tools: Mapping[str, Mapping[str, object]]) -> tuple[str, Mapping[str, object]]:
+def _shell(command: str, tools: Mapping[str, Mapping[str, object]]) -> Named:
     name = next((name for name in _SHELLS if name in tools), "Bash")
+    if name not in tools and tools.get("exec") == CUSTOM:  # codex lets some models write JavaScript that calls tools
+        given = msgspec.json.encode({"cmd": command}).decode()
+        return "exec", f"text((await tools.exec_command({given})).output)"
     properties = record(tools.get(name), "properties")
     key = "cmd" if "cmd" in properties and "command" not in properties else "command"
-    given: object = ["bash", "-c", command] if record(properties, key).get("type") == "array" else command
-    return name, _complete({key: given}, tools.get(name, {}))
+    words: object = ["bash", "-c", command] if record(properties, key).get("type") == "array" else command
+    return name, _complete({key: words}, tools.get(name, {}))
 
 
-def _write(file: File, tools: Mapping[str, Mapping[str, object]]) -> tuple[str, Mapping[str, object]]:
+def _write(file: File, tools: Mapping[str, Mapping[str, object]]) -> Named:
     name = next((name for name in _WRITERS if name in tools), None)
     if name is None:  # some agents offer only a shell, or patches in a language of their own
         target = shlex.quote(file.path)
