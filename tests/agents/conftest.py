@@ -13,34 +13,40 @@ import pytest
 
 from hiveyard.images.images import Images
 from hiveyard.places import places
-from tests.agents.real import HostYard, find_programs, host_yard
+from tests.agents.real import REAL, HostYard, find_programs, host_yard
 
 _MODULES = "usr/local/lib/node_modules"
+_CODEX = f"{_MODULES}/@openai/codex/node_modules/@openai/codex-linux-*/vendor/*/bin"
+# Image and place. The second program of codex is looked for beside the first.
 _IN_IMAGE = {
-    "claude": f"{_MODULES}/@anthropic-ai/claude-code/bin/claude.exe",
-    "opencode": f"{_MODULES}/opencode-ai/bin/opencode.exe",
+    "claude": ("default", f"{_MODULES}/@anthropic-ai/claude-code/bin/claude.exe"),
+    "opencode": ("default", f"{_MODULES}/opencode-ai/bin/opencode.exe"),
+    "codex": ("codex", f"{_CODEX}/codex"),
+    "codex-code-mode-host": ("codex", f"{_CODEX}/codex-code-mode-host"),
+    "goose": ("goose", f"{_MODULES}/@aaif/goose-acp/node_modules/@aaif/goose-binary-linux-*/bin/goose"),
 }
 
 
 @pytest.fixture(scope="session")
 async def programs() -> AsyncIterator[Mapping[str, Path]]:
-    """The agent programs: those of `$HIVEYARD_AGENT_PROGRAMS` (directories) or PATH, else the default image's."""
+    """The agent programs: those of `$HIVEYARD_AGENT_PROGRAMS` (directories) or PATH, else those of the images."""
     found = find_programs()
-    if len(found) == len(_IN_IMAGE):
+    if set(found) >= set(REAL):
         yield found
         return
-    image = await Images(places().cache).ensure("default")
+    images = Images(places().cache)
     # Not below pytest's own directory, which is closed to the user that the agents run as.
     with tempfile.TemporaryDirectory(prefix="hv-programs-", dir="/tmp") as scratch:
         Path(scratch).chmod(0o755)
-        for name, member in _IN_IMAGE.items():
-            _take_out(image.rootfs, member, Path(scratch) / name)
+        for name, (image, member) in _IN_IMAGE.items():
+            _take_out((await images.ensure(image)).rootfs, member, Path(scratch) / name)
         yield {name: Path(scratch) / name for name in _IN_IMAGE}
 
 
 def _take_out(rootfs: Path, member: str, into: Path) -> None:
     with into.open("wb") as file:
-        subprocess.run(["tar", "-xOf", str(rootfs), f"./{member}"], stdout=file, check=True)
+        argv = ["tar", "-xOf", str(rootfs), "--wildcards", f"./{member}"]
+        subprocess.run(argv, stdout=file, check=True)
     into.chmod(0o755)
 
 

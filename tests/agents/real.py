@@ -31,6 +31,7 @@ from hiveyard.kit import process
 from hiveyard.testing.model import ScriptedModel, scripted_model
 from hiveyard.testing.script import Script
 
+REAL = ("claude", "opencode", "codex", "goose")
 NOBODY = 65534
 DOOR_PORT = 8377
 
@@ -65,7 +66,7 @@ def find_programs() -> Mapping[str, Path]:
     """The agent programs of this host by name, those that are there."""
     places = os.environ.get("HIVEYARD_AGENT_PROGRAMS", "").split(os.pathsep)
     path = os.pathsep.join([place for place in places if place] or os.environ.get("PATH", "").split(os.pathsep))
-    found = {name: shutil.which(name, path=path) for name in ("claude", "opencode")}
+    found = {name: shutil.which(name, path=path) for name in REAL}
     return {name: Path(where) for name, where in found.items() if where}
 
 

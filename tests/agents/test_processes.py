@@ -13,7 +13,7 @@ from hiveyard.core.commands import ProcessSpec
 from hiveyard.core.errors import BadInput, UnknownAgent
 from hiveyard.core.ports import Turn
 from hiveyard.kit import process
-from tests.agents.real import GIT_ENV
+from tests.agents.real import GIT_ENV, REAL
 
 
 def turn(**rest: object) -> Turn:
@@ -29,14 +29,14 @@ def turn(**rest: object) -> Turn:
 
 
 def test_an_agent_is_found_by_its_name() -> None:
-    assert agents.names() == ("claude", "opencode", "command")
+    assert agents.names() == ("claude", "opencode", "codex", "goose", "command")
     assert [agents.by_name(name).name for name in agents.names()] == list(agents.names())
 
 
 def test_an_unknown_agent_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(UnknownAgent, match="no agent is called 'clod'") as caught:
         agents.by_name("clod")
-    assert caught.value.hint == "one of: claude, opencode, command"
+    assert caught.value.hint == "one of: claude, opencode, codex, goose, command"
 
 
 @pytest.mark.parametrize("name", agents.names())
@@ -51,9 +51,11 @@ def test_the_prompt_comes_by_stdin_and_all_stays_below_the_state_directory(name:
 
 @pytest.mark.parametrize("name", agents.names())
 def test_the_placeholder_and_the_door_are_all_that_it_knows_of_the_world(name: str) -> None:
-    spec = agents.by_name(name).process(turn(command="cat"))
+    agent = agents.by_name(name)
+    spec = agent.process(turn(command="cat"))
     said = json.dumps([spec.command.words(), dict(spec.command.env)])
-    assert "http://127.0.0.1:8377/anthropic" in said
+    for vendor in agent.protocols or ("anthropic", "openai"):
+        assert f"http://127.0.0.1:8377/{vendor}" in said
     assert "hv-placeholder" not in json.dumps(spec.command.words())
     assert said.count("http") == said.count("http://127.0.0.1:8377")
 
@@ -73,7 +75,7 @@ def test_claude_takes_a_model_and_a_conversation() -> None:
     assert words[-4:] == ("--model", "opus", "--resume", "4e22-ab")
 
 
-@pytest.mark.parametrize("name", ["claude", "opencode"])
+@pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("part", ["model", "conversation"])
 @pytest.mark.parametrize("value", ["--dangerous", "", "a b", "a\nb", "x" * 300])
 def test_what_could_be_taken_for_an_option_is_refused(name: str, part: str, value: str) -> None:

@@ -13,10 +13,10 @@ from hiveyard.core.events import AgentEdited, AgentUsage
 from hiveyard.kit import process
 from hiveyard.testing.script import Call, File, Step, say, shell
 from tests.agents.hostile import INSTRUCTIONS, poison
-from tests.agents.real import GIT_ENV, HostYard, Played
+from tests.agents.real import GIT_ENV, REAL, HostYard, Played
 
 pytestmark = [pytest.mark.real, pytest.mark.anyio]
-AGENTS = ("claude", "opencode")
+AGENTS = REAL
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -25,15 +25,16 @@ async def test_it_edits_a_file_and_says_so(agent: str, yard: HostYard) -> None:
     played = await yard.play(agent, [Step(text="I write.", calls=[Call(write=file)]), say("Done.")])
     assert played.verdict.ok, played.verdict.reason
     assert (yard.repo / "a.py").read_text() == "x = 1\n"
-    assert [event.path for event in played.events if isinstance(event, AgentEdited)] == ["a.py"]
+    if agent != "codex":  # its model may write JavaScript that calls a shell, and tells of no files
+        assert [event.path for event in played.events if isinstance(event, AgentEdited)] == ["a.py"]
     assert played.model.saw_key("hv-placeholder")
     assert not any(request.side for request in played.model.requests), "it pays for errands"
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_a_prompt_of_any_size_and_content_arrives_as_it_is(agent: str, yard: HostYard) -> None:
-    hard = "first \"line\" 'quoted' $HOME `id` \\n --model x {{prompt}}\n\ttab é 🐝 \u202e\n" * 16_000
-    assert len(hard.encode()) > 1 << 20
+    hard = "first \"line\" 'quoted' $HOME `id` \\n --model x {{prompt}}\n\ttab é 🐝 \u202e\n" * 15_000
+    assert len(hard) < 1 << 20 < len(hard.encode())  # codex takes no more characters than that
     played = await yard.play(agent, [say("Read.")], prompt=f"{hard}END")
     assert played.verdict.ok, played.verdict.reason
     assert f"{hard}END" in played.model.requests[0].prompt
@@ -70,6 +71,32 @@ async def test_a_trusted_repository_runs_its_code_in_claude(yard: HostYard) -> N
     poison(yard.repo, marks)
     await yard.play("claude", [say("Done.")], repository_config=True)
     assert {"claude-mcp", "claude-SessionStart", "claude-helper"} <= {mark.name for mark in marks.iterdir()}
+
+
+async def test_a_trusted_repository_runs_its_code_in_codex(yard: HostYard) -> None:
+    marks = _marks(yard)
+    poison(yard.repo, marks)
+    script = [shell("env | grep HOSTILE; true"), say("Done.")]
+    played = await yard.play("codex", script, repository_config=True, model="gpt-5.5")
+    assert played.verdict.ok, played.verdict.reason
+    assert {"codex-mcp", "codex-SessionStart"} <= {mark.name for mark in marks.iterdir()}
+    assert b"HOSTILE_ENV=1" in played.finished.stdout
+
+
+async def test_a_trusted_repository_runs_its_code_in_goose(yard: HostYard) -> None:
+    marks = _marks(yard)
+    poison(yard.repo, marks)
+    await yard.play("goose", [say("Done.")], repository_config=True)
+    assert {"goose-mcp", "goose-SessionStart"} <= {mark.name for mark in marks.iterdir()}
+
+
+async def test_goose_does_not_start_beside_a_plugin_that_cannot_be_switched_off(yard: HostYard) -> None:
+    marks = _marks(yard)
+    poison(yard.repo, marks)
+    (yard.repo / ".agents" / "plugins" / "evil").rename(yard.repo / ".agents" / "plugins" / 'ev"il')
+    played = await yard.play("goose", [say("never said")])
+    assert "a plugin of the repository that cannot be switched off" in played.verdict.reason
+    assert (list(marks.iterdir()), played.model.requests) == ([], [])
 
 
 async def test_a_trusted_repository_runs_its_code_in_opencode(yard: HostYard) -> None:
@@ -123,12 +150,17 @@ async def test_a_conversation_goes_on_and_its_usage_is_counted_once(agent: str, 
         ("opencode", "gpt-5.5", "gpt-5.5"),
         ("opencode", "anthropic/claude-of-tomorrow", "claude-of-tomorrow"),
         ("opencode", "openai/of-tomorrow", "of-tomorrow"),
+        ("codex", "gpt-5.5", "gpt-5.5"),
+        ("codex", "some/door-model", "some/door-model"),
+        ("goose", "gpt-5.5", "gpt-5.5"),
+        ("goose", "anthropic/claude-of-tomorrow", "claude-of-tomorrow"),
+        ("goose", "openai/of-tomorrow", "of-tomorrow"),
     ],
 )
 async def test_any_model_can_be_named(agent: str, model: str, asked: str, yard: HostYard) -> None:
     played = await yard.play(agent, [say("Done.")], model=model)
     assert played.verdict.ok, played.verdict.reason
-    assert {request.model for request in played.model.requests} == {asked}
+    assert {request.model for request in played.model.requests if request.model} == {asked}
 
 
 @pytest.mark.parametrize("agent", AGENTS)

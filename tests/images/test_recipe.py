@@ -31,6 +31,14 @@ def test_the_default_recipe_has_both_agents_pinned(images: Images) -> None:
     assert f"linux-image-{debian_arch()}" in recipe.packages
 
 
+@pytest.mark.parametrize(("name", "package"), [("codex", "@openai/codex"), ("goose", "@aaif/goose-acp")])
+def test_an_agent_that_is_not_in_the_default_image_has_one_of_its_own(images: Images, name: str, package: str) -> None:
+    recipe, default = images.recipe(name), images.recipe()
+    assert [spec.rpartition("@")[0] for spec in recipe.npm if spec not in default.npm] == [package]
+    assert set(recipe.programs) == {*default.programs, name}
+    assert (recipe.packages, recipe.run[: len(default.run)]) == (default.packages, default.run)
+
+
 def test_a_recipe_says_all_it_can_say(images: Images, tmp_path: Path) -> None:
     text = """
     packages = ["git", "curl=7.88.1-10+deb12u15"]
@@ -134,7 +142,7 @@ def test_a_recipe_that_is_not_there_is_told_by_name(images: Images, ref: str) ->
 def test_an_unknown_name_comes_with_those_that_there_are(images: Images) -> None:
     with pytest.raises(NoSuchImage) as error:
         images.resolve("defualt")
-    assert "there are default" in error.value.message
+    assert "there are codex, default, goose" in error.value.message
     assert error.value.hint == "hv image ls"
 
 

@@ -24,11 +24,11 @@ from hiveyard import agents
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.events import AgentEvent
 from hiveyard.core.ports import Verdict
-from hiveyard.testing.script import Call, File, Script, Step, cut, refuse, say, shell
+from hiveyard.testing.script import Call, File, Script, Step, Tokens, cut, refuse, say, shell
 from tests.agents.real import Finished, HostYard, find_programs, host_yard, understand
 
 HERE = Path(__file__).parent
-VERSIONS = {"claude": "2.1.329", "opencode": "1.18.33"}
+VERSIONS = {"claude": "2.1.329", "opencode": "1.18.33", "codex": "0.169.0", "goose": "1.50.0"}
 HOSTILE = "\x1b]0;owned\x07\x1b[31mred\x1b[0m \u202egnp.exe\u202c \x07bell \x9b2J <script>alert(1)</script> \U0001f41d"
 
 
@@ -206,7 +206,90 @@ OPENCODE: Mapping[str, Case] = {
         script=[say("never said")], tamper=_words('"models":', '"nothing":'), play={"model": "anthropic/none-such"}
     ),
 }
-CASES: Mapping[str, Mapping[str, Case]] = {"claude": CLAUDE, "opencode": OPENCODE}
+_PATCH = (
+    "*** Begin Patch\n*** Add File: b.py\n+hello\n*** Update File: README.md\n@@\n-A sample.\n+A better sample.\n"
+    "*** End Patch"
+)
+_UNREACHABLE = Case(script=[say("never said")], tamper=_words(":8377", ":1"), play={"stop_after": 100})
+CODEX: Mapping[str, Case] = {
+    **COMMON,
+    "edit": Case(
+        script=[
+            Step(thinking="A small fix.", text="I look first.", calls=[Call(shell="cat README.md")]),
+            Step(calls=[Call(tool="apply_patch", input={"input": _PATCH})]),
+            say("Fixed."),
+        ],
+        play={"model": "gpt-5.5"},
+    ),
+    "bad-tool-input": Case(
+        script=[
+            Step(calls=[Call(tool="nosuchtool", input={"a": 1})]),
+            Step(calls=[Call(tool="exec_command", input={"wrong": True})]),
+            Step(calls=[Call(tool="apply_patch", input={"input": "no patch at all"})]),
+            Step(calls=[Call(tool="apply_patch", input={"input": _PATCH.replace("A sample.", "Something else.")})]),
+            say("None of it worked."),
+        ],
+        play={"model": "gpt-5.5"},
+    ),
+    "bad-program": Case(
+        script=[Step(calls=[Call(tool="exec", input={"input": "await tools.nothing()"})]), say("It did not work.")]
+    ),
+    "terminated": Case(script=[_LONG, say("Done.")], play={"signal_at": (b"tail -f", signal.SIGTERM)}),
+    "terminated-in-retry": Case(script=[refuse(500)], play={"signal_at": (b"Reconnecting", signal.SIGTERM)}),
+    "no-key": Case(script=[say("never said")], tamper=_env(HIVEYARD_PLACEHOLDER=None)),
+    "unknown-conversation": Case(
+        script=[say("never said")], play={"conversation": "00000000-0000-4000-8000-000000000000"}
+    ),
+    "unknown-model": Case(script=[say("All the same.")], play={"model": "gpt-of-tomorrow"}),
+    "unreachable": _UNREACHABLE,
+}
+GOOSE: Mapping[str, Case] = {
+    **COMMON,
+    "edit": Case(
+        script=[
+            Step(thinking="A small fix.", text="I look first.", calls=[Call(shell="cat README.md")]),
+            Step(calls=[_write("src/a.py", "x = 1\ny = 2\n")]),
+            Step(
+                calls=[Call(tool="edit", input={"path": "REPO/src/a.py", "before": "x = 1", "after": "x = 3"})],
+                usage=Tokens(input=200, output=40, cache_read=3000, cache_write=500),
+            ),
+            Step(calls=[_write("README.md", "A better sample.\n")]),
+            say("Fixed."),
+        ]
+    ),
+    "edit-openai": Case(
+        script=[
+            Step(
+                thinking="A file.",
+                calls=[_write("b.py", "hello\n")],
+                usage=Tokens(input=200, output=40, cache_read=3000),
+            ),
+            say("Written."),
+        ],
+        play={"model": "gpt-5.5"},
+    ),
+    "bad-tool-input": Case(
+        script=[
+            Step(calls=[Call(tool="read_image", input={"source": "REPO/nope"})]),
+            Step(calls=[Call(tool="nosuchtool", input={"a": 1})]),
+            Step(calls=[Call(tool="edit", input={"wrong": True})]),
+            say("None of it worked."),
+        ]
+    ),
+    "refused-401-openai": Case(script=[refuse(401, message="invalid x-api-key")], play={"model": "gpt-5.5"}),
+    "refused-500-openai": Case(script=[refuse(500)], play={"model": "openai/of-tomorrow", "stop_after": 60}),
+    "terminated": Case(script=[_LONG, say("Done.")], play={"signal_at": (b"tail -f", signal.SIGTERM)}),
+    "no-key": Case(script=[say("never said")], tamper=_env(ANTHROPIC_API_KEY=None)),
+    "permission-denied": Case(
+        script=[Step(text="I write.", calls=[_write("c.txt", "c\n")]), say("I was not allowed to.")],
+        tamper=_env(GOOSE_MODE="approve"),
+    ),
+    "unknown-conversation": Case(
+        script=[say("never said")], play={"conversation": "00000000-0000-4000-8000-000000000000"}
+    ),
+    "unreachable": _UNREACHABLE,
+}
+CASES: Mapping[str, Mapping[str, Case]] = {"claude": CLAUDE, "opencode": OPENCODE, "codex": CODEX, "goose": GOOSE}
 
 
 def directory(agent: str) -> Path:

@@ -6,12 +6,14 @@ from typing import cast
 
 from hiveyard import plugins
 from hiveyard.agents.claude import Claude
+from hiveyard.agents.codex import Codex
 from hiveyard.agents.command import CommandLine
+from hiveyard.agents.goose import Goose
 from hiveyard.agents.opencode import Opencode
 from hiveyard.core.errors import UnknownAgent
 from hiveyard.core.ports import Agent
 
-_AGENTS: dict[str, Agent] = {agent.name: agent for agent in (Claude(), Opencode(), CommandLine())}
+_AGENTS: dict[str, Agent] = {agent.name: agent for agent in (Claude(), Opencode(), Codex(), Goose(), CommandLine())}
 
 
 def names() -> tuple[str, ...]:

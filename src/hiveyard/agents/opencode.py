@@ -1,5 +1,5 @@
-"""opencode: headless as `opencode run --format json` with the prompt on stdin, or at its own terminal; its whole
-configuration is in the environment.
+"""opencode: headless as `opencode run --format json` with the prompt on stdin, in a conversation as `opencode acp`, or
+at its own terminal; its whole configuration is in the environment.
 
 What the repository brings that would run code on start is kept out in two steps, because opencode 1.18 reads
 configuration twice: OPENCODE_DISABLE_PROJECT_CONFIG and --pure stop its first reader, but a second one imports
@@ -14,15 +14,13 @@ from collections.abc import Sequence
 import msgspec
 
 from hiveyard.agents import seats
+from hiveyard.agents.models import PROVIDERS, full_model
 from hiveyard.agents.opencode_feed import OpencodeListener
 from hiveyard.agents.opencode_stream import OpencodeParser
-from hiveyard.agents.words import checked_conversation, checked_model
+from hiveyard.agents.words import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
-from hiveyard.core.errors import BadInput
+from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import Parser, Seat, Turn
-
-DEFAULT_MODEL = "anthropic/claude-sonnet-5"
-_PROVIDERS = ("anthropic", "openai")
 
 # $1 is where things are put aside; the rest is the command. What an interrupted run left there comes back first. A
 # name that the agent made anew meanwhile wins over the one put aside. Signals reach opencode by the process group;
@@ -61,7 +59,7 @@ class Opencode:
 
     name = "opencode"
     program = "opencode"
-    protocols: Sequence[str] = _PROVIDERS
+    protocols: Sequence[str] = PROVIDERS
 
     def process(self, turn: Turn) -> ProcessSpec:
         command = Command(argv=_argv(turn), cwd=turn.workdir, env=_env(turn), name=self.name)
@@ -73,11 +71,24 @@ class Opencode:
     def version(self) -> Command:
         return Command(argv=("opencode", "--version"))
 
+    # --- in a conversation ------------------------------------------------------------------------------------------
+
+    def live(self, turn: Turn) -> ProcessSpec:
+        argv = ["opencode", "acp", "--cwd", turn.workdir, "--print-logs", "--log-level", "ERROR"]
+        command = Command(argv=_kept_out(turn, argv), cwd=turn.workdir, env=_env(turn), name=self.name)
+        return ProcessSpec(name=turn.name, command=command, inbox=True)
+
+    def driver(self, turn: Turn) -> Driver:
+        from hiveyard.agents.drivers.acp import Acp, Quirks  # its messages take most of a second to import
+
+        model = full_model("opencode", turn.model)
+        return Acp(turn.workdir, conversation=turn.conversation, model=model, ask=turn.ask, quirks=Quirks())
+
     # --- at its terminal --------------------------------------------------------------------------------------------
 
     def seat(self, turn: Turn) -> Seat:
         settings = {
-            "argv": _kept_out(turn, ("opencode", "--model", full_model(turn.model))),
+            "argv": _kept_out(turn, ("opencode", "--model", full_model("opencode", turn.model))),
             "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
             "title": turn.name,
         }
@@ -93,31 +104,11 @@ class Opencode:
         return OpencodeListener()
 
 
-def full_model(model: str | None) -> str:
-    """`provider/model`: `gpt-5.5` is `openai/gpt-5.5`, other names without a provider are Anthropic's.
-
-    Raises BadInput for a provider that has no door."""
-    if model is None:
-        return DEFAULT_MODEL
-    checked_model(model)
-    provider, slash, _ = model.partition("/")
-    if not slash:
-        return (
-            f"{'openai' if model.startswith(('gpt-', 'chatgpt', 'codex', 'o1', 'o3', 'o4')) else 'anthropic'}/{model}"
-        )
-    if provider not in _PROVIDERS:
-        raise BadInput(
-            f"opencode reaches models of {' and '.join(_PROVIDERS)} here, not of {provider!r}",
-            hint="--model anthropic/NAME or --model openai/NAME",
-        )
-    return model
-
-
 def _argv(turn: Turn) -> tuple[str, ...]:
     # A title of ours saves the request with which it would have a model invent one.
     argv = ["opencode", "run", "--format", "json", "--thinking", "--title", turn.name]
     # Its errors go to stderr too: while it retries, that is the only sign of what it waits for.
-    argv += ["--print-logs", "--log-level", "ERROR", "--model", full_model(turn.model)]
+    argv += ["--print-logs", "--log-level", "ERROR", "--model", full_model("opencode", turn.model)]
     if turn.conversation is not None:
         argv += ["--session", checked_conversation(turn.conversation)]
     return _kept_out(turn, argv)
@@ -147,17 +138,17 @@ def _env(turn: Turn) -> dict[str, str]:
 
 
 def _config(turn: Turn) -> dict[str, object]:
-    provider, _, model = full_model(turn.model).partition("/")
+    provider, _, model = full_model("opencode", turn.model).partition("/")
     doors: dict[str, dict[str, object]] = {
-        name: {"options": {"baseURL": f"{turn.door_url}/{name}/v1", "apiKey": turn.placeholder}} for name in _PROVIDERS
+        name: {"options": {"baseURL": f"{turn.door_url}/{name}/v1", "apiKey": turn.placeholder}} for name in PROVIDERS
     }
     doors[provider]["models"] = {model: {}}  # so that a name it has never heard of is accepted
     config: dict[str, object] = {
         "autoupdate": False,
         "share": "disabled",
         "snapshot": False,  # a shadow repository for an undo that nobody presses here
-        "permission": "allow",
-        "enabled_providers": list(_PROVIDERS),
+        "permission": {"edit": "ask", "bash": "ask"} if turn.ask else "allow",
+        "enabled_providers": list(PROVIDERS),
         "provider": doors,
     }
     if not turn.repository_config:

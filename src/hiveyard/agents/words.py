@@ -29,6 +29,7 @@ _TELLING = (
     "command",
     "file_path",
     "filePath",
+    "filepath",
     "notebook_path",
     "path",
     "pattern",
@@ -63,9 +64,15 @@ def relative(path: str, workdir: str) -> str:
 
 def created(path: str, content: str) -> str:
     """The unified diff of a new file."""
-    if len(content) > DIFF_SOURCE_LIMIT:
+    return changed(path, None, content)
+
+
+def changed(path: str, old: str | None, new: str) -> str:
+    """The unified diff of a file that was `old` (None: not there) and is `new`."""
+    if len(old or "") + len(new) > DIFF_SOURCE_LIMIT:
         return ""
-    return _unified([], content.splitlines(keepends=True), "/dev/null", f"b/{path}")
+    before = "/dev/null" if old is None else f"a/{path}"
+    return _unified((old or "").splitlines(keepends=True), new.splitlines(keepends=True), before, f"b/{path}")
 
 
 def patched(path: str, hunks: object) -> str:
@@ -112,13 +119,24 @@ def code_of(status: int, message: str = "") -> str:
 # What the door says for itself, as agents repeat it: the reason is known better than a status tells it.
 _OURS = re.compile(r"Hiveyard: .*?\[([a-z_.]+)\]", re.DOTALL)
 _DOORS = {error.code for error in (BudgetSpent, KeyMissing, KeyRefused, NotOnTape, RateLimited, UpstreamFailed)}
-_KEY_SIGNS = ("not logged in", "invalid api key", "invalid x-api-key", "authentication_error", "incorrect api key")
+_KEY_SIGNS = (
+    "not logged in",
+    "invalid api key",
+    "invalid x-api-key",
+    "authentication_error",
+    "incorrect api key",
+    "missing environment variable",
+)
 _LIMIT_SIGNS = ("rate limit", "rate_limit", "usage limit", "hit your", "too many requests")
 _CUT_SIGNS = (
     "overloaded",
     "connection error",
     "connection closed",
     "connection reset",
+    "connection refused",
+    "error sending request",
+    "high demand",
+    "network error",
     "socket connection was closed",
     "econnrefused",
     "econnreset",
@@ -130,6 +148,15 @@ _CUT_SIGNS = (
     "service unavailable",
     "timed out",
 )
+
+
+def status_in(words: str) -> int:
+    """The HTTP status of a failure that a program tells in words; 0 when there is none."""
+    found = _STATUS.search(words[:4000])
+    return int(found[1]) if found else 0
+
+
+_STATUS = re.compile(r"(?:status:? |\()([45]\d\d)\b", re.IGNORECASE)
 
 
 def ending(program: str, exit_code: int | None, stderr: str) -> str:

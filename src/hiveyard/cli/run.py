@@ -20,7 +20,7 @@ from hiveyard.core.errors import BadInput, Cancelled
 @click.argument("repo", default=".")
 @click.option("-m", "--message", "prompt", help="What to do.")
 @click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read what to do from a file; - is stdin.")
-@click.option("--agent", help="claude, opencode or command.")
+@click.option("--agent", help="claude, opencode, codex, goose or command.")
 @click.option(
     "--command", "command", help="A command line with {{prompt}} or {{prompt_file}}; implies --agent command."
 )

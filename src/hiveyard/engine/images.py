@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hiveyard.core.errors import MachineNotReady, ProviderUnavailable
+from hiveyard.core.errors import BadInput, MachineNotReady, ProviderUnavailable
 from hiveyard.core.machines import HOST, Image, Report, Shape
 from hiveyard.core.ports import Provider
 from hiveyard.engine.choice import choose
@@ -31,6 +31,17 @@ class ImageStock:
         """Raises NoSuchImage, or BadInput for a recipe that is wrong."""
         if name != HOST.name:
             self._images.resolve(name)
+
+    def check_program(self, name: str, program: str) -> None:
+        """Raises BadInput when an image lacks a program for which there is an image of its own. What others bring
+        without naming it in their recipe is not known here."""
+        if name == HOST.name or program not in self._images.recipes():
+            return
+        if program not in self._images.resolve(name).programs:
+            raise BadInput(
+                f"the image {name} does not bring {program}",
+                hint=f'--image {program}, or a recipe of your own with: from = "{program}"',
+            )
 
     async def get(self, name: str, report: Report, *, force: bool = False) -> Image:
         """The image of a recipe's name or file, or of an id; built when it is not there. Raises as `check` and

@@ -18,11 +18,13 @@ from hiveyard.engine.wish import Wish
 async def check(wish: Wish, resources: Resources) -> None:
     """Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError, RepositoryError, BadTape."""
     settings, providers = resources.settings, resources.providers
-    by_name(wish.agent or settings.agent)
+    agent = by_name(wish.agent or settings.agent)
     wanted = wish.provider or settings.provider
     if wanted != "auto":
         check_door(named(wanted, providers))
-    _check_image(wish.image or settings.image, wanted, resources)
+    image = wish.image or settings.image
+    _check_image(image, wanted, resources)
+    resources.images.check_program(image, agent.program)
     _check_account(wish, resources)
     await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)
     _check_tapes(wish)
