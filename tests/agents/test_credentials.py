@@ -66,3 +66,26 @@ async def test_opencode_finds_the_door_and_its_placeholder(yard: HostYard) -> No
     played = await yard.play("opencode", [say("Here.")])
     assert played.verdict.ok, played.verdict.reason
     assert played.model.saw_key(KEY.reveal())
+
+
+def plainly(*argv: str, **env: str) -> Callable[[ProcessSpec], ProcessSpec]:
+    """A process in place of ours: the program with nothing told but how to print."""
+    return lambda spec: replace(spec, command=replace(spec.command, argv=argv, env=env))
+
+
+async def test_codex_finds_the_door_and_its_placeholder(yard: HostYard) -> None:
+    put(yard, profiles.codex(DOOR, KEY))
+    yard.tamper = plainly("codex", "exec", "--json", "--skip-git-repo-check", "-")
+    played = await yard.play("codex", [say("Here.")])
+    assert played.verdict.ok, played.verdict.reason
+    assert played.model.saw_key(KEY.reveal())
+
+
+@pytest.mark.parametrize(("provider", "model"), [("anthropic", "claude-sonnet-5"), ("openai", "gpt-5.5")])
+async def test_goose_finds_the_door_and_its_placeholder(yard: HostYard, provider: str, model: str) -> None:
+    put(yard, profiles.goose(DOOR, KEY, provider=provider, model=model))
+    argv = ("goose", "run", "--quiet", "--output-format", "stream-json", "--instructions", "-")
+    yard.tamper = plainly(*argv, GOOSE_DISABLE_KEYRING="1")
+    played = await yard.play("goose", [say("Here.")])
+    assert played.verdict.ok, played.verdict.reason
+    assert played.model.saw_key(KEY.reveal())

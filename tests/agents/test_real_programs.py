@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hiveyard.core.commands import ProcessSpec
 from hiveyard.core.events import AgentEdited, AgentUsage
 from hiveyard.kit import process
-from hiveyard.testing.script import Call, File, Step, say, shell
+from hiveyard.testing.script import Call, File, Step, cut, refuse, say, shell
 from tests.agents.hostile import INSTRUCTIONS, poison
 from tests.agents.real import GIT_ENV, REAL, HostYard, Played
 
@@ -165,10 +167,69 @@ async def test_any_model_can_be_named(agent: str, model: str, asked: str, yard: 
 
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_a_key_that_the_door_refuses_has_its_own_code(agent: str, yard: HostYard) -> None:
-    yard.env = {"CLAUDE_CODE_MAX_RETRIES": "1"}
+    yard.env, yard.tamper = {"CLAUDE_CODE_MAX_RETRIES": "1"}, _hasty
     played = await yard.play(agent, [say("never said")], key="another key")
     assert played.verdict.code == "credentials.key_refused"
     assert not played.model.saw_key("another key")
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_server_that_fails_for_a_moment_is_asked_again(agent: str, yard: HostYard) -> None:
+    played = await yard.play(agent, [refuse(529, times=1), say("never asked for")])
+    assert played.verdict.ok, played.verdict.reason
+    assert [request.status for request in played.model.requests if request.model][:2] == [529, 200]
+
+
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [
+        (refuse(400, message="too strange"), "agent.failed"),
+        (refuse(429, headers={"retry-after": "1"}), "door.rate_limited"),
+        (refuse(500), "door.upstream_failed"),
+        (cut(), "door.upstream_failed"),
+    ],
+    ids=["400", "429", "500", "cut"],
+)
+@pytest.mark.parametrize("agent", ["claude", "codex", "goose"])  # opencode would try for ever
+async def test_a_server_that_always_fails_ends_the_turn(agent: str, step: Step, code: str, yard: HostYard) -> None:
+    yard.env, yard.tamper = {"CLAUDE_CODE_MAX_RETRIES": "1"}, _hasty
+    played = await yard.play(agent, [step])
+    assert (played.verdict.ok, played.verdict.code) == (False, code), played.verdict
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_an_interrupted_turn_is_no_success_and_its_conversation_goes_on(agent: str, yard: HostYard) -> None:
+    # opencode tells of a call when it is over.
+    stop = {"stop_after": 8} if agent == "opencode" else {"signal_at": (b"tail -f", signal.SIGINT)}
+    stopped = await yard.play(agent, [shell("tail -f /dev/null"), say("never said")], prompt="listen", **stop)
+    assert not stopped.verdict.ok
+    assert stopped.verdict.conversation
+    on = await yard.play(
+        agent, [say("Done.")], prompt="now stop", name="turn-2", conversation=stopped.verdict.conversation
+    )
+    assert on.verdict.ok, on.verdict.reason
+    assert b"listen" in on.model.requests[-1].body
+
+
+@pytest.mark.parametrize(
+    ("agent", "conversation"),
+    [
+        ("claude", "00000000-0000-4000-8000-000000000000"),
+        ("opencode", "ses_0000000000000000000000000"),
+        ("codex", "00000000-0000-4000-8000-000000000000"),
+        ("goose", "00000000-0000-4000-8000-000000000000"),
+    ],
+)
+async def test_a_conversation_that_is_not_there_is_no_new_one(agent: str, conversation: str, yard: HostYard) -> None:
+    played = await yard.play(agent, [say("never said")], conversation=conversation)
+    assert (played.verdict.ok, played.verdict.code) == (False, "agent.failed")
+    assert not any(request.model for request in played.model.requests)
+
+
+def _hasty(spec: ProcessSpec) -> ProcessSpec:
+    """codex with fewer tries: each is twice as late as the one before."""
+    argv = [word.replace("stream_max_retries=7", "stream_max_retries=2") for word in spec.command.argv]
+    return replace(spec, command=replace(spec.command, argv=tuple(argv)))
 
 
 def _marks(yard: HostYard) -> Path:

@@ -26,6 +26,8 @@ WORK = [
     shell("git add c.txt && git commit -qm 'Add the third' && sed -i s/one/ONE/ a.txt && cat c.txt", text="Commit."),
     say("There are three now."),
 ]
+IMAGES = {"goose": "goose"}
+OPENAI_KEY = "sk-openai-of-nobody-at-all"
 TIERS = {"qemu": "vm", "docker": "container", "bubblewrap": "namespace"}
 
 
@@ -34,6 +36,7 @@ TIERS = {"qemu": "vm", "docker": "container", "bubblewrap": "namespace"}
     [
         ("bubblewrap", "claude"),
         ("bubblewrap", "opencode"),
+        ("bubblewrap", "goose"),
         ("docker", "claude"),
         ("qemu", "claude"),
         ("qemu", "opencode"),
@@ -44,7 +47,8 @@ def test_a_real_agent_changes_a_real_repository(
 ) -> None:
     before = git(repo, "rev-parse", "HEAD")
     with speaking(WORK) as model, opening(provider, model) as yard:
-        status, report = yard.run(repo, "-m", "Make it three.", "--agent", agent)
+        image = IMAGES.get(agent, "default")
+        status, report = yard.run(repo, "-m", "Make it three.", "--agent", agent, "--image", image)
         assert (status, report["status"], report["error"]) == (0, "completed", None), yard("logs", report["id"]).stdout
 
         # What the agent committed, and one commit of ours for what it had left.
@@ -58,7 +62,7 @@ def test_a_real_agent_changes_a_real_repository(
 
         # Where, by what, and for how much.
         assert (report["provider"], report["tier"], report["agent"]) == (provider, TIERS[provider], agent)
-        assert report["program"] == f"{agent} {_program_of_the_image(agent)}"
+        assert report["program"] == f"{agent} {_program_of(image, agent)}"
         usage = report["usage"]
         assert usage["requests"] == len(model.requests) == 3
         assert usage["input_tokens"] == 200 + 1000 + 1000
@@ -72,7 +76,7 @@ def test_a_real_agent_changes_a_real_repository(
         assert only(yard.bodies(report["id"], "agent.started"))["conversation"]
         called = [body["summary"] for body in yard.bodies(report["id"], "agent.tool_called")]
         assert called[0].lower() == "write: c.txt"
-        assert called[1].lower().startswith("bash: git add c.txt")
+        assert called[1].lower().startswith(("bash: git add c.txt", "shell: git add c.txt"))
         returned = yard.bodies(report["id"], "agent.tool_returned")
         assert len(returned) == 2
         assert "three" in returned[1]["output"]
@@ -86,6 +90,43 @@ def test_a_real_agent_changes_a_real_repository(
         assert "git add c.txt" in logs
 
 
-def _program_of_the_image(agent: str) -> str:
-    """The version that the image says it has."""
-    return Images(places().cache).get().programs[agent]
+@pytest.mark.parametrize("model_name", ["gpt-5.5", None], ids=["with tools", "with a program for its tools"])
+def test_codex_changes_a_real_repository(
+    model_name: str | None, opening: Opening, speaking: Speaking, repo: Path, tmp_path: Path
+) -> None:
+    given = ["--model", model_name] if model_name else []
+    usage = Tokens(input=200, output=40, cache_read=3000)
+    script = [
+        Step(
+            thinking="A list.",
+            text="I commit.",
+            calls=[Call(shell="sed -i s/one/ONE/ a.txt && cat a.txt")],
+            usage=usage,
+        ),
+        shell("printf 'three\\n' > c.txt"),
+        say("Three."),
+    ]
+    with speaking(script) as model, opening("bubblewrap", model, OPENAI_API_KEY=OPENAI_KEY) as yard:
+        status, report = yard.run(repo, "-m", "Make it three.", "--agent", "codex", "--image", "codex", *given)
+        assert (status, report["status"], report["error"]) == (0, "completed", None), yard("logs", report["id"]).stdout
+        assert (report["program"], report["commits"]) == (f"codex {_program_of('codex', 'codex')}", 1)
+        work = patched(repo, report, tmp_path / "patched")
+        assert [(work / name).read_text() for name in ("a.txt", "c.txt")] == ["ONE\n", "three\n"]
+
+        # What passed at the door, and what codex says of it itself.
+        assert model.saw_key(OPENAI_KEY)
+        assert {request.path for request in model.requests} == {"/v1/responses"}
+        counted, said = report["usage"], yard.bodies(report["id"], "agent.usage")[-1]["usage"]
+        assert counted["requests"] == len(model.requests) == 3
+        for usage_of in (counted, said):
+            assert (usage_of["input_tokens"], usage_of["output_tokens"]) == (2200, 140)
+            assert usage_of["cache_read_tokens"] == 3000
+        assert model_name is None or counted["cost_usd"] > 0
+        called = [body["summary"] for body in yard.bodies(report["id"], "agent.tool_called")]
+        assert [line.partition(" ")[0] for line in called] == ["shell:", "shell:"]
+        assert "Three." in str(yard.bodies(report["id"], "agent.text"))
+
+
+def _program_of(image: str, agent: str) -> str:
+    """The version that an image says it has."""
+    return Images(places().cache).get(image).programs[agent]
