@@ -228,7 +228,7 @@ async def test_a_conversation_that_is_not_there_is_no_new_one(agent: str, conver
 
 def _hasty(spec: ProcessSpec) -> ProcessSpec:
     """codex with fewer tries: each is twice as late as the one before."""
-    argv = [word.replace("stream_max_retries=7", "stream_max_retries=2") for word in spec.command.argv]
+    argv = [word.replace("stream_max_retries=7", "stream_max_retries=2") for word in spec.command.words()]
     return replace(spec, command=replace(spec.command, argv=tuple(argv)))
 
 
