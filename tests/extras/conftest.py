@@ -1,0 +1,65 @@
+"""The page's own provider and process manager, for the suites that ours pass."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from hiveyard import processes
+from hiveyard.core.ports import ProcessManager, Provider
+from hiveyard.kit.names import new_id
+from tests.contract.conftest import folder, guest, place, shared
+from tests.contract.providers import Offer
+from tests.contract.rootfs import small_image
+from tests.orchestrator.conftest import works
+
+from .page import importable, install
+
+__all__ = ["folder", "guest", "place", "shared", "works"]
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Path]:
+    """Where the page's package is installed."""
+    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+        install(Path(scratch))
+        with importable(Path(scratch)):
+            yield Path(scratch)
+
+
+@pytest.fixture(scope="session")
+async def offer(works: None, site: Path) -> AsyncIterator[Offer]:
+    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+        state, cache = Path(scratch, "state"), Path(scratch, "cache")
+
+        def again() -> Provider:
+            made: Provider = import_module("yard_extras.few").Few(state, cache, 20)
+            return made
+
+        async def crash(name: str) -> None:
+            os.kill(int((state / name / "pid").read_text().split()[0]), signal.SIGKILL)
+
+        async def litter(name: str) -> None:
+            (state / name / "home").mkdir(parents=True)
+
+        image = small_image(Path(scratch))
+        offer = Offer(provider=again(), image=image, again=again, crash=crash, litter=litter)
+        await offer.provider.prepare(image, offer.shape)
+        yield offer
+        assert not await offer.provider.names()
+
+
+@pytest.fixture
+def manager(site: Path) -> ProcessManager:
+    return processes.by_name("plain")
+
+
+@pytest.fixture
+def name() -> str:
+    return new_id()
