@@ -30,7 +30,7 @@ from hiveyard.testing.script import Call, Fault, File, Script, Step, say, shell
 from tests.agents.talking import Stage, stage
 
 pytestmark = [pytest.mark.real, pytest.mark.anyio]
-AGENTS = ("claude",)
+AGENTS = ("claude", "opencode", "codex", "goose")
 CHANGING = ("claude",)
 """Those that take other arguments for what they asked."""
 
@@ -79,11 +79,10 @@ async def test_it_asks_leave_in_each_of_several_turns(agent: str, opened: Open) 
         asked = one(first, AgentAsked)
         assert "a.py" in asked.message
         assert "a.py" in asked.input
-        assert [type(event) for event in first[:2]] == [AgentPrompted, AgentStarted] or isinstance(
-            first[0], AgentStarted
-        )
+        assert {type(event) for event in first[:2]} == {AgentPrompted, AgentStarted}
         assert one(first, AgentEnded).text == "Done."
-        assert one(first, AgentEdited).path == "a.py"
+        if agent != "codex":  # the script has it write by the shell
+            assert one(first, AgentEdited).path == "a.py"
         assert (place.session / "work" / "a.py").read_text() == "x = 1\n"
         denied = await turn(talk, "[[script:shell]] the second", allow=False, message="not on a Sunday")
         assert one(denied, AgentAsked).request != asked.request

@@ -1,4 +1,5 @@
-"""codex: headless as `codex exec --json`, with the prompt on stdin and its whole configuration on its command line.
+"""codex: headless as `codex exec --json` with the prompt on stdin, or in a conversation as `codex app-server`; its
+whole configuration is on its command line.
 
 It runs without its own sandbox and asks for no leave: the machine is the sandbox. What the repository brings that would
 run code (.codex/config.toml, hooks, rules) codex reads only where it was told to trust the repository; AGENTS.md, which
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 import msgspec
 
 from hiveyard.agents.codex_stream import CodexParser
+from hiveyard.agents.drivers.codex import CodexServer
 from hiveyard.agents.words import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
+from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import Parser, Turn
 
 _KEY = "HIVEYARD_PLACEHOLDER"
@@ -32,6 +35,7 @@ fi
 shift 2
 exec "$@"
 """
+_HOME = 'mkdir -p -- "$CODEX_HOME" && exec "$@"'
 
 
 class Codex:
@@ -42,8 +46,7 @@ class Codex:
     protocols: Sequence[str] = ("openai",)
 
     def process(self, turn: Turn) -> ProcessSpec:
-        env = {"CODEX_HOME": f"{turn.state}/codex", _KEY: turn.placeholder}
-        command = Command(argv=_argv(turn), cwd=turn.workdir, env=env, name=self.name)
+        command = Command(argv=_argv(turn), cwd=turn.workdir, env=_env(turn), name=self.name)
         return ProcessSpec(name=turn.name, command=command, stdin=turn.prompt)
 
     def parser(self) -> Parser:
@@ -51,6 +54,20 @@ class Codex:
 
     def version(self) -> Command:
         return Command(argv=("codex", "--version"))
+
+    # --- in a conversation ------------------------------------------------------------------------------------------
+
+    def live(self, turn: Turn) -> ProcessSpec:
+        trust = [f'projects={{{_toml(turn.workdir)}={{trust_level="trusted"}}}}'] if turn.repository_config else []
+        settings = [word for setting in (*_settings(turn), *trust) for word in ("--config", setting)]
+        argv = ("sh", "-c", _HOME, "codex-home", "codex", "app-server", *settings)
+        command = Command(argv=argv, cwd=turn.workdir, env=_env(turn), name=self.name)
+        return ProcessSpec(name=turn.name, command=command, inbox=True)
+
+    def driver(self, turn: Turn) -> Driver:
+        conversation = None if turn.conversation is None else checked_conversation(turn.conversation)
+        model = None if turn.model is None else checked_model(turn.model)
+        return CodexServer(turn.workdir, conversation=conversation, model=model, ask=turn.ask)
 
 
 def _argv(turn: Turn) -> tuple[str, ...]:
@@ -67,14 +84,23 @@ def _argv(turn: Turn) -> tuple[str, ...]:
     return ("sh", "-c", _BEGIN, "codex-begin", told, conversation, *argv, "-")
 
 
+def _env(turn: Turn) -> dict[str, str]:
+    return {"CODEX_HOME": f"{turn.state}/codex", _KEY: turn.placeholder}
+
+
+def _toml(words: str) -> str:
+    """A string: one of JSON is one of TOML too."""
+    return msgspec.json.encode(words).decode()
+
+
 def _settings(turn: Turn) -> Sequence[str]:
-    """Values are TOML; of a string JSON is that too."""
+    """Values are TOML."""
     # A provider of its own: with `openai` and another address it tries WebSockets for some seconds first.
     door = "model_providers.hiveyard"
     return (
         'model_provider="hiveyard"',
         f'{door}.name="Hiveyard\'s door"',
-        f"{door}.base_url={msgspec.json.encode(f'{turn.door_url}/openai/v1').decode()}",
+        f"{door}.base_url={_toml(f'{turn.door_url}/openai/v1')}",
         f'{door}.wire_api="responses"',
         f'{door}.env_key="{_KEY}"',
         f"{door}.request_max_retries=0",

@@ -1,5 +1,5 @@
-"""goose: headless as `goose run --output-format stream-json`, with the prompt on stdin and its whole configuration in
-its environment.
+"""goose: headless as `goose run --output-format stream-json` with the prompt on stdin, or in a conversation as
+`goose acp`; its whole configuration is in its environment.
 
 What the repository brings that would run code on start are plugins (`.agents/plugins`: hooks and MCP servers), which
 goose runs unasked; each is switched off by the path it stands at. AGENTS.md, CLAUDE.md and .goosehints are only words.
@@ -11,19 +11,18 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hiveyard.agents.goose_stream import GooseParser
+from hiveyard.agents.goose_stream import ERROR_HEAD, GooseParser
 from hiveyard.agents.models import full_model
 from hiveyard.agents.words import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
+from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import Parser, Turn
 
 _HINTS = '[".goosehints","AGENTS.md","CLAUDE.md"]'
 
-# $1: whether plugins of the repository may run. $2: the working directory, as JSON. $3: the conversation to go on with.
-# goose tells no id of a conversation, so it is given one; and it counts tokens over the whole of it, so what it had
-# counted before is told first. PLUGINS is what its setting `plugins` is called in the environment; when it cannot be
-# read there all plugins run, so a path that would need quoting stops it.
-_BEGIN = r"""
+# $1: whether plugins of the repository may run. PLUGINS is what its setting `plugins` is called in the environment;
+# when it cannot be read there all plugins run, so a path that would need quoting stops it.
+_PLUGINS = r"""
 if [ "$1" = off ]; then
   off=
   for place in .agents/plugins/* .agents/plugins/.[!.]* .agents/plugins/..?*; do
@@ -38,7 +37,15 @@ if [ "$1" = off ]; then
   done
   export PLUGINS="{$off}"
 fi
-workdir=$2 name=$3; shift 3
+shift
+"""
+_LIVE = _PLUGINS + 'exec "$@"\n'
+# $2: the working directory, as JSON. $3: the conversation to go on with. goose tells no id of a conversation, so it is
+# given one; and it counts tokens over the whole of it, so what it had counted before is told first.
+_BEGIN = (
+    _PLUGINS
+    + r"""
+workdir=$1 name=$2; shift 2
 former=null
 if [ -n "$name" ]; then
   former=$(goose session list --format json) || exit
@@ -49,6 +56,7 @@ fi
 printf '{"type":"session","workdir":%s,"name":"%s","former":%s}\n' "$workdir" "$name" "$former"
 exec "$@" --name "$name"
 """
+)
 
 
 class Goose:
@@ -68,14 +76,32 @@ class Goose:
     def version(self) -> Command:
         return Command(argv=("goose", "--version"))
 
+    # --- in a conversation ------------------------------------------------------------------------------------------
+
+    def live(self, turn: Turn) -> ProcessSpec:
+        argv = ("sh", "-c", _LIVE, "goose-live", _on(turn), "goose", "acp")
+        env = _env(turn) | {"GOOSE_MODE": "approve" if turn.ask else "auto"}
+        return ProcessSpec(
+            name=turn.name, command=Command(argv=argv, cwd=turn.workdir, env=env, name=self.name), inbox=True
+        )
+
+    def driver(self, turn: Turn) -> Driver:
+        from hiveyard.agents.drivers.acp import Acp, Quirks  # its messages take most of a second to import
+
+        quirks = Quirks(failure=ERROR_HEAD)
+        return Acp(turn.workdir, conversation=turn.conversation, ask=turn.ask, quirks=quirks)
+
 
 def _argv(turn: Turn) -> tuple[str, ...]:
-    plugins = "on" if turn.repository_config else "off"
     workdir = msgspec.json.encode(turn.workdir).decode()
     conversation = "" if turn.conversation is None else checked_conversation(turn.conversation)
     # Without --quiet a banner comes before the first line.
     argv = ("goose", "run", "--quiet", "--output-format", "stream-json", "--instructions", "-")
-    return ("sh", "-c", _BEGIN, "goose-begin", plugins, workdir, conversation, *argv)
+    return ("sh", "-c", _BEGIN, "goose-begin", _on(turn), workdir, conversation, *argv)
+
+
+def _on(turn: Turn) -> str:
+    return "on" if turn.repository_config else "off"
 
 
 def _env(turn: Turn) -> dict[str, str]:

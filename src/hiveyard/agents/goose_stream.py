@@ -34,7 +34,8 @@ from hiveyard.kit.text import decode, one_line
 _COMPLETE = b'{"type":"complete"'
 _UNABLE = re.compile(rb" {0,8}error: (?:Error )?(.*)")  # on stdout, when it cannot even begin
 _EMPTY = "The model returned an empty response"
-_HEAD, _TAILS = "Ran into this error: ", ("Please retry if you", "Please resend your")
+ERROR_HEAD = "Ran into this error: "
+_TAILS = ("Please retry if you", "Please resend your")
 
 
 class GooseParser:
@@ -228,8 +229,8 @@ class GooseParser:
 
 def _without_frame(words: str) -> str:
     """An error without what goose says around each."""
-    head, _, tail = words.strip().removeprefix(_HEAD).rpartition("\n\n")
-    return head if head and tail.startswith(_TAILS) else words.strip().removeprefix(_HEAD)
+    head, _, tail = words.strip().removeprefix(ERROR_HEAD).rpartition("\n\n")
+    return head if head and tail.startswith(_TAILS) else words.strip().removeprefix(ERROR_HEAD)
 
 
 def _edit(call: str, tool: str, given: JSON, workdir: str) -> AgentEdited | None:

@@ -20,11 +20,11 @@ class Leave:
     def __init__(self) -> None:
         self._open: dict[str, JSON] = {}
 
-    def wanted(self, request: str, tool: str, arguments: JSON, message: str) -> AgentAsked:
-        """It asks. `arguments` are what the request would do; they come back when it is settled."""
+    def wanted(self, request: str, tool: str, arguments: JSON, message: str, kept: JSON | None = None) -> AgentAsked:
+        """It asks. `kept`, or else the arguments of what it asks, come back when that is settled."""
         if len(self._open) >= _MOST:
             self._open.pop(next(iter(self._open)))
-        self._open[request] = arguments
+        self._open[request] = arguments if kept is None else kept
         given = msgspec.json.encode(arguments).decode()
         return AgentAsked(
             message=f"may it do this? {message}",
@@ -34,14 +34,19 @@ class Leave:
         )
 
     def settle(self, request: str) -> JSON:
-        """It is answered: what it had asked. Raises BadInput for one that is not open."""
+        """It is answered: what was kept of it. Raises BadInput for one that is not open."""
+        self.check(request)
+        return self._open.pop(request)
+
+    def check(self, request: str) -> None:
         if request not in self._open:
             raise BadInput(f"the agent does not wait for an answer to {one_line(request, 80)!r}")
-        return self._open.pop(request)
 
     def withdrawn(self, request: str) -> None:
         self._open.pop(request, None)
 
-    def end(self) -> None:
-        """The turn is over, and nothing of it is asked any more."""
+    def end(self) -> list[str]:
+        """The turn is over, and nothing of it is asked any more: what was open."""
+        dropped = list(self._open)
         self._open.clear()
+        return dropped
