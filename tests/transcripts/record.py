@@ -276,6 +276,13 @@ GOOSE: Mapping[str, Case] = {
             say("None of it worked."),
         ]
     ),
+    "compacted": Case(
+        script=[
+            shell("echo before"),
+            refuse(400, times=1, message="prompt is too long: 250000 tokens > 200000 maximum"),
+            say("Done."),
+        ]
+    ),
     "refused-401-openai": Case(script=[refuse(401, message="invalid x-api-key")], play={"model": "gpt-5.5"}),
     "refused-500-openai": Case(script=[refuse(500)], play={"model": "openai/of-tomorrow", "stop_after": 60}),
     "terminated": Case(script=[_LONG, say("Done.")], play={"signal_at": (b"tail -f", signal.SIGTERM)}),
