@@ -15,7 +15,7 @@ from anyio.from_thread import start_blocking_portal
 import hiveyard
 from hiveyard.orchestrator import RuntimeEvent, happenings
 from hiveyard.testing.model import scripted_model
-from hiveyard.testing.script import say
+from hiveyard.testing.script import Call, File, Step, say
 
 KEY = "sk-ant-of-nobody-at-all"
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,13 +23,16 @@ EXPECTED = {
     "README.md 1": "HELLO\n\n",
     "docs/build.md 1": "HELLO\n\n",
     "docs/build.md 2": "I have got some tools.\n",
-    "docs/build.md 3": (
+    "docs/build.md 3": ("may it do this? Write: hello.txt\nWritten.\nmay it do this? Write: hello.txt\nWritten.\n"),
+    "docs/build.md 4": (
         "BootStarted\nBootReady\nCredentialsInstalled\nMachineInfoWritten\nSessionStarted\n"
         "600 /home/agent/.codex/auth.json\n600 /home/agent/.codex/config.toml\n600 /home/agent/.machine.json\n"
         "[('look', 0)]\nMachineTerminated\n"
     ),
 }
-REAL = {"docs/build.md 2"}
+REAL = {"docs/build.md 2", "docs/build.md 3"}
+TOOLS = [say("I have got some tools.")]
+HELLO = [Step(calls=[Call(write=File(path="hello.txt", content="Hello.\n"))]), say("Written.")]
 
 
 def blocks() -> dict[str, str]:
@@ -52,11 +55,11 @@ def test_ten_lines_are_ten() -> None:
     assert len([line for line in blocks()["docs/build.md 1"].splitlines() if line]) == 10
 
 
-@pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
+@pytest.fixture
+def environment(which: str) -> Iterator[dict[str, str]]:
     """That of somebody who has a key, and a vendor who knows what to say."""
     with start_blocking_portal() as portal:
-        serving = scripted_model([say("I have got some tools.")], key=KEY)
+        serving = scripted_model(HELLO if which == "docs/build.md 3" else TOOLS, key=KEY)
         with portal.wrap_async_context_manager(serving) as model:
             yield {**os.environ, "ANTHROPIC_API_KEY": KEY, "HIVEYARD_ANTHROPIC_UPSTREAM": f"{model.url}/anthropic"}
 

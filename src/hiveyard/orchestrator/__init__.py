@@ -4,8 +4,9 @@ It knows ports only: which provider, process manager and agent they are is the c
 """
 
 from hiveyard.orchestrator.blocking import SyncOrchestrator
+from hiveyard.orchestrator.conversation import Conversation
 from hiveyard.orchestrator.happenings import Listener, RuntimeEvent
 from hiveyard.orchestrator.orchestrator import Orchestrator
 from hiveyard.orchestrator.prepared import Prepared
 
-__all__ = ["Listener", "Orchestrator", "Prepared", "RuntimeEvent", "SyncOrchestrator"]
+__all__ = ["Conversation", "Listener", "Orchestrator", "Prepared", "RuntimeEvent", "SyncOrchestrator"]

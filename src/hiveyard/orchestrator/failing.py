@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hiveyard.core.errors import HiveyardError, OrchestrationError
+from hiveyard.core.errors import Cancelled, HiveyardError, OrchestrationError
 from hiveyard.kit.mask import Mask
 
 T = TypeVar("T")
@@ -56,3 +56,12 @@ def _masked(error: HiveyardError, mask: Mask) -> HiveyardError:
     same.hint = mask.text(error.hint)
     same.context = {name: mask.text(value) for name, value in error.context.items()}
     return same
+
+
+def why(error: BaseException) -> tuple[str, str, str]:
+    """The operation, code and reason of what ended a piece of work."""
+    if isinstance(error, OrchestrationError):
+        return error.context.get("operation", ""), error.context.get("cause", error.code), error.message
+    if isinstance(error, Exception):
+        return "", HiveyardError.code, f"a {type(error).__name__}, which is no error of Hiveyard"
+    return "", Cancelled.code, "it was cancelled"

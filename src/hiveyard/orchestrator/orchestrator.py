@@ -14,11 +14,11 @@ from typing import Self, TypeVar
 
 import anyio
 
-from hiveyard.core.commands import ProcessInfo
+from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.credentials import CredentialProfile, CredentialsInstaller, Installed
+from hiveyard.core.drivers import Converses
 from hiveyard.core.errors import (
     BadInput,
-    Cancelled,
     HiveyardError,
     NotPrepared,
     OperationFailed,
@@ -34,8 +34,9 @@ from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from hiveyard.kit.text import one_line
 from hiveyard.orchestrator import happenings, wanted
+from hiveyard.orchestrator.conversation import Conversation, conversing
 from hiveyard.orchestrator.doorways import Doorways
-from hiveyard.orchestrator.failing import Step
+from hiveyard.orchestrator.failing import Step, why
 from hiveyard.orchestrator.lifetimes import Lifetimes
 from hiveyard.orchestrator.prepared import Prepared
 from hiveyard.orchestrator.scratch import Scratch
@@ -153,22 +154,24 @@ class Orchestrator:
         The turn's directories are made, and `prompt` is written to its file, which has to be there without one. When
         this fails or is cancelled the machine is removed, with all that runs in it, unless `keep_on_error`. Raises
         SessionNotStarted."""
-        self._secrets.setdefault(machine.name, set()).add(Secret(turn.placeholder))
+        return await self._start(machine, turn, self.agent.process, prompt, keep_on_error)
 
-        async def start() -> ProcessInfo:
-            spec = self.agent.process(turn)
-            async with self.provider.guest(machine.name) as guest:
-                await _make_room(guest, turn, prompt)
-                return await self.manager.start(guest, spec)
-
-        failed = partial(happenings.SessionFailed, process=turn.name)
-        async with self._removed_on_failure(failed, machine.name, (BaseException,) if keep_on_error else ()):
-            info = await self._start_step(machine.name, turn.name).of(start(), self._mask(machine.name))
-        started = happenings.SessionStarted(
-            machine=machine.name, process=info.name, agent=self.agent.name, manager=self.manager.name, pid=info.pid
-        )
-        self._tell(started)
-        return info
+    @asynccontextmanager
+    async def converse(
+        self, machine: Machine, turn: Turn, *, offset: int = 0, keep_on_error: bool = False
+    ) -> AsyncIterator[Conversation]:
+        """A conversation with the agent, whose process is started as by `start_session`, or found; leaving the block
+        ends nothing. `offset` is the one of a conversation with that process that was left. Raises SessionNotStarted,
+        and BadInput for an agent that takes one prompt only."""
+        agent = self.agent
+        if not isinstance(agent, Converses):
+            raise BadInput(f"the agent {agent.name} takes one prompt only", hint="start_session, for each prompt one")
+        await self._start(machine, turn, agent.live, None, keep_on_error)
+        async with (
+            self.provider.guest(machine.name) as guest,
+            conversing(guest, self.manager, turn.name, agent.driver(turn), offset=offset) as conversation,
+        ):
+            yield conversation
 
     async def processes(self, machine: Machine) -> list[ProcessInfo]:
         """All that the process manager keeps there, running or ended. Raises OperationFailed, as what follows does."""
@@ -205,6 +208,26 @@ class Orchestrator:
         return info
 
     # --- the steps ----------------------------------------------------------------------------------------------
+
+    async def _start(
+        self, machine: Machine, turn: Turn, specified: Callable[[Turn], ProcessSpec], prompt: str | None, keep: bool
+    ) -> ProcessInfo:
+        self._secrets.setdefault(machine.name, set()).add(Secret(turn.placeholder))
+
+        async def start() -> ProcessInfo:
+            spec = specified(turn)
+            async with self.provider.guest(machine.name) as guest:
+                await _make_room(guest, turn, prompt)
+                return await self.manager.start(guest, spec)
+
+        failed = partial(happenings.SessionFailed, process=turn.name)
+        async with self._removed_on_failure(failed, machine.name, (BaseException,) if keep else ()):
+            info = await self._start_step(machine.name, turn.name).of(start(), self._mask(machine.name))
+        started = happenings.SessionStarted(
+            machine=machine.name, process=info.name, agent=self.agent.name, manager=self.manager.name, pid=info.pid
+        )
+        self._tell(started)
+        return info
 
     async def _new_name(self, name: str | None) -> str:
         """A name that no machine has: what fails later is removed, and must not be somebody else's."""
@@ -293,7 +316,7 @@ class Orchestrator:
         try:
             yield
         except BaseException as error:
-            operation, code, reason = _why(error)
+            operation, code, reason = why(error)
             try:
                 self._tell(failed(machine=name, operation=operation, code=code, reason=reason))
             finally:
@@ -310,9 +333,9 @@ class Orchestrator:
             try:
                 await self._terminate(name)
                 return
-            except HiveyardError as why:
-                left = self._mask(name).text(why.message)
-                self._failed_alone(name, "terminate", why)
+            except HiveyardError as failed:
+                left = self._mask(name).text(failed.message)
+                self._failed_alone(name, "terminate", failed)
         if isinstance(error, OrchestrationError):
             error.context["left"] = left
             error.hint = f"the machine {name} is still there: terminate it; {error.hint}"
@@ -373,12 +396,3 @@ async def _make_room(guest: Guest, turn: Turn, prompt: str | None) -> None:
     await guest.mkdir(turn.state, mode=0o700)
     if prompt is not None:
         await guest.write_atomic(turn.prompt, prompt.encode("utf-8", "surrogateescape"), mode=0o600)
-
-
-def _why(error: BaseException) -> tuple[str, str, str]:
-    """The operation, code and reason of what ended a piece of work."""
-    if isinstance(error, OrchestrationError):
-        return error.context.get("operation", ""), error.context.get("cause", error.code), error.message
-    if isinstance(error, Exception):
-        return "", HiveyardError.code, f"a {type(error).__name__}, which is no error of Hiveyard"
-    return "", Cancelled.code, "it was cancelled"

@@ -27,6 +27,7 @@ class Prepared:
         command: str | None = None,
         model: str | None = None,
         conversation: str | None = None,
+        ask: bool = False,
         placeholder: str = "",
     ) -> Turn:
         """A turn with its files below the guest's session directory, at the machine's own door, with the placeholder
@@ -43,4 +44,5 @@ class Prepared:
             model=model,
             conversation=conversation,
             command=command,
+            ask=ask,
         )

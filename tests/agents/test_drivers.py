@@ -1,0 +1,204 @@
+"""Drivers: whatever a program prints is understood or kept; and a new driver that hears it again says the same."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiveyard import agents
+from hiveyard.core.drivers import Answer, Converses, Driver, Line, Step
+from hiveyard.core.errors import BadInput
+from hiveyard.core.events import AgentAsked, AgentEnded, AgentEvent, AgentPrompted, AgentStarted, AgentText, Event
+from tests.agents.test_processes import turn
+from tests.agents.test_strangers import JSONS
+
+NAMES = ("claude", "opencode", "codex", "goose")
+_METHODS = st.sampled_from(
+    re.findall(
+        r"\S+",
+        "session/update session/request_permission fs/write_text_file turn/started turn/completed item/started error"
+        " item/completed item/commandExecution/requestApproval thread/tokenUsage/updated control_request",
+    )
+)
+_IDS = st.sampled_from(["initialize", "session", "thread", "turn-a", "set-mode", 0, 2**70, None, "\ud800"])
+_KINDS = st.sampled_from(
+    re.findall(
+        r"\S+",
+        "agent_message_chunk tool_call tool_call_update usage_update plan agentMessage commandExecution fileChange",
+    )
+)
+_MESSAGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["system", "assistant", "user", "result", "control_request", "control_response"]),
+        "subtype": st.sampled_from(["init", "success"]),
+        "request_id": st.text(max_size=3),
+        "request": st.fixed_dictionaries({"subtype": st.just("can_use_tool")}, optional={"input": JSONS}),
+        "method": _METHODS,
+        "id": _IDS,
+        "params": JSONS
+        | st.fixed_dictionaries(
+            {
+                "sessionId": st.just("s"),
+                "update": st.fixed_dictionaries({"sessionUpdate": _KINDS}, optional={"x": JSONS}),
+            }
+        )
+        | st.fixed_dictionaries({"item": st.fixed_dictionaries({"type": _KINDS}, optional={"changes": JSONS})}),
+        "result": JSONS,
+        "error": JSONS,
+    },
+)
+
+
+def driver(name: str) -> Driver:
+    agent = agents.by_name(name)
+    assert isinstance(agent, Converses)
+    return agent.driver(turn(ask=True))
+
+
+def _stored(events: object) -> None:
+    """They can be, and are bounded."""
+    assert isinstance(events, list | tuple)
+    for event in events:
+        stored = msgspec.json.encode(Event(seq=1, at=0.0, session="s", body=event))
+        assert msgspec.json.decode(stored, type=Event).body == event
+        assert len(stored) < 1 << 20
+
+
+def _hear(one: Driver, lines: list[bytes]) -> list[Step]:
+    return [one.begin(), *(one.feed(line) for line in lines), one.gone(1, "gone")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(lines=st.lists(st.binary(max_size=200) | _MESSAGES.map(lambda said: json.dumps(said).encode()), max_size=6))
+def test_whatever_a_program_prints_is_no_error(name: str, lines: list[bytes]) -> None:
+    steps = _hear(driver(name), lines)
+    for step in steps:
+        _stored(list(step.events))
+        for line in step.lines:
+            assert line.data.endswith(b"\n")
+            assert line.data.count(b"\n") == 1
+            json.loads(line.data)
+    assert steps == _hear(driver(name), lines), "the same output means the same"
+
+
+# What each program says until it asks for leave, as it was recorded, with all but the needed taken out.
+_ACP = [
+    b'{"jsonrpc":"2.0","id":"initialize","result":{"protocolVersion":1,"agentInfo":{"name":"x","version":"1.2"}}}',
+    b'{"jsonrpc":"2.0","id":"session","result":{"sessionId":"ses_1"}}',
+    b'{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"ses_1","update":{"sessionUpdate":'
+    b'"agent_message_chunk","content":{"type":"text","text":"I "}}}}',
+    b'{"jsonrpc":"2.0","method":"session/update","params":{"sessionId":"ses_1","update":{"sessionUpdate":'
+    b'"agent_message_chunk","content":{"type":"text","text":"run."}}}}',
+    b'{"jsonrpc":"2.0","id":7,"method":"session/request_permission","params":{"sessionId":"ses_1","toolCall":'
+    b'{"toolCallId":"c","title":"ls","kind":"execute","rawInput":{"command":"ls"}},"options":['
+    b'{"optionId":"forever","kind":"allow_always","name":"a"},{"optionId":"once","kind":"allow_once","name":"b"},'
+    b'{"optionId":"no","kind":"reject_once","name":"c"}]}}',
+]
+SAID = {
+    "claude": [
+        b'{"type":"system","subtype":"init","session_id":"1f-a","cwd":"/w","model":"m","claude_code_version":"2"}',
+        b'{"type":"assistant","message":{"id":"m1","content":[{"type":"text","text":"I run."}]}}',
+        b'{"type":"control_request","request_id":"7","request":{"subtype":"can_use_tool","tool_name":"Bash",'
+        b'"input":{"command":"ls"}}}',
+    ],
+    "opencode": _ACP,
+    "goose": _ACP,
+    "codex": [
+        b'{"id":"initialize","result":{"userAgent":"hiveyard/0.1 (x)"}}',
+        b'{"id":"thread","result":{"thread":{"id":"th-1"},"model":"m"}}',
+        b'{"method":"turn/started","params":{"turn":{"id":"t1"}}}',
+        b'{"method":"item/completed","params":{"turnId":"t1","item":{"type":"agentMessage","id":"i","text":"I run."}}}',
+        b'{"id":7,"method":"item/commandExecution/requestApproval","params":{"turnId":"t1","command":"ls"}}',
+    ],
+}
+ALLOWED = {
+    "claude": {"behavior": "allow", "updatedInput": {"command": "ls"}},
+    "opencode": {"outcome": {"outcome": "selected", "optionId": "once"}},
+    "goose": {"outcome": {"outcome": "selected", "optionId": "once"}},
+    "codex": {"decision": "accept"},
+}
+
+
+def _events(steps: list[Step], kind: type[AgentEvent]) -> list[AgentEvent]:
+    return [event for step in steps for event in step.events if isinstance(event, kind)]
+
+
+def _answer(line: Line) -> object:
+    told = json.loads(line.data)
+    return told["result"] if "result" in told else told["response"]["response"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_asks_and_the_first_answer_counts(name: str) -> None:
+    one = driver(name)
+    steps = [one.begin(), *(one.feed(line) for line in SAID[name])]
+    (started,) = _events(steps, AgentStarted)
+    assert isinstance(started, AgentStarted)
+    assert one.conversation == started.conversation != ""
+    assert [event.text for event in _events(steps, AgentText) if isinstance(event, AgentText)] == ["I run."]
+    (asked,) = _events(steps, AgentAsked)
+    assert isinstance(asked, AgentAsked)
+    assert json.loads(asked.input)["command"] == "ls"
+    assert not one.ready, "a turn is at work, whoever began it"
+    (line,) = one.answer(asked.request, Answer(allow=True)).lines
+    assert _answer(line) == ALLOWED[name]
+    with pytest.raises(BadInput, match="does not wait for an answer"):
+        one.answer(asked.request, Answer(allow=False))
+    (ended,) = one.gone(None, "").events
+    assert isinstance(ended, AgentEnded)
+    assert ended.is_error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_those_that_can_take_other_arguments(name: str) -> None:
+    one = driver(name)
+    for said in SAID[name]:
+        one.feed(said)
+    if name == "claude":
+        (line,) = one.answer("7", Answer(allow=True, input={"command": "true"})).lines
+        assert _answer(line) == {"behavior": "allow", "updatedInput": {"command": "true"}}
+        return
+    with pytest.raises(BadInput, match="other arguments"):
+        one.answer("7", Answer(allow=True, input={"command": "true"}))
+    (line,) = one.answer("7", Answer(allow=False)).lines
+    assert line.key == "reply-7"
+
+
+@pytest.mark.parametrize("name", ["opencode", "goose", "codex"])
+def test_a_program_that_begins_no_conversation_says_why(name: str) -> None:
+    one = driver(name)
+    one.begin()
+    assert not one.ready
+    step = one.feed(b'{"id":"initialize","error":{"code":-1,"message":"no such thing"}}')
+    assert "no such thing" in str(step.events)
+    assert one.ready, "whoever waits is told"
+    with pytest.raises(Exception, match="no such thing"):
+        one.prompt("k", "hello")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_is_one_line_whatever_is_in_it(name: str) -> None:
+    one = driver(name)
+    for said in SAID[name][:2]:
+        one.feed(said)
+    hard = "a\nb\r\n\x00\u2028 \"quoted\" 'too' \\ {} 🐝"
+    (line,) = one.prompt("k", hard)
+    assert line.data.count(b"\n") == 1
+    assert hard in _texts(json.loads(line.data))
+    (prompted,) = one.begun(hard)
+    assert isinstance(prompted, AgentPrompted)
+    assert prompted.text == hard
+    assert not one.ready
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for one in inner for text in _texts(one)]
