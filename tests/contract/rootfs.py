@@ -14,7 +14,7 @@ from hiveyard.core.machines import Image
 _PROGRAMS = (
     "bash cat chmod cp cut dd env false find flock grep head id ln ls mkdir mkfifo mv nohup printf pwd readlink rm"
     " rmdir seq setsid sha256sum sleep socat sort stat stty sync tail tar tee timeout tmux touch tr true truncate tty"
-    " uname wc yes base64 chown setpriv"
+    " uname wc yes fallocate base64 chown setpriv"
 )
 _TERMINALS = ("tmux-256color", "xterm-256color", "xterm")
 _PASSWD = "root:x:0:0::/root:/usr/sbin/nologin\nagent:x:1000:1000::/home/agent:/bin/bash\n"

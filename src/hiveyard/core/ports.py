@@ -242,7 +242,8 @@ class ProcessManager(Protocol):
 
     async def start(self, guest: Guest, spec: ProcessSpec) -> ProcessInfo:
         """Start a process, or return the one of that name that was started before (running or ended): starting
-        twice starts once. Raises ProcessNotStarted."""
+        twice starts once. Of several instances all are started and the first is returned. Raises ProcessNotStarted;
+        BadInput for what this process manager cannot do at all."""
 
     async def get(self, guest: Guest, name: str) -> ProcessInfo:
         """Raises NoSuchProcess."""
@@ -269,18 +270,21 @@ class ProcessManager(Protocol):
         ended is a success. Raises NoSuchProcess, BadInput for a process without an inbox."""
 
     async def stop(self, guest: Guest, name: str, *, grace: float = 5.0) -> ProcessInfo:
-        """SIGINT to the process and all it started; SIGKILL after `grace` seconds. Ended already is a success.
-        Raises NoSuchProcess."""
+        """SIGINT to the process and all it started; SIGKILL after `grace` seconds; no restart. Ended already is a
+        success. By the name of the first of several instances all are stopped, by another's that one. Raises
+        NoSuchProcess."""
 
     async def logs(self, guest: Guest, name: str, *, stream: str = "stdout", lines: int = 100) -> bytes:
         """The last lines of an output (`stdout` or `stderr`), at most 1 MiB. Raises NoSuchProcess."""
 
     def follow(self, guest: Guest, name: str, *, stream: str = "stdout", offset: int = 0) -> AsyncIterator[bytes]:
-        """An output from `offset`, then live; ends when the process has ended and all was given. Raises
-        NoSuchProcess."""
+        """An output from `offset`, then live; ends when the process has ended and all was given. Of an output that is
+        rotated, 0 means the oldest byte that is kept (`ProcessInfo.dropped`), every other offset what it always means;
+        what is dropped while it is being followed comes as NUL bytes. Raises NoSuchProcess, OutputDropped."""
 
     async def remove(self, guest: Guest, name: str) -> None:
-        """Forget an ended process and its output; absent is a success."""
+        """Forget an ended process, with its later instances, and its output; absent is a success. Raises ProcessError
+        while it runs."""
 
 
 OpenDoor = Callable[[str, Path, Secret], AbstractAsyncContextManager[object]]
