@@ -33,13 +33,25 @@ from hiveyard.testing.script import Script
 
 REAL = ("claude", "opencode", "codex", "goose")
 NOBODY = 65534
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
 DOOR_PORT = 8377
 
-# Joins loopback inside a network namespace to a unix socket outside it; argv: socket, port, then the program.
+# Joins loopback inside a network namespace to a unix socket outside it, and stands in for the host's name servers: each
+# name that is asked for goes into a file, and is nobody's. argv: socket, port, that file, then the program.
 _BRIDGE = """
-import os, signal, socket, subprocess, sys, threading
+import os, re, signal, socket, subprocess, sys, threading
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored, and that inherited, below a shell's background job
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+for server in re.findall(r"^nameserver ([0-9.]+)$", open("/etc/resolv.conf").read(), re.MULTILINE):
+    subprocess.run(["ip", "address", "add", server, "dev", "lo"], stderr=subprocess.DEVNULL)
+names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+names.bind(("", 53))
+def answer():
+    while True:
+        asked, who = names.recvfrom(4096)
+        with open(sys.argv[3], "ab") as told: told.write(re.sub(rb"[^a-z0-9-]+", b".", asked[13:-4]) + b"\\n")
+        names.sendto(asked[:2] + b"\\x81\\x83" + asked[4:6] + bytes(6) + asked[12:], who)
+threading.Thread(target=answer, daemon=True).start()
 listener = socket.create_server(("127.0.0.1", int(sys.argv[2])))
 def copy(a, b):
     try:
@@ -56,7 +68,7 @@ def accept():
         for pair in ((inside, outside), (outside, inside)):
             threading.Thread(target=copy, args=pair, daemon=True).start()
 threading.Thread(target=accept, daemon=True).start()
-child = subprocess.Popen(sys.argv[3:])
+child = subprocess.Popen(sys.argv[4:])
 code = child.wait()
 os._exit(code if code >= 0 else 128 - code)
 """
@@ -124,6 +136,20 @@ class HostYard:
     def repo(self) -> Path:
         return self.root / "repo"
 
+    @property
+    def lookups(self) -> list[str]:
+        """The names of hosts that programs here asked for."""
+        return self._lookups.read_text().splitlines() if self._lookups.exists() else []
+
+    @property
+    def _lookups(self) -> Path:
+        return self.root / "lookups"
+
+    def apart(self, socket: Path) -> list[str]:
+        """What stands before a program to run it as nobody, in a network of its own that holds nothing but a socket."""
+        bridge = [sys.executable, "-c", _BRIDGE, str(socket), str(DOOR_PORT), str(self._lookups)]
+        return ["unshare", "-n", "--", *bridge, *AS_NOBODY]
+
     def turn(self, *, prompt: str, name: str = "turn-1", **rest: Any) -> Turn:
         """A turn in this place, whose prompt is written to its file."""
         file = self.root / "prompt.txt"
@@ -170,8 +196,7 @@ class HostYard:
     ) -> Finished:
         """Run a process in a network of its own that holds nothing but the model's socket, as nobody."""
         _give_away(self.root)
-        prefix = ["unshare", "-n", "--", sys.executable, "-c", _BRIDGE, str(socket), str(DOOR_PORT)]
-        prefix += ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
+        prefix = self.apart(socket)
         path = os.pathsep.join([*(str(program.parent) for program in self.programs.values()), "/usr/bin", "/bin"])
         env = {"HOME": str(self.root / "home"), "PATH": path, "LANG": "C.UTF-8", "TMPDIR": str(self.root / "tmp")}
         env |= {**spec.command.env, **self.env}

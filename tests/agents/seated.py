@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -26,10 +25,9 @@ from hiveyard.core.ports import Parser, Seat, Seated, Turn
 from hiveyard.kit import process
 from hiveyard.testing.model import ScriptedModel, scripted_model
 from hiveyard.testing.script import Script
-from tests.agents.real import _BRIDGE, DOOR_PORT, NOBODY, HostYard, _give_away
+from tests.agents.real import AS_NOBODY, HostYard, _give_away
 
 LIMIT = 90.0
-_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
 
 
 @dataclass(kw_only=True)
@@ -126,7 +124,7 @@ class Place:
     async def run(self, command: Command) -> Result:
         """A command in the guest, as its user."""
         inside = ["nsenter", "-t", str(self.machine), "-n", "--"]
-        argv = [*inside, *_NOBODY, *command.words()]
+        argv = [*inside, *AS_NOBODY, *command.words()]
         with anyio.fail_after(LIMIT * 3):
             done = await process.run(argv, env=_env(self.yard), cwd=self.yard.repo)
         return Result(done.status, done.stdout, done.stderr)
@@ -154,10 +152,10 @@ async def sitting(
     socket = yard.root / "model.sock"
     socket.unlink(missing_ok=True)
     _give_away(yard.root)
-    bridge = ["unshare", "-n", "--", sys.executable, "-c", _BRIDGE, str(socket), str(DOOR_PORT), *_NOBODY]
+    apart = yard.apart(socket)
     async with (
         scripted_model(script, scripts=scripts, socket=socket) as model,
-        process.running([*bridge, "tmux", "-f", "/dev/null", "-D"], env=_env(yard), cwd=yard.repo) as machine,
+        process.running([*apart, "tmux", "-f", "/dev/null", "-D"], env=_env(yard), cwd=yard.repo) as machine,
     ):
         place = Place(
             yard=yard,

@@ -33,6 +33,13 @@ async def test_it_edits_a_file_and_says_so(agent: str, yard: HostYard) -> None:
     assert not any(request.side for request in played.model.requests), "it pays for errands"
 
 
+@pytest.mark.parametrize("agent", ["claude", "codex", "goose"])  # opencode asks for its packages, whatever is set
+async def test_it_looks_for_nobody_but_the_door(agent: str, yard: HostYard) -> None:
+    played = await yard.play(agent, [shell("getent hosts looked-for.example.; true"), say("Done.")])
+    assert played.verdict.ok, played.verdict.reason
+    assert {name.strip(".") for name in yard.lookups} == {"looked-for.example"}, "of these the shell's own is seen"
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_a_prompt_of_any_size_and_content_arrives_as_it_is(agent: str, yard: HostYard) -> None:
     hard = "first \"line\" 'quoted' $HOME `id` \\n --model x {{prompt}}\n\ttab é 🐝 \u202e\n" * 15_000
