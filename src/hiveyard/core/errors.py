@@ -10,6 +10,7 @@
       AgentError          an agent program or its configuration
       CredentialsError    keys
       DoorError           the way from a guest to a model
+      ServiceError        services on the internet beside machines
       StoreError          the journal
       OrchestrationError  the engine, the daemon, and the orchestrator of the library
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from hiveyard.core.credentials_errors import *  # noqa: F403
 from hiveyard.core.error import HiveyardError as HiveyardError
+from hiveyard.core.service_errors import *  # noqa: F403
 
 
 class BadInput(HiveyardError):

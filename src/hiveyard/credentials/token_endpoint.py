@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -29,13 +27,13 @@ from hiveyard.core.errors import (
     SignInUnavailable,
     SignInUnreachable,
 )
+from hiveyard.kit.answers import retry_after
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
 from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import one_line
 
 _LARGEST = 256 << 10
-_LONGEST_WAIT = 366 * 86_400.0
 
 
 class Endpoint(Protocol):
@@ -131,7 +129,7 @@ def _refusal(answer: _Answer, said: Mapping[str, object] | None, host: str, mask
     words = f"{host} answered {status}{one_line(mask.text(_words(said)), 300)}"
     context = {"status": str(status), "operation": "sign_in"}
     if status == 429:
-        wait = _seconds(answer.retry_after)
+        wait = retry_after(answer.retry_after)
         hint = "" if wait is None else f"again in {wait:.0f} s"
         return SignInRateLimited(words, hint=hint, retry_after=wait, **context)
     if status >= 500:
@@ -153,15 +151,3 @@ def _words(said: Mapping[str, object] | None) -> str:
     short = text(nested.get("type")) or text(said.get("error"))
     long = text(nested.get("message")) or text(said.get("error_description"))
     return "".join(f": {words}" for words in (short, long) if words)
-
-
-def _seconds(told: str) -> float | None:
-    """A `retry-after` in seconds, from a number or a date; None when it is neither, or absurd."""
-    try:
-        wait = float(told)
-    except ValueError:
-        try:
-            wait = (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return max(0.0, wait) if wait < _LONGEST_WAIT else None

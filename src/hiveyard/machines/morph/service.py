@@ -11,8 +11,10 @@ import msgspec
 
 from hiveyard.core.errors import ProviderBadAnswer, ProviderNotFound, ProviderUnreachable
 from hiveyard.core.machines import MachineSpec, Shape
-from hiveyard.machines.morph import answers, wire
-from hiveyard.machines.morph.client import ATTEMPTS, Client, Nothing
+from hiveyard.kit.answers import Answers
+from hiveyard.kit.rest import ATTEMPTS, Nothing
+from hiveyard.machines.morph import wire
+from hiveyard.machines.morph.client import Client
 from hiveyard.machines.morph.wire import Branched, Executed, Instance, Said, Snapshot
 
 _EVENT_LIMIT = 8 << 20  # bytes
@@ -140,7 +142,7 @@ class Service:
         path = f"/instance/{_part(instance)}/exec/sse"
         async with (
             self._client.stream(path, {"command": list(command)}, silence) as response,
-            aclosing(_events(f"POST {path}", response)) as events,
+            aclosing(_events(f"POST {path}", response, self._client.answers)) as events,
         ):
             yield events
 
@@ -151,7 +153,7 @@ class Service:
             return
 
 
-async def _events(doing: str, response: httpx2.Response) -> AsyncGenerator[Said, None]:
+async def _events(doing: str, response: httpx2.Response, answers: Answers) -> AsyncGenerator[Said, None]:
     """Raises ProviderUnreachable when the stream ends before the service says that this is the end."""
     with answers.translated(doing):
         async for event in httpx2.EventSource(response, max_event_size=_EVENT_LIMIT):
