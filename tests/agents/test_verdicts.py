@@ -165,6 +165,14 @@ def test_what_the_door_says_to_codex_is_known_by_its_code() -> None:
     )
 
 
+def test_of_an_error_that_the_door_told_only_its_own_words_are_the_reason() -> None:
+    ours = "Hiveyard: there is no key for openai [credentials.key_missing]"
+    codex = {"message": f"unexpected status 401 Unauthorized: {ours}, url: http://127.0.0.1:8377/openai/v1/responses"}
+    goose = message({"type": "error", "message": f"Authentication failed. Status: 401. Response: {ours}."}, asked=False)
+    found = [verdict("codex", {"type": "turn.failed", "error": codex}, exit_code=1), verdict("goose", goose, COMPLETE)]
+    assert [(one.code, one.reason) for one in found] == [("credentials.key_missing", ours)] * 2
+
+
 def test_codex_counts_the_whole_conversation_and_we_this_turn() -> None:
     parser = agents.by_name("codex").parser()
     total = {"input_tokens": 600, "cached_input_tokens": 400, "output_tokens": 50}

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, events, nothing
-from hiveyard.agents.words import code_of, ending, relative, status_in, summary
+from hiveyard.agents.words import code_of, door_said, ending, relative, status_in, summary
 from hiveyard.core.errors import AgentFailed, NothingDone
 from hiveyard.core.events import (
     AgentEdited,
@@ -173,7 +173,7 @@ class CodexParser:
         if self._error:
             if self._error.startswith("Incomplete response returned, reason: max_output_tokens"):
                 return AgentFailed.code, "the model's reply was cut at its limit of output tokens"
-            return code_of(status_in(self._error), self._error), one_line(self._error)
+            return code_of(status_in(self._error), self._error), one_line(door_said(self._error))
         if exit_code == 0 and not self._worked and not self._said:
             return NothingDone.code, f"{ending('codex', 0, stderr)}, and did nothing"
         reason = ending("codex", exit_code, stderr)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, events, nothing
-from hiveyard.agents.words import code_of, created, ending, relative, status_in, summary
+from hiveyard.agents.words import code_of, created, door_said, ending, relative, status_in, summary
 from hiveyard.core.errors import AgentFailed, NothingDone
 from hiveyard.core.events import (
     AgentEdited,
@@ -224,7 +224,7 @@ class GooseParser:
     def _of_error(self) -> tuple[str, str]:
         if self._error.startswith(_EMPTY):
             return NothingDone.code, one_line(self._error)
-        return code_of(status_in(self._error), self._error), one_line(self._error)
+        return code_of(status_in(self._error), self._error), one_line(door_said(self._error))
 
 
 def _without_frame(words: str) -> str:

@@ -116,6 +116,12 @@ def code_of(status: int, message: str = "") -> str:
     return AgentFailed.code
 
 
+def door_said(words: str) -> str:
+    """What the door says for itself in a program's words; all of them when it says nothing."""
+    found = _OURS.search(words[:4000])
+    return found[0] if found else words
+
+
 # What the door says for itself, as agents repeat it: the reason is known better than a status tells it.
 _OURS = re.compile(r"Hiveyard: .*?\[([a-z_.]+)\]", re.DOTALL)
 _DOORS = {error.code for error in (BudgetSpent, KeyMissing, KeyRefused, NotOnTape, RateLimited, UpstreamFailed)}
