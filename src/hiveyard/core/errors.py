@@ -265,6 +265,12 @@ class ProcessEnded(ProcessError):
     code = "process.ended"
 
 
+class OutputDropped(ProcessError):
+    """What was asked for of an output that is rotated is kept no more."""
+
+    code = "process.output_dropped"
+
+
 class AgentError(HiveyardError):
     code = "agent"
 

@@ -19,6 +19,7 @@ NO_INBOX: Final = 67
 CLOSED: Final = 68
 ENDED: Final = 69
 KNOWN: Final = 70
+NO_LOG: Final = 71
 
 COMMON: Final = r"""
 language=${LC_ALL-}
@@ -48,12 +49,28 @@ home() { local -n path=$1; [[ $path == "~" || $path == "~/"* ]] && path=$HOME${p
 nap() { read -r -t "$1" -n 1 -u 5; }
 """
 
-# Prints `NAME PID-TO-WATCH claim pid exit KIB`, each ended by NUL. PID-TO-WATCH is 0 when nothing runs any more.
+# Prints `NAME PID-TO-WATCH claim pid exit over base.out base.err NOW KIB TICKS`, each ended by NUL. PID-TO-WATCH is 0
+# when nothing runs any more; KIB and TICKS (of its memory and its processor time) are there after `measure`.
 STATUS: Final = r"""
+declare -A kib=() used=()
+# What each session has in memory, in KiB, and has used of processors, in ticks.
+measure() {
+  local d s page=4 w
+  while read -r -a w; do [[ $w == KernelPageSize: ]] && { page=${w[1]}; break; }; done 2>/dev/null </proc/self/smaps
+  for d in /proc/[0-9]*; do
+    s=
+    { read -r -d '' s <"$d/stat"; } 2>/dev/null
+    set -- ${s##*) }
+    [[ $1 && $1 != [ZX] ]] || continue
+    kib[$4]=$((${kib[$4]:-0} + ${22} * page))
+    used[$4]=$((${used[$4]:-0} + ${12} + ${13} + ${14} + ${15}))
+  done
+}
 status() {
-  local dir=$root/$1 claim pid exit f=() c now watch=0 kib= w
-  line "$dir/claim" claim; line "$dir/pid" pid; line "$dir/exit" exit
-  [[ -f $dir/spec ]] && { mapfile -d '' -t -n 1 f <"$dir/spec"; } 2>/dev/null
+  local dir=$root/$1 claim pid exit over out err f=() c now watch=0 session
+  line "$dir/claim" claim; line "$dir/pid" pid; line "$dir/exit" exit; line "$dir/over" over
+  line "$dir/base.out" out; line "$dir/base.err" err
+  [[ -f $dir/spec ]] && { mapfile -d '' -t -n 7 f <"$dir/spec"; } 2>/dev/null
   if [[ $claim && ! $exit ]]; then
     read -r -a c <<<"$claim"
     ticks "${c[0]}" now
@@ -63,9 +80,9 @@ status() {
     # It may have ended while we looked.
     line "$dir/exit" exit; [[ $exit ]] && watch=0
   fi
-  if [[ $watch != 0 && $pid ]]; then
-    while read -r -a w; do [[ $w == VmRSS: ]] && kib=${w[1]}; done 2>/dev/null <"/proc/${pid%% *}/status"
-  fi
-  printf '%s\0' "$1" "$watch" "$claim" "$pid" "$exit" "$kib"
+  session=none
+  if [[ $watch != 0 ]]; then session=${pid%% *}; [[ ${f[6]} ]] && session=${claim%% *}; fi
+  printf '%s\0' "$1" "$watch" "$claim" "$pid" "$exit" "$over" "$out" "$err" "$EPOCHREALTIME" \
+    "${kib[${session:-none}]}" "${used[${session:-none}]}"
 }
 """

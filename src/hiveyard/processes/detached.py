@@ -5,8 +5,7 @@ so nobody needs to be connected, and whoever connects later finds all of it in t
 for the files. It must not know which provider the guest belongs to, and believes no file that a guest could write:
 every answer is bounded and its shape is checked.
 
-`memory_mib` of a spec is not enforced here (a limit on address space breaks programs such as node): the machine's own
-memory is the bound. `cpu_percent` is not told.
+A limit on memory is kept by looking, since a limit on address space breaks programs such as node (see limits.py).
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from hiveyard.core.errors import (
     CannotExecute,
     GuestDisconnected,
     NoSuchProcess,
+    OutputDropped,
     ProcessEnded,
     ProcessError,
     ProcessNotStarted,
@@ -39,9 +39,10 @@ from hiveyard.processes.runner import RUNNER
 
 ROOT = "/session/processes"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[1-9][0-9]{0,2})?\Z")
 _CLAIM = re.compile(r"(\d{1,10}) (\d{1,20}) (\d{1,12}\.\d{1,9})\Z")
 _PID = re.compile(r"(\d{1,10}) (\d{1,12}\.\d{1,9}) (\d{1,9})\Z")
+_CLOCK = re.compile(r"\d{1,12}\.\d{1,9}\Z")
 _EXIT = re.compile(r"(\d{1,3}) (\d{1,12}\.\d{1,9})\Z")
 _FILES = {"stdout": "out", "stderr": "err"}
 
@@ -70,14 +71,18 @@ class Detached:
         self._root = root
 
     async def start(self, guest: Guest, spec: ProcessSpec) -> ProcessInfo:
-        if spec.instances != 1:
-            raise BadInput(f"the {self.name} process manager runs one instance of a process, not {spec.instances}")
         if spec.terminal and not self._terminals:
             raise BadInput(f"the {self.name} process manager has no terminal for {spec.name}")
-        result = await self._run(guest, self._launch + scripts.START, spec.name, RUNNER, stdin=_fields(spec))
+        first = await self._start(guest, spec, spec.name, 1)
+        for number in range(2, spec.instances + 1):
+            await self._start(guest, spec, f"{spec.name}@{number}", number)
+        return first
+
+    async def _start(self, guest: Guest, spec: ProcessSpec, name: str, number: int) -> ProcessInfo:
+        result = await self._run(guest, self._launch + scripts.START, name, RUNNER, stdin=_fields(spec, number))
         if not result.ok:
-            raise ProcessNotStarted(f"{spec.name} was not started: {_why(spec, result)}")
-        return self._one(spec.name, result).info
+            raise ProcessNotStarted(f"{name} was not started: {_why(spec, result)}")
+        return self._one(name, result).info
 
     async def get(self, guest: Guest, name: str) -> ProcessInfo:
         return (await self._look(guest, name)).info
@@ -87,12 +92,20 @@ class Detached:
         return [seen.info for seen in _parse(result.stdout)]
 
     async def stop(self, guest: Guest, name: str, *, grace: float = 5.0) -> ProcessInfo:
-        _check(name)
         whole = max(0, math.ceil(grace))
-        result = await self._run(guest, scripts.STOP, name, str(whole), timeout=_TIMEOUT + whole)
+        result = await self._stop(guest, name, whole)
+        async with anyio.create_task_group() as group:
+            for other in _parse(result.stdout):
+                if other.info.name != name and other.watch:
+                    group.start_soon(self._stop, guest, other.info.name, whole)
+        return self._one(name, result).info
+
+    async def _stop(self, guest: Guest, name: str, grace: int) -> Result:
+        _check(name)
+        result = await self._run(guest, scripts.STOP, name, str(grace), timeout=_TIMEOUT + grace)
         if result.status == common.STILL_RUNS:
             raise ProcessError(f"{name} was not stopped: some of what it started cannot be killed")
-        return self._one(name, result).info
+        return result
 
     async def logs(self, guest: Guest, name: str, *, stream: str = "stdout", lines: int = 100) -> bytes:
         _check(name)
@@ -106,6 +119,10 @@ class Detached:
     ) -> AsyncGenerator[bytes, None]:
         file = _file(stream)
         seen = await self._look(guest, name)
+        dropped = seen.info.dropped if file == "out" else seen.info.dropped_stderr
+        if 0 < offset < dropped:
+            raise OutputDropped(f"{stream} of {name} is kept from byte {dropped} on, not from {offset}", process=name)
+        offset = max(offset, dropped)
         path = f"{self._root}/{name}/{file}"
         pieces = guest.follow(path, offset=offset, pid=seen.watch or _NOBODY)
         async with aclosing(pieces):  # type: ignore[type-var]  # the port promises an iterator that can be closed
@@ -181,10 +198,11 @@ class Detached:
             await anyio.sleep(0.2)
 
 
-def _fields(spec: ProcessSpec) -> bytes:
-    """The spec file, as the runner reads it."""
+def _fields(spec: ProcessSpec, number: int) -> bytes:
+    """The spec file of an instance, as the runner reads it."""
     restart = spec.restart
     words = spec.command.words()
+    env = {"HIVEYARD_INSTANCE": str(number), **spec.command.env} if spec.instances > 1 else spec.command.env
     if "=" in words[0]:
         # env(1) would take the program for one more variable.
         words = ("bash", "-c", 'exec -- "$@"', "hv", *words)
@@ -197,36 +215,52 @@ def _fields(spec: ProcessSpec) -> bytes:
         str(int(restart.min_uptime * 1e6) if restart else 0),
         "1" if spec.terminal else "",
         "1" if spec.inbox else "",
-        *(f"{name}={value}" for name, value in spec.command.env.items()),
+        str(spec.memory_mib << 10) if spec.memory_mib else "",
+        "1" if spec.rotate else "",
+        *(f"{path}@{number}" if path and number > 1 else path or "" for path in (spec.stdout, spec.stderr)),
+        *(f"{name}={value}" for name, value in env.items()),
         *words,
     )
     return b"".join(field.encode("utf-8", "surrogateescape") + b"\0" for field in fields)
 
 
 def _parse(data: bytes) -> list[_Seen]:
-    """What the status scripts print, six fields a process. What has another shape is left out."""
+    """What the status scripts print, eleven fields a process. What has another shape is left out."""
     fields = data.split(b"\0")
-    rows = [fields[at : at + 6] for at in range(0, len(fields) - 6, 6)]
+    rows = [fields[at : at + 11] for at in range(0, len(fields) - 11, 11)]
     return [seen for row in rows if (seen := _seen([decode(field) for field in row])) is not None]
 
 
 def _seen(row: list[str]) -> _Seen | None:
-    name, watch, claim, pid, exit, kib = row
+    name, watch, claim, pid, exit, over, out, err, now, kib, ticks = row
     claimed, begun, ended = _CLAIM.match(claim), _PID.match(pid), _EXIT.match(exit)
     if not _NAME.match(name):
         return None
-    alive = int(watch) if watch.isascii() and watch.isdigit() and len(watch) < 10 else 0
+    alive = _number(watch) or 0
+    status = ProcessStatus.EXITED if ended else ProcessStatus.RUNNING if alive else ProcessStatus.LOST
+    until = ended[2] if ended else now if alive and _CLOCK.match(now) else None
+    uptime = max(0.0, float(until) - float(begun[2])) if begun and until else None
+    memory, used = _number(kib), _number(ticks)
     info = ProcessInfo(
         name=name,
-        status=ProcessStatus.EXITED if ended else ProcessStatus.RUNNING if alive else ProcessStatus.LOST,
+        status=status,
         pid=int(begun[1]) if begun else None,
         exit_code=min(int(ended[1]), 255) if ended else None,
         restarts=int(begun[3]) if begun else 0,
         started_at=float(begun[2]) if begun else float(claimed[3]) if claimed else None,
         ended_at=float(ended[2]) if ended else None,
-        memory_mib=int(kib) / 1024 if kib.isascii() and kib.isdigit() and len(kib) < 15 else None,
+        memory_mib=memory / 1024 if memory is not None else None,
+        cpu_percent=used / uptime if used is not None and uptime else None,  # ticks are hundredths of a second
+        uptime=uptime,
+        memory_kills=_number(over) or 0,
+        dropped=_number(out) or 0,
+        dropped_stderr=_number(err) or 0,
     )
     return _Seen(info, alive)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
 
 
 def _check(name: str) -> None:
@@ -254,6 +288,7 @@ def _why(spec: ProcessSpec, result: Result) -> str:
         common.NO_PROGRAM: f"{one_line(spec.command.words()[0], 120)!r} is no program there",
         common.NO_STDIN: f"its input {spec.stdin} is no file that can be read",
         common.NOT_CLAIMED: "its runner gave no sign of life",
+        common.NO_LOG: "a file for its output cannot be written",
         common.NO_TMUX: "there is no tmux in the machine's image",
     }
     return reasons.get(result.status) or _said(result)

@@ -9,6 +9,7 @@ from typing import Final
 
 from hiveyard.processes.common import COMMON
 from hiveyard.processes.inbox import FEED
+from hiveyard.processes.limits import LIMITS
 
 # DIRECTORY. Runs in a session of its own, tied to nobody, and ends after its process and the output of that.
 # A process that wants a terminal has the runner's: the runner's session, its group, so that keys mean what they mean.
@@ -16,20 +17,25 @@ from hiveyard.processes.inbox import FEED
 RUNNER: Final = (
     COMMON
     + FEED
+    + LIMITS
     + r"""
 dir=$1
 trap '' HUP INT QUIT TSTP TTIN TTOU
 mapfile -d '' -t f <"$dir/spec" || exit 1
 ticks $$ now
 set -C; { printf '%d %s %s\n' $$ "$now" "$EPOCHREALTIME" >"$dir/claim"; } 2>/dev/null || exit 0; set +C
-token=${f[0]} cwd=${f[1]} stdin=${f[2]} limit=${f[3]} left=${f[4]} uptime=${f[5]} terminal=${f[6]} inbox=${f[7]}
+token=${f[0]} cwd=${f[1]} stdin=${f[2]} limit=${f[3]} left=${f[4]} uptime=${f[5]}
+terminal=${f[6]} inbox=${f[7]} memory=${f[8]} rotate=${f[9]}
 home cwd; home stdin
+[[ ${f[10]} ]] && : >"$dir/out"
+[[ ${f[11]} ]] && : >"$dir/err"
 # What signals mean is inherited through whatever started the machine; SIGINT is often ignored by then.
 own=(-u HIVEYARD_RUNNER --default-signal=INT,QUIT,PIPE,HUP,TERM,CHLD,TSTP,TTIN,TTOU ${language:+"LC_ALL=$language"})
-command=(env "${own[@]}" "HIVEYARD_PROCESS=$token" "${f[@]:8}")
+command=(env "${own[@]}" "HIVEYARD_PROCESS=$token" "${f[@]:12}")
 # cat writes what it reads at once, up to the limit on the size of its files; what comes after that is dropped, so that
 # the process never waits and never breaks.
 keep() {
+  [[ $rotate ]] && turn "$1"
   ( trap '' XFSZ; ulimit -f $((limit / 1024)); exec cat >>"$dir/$1" 2>/dev/null )
   exec cat >/dev/null
 }
@@ -56,7 +62,9 @@ while [[ ! -e $dir/stop ]]; do
     cd -- "$cwd" && exec "${command[@]}" >&3 3>&- 4>&- 5>&- 6>&- 7>&-
   } 2>&4 &
   printf '%d %s %d\n' $! "$began" $restarts >"$dir/pid"
-  wait $!; code=$?
+  main=$!
+  [[ $memory ]] && { guard $main "$memory" 3>&- 4>&- 6>&- 7>&- & }
+  wait $main; code=$?
   [[ $inbox ]] && unread
   ran=$((${EPOCHREALTIME/[.,]} - ${began/[.,]}))
   ((ran >= uptime)) && again=$left

@@ -7,7 +7,9 @@ A process `NAME` is a directory of that name:
     spec     what to run: fields that end in NUL (see detached.py)
     claim    `PID TICKS TIME`: the runner that owns it, made by O_EXCL, so that there is only ever one
     pid      `PID TIME RESTARTS`: the process itself, written anew at each restart
-    out err  its outputs, each up to its limit
+    out err  its outputs, each up to its limit, or links to the files that are to hold them
+    base.*   how many bytes of `out` and `err` were dropped; they read as NUL
+    over     how many runs were killed for their memory
     in ...   what was sent to it (see inbox.py)
     stop     somebody asked for its end: no restart
     exit     `CODE TIME`: it has ended, and all its output is in the files
@@ -27,7 +29,9 @@ GET: Final = (
     + STATUS
     + r"""
 root=$1
-if (($# > 1)); then [[ -e $root/$2/claim ]] || exit 40; status "$2"; exit; fi
+if (($# > 1)) && [[ ! -e $root/$2/claim ]]; then exit 40; fi
+measure
+if (($# > 1)); then status "$2"; exit; fi
 for d in "$root"/*/; do d=${d%/}; [[ -e $d/claim ]] && status "${d##*/}"; done
 """
 )
@@ -125,16 +129,19 @@ if [[ ! -e $dir/spec ]]; then
   trap 'rm -rf -- "$new"' EXIT
   stored cat >"$new/spec"
   mapfile -d '' -t f <"$new/spec"
-  cwd=${f[1]} stdin=${f[2]}
-  home cwd; home stdin
+  cwd=${f[1]} stdin=${f[2]} out=${f[10]} err=${f[11]}
+  home cwd; home stdin; home out; home err
   cd -- "$cwd" 2>/dev/null || exit 60
   [[ -f $stdin && -r $stdin || $stdin == /dev/null ]] || exit 62
-  for ((i = 8; i < ${#f[@]}; i++)); do
+  for ((i = 12; i < ${#f[@]}; i++)); do
     [[ ${f[i]} == *=* ]] || break
     [[ ${f[i]} == PATH=* ]] && PATH=${f[i]#*=}
   done
   p=$(type -P -- "${f[i]}") && [[ ! -d $p && -x $p ]] || exit 61
-  : >"$new/out" && : >"$new/err" || exit 63
+  for n in out err; do
+    if [[ ${!n} ]]; then { : >>"${!n}"; } 2>/dev/null && stored ln -s -- "${!n}" "$new/$n" || exit 71
+    else { : >"$new/$n"; } || exit 63; fi
+  done
   if [[ ${f[7]} ]]; then : >"$new/in" && : >"$new/index" || exit 63; fi
   cd /
   mv -T -- "$new" "$dir" 2>/dev/null || { [[ -e $dir/spec ]] || exit 63; rm -rf -- "$new"; }
@@ -163,7 +170,7 @@ STOP: Final = (
     + r"""
 root=$1 name=$2 grace=$3 dir=$1/$2
 [[ -e $dir/claim ]] || exit 40
-: >"$dir/stop"
+for d in "$dir" "$dir"@*; do : >"$d/stop"; done
 f=()
 mapfile -d '' -t -n 7 f <"$dir/spec"
 line "$dir/claim" claim; line "$dir/pid" pid
@@ -221,15 +228,24 @@ for ((i = 0; i < 500; i++)); do
   nap 0.02
 done
 ((found == 0)) || exit 65
-status "$name"
+for d in "$dir" "$dir"@*; do status "${d##*/}"; done
 """
 )
 
 # ROOT NAME FILE LINES
-LOGS: Final = r"""
+LOGS: Final = (
+    COMMON
+    + r"""
+file=$1/$2/$3 most=1048576
 [[ -e $1/$2/claim ]] || exit 40
-tail -c 1048576 -- "$1/$2/$3" | tail -n "$4"
+line "$1/$2/base.$3" base
+if [[ $base ]]; then
+  kept=$(($(stat -L -c %s -- "$file") - base))
+  ((kept < most)) && most=$kept
+fi
+tail -c $most -- "$file" | tail -n "$4"
 """
+)
 
 # ROOT NAME
 REMOVE: Final = (
@@ -237,9 +253,11 @@ REMOVE: Final = (
     + STATUS
     + r"""
 root=$1 dir=$1/$2
-mapfile -d '' -t s < <(status "$2")
-[[ ${s[1]} == 0 ]] || exit 65
-rm -rf -- "$dir" && exit 0
+for d in "$dir" "$dir"@*; do
+  mapfile -d '' -t s < <(status "${d##*/}")
+  [[ ${s[1]} == 0 ]] || exit 65
+done
+rm -rf -- "$dir" "$dir"@* && exit 0
 exit 63
 """
 )
