@@ -8,11 +8,15 @@ import pytest
 
 from hiveyard.agents.command import CommandLine
 from hiveyard.core.commands import Command, ProcessStatus
+from hiveyard.core.events import DoorRefused
 from hiveyard.core.machines import MachineSpec
 from hiveyard.core.ports import ProcessManager
-from hiveyard.orchestrator import Orchestrator
+from hiveyard.door.local import LocalDoors
+from hiveyard.orchestrator import Orchestrator, RuntimeEvent
+from hiveyard.orchestrator.happenings import DoorReported
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.tmux import Tmux
+from tests.contract.door import ask
 from tests.contract.providers import Offer
 from tests.support.leaks import Said
 
@@ -47,3 +51,17 @@ async def test_boot_credentials_session_output_stop_and_end(offer: Offer, said: 
     assert {one.name for one in await yard.processes(ready.machine)} == {"cc-work", "cc-long"}
     await yard.terminate(ready.machine)
     assert ready.machine.name not in await provider.names()
+
+
+async def test_each_kind_of_machine_reaches_its_door_and_another_key_is_refused_there(offer: Offer, said: Said) -> None:
+    events: list[RuntimeEvent] = []
+    doors = LocalDoors({"ANTHROPIC_API_KEY": KEY})
+    async with Orchestrator(offer.provider, Detached(), CommandLine(), on_event=events.append, doors=doors) as yard:
+        ready = await yard.boot_and_prepare(MachineSpec(image=offer.image, shape=offer.shape))
+        async with offer.provider.guest(ready.machine.name) as guest:
+            answer = await guest.run(ask(ready.capabilities, "/"), timeout=60)
+            refused = await guest.run(ask(ready.capabilities, "/anthropic/v1/models"), timeout=60)
+        await yard.terminate(ready.machine)
+    assert answer.stdout.endswith(b"door") and b" 401 " in refused.stdout
+    assert [type(event.fact) for event in events if isinstance(event, DoorReported)] == [DoorRefused]
+    said.add(repr(events) + answer.stdout.decode() + refused.stdout.decode())
