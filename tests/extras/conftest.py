@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
@@ -19,18 +20,21 @@ from tests.contract.providers import Offer
 from tests.contract.rootfs import small_image
 from tests.orchestrator.conftest import works
 
-from .page import importable, install
+from .page import install, installed
 
 __all__ = ["folder", "guest", "place", "shared", "works"]
 
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Path]:
-    """Where the page's package is installed."""
+    """Where the page's package is installed; its modules are imported."""
     with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
         install(Path(scratch))
-        with importable(Path(scratch)):
-            yield Path(scratch)
+        with installed(Path(scratch)):
+            modules = [import_module(f"yard_extras.{name}") for name in ("few", "ask", "plain")]
+        yield Path(scratch)
+        for module in modules:
+            del sys.modules[module.__name__]
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +61,8 @@ async def offer(works: None, site: Path) -> AsyncIterator[Offer]:
 
 @pytest.fixture
 def manager(site: Path) -> ProcessManager:
-    return processes.by_name("plain")
+    with installed(site):
+        return processes.by_name("plain")
 
 
 @pytest.fixture

@@ -43,14 +43,12 @@ def install(site: Path) -> None:
 
 
 @contextmanager
-def importable(site: Path) -> Iterator[None]:
-    """Python finds what is installed there, for as long as the block lasts."""
+def installed(site: Path) -> Iterator[None]:
+    """Python finds what is installed there, for as long as the block lasts, and no longer: all tests share one path."""
     sys.path.insert(0, str(site))
     importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path.remove(str(site))
-        for module in [name for name in sys.modules if name.partition(".")[0] == "yard_extras"]:
-            del sys.modules[module]
         importlib.invalidate_caches()
