@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hiveyard.orchestrator import Orchestrator, SyncOrchestrator
+from hiveyard.orchestrator import Conversation, Orchestrator, SyncOrchestrator
+from hiveyard.orchestrator.blocking import SyncConversation
 
 from .parts import Yards
 
@@ -118,7 +119,9 @@ def test_it_has_every_call_that_the_other_has() -> None:
     def calls(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    assert calls(SyncOrchestrator) - {"wait"} == calls(Orchestrator)
+    assert calls(SyncOrchestrator) - {"wait", "each"} == calls(Orchestrator)
+    # What a conversation has for each object stands in its instances.
+    assert calls(SyncConversation) - {"offset"} == calls(Conversation)
 
 
 @pytest.mark.anyio

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import aclosing
 
 import pytest
 
 from hiveyard.agents.command import CommandLine
 from hiveyard.core.commands import Command, ProcessStatus
+from hiveyard.core.errors import BadInput
 from hiveyard.core.events import DoorRefused
 from hiveyard.core.machines import MachineSpec
-from hiveyard.core.ports import ProcessManager
+from hiveyard.core.ports import ProcessManager, Snapshots
 from hiveyard.door.local import LocalDoors
 from hiveyard.orchestrator import Orchestrator, RuntimeEvent
 from hiveyard.orchestrator.happenings import DoorReported
@@ -65,3 +67,37 @@ async def test_each_kind_of_machine_reaches_its_door_and_another_key_is_refused_
     assert answer.stdout.endswith(b"door") and b" 401 " in refused.stdout
     assert [type(event.fact) for event in events if isinstance(event, DoorReported)] == [DoorRefused]
     said.add(repr(events) + answer.stdout.decode() + refused.stdout.decode())
+
+
+async def test_a_machine_is_forked_with_what_runs_in_it(offer: Offer, said: Said) -> None:
+    provider = offer.provider
+    doors = LocalDoors({"ANTHROPIC_API_KEY": KEY}) if offer.provider.capabilities.door_url else None
+    async with Orchestrator(provider, Detached(), CommandLine(), on_event=lambda _: None, doors=doors) as yard:
+        ready = await yard.boot_and_prepare(MachineSpec(image=offer.image, shape=offer.shape))
+        if not isinstance(provider, Snapshots):
+            with pytest.raises(BadInput, match="cannot be forked"):
+                await yard.fork(ready)
+            await yard.terminate(ready.machine)
+            return
+        count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
+        await yard.start_session(ready.machine, ready.turn("count", command=count), prompt="")
+        children = await yard.fork(ready, 2)
+        seen = {}
+        for one in (ready, *children):
+            async with aclosing(yard.follow(one.machine, "count")) as pieces:
+                said_there = b""
+                async for piece in pieces:
+                    said_there += piece
+                    if said_there.count(b"\n") > 20:
+                        break
+            lines = [int(line) for line in said_there.split(b"\n")[:-1]]
+            assert lines == list(range(1, len(lines) + 1)), "it went on where it stood"
+            async with provider.guest(one.machine.name) as guest:
+                seen[one.machine.name] = (await guest.run(Command(argv=("hostname",)))).stdout
+                if doors is not None:
+                    assert (await guest.run(ask(one.capabilities, "/"), timeout=60)).stdout.endswith(b"door")
+        assert len(set(seen.values())) == 3, "each is a machine of its own"
+        for one in (ready, *children):
+            await yard.terminate(one.machine)
+        assert await provider.snapshots() == set()
+        assert await provider.names() == set()

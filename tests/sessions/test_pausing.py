@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+from hiveyard.places import places
 from tests.engine.conftest import repo
+from tests.main_job.conftest import docker_socket, portal
 
 from .conftest import Stage
 
-__all__ = ["repo"]
+__all__ = ["docker_socket", "portal", "repo"]
 PATIENCE = 120.0
+
+
+@pytest.fixture(params=["bubblewrap", *(pytest.param(name, marks=pytest.mark.real) for name in ("docker", "qemu"))])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """An installation for each provider that its sessions run on."""
+    provider = request.param
+    settings = f'[engine]\nprovider = "{provider}"\nagent = "puppet"\ndisk_reserve_mib = 1\n'
+    if provider == "docker":
+        settings += f'[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
+    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+        home = Path(scratch) / "home"
+        real = {"settings": settings, "HIVEYARD_CACHE": str(places().cache)}
+        stage = Stage(home, **({} if provider == "bubblewrap" else real))
+        yield stage
+        stage.close()
 
 
 def eventually(true: Callable[[], bool], why: Callable[[], object] = lambda: "") -> None:
@@ -50,7 +70,8 @@ def counting(stage: Stage, repo: Path) -> str:
     return id
 
 
-def test_a_paused_session_stands_still_is_refused_and_goes_on(stage: Stage, repo: Path) -> None:
+def test_a_paused_session_stands_still_is_refused_and_goes_on(everywhere: Stage, repo: Path) -> None:
+    stage = everywhere
     id = counting(stage, repo)
     for _ in range(2):
         done = stage("pause", id)
@@ -75,6 +96,23 @@ def test_a_paused_session_stands_still_is_refused_and_goes_on(stage: Stage, repo
     assert "kept: apples" in stage("send", id, "recall", "--wait", timeout=300).stdout
     types = [event["body"]["type"] for event in stage.events(id)]
     assert (types.count("session.paused"), types.count("session.unpaused")) == (1, 1)
+
+
+def test_a_paused_session_is_stopped_resumed_and_removed(everywhere: Stage, repo: Path) -> None:
+    stage = everywhere
+    id = counting(stage, repo)
+    assert stage("pause", id).returncode == 0
+    stage.kill_daemon()
+    stage.wake()
+    stopped = stage("stop", id, timeout=120)
+    assert (stopped.returncode, stopped.stdout) == (0, "mine: stopped\n"), stopped.stderr
+    stands(log(stage, id))
+    assert stage("resume", id, timeout=600).returncode == 0
+    assert "kept: apples" in stage("send", id, "recall", "--wait", timeout=300).stdout
+    assert stage("pause", id).returncode == 0
+    assert stage("rm", id).returncode == 125
+    assert stage("rm", "-f", id, timeout=120).returncode == 0
+    assert stage.json("list", "-a") == []
 
 
 def test_a_machine_that_a_killed_daemon_held_still_for_a_snapshot_goes_on(stage: Stage, repo: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from functools import partial, update_wrapper
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -12,7 +12,12 @@ import anyio
 from anyio.abc import ObjectReceiveStream
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from hiveyard.core.commands import ProcessInfo
+from hiveyard.core.drivers import Answer
+from hiveyard.core.events import AgentEvent
 from hiveyard.core.machines import Machine
+from hiveyard.core.ports import Turn
+from hiveyard.orchestrator.conversation import Conversation
 from hiveyard.orchestrator.orchestrator import Orchestrator
 
 P = ParamSpec("P")
@@ -56,6 +61,7 @@ class SyncOrchestrator:
         self._open.__exit__(kind, raised, trace)
 
     boot_and_prepare = _waited_for(Orchestrator.boot_and_prepare)
+    fork = _waited_for(Orchestrator.fork)
     start_session = _waited_for(Orchestrator.start_session)
     processes = _waited_for(Orchestrator.processes)
     logs = _waited_for(Orchestrator.logs)
@@ -64,11 +70,24 @@ class SyncOrchestrator:
 
     def follow(self, machine: Machine, process: str, *, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]:
         """An output from `offset`, then live, until the process has ended."""
+        return self.each(lambda: self.orchestrator.follow(machine, process, stream=stream, offset=offset))
+
+    @contextmanager
+    def converse(
+        self, machine: Machine, turn: Turn, *, offset: int = 0, keep_on_error: bool = False
+    ) -> Iterator[SyncConversation]:
+        """A conversation with the agent; leaving the block ends nothing."""
+        talking = self.orchestrator.converse(machine, turn, offset=offset, keep_on_error=keep_on_error)
+        with self._running().wrap_async_context_manager(talking) as conversation:
+            yield SyncConversation(self, conversation)
+
+    def each(self, source: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
+        """What an asynchronous generator gives, as it comes."""
         portal = self._running()
-        sending, receiving = anyio.create_memory_object_stream[bytes]()
+        sending, receiving = anyio.create_memory_object_stream[T]()
 
         async def read() -> None:
-            pieces = self.orchestrator.follow(machine, process, stream=stream, offset=offset)
+            pieces = source()
             async with sending, aclosing(pieces):
                 async for piece in pieces:
                     await sending.send(piece)
@@ -99,7 +118,52 @@ class SyncOrchestrator:
         return self._portal
 
 
-async def _next(receiving: ObjectReceiveStream[bytes]) -> bytes | None:
+class SyncConversation:
+    """A Conversation whose calls return when they are done. What is asked in a turn can be answered from within the
+    loop over its events."""
+
+    def __init__(self, yard: SyncOrchestrator, conversation: Conversation) -> None:
+        self._yard = yard
+        self._talk = conversation
+
+    @property
+    def conversation(self) -> str | None:
+        return self._talk.conversation
+
+    @property
+    def ended(self) -> ProcessInfo | None:
+        return self._talk.ended
+
+    @property
+    def offset(self) -> int:
+        return self._talk.offset
+
+    def events(self) -> Iterator[AgentEvent]:
+        return self._yard.each(self._talk.events)
+
+    def turn(self, text: str, *, key: str | None = None) -> Iterator[AgentEvent]:
+        return self._yard.each(partial(self._talk.turn, text, key=key))
+
+    def prompt(self, text: str, *, key: str | None = None) -> None:
+        self._yard.wait(partial(self._talk.prompt, text, key=key))
+
+    def steer(self, text: str, *, key: str | None = None) -> None:
+        self._yard.wait(partial(self._talk.steer, text, key=key))
+
+    def interrupt(self) -> None:
+        self._yard.wait(self._talk.interrupt)
+
+    def answer(self, request: str, answer: Answer) -> None:
+        self._yard.wait(partial(self._talk.answer, request, answer))
+
+    def choose(self, model: str) -> None:
+        self._yard.wait(partial(self._talk.choose, model))
+
+    def close(self) -> None:
+        self._yard.wait(self._talk.close)
+
+
+async def _next(receiving: ObjectReceiveStream[T]) -> T | None:
     try:
         return await receiving.receive()
     except anyio.EndOfStream:

@@ -26,20 +26,21 @@ from hiveyard.core.errors import (
     SessionNotStarted,
 )
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction, check_machine_name
-from hiveyard.core.ports import Agent, Doors, Guest, Pauses, ProcessManager, Provider, Snapshots, Turn
+from hiveyard.core.ports import Agent, Doors, Guest, Pauses, ProcessManager, Provider, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.kit.clock import Clock, SystemClock
+from hiveyard.kit.group import together
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from hiveyard.kit.text import one_line
 from hiveyard.orchestrator import happenings, wanted
+from hiveyard.orchestrator.booting import Booting, Origin
 from hiveyard.orchestrator.conversation import Conversation, conversing
 from hiveyard.orchestrator.doorways import Doorways
 from hiveyard.orchestrator.failing import Step, why
 from hiveyard.orchestrator.lifetimes import Lifetimes
 from hiveyard.orchestrator.prepared import Prepared
-from hiveyard.orchestrator.scratch import Scratch
 
 T = TypeVar("T")
 _REMOVAL_BUDGET = 120.0
@@ -79,7 +80,7 @@ class Orchestrator:
         self._doorways = Doorways(doors, on_event)
         self._open = AsyncExitStack()
         self._secrets: dict[str, set[Secret]] = {}
-        self._scratch = Scratch()
+        self._booting = Booting(provider, agent, self._doorways, on_event, self._clock)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
@@ -128,17 +129,48 @@ class Orchestrator:
         if placeholder is not None:
             self._secrets[name].add(placeholder)
         async with self._removed_on_failure(happenings.PreparationFailed, name, (Exception,) if keep_on_error else ()):
-            machine = await self._boot(name, spec, snapshot, placeholder)
+            machine = await self._boot(name, spec, placeholder, Origin(snapshot) if snapshot is not None else None)
             installed = await self._install(name, credential_profiles, real)
             await self._write_info(machine, info, machine_info_mode)
             if seconds is not None:
                 self._lifetimes.begin(name, seconds, spec.ttl_action)
         return Prepared(
             machine=machine,
+            spec=spec,
             capabilities=self.provider.capabilities,
             installed=tuple(installed),
             placeholder=placeholder,
         )
+
+    async def fork(self, ready: Prepared, count: int = 1) -> list[Prepared]:
+        """`count` machines that go on where this one stands, which stands still for a moment: same memory and
+        processes, a copy of the session directory, names of their own, and doors of their own that take the same
+        placeholder. When one cannot be made, or on cancellation, none is left.
+
+        Raises BadInput where machines cannot be forked, NotPrepared."""
+        wanted.check_fork(self.provider, count)
+        parent, snapshot = ready.machine.name, f"fork-{new_id()}"
+        names = [f"m-{new_id()}" for _ in range(count)]
+        for name in names:
+            self._secrets[name] = set(self._secrets.get(parent, ()))
+        try:
+            keeping = self._booting.keep(parent, ready.spec, snapshot)
+            origin = await self._prepare_step("fork", parent).of(keeping, self._mask(parent))
+            async with AsyncExitStack() as made, together() as group:
+                machines: dict[str, Machine] = {}
+                for name in names:
+                    await made.enter_async_context(self._removed_on_failure(happenings.PreparationFailed, name, ()))
+                for name in names:
+                    group.start_soon(self._fork, ready, name, origin, machines)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._prepare_step("fork", parent).of(self._booting.forget(snapshot), self._mask(parent))
+        return [replace(ready, machine=machines[name]) for name in names]
+
+    async def _fork(self, ready: Prepared, name: str, origin: Origin, into: dict[str, Machine]) -> None:
+        into[name] = await self._boot(name, ready.spec, ready.placeholder, origin)
+        if ready.spec.ttl is not None and not self.provider.capabilities.remote:
+            self._lifetimes.begin(name, ready.spec.ttl, ready.spec.ttl_action)
 
     async def terminate(self, machine: Machine) -> None:
         """Remove it and what was made for it; absent is a success. Raises OperationFailed."""
@@ -238,34 +270,9 @@ class Orchestrator:
             raise BadInput(f"there is a machine {name} already", hint="another name, or none; or terminate that one")
         return name
 
-    async def _boot(self, name: str, spec: MachineSpec, snapshot: str | None, placeholder: Secret | None) -> Machine:
-        async def boot() -> Machine:
-            whole = await self._furnished(name, spec, placeholder)
-            if snapshot is not None and isinstance(self.provider, Snapshots):
-                return await self.provider.boot_from(snapshot, name, whole)
-            await self.provider.prepare(
-                spec.image, spec.shape, lambda line: self._tell(happenings.BootProgress(machine=name, line=line))
-            )
-            return await self.provider.boot(name, whole)
-
-        begun = self._clock.monotonic()
-        self._tell(
-            happenings.BootStarted(
-                machine=name, provider=self.provider.name, image=spec.image.name, snapshot=snapshot or ""
-            )
-        )
-        machine = await self._prepare_step("boot", name).of(boot(), self._mask(name))
-        self._tell(happenings.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
-        return machine
-
-    async def _furnished(self, name: str, spec: MachineSpec, placeholder: Secret | None) -> MachineSpec:
-        """With directories of its own: one for the session, where process managers keep their files, unless the spec or
-        another host has one; and one for its door, which is opened."""
-        shared = [] if spec.session is not None or self.provider.capabilities.remote else ["session"]
-        made = self._scratch.make(name, shared if placeholder is None else [*shared, "door"])
-        if placeholder is not None:
-            await self._doorways.open(name, made["door"], placeholder, self.agent.protocols)
-        return replace(spec, session=made.get("session", spec.session), door=made.get("door", spec.door))
+    async def _boot(self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Origin | None) -> Machine:
+        booting = self._booting.boot(name, spec, placeholder, origin)
+        return await self._prepare_step("boot", name).of(booting, self._mask(name))
 
     async def _install(
         self, name: str, profiles: Sequence[CredentialProfile], real: Collection[str]
@@ -342,9 +349,7 @@ class Orchestrator:
 
     async def _terminate(self, name: str) -> None:
         self._lifetimes.forget(name)
-        await self.provider.terminate(name)
-        await self._doorways.close(name)
-        await self._scratch.remove(name)
+        await self._booting.end(name)
         self._secrets.pop(name, None)
         self._tell(happenings.MachineTerminated(machine=name))
 

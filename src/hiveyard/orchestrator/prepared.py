@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hiveyard.core.credentials import Installed
-from hiveyard.core.machines import Capabilities, Machine
+from hiveyard.core.machines import Capabilities, Machine, MachineSpec
 from hiveyard.core.ports import Turn
 from hiveyard.kit.secret import Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The machine, what may be assumed of it, the profiles that were installed, in their order, and what its door takes
-    for a key, if it has one."""
+    """The machine, what it was asked to be, what may be assumed of it, the profiles that were installed, in their
+    order, and what its door takes for a key, if it has one."""
 
     machine: Machine
+    spec: MachineSpec
     capabilities: Capabilities
     installed: tuple[Installed, ...] = ()
     placeholder: Secret | None = None

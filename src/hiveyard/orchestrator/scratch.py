@@ -22,15 +22,27 @@ class Scratch:
         """A directory for each of `names`; none for no names. Raises ProviderError."""
         if not names:
             return {}
+        made = {name: self.room(machine) / name for name in names}
         try:
-            scratch = self._made[machine] = Path(tempfile.mkdtemp(prefix="hiveyard-"))
-            # Closed to others of this host; what the guest sees of it is open to its own users.
-            made = {name: scratch / name for name in names}
             for path in made.values():
                 path.mkdir()
         except OSError as error:
             raise ProviderError(f"no directory can be made for it: {error.strerror}") from error
         return made
+
+    def room(self, owner: str) -> Path:
+        """The directory that all of its directories are in, closed to others of this host. Raises ProviderError."""
+        if owner not in self._made:
+            try:
+                self._made[owner] = Path(tempfile.mkdtemp(prefix="hiveyard-"))
+            except OSError as error:
+                raise ProviderError(f"no directory can be made for it: {error.strerror}") from error
+        return self._made[owner]
+
+    def of(self, machine: str, name: str) -> Path | None:
+        """One that was made."""
+        path = self._made[machine] / name if machine in self._made else None
+        return path if path is not None and path.is_dir() else None
 
     async def remove(self, machine: str) -> None:
         """Absent is a success. Raises ProviderError."""

@@ -15,6 +15,7 @@ INFO_PATH = "~/.machine.json"
 INFO_MODES = (0o640, 0o600)
 _CREATED = "createdAt"
 _INFO_LIMIT = 1 << 20
+_FORKS = 100
 
 
 def machine_spec(
@@ -32,6 +33,17 @@ def machine_spec(
     if spec.ttl is not None and spec.ttl_action == "pause" and not isinstance(provider, Pauses):
         raise BadInput(f"the provider {provider.name} pauses no machines", hint="ttl_action='stop' or 'terminate'")
     return spec
+
+
+def check_fork(provider: Provider, count: int) -> None:
+    """Raises BadInput for what this provider cannot do."""
+    if not isinstance(provider, Snapshots):
+        raise BadInput(
+            f"machines of {provider.name} cannot be forked: it keeps no memory",
+            hint="boot another one, with a copy of the session directory as MachineSpec.session",
+        )
+    if not 1 <= count <= _FORKS:
+        raise BadInput(f"between 1 and {_FORKS} machines are forked at once, not {count}")
 
 
 def check_info(info: Mapping[str, object], mode: int) -> None:
