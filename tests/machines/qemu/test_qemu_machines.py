@@ -77,6 +77,16 @@ async def yard() -> AsyncIterator[Yard]:
         await provider.aclose()
 
 
+async def test_the_program_that_a_guest_runs_in_knows_nothing_of_our_environment(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-of-nobody")
+    async with yard.machine() as name:
+        own = Path(f"/proc/{vm_pid(yard.state, name)}/environ").read_bytes()
+        assert b"PATH=" in own
+        assert b"ANTHROPIC_API_KEY" not in own
+
+
 async def test_two_forks_of_a_template_are_two_machines(yard: Yard) -> None:
     script = "cat /proc/sys/kernel/hostname /etc/machine-id; head -c 16 /dev/urandom | sha256sum; date +%s"
     async with yard.machine() as one, yard.machine() as two:

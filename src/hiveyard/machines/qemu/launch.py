@@ -25,6 +25,10 @@ from hiveyard.machines.qemu.vm import Vm, seen
 _LONGEST_PATH = 100  # of 108 bytes
 
 
+# All that it finds in its environment. Whatever else is in ours, keys first of all, is not for a program that a guest
+# works hard to get into.
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
+
 # A child of nobody. All programs on the way to QEMU replace one another, so the shell's pid is QEMU's.
 _OUTLIVE = ("setsid", "--fork", "--", "sh", "-c", 'echo $$; exec "$@" >/dev/null', "sh")
 
@@ -139,7 +143,10 @@ async def launched(
             try:
                 words = [*_OUTLIVE, *argv] if outlive else argv
                 stdout = subprocess.PIPE if outlive else stdout
-                running = process.running(words, stdout=stdout, stderr=write, cwd=cwd, pass_fds=handles.fds, grace=0.0)
+                env = {name: os.environ[name] for name in _KEPT if name in os.environ}
+                running = process.running(
+                    words, stdout=stdout, stderr=write, cwd=cwd, env=env, pass_fds=handles.fds, grace=0.0
+                )
                 child = await stack.enter_async_context(running)
             except FileNotFoundError as error:
                 raise ProviderUnavailable(f"{error.filename} is not installed", hint="make setup") from error
