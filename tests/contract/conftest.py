@@ -34,25 +34,25 @@ class Place:
             yield guest
 
 
-def _parameters(cases: Mapping[str, Case]) -> list[ParameterSet]:
+def parameters(cases: Mapping[str, Case]) -> list[ParameterSet]:
     return [pytest.param(name, marks=[pytest.mark.real] if case.real else [], id=name) for name, case in cases.items()]
 
 
-@pytest.fixture(scope="session", params=_parameters(CASES))
+@pytest.fixture(scope="session", params=parameters(CASES))
 async def offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
-    async with _offered(request.param) as offer:
+    async with offered(request.param) as offer:
         yield offer
 
 
-@pytest.fixture(scope="session", name="offer", params=_parameters(LOCAL))
+@pytest.fixture(scope="session", name="offer", params=parameters(LOCAL))
 async def local_offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
     """For what is built on guests alone, which the contract of guests covers: one cloud more tells nothing new."""
-    async with _offered(request.param) as offer:
+    async with offered(request.param) as offer:
         yield offer
 
 
 @asynccontextmanager
-async def _offered(name: str) -> AsyncIterator[Offer]:
+async def offered(name: str) -> AsyncIterator[Offer]:
     # In the path of a machine's state there may be sockets: a short path.
     with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
         async with CASES[name].open(Path(scratch)) as offer:

@@ -21,9 +21,12 @@ _PASSWD = "root:x:0:0::/root:/usr/sbin/nologin\nagent:x:1000:1000::/home/agent:/
 _GROUP = "root:x:0:\nagent:x:1000:\n"
 
 
-def small_image(scratch: Path) -> Image:
+def small_image(scratch: Path, *, npm: Path | None = None) -> Image:
+    """`npm` is the directory of an npm installation whose programs it gets, too, with this host's Node."""
     tree = scratch / "small"
     _fill(tree)
+    if npm is not None:
+        _add_node(tree, npm)
     archive = scratch / "small.tar"
     with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as tar:
         tar.add(tree, arcname=".", filter=_owned_by_root)
@@ -46,6 +49,16 @@ def _fill(tree: Path) -> None:
     (tree / "etc").mkdir()
     (tree / "etc/passwd").write_text(_PASSWD)
     (tree / "etc/group").write_text(_GROUP)
+
+
+def _add_node(tree: Path, npm: Path) -> None:
+    node = Path(shutil.which("node") or "/no/node").resolve(strict=True)
+    _copy(node, tree / "usr/bin/node")
+    for library in _libraries([node]):
+        _copy(library, tree / str(library).lstrip("/"))
+    shutil.copytree(npm / "node_modules", tree / "usr/lib/node_modules", symlinks=True)
+    for program in (npm / "node_modules/.bin").iterdir():
+        (tree / "usr/bin" / program.name).symlink_to(f"../lib/node_modules/.bin/{program.name}")
 
 
 def _libraries(programs: list[Path]) -> set[Path]:

@@ -13,8 +13,7 @@ from hiveyard.core.ports import Guest, ProcessManager
 from tests.processes.steps import PATIENCE, ended, output, spec, until_gone, until_output
 
 pytestmark = pytest.mark.anyio
-# Bash that grows until it is killed, or by 64 MiB and no more. (Its last program would take its place.)
-GROW = "x=0123456789abcdef; while :; do x=$x$x; done"
+# Bash that grows by 64 MiB. (Its last program would take its place.)
 FAT = "x=0123456789abcdef; for i in {1..22}; do x=$x$x; done; echo fat; sleep 1000; true"
 
 
@@ -98,10 +97,10 @@ async def test_being_killed_for_memory_counts_as_an_end_for_the_restart(
     manager: ProcessManager, guest: Guest, name: str
 ) -> None:
     policy = Restart(max_restarts=2, min_uptime=1000)
-    await manager.start(guest, spec(name, f"echo run; {GROW}", memory_mib=60, restart=policy))
+    await manager.start(guest, spec(name, f"echo run >&2; {FAT}", memory_mib=40, restart=policy))
     info = await ended(manager, guest, name)
     assert (info.exit_code, info.restarts, info.memory_kills) == (137, 2, 3)
-    assert await output(manager, guest, name) == b"run\n" * 3
+    assert await output(manager, guest, name, "stderr") == b"run\n" * 3
 
 
 # --- instances -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ CLOSED: Final = 68
 ENDED: Final = 69
 KNOWN: Final = 70
 NO_LOG: Final = 71
+NO_PM2: Final = 72
 
 COMMON: Final = r"""
 language=${LC_ALL-}

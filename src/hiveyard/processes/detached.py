@@ -66,6 +66,7 @@ class Detached:
     name = "detached"
     _launch = scripts.LAUNCH
     _terminals = False
+    _start_timeout: float | None = _TIMEOUT
 
     def __init__(self, root: str = ROOT) -> None:
         self._root = root
@@ -79,7 +80,8 @@ class Detached:
         return first
 
     async def _start(self, guest: Guest, spec: ProcessSpec, name: str, number: int) -> ProcessInfo:
-        result = await self._run(guest, self._launch + scripts.START, name, RUNNER, stdin=_fields(spec, number))
+        script, fields = self._launch + scripts.START, _fields(spec, number)
+        result = await self._run(guest, script, name, RUNNER, stdin=fields, timeout=self._start_timeout)
         if not result.ok:
             raise ProcessNotStarted(f"{name} was not started: {_why(spec, result)}")
         return self._one(name, result).info
@@ -162,6 +164,14 @@ class Detached:
             raise ProcessError(f"a message to {name} was not stored: {_said(result)}", process=name)
         return result.status
 
+    async def _ended(self, guest: Guest, name: str) -> None:
+        """Wait until nothing runs: another call may have started it."""
+        seen = await self._look(guest, name)
+        pieces = guest.follow(f"{self._root}/{name}/exit", pid=seen.watch or _NOBODY)
+        async with aclosing(pieces):  # type: ignore[type-var]  # the port promises an iterator that can be closed
+            async for _ in pieces:
+                pass
+
     async def _look(self, guest: Guest, name: str) -> _Seen:
         _check(name)
         return self._one(name, await self._run(guest, scripts.GET, name))
@@ -180,21 +190,22 @@ class Detached:
         script: str,
         *words: str,
         stdin: bytes = b"",
-        timeout: float = _TIMEOUT,
+        timeout: float | None = _TIMEOUT,
         limit: int = _LIST_LIMIT,
     ) -> Result:
         """Run a script until it comes to its end. In a guest that is full, programs do not start or are killed for
         want of memory, and so may be what connects us; that passes, or the try of a stop leaves less to do for the
         next. Running one of our scripts twice does no harm."""
         command = Command(argv=("bash", "-c", script, "hv", self._root, *words), cwd="/")
-        until = anyio.current_time() + timeout
+        patience = _TIMEOUT if timeout is None else timeout
+        until = anyio.current_time() + patience
         while True:
             with contextlib.suppress(CannotExecute, GuestDisconnected):
                 result = await guest.run(command, stdin=stdin, timeout=timeout, limit=limit)
                 if result.status < _SIGNALLED:
                     return result
             if anyio.current_time() > until:
-                raise ProcessError(f"the guest could not run a program for {timeout:.0f}s: it has no room for one")
+                raise ProcessError(f"the guest could not run a program for {patience:.0f}s: it has no room for one")
             await anyio.sleep(0.2)
 
 
@@ -289,6 +300,7 @@ def _why(spec: ProcessSpec, result: Result) -> str:
         common.NO_STDIN: f"its input {spec.stdin} is no file that can be read",
         common.NOT_CLAIMED: "its runner gave no sign of life",
         common.NO_LOG: "a file for its output cannot be written",
+        common.NO_PM2: "there is no pm2 in the machine's image",
         common.NO_TMUX: "there is no tmux in the machine's image",
     }
     return reasons.get(result.status) or _said(result)

@@ -11,7 +11,7 @@ from hiveyard.processes.common import COMMON
 from hiveyard.processes.inbox import FEED
 from hiveyard.processes.limits import LIMITS
 
-# DIRECTORY. Runs in a session of its own, tied to nobody, and ends after its process and the output of that.
+# DIRECTORY [pm2]. Runs in a session of its own, tied to nobody, and ends after its process and the output of that.
 # A process that wants a terminal has the runner's: the runner's session, its group, so that keys mean what they mean.
 # Where the runner has a terminal and the process wants none, the terminal shows its outputs.
 RUNNER: Final = (
@@ -21,6 +21,8 @@ RUNNER: Final = (
     + r"""
 dir=$1
 trap '' HUP INT QUIT TSTP TTIN TTOU
+# PM2 stops it by a signal to it alone.
+[[ $2 ]] && trap ': >"$dir/stop"; kill -INT -- "-$main" 2>/dev/null' INT
 mapfile -d '' -t f <"$dir/spec" || exit 1
 ticks $$ now
 set -C; { printf '%d %s %s\n' $$ "$now" "$EPOCHREALTIME" >"$dir/claim"; } 2>/dev/null || exit 0; set +C
@@ -64,7 +66,7 @@ while [[ ! -e $dir/stop ]]; do
   printf '%d %s %d\n' $! "$began" $restarts >"$dir/pid"
   main=$!
   [[ $memory ]] && { guard $main "$memory" 3>&- 4>&- 6>&- 7>&- & }
-  wait $main; code=$?
+  while wait $main; code=$?; kill -0 $main 2>/dev/null; do :; done
   [[ $inbox ]] && unread
   ran=$((${EPOCHREALTIME/[.,]} - ${began/[.,]}))
   ((ran >= uptime)) && again=$left
