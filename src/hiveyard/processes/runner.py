@@ -22,7 +22,7 @@ RUNNER: Final = (
 dir=$1
 trap '' HUP INT QUIT TSTP TTIN TTOU
 # PM2 stops it by a signal to it alone.
-[[ $2 ]] && trap ': >"$dir/stop"; kill -INT -- "-$main" 2>/dev/null' INT
+[[ $2 ]] && trap 'asked=1; : >"$dir/stop"; kill -INT -- "-$main" 2>/dev/null' INT
 mapfile -d '' -t f <"$dir/spec" || exit 1
 ticks $$ now
 set -C; { printf '%d %s %s\n' $$ "$now" "$EPOCHREALTIME" >"$dir/claim"; } 2>/dev/null || exit 0; set +C
@@ -66,7 +66,7 @@ while [[ ! -e $dir/stop ]]; do
   printf '%d %s %d\n' $! "$began" $restarts >"$dir/pid"
   main=$!
   [[ $memory ]] && { guard $main "$memory" 3>&- 4>&- 6>&- 7>&- & }
-  while wait $main; code=$?; kill -0 $main 2>/dev/null; do :; done
+  while asked=; wait $main; code=$?; [[ $asked ]] && kill -0 $main 2>/dev/null; do :; done
   [[ $inbox ]] && unread
   ran=$((${EPOCHREALTIME/[.,]} - ${began/[.,]}))
   ((ran >= uptime)) && again=$left
