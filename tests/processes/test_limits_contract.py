@@ -10,6 +10,7 @@ import pytest
 from hiveyard.core.commands import Command, ProcessSpec, ProcessStatus, Restart
 from hiveyard.core.errors import BadInput, NoSuchProcess, OutputDropped, ProcessError, ProcessNotStarted
 from hiveyard.core.ports import Guest, ProcessManager
+from hiveyard.processes import by_name
 from tests.processes.steps import PATIENCE, ended, output, spec, until_gone, until_output
 
 pytestmark = pytest.mark.anyio
@@ -199,3 +200,17 @@ async def test_lines_of_a_rotated_output_arrive_at_once(manager: ProcessManager,
                 if got.endswith(b"\n") and (number := got.count(b"\n")) <= 3:
                     await guest.write(f"/session/{name}.go{number}", b"")
     assert got == b"line 1\nline 2\nline 3\n"
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["detached", "tmux", "pm2", "shell"])
+def test_every_process_manager_is_found_by_its_name(kind: str) -> None:
+    assert by_name(kind).name == kind
+
+
+def test_an_unknown_process_manager_is_told_what_there_is() -> None:
+    with pytest.raises(BadInput, match="systemd") as caught:
+        by_name("systemd")
+    assert "detached, tmux, pm2, shell" in caught.value.hint
