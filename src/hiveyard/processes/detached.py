@@ -87,7 +87,8 @@ class Detached:
         return self._one(name, result).info
 
     async def get(self, guest: Guest, name: str) -> ProcessInfo:
-        return (await self._look(guest, name)).info
+        _check(name)
+        return self._one(name, await self._run(guest, scripts.GET, name)).info
 
     async def list(self, guest: Guest) -> list[ProcessInfo]:
         result = await self._run(guest, scripts.GET)
@@ -173,8 +174,9 @@ class Detached:
                 pass
 
     async def _look(self, guest: Guest, name: str) -> _Seen:
+        """How it stands, without what is measured."""
         _check(name)
-        return self._one(name, await self._run(guest, scripts.GET, name))
+        return self._one(name, await self._run(guest, scripts.GET, name, "1"))
 
     def _one(self, name: str, result: Result) -> _Seen:
         if result.status == common.NO_SUCH:

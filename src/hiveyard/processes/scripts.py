@@ -23,14 +23,14 @@ from typing import Final
 
 from hiveyard.processes.common import COMMON, STATUS
 
-# ROOT [NAME]
+# ROOT [NAME [QUICK(1: without what is measured)]]
 GET: Final = (
     COMMON
     + STATUS
     + r"""
 root=$1
 if (($# > 1)) && [[ ! -e $root/$2/claim ]]; then exit 40; fi
-measure
+[[ $3 ]] || measure
 if (($# > 1)); then status "$2"; exit; fi
 for d in "$root"/*/; do d=${d%/}; [[ -e $d/claim ]] && status "${d##*/}"; done
 """
