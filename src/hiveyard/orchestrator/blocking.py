@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import anyio
-from anyio.abc import ObjectReceiveStream
+from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from hiveyard.core.commands import ProcessInfo
@@ -82,26 +82,33 @@ class SyncOrchestrator:
             yield SyncConversation(self, conversation)
 
     def each(self, source: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
-        """What an asynchronous generator gives, as it comes."""
+        """What an asynchronous generator gives, as it comes. Each piece is taken from it when it is asked for: what is
+        not asked for is not lost."""
         portal = self._running()
         sending, receiving = anyio.create_memory_object_stream[T]()
+        asking, asked = anyio.create_memory_object_stream[None]()
 
         async def read() -> None:
             pieces = source()
-            async with sending, aclosing(pieces):
-                async for piece in pieces:
+            async with sending, asked, aclosing(pieces):
+                async for _ in asked:
+                    try:
+                        piece = await anext(pieces)
+                    except StopAsyncIteration:
+                        return
                     await sending.send(piece)
 
         # One task reads it from the beginning to the end: what it goes through may not change hands.
         reading = portal.start_task_soon(read)
         try:
-            while (piece := self.wait(partial(_next, receiving))) is not None:
+            while (piece := self.wait(partial(_next, asking, receiving))) is not None:
                 yield piece
             reading.result()
         finally:
             reading.cancel()
             if self._portal is not None:
                 portal.call(receiving.close)
+                portal.call(asking.close)
 
     def wait(self, work: Callable[[], Awaitable[T]]) -> T:
         """What `work` gives, run on the event loop of the orchestrator."""
@@ -163,8 +170,9 @@ class SyncConversation:
         self._yard.wait(self._talk.close)
 
 
-async def _next(receiving: ObjectReceiveStream[T]) -> T | None:
+async def _next(asking: ObjectSendStream[None], receiving: ObjectReceiveStream[T]) -> T | None:
     try:
+        await asking.send(None)
         return await receiving.receive()
-    except anyio.EndOfStream:
+    except (anyio.BrokenResourceError, anyio.EndOfStream):
         return None

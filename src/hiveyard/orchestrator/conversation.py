@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from typing import NamedTuple
 
 import anyio
 
@@ -20,30 +21,44 @@ from hiveyard.core.drivers import Line as ToTell
 from hiveyard.core.errors import GuestDisconnected, HiveyardError, ProcessEnded
 from hiveyard.core.events import AgentEnded, AgentEvent
 from hiveyard.core.ports import Guest, ProcessManager
+from hiveyard.kit.group import together
 from hiveyard.kit.lines import Line, LineSplitter
 from hiveyard.kit.names import new_id
 
 _LINE_LIMIT = 64 << 20
 """Bytes of one line: a tool's whole answer is on one."""
 _UNREAD_LIMIT = 10_000
-"""Events that may wait for a reader before the agent's output is left where it is."""
+"""Events that may wait for a reader before the agent's output is left where it is; of output, as much as one line."""
 _RECONNECT = 0.5
 
 
+class _Unread(NamedTuple):
+    """An event that waits for its reader. The last of a line has the offset after that line, and its size."""
+
+    event: AgentEvent
+    offset: int | None = None
+    size: int = 0
+
+
 class Conversation:
-    """What one process says and is told. `offset` counts the bytes of its output that `events` has given all of."""
+    """What one process says and is told. `offset` counts the bytes of its output that `events` has given all of.
+
+    Whoever opens one again tells the agent nothing before it is heard up to the offset. Somebody has to read `events`
+    while a prompt waits for the end of a turn: an agent that says more than may wait for a reader is not heard."""
 
     def __init__(self, guest: Guest, manager: ProcessManager, process: str, driver: Driver, offset: int = 0) -> None:
         self._guest = guest
         self._manager = manager
         self._process = process
         self._driver = driver
-        self._unread: deque[tuple[int, AgentEvent]] = deque()
+        self._unread: deque[_Unread] = deque()
+        self._unread_size = 0
         self._changed = anyio.Condition()
         self._acting = anyio.Lock()
         self._ended: ProcessInfo | None = None
         self._failure: HiveyardError | None = None
         self._from = offset
+        self._heard_to = 0
         self.offset = offset
 
     @property
@@ -59,26 +74,25 @@ class Conversation:
     async def events(self) -> AsyncGenerator[AgentEvent, None]:
         """All that happens from the offset on, until the process has ended. One reader at a time. Raises MachineLost
         and what else may happen to a guest."""
-        while (found := await self._next()) is not None:
-            self.offset, event = found
+        while (event := await self._next()) is not None:
             yield event
 
     async def turn(self, text: str, *, key: str | None = None) -> AsyncGenerator[AgentEvent, None]:
-        """A prompt, and what happens until its turn has ended; the last is an AgentEnded. As `prompt`, and as
-        `events`."""
-        await self.prompt(text, key=key)
+        """A prompt, and what happens until its turn has ended; the last is an AgentEnded. What was not read of former
+        turns comes first. As `prompt`, and as `events`."""
+        beginning = await self._prompted(text, key)
         async with aclosing(self.events()) as events:
             async for event in events:
                 yield event
-                if isinstance(event, AgentEnded):
+                if event is beginning:
+                    beginning = None
+                elif beginning is None and isinstance(event, AgentEnded):
                     return
 
     async def prompt(self, text: str, *, key: str | None = None) -> None:
         """Begin a turn, once the one at work has ended. When this returns the prompt is safe with the guest. The same
         `key` again, also after a crash, is the same prompt and told once. Raises ProcessEnded."""
-        async with self._when_ready():
-            if await self._tell(self._driver.prompt(_key("prompt", key), text)):
-                await self._publish(self.offset, self._driver.begun(text))
+        await self._prompted(text, key)
 
     async def steer(self, text: str, *, key: str | None = None) -> None:
         """Something more for the turn at work. Raises BadInput where the agent takes no such thing, ProcessEnded."""
@@ -129,7 +143,8 @@ class Conversation:
 
     async def _lines(self, lines: Sequence[Line]) -> None:
         for line in lines:
-            await self._heard(line.end, partial(self._driver.feed, line.data))
+            await self._room()
+            await self._heard(line.end, partial(self._driver.feed, line.data), len(line.data))
 
     async def _over(self, offset: int) -> None:
         info = await self._manager.get(self._guest, self._process)
@@ -137,26 +152,43 @@ class Conversation:
         await self._heard(offset + 1, lambda: self._driver.gone(info.exit_code, stderr.decode("utf-8", "replace")))
         self._ended = info
 
-    async def _heard(self, offset: int, meaning: Callable[[], Step]) -> None:
+    async def _heard(self, offset: int, meaning: Callable[[], Step], size: int = 0) -> None:
         async with self._acting:
             step = meaning()
             with contextlib.suppress(ProcessEnded):  # it does not wait for what it is told any more
                 await self._tell(step.lines)
-            if offset > self._from:
-                await self._publish(offset, step.events)
+            self._heard_to = offset
+            await self._publish(step.events if offset > self._from else (), offset, size)
 
     async def _do(self, act: Callable[[], Step]) -> None:
         await self._until(lambda: True)
-        async with self._acting:
+        async with self._whole():
             step = act()
             await self._tell(step.lines)
-            await self._publish(self.offset, step.events)
+            await self._publish(step.events)
+
+    async def _prompted(self, text: str, key: str | None) -> AgentEvent | None:
+        """Begin a turn; the event with which it begins, None for a prompt that was told before."""
+        async with self._when_ready():
+            if not await self._tell(self._driver.prompt(_key("prompt", key), text)):
+                return None
+            begun = self._driver.begun(text)
+            await self._publish(begun)
+            return begun[0] if begun else None
+
+    @asynccontextmanager
+    async def _whole(self) -> AsyncIterator[None]:
+        """What is done in the block is done to its end once it has begun: cut in the middle, nobody would know what the
+        program was told."""
+        async with self._acting:
+            with anyio.CancelScope(shield=True):
+                yield
 
     @asynccontextmanager
     async def _when_ready(self) -> AsyncIterator[None]:
         while True:
             await self._until(lambda: self._driver.ready)
-            async with self._acting:
+            async with self._whole():
                 if self._driver.ready:  # somebody else may have been first
                     yield
                     return
@@ -168,23 +200,33 @@ class Conversation:
 
     # --- who reads --------------------------------------------------------------------------------------------------
 
-    async def _publish(self, offset: int, events: Sequence[AgentEvent]) -> None:
+    async def _publish(self, events: Sequence[AgentEvent], offset: int | None = None, size: int = 0) -> None:
+        """What waits for the driver looks at it again, too."""
         async with self._changed:
-            while len(self._unread) > _UNREAD_LIMIT:
-                await self._changed.wait()
-            self._unread.extend((offset, event) for event in events)
+            if events:
+                self._unread.extend(_Unread(event) for event in events[:-1])
+                self._unread.append(_Unread(events[-1], offset, size))
+                self._unread_size += size
             self._changed.notify_all()
 
-    async def _next(self) -> tuple[int, AgentEvent] | None:
+    async def _room(self) -> None:
+        """Waits for the reader, and holds up nobody who acts meanwhile: that may be the reader."""
+        async with self._changed:
+            while len(self._unread) > _UNREAD_LIMIT or self._unread_size > _LINE_LIMIT:
+                await self._changed.wait()
+
+    async def _next(self) -> AgentEvent | None:
         async with self._changed:
             while not self._unread:
                 self._check()
                 if self._ended is not None:
                     return None
                 await self._changed.wait()
-            found = self._unread.popleft()
+            event, offset, size = self._unread.popleft()
+            self._unread_size -= size
+            self.offset = self.offset if offset is None else offset
             self._changed.notify_all()
-            return found
+            return event
 
     async def _until(self, true: Callable[[], bool]) -> None:
         async with self._changed:
@@ -192,7 +234,7 @@ class Conversation:
                 self._check()
                 if self._ended is not None:
                     raise ProcessEnded(f"{self._process} has ended and takes nothing more")
-                if true():
+                if self._heard_to >= self._from and true():
                     return
                 await self._changed.wait()
 
@@ -208,7 +250,7 @@ async def conversing(
     """The conversation with a process that was started with an inbox, for as long as the block lasts; leaving it ends
     nothing in the guest. `events` begins at `offset` of the output, which is the `offset` of one that was left."""
     conversation = Conversation(guest, manager, process, driver, offset)
-    async with anyio.create_task_group() as listening:
+    async with together() as listening:
         listening.start_soon(conversation._listen)
         yield conversation
         listening.cancel_scope.cancel()

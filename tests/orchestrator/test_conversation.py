@@ -1,0 +1,184 @@
+"""A conversation's bookkeeping: who waits for whom, what is given once, what is done to its end. The programs of real
+agents are in tests/agents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from hiveyard.core.drivers import Answer
+from hiveyard.core.errors import BadInput
+from hiveyard.core.events import AgentAsked, AgentEnded, AgentEvent, AgentPrompted, AgentText
+from hiveyard.core.machines import HOST
+from hiveyard.core.ports import Guest
+from hiveyard.orchestrator import Conversation, Orchestrator, SyncOrchestrator
+from hiveyard.orchestrator.prepared import Prepared
+from hiveyard.processes.detached import Detached
+
+from .parts import Yards
+from .talker import Talker
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def prepared(yards: Yards, manager: Detached | None = None) -> AsyncIterator[tuple[Orchestrator, Prepared]]:
+    yard = Orchestrator(yards.provider, manager or Detached(), Talker(), on_event=yards.hear)
+    ready = await yard.boot_and_prepare(HOST)
+    with anyio.fail_after(120):
+        yield yard, ready
+    await yard.terminate(ready.machine)
+
+
+@asynccontextmanager
+async def talking(yards: Yards, **more: Any) -> AsyncIterator[Conversation]:
+    async with prepared(yards, **more) as (yard, ready), yard.converse(ready.machine, ready.turn("live")) as talk:
+        yield talk
+
+
+async def turn(talk: Conversation, text: str) -> list[AgentEvent]:
+    return [event async for event in talk.turn(text)]
+
+
+def words(events: list[AgentEvent]) -> list[str]:
+    return [event.text for event in events if isinstance(event, AgentText)]
+
+
+async def until(kind: type[AgentEvent], events: AsyncGenerator[AgentEvent, None]) -> AgentEvent:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, kind):
+                return event
+    raise AssertionError(f"there was no {kind.__name__}")
+
+
+async def test_an_agent_that_says_more_than_is_read_keeps_no_answer_from_it(yards: Yards) -> None:
+    loud = "echo ASK one; for i in {1..15000}; do echo SAY x; done; read -r reply; echo SAY $reply"
+    async with talking(yards) as talk:
+        asked = await until(AgentAsked, talk.turn(loud))
+        assert isinstance(asked, AgentAsked)
+        await anyio.sleep(3)  # until it is not heard any more
+        await talk.answer(asked.request, Answer(allow=True, message="go"))
+        await talk.interrupt()
+        rest = [event async for event in until_ended(talk)]
+    assert words(rest) == [*("x" for _ in range(15000)), "go"]
+
+
+async def until_ended(talk: Conversation) -> AsyncIterator[AgentEvent]:
+    async for event in talk.events():
+        yield event
+        if isinstance(event, AgentEnded):
+            return
+
+
+async def test_a_conversation_that_is_opened_again_takes_a_prompt_at_once(yards: Yards) -> None:
+    async with prepared(yards) as (yard, ready):
+        live = ready.turn("live")
+        async with yard.converse(ready.machine, live) as talk:
+            assert words(await turn(talk, "echo SAY first")) == ["first"]
+            offset = talk.offset
+        async with yard.converse(ready.machine, live, offset=offset) as talk:
+            assert words(await turn(talk, "echo SAY second")) == ["second"]
+
+
+async def test_what_was_asked_before_can_be_answered_at_once(yards: Yards) -> None:
+    async with prepared(yards) as (yard, ready):
+        live = ready.turn("live")
+        async with yard.converse(ready.machine, live) as talk:
+            await until(AgentAsked, talk.turn("echo ASK one; read -r reply; echo SAY $reply"))
+            offset = talk.offset
+        async with yard.converse(ready.machine, live, offset=offset) as talk:
+            await talk.answer("one", Answer(allow=True, message="go"))
+            assert words([event async for event in until_ended(talk)]) == ["go"]
+
+
+async def test_an_offset_in_the_middle_of_a_line_loses_none_of_its_events(yards: Yards) -> None:
+    async with prepared(yards) as (yard, ready):
+        live = ready.turn("live")
+        async with yard.converse(ready.machine, live) as talk:
+            await until(AgentText, talk.turn("echo SAY a b"))
+            offset = talk.offset
+        async with yard.converse(ready.machine, live, offset=offset) as talk:
+            assert words([event async for event in until_ended(talk)]) == ["a", "b"]
+
+
+async def test_a_prompt_that_is_read_late_moves_the_offset_nowhere(yards: Yards) -> None:
+    async with talking(yards) as talk:
+        await talk.prompt("echo SAY a")
+        await talk.prompt("echo SAY b")  # the first turn has ended, and nobody has read of it
+        offsets = []
+        async with aclosing(talk.events()) as events:
+            async for event in events:
+                offsets.append(talk.offset)
+                if isinstance(event, AgentText) and event.text == "b":
+                    break
+    assert offsets == sorted(offsets)
+
+
+async def test_a_turn_is_over_at_its_own_end(yards: Yards) -> None:
+    async with talking(yards) as talk:
+        await until(AgentText, talk.turn("echo SAY a; echo SAY b"))
+        events = await turn(talk, "echo SAY c")
+    assert words(events) == ["b", "c"]
+    assert [type(event) for event in events].count(AgentEnded) == 2
+
+
+class _Slow(Detached):
+    """Says that it is about to send a prompt, and goes on when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sending, self.may = anyio.Event(), anyio.Event()
+
+    async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
+        sent = await super().send(guest, name, key, data)
+        self.sending.set()
+        await self.may.wait()
+        return sent
+
+
+async def test_a_prompt_that_is_cancelled_once_it_is_told_is_a_turn(yards: Yards) -> None:
+    manager = _Slow()
+    async with talking(yards, manager=manager) as talk:
+        async with anyio.create_task_group() as group:
+            group.start_soon(talk.prompt, "echo SAY first")
+            await manager.sending.wait()
+            group.cancel_scope.cancel()
+            manager.may.set()
+        assert isinstance(await until(AgentPrompted, talk.events()), AgentPrompted)
+        assert words(await turn(talk, "echo SAY second")) == ["first", "second"]
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is(yards: Yards) -> None:
+    async with prepared(yards) as (yard, ready):
+        with pytest.raises(BadInput, match="nobody waits for one"):
+            async with yard.converse(ready.machine, ready.turn("live")) as talk:
+                await talk.answer("one", Answer(allow=True))
+
+
+async def test_events_that_a_script_does_not_ask_for_are_not_taken(yards: Yards) -> None:
+    orchestrator = Orchestrator(yards.provider, Detached(), Talker(), on_event=yards.hear)
+    rest = []
+
+    def script() -> None:
+        with SyncOrchestrator(orchestrator) as yard:
+            ready = yard.boot_and_prepare(HOST)
+            with yard.converse(ready.machine, ready.turn("live")) as talk:
+                for event in talk.turn("echo SAY a; echo SAY b; echo SAY c"):
+                    if event == AgentText(text="a"):
+                        break
+                offset = talk.offset
+                for event in talk.events():
+                    rest.append(event)
+                    if isinstance(event, AgentEnded):
+                        break
+                assert talk.offset - offset == len("SAY b\nSAY c\nEND\n")
+            yard.terminate(ready.machine)
+
+    await anyio.to_thread.run_sync(script)
+    assert words(rest) == ["b", "c"]
