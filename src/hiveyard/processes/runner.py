@@ -66,7 +66,8 @@ while [[ ! -e $dir/stop ]]; do
   printf '%d %s %d\n' $! "$began" $restarts >"$dir/pid"
   main=$!
   [[ $memory ]] && { guard $main "$memory" 3>&- 4>&- 6>&- 7>&- & }
-  while asked=; wait $main; code=$?; [[ $asked ]] && kill -0 $main 2>/dev/null; do :; done
+  # A wait that the trap broke off tells of the signal; of a process that has ended bash tells as often as it is asked.
+  while asked=; wait $main; code=$?; [[ $asked ]]; do :; done
   [[ $inbox ]] && unread
   ran=$((${EPOCHREALTIME/[.,]} - ${began/[.,]}))
   ((ran >= uptime)) && again=$left
