@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from hiveyard.machines.qemu import QemuProvider
 from hiveyard.places import places
 from tests.support.dockerd import engine_socket
 from tests.support.morph_cloud import Cloud, served
+from tests.support.morph_gateway import gateway
 from tests.support.vm import vm_image, vm_pid, vm_provider
 
 from .rootfs import small_image
@@ -148,9 +149,9 @@ async def morph(scratch: Path) -> AsyncIterator[Offer]:
         pytest.skip("the fake Morph Cloud makes its machines as root")
     cloud = Cloud(scratch / "cloud", "a-key-of-the-tests", ("5ma11", "fedcba9876543210"))
     made: list[MorphProvider] = []
-    try:
-        with served(cloud.app()) as url:
-            settings = MorphSettings(url=url, patience=5.0)
+    with closing(cloud), served(cloud.app()) as url:
+        async with gateway(cloud) as (address, host_key):
+            settings = MorphSettings(url=url, patience=5.0, ssh_gateway=address, ssh_host_key=host_key)
 
             def again() -> MorphProvider:
                 made.append(MorphProvider(scratch / "state", lambda: Secret(cloud.key), settings))
@@ -169,8 +170,6 @@ async def morph(scratch: Path) -> AsyncIterator[Offer]:
             yield Offer(provider=again(), image=morph_image("5ma11"), again=again, crash=crash, litter=litter)
             for provider in made:
                 await provider.aclose()
-    finally:
-        cloud.close()
 
 
 @asynccontextmanager

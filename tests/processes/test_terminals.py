@@ -25,17 +25,20 @@ from tests.support.person import PATIENCE, Person, person
 pytestmark = pytest.mark.anyio
 SIT_DOWN = "import sys; from hiveyard.cli.attach import sit_down; sys.exit(sit_down(sys.argv[1:]))"
 # Repeats lines, tells its size when that changes, and what Ctrl-C and Ctrl-Z do to it. It starts other programs only to
-# look at its size: bash takes a Ctrl-C while another program runs for that program's, and forgets it.
+# look at its size: bash takes a Ctrl-C while another program runs for that program's, and forgets it. A `read` whose
+# time is over may have had a part of a line.
 PROGRAM = r"""
 trap 'echo interrupted' INT
 trap changed=1 WINCH
 echo "colours ${COLORTERM:-none}"; printf '\u00fcnic\u00f6de \u25c6\n'
-changed=1
+changed=1 line=
 while true; do
   if [[ $changed ]]; then changed=; echo "size $(stty size)"; fi
-  read -r -t 0.2 line || continue
+  read -r -t 0.2 piece || { line+=$piece; continue; }
+  line+=$piece
   [[ $line == quit ]] && exit 7
   echo "<$line>"
+  line=
 done
 """
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import asyncssh
 import uvicorn
 from anyio.abc import Process
 from starlette.applications import Starlette
@@ -66,6 +67,7 @@ class Instance:
     ttl: Json = field(default_factory=lambda: {"ttl_seconds": None, "ttl_action": "stop"})
     services: list[Json] = field(default_factory=list)
     running: set[Process] = field(default_factory=set)
+    key: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
 
     def view(self) -> Json:
         status = self.status
@@ -114,6 +116,7 @@ class Cloud:
             ("POST", "/instance/{id}/ttl", self._ttl),
             ("POST", "/instance/{id}/http", self._expose),
             ("DELETE", "/instance/{id}/http/{name}", self._conceal),
+            ("GET", "/instance/{id}/ssh/key", self._ssh_key),
             ("POST", "/instance/{id}/exec", self._execute),
             ("POST", "/instance/{id}/exec/sse", self._stream),
         ]
@@ -271,6 +274,13 @@ class Cloud:
         instance = self._known(request)
         instance.services = [one for one in instance.services if one["name"] != request.path_params["name"]]
         return JSONResponse(instance.view())
+
+    async def _ssh_key(self, request: Request) -> Response:
+        key = self._known(request).key
+        public, password = key.export_public_key("openssh").decode(), "unlocks it"
+        private = key.export_private_key("pkcs8-pem", passphrase=password).decode()
+        named = {"private_key": private, "public_key": public, "password": password}
+        return JSONResponse({"object": "instance_ssh_key", **named})
 
     def _known(self, request: Request) -> Instance:
         return self.instances[request.path_params["id"]]

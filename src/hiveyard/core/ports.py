@@ -210,6 +210,18 @@ class Snapshots(Protocol):
 
 
 @runtime_checkable
+class Forks(Protocol):
+    """A provider that makes others of a running machine in one step. Its machines share no directory with this host:
+    where they do, whoever forks has to copy some meanwhile, as Snapshots lets them."""
+
+    async def fork(self, name: str, children: Sequence[str], spec: MachineSpec) -> Sequence[Machine]:
+        """Ready machines, in the order of `children`, that go on where the machine `name` stands, which stands still
+        for a moment: same memory, same processes, names of their own. `spec` is the machine's own; they live as long
+        as it says from now on. When this fails or is cancelled none of them is left. Raises BadInput for a name that is
+        taken or given twice, NoSuchMachine, MachineNotReady, and for the rest as `boot`."""
+
+
+@runtime_checkable
 class Holds(Protocol):
     """A provider that can tell what it takes space for."""
 

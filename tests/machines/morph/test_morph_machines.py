@@ -15,7 +15,7 @@ import pytest
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, BootFailed, NoSuchImage, NoSuchMachine, NoSuchSnapshot
 from hiveyard.core.machines import MachineSpec, MachineStatus, Network, Shape
-from hiveyard.core.ports import Pauses, Provider, Snapshots
+from hiveyard.core.ports import Forks, Pauses, Provider, Snapshots
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.morph import MorphProvider, MorphSettings, morph_image
@@ -86,7 +86,7 @@ async def said(provider: Provider, name: str, script: str) -> bytes:
 
 async def test_the_whole_life_of_machines(cloudy: tuple[MorphProvider, Cloud]) -> None:
     provider, cloud = cloudy
-    assert isinstance(provider, Pauses) and isinstance(provider, Snapshots)
+    assert isinstance(provider, Pauses) and isinstance(provider, Snapshots) and isinstance(provider, Forks)
     assert (await provider.readiness()).ok
     await provider.boot("one", replace(SPEC, ttl=3600, ttl_action="pause", metadata={"why": "a test"}))
     assert cloud.machine("one").ttl["ttl_action"] == "pause"
@@ -106,9 +106,10 @@ async def test_the_whole_life_of_machines(cloudy: tuple[MorphProvider, Cloud]) -
         await provider.resume("one")
     assert await said(provider, "one", "id -un; hostname 2>/dev/null; wc -c <kept") == b"agent\n1280000\n"
 
-    children = await provider.fork("one", ["two", "three"])
+    children = await provider.fork("one", ["two", "three"], replace(SPEC, ttl=60, ttl_action="stop"))
     assert [child.name for child in children] == ["two", "three"]
     assert dict(children[0].metadata) == {"why": "a test"}
+    assert (cloud.machine("three").ttl["ttl_seconds"], cloud.machine("three").ttl["ttl_action"]) == (60, "pause")
     assert await said(provider, "three", "cat /proc/sys/kernel/hostname; wc -c <kept") == b"three\n1280000\n"
     await provider.snapshot("two", "point")
     seen: list[str] = []
@@ -254,7 +255,7 @@ async def test_the_real_service_does_what_the_fake_does() -> None:
                 await guest.write_atomic("~/kept", b"kept", mode=0o600)
             await provider.pause(name)
             await provider.resume(name)
-            (child,) = await provider.fork(name, [f"{name}-2"])
+            (child,) = await provider.fork(name, [f"{name}-2"], spec)
             assert await said(provider, child.name, "cat kept") == b"kept"
         finally:
             with anyio.CancelScope(shield=True):

@@ -9,13 +9,17 @@ All that is kept of a machine is on its instance (labels): a daemon that starts 
 from __future__ import annotations
 
 import re
+import secrets
+import shutil
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
+from hiveyard.core.commands import Command
 from hiveyard.core.errors import (
     BadInput,
     HiveyardError,
@@ -44,7 +48,7 @@ from hiveyard.kit import names
 from hiveyard.kit.alone import alone
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.installation import installation
-from hiveyard.machines.morph import labels
+from hiveyard.machines.morph import labels, terminal
 from hiveyard.machines.morph.client import Client
 from hiveyard.machines.morph.entrance import Entrance
 from hiveyard.machines.morph.making import SNAPSHOT_TIME, Making
@@ -52,7 +56,7 @@ from hiveyard.machines.morph.service import Service
 from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.morph.statuses import SNAPSHOT_READY, status_of
 from hiveyard.machines.morph.wire import Instance, Snapshot
-from hiveyard.machines.shell import ShellGuest
+from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _TEARDOWN = 60.0
 PAUSE_TIME = 120.0
@@ -179,6 +183,17 @@ class MorphProvider:
         entrance = Entrance(name, instance.id, self._service, self._settings, self.capabilities)
         yield ShellGuest(entrance, self.capabilities)
 
+    async def terminal(self, name: str, command: Command) -> Sequence[str]:
+        """By the person's own ssh, through the service's gateway. Raises ProviderUnavailable when the gateway's host
+        key is not set; one that stands still has no terminal: what the gateway makes of it is not known."""
+        words = terminal_words(secrets.token_hex(8), command, self.capabilities)
+        instance = await self._ready(name)
+        if instance.status != "ready":
+            raise MachineNotReady(f"machine {name} is {instance.status}", hint="let it go on", machine=name)
+        terminal.check(self._settings)
+        key = await self._service.ssh_key(instance.id)
+        return terminal.program(self._settings, instance.id, key, self.capabilities, self._keys(name), words)
+
     # --- frozen and forked ---------------------------------------------------------------------------------------
 
     async def pause(self, name: str) -> None:
@@ -195,11 +210,9 @@ class MorphProvider:
                 await self._service.resume(instance.id, PAUSE_TIME)
             await self._making.until_ready(instance.id, name)
 
-    async def fork(self, name: str, children: Sequence[str]) -> Sequence[Machine]:
-        """Ready machines that go on where `name` stands, which stands still for a moment: same memory, same processes,
-        names of their own. Raises as `boot`; then none of them is left."""
+    async def fork(self, name: str, children: Sequence[str], spec: MachineSpec) -> Sequence[Machine]:
         for child in children:
-            check_machine_name(child)
+            _check(child, spec)
         if taken := (set(children) & await self.names()) or {one for one in children if children.count(one) > 1}:
             raise BadInput(f"there is a machine {', '.join(sorted(taken))} already")
         async with self._lock(name), self._making_of(*children):
@@ -209,6 +222,8 @@ class MorphProvider:
             try:
                 for instance in branched.instances:
                     await self._making.settle(instance, instance.metadata[labels.MACHINE])
+                    if spec.ttl is not None:
+                        await self._service.live(instance.id, spec)
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._service.drop(branched.snapshot.id)
@@ -329,6 +344,12 @@ class MorphProvider:
         while there := await self._instances(name):
             for instance in there:
                 await self._service.end(instance.id)
+        if (keys := self._keys(name)).exists():
+            await anyio.to_thread.run_sync(shutil.rmtree, keys)
+
+    def _keys(self, name: str) -> Path:
+        """Where the keys for the terminals of a machine lie."""
+        return self._state / "terminals" / name
 
     def _own(self) -> dict[str, str]:
         return {labels.INSTALLATION: installation(self._state)}

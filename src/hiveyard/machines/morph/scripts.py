@@ -20,6 +20,11 @@ BATCH: Final = 48  # pieces that are given at once
 
 _TOP: Final = "/run/hiveyard-exec"
 
+# For root: begins a command of the user for commands.
+_AS_USER: Final = r"""setpriv --reuid="$uid" --regid="$uid" --clear-groups --no-new-privs --inh-caps=-all \
+  --bounding-set=-all env -i HOME="$home" USER="$user" LOGNAME="$user" SHELL=/bin/bash LANG=C.UTF-8 \
+  PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"""
+
 # DIRECTORY UID HOME USER WORDS...: the words are the base64 of the argv, each word ended by a NUL, cut anywhere.
 KEEP: Final = r"""
 d=$1 uid=$2 home=$3 user=$4
@@ -61,15 +66,12 @@ mapfile -d '' -t argv < <(printf %s "$@" | base64 -d)
 pump o <"$d/out" &
 pump e <"$d/err" &
 { feed; : >"$d/in.shut"; } >"$d/in" &
-setsid setpriv --reuid="$uid" --regid="$uid" --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \
-  env -i HOME="$home" USER="$user" LOGNAME="$user" SHELL=/bin/bash LANG=C.UTF-8 \
-  PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-  "${argv[@]}" <"$d/in" >"$d/out" 2>"$d/err" 9>&- &
+setsid AS_USER "${argv[@]}" <"$d/in" >"$d/out" 2>"$d/err" 9>&- &
 wait $!
 echo $? >"$d/status"
 : >"$d/status.ok"
 wait
-""".replace("WINDOW", str(WINDOW))
+""".replace("WINDOW", str(WINDOW)).replace("AS_USER", _AS_USER)
 
 # KEEP ID UID HOME USER WORDS...: may be repeated.
 START: Final = rf"""
@@ -175,6 +177,16 @@ exit 0
 LEAVE: Final = f"""
 rm -rf "{_TOP}/$1"
 """
+
+# UID HOME USER WORDS...: the same for a command on a terminal that root came in with, by ssh. The terminal becomes the
+# user's, as at a login.
+SIT: Final = r"""
+uid=$1 home=$2 user=$3
+shift 3
+((EUID == 0)) || { echo "ssh leads to user $EUID and not to root"; exit 126; }
+terminal=$(tty) && chown "$uid" "$terminal" && cd / || exit 126
+exec AS_USER "$@"
+""".replace("AS_USER", _AS_USER)
 
 # UID HOME USER SESSION: once in each base image.
 PREPARE: Final = r"""

@@ -15,7 +15,7 @@ from hiveyard.kit.answers import Answers
 from hiveyard.kit.rest import ATTEMPTS, Nothing
 from hiveyard.machines.morph import wire
 from hiveyard.machines.morph.client import Client
-from hiveyard.machines.morph.wire import Branched, Executed, Instance, Said, Snapshot
+from hiveyard.machines.morph.wire import Branched, Executed, Instance, Said, Snapshot, SshKey
 
 _EVENT_LIMIT = 8 << 20  # bytes
 # The service's own word for the end of a machine and all that is in it.
@@ -122,6 +122,10 @@ class Service:
 
     async def conceal(self, instance: str, name: str) -> None:
         await self._gone("DELETE", f"/instance/{_part(instance)}/http/{_part(name)}")
+
+    async def ssh_key(self, instance: str) -> SshKey:
+        """The one that leads to this instance alone."""
+        return await self._client.get(f"/instance/{_part(instance)}/ssh/key", SshKey)
 
     # --- commands ------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
+
+_HOST_KEY: Final = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*\Z")
+_GATEWAY: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]*):([0-9]{1,5})\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +27,21 @@ class MorphSettings:
     answer_mib: int = 16
     """Largest answer that is read, in MiB."""
 
+    ssh_gateway: str = "ssh.cloud.morph.so:22"
+    """Where ssh into its machines goes, as HOST:PORT."""
+    ssh_host_key: str = ""
+    """The gateway's public host key, as `TYPE KEY`; without it nobody gets a terminal in a machine."""
+
+    def gateway(self) -> tuple[str, int]:
+        """Host and port of the ssh gateway."""
+        host, _, port = self.ssh_gateway.rpartition(":")
+        return host, int(port)
+
     def __post_init__(self) -> None:
         local = self.url.startswith(("http://127.0.0.1", "http://localhost"))
         if not self.url.startswith("https://") and not local:
             raise ValueError(f"url is {self.url!r}: a key is sent there, so it begins with https://")
+        if not _GATEWAY.match(self.ssh_gateway) or not 0 < self.gateway()[1] < 65536:
+            raise ValueError(f"ssh_gateway is {self.ssh_gateway!r}: it is HOST:PORT, as ssh.cloud.morph.so:22")
+        if self.ssh_host_key and not _HOST_KEY.match(self.ssh_host_key):
+            raise ValueError(f"ssh_host_key is {self.ssh_host_key!r}: it is TYPE KEY, as ssh-ed25519 AAAAC3Nz…")

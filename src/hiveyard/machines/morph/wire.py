@@ -69,6 +69,16 @@ class Executed(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int
 
 
+class SshKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The way into one instance by ssh. Where the key is locked, `password` unlocks it."""
+
+    private_key: str
+    password: str = ""
+
+    def __repr__(self) -> str:
+        return "SshKey(***)"
+
+
 class Said(msgspec.Struct, frozen=True, kw_only=True):
     """One event of a command that is streamed: a piece of `stdout` or `stderr`, or the `exit_code`."""
 
