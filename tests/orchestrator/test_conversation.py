@@ -3,6 +3,7 @@ agents are in tests/agents."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -11,16 +12,19 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from hiveyard.agents.codex import Codex
+from hiveyard.core.commands import ProcessInfo
 from hiveyard.core.drivers import Answer
-from hiveyard.core.errors import BadInput
+from hiveyard.core.errors import BadInput, ProcessError
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentEvent, AgentPrompted, AgentText
 from hiveyard.core.machines import HOST
 from hiveyard.core.ports import Guest
 from hiveyard.orchestrator import Conversation, Orchestrator, SyncOrchestrator
 from hiveyard.orchestrator.prepared import Prepared
 from hiveyard.processes.detached import Detached
+from tests.support.leaks import Said
 
-from .parts import Yards
+from .parts import PLACEHOLDER, Yards
 from .talker import Talker
 
 pytestmark = pytest.mark.anyio
@@ -182,3 +186,36 @@ async def test_events_that_a_script_does_not_ask_for_are_not_taken(yards: Yards)
 
     await anyio.to_thread.run_sync(script)
     assert words(rest) == ["b", "c"]
+
+
+class _Saying(Detached):
+    """In a guest that puts what it knows into what it answers."""
+
+    async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
+        raise ProcessError(f"not stored: {PLACEHOLDER}", said=PLACEHOLDER)
+
+    async def get(self, guest: Guest, name: str) -> ProcessInfo:
+        raise ProcessError(f"not known: {PLACEHOLDER}")
+
+
+async def test_the_errors_of_a_conversation_have_no_secret(yards: Yards, said: Said) -> None:
+    async with prepared(yards, _Saying()) as (yard, ready):
+        live = ready.turn("live", placeholder=PLACEHOLDER)
+        async with yard.converse(ready.machine, live) as talk:
+            with pytest.raises(ProcessError, match="not stored: \\*") as refused:
+                await talk.prompt("echo SAY a")
+            await talk.close()
+            with pytest.raises(ProcessError, match="not known: \\*") as lost:
+                [event async for event in talk.events()]
+    for error in (refused.value, lost.value):
+        said.add("".join(traceback.format_exception(error)) + repr(error.context))
+
+
+async def test_a_conversation_that_cannot_be_starts_no_process(yards: Yards) -> None:
+    yard = Orchestrator(yards.provider, Detached(), Codex(), on_event=yards.hear)
+    ready = await yard.boot_and_prepare(HOST)
+    with pytest.raises(BadInput, match="is no id of a conversation"):
+        async with yard.converse(ready.machine, ready.turn("live", conversation="-x")):
+            pass
+    assert await yard.processes(ready.machine) == []
+    await yard.terminate(ready.machine)

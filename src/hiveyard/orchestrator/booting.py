@@ -76,8 +76,10 @@ class Booting:
     async def forget(self, snapshot: str) -> None:
         """Remove what `keep` made; absent is a success. Raises ProviderError."""
         assert isinstance(self._provider, Snapshots)
-        await self._provider.remove_snapshot(snapshot)
-        await self._scratch.remove(snapshot)
+        try:
+            await self._provider.remove_snapshot(snapshot)
+        finally:
+            await self._scratch.remove(snapshot)
 
     async def end(self, name: str) -> None:
         """Remove a machine and all that was made for it; absent is a success. Raises ProviderError."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import anyio
 
@@ -23,8 +23,11 @@ from hiveyard.core.events import AgentEnded, AgentEvent
 from hiveyard.core.ports import Guest, ProcessManager
 from hiveyard.kit.group import together
 from hiveyard.kit.lines import Line, LineSplitter
+from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
+from hiveyard.orchestrator.failing import masked
 
+T = TypeVar("T")
 _LINE_LIMIT = 64 << 20
 """Bytes of one line: a tool's whole answer is on one."""
 _UNREAD_LIMIT = 10_000
@@ -44,13 +47,17 @@ class Conversation:
     """What one process says and is told. `offset` counts the bytes of its output that `events` has given all of.
 
     Whoever opens one again tells the agent nothing before it is heard up to the offset. Somebody has to read `events`
-    while a prompt waits for the end of a turn: an agent that says more than may wait for a reader is not heard."""
+    while a prompt waits for the end of a turn: an agent that says more than may wait for a reader is not heard. Events
+    are the agent's own words, in which nothing is masked; in errors the secrets of `mask` are."""
 
-    def __init__(self, guest: Guest, manager: ProcessManager, process: str, driver: Driver, offset: int = 0) -> None:
+    def __init__(
+        self, guest: Guest, manager: ProcessManager, process: str, driver: Driver, offset: int, mask: Mask
+    ) -> None:
         self._guest = guest
         self._manager = manager
         self._process = process
         self._driver = driver
+        self._mask = mask
         self._unread: deque[_Unread] = deque()
         self._unread_size = 0
         self._changed = anyio.Condition()
@@ -80,7 +87,7 @@ class Conversation:
     async def turn(self, text: str, *, key: str | None = None) -> AsyncGenerator[AgentEvent, None]:
         """A prompt, and what happens until its turn has ended; the last is an AgentEnded. What was not read of former
         turns comes first. As `prompt`, and as `events`."""
-        beginning = await self._prompted(text, key)
+        beginning = await self._masked(self._prompted(text, key))
         async with aclosing(self.events()) as events:
             async for event in events:
                 yield event
@@ -92,7 +99,7 @@ class Conversation:
     async def prompt(self, text: str, *, key: str | None = None) -> None:
         """Begin a turn, once the one at work has ended. When this returns the prompt is safe with the guest. The same
         `key` again, also after a crash, is the same prompt and told once. Raises ProcessEnded."""
-        await self._prompted(text, key)
+        await self._masked(self._prompted(text, key))
 
     async def steer(self, text: str, *, key: str | None = None) -> None:
         """Something more for the turn at work. Raises BadInput where the agent takes no such thing, ProcessEnded."""
@@ -108,18 +115,17 @@ class Conversation:
 
     async def choose(self, model: str) -> None:
         """Turns to come use this model. Raises BadInput where the agent cannot change it."""
-        async with self._when_ready():
-            await self._tell(self._driver.choose(_key("model", None), model).lines)
+        await self._do(lambda: self._driver.choose(_key("model", None), model), lambda: self._driver.ready)
 
     async def close(self) -> None:
         """No more prompts: the program ends when it has done what it was told. Wait for it by reading `events`."""
-        await self._manager.close_inbox(self._guest, self._process)
+        await self._masked(self._manager.close_inbox(self._guest, self._process))
 
     # --- the process ------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
         try:
-            await self._read()
+            await self._masked(self._read())
         except HiveyardError as error:
             self._failure = error
         async with self._changed:
@@ -160,16 +166,18 @@ class Conversation:
             self._heard_to = offset
             await self._publish(step.events if offset > self._from else (), offset, size)
 
-    async def _do(self, act: Callable[[], Step]) -> None:
-        await self._until(lambda: True)
-        async with self._whole():
+    async def _do(self, act: Callable[[], Step], when: Callable[[], bool] = lambda: True) -> None:
+        await self._masked(self._acted(act, when))
+
+    async def _acted(self, act: Callable[[], Step], when: Callable[[], bool]) -> None:
+        async with self._whole(when):
             step = act()
             await self._tell(step.lines)
             await self._publish(step.events)
 
     async def _prompted(self, text: str, key: str | None) -> AgentEvent | None:
         """Begin a turn; the event with which it begins, None for a prompt that was told before."""
-        async with self._when_ready():
+        async with self._whole(lambda: self._driver.ready):
             if not await self._tell(self._driver.prompt(_key("prompt", key), text)):
                 return None
             begun = self._driver.begun(text)
@@ -177,21 +185,25 @@ class Conversation:
             return begun[0] if begun else None
 
     @asynccontextmanager
-    async def _whole(self) -> AsyncIterator[None]:
-        """What is done in the block is done to its end once it has begun: cut in the middle, nobody would know what the
-        program was told."""
-        async with self._acting:
-            with anyio.CancelScope(shield=True):
-                yield
-
-    @asynccontextmanager
-    async def _when_ready(self) -> AsyncIterator[None]:
+    async def _whole(self, when: Callable[[], bool]) -> AsyncIterator[None]:
+        """Waits for its time. What is done in the block is done to its end once it has begun: cut in the middle, nobody
+        would know what the program was told."""
         while True:
-            await self._until(lambda: self._driver.ready)
-            async with self._whole():
-                if self._driver.ready:  # somebody else may have been first
-                    yield
+            await self._until(when)
+            async with self._acting:
+                if when():  # somebody else may have been first
+                    with anyio.CancelScope(shield=True):
+                        yield
                     return
+
+    async def _masked(self, work: Awaitable[T]) -> T:
+        """What a guest puts into errors is masked: it knows the secrets."""
+        try:
+            return await work
+        except HiveyardError as error:
+            failure = masked(error, self._mask)
+        # Outside of the handler, else Python would hang the error as it was to this one.
+        raise failure
 
     async def _tell(self, lines: Sequence[ToTell]) -> bool:
         """Whether any of it was new to the program's inbox."""
@@ -245,11 +257,17 @@ class Conversation:
 
 @asynccontextmanager
 async def conversing(
-    guest: Guest, manager: ProcessManager, process: str, driver: Driver, *, offset: int = 0
+    guest: Guest,
+    manager: ProcessManager,
+    process: str,
+    driver: Driver,
+    *,
+    offset: int = 0,
+    mask: Mask = Mask(()),  # noqa: B008 - it has no state
 ) -> AsyncIterator[Conversation]:
     """The conversation with a process that was started with an inbox, for as long as the block lasts; leaving it ends
     nothing in the guest. `events` begins at `offset` of the output, which is the `offset` of one that was left."""
-    conversation = Conversation(guest, manager, process, driver, offset)
+    conversation = Conversation(guest, manager, process, driver, offset, mask)
     async with together() as listening:
         listening.start_soon(conversation._listen)
         yield conversation

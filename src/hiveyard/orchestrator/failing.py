@@ -10,10 +10,19 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hiveyard.core.errors import Cancelled, HiveyardError, OrchestrationError
+from hiveyard.core.errors import (
+    Cancelled,
+    HiveyardError,
+    NotPrepared,
+    OperationFailed,
+    OrchestrationError,
+    SessionNotStarted,
+)
 from hiveyard.kit.mask import Mask
+from hiveyard.kit.text import one_line
 
 T = TypeVar("T")
+_KEEP = "keep_on_error=True leaves the machine to look at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +47,7 @@ class Step:
 
     def failure(self, error: HiveyardError, mask: Mask) -> OrchestrationError:
         """The error to raise, with the masked `error` as its cause."""
-        cause = _masked(error, mask)
+        cause = masked(error, mask)
         context = {**cause.context, "machine": self.machine, "operation": self.operation, "cause": cause.code}
         if self.process:
             context["process"] = self.process
@@ -47,8 +56,34 @@ class Step:
         return failure
 
 
-def _masked(error: HiveyardError, mask: Mask) -> HiveyardError:
-    """The same again, whatever its class asks for to be made."""
+def preparing(operation: str, machine: str) -> Step:
+    """A step on the way to a machine that is of use."""
+    words = f"the machine {machine} was not prepared ({operation})"
+    hint = "hv doctor" if operation == "boot" else _KEEP
+    return Step(kind=NotPrepared, operation=operation, machine=machine, words=words, hint=hint)
+
+
+def starting(machine: str, process: str, *, programs: str) -> Step:
+    """The start of an agent's process, which needs these programs in the image."""
+    return Step(
+        kind=SessionNotStarted,
+        operation="start_session",
+        machine=machine,
+        process=process,
+        words=f"the session {one_line(process)} was not started in the machine {machine}",
+        hint=f"{programs} need their programs in the image; {_KEEP}",
+    )
+
+
+def operating(operation: str, machine: str, process: str = "") -> Step:
+    """Anything else that is done with a machine, or a process in it."""
+    about = f"{operation} of {one_line(process)} in" if process else f"{operation} of"
+    words = f"{about} the machine {machine} failed"
+    return Step(kind=OperationFailed, operation=operation, machine=machine, process=process, words=words)
+
+
+def masked(error: HiveyardError, mask: Mask) -> HiveyardError:
+    """The same again with the secrets masked, whatever its class asks for to be made."""
     message = mask.text(error.message)
     same = type(error).__new__(type(error), message)
     vars(same).update(vars(error))

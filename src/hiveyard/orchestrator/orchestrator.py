@@ -20,10 +20,7 @@ from hiveyard.core.drivers import Converses
 from hiveyard.core.errors import (
     BadInput,
     HiveyardError,
-    NotPrepared,
-    OperationFailed,
     OrchestrationError,
-    SessionNotStarted,
 )
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction, check_machine_name
 from hiveyard.core.ports import Agent, Doors, Guest, Pauses, ProcessManager, Provider, Turn
@@ -33,18 +30,16 @@ from hiveyard.kit.group import together
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
-from hiveyard.kit.text import one_line
 from hiveyard.orchestrator import happenings, wanted
 from hiveyard.orchestrator.booting import Booting, Origin
 from hiveyard.orchestrator.conversation import Conversation, conversing
 from hiveyard.orchestrator.doorways import Doorways
-from hiveyard.orchestrator.failing import Step, why
+from hiveyard.orchestrator.failing import Step, operating, preparing, starting, why
 from hiveyard.orchestrator.lifetimes import Lifetimes
 from hiveyard.orchestrator.prepared import Prepared
 
 T = TypeVar("T")
 _REMOVAL_BUDGET = 120.0
-_KEEP = "keep_on_error=True leaves the machine to look at"
 
 
 class Orchestrator:
@@ -149,13 +144,17 @@ class Orchestrator:
 
         Raises BadInput where machines cannot be forked, NotPrepared."""
         wanted.check_fork(self.provider, count)
+        if ready.placeholder is not None:
+            self._doorways.placeholder(self.provider, ready.spec, ready.placeholder)
+        if ready.spec.ttl is not None and not self.provider.capabilities.remote:
+            self._lifetimes.check()
         parent, snapshot = ready.machine.name, f"fork-{new_id()}"
         names = [f"m-{new_id()}" for _ in range(count)]
         for name in names:
             self._secrets[name] = set(self._secrets.get(parent, ()))
         try:
             keeping = self._booting.keep(parent, ready.spec, snapshot)
-            origin = await self._prepare_step("fork", parent).of(keeping, self._mask(parent))
+            origin = await preparing("fork", parent).of(keeping, self._mask(parent))
             async with AsyncExitStack() as made, together() as group:
                 machines: dict[str, Machine] = {}
                 for name in names:
@@ -164,7 +163,7 @@ class Orchestrator:
                     group.start_soon(self._fork, ready, name, origin, machines)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._prepare_step("fork", parent).of(self._booting.forget(snapshot), self._mask(parent))
+                await self._forget(parent, snapshot)
         return [replace(ready, machine=machines[name]) for name in names]
 
     async def _fork(self, ready: Prepared, name: str, origin: Origin, into: dict[str, Machine]) -> None:
@@ -172,9 +171,16 @@ class Orchestrator:
         if ready.spec.ttl is not None and not self.provider.capabilities.remote:
             self._lifetimes.begin(name, ready.spec.ttl, ready.spec.ttl_action)
 
+    async def _forget(self, parent: str, snapshot: str) -> None:
+        """What is left of it is told of, and takes no machine away from whoever asked for it."""
+        try:
+            await self._booting.forget(snapshot)
+        except HiveyardError as error:
+            self._failed_alone(parent, "fork", error)
+
     async def terminate(self, machine: Machine) -> None:
         """Remove it and what was made for it; absent is a success. Raises OperationFailed."""
-        await self._step("terminate", machine.name).of(self._terminate(machine.name), self._mask(machine.name))
+        await operating("terminate", machine.name).of(self._terminate(machine.name), self._mask(machine.name))
 
     # --- sessions -----------------------------------------------------------------------------------------------
 
@@ -194,16 +200,18 @@ class Orchestrator:
     ) -> AsyncIterator[Conversation]:
         """A conversation with the agent, whose process is started as by `start_session`, or found; leaving the block
         ends nothing. `offset` is the one of a conversation with that process that was left. Raises SessionNotStarted,
-        and BadInput for an agent that takes one prompt only."""
+        and BadInput for an agent that takes one prompt only; a conversation raises errors of its own."""
         agent = self.agent
         if not isinstance(agent, Converses):
             raise BadInput(f"the agent {agent.name} takes one prompt only", hint="start_session, for each prompt one")
+        driver = agent.driver(turn)
         await self._start(machine, turn, agent.live, None, keep_on_error)
-        async with (
-            self.provider.guest(machine.name) as guest,
-            conversing(guest, self.manager, turn.name, agent.driver(turn), offset=offset) as conversation,
-        ):
-            yield conversation
+        mask = self._mask(machine.name)
+        async with AsyncExitStack() as inside:
+            opening = inside.enter_async_context(self.provider.guest(machine.name))
+            guest = await self._starting(machine.name, turn.name).of(opening, mask)
+            talking = conversing(guest, self.manager, turn.name, driver, offset=offset, mask=mask)
+            yield await inside.enter_async_context(talking)
 
     async def processes(self, machine: Machine) -> list[ProcessInfo]:
         """All that the process manager keeps there, running or ended. Raises OperationFailed, as what follows does."""
@@ -227,7 +235,7 @@ class Orchestrator:
                     async for piece in pieces:
                         yield piece
         except HiveyardError as error:
-            failure = self._step("follow", machine.name, process).failure(error, self._mask(machine.name))
+            failure = operating("follow", machine.name, process).failure(error, self._mask(machine.name))
         if failure is not None:
             raise failure
 
@@ -254,7 +262,7 @@ class Orchestrator:
 
         failed = partial(happenings.SessionFailed, process=turn.name)
         async with self._removed_on_failure(failed, machine.name, (BaseException,) if keep else ()):
-            info = await self._start_step(machine.name, turn.name).of(start(), self._mask(machine.name))
+            info = await self._starting(machine.name, turn.name).of(start(), self._mask(machine.name))
         started = happenings.SessionStarted(
             machine=machine.name, process=info.name, agent=self.agent.name, manager=self.manager.name, pid=info.pid
         )
@@ -266,13 +274,13 @@ class Orchestrator:
         if name is None:
             return f"m-{new_id()}"
         check_machine_name(name)
-        if name in await self._prepare_step("boot", name).of(self.provider.names(), Mask(())):
+        if name in await preparing("boot", name).of(self.provider.names(), Mask(())):
             raise BadInput(f"there is a machine {name} already", hint="another name, or none; or terminate that one")
         return name
 
     async def _boot(self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Origin | None) -> Machine:
         booting = self._booting.boot(name, spec, placeholder, origin)
-        return await self._prepare_step("boot", name).of(booting, self._mask(name))
+        return await preparing("boot", name).of(booting, self._mask(name))
 
     async def _install(
         self, name: str, profiles: Sequence[CredentialProfile], real: Collection[str]
@@ -288,7 +296,7 @@ class Orchestrator:
 
         if not profiles:
             return ()
-        installed = await self._prepare_step("install_credentials", name).of(install(), self._mask(name))
+        installed = await preparing("install_credentials", name).of(install(), self._mask(name))
         for one in installed:
             told = happenings.CredentialsInstalled(
                 machine=name, profile=one.profile, paths=one.paths, real=one.real, checked=one.checked
@@ -303,7 +311,7 @@ class Orchestrator:
             async with self.provider.guest(machine.name) as guest:
                 await guest.write_atomic(wanted.INFO_PATH, data, mode=mode)
 
-        await self._prepare_step("write_machine_info", machine.name).of(write(), self._mask(machine.name))
+        await preparing("write_machine_info", machine.name).of(write(), self._mask(machine.name))
         self._tell(happenings.MachineInfoWritten(machine=machine.name, path=wanted.INFO_PATH))
 
     async def _inside(self, machine: Machine, operation: str, process: str, act: Callable[[Guest], Awaitable[T]]) -> T:
@@ -311,7 +319,7 @@ class Orchestrator:
             async with self.provider.guest(machine.name) as guest:
                 return await act(guest)
 
-        return await self._step(operation, machine.name, process).of(inside(), self._mask(machine.name))
+        return await operating(operation, machine.name, process).of(inside(), self._mask(machine.name))
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -374,25 +382,8 @@ class Orchestrator:
     def _mask(self, name: str) -> Mask:
         return Mask(self._secrets.get(name, ()))
 
-    def _prepare_step(self, operation: str, name: str) -> Step:
-        words = f"the machine {name} was not prepared ({operation})"
-        hint = "hv doctor" if operation == "boot" else _KEEP
-        return Step(kind=NotPrepared, operation=operation, machine=name, words=words, hint=hint)
-
-    def _start_step(self, name: str, process: str) -> Step:
-        return Step(
-            kind=SessionNotStarted,
-            operation="start_session",
-            machine=name,
-            process=process,
-            words=f"the session {one_line(process)} was not started in the machine {name}",
-            hint=f"{self.manager.name} and the agent {self.agent.name} need their programs in the image; {_KEEP}",
-        )
-
-    def _step(self, operation: str, name: str, process: str = "") -> Step:
-        about = f"{operation} of {one_line(process)} in" if process else f"{operation} of"
-        words = f"{about} the machine {name} failed"
-        return Step(kind=OperationFailed, operation=operation, machine=name, process=process, words=words)
+    def _starting(self, machine: str, process: str) -> Step:
+        return starting(machine, process, programs=f"{self.manager.name} and the agent {self.agent.name}")
 
 
 async def _make_room(guest: Guest, turn: Turn, prompt: str | None) -> None:
