@@ -28,7 +28,7 @@ MANAGERS: dict[str, Callable[[], ProcessManager]] = {"detached": Detached, "tmux
 
 @pytest.fixture(scope="session", params=parameters(LOCAL))
 async def offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
-    """VMs have PM2 in their image; the small one of the others gets it."""
+    """The small image gets PM2, too; that of VMs has none."""
     async with offered(request.param) as offer:
         if request.param == "qemu":
             yield offer
@@ -100,5 +100,5 @@ def _wanted(item: pytest.Item) -> bool:
         return True
     pm2 = module == "test_pm2" or parameters.get("manager") == "pm2"
     if pm2 and parameters["offer"] == "qemu":
-        return False
+        return False  # the small image of the tests' VMs has no Node
     return not (pm2 or module in ELSEWHERE) or item.name.partition("[")[0] in EVERYWHERE
