@@ -211,8 +211,8 @@ class Snapshots(Protocol):
 
 @runtime_checkable
 class Forks(Protocol):
-    """A provider that makes others of a running machine in one step. Its machines share no directory with this host:
-    where they do, whoever forks has to copy some meanwhile, as Snapshots lets them."""
+    """A provider of remote machines that makes others of a running one in one step. Where machines share directories
+    with this host, whoever forks has to copy some meanwhile, as Snapshots lets them."""
 
     async def fork(self, name: str, children: Sequence[str], spec: MachineSpec) -> Sequence[Machine]:
         """Ready machines, in the order of `children`, that go on where the machine `name` stands, which stands still

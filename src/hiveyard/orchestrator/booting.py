@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import anyio.to_thread
 
 from hiveyard.core.errors import BadInput, ProviderError
 from hiveyard.core.machines import Machine, MachineSpec
-from hiveyard.core.ports import Agent, Provider, Snapshots
+from hiveyard.core.ports import Agent, Forks, Provider, Snapshots
 from hiveyard.kit.clock import Clock
 from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.secret import Secret
@@ -72,6 +73,18 @@ class Booting:
 
         await self._provider.snapshot(name, snapshot, copy)
         return Origin(snapshot, kept)
+
+    async def fork(self, parent: str, names: Sequence[str], spec: MachineSpec) -> dict[str, Machine]:
+        """Machines that go on where `parent` stands, in the one step of their provider. Raises ProviderError."""
+        assert isinstance(self._provider, Forks)
+        begun = self._clock.monotonic()
+        about = {"provider": self._provider.name, "image": spec.image.name}
+        for name in names:
+            self._tell(happenings.BootStarted(machine=name, parent=parent, **about))
+        machines = await self._provider.fork(parent, names, spec)
+        for name in names:
+            self._tell(happenings.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
+        return {machine.name: machine for machine in machines}
 
     async def forget(self, snapshot: str) -> None:
         """Remove what `keep` made; absent is a success. Raises ProviderError."""

@@ -20,11 +20,13 @@ class RuntimeEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class BootStarted(RuntimeEvent, frozen=True, tag="boot_started"):
-    """`snapshot` is empty for a machine that is made from its image."""
+    """`snapshot` and `parent` are empty for a machine that is made from its image; `parent` is the machine where one
+    goes on that its provider forks in one step."""
 
     provider: str
     image: str
     snapshot: str = ""
+    parent: str = ""
 
 
 class BootProgress(RuntimeEvent, frozen=True, tag="boot_progress"):

@@ -17,13 +17,9 @@ import anyio
 from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.credentials import CredentialProfile, CredentialsInstaller, Installed
 from hiveyard.core.drivers import Converses
-from hiveyard.core.errors import (
-    BadInput,
-    HiveyardError,
-    OrchestrationError,
-)
+from hiveyard.core.errors import BadInput, HiveyardError, OrchestrationError
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction, check_machine_name
-from hiveyard.core.ports import Agent, Doors, Guest, Pauses, ProcessManager, Provider, Turn
+from hiveyard.core.ports import Agent, Doors, Forks, Guest, Pauses, ProcessManager, Provider, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.group import together
@@ -36,7 +32,7 @@ from hiveyard.orchestrator.conversation import Conversation, conversing
 from hiveyard.orchestrator.doorways import Doorways
 from hiveyard.orchestrator.failing import Step, operating, preparing, starting, why
 from hiveyard.orchestrator.lifetimes import Lifetimes
-from hiveyard.orchestrator.prepared import Prepared
+from hiveyard.orchestrator.prepared import Prepared, make_room
 
 T = TypeVar("T")
 _REMOVAL_BUDGET = 120.0
@@ -148,23 +144,33 @@ class Orchestrator:
             self._doorways.placeholder(self.provider, ready.spec, ready.placeholder)
         if ready.spec.ttl is not None and not self.provider.capabilities.remote:
             self._lifetimes.check()
-        parent, snapshot = ready.machine.name, f"fork-{new_id()}"
+        parent = ready.machine.name
         names = [f"m-{new_id()}" for _ in range(count)]
         for name in names:
             self._secrets[name] = set(self._secrets.get(parent, ()))
+        fork = self._fork_at_once if isinstance(self.provider, Forks) else self._fork_by_snapshot
+        machines = await fork(ready, names)
+        return [replace(ready, machine=machines[name]) for name in names]
+
+    async def _fork_at_once(self, ready: Prepared, names: Sequence[str]) -> Mapping[str, Machine]:
+        parent = ready.machine.name
+        async with self._all_removed_on_failure(names):
+            forking = self._booting.fork(parent, names, ready.spec)
+            return await preparing("fork", parent).of(forking, self._mask(parent))
+
+    async def _fork_by_snapshot(self, ready: Prepared, names: Sequence[str]) -> Mapping[str, Machine]:
+        parent, snapshot = ready.machine.name, f"fork-{new_id()}"
+        machines: dict[str, Machine] = {}
         try:
             keeping = self._booting.keep(parent, ready.spec, snapshot)
             origin = await preparing("fork", parent).of(keeping, self._mask(parent))
-            async with AsyncExitStack() as made, together() as group:
-                machines: dict[str, Machine] = {}
-                for name in names:
-                    await made.enter_async_context(self._removed_on_failure(happenings.PreparationFailed, name, ()))
+            async with self._all_removed_on_failure(names), together() as group:
                 for name in names:
                     group.start_soon(self._fork, ready, name, origin, machines)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._forget(parent, snapshot)
-        return [replace(ready, machine=machines[name]) for name in names]
+        return machines
 
     async def _fork(self, ready: Prepared, name: str, origin: Origin, into: dict[str, Machine]) -> None:
         into[name] = await self._boot(name, ready.spec, ready.placeholder, origin)
@@ -257,7 +263,7 @@ class Orchestrator:
         async def start() -> ProcessInfo:
             spec = specified(turn)
             async with self.provider.guest(machine.name) as guest:
-                await _make_room(guest, turn, prompt)
+                await make_room(guest, turn, prompt)
                 return await self.manager.start(guest, spec)
 
         failed = partial(happenings.SessionFailed, process=turn.name)
@@ -324,6 +330,13 @@ class Orchestrator:
     # --- the end ------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
+    async def _all_removed_on_failure(self, names: Sequence[str]) -> AsyncIterator[None]:
+        async with AsyncExitStack() as made:
+            for name in names:
+                await made.enter_async_context(self._removed_on_failure(happenings.PreparationFailed, name, ()))
+            yield
+
+    @asynccontextmanager
     async def _removed_on_failure(
         self, failed: Callable[..., happenings.RuntimeEvent], name: str, kept: tuple[type[BaseException], ...]
     ) -> AsyncIterator[None]:
@@ -384,11 +397,3 @@ class Orchestrator:
 
     def _starting(self, machine: str, process: str) -> Step:
         return starting(machine, process, programs=f"{self.manager.name} and the agent {self.agent.name}")
-
-
-async def _make_room(guest: Guest, turn: Turn, prompt: str | None) -> None:
-    """What a turn's process needs to find, beside its program."""
-    await guest.mkdir(turn.workdir)
-    await guest.mkdir(turn.state, mode=0o700)
-    if prompt is not None:
-        await guest.write_atomic(turn.prompt, prompt.encode("utf-8", "surrogateescape"), mode=0o600)

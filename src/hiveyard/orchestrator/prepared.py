@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hiveyard.core.credentials import Installed
 from hiveyard.core.machines import Capabilities, Machine, MachineSpec
-from hiveyard.core.ports import Turn
+from hiveyard.core.ports import Guest, Turn
 from hiveyard.kit.secret import Secret
 
 
@@ -47,3 +47,11 @@ class Prepared:
             command=command,
             ask=ask,
         )
+
+
+async def make_room(guest: Guest, turn: Turn, prompt: str | None) -> None:
+    """What a turn's process needs to find, beside its program."""
+    await guest.mkdir(turn.workdir)
+    await guest.mkdir(turn.state, mode=0o700)
+    if prompt is not None:
+        await guest.write_atomic(turn.prompt, prompt.encode("utf-8", "surrogateescape"), mode=0o600)

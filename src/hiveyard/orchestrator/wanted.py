@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import Image, MachineSpec, Network, TtlAction
-from hiveyard.core.ports import Pauses, Provider, Snapshots
+from hiveyard.core.ports import Forks, Pauses, Provider, Snapshots
 
 INFO_PATH = "~/.machine.json"
 INFO_MODES = (0o640, 0o600)
@@ -37,7 +37,7 @@ def machine_spec(
 
 def check_fork(provider: Provider, count: int) -> None:
     """Raises BadInput for what this provider cannot do."""
-    if not isinstance(provider, Snapshots):
+    if not isinstance(provider, (Forks, Snapshots)):
         raise BadInput(
             f"machines of {provider.name} cannot be forked: it keeps no memory",
             hint="boot another one, with a copy of the session directory as MachineSpec.session",

@@ -12,13 +12,17 @@ from pathlib import Path
 import anyio
 import pytest
 
+from hiveyard.agents.command import CommandLine
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import BadInput, BootFailed, NoSuchImage, NoSuchMachine, NoSuchSnapshot
+from hiveyard.core.errors import BadInput, BootFailed, NoSuchImage, NoSuchMachine, NoSuchSnapshot, NotPrepared
 from hiveyard.core.machines import MachineSpec, MachineStatus, Network, Shape
 from hiveyard.core.ports import Forks, Pauses, Provider, Snapshots
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.morph import MorphProvider, MorphSettings, morph_image
+from hiveyard.orchestrator import Orchestrator, RuntimeEvent
+from hiveyard.orchestrator.happenings import BootReady, BootStarted
+from hiveyard.processes.detached import Detached
 from tests.support.morph_cloud import Cloud, served
 from tests.support.prism import SPEC_VARIABLE, morph_spec, proxied
 
@@ -161,6 +165,31 @@ async def test_answers_that_are_lost_lose_nothing_of_a_command(direct: tuple[Mor
         result = await guest.run(Command(argv=("cat",)), stdin=b"0123456789" * 300_000)
         assert result.stdout == b"0123456789" * 300_000
         assert not cloud.lost
+
+
+async def test_an_orchestrator_forks_in_the_one_step_of_the_service(direct: tuple[MorphProvider, Cloud]) -> None:
+    provider, cloud = direct
+    events: list[RuntimeEvent] = []
+    yard = Orchestrator(provider, Detached(), CommandLine(), on_event=events.append)
+    ready = await yard.boot_and_prepare(replace(SPEC, ttl=3600, ttl_action="stop"))
+    parent = cloud.machine(ready.machine.name)
+    async with provider.guest(ready.machine.name) as guest:
+        await guest.write_atomic("~/kept", b"kept")
+    snapshots, before, told = set(cloud.snapshots), len(cloud.asked), len(events)
+    children = [one.machine.name for one in await yard.fork(ready, 2)]
+    making = [asked for asked in cloud.asked[before:] if asked.endswith(("/instance", "/branch", "/snapshot", "/boot"))]
+    assert [asked for asked in making if asked.startswith("POST")] == [f"POST /instance/{parent.id}/branch"]
+    assert [await said(provider, name, "cat kept") for name in children] == [b"kept", b"kept"]
+    assert [cloud.machine(name).ttl["ttl_seconds"] for name in children] == [3600, 3600]
+    started = [event for event in events[told:] if isinstance(event, BootStarted)]
+    assert [(event.machine, event.parent) for event in started] == [(name, ready.machine.name) for name in children]
+    assert sum(isinstance(event, BootReady) for event in events[told:]) == 2
+
+    cloud.lost.append(f"POST /instance/{parent.id}/branch")
+    with pytest.raises(NotPrepared, match="fork"):
+        await yard.fork(ready, 2)
+    assert await provider.names() == {ready.machine.name, *children}
+    assert set(cloud.snapshots) == snapshots
 
 
 async def test_nobody_of_another_installation_is_seen_or_touched(direct: tuple[MorphProvider, Cloud]) -> None:

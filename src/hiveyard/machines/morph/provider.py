@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -218,16 +218,26 @@ class MorphProvider:
         async with self._lock(name), self._making_of(*children):
             parent = await self._ready(name)
             own = [labels.of_child(parent, child) for child in children]
-            branched = await self._service.branch(parent.id, own, SNAPSHOT_TIME)
-            try:
-                for instance in branched.instances:
+            async with self._branched(parent, own) as instances:
+                for instance in instances:
                     await self._making.settle(instance, instance.metadata[labels.MACHINE])
                     if spec.ttl is not None:
                         await self._service.live(instance.id, spec)
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._service.drop(branched.snapshot.id)
         return [await self.get(child) for child in children]
+
+    @asynccontextmanager
+    async def _branched(self, parent: Instance, own: Sequence[Mapping[str, str]]) -> AsyncIterator[Sequence[Instance]]:
+        """New instances. The snapshot that the service makes for them is removed at the end of the block, also when
+        its answer was lost. Shielded: what is made while we are cancelled would be nobody's."""
+        point = {**self._own(), labels.ATTEMPT: secrets.token_hex(8)}
+        try:
+            with anyio.CancelScope(shield=True):
+                branched = await self._service.branch(parent.id, own, point, SNAPSHOT_TIME)
+            yield branched.instances
+        finally:
+            with anyio.CancelScope(shield=True):
+                for left in await self._service.snapshots(point):
+                    await self._service.drop(left.id)
 
     async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
         """`seconds` is how long the service took; its space is not on this host. The machine is paused only for

@@ -76,14 +76,17 @@ class Service:
         query = {"snapshot_id": snapshot}
         return await self._client.ask("POST", "/instance", Instance, query=query, body=body, again=False)
 
-    async def branch(self, instance: str, metadata: Sequence[Mapping[str, str]], timeout: float) -> Branched:
-        """As many new instances as there are metadata, each going on where `instance` stands."""
+    async def branch(
+        self, instance: str, metadata: Sequence[Mapping[str, str]], snapshot: Mapping[str, str], timeout: float
+    ) -> Branched:
+        """As many new instances as there are metadata, each going on where `instance` stands, by way of a snapshot with
+        metadata of its own."""
         return await self._client.ask(
             "POST",
             f"/instance/{_part(instance)}/branch",
             Branched,
             query={"count": str(len(metadata))},
-            body={"instance_metadata": [dict(one) for one in metadata], "snapshot_metadata": {}},
+            body={"instance_metadata": [dict(one) for one in metadata], "snapshot_metadata": dict(snapshot)},
             again=False,
             timeout=timeout,
         )

@@ -59,7 +59,6 @@ class Snapshots(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Branched(msgspec.Struct, frozen=True, kw_only=True):
-    snapshot: Snapshot
     instances: list[Instance]
 
 
