@@ -23,10 +23,10 @@ def images(tmp_path: Path) -> Images:
     return Images(tmp_path / "cache", tmp_path)
 
 
-def test_the_default_recipe_has_both_agents_pinned(images: Images) -> None:
+def test_the_default_recipe_has_both_agents_and_pm2_pinned(images: Images) -> None:
     recipe = images.recipe()
     assert recipe.name == "default"
-    assert {spec.rpartition("@")[0] for spec in recipe.npm} == {"@anthropic-ai/claude-code", "opencode-ai"}
+    assert {spec.rpartition("@")[0] for spec in recipe.npm} == {"@anthropic-ai/claude-code", "opencode-ai", "pm2"}
     assert set(recipe.programs) >= {"claude", "opencode", "git"}
     assert f"linux-image-{debian_arch()}" in recipe.packages
 
