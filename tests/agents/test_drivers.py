@@ -7,13 +7,26 @@ import re
 
 import msgspec
 import pytest
+from acp.schema import ToolCallStart
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hiveyard import agents
+from hiveyard.agents.drivers.acp_updates import Updates
+from hiveyard.agents.drivers.leave import Leave
+from hiveyard.agents.words import changed
 from hiveyard.core.drivers import Answer, Converses, Driver, Line, Step
 from hiveyard.core.errors import BadInput
-from hiveyard.core.events import AgentAsked, AgentEnded, AgentEvent, AgentPrompted, AgentStarted, AgentText, Event
+from hiveyard.core.events import (
+    AgentAsked,
+    AgentEnded,
+    AgentError,
+    AgentEvent,
+    AgentPrompted,
+    AgentStarted,
+    AgentText,
+    Event,
+)
 from tests.agents.test_processes import turn
 from tests.agents.test_strangers import JSONS
 
@@ -202,3 +215,76 @@ def _texts(value: object) -> list[str]:
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return [text for one in inner for text in _texts(one)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_that_is_long_stays_so(name: str) -> None:
+    """Whatever it stands for: an id, a path, a version."""
+    words = "x" * (1 << 20)
+    call = {"toolCallId": words, "title": words, "kind": "edit", "status": "completed", "rawInput": {"path": words}}
+    edits = [{"type": "diff", "path": words, "newText": words}]
+    work = {"type": "fileChange", "id": words, "changes": [{"path": words, "kind": "add", "diff": words}]}
+    one = driver(name)
+    steps = [
+        one.feed(json.dumps(said).encode())
+        for said in (
+            {"type": "system", "subtype": "init", "session_id": words, "model": words},
+            {"type": "control_request", "request_id": words, "request": {"subtype": "can_use_tool"}},
+            {"id": "initialize", "result": {"agentInfo": {"version": words}, "userAgent": f"x/{words}"}},
+            {"id": "session", "result": {"sessionId": words}},
+            {"id": "thread", "result": {"thread": {"id": words}, "model": words}},
+            {"id": words, "method": "item/commandExecution/requestApproval", "params": {"command": words}},
+            {"id": words, "method": "session/request_permission", "params": {"sessionId": "s", "options": []}},
+            {"method": "item/completed", "params": {"turnId": words, "item": {**work, "status": "completed"}}},
+            {
+                "method": "session/update",
+                "params": {"sessionId": "s", "update": {"sessionUpdate": "tool_call", **call, "content": edits}},
+            },
+        )
+    ]
+    for step in steps:
+        _stored(list(step.events))
+        assert not step.lines or max(len(line.key) for line in step.lines) < 1000
+    assert any("more characters" in repr(step.events) for step in steps)
+    assert _events(steps, AgentAsked) == []
+
+
+def test_what_is_asked_and_never_answered_is_forgotten_when_it_is_too_much() -> None:
+    leave = Leave()
+    for number in range(20):
+        leave.wanted(str(number), "Write", {"content": "x" * (8 << 20)}, "write")
+    with pytest.raises(BadInput, match="does not wait"):
+        leave.settle("0")
+    assert leave.settle("19")["content"]
+    assert len(leave.end()) < 8
+
+
+def test_calls_that_never_end_are_forgotten_when_they_are_too_much() -> None:
+    updates = Updates("/w")
+    for number in range(20):
+        start = ToolCallStart(
+            session_update="tool_call", tool_call_id=str(number), title="t", raw_input={"content": "x" * (8 << 20)}
+        )
+        list(updates.feed(start))
+    assert [updates.call(str(number)).input != {} for number in range(20)] == [*[False] * 13, *[True] * 7]
+    updates.turn()
+    list(updates.feed(start))
+    assert updates.call("19").input
+
+
+def test_a_large_file_that_changes_has_no_diff_whose_work_grows_with_its_square() -> None:
+    lines = "".join(f"{number}\n" for number in range(6000))
+    assert changed("a", lines, f"{lines}more\n") == ""
+    assert changed("a", None, lines).startswith("--- /dev/null\n+++ b/a\n@@ -0,0 +1,6000 @@\n+0\n")
+    assert changed("a", "0\n", "1\n").endswith("-0\n+1\n")
+
+
+def test_codex_says_when_it_did_not_take_something_more() -> None:
+    one = driver("codex")
+    for said in SAID["codex"][:3]:
+        one.feed(said)
+    ((key, _),) = one.steer("k", "and this").lines
+    refusal = {"id": key, "error": {"code": -32600, "message": "no active turn"}}
+    (event,) = one.feed(json.dumps(refusal).encode()).events
+    assert isinstance(event, AgentError)
+    assert "no active turn" in event.message

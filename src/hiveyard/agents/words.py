@@ -23,6 +23,8 @@ from hiveyard.kit.text import one_line
 SUMMARY_LIMIT = 200
 DIFF_SOURCE_LIMIT = 1 << 20
 """Characters of a file beyond which no diff is computed here; the patch of the branch shows it anyway."""
+_DIFF_LINES = 10_000
+"""Lines, too, of a file that was there before: the work grows with their square."""
 
 # The argument that says most about a call, for the tools of all programs; the first that is there wins.
 _TELLING = (
@@ -72,7 +74,10 @@ def changed(path: str, old: str | None, new: str) -> str:
     if len(old or "") + len(new) > DIFF_SOURCE_LIMIT:
         return ""
     before = "/dev/null" if old is None else f"a/{path}"
-    return _unified((old or "").splitlines(keepends=True), new.splitlines(keepends=True), before, f"b/{path}")
+    former, latter = (old or "").splitlines(keepends=True), new.splitlines(keepends=True)
+    if former and len(former) + len(latter) > _DIFF_LINES:
+        return ""
+    return _unified(former, latter, before, f"b/{path}")
 
 
 def patched(path: str, hunks: object) -> str:

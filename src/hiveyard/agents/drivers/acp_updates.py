@@ -30,7 +30,8 @@ from hiveyard.kit.text import one_line
 WORK = (schema.AgentMessageChunk, schema.AgentThoughtChunk, schema.ToolCallStart, schema.ToolCallProgress)
 """Updates that come while a turn is at work."""
 _CALLS = 10_000
-"""Calls of one turn that are remembered."""
+_LARGEST = 64 << 20
+"""Calls of one turn that are remembered, and characters of all that they were told to be."""
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class Call:
     summary: str = ""
     input: JSON = field(default_factory=dict)
     edits: dict[str, str] = field(default_factory=dict)
+    size: int = 0
     told: bool = False
     done: bool = False
 
@@ -53,6 +55,7 @@ class Updates:
     def __init__(self, workdir: str) -> None:
         self._workdir = workdir
         self._calls: dict[str, Call] = {}
+        self._size = 0
         self._pieces: list[str] = []
         self._kind: type[AgentText | AgentThinking] = AgentText
         self._spent = 0.0
@@ -63,6 +66,7 @@ class Updates:
     def turn(self) -> None:
         """A turn begins."""
         self._calls.clear()
+        self._size = 0
         self._used = None
         self._speech = ""
         self._spent_before = self._spent
@@ -140,22 +144,34 @@ class Updates:
 
     def _known(self, update: schema.ToolCall | schema.ToolCallUpdate) -> Call:
         id = text(update.tool_call_id)
-        if id not in self._calls and len(self._calls) >= _CALLS:
-            self._calls.pop(next(iter(self._calls)))
         call = self._calls.setdefault(id, Call(id))
-        call.title = text(update.title) or call.title
+        title = text(update.title) or call.title
+        self._grown(call, len(title) - len(call.title) if call.size else len(id) + len(title))
+        call.title = title
         call.tool = call.tool or _tool(update.kind or "", call.title)
         if isinstance(update.raw_input, dict) and update.raw_input:
+            self._grown(call, len(msgspec.json.encode(update.raw_input)) - len(msgspec.json.encode(call.input)))
             call.input = update.raw_input
         elif not call.input and update.locations:
             call.input = {"path": text(update.locations[0].path)}
         for one in update.content or ():
             if isinstance(one, schema.FileEditToolCallContent):
                 path = relative(text(one.path), self._workdir)
-                call.edits[path] = changed(path, text(one.old_text) or None, text(one.new_text))
+                diff = changed(path, text(one.old_text) or None, text(one.new_text))
+                self._grown(call, len(path) + len(diff) - len(call.edits.get(path, "")))
+                call.edits[path] = diff
         called = summary_of(call.tool, call.input, self._workdir)
         call.summary = called if ":" in called else one_line(call.title, 200) or called
         return call
+
+    def _grown(self, call: Call, size: int) -> None:
+        """More of it is kept; what was told first is forgotten when that is too much."""
+        if self._calls.get(call.id) is not call:
+            return  # it was too much itself
+        call.size += size
+        self._size += size
+        while self._calls and (len(self._calls) > _CALLS or self._size > _LARGEST):
+            self._size -= self._calls.pop(next(iter(self._calls))).size
 
     def _introduced(self, call: Call) -> Iterator[AgentEvent]:
         if not call.told:

@@ -21,6 +21,8 @@ from hiveyard.core.events import AgentEnded, AgentEvent, AgentPrompted, AgentSta
 from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import one_line
 
+_LONGEST_ID = 200
+
 
 class ClaudeStream:
     """The Driver of Claude Code, and of programs that speak as it does."""
@@ -49,7 +51,7 @@ class ClaudeStream:
         if said is None:
             return Step(self._turn.feed(line))
         kind = text(said.get("type"))
-        if kind == "control_request":
+        if kind == "control_request" and len(text(said.get("request_id"))) <= _LONGEST_ID:
             return self._asked(said)
         if kind == "control_cancel_request":
             self._leave.withdrawn(text(said.get("request_id")))

@@ -33,7 +33,7 @@ from hiveyard.core.events import (
 from hiveyard.kit.shape import count, items, record, text
 from hiveyard.kit.text import decode, one_line
 
-_BEGIN, _THREAD, _TURN = "initialize", "thread", "turn-"
+_BEGIN, _THREAD, _TURN, _STEER = "initialize", "thread", "turn-", "more-"
 _COUNTS = ("inputTokens", "cachedInputTokens", "cacheWriteInputTokens", "outputTokens")
 _CAMEL = re.compile(r"(?<=[a-z])([A-Z])")
 _DECISIONS = {"item/commandExecution/requestApproval": "shell", "item/fileChange/requestApproval": "apply_patch"}
@@ -104,7 +104,7 @@ class CodexServer:
         if not self._turn_id:
             raise BadInput("codex is not at work", hint="give it a prompt")
         params = {"threadId": self._conversation, "expectedTurnId": self._turn_id, "input": _input(text)}
-        return Step((), [jsonrpc.request(key, "turn/steer", params)])
+        return Step((), [jsonrpc.request(f"{_STEER}{key}", "turn/steer", params)])
 
     def interrupt(self, key: str) -> Step:
         if not self._working:
@@ -165,6 +165,9 @@ class CodexServer:
         if key.startswith(_TURN) and said.error is not None:
             words = _message(said.error)
             return self._over(AgentEnded(is_error=True, text=clip(words), reason="failed", code=code_of(0, words)))
+        if key.startswith(_STEER) and said.error is not None:
+            # The turn was over before it came.
+            return Step([AgentError(message=clip(f"it did not take this: {_message(said.error)}"))])
         return Step()
 
     def _initialized(self, said: jsonrpc.Said) -> Step:

@@ -15,6 +15,7 @@ from hiveyard.core.drivers import Line
 from hiveyard.kit.shape import record, text
 
 NO_METHOD = -32601
+_LONGEST_ID = 200
 
 
 class Said(NamedTuple):
@@ -29,12 +30,15 @@ class Said(NamedTuple):
 
 
 def said(line: bytes) -> Said | None:
-    """The message of a line, or None for one that has none."""
+    """The message of a line, or None for one that has none, or one with an id that nobody would give it."""
     message = decoded(line)
     if message is None or not ("method" in message or "id" in message):
         return None
+    id = "" if message.get("id") is None else msgspec.json.encode(message["id"]).decode()
+    if len(id) > _LONGEST_ID:
+        return None
     return Said(
-        id="" if message.get("id") is None else msgspec.json.encode(message["id"]).decode()[:200],
+        id=id,
         method=text(message.get("method")),
         params=record(message.get("params")),
         result=record(message.get("result")),

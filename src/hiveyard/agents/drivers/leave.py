@@ -11,7 +11,8 @@ from hiveyard.core.events.body import TEXT_LIMIT
 from hiveyard.kit.text import one_line
 
 _MOST = 1000
-"""Requests that may be open at once: the program is a stranger."""
+_LARGEST = 64 << 20
+"""Requests that may be open at once, and bytes of their arguments: the program is a stranger."""
 
 
 class Leave:
@@ -19,13 +20,15 @@ class Leave:
 
     def __init__(self) -> None:
         self._open: dict[str, JSON] = {}
+        self._sizes: dict[str, int] = {}
 
     def wanted(self, request: str, tool: str, arguments: JSON, message: str, kept: JSON | None = None) -> AgentAsked:
         """It asks. `kept`, or else the arguments of what it asks, come back when that is settled."""
-        if len(self._open) >= _MOST:
-            self._open.pop(next(iter(self._open)))
-        self._open[request] = arguments if kept is None else kept
         given = msgspec.json.encode(arguments).decode()
+        self.withdrawn(request)
+        self._open[request], self._sizes[request] = arguments if kept is None else kept, len(given)
+        while len(self._open) > _MOST or (sum(self._sizes.values()) > _LARGEST and len(self._open) > 1):
+            self.withdrawn(next(iter(self._open)))
         return AgentAsked(
             message=f"may it do this? {message}",
             request=request,
@@ -36,7 +39,9 @@ class Leave:
     def settle(self, request: str) -> JSON:
         """It is answered: what was kept of it. Raises BadInput for one that is not open."""
         self.check(request)
-        return self._open.pop(request)
+        kept = self._open[request]
+        self.withdrawn(request)
+        return kept
 
     def check(self, request: str) -> None:
         if request not in self._open:
@@ -44,9 +49,11 @@ class Leave:
 
     def withdrawn(self, request: str) -> None:
         self._open.pop(request, None)
+        self._sizes.pop(request, None)
 
     def end(self) -> list[str]:
         """The turn is over, and nothing of it is asked any more: what was open."""
         dropped = list(self._open)
         self._open.clear()
+        self._sizes.clear()
         return dropped
