@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,9 @@ from hiveyard.machines.qemu import QemuProvider
 from hiveyard.places import places
 from tests.support.dockerd import engine_socket
 from tests.support.morph_cloud import Cloud, served
+from tests.support.morph_front import judged
 from tests.support.morph_gateway import gateway
+from tests.support.prism import morph_spec
 from tests.support.vm import vm_image, vm_pid, vm_provider
 
 from .rootfs import small_image
@@ -144,12 +146,14 @@ async def qemu(scratch: Path) -> AsyncIterator[Offer]:
 
 @asynccontextmanager
 async def morph(scratch: Path) -> AsyncIterator[Offer]:
-    """The fake of the tests. It needs root, as it is itself in its machines."""
+    """The fake of the tests, and Prism before it where the service's own description is at hand. It needs root, as it
+    is itself in its machines."""
     if os.geteuid() != 0:
         pytest.skip("the fake Morph Cloud makes its machines as root")
     cloud = Cloud(scratch / "cloud", "a-key-of-the-tests", ("5ma11", "fedcba9876543210"))
     made: list[MorphProvider] = []
-    with closing(cloud), served(cloud.app()) as url:
+    spec = morph_spec()
+    with closing(cloud), served(cloud.app()) as direct, judged(spec, direct) if spec else nullcontext(direct) as url:
         async with gateway(cloud) as (address, host_key):
             settings = MorphSettings(url=url, patience=5.0, ssh_gateway=address, ssh_host_key=host_key)
 

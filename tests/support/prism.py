@@ -41,6 +41,11 @@ def proxied(spec: Path, upstream: str) -> Iterator[tuple[str, Path]]:
             process.wait()
 
 
+def faults(log: Path) -> list[str]:
+    """What Prism found wrong. Not every line with an "error" is one: it makes up examples of paths, at random."""
+    return [line for line in log.read_text().splitlines() if "✖" in line]
+
+
 def _until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     while True:
         assert process.poll() is None, log.read_text()
