@@ -288,3 +288,23 @@ def test_codex_says_when_it_did_not_take_something_more() -> None:
     (event,) = one.feed(json.dumps(refusal).encode()).events
     assert isinstance(event, AgentError)
     assert "no active turn" in event.message
+
+
+@pytest.mark.parametrize("name", ["opencode", "goose"])
+def test_what_is_told_late_of_a_turn_that_is_over_is_no_other_turn(name: str) -> None:
+    def update(**told: object) -> bytes:
+        params = {"sessionId": "ses_1", "update": told}
+        return json.dumps({"jsonrpc": "2.0", "method": "session/update", "params": params}).encode()
+
+    words = {"sessionUpdate": "agent_message_chunk", "messageId": "m1", "content": {"type": "text", "text": "Yes."}}
+    call = {"sessionUpdate": "tool_call_update", "toolCallId": "c1", "status": "completed"}
+    one = driver(name)
+    for said in (*SAID[name][:2], update(**words), update(**call)):
+        one.feed(said)
+    assert not one.ready
+    one.feed(b'{"jsonrpc":"2.0","id":"turn-k","result":{"stopReason":"end_turn"}}')
+    for said in (update(**words), update(**call)):
+        one.feed(said)
+        assert one.ready
+    one.feed(update(**{**words, "messageId": "m2"}))
+    assert not one.ready

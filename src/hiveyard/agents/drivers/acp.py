@@ -20,7 +20,7 @@ from acp.utils import serialize_params
 from pydantic import BaseModel, ValidationError
 
 from hiveyard.agents.drivers import jsonrpc
-from hiveyard.agents.drivers.acp_updates import WORK, Updates
+from hiveyard.agents.drivers.acp_updates import Updates
 from hiveyard.agents.drivers.leave import Leave
 from hiveyard.agents.words import checked_model, code_of, status_in
 from hiveyard.core.drivers import Answer, Line, Step
@@ -168,7 +168,7 @@ class Acp:
         update = _read(schema.SessionNotification, said.params)
         if update is None:
             return [AgentOutput(text=clip(decode(line)))]
-        if isinstance(update.update, WORK):
+        if self._updates.is_work(update.update):
             self._found_working()
         return list(self._updates.feed(update.update))
 

@@ -27,8 +27,6 @@ from hiveyard.core.usage import Usage
 from hiveyard.kit.shape import number, record, text
 from hiveyard.kit.text import one_line
 
-WORK = (schema.AgentMessageChunk, schema.AgentThoughtChunk, schema.ToolCallStart, schema.ToolCallProgress)
-"""Updates that come while a turn is at work."""
 _CALLS = 10_000
 _LARGEST = 64 << 20
 """Calls of one turn that are remembered, and characters of all that they were told to be."""
@@ -62,6 +60,7 @@ class Updates:
         self._spent_before = 0.0
         self._used: Usage | None = None
         self._speech = ""
+        self._message = ""
 
     def turn(self) -> None:
         """A turn begins."""
@@ -77,15 +76,24 @@ class Updates:
         if self._used is not None:
             yield AgentUsage(usage=self._used)
 
+    def is_work(self, update: object) -> bool:
+        """Whether it tells that a turn is at work: what comes late is of a message or a call that is known."""
+        if isinstance(update, schema.AgentMessageChunk | schema.AgentThoughtChunk):
+            return not update.message_id or text(update.message_id) != self._message
+        return (
+            isinstance(update, schema.ToolCallStart | schema.ToolCallProgress)
+            and text(update.tool_call_id) not in self._calls
+        )
+
     def last_words(self) -> str:
         """What it said last in this turn."""
         return clip("".join(self._pieces)) if self._pieces and self._kind is AgentText else self._speech
 
     def feed(self, update: object) -> Iterator[AgentEvent]:
         if isinstance(update, schema.AgentMessageChunk):
-            yield from self._piece(AgentText, update.content)
+            yield from self._piece(AgentText, update)
         elif isinstance(update, schema.AgentThoughtChunk):
-            yield from self._piece(AgentThinking, update.content)
+            yield from self._piece(AgentThinking, update)
         elif isinstance(update, schema.ToolCallStart | schema.ToolCallProgress):
             yield from self._flushed()
             yield from self._called(update)
@@ -116,10 +124,12 @@ class Updates:
 
     # --- what it says -----------------------------------------------------------------------------------------------
 
-    def _piece(self, kind: type[AgentText | AgentThinking], content: object) -> Iterator[AgentEvent]:
+    def _piece(self, kind: type[AgentText | AgentThinking], chunk: schema.ContentChunk) -> Iterator[AgentEvent]:
         if kind is not self._kind:
             yield from self._flushed()
         self._kind = kind
+        self._message = text(chunk.message_id)[:200]
+        content = chunk.content
         if isinstance(content, schema.TextContentBlock) and sum(map(len, self._pieces)) < 2 * TEXT_LIMIT:
             self._pieces.append(text(content.text))
 
