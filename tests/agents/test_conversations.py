@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -34,6 +35,12 @@ AGENTS = ("claude", "opencode", "codex", "goose")
 CHANGING = ("claude",)
 """Those that take other arguments for what they asked."""
 
+OTHER_MODELS = {
+    "claude": "claude-haiku-4-5",
+    "opencode": "anthropic/claude-haiku-4-5",
+    "codex": "gpt-5.5",
+    "goose": "claude-haiku-4-5",
+}
 SCRIPTS: Mapping[str, Script] = {
     "write": [Step(text="I write.", calls=[Call(write=File(path="a.py", content="x = 1\n"))]), say("Done.")],
     "shell": [shell("echo first > b.txt"), say("Ran.")],
@@ -194,6 +201,17 @@ async def test_a_reader_that_was_lost_misses_nothing(agent: str, opened: Open) -
         said = [event.text for event in before + after if isinstance(event, AgentText)]
         assert len(said) == len(set(said))
     assert place.model.requests[-1].body.count(b"[[script:shell]] begin") == 1
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_another_model_takes_over_between_two_turns(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk() as talk:
+        await turn(talk, "[[script:next]] the first")
+        await talk.choose(OTHER_MODELS[agent])
+        events = await turn(talk, "[[script:next]] the second")
+        assert one(events, AgentEnded).text == "I go on."
+        asked = [json.loads(request.body)["model"] for request in place.model.requests if not request.side]
+    assert asked[0] != asked[-1] == OTHER_MODELS[agent].rpartition("/")[2]
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -220,7 +220,7 @@ class CodexServer:
 
     def _item(self, said: jsonrpc.Said) -> Iterator[AgentEvent]:
         item = _spelled(record(said.params, "item"))
-        if text(item.get("type")) in ("user_message", "hook_prompt"):
+        if text(item.get("type")) in ("user_message", "hook_prompt", "context_compaction"):
             return
         for event in self._turn.feed(msgspec.json.encode({"type": said.method.replace("/", "."), "item": item})):
             self._said = event.text if isinstance(event, AgentText) else self._said
