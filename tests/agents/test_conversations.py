@@ -32,6 +32,8 @@ from tests.agents.talking import Stage, stage
 
 pytestmark = [pytest.mark.real, pytest.mark.anyio]
 AGENTS = ("claude", "opencode", "codex", "goose")
+QUICK = ("claude", "codex", "goose")
+"""Those that start in a moment; opencode has its driver in common with goose."""
 CHANGING = ("claude",)
 """Those that take other arguments for what they asked."""
 
@@ -108,7 +110,7 @@ async def test_it_asks_leave_in_each_of_several_turns(agent: str, opened: Open) 
     assert b"the first" in place.model.requests[-1].body
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", QUICK)
 async def test_it_asks_nothing_where_it_may_do_all(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk() as talk:
         events = await turn(talk, "[[script:shell]] do it")
@@ -117,7 +119,7 @@ async def test_it_asks_nothing_where_it_may_do_all(agent: str, opened: Open) -> 
         assert (place.session / "work" / "b.txt").exists()
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", QUICK)
 async def test_what_it_asked_can_be_changed_where_it_takes_that(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk(ask=True) as talk:
         async with aclosing(talk.turn("[[script:shell]] do it")) as events:
@@ -153,7 +155,7 @@ async def test_an_interrupted_turn_leaves_the_conversation(agent: str, opened: O
         assert not one(after, AgentEnded).is_error
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", QUICK)
 async def test_leave_that_nobody_gave_ends_with_the_turn(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk(ask=True) as talk:
         async with aclosing(talk.turn("[[script:shell]] begin")) as events:
@@ -231,7 +233,7 @@ async def test_another_process_goes_on_with_the_conversation(agent: str, opened:
     assert b"the first question" in place.model.requests[-1].body
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", QUICK)
 async def test_a_model_that_refuses_ends_the_turn_and_not_the_conversation(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk() as talk:
         ended = one(await turn(talk, "[[script:refused]] ask"), AgentEnded)
@@ -241,7 +243,7 @@ async def test_a_model_that_refuses_ends_the_turn_and_not_the_conversation(agent
         assert one(await turn(talk, "[[script:next]] go on"), AgentEnded).text == "I go on."
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", QUICK)
 async def test_a_program_that_is_killed_ends_its_turn(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk() as talk:
         async with aclosing(talk.turn("[[script:slow]] begin")) as events, anyio.create_task_group() as group:

@@ -101,4 +101,6 @@ def _wanted(item: pytest.Item) -> bool:
     pm2 = module == "test_pm2" or parameters.get("manager") == "pm2"
     if pm2 and parameters["offer"] == "qemu":
         return False  # the small image of the tests' VMs has no Node
+    if module in ELSEWHERE and parameters["offer"] == "qemu" and parameters.get("manager") == "tmux":
+        return False  # the same runner as that of `detached`, and minutes of an emulated machine
     return not (pm2 or module in ELSEWHERE) or item.name.partition("[")[0] in EVERYWHERE
