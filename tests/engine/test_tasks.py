@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import anyio
 import pytest
+from msgspec.structs import replace
 
-from hiveyard.core.errors import HiveyardError, MachineNotReady, NotFound
+from hiveyard.core.errors import BadInput, HiveyardError, MachineNotReady, NotFound
 from hiveyard.core.events import AgentOutput, Notice, TaskCancelAsked, TurnStarted
 from hiveyard.engine.engine import Engine
+from hiveyard.kit.names import new_id
 from tests.engine.conftest import Yard, asked, done, git, told
 
 pytestmark = pytest.mark.anyio
@@ -28,6 +31,24 @@ async def test_what_a_command_changes_becomes_a_branch_and_a_patch(yard: Yard, r
         git(repo, "apply", "--check", report.patch)
         assert [event.raw for event in await told(engine, id) if isinstance(event.body, AgentOutput)] == [b"said"]
     assert (git(repo, "status", "--porcelain"), git(repo, "for-each-ref")) == before
+
+
+async def test_who_asks_again_with_the_same_id_gets_what_was_made_the_first_time(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        request = replace(asked(repo, "echo x > x.txt", branch="mine"), id=new_id())
+        assert await engine.submit(request) == request.id
+        assert await engine.submit(request) == request.id
+        await done(engine, str(request.id))
+        async with anyio.create_task_group() as group:  # also later, when its branch is there
+            for _ in range(3):
+                group.start_soon(engine.submit, request)
+        assert len(await engine.reports(live_only=False)) == 1
+        with pytest.raises(BadInput, match="asked for with other words"):
+            await engine.submit(replace(request, prompt="something else"))
+        assert len(await engine.reports(live_only=False)) == 1
+        for wrong in ("../../../etc", "", "bcdfghjkm", "bcdfghjkmnp", "BCDFGHJKMN"):
+            with pytest.raises(BadInput, match="is no id"):
+                await engine.submit(replace(request, id=wrong))
 
 
 async def test_a_command_that_fails_is_a_failed_task_whose_work_is_kept(yard: Yard, repo: Path) -> None:

@@ -30,12 +30,12 @@ def live(id: str, *, after: int = 0) -> Iterator[dict[str, Any]]:
             failures = _again(failures, error)
 
 
-def ask(method: str, path: str) -> Any:
+def ask(method: str, path: str, body: object = None) -> Any:
     """The answer to a request that may be repeated."""
     failures = 0
     while True:
         try:
-            return connect().call(method, path)
+            return connect().call(method, path, body)
         except DaemonUnreachable as error:
             failures = _again(failures, error)
 

@@ -9,11 +9,11 @@ import click
 
 from hiveyard.api.client import quoted
 from hiveyard.cli import show, transcript
-from hiveyard.cli.connect import connect
 from hiveyard.cli.live import ask, live
 from hiveyard.cli.options import prompt_of, wished, wishes
 from hiveyard.cli.problems import INTERRUPTED, as_problem
 from hiveyard.core.errors import BadInput, Cancelled
+from hiveyard.kit.names import new_id
 
 
 @click.command(short_help="Let an agent work on a copy of a repository.")
@@ -49,7 +49,8 @@ def run(detach: bool, as_json: bool, **options: Any) -> int:
 
 def _run(request: dict[str, Any], task: dict[str, Any], *, detach: bool, as_json: bool) -> int:
     """Ask for a task and stay with it. `task` is filled with what is known of it, all the while."""
-    task.update(connect().call("POST", "/v1/tasks", request))
+    # Known by a name of ours, it is asked for again when the daemon dies before it answers.
+    task.update(ask("POST", "/v1/tasks", {**request, "id": new_id()}))
     if detach:
         click.echo(json.dumps(task) if as_json else task["id"])
         return 0

@@ -14,6 +14,7 @@ from hiveyard.cli.live import ask, live
 from hiveyard.cli.names import SESSION
 from hiveyard.cli.options import JSON, prompt_of, wished, wishes
 from hiveyard.core.errors import BadInput, SessionNotRunning
+from hiveyard.kit.names import new_id
 
 ATTACH = click.option("--attach", is_flag=True, help="Sit down at the agent when it runs.")
 
@@ -37,7 +38,7 @@ def spawn(where: str | None, attach: bool, as_json: bool, **options: Any) -> int
 
     Waits until it runs; the last line on stdout is its id. Ctrl-C before that stops and removes it.
     """
-    session = connect().call("POST", "/v1/sessions", _request(where, options))
+    session = ask("POST", "/v1/sessions", {**_request(where, options), "id": new_id()})
     try:
         _come_up(session, after=0)
     except KeyboardInterrupt:

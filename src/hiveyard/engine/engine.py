@@ -54,6 +54,7 @@ class Engine:
         self._r = resources
         self._group = group
         self._jobs: dict[str, Job] = {}
+        self._making = anyio.Lock()
         self._removals: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._slots = anyio.Semaphore(resources.settings.max_tasks)
         self.sessions = Sessions(resources, group)
@@ -83,12 +84,26 @@ class Engine:
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError for what can be told beforehand: then there is no
         task."""
         request.checked()
+        if (made := await self._made_before(request)) is not None:
+            return made
         await check(request, self._r)
-        id = new_id()
-        # From here on it is done whole, also when the caller goes away: a task that is journaled is begun.
-        with anyio.CancelScope(shield=True):
-            await self._create(id, request)
-            self._begin(id)
+        async with self._making:
+            if (made := await self._made_before(request)) is not None:
+                return made
+            id = request.id or new_id()
+            # From here on it is done whole, also when the caller goes away: a task that is journaled is begun.
+            with anyio.CancelScope(shield=True):
+                await self._create(id, request)
+                self._begin(id)
+        return id
+
+    async def _made_before(self, request: TaskRequest) -> str | None:
+        """The task that was asked for with these words and this id before."""
+        id = request.id
+        if id is None or (session := await self._r.ledger.read(lambda conn: views.find_session(conn, id))) is None:
+            return None
+        task = await self._r.ledger.read(lambda conn: views.find_task(conn, id))
+        request.made_before(None if task is None else task.request, "task" if task else f"session ({session.slug})")
         return id
 
     async def _create(self, id: str, request: TaskRequest) -> None:

@@ -61,6 +61,7 @@ class Sessions:
         self._r = resources
         self._group = group
         self._stays: dict[str, Stay] = {}
+        self._making = anyio.Lock()
         self.on_turn_over: Callable[[Stay], None] = lambda stay: None
 
     # --- made and ended ----------------------------------------------------------------------------------------------
@@ -72,14 +73,27 @@ class Sessions:
         there is no session."""
         seated(request.agent or self._r.settings.agent)
         request.checked()
+        if (made := await self._made_before(request)) is not None:
+            return made
         await check(request, self._r)
         await self._check_room(request)
-        id = new_id()
-        if request.port is not None:
-            await self._check_port(id, request.port)
-        with anyio.CancelScope(shield=True):
-            await self._create(id, request)
-            self.begin(id)
+        async with self._making:
+            if (made := await self._made_before(request)) is not None:
+                return made
+            id = request.id or new_id()
+            if request.port is not None:
+                await self._check_port(id, request.port)
+            with anyio.CancelScope(shield=True):
+                await self._create(id, request)
+                self.begin(id)
+        return id
+
+    async def _made_before(self, request: SpawnRequest) -> str | None:
+        """The session that was asked for with these words and this id before."""
+        id = request.id
+        if id is None or (session := await self._r.ledger.read(lambda conn: views.find_session(conn, id))) is None:
+            return None
+        request.made_before(session.request, "session")
         return id
 
     async def _create(self, id: str, request: SpawnRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,8 @@ import msgspec
 
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import Shape
+from hiveyard.kit.names import is_id
+from hiveyard.kit.text import one_line
 
 PROMPT_LIMIT = 16 << 20
 """Most bytes of a prompt: far above what any model reads, far below what would hurt."""
@@ -19,9 +22,13 @@ Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Null means: as the settings say. Paths are absolute and the host's. `memory_mib` is MiB, `disk_gib` GiB."""
+    """Null means: as the settings say. Paths are absolute and the host's. `memory_mib` is MiB, `disk_gib` GiB.
+
+    `id` is what the asker wants to know it by, as `new_id` makes them: who asks again with it, because an answer was
+    lost, gets what was made the first time."""
 
     repo: str
+    id: str | None = None
     agent: str | None = None
     command: str | None = None
     model: str | None = None
@@ -42,6 +49,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def check_wish(self) -> None:
         """Raises BadInput for what can be told to be wrong by looking at it alone."""
+        if self.id is not None and not is_id(self.id):
+            raise BadInput(f"{one_line(self.id, 80)!r} is no id: 10 letters and digits, as hv makes them")
         sizes = {"memory_mib": self.memory_mib, "cpus": self.cpus, "disk_gib": self.disk_gib}
         Shape(**{name: size for name, size in sizes.items() if size is not None})
         if self.tape and self.record:
@@ -58,10 +67,18 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise BadInput(f"--command is for the command agent, and the agent is {self.agent}")
 
     def as_json(self) -> dict[str, Any]:
-        """The wish as plain data, without what was not said."""
+        """The wish as plain data, without what was not said and without what it is known by."""
         return {
-            key: value for key, value in msgspec.to_builtins(self).items() if value is not None and value is not False
+            key: value
+            for key, value in msgspec.to_builtins(self).items()
+            if value is not None and value is not False and key != "id"
         }
+
+    def made_before(self, made: Mapping[str, Any] | None, what: str) -> bool:
+        """Whether `what`, which is known by its id, was made of this wish. Raises BadInput when of another one."""
+        if made is not None and dict(made) == self.as_json():
+            return True
+        raise BadInput(f"there is a {what} {self.id} already, and it was asked for with other words")
 
 
 def check_prompt(prompt: str, hint: str) -> None:

@@ -16,6 +16,11 @@ def new_id() -> str:
     return first + "".join(secrets.choice(_ALPHABET) for _ in range(9))
 
 
+def is_id(text: str) -> bool:
+    """Whether it could be one of `new_id`."""
+    return len(text) == 10 and text[0] in _ALPHABET[8:] and all(letter in _ALPHABET for letter in text)
+
+
 def slug(text: str, *, limit: int = 32, fallback: str = "task") -> str:
     """`Make the failing test pass!` -> `make-the-failing-test-pass`; `fallback` when nothing usable is left."""
     ascii_text = unicodedata.normalize("NFKD", text[: 8 * limit]).encode("ascii", "ignore").decode()
