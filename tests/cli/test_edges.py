@@ -138,3 +138,16 @@ def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(hv: Hv,
     for file in hv.home.rglob("*"):
         if file.is_file() and not file.is_symlink():
             assert b"a-secret-of-this-test" not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize("verb", [("run", "-m", "hello"), ("spawn",)])
+def test_where_no_daemon_can_be_started_that_is_told_once(
+    hv: Hv, repo: Path, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").touch()
+    hv.env["HIVEYARD_HOME"] = str(tmp_path / "file" / "home")
+    refused = hv(verb[0], str(repo), *verb[1:])
+    assert refused.returncode == 125
+    assert refused.stderr.startswith("error: the daemon cannot be started: ")
+    assert "starting it again" not in refused.stderr
+    hv.env["HIVEYARD_HOME"] = str(hv.home)

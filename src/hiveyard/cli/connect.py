@@ -16,6 +16,10 @@ from hiveyard.kit.files import locked
 from hiveyard.places import Places, places
 
 
+class CannotStart(DaemonUnreachable):
+    """There is no place for a daemon: trying again does not help."""
+
+
 def connect(*, start: bool = True) -> Client:
     """A client of the running daemon; starts one when there is none. Raises what keeps the daemon from starting."""
     here = places()
@@ -31,7 +35,7 @@ def connect(*, start: bool = True) -> Client:
             if not _answers(client):
                 _start(here)
     except OSError as error:
-        raise DaemonUnreachable(
+        raise CannotStart(
             f"the daemon cannot be started: {error.filename}: {error.strerror}",
             hint="set HIVEYARD_HOME to a directory that you can write to",
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from hiveyard.api.client import quoted
-from hiveyard.cli.connect import connect
+from hiveyard.cli.connect import CannotStart, connect
 from hiveyard.core.errors import DaemonUnreachable
 
 TRIES = 5
@@ -41,7 +41,7 @@ def ask(method: str, path: str, body: object = None) -> Any:
 
 
 def _again(failures: int, error: DaemonUnreachable) -> int:
-    if failures == TRIES:
+    if failures == TRIES or isinstance(error, CannotStart):
         raise error
     click.echo("the daemon went away; starting it again, the work goes on", err=True)
     time.sleep(0.2 * (failures + 1))
