@@ -33,11 +33,11 @@ tested = $(BIN)/python -m pytest -m $(1) $(2) || \
 
 # Most of these wait for programs most of the time: one more of them than there are processors.
 unit: $(READY) ## Tests that boot nothing
-	$(call tested,"not real",--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+	$(call tested,"not real and not cloud",--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 # One after the other: a VM takes all processors, and two that start at once would only be late.
 real: $(READY) ## Tests that boot machines and run agents
-	$(call tested,real)
+	$(call tested,"real and not cloud")
 
 demo: $(READY) ## A real agent mends a real repository in a forked VM, without a key or a network
 	@scripts/demo

@@ -35,7 +35,10 @@ class Place:
 
 
 def parameters(cases: Mapping[str, Case]) -> list[ParameterSet]:
-    return [pytest.param(name, marks=[pytest.mark.real] if case.real else [], id=name) for name, case in cases.items()]
+    return [
+        pytest.param(name, marks=[getattr(pytest.mark, case.mark)] if case.mark else [], id=name)
+        for name, case in cases.items()
+    ]
 
 
 @pytest.fixture(scope="session", params=parameters(CASES))

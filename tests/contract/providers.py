@@ -13,7 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import anyio
 import httpx2
 import pytest
 from aiodocker import Docker
@@ -40,6 +42,9 @@ from tests.support.vm import vm_image, vm_pid, vm_provider
 from .rootfs import small_image
 
 SMALL = Shape(memory_mib=512)
+CLOUDY = Shape(memory_mib=512, cpus=1, disk_gib=4)
+MORPH_KEY = "MORPH_API_KEY"
+TWIN = "fedcba9876543210"
 SAMPLE = (sys.executable, str(Path(__file__).parents[2] / "examples" / "provider.py"))
 
 
@@ -47,16 +52,26 @@ SAMPLE = (sys.executable, str(Path(__file__).parents[2] / "examples" / "provider
 class Offer:
     """A provider that works here, and what the suite needs to know to try it.
 
-    `again` makes another provider object on the same state, as a daemon does that starts anew. `crash` ends a machine
-    from outside, as when its host kills it. `litter` leaves what a daemon leaves that dies in the middle of `boot`.
+    `again` makes another provider object on the same state, as a daemon does that starts anew. `litter` leaves what a
+    daemon leaves that dies in the middle of `boot`. `killed` ends a machine from outside, as when its host kills it,
+    and `twin` is the id of one more image: None where that cannot be had.
     """
 
     provider: Provider
     image: Image
     again: Callable[[], Provider]
-    crash: Callable[[str], Awaitable[None]]
     litter: Callable[[str], Awaitable[None]]
+    killed: Callable[[str], Awaitable[None]] | None
+    twin: str | None = TWIN
     shape: Shape = SMALL
+    ttl: int | None = None
+
+    @property
+    def crash(self) -> Callable[[str], Awaitable[None]]:
+        """Ends a machine from outside. Skips the test where nobody can."""
+        if self.killed is None:
+            pytest.skip(f"nobody but {self.provider.name} itself can kill one of its machines")
+        return self.killed
 
     @property
     def local(self) -> bool:
@@ -66,15 +81,15 @@ class Offer:
     def spec(self, image: Image | None = None) -> MachineSpec:
         """A machine as it is asked for when nothing is shared with it."""
         network = Network.DOOR if self.local else Network.OPEN
-        return MachineSpec(image=image or self.image, shape=self.shape, network=network)
+        return MachineSpec(image=image or self.image, shape=self.shape, network=network, ttl=self.ttl)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """`real`: it boots VMs or containers, so it runs with the tests of that mark."""
+    """`mark` is that of its tests: `real` where VMs or containers are booted, `cloud` where that costs money."""
 
     open: Callable[[Path], AbstractAsyncContextManager[Offer]]
-    real: bool
+    mark: Literal["real", "cloud"] | None = None
 
 
 @asynccontextmanager
@@ -91,7 +106,7 @@ async def bubblewrap(scratch: Path) -> AsyncIterator[Offer]:
     def again() -> Provider:
         return BubblewrapProvider(state, cache)
 
-    yield Offer(provider=again(), image=small_image(scratch), again=again, crash=crash, litter=litter)
+    yield Offer(provider=again(), image=small_image(scratch), again=again, litter=litter, killed=crash)
 
 
 @asynccontextmanager
@@ -118,7 +133,7 @@ async def docker(scratch: Path) -> AsyncIterator[Offer]:
                 await client.containers.create(body, name=container_name(state, name))
 
         provider = again()
-        yield Offer(provider=provider, image=image, again=again, crash=crash, litter=litter)
+        yield Offer(provider=provider, image=image, again=again, litter=litter, killed=crash)
         await provider.release_image(image.id)
 
 
@@ -139,7 +154,7 @@ async def qemu(scratch: Path) -> AsyncIterator[Offer]:
         (state / name / "run").mkdir(parents=True)
         (state / name / "run" / "disk.qcow2").write_bytes(b"QFI")
 
-    yield Offer(provider=again(), image=await vm_image(), again=again, crash=crash, litter=litter)
+    yield Offer(provider=again(), image=await vm_image(), again=again, litter=litter, killed=crash, twin=None)
     for provider in made:
         await provider.aclose()
 
@@ -150,7 +165,7 @@ async def morph(scratch: Path) -> AsyncIterator[Offer]:
     is itself in its machines."""
     if os.geteuid() != 0:
         pytest.skip("the fake Morph Cloud makes its machines as root")
-    cloud = Cloud(scratch / "cloud", "a-key-of-the-tests", ("5ma11", "fedcba9876543210"))
+    cloud = Cloud(scratch / "cloud", "a-key-of-the-tests", ("5ma11", TWIN))
     made: list[MorphProvider] = []
     spec = morph_spec()
     with closing(cloud), served(cloud.app()) as direct, judged(spec, direct) if spec else nullcontext(direct) as url:
@@ -165,15 +180,49 @@ async def morph(scratch: Path) -> AsyncIterator[Offer]:
                 os.kill(cloud.machine(name).vm.pid, signal.SIGKILL)
 
             async def litter(name: str) -> None:
-                # As when the daemon dies before it has brought an instance to its end.
-                own = {"hiveyard-installation": installation(scratch / "state"), "hiveyard-machine": name}
-                async with httpx2.AsyncClient(headers={"authorization": f"Bearer {cloud.key}"}) as client:
-                    done = await client.post(f"{url}/image/5ma11/boot", json={"metadata": own})
-                    assert done.status_code == 200
+                await half_made(url, Secret(cloud.key), "5ma11", scratch / "state", name)
 
-            yield Offer(provider=again(), image=morph_image("5ma11"), again=again, crash=crash, litter=litter)
+            yield Offer(provider=again(), image=morph_image("5ma11"), again=again, litter=litter, killed=crash)
             for provider in made:
                 await provider.aclose()
+
+
+@asynccontextmanager
+async def morph_cloud(scratch: Path) -> AsyncIterator[Offer]:
+    """The real service: `pytest -m cloud`, with its key in the environment. Whatever happens here, it ends our machines
+    by itself after a while."""
+    key = Secret(os.environ[MORPH_KEY])
+    settings = MorphSettings(url=os.environ.get("MORPH_BASE_URL", MorphSettings().url))
+    image = morph_image("morphvm-minimal")
+    made: list[MorphProvider] = []
+
+    def again() -> MorphProvider:
+        made.append(MorphProvider(scratch / "state", lambda: key, settings))
+        return made[-1]
+
+    async def litter(name: str) -> None:
+        await half_made(settings.url, key, image.id, scratch / "state", name)
+
+    provider = again()
+    try:
+        yield Offer(
+            provider=provider, image=image, again=again, litter=litter, killed=None, twin=None, shape=CLOUDY, ttl=3600
+        )
+    finally:
+        with anyio.CancelScope(shield=True):
+            for name in await provider.names():
+                await provider.terminate(name)
+            await provider.release_image(image.id)
+            for one in made:
+                await one.aclose()
+
+
+async def half_made(url: str, key: Secret, image: str, state: Path, name: str) -> None:
+    """What is left in Morph Cloud when the daemon dies before it has brought an instance to its end."""
+    own = {"hiveyard-installation": installation(state), "hiveyard-machine": name}
+    async with httpx2.AsyncClient(headers={"authorization": f"Bearer {key.reveal()}"}, timeout=60) as client:
+        done = await client.post(f"{url}/image/{image}/boot", json={"metadata": own, "ttl_seconds": 600})
+        assert done.status_code == 200
 
 
 @asynccontextmanager
@@ -192,7 +241,7 @@ async def external(scratch: Path) -> AsyncIterator[Offer]:
     async def litter(name: str) -> None:
         (state / "machines" / name / "home").mkdir(parents=True)
 
-    yield Offer(provider=again(), image=small_image(scratch), again=again, crash=crash, litter=litter)
+    yield Offer(provider=again(), image=small_image(scratch), again=again, litter=litter, killed=crash)
     for provider in made:
         await provider.aclose()
 
@@ -206,10 +255,12 @@ def container_name(state: Path, name: str) -> str:
 
 
 CASES: dict[str, Case] = {
-    "bubblewrap": Case(open=bubblewrap, real=False),
-    "docker": Case(open=docker, real=True),
-    "qemu": Case(open=qemu, real=True),
-    "morph": Case(open=morph, real=True),
-    "external": Case(open=external, real=False),
+    "bubblewrap": Case(open=bubblewrap),
+    "docker": Case(open=docker, mark="real"),
+    "qemu": Case(open=qemu, mark="real"),
+    "morph": Case(open=morph, mark="real"),
+    "external": Case(open=external),
 }
 LOCAL = {name: case for name, case in CASES.items() if name not in ("morph", "external")}
+if os.environ.get(MORPH_KEY):
+    CASES["morph-cloud"] = Case(open=morph_cloud, mark="cloud")

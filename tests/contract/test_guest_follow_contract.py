@@ -165,10 +165,11 @@ async def test_a_directory_or_a_pipe_cannot_be_followed(guest: Guest, folder: st
 
 
 async def test_a_machine_that_dies_is_an_error_for_those_who_follow(place: Place) -> None:
+    crash = place.offer.crash
     async with place.guest() as guest:
         await guest.write("/session/log", b"x")
         async with following(guest, "/session/log") as pieces:
             await _until(pieces, b"x")
-            await place.offer.crash(place.name)
+            await crash(place.name)
             with anyio.fail_after(60), pytest.raises(MachineLost):
                 await anext(pieces)

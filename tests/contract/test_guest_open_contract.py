@@ -144,10 +144,11 @@ async def test_a_directory_that_is_not_there_is_an_error_at_once(guest: Guest) -
 
 
 async def test_a_machine_that_dies_under_it_is_lost(place: Place) -> None:
+    crash = place.offer.crash
     async with place.guest() as guest:
         with pytest.raises(MachineLost), anyio.fail_after(PATIENCE):
             async with guest.open(Command(argv=("sleep", "1000"))) as stream:
-                await place.offer.crash(place.name)
+                await crash(place.name)
                 assert await everything(stream.receive) == b""
                 await stream.wait()
 

@@ -53,7 +53,7 @@ async def offer(works: None, site: Path) -> AsyncIterator[Offer]:
             (state / name / "home").mkdir(parents=True)
 
         image = small_image(Path(scratch))
-        offer = Offer(provider=again(), image=image, again=again, crash=crash, litter=litter)
+        offer = Offer(provider=again(), image=image, again=again, litter=litter, killed=crash)
         await offer.provider.prepare(image, offer.shape)
         yield offer
         assert not await offer.provider.names()

@@ -66,8 +66,8 @@ async def offer() -> AsyncIterator[Offer]:
                 provider=again(),
                 image=found.image,
                 again=again,
-                crash=found.crash,
                 litter=found.litter,
+                killed=found.killed,
                 shape=found.shape,
             )
             await offer.provider.prepare(offer.image, offer.shape)
