@@ -78,6 +78,7 @@ EVERYWHERE = {
     "test_a_process_past_its_memory_is_killed_and_that_is_told",
     "test_instances_run_side_by_side_each_with_its_own",
     "test_outputs_are_kept_in_files_of_ones_own",
+    "test_a_rotated_output_keeps_its_end_and_its_offsets",
     "test_words_environment_and_directory_arrive_as_they_are",
     "test_stopping_kills_what_will_not_end_and_all_that_it_started",
     "test_a_person_sees_and_stops_it_in_pm2",

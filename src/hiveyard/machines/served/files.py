@@ -36,6 +36,7 @@ STATFS = struct.Struct("<5QIII7I")
 
 FEATURES = 1 | 1 << 3 | 1 << 5 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 18  # async, o_trunc, big writes, inval, plus
 KEEP_CACHE = 1 << 1  # what was read before is still good, unless size or time of change say otherwise
+PUNCH_HOLE = 0x02 | 0x01  # linux/falloc.h; a hole never changes the size
 KEPT_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_TRUNC | os.O_SYNC | os.O_DSYNC
 
 
@@ -323,9 +324,13 @@ class Files:
 
     def fallocate(self, node: int, data: bytes) -> bytes:
         handle, offset, length, mode = struct.unpack_from("<QQQI", data)
-        if mode:
+        fd = self.tree.held(handle).fd
+        if mode not in (0, PUNCH_HOLE):
             raise fail(errno.EOPNOTSUPP)
-        os.posix_fallocate(self.tree.held(handle).fd, offset, length)
+        if mode == 0:
+            os.posix_fallocate(fd, offset, length)
+        elif libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) < 0:
+            raise fail(ctypes.get_errno())
         return b""
 
     def lseek(self, node: int, data: bytes) -> bytes:
