@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Awaitable, Callable
 
@@ -19,6 +20,7 @@ from hiveyard.core.errors import (
     GuestNotADirectory,
     GuestPermissionDenied,
 )
+from hiveyard.core.files import FileStep, MakeDirectory, Remove, SetMode, WriteFile
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
 
@@ -95,6 +97,18 @@ async def test_more_than_the_limit_is_refused_and_as_much_is_given(guest: Guest,
 
 async def test_files_without_a_size_of_their_own_are_read_too(guest: Guest) -> None:
     assert (await guest.read("/proc/self/status")).startswith(b"Name:")
+
+
+async def test_a_hole_gives_its_room_back_and_the_rest_keeps_its_place(guest: Guest, folder: str) -> None:
+    made = await guest.run(
+        Command(
+            shell="yes | head -c 1M >file && fallocate --punch-hole --offset 0 --length 512K file && stat -c %b file",
+            cwd=folder,
+        )
+    )
+    assert made.status == 0, made
+    assert int(made.stdout) * 512 <= 520 << 10
+    assert await guest.read(f"{folder}/file") == bytes(512 << 10) + b"y\n" * (256 << 10)
 
 
 async def test_what_is_missing_is_not_found(guest: Guest, folder: str) -> None:
@@ -185,6 +199,80 @@ async def test_an_atomic_write_that_fails_leaves_the_old_content_and_nothing_els
         await guest.write_atomic(f"{folder}/d/file", b"new")
     assert await guest.read(f"{folder}/d/file") == b"old"
     assert (await guest.run(Command(argv=("ls", "-A", f"{folder}/d")))).stdout == b"file\n"
+
+
+async def test_a_file_may_be_given_to_the_user_and_group_that_is_asked_for(guest: Guest, folder: str) -> None:
+    me = (await guest.run(Command(shell="id -un; id -g"))).stdout.decode().split()
+    await guest.write_atomic(f"{folder}/mine", b"x", mode=0o640, owner=me[0], group=me[1])
+    seen = await guest.run(Command(argv=("stat", "-c", "%U %g %a", f"{folder}/mine")))
+    assert seen.stdout.decode().split() == [*me, "640"]
+
+
+@pytest.mark.parametrize(("owner", "group"), [("root", None), (None, "root"), ("0", "0")])
+async def test_a_file_is_given_to_nobody_whom_the_guest_may_not_give_it_to(
+    guest: Guest, folder: str, owner: str | None, group: str | None
+) -> None:
+    async def give(owner: str | None, group: str | None) -> None:
+        await guest.write_atomic(f"{folder}/theirs", b"x", owner=owner, group=group)
+
+    with pytest.raises(GuestPermissionDenied):
+        await give(owner, group)
+    with pytest.raises(GuestFileError, match="nobody-of-that-name"):
+        await give(owner and "nobody-of-that-name", group and "nobody-of-that-name")
+    with pytest.raises(BadInput, match="no name or number"):
+        await give(owner and "agent:agent", group and "")
+    assert (await guest.run(Command(argv=("ls", "-A", folder)))).stdout == b""
+
+
+async def test_many_steps_are_done_in_their_order_as_each_alone_would_be(guest: Guest, folder: str) -> None:
+    large, odd = os.urandom(3 << 20), f"{folder}/a b/$(id)'\"\n"
+    await guest.write(f"{folder}/old", b"old")
+    await guest.batch(
+        [
+            MakeDirectory(path=f"{folder}/first", mode=0o700),
+            MakeDirectory(path=f"{folder}/first"),
+            WriteFile(path=f"{folder}/first/none", data=b"", mode=0o600),
+            WriteFile(path=odd, data=b"odd\n", mode=0o755),
+            WriteFile(path=f"{folder}/first/large", data=large),
+            WriteFile(path=f"{folder}/first/larger", data=large + large),
+            WriteFile(path=f"{folder}/first/last", data=b"last", mode=0o400),
+            SetMode(path=f"{folder}/first", mode=0o750),
+            Remove(path=f"{folder}/old"),
+            Remove(path=f"{folder}/old"),
+        ]
+    )
+    assert await guest.read(f"{folder}/first/none") == b""
+    assert await guest.read(odd) == b"odd\n"
+    assert await guest.read(f"{folder}/first/large") == large
+    assert await guest.read(f"{folder}/first/larger") == large + large
+    assert await guest.read(f"{folder}/first/last") == b"last"
+    modes = {"": "750", "/none": "600", "/large": "644", "/last": "400"}
+    assert {name: await _mode(guest, f"{folder}/first{name}") for name in modes} == modes
+    assert await _mode(guest, odd) == "755"
+    assert not await guest.exists(f"{folder}/old")
+    await guest.batch([])
+
+
+@pytest.mark.parametrize("last", [False, True])
+async def test_the_first_step_that_fails_is_told_and_ends_them(guest: Guest, folder: str, last: bool) -> None:
+    good = [WriteFile(path=f"{folder}/{number}", data=b"x" * number) for number in range(3)]
+    cases: list[tuple[FileStep, type[GuestFileError]]] = [
+        (WriteFile(path=folder, data=b"in its place"), GuestIsADirectory),
+        (WriteFile(path=f"{folder}/no/file", data=b"lost", parents=False), GuestFileNotFound),
+        (MakeDirectory(path=f"{folder}/2"), GuestNotADirectory),
+        (SetMode(path=f"{folder}/nothing", mode=0o600), GuestFileNotFound),
+        (SetMode(path="/etc/passwd", mode=0o666), GuestPermissionDenied),
+        (Remove(path=folder), GuestIsADirectory),
+    ]
+    for bad, kind in cases:
+        after = [] if last else [WriteFile(path=f"{folder}/after", data=b"x"), *good]
+        with pytest.raises(kind) as caught:
+            await guest.batch([*good, bad, *after])
+        assert caught.value.context["step"] == "3"
+        assert caught.value.context["path"] == bad.path
+        assert (await guest.run(Command(argv=("ls", "-A", folder)))).stdout == b"0\n1\n2\n"
+    with pytest.raises(BadInput):
+        await guest.batch([*good, Remove(path="relative")])
 
 
 async def test_a_reader_sees_the_old_content_or_the_new_and_nothing_between(guest: Guest, folder: str) -> None:

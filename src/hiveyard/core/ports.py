@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, Result
 from hiveyard.core.events import AgentEvent, DoorEvent, Notice
+from hiveyard.core.files import FileStep
 from hiveyard.core.machines import (
     Capabilities,
     Holding,
@@ -86,9 +87,21 @@ class Guest(Protocol):
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         """Write a file in place; its directory must exist (else GuestFileNotFound)."""
 
-    async def write_atomic(self, path: str, data: bytes, *, mode: int = 0o644, parents: bool = True) -> None:
+    async def write_atomic(
+        self,
+        path: str,
+        data: bytes,
+        *,
+        mode: int = 0o644,
+        parents: bool = True,
+        owner: str | None = None,
+        group: str | None = None,
+    ) -> None:
         """Write a file so that a reader sees the old content or the new. Parents are made. The file's size, digest
-        and mode are read back before this returns; GuestWriteUnverified when they differ (the old content stays)."""
+        and mode are read back before this returns; GuestWriteUnverified when they differ (the old content stays).
+
+        It belongs to the guest's own user, or to `owner` and `group` (names or numbers); GuestPermissionDenied where
+        that user may not give it away."""
 
     async def exists(self, path: str) -> bool: ...
 
@@ -97,6 +110,12 @@ class Guest(Protocol):
 
     async def remove(self, path: str) -> None:
         """Remove a file; an absent one is a success, a directory is GuestIsADirectory."""
+
+    async def batch(self, steps: Sequence[FileStep]) -> None:
+        """Do small things to files in their order, all in one round trip (several where their contents are large).
+
+        Each does what the verb of its name does and raises what that raises, with `step`, its place from 0, in the
+        context. What comes before one that fails stays done, what comes after it is not begun."""
 
     async def remove_tree(self, path: str) -> None:
         """Remove a directory and all below it, or a file; absent is a success. `/`, `~` and `/session` are refused

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hiveyard.core.credentials import LARGEST_FILE, CredentialProfile
+from hiveyard.core.credentials import CredentialProfile
 from hiveyard.core.errors import CredentialsNotInstalled, HiveyardError
+from hiveyard.core.files import SetMode
 from hiveyard.core.ports import Guest
-from hiveyard.credentials.look import Seen, chmod, look, remove_empty
+from hiveyard.credentials.look import Seen, contents, look, remove_empty
 
 
 class Former:
@@ -24,9 +25,10 @@ class Former:
         seen = dict(zip([*directories, *files], await look(self._guest, [*directories, *files]), strict=True))
         for path in directories:
             self._directories.setdefault(path, _fitting(path, seen[path], "d"))
+        there = [path for path in files if _fitting(path, seen[path], "f").kind == "f"]
+        held = dict(zip(there, await contents(self._guest, there), strict=True))
         for path in files:
-            there = _fitting(path, seen[path], "f").kind == "f"
-            self._files[path] = (await self._guest.read(path, limit=LARGEST_FILE), seen[path].mode) if there else None
+            self._files[path] = (held[path], seen[path].mode) if path in held else None
         return seen
 
     async def put_back(self) -> list[str]:
@@ -46,7 +48,7 @@ class Former:
                 if seen.kind == "-":
                     await remove_empty(self._guest, path)
                 else:
-                    await chmod(self._guest, path, seen.mode)
+                    await self._guest.batch([SetMode(path=path, mode=seen.mode)])
             except HiveyardError as error:
                 left.append(error.message)
         return left

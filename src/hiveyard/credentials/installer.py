@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import anyio
 
-from hiveyard.core.credentials import LARGEST_FILE, CredentialProfile, Installed
+from hiveyard.core.credentials import CredentialProfile, Installed
 from hiveyard.core.errors import (
     BadInput,
     CannotExecute,
@@ -25,10 +25,11 @@ from hiveyard.core.errors import (
     MachineLost,
     RealSecretRefused,
 )
+from hiveyard.core.files import FileStep, MakeDirectory, SetMode, WriteFile
 from hiveyard.core.machines import Report
 from hiveyard.core.ports import Guest
 from hiveyard.credentials.former import Former
-from hiveyard.credentials.look import Seen, chmod, look
+from hiveyard.credentials.look import Seen, contents, look
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line
 
@@ -95,43 +96,43 @@ async def _attempt(guest: Guest, profiles: Sequence[CredentialProfile], mask: Ma
 
 
 async def _install(guest: Guest, profile: CredentialProfile, former: Former, mask: Mask) -> None:
-    at = ""
     told: CredentialsError
     try:
         before = await former.remember(profile)
-        for directory in profile.directories:
-            at = directory.path
-            if before[directory.path].kind == "-":
-                await guest.mkdir(directory.path, mode=directory.mode)
-            elif before[directory.path].mode != directory.mode:
-                await chmod(guest, directory.path, directory.mode)
-        for file in profile.files:
-            at = file.path
-            await guest.write_atomic(file.path, file.data(), mode=file.mode)
-        at = ""
+        await guest.batch(_steps(profile, before))
         await _read_back(guest, profile)
         await _check(guest, profile)
     except MachineLost:
         raise
     except CredentialsError as error:
-        told = _masked(error, mask, profile, error.context.get("path", at))
+        told = _masked(error, mask, profile)
     except HiveyardError as error:
-        told = _masked(CredentialsNotInstalled(error.message, cause=error.code), mask, profile, at)
+        at = {"path": error.context["path"]} if "path" in error.context else {}
+        told = _masked(CredentialsNotInstalled(error.message, cause=error.code, **at), mask, profile)
     else:
         return
     raise told
 
 
-def _masked(error: CredentialsError, mask: Mask, profile: CredentialProfile, path: str) -> CredentialsError:
+def _masked(error: CredentialsError, mask: Mask, profile: CredentialProfile) -> CredentialsError:
     """The same again, with nothing secret in it and none of the errors that led to it."""
     context = {**error.context, "profile": profile.name, "operation": "install"}
-    if path:
-        context["path"] = path
     return type(error)(
         mask.text(f"the profile {profile.name} is not installed: {error.message}"),
         hint=mask.text(error.hint),
         **{name: mask.text(value) for name, value in context.items()},
     )
+
+
+def _steps(profile: CredentialProfile, before: Mapping[str, Seen]) -> list[FileStep]:
+    """What is to be done, in order: directories first, as the profile has them, then files."""
+    steps: list[FileStep] = []
+    for directory in profile.directories:
+        if before[directory.path].kind == "-":
+            steps.append(MakeDirectory(path=directory.path, mode=directory.mode))
+        elif before[directory.path].mode != directory.mode:
+            steps.append(SetMode(path=directory.path, mode=directory.mode))
+    return steps + [WriteFile(path=file.path, data=file.data(), mode=file.mode) for file in profile.files]
 
 
 async def _read_back(guest: Guest, profile: CredentialProfile) -> None:
@@ -142,8 +143,9 @@ async def _read_back(guest: Guest, profile: CredentialProfile) -> None:
         _check_kind(path, seen, kind)
         if seen.mode != mode:
             raise CredentialsNotInstalled(f"{path} has mode {seen.mode:04o} and not {mode:04o}", path=path)
-    for file in profile.files:
-        if not hmac.compare_digest(await guest.read(file.path, limit=LARGEST_FILE), file.data()):
+    held = await contents(guest, [file.path for file in profile.files])
+    for file, data in zip(profile.files, held, strict=True):
+        if not hmac.compare_digest(data, file.data()):
             raise CredentialsNotInstalled(
                 f"what was read back from {file.path} is not what was written", path=file.path
             )

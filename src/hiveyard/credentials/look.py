@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hiveyard.core.commands import Command
+from hiveyard.core.credentials import LARGEST_FILE
 from hiveyard.core.errors import CredentialsNotInstalled
 from hiveyard.core.ports import Guest
 from hiveyard.kit.text import decode, one_line
@@ -25,10 +26,16 @@ for p; do
   fi
 done
 """
-# MODE PATH
-_CHMOD = r'[[ $2 == "~/"* ]] && set -- "$1" "$HOME/${2#"~/"}"; chmod -- "$1" "$2"'
-# - PATH
-_RMDIR = r'[[ $2 == "~/"* ]] && set -- - "$HOME/${2#"~/"}"; [[ ! -e $2 ]] || rmdir --ignore-fail-on-non-empty -- "$2"'
+# PATH... -> of each its size in a line, then so many bytes
+_CONTENTS = r"""
+LC_ALL=C
+for p; do
+  [[ $p == "~/"* ]] && p=$HOME/${p#"~/"}
+  n=$(stat -c %s -- "$p") && printf '%d\n' "$n" && head -c "$n" -- "$p" || exit 1
+done
+"""
+# PATH
+_RMDIR = r'[[ $1 == "~/"* ]] && set -- "$HOME/${1#"~/"}"; [[ ! -e $1 ]] || rmdir --ignore-fail-on-non-empty -- "$1"'
 _KINDS = {"-": "nothing", "d": "a directory", "f": "a file", "l": "a symlink", "o": "neither file nor directory"}
 _LINE_LIMIT = 64
 
@@ -69,17 +76,27 @@ def _parse(line: str, user: int) -> Seen | None:
     return Seen(words[0], mode, int(words[2]) == user)
 
 
-async def chmod(guest: Guest, path: str, mode: int) -> None:
-    """Give a directory a mode. Raises CredentialsNotInstalled."""
-    await _tell(guest, _CHMOD, f"{mode:o}", path)
+async def contents(guest: Guest, paths: Sequence[str]) -> list[bytes]:
+    """What is in each of some regular files, in one round trip. Raises CredentialsNotInstalled where the guest does not
+    give it, or more than LARGEST_FILE, and what `Guest.run` raises."""
+    if not paths:
+        return []
+    command = Command(argv=("bash", "-c", _CONTENTS, "hv", *paths))
+    result = await guest.run(command, timeout=60, limit=(LARGEST_FILE + _LINE_LIMIT) * len(paths))
+    found, at = [], 0
+    for path in paths:
+        end = result.stdout.find(b"\n", at, at + _LINE_LIMIT)
+        size = result.stdout[at:end] if end > at else b""
+        at = end + 1 + (int(size) if size.isdigit() else 0)
+        if not result.ok or not size.isdigit() or int(size) > LARGEST_FILE or at > len(result.stdout):
+            said = one_line(decode(result.stderr)) or f"exit code {result.status}"
+            raise CredentialsNotInstalled(f"what is in {path} cannot be read back: {said}", path=path)
+        found.append(result.stdout[end + 1 : at])
+    return found
 
 
 async def remove_empty(guest: Guest, path: str) -> None:
     """Remove a directory, if it is empty. Raises CredentialsNotInstalled."""
-    await _tell(guest, _RMDIR, "-", path)
-
-
-async def _tell(guest: Guest, script: str, *words: str) -> None:
-    result = await guest.run(Command(argv=("bash", "-c", script, "hv", *words)), timeout=60)
+    result = await guest.run(Command(argv=("bash", "-c", _RMDIR, "hv", path)), timeout=60)
     if not result.ok:
-        raise CredentialsNotInstalled(f"{words[-1]}: {one_line(decode(result.stderr))}", path=words[-1])
+        raise CredentialsNotInstalled(f"{path}: {one_line(decode(result.stderr))}", path=path)

@@ -123,46 +123,16 @@ exec dd if="$1" bs=1M iflag=skip_bytes,count_bytes,fullblock skip="$2" count="$3
 """
 )
 
-_INTO: Final = (
+# PATH MODE; the content is stdin
+WRITE: Final = (
     _FILES
     + r"""
 d=${1%/*} d=${d:-/}
-unwritten() {
-  if [[ -e $1 && ! -w $1 || ! -e $1 && ! -w $d ]]; then exit 43; fi
-  exit 45
-}
-"""
-)
-
-# PATH MODE; the content is stdin
-WRITE: Final = (
-    _INTO
-    + r"""
 [[ -d $1 ]] && exit 41
 [[ -d $d ]] || why "$1"
-cat >"$1" && chmod -- "$2" "$1" || unwritten "$1"
-"""
-)
-
-# PATH MODE SIZE SHA256 TOKEN PARENTS; the content is stdin. The umask makes the mode where it can: one fork less.
-WRITE_ATOMIC: Final = (
-    _INTO
-    + r"""
-[[ -d $1 && ! -L $1 ]] && exit 41
-if [[ ! -d $d ]]; then
-  [[ $6 ]] && mkdir -p -- "$d" 2>/dev/null
-  [[ -d $d ]] || why "$1"
-fi
-[[ -w $d && -x $d ]] || exit 43
-t=${d%/}/.hv-$5
-trap 'rm -f -- "$t"' EXIT
-umask "$(printf %o $((0777 & ~0$2)))" 2>/dev/null
-dd of="$t" bs=1M iflag=fullblock conv=fsync status=none || exit 45
-((0$2 & ~0666)) && { chmod -- "$2" "$t" || exit 45; }
-[[ $(stat -c '%s %a' -- "$t") == "$3 $2" ]] || exit 44
-[[ $(sha256sum <"$t") == "$4 "* ]] || exit 44
-mv -fT -- "$t" "$1" || exit 45
-trap - EXIT
+cat >"$1" && chmod -- "$2" "$1" && exit 0
+if [[ -e $1 && ! -w $1 || ! -e $1 && ! -w $d ]]; then exit 43; fi
+exit 45
 """
 )
 
@@ -174,33 +144,66 @@ EXISTS: Final = (
 """
 )
 
-# PATH MODE PARENTS
-MKDIR: Final = (
+# {KIND PATH MODE PARENTS SIZE SHA256 TOKEN OWNER}...; the contents are stdin, one after the other.
+# Steps in their order, until one fails: its number is said then, but for the last, whose exit code is the script's own
+# because it needs no shell of its own.
+BATCH: Final = (
     _FILES
     + r"""
-[[ -d $1 ]] && exit 0
-[[ -e $1 || -L $1 ]] && exit 42
-mkdir ${3:+-p} -m "$2" -- "$1" && exit 0
-[[ -d $1 ]] && exit 0
-d=$1
-while d=${d%/*}; [[ $d && ! -e $d && ! -L $d ]]; do :; done
-d=${d:-/}
-[[ -d $d ]] || exit 42
-[[ -w $d && -x $d ]] || exit 43
-[[ -d ${1%/*}/ ]] || exit 40
-exit 45
-"""
-)
-
-# PATH
-REMOVE: Final = (
-    _FILES
-    + r"""
-[[ -d $1 && ! -L $1 ]] && exit 41
-rm -f -- "$1" && exit 0
-d=${1%/*}
-[[ -w ${d:-/} && -x ${d:-/} ]] || exit 43
-exit 45
+put() {
+  d=${1%/*} d=${d:-/}
+  [[ -d $1 && ! -L $1 ]] && exit 41
+  if [[ ! -d $d ]]; then
+    [[ $3 ]] && mkdir -p -- "$d" 2>/dev/null
+    [[ -d $d ]] || why "$1"
+  fi
+  [[ -w $d && -x $d ]] || exit 43
+  t=${d%/}/.hv-$6
+  trap 'rm -f -- "$t"' EXIT
+  # The umask makes the mode where it can: one fork less.
+  umask "$(printf %o $((0777 & ~0$2)))" 2>/dev/null
+  dd of="$t" bs=1M count="$4" iflag=fullblock,count_bytes conv=fsync status=none || exit 45
+  if [[ $7 ]] && ! m=$(chown -- "$7" "$t" 2>&1); then
+    printf '%s\n' "$m" >&2
+    [[ $m == *" invalid "* ]] && exit 45 # no such user or group; what the kernel says begins with a capital
+    exit 43
+  fi
+  ((0$2 & ~0666)) && { chmod -- "$2" "$t" || exit 45; }
+  [[ $(stat -c '%s %a' -- "$t") == "$4 $2" ]] || exit 44
+  [[ $(sha256sum <"$t") == "$5 "* ]] || exit 44
+  mv -fT -- "$t" "$1" || exit 45
+  trap - EXIT
+}
+make() {
+  [[ -d $1 ]] && return
+  [[ -e $1 || -L $1 ]] && exit 42
+  mkdir ${3:+-p} -m "$2" -- "$1" && return
+  [[ -d $1 ]] && return
+  d=$1
+  while d=${d%/*}; [[ $d && ! -e $d && ! -L $d ]]; do :; done
+  d=${d:-/}
+  [[ -d $d ]] || exit 42
+  [[ -w $d && -x $d ]] || exit 43
+  [[ -d ${1%/*}/ ]] || exit 40
+  exit 45
+}
+mode() {
+  [[ -e $1 || -L $1 ]] || why "$1"
+  [[ -L $1 ]] && exit 46
+  chmod -- "$2" "$1" || exit 45
+}
+take() {
+  [[ -d $1 && ! -L $1 ]] && exit 41
+  rm -f -- "$1" && return
+  d=${1%/*}
+  [[ -w ${d:-/} && -x ${d:-/} ]] || exit 43
+  exit 45
+}
+for ((n = 0; $# > 8; n++)); do
+  ("$1" "${@:2:7}") || { s=$?; printf '%d\n' "$n"; exit "$s"; }
+  shift 8
+done
+"$1" "${@:2:7}"
 """
 )
 

@@ -7,7 +7,6 @@ to, and it believes nothing that comes back: every answer is bounded, every exit
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import posixpath
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -21,24 +20,22 @@ from hiveyard.core.errors import (
     BadInput,
     CannotExecute,
     CommandTimeout,
-    GuestDirectoryNotEmpty,
     GuestDisconnected,
     GuestFileError,
     GuestFileNotFound,
     GuestFileTooLarge,
-    GuestIsADirectory,
-    GuestNoSpace,
     GuestNotADirectory,
-    GuestPermissionDenied,
-    GuestWriteUnverified,
     MachineLost,
     ProviderError,
 )
+from hiveyard.core.files import FileStep, MakeDirectory, Remove, WriteFile
 from hiveyard.core.machines import Capabilities
 from hiveyard.core.ports import Stream
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines import scripts
+from hiveyard.machines.batch import Step, step, trips
 from hiveyard.machines.dialogue import Commanded, Kept, Opened, converse
+from hiveyard.machines.file_errors import file_error
 
 _ARGV_LIMIT = 120_000
 _ANSWER_LIMIT = 4096
@@ -84,15 +81,6 @@ _BASH_OWN = frozenset(
         "__n",
     )
 )
-
-_FILE_ERRORS: dict[int, tuple[type[GuestFileError], str]] = {
-    scripts.NOT_FOUND: (GuestFileNotFound, "no such file or directory"),
-    scripts.IS_DIRECTORY: (GuestIsADirectory, "is a directory"),
-    scripts.NOT_DIRECTORY: (GuestNotADirectory, "not a directory, or a parent of it is not"),
-    scripts.DENIED: (GuestPermissionDenied, "permission denied"),
-    scripts.UNVERIFIED: (GuestWriteUnverified, "what was read back is not what was written"),
-    scripts.NOT_REGULAR: (GuestFileError, "not a regular file"),
-}
 
 
 class Exec(Protocol):
@@ -202,10 +190,17 @@ class ShellGuest:
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         await self._file("write", scripts.WRITE, path, f"{mode:o}", stdin=data)
 
-    async def write_atomic(self, path: str, data: bytes, *, mode: int = 0o644, parents: bool = True) -> None:
-        digest = hashlib.sha256(data).hexdigest()
-        extra = (f"{mode:o}", str(len(data)), digest, secrets.token_hex(8), "1" if parents else "")
-        await self._file("write", scripts.WRITE_ATOMIC, path, *extra, stdin=data)
+    async def write_atomic(
+        self,
+        path: str,
+        data: bytes,
+        *,
+        mode: int = 0o644,
+        parents: bool = True,
+        owner: str | None = None,
+        group: str | None = None,
+    ) -> None:
+        await self._step(WriteFile(path=path, data=data, mode=mode, parents=parents, owner=owner, group=group))
 
     async def exists(self, path: str) -> bool:
         try:
@@ -215,10 +210,35 @@ class ShellGuest:
         return True
 
     async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = True) -> None:
-        await self._file("make the directory", scripts.MKDIR, path, f"{mode:o}", "1" if parents else "")
+        await self._step(MakeDirectory(path=path, mode=mode, parents=parents))
 
     async def remove(self, path: str) -> None:
-        await self._file("remove", scripts.REMOVE, path)
+        await self._step(Remove(path=path))
+
+    async def batch(self, steps: Sequence[FileStep]) -> None:
+        done = 0
+        for trip in trips([step(one, self._path(one.path)) for one in steps]):
+            if (failed := await self._trip(trip)) is not None:
+                number, error = failed
+                error.context["step"] = str(done + number)
+                raise error
+            done += len(trip)
+
+    async def _step(self, wanted: FileStep) -> None:
+        if (failed := await self._trip([step(wanted, self._path(wanted.path))])) is not None:
+            raise failed[1]
+
+    async def _trip(self, steps: Sequence[Step]) -> tuple[int, GuestFileError] | None:
+        """Do steps in one round trip. Returns which failed, and why."""
+        words, out, said = [word for one in steps for word in one.words], Kept(_ANSWER_LIMIT), Kept(_ANSWER_LIMIT)
+        async with self._exec.open(("bash", "-c", scripts.BATCH, "hv", *words)) as stream:
+            status = await converse(stream, b"".join(one.data for one in steps), out.add, said.add)
+        if status == 0:
+            return None
+        number = bytes(out.data).strip()
+        failed = int(number) if number.isdigit() and len(number) < 6 else len(steps) - 1
+        failed = min(failed, len(steps) - 1)
+        return failed, file_error(steps[failed].verb, steps[failed].path, status, bytes(said.data))
 
     async def remove_tree(self, path: str) -> None:
         target = self._path(path)
@@ -245,7 +265,7 @@ class ShellGuest:
                 status = None
                 await anyio.sleep(_KILL_PAUSE)
         if status != 0:
-            raise _file_error("follow", path, status, b"")
+            raise file_error("follow", path, status, b"")
 
     async def _file(
         self, verb: str, script: str, path: str, *extra: str, stdin: bytes = b"", out: Kept | None = None
@@ -254,7 +274,7 @@ class ShellGuest:
         async with self._exec.open(self._script(script, path, *extra)) as stream:
             status = await converse(stream, stdin, (out or Kept(_ANSWER_LIMIT)).add, said.add)
         if status != 0:
-            raise _file_error(verb, path, status, bytes(said.data))
+            raise file_error(verb, path, status, bytes(said.data))
 
     def _script(self, script: str, path: str, *extra: str) -> tuple[str, ...]:
         return ("bash", "-c", script, "hv", self._path(path), *extra)
@@ -295,15 +315,3 @@ def _absolute(path: str, capabilities: Capabilities) -> str:
     if not path.startswith("/"):
         raise BadInput(f"a path in a guest is absolute or starts with ~/, not {path[:80]!r}")
     return path
-
-
-def _file_error(verb: str, path: str, status: int, said: bytes) -> GuestFileError:
-    words = decode(said)
-    kind, why = _FILE_ERRORS.get(status, (GuestFileError, f"exit code {status}: {one_line(words)}"))
-    if status not in _FILE_ERRORS:
-        # The scripts run in the C locale: these texts are the C library's own.
-        if "No space left on device" in words or "Disk quota exceeded" in words:
-            kind = GuestNoSpace
-        elif "Directory not empty" in words:
-            kind = GuestDirectoryNotEmpty
-    return kind(f"cannot {verb} {path} in the guest: {why}", path=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hiveyard.core.credentials import Installed
+from hiveyard.core.files import FileStep, MakeDirectory, WriteFile
 from hiveyard.core.machines import Capabilities, Machine, MachineSpec
 from hiveyard.core.ports import Guest, Turn
 from hiveyard.kit.secret import Secret
@@ -51,7 +52,7 @@ class Prepared:
 
 async def make_room(guest: Guest, turn: Turn, prompt: str | None) -> None:
     """What a turn's process needs to find, beside its program."""
-    await guest.mkdir(turn.workdir)
-    await guest.mkdir(turn.state, mode=0o700)
+    steps: list[FileStep] = [MakeDirectory(path=turn.workdir), MakeDirectory(path=turn.state, mode=0o700)]
     if prompt is not None:
-        await guest.write_atomic(turn.prompt, prompt.encode("utf-8", "surrogateescape"), mode=0o600)
+        steps.append(WriteFile(path=turn.prompt, data=prompt.encode("utf-8", "surrogateescape"), mode=0o600))
+    await guest.batch(steps)
