@@ -97,7 +97,7 @@ class ClaudeParser:
             yield AgentStarted(
                 conversation=self._conversation or "",
                 model=text(said.get("model")),
-                version=text(said.get("claude_code_version")),
+                version=text(said.get("claude_code_version")) or text(said.get("qwen_code_version")),
             )
 
     def _retrying(self, said: JSON) -> Iterator[AgentEvent]:
@@ -161,7 +161,7 @@ class ClaudeParser:
         self._conversation = text(said.get("session_id")) or self._conversation
         self._usage += self._counted(said)
         yield AgentUsage(usage=msgspec.structs.replace(self._usage, requests=len(self._messages)))
-        words = text(said.get("result")) or "\n".join(text(error) for error in items(said.get("errors")))
+        words = text(said.get("result")) or "\n".join(_complaints(said))
         yield AgentEnded(
             is_error=said.get("is_error") is True or text(said.get("subtype")) != "success",
             text=clip(words),
@@ -214,7 +214,7 @@ class ClaudeParser:
         if subtype == "error_max_budget_usd":
             return AgentFailed.code, "claude reached its own limit of money"
         if not words:
-            words = one_line("; ".join(text(error) for error in items(result.get("errors")))) or subtype
+            words = one_line("; ".join(_complaints(result))) or subtype
         return code_of(status, text(result.get("result")) or words), words
 
     def _without_result(self, exit_code: int | None, stderr: str) -> tuple[str, str]:
@@ -228,6 +228,11 @@ class ClaudeParser:
     def _denials(self, result: JSON) -> list[str]:
         listed = [text(record(denial).get("tool_name")) for denial in items(result.get("permission_denials"))]
         return sorted({*self._denied, *listed})
+
+
+def _complaints(result: JSON) -> list[str]:
+    """What a result says went wrong; Qwen Code has one error, as an object."""
+    return [text(error) for error in items(result.get("errors"))] or [text(record(result, "error").get("message"))]
 
 
 def _used(part: JSON) -> Usage:

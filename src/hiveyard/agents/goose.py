@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hiveyard.agents.goose_stream import ERROR_HEAD, GooseParser
+from hiveyard.agents.goose_stream import GooseParser
 from hiveyard.agents.models import full_model
 from hiveyard.agents.words import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
@@ -86,10 +86,9 @@ class Goose:
         )
 
     def driver(self, turn: Turn) -> Driver:
-        from hiveyard.agents.drivers.acp import Acp, Quirks  # its messages take most of a second to import
+        from hiveyard.agents.drivers.acp import QUIRKS, Acp  # its messages take most of a second to import
 
-        quirks = Quirks(failure=ERROR_HEAD)
-        return Acp(turn.workdir, conversation=turn.conversation, ask=turn.ask, quirks=quirks)
+        return Acp(turn.workdir, conversation=turn.conversation, ask=turn.ask, quirks=QUIRKS[self.name])
 
 
 def _argv(turn: Turn) -> tuple[str, ...]:

@@ -79,10 +79,10 @@ class Opencode:
         return ProcessSpec(name=turn.name, command=command, inbox=True)
 
     def driver(self, turn: Turn) -> Driver:
-        from hiveyard.agents.drivers.acp import Acp, Quirks  # its messages take most of a second to import
+        from hiveyard.agents.drivers.acp import QUIRKS, Acp  # its messages take most of a second to import
 
         model = full_model("opencode", turn.model)
-        return Acp(turn.workdir, conversation=turn.conversation, model=model, ask=turn.ask, quirks=Quirks())
+        return Acp(turn.workdir, conversation=turn.conversation, model=model, ask=turn.ask, quirks=QUIRKS[self.name])
 
     # --- at its terminal --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 from acp import schema
 from acp.meta import AGENT_METHODS, CLIENT_METHODS, PROTOCOL_VERSION
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from hiveyard.agents.drivers import jsonrpc
 from hiveyard.agents.drivers.acp_updates import Updates
 from hiveyard.agents.drivers.leave import Leave
+from hiveyard.agents.goose_stream import ERROR_HEAD
 from hiveyard.agents.words import checked_model, code_of, status_in
 from hiveyard.core.drivers import Answer, Line, Step
 from hiveyard.core.errors import AgentFailed, BadInput
@@ -55,6 +56,15 @@ class Quirks:
     asking: str = ""
     free: str = ""
     failure: str = ""
+
+
+QUIRKS: Final[Mapping[str, Quirks]] = {
+    "opencode": Quirks(),
+    "goose": Quirks(failure=ERROR_HEAD),
+    "gemini": Quirks(asking="default", free="yolo"),
+    "qwen": Quirks(asking="default", free="yolo"),  # at first it lets a model decide what may be done
+}
+"""Of the programs that were tried; one that is not here may need none."""
 
 
 class Acp:
@@ -251,7 +261,7 @@ class Acp:
                 AgentEnded(is_error=True, text=clip(message), reason="error", code=code_of(status_in(message), message))
             )
         answer = _read(schema.PromptResponse, said.result)
-        self._updates.used(answer.usage if answer else None)
+        self._updates.used(answer.usage if answer else None, record(said.result, "_meta", "quota", "token_count"))
         words = self._updates.last_words()
         reason = answer.stop_reason if answer else "no stop reason"
         if reason != "end_turn":

@@ -24,7 +24,7 @@ from hiveyard.core.events import (
 )
 from hiveyard.core.events.body import TEXT_LIMIT
 from hiveyard.core.usage import Usage
-from hiveyard.kit.shape import number, record, text
+from hiveyard.kit.shape import count, number, record, text
 from hiveyard.kit.text import one_line
 
 _CALLS = 10_000
@@ -109,9 +109,13 @@ class Updates:
     def call(self, id: str) -> Call:
         return self._calls.get(text(id), Call(""))
 
-    def used(self, usage: schema.Usage | None) -> None:
-        """What the turn used, as the answer to its prompt has it; the money is the difference of what was told."""
+    def used(self, usage: schema.Usage | None, quota: Mapping[str, object]) -> None:
+        """What the turn used, as the answer to its prompt has it, or what it has in that place of its own (gemini); the
+        money is the difference of what was told."""
         if usage is None:
+            if quota:
+                tokens = {name: count(quota.get(name)) for name in ("input_tokens", "output_tokens")}
+                self._used = Usage(**tokens, cost_usd=None)
             return
         cached, written = usage.cached_read_tokens or 0, usage.cached_write_tokens or 0
         self._used = Usage(

@@ -8,6 +8,8 @@ a turn is taken into that turn. Each turn begins with `system/init` and ends wit
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
@@ -17,18 +19,36 @@ from hiveyard.agents.jsonl import JSON, decoded
 from hiveyard.agents.words import checked_model, summary
 from hiveyard.core.drivers import Answer, Line, Step
 from hiveyard.core.errors import AgentFailed
-from hiveyard.core.events import AgentEnded, AgentEvent, AgentPrompted, AgentStarted, clip
+from hiveyard.core.events import AgentEnded, AgentEvent, AgentPrompted, AgentStarted, AgentUsage, clip
+from hiveyard.core.usage import Usage
 from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import one_line
 
 _LONGEST_ID = 200
+_GREETING = "initialize"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """How a program differs. `greet`: it asks leave only of one who said first that he is there. `adds_up`: what it
+    used is a sum over all turns."""
+
+    greet: bool = False
+    adds_up: bool = False
+
+
+CLAUDE: Final = Dialect()
+QWEN: Final = Dialect(greet=True, adds_up=True)
 
 
 class ClaudeStream:
-    """The Driver of Claude Code, and of programs that speak as it does."""
+    """The Driver of Claude Code, and of programs that speak as it does, in a dialect of theirs."""
 
-    def __init__(self, workdir: str, conversation: str | None = None) -> None:
+    def __init__(self, workdir: str, conversation: str | None = None, dialect: Dialect = CLAUDE) -> None:
         self._workdir = workdir
+        self._dialect = dialect
+        self._told = Usage()
+        self._interrupted = False
         self._conversation = conversation
         self._introduced = False
         self._working = False
@@ -44,7 +64,7 @@ class ClaudeStream:
         return self._conversation
 
     def begin(self) -> Step:
-        return Step()
+        return Step((), [_request(_GREETING, {"subtype": "initialize"})] if self._dialect.greet else ())
 
     def feed(self, line: bytes) -> Step:
         said = decoded(line)
@@ -56,6 +76,9 @@ class ClaudeStream:
         if kind == "control_cancel_request":
             self._leave.withdrawn(text(said.get("request_id")))
             return Step()
+        if kind == "control_response":
+            confirmed = text(record(said, "response", "response").get("subtype"))
+            self._interrupted = self._interrupted or (self._working and confirmed == "interrupt")
         if kind in ("control_response", "keep_alive"):
             return Step()
         events = list(self._heard(kind, self._turn.feed(line)))
@@ -116,12 +139,14 @@ class ClaudeStream:
                     continue
                 self._introduced = True
                 self._conversation = event.conversation or self._conversation
+            if isinstance(event, AgentUsage) and self._dialect.adds_up:
+                event = AgentUsage(usage=self._since(event.usage))
             if isinstance(event, AgentEnded):
                 event = self._judged(event)
             yield event
 
     def _judged(self, ended: AgentEnded) -> AgentEnded:
-        if ended.reason.startswith("aborted"):
+        if ended.reason.startswith("aborted") or (self._interrupted and ended.is_error):
             return AgentEnded(is_error=True, reason="interrupted", code=AgentFailed.code)
         verdict = self._turn.verdict(0, "")
         if verdict.ok:
@@ -129,8 +154,19 @@ class ClaudeStream:
         reason = ended.reason if ended.text else verdict.reason
         return msgspec.structs.replace(ended, is_error=True, reason=reason, code=verdict.code)
 
+    def _since(self, told: Usage) -> Usage:
+        """What this turn used, of a sum that goes on over all turns."""
+        before, self._told = self._told, told
+        return msgspec.structs.replace(
+            told,
+            input_tokens=max(0, told.input_tokens - before.input_tokens),
+            output_tokens=max(0, told.output_tokens - before.output_tokens),
+            cache_read_tokens=max(0, told.cache_read_tokens - before.cache_read_tokens),
+            cache_write_tokens=max(0, told.cache_write_tokens - before.cache_write_tokens),
+        )
+
     def _over(self) -> None:
-        self._working = False
+        self._working = self._interrupted = False
         self._turn = ClaudeParser()
         self._leave.end()
 

@@ -1,0 +1,31 @@
+"""Programs that none of our agents is for, heard again: what their talks meant, and what they were told."""
+
+from __future__ import annotations
+
+import pytest
+
+from hiveyard.core.events import AgentAsked, AgentEnded, AgentUsage
+from tests.transcripts.talks import HERE, TALKS, described, replayed
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_a_talk_means_what_it_meant(talk: str) -> None:
+    assert described(replayed(talk).events) == (HERE / f"{talk}.expected").read_text()
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_the_program_is_told_what_it_understood(talk: str) -> None:
+    lines = (HERE / f"{talk}.talk").read_bytes().splitlines()
+    assert replayed(talk).told == [line.removeprefix(b"> ") for line in lines if line.startswith(b"> ")]
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_turns_end_as_they_ended_and_are_counted_for_themselves(talk: str) -> None:
+    events = replayed(talk).events
+    ends = [event for event in events if isinstance(event, AgentEnded)]
+    assert [end.is_error for end in ends] == [False, False, True, True, False]
+    assert "that cannot be" in ends[2].text
+    assert (ends[3].reason, ends[4].text) == ("interrupted", "I go on.")
+    assert all(event.request and event.tool for event in events if isinstance(event, AgentAsked))
+    used = [event.usage.input_tokens for event in events if isinstance(event, AgentUsage)]
+    assert max(used, default=2000) == 2000
