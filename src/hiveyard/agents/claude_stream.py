@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, events, nothing
+from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, by_type, events, nothing
 from hiveyard.agents.words import code_of, created, ending, patched, relative, summary
 from hiveyard.core.errors import AgentFailed, NothingDone
 from hiveyard.core.events import (
@@ -57,15 +57,11 @@ class ClaudeParser:
         self._result: JSON | None = None
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
-        return events(line, self._read)
+        return events(line, by_type(self._readers()))
 
     def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
         code, reason = self._outcome(exit_code, stderr)
         return Verdict(not code, code, reason, self._conversation)
-
-    def _read(self, said: JSON) -> Iterator[AgentEvent] | None:
-        reader = self._readers().get(text(said.get("type")))
-        return None if reader is None else reader(said)
 
     def _readers(self) -> Mapping[str, Reader]:
         return {

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, events, nothing
+from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, by_type, events, nothing
 from hiveyard.agents.words import code_of, door_said, ending, relative, status_in, summary
 from hiveyard.core.errors import AgentFailed, NothingDone
 from hiveyard.core.events import (
@@ -53,15 +53,11 @@ class CodexParser:
         self._error = ""
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
-        return events(line, self._read)
+        return events(line, by_type(self._readers()))
 
     def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
         code, reason = self._outcome(exit_code, _LOGGED.sub("", stderr))
         return Verdict(not code, code, reason, self._conversation)
-
-    def _read(self, said: JSON) -> Iterator[AgentEvent] | None:
-        reader = self._readers().get(text(said.get("type")))
-        return None if reader is None else reader(said)
 
     def _readers(self) -> Mapping[str, Reader]:
         return {

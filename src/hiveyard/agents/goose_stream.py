@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, events, nothing
+from hiveyard.agents.jsonl import JSON, OUTPUT_LIMIT, Reader, by_type, events, nothing
 from hiveyard.agents.words import code_of, created, door_said, ending, relative, status_in, summary
 from hiveyard.core.errors import AgentFailed, NothingDone
 from hiveyard.core.events import (
@@ -64,15 +64,11 @@ class GooseParser:
             line = line[at:]
         if wrong := _UNABLE.match(line):
             return list(self._broken({"error": decode(wrong[1])}))
-        return events(line, self._read)
+        return events(line, by_type(self._readers()))
 
     def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
         code, reason = self._outcome(exit_code, stderr)
         return Verdict(not code, code, reason, self._conversation)
-
-    def _read(self, said: JSON) -> Iterator[AgentEvent] | None:
-        reader = self._readers().get(text(said.get("type")))
-        return None if reader is None else reader(said)
 
     def _readers(self) -> Mapping[str, Reader]:
         return {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 from hiveyard.core.events import AgentEvent, AgentOutput, clip
+from hiveyard.kit.shape import text
 from hiveyard.kit.text import decode
 
 JSON = Mapping[str, object]
@@ -33,6 +34,16 @@ def decoded(line: bytes) -> JSON | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return said if isinstance(said, dict) else None
+
+
+def by_type(readers: Mapping[str, Reader]) -> Reader:
+    """Reads an object by its `type`; one of another has no meaning."""
+
+    def read(said: JSON) -> Iterator[AgentEvent] | None:
+        reader = readers.get(text(said.get("type")))
+        return None if reader is None else reader(said)
+
+    return read
 
 
 def nothing(said: JSON) -> Iterator[AgentEvent]:
