@@ -12,6 +12,8 @@ from hiveyard.core.errors import BadInput
 from hiveyard.engine.request import TaskRequest
 from hiveyard.kit.files import write_atomic
 from tests.door.upstream import upstream, whole
+from tests.engine.yards import spawned, until
+from tests.support.puppet import register
 
 from .conftest import Yard, asked, done
 
@@ -52,6 +54,22 @@ async def test_a_sign_in_with_claude_is_for_claude_code_alone(yard: Yard, repo: 
             request = replace_agent(asked(repo, "true", account="mine"), agent)
             with pytest.raises(BadInput, match=f"Anthropic's own programs only, and the agent is {agent}"):
                 await engine.submit(request)
+
+
+async def test_a_session_whose_account_is_gone_goes_on_when_it_is_back(yard: Yard, repo: Path) -> None:
+    register()
+    write_keys(yard)
+    async with yard.open() as engine:
+        id = await spawned(engine, repo, account="work")
+        await engine.sessions.stop(id)
+        yard.places.keys.write_text('[accounts.home]\nanthropic = "sk-ant-home-key"\n')
+        with pytest.raises(BadInput, match="there is no account 'work'") as caught:
+            await engine.sessions.resume(id)
+        assert caught.value.hint == "accounts: home"
+        assert (await engine.sessions.view(id)).status == "stopped"
+        write_keys(yard)
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
 
 
 def replace_agent(request: TaskRequest, agent: str) -> TaskRequest:

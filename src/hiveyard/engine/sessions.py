@@ -45,7 +45,7 @@ from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
 from hiveyard.engine.ssh_keys import config
 from hiveyard.engine.stay import Stay
 from hiveyard.engine.wish import check_prompt
-from hiveyard.engine.wishing import check
+from hiveyard.engine.wishing import check, check_account
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
 from hiveyard.store.views import SessionRow
@@ -134,7 +134,7 @@ class Sessions:
     async def resume(self, id: str, budget_usd: float | None = None) -> None:
         """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success.
         `budget_usd` is what it may spend in all from now on, also when it is at work; None leaves that as it is. Raises
-        NoMemory, SessionNotRunning, BadInput."""
+        NoMemory, SessionNotRunning, BadInput (its account is not there, ...)."""
         if (stay := self._stays.get(id)) is not None and stay.stop.reason is not None:
             await stay.over.wait()
         session = await self.row(id)
@@ -144,6 +144,8 @@ class Sessions:
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
         await anyio.to_thread.run_sync(self._r.workspace(id).check)
+        # One that was imported, or whose keys were changed meanwhile, would fail at its first question.
+        check_account(_request(session), self._r)
         await self._check_room(_request(session), besides=id)
         now = self._r.clock.now()
         with anyio.CancelScope(shield=True):

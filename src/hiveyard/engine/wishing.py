@@ -25,13 +25,14 @@ async def check(wish: Wish, resources: Resources) -> None:
     image = wish.image or settings.image
     _check_image(image, wanted, resources)
     resources.images.check_program(image, agent.program)
-    _check_account(wish, resources)
+    check_account(wish, resources)
     await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)
     _check_tapes(wish)
 
 
-def _check_account(wish: Wish, resources: Resources) -> None:
-    """An account that is there; one that is a sign-in is for Claude Code alone, as Anthropic's terms want it."""
+def check_account(wish: Wish, resources: Resources) -> None:
+    """An account that is there; one that is a sign-in is for Claude Code alone, as Anthropic's terms want it. Raises
+    BadInput, CredentialsError."""
     account, agent = wish.account or resources.settings.account, wish.agent or resources.settings.agent
     resources.keys.check(account)
     if account and agent != "claude" and resources.keys.account(account).sign_in is not None:
