@@ -357,3 +357,17 @@ async def test_requests_that_come_all_at_once_on_one_connection_are_answered_in_
             while answer.count(b"\r\n\r\n{}") < 10:
                 answer += await stream.receive()
     assert len(up.requests) == 10
+
+
+@pytest.mark.parametrize("value", ["true", " true ", '"yes"', "1", '"' + "x" * 100_000 + '"'])
+async def test_an_answer_that_is_made_later_is_asked_of_nobody(value: str, tmp_path: Path) -> None:
+    """The vendor would be paid for it, and tell nobody what it was."""
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+        asked = f'{{"model": "gpt-5.5", "input": "hi", "background":{value}}}'
+        refused = await client.post("/openai/v1/responses", content=asked.encode())
+        assert refused.status_code == 400
+        assert "background" in refused.text
+        assert not up.requests
+        for fine in ("false", "null"):
+            asked = f'{{"model": "gpt-5.5", "input": "hi", "background": {fine}}}'
+            assert (await client.post("/openai/v1/responses", content=asked.encode())).status_code == 200

@@ -26,6 +26,7 @@ _PARSED = 32 << 20
 _FULL_CONTEXT = 200_000
 """Tokens that a body over 4 MiB is taken for: no text is that long, so most of it is data such as images."""
 _ABSENT = msgspec.Raw(b"")
+_NOT_LATER = (b"", b"false", b"null")
 # With some models codex offers its tools as the first item of the conversation.
 _WITHIN = re.compile(rb'\s*\[\s*\{[^{}\[\]]*"type"\s*:\s*"additional_tools"')
 _HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -42,6 +43,7 @@ class Top(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: msgspec.Raw = _ABSENT
     max_completion_tokens: msgspec.Raw = _ABSENT
     max_output_tokens: msgspec.Raw = _ABSENT
+    background: msgspec.Raw = _ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +109,13 @@ class Asked:
 def understand(
     route: Route, *, query: bytes = b"", headers: tuple[tuple[str, str], ...] = (), body: bytes = b""
 ) -> Asked:
-    """Read a request. Raises BadInput when the body is not a JSON object."""
+    """Read a request. Raises BadInput when the body is not a JSON object, or asks for an answer that is made later: it
+    would be paid, told by nobody, and could not be fetched."""
     if route.method == "GET":
         return Asked(route=route, query=query, headers=headers)
     asked = Asked(route=route, query=query, headers=headers, body=body, top=_top(body))
+    if bytes(asked.top.background).strip() not in _NOT_LATER:
+        raise BadInput("the door passes no request on whose answer is made in the background", hint="leave it out")
     return _counted(asked) if route.protocol == "openai-chat" and asked.stream else asked
 
 
