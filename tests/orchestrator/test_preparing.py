@@ -11,14 +11,14 @@ import pytest
 
 from hiveyard.core.commands import Command
 from hiveyard.core.credentials import CredentialDirectory, CredentialFile, CredentialProfile
-from hiveyard.core.errors import BadInput
+from hiveyard.core.errors import BadInput, NotPrepared
 from hiveyard.core.machines import HOST, Machine, MachineSpec, MachineStatus, TtlAction
 from hiveyard.core.ports import Frozen, Meanwhile
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.bubblewrap import BubblewrapProvider
-from hiveyard.orchestrator import happenings
+from hiveyard.orchestrator import Prepared, happenings
 
-from .parts import KEY, HeldClock, Yards, profile
+from .parts import KEY, HeldClock, Yards, in_the_way, profile
 
 pytestmark = pytest.mark.anyio
 
@@ -189,6 +189,39 @@ async def test_a_name_that_is_taken_is_refused_and_its_machine_stays(yards: Yard
     with pytest.raises(BadInput, match="a machine taken already"):
         await yard.boot_and_prepare(HOST, name="taken")
     assert (await yards.provider.get("taken")).status is MachineStatus.READY
+    await yard.terminate(ready.machine)
+
+
+async def test_of_two_that_want_one_name_at_once_one_gets_it_and_the_other_takes_nothing_from_it(yards: Yards) -> None:
+    yard = yards.yard()
+    made: list[Prepared] = []
+    refused: list[BadInput] = []
+
+    async def boot() -> None:
+        try:
+            made.append(await yard.boot_and_prepare(HOST, name="wanted", credential_profiles=[profile()]))
+        except BadInput as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(boot)
+        group.start_soon(boot)
+    assert (len(made), len(refused)) == (1, 1)
+    assert "being made already" in refused[0].message
+    assert (await yards.provider.get("wanted")).status is MachineStatus.READY
+    assert await said_in(yards, made[0].machine, "cat ~/p/key; echo left > /session/file; cat /session/file") == (
+        f"{KEY}left\n"
+    )
+    await yard.terminate(made[0].machine)
+    again = await yard.boot_and_prepare(HOST, name="wanted")
+    await yard.terminate(again.machine)
+
+
+async def test_a_name_is_free_again_when_its_machine_failed(yards: Yards) -> None:
+    yard = yards.yard()
+    with pytest.raises(NotPrepared):
+        await yard.boot_and_prepare(HOST, name="wanted", credential_profiles=[in_the_way()])
+    ready = await yard.boot_and_prepare(HOST, name="wanted")
     await yard.terminate(ready.machine)
 
 

@@ -18,7 +18,7 @@ from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.credentials import CredentialProfile, CredentialsInstaller, Installed
 from hiveyard.core.drivers import Converses
 from hiveyard.core.errors import BadInput, HiveyardError, OrchestrationError
-from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction, check_machine_name
+from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction
 from hiveyard.core.ports import Agent, Doors, Forks, Guest, Pauses, ProcessManager, Provider, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.kit.clock import Clock, SystemClock
@@ -28,6 +28,7 @@ from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from hiveyard.orchestrator import happenings, wanted
 from hiveyard.orchestrator.booting import Booting, Origin
+from hiveyard.orchestrator.claims import Claims
 from hiveyard.orchestrator.conversation import Conversation, conversing
 from hiveyard.orchestrator.doorways import Doorways
 from hiveyard.orchestrator.failing import Step, operating, preparing, starting, why
@@ -71,6 +72,7 @@ class Orchestrator:
         self._doorways = Doorways(doors, on_event)
         self._open = AsyncExitStack()
         self._secrets: dict[str, set[Secret]] = {}
+        self._claims = Claims(provider)
         self._booting = Booting(provider, agent, self._doorways, on_event, self._clock)
 
     async def __aenter__(self) -> Self:
@@ -115,16 +117,17 @@ class Orchestrator:
         seconds = None if self.provider.capabilities.remote else spec.ttl
         if seconds is not None:
             self._lifetimes.check()
-        name = await self._new_name(name)
-        self._secrets[name] = {secret for profile in credential_profiles for secret in profile.masked()}
-        if placeholder is not None:
-            self._secrets[name].add(placeholder)
-        async with self._removed_on_failure(happenings.PreparationFailed, name, (Exception,) if keep_on_error else ()):
-            machine = await self._boot(name, spec, placeholder, Origin(snapshot) if snapshot is not None else None)
-            installed = await self._install(name, credential_profiles, real)
-            await self._write_info(machine, info, machine_info_mode)
-            if seconds is not None:
-                self._lifetimes.begin(name, seconds, spec.ttl_action)
+        async with self._claims.new(name) as name:
+            self._secrets[name] = {secret for profile in credential_profiles for secret in profile.masked()}
+            if placeholder is not None:
+                self._secrets[name].add(placeholder)
+            kept = (Exception,) if keep_on_error else ()
+            async with self._removed_on_failure(happenings.PreparationFailed, name, kept):
+                machine = await self._boot(name, spec, placeholder, Origin(snapshot) if snapshot is not None else None)
+                installed = await self._install(name, credential_profiles, real)
+                await self._write_info(machine, info, machine_info_mode)
+                if seconds is not None:
+                    self._lifetimes.begin(name, seconds, spec.ttl_action)
         return Prepared(
             machine=machine,
             spec=spec,
@@ -274,15 +277,6 @@ class Orchestrator:
         )
         self._tell(started)
         return info
-
-    async def _new_name(self, name: str | None) -> str:
-        """A name that no machine has: what fails later is removed, and must not be somebody else's."""
-        if name is None:
-            return f"m-{new_id()}"
-        check_machine_name(name)
-        if name in await preparing("boot", name).of(self.provider.names(), Mask(())):
-            raise BadInput(f"there is a machine {name} already", hint="another name, or none; or terminate that one")
-        return name
 
     async def _boot(self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Origin | None) -> Machine:
         booting = self._booting.boot(name, spec, placeholder, origin)
