@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from hiveyard.core.errors import (
@@ -19,9 +22,12 @@ from hiveyard.core.errors import (
     SessionInUse,
     SessionNotRunning,
 )
-from hiveyard.core.events import SessionForked, SnapshotTaken
+from hiveyard.core.events import Notice, SessionForked, SnapshotTaken
+from hiveyard.engine import points
 from hiveyard.engine.forking import ForkRequest
+from hiveyard.engine.snapshots import Snapshots
 from hiveyard.engine.workspace import Workspace
+from hiveyard.store.lineage import Point
 from tests.engine.conftest import Yard, git
 from tests.engine.yards import answer, events, spawned, told, until
 from tests.support.puppet import register
@@ -310,6 +316,62 @@ async def test_snapshots_of_turns_share_what_did_not_change(yard: Yard, repo: Pa
         assert sizes[0] > 4 << 20
         assert sizes[1] < 8 << 20
         assert sizes[2] < 1 << 20
+        await engine.sessions.stop(id)
+
+
+async def test_a_file_whose_name_is_no_text_is_in_snapshots_and_forks(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, r"run echo odd > $(printf '\377')")
+        here = workspace(yard, id)
+        odd = os.fsdecode(b"\xff")
+        changed = (here.shared / "repo" / odd).stat().st_ctime
+        await anyio.sleep(max(0.0, changed + 2.1 - time.time()))  # what was changed a moment ago has no mark
+        first, second = [await engine.snapshots.take(id, name) for name in ("one", "two")]
+        assert [snapshot.name for snapshot in await engine.snapshots.list(id)] == ["one", "two"]
+        files = [points.files_of(here, point.row.id) / "repo" / odd for point in (first, second)]
+        assert files[0].read_text() == "odd\n"
+        assert files[1].samefile(files[0])
+        (child,) = (await engine.forks.fork(id, ForkRequest())).children
+        await until(engine, child, lambda view: view.status == "running")
+        assert (workspace(yard, child).shared / "repo" / odd).read_text() == "odd\n"
+        for one in (id, child):
+            await engine.sessions.stop(one)
+
+
+async def test_a_record_of_an_earlier_hiveyard_tells_what_did_not_change(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "run head -c 4M /dev/urandom > large")
+        here = workspace(yard, id)
+        changed = (here.shared / "repo" / "large").stat().st_ctime
+        await anyio.sleep(max(0.0, changed + 2.1 - time.time()))
+        first = await engine.snapshots.take(id, "one")
+        marks = here.snapshots / first.row.id / "marks"
+        said = msgspec.msgpack.decode(marks.read_bytes())
+        marks.write_bytes(msgspec.msgpack.encode({path.decode(): mark for path, mark in said.items()}))
+        second = await engine.snapshots.take(id, "two")
+        large = [points.files_of(here, point.row.id) / "repo" / "large" for point in (first, second)]
+        assert large[1].samefile(large[0])
+        await engine.sessions.stop(id)
+
+
+class _Untakable(Snapshots):
+    async def take(self, id: str, name: str | None = None, *, passing: bool = False) -> Point:
+        raise ValueError("nobody thought of this")
+
+
+async def test_a_person_is_told_of_a_snapshot_that_failed_as_nobody_foresaw(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        _Untakable(engine.snapshots._r, engine.sessions, engine.snapshots._group)
+        id = await spawned(engine, repo, snapshots="turns")
+        assert await told(engine, id, "remember apple") == "done: remember apple"
+        with anyio.fail_after(30):
+            while not (notices := await events(engine, id, "notice")):  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        assert isinstance(notices[0].body, Notice)
+        assert notices[0].body.message.endswith("the end of the turn: ValueError: nobody thought of this")
+        assert await told(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 

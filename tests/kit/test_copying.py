@@ -113,7 +113,16 @@ def test_a_second_copy_shares_what_did_not_change(tree: Path, tmp_path: Path) ->
 def test_what_was_changed_a_moment_ago_is_not_taken_for_known(tree: Path, tmp_path: Path) -> None:
     (tree / "a.txt").write_text("now\n")
     done = copy_tree(tree, tmp_path / "copy")
-    assert "a.txt" not in done.marks
+    assert b"a.txt" not in done.marks
+
+
+def test_a_name_that_is_no_text_is_known_again(tree: Path, tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tree) + b"/below/\xff")).write_text("odd\n")
+    settled(tree)
+    first = copy_tree(tree, tmp_path / "first")
+    assert set(first.marks) == {b"a.txt", b"below/b.sh", b"below/\xff"}
+    second = copy_tree(tree, tmp_path / "second", Former(tmp_path / "first", first.marks))
+    assert (second.files, second.shared) == (3, 3)
 
 
 def test_a_tree_without_an_end_is_an_error_and_not_a_crash(tree: Path, tmp_path: Path) -> None:

@@ -137,9 +137,17 @@ def _former(workspace: Workspace, snapshot: str | None) -> Former | None:
         return None
     try:
         data = (workspace.snapshots / snapshot / "marks").read_bytes()
-        return Former(files_of(workspace, snapshot), msgspec.msgpack.decode(data, type=dict[str, Mark]))
+        return Former(files_of(workspace, snapshot), _marks(data))
     except (OSError, msgspec.MsgspecError):
         return None  # then nothing is shared
+
+
+def _marks(data: bytes) -> dict[bytes, Mark]:
+    """What `marks` holds; that of an earlier Hiveyard has paths as text."""
+    try:
+        return msgspec.msgpack.decode(data, type=dict[bytes, Mark])
+    except msgspec.ValidationError:
+        return {path.encode(): mark for path, mark in msgspec.msgpack.decode(data, type=dict[str, Mark]).items()}
 
 
 def snapshot_to_boot(session: str, point: Point) -> str | None:

@@ -189,15 +189,19 @@ class Snapshots:
             log.info("session %s ended with its turn: there is no snapshot of that", stay.id)
         except HiveyardError as error:
             log.warning("session %s: no snapshot at the end of a turn: %s", stay.id, error.message)
-            notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.message}", code=error.code)
-            with contextlib.suppress(HiveyardError):
-                await self._r.ledger.record(stay.id, notice)
-        except Exception:
+            await self._untaken(stay, error)
+        except Exception as error:
             log.exception("session %s: no snapshot at the end of a turn", stay.id)
+            await self._untaken(stay, OrchestrationError(f"{type(error).__name__}: {error}"))
         finally:
             # One that a person paused meanwhile is thawed by that person.
             if (await self._activity(stay.id)) is not Activity.PAUSED:
                 stay.thaw()
+
+    async def _untaken(self, stay: Stay, error: HiveyardError) -> None:
+        notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.message}", code=error.code)
+        with contextlib.suppress(HiveyardError):
+            await self._r.ledger.record(stay.id, notice)
 
     async def _activity(self, id: str) -> Activity | None:
         row = await self._r.ledger.read(lambda conn: views.find_session(conn, id))

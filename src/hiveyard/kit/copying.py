@@ -34,19 +34,20 @@ class Former(NamedTuple):
     """A copy made before, which nobody has written to since: files that have not changed are taken from there."""
 
     root: Path
-    marks: Mapping[str, Mark]
+    marks: Mapping[bytes, Mark]
 
 
 @dataclass(slots=True)
 class Copied:
     """What was copied. `shared` counts files that were taken from a former copy, `left_out` sockets and devices;
-    `written` is the bytes that it took on disk; `marks` are for the next copy of the same tree."""
+    `written` is the bytes that it took on disk; `marks`, by path within the tree, are for the next copy of it: a name
+    need not be text."""
 
     files: int = 0
     shared: int = 0
     written: int = 0
     left_out: int = 0
-    marks: dict[str, Mark] = field(default_factory=dict)
+    marks: dict[bytes, Mark] = field(default_factory=dict)
 
 
 def copy_tree(source: Path, target: Path, former: Former | None = None) -> Copied:
@@ -140,7 +141,7 @@ class _Copying:
         self.done.files += 1
         mark = Mark(status.st_ino, status.st_ctime_ns, status.st_size)
         if status.st_ctime_ns < self._began - _RACY:
-            self.done.marks[path] = mark
+            self.done.marks[os.fsencode(path)] = mark
         if self._again(status, target, name, path) or self._as_before(mark, status, target, name, path):
             return
         copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
@@ -163,7 +164,8 @@ class _Copying:
 
     def _as_before(self, mark: Mark, status: os.stat_result, target: int, name: str, path: str) -> bool:
         """Taken from the former copy, when it is the same to the bit."""
-        if self._former is None or self._former.marks.get(path) != mark or path not in self.done.marks:
+        key = os.fsencode(path)
+        if self._former is None or self._former.marks.get(key) != mark or key not in self.done.marks:
             return False
         try:
             os.link(self._former.root / path, name, dst_dir_fd=target, follow_symlinks=False)
