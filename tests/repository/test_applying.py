@@ -78,6 +78,24 @@ async def test_merging_never_overwrites_uncommitted_work(repo: Repo, session: Se
     assert repo.git("rev-parse", "HEAD") == base
 
 
+@pytest.mark.parametrize(
+    ("theirs", "mine"),
+    [
+        pytest.param("echo agent > .env; git add -f .env", ".env", id="a file"),
+        pytest.param("echo agent > .env; git add -f .env", ".env/inner", id="a directory"),
+        pytest.param("mkdir .env; echo agent > .env/inner; git add -f .env", ".env", id="a file where theirs are"),
+    ],
+)
+async def test_merging_never_overwrites_what_git_ignores(repo: Repo, session: Session, theirs: str, mine: str) -> None:
+    repo.commit("Ignore", __gitignore=".env\n")
+    base = await worked(repo, session, f"{theirs}; git commit -qm 'Settings'")
+    repo.write(mine, "mine\n")
+    with pytest.raises(WouldOverwrite, match=r"in no commit: \.env"):
+        await repository.apply(session.origin, repo.path, base=base, branch=BRANCH, merge=True)
+    assert (repo.path / mine).read_text() == "mine\n"
+    assert repo.git("rev-parse", "HEAD") == base
+
+
 async def test_merging_into_what_went_on_since_is_left_to_the_person(repo: Repo, session: Session) -> None:
     base = await worked(repo, session, "echo more >> README.md")
     repo.commit("Mine", mine="x")

@@ -85,7 +85,8 @@ def apply(work: str, merge: bool, into: str | None, as_json: bool) -> None:
     if done.merged:
         click.echo("your checkout was moved forward to it")
     elif not merge:
-        click.echo(f"next: git -C {shlex.quote(str(done.repository))} merge {done.branch}")
+        # So that a file of yours that git ignores is not overwritten.
+        click.echo(f"next: git -C {shlex.quote(str(done.repository))} merge --no-overwrite-ignore {done.branch}")
 
 
 def _found(work: str) -> dict[str, Any]:

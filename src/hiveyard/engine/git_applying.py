@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 from pathlib import Path
@@ -12,6 +13,11 @@ from hiveyard.engine.git import GIVEN, answer, complaint, git
 from hiveyard.engine.git_changes import tip_of
 from hiveyard.engine.git_source import check_branch_name, open_local
 from hiveyard.engine.git_submodules import bare_copy, find_local, submodules
+from hiveyard.kit.process import Completed
+from hiveyard.kit.text import one_line
+
+_UNKNOWN = re.compile(r"^error: (The following untracked|.* would lose untracked)", re.MULTILINE)
+"""How git begins a refusal for the sake of files that it does not know."""
 
 
 class Applied(NamedTuple):
@@ -33,7 +39,7 @@ async def apply(
 
     `origin` is the host's bare repository with the collected `branch`; `name` calls it otherwise over there. Index
     and work tree are not touched without `merge`. Raises NothingToApply, NoRepository, WouldOverwrite when a branch
-    of that name holds other work or a merge would lose uncommitted changes, RepositoryError."""
+    of that name holds other work or a merge would lose what is not committed, RepositoryError."""
     target = name or branch
     await check_branch_name(target)
     done = await git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}", at=origin)
@@ -159,16 +165,28 @@ async def _fetch_from(source: Path, move: _Move, branch: str, target: str) -> No
 async def _merge(top: Path, branch: str) -> bool:
     if (await answer("rev-parse", "--is-bare-repository", at=top)) == "true":
         raise RepositoryError(f"{top} is bare and has no checkout to merge into")
-    done = await git("merge", "--ff-only", "--no-stat", f"refs/heads/{branch}", at=top)
+    # Git overwrites what is ignored, a person's .env too, unless it is told not to.
+    words = ("merge", "--ff-only", "--no-stat", "--no-overwrite-ignore", f"refs/heads/{branch}")
+    done = await git(*words, at=top)
     if done.ok:
         return True
-    said = done.stderr.decode("utf-8", "replace")
-    if "would be overwritten" in said:
-        raise WouldOverwrite(
-            f"{branch} is there, but merging it would overwrite uncommitted changes in {top}",
-            hint=f"commit them, then: git -C {top} merge {branch}",
+    raise _not_merged(top, branch, done)
+
+
+def _not_merged(top: Path, branch: str, done: Completed) -> WouldOverwrite:
+    said, there = done.stderr.decode("utf-8", "replace"), f"{branch} is there, but"
+    again = f"git -C {shlex.quote(str(top))} merge --no-overwrite-ignore {branch}"
+    if _UNKNOWN.search(said):
+        files = one_line(", ".join(line.strip() for line in said.splitlines() if line.startswith("\t")), 200)
+        return WouldOverwrite(
+            f"{there} merging it would overwrite files in {top} that are in no commit: {files}",
+            hint=f"move them away, then: {again}",
         )
-    raise WouldOverwrite(
-        f"{branch} is there, but what is checked out in {top} has gone on since: {complaint(done)}",
-        hint=f"git -C {top} merge {branch}",
+    if "would be overwritten" in said:
+        return WouldOverwrite(
+            f"{there} merging it would overwrite uncommitted changes in {top}", hint=f"commit them, then: {again}"
+        )
+    return WouldOverwrite(
+        f"{there} what is checked out in {top} has gone on since: {complaint(done)}",
+        hint=f"git -C {shlex.quote(str(top))} merge {branch}",
     )
