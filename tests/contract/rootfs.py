@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hiveyard.core.machines import Image
 
+ROOT = Path(__file__).parents[2]
 _PROGRAMS = (
     "bash cat chmod cp cut dd env false find flock grep head id ln ls mkdir mkfifo mv nohup printf pwd readlink rm"
     " rmdir seq setsid sha256sum sleep socat sort stat stty sync tail tar tee timeout tmux touch tr true truncate tty"
@@ -52,7 +53,8 @@ def _fill(tree: Path) -> None:
 
 
 def _add_node(tree: Path, npm: Path) -> None:
-    node = Path(shutil.which("node") or "/no/node").resolve(strict=True)
+    place = subprocess.run([ROOT / "scripts/node"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    node = Path(place, "bin/node")
     _copy(node, tree / "usr/bin/node")
     for library in _libraries([node]):
         _copy(library, tree / str(library).lstrip("/"))

@@ -25,12 +25,21 @@ def morph_spec() -> Path | None:
 def proxied(spec: Path, upstream: str) -> Iterator[tuple[str, Path]]:
     """The address of a proxy before `upstream`, and what it logs. What breaks the description is an error 4xx or 5xx
     in place of the answer."""
-    program = subprocess.run([str(ROOT / "scripts/prism")], check=True, capture_output=True, text=True).stdout.strip()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="hv-prism-") as scratch:
         log = Path(scratch, "log")
-        argv = [program, "proxy", "--errors", "-h", "127.0.0.1", "-p", str(port), str(spec), upstream]
+        argv = [
+            str(ROOT / "scripts/prism"),
+            "proxy",
+            "--errors",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(port),
+            str(spec),
+            upstream,
+        ]
         with log.open("wb") as output:
             process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
