@@ -20,7 +20,7 @@ from hiveyard.core.drivers import Answer, Driver, Line, Step
 from hiveyard.core.events import AgentAsked, AgentEvent
 
 HERE = Path(__file__).parent
-WORK = "/session/work"
+WORK = "/session/repo"
 TALKS: Mapping[str, Callable[[], Driver]] = {
     "qwen-0.24.4/stream": lambda: ClaudeStream(WORK, None, QWEN),
     "qwen-0.24.4/acp": lambda: Acp(WORK, ask=True, quirks=QUIRKS["qwen"]),
