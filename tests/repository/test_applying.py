@@ -8,6 +8,7 @@ import pytest
 
 from hiveyard.core.errors import NoRepository, NothingToApply, RepositoryError, WouldOverwrite
 from hiveyard.engine import repository
+from hiveyard.engine.git import answer
 from tests.repository.conftest import Repo, Session, init
 
 pytestmark = pytest.mark.anyio
@@ -114,6 +115,22 @@ async def test_work_on_uncommitted_changes_can_be_applied(repo: Repo, session: S
     base = await worked(repo, session, "echo more >> README.md", dirty=True)
     await repository.apply(session.origin, repo.path, base=base, branch=BRANCH)
     assert repo.git("show", f"{BRANCH}:README.md") == "dirty\nmore"
+
+
+@pytest.mark.parametrize("bare", [False, True])
+async def test_a_person_whose_git_looks_for_no_bare_repositories_is_served_too(
+    bare: bool, repo: Repo, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bare:
+        repo.git("clone", "--quiet", "--bare", str(repo.path), str(tmp_path / "bare"))
+    mine = Repo(tmp_path / "bare") if bare else repo
+    careful = tmp_path / "careful"
+    careful.write_text("[user]\n\tname = Ada\n\temail = ada@example.com\n[safe]\n\tbareRepository = explicit\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(careful))
+    base = await worked(mine, session, "echo more >> README.md")
+    done = await repository.apply(session.origin, mine.path, base=base, branch=BRANCH, merge=not bare)
+    shown = await answer("show", f"{BRANCH}:README.md", at=mine.path)
+    assert (shown, done.created, done.merged) == ("two\nmore", True, not bare)
 
 
 async def test_another_clone_can_take_the_work_and_a_stranger_cannot(

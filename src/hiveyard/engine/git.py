@@ -33,6 +33,8 @@ INERT = (
     *("-c", "commit.gpgSign=false"),
     *("-c", "advice.detachedHead=false"),
     *("-c", "advice.addEmbeddedRepo=false"),
+    # A person may want git to find no bare repository by itself. Ours are bare, and each is named.
+    *("-c", "safe.bareRepository=all"),
 )
 """What keeps a repository's own configuration from running programs or touching more than it is asked to."""
 
