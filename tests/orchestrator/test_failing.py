@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import anyio
 import pytest
 
-from hiveyard.core.commands import ProcessInfo, ProcessSpec
+from hiveyard.agents.claude import Claude
+from hiveyard.agents.command import CommandLine
+from hiveyard.core.commands import ProcessInfo, ProcessSpec, ProcessStatus
 from hiveyard.core.credentials import CredentialProfile, Installed
-from hiveyard.core.errors import NotPrepared, OrchestrationError, ProviderError, SessionNotStarted
+from hiveyard.core.errors import BadInput, NotPrepared, OrchestrationError, ProviderError, SessionNotStarted
 from hiveyard.core.machines import HOST, Image, MachineSpec, MachineStatus
-from hiveyard.core.ports import Guest
+from hiveyard.core.ports import Agent, Guest
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.orchestrator import RuntimeEvent, happenings
@@ -93,12 +96,29 @@ async def test_a_process_manager_that_is_not_in_the_image_leaves_no_machine(yard
     assert yards.told()[-2:] == ["session_failed", "machine_terminated"]
 
 
-async def test_an_agent_that_cannot_do_the_turn_leaves_no_machine(yards: Yards, said: Said) -> None:
+@pytest.mark.parametrize(
+    ("agent", "wishes", "says"),
+    [
+        (CommandLine(), {"name": "hello"}, "needs a command line"),
+        (CommandLine(), {"name": "x" * 300, "command": "true"}, "is no name for a process"),
+        (Claude(), {"name": "hello", "model": "--yolo"}, "is no name of a model"),
+        (Claude(), {"name": "hello", "conversation": "../x"}, "is no id of a conversation"),
+    ],
+)
+async def test_a_turn_that_cannot_be_is_refused_and_what_runs_in_the_machine_goes_on(
+    yards: Yards, agent: Agent, wishes: dict[str, Any], says: str
+) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(HOST)
-    with pytest.raises(SessionNotStarted, match="needs a command line") as caught:
-        await yard.start_session(ready.machine, ready.turn("hello"), prompt="")
-    check(said, caught.value, "start_session", "bad_input")
+    await yard.start_session(ready.machine, ready.turn("first", command="sleep 1000"), prompt="")
+    told = yards.told()
+    yard.agent = agent
+    with pytest.raises(BadInput, match=says):
+        await yard.start_session(ready.machine, ready.turn(**wishes), prompt="")
+    assert yards.told() == told
+    (first,) = await yard.processes(ready.machine)
+    assert (first.name, first.status) == ("first", ProcessStatus.RUNNING)
+    await yard.terminate(ready.machine)
 
 
 async def test_a_guest_that_puts_secrets_into_its_answers_gets_them_nowhere(yards: Yards, said: Said) -> None:
@@ -135,12 +155,14 @@ async def test_a_machine_that_is_to_be_kept_is_kept(
 
 
 async def test_a_machine_is_kept_when_its_session_fails_and_another_may_be_started(yards: Yards) -> None:
-    yard = yards.yard()
-    ready = await yard.boot_and_prepare(HOST)
+    yard = yards.yard(Tmux())
+    ready = await yard.boot_and_prepare(image_without("tmux", yards.scratch))
+    turn = ready.turn("hello", command="true")
     with pytest.raises(SessionNotStarted):
-        await yard.start_session(ready.machine, ready.turn("hello"), prompt="", keep_on_error=True)
+        await yard.start_session(ready.machine, turn, prompt="", keep_on_error=True)
     assert yards.told()[-2:] == ["session_failed", "machine_kept"]
-    await yard.start_session(ready.machine, ready.turn("hello", command="true"), prompt="")
+    yard.manager = Detached()
+    await yard.start_session(ready.machine, turn, prompt="")
     await yard.terminate(ready.machine)
 
 

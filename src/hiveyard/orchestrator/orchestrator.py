@@ -200,7 +200,7 @@ class Orchestrator:
 
         The turn's directories are made, and `prompt` is written to its file, which has to be there without one. When
         this fails or is cancelled the machine is removed, with all that runs in it, unless `keep_on_error`. Raises
-        SessionNotStarted."""
+        SessionNotStarted; BadInput for a turn that the agent cannot do, when nothing was done and the machine stays."""
         return await self._start(machine, turn, self.agent.process, prompt, keep_on_error)
 
     @asynccontextmanager
@@ -208,8 +208,8 @@ class Orchestrator:
         self, machine: Machine, turn: Turn, *, offset: int = 0, keep_on_error: bool = False
     ) -> AsyncIterator[Conversation]:
         """A conversation with the agent, whose process is started as by `start_session`, or found; leaving the block
-        ends nothing. `offset` is the one of a conversation with that process that was left. Raises SessionNotStarted,
-        and BadInput for an agent that takes one prompt only; a conversation raises errors of its own."""
+        ends nothing. `offset` is the one of a conversation with that process that was left. Raises as that, and
+        BadInput for an agent that takes one prompt only; a conversation raises errors of its own."""
         agent = self.agent
         if not isinstance(agent, Converses):
             raise BadInput(f"the agent {agent.name} takes one prompt only", hint="start_session, for each prompt one")
@@ -261,10 +261,10 @@ class Orchestrator:
     async def _start(
         self, machine: Machine, turn: Turn, specified: Callable[[Turn], ProcessSpec], prompt: str | None, keep: bool
     ) -> ProcessInfo:
+        spec = specified(turn)  # before anything is done: what cannot be costs no machine
         self._secrets.setdefault(machine.name, set()).add(Secret(turn.placeholder))
 
         async def start() -> ProcessInfo:
-            spec = specified(turn)
             async with self.provider.guest(machine.name) as guest:
                 await make_room(guest, turn, prompt)
                 return await self.manager.start(guest, spec)
