@@ -16,10 +16,12 @@ import pytest
 
 from hiveyard.core.errors import BadArchive, BadInput, HiveyardError, SessionNotRunning
 from hiveyard.core.events import ResultCollected
+from hiveyard.engine.beginning import Beginning
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.git_submodules import BASE, bare_copy, submodules
 from hiveyard.engine.spawn import spawn_from_json
 from hiveyard.engine.workspace import Workspace
+from hiveyard.store import lineage
 from tests.engine.conftest import Yard, git
 from tests.engine.yards import events, spawned, told, until
 from tests.support.puppet import register
@@ -192,6 +194,14 @@ def replaced(name: str, content: bytes) -> Change:
     return change
 
 
+REFUND = {
+    "type": "model.called",
+    "protocol": "anthropic",
+    "model": "m",
+    "status": 200,
+    "seconds": 1.0,
+    "usage": {"cost_usd": -1000.0},
+}
 HARM: dict[str, Change] = {
     "climbs out": adding(entry("session/../../climbed", size=1)),
     "is absolute": adding(entry("/tmp/climbed", size=1)),
@@ -231,6 +241,7 @@ HARM: dict[str, Change] = {
     "a session that runs": journal(lambda lines: [line for line in lines if line["body"]["type"] != "session.stopped"]),
     "a base in the journal that is an option": body("session.prepared", base="--output=/tmp/climbed"),
     "a head that is an option": body("result.collected", head="--output=/tmp/climbed"),
+    "money back": journal(lambda lines: [*lines, {"at": 1.0, "body": REFUND}]),
     "an unknown agent": manifest(agent="nobody"),
     "a wish that makes no sense": body("session.created", request={"repo": "x", "memory_mib": -4}),
 }
@@ -238,6 +249,11 @@ HARM: dict[str, Change] = {
 
 @pytest.fixture(scope="module")
 def once() -> dict[str, bytes]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, bytes]:
     return {}
 
 
@@ -293,6 +309,41 @@ async def test_what_a_stranger_may_not_ask_for_is_dropped(
         assert (request.record, request.tape, request.network, request.image) == (None, None, "door", None)
         assert (await engine.sessions.view(id)).port is None
         assert not await events(engine, id, "machine.booting", "port.opened")
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        {"live": False, "image": "/evil.toml"},
+        {"live": False, "image": "host"},
+        {"live": True, "image": "default"},
+    ],
+    ids=["a recipe", "the host's own files", "another session's memory"],
+)
+async def test_a_stranger_does_not_say_where_a_session_begins(
+    yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path, whole: dict[str, bytes], begin: dict[str, object]
+) -> None:
+    """It would be built, or started, by the next `hv resume`."""
+    file = tmp_path / "it.tar.gz"
+    if "archive" not in whole:
+        async with yard.open() as engine:
+            await exported(engine, repo, file)
+        whole["archive"] = file.read_bytes()
+    file.write_bytes(whole["archive"])
+    forked = {"type": "session.forked", "parent": "other", "snapshot": "p1", **begin}
+    paused = {"type": "session.paused"}
+    with changed(file) as (data, more):
+        journal(lambda lines: [*lines, *({"at": 1.0, "body": one} for one in (forked, paused))])(data, more)
+    async with elsewhere.open() as engine:
+        id = await engine.imports.take(file)
+        read = engine.sessions._r.ledger.read
+        assert await read(lambda conn: lineage.to_begin_at(conn, id)) is None
+        assert await read(lambda conn: Beginning.of(conn, id)) == Beginning()
+        assert not await events(engine, id, "session.forked", "session.paused")
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
 
 
 async def test_what_is_no_archive_is_told_in_one_line(yard: Yard, tmp_path: Path) -> None:

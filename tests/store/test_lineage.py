@@ -81,6 +81,17 @@ async def test_a_session_is_to_begin_at_a_point_until_it_runs(store: Store) -> N
     assert await store.read(lambda conn: lineage.to_begin_at(conn, "s1")) is None
 
 
+@pytest.mark.parametrize(
+    "turning",
+    [e.SessionForked(parent="s0", snapshot="p1", live=True, image="evil.toml"), e.SessionRewound(snapshot="p1")],
+)
+async def test_what_came_before_an_import_is_nowhere_to_begin(store: Store, turning: e.AnyBody) -> None:
+    created = e.SessionCreated(slug="s1", repo="r", agent="a")
+    await store.append("s1", created, e.SessionPreparing(), e.SessionRunning(), e.SessionStopped(), turning)
+    await store.append("s1", e.SessionImported(exported_at=1.0))
+    assert await store.read(lambda conn: lineage.to_begin_at(conn, "s1")) is None
+
+
 async def test_a_snapshot_that_is_not_there_is_told_with_those_that_are(store: Store) -> None:
     await begin(store)
     await store.append("s1", e.SnapshotTaken(snapshot="p1", name="first", live=False))

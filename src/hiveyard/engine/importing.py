@@ -34,10 +34,14 @@ from hiveyard.core.errors import (
 from hiveyard.core.events import (
     AnyBody,
     MachineEvent,
+    ModelCalled,
     PortEvent,
     SessionCreated,
+    SessionForked,
     SessionImported,
+    SessionPaused,
     SessionPlaced,
+    SessionUnpaused,
     SnapshotEvent,
     TaskEvent,
 )
@@ -66,7 +70,9 @@ _REF = re.compile(r"refs/(?:heads|tags|remotes|hiveyard)/[^\s~^:?*\[\\\x00-\x1f\
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 # Of what was asked for: what names a place of the other host, or would open this one's network.
 _NOT_TAKEN = ("record", "tape", "network", "port", "include_dirty", "provider")
-_ELSEWHERE = MachineEvent | PortEvent | SnapshotEvent | TaskEvent
+# What would decide here what this host does, or tell of what it does not have. A fork names an image to build and
+# another session's snapshot to go on from; where the session came from, `SessionImported` says.
+_ELSEWHERE = MachineEvent | PortEvent | SnapshotEvent | TaskEvent | SessionForked | SessionPaused | SessionUnpaused
 
 
 class _Line(msgspec.Struct):
@@ -169,6 +175,7 @@ class Imports:
         for line, body in _events(self._r.workspace(id).root / "events.imported"):
             if isinstance(body, SessionCreated):
                 body, began = self._created(body, free, id, manifest), True
+            _check_paid(body)
             at = line.at if math.isfinite(line.at) and 0 <= line.at <= now else now
             if began and not isinstance(body, _ELSEWHERE):
                 journal.record(conn, id, body, at=at, turn=line.turn, raw=line.raw)
@@ -213,6 +220,12 @@ class Imports:
         except (NoSuchImage, BadInput):
             return False
         return True
+
+
+def _check_paid(body: AnyBody) -> None:
+    """Nobody gets money back for what was asked: it would be spent here, above the budget."""
+    if isinstance(body, ModelCalled) and any((amount or 0) < 0 for amount in msgspec.structs.astuple(body.usage)):
+        raise BadArchive("the archive's journal tells of a model that was asked for less than nothing")
 
 
 def _unpack(path: Path, into: Path) -> None:

@@ -15,6 +15,8 @@ from hiveyard.store.views import SnapshotRow
 
 _events = schema.events.c
 _decoder: msgspec.json.Decoder[AnyBody] = msgspec.json.Decoder(AnyBody)
+_TURNINGS = ("session.forked", "session.rewound", "session.imported", "session.running", "session.stopped")
+"""The latest of these tells whether a session is still to begin somewhere."""
 _STARTS = 20
 """How many of an agent's latest introductions are looked through for one that names its conversation."""
 
@@ -81,8 +83,9 @@ def conversation(conn: Connection, session: str, upto: int | None = None) -> str
 
 
 def to_begin_at(conn: Connection, session: str) -> SessionForked | SessionRewound | None:
-    """Where the session is still to begin: it was forked or rewound, and has not run since."""
-    last = _last(conn, session, 2**63 - 1, "session.forked", "session.rewound", "session.running", "session.stopped")
+    """Where the session is still to begin: it was forked or rewound, and has not run since. What came before an import
+    was written by whoever made the archive, and tells nothing of where anything begins here."""
+    last = _last(conn, session, 2**63 - 1, *_TURNINGS)
     return last[1] if last is not None and isinstance(last[1], SessionForked | SessionRewound) else None
 
 
