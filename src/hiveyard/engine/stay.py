@@ -17,6 +17,7 @@ import anyio
 
 from hiveyard.core.errors import (
     BudgetSpent,
+    CommandTimeout,
     DiskReserve,
     HiveyardError,
     MachineLost,
@@ -65,6 +66,12 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 PATIENCE = 5.0
 """Seconds until a step is tried again for which the journal could not be written."""
+HEARING = 15.0
+"""Seconds that are waited for the end of what is heard of a program that was ended: its guest can hold it back."""
+COLLECTING = 300.0
+"""Seconds for bringing the work out once the end was asked for."""
+HURRIED = 15.0
+"""Seconds for each of the two when the disk fills up."""
 
 
 class Stay:
@@ -195,7 +202,7 @@ class Stay:
             await self._ledger.record(self.id, SessionRunning())
         self.begun.set()
         async with together() as group:
-            group.start_soon(self._end_when_asked, guest, sitting, name="stop")
+            group.start_soon(self._end_when_asked, guest, sitting, group.cancel_scope, name="stop")
             group.start_soon(self._watch_disk, name="watch the disk")
             await sitting.attend(guest, info)
             group.cancel_scope.cancel()
@@ -217,10 +224,20 @@ class Stay:
             origin, shared = self._workspace.origin, self._workspace.shared
             await repository.push(guest, origin, shared, base=session.base, branch=session.branch)
 
-    async def _end_when_asked(self, guest: Guest, sitting: Sitting) -> None:
-        # A disk that fills up leaves no time for anything.
+    async def _end_when_asked(self, guest: Guest, sitting: Sitting, attending: anyio.CancelScope) -> None:
+        """Have the program ended when that is asked for, and `attending` soon after: in the guest anybody can stop what
+        tells us of it."""
         hurried = isinstance(await self.stop.asked(), DiskReserve)
-        await sitting.end(guest, grace=0.0 if hurried else GRACE)
+        if hurried:
+            attending.deadline = anyio.current_time() + HURRIED
+        try:
+            # A disk that fills up leaves no time for anything.
+            await sitting.end(guest, grace=0.0 if hurried else GRACE)
+        except MachineLost:
+            raise
+        except HiveyardError as error:
+            log.warning("session %s: its program could not be ended: %s", self.id, error.message)
+        attending.deadline = min(attending.deadline, anyio.current_time() + HEARING)
 
     async def _watch_disk(self) -> None:
         await watch_disk(self._r.clock, self._r.settings, self._workspace.root, self.stop)
@@ -235,12 +252,25 @@ class Stay:
     async def _collect(self, guest: Guest) -> None:
         """Bring the work out while there is a machine; when that fails, it still lies in the session's directory."""
         try:
-            await glean(self.id, guest, self._r)
+            await self._glean(guest)
         except StoreUnusable:
             raise
         except HiveyardError as error:
             message = f"the work was not collected, its files are kept: {error.message}"
             await self._ledger.record(self.id, Notice(message=message, code=error.code))
+
+    async def _glean(self, guest: Guest) -> None:
+        """Raises CommandTimeout when the end was asked for and this goes on: git runs what the guest tells it to."""
+        async with together() as group:
+            group.start_soon(self._limit_when_asked, group.cancel_scope, name="limit")
+            await glean(self.id, guest, self._r)
+            group.cancel_scope.cancel()
+            return
+        raise CommandTimeout("the machine did not give it out in time")
+
+    async def _limit_when_asked(self, collecting: anyio.CancelScope) -> None:
+        hurried = isinstance(await self.stop.asked(), DiskReserve)
+        collecting.deadline = anyio.current_time() + (HURRIED if hurried else COLLECTING)
 
     # --- freezing ----------------------------------------------------------------------------------------------------
 
