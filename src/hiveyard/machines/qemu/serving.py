@@ -17,7 +17,7 @@ from hiveyard.machines.qemu.launch import Handles, launched, short
 from hiveyard.machines.qemu.share import shared
 from hiveyard.machines.qemu.user import User
 
-_TABLE_LIMIT = 256 << 20
+_TABLE_LIMIT = 128 << 20  # all that a guest may know, unless it makes the names long to do us harm
 _PATIENCE = 10.0
 _PROGRAM = f"""import sys
 sys.path.insert(0, {str(Path(hiveyard.__file__).parent.parent)!r})
@@ -49,13 +49,13 @@ async def hush(control: Path) -> bytes:
             stream = await anyio.connect_unix(path)
         async with stream:
             await stream.send(b"quiet\n")
-            table = b""
+            table = bytearray()
             with anyio.fail_after(_PATIENCE):
                 while not table.endswith(b"\n"):
                     table += await stream.receive()
                     if len(table) > _TABLE_LIMIT:
                         raise MachineLost("the guest has too many files open to be frozen")
-            return table
+            return bytes(table)
     except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
         raise MachineLost("what serves /session does not answer") from error
     except TimeoutError:

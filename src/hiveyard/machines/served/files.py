@@ -63,11 +63,6 @@ def names(data: bytes, count: int) -> list[bytes]:
     return parts[:count]
 
 
-def entries(fd: int) -> list[bytes]:
-    with os.scandir(fd) as found:
-        return [os.fsencode(entry.name) for entry in found]
-
-
 class Files:
     """Answers the guest, one message after another. A method returns the answer's body; None: there is no answer."""
 
@@ -107,16 +102,18 @@ class Files:
             46: self.lseek,
         }
 
-    def answer(self, message: bytes) -> bytes:
-        """The answer to one message, or nothing."""
+    def answer(self, message: bytes | memoryview) -> bytes:
+        """The answer to one message, or nothing. It keeps nothing of the message."""
         _, verb, unique, node, *_ = HEAD.unpack_from(message)
         try:
             call = self._verbs.get(verb)
             if call is None:
                 raise fail(errno.ENOSYS)
-            body, code = call(node, message[HEAD.size :]), 0
+            body, code = call(node, bytes(message[HEAD.size :])), 0
         except OSError as error:
             body, code = b"", -(error.errno or errno.EIO)
+        except MemoryError:
+            body, code = b"", -errno.ENOMEM
         except (struct.error, ValueError, OverflowError, RecursionError):
             body, code = b"", -errno.EINVAL
         if body is None:
@@ -152,7 +149,7 @@ class Files:
 
     def symlink(self, node: int, data: bytes) -> bytes:
         name, target = names(data, 2)
-        with self.tree.directory(node) as fd:
+        with self.tree.making(node) as fd:
             os.symlink(target, checked(name), dir_fd=fd)
             return self._entry(node, fd, name)
 
@@ -161,14 +158,14 @@ class Files:
         name = checked(*names(data[16:], 1))
         if stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
             raise fail(errno.EPERM)
-        with self.tree.directory(node) as fd:
+        with self.tree.making(node) as fd:
             os.mknod(name, stat.S_IFMT(mode) | mode & 0o1777, dir_fd=fd)
             return self._entry(node, fd, name)
 
     def mkdir(self, node: int, data: bytes) -> bytes:
         (mode,) = struct.unpack_from("<I", data)
         name = checked(*names(data[8:], 1))
-        with self.tree.directory(node) as fd:
+        with self.tree.making(node) as fd:
             os.mkdir(name, mode & 0o1777, dir_fd=fd)
             return self._entry(node, fd, name)
 
@@ -207,7 +204,7 @@ class Files:
     def link(self, node: int, data: bytes) -> bytes:
         (number,) = struct.unpack_from("<Q", data)
         new = checked(*names(data[8:], 1))
-        with self.tree.place(number) as (source, old), self.tree.directory(node) as goal:
+        with self.tree.place(number) as (source, old), self.tree.making(node) as goal:
             os.link(old, new, src_dir_fd=source, dst_dir_fd=goal, follow_symlinks=False)
             self.tree.link(number, os.stat(new, dir_fd=goal, follow_symlinks=False))
             return self._entry(node, goal, new)
@@ -285,6 +282,7 @@ class Files:
     def open(self, node: int, data: bytes) -> bytes:
         (flags,) = struct.unpack_from("<I", data)
         flags &= KEPT_FLAGS
+        self.tree.check_handles()
         handle = self.tree.hold(Opened(self._regular(node, flags), node, flags))
         return OPENED.pack(handle, KEEP_CACHE, 0)
 
@@ -292,14 +290,15 @@ class Files:
         flags, mode = struct.unpack_from("<II", data)
         name = checked(*names(data[16:], 1))
         kept = flags & KEPT_FLAGS
-        with self.tree.directory(node) as directory:
+        self.tree.check_handles()
+        with self.tree.making(node) as directory:
             extra = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | flags & os.O_EXCL
             fd = os.open(name, kept | extra, mode & 0o1777, dir_fd=directory)
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise fail(errno.ENXIO)
                 entry = self._entry(node, directory, name)
-            except OSError:
+            except BaseException:
                 os.close(fd)
                 raise
         number = ENTRY.unpack_from(entry)[0]
@@ -343,6 +342,7 @@ class Files:
 
     def opendir(self, node: int, data: bytes) -> bytes:
         flags = os.O_RDONLY | os.O_DIRECTORY
+        self.tree.check_handles()
         fd = beneath(self.tree.root, self.tree.path(node), flags)
         return OPENED.pack(self.tree.hold(Opened(fd, node, flags, [])), 0, 0)
 
@@ -357,13 +357,12 @@ class Files:
         opened = self.tree.held(handle)
         if opened.names is None:
             raise fail(errno.ENOTDIR)
-        if offset == 0 or not opened.names:
-            opened.names = [b".", b"..", *sorted(entries(opened.fd))]
+        found = self.tree.read_names(opened) if offset == 0 or not opened.names else opened.names
         out = bytearray()
-        for number in range(offset, len(opened.names)):
-            name = opened.names[number]
+        for number in range(offset, len(found)):
+            name = found[number]
             length = -(-(DIRENT.size + len(name)) // 8) * 8 + (ENTRY.size + ATTR.size if plus else 0)
-            if len(out) + length > size:
+            if len(out) + length > min(size, LONGEST):
                 break
             try:
                 out += self._dirent(opened, name, number + 1, plus=plus)
@@ -378,7 +377,8 @@ class Files:
         dirent += b"\0" * (-len(dirent) % 8)
         if not plus:
             return dirent
-        number = 0 if dots else self.tree.meet(opened.node, name, status)
+        # 0: it is told of the name, and has to ask for the file when it needs that.
+        number = 0 if dots or self.tree.full else self.tree.meet(opened.node, name, status)
         return ENTRY.pack(number, 0, VALID, VALID, 0, 0) + attributes(status) + dirent
 
     # The rest.

@@ -1,19 +1,24 @@
 """What a guest knows of its directory, and has open in it.
 
 The guest is hostile. It names files by (directory, one name) only; directories are opened beneath the root, through no
-symlink, and a name is never followed.
+symlink, and a name is never followed. What is kept here for it is bounded: beyond that it gets an error.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
+import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 ROOT = 1
+_NAME = 56  # bytes that a name in a list takes beside its own
+_AT_ONCE = 4096
 
 libc = ctypes.CDLL(None, use_errno=True)
 _OPENAT2 = 437
@@ -48,6 +53,17 @@ def copied(source: int) -> int:
     return target
 
 
+class Bounds(NamedTuple):
+    """How much is kept for a guest.
+
+    A name that it knows takes half a KiB here and 1 KiB in its kernel, which forgets when it needs the room: only the
+    largest guests know so many. A directory of a million files can still be listed."""
+
+    known: int = 1 << 20
+    opened: int = 1 << 16
+    listed: int = 128 << 20  # bytes: the names of directories that are being read, all together
+
+
 class Node:
     """A file that the guest knows. `places` are its names, (directory's node, name); none: it is unlinked."""
 
@@ -60,22 +76,26 @@ class Node:
 
 
 class Opened:
-    """What the guest has open. A directory has its `names`, as of when it was read from the start."""
+    """What the guest has open. A directory has its `names`, as of when it was read from the start, which take `weight`
+    bytes."""
 
-    __slots__ = ("fd", "flags", "names", "node")
+    __slots__ = ("fd", "flags", "names", "node", "weight")
 
     def __init__(self, fd: int, node: int, flags: int, names: list[bytes] | None = None) -> None:
         self.fd = fd
         self.node = node
         self.flags = flags
         self.names = names
+        self.weight = 0
 
 
 class Tree:
     """What a guest knows of its directory, and has open in it."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, bounds: Bounds | None = None) -> None:
         self.root = root
+        self._bounds = bounds or Bounds()
+        self._listed = 0
         self.nodes: dict[int, Node] = {ROOT: Node(os.fstat(root).st_ino, [], 1)}
         self.opened: dict[int, Opened] = {}
         self._at: dict[tuple[int, bytes], int] = {}
@@ -136,13 +156,28 @@ class Tree:
 
     # What the guest learns.
 
+    @property
+    def full(self) -> bool:
+        """Whether the guest cannot learn a further name."""
+        return max(len(self.nodes), len(self._at)) >= self._bounds.known
+
+    @contextmanager
+    def making(self, number: int) -> Iterator[int]:
+        """As `directory`, to make something there. Raises ENOMEM when the guest could not know it afterwards."""
+        if self.full:
+            raise fail(errno.ENOMEM)
+        with self.directory(number) as fd:
+            yield fd
+
     def meet(self, parent: int, name: bytes, status: os.stat_result) -> int:
-        """The node of a name that was just looked at; the guest knows it once more."""
+        """The node of a name that was just looked at; the guest knows it once more. Raises ENOMEM."""
         number = self._at.get((parent, name))
         if number is not None and self.nodes[number].ino != status.st_ino:
             self.forsake(parent, name)
             number = None
         if number is None:
+            if self.full:
+                raise fail(errno.ENOMEM)
             shared = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
             number = self._linked.get(status.st_ino) if shared else None
             if number is None:
@@ -155,8 +190,12 @@ class Tree:
         return number
 
     def _settle(self, number: int, parent: int, name: bytes) -> None:
-        self.nodes[number].places.append((parent, name))
-        self._at[parent, name] = number
+        place = (parent, name)
+        if (node := self.nodes[number]).places:
+            node.places.append(place)
+        else:
+            node.places = [place]  # smaller than a list that something was added to
+        self._at[place] = number
 
     def forsake(self, parent: int, name: bytes) -> int | None:
         """A name is gone."""
@@ -187,6 +226,11 @@ class Tree:
                 del self._linked[node.ino]
             del self.nodes[number]
 
+    def check_handles(self) -> None:
+        """Raises EMFILE when no more can be open."""
+        if len(self.opened) >= self._bounds.opened:
+            raise fail(errno.EMFILE)
+
     def hold(self, opened: Opened) -> int:
         handle, self._handle = self._handle, self._handle + 1
         self.opened[handle] = opened
@@ -200,21 +244,47 @@ class Tree:
 
     def release(self, handle: int) -> None:
         if (opened := self.opened.pop(handle, None)) is not None:
+            self._listed -= opened.weight
             os.close(opened.fd)
+
+    def read_names(self, opened: Opened) -> list[bytes]:
+        """Read an open directory from its start. Raises ENOMEM when the names of all that are open take too much."""
+        self._listed -= opened.weight
+        opened.names, opened.weight = [], 0
+        found: list[bytes] = []
+        weight = 0
+        with os.scandir(opened.fd) as entries:
+            for entry in entries:
+                found.append(os.fsencode(entry.name))
+                weight += len(found[-1]) + _NAME
+                if self._listed + weight > self._bounds.listed:
+                    raise fail(errno.ENOMEM)
+        found.sort()
+        found[:0] = (b".", b"..")
+        opened.names, opened.weight = found, weight
+        self._listed += weight
+        return found
 
     # As a table.
 
-    def table(self) -> dict[str, object]:
-        nodes = [
+    def table(self) -> Iterator[bytes]:
+        """As one JSON object, in pieces: there may be no room for all of it at once."""
+        yield b'{"nodes": ['
+        nodes = (
             [number, node.count, [[parent, os.fsdecode(name)] for parent, name in node.places]]
             for number, node in self.nodes.items()
             if number != ROOT
-        ]
+        )
+        comma = b""
+        while piece := json.dumps(list(itertools.islice(nodes, _AT_ONCE)))[1:-1]:
+            yield comma + piece.encode()
+            comma = b", "
         opened = [
             [handle, item.node, item.flags, item.names is not None, item.fd if self._orphan(item) else -1]
             for handle, item in self.opened.items()
         ]
-        return {"nodes": nodes, "opened": opened, "next": self._next, "handle": self._handle, "pid": os.getpid()}
+        rest = {"opened": opened, "next": self._next, "handle": self._handle, "pid": os.getpid()}
+        yield b"], " + json.dumps(rest)[1:].encode()
 
     def _orphan(self, item: Opened) -> bool:
         node = self.nodes.get(item.node)
@@ -223,7 +293,10 @@ class Tree:
     def restore(self, table: dict[str, object], orphans: int) -> None:
         """Know and open what another server had, on a copy of its directory. `orphans`: a directory of the files that
         were open and unlinked, each called by its handle. What is not there any more stays an error for the guest."""
-        for number, count, places in table["nodes"]:  # type: ignore[attr-defined]
+        nodes: list[tuple[int, int, list[tuple[int, str]]]] = table["nodes"]  # type: ignore[assignment]
+        nodes.reverse()
+        while nodes:  # and what was taken over goes, as there may be no room for both
+            number, count, places = nodes.pop()
             self.nodes[number] = Node(0, [], count)
             for parent, name in places:
                 self._settle(number, parent, os.fsencode(name))
