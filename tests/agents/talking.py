@@ -44,8 +44,9 @@ class Stage:
     async def talk(self, name: str = "live", *, offset: int = 0, **turn: Any) -> AsyncIterator[Conversation]:
         """The conversation of process `name`, which is started when it does not run."""
         asked = self.turn(name, **turn)
-        await self.manager.start(self.guest, self.spec(asked))
-        async with conversing(self.guest, self.manager, name, self.agent.driver(asked), offset=offset) as talk:
+        spec = self.spec(asked)
+        await self.manager.start(self.guest, spec)
+        async with conversing(self.guest, self.manager, spec, self.agent.driver(asked), offset=offset) as talk:
             yield talk
 
     async def asked(self) -> None:

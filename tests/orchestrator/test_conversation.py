@@ -6,6 +6,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -13,12 +14,12 @@ import anyio.to_thread
 import pytest
 
 from hiveyard.agents.codex import Codex
-from hiveyard.core.commands import ProcessInfo
+from hiveyard.core.commands import ProcessInfo, ProcessSpec, ProcessStatus
 from hiveyard.core.drivers import Answer
-from hiveyard.core.errors import BadInput, ProcessError
+from hiveyard.core.errors import AgentFlood, BadInput, ProcessError
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentEvent, AgentPrompted, AgentText
 from hiveyard.core.machines import HOST
-from hiveyard.core.ports import Guest
+from hiveyard.core.ports import Guest, Turn
 from hiveyard.orchestrator import Conversation, Orchestrator, SyncOrchestrator
 from hiveyard.orchestrator.prepared import Prepared
 from hiveyard.processes.detached import Detached
@@ -31,8 +32,10 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def prepared(yards: Yards, manager: Detached | None = None) -> AsyncIterator[tuple[Orchestrator, Prepared]]:
-    yard = Orchestrator(yards.provider, manager or Detached(), Talker(), on_event=yards.hear)
+async def prepared(
+    yards: Yards, manager: Detached | None = None, agent: Talker | None = None
+) -> AsyncIterator[tuple[Orchestrator, Prepared]]:
+    yard = Orchestrator(yards.provider, manager or Detached(), agent or Talker(), on_event=yards.hear)
     ready = await yard.boot_and_prepare(HOST)
     with anyio.fail_after(120):
         yield yard, ready
@@ -71,6 +74,36 @@ async def test_an_agent_that_says_more_than_is_read_keeps_no_answer_from_it(yard
         await talk.interrupt()
         rest = [event async for event in until_ended(talk)]
     assert words(rest) == [*("x" for _ in range(15000)), "go"]
+
+
+class _Bounded(Talker):
+    """Little is kept of what it says."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    def live(self, turn: Turn) -> ProcessSpec:
+        return replace(super().live(turn), output_limit=self._limit)
+
+
+@pytest.mark.parametrize("limit", [64 << 10, 70_000])
+async def test_an_agent_whose_output_is_full_is_stopped_and_who_waits_for_it_is_told(yards: Yards, limit: int) -> None:
+    loud = "for i in {1..100000}; do echo SAY $i; done; read -r reply"
+    async with prepared(yards, agent=_Bounded(limit)) as (yard, ready):
+        heard = []
+        async with yard.converse(ready.machine, ready.turn("live")) as talk:
+            with pytest.raises(AgentFlood, match=r"live wrote more than the 6[48] KiB"):
+                async for event in talk.turn(loud):
+                    heard += words([event])
+            with pytest.raises(AgentFlood):
+                await talk.prompt("echo SAY more")
+        assert heard == [str(number) for number in range(1, len(heard) + 1)]
+        assert len(heard) > 5000
+        (live,) = await yard.processes(ready.machine)
+        assert live.status is ProcessStatus.EXITED
+        async with yard.converse(ready.machine, ready.turn("live")) as talk:
+            with pytest.raises(AgentFlood):
+                [event async for event in talk.events()]
 
 
 async def until_ended(talk: Conversation) -> AsyncIterator[AgentEvent]:

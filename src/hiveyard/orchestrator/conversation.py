@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeVar
 
 import anyio
 
-from hiveyard.core.commands import ProcessInfo
+from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.drivers import Answer, Driver, Step
 from hiveyard.core.drivers import Line as ToTell
-from hiveyard.core.errors import GuestDisconnected, HiveyardError, ProcessEnded
+from hiveyard.core.errors import AgentFlood, GuestDisconnected, HiveyardError, ProcessEnded
 from hiveyard.core.events import AgentEnded, AgentEvent
 from hiveyard.core.ports import Guest, ProcessManager
 from hiveyard.kit.group import together
@@ -32,6 +32,8 @@ _LINE_LIMIT = 64 << 20
 """Bytes of one line: a tool's whole answer is on one."""
 _UNREAD_LIMIT = 10_000
 """Events that may wait for a reader before the agent's output is left where it is; of output, as much as one line."""
+_ROUNDED = 1024
+"""Bytes that a manager may keep less than an output's limit."""
 _RECONNECT = 0.5
 
 
@@ -51,11 +53,12 @@ class Conversation:
     are the agent's own words, in which nothing is masked; in errors the secrets of `mask` are."""
 
     def __init__(
-        self, guest: Guest, manager: ProcessManager, process: str, driver: Driver, offset: int, mask: Mask
+        self, guest: Guest, manager: ProcessManager, spec: ProcessSpec, driver: Driver, offset: int, mask: Mask
     ) -> None:
         self._guest = guest
         self._manager = manager
-        self._process = process
+        self._process = spec.name
+        self._limit = None if spec.rotate else spec.output_limit
         self._driver = driver
         self._mask = mask
         self._unread: deque[_Unread] = deque()
@@ -79,8 +82,8 @@ class Conversation:
         return self._ended
 
     async def events(self) -> AsyncGenerator[AgentEvent, None]:
-        """All that happens from the offset on, until the process has ended. One reader at a time. Raises MachineLost
-        and what else may happen to a guest."""
+        """All that happens from the offset on, until the process has ended. One reader at a time. Raises AgentFlood
+        once its output is full, MachineLost and what else may happen to a guest."""
         while (event := await self._next()) is not None:
             yield event
 
@@ -141,6 +144,7 @@ class Conversation:
                 async with aclosing(pieces):  # type: ignore[type-var]  # the port promises one that can be closed
                     async for piece in pieces:
                         await self._lines(splitter.feed(piece))
+                        await self._bound(splitter.offset)
                 break
             except GuestDisconnected:
                 await anyio.sleep(_RECONNECT)
@@ -151,6 +155,16 @@ class Conversation:
         for line in lines:
             await self._room()
             await self._heard(line.end, partial(self._driver.feed, line.data), len(line.data))
+
+    async def _bound(self, size: int) -> None:
+        """What comes after the last byte that is kept is heard by nobody: the end of a turn, a question."""
+        if self._limit is not None and size > self._limit - _ROUNDED:
+            await self._manager.stop(self._guest, self._process)
+            raise AgentFlood(
+                f"{self._process} wrote more than the {self._limit >> 10} KiB that are kept of its output, and was"
+                " stopped",
+                hint="go on in a new process: Turn.conversation",
+            )
 
     async def _over(self, offset: int) -> None:
         info = await self._manager.get(self._guest, self._process)
@@ -259,7 +273,7 @@ class Conversation:
 async def conversing(
     guest: Guest,
     manager: ProcessManager,
-    process: str,
+    spec: ProcessSpec,
     driver: Driver,
     *,
     offset: int = 0,
@@ -267,7 +281,7 @@ async def conversing(
 ) -> AsyncIterator[Conversation]:
     """The conversation with a process that was started with an inbox, for as long as the block lasts; leaving it ends
     nothing in the guest. `events` begins at `offset` of the output, which is the `offset` of one that was left."""
-    conversation = Conversation(guest, manager, process, driver, offset, mask)
+    conversation = Conversation(guest, manager, spec, driver, offset, mask)
     async with together() as listening:
         listening.start_soon(conversation._listen)
         yield conversation

@@ -201,7 +201,7 @@ class Orchestrator:
         The turn's directories are made, and `prompt` is written to its file, which has to be there without one. When
         this fails or is cancelled the machine is removed, with all that runs in it, unless `keep_on_error`. Raises
         SessionNotStarted; BadInput for a turn that the agent cannot do, when nothing was done and the machine stays."""
-        return await self._start(machine, turn, self.agent.process, prompt, keep_on_error)
+        return await self._start(machine, turn, self.agent.process(turn), prompt, keep_on_error)
 
     @asynccontextmanager
     async def converse(
@@ -213,13 +213,13 @@ class Orchestrator:
         agent = self.agent
         if not isinstance(agent, Converses):
             raise BadInput(f"the agent {agent.name} takes one prompt only", hint="start_session, for each prompt one")
-        driver = agent.driver(turn)
-        await self._start(machine, turn, agent.live, None, keep_on_error)
+        driver, spec = agent.driver(turn), agent.live(turn)
+        await self._start(machine, turn, spec, None, keep_on_error)
         mask = self._mask(machine.name)
         async with AsyncExitStack() as inside:
             opening = inside.enter_async_context(self.provider.guest(machine.name))
             guest = await self._starting(machine.name, turn.name).of(opening, mask)
-            talking = conversing(guest, self.manager, turn.name, driver, offset=offset, mask=mask)
+            talking = conversing(guest, self.manager, spec, driver, offset=offset, mask=mask)
             yield await inside.enter_async_context(talking)
 
     async def processes(self, machine: Machine) -> list[ProcessInfo]:
@@ -259,9 +259,9 @@ class Orchestrator:
     # --- the steps ----------------------------------------------------------------------------------------------
 
     async def _start(
-        self, machine: Machine, turn: Turn, specified: Callable[[Turn], ProcessSpec], prompt: str | None, keep: bool
+        self, machine: Machine, turn: Turn, spec: ProcessSpec, prompt: str | None, keep: bool
     ) -> ProcessInfo:
-        spec = specified(turn)  # before anything is done: what cannot be costs no machine
+        """`spec` was made of the turn before, out of here: a turn that cannot be costs no machine."""
         self._secrets.setdefault(machine.name, set()).add(Secret(turn.placeholder))
 
         async def start() -> ProcessInfo:
