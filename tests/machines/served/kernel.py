@@ -24,7 +24,7 @@ sys.path.insert(0, {str(Path(hiveyard.__file__).parent.parent)!r})
 from hiveyard.machines.served.server import main
 main()"""
 PAUSE, FENCE, GO = -1001, -1002, -1003
-LOOKUP, FORGET, MKDIR, UNLINK, OPEN, READ, WRITE, RELEASE = 1, 2, 9, 10, 14, 15, 16, 18
+LOOKUP, FORGET, SETATTR, MKDIR, UNLINK, OPEN, READ, WRITE, RELEASE = 1, 2, 4, 9, 10, 14, 15, 16, 18
 OPENDIR, READDIR, CREATE, FALLOCATE, READDIRPLUS = 27, 28, 35, 43, 44
 
 _numbers = itertools.count(1)

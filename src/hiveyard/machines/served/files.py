@@ -19,6 +19,9 @@ from hiveyard.machines.served.tree import ROOT, Opened, Tree, beneath, fail, lib
 GUEST_UID = 1000
 VALID = 1  # seconds that the guest may believe what it was told of a file: a change by the host is seen after that
 LONGEST = (128 << 10) + 8192
+# Bytes of the host's disk that no guest gets all at once: the watchdog of turns (engine/watchdog.py) needs the time
+# that it takes to write so much. Its own reserve is as large, unless the settings say otherwise.
+RESERVE = 1 << 30
 
 HEAD = struct.Struct("<IIQQIIII")
 ANSWER = struct.Struct("<IiQ")
@@ -327,6 +330,9 @@ class Files:
         if mode not in (0, PUNCH_HOLE):
             raise fail(errno.EOPNOTSUPP)
         if mode == 0:
+            free = os.fstatvfs(fd)
+            if free.f_bavail * free.f_frsize - length < RESERVE:
+                raise fail(errno.ENOSPC)
             os.posix_fallocate(fd, offset, length)
         elif libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) < 0:
             raise fail(ctypes.get_errno())
