@@ -11,12 +11,13 @@ import pytest
 
 from hiveyard.core.commands import Command
 from hiveyard.core.credentials import CredentialDirectory, CredentialFile, CredentialProfile
-from hiveyard.core.errors import BadInput, NotPrepared
+from hiveyard.core.errors import BadInput, NotPrepared, OperationFailed, ProviderError
 from hiveyard.core.machines import HOST, Machine, MachineSpec, MachineStatus, TtlAction
 from hiveyard.core.ports import Frozen, Meanwhile
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.bubblewrap import BubblewrapProvider
-from hiveyard.orchestrator import Prepared, happenings
+from hiveyard.orchestrator import Prepared, RuntimeEvent, happenings
+from tests.support.leaks import Said
 
 from .parts import KEY, HeldClock, Yards, in_the_way, profile
 
@@ -133,6 +134,60 @@ async def test_what_fails_when_its_time_is_over_is_told(yards: Yards) -> None:
     assert isinstance(failed, happenings.OperationFailed)
     assert (failed.machine, failed.operation, failed.code) == (ready.machine.name, "stop", "machine.unknown")
     await yard.terminate(ready.machine)
+
+
+async def gone(yards: Yards) -> None:
+    with anyio.fail_after(60):
+        while await yards.provider.names():  # noqa: ASYNC110 - a provider has no event for it
+            await anyio.sleep(0.05)
+
+
+async def test_a_machine_that_could_not_be_terminated_has_a_time_that_ends(yards: Yards) -> None:
+    clock = HeldClock()
+    tries: list[str] = []
+
+    class Provider(BubblewrapProvider):
+        async def terminate(self, name: str) -> None:
+            tries.append(name)
+            if len(tries) == 1:
+                raise ProviderError("not now")
+            await super().terminate(name)
+
+    yards.provider = Provider(yards.scratch / "m", yards.scratch / "c")
+    async with yards.yard(clock=clock) as yard:
+        ready = await yard.boot_and_prepare(HOST, ttl_seconds=77)
+        with pytest.raises(OperationFailed, match="not now"):
+            await yard.terminate(ready.machine)
+        clock.rings.set()
+        await gone(yards)
+    assert yards.told()[-2:] == ["lifetime_over", "machine_terminated"]
+
+
+@pytest.mark.parametrize("deaf_to", [happenings.LifetimeOver, happenings.MachineTerminated, happenings.OperationFailed])
+async def test_a_time_ends_for_its_machine_alone_whoever_fails_to_hear_of_it(
+    yards: Yards, said: Said, deaf_to: type[RuntimeEvent]
+) -> None:
+    clock = HeldClock()
+
+    def hear(event: RuntimeEvent) -> None:
+        if isinstance(event, deaf_to):
+            raise RuntimeError(f"deaf, and says {KEY}")
+
+    class Provider(BubblewrapProvider):
+        async def stop(self, name: str) -> None:
+            raise ProviderError("not stopped")
+
+    yards.provider = Provider(yards.scratch / "m", yards.scratch / "c")
+    action: TtlAction = "stop" if deaf_to is happenings.OperationFailed else "terminate"
+    async with yards.yard(clock=clock, on_event=hear) as yard:
+        ready = await yard.boot_and_prepare(HOST, ttl_seconds=77, ttl_action=action, credential_profiles=[profile()])
+        clock.rings.set()
+        await anyio.wait_all_tasks_blocked()
+        if action == "stop":
+            yards.expected = {ready.machine.name}
+        else:
+            await gone(yards)
+    assert any("RuntimeError: deaf, and says ****" in line for line in said.lines)
 
 
 class Keeping(BubblewrapProvider):

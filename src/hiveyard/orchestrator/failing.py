@@ -6,7 +6,10 @@ secrets masked, and the error it was made from is not held on to.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import logging
+import traceback
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,6 +25,7 @@ from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import one_line
 
 T = TypeVar("T")
+_log = logging.getLogger("hiveyard.orchestrator")
 _KEEP = "keep_on_error=True leaves the machine to look at"
 
 
@@ -91,6 +95,19 @@ def masked(error: HiveyardError, mask: Mask) -> HiveyardError:
     same.hint = mask.text(error.hint)
     same.context = {name: mask.text(value) for name, value in error.context.items()}
     return same
+
+
+@contextmanager
+def logged(machine: str, operation: str, mask: Mask) -> Iterator[None]:
+    """Work that has no caller to fail to: whatever it raises goes to the log `hiveyard.orchestrator`, masked."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the top of a task
+        _log.error("%s of the machine %s failed: %s", operation, machine, mask.text(_trace(error)))
+
+
+def _trace(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def why(error: BaseException) -> tuple[str, str, str]:

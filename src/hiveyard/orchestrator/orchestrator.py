@@ -31,7 +31,7 @@ from hiveyard.orchestrator.booting import Booting, Origin
 from hiveyard.orchestrator.claims import Claims
 from hiveyard.orchestrator.conversation import Conversation, conversing
 from hiveyard.orchestrator.doorways import Doorways
-from hiveyard.orchestrator.failing import Step, operating, preparing, starting, why
+from hiveyard.orchestrator.failing import Step, logged, operating, preparing, starting, why
 from hiveyard.orchestrator.lifetimes import Lifetimes
 from hiveyard.orchestrator.prepared import Prepared, make_room
 
@@ -363,14 +363,20 @@ class Orchestrator:
             error.hint = f"the machine {name} is still there: terminate it; {error.hint}"
 
     async def _terminate(self, name: str) -> None:
-        self._lifetimes.forget(name)
         await self._booting.end(name)
+        self._lifetimes.forget(name)  # not before it is gone: one that stays has a time that ends
         self._secrets.pop(name, None)
         self._tell(happenings.MachineTerminated(machine=name))
 
     async def _end(self, name: str, action: TtlAction) -> None:
-        """Its time is over."""
-        self._tell(happenings.LifetimeOver(machine=name, action=action))
+        """Its time is over. Nobody waits for this: what fails here may end nothing else."""
+        mask = self._mask(name)
+        with logged(name, action, mask):
+            self._tell(happenings.LifetimeOver(machine=name, action=action))
+        with logged(name, action, mask):
+            await self._act(name, action)
+
+    async def _act(self, name: str, action: TtlAction) -> None:
         try:
             if action == "terminate":
                 await self._terminate(name)
