@@ -242,6 +242,9 @@ HARM: dict[str, Change] = {
     "a base in the journal that is an option": body("session.prepared", base="--output=/tmp/climbed"),
     "a head that is an option": body("result.collected", head="--output=/tmp/climbed"),
     "money back": journal(lambda lines: [*lines, {"at": 1.0, "body": REFUND}]),
+    "a budget that nobody can set": journal(
+        lambda lines: [*lines, {"at": 1.0, "body": {"type": "session.budget_set", "dollars": 1e300}}]
+    ),
     "an unknown agent": manifest(agent="nobody"),
     "a wish that makes no sense": body("session.created", request={"repo": "x", "memory_mib": -4}),
 }

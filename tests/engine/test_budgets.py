@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hiveyard.core.errors import BadInput
-from hiveyard.core.events import BudgetSet, ModelCalled
+from hiveyard.core.events import BudgetSet, BudgetShared, ModelCalled
 from hiveyard.core.usage import Usage
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.workspace import Workspace
@@ -71,4 +71,23 @@ async def test_a_session_that_runs_may_spend_more_at_once(yard: Yard, repo: Path
         assert stay.door._books.budget.limit == 2.0
         await engine.sessions.resume(id)
         assert (await engine.sessions.view(id)).budget_usd == 2.0
+        await engine.sessions.stop(id)
+
+
+@pytest.mark.parametrize("left", [0.0, -1.0])
+async def test_a_session_with_nothing_left_asks_nothing_and_goes_on_with_more(
+    yard: Yard, repo: Path, left: float
+) -> None:
+    """As journals tell of it in which two forks at once had taken the same money."""
+    async with yard.open() as engine:
+        id = await spawned(engine, repo, budget_usd=1.0)
+        await engine.sessions._r.ledger.record(id, BudgetShared(children=["x"], dollars=1.0 - left))
+        await engine.sessions.stop(id)
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert "door.budget_spent" in await asked(engine, yard, id)
+        await until(engine, id, lambda view: view.status == "stopped")
+        await engine.sessions.resume(id, 2.0)
+        assert (await until(engine, id, lambda view: view.status == "running")).budget_usd == 2.0
+        assert "key_missing" in await asked(engine, yard, id)
         await engine.sessions.stop(id)

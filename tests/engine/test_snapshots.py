@@ -150,6 +150,26 @@ async def test_what_is_left_of_a_budget_is_divided(yard: Yard, repo: Path) -> No
             await engine.sessions.stop(one)
 
 
+async def test_forks_at_the_same_moment_divide_what_the_other_left(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo, budget_usd=4.0)
+        children: list[str] = []
+
+        async def fork() -> None:
+            children.extend((await engine.forks.fork(id, ForkRequest())).children)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(fork)
+            group.start_soon(fork)
+        budgets = [(await engine.sessions.view(one)).budget_usd or 0.0 for one in (id, *children)]
+        assert sorted(budgets) == [1.0, 1.0, 2.0]
+        await engine.sessions.stop(id)
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        for one in (id, *children):
+            await engine.sessions.stop(one)
+
+
 async def test_a_turn_at_work_is_cut_in_the_children_and_goes_on_in_the_parent(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, prompt="wait")

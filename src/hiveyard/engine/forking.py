@@ -39,7 +39,7 @@ from hiveyard.engine.wish import check_prompt
 from hiveyard.engine.workspace import Meta, Workspace
 from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.names import new_id
-from hiveyard.store import journal, lineage, names
+from hiveyard.store import journal, lineage, names, views
 from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow
 
@@ -114,7 +114,7 @@ class Forks:
         Raises BadInput, NotFound, SessionNotRunning, BudgetSpent, NoMemory, NoSpace."""
         request.checked()
         session = await self._sessions.row(id)
-        share = _share(session, request.children)
+        _share(session, request.children)
         await self._check_room(session, request.children)
         if request.snapshot is None and self._sessions.at_work(id) is None:
             hint = f"hv resume {session.slug}, or --from a snapshot: hv snapshots {session.slug}"
@@ -127,7 +127,7 @@ class Forks:
         with anyio.CancelScope(shield=True):
             try:
                 await self._make(session, point, children)
-                birth = partial(self._write, session=session, point=point, children=children, share=share)
+                birth = partial(self._write, session=session, point=point, children=children)
                 await self._r.ledger.store.write(partial(birth, name=request.name))
             except (HiveyardError, OSError) as error:
                 for child in children:
@@ -186,10 +186,11 @@ class Forks:
         session: SessionRow,
         point: Point,
         children: Sequence[_Child],
-        share: float | None,
         name: str | None,
     ) -> None:
         now = self._r.clock.now()
+        # Of what is left now: others may have forked it, or it has spent some, since it was looked at.
+        share = _share(views.session(conn, session.id), len(children))
         for child in children:
             slug = names.free_slug(conn, name or f"{session.slug[:32]}-fork")
             if name is not None and len(children) == 1 and slug != name:

@@ -55,7 +55,7 @@ from hiveyard.engine.git_submodules import bare_copy
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.seating import seated
 from hiveyard.engine.snapshots import uncopied
-from hiveyard.engine.spawn import SpawnRequest, check_name
+from hiveyard.engine.spawn import SpawnRequest, check_name, request_of
 from hiveyard.engine.unpacking import unpack
 from hiveyard.engine.workspace import Meta, Workspace
 from hiveyard.kit.names import new_id, slug
@@ -182,6 +182,10 @@ class Imports:
         session = views.session(conn, id)
         if session.phase is not Phase.STOPPED or session.base is None:
             raise BadArchive(f"the archive's session is {session.phase.value}, not stopped")
+        try:
+            request_of(session)
+        except BadInput as error:
+            raise BadArchive(f"what the archive's session asked for makes no sense: {error.message}") from None
         result = views.result(conn, id)
         said = [(session.base, session.branch)] + ([(result.base, result.branch)] if result else [])
         if set(said) != {(manifest.base, manifest.branch)} or (result and not _SHA.match(result.head)):

@@ -41,7 +41,7 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.roster import SessionView, own, view, views_of
 from hiveyard.engine.seating import seated
 from hiveyard.engine.sitting import Sitting
-from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
+from hiveyard.engine.spawn import SpawnRequest, request_of
 from hiveyard.engine.ssh_keys import config
 from hiveyard.engine.stay import Stay
 from hiveyard.engine.wish import check_prompt
@@ -145,8 +145,9 @@ class Sessions:
             raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
         await anyio.to_thread.run_sync(self._r.workspace(id).check)
         # One that was imported, or whose keys were changed meanwhile, would fail at its first question.
-        check_account(_request(session), self._r)
-        await self._check_room(_request(session), besides=id)
+        request = request_of(session)
+        check_account(request, self._r)
+        await self._check_room(request, besides=id)
         now = self._r.clock.now()
         with anyio.CancelScope(shield=True):
             if await self._r.ledger.store.write(lambda conn: _taken_up(conn, id, budget_usd, now)):
@@ -382,7 +383,3 @@ def _fund(conn: Connection, id: str, dollars: float | None, at: float) -> None:
             hint=f"hv resume {session.slug} --budget {spent + 1:.2f}",
         )
     journal.record(conn, id, BudgetSet(dollars=dollars), at=at)
-
-
-def _request(session: SessionRow) -> SpawnRequest:
-    return spawn_from_json(session.request)

@@ -10,6 +10,7 @@ import msgspec
 from hiveyard.core.errors import BadInput
 from hiveyard.engine.parsing import parsed
 from hiveyard.engine.wish import Wish, check_prompt
+from hiveyard.store.views import SessionRow
 
 Port = Annotated[int, msgspec.Meta(ge=1024, le=65535)]
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?\Z")
@@ -43,3 +44,14 @@ def check_name(name: str) -> None:
 def spawn_from_json(data: object) -> SpawnRequest:
     """A request from plain data. Raises BadInput."""
     return parsed(data, SpawnRequest, "spawn request")
+
+
+def request_of(session: SessionRow) -> SpawnRequest:
+    """What a session is asked for with by now. Its budget may be 0, which nobody could ask for: children took the rest
+    of it along. Raises BadInput."""
+    asked = dict(session.request or {})
+    budget = asked.get("budget_usd")
+    if budget is None or budget > 0:
+        return spawn_from_json(asked)
+    del asked["budget_usd"]
+    return msgspec.structs.replace(spawn_from_json(asked), budget_usd=0.0)

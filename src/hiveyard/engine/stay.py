@@ -54,7 +54,7 @@ from hiveyard.engine.reaching import Reach, reaching
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.seating import seated, turn_of
 from hiveyard.engine.sitting import GRACE, Sitting
-from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
+from hiveyard.engine.spawn import SpawnRequest, request_of
 from hiveyard.engine.stopping import Stop
 from hiveyard.engine.watchdog import watch_disk
 from hiveyard.engine.workspace import GUEST_REPO
@@ -124,7 +124,7 @@ class Stay:
     async def _work(self) -> str:
         """Be there; returns why it ended."""
         session = await self._session()
-        request = spawn_from_json(session.request)
+        request = request_of(session)
         async with self._door(request, session) as self.door:
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
                 berth = await self._settle(session, request)
@@ -395,7 +395,7 @@ class Stay:
         """Let its door know what the journal says that it may spend."""
         session = await self._session()
         if self.door is not None:
-            self.door.limit(spawn_from_json(session.request).budget_usd)
+            self.door.limit(request_of(session).budget_usd)
 
     def _budget_spent(self) -> None:
         self.stop.ask(BudgetSpent("its budget is spent", hint=f"hv resume {self.id} --budget DOLLARS"))
