@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from hiveyard.core.errors import (
     SessionInUse,
     SessionNotRunning,
 )
-from hiveyard.core.events import Notice, SessionForked, SnapshotTaken
+from hiveyard.core.events import BudgetSet, Notice, SessionForked, SnapshotTaken
 from hiveyard.engine import points
 from hiveyard.engine.forking import ForkRequest
 from hiveyard.engine.snapshots import Snapshots
@@ -243,6 +244,54 @@ async def test_what_a_killed_daemon_left_half_made_goes_and_what_was_told_stays(
         await until(engine, id, lambda view: view.status == "running")
         assert await told(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
+
+
+async def test_a_rewind_stands_when_its_session_is_stopped_before_it_runs(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        await engine.snapshots.take(id, "early")
+        await told(engine, id, "run echo pear > fruit.txt")
+        await told(engine, id, "remember pear")
+        await engine.rewinds.rewind(id, "early")
+        await engine.sessions.stop(id)
+        assert not (workspace(yard, id).shared / "repo" / "fruit.txt").exists()
+        # Nothing waits for the snapshot any more.
+        await engine.snapshots.remove(id, "early")
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_a_rewind_whose_machine_never_comes_up_stands_too(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        await engine.snapshots.take(id, "early")
+        await told(engine, id, "remember pear")
+        # What nobody could ask for: it gives up before there is a machine.
+        await engine.sessions._r.ledger.record(id, BudgetSet(dollars=1e9))
+        await engine.rewinds.rewind(id, "early")
+        await until(engine, id, lambda view: view.status == "stopped")
+        await engine.sessions._r.ledger.record(id, BudgetSet(dollars=1.0))
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_a_rewind_that_cannot_be_carried_out_is_told(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.snapshots.take(id, "early")
+        await engine.rewinds.rewind(id, "early")
+        here = workspace(yard, id)
+        for lost in (here.snapshots, here.root / "shared.rewound"):
+            shutil.rmtree(lost)
+        view = await until(engine, id, lambda view: view.status == "stopped")
+        notices = [event.body.message for event in await events(engine, id, "notice")]  # type: ignore[union-attr]
+        assert [message for message in notices if "not those of the snapshot" in message], (view, notices)
 
 
 async def test_a_rewind_that_was_cut_off_after_it_was_journaled_is_brought_to_its_end(yard: Yard, repo: Path) -> None:

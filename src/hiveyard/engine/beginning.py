@@ -11,7 +11,6 @@ from hiveyard.core.commands import Command
 from hiveyard.core.events import SessionForked
 from hiveyard.core.ports import Guest
 from hiveyard.engine import points
-from hiveyard.engine.berth import Berth
 from hiveyard.engine.workspace import GUEST_REPO, Workspace
 from hiveyard.store import lineage
 
@@ -44,10 +43,9 @@ class Beginning(NamedTuple):
         point = lineage.point(conn, session, begin.snapshot)
         return Beginning(points.snapshot_to_boot(session, point), point.row.id, point.taken.image)
 
-    async def lay(self, workspace: Workspace, berth: Berth) -> None:
-        """Have the session's files as they are to be. A machine that was there is removed before."""
+    async def lay(self, workspace: Workspace) -> None:
+        """Have the session's files as they are to be. No machine may use them."""
         if self.rewound is not None:
-            await berth.release()
             await anyio.to_thread.run_sync(points.put_back, workspace, self.rewound)
 
 

@@ -97,6 +97,7 @@ class Stay:
         self._leave = anyio.CancelScope()
         self._frozen: anyio.Event | None = None
         self._outside = anyio.Event()
+        self._laid = False
         self._r = resources
         self._ledger = resources.ledger
         self._workspace = resources.workspace(id)
@@ -124,26 +125,35 @@ class Stay:
     async def _work(self) -> str:
         """Be there; returns why it ended."""
         session = await self._session()
+        # Not to be abandoned: who stops what was just rewound finds it where it was taken back to.
+        beginning = await self._lay(session)
         request = request_of(session)
         async with self._door(request, session) as self.door:
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
-                berth = await self._settle(session, request)
+                berth = await self._settle(session, request, beginning)
             self.berth = berth
             async with reaching(session, berth.provider, self._r, wanted=request.port) as self.reach:
                 self.sitting = await self._sitting(request, berth)
                 self.seated.set()
                 return await self._inhabit(berth, self.sitting)
 
-    async def _settle(self, session: SessionRow, request: SpawnRequest) -> Berth:
+    async def _lay(self, session: SessionRow) -> Beginning:
+        """Where it begins; its files are those of there when this returns."""
+        beginning = await self._ledger.read(lambda conn: Beginning.of(conn, self.id))
+        if beginning.rewound is not None and not self._laid:
+            await self._release(session)
+            await beginning.lay(self._workspace)
+        self._laid = True
+        return beginning
+
+    async def _settle(self, session: SessionRow, request: SpawnRequest, beginning: Beginning) -> Berth:
         """Have the machine, ready. One that is there is used."""
         if session.phase in (Phase.CREATED, Phase.STOPPED):
             await self._ledger.record(self.id, SessionPreparing())
-        beginning = await self._ledger.read(lambda conn: Beginning.of(conn, self.id))
         ground = Ground(self.id, request, self._r, image=beginning.image)
         await ground.take()
         provider = await self._place(session, request)
         berth = ground.berth(provider, await ground.image(provider))
-        await beginning.lay(self._workspace, berth)
         if session.phase is Phase.RUNNING and not await berth.alive():
             raise MachineLost(f"{berth.name} went down while nobody was watching")
         if session.activity is Activity.PAUSED and session.phase is Phase.RUNNING:
@@ -326,7 +336,7 @@ class Stay:
             await self._ledger.record(self.id, body, turn=number)
         async with self._ledger.phase(self.id, "release"):
             problems = await self._cleared()
-        return [*problems, SessionStopped(reason=reason)]
+        return [*problems, *await self._taken_back(), SessionStopped(reason=reason)]
 
     async def _course(self) -> Course:
         """Its turns; also of one whose machine was found dead, so that nobody sat down."""
@@ -338,16 +348,30 @@ class Stay:
 
     async def _cleared(self) -> list[AnyBody]:
         """Remove the machine, if there is one. What keeps it from going is said, not raised: recovery tries again."""
-        session = await self._session()
-        if session.provider is None:
-            return []
         try:
-            await Berth(self.id, self._r.providers[session.provider], None, self._ledger).release()
+            await self._release(await self._session())
         except StoreUnusable:
             raise
         except (HiveyardError, OSError) as error:
             log.exception("session %s: its machine could not be removed", self.id)
             return [Notice(message=f"the machine could not be removed yet: {error}")]
+        return []
+
+    async def _release(self, session: SessionRow) -> None:
+        """Remove the machine, if there is one."""
+        if session.provider is not None:
+            await Berth(self.id, self._r.providers[session.provider], None, self._ledger).release()
+
+    async def _taken_back(self) -> list[AnyBody]:
+        """Carry out a rewind that was not, and say it when that cannot be: with its end it counts no more."""
+        try:
+            if not self._laid:
+                await (await self._ledger.read(lambda conn: Beginning.of(conn, self.id))).lay(self._workspace)
+        except StoreUnusable:
+            raise
+        except (HiveyardError, OSError) as error:
+            log.exception("session %s: its files could not be taken back", self.id)
+            return [Notice(message=f"the files are not those of the snapshot that it was taken back to: {error}")]
         return []
 
     # --- small things ------------------------------------------------------------------------------------------------
