@@ -308,3 +308,18 @@ def test_what_is_told_late_of_a_turn_that_is_over_is_no_other_turn(name: str) ->
         assert one.ready
     one.feed(update(**{**words, "messageId": "m2"}))
     assert not one.ready
+
+
+@pytest.mark.parametrize("name", ["opencode", "goose"])
+def test_leave_that_is_asked_for_after_an_interrupt_is_dropped(name: str) -> None:
+    """Whoever cancels answers all that is open, also what was on its way."""
+    for ask in (True, False):
+        one = agents.by_name(name).driver(turn(ask=ask))  # type: ignore[attr-defined]
+        *before, asking = SAID[name]
+        for said in before:
+            one.feed(said)
+        one.begun("go")
+        one.interrupt("i")
+        step = one.feed(asking)
+        assert _events([step], AgentAsked) == []
+        assert json.loads(step.lines[0].data)["result"] == {"outcome": {"outcome": "cancelled"}}

@@ -4,6 +4,7 @@ on this host."""
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,9 +14,18 @@ import anyio
 import pytest
 
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import CannotExecute, GuestWriteUnverified, MachineLost
+from hiveyard.core.errors import (
+    CannotExecute,
+    CredentialsNotInstalled,
+    GuestFileError,
+    GuestPermissionDenied,
+    GuestWriteUnverified,
+    MachineLost,
+)
+from hiveyard.core.files import MakeDirectory
 from hiveyard.core.machines import Capabilities
 from hiveyard.core.ports import Stream
+from hiveyard.credentials.look import contents, look
 from hiveyard.machines.attached import AttachedStream, attached
 from hiveyard.machines.shell import ShellGuest
 
@@ -176,3 +186,50 @@ async def test_each_verb_is_one_round_trip(home: Path) -> None:
     await guest.remove("~/a/b/c")
     await guest.remove_tree("~/a")
     assert way.opened == 8
+
+
+_SPOKEN = "printf '%s %d\\n' \"$1\" $$ >&2; "
+"""What the script says with which commands are run, before the command says something."""
+
+
+class Answering(Way):
+    """In place of every program there is one that says what it is told to."""
+
+    def __init__(self, home: Path, script: str) -> None:
+        super().__init__(home)
+        self._script = script
+
+    def words(self, argv: Sequence[str]) -> Sequence[str]:
+        return ("bash", "-c", self._script, *argv[3:5])
+
+
+@pytest.mark.parametrize("number", ["", "99999999999999999999", "-1", "²", "1 2", "x" * 5000])
+async def test_a_batch_believes_no_number_of_a_step(home: Path, number: str) -> None:
+    steps = [MakeDirectory(path="/a"), MakeDirectory(path="/b"), MakeDirectory(path="/c")]
+    with pytest.raises(GuestPermissionDenied) as caught:
+        await _guest(Answering(home, f"echo {shlex.quote(number)}; exit 43")).batch(steps)
+    assert caught.value.context == {"path": "/c", "step": "2"}
+
+
+async def test_a_batch_that_was_killed_blames_no_step(home: Path) -> None:
+    guest = _guest(Answering(home, "kill -KILL $$"))
+    with pytest.raises(GuestFileError, match="killed what did 2 steps") as caught:
+        await guest.batch([MakeDirectory(path="/a"), MakeDirectory(path="/b")])
+    assert caught.value.context == {}
+
+
+@pytest.mark.parametrize("said", ["f 600 ²", "f ² 0", "f 600 " + "9" * 5000, "f 600", "q 600 0", ""])
+async def test_what_a_guest_says_of_its_files_is_not_believed(home: Path, said: str) -> None:
+    with pytest.raises(CredentialsNotInstalled, match="does not tell"):
+        await look(_guest(Answering(home, _SPOKEN + f"echo 0; echo {shlex.quote(said)}")), ["/a"])
+
+
+@pytest.mark.parametrize("said", ["²\nx", "5\nabc", "-1\nx", "9" * 50 + "\nx", "nothing", ""])
+async def test_what_a_guest_says_is_in_its_files_is_not_believed(home: Path, said: str) -> None:
+    with pytest.raises(CredentialsNotInstalled, match="cannot be read"):
+        await contents(_guest(Answering(home, _SPOKEN + f"printf %s {shlex.quote(said)}")), ["/a"])
+
+
+async def test_a_file_that_is_too_large_for_a_credential_is_told_as_such(home: Path) -> None:
+    with pytest.raises(CredentialsNotInstalled, match="/a has 2000000 bytes"):
+        await contents(_guest(Answering(home, _SPOKEN + "echo 2000000; head -c 2000000 /dev/zero")), ["/a"])

@@ -93,6 +93,7 @@ class Cloud:
         self.instances: dict[str, Instance] = {}
         self.snapshots: dict[str, Snapshot] = {}
         self.lost: list[str] = []
+        self.never_still = False
         self.asked: list[str] = []
         self.looks = 1
         self._directory = directory
@@ -239,7 +240,10 @@ class Cloud:
 
     async def _pause(self, request: Request) -> Response:
         instance = self._known(request)
-        await self._freeze(instance)
+        if self.never_still:
+            instance.status = "saving"
+        else:
+            await self._freeze(instance)
         return JSONResponse(instance.view())
 
     async def _freeze(self, instance: Instance) -> None:

@@ -14,7 +14,7 @@ from hiveyard.kit.text import decode, one_line
 
 # PATH... -> the user's id, then a line for each: its kind's first letter with mode and owner, or `-` where nothing is.
 _LOOK = r"""
-LC_ALL=C
+export LC_ALL=C
 printf '%d\n' $EUID
 for p; do
   [[ $p == "~/"* ]] && p=$HOME/${p#"~/"}
@@ -28,7 +28,7 @@ done
 """
 # PATH... -> of each its size in a line, then so many bytes
 _CONTENTS = r"""
-LC_ALL=C
+export LC_ALL=C
 for p; do
   [[ $p == "~/"* ]] && p=$HOME/${p#"~/"}
   n=$(stat -c %s -- "$p") && printf '%d\n' "$n" && head -c "$n" -- "$p" || exit 1
@@ -57,7 +57,7 @@ async def look(guest: Guest, paths: Sequence[str]) -> list[Seen]:
     command = Command(argv=("bash", "-c", _LOOK, "hv", *paths))
     result = await guest.run(command, timeout=60, limit=_LINE_LIMIT * (len(paths) + 1))
     user, *lines = decode(result.stdout).splitlines() or [""]
-    if result.ok and len(lines) == len(paths) and user.isdigit():
+    if result.ok and len(lines) == len(paths) and _is_number(user):
         seen = [_parse(line, int(user)) for line in lines]
         if all(one is not None for one in seen):
             return [one for one in seen if one is not None]
@@ -65,9 +65,14 @@ async def look(guest: Guest, paths: Sequence[str]) -> list[Seen]:
     raise CredentialsNotInstalled(f"the guest does not tell what its files are: exit code {result.status}: {said}")
 
 
+def _is_number(word: str) -> bool:
+    """Whether it is one that a guest's stat can print: no digits of other scripts, and not too many."""
+    return word.isascii() and word.isdigit() and len(word) < 20
+
+
 def _parse(line: str, user: int) -> Seen | None:
     words = line.split(" ")
-    if len(words) != 3 or words[0] not in _KINDS or not (words[1].isdigit() and words[2].isdigit()):
+    if len(words) != 3 or words[0] not in _KINDS or not (_is_number(words[1]) and _is_number(words[2])):
         return None
     try:
         mode = int(words[1], 8)
@@ -86,11 +91,14 @@ async def contents(guest: Guest, paths: Sequence[str]) -> list[bytes]:
     found, at = [], 0
     for path in paths:
         end = result.stdout.find(b"\n", at, at + _LINE_LIMIT)
-        size = result.stdout[at:end] if end > at else b""
-        at = end + 1 + (int(size) if size.isdigit() else 0)
-        if not result.ok or not size.isdigit() or int(size) > LARGEST_FILE or at > len(result.stdout):
+        told = decode(result.stdout[at:end]) if end > at else ""
+        size = int(told) if _is_number(told) else -1
+        if size > LARGEST_FILE:
+            raise CredentialsNotInstalled(f"{path} has {size} bytes: it is none of a profile", path=path)
+        at = end + 1 + size
+        if size < 0 or at > len(result.stdout):
             said = one_line(decode(result.stderr)) or f"exit code {result.status}"
-            raise CredentialsNotInstalled(f"what is in {path} cannot be read back: {said}", path=path)
+            raise CredentialsNotInstalled(f"what is in {path} cannot be read: {said}", path=path)
         found.append(result.stdout[end + 1 : at])
     return found
 

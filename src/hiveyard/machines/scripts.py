@@ -99,7 +99,7 @@ exit 1
 
 # Shared by the file scripts. `why PATH` ends the script with the reason why PATH cannot be reached.
 _FILES: Final = r"""
-LC_ALL=C
+export LC_ALL=C
 why() {
   local d=$1
   while d=${d%/*}; [[ $d && ! -e $d && ! -L $d ]]; do :; done

@@ -220,7 +220,8 @@ class ShellGuest:
         for trip in trips([step(one, self._path(one.path)) for one in steps]):
             if (failed := await self._trip(trip)) is not None:
                 number, error = failed
-                error.context["step"] = str(done + number)
+                if number is not None:
+                    error.context["step"] = str(done + number)
                 raise error
             done += len(trip)
 
@@ -228,16 +229,17 @@ class ShellGuest:
         if (failed := await self._trip([step(wanted, self._path(wanted.path))])) is not None:
             raise failed[1]
 
-    async def _trip(self, steps: Sequence[Step]) -> tuple[int, GuestFileError] | None:
-        """Do steps in one round trip. Returns which failed, and why."""
+    async def _trip(self, steps: Sequence[Step]) -> tuple[int | None, GuestFileError] | None:
+        """Do steps in one round trip. Returns which failed, where that is known, and why."""
         words, out, said = [word for one in steps for word in one.words], Kept(_ANSWER_LIMIT), Kept(_ANSWER_LIMIT)
         async with self._exec.open(("bash", "-c", scripts.BATCH, "hv", *words)) as stream:
             status = await converse(stream, b"".join(one.data for one in steps), out.add, said.add)
         if status == 0:
             return None
         number = bytes(out.data).strip()
-        failed = int(number) if number.isdigit() and len(number) < 6 else len(steps) - 1
-        failed = min(failed, len(steps) - 1)
+        if not number and status > _SIGNALLED and len(steps) > 1:
+            return None, GuestFileError(f"the guest killed what did {len(steps)} steps with files: exit code {status}")
+        failed = min(int(number) if number.isdigit() and len(number) < 6 else len(steps), len(steps) - 1)
         return failed, file_error(steps[failed].verb, steps[failed].path, status, bytes(said.data))
 
     async def remove_tree(self, path: str) -> None:

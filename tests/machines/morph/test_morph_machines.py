@@ -14,7 +14,15 @@ import pytest
 
 from hiveyard.agents.command import CommandLine
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import BadInput, BootFailed, NoSuchImage, NoSuchMachine, NoSuchSnapshot, NotPrepared
+from hiveyard.core.errors import (
+    BadInput,
+    BootFailed,
+    NoSuchImage,
+    NoSuchMachine,
+    NoSuchSnapshot,
+    NotPrepared,
+    ProviderTimeout,
+)
 from hiveyard.core.machines import MachineSpec, MachineStatus, Network, Shape
 from hiveyard.core.ports import Forks, Pauses, Provider, Snapshots
 from hiveyard.kit.names import new_id
@@ -257,6 +265,20 @@ async def test_what_cannot_be_had_of_a_cloud_is_refused(direct: tuple[MorphProvi
     assert IMAGE.id in raised.value.hint
     with pytest.raises(NoSuchImage):
         await provider.boot("one", replace(SPEC, shape=Shape(memory_mib=1024)))
+
+
+async def test_a_machine_that_never_stands_still_is_an_error_of_the_service(
+    direct: tuple[MorphProvider, Cloud],
+) -> None:
+    provider, cloud = direct
+    await provider.boot("one", SPEC)
+    provider._settings = replace(provider._settings, pause_timeout=0.5)
+    cloud.never_still = True
+    for verb in (provider.pause, provider.stop):
+        with anyio.fail_after(30), pytest.raises(ProviderTimeout, match="saving and did not stand still"):
+            await verb("one")
+    cloud.machine("one").status = "ready"
+    await provider.terminate("one")
 
 
 async def test_an_image_in_which_nothing_works_says_why_and_leaves_nothing(direct: tuple[MorphProvider, Cloud]) -> None:

@@ -195,6 +195,9 @@ class Acp:
         if wanted is None:
             return Step((), [jsonrpc.refuse(said.id, "this is no request for permission", -32602)])
         self._found_working()
+        if self._interrupted:
+            # It was asked before the program heard of the end: whoever cancels answers all that is open.
+            return Step((), [_decided(said.id, None)])
         options: dict[str, str] = {option.kind: option.option_id for option in reversed(wanted.options)}
         events = list(self._updates.asked(wanted.tool_call))
         if not self._ask:

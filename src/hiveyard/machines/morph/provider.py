@@ -28,6 +28,7 @@ from hiveyard.core.errors import (
     NoSuchMachine,
     NoSuchSnapshot,
     ProviderBadAnswer,
+    ProviderTimeout,
 )
 from hiveyard.core.machines import (
     Capabilities,
@@ -59,8 +60,6 @@ from hiveyard.machines.morph.wire import Instance, Snapshot
 from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _TEARDOWN = 60.0
-PAUSE_TIME = 120.0
-"""Seconds that the service may take to write a machine's memory away, or to bring it back."""
 _LOOK = 0.3
 _SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?\Z")
 
@@ -207,7 +206,7 @@ class MorphProvider:
         async with self._lock(name):
             instance = await self._ready(name)
             if instance.status == "paused":
-                await self._service.resume(instance.id, PAUSE_TIME)
+                await self._service.resume(instance.id, self._settings.pause_timeout)
             await self._making.until_ready(instance.id, name)
 
     async def fork(self, name: str, children: Sequence[str], spec: MachineSpec) -> Sequence[Machine]:
@@ -272,7 +271,7 @@ class MorphProvider:
             yield
         finally:
             with anyio.CancelScope(shield=True):
-                await self._service.resume(instance.id, PAUSE_TIME)
+                await self._service.resume(instance.id, self._settings.pause_timeout)
 
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         _check(name, spec)
@@ -343,11 +342,16 @@ class MorphProvider:
         """Return when an instance stands still; one that failed does so already."""
         if instance.status in ("paused", "error"):
             return
-        seen = await self._service.pause(instance.id, PAUSE_TIME)
-        with anyio.fail_after(PAUSE_TIME):
+        seen = await self._service.pause(instance.id, self._settings.pause_timeout)
+        with anyio.move_on_after(self._settings.pause_timeout):
             while seen.status in ("ready", "saving"):
                 await anyio.sleep(_LOOK)
                 seen = await self._service.instance(instance.id)
+        if seen.status in ("ready", "saving"):
+            raise ProviderTimeout(
+                f"morph: {instance.id} is {seen.status} and did not stand still in {self._settings.pause_timeout:g}s",
+                hint="set pause_timeout in section [morph] of the settings",
+            )
 
     async def _end(self, name: str) -> None:
         """Return when nothing has the name any more."""

@@ -24,6 +24,8 @@ class MorphSettings:
     """Longest time in seconds that a request which failed for a reason that may pass is made again."""
     boot_timeout: float = 180.0
     """Seconds a machine may take until a command can be run in it."""
+    pause_timeout: float = 120.0
+    """Seconds that the service may take to write a machine's memory away, or to bring it back."""
     answer_mib: int = 16
     """Largest answer that is read, in MiB."""
 
