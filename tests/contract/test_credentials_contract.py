@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
 
 import anyio
 import pytest
@@ -20,6 +23,7 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.ports import Guest
 from hiveyard.credentials import DefaultCredentialsInstaller, profiles
+from hiveyard.credentials.claude_oauth import Tokens
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from tests.support.leaks import Said, listening
@@ -313,6 +317,54 @@ async def test_a_check_that_fails_is_an_error_with_its_words_and_nothing_stays(
     assert isinstance(error, CredentialsCheckFailed)
     assert "ended with 3: not signed in: ***" in error.message
     assert await below(guest, folder) == []
+
+
+def by_base64(data: bytes) -> dict[str, object]:
+    return {"content": Secret(base64.b64encode(data).decode()), "encoding": "base64"}
+
+
+@pytest.mark.parametrize(
+    ("file", "check"),
+    [
+        pytest.param({"content": Secret(f"{KEY}\n")}, "printf 'no %s' \"$(<key)\"", id="a line without its end"),
+        pytest.param({"content": Secret(f"type\n {KEY}\r\n")}, "echo no $(tail -n 1 key)", id="one line of several"),
+        pytest.param(by_base64(KEY.encode()), "echo no; cat key", id="what came by base64"),
+        pytest.param(by_base64(b"\xff\xfe" + KEY.encode() + b"\n\xff"), "echo no; cat key", id="bytes of no text"),
+    ],
+)
+async def test_a_check_may_quote_a_file_whose_secrets_nobody_named(
+    guest: Guest, folder: str, said: Said, installer: DefaultCredentialsInstaller, file: dict[str, Any], check: str
+) -> None:
+    command = Command(shell=f"{check}; echo; echo type it again; exit 3", cwd=f"{folder}/d")
+    files = [CredentialFile(path=f"{folder}/d/key", **file)]
+    error = await failing(said, installer, guest, profile(folder, files=files, secrets=(), check=command))
+    assert re.search(r"ended with 3: no \*{8,}", error.message)
+    assert error.message.endswith(" type it again"), "what is too short to be a secret is no star"
+
+
+async def test_a_check_may_quote_the_tokens_of_a_sign_in(
+    guest: Guest, folder: str, said: Said, installer: DefaultCredentialsInstaller
+) -> None:
+    tokens = Tokens(access=Secret(KEY), refresh=Secret(f"{KEY}-too"), expires_at=1.8e9)
+    made = profiles.claude_sign_in(tokens.file(), directory=f"{folder}/d")
+    script = """grep -o '"[^"]*Token":"[^"]*"' d/.credentials.json >&2; exit 3"""
+    with pytest.raises(CredentialsCheckFailed) as caught:
+        await installer.install(
+            guest, [replace(made, check=Command(shell=script, cwd=folder))], real=["claude-sign-in"]
+        )
+    said.add_error(caught.value)
+    assert re.search(r'"accessToken":"\*+" "refreshToken":"\*+"', caught.value.message)
+
+
+async def test_a_check_may_quote_the_secret_of_another_profile_where_its_words_are_cut(
+    guest: Guest, folder: str, said: Said, installer: DefaultCredentialsInstaller
+) -> None:
+    script = f"printf '%0380d' 0; cat {folder}/d/key; exit 3"
+    second = CredentialFile(path=f"{folder}/second", content=Secret("another secret"))
+    checked = CredentialProfile(name="second", files=[second], check=Command(shell=script))
+    error = await failing(said, installer, guest, profile(folder), checked)
+    assert "0****" in error.message
+    assert KEY[:4] not in error.message
 
 
 async def test_a_check_whose_program_is_missing_or_hangs_is_an_error_and_nothing_stays(

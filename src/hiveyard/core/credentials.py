@@ -23,6 +23,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _OTHERS = 0o077
 LARGEST_FILE = 1 << 20
 """Bytes that a credential file may have."""
+_SHORTEST = 8
+"""Characters of a line that is masked by itself. Shorter ones (`{`, `type`, a port) stand in whatever anybody says, and
+with stars in their place nobody could read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +71,25 @@ class CredentialFile:
             return text.encode() if self.encoding == "utf-8" else base64.b64decode(text, validate=True)
         raise BadInput(f"the content for {_shown(self.path)} is not {self.encoding}")
 
+    def masked(self) -> list[Secret]:
+        """What of it must not be shown: the content as it was given and as it lies there, and each of its lines, which
+        is what programs quote; all without the space around it. Nothing of a file that anybody may see."""
+        if not self.secret:
+            return []
+        whole = self.data().decode("utf-8", "surrogateescape")
+        lines = {line.strip() for line in whole.split("\n")}
+        parts = {self.content.reveal().strip(), whole.strip(), *(line for line in lines if len(line) >= _SHORTEST)}
+        return [Secret(part) for part in parts]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialProfile:
     """What one program needs in a guest: directories (parents first), files, and a command that tells whether they
     work.
 
-    `secrets` are the values inside the files that must never be shown; the files' whole contents are masked too.
-    `real`: they are worth something outside of this session. `check` must not take its words from a secret: its argv
-    and environment can be seen in the guest.
+    `secrets` are the values inside the files that must never be shown; the files' whole contents are masked too, and
+    each line of them. `real`: they are worth something outside of this session. `check` must not take its words from a
+    secret: its argv and environment can be seen in the guest.
     """
 
     name: str
@@ -97,7 +110,7 @@ class CredentialProfile:
 
     def masked(self) -> list[Secret]:
         """All that must not be shown."""
-        return [*self.secrets, *(file.content for file in self.files if file.secret)]
+        return [*self.secrets, *(secret for file in self.files for secret in file.masked())]
 
 
 class Installed(NamedTuple):

@@ -101,7 +101,7 @@ async def _install(guest: Guest, profile: CredentialProfile, former: Former, mas
         before = await former.remember(profile)
         await guest.batch(_steps(profile, before))
         await _read_back(guest, profile)
-        await _check(guest, profile)
+        await _check(guest, profile, mask)
     except MachineLost:
         raise
     except CredentialsError as error:
@@ -158,7 +158,7 @@ def _check_kind(path: str, seen: Seen, kind: str) -> None:
         raise CredentialsNotInstalled(f"{path} belongs to another user of the guest", path=path)
 
 
-async def _check(guest: Guest, profile: CredentialProfile) -> None:
+async def _check(guest: Guest, profile: CredentialProfile, mask: Mask) -> None:
     if profile.check is None:
         return
     try:
@@ -167,7 +167,7 @@ async def _check(guest: Guest, profile: CredentialProfile) -> None:
         raise CredentialsCheckFailed(f"its check: {error.message}", cause=error.code) from error
     if not result.ok:
         # Masked before it is cut short, and without what may be the beginning of a secret that was cut already.
-        said = decode(Mask(profile.masked()).stream().feed(result.stderr or result.stdout))
+        said = decode(mask.stream().feed(result.stderr or result.stdout))
         raise CredentialsCheckFailed(f"its check ended with {result.status}: {one_line(said, 400)}")
 
 

@@ -7,16 +7,20 @@ tells whether it finds its credentials; it asks nobody outside. Raises BadInput,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
 from urllib.parse import quote
+
+import msgspec
 
 from hiveyard.core.commands import Command
 from hiveyard.core.credentials import CredentialDirectory, CredentialFile, CredentialProfile
 from hiveyard.core.errors import BadInput
 from hiveyard.credentials.wellformed import check_key
 from hiveyard.kit.secret import Secret
+from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import one_line
 
 CLAUDE = "~/.claude"
@@ -56,7 +60,8 @@ def claude_setup_token(token: Secret, *, directory: str = CLAUDE, checked: bool 
 def claude_sign_in(
     credentials: Secret, *, directory: str = CLAUDE, checked: bool = False, secrets: tuple[Secret, ...] = ()
 ) -> CredentialProfile:
-    """Claude Code with the content of a `.credentials.json` (`Tokens.file()`); `secrets` are the tokens in it.
+    """Claude Code with the content of a `.credentials.json` (`Tokens.file()`); `secrets` are what else in it than its
+    tokens must not be shown.
 
     For one guest at a time: Claude Code refreshes them there, refresh tokens rotate, and whoever else holds the former
     ones is signed out."""
@@ -64,7 +69,7 @@ def claude_sign_in(
         name="claude-sign-in",
         directories=(CredentialDirectory(path=directory),),
         files=(CredentialFile(path=f"{directory}/.credentials.json", content=credentials),),
-        secrets=secrets,
+        secrets=(*secrets, *_tokens_in(credentials)),
         real=True,
         check=_CLAUDE_STATUS if checked else None,
     )
@@ -178,6 +183,15 @@ def _claude(
         real=real,
         check=_CLAUDE_STATUS if checked else None,
     )
+
+
+def _tokens_in(credentials: Secret) -> list[Secret]:
+    """The tokens of a `.credentials.json`, as far as it is one."""
+    kept: object = None
+    with contextlib.suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+        kept = msgspec.json.decode(credentials.reveal())
+    fields = record(kept, "claudeAiOauth")
+    return [Secret(token) for name in ("accessToken", "refreshToken") if (token := text(fields.get(name)))]
 
 
 def _opencode(

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from urllib.parse import quote
 
 from hiveyard.kit.secret import Secret
@@ -20,13 +21,21 @@ class Mask:
     """
 
     def __init__(self, secrets: Iterable[Secret]) -> None:
-        forms = {form for secret in secrets for form in _forms(secret.reveal()) if len(form) >= _SHORTEST}
-        self._forms = tuple(sorted(forms, key=len, reverse=True))
-        self._longest = len(self._forms[0]) if self._forms else 0
-        # Where a form may begin: its first two bytes, or its first at the very end.
-        pairs = b"|".join(re.escape(form[:2]) for form in self._forms)
-        firsts = b"|".join(re.escape(form[:1]) for form in self._forms)
-        self._beginning = re.compile(rb"(?=%b)|(?=(?:%b)\Z)" % (pairs, firsts)) if self._forms else None
+        self._secrets = tuple(secrets)
+
+    # Only when something is to be masked: many a mask is made for an error that never comes.
+    @cached_property
+    def _forms(self) -> tuple[bytes, ...]:
+        """Longest first: one may be part of another."""
+        forms = {form for secret in self._secrets for form in _forms(secret.reveal()) if len(form) >= _SHORTEST}
+        return tuple(sorted(forms, key=len, reverse=True))
+
+    @cached_property
+    def _beginning(self) -> re.Pattern[bytes] | None:
+        """Where a form may begin: its first two bytes, or its first at the very end."""
+        pairs = b"|".join(sorted({re.escape(form[:2]) for form in self._forms}))
+        firsts = b"|".join(sorted({re.escape(form[:1]) for form in self._forms}))
+        return re.compile(rb"(?=%b)|(?=(?:%b)\Z)" % (pairs, firsts)) if self._forms else None
 
     def data(self, data: bytes) -> bytes:
         for form in self._forms:
@@ -44,7 +53,7 @@ class Mask:
         """How many bytes at the end of `data` may be the beginning of a secret."""
         if self._beginning is None:
             return 0
-        tail = data[1 - self._longest :]
+        tail = data[1 - len(self._forms[0]) :]
         for found in self._beginning.finditer(tail):
             if any(form.startswith(tail[found.start() :]) for form in self._forms):
                 return len(tail) - found.start()
@@ -70,9 +79,9 @@ class MaskedStream:
 
 
 def _forms(value: str) -> Iterable[bytes]:
-    data = value.encode()
+    data = value.encode("utf-8", "surrogateescape")  # as in `Mask.text`: a secret may be bytes of any kind
     yield data
-    yield quote(value, safe="").encode()
+    yield quote(data, safe="").encode()
     yield json.dumps(value)[1:-1].encode()
     yield data.hex().encode()
     for lead in range(3):
