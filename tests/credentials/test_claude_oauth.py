@@ -314,9 +314,22 @@ async def test_an_endpoint_that_is_not_there_is_unreachable(server: OAuthServer,
 
 
 @pytest.mark.parametrize(
-    "url", ["", "ftp://127.0.0.1/", "http://example.org/token", "https://u:p@example.org/", "https://example.org/?a=b"]
+    "url",
+    [
+        "",
+        "ftp://127.0.0.1/",
+        "http://example.org/token",
+        "https://u:p@example.org/",
+        "https://example.org/?a=b",
+        "https://[u:p",
+        "https://[::u:p]/",
+        "https://example.org:u:p/",
+        "https://example.org/u:p\0",
+        "https://\u2100u:p/",
+    ],
 )
 def test_a_token_is_sent_nowhere_in_the_clear(url: str) -> None:
     with pytest.raises(BadSetting) as caught:
         OAuthSettings(token_url=url)
     assert "u:p" not in str(caught.value)
+    assert caught.value.__context__ is None

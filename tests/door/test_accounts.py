@@ -203,12 +203,19 @@ def test_an_account_that_is_not_there_is_bad_input_before_anything_begins(tmp_pa
         "[accounts.work]\ngemini = 'sk-secret-secret'",
         "[accounts.work]\nanthropic = 'sk-secret-secret'\nclaude_sign_in = 'mine.json'",
         "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'http://example.org/sk-secret-secret'",
+        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'https://[sk-secret-secret'",
+        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'https://[::sk-secret-secret]/token'",
+        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'https://example.org:sk-secret-secret/'",
+        '[accounts.work]\nclaude_sign_in = "mine.json"\ntoken_url = "https://example.org/sk-secret\\u0000secret"',
+        "[accounts.work]\nclaude_sign_in = '~sk-secret-secret/mine.json'",
+        '[accounts.work]\nclaude_sign_in = "sk-secret\\u0000secret"',
         "claude_sign_in = 'sk-secret-secret'",
     ],
 )
 def test_an_account_that_cannot_be_one_is_an_error_that_shows_no_key(tmp_path: Path, content: str) -> None:
     with pytest.raises(CredentialsError) as caught:
-        Keys({}, key_file(tmp_path, content)).find("anthropic", "work")
+        Keys({}, key_file(tmp_path, content)).account("work")
+    assert type(caught.value) is CredentialsError, "and not that there is no such account"
     assert "sk-secret" not in f"{caught.value.message} {caught.value.hint}"
 
 

@@ -16,13 +16,15 @@ Refresh tokens rotate: each is good once. So there must be one writer, and `Refr
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit
 
+import httpx2
 import msgspec
 
 from hiveyard.core.errors import BadInput, BadSetting, BadSignInAnswer, CredentialsError, SignInRefused
@@ -217,8 +219,23 @@ def _tokens(answered: Mapping[str, object], now: float, *, before: Tokens | None
 
 
 def _check_address(name: str, address: str) -> None:
-    parts = urlsplit(address)
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment or parts.username:
+    parts = _parts(address)
+    if (
+        parts is None
+        or parts.scheme not in ("https", "http")
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+        or parts.username
+    ):
         raise BadSetting(f"{name} is no plain address: it starts with https:// and has no user, query or fragment")
     if parts.scheme == "http" and not loopback(parts.hostname):
         raise BadSetting(f"{name} is an http address at {parts.hostname}: a token would travel in the clear")
+
+
+def _parts(address: str) -> SplitResult | None:
+    """None for what is no address, also by the client that is to go there, which else would say so then."""
+    with contextlib.suppress(ValueError, httpx2.InvalidURL):  # their words have the address
+        httpx2.URL(address)
+        return urlsplit(address)
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -102,7 +103,15 @@ def _account(file: Path, where: str, entries: Mapping[str, object]) -> Account:
         raise CredentialsError(f"{file}: {where}anthropic and {where}claude_sign_in exclude each other")
     endpoints = {name: texts[name] for name in _ENDPOINTS if name in texts}
     _check_endpoints(file, where, endpoints)
-    return Account(keys=keys, sign_in=SignedIn(file=file.parent / Path(place).expanduser(), endpoints=endpoints))
+    return Account(keys=keys, sign_in=SignedIn(file=_beside(file, where, place), endpoints=endpoints))
+
+
+def _beside(file: Path, where: str, place: str) -> Path:
+    """A path as it stands in `file`. It is not shown: somebody may have put a key there."""
+    with contextlib.suppress(RuntimeError):  # a home that is nobody's
+        if "\0" not in place:
+            return file.parent / Path(place).expanduser()
+    raise CredentialsError(f"{file}: {where}claude_sign_in is no path of a file", hint="write it out from / on")
 
 
 def _check_endpoints(file: Path, where: str, endpoints: Mapping[str, str]) -> None:
