@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 from hiveyard.kit.copying import copy_tree
+from hiveyard.kit.trees import remove_tree
 from hiveyard.kit.usage import Measure
 from tests.kit.test_copying import sharing
+from tests.kit.test_trees import nest
 
 __all__ = ["sharing"]
 
@@ -32,6 +34,14 @@ def test_what_is_left_out_is_not_counted_and_links_lead_nowhere(tmp_path: Path) 
     (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
     assert Measure().tree(tmp_path / "a", without=frozenset(["snapshots"])) < 64 << 10
     assert Measure().tree(tmp_path / "nothing") == 0
+
+
+def test_what_is_deep_counts_too(tmp_path: Path) -> None:
+    nest(tmp_path, 1500)
+    deepest = Path(tmp_path, *["d"] * 1500)
+    (deepest / "large").write_bytes(os.urandom(1 << 20))
+    assert 1 << 20 <= Measure().tree(tmp_path) < 16 << 20
+    remove_tree(tmp_path / "d")
 
 
 def test_shared_blocks_count_once(sharing: Path) -> None:

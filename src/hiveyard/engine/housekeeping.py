@@ -25,6 +25,7 @@ from hiveyard.core.machines import Holding, Image
 from hiveyard.core.ports import Holds, Provider
 from hiveyard.core.states import AT_WORK, Phase, TaskState
 from hiveyard.engine.resources import Resources
+from hiveyard.kit.trees import remove_tree
 from hiveyard.kit.usage import Measure
 from hiveyard.store import lineage, views
 
@@ -124,7 +125,7 @@ class Housekeeping:
         elif thing.provider is not None:
             await thing.provider.release_image(thing.image)
         elif thing.place is not None:
-            await anyio.to_thread.run_sync(shutil.rmtree, thing.place, True)
+            await anyio.to_thread.run_sync(remove_tree, thing.place)
 
     # --- what there is -----------------------------------------------------------------------------------------------
 

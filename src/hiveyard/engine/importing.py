@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import gzip
 import math
+import os
 import re
-import shutil
+import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,7 @@ from hiveyard.engine.spawn import SpawnRequest, check_name, request_of
 from hiveyard.engine.unpacking import unpack
 from hiveyard.engine.workspace import Meta, Workspace
 from hiveyard.kit.names import new_id, slug
+from hiveyard.kit.trees import remove_tree, walk
 from hiveyard.store import journal, names, views
 
 _ID = re.compile(r"[2-9bcdfghjkmnpqrstvwxz]{10}\Z")
@@ -111,7 +113,7 @@ class Imports:
             raise uncopied(str(path), error) from error
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(shutil.rmtree, scratch.root, True)
+                await anyio.to_thread.run_sync(partial(remove_tree, scratch.root, quiet=True))
 
     async def _id(self, manifest: Manifest, new: bool) -> str:
         if new:
@@ -155,13 +157,13 @@ class Imports:
                 write = partial(self._write, id=id, manifest=manifest, choice=choice, name=name)
                 await self._r.ledger.store.write(write)
             except (HiveyardError, OSError) as error:
-                await anyio.to_thread.run_sync(shutil.rmtree, own.root, True)
+                await anyio.to_thread.run_sync(partial(remove_tree, own.root, quiet=True))
                 if isinstance(error, IllegalMove | NotFound):
                     raise BadArchive(f"the archive's journal contradicts itself: {error.message}") from error
                 raise
             for left in ("events.imported", archive.MANIFEST, archive.BUNDLE, "shallow"):
                 (own.root / left).unlink(missing_ok=True)
-            await anyio.to_thread.run_sync(shutil.rmtree, own.root / archive.SUBMODULES, True)
+            await anyio.to_thread.run_sync(partial(remove_tree, own.root / archive.SUBMODULES, quiet=True))
             own.unfinished.unlink()
         return id
 
@@ -257,9 +259,14 @@ def _unpack(path: Path, into: Path) -> None:
 
 def _check_plain(directory: Path) -> None:
     """The host's own files are read by name: no link is among them."""
-    for path in directory.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise BadArchive(f"the archive holds a link where none may be: {path.name[:80]!r}")
+    expected, met = 1, 0
+    for directories, files, at in walk(directory):
+        expected, met = expected + len(directories), met + 1
+        for name in files:
+            if not stat.S_ISREG(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+                raise BadArchive(f"the archive holds a link where none may be: {name[:80]!r}")
+    if met < expected:
+        raise BadArchive(f"the archive holds a directory that cannot be looked into, in {directory.name}")
 
 
 def _events(file: Path) -> Iterator[tuple[_Line, AnyBody]]:

@@ -11,7 +11,6 @@ All of it is blocking: call it in a thread. What it meets was written by a guest
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from hiveyard.engine.workspace import GUEST_ROOT, Workspace
 from hiveyard.kit.copying import Copied, Former, Mark, copy_content, copy_tree
 from hiveyard.kit.files import open_beneath, sync_dir, write_atomic
+from hiveyard.kit.trees import remove_tree
 from hiveyard.store.lineage import Point
 
 _HALF = ".half-"
@@ -87,7 +87,7 @@ def _own_copy(path: Path, fd: int, size: int) -> None:
 def drop(workspace: Workspace, snapshot: str) -> None:
     """Remove a snapshot's files, finished or not; absent is a success."""
     for name in (snapshot, f"{_HALF}{snapshot}"):
-        shutil.rmtree(workspace.snapshots / name, ignore_errors=True)
+        remove_tree(workspace.snapshots / name, quiet=True)
 
 
 def remains(workspace: Workspace, known: set[str]) -> list[Path]:
@@ -114,18 +114,18 @@ def put_back(workspace: Workspace, snapshot: str) -> None:
     if not ready.exists():
         lay_ready(workspace, snapshot)
     old = workspace.root / "shared.old"
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old, quiet=True)
     if workspace.shared.exists():
         workspace.shared.rename(old)
     ready.rename(workspace.shared)
     sync_dir(workspace.root)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old, quiet=True)
 
 
 def clear(workspace: Workspace) -> None:
     """Remove what a rewind that did not come about left."""
     for path in _ready(workspace):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path, quiet=True)
 
 
 def _ready(workspace: Workspace) -> tuple[Path, Path]:

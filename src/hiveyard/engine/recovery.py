@@ -4,8 +4,8 @@ journal with what exists. Level-triggered: running it again changes nothing."""
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -17,6 +17,7 @@ from hiveyard.core.states import AT_WORK
 from hiveyard.engine.berth import Berth, machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.workspace import Workspace
+from hiveyard.kit.trees import remove_tree
 from hiveyard.store import journal, views
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,11 @@ log = logging.getLogger(__name__)
 async def sweep(resources: Resources, strays: Sequence[Path]) -> None:
     """Remove every machine of ours that no open task and no `--keep` needs, the doors of sessions that are over, and
     those of the session directories `strays` that never began or are half removed. What fails is logged."""
-    try:
-        await _sweep_sessions(resources, strays)
-        await _sweep_machines(resources)
-    except Exception:
-        log.exception("what an earlier daemon left was not removed")
+    for sweeping in (partial(_sweep_machines, resources), partial(_sweep_sessions, resources, strays)):
+        try:
+            await sweeping()
+        except Exception:
+            log.exception("what an earlier daemon left was not removed")
 
 
 async def _sweep_sessions(resources: Resources, strays: Sequence[Path]) -> None:
@@ -40,7 +41,10 @@ async def _sweep_sessions(resources: Resources, strays: Sequence[Path]) -> None:
         workspace = Workspace(stray)
         if stray.name not in known and not workspace.begun:
             log.info("removing the leftover session directory %s", stray)
-            await anyio.to_thread.run_sync(workspace.remove)
+            try:
+                await anyio.to_thread.run_sync(workspace.remove)
+            except Exception:
+                log.exception("%s was not removed", stray)
 
 
 async def _sweep_machines(resources: Resources) -> None:
@@ -53,7 +57,7 @@ async def _sweep_machines(resources: Resources) -> None:
             await _remove(resources, provider, name)
     for door in doors:
         if machine_name(door.name) not in wanted:
-            await anyio.to_thread.run_sync(shutil.rmtree, door, True)
+            await anyio.to_thread.run_sync(partial(remove_tree, door, quiet=True))
 
 
 async def _wanted(resources: Resources) -> set[str]:
@@ -81,5 +85,5 @@ async def _remove(resources: Resources, provider: Provider, name: str) -> None:
         if row is not None and row.status is not MachineStatus.STOPPED:
             await Berth(row.session, provider, None, resources.ledger).release()
         await provider.terminate(name)
-    except HiveyardError as error:
-        log.warning("%s of %s could not be removed: %s", name, provider.name, error.message)
+    except Exception:
+        log.exception("%s of %s was not removed", name, provider.name)

@@ -16,6 +16,7 @@ import msgspec
 from hiveyard.core.errors import SessionDamaged, StoreTooNew
 from hiveyard.kit.files import write_atomic
 from hiveyard.kit.secret import Secret
+from hiveyard.kit.trees import remove_tree
 
 META_VERSION = 2
 GUEST_ROOT = "/session"
@@ -196,9 +197,4 @@ class Workspace:
     def remove(self) -> None:
         """Remove all of it; absent is a success. What is left when this is killed counts as half-made."""
         self.meta_file.unlink(missing_ok=True)
-        shutil.rmtree(self.root, ignore_errors=False, onerror=_absent_is_fine)
-
-
-def _absent_is_fine(function: object, path: str, info: tuple[type[BaseException], BaseException, object]) -> None:
-    if not isinstance(info[1], FileNotFoundError):
-        raise info[1]
+        remove_tree(self.root)

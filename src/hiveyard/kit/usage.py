@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
 import struct
 from pathlib import Path
+
+from hiveyard.kit.trees import walk
 
 _FIEMAP = 0xC020660B
 _HEAD, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQQQIIII")
@@ -32,18 +35,19 @@ class Measure:
         if not stat.S_ISDIR(status.st_mode):
             return self._one(status, path.name, None)
         taken = self._one(status, "", None)
-        top = True
-        for _, directories, files, at in os.fwalk(path, follow_symlinks=False, onerror=None):
-            if top:
+        with contextlib.suppress(FileNotFoundError):
+            for directories, files, at in walk(path):
                 directories[:] = [name for name in directories if name not in without]
                 files = [name for name in files if name not in without]
-                top = False
-            for name in (*directories, *files):
-                try:
-                    taken += self._one(os.stat(name, dir_fd=at, follow_symlinks=False), name, at)
-                except FileNotFoundError:
-                    continue
+                without = frozenset()
+                taken += sum(self._named(name, at) for name in (*directories, *files))
         return taken
+
+    def _named(self, name: str, at: int) -> int:
+        try:
+            return self._one(os.stat(name, dir_fd=at, follow_symlinks=False), name, at)
+        except FileNotFoundError:
+            return 0
 
     def _one(self, status: os.stat_result, name: str, at: int | None) -> int:
         key = (status.st_dev, status.st_ino)

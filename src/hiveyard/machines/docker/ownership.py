@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from hiveyard.core.errors import BootFailed, NoSpace, ProviderUnavailable
+from hiveyard.kit.trees import walk
 from hiveyard.machines import idmap
 from hiveyard.machines.docker.container import GUEST_UID, Owner, Shared
 from hiveyard.machines.docker.engine import About
@@ -118,7 +119,7 @@ class Sharing:
 def give(tree: Path, owner: Owner) -> None:
     """Make a directory and all below it belong to the guest. Follows no symlink: guests write there."""
     # By descriptors: another machine on the same directory cannot swap a part of the path under us.
-    for _, directories, files, at in os.fwalk(tree, follow_symlinks=False):
+    for directories, files, at in walk(tree):
         os.fchown(at, owner.uid, owner.gid)
         for name in (*directories, *files):
             if os.stat(name, dir_fd=at, follow_symlinks=False).st_uid != owner.uid:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hiveyard.kit.trees import walk
+
 GUEST_UID = 1000
 _SPREAD = 1 << 16
 
@@ -52,7 +54,7 @@ class User(NamedTuple):
         if self.uid is None:
             return
         self.owns(root)
-        for _, directories, files, fd in os.fwalk(root, follow_symlinks=False):
+        for directories, files, fd in walk(root):
             for name in (*directories, *files):
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 if (status.st_uid, status.st_gid) != (self.uid, self.uid):
