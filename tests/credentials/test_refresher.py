@@ -100,6 +100,21 @@ async def test_a_token_that_expires_in_the_middle_is_refreshed_once_for_all(
     assert server.refreshes == 1
 
 
+async def test_tokens_that_live_for_less_than_the_margin_are_refreshed_once_in_half_their_life(
+    server: OAuthServer, refresher: Refresher, first: Tokens, clock: HeldClock
+) -> None:
+    server.life = 200
+    clock.at = first.expires_at
+    (fresh,) = await ask_at_once(refresher, 10)
+    clock.at += 99
+    assert await ask_at_once(refresher, 10) == {fresh}
+    assert server.refreshes == 1
+    clock.at += 2
+    (later,) = await ask_at_once(refresher, 10)
+    assert later != fresh
+    assert server.refreshes == 2
+
+
 async def test_a_token_that_the_vendor_refused_is_replaced_once(
     server: OAuthServer, refresher: Refresher, first: Tokens
 ) -> None:
@@ -123,8 +138,9 @@ async def test_what_another_one_refreshed_is_taken_over(
 async def test_two_processes_that_refresh_at_once_do_it_one_after_the_other(
     server: OAuthServer, keeper: Keeper, first: Tokens
 ) -> None:
-    # With such a margin no token is ever good: each call refreshes, and a token used twice would end the sign-in.
-    said = run_processes(server, keeper, processes=2, times=10, margin=1e9)
+    # No token is ever good for so short a life: each call refreshes, and one used twice would end the sign-in.
+    server.life = 1e-6
+    said = run_processes(server, keeper, processes=2, times=10, margin=60)
     assert server.reuses == 0
     assert server.refreshes == 20
     assert len(set(said)) == 20

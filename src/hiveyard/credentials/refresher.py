@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 
@@ -22,11 +23,18 @@ Save = Callable[[Tokens], Awaitable[None]]
 _PAUSE = 0.05
 
 
+class _Fresh(NamedTuple):
+    """What was refreshed last, and how many seconds it was to live: what is stored does not tell."""
+
+    access: Secret
+    life: float
+
+
 class Refresher:
     """Gives out access tokens that are good, for any number of callers at once; refreshes at most once at a time.
 
     `lock` is a file that all who refresh this account name; it holds no data. Tokens are refreshed when they have less
-    than `margin` seconds left.
+    than `margin` seconds left; those that live for a short time and were refreshed here, when half of it is over.
     """
 
     def __init__(
@@ -48,6 +56,7 @@ class Refresher:
         self._mine = anyio.Lock()
         self._known: Tokens | None = None
         self._former: Tokens | None = None
+        self._fresh: _Fresh | None = None
         self._unsaved: tuple[Tokens, Tokens] | None = None
 
     async def tokens(self, *, refused: Secret | None = None) -> Tokens:
@@ -70,7 +79,10 @@ class Refresher:
         return tuple(secret for tokens in kept if tokens is not None for secret in tokens.secrets)
 
     def _good(self, tokens: Tokens, refused: Secret | None) -> bool:
-        return tokens.access != refused and not tokens.expired(self._clock.now(), margin=self._margin)
+        margin = self._margin
+        if self._fresh is not None and tokens.access == self._fresh.access:
+            margin = min(margin, self._fresh.life / 2)  # else none that lives for less than the margin is ever good
+        return tokens.access != refused and not tokens.expired(self._clock.now(), margin=margin)
 
     async def _current(self, refused: Secret | None) -> Tokens:
         """What another process saved meanwhile, or what comes of refreshing that."""
@@ -89,6 +101,7 @@ class Refresher:
         with anyio.CancelScope(shield=True):
             fresh = await refresh(self._settings, stored, clock=self._clock)
             self._former, self._unsaved = stored, (stored, fresh)
+            self._fresh = _Fresh(fresh.access, fresh.expires_at - self._clock.now())
             await self._save(fresh)
             self._unsaved = None
         return fresh
