@@ -51,20 +51,23 @@ async def serving(held: Held, provider: Provider, machine: str, keys: Keys) -> A
     """Let people into `machine` by ssh on a port of the host, for as long as the block lasts."""
     async with anyio.create_task_group() as group:
         way = _Way(provider, machine, keys, group)
-        server = await asyncssh.listen(
-            sock=held.socket,
-            server_factory=lambda: _Server(way),
-            server_host_keys=[keys.host],
-            encoding=None,
-            line_editor=False,
-            login_timeout=_LOGIN,
-            keepalive_interval=30,
-            agent_forwarding=False,
-            x11_forwarding=False,
-            allow_scp=False,
-            password_auth=False,
-            kbdint_auth=False,
-        )
+        # It serves a moment before it returns. Cancelled there, nobody but the loop would know the listener, and who gets
+        # the number of its descriptor next would be deaf.
+        with anyio.CancelScope(shield=True):
+            server = await asyncssh.listen(
+                sock=held.socket,
+                server_factory=lambda: _Server(way),
+                server_host_keys=[keys.host],
+                encoding=None,
+                line_editor=False,
+                login_timeout=_LOGIN,
+                keepalive_interval=30,
+                agent_forwarding=False,
+                x11_forwarding=False,
+                allow_scp=False,
+                password_auth=False,
+                kbdint_auth=False,
+            )
         try:
             yield
         finally:
