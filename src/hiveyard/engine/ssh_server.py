@@ -51,8 +51,8 @@ async def serving(held: Held, provider: Provider, machine: str, keys: Keys) -> A
     """Let people into `machine` by ssh on a port of the host, for as long as the block lasts."""
     async with anyio.create_task_group() as group:
         way = _Way(provider, machine, keys, group)
-        # It serves a moment before it returns. Cancelled there, nobody but the loop would know the listener, and who gets
-        # the number of its descriptor next would be deaf.
+        # It serves a moment before it returns. Cancelled there, nobody but the loop would know the listener, and who
+        # gets its descriptor's number next would be deaf.
         with anyio.CancelScope(shield=True):
             server = await asyncssh.listen(
                 sock=held.socket,
