@@ -176,7 +176,16 @@ for id, type, ask in lines():
     assert limited.value.retry_after == 3.5
 
 
-@pytest.mark.parametrize("value", ["READY", "{}", "{**READY, 'status': 'fine'}", "'ready'", "None"])
+ODD_TIMES = ("-1", "253402300800", "1.76e15", "'now'")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("READY", "{}", "{**READY, 'status': 'fine'}", "'ready'", "None"),
+        *(f"{{**READY, 'name': 'other', 'created_at': {time}}}" for time in ODD_TIMES),
+    ],
+)
 async def test_an_answer_about_another_machine_or_none_is_not_believed(made: Made, value: str) -> None:
     provider = made(f"for id, type, ask in lines(): say(id, 'result', value={value})")
     with pytest.raises(ProviderBadAnswer):

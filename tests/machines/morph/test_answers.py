@@ -102,6 +102,13 @@ async def test_an_answer_that_breaks_its_schema_is_told_as_such(body: bytes) -> 
     assert isinstance(await refused(whole(body)), ProviderBadAnswer)
 
 
+@pytest.mark.parametrize("created", [-1, 253_402_300_800, 1_760_000_000_000, 10**400])
+async def test_a_machine_that_was_made_at_no_date_is_no_answer(created: int) -> None:
+    async with asking(whole(json.dumps({**INSTANCE, "created": created}).encode())) as (service, _):
+        with pytest.raises(ProviderBadAnswer, match="created"):
+            await service.instance("morphvm_1")
+
+
 async def test_an_answer_that_is_cut_in_half_is_a_broken_connection() -> None:
     async def cut(_request: Request, stream: SocketStream) -> None:
         head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(IMAGES)}\r\n\r\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,6 +19,8 @@ PIECE = 64 << 10
 WINDOW = 256 << 10
 """Bytes of each stream of a command that may be on their way before anybody gave credit for more."""
 _SHOWN = 400
+_NO_DATE = 253_402_300_800
+"""The first second of the year 10000, in which a calendar ends."""
 
 
 class Result(msgspec.Struct, frozen=True, tag_field="type", tag="result"):
@@ -90,12 +92,12 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine."""
+    """A machine. `created_at` is in seconds since the epoch; what is no date is no answer."""
 
     name: str
     status: MachineStatus
     image: str = ""
-    created_at: float = 0.0
+    created_at: Annotated[float, msgspec.Meta(ge=0, lt=_NO_DATE)] = 0.0
     reason: str = ""
     metadata: dict[str, str] = {}
 

@@ -5,9 +5,12 @@ Statuses stay texts: the service may have new ones; see statuses.py.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+_NO_DATE = 253_402_300_800
+"""The first second of the year 10000, in which a calendar ends."""
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,10 +37,11 @@ class Networking(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
-    """`created` is in seconds since the epoch. `metadata` is what we gave it; see labels.py."""
+    """`created` is in seconds since the epoch; what is no date is no answer. `metadata` is what we gave it; see
+    labels.py."""
 
     id: str
-    created: int
+    created: Annotated[int, msgspec.Meta(ge=0, lt=_NO_DATE)]
     status: str = "pending"
     networking: Networking
     metadata: dict[str, str] = {}
