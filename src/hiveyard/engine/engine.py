@@ -12,7 +12,6 @@ import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import anyio
 from anyio.abc import TaskGroup
@@ -55,7 +54,6 @@ class Engine:
         self._group = group
         self._jobs: dict[str, Job] = {}
         self._making = anyio.Lock()
-        self._removals: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._slots = anyio.Semaphore(resources.settings.max_tasks)
         self.sessions = Sessions(resources, group)
         self.snapshots = Snapshots(resources, self.sessions, group)
@@ -173,7 +171,7 @@ class Engine:
     async def remove(self, id: str, *, force: bool) -> None:
         """Remove a task or session and all that belongs to it. Raises MachineNotReady for one that runs, unless
         `force`; NotFound for one that somebody else has just removed."""
-        async with self._removals.setdefault(id, anyio.Lock()):
+        async with self.sessions.alone(id):
             await self._remove(id, force)
 
     async def _remove(self, id: str, force: bool) -> None:

@@ -57,6 +57,10 @@ class Exports:
         """Write the session to `path`, which must not exist; it is there whole or not at all.
 
         Raises SessionNotRunning for one that is not stopped, SessionDamaged, BadInput, NoSpace."""
+        async with self._sessions.alone(id):
+            return await self._export(id, path)
+
+    async def _export(self, id: str, path: Path) -> Exported:
         session = await self._sessions.row(id)
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv stop {session.slug}")

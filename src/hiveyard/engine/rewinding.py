@@ -13,9 +13,9 @@ import anyio.to_thread
 from sqlalchemy import Connection
 
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import Cancelled, HiveyardError, SessionInUse, SessionNotRunning
+from hiveyard.core.errors import Cancelled, SessionInUse, SessionNotRunning
 from hiveyard.core.events import Failure, SessionRewound, TurnEnded, TurnStarted
-from hiveyard.core.states import Phase, TurnState
+from hiveyard.core.states import AT_WORK, Phase, TurnState
 from hiveyard.engine import points, room
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions import Sessions
@@ -36,16 +36,16 @@ class Rewinds:
     def __init__(self, resources: Resources, sessions: Sessions) -> None:
         self._r = resources
         self._sessions = sessions
-        self._changing = anyio.Lock()
 
     async def rewind(self, id: str, ref: str, *, force: bool = False) -> None:
         """Stand where the session stood at a snapshot, and go on from there; returns when that is journaled.
 
         Raises NotFound, SessionInUse with somebody at the terminal unless `force`, SessionNotRunning for one that is
         being made ready or cannot go on, NoMemory, NoSpace."""
-        session = await self._sessions.row(id)
-        point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
-        async with self._changing:
+        async with self._sessions.alone(id):
+            await self._sessions.until_stopped(id)
+            session = await self._sessions.row(id)
+            point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
             stay = self._sessions.at_work(id)
             if stay is None:
                 await self._resume_at(session, point)
@@ -56,7 +56,7 @@ class Rewinds:
                 with anyio.CancelScope(shield=True):
                     stay.scope.cancel()
                     await stay.over.wait()
-                    await self._move(session, point)
+                    await self._move(session, point, left=True)
 
     async def _resume_at(self, session: SessionRow, point: Point) -> None:
         if session.phase is not Phase.STOPPED:
@@ -66,7 +66,7 @@ class Rewinds:
         await self._r.ledger.read(lambda conn: room.check(conn, settings, wanted, besides=session.id))
         await self._lay_ready(session, point)
         with anyio.CancelScope(shield=True):
-            await self._move(session, point)
+            await self._move(session, point, left=False)
 
     async def _check(self, session: SessionRow, stay: Stay, force: bool) -> None:
         await stay.settled(session.phase)
@@ -96,18 +96,18 @@ class Rewinds:
             await anyio.to_thread.run_sync(points.clear, workspace)
             raise uncopied(session.slug, error) from error
 
-    async def _move(self, session: SessionRow, point: Point) -> None:
-        """Journal that it is there, and have it there."""
+    async def _move(self, session: SessionRow, point: Point, *, left: bool) -> None:
+        """Journal that it is there, and have it there. `left`: it was let go of for this, and is taken up again when
+        this fails."""
         now = self._r.clock.now()
         try:
             await self._r.ledger.store.write(lambda conn: _rewound(conn, session, point, now))
-        except HiveyardError:
+        except BaseException:
             await anyio.to_thread.run_sync(points.clear, self._r.workspace(session.id))
-            raise
-        finally:
-            phase = (await self._sessions.row(session.id)).phase
-            if phase in (Phase.PREPARING, Phase.RUNNING):
+            if left and (await self._sessions.row(session.id)).phase in AT_WORK:
                 self._sessions.begin(session.id)
+            raise
+        self._sessions.begin(session.id)
         log.info("session %s is taken back to %s", session.id, point.row.name)
 
 

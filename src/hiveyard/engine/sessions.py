@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 import anyio
 from anyio.abc import TaskGroup
@@ -62,6 +63,7 @@ class Sessions:
         self._group = group
         self._stays: dict[str, Stay] = {}
         self._making = anyio.Lock()
+        self._alone: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self.on_turn_over: Callable[[Stay], None] = lambda stay: None
 
     # --- made and ended ----------------------------------------------------------------------------------------------
@@ -135,23 +137,26 @@ class Sessions:
         """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success.
         `budget_usd` is what it may spend in all from now on, also when it is at work; None leaves that as it is. Raises
         NoMemory, SessionNotRunning, BadInput (its account is not there, ...)."""
-        if (stay := self._stays.get(id)) is not None and stay.stop.reason is not None:
-            await stay.over.wait()
-        session = await self.row(id)
-        if session.phase in AT_WORK:
-            await self._set_budget(id, budget_usd)
-            return
-        if session.phase is not Phase.STOPPED:
-            raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
-        await anyio.to_thread.run_sync(self._r.workspace(id).check)
+        async with self.alone(id):
+            await self.until_stopped(id)
+            session = await self.row(id)
+            if session.phase in AT_WORK:
+                await self._set_budget(id, budget_usd)
+            elif session.phase is Phase.STOPPED:
+                await self._take_up(session, budget_usd)
+            else:
+                raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
+
+    async def _take_up(self, session: SessionRow, budget_usd: float | None) -> None:
+        await anyio.to_thread.run_sync(self._r.workspace(session.id).check)
         # One that was imported, or whose keys were changed meanwhile, would fail at its first question.
         request = request_of(session)
         check_account(request, self._r)
-        await self._check_room(request, besides=id)
+        await self._check_room(request, besides=session.id)
         now = self._r.clock.now()
         with anyio.CancelScope(shield=True):
-            if await self._r.ledger.store.write(lambda conn: _taken_up(conn, id, budget_usd, now)):
-                self.begin(id)
+            await self._r.ledger.store.write(lambda conn: _taken_up(conn, session.id, budget_usd, now))
+            self.begin(session.id)
 
     async def _set_budget(self, id: str, dollars: float | None) -> None:
         now = self._r.clock.now()
@@ -162,7 +167,10 @@ class Sessions:
     async def stop(self, id: str) -> None:
         """End its machine and keep its files; returns when that is done. One that is stopped is a success."""
         session = await self.row(id)
-        stay = self._stays.get(id)
+        if (stay := self._stays.get(id)) is None:
+            # One that is being rewound has nobody at work for a moment, and goes on.
+            async with self.alone(id):
+                stay = self._stays.get(id)
         if stay is None:
             return
         if stay.frozen or session.activity is Activity.PAUSED:
@@ -170,15 +178,27 @@ class Sessions:
                 await self.unpause(id)
         stay.stop.ask(Cancelled("stopped"))
         await stay.over.wait()
+        if stay.scope.cancel_called:
+            await self.stop(id)  # it was let go of meanwhile: another may be in its place
+            return
         log.info("session %s (%s) was stopped", id, session.slug)
 
     async def let_go(self, id: str) -> None:
         """Leave off work on it as a dying daemon would; what it has stays as it is."""
-        # A rewind puts another in its place.
-        while stay := self._stays.get(id):
+        if stay := self._stays.get(id):
             async with stay.changing:
                 stay.scope.cancel()
                 await stay.over.wait()
+
+    def alone(self, id: str) -> anyio.Lock:
+        """Held by who has a session begin, end or be gone: it is taken up, rewound, exported, removed by one at a
+        time."""
+        return self._alone.setdefault(id, anyio.Lock())
+
+    async def until_stopped(self, id: str) -> None:
+        """Wait for the end of one that is being stopped."""
+        if (stay := self._stays.get(id)) is not None and stay.stop.reason is not None:
+            await stay.over.wait()
 
     # --- told --------------------------------------------------------------------------------------------------------
 
@@ -299,7 +319,8 @@ class Sessions:
         except Exception:
             log.exception("session %s is left as it is", stay.id)
         finally:
-            self._stays.pop(stay.id, None)
+            if self._stays.get(stay.id) is stay:
+                del self._stays[stay.id]
             stay.over.set()
 
     # --- small things ------------------------------------------------------------------------------------------------
@@ -362,13 +383,10 @@ async def begun(session: SessionRow, stay: Stay) -> Sitting:
     return await stay.settled(session.phase)
 
 
-def _taken_up(conn: Connection, id: str, budget_usd: float | None, at: float) -> bool:
-    """Journal that a session goes on; False when another has done so meanwhile."""
+def _taken_up(conn: Connection, id: str, budget_usd: float | None, at: float) -> None:
+    """Journal that a session goes on."""
     _fund(conn, id, budget_usd, at)
-    if views.session(conn, id).phase is not Phase.STOPPED:
-        return False
     journal.record(conn, id, SessionPreparing(), at=at)
-    return True
 
 
 def _fund(conn: Connection, id: str, dollars: float | None, at: float) -> None:

@@ -1,0 +1,124 @@
+"""What several people, or scripts, do to one session at the same moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.core.errors import NotFound, SessionNotRunning
+from hiveyard.engine.engine import Engine
+from tests.engine.conftest import Yard
+from tests.engine.yards import events, spawned, told, until
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+async def kept(engine: Engine, repo: Path) -> str:
+    """A session that remembers an apple, and then a pear; `early` is a snapshot before that."""
+    id = await spawned(engine, repo)
+    await told(engine, id, "remember apple")
+    await engine.snapshots.take(id, "early")
+    await told(engine, id, "remember pear")
+    return id
+
+
+async def test_a_stopped_session_that_is_rewound_and_resumed_goes_on_once(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await kept(engine, repo)
+        await engine.sessions.stop(id)
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.rewinds.rewind, id, "early")
+            group.start_soon(engine.sessions.resume, id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple"
+        assert len(await events(engine, id, "machine.booting")) == 2
+        await engine.sessions.stop(id)
+        assert (await engine.sessions.view(id)).status == "stopped"
+        assert engine.sessions.at_work(id) is None
+
+
+async def test_a_session_that_was_just_resumed_is_not_rewound_behind_its_back(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await kept(engine, repo)
+        await engine.sessions.stop(id)
+        refused: list[str] = []
+
+        async def rewind() -> None:
+            try:
+                await engine.rewinds.rewind(id, "early")
+            except SessionNotRunning as error:
+                refused.append(error.message)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.sessions.resume, id)
+            group.start_soon(rewind)
+        assert refused == ["its machine is not ready yet"]
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple pear"
+        await engine.sessions.stop(id)
+
+
+async def test_a_session_that_is_stopped_while_it_is_rewound_is_stopped(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await kept(engine, repo)
+        stay = engine.sessions.at_work(id)
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.rewinds.rewind, id, "early")
+            while engine.sessions.at_work(id) is stay:
+                await anyio.lowlevel.checkpoint()
+            await engine.sessions.stop(id)
+        assert (await engine.sessions.view(id)).status == "stopped"
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_a_session_that_is_removed_is_not_resumed_meanwhile(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.stop(id)
+        refused: list[NotFound] = []
+
+        async def resume() -> None:
+            try:
+                await engine.sessions.resume(id)
+            except NotFound as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: engine.remove(id, force=False))
+            group.start_soon(resume)
+        assert len(refused) == 1
+        assert engine.sessions.at_work(id) is None
+        assert await engine.sessions.views(over=True) == []
+        assert not (yard.places.sessions / id).exists()
+
+
+async def test_a_session_is_not_resumed_while_it_is_exported(yard: Yard, repo: Path, tmp_path: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.stop(id)
+        done: list[str] = []
+
+        async def export() -> None:
+            await engine.exports.export(id, tmp_path / "it.tar.gz")
+            done.append("exported")
+
+        async def resume() -> None:
+            await engine.sessions.resume(id)
+            done.append("resumed")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(export)
+            group.start_soon(resume)
+        assert done == ["exported", "resumed"]
+        await engine.sessions.stop(id)
