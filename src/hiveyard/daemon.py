@@ -45,6 +45,7 @@ from hiveyard.others import with_others
 from hiveyard.places import Places, host_ports_place, places
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.tmux import Tmux
+from hiveyard.store.ballast import BALLAST
 from hiveyard.store.database import open_store
 from hiveyard.store.mirror import mirror
 
@@ -137,7 +138,9 @@ async def resources(
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys = Keys(environment, here.keys)
     others = with_others(_providers(here, settings, keys), here, settings.external, environment)
-    async with others as providers, open_store(here.database, clock=clock) as store:
+    # It is part of what the disk is to keep free, and so never more than that.
+    ballast = min(BALLAST, settings.engine.disk_reserve_mib << 20)
+    async with others as providers, open_store(here.database, clock=clock, ballast=ballast) as store:
 
         async def record(session: str, turn: int | None, event: DoorEvent | Notice) -> None:
             await store.append(session, event, turn=turn)

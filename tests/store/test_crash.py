@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -9,7 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
+from sqlalchemy import Connection
 
 from hiveyard.core import events as e
 from hiveyard.core.errors import StoreUnusable
@@ -109,6 +112,84 @@ async def test_a_full_disk_is_said_so_and_what_was_acknowledged_stays(small_disk
         assert event.seq > max(acknowledged)
     async with open_store(path, clock=SystemClock()) as store:
         assert [ev.seq for ev in await all_events(store)] == [1, 2, *acknowledged, event.seq]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 16 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a disk needs root")
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def stuff(disk: Path) -> Path:
+    """A file that takes the disk to its last byte."""
+    path = disk / "junk"
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+    assert os.statvfs(disk).f_bavail == 0
+    return path
+
+
+def taken(path: Path) -> int:
+    return path.stat().st_blocks * 512 if path.exists() else 0
+
+
+async def test_on_a_full_disk_there_is_room_to_write_what_frees_some(disk: Path) -> None:
+    path, ballast, size = disk / "journal.db", disk / "ballast", 2 << 20
+    async with open_store(path, clock=SystemClock(), ballast=size) as store:
+        await store.append("s1", *beginning())
+        assert taken(ballast) == size
+        junk = stuff(disk)
+        ran: list[str] = []
+
+        def wrong(conn: Connection) -> None:
+            ran.append("wrong")
+            raise ValueError("of this one")
+
+        async with anyio.create_task_group() as group:
+            for text in ("one", "two"):
+                group.start_soon(store.append, "s1", e.AgentOutput(text=text * 5000))
+            with pytest.raises(ValueError, match="of this one"):
+                await store.write(wrong)
+        assert taken(ballast) < size
+        # Whoever filled the disk takes what was given up, too.
+        stuff(disk)
+        await store.append("s1", e.AgentOutput(text="three" * 5000))
+        texts = [event.body.text[:3] for event in await all_events(store) if isinstance(event.body, e.AgentOutput)]
+        assert sorted(texts[:2]) == ["one", "two"]
+        assert texts[2:] == ["thr"]
+        junk.unlink()
+        await store.append("s1", e.Notice(message="room"))
+        assert taken(ballast) == size
+        events = await all_events(store)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_a_journal_is_opened_on_a_full_disk(disk: Path) -> None:
+    async with open_store(disk / "journal.db", clock=SystemClock(), ballast=1 << 20) as store:
+        await store.append("s1", *beginning())
+    stuff(disk)
+    async with open_store(disk / "journal.db", clock=SystemClock(), ballast=1 << 20) as store:
+        await store.append("s1", e.Notice(message="and written"))
+        assert len(await all_events(store)) == len(beginning()) + 1
+
+
+async def test_a_ballast_is_never_what_fills_the_disk(disk: Path) -> None:
+    async with open_store(disk / "journal.db", clock=SystemClock(), ballast=8 << 20) as store:
+        await store.append("s1", *beginning())
+    assert not (disk / "ballast").exists()
 
 
 LIMITED = """

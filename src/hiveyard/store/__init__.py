@@ -9,5 +9,5 @@ mirror.py       the same events as JSON lines in each session's directory
 
 writer.py       groups of writes, one commit each     tail.py      the latest events, for followers
 sqlite.py       postgres.py                           migrate.py   migrations/
-schema.py       outbox.py                             failures.py
+schema.py       outbox.py       ballast.py            failures.py
 """

@@ -58,6 +58,7 @@ class Store:
 
         `fn` runs in another thread, never at the same time as another write, after all that was submitted before.
         When it raises, what it did is undone and the error is raised here; the writes beside it are not touched.
+        It is run again when the disk was full and has room now.
         It must not commit, roll back or wait for anything but the database. Raises StoreUnusable when the commit
         failed. Cancelling the caller does not cancel the write: it was not begun, or it is done whole.
         """
@@ -112,16 +113,19 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(where: Path | str, *, clock: Clock, tail_events: int = 8192) -> AsyncIterator[Store]:
+async def open_store(
+    where: Path | str, *, clock: Clock, tail_events: int = 8192, ballast: int = 0
+) -> AsyncIterator[Store]:
     """The journal in the SQLite file `where` (a Path; made when absent), or at a database URL (a str:
     `postgresql://...`, `sqlite:///...`), for as long as the block lasts; what was submitted is written before it ends.
 
-    `tail_events` is how many of the latest events are kept in memory for followers (and at most 32 MiB of them).
+    `tail_events` is how many of the latest events are kept in memory for followers (and at most 32 MiB of them);
+    `ballast` the bytes that a file holds beside an SQLite file, so that on a full disk there is still room for writes.
     Raises StoreUnusable for a database that is locked, damaged, not ours or cannot be reached; StoreTooNew for one
     that a newer version made; BadInput for a URL of another kind.
     """
     failure: Exception | None = None
-    async with _opened(_backend(where)) as backend:
+    async with _opened(_backend(where, ballast)) as backend:
         tail = Tail(await backend.read(journal.last_seq), max_events=tail_events)
         writer = Writer(backend.commit, tail, backend.failure)
         async with anyio.create_task_group() as group:
@@ -145,15 +149,15 @@ async def _opened(backend: Backend) -> AsyncIterator[Backend]:
         await backend.aclose()
 
 
-def _backend(where: Path | str) -> Backend:
+def _backend(where: Path | str, ballast: int) -> Backend:
     if isinstance(where, Path):
-        return SqliteBackend(where)
+        return SqliteBackend(where, ballast=ballast)
     try:
         url = sqlalchemy.make_url(where)
     except sqlalchemy.exc.ArgumentError:
         raise BadInput("the journal's address is no database URL", hint="postgresql://user@host/name") from None
     if url.get_backend_name() == "sqlite" and url.database:
-        return SqliteBackend(Path(url.database))
+        return SqliteBackend(Path(url.database), ballast=ballast)
     if url.get_backend_name() == "postgresql":
         try:
             from hiveyard.store.postgres import PostgresBackend

@@ -19,6 +19,9 @@ _SQLITE_HINTS = {
     "SQLITE_READONLY": ("it may not be written", "ls -ld {directory} {path}"),
     "SQLITE_PERM": ("it may not be used", "ls -ld {directory} {path}"),
 }
+# What it says of a disk that is full, of a quota, and when the log's index finds no room. Other errors of the disk are
+# none of these: after them nobody can tell what was stored.
+_SQLITE_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMMAP")
 
 
 def sqlite_failure(path: str, directory: str, error: Exception) -> HiveyardError:
@@ -30,6 +33,12 @@ def sqlite_failure(path: str, directory: str, error: Exception) -> HiveyardError
     said, hint = next((told for start, told in _SQLITE_HINTS.items() if name.startswith(start)), ("it failed", ""))
     detail = f"{cause} ({name})" if name else str(cause)
     return StoreUnusable(f"the journal {path}: {said}: {detail}", hint=hint.format(path=path, directory=directory))
+
+
+def sqlite_full(error: Exception) -> bool:
+    """Whether a call on SQLite failed for want of space, so that nothing was stored."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(cause, "sqlite_errorname", "") in _SQLITE_FULL
 
 
 def postgres_failure(shown_url: str, error: BaseException) -> HiveyardError:

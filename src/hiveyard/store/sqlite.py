@@ -19,7 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hiveyard.core.errors import HiveyardError, StoreUnusable
 from hiveyard.kit.files import sync_dir
-from hiveyard.store.failures import sqlite_failure
+from hiveyard.store.ballast import Ballast
+from hiveyard.store.failures import sqlite_failure, sqlite_full
 from hiveyard.store.migrate import migrate
 from hiveyard.store.outbox import Outbox
 from hiveyard.store.writer import AnyJob, commit_group
@@ -30,9 +31,10 @@ WAL_KEPT = 64 << 20  # bytes of the write-ahead log that stay on disk after a bu
 
 
 class SqliteBackend:
-    """Connections to one file. `busy` is how many seconds a write waits for another process's write."""
+    """Connections to one file. `busy` is how many seconds a write waits for another process's write, `ballast` the
+    bytes held for when the disk is full."""
 
-    def __init__(self, path: Path, *, busy: float = 5.0) -> None:
+    def __init__(self, path: Path, *, busy: float = 5.0, ballast: int = 0) -> None:
         self._path = path
         self._busy = busy
         self._writing = anyio.CapacityLimiter(1)
@@ -42,6 +44,7 @@ class SqliteBackend:
             "sqlite://", creator=self._connect_reader, poolclass=QueuePool, pool_size=READERS, max_overflow=0
         )
         self._conn: Connection | None = None
+        self._ballast = Ballast(path.with_name("ballast"), ballast)
         _begins_with(self._writer, "BEGIN IMMEDIATE")
         _begins_with(self._readers, "BEGIN")
 
@@ -65,8 +68,8 @@ class SqliteBackend:
     def _open(self) -> None:
         try:
             self._create_file()
-            with self._writer.connect() as conn:
-                migrate(conn, str(self._path))
+            self._with_room(self._migrate)
+            self._ballast.restore()
         except (SQLAlchemyError, sqlite3.Error) as error:
             self._close()
             raise self.failure(error) from error
@@ -76,6 +79,21 @@ class SqliteBackend:
         except HiveyardError:
             self._close()
             raise
+
+    def _migrate(self) -> None:
+        with self._writer.connect() as conn:
+            migrate(conn, str(self._path))
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Do something that is done whole or not at all: again, with a piece of the ballast less, when the disk is
+        full."""
+        while True:
+            try:
+                return work()
+            except (SQLAlchemyError, sqlite3.Error) as error:
+                self._drop_connection()
+                if not (sqlite_full(error) and self._ballast.release()):
+                    raise
 
     def _create_file(self) -> None:
         """Prompts and outputs are in it: for its owner only. SQLite gives its other files the same mode."""
@@ -119,16 +137,16 @@ class SqliteBackend:
         )
 
     def _commit(self, jobs: Sequence[AnyJob]) -> Outbox:
+        outbox = self._with_room(lambda: self._commit_once(jobs))
+        self._ballast.restore()
+        return outbox
+
+    def _commit_once(self, jobs: Sequence[AnyJob]) -> Outbox:
+        for job in jobs:
+            job.again()
         if self._conn is None:
             self._conn = self._writer.connect()
-        try:
-            return commit_group(self._conn, jobs, _savepoint)
-        except SQLAlchemyError:
-            self._drop_connection()
-            raise
-        except sqlite3.Error:
-            self._drop_connection()
-            raise
+        return commit_group(self._conn, jobs, _savepoint, sqlite_full)
 
     def _read(self, fn: Callable[[Connection], T]) -> T:
         try:

@@ -35,6 +35,10 @@ class Job(Generic[T]):
         self.value: T | None = None
         self.error: Exception | None = None
 
+    def again(self) -> None:
+        """Nothing has come of it yet."""
+        self.value = self.error = None
+
     def result(self) -> T:
         if self.error is not None:
             raise self.error
@@ -51,22 +55,40 @@ class Commit(Protocol):
     def __call__(self, jobs: Sequence[AnyJob]) -> Awaitable[Outbox]: ...
 
 
-def commit_group(conn: Connection, jobs: Sequence[AnyJob], savepoint: Callable[[Connection, str], object]) -> Outbox:
-    """Run the jobs in one transaction. A job that raises is undone alone; an error of the database itself, or of the
-    commit, undoes all and is raised."""
+def _never(_: Exception) -> bool:
+    return False
+
+
+def commit_group(
+    conn: Connection,
+    jobs: Sequence[AnyJob],
+    savepoint: Callable[[Connection, str], object],
+    fatal: Callable[[Exception], bool] = _never,
+) -> Outbox:
+    """Run the jobs in one transaction. A job that raises is undone alone; an error of the database itself, of the
+    commit, or one that is `fatal`, undoes all and is raised."""
     outbox = attach(conn)
     with conn.begin():
         for job in jobs:
-            _run(conn, job, outbox, savepoint)
+            _run(conn, job, outbox, savepoint, fatal)
     return outbox
 
 
-def _run(conn: Connection, job: AnyJob, outbox: Outbox, savepoint: Callable[[Connection, str], object]) -> None:
+def _run(
+    conn: Connection,
+    job: AnyJob,
+    outbox: Outbox,
+    savepoint: Callable[[Connection, str], object],
+    fatal: Callable[[Exception], bool],
+) -> None:
     mark = outbox.mark()
     savepoint(conn, "SAVEPOINT job")
     try:
         job.value = job.fn(conn)
-    except Exception as error:  # noqa: BLE001 (whatever it is belongs to the caller of this one write)
+    except Exception as error:
+        if fatal(error):
+            raise
+        # Whatever it is belongs to the caller of this one write.
         job.error = error
         outbox.back_to(mark)
         # Raises when the database gave up the whole transaction, as SQLite does when its disk is full.
