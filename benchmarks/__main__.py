@@ -41,6 +41,7 @@ BENCHMARKS = {
     "journal": Benchmark("events to disk and to readers", ()),
     "door": Benchmark("what the way to a model adds", ("--requests", "200")),
     "cli": Benchmark("calls of hv as whole processes", ("--n", "10")),
+    "disk": Benchmark("what sessions of one image take on a disk", ("--sessions", "3")),
     "job": Benchmark("the main job by phases", ("--n", "3")),
 }
 

@@ -63,6 +63,10 @@ class Figures:
             Figure(name=name, n=count, failures=failures, values={"": count / elapsed}, unit=unit, aim=aim)
         )
 
+    def mib(self, name: str, mib: float, *, n: int = 1, failures: int = 0) -> Figure:
+        """A size, of so many things together."""
+        return self._add(Figure(name=name, n=n, failures=failures, values={"": mib}, unit="MiB"))
+
     def ratio(self, name: str, over: Figure, under: Figure, *, aim: str = "") -> Figure:
         """One figure divided by another, by their rates or by their medians."""
         key = "" if "" in over.values else "p50"

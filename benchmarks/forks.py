@@ -15,7 +15,7 @@ from pathlib import Path
 
 import anyio
 
-from benchmarks._figures import Figure, Figures
+from benchmarks._figures import Figures
 from benchmarks._providers import opened
 from benchmarks._timed import Timed, tell
 from hiveyard.core.commands import Command
@@ -63,20 +63,14 @@ async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, ro
             await first.of(lambda child=child: _first(provider, base, root, kept, child))  # type: ignore[misc]
         still.show(figures, aim="1 s per GiB used")
         first.show(figures, aim="1 s")
-        mib(figures, "memory of the parent alone", 1, alone)
-        five = mib(figures, f"memory of the parent and {children} children", len(names), memory(*names))
-        figures.ratio("all of them / one", five, figures.lines[-2], aim="2 or less")
-        mib(figures, "the snapshot on disk", 1, taken.size / (1 << 20))
+        one = figures.mib("memory of the parent alone", alone)
+        five = figures.mib(f"memory of the parent and {children} children", memory(*names), n=len(names))
+        figures.ratio("all of them / one", five, one, aim="2 or less")
+        figures.mib("the snapshot on disk", taken.size / (1 << 20))
     finally:
         for name in names:
             await provider.terminate(name)
         await provider.remove_snapshot(kept)
-
-
-def mib(figures: Figures, name: str, count: int, mib: float) -> Figure:
-    figure = Figure(name=name, n=count, failures=0, values={"": mib}, unit="MiB")
-    figures.lines.append(figure)
-    return figure
 
 
 def _spec(base: MachineSpec, session: Path) -> MachineSpec:

@@ -22,7 +22,7 @@ from anyio.from_thread import start_blocking_portal
 from benchmarks._figures import Figure, Figures
 from benchmarks._timed import Timed, tell
 from benchmarks._yard import Yard, yard
-from benchmarks.forks import memory, mib
+from benchmarks.forks import memory
 from hiveyard.testing.model import ScriptedModel, scripted_model
 from hiveyard.testing.script import Step, say, shell
 
@@ -80,7 +80,7 @@ def forked(figures: Figures, agents: Agents, go_on: Callable[[], None], count: i
     parent = agents.spawn()
     until(lambda: agents.waiting() == 1, "the parent did not ask")
     tell("the agent waits for its model; it is forked now")
-    alone = mib(figures, "memory of the parent alone", 1, memory(f"hv-{parent}"))
+    alone = figures.mib("memory of the parent alone", memory(f"hv-{parent}"))
     children = agents.home.json("fork", parent, "-n", str(count), "-m", "[[script:own]] now your own")["children"]
     until(lambda: agents.waiting() == 1 + count, "the children did not ask")
     asked = time.time()
@@ -90,9 +90,8 @@ def forked(figures: Figures, agents: Agents, go_on: Callable[[], None], count: i
     for child in children:
         ready.seconds.append(agents.first(child, "machine.ready")["at"] - taken["at"])
         runs.seconds.append(agents.first(child, "session.running")["at"] - taken["at"])
-    every = mib(
-        figures, f"memory of it and {count} children", 1 + count, memory(*(f"hv-{id}" for id in (parent, *children)))
-    )
+    taken_by_all = memory(*(f"hv-{id}" for id in (parent, *children)))
+    every = figures.mib(f"memory of it and {count} children", taken_by_all, n=1 + count)
     figures.ratio("all of them / one", every, alone, aim="2 or less")
     go_on()
     for child in children:
@@ -111,7 +110,7 @@ def booted(figures: Figures, agents: Agents, count: int) -> Figure:
     before = agents.waiting()
     ids = [agents.spawn() for _ in range(count)]
     until(lambda: agents.waiting() == before + count, "not all asked")
-    return mib(figures, f"memory of {count} booted whole", count, memory(*(f"hv-{id}" for id in ids)))
+    return figures.mib(f"memory of {count} booted whole", memory(*(f"hv-{id}" for id in ids)), n=count)
 
 
 @contextmanager
