@@ -84,8 +84,9 @@ EVERYWHERE = {
     "test_a_person_sees_and_stops_it_in_pm2",
     "test_a_dead_daemon_takes_no_process_along_and_is_started_again",
     "test_a_cancelled_start_ends_the_process_and_all_that_it_started",
+    "test_an_exit_code_is_kept",
 }
-ELSEWHERE = ("test_inbox_contract", "test_limits_contract", "test_pm2", "test_shell")
+ELSEWHERE = ("test_full_disk", "test_inbox_contract", "test_limits_contract", "test_pm2", "test_shell")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

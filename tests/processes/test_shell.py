@@ -51,7 +51,7 @@ async def test_it_is_started_again_and_talked_to_meanwhile(manager: Shell, guest
             manager.start, guest, spec(name, "read -r line; echo got $line; exit 1", inbox=True, restart=again)
         )
         with anyio.fail_after(PATIENCE):
-            while not await guest.exists(f"/session/processes/{name}/pid"):  # noqa: ASYNC110
+            while name not in {info.name for info in await manager.list(guest)}:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         for word in (b"one\n", b"two\n"):
             await manager.send(guest, name, word.decode(), word)

@@ -28,6 +28,8 @@ LC_ALL=C
 shopt -s nullglob
 # FILE VARIABLE: its one line, or nothing when it is not whole
 line() { local -n got=$2; got=; [[ -f $1 ]] && { IFS= read -r -n 200 got <"$1" || got=; } 2>/dev/null; }
+# FILE LINE: writes it over what is there. It takes no room that was not kept for it, and its newline comes last.
+put() { { printf '%s\n' "$2" 1<>"$1"; } 2>/dev/null; }
 # PID VARIABLE=VALUE: whether that process carries it in its environment
 carries() {
   local e=() v

@@ -300,6 +300,7 @@ def _why(spec: ProcessSpec, result: Result) -> str:
         common.NO_DIRECTORY: f"the directory {spec.command.cwd or '~'} cannot be entered",
         common.NO_PROGRAM: f"{one_line(spec.command.words()[0], 120)!r} is no program there",
         common.NO_STDIN: f"its input {spec.stdin} is no file that can be read",
+        common.NOT_STORED: f"its files cannot be stored in the machine: {_said(result)}",
         common.NOT_CLAIMED: "its runner gave no sign of life",
         common.NO_LOG: "a file for its output cannot be written",
         common.NO_PM2: "there is no pm2 in the machine's image",

@@ -38,7 +38,7 @@ feed() {
     if ((end > sent)); then
       dd if="$dir/in" iflag=skip_bytes,count_bytes bs=64K skip=$sent count=$((end - sent)) status=none || break
       sent=$end
-      printf '%d\n' $sent >"$dir/fed"
+      put "$dir/fed" $sent
     fi
     [[ $over ]] && break
     read -r -n 1 -u 7 rung || break

@@ -40,7 +40,7 @@ guard() {
       ticks "$main" since
       [[ $since && $since == "$first" ]] || return
       killing=1
-      printf '%d\n' $((${over:-0} + 1)) >"$dir/over"
+      put "$dir/over" $((${over:-0} + 1))
     fi
     [[ $killing && $some ]] && { kill -KILL "${!mine[@]}" 2>/dev/null; nap 0.02; continue; }
     s=$(((${EPOCHREALTIME/[.,]} - begun) * 20))
@@ -52,17 +52,18 @@ guard() {
 # FILE: adds stdin to it, and drops what is old by making a hole of it, so that every byte keeps its place. A program
 # moves a sixteenth of the limit at most before it is looked at again. Where there can be no holes the first bytes stay.
 turn() {
-  local file=$dir/$1 size=0 was base=0 part=$((limit / 16)) block=65536
+  local file=$dir/$1 size=0 was base=0 former part=$((limit / 16)) block=65536
   ((part < block)) && block=$part
   while :; do
     was=$size
     dd of="$file" bs=$block count=$((part / block)) oflag=append conv=notrunc status=none 2>/dev/null
     size=$(stat -L -c %s -- "$file") && ((size > was)) || return
     ((size - base > limit - part)) || continue
+    former=$base
     ((base = (size - limit / 2) / 4096 * 4096))
-    printf '%d\n' $base >"$dir/base.$1"
+    put "$dir/base.$1" $base
     fallocate --punch-hole --offset 0 --length $base -- "$file" 2>/dev/null && continue
-    rm -f -- "$dir/base.$1"
+    put "$dir/base.$1" $former
     return
   done
 }

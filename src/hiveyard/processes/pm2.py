@@ -45,12 +45,12 @@ exec env -i "${e[@]}" bash -c "$(<"$1/runner")" hv "$1" pm2'
     --output "$dir/out" --error "$dir/err" --merge-logs -- -c "$app" hv "$dir" 8>&- 9>&-
 }
 launch() {
-  local i
+  local i said
   ( umask 077; printf %s "$1" >"$dir/runner" &&
     env -0 -u HIVEYARD_RUN -u PM2_DISCRETE_MODE -u PM2_DISABLE_VERSION_CHECK -u PM2_HOME "HIVEYARD_RUNNER=$f" \
       ${language:+"LC_ALL=$language"} >"$dir/env" ) || exit 63
-  ( start_in_pm2 ) </dev/null >"$dir/said" 2>&1
-  case $? in 0) ;; 72) exit 72 ;; *) tail -c 1000 -- "$dir/said" >&2; exit 73 ;; esac
+  said=$(start_in_pm2 2>&1 </dev/null)
+  case $? in 0) ;; 72) exit 72 ;; *) printf '%s\n' "$said" >&2; exit 73 ;; esac
   for ((i = 0; i < 1000; i++)); do [[ -e $dir/claim ]] && break; nap 0.02; done
 }
 """

@@ -22,10 +22,12 @@ RUNNER: Final = (
 dir=$1
 trap '' HUP INT QUIT TSTP TTIN TTOU
 # PM2 stops it by a signal to it alone.
-[[ $2 ]] && trap 'asked=1; : >"$dir/stop"; kill -INT -- "-$main" 2>/dev/null' INT
+[[ $2 ]] && trap 'asked=1; put "$dir/stop" asked; kill -INT -- "-$main" 2>/dev/null' INT
 mapfile -d '' -t f <"$dir/spec" || exit 1
 ticks $$ now
-set -C; { printf '%d %s %s\n' $$ "$now" "$EPOCHREALTIME" >"$dir/claim"; } 2>/dev/null || exit 0; set +C
+: >"$dir/room"
+set -C; { : >"$dir/claim"; } 2>/dev/null || exit 0; set +C
+put "$dir/claim" "$$ $now $EPOCHREALTIME" || { rm -f -- "$dir/claim"; exit 1; }
 token=${f[0]} cwd=${f[1]} stdin=${f[2]} limit=${f[3]} left=${f[4]} uptime=${f[5]}
 terminal=${f[6]} inbox=${f[7]} memory=${f[8]} rotate=${f[9]}
 home cwd; home stdin
@@ -41,6 +43,7 @@ keep() {
   ( trap '' XFSZ; ulimit -f $((limit / 1024)); exec cat >>"$dir/$1" 2>/dev/null )
   exec cat >/dev/null
 }
+stopped() { local s; line "$dir/stop" s; [[ $s ]]; }
 if [[ $terminal ]]; then
   exec 3>&1 4>&2 6<&0
 else
@@ -54,7 +57,7 @@ exec 5<> <(:)
 [[ $inbox ]] && exec 7<> <(:)
 given=0
 again=$left restarts=0 code=130
-while [[ ! -e $dir/stop ]]; do
+until stopped; do
   [[ $inbox ]] && exec 6< <(feed $given 2>/dev/null 3>&- 4>&- 5>&-)
   began=$EPOCHREALTIME
   {
@@ -63,8 +66,8 @@ while [[ ! -e $dir/stop ]]; do
     if [[ $terminal$inbox ]]; then exec <&6; else exec <"$stdin"; fi
     cd -- "$cwd" && exec "${command[@]}" >&3 3>&- 4>&- 5>&- 6>&- 7>&-
   } 2>&4 &
-  printf '%d %s %d\n' $! "$began" $restarts >"$dir/pid"
   main=$!
+  put "$dir/pid" "$main $began $restarts"
   [[ $memory ]] && { guard $main "$memory" 3>&- 4>&- 6>&- 7>&- & }
   # A wait that the trap broke off tells of the signal; of a process that has ended bash tells as often as it is asked.
   while asked=; wait $main; code=$?; [[ $asked ]]; do :; done
@@ -81,6 +84,6 @@ for ((i = 0; i < 300; i++)); do
   kill -0 $a 2>/dev/null || kill -0 $b 2>/dev/null || break
   nap 0.01
 done
-printf '%d %s\n' $code "$EPOCHREALTIME" >"$dir/exit"
+put "$dir/exit" "$code $EPOCHREALTIME"
 """
 )

@@ -11,10 +11,12 @@ A process `NAME` is a directory of that name:
     base.*   how many bytes of `out` and `err` were dropped; they read as NUL
     over     how many runs were killed for their memory
     in ...   what was sent to it (see inbox.py)
-    stop     somebody asked for its end: no restart
+    stop     one line: somebody asked for its end, no restart
     exit     `CODE TIME`: it has ended, and all its output is in the files
+    room     what `claim` will take on the disk
 
-Files of one line count when their newline is there.
+Files of one line count when their newline is there. They are made with the directory, full of blanks, and written over:
+what fills the disk is often the process itself, and how it ended must be kept all the same.
 """
 
 from __future__ import annotations
@@ -122,6 +124,7 @@ START: Final = (
     + r"""
 root=$1 name=$2 dir=$1/$2
 stored() { "$@" || exit 63; }
+blank() { printf '%64s' '' >"$1"; }
 if [[ ! -e $dir/spec ]]; then
   stored mkdir -p -- "$root"
   new=$root/.new.$$.$RANDOM$RANDOM
@@ -142,6 +145,9 @@ if [[ ! -e $dir/spec ]]; then
     if [[ ${!n} ]]; then { : >>"${!n}"; } 2>/dev/null && stored ln -s -- "${!n}" "$new/$n" || exit 71
     else { : >"$new/$n"; } || exit 63; fi
   done
+  for n in pid exit stop room ${f[7]:+fed} ${f[8]:+over} ${f[9]:+base.out base.err}; do
+    stored blank "$new/$n"
+  done
   if [[ ${f[7]} ]]; then : >"$new/in" && : >"$new/index" || exit 63; fi
   cd /
   mv -T -- "$new" "$dir" 2>/dev/null || { [[ -e $dir/spec ]] || exit 63; rm -rf -- "$new"; }
@@ -153,6 +159,7 @@ for ((i = 0; i < 1000; i++)); do
   line "$dir/pid" pid; line "$dir/exit" exit
   [[ $pid || $exit ]] && { status "$name"; exit; }
   if ((i % 100 == 0)) && [[ ! -e $dir/claim ]]; then
+    [[ -s $dir/room ]] || stored blank "$dir/room"
     mapfile -d '' -t -n 1 f <"$dir/spec"
     launch "$3"
   fi
@@ -170,7 +177,7 @@ STOP: Final = (
     + r"""
 root=$1 name=$2 grace=$3 dir=$1/$2
 [[ -e $dir/claim ]] || exit 40
-for d in "$dir" "$dir"@*; do : >"$d/stop"; done
+for d in "$dir" "$dir"@*; do put "$d/stop" asked; done
 f=()
 mapfile -d '' -t -n 7 f <"$dir/spec"
 line "$dir/claim" claim; line "$dir/pid" pid
