@@ -45,6 +45,18 @@ def test_the_branch_comes_home_without_touching_the_checkout(hv: Hv, repo: Path)
     refused = hv("apply", "change")
     assert refused.returncode == 2
     assert "hv/change" in refused.stderr
+    assert "--branch NAME" in refused.stderr
+    elsewhere = hv.json("apply", "change", "--branch", "other")
+    assert (elsewhere["branch"], elsewhere["created"]) == ("other", True)
+    assert git(repo, "show", "other:a.txt") == "three"
+
+
+def test_what_was_brought_home_does_not_stand_in_the_way_of_the_same_prompt(hv: Hv, repo: Path) -> None:
+    for branch in ("hv/change", "hv/change-2"):
+        hv("run", str(repo), "-m", "change", "--command", "date +%N > now.txt")
+        assert hv.json("apply", "change")["branch"] == branch
+        assert hv("rm", "change").returncode == 0
+    assert git(repo, "rev-parse", "hv/change") != git(repo, "rev-parse", "hv/change-2")
 
 
 def test_a_piped_diff_is_a_patch(hv: Hv, repo: Path) -> None:

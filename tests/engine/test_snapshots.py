@@ -308,6 +308,17 @@ async def test_a_rewind_that_was_cut_off_after_it_was_journaled_is_brought_to_it
         await engine.sessions.stop(id)
 
 
+async def test_children_have_branches_that_their_repository_can_keep(yard: Yard, repo: Path) -> None:
+    git(repo, "branch", "hv/idea")
+    async with yard.open() as engine:
+        id = await spawned(engine, repo, name="work")
+        forked = await engine.forks.fork(id, ForkRequest(count=2, name="idea"))
+        views = [await engine.sessions.view(child) for child in forked.children]
+        assert [view.branch for view in views] == ["hv/idea-2", "hv/idea-2-2"]
+        for one in (id, *forked.children):
+            await engine.sessions.stop(one)
+
+
 async def test_children_that_were_journaled_begin_with_the_next_daemon(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)

@@ -33,6 +33,32 @@ async def test_what_a_command_changes_becomes_a_branch_and_a_patch(yard: Yard, r
     assert (git(repo, "status", "--porcelain"), git(repo, "for-each-ref")) == before
 
 
+async def test_a_repository_whose_branch_is_called_hv_can_be_worked_on(yard: Yard, repo: Path) -> None:
+    git(repo, "branch", "hv")
+    async with yard.open() as engine:
+        report = await done(engine, await engine.submit(asked(repo, "echo new > c.txt")))
+        assert (report.status, report.branch, report.commits) == ("completed", "hv-do-it", 1)
+
+
+async def test_no_two_tasks_work_on_a_branch_of_one_name(yard: Yard, repo: Path) -> None:
+    git(repo, "branch", "hv/do-it")
+    async with yard.open() as engine:
+        ids = [await engine.submit(asked(repo, "echo new > c.txt")) for _ in range(3)]
+        names = {(await done(engine, id)).branch for id in ids}
+        assert len(names - {"hv/do-it"}) == 3
+
+
+async def test_where_work_lies_that_cannot_be_collected_is_told(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > ../kept.txt; rm -rf ../repo"))
+        report = await done(engine, id)
+        assert (report.status, report.commits) == ("failed", 0)
+        place = yard.places.sessions / id / "shared"
+        assert (place / "kept.txt").read_text() == "x\n"
+        notices = [event.body.message for event in await told(engine, id) if isinstance(event.body, Notice)]
+        assert any(str(place) in notice for notice in notices)
+
+
 async def test_who_asks_again_with_the_same_id_gets_what_was_made_the_first_time(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         request = replace(asked(repo, "echo x > x.txt", branch="mine"), id=new_id())

@@ -20,7 +20,7 @@ _WISHES = (
     click.option("--model", help="The model, as the agent calls it."),
     click.option("--provider", help="auto, qemu, docker, bubblewrap, or one of your own."),
     click.option("--image", help="An image's name or id, or a recipe file."),
-    click.option("-b", "--branch", help="The branch to work on (default: hv/<name>)."),
+    click.option("-b", "--branch", help="The branch to work on (default: hv/<name>, or the next that is free)."),
     click.option("--include-dirty", is_flag=True, help="Take uncommitted changes along."),
     click.option("--repository-config", is_flag=True, help="Let the repository's own agent configuration run code."),
     click.option("--network", type=click.Choice(["door", "open"]), default="door", help="What the machine reaches."),

@@ -59,9 +59,10 @@ def _print(line: bytes) -> None:
 @click.command(short_help="Bring an agent's branch into your repository.")
 @WORK
 @click.option("--merge", is_flag=True, help="Also fast-forward the branch you are on.")
+@click.option("-b", "--branch", metavar="NAME", help="What it is called there (default: as it is in the task).")
 @click.option("--into", type=click.Path(file_okay=False), help="The repository to bring it into.")
 @JSON
-def apply(work: str, merge: bool, into: str | None, as_json: bool) -> None:
+def apply(work: str, merge: bool, branch: str | None, into: str | None, as_json: bool) -> None:
     """Bring the branch of a task or session into your repository. Your checkout stays as it is, unless --merge is
     given; nothing is ever overwritten."""
     from hiveyard.engine import repository
@@ -73,6 +74,7 @@ def apply(work: str, merge: bool, into: str | None, as_json: bool) -> None:
             _target(source["repo"], into),
             base=source["base"],
             branch=source["branch"],
+            name=branch,
             merge=merge,
         )
     )

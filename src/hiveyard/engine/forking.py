@@ -30,7 +30,7 @@ from hiveyard.core.events import (
 )
 from hiveyard.engine import points, room
 from hiveyard.engine.prompts import Prompts
-from hiveyard.engine.repository import branch_name
+from hiveyard.engine.repository import branch_name, heads
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions import Sessions
 from hiveyard.engine.snapshots import Snapshots, uncopied
@@ -127,7 +127,8 @@ class Forks:
         with anyio.CancelScope(shield=True):
             try:
                 await self._make(session, point, children)
-                birth = partial(self._write, session=session, point=point, children=children)
+                taken = await heads(self._r.workspace(session.id).origin)
+                birth = partial(self._write, session=session, point=point, children=children, heads=taken)
                 await self._r.ledger.store.write(partial(birth, name=request.name))
             except (HiveyardError, OSError) as error:
                 for child in children:
@@ -186,6 +187,7 @@ class Forks:
         session: SessionRow,
         point: Point,
         children: Sequence[_Child],
+        heads: set[str],
         name: str | None,
     ) -> None:
         now = self._r.clock.now()
@@ -195,7 +197,8 @@ class Forks:
             slug = names.free_slug(conn, name or f"{session.slug[:32]}-fork")
             if name is not None and len(children) == 1 and slug != name:
                 raise BadInput(f"there is already a session or task called {name}", hint=f"--name {slug}")
-            for body in _birth(session, point, slug, share):
+            branch = branch_name(slug, heads | views.branches(conn))
+            for body in _birth(session, point, slug, branch, share):
                 journal.record(conn, child.id, body, at=now)
             turn = 1
             if point.row.live and point.taken.turn is not None:
@@ -250,7 +253,7 @@ def write_heard(conn: Connection, workspace: Workspace, session: str, file: Path
         out.writelines(line + b"\n" for line in lineage.raw_lines(conn, session, upto))
 
 
-def _birth(session: SessionRow, point: Point, slug: str, share: float | None) -> list[AnyBody]:
+def _birth(session: SessionRow, point: Point, slug: str, branch: str, share: float | None) -> list[AnyBody]:
     request: dict[str, Any] = {key: value for key, value in (session.request or {}).items() if key not in _OWN}
     if share is not None:
         request["budget_usd"] = share
@@ -266,7 +269,7 @@ def _birth(session: SessionRow, point: Point, slug: str, share: float | None) ->
     )
     born: list[AnyBody] = [
         SessionCreated(slug=slug, repo=session.repo, agent=session.agent, request=request, parent=session.id),
-        SessionPrepared(base=session.base, branch=branch_name(slug)),
+        SessionPrepared(base=session.base, branch=branch),
         SessionPlaced(provider=session.provider, tier=session.tier, why=f"forked from {session.slug}"),
         forked,
     ]

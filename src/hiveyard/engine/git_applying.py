@@ -11,7 +11,7 @@ from typing import NamedTuple
 from hiveyard.core.errors import NothingToApply, RepositoryError, WouldOverwrite
 from hiveyard.engine.git import GIVEN, answer, complaint, git
 from hiveyard.engine.git_changes import tip_of
-from hiveyard.engine.git_source import check_branch_name, open_local
+from hiveyard.engine.git_source import check_branch_name, check_free, open_local
 from hiveyard.engine.git_submodules import bare_copy, find_local, submodules
 from hiveyard.kit.process import Completed
 from hiveyard.kit.text import one_line
@@ -39,7 +39,8 @@ async def apply(
 
     `origin` is the host's bare repository with the collected `branch`; `name` calls it otherwise over there. Index
     and work tree are not touched without `merge`. Raises NothingToApply, NoRepository, WouldOverwrite when a branch
-    of that name holds other work or a merge would lose what is not committed, RepositoryError."""
+    of that name holds other work or a merge would lose what is not committed, BranchExists when git cannot keep one of
+    that name beside those that are there, RepositoryError."""
     target = name or branch
     await check_branch_name(target)
     done = await git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}", at=origin)
@@ -51,7 +52,9 @@ async def apply(
     inner, absent = await _inside(top, origin, branch, target)
     moves = [*inner, _Move(top, origin, head, await tip_of(top, target))]
     for move in moves:
-        if move.before != move.head:
+        if move.before is None:
+            await check_free(move.top, target)
+        elif move.before != move.head:
             await _refuse_other_work(move, branch, target)
             await _refuse_checked_out(move.top, target)
     # The submodules first: when the branch is there, all that it leads to is.

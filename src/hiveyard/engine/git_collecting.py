@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from hiveyard.core.errors import BadBundle, GuestNoSpace, RepositoryError
 from hiveyard.core.ports import Guest
 from hiveyard.engine import git_scripts
 from hiveyard.engine.git import answer, complaint, git, git_from_file, git_to_file
+from hiveyard.engine.git_branches import collide, heads
 from hiveyard.engine.git_changes import Change, astray, changes
 from hiveyard.engine.git_pushing import ROOT, bundle_base, object_format
 from hiveyard.engine.git_source import check_branch_name
@@ -73,7 +75,8 @@ class _Said(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """The work, on the host. `commits` 0: there is none, `head` is the base and `patch` and `bundle` are None.
+    """The work, on the host. `commits` 0: there is none, `head` is the base and `patch` and `bundle` are None; `patch`
+    is None too when there could be none.
 
     `leftover` tells that the last commit was made from what the agent left uncommitted. `patch` is for `git apply`.
     The counts and the patch are those of submodules too."""
@@ -110,8 +113,8 @@ async def collect(
     commits = int(await answer("rev-list", "--count", f"{base}..{said.head}", at=origin))
     pieces = await changes(origin, base, said.head, branch)
     counts = [await _counts(piece) for piece in pieces]
-    patch = result / PATCH
-    await git_to_file(*[piece.words("--binary", "--full-index") for piece in pieces], file=patch, limit=limit)
+    patch, problems = await _patch(pieces, result / PATCH, limit)
+    notices += problems
     files, insertions, deletions = (sum(numbers) for numbers in zip(*counts, strict=True))
     leftover = "l" in said.notes
     return Collected(said.head, commits, files, insertions, deletions, leftover, patch, bundle, tuple(notices))
@@ -168,7 +171,14 @@ async def _bring(guest: Guest, tree: Tree, bundle: Path, limit: int) -> _Said:
 
 async def _move(tree: Tree, head: str) -> None:
     """The log of the branch tells what has ever been given out as it."""
-    await answer("update-ref", "--create-reflog", f"refs/heads/{tree.branch}", head, at=tree.origin)
+    words = ("update-ref", "--create-reflog", f"refs/heads/{tree.branch}", head)
+    if (await git(*words, at=tree.origin)).ok:
+        return
+    # What is in its way are copies of a person's branches, of use to nobody; the work is here once.
+    for name in await heads(tree.origin):
+        if name != tree.branch and collide(name, tree.branch):
+            await git("update-ref", "-d", f"refs/heads/{name}", at=tree.origin)
+    await answer(*words, at=tree.origin)
 
 
 async def _commit_leftover(guest: Guest, tree: Tree) -> _Said:
@@ -299,6 +309,15 @@ async def _check_sizes(origin: Path, base: str, head: str, limit: int) -> None:
             f"the work unpacks to more than is taken out of a machine ({sum(numbers) >> 20} MiB)",
             hint="add what need not be kept to .gitignore",
         )
+
+
+async def _patch(pieces: Sequence[Change], file: Path, limit: int) -> tuple[Path | None, list[str]]:
+    """The patch, or None and why there is none: the work is on its branch by then, and stays."""
+    try:
+        await git_to_file(*[piece.words("--binary", "--full-index") for piece in pieces], file=file, limit=limit)
+    except RepositoryError as error:
+        return None, [f"there is no patch of the work, the branch has all of it: {error.message}"]
+    return file, []
 
 
 async def _counts(piece: Change) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from hiveyard.core.errors import (
     UnknownRevision,
 )
 from hiveyard.engine.git import GIVEN, complaint, git
+from hiveyard.engine.git_branches import collide, heads
 from hiveyard.kit.text import one_line
 
 _SCHEMES = ("https", "http", "ssh", "git")
@@ -83,7 +84,7 @@ async def check(source: RepositorySource, *, base: str | None = None, branch: st
         top = await open_local(source.path)
         await resolve_local(top, base)
         if branch is not None:
-            await _check_free(top, branch)
+            await check_free(top, branch)
     else:
         await _check_remote(source, base, branch)
 
@@ -141,17 +142,18 @@ async def check_branch_name(branch: str) -> None:
         raise BadInput(f"{one_line(branch, 80)!r} is no name for a branch")
 
 
-async def _check_free(top: Path, branch: str) -> None:
-    heads = await git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads", at=top)
-    _refuse_taken(str(top), branch, heads.stdout.decode("utf-8", "replace").splitlines())
+async def check_free(top: Path, branch: str) -> None:
+    """Raises BranchExists when a repository has a branch of that name, or one that git cannot keep beside it."""
+    _refuse_taken(str(top), branch, await heads(top))
 
 
 def _refuse_taken(where: str, branch: str, taken: list[str]) -> None:
     for name in taken:
         if name == branch:
             raise BranchExists(f"{where} has a branch {branch} already", hint="choose another one with --branch")
-        if name.startswith(branch + "/") or branch.startswith(name + "/"):
-            raise BranchExists(f"{where} has a branch {name}: git cannot keep {branch} beside it", hint="--branch NAME")
+        if collide(name, branch):
+            told = f"{where} has a branch {one_line(name, 80)}: git cannot keep {branch} beside it"
+            raise BranchExists(told, hint="choose another one with --branch")
 
 
 async def _check_remote(source: RepositorySource, base: str | None, branch: str | None) -> None:
@@ -168,8 +170,8 @@ async def _check_remote(source: RepositorySource, base: str | None, branch: str 
     if plain and not any(name == base or name.endswith(f"/{base}") for name in names):
         raise UnknownRevision(f"{source.url} has no branch or tag {base}", hint=f"git ls-remote {source.url}")
     if branch is not None:
-        heads = [name.removeprefix("refs/heads/") for name in names if name.startswith("refs/heads/")]
-        _refuse_taken(source.url, branch, heads)
+        taken = [name.removeprefix("refs/heads/") for name in names if name.startswith("refs/heads/")]
+        _refuse_taken(source.url, branch, taken)
 
 
 def unreachable(url: str, why: str) -> RepositoryError:

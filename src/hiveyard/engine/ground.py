@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import anyio
+from sqlalchemy import Connection
 
 from hiveyard.core.errors import NoSuchMachine
 from hiveyard.core.events import Notice, Progress, SessionPrepared
@@ -18,7 +19,7 @@ from hiveyard.engine.berth import Berth, machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.wish import Wish
 from hiveyard.kit.group import together
-from hiveyard.store import views
+from hiveyard.store import journal, views
 
 
 class Ground:
@@ -46,10 +47,16 @@ class Ground:
                 include_dirty=self._wish.include_dirty,
                 report=report,
             )
-        branch = self._wish.branch or repository.branch_name(session.slug)
-        notices = [Notice(message=notice) for notice in taken.notices]
-        prepared = SessionPrepared(base=taken.base, branch=branch, base_ref=taken.base_ref)
-        await self._ledger.record(self.id, *notices, prepared)
+        heads, now = await repository.heads(self._workspace.origin), self._r.clock.now()
+
+        def write(conn: Connection) -> None:
+            branch = self._wish.branch or repository.branch_name(session.slug, heads | views.branches(conn))
+            for notice in taken.notices:
+                journal.record(conn, self.id, Notice(message=notice), at=now)
+            prepared = SessionPrepared(base=taken.base, branch=branch, base_ref=taken.base_ref)
+            journal.record(conn, self.id, prepared, at=now)
+
+        await self._ledger.store.write(write)
 
     async def image(self, provider: Provider) -> Image:
         """Have the image, and what the provider makes from it."""

@@ -81,6 +81,7 @@ class _Parts(NamedTuple):
 
 def _report(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mapping[str, float]) -> Report:
     task, session, result, turn = parts
+    patch = workspace(task.id).patch
     return Report(
         id=task.id,
         slug=task.slug,
@@ -91,7 +92,7 @@ def _report(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mappin
         base=session.base,
         commits=result.commits if result else 0,
         diffstat=diffstat(result),
-        patch=str(workspace(task.id).patch) if result and result.commits else None,
+        patch=str(patch) if result and result.commits and patch.exists() else None,
         provider=session.provider,
         tier=session.tier,
         agent=session.agent,

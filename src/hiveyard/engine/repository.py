@@ -6,11 +6,16 @@ there. The work comes out as one file, read through the guest with a limit and c
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from hiveyard.engine import git_branches
 from hiveyard.engine.git_applying import Applied, apply
+from hiveyard.engine.git_branches import branch_name
 from hiveyard.engine.git_changes import changes
 from hiveyard.engine.git_collecting import Collected, collect
 from hiveyard.engine.git_pushing import push
 from hiveyard.engine.git_source import RepositorySource, check, parse_source
+from hiveyard.engine.git_submodules import bare_copy, submodules
 from hiveyard.engine.git_taking import Taken, take
 
 __all__ = [
@@ -23,12 +28,14 @@ __all__ = [
     "changes",
     "check",
     "collect",
+    "heads",
     "parse_source",
     "push",
     "take",
 ]
 
 
-def branch_name(slug: str) -> str:
-    """The branch that a session works on when nobody chose one."""
-    return f"hv/{slug}"
+async def heads(origin: Path) -> set[str]:
+    """The branches of the host's bare copy, those of its submodules too: the work gets a branch in each."""
+    places = [origin, *(bare_copy(origin, one) for one in submodules(origin))]
+    return {name for at in places for name in await git_branches.heads(at)}

@@ -45,7 +45,7 @@ def source(conn: Connection, id: str, workspace: Workspace) -> Source:
         head=result.head if result else None,
         commits=result.commits if result else 0,
         diffstat=diffstat(result),
-        patch=str(workspace.patch) if result and result.commits else None,
+        patch=str(workspace.patch) if result and result.commits and workspace.patch.exists() else None,
     )
 
 

@@ -16,6 +16,7 @@ from hiveyard.core.errors import (
     HiveyardError,
     MachineLost,
     ProcessError,
+    RepositoryError,
     StoreUnusable,
 )
 from hiveyard.core.events import Notice, Outcome, SessionRunning, TaskStarted, TurnEnded
@@ -84,7 +85,7 @@ class Stint:
                 await self._push(guest)
             async with self._ledger.phase(self.id, "agent"):
                 ended = await self._turn(life).run(guest, row)
-            result = await self._collect(guest)
+            result = await self._collect_or_tell(guest)
         return await self._judged(ended, changed=result.commits > 0)
 
     def _giving_way(self, row: TurnRow | None) -> AbstractContextManager[None]:
@@ -141,6 +142,15 @@ class Stint:
         if found := await self._result():
             return found
         return await harvest(self.id, guest, self._r, turn=FIRST)
+
+    async def _collect_or_tell(self, guest: Guest) -> ResultRow:
+        """The machine goes when nothing comes out of it; what was made in there stays until the task is removed."""
+        try:
+            return await self._collect(guest)
+        except RepositoryError as error:
+            message = f"the work was not collected, its files are kept in {self._workspace.shared}"
+            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            raise
 
     async def _judged(self, ended: Ended, *, changed: bool, problem: HiveyardError | None = None) -> TurnEnded:
         """Decide how the turn went, and journal it. A process that is gone without an exit code and without having

@@ -200,6 +200,12 @@ def sessions(
     return [_session(row) for row in conn.execute(query)]
 
 
+def branches(conn: Connection) -> set[str]:
+    """The branches that tasks and sessions work on, or did."""
+    column = schema.sessions.c.branch
+    return {str(row[0]) for row in conn.execute(select(column).where(column.is_not(None)))}
+
+
 def ports(conn: Connection, session: str | None = None) -> list[PortRow]:
     """Those of a session, or all, in the order of their host ports."""
     query = select(schema.ports).order_by(schema.ports.c.host_port)
