@@ -110,6 +110,15 @@ async def test_it_asks_leave_in_each_of_several_turns(agent: str, opened: Open) 
     assert b"the first" in place.model.requests[-1].body
 
 
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_what_is_added_to_its_system_prompt_is_there_in_each_turn(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk(system="Speak as a pirate does.") as talk:
+        for text in ("[[script:next]] the first", "[[script:next]] the second"):
+            await turn(talk, text)
+            assert b"Speak as a pirate does." in place.model.requests[-1].body
+            assert "pirate" not in place.model.requests[-1].prompt
+
+
 @pytest.mark.parametrize("agent", QUICK)
 async def test_it_asks_nothing_where_it_may_do_all(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk() as talk:

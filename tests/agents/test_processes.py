@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hiveyard import agents
 from hiveyard.agents.command import PROMPT_WORD_LIMIT
-from hiveyard.core.commands import ProcessSpec
+from hiveyard.core.commands import Command, ProcessSpec, process_name
 from hiveyard.core.errors import BadInput, UnknownAgent
 from hiveyard.core.ports import Turn
 from hiveyard.kit import process
@@ -124,6 +127,88 @@ def test_opencode_runs_no_programs_of_the_repository_unless_it_is_trusted() -> N
     assert trusted.words()[:2] == ("opencode", "run")
     assert "OPENCODE_DISABLE_PROJECT_CONFIG" not in trusted.env
     assert not {"lsp", "formatter", "instructions"} & set(config(repository_config=True))
+
+
+@pytest.mark.parametrize(
+    ("agent", "name", "process"),
+    [
+        ("claude", "tests", "cc-tests"),
+        ("opencode", "v1.2_b-c", "oc-v1.2_b-c"),
+        ("codex", "x", "cx-x"),
+        ("goose", "x", "gs-x"),
+        ("command", "x", "command-x"),
+        ("claude", "Fix the tests, étienne!", "cc-Fix-the-tests-etienne-bba0b2e8"),
+        ("claude", "../../etc", "cc-etc-74ccf3c5"),
+        ("claude", "", "cc-e3b0c442"),
+    ],
+)
+def test_a_process_has_a_safe_name_that_tells_its_agent(agent: str, name: str, process: str) -> None:
+    assert process_name(agent, name) == process
+
+
+@given(st.sets(st.text(max_size=300), min_size=2, max_size=2), st.one_of(st.sampled_from(REAL), st.text(max_size=300)))
+def test_any_words_make_a_name_of_a_process_of_their_own(names: set[str], agent: str) -> None:
+    made = {process_name(agent, name) for name in names}
+    assert len(made) == 2
+    for name in made:
+        ProcessSpec(name=name, command=Command(argv=("true",)))
+
+
+# --- what is added to a system prompt, with a program in the agent's place --------------------------------------------
+
+MORE = "Say \"ahoy\" & 'aye'.\n\n$(touch pwned) `id` \\ {{prompt}} ü😀\n--model x"
+
+
+async def told(tmp_path: Path, name: str, spec: ProcessSpec) -> str:
+    """All that a program finds of it: its words, its settings, and the files that they name."""
+    program = tmp_path / "bin" / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"; env\n')
+    program.chmod(0o755)
+    env = {"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(tmp_path), **spec.command.env}
+    done = await process.run(spec.command.words(), cwd=Path(spec.command.cwd or ""), env=env)
+    assert done.status == 0, done.stderr
+    said = done.stdout.decode()
+    files = [Path(found) for found in re.findall(r"(?<![\w.])/[\w/.-]+\.md\b", said)]
+    hints = [
+        found
+        for name in re.findall(r"[\w.-]+\.md", said)
+        for found in tmp_path.glob(f"state/goose/config/goose/{name}")
+    ]
+    return said + "".join(file.read_text() for file in {*files, *hints} if file.is_file())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["process", "live"])
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize("name", REAL)
+async def test_what_a_turn_adds_to_the_system_prompt_is_told(
+    tmp_path: Path, name: str, trusted: bool, kind: str
+) -> None:
+    (tmp_path / "AGENTS.md").write_text("words of the repository")
+    place = {"workdir": str(tmp_path), "state": str(tmp_path / "state")}
+    make = getattr(agents.by_name(name), kind)
+    for _ in range(2):
+        said = await told(tmp_path, name, make(turn(system=MORE, repository_config=trusted, **place)))
+        assert (json.dumps(MORE, ensure_ascii=False) if name == "codex" else MORE) in said
+        if name == "claude":
+            assert said.count("--append-system-prompt-file") == 1, "it takes one"
+            assert said.count("words of the repository") == (0 if trusted else 1), "which it reads by itself, or not"
+    assert not (tmp_path / "pwned").exists()
+    assert MORE not in await told(tmp_path, name, make(turn(name="turn-2", repository_config=trusted, **place)))
+
+
+@pytest.mark.parametrize("name", agents.names())
+@pytest.mark.parametrize("text", ["a\0b", "\x1b[31m", "\ud800", "x" * 60_001, "ü" * 30_001])
+def test_what_cannot_be_added_to_a_system_prompt_is_refused(name: str, text: str) -> None:
+    with pytest.raises(BadInput, match="system prompt"):
+        agents.by_name(name).process(turn(system=text, command="cat"))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_longest_addition_fits_into_a_word_also_where_it_is_quoted(name: str) -> None:
+    words = agents.by_name(name).process(turn(system='"' * 60_000)).command.words()
+    assert max(map(len, words)) < 128 << 10
 
 
 # --- what opencode may not see, with a program in its place -----------------------------------------------------------

@@ -75,6 +75,22 @@ async def test_the_instructions_of_a_repository_are_read(agent: str, name: str, 
     assert INSTRUCTIONS.encode() in played.model.requests[0].body
 
 
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_what_a_turn_adds_to_the_system_prompt_is_there_beside_the_words_of_the_repository(
+    agent: str, yard: HostYard
+) -> None:
+    (yard.repo / "AGENTS.md").write_text(INSTRUCTIONS)
+    conversation = None
+    for name in ("turn-1", "turn-2"):
+        more = {"system": "Speak as a pirate does.", "conversation": conversation}
+        played = await yard.play(agent, [say("Done.")], name=name, **more)  # type: ignore[arg-type]
+        assert played.verdict.ok, played.verdict.reason
+        assert INSTRUCTIONS.encode() in played.model.requests[0].body
+        assert b"Speak as a pirate does." in played.model.requests[0].body
+        assert "pirate" not in played.model.requests[0].prompt
+        conversation = played.verdict.conversation
+
+
 async def test_a_trusted_repository_runs_its_code_in_claude(yard: HostYard) -> None:
     marks = _marks(yard)
     poison(yard.repo, marks)

@@ -63,6 +63,18 @@ async def test_several_sessions_of_a_machine_share_work_tree_and_state_and_are_s
     assert yards.told()[-4:] == ["session_started", "session_started", "process_stopped", "machine_terminated"]
 
 
+async def test_a_turn_without_a_name_gets_one_that_tells_its_agent_and_is_nobody_elses(yards: Yards) -> None:
+    yard = yards.yard()
+    ready = await yard.boot_and_prepare(HOST)
+    for _ in range(2):
+        await yard.start_session(ready.machine, ready.turn(command="true"), prompt="")
+    first, second = [one.name for one in await yard.processes(ready.machine)]
+    assert first != second
+    assert first.startswith("command-")
+    assert second.startswith("command-")
+    await yard.terminate(ready.machine)
+
+
 async def test_what_fails_about_a_process_is_told_with_names_and_the_machine_stays(yards: Yards) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(HOST)

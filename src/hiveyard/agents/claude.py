@@ -15,6 +15,7 @@ from hiveyard.agents import seats
 from hiveyard.agents.claude_feed import ClaudeListener
 from hiveyard.agents.claude_stream import ClaudeParser
 from hiveyard.agents.drivers.claude_stream import ClaudeStream
+from hiveyard.agents.system_prompt import added, writing
 from hiveyard.agents.words import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
@@ -24,10 +25,13 @@ from hiveyard.core.ports import Parser, Seat, Turn
 # vendor. The default of ten would let a wrong key hang for minutes.
 _RETRIES = "6"
 
+# $1 is a file with more for the system prompt, or empty. The program takes one such file.
 _AGENTS_MD = """
+more=$1; shift
 if [ -f AGENTS.md ] && [ ! -e CLAUDE.md ] && [ ! -e .claude/CLAUDE.md ]; then
-  set -- "$@" --append-system-prompt-file AGENTS.md
+  if [ "$more" ]; then { echo; cat AGENTS.md; } >>"$more"; else more=AGENTS.md; fi
 fi
+if [ "$more" ]; then set -- "$@" --append-system-prompt-file "$more"; fi
 exec "$@"
 """
 
@@ -65,7 +69,7 @@ class Claude:
         settings = {
             **_place(turn),
             "workdir": turn.workdir,
-            "argv": _with_agents_md(turn, ("claude", *_options(turn))),
+            "argv": _with_words(turn, ("claude", *_options(turn))),
             "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
             # What the repository brings is asked about at a terminal, except when it was agreed to beforehand.
             "settings": {"enableAllProjectMcpServers": True} if turn.repository_config else {},
@@ -94,7 +98,7 @@ def _argv(turn: Turn, *more: str) -> tuple[str, ...]:
     argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", *more, *_options(turn)]
     if turn.conversation is not None:
         argv += ["--resume", checked_conversation(turn.conversation)]
-    return _with_agents_md(turn, argv)
+    return _with_words(turn, argv)
 
 
 def _options(turn: Turn) -> list[str]:
@@ -107,8 +111,15 @@ def _options(turn: Turn) -> list[str]:
     return argv
 
 
-def _with_agents_md(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
-    return tuple(argv) if turn.repository_config else ("sh", "-c", _AGENTS_MD, "claude-agents-md", *argv)
+def _with_words(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
+    """The command, with what else is to be in the system prompt."""
+    path = f"{_config(turn)}/system/{turn.name}.md"
+    more = path if added(turn) else ""
+    if not turn.repository_config:
+        argv = ("sh", "-c", _AGENTS_MD, "claude-agents-md", more, *argv)
+    elif more:
+        argv = (*argv, "--append-system-prompt-file", more)
+    return writing(turn, path, argv)
 
 
 def _env(turn: Turn) -> dict[str, str]:

@@ -14,6 +14,7 @@ import msgspec
 
 from hiveyard.agents.codex_stream import CodexParser
 from hiveyard.agents.drivers.codex import CodexServer
+from hiveyard.agents.system_prompt import added
 from hiveyard.agents.words import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
@@ -110,4 +111,5 @@ def _settings(turn: Turn) -> Sequence[str]:
         "analytics.enabled=false",
         "check_for_update_on_startup=false",
         'project_doc_fallback_filenames=["CLAUDE.md"]',
+        *([f"developer_instructions={_toml(more)}"] if (more := added(turn)) else []),
     )

@@ -35,9 +35,11 @@ class CommandLine:
     protocols: Sequence[str] = ()
 
     def process(self, turn: Turn) -> ProcessSpec:
-        """Raises BadInput for a turn without a command line, or with a placeholder inside quotes."""
+        """Raises BadInput for a turn without a command line, with a placeholder inside quotes, or with a `system`."""
         if not turn.command or not turn.command.strip():
             raise BadInput("the agent `command` needs a command line", hint="--command 'my-agent {{prompt_file}}'")
+        if turn.system:
+            raise BadInput("the agent `command` takes no system prompt", hint="give it to the program in its own way")
         command = Command(shell=_script(turn.command, turn.prompt), cwd=turn.workdir, env=_env(turn), name=self.name)
         return ProcessSpec(name=turn.name, command=command, stdin=turn.prompt)
 

@@ -13,12 +13,13 @@ import msgspec
 
 from hiveyard.agents.goose_stream import GooseParser
 from hiveyard.agents.models import full_model
+from hiveyard.agents.system_prompt import added, writing
 from hiveyard.agents.words import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import Parser, Turn
 
-_HINTS = '[".goosehints","AGENTS.md","CLAUDE.md"]'
+_HINTS = (".goosehints", "AGENTS.md", "CLAUDE.md")
 
 # $1: whether plugins of the repository may run. PLUGINS is what its setting `plugins` is called in the environment;
 # when it cannot be read there all plugins run, so a path that would need quoting stops it.
@@ -79,7 +80,7 @@ class Goose:
     # --- in a conversation ------------------------------------------------------------------------------------------
 
     def live(self, turn: Turn) -> ProcessSpec:
-        argv = ("sh", "-c", _LIVE, "goose-live", _on(turn), "goose", "acp")
+        argv = writing(turn, _more(turn), ("sh", "-c", _LIVE, "goose-live", _on(turn), "goose", "acp"))
         env = _env(turn) | {"GOOSE_MODE": "approve" if turn.ask else "auto"}
         return ProcessSpec(
             name=turn.name, command=Command(argv=argv, cwd=turn.workdir, env=env, name=self.name), inbox=True
@@ -96,14 +97,25 @@ def _argv(turn: Turn) -> tuple[str, ...]:
     conversation = "" if turn.conversation is None else checked_conversation(turn.conversation)
     # Without --quiet a banner comes before the first line.
     argv = ("goose", "run", "--quiet", "--output-format", "stream-json", "--instructions", "-")
-    return ("sh", "-c", _BEGIN, "goose-begin", _on(turn), workdir, conversation, *argv)
+    return writing(turn, _more(turn), ("sh", "-c", _BEGIN, "goose-begin", _on(turn), workdir, conversation, *argv))
 
 
 def _on(turn: Turn) -> str:
     return "on" if turn.repository_config else "off"
 
 
+def _more(turn: Turn) -> str:
+    """The file with what is added to the system prompt: beside its own settings goose looks for hints of these names,
+    as it does in the repository."""
+    return f"{turn.state}/goose/config/goose/{_more_name(turn)}"
+
+
+def _more_name(turn: Turn) -> str:
+    return f"hiveyard-system-{turn.name}.md"
+
+
 def _env(turn: Turn) -> dict[str, str]:
+    hints = (*_HINTS, _more_name(turn)) if added(turn) else _HINTS
     provider, _, model = full_model("goose", turn.model).partition("/")
     return {
         "GOOSE_PROVIDER": provider,
@@ -117,6 +129,6 @@ def _env(turn: Turn) -> dict[str, str]:
         "GOOSE_DISABLE_SESSION_NAMING": "1",  # it would ask a model for a title
         "GOOSE_DISABLE_TOOL_CALL_SUMMARY": "1",  # and for one of each call
         "GOOSE_TELEMETRY_OFF": "1",
-        "CONTEXT_FILE_NAMES": _HINTS,
+        "CONTEXT_FILE_NAMES": msgspec.json.encode(hints).decode(),
         **{f"XDG_{kind.upper()}_HOME": f"{turn.state}/goose/{kind}" for kind in ("data", "state", "config", "cache")},
     }

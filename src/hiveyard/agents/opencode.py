@@ -17,6 +17,7 @@ from hiveyard.agents import seats
 from hiveyard.agents.models import PROVIDERS, full_model
 from hiveyard.agents.opencode_feed import OpencodeListener
 from hiveyard.agents.opencode_stream import OpencodeParser
+from hiveyard.agents.system_prompt import added, writing
 from hiveyard.agents.words import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
@@ -116,9 +117,14 @@ def _argv(turn: Turn) -> tuple[str, ...]:
 
 def _kept_out(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
     """The command, without what the repository brings that would run code."""
-    if turn.repository_config:
-        return tuple(argv)
-    return ("sh", "-c", _ASIDE, "opencode-aside", f"{turn.state}/opencode/aside", *argv, "--pure")
+    if not turn.repository_config:
+        argv = ("sh", "-c", _ASIDE, "opencode-aside", f"{turn.state}/opencode/aside", *argv, "--pure")
+    return writing(turn, _more(turn), argv)
+
+
+def _more(turn: Turn) -> str:
+    """The file with what is added to the system prompt."""
+    return f"{turn.state}/opencode/system/{turn.name}.md"
 
 
 def _env(turn: Turn) -> dict[str, str]:
@@ -152,7 +158,13 @@ def _config(turn: Turn) -> dict[str, object]:
         "provider": doors,
     }
     if not turn.repository_config:
-        # Both run programs that the repository may bring. Its instructions are only words, and let in again.
-        config |= {"lsp": False, "formatter": False}
-        config["instructions"] = [f"{turn.workdir}/{name}" for name in ("AGENTS.md", "CLAUDE.md", "CONTEXT.md")]
+        config |= {"lsp": False, "formatter": False}  # both run programs that the repository may bring
+    if words := _instructions(turn):
+        config["instructions"] = words
     return config
+
+
+def _instructions(turn: Turn) -> list[str]:
+    """Files for the system prompt: those of the repository are only words, and let in again."""
+    own = () if turn.repository_config else ("AGENTS.md", "CLAUDE.md", "CONTEXT.md")
+    return [*(f"{turn.workdir}/{name}" for name in own), *([_more(turn)] if added(turn) else [])]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,6 +14,9 @@ from hiveyard.core.errors import BadInput
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _PROCESS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_LONGEST_PART = 40
+_PREFIXES = {"claude": "cc", "opencode": "oc", "codex": "cx", "goose": "gs"}
 _MOST_INSTANCES = 100
 _LEAST_TURNED = 64 << 10
 
@@ -146,6 +151,21 @@ class ProcessSpec:
         for path in (self.stdout, self.stderr):
             if path is not None and (not path.startswith(("/", "~/")) or "\0" in path):
                 raise BadInput(f"the file of an output is absolute or starts with ~/, not {path[:120]!r}")
+
+
+def process_name(agent: str, name: str) -> str:
+    """A name that a process of `agent` can have, for what people call `name`: `cc-tests` for claude's "tests". The same
+    again for the same name; what had to be changed for it ends with a digest, so that no two become one."""
+    prefix, words = _PREFIXES.get(agent) or _plain(agent) or "agent", _plain(name)
+    if words and words == name:
+        return f"{prefix}-{words}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return "-".join(part for part in (prefix, words, digest) if part)
+
+
+def _plain(words: str) -> str:
+    letters = unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
+    return _NOT_IN_A_NAME.sub("-", letters)[:_LONGEST_PART].strip("._-")
 
 
 class ProcessStatus(enum.StrEnum):

@@ -342,7 +342,9 @@ class Turn:
     no slash at the end; `placeholder` is the key that only this session's door accepts. `model` None is the agent's
     own choice. `conversation` is the agent's own id of a conversation to go on with. `repository_config` lets
     configuration in the repository that runs code on start take effect. `command` is the line of the `command` agent.
-    `ask`: in a conversation, it asks leave before it changes or runs anything.
+    `ask`: in a conversation, it asks leave before it changes or runs anything. `system` is text that is added to the
+    agent's own system prompt, the same for all turns of a conversation: some programs keep what that began with, some
+    know only what the turn at hand brings.
     """
 
     name: str
@@ -356,6 +358,7 @@ class Turn:
     repository_config: bool = False
     command: str | None = None
     ask: bool = False
+    system: str | None = None
 
 
 class Verdict(NamedTuple):
@@ -389,7 +392,8 @@ class Agent(Protocol):
     protocols: Sequence[str]  # which doors it needs: "anthropic", "openai"
 
     def process(self, turn: Turn) -> ProcessSpec:
-        """The process that does the turn. The prompt goes in by file or stdin, never by argv."""
+        """The process that does the turn. The prompt goes in by file or stdin, never by argv. Raises BadInput for a
+        turn that it cannot do, a `system` that its program takes nowhere among them."""
 
     def parser(self) -> Parser: ...
 

@@ -134,6 +134,7 @@ class Orchestrator:
             capabilities=self.provider.capabilities,
             installed=tuple(installed),
             placeholder=placeholder,
+            agent=self.agent.name,
         )
 
     async def fork(self, ready: Prepared, count: int = 1) -> list[Prepared]:

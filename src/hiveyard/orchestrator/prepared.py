@@ -4,37 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hiveyard.core.commands import process_name
 from hiveyard.core.credentials import Installed
 from hiveyard.core.files import FileStep, MakeDirectory, WriteFile
 from hiveyard.core.machines import Capabilities, Machine, MachineSpec
 from hiveyard.core.ports import Guest, Turn
+from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """The machine, what it was asked to be, what may be assumed of it, the profiles that were installed, in their
-    order, and what its door takes for a key, if it has one."""
+    order, what its door takes for a key, if it has one, and the agent that it was made for."""
 
     machine: Machine
     spec: MachineSpec
     capabilities: Capabilities
     installed: tuple[Installed, ...] = ()
     placeholder: Secret | None = None
+    agent: str = ""
 
     def turn(
         self,
-        name: str,
+        name: str | None = None,
         *,
         command: str | None = None,
         model: str | None = None,
         conversation: str | None = None,
         ask: bool = False,
+        system: str | None = None,
         placeholder: str = "",
     ) -> Turn:
         """A turn with its files below the guest's session directory, at the machine's own door, with the placeholder
-        of that unless one is given. `name` is the process's. Work tree and agent's state are the same for all turns of
-        the machine."""
+        of that unless one is given. `name` is the process's, a new one unless given; `core.commands.process_name` makes
+        one of any words. Work tree and agent's state are the same for all turns of the machine."""
+        name = process_name(self.agent, new_id()) if name is None else name
         session = self.capabilities.session
         return Turn(
             name=name,
@@ -47,6 +52,7 @@ class Prepared:
             conversation=conversation,
             command=command,
             ask=ask,
+            system=system,
         )
 
 
