@@ -130,7 +130,9 @@ class Execution:
             raise Problem("machine.lost", f"machine {machine.name} does not run")
         who = ["--setuid", "1000", "--setgid", "1000"] if ROOT else ["--user", "--preserve-credentials"]
         words = ["setpriv", "--no-new-privs", "nsenter", "--target", str(pid), "--mount", "--pid", "--uts", "--ipc"]
-        child, ours = await self.spawn([*words, *who, "--", *argv], {**ENV, **machine.made()["env"]})
+        # What the image sets is for the machine, and not for the programs of the host that lead there.
+        own = [f"{name}={value}" for name, value in machine.made()["env"].items()]
+        child, ours = await self.spawn([*words, *who, "--", "env", "--", *own, *argv], ENV)
         say(self.id, "started")
         works = (self.feed(ours[0]), self.pump("stdout", ours[1]), self.pump("stderr", ours[2]))
         tasks = [asyncio.create_task(work) for work in works]

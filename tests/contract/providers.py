@@ -54,7 +54,8 @@ class Offer:
 
     `again` makes another provider object on the same state, as a daemon does that starts anew. `litter` leaves what a
     daemon leaves that dies in the middle of `boot`. `killed` ends a machine from outside, as when its host kills it,
-    and `twin` is the id of one more image: None where that cannot be had.
+    and `twin` is the id of one more image: None where that cannot be had. `sets` says whether a machine takes the
+    environment of its image when it boots.
     """
 
     provider: Provider
@@ -65,6 +66,7 @@ class Offer:
     twin: str | None = TWIN
     shape: Shape = SMALL
     ttl: int | None = None
+    sets: bool = True
 
     @property
     def crash(self) -> Callable[[str], Awaitable[None]]:
@@ -154,7 +156,8 @@ async def qemu(scratch: Path) -> AsyncIterator[Offer]:
         (state / name / "run").mkdir(parents=True)
         (state / name / "run" / "disk.qcow2").write_bytes(b"QFI")
 
-    yield Offer(provider=again(), image=await vm_image(), again=again, litter=litter, killed=crash, twin=None)
+    offer = Offer(provider=again(), image=await vm_image(), again=again, litter=litter, killed=crash, twin=None)
+    yield replace(offer, sets=False)
     for provider in made:
         await provider.aclose()
 
@@ -182,7 +185,8 @@ async def morph(scratch: Path) -> AsyncIterator[Offer]:
             async def litter(name: str) -> None:
                 await half_made(url, Secret(cloud.key), "5ma11", scratch / "state", name)
 
-            yield Offer(provider=again(), image=morph_image("5ma11"), again=again, litter=litter, killed=crash)
+            image = morph_image("5ma11")
+            yield Offer(provider=again(), image=image, again=again, litter=litter, killed=crash, sets=False)
             for provider in made:
                 await provider.aclose()
 
@@ -205,9 +209,8 @@ async def morph_cloud(scratch: Path) -> AsyncIterator[Offer]:
 
     provider = again()
     try:
-        yield Offer(
-            provider=provider, image=image, again=again, litter=litter, killed=None, twin=None, shape=CLOUDY, ttl=3600
-        )
+        offer = Offer(provider=provider, image=image, again=again, litter=litter, killed=None, twin=None)
+        yield replace(offer, sets=False, shape=CLOUDY, ttl=3600)
     finally:
         with anyio.CancelScope(shield=True):
             for name in await provider.names():

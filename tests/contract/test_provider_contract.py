@@ -11,10 +11,13 @@ import pytest
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, MachineLost, MachineNotReady, NoSuchImage, NoSuchMachine
 from hiveyard.core.machines import MachineStatus
+from hiveyard.core.ports import Terminals
 from hiveyard.kit.names import new_id
+from tests.support.person import person
 
 from .conftest import Place, machine
 from .providers import Offer
+from .test_guest_open_contract import everything
 
 pytestmark = pytest.mark.anyio
 
@@ -220,3 +223,23 @@ async def _appears(place: Place, path: str) -> None:
     async with place.guest() as guest:
         while not await guest.exists(path):  # noqa: ASYNC110 (it is a guest that makes it)
             await anyio.sleep(0.02)
+
+
+async def test_the_environment_of_an_image_is_that_of_every_command(offer: Offer) -> None:
+    if not offer.sets:
+        pytest.skip(f"the environment of an image is in the disks of {offer.provider.name}, or it knows none")
+    env = {"GREETING": "hello world", "LANG": "C", "ODD": "a=b\n'\"$HOME"}
+    command = Command(shell='echo "$GREETING $LANG $HOME $USER $ODD"')
+    expected = b"hello world C /home/agent agent a=b\n'\"$HOME\n"
+    async with machine(replace(offer, image=replace(offer.image, env=env))) as place:
+        # As a daemon that starts anew finds it.
+        for provider in (offer.provider, offer.again()):
+            async with provider.guest(place.name) as guest:
+                assert (await guest.run(command)).stdout == expected
+                async with guest.open(command) as stream:
+                    assert await everything(stream.receive) == expected
+                own = replace(command, env={"GREETING": "its own"})
+                assert (await guest.run(own)).stdout.startswith(b"its own C ")
+        if isinstance(offer.provider, Terminals):
+            async with person(await offer.provider.terminal(place.name, command)) as somebody:
+                await somebody.sees("hello world C /home/agent agent a=b")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -309,3 +310,16 @@ async def test_what_a_daemon_left_that_was_killed_while_it_tried_is_removed_by_t
     assert (await host.readiness()).ok
     assert await left.names() == set()
     assert _mentioning(made.split('"ident":"')[1].split('"')[0]) == []
+
+
+async def test_what_an_image_sets_is_not_for_the_programs_of_the_host(host: BubblewrapProvider, scratch: Path) -> None:
+    image = replace(small_image(scratch), env={"GREETING": "hello", "LD_PRELOAD": "/session/theirs.so"})
+    await host.prepare(image, Shape())
+    command = Command(shell="echo $GREETING; read -r")
+    async with _guest(host, MachineSpec(image=image)) as guest, guest.open(command) as stream:
+        assert await stream.receive() == b"hello\n"
+        setting = _mentioning("GREETING=hello")
+        entering = [pid for pid in setting if b"nsenter" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert entering
+        for pid in entering:
+            assert b"LD_PRELOAD" not in Path(f"/proc/{pid}/environ").read_bytes()

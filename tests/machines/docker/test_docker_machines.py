@@ -164,13 +164,6 @@ async def test_an_image_is_imported_without_its_kernel(offer: Offer, tmp_path: P
         await offer.provider.release_image(image.id)
 
 
-async def test_the_environment_of_an_image_is_that_of_its_commands(offer: Offer) -> None:
-    image = replace(offer.image, env={"GREETING": "hello world", "LANG": "C"})
-    async with machine(replace(offer, image=image)) as place, place.guest() as guest:
-        said = (await guest.run(Command(shell='echo "$GREETING $LANG $HOME $USER"'))).stdout
-    assert said == b"hello world C /home/agent agent\n"
-
-
 async def test_an_image_in_use_is_not_released(place: Place) -> None:
     with pytest.raises(ProviderError, match="is used by containers"):
         await place.offer.provider.release_image(place.offer.image.id)

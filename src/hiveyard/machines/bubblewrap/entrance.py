@@ -10,22 +10,22 @@ from hiveyard.core.errors import MachineLost
 from hiveyard.core.ports import Stream
 from hiveyard.machines.attached import AttachedStream, attached
 from hiveyard.machines.bubblewrap import terminal
+from hiveyard.machines.bubblewrap.record import Made
 from hiveyard.machines.bubblewrap.standing import Standing
 
 _JOIN = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
 
 
 class Entrance:
-    """An Exec for one machine."""
+    """An Exec for one machine. `env` is all that a program finds in its environment beside what its image sets."""
 
-    def __init__(
-        self, name: str, standing: Standing, uid: int | None, cgroups: Sequence[str], env: Mapping[str, str]
-    ) -> None:
+    def __init__(self, name: str, standing: Standing, uid: int | None, made: Made, env: Mapping[str, str]) -> None:
         self._name = name
         self._init = standing.init
         self._standing = standing
         self._uid = uid
-        self._prefix = _prefix(self._init.pid, uid, [group for group in cgroups if Path(group).is_dir()])
+        prefix = _prefix(self._init.pid, uid, [group for group in made.cgroups if Path(group).is_dir()])
+        self._prefix = [*prefix, *_setting(made.env)]
         self._env = dict(env)
 
     @asynccontextmanager
@@ -76,3 +76,9 @@ def _prefix(pid: int, uid: int | None, cgroups: Sequence[str]) -> list[str]:
         prefix += [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
     prefix += ["nsenter", "--target", str(pid), "--user", "--mount", "--pid", "--net", "--ipc", "--uts"]
     return [*prefix, "--preserve-credentials", "--"]
+
+
+def _setting(env: Mapping[str, str]) -> list[str]:
+    """Sets what an image sets, in the machine: the programs that lead there are the host's, and no image's PATH or
+    LD_PRELOAD is for them."""
+    return ["env", "--", *(f"{name}={value}" for name, value in env.items())] if env else []

@@ -221,6 +221,7 @@ class BubblewrapProvider:
             created_at=time.time(),
             metadata=dict(spec.metadata),
             cgroups=self._cgroups.groups(ident),
+            env=dict(spec.image.env),
         )
         keep.directory.mkdir(parents=True)
         keep.write(made)
@@ -358,7 +359,7 @@ class BubblewrapProvider:
 
     async def _entrance(self, name: str) -> Entrance:
         standing, made = await self._standing(name)
-        return Entrance(name, standing, self._uid, made.cgroups, layout.environment(self.capabilities))
+        return Entrance(name, standing, self._uid, made, layout.environment(self.capabilities))
 
     async def _standing(self, name: str) -> tuple[Standing, Made]:
         machine = await self.get(name)

@@ -22,7 +22,8 @@ from hiveyard.kit.trees import remove_tree
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of machine.json. `ident` is in the command line of all that was started for the machine."""
+    """The content of machine.json. `ident` is in the command line of all that was started for the machine; `env` is
+    what its image sets for every command."""
 
     ident: str
     image: str
@@ -30,6 +31,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, str]
     cgroups: list[str]
     stopped: bool = False
+    env: dict[str, str] = {}
 
 
 class Alive(NamedTuple):
