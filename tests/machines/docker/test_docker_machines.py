@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiodocker import Docker
+from aiodocker.exceptions import DockerError
 from aiodocker.types import JSONObject
 
 from hiveyard.core.commands import Command
@@ -66,6 +69,28 @@ async def test_readiness_tells_the_engine_and_what_it_limits(offer: Offer) -> No
     assert readiness.ok
     assert readiness.detail.startswith(("Docker Engine ", "Podman Engine "))
     assert "limited: memory" in readiness.detail
+
+
+async def test_a_trial_that_nobody_ended_is_removed_by_the_next(offer: Offer) -> None:
+    def trial(age: float | None) -> JSONObject:
+        created = {} if age is None else {"hiveyard.created": repr(time.time() - age)}
+        labels = {"hiveyard.installation": "trial", **created}
+        return {"Image": tag(offer.image.id), "Cmd": ["bash"], "Labels": labels}
+
+    names = [f"hiveyard-trial-{new_id()}" for _ in range(3)]
+    async with client(offer) as docker:
+        made = [
+            await docker.containers.create(trial(age), name=name)
+            for age, name in zip((90.0, None, 5.0), names, strict=True)
+        ]
+        try:
+            assert (await offer.provider.readiness()).ok
+            there = {path for one in await docker.containers.list(all=True) for path in one["Names"]}
+            assert {f"/{name}" for name in names} & there == {f"/{names[2]}"}
+        finally:
+            for one in made:
+                with suppress(DockerError):
+                    await one.delete(force=True)
 
 
 async def test_a_container_is_confined(place: Place) -> None:

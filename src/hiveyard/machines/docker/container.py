@@ -17,11 +17,14 @@ REPOSITORY = "localhost/hiveyard"  # Podman calls all local images so, and nobod
 INSTALLATION, MACHINE, IMAGE, CREATED, PIDS, METADATA = (
     f"hiveyard.{word}" for word in ("installation", "machine", "image", "created", "pids", "metadata")
 )
+TRIAL = "trial"
+"""In the place of an installation, on containers that are run to see whether that works."""
 GUEST_UID = 1000
 """The image's own user."""
 
 _DOOR, _DOOR_PORT = "/run/hiveyard", 8377
 _MIB = 1 << 20
+_TRIAL_LIFE = 60  # seconds: a trial takes one
 _TMPFS_SHARE = 4  # of the machine's memory, for each of /tmp and /dev/shm
 
 # Process 1: signals from inside do not reach it, bash reaps orphans, and it holds the door's end of the machine open.
@@ -166,3 +169,16 @@ def labels(name: str, spec: MachineSpec, installation: str) -> Mapping[str, str]
         PIDS: str(spec.shape.pids),
         METADATA: json.dumps(dict(spec.metadata)),
     }
+
+
+def trial_labels() -> Mapping[str, str]:
+    return {INSTALLATION: TRIAL, CREATED: repr(time.time())}
+
+
+def is_left(labels: Mapping[str, str]) -> bool:
+    """Whether a trial's container was made so long ago that nobody is left to remove it."""
+    try:
+        created = float(labels.get(CREATED, "0"))
+    except ValueError:
+        created = 0.0
+    return created < time.time() - _TRIAL_LIFE

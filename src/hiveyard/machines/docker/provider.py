@@ -103,8 +103,9 @@ class DockerProvider:
             image = await imported.import_trial(client)
             nothing = MachineSpec(image=Image(id="trial", name="trial", rootfs=Path()), shape=Shape(memory_mib=128))
             body = container.config("trial", nothing, Shared(None, None), installation(self._state), owner, cpus=1)
-            body |= {"Image": image, "Entrypoint": ["/trial"], "Labels": {container.INSTALLATION: "trial"}}
+            body |= {"Image": image, "Entrypoint": ["/trial"], "Labels": dict(container.trial_labels())}
             with foreign("trying a container"):
+                await self._forget_trials(client)
                 made = await client.containers.create(body, name=f"hiveyard-trial-{names.new_id()}")
                 try:
                     await made.start()
@@ -114,6 +115,14 @@ class DockerProvider:
                         await made.delete(force=True, v=True)
         if ended.get("StatusCode") != 0:
             raise ProviderError(f"a container for trial ended with {ended.get('StatusCode')}", hint="docker info")
+
+    async def _forget_trials(self, client: Docker) -> None:
+        """Remove what daemons left that were killed while they tried."""
+        wanted = {"label": [f"{container.INSTALLATION}={container.TRIAL}"]}
+        for made in await client.containers.list(all=True, filters=json.dumps(wanted)):
+            if container.is_left(made["Labels"]):
+                with _tolerating(404, 409):  # somebody else removes it
+                    await made.delete(force=True, v=True)
 
     # --- images -------------------------------------------------------------------------------------------------
 
