@@ -8,7 +8,7 @@ import pytest
 
 from hiveyard import config
 from hiveyard.core.errors import BadSetting
-from hiveyard.places import places
+from hiveyard.places import host_ports_place, places, settled
 
 
 def load(tmp_path: Path, text: str) -> config.Settings:
@@ -71,3 +71,22 @@ def test_a_home_holds_everything_and_the_cache_can_be_moved(tmp_path: Path) -> N
     default = places({"HOME": "/home/me"})
     assert default.database == Path("/home/me/.local/share/hiveyard/hiveyard.db")
     assert default.cache == Path("/home/me/.cache/hiveyard")
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"HOME": "/home/me", "HIVEYARD_HOME": "h"},
+        {"HOME": "/home/me", "HIVEYARD_HOME": "~/h"},
+        {"HOME": "/home/me", "HIVEYARD_HOME": "/h", "HIVEYARD_CACHE": "../c"},
+        {"HOME": "home", "XDG_DATA_HOME": "d", "XDG_CONFIG_HOME": "c", "XDG_RUNTIME_DIR": "r"},
+    ],
+)
+def test_places_are_the_same_seen_from_anywhere(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here, ports, passed_on = places(env), host_ports_place(env), settled(env)
+    assert all(path.is_absolute() for path in (*here, ports))
+    monkeypatch.chdir("/")
+    assert (places(passed_on), host_ports_place(passed_on)) == (here, ports)

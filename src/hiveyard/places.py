@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+_OURS = ("HIVEYARD_HOME", "HIVEYARD_CACHE")
+_NAMES = (*_OURS, "HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR")
+
 
 class Places(NamedTuple):
     """Where things are.
@@ -58,18 +61,28 @@ class Places(NamedTuple):
         return self.data / "daemon.log"
 
 
+def settled(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment with which a program finds the same places, whatever directory it works in."""
+    whole = dict(os.environ if env is None else env)
+    for name in _NAMES:
+        if value := whole.get(name):
+            path = Path(value).expanduser() if name in _OURS else Path(value)
+            whole[name] = str(path.absolute())
+    return whole
+
+
 def host_ports_place(env: Mapping[str, str] | None = None) -> Path:
     """What all daemons of this user share, wherever each has its home: who holds which port of the host."""
-    env = os.environ if env is None else env
+    env = settled(env)
     return Path(env.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"hiveyard-ports-{os.geteuid()}"
 
 
 def places(env: Mapping[str, str] | None = None) -> Places:
     """`$HIVEYARD_HOME` holds everything when it is set, else the XDG directories; `$HIVEYARD_CACHE` moves the cache."""
-    env = os.environ if env is None else env
+    env = settled(env)
     home = Path(env.get("HOME") or Path.home())
     if root := env.get("HIVEYARD_HOME"):
-        base = Path(root).expanduser().absolute()
+        base = Path(root)
         found = Places(base / "data", base / "cache", base / "run", base / "config.toml")
     else:
         data = Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "hiveyard"
@@ -78,5 +91,5 @@ def places(env: Mapping[str, str] | None = None) -> Places:
         runtime = env.get("XDG_RUNTIME_DIR")
         found = Places(data, cache, Path(runtime) / "hiveyard" if runtime else data / "run", config)
     if moved := env.get("HIVEYARD_CACHE"):
-        found = found._replace(cache=Path(moved).expanduser().absolute())
+        found = found._replace(cache=Path(moved))
     return found

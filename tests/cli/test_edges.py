@@ -140,6 +140,24 @@ def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(hv: Hv,
             assert b"a-secret-of-this-test" not in file.read_bytes(), file
 
 
+@pytest.mark.parametrize("relative", ["HIVEYARD_HOME", "HIVEYARD_CACHE"])
+def test_a_place_told_from_where_the_person_is_is_the_same_for_the_daemon(
+    relative: str, hv: Hv, tmp_path: Path
+) -> None:
+    env = {**hv.env, relative: "not-absolute"}
+
+    def said(*words: str) -> str:
+        argv = hv.argv(*words)
+        return subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120).stdout
+
+    assert said("ps", "--json") == "[]\n"
+    assert json.loads(said("version", "--json"))["daemon"] is not None
+    checks = {check["name"]: check for check in json.loads(said("doctor", "--json"))}
+    place = "sessions" if relative == "HIVEYARD_HOME" else "cache"
+    assert str(tmp_path / "not-absolute") in checks[place]["detail"]
+    assert "stopped daemon" in said("stop-daemon")
+
+
 @pytest.mark.parametrize("verb", [("run", "-m", "hello"), ("spawn",)])
 def test_where_no_daemon_can_be_started_that_is_told_once(
     hv: Hv, repo: Path, tmp_path: Path, verb: tuple[str, ...]

@@ -13,7 +13,7 @@ import click
 from hiveyard.api.client import ApiError, Client
 from hiveyard.core.errors import DaemonUnreachable
 from hiveyard.kit.files import locked
-from hiveyard.places import Places, places
+from hiveyard.places import Places, places, settled
 
 
 class CannotStart(DaemonUnreachable):
@@ -62,6 +62,7 @@ def _start(here: Places) -> None:
             pass_fds=[write],
             start_new_session=True,
             cwd="/",
+            env=settled(),
         )
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
