@@ -97,6 +97,13 @@ async def test_the_preferred_comes_first_then_what_is_free_and_nobody_elses(port
         await ports.release(one)
 
 
+async def test_what_is_to_be_avoided_is_taken_when_nothing_else_is_free(ports: HostPorts) -> None:
+    first, last = [await ports.reserve(BERT, among=range(43000, 43010), avoid=range(43000, 43009)) for _ in range(2)]
+    assert (first.port, last.port) == (43009, 43000)
+    for one in (first, last):
+        await ports.release(one)
+
+
 async def test_when_none_is_left_it_is_said(ports: HostPorts) -> None:
     with listening("127.0.0.1") as one, pytest.raises(NoFreePort, match=f"{one}"):
         await ports.reserve(ANNA, among=(one,))

@@ -72,11 +72,11 @@ class HostPorts:
     ) -> Held:
         """Listen on a port of the loopback.
 
-        `wanted` is that one and no other; else the first that is free of `preferred`, then of `among` without those
-        to `avoid`; 0 is any. Raises PortTaken, which names who has it, NoFreePort, BadInput."""
+        `wanted` is that one and no other; else the first that is free of `preferred`, then of `among`, with those to
+        `avoid` last; 0 is any. Raises PortTaken, which names who has it, NoFreePort, BadInput."""
         if wanted is not None and not 1 <= wanted <= 65535:
             raise BadInput(f"{wanted} is no port: 1 to 65535")
-        others = [*preferred, *(port for port in among if port not in avoid)]
+        others = [*preferred, *sorted(among, key=lambda port: port in avoid)]
         return await anyio.to_thread.run_sync(self._reserve, owner, wanted, others)
 
     async def release(self, held: Held) -> None:

@@ -56,7 +56,8 @@ class Ways:
         avoid: Collection[int] = (),
     ) -> int:
         """Let people in by ssh, and return the port: the one that is wanted, else the former one, else one of the
-        settings' that nobody holds and that is not to be avoided. Raises PortTaken, NoFreePort."""
+        settings' that nobody holds, one of those to `avoid` only when there is no other. Raises PortTaken,
+        NoFreePort."""
         among = range(settings.first, settings.last + 1)
         preferred = () if former is None else (former,)
 
