@@ -22,7 +22,7 @@ BRANCH = "hv/work"
         (["main", "work", "hv/workshop", "hv-work"], "hv/work"),
         (["hv/work"], "hv/work-2"),
         (["hv/work", "hv/work-2", "hv/work-4"], "hv/work-3"),
-        (["hv/work/deeper"], "hv/work-2"),
+        ([f"{BRANCH}/deeper"], "hv/work-2"),
         (["hv"], "hv-work"),
         (["hv", "hv-work"], "hv-work-2"),
         (["hv", "hv-work/deeper"], "hv-work-2"),
@@ -46,7 +46,7 @@ async def worked(repo: Repo, session: Session, script: str) -> repository.Collec
     return await repository.collect(session.guest, session.origin, session.result, base=taken.base, branch=BRANCH)
 
 
-@pytest.mark.parametrize("theirs", ["hv", "hv/work/deeper"])
+@pytest.mark.parametrize("theirs", ["hv", f"{BRANCH}/deeper"])
 async def test_work_is_kept_when_its_branch_has_no_place(theirs: str, repo: Repo, session: Session) -> None:
     repo.git("branch", "-m", "main", theirs)
     got = await worked(repo, session, "echo more >> README.md")
