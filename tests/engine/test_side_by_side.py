@@ -7,9 +7,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from hiveyard.core.errors import NotFound, SessionNotRunning
+from hiveyard.core.errors import HiveyardError, MachineNotReady, NotFound, SessionNotRunning
 from hiveyard.engine.engine import Engine
+from hiveyard.engine.forking import ForkRequest
 from tests.engine.conftest import Yard
+from tests.engine.remembering import Remembering, at_work
 from tests.engine.yards import events, spawned, told, until
 from tests.support.puppet import register
 
@@ -28,6 +30,11 @@ async def kept(engine: Engine, repo: Path) -> str:
     await engine.snapshots.take(id, "early")
     await told(engine, id, "remember pear")
     return id
+
+
+async def runs(engine: Engine, id: str) -> None:
+    view = await until(engine, id, lambda view: view.status in ("running", "stopped"))
+    assert view.status == "running", view
 
 
 async def test_a_stopped_session_that_is_rewound_and_resumed_goes_on_once(yard: Yard, repo: Path) -> None:
@@ -121,4 +128,86 @@ async def test_a_session_is_not_resumed_while_it_is_exported(yard: Yard, repo: P
             group.start_soon(export)
             group.start_soon(resume)
         assert done == ["exported", "resumed"]
+        await engine.sessions.stop(id)
+
+
+# --- snapshots that somebody is about to use -------------------------------------------------------------------------
+
+
+async def test_a_parent_that_is_removed_waits_for_its_children_to_begin(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        provider.gate = anyio.Event()
+        (child,) = (await engine.forks.fork(id, ForkRequest())).children
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: engine.remove(id, force=True))
+            with anyio.move_on_after(2):
+                await provider.removing.wait()
+            provider.gate.set()
+        await runs(engine, child)
+        assert await told(engine, child, "recall") == "kept: apple"
+        assert provider.kept == set()
+        assert not (yard.places.sessions / id).exists()
+        await engine.sessions.stop(child)
+
+
+async def test_a_snapshot_is_forked_or_removed(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await kept(engine, repo)
+        refused: list[HiveyardError] = []
+        children: list[str] = []
+
+        async def fork() -> None:
+            try:
+                children.extend((await engine.forks.fork(id, ForkRequest(snapshot="early"))).children)
+            except NotFound as error:
+                refused.append(error)
+
+        async def remove() -> None:
+            try:
+                await engine.snapshots.remove(id, "early")
+            except MachineNotReady as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(fork)
+            group.start_soon(remove)
+        assert len(refused) == 1
+        for child in children:
+            await runs(engine, child)
+            assert await told(engine, child, "recall") == "kept: apple"
+        there = {path.name for path in yard.places.sessions.iterdir()}
+        assert there == {id, *children}
+        for one in (id, *children):
+            await engine.sessions.stop(one)
+
+
+async def test_a_session_is_taken_back_to_a_snapshot_or_that_is_removed(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await kept(engine, repo)
+        refused: list[HiveyardError] = []
+
+        async def rewind() -> None:
+            try:
+                await engine.rewinds.rewind(id, "early")
+            except NotFound as error:
+                refused.append(error)
+
+        async def remove() -> None:
+            try:
+                await engine.snapshots.remove(id, "early")
+            except MachineNotReady as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(rewind)
+            group.start_soon(remove)
+        assert len(refused) == 1
+        await runs(engine, id)
+        said = "kept: apple" if isinstance(refused[0], MachineNotReady) else "kept: apple pear"
+        assert await told(engine, id, "recall") == said
         await engine.sessions.stop(id)

@@ -116,46 +116,56 @@ class Forks:
         session = await self._sessions.row(id)
         _share(session, request.children)
         await self._check_room(session, request.children)
-        if request.snapshot is None and self._sessions.at_work(id) is None:
+        if request.snapshot is not None:
+            return await self._fork(id, request, request.snapshot)
+        if self._sessions.at_work(id) is None:
             hint = f"hv resume {session.slug}, or --from a snapshot: hv snapshots {session.slug}"
             raise SessionNotRunning(f"{session.slug} is {session.phase}: there is nothing to fork", hint=hint)
-        if request.snapshot is None:
-            point = await self._snapshots.take(id, f"fork-{new_id()}", passing=True)
-        else:
-            point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, request.snapshot or ""))
-        children = [self._child(request, number) for number in range(request.children)]
-        with anyio.CancelScope(shield=True):
-            try:
-                await self._make(session, point, children)
-                taken = await heads(self._r.workspace(session.id).origin)
-                birth = partial(self._write, session=session, point=point, children=children, heads=taken)
-                await self._r.ledger.store.write(partial(birth, name=request.name))
-            except (HiveyardError, OSError) as error:
-                for child in children:
-                    await anyio.to_thread.run_sync(shutil.rmtree, child.workspace.root, True)
-                await self._through(point, [])
-                if isinstance(error, OSError):
-                    raise uncopied(session.slug, error) from error
-                raise
-            await self._begin(session, point, children)
+        point = await self._snapshots.take(id, f"fork-{new_id()}", passing=True)
+        children: list[str] = []
+        try:
+            forked = await self._fork(id, request, point.row.id)
+            children = forked.children
+            return forked
+        finally:
+            stays = [stay for child in children if (stay := self._sessions.at_work(child)) is not None]
+            self._group.start_soon(self._snapshots.let_pass, point, stays, name=f"pass {point.row.id}")
+
+    async def _fork(self, id: str, request: ForkRequest, ref: str) -> Forked:
+        """Make the children of a snapshot. Nobody removes it, or the session, meanwhile."""
+        async with self._sessions.alone(id):
+            session = await self._sessions.row(id)
+            point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
+            children = [self._child(request, number) for number in range(request.children)]
+            with anyio.CancelScope(shield=True):
+                await self._bear(session, point, children, request.name)
         notice = "" if point.row.live else _cold(session)
         return Forked(
             snapshot=point.row.id, live=point.row.live, children=[child.id for child in children], notice=notice
         )
 
-    async def _begin(self, session: SessionRow, point: Point, children: Sequence[_Child]) -> None:
+    async def _bear(self, session: SessionRow, point: Point, children: Sequence[_Child], name: str | None) -> None:
+        """Have all of them made, journaled and begun, or nothing of them."""
+        try:
+            await self._make(session, point, children)
+            taken = await heads(self._r.workspace(session.id).origin)
+            birth = partial(self._write, session=session, point=point, children=children, heads=taken)
+            await self._r.ledger.store.write(partial(birth, name=name))
+        except (HiveyardError, OSError) as error:
+            for child in children:
+                await anyio.to_thread.run_sync(shutil.rmtree, child.workspace.root, True)
+            if isinstance(error, OSError):
+                raise uncopied(session.slug, error) from error
+            raise
+        await self._begin(session, children)
+
+    async def _begin(self, session: SessionRow, children: Sequence[_Child]) -> None:
         for child in children:
             child.workspace.unfinished.unlink()
             self._sessions.begin(child.id)
         stay = self._sessions.at_work(session.id)
         if stay is not None:
             await stay.heed_budget()
-        await self._through(point, children)
-
-    async def _through(self, point: Point, children: Sequence[_Child]) -> None:
-        if point.taken.passing:
-            stays = [stay for child in children if (stay := self._sessions.at_work(child.id)) is not None]
-            self._group.start_soon(self._snapshots.let_pass, point, stays, name=f"pass {point.row.id}")
 
     async def _check_room(self, session: SessionRow, count: int) -> None:
         settings = self._r.settings
@@ -191,6 +201,7 @@ class Forks:
         name: str | None,
     ) -> None:
         now = self._r.clock.now()
+        lineage.point(conn, session.id, point.row.id)
         # Of what is left now: others may have forked it, or it has spent some, since it was looked at.
         share = _share(views.session(conn, session.id), len(children))
         for child in children:

@@ -112,6 +112,8 @@ class Rewinds:
 
 
 def _rewound(conn: Connection, session: SessionRow, point: Point, now: float) -> None:
+    """Raises NotFound for a snapshot that is gone."""
+    lineage.point(conn, session.id, point.row.id)
     turns = views.turns(conn, session.id)
     for turn in turns:
         if turn.state is not TurnState.ENDED:

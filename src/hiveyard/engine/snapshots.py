@@ -26,7 +26,7 @@ from hiveyard.core.errors import (
     OrchestrationError,
     SessionNotRunning,
 )
-from hiveyard.core.events import Notice, SnapshotRemoved, SnapshotTaken
+from hiveyard.core.events import Notice, SessionForked, SnapshotRemoved, SnapshotTaken
 from hiveyard.core.ports import Frozen, Pauses, Provider
 from hiveyard.core.ports import Snapshots as Live
 from hiveyard.core.states import AT_WORK, Activity
@@ -38,7 +38,7 @@ from hiveyard.engine.sitting import Sitting
 from hiveyard.engine.stay import Stay
 from hiveyard.kit.copying import Copied
 from hiveyard.kit.names import new_id
-from hiveyard.store import lineage, views
+from hiveyard.store import journal, lineage, views
 from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow, SnapshotRow
 
@@ -222,20 +222,22 @@ class Snapshots:
     async def remove(self, id: str, ref: str) -> str:
         """Remove a snapshot; returns its id. Raises NotFound; MachineNotReady while a session is about to begin
         there."""
-        session = await self._sessions.row(id)
-        point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
-        if waiting := await self._r.ledger.read(lambda conn: waiting_for(conn, point.row.id)):
-            raise MachineNotReady(f"{', '.join(waiting)} are about to begin at {point.row.name}", hint="hv list")
-        with anyio.CancelScope(shield=True):
-            await self._r.ledger.record(id, SnapshotRemoved(snapshot=point.row.id))
-            await self._drop(session, self._provider(session), point.row.id)
-        return point.row.id
+        async with self._sessions.alone(id):
+            session, now = await self._sessions.row(id), self._r.clock.now()
+            with anyio.CancelScope(shield=True):
+                snapshot = await self._r.ledger.store.write(lambda conn: _removed(conn, id, ref, now))
+                await self._drop(session, self._provider(session), snapshot)
+        return snapshot
 
     async def remove_all(self, id: str) -> None:
-        """What providers keep for a session that is about to be forgotten."""
+        """Remove what is kept for a session that is about to be forgotten, when those have begun that are to begin
+        there."""
         session = await self._r.ledger.read(lambda conn: views.find_session(conn, id))
         for row in await self._r.ledger.read(lambda conn: views.snapshots(conn, id)):
             assert session is not None
+            for child in await self._r.ledger.read(partial(waiting_for, snapshot=row.id)):
+                if (stay := self._sessions.at_work(child)) is not None:
+                    await stay.until(stay.begun)
             await self._drop(session, self._provider(session), row.id)
 
     async def let_pass(self, point: Point, stays: Sequence[Stay]) -> None:
@@ -308,13 +310,24 @@ def view(point: Point) -> SnapshotView:
 
 
 def waiting_for(conn: Connection, snapshot: str) -> list[str]:
-    """Sessions that are still to begin at a snapshot."""
+    """Sessions that are still to begin at a snapshot, and need it for that: a child's files were copied when it was
+    made."""
     found = []
     for row in views.sessions(conn, phases=AT_WORK):
         begin = lineage.to_begin_at(conn, row.id) if row.request is not None else None
-        if begin is not None and begin.snapshot == snapshot:
-            found.append(row.id)
+        if begin is None or begin.snapshot != snapshot or (isinstance(begin, SessionForked) and not begin.live):
+            continue
+        found.append(row.id)
     return found
+
+
+def _removed(conn: Connection, session: str, ref: str, at: float) -> str:
+    """Journal that a snapshot is gone, unless somebody is to begin there; its id."""
+    point = lineage.point(conn, session, ref)
+    if waiting := waiting_for(conn, point.row.id):
+        raise MachineNotReady(f"{', '.join(waiting)} are about to begin at {point.row.name}", hint="hv list")
+    journal.record(conn, session, SnapshotRemoved(snapshot=point.row.id), at=at)
+    return point.row.id
 
 
 def uncopied(name: str, error: OSError) -> HiveyardError:

@@ -1,0 +1,63 @@
+"""A yard whose machines are namespaces that are taken for machines with live snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import cast
+
+import anyio
+
+from hiveyard.core.errors import NoSuchSnapshot
+from hiveyard.core.machines import Machine, MachineSpec
+from hiveyard.core.ports import Frozen, Meanwhile, Provider
+from hiveyard.daemon import resources
+from hiveyard.engine.engine import Engine, running
+from hiveyard.machines.bubblewrap import BubblewrapProvider
+from tests.engine.conftest import Yard
+
+
+class Remembering(BubblewrapProvider):
+    """It keeps no memory: what makes its snapshots live is that nothing begins at one that is gone. `gate` is open, or
+    nobody begins at one yet; `removing` is set when one is removed. `booted` is what was asked for, in order."""
+
+    def __init__(self, yard: Yard) -> None:
+        here = yard.places
+        super().__init__(here.machines / "bubblewrap", here.cache / "bubblewrap", yard.settings.bubblewrap)
+        self.kept: set[str] = set()
+        self.gate = anyio.Event()
+        self.gate.set()
+        self.removing = anyio.Event()
+        self.booted: list[MachineSpec] = []
+
+    async def boot(self, name: str, spec: MachineSpec) -> Machine:
+        self.booted.append(spec)
+        return await super().boot(name, spec)
+
+    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
+        if meanwhile is not None:
+            await meanwhile()
+        self.kept.add(snapshot)
+        return Frozen(0.0, 0)
+
+    async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
+        await self.gate.wait()
+        if snapshot not in self.kept:
+            raise NoSuchSnapshot(f"there is no snapshot {snapshot}")
+        return await self.boot(name, spec)
+
+    async def snapshots(self) -> set[str]:
+        return set(self.kept)
+
+    async def remove_snapshot(self, snapshot: str) -> None:
+        self.removing.set()
+        self.kept.discard(snapshot)
+
+
+@asynccontextmanager
+async def at_work(yard: Yard, provider: Provider) -> AsyncIterator[Engine]:
+    """The yard's engine with this provider in the place of the one of its name."""
+    async with resources(yard.places, yard.settings, yard.environment) as parts:
+        cast(MutableMapping[str, Provider], parts.providers)[provider.name] = provider
+        async with running(parts) as engine:
+            yield engine
