@@ -8,9 +8,10 @@ from pathlib import Path
 import anyio
 import pytest
 
+from hiveyard.engine.host_ports import Owner
 from hiveyard.engine.settings import PortSettings
 from tests.engine.conftest import Yard
-from tests.engine.yards import spawned, until
+from tests.engine.yards import events, spawned, told, until
 from tests.support.puppet import register
 from tests.ways.test_host_ports import free
 
@@ -40,6 +41,28 @@ async def test_the_port_of_a_stopped_session_is_taken_when_no_other_is_free(yard
         await until(engine, first, lambda view: view.status == "running")
         assert (await engine.sessions.view(first)).port == port
         await engine.sessions.stop(first)
+
+
+async def test_two_who_open_a_port_at_once_get_one_and_the_session_goes_on(yard: Yard, repo: Path) -> None:
+    found = []
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+
+        async def one() -> None:
+            found.append(await engine.sessions.open_port(id, 3000, None))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(one)
+        assert found[0] == found[1]
+        assert await engine.sessions.open_port(id, 3000, None) == found[0]
+        await engine.sessions.close_port(id, 3000)
+        held = await engine.snapshots._r.host_ports.reserve(Owner("x", "x"), wanted=found[0])
+        await engine.snapshots._r.host_ports.release(held)
+        assert await told(engine, id, "remember apple") == "done: remember apple"
+        types = [event.body.type for event in await events(engine, id) if event.body.type.startswith("port.")]
+        assert types == ["port.opened", "port.opened", "port.closed"]  # the first is ssh's
+        await engine.sessions.stop(id)
 
 
 async def test_a_session_whose_port_was_lent_gets_another(yard: Yard, repo: Path) -> None:

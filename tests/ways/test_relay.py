@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -16,7 +19,7 @@ from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import Tier
 from hiveyard.core.ports import Guest
-from hiveyard.engine.host_ports import HostPorts, Owner
+from hiveyard.engine.host_ports import Held, HostPorts, Owner
 from hiveyard.engine.relay import connecting, relay
 from hiveyard.kit.names import new_id
 from hiveyard.processes.detached import Detached
@@ -156,6 +159,44 @@ async def test_what_the_server_ends_is_ended_for_a_client_that_goes_on(
             while await guest.read("/tmp/heard") != b"still said":  # noqa: ASYNC110
                 await anyio.sleep(0.05)
     await Detached().stop(guest, "both", grace=0)
+
+
+class _Poor(socket.socket):
+    """A socket of a process that had no descriptor left, for a moment."""
+
+    refused = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.refused < 2:
+            self.refused += 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+async def test_a_connection_that_cannot_be_taken_now_is_taken_later(
+    shared: Place, guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiveyard.engine.relay.PAUSE", 0.01)
+    held = await HostPorts(tmp_path / "ports").reserve(Owner("s", "a session"))
+    poor = _Poor(fileno=held.socket.detach())
+    async with served(guest, 8130, "wc -c"), anyio.create_task_group() as group:
+        group.start_soon(relay, Held(held.port, poor), shared.guest, connecting(8130))
+        with anyio.fail_after(PATIENCE):
+            assert await ask(held.port, b"123") == b"3\n"
+        group.cancel_scope.cancel()
+    poor.close()
+    assert poor.refused == 2
+
+
+async def test_more_than_are_carried_at_once_wait(
+    shared: Place, guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiveyard.engine.relay.AT_ONCE", 2)
+    async with served(guest, 8131, "cat"), opened(shared, tmp_path, 8131) as port:
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as group:
+                for _ in range(6):
+                    group.start_soon(ask, port, b"word")
 
 
 @pytest.mark.parametrize("port", [0, 65536, -5])

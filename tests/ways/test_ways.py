@@ -57,6 +57,24 @@ async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_
     assert await refused(ssh) and await refused(web)
 
 
+async def test_two_who_open_the_same_port_at_once_get_one(shared: Place, tmp_path: Path) -> None:
+    ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
+    found = []
+    async with ways(Owner("s1", "anna"), shared.offer.provider, shared.name, ports, keys) as anna:
+
+        async def one() -> None:
+            found.append(await anna.open(8302))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(one)
+        assert len(set(found)) == 1
+        assert list(anna.opened.values()) == found[:1]
+        await anna.close(8302)
+        assert await refused(found[0])
+        assert not list((tmp_path / "ports").glob("[0-9]*"))
+
+
 async def test_leaving_by_an_error_closes_them_too(shared: Place, tmp_path: Path) -> None:
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     port = 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 import anyio.to_thread
 
 from hiveyard.core.events import AnyBody, PortClosed, PortOpened
@@ -25,6 +26,7 @@ class Reach:
         self._session = session
         self._ways = ways
         self._r = resources
+        self._changing = anyio.Lock()
 
     async def restore(self, wanted: int | None) -> None:
         """Open ssh, on the `wanted` port the first time, and what was open before. Raises PortTaken, NoFreePort."""
@@ -40,17 +42,19 @@ class Reach:
 
     async def open(self, guest: int, wanted: int | None) -> int:
         """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
-        before = self._ways.opened
-        await self._ways.open(guest, wanted=wanted)
-        await self._journal(before)
-        return self._ways.opened[guest]
+        async with self._changing:
+            before = self._ways.opened
+            port = await self._ways.open(guest, wanted=wanted)
+            await self._journal(before)
+            return port
 
     async def close(self, guest: int) -> None:
         """Absent is a success."""
-        before = self._ways.opened
-        await self._ways.close(guest)
-        if guest in before:
-            await self._r.ledger.record(self._session.id, PortClosed(host_port=before[guest]))
+        async with self._changing:
+            before = self._ways.opened
+            await self._ways.close(guest)
+            if guest in before:
+                await self._r.ledger.record(self._session.id, PortClosed(host_port=before[guest]))
 
     async def _journal(self, before: dict[int, int]) -> None:
         """What is open now and was not, and what it took the place of."""

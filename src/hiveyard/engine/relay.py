@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import anyio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketListener
 
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, HiveyardError
@@ -24,6 +24,8 @@ from hiveyard.kit.group import together
 log = logging.getLogger(__name__)
 AT_ONCE = 256
 """Connections of one port that are carried at the same time; more wait."""
+PAUSE = 1.0
+"""Seconds until connections are taken again after that has failed."""
 
 # PORT. A dev server may listen on ::1 alone. Either direction may end long before the other: what we are told has ended
 # is ended for the server by socat (bash cannot). That the server has ended its side is told on stderr, by dd's count of
@@ -53,22 +55,37 @@ def connecting(port: int) -> Command:
 
 async def relay(held: Held, guests: Guests, command: Command) -> None:
     """Carry all connections to a port, each to a `command` of its own, until cancelled."""
-    room = anyio.CapacityLimiter(AT_ONCE)
+    room = anyio.Semaphore(AT_ONCE)
 
     async def carry(connection: ByteStream) -> None:
-        async with connection, room:
-            try:
-                async with guests() as guest, guest.open(command) as stream:
-                    await joined(connection, stream)
-            except HiveyardError as error:
-                log.info("port %d: %s", held.port, error.message)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-                log.debug("port %d: the connection broke: %s", held.port, error)
-            except Exception:
-                log.exception("port %d: a connection failed", held.port)
+        try:
+            async with connection, guests() as guest, guest.open(command) as stream:
+                await joined(connection, stream)
+        except HiveyardError as error:
+            log.info("port %d: %s", held.port, error.message)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            log.debug("port %d: the connection broke: %s", held.port, error)
+        except Exception:
+            log.exception("port %d: a connection failed", held.port)
+        finally:
+            room.release()
 
-    listener = await anyio.abc.SocketListener.from_socket(held.socket)
-    await listener.serve(carry)
+    listener = await SocketListener.from_socket(held.socket)
+    async with together() as group:
+        while True:
+            # Who waits for room is not accepted yet: anybody on this host may connect, and descriptors are few.
+            await room.acquire()
+            group.start_soon(carry, await _accepted(listener, held.port), name=f"a connection to port {held.port}")
+
+
+async def _accepted(listener: SocketListener, port: int) -> ByteStream:
+    """The next connection. That none can be taken now, for want of descriptors or memory, passes."""
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as error:
+            log.warning("port %d: no connection can be taken: %s", port, error.strerror or error)
+            await anyio.sleep(PAUSE)
 
 
 class Ends(Protocol):

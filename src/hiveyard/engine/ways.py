@@ -41,6 +41,7 @@ class Ways:
         self._ports = ports
         self._keys = keys
         self._open: dict[int, _Way] = {}
+        self._changing = anyio.Lock()
 
     @property
     def opened(self) -> dict[int, int]:
@@ -86,17 +87,19 @@ class Ways:
 
     async def close(self, guest_port: int) -> None:
         """Let go of the port and of all its connections; absent is a success."""
-        way = self._open.get(guest_port)
-        if way is not None:
-            way.scope.cancel()
-            await way.closed.wait()
+        async with self._changing:
+            way = self._open.get(guest_port)
+            if way is not None:
+                way.scope.cancel()
+                await way.closed.wait()
 
     async def _begin(
         self, guest: int, reserve: Callable[[], Awaitable[Held]], serve: Callable[[Held], Awaitable[None]]
     ) -> int:
-        if guest not in self._open:
-            await self._group.start(self._serve, guest, await reserve(), serve)
-        return self._open[guest].held.port
+        async with self._changing:
+            if guest not in self._open:
+                await self._group.start(self._serve, guest, await reserve(), serve)
+            return self._open[guest].held.port
 
     async def _serve(
         self,
@@ -112,7 +115,8 @@ class Ways:
             try:
                 await serve(held)
             finally:
-                del self._open[guest]
+                if self._open.get(guest) is way:
+                    del self._open[guest]
                 with anyio.CancelScope(shield=True):
                     await self._ports.release(held)
                 way.closed.set()
