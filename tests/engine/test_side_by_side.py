@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 
-from hiveyard.core.errors import HiveyardError, MachineNotReady, NotFound, SessionNotRunning
+from hiveyard.core.errors import HiveyardError, MachineNotReady, NoMemory, NotFound, SessionNotRunning
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.forking import ForkRequest
+from hiveyard.engine.spawn import SpawnRequest
 from tests.engine.conftest import Yard
 from tests.engine.remembering import Remembering, at_work
 from tests.engine.yards import events, spawned, told, until
-from tests.support.puppet import register
+from tests.support.puppet import NAME, register
 
 pytestmark = pytest.mark.anyio
 
@@ -211,3 +214,55 @@ async def test_a_session_is_taken_back_to_a_snapshot_or_that_is_removed(yard: Ya
         said = "kept: apple" if isinstance(refused[0], MachineNotReady) else "kept: apple pear"
         assert await told(engine, id, "recall") == said
         await engine.sessions.stop(id)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+async def both(*asked: Callable[[], Awaitable[object]]) -> list[NoMemory]:
+    """Ask for all of it at once; what was refused."""
+    refused: list[NoMemory] = []
+
+    async def ask(one: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await one()
+        except NoMemory as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as group:
+        for one in asked:
+            group.start_soon(ask, one)
+    return refused
+
+
+def with_memory(yard: Yard, mib: int) -> None:
+    yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, memory_total_mib=mib, memory_mib=2048))
+
+
+async def test_of_two_sessions_that_come_at_once_only_one_gets_the_memory(yard: Yard, repo: Path) -> None:
+    with_memory(yard, 3000)
+    wish = SpawnRequest(repo=str(repo), agent=NAME)
+    async with yard.open() as engine:
+        refused = await both(lambda: engine.sessions.spawn(wish), lambda: engine.sessions.spawn(wish))
+        assert len(refused) == 1
+        (view,) = await engine.sessions.views(over=True)
+        assert [path.name for path in yard.places.sessions.iterdir()] == [view.id]
+        await until(engine, view.id, lambda view: view.status == "running")
+        await engine.sessions.stop(view.id)
+
+
+async def test_sessions_that_go_on_and_children_get_no_memory_twice(yard: Yard, repo: Path) -> None:
+    with_memory(yard, 5000)
+    async with yard.open() as engine:
+        one, other = await spawned(engine, repo), await spawned(engine, repo)
+        for id in (one, other):
+            await engine.snapshots.take(id, "s")
+        await engine.sessions.stop(other)
+        begun = (
+            lambda: engine.sessions.resume(other),
+            lambda: engine.forks.fork(one, ForkRequest(snapshot="s")),
+            lambda: engine.forks.fork(other, ForkRequest(snapshot="s")),
+        )
+        assert len(await both(*begun)) == 2
+        for view in await engine.sessions.views(over=True):
+            await engine.sessions.stop(view.id)

@@ -115,7 +115,7 @@ class Forks:
         request.checked()
         session = await self._sessions.row(id)
         _share(session, request.children)
-        await self._check_room(session, request.children)
+        await self._r.ledger.read(lambda conn: self._check_room(conn, session, request.children))
         if request.snapshot is not None:
             return await self._fork(id, request, request.snapshot)
         if self._sessions.at_work(id) is None:
@@ -167,10 +167,10 @@ class Forks:
         if stay is not None:
             await stay.heed_budget()
 
-    async def _check_room(self, session: SessionRow, count: int) -> None:
+    def _check_room(self, conn: Connection, session: SessionRow, count: int) -> None:
         settings = self._r.settings
         each = (session.request or {}).get("memory_mib") or settings.memory_mib
-        await self._r.ledger.read(lambda conn: room.check(conn, settings, each * count))
+        room.check(conn, settings, each * count)
 
     def _child(self, request: ForkRequest, number: int) -> _Child:
         id = new_id()
@@ -202,6 +202,7 @@ class Forks:
     ) -> None:
         now = self._r.clock.now()
         lineage.point(conn, session.id, point.row.id)
+        self._check_room(conn, session, len(children))
         # Of what is left now: others may have forked it, or it has spent some, since it was looked at.
         share = _share(views.session(conn, session.id), len(children))
         for child in children:

@@ -61,12 +61,14 @@ class Rewinds:
     async def _resume_at(self, session: SessionRow, point: Point) -> None:
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}: it cannot be taken back")
-        settings = self._r.settings
-        wanted = (session.request or {}).get("memory_mib") or settings.memory_mib
-        await self._r.ledger.read(lambda conn: room.check(conn, settings, wanted, besides=session.id))
+        await self._r.ledger.read(lambda conn: self._check_room(conn, session))
         await self._lay_ready(session, point)
         with anyio.CancelScope(shield=True):
             await self._move(session, point, left=False)
+
+    def _check_room(self, conn: Connection, session: SessionRow) -> None:
+        settings = self._r.settings
+        room.check(conn, settings, (session.request or {}).get("memory_mib") or settings.memory_mib)
 
     async def _check(self, session: SessionRow, stay: Stay, force: bool) -> None:
         await stay.settled(session.phase)
@@ -100,8 +102,14 @@ class Rewinds:
         """Journal that it is there, and have it there. `left`: it was let go of for this, and is taken up again when
         this fails."""
         now = self._r.clock.now()
+
+        def write(conn: Connection) -> None:
+            if views.session(conn, session.id).phase is Phase.STOPPED:
+                self._check_room(conn, session)
+            _rewound(conn, session, point, now)
+
         try:
-            await self._r.ledger.store.write(lambda conn: _rewound(conn, session, point, now))
+            await self._r.ledger.store.write(write)
         except BaseException:
             await anyio.to_thread.run_sync(points.clear, self._r.workspace(session.id))
             if left and (await self._sessions.row(session.id)).phase in AT_WORK:

@@ -14,7 +14,7 @@ from hiveyard.store import views
 HOST_SHARE = 1024
 """MiB that are left to the host itself."""
 _AT_WORK = (TaskState.ASSIGNED, TaskState.RUNNING)
-_THERE = (Phase.PREPARING, Phase.RUNNING)
+_THERE = (Phase.CREATED, Phase.PREPARING, Phase.RUNNING)
 
 
 def check(conn: Connection, settings: EngineSettings, wanted_mib: int, *, besides: str | None = None) -> None:

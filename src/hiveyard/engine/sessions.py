@@ -100,7 +100,8 @@ class Sessions:
 
     async def _create(self, id: str, request: SpawnRequest) -> None:
         """Make the session's directory, then journal the session, with its first prompt if it has one."""
-        agent, now = request.agent or self._r.settings.agent, self._r.clock.now()
+        settings, now = self._r.settings, self._r.clock.now()
+        agent = request.agent or settings.agent
         wanted = request.name or slug(request.prompt or request.repo.rstrip("/").rsplit("/", 1)[-1], fallback="session")
         workspace = self._r.workspace(id)
 
@@ -121,6 +122,7 @@ class Sessions:
             free = names.free_slug(conn, wanted)
             if request.name is not None and free != request.name:
                 raise BadInput(f"there is already a session or task called {request.name}", hint=f"--name {free}")
+            room.check(conn, settings, request.memory_mib or settings.memory_mib)
             created = SessionCreated(slug=free, repo=request.repo, agent=agent, request=request.as_json())
             journal.record(conn, id, created, at=now)
             if request.prompt is not None:
@@ -152,10 +154,15 @@ class Sessions:
         # One that was imported, or whose keys were changed meanwhile, would fail at its first question.
         request = request_of(session)
         check_account(request, self._r)
-        await self._check_room(request, besides=session.id)
-        now = self._r.clock.now()
+        settings, now = self._r.settings, self._r.clock.now()
+
+        def taken_up(conn: Connection) -> None:
+            room.check(conn, settings, request.memory_mib or settings.memory_mib)
+            _fund(conn, session.id, budget_usd, now)
+            journal.record(conn, session.id, SessionPreparing(), at=now)
+
         with anyio.CancelScope(shield=True):
-            await self._r.ledger.store.write(lambda conn: _taken_up(conn, session.id, budget_usd, now))
+            await self._r.ledger.store.write(taken_up)
             self.begin(session.id)
 
     async def _set_budget(self, id: str, dollars: float | None) -> None:
@@ -330,10 +337,10 @@ class Sessions:
         held = await self._r.host_ports.reserve(Owner(id, id), wanted=port)
         await self._r.host_ports.release(held)
 
-    async def _check_room(self, request: SpawnRequest, *, besides: str | None = None) -> None:
+    async def _check_room(self, request: SpawnRequest) -> None:
         settings = self._r.settings
         wanted = request.memory_mib or settings.memory_mib
-        await self._r.ledger.read(lambda conn: room.check(conn, settings, wanted, besides=besides))
+        await self._r.ledger.read(lambda conn: room.check(conn, settings, wanted))
 
     async def row(self, id: str) -> SessionRow:
         """Raises NotFound, also for a task."""
@@ -381,12 +388,6 @@ async def begun(session: SessionRow, stay: Stay) -> Sitting:
     if session.phase is not Phase.RUNNING:
         raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
     return await stay.settled(session.phase)
-
-
-def _taken_up(conn: Connection, id: str, budget_usd: float | None, at: float) -> None:
-    """Journal that a session goes on."""
-    _fund(conn, id, budget_usd, at)
-    journal.record(conn, id, SessionPreparing(), at=at)
 
 
 def _fund(conn: Connection, id: str, dollars: float | None, at: float) -> None:
