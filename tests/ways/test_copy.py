@@ -279,6 +279,86 @@ def test_devices_are_left_out_and_rights_are_a_users(tmp_path: Path) -> None:
     assert (tmp_path / "target/suid").stat().st_mode & 0o7777 == 0o755
 
 
+def headed(*headers: tuple[bytes, bytes]) -> bytes:
+    """A directory `it`, then a file whose header comes after others, of those types and contents."""
+    whole = archive(ROOT).getvalue()[:512]
+    for kind, content in headers:
+        header = entry("it/x", kind)
+        header.size = len(content)
+        whole += header.tobuf() + content + bytes(-len(content) % 512)
+    return whole + archive((entry("it/file"), b"x")).getvalue()
+
+
+def record(key: str, value: str) -> bytes:
+    """One of a PAX header."""
+    text = f" {key}={value}\n"
+    size = len(text) + len(str(len(text) + 4))
+    return f"{size}{text}".encode()
+
+
+@pytest.mark.parametrize("when", ["1e300", "-1e300", "nan", "inf", "1e12"])
+def test_a_time_that_no_file_can_have_is_none(tmp_path: Path, when: str) -> None:
+    unpack(io.BytesIO(headed((tarfile.XHDTYPE, record("mtime", when)))), tmp_path / "target")
+    assert (tmp_path / "target/file").read_bytes() == b"x"
+    assert (tmp_path / "target/file").stat().st_mtime == 0
+
+
+def continued(header: bytes) -> bytes:
+    """The header of a file with holes, whose map goes on in the next block."""
+    parts = bytearray(header)
+    parts[386:512] = bytes(126)
+    parts[482] = 1
+    parts[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(parts))[0]  # type: ignore[attr-defined]
+    return bytes(parts)
+
+
+LONG = 4 << 20
+MUCH = {
+    "a header": headed((tarfile.XHDTYPE, record("comment", "x" * LONG))),
+    "a header for all": headed((tarfile.XGLTYPE, record("comment", "x" * LONG))),
+    "a name": headed((tarfile.GNUTYPE_LONGNAME, b"x" * LONG)),
+    "a map of holes": headed(
+        (
+            tarfile.XHDTYPE,
+            b"".join(record(f"GNU.sparse.{key}", value) for key, value in (("major", "1"), ("minor", "0"))),
+        )
+    )[:-10240]
+    + entry("it/file", tarfile.REGTYPE).tobuf()
+    + b"99999999\n"
+    + b"1\n" * LONG,
+    "unknown content": headed((b"Z", b"x" * LONG)),
+}
+
+
+@pytest.mark.parametrize("data", MUCH.values(), ids=MUCH.keys())
+def test_what_is_said_of_an_entry_is_not_held_however_much_it_is(tmp_path: Path, data: bytes) -> None:
+    stream = io.BytesIO(data)
+    with pytest.raises(BadInput, match="longer than"):
+        unpack(stream, tmp_path / "target")
+    assert stream.tell() < 1 << 20
+
+
+ODD = {
+    "headers of headers": headed(*[(tarfile.XHDTYPE, b"")] * 400),
+    "too many for all": headed(*[(tarfile.XGLTYPE, record(f"k{number}", "v")) for number in range(100)]),
+    "a map of nothing": headed((tarfile.XHDTYPE, record("GNU.sparse.size", "many"))),
+    "a map with a hole": headed((tarfile.XHDTYPE, record("GNU.sparse.map", "1,x"))),
+    "a map that ends": archive(ROOT).getvalue()[:512] + continued(entry("it/file", tarfile.GNUTYPE_SPARSE).tobuf()),
+    "a size below nothing": headed((tarfile.XHDTYPE, record("size", "-5000"))),
+    "a name with nothing in it": headed((tarfile.XHDTYPE, record("path", "it/\0"))),
+    "a link to nothing": headed((tarfile.XHDTYPE, record("linkpath", "a\0b")))[:-10240]
+    + entry("it/link", tarfile.SYMTYPE, "x").tobuf()
+    + bytes(1024),
+}
+
+
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD.keys())
+def test_what_makes_no_sense_is_said_in_one_line(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(BadInput) as said:
+        unpack(io.BytesIO(data), tmp_path / "target")
+    assert "\n" not in str(said.value)
+
+
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, b"\0" * 10240])
 def test_what_is_no_archive_is_said(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(BadInput):

@@ -1,7 +1,8 @@
 """An archive from a stranger, unpacked into one place and nowhere else.
 
 Each name is walked from that place on without following a link; links are made as they are, when all else is there;
-devices and sockets are left out; no file gets more rights than its owner's could give; sizes are bounded by the space.
+devices and sockets are left out; no file gets more rights than its owner's could give; sizes are bounded by the space,
+and what is held in memory by numbers of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import shutil
 import stat
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -22,6 +24,16 @@ _RESERVE = 64 << 20  # bytes of the disk that are left free
 _PIECE = 1 << 20
 _MOST = 2_000_000
 """Entries of one archive."""
+_HEADER = 1 << 18
+"""Bytes of all that comes before the content of one entry: tarfile holds it whole."""
+_NAMES = 1 << 28
+"""Bytes of the names of links and directories, which are held to the end."""
+_GLOBAL = 64
+"""What an archive says of all its entries: each of them has a copy."""
+_LATEST = 1 << 33
+"""Seconds since the epoch, and before it, that a file's time can be."""
+_STRANGE = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, LookupError, RecursionError)
+"""What tarfile, and what is underneath, raises for what makes no sense."""
 
 
 class Unpacked(NamedTuple):
@@ -43,7 +55,7 @@ class _Unpacking:
         self._target = target
         self._report = report
         self._room = shutil.disk_usage(target.parent).free - _RESERVE
-        self._entries = self._size = self._left_out = 0
+        self._entries = self._size = self._left_out = self._names = 0
         self._root: tuple[str, ...] | None = None
         self._links: list[tuple[tuple[str, ...], str]] = []
         self._modes: list[tuple[tuple[str, ...], int]] = []
@@ -51,10 +63,13 @@ class _Unpacking:
     def run(self, archive: IO[bytes]) -> Unpacked:
         parent = os.open(self._target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            with tarfile.open(fileobj=archive, mode="r|", errorlevel=2) as tar:
-                for member in tar:
-                    self._add(parent, tar, member)
-        except (tarfile.TarError, EOFError) as error:
+            stream = _Stream(archive)
+            with tarfile.open(fileobj=stream, mode="r|", errorlevel=2) as tar:  # type: ignore[call-overload]
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # it keeps them all
+                    with stream.content():
+                        self._add(parent, tar, member)
+        except _STRANGE as error:
             raise BadInput(f"this is no whole archive: {one_line(str(error))}") from error
         else:
             self._finish(parent)
@@ -65,14 +80,18 @@ class _Unpacking:
     def _add(self, parent: int, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         path = self._path(member.name)
         self._entries += 1
-        if self._entries > _MOST:
-            raise BadInput(f"the archive has more than {_MOST} entries")
+        if self._entries > _MOST or len(tar.pax_headers) > _GLOBAL:
+            raise BadInput(f"the archive has more than {_MOST} entries, or says too much of all of them")
         if member.isdir():
             self._directory(parent, path)
+            self._hold(len(member.name))
             self._modes.append((path, member.mode & 0o777))
         elif member.isreg():
             self._file(parent, path, tar, member)
         elif member.issym():
+            if "\0" in member.linkname:
+                raise BadInput(f"a link in the archive leads to what can be no path: {one_line(member.linkname)!r}")
+            self._hold(len(member.name) + len(member.linkname))
             self._links.append((path, member.linkname))
         elif member.islnk():
             self._same(parent, path, self._path(member.linkname))
@@ -108,7 +127,8 @@ class _Unpacking:
                 self._count(len(piece))
                 file.write(piece)
             os.fchmod(fd, member.mode & 0o777)
-            os.utime(fd, (member.mtime, member.mtime))
+            at = member.mtime if -_LATEST < member.mtime < _LATEST else 0
+            os.utime(fd, (at, at))
 
     def _same(self, parent: int, path: tuple[str, ...], other: tuple[str, ...]) -> None:
         """A second name of a file that is in the archive already."""
@@ -117,6 +137,11 @@ class _Unpacking:
                 raise BadInput(f"the archive links to what is no file: {one_line(other[-1])!r}")
             _clear(above, path[-1])
             os.link(other[-1], path[-1], src_dir_fd=there, dst_dir_fd=above, follow_symlinks=False)
+
+    def _hold(self, size: int) -> None:
+        self._names += size
+        if self._names > _NAMES:
+            raise BadInput(f"the names of links and directories in the archive are longer than {_NAMES} bytes")
 
     def _count(self, size: int) -> None:
         self._size += size
@@ -135,6 +160,28 @@ class _Unpacking:
         for path, mode in sorted(self._modes, key=lambda entry: -len(entry[0])):
             with _opened(parent, path) as made:
                 os.fchmod(made, mode)
+
+
+class _Stream:
+    """An archive of which no more than _HEADER bytes are read between the contents of two entries."""
+
+    def __init__(self, archive: IO[bytes]) -> None:
+        self._archive = archive
+        self._left: int | None = _HEADER
+
+    @contextlib.contextmanager
+    def content(self) -> Iterator[None]:
+        self._left = None
+        yield
+        self._left = _HEADER
+
+    def read(self, size: int) -> bytes:
+        data = self._archive.read(size)
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                raise BadInput(f"what the archive says of one entry is longer than {_HEADER} bytes")
+        return data
 
 
 @contextlib.contextmanager
