@@ -8,8 +8,8 @@ from typing import cast
 
 import anyio
 
-from hiveyard.core.errors import NoSuchSnapshot
-from hiveyard.core.machines import Machine, MachineSpec
+from hiveyard.core.errors import NoMemory, NoSuchSnapshot
+from hiveyard.core.machines import Image, Machine, MachineSpec, Report, Shape, quiet
 from hiveyard.core.ports import Frozen, Meanwhile, Provider
 from hiveyard.daemon import resources
 from hiveyard.engine.engine import Engine, running
@@ -19,16 +19,23 @@ from tests.engine.conftest import Yard
 
 class Remembering(BubblewrapProvider):
     """It keeps no memory: what makes its snapshots live is that nothing begins at one that is gone. `gate` is open, or
-    nobody begins at one yet; `removing` is set when one is removed. `booted` is what was asked for, in order."""
+    nobody begins at one yet; `removing` is set when one is removed. `booted` is what was asked for, in order.
+    With `full` nothing new can be made."""
 
-    def __init__(self, yard: Yard) -> None:
+    def __init__(self, yard: Yard, *, full: bool = False) -> None:
         here = yard.places
         super().__init__(here.machines / "bubblewrap", here.cache / "bubblewrap", yard.settings.bubblewrap)
+        self.full = full
         self.kept: set[str] = set()
         self.gate = anyio.Event()
         self.gate.set()
         self.removing = anyio.Event()
         self.booted: list[MachineSpec] = []
+
+    async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
+        if self.full:
+            raise NoMemory(f"there is no memory for a template of {shape.memory_mib} MiB")
+        await super().prepare(image, shape, report)
 
     async def boot(self, name: str, spec: MachineSpec) -> Machine:
         self.booted.append(spec)

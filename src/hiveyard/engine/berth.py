@@ -33,7 +33,7 @@ def machine_name(session: str) -> str:
 class Berth:
     """The machine called `hv-<session>` on one provider. Every call is safe to repeat after a crash.
 
-    Without a `spec` it can only be released."""
+    Without a `spec` it cannot be made."""
 
     def __init__(self, session: str, provider: Provider, spec: MachineSpec | None, ledger: Ledger) -> None:
         self.session = session

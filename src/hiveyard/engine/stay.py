@@ -148,20 +148,29 @@ class Stay:
 
     async def _settle(self, session: SessionRow, request: SpawnRequest, beginning: Beginning) -> Berth:
         """Have the machine, ready. One that is there is used."""
+        if session.phase is Phase.RUNNING:
+            return await self._found(session)
         if session.phase in (Phase.CREATED, Phase.STOPPED):
             await self._ledger.record(self.id, SessionPreparing())
         ground = Ground(self.id, request, self._r, image=beginning.image)
         await ground.take()
         provider = await self._place(session, request)
         berth = ground.berth(provider, await ground.image(provider))
-        if session.phase is Phase.RUNNING and not await berth.alive():
-            raise MachineLost(f"{berth.name} went down while nobody was watching")
-        if session.activity is Activity.PAUSED and session.phase is Phase.RUNNING:
-            self._frozen = anyio.Event()
-            return berth
         async with self._ledger.phase(self.id, "boot"):
             await berth.up(beginning.snapshot)
-        if session.phase is Phase.RUNNING and isinstance(provider, Pauses):
+        return berth
+
+    async def _found(self, session: SessionRow) -> Berth:
+        """The machine of one that runs, as it is. A new daemon makes nothing for it: what could not be made again, for
+        want of memory or of an image, would end what still lives. Raises MachineLost."""
+        assert session.provider is not None
+        provider = self._r.providers[session.provider]
+        berth = Berth(self.id, provider, None, self._ledger)
+        if not await berth.alive():
+            raise MachineLost(f"{berth.name} went down while nobody was watching")
+        if session.activity is Activity.PAUSED:
+            self._frozen = anyio.Event()
+        elif isinstance(provider, Pauses):
             # A daemon that was killed while it took a snapshot left it standing still.
             await provider.resume(berth.name)
         return berth
