@@ -123,6 +123,15 @@ async def test_only_what_is_stopped_can_be_exported_and_nothing_is_written_over(
 Change = Callable[[dict[str, bytes], list[tarfile.TarInfo]], None]
 
 
+def test_a_line_that_was_never_heard_is_left_out(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with workspace.heard.open("wb") as file:
+        file.write(b"first\n")
+        file.seek(80 << 20, os.SEEK_CUR)
+        file.write(b"\nsecond\nlast")
+    assert list(workspace.heard_lines()) == [b"first", b"second", b"last"]
+
+
 @contextmanager
 def changed(file: Path) -> Iterator[tuple[dict[str, bytes], list[tarfile.TarInfo]]]:
     """The files of an archive, and entries to add to it; written back at the end of the block."""
@@ -194,6 +203,10 @@ def replaced(name: str, content: bytes) -> Change:
     return change
 
 
+def padded(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
+    data["session/manifest.json"] += b" " * (8 << 20)
+
+
 REFUND = {
     "type": "model.called",
     "protocol": "anthropic",
@@ -228,6 +241,7 @@ HARM: dict[str, Change] = {
     "a submodule's copy outside": manifest(
         submodules=[{"path": "x", "outer": "", "module": "m", "name": "n", "commit": "0" * 40, "copy": "../.."}]
     ),
+    "a manifest that is read for ever": padded,
     "no manifest": without("session/manifest.json"),
     "no bundle": without("session/origin.bundle"),
     "a bundle that is none": replaced("session/origin.bundle", b"# v2 git bundle\n\nPACK"),

@@ -66,7 +66,7 @@ from hiveyard.store import journal, names, views
 _ID = re.compile(r"[2-9bcdfghjkmnpqrstvwxz]{10}\Z")
 _TANGLED = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _LONGEST = 64 << 20
-_HEADER = 4 << 20
+_HEADER = _SMALL = 4 << 20
 _TIMEOUT = 3600.0
 _REF = re.compile(r"refs/(?:heads|tags|remotes|hiveyard)/[^\s~^:?*\[\\\x00-\x1f\x7f]{1,400}\Z")
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
@@ -102,7 +102,7 @@ class Imports:
         scratch = Workspace(self._r.sessions / f".import-{new_id()}")
         try:
             await anyio.to_thread.run_sync(_unpack, path, scratch.root)
-            manifest = read_manifest((scratch.root / archive.MANIFEST).read_bytes())
+            manifest = read_manifest(_small(scratch.root / archive.MANIFEST))
             seated(manifest.agent)
             id = await self._id(manifest, new)
             choice = await self._place(manifest, provider)
@@ -257,6 +257,15 @@ def _unpack(path: Path, into: Path) -> None:
     into.chmod(0o700)
 
 
+def _small(file: Path) -> bytes:
+    """All of a file that is read at once. Raises BadArchive when it is longer than any of its kind."""
+    with file.open("rb") as small:
+        data = small.read(_SMALL + 1)
+    if len(data) > _SMALL:
+        raise BadArchive(f"the archive's {file.name} is longer than {_SMALL} bytes")
+    return data
+
+
 def _check_plain(directory: Path) -> None:
     """The host's own files are read by name: no link is among them."""
     expected, met = 1, 0
@@ -312,7 +321,7 @@ async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: P
     await answer(*words, str(origin), at=origin.parent)
     refs, offset = _header(bundle)
     if shallow.exists():
-        lines = shallow.read_text("ascii", "replace").split()
+        lines = _small(shallow).decode("ascii", "replace").split()
         if not all(map(_SHA.match, lines)):
             raise BadArchive("the archive's repository ends at what is no commit")
         (origin / "shallow").write_text("".join(f"{line}\n" for line in lines))

@@ -15,6 +15,7 @@ import msgspec
 
 from hiveyard.core.errors import SessionDamaged, StoreTooNew
 from hiveyard.kit.files import write_atomic
+from hiveyard.kit.lines import Line, LineSplitter
 from hiveyard.kit.secret import Secret
 from hiveyard.kit.trees import remove_tree
 
@@ -23,6 +24,9 @@ GUEST_ROOT = "/session"
 GUEST_REPO = "/session/repo"
 GUEST_PROMPT = "/session/prompt.txt"
 GUEST_STATE = "/session/state"
+_LONGEST = 64 << 20
+"""Bytes of a line that was heard: the file may come from a stranger."""
+_PIECE = 1 << 20
 
 
 class Meta(msgspec.Struct, kw_only=True, frozen=True):
@@ -188,13 +192,19 @@ class Workspace:
 
     def heard_lines(self) -> Iterator[bytes]:
         """What was heard of the agent before this session's own journal begins: in the session it was forked from, or
-        in another installation."""
+        in another installation. A line that is longer than any of an agent is left out."""
         if self.heard.exists():
+            splitter = LineSplitter(limit=_LONGEST)
             with self.heard.open("rb") as file:
-                for line in file:
-                    yield line.removesuffix(b"\n")
+                while piece := file.read(_PIECE):
+                    yield from _whole(splitter.feed(piece))
+            yield from _whole(splitter.finish())
 
     def remove(self) -> None:
         """Remove all of it; absent is a success. What is left when this is killed counts as half-made."""
         self.meta_file.unlink(missing_ok=True)
         remove_tree(self.root)
+
+
+def _whole(lines: Sequence[Line]) -> Iterator[bytes]:
+    return (line.data for line in lines if not line.cut)
