@@ -6,7 +6,9 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from hiveyard.core.errors import SessionDamaged
 from hiveyard.core.ports import Guest
+from hiveyard.engine.wish import PROMPT_LIMIT
 from hiveyard.kit.files import write_atomic
 
 GUEST_PROMPTS = "/session/prompts"
@@ -27,11 +29,26 @@ class Prompts:
         write_atomic(self._file(number), text.encode(), mode=0o600)
 
     async def hand_over(self, guest: Guest, number: int) -> str:
-        """Put the prompt of a turn into the guest; returns its path there."""
+        """Put the prompt of a turn into the guest; returns its path there. Raises SessionDamaged when it is lost."""
         path = f"{GUEST_PROMPTS}/turn-{number}.txt"
-        data = await anyio.to_thread.run_sync(self._file(number).read_bytes)
+        data = await anyio.to_thread.run_sync(self._kept, number)
         await guest.write_atomic(path, data, mode=0o644)
         return path
 
+    def _kept(self, number: int) -> bytes:
+        file = self._file(number)
+        try:
+            with file.open("rb") as kept:
+                data = kept.read(PROMPT_LIMIT + 1)
+        except OSError as error:
+            raise _lost(number, f"{file}: {error.strerror or error}") from error
+        if len(data) > PROMPT_LIMIT:
+            raise _lost(number, f"{file} is longer than any prompt")
+        return data
+
     def _file(self, number: int) -> Path:
         return self._root / f"{number}.txt"
+
+
+def _lost(number: int, why: str) -> SessionDamaged:
+    return SessionDamaged(f"the prompt of turn {number} is lost: {why}", hint="say it again: hv send")
