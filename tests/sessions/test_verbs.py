@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,11 +128,11 @@ def test_a_program_that_ends_stops_its_session_with_the_reason(stage: Stage, rep
     assert "exit code 7" in stage("list").stdout
 
 
-def other_clone(stage: Stage, script: str) -> None:
-    """From now on git does something else when it is to clone."""
+def other_git(stage: Stage, verb: str, script: str) -> None:
+    """From now on git does something else when it is asked for a verb."""
     (stage.home / "bin").mkdir()
     git = stage.home / "bin" / "git"
-    git.write_text(f'#!/bin/sh\nfor word; do [ "$word" != clone ] || {script}; done\nexec /usr/bin/git "$@"\n')
+    git.write_text(f'#!/bin/sh\nfor word; do [ "$word" != {verb} ] || {script}; done\nexec /usr/bin/git "$@"\n')
     git.chmod(0o755)
     stage("stop-daemon")
     stage.env["PATH"] = f"{git.parent}:{stage.env['PATH']}"
@@ -137,7 +140,7 @@ def other_clone(stage: Stage, script: str) -> None:
 
 
 def test_ctrl_c_while_it_comes_up_leaves_nothing(stage: Stage, repo: Path) -> None:
-    other_clone(stage, "sleep 600")
+    other_git(stage, "clone", "sleep 600")
     spawn = stage.start("spawn", str(repo), "--name", "slow")
     while not stage.json("list"):
         assert spawn.poll() is None
@@ -148,8 +151,37 @@ def test_ctrl_c_while_it_comes_up_leaves_nothing(stage: Stage, repo: Path) -> No
     assert stage.json("list", "-a") == []
 
 
+def test_what_a_daemon_that_was_killed_had_gathered_for_an_export_goes(
+    stage: Stage, repo: Path, tmp_path: Path
+) -> None:
+    id = stage.spawn(repo)
+    stage("stop", id)
+    over = tmp_path / "over"
+    other_git(stage, "bundle", f"while [ ! -e {over} ]; do sleep 0.1; done")
+    export = stage.start("export", id, str(tmp_path / "it"))
+    sessions = stage.home / "data" / "sessions"
+    try:
+        wait(lambda: bool(list(sessions.rglob(".export-*"))))
+        pid = stage.daemon_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        export.communicate(timeout=60)
+    finally:
+        over.touch()
+    stage.wake()
+    wait(lambda: not list(sessions.rglob(".export-*")))
+    assert [path.name for path in sessions.iterdir()] == [id]
+
+
+def wait(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_what_fails_to_come_up_says_so_and_what_to_type(stage: Stage, repo: Path) -> None:
-    other_clone(stage, "exit 1")
+    other_git(stage, "clone", "exit 1")
     failed = stage("spawn", str(repo), "--name", "gone")
     assert failed.returncode == 125
     assert failed.stdout == ""

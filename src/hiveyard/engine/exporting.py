@@ -69,7 +69,8 @@ class Exports:
         workspace = self._r.workspace(id)
         await anyio.to_thread.run_sync(workspace.check)
         try:
-            with tempfile.TemporaryDirectory(dir=workspace.root, prefix=".export-") as scratch:
+            # Beside the sessions: what a killed daemon leaves there is swept by the next.
+            with tempfile.TemporaryDirectory(dir=self._r.sessions, prefix=".export-") as scratch:
                 await self._gather(session, workspace, Path(scratch))
                 left_out = await anyio.to_thread.run_sync(_write, workspace, Path(scratch), path)
         except OSError as error:
