@@ -271,6 +271,9 @@ class Sessions:
                 await provider.pause(machine_name(id))
                 await self._r.ledger.record(id, SessionPaused())
             except BaseException:
+                # What nobody can read of in the journal is not frozen.
+                with anyio.CancelScope(shield=True), contextlib.suppress(HiveyardError):
+                    await provider.resume(machine_name(id))
                 stay.thaw()
                 raise
 
