@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import cast
 
 import anyio
@@ -20,13 +21,14 @@ from tests.engine.conftest import Yard
 class Remembering(BubblewrapProvider):
     """It keeps no memory: what makes its snapshots live is that nothing begins at one that is gone. `gate` is open, or
     nobody begins at one yet; `removing` is set when one is removed. `booted` is what was asked for, in order.
-    With `full` nothing new can be made."""
+    With `full` nothing new can be made. It knows what the one `before` it knew."""
 
-    def __init__(self, yard: Yard, *, full: bool = False) -> None:
+    def __init__(self, yard: Yard, *, full: bool = False, before: Remembering | None = None) -> None:
         here = yard.places
         super().__init__(here.machines / "bubblewrap", here.cache / "bubblewrap", yard.settings.bubblewrap)
         self.full = full
-        self.kept: set[str] = set()
+        self.kept: set[str] = before.kept if before else set()
+        self.shapes: dict[str, Shape] = before.shapes if before else {}
         self.gate = anyio.Event()
         self.gate.set()
         self.removing = anyio.Event()
@@ -39,7 +41,11 @@ class Remembering(BubblewrapProvider):
 
     async def boot(self, name: str, spec: MachineSpec) -> Machine:
         self.booted.append(spec)
+        self.shapes[name] = spec.shape
         return await super().boot(name, spec)
+
+    async def get(self, name: str) -> Machine:
+        return replace(await super().get(name), shape=self.shapes.get(name))
 
     async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
         if meanwhile is not None:

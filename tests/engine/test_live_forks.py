@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -117,3 +118,22 @@ async def test_a_fork_that_a_killed_daemon_began_is_brought_to_its_end(vms: Yard
         with anyio.fail_after(60):
             while await engine.snapshots._r.providers["qemu"].snapshots():  # type: ignore[attr-defined]  # noqa: ASYNC110
                 await anyio.sleep(0.1)
+
+
+async def test_memory_that_was_kept_under_other_settings_goes_on(vms: Yard, repo: Path) -> None:
+    async with vms.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        await said(engine, id, "echo in-memory > /dev/shm/kept")
+        await engine.snapshots.take(id, "early")
+    vms.settings = replace(vms.settings, engine=replace(vms.settings.engine, memory_mib=1024, cpus=1))
+    async with vms.open() as engine:
+        (child,) = (await engine.forks.fork(id, ForkRequest(snapshot="early"))).children
+        await engine.sessions.stop(id)
+        await engine.rewinds.rewind(id, "early")
+        for one in (child, id):
+            view = await until(engine, one, lambda view: view.status in ("running", "stopped"))
+            assert view.status == "running", view
+            assert await said(engine, one, "cat /dev/shm/kept") == "in-memory"
+            assert await told(engine, one, "recall") == "kept: apple"
+            await engine.remove(one, force=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hiveyard.core.events import SnapshotTaken
+from hiveyard.engine.forking import ForkRequest
 from tests.engine.conftest import Yard
 from tests.engine.remembering import Remembering, at_work
 from tests.engine.yards import events, spawned, told, until
@@ -50,3 +53,38 @@ async def test_a_machine_that_went_down_meanwhile_is_told_at_once(yard: Yard, re
     async with at_work(yard, Remembering(yard, full=True)) as engine:
         view = await until(engine, id, lambda view: view.status == "stopped")
         assert "went down while nobody was watching" in view.reason
+
+
+def with_memory(yard: Yard, mib: int) -> None:
+    yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, memory_mib=mib))
+
+
+async def test_a_live_snapshot_goes_on_in_machines_as_large_as_its_own_was(yard: Yard, repo: Path) -> None:
+    with_memory(yard, 768)
+    before = Remembering(yard)
+    async with at_work(yard, before) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        await engine.snapshots.take(id, "early")
+    with_memory(yard, 4096)
+    provider = Remembering(yard, before=before)
+    async with at_work(yard, provider) as engine:
+        # Also one that is taken now is of a machine of then.
+        await told(engine, id, "remember pear")
+        late = await engine.snapshots.take(id, "late")
+        assert isinstance(late.taken, SnapshotTaken)
+        assert late.taken.shape is not None
+        assert late.taken.shape.memory_mib == 768
+        (child,) = (await engine.forks.fork(id, ForkRequest(snapshot="early"))).children
+        await until(engine, child, lambda view: view.status == "running")
+        await engine.rewinds.rewind(id, "late")
+        await until(engine, id, lambda view: view.status == "running")
+        assert [spec.shape.memory_mib for spec in provider.booted] == [768, 768]
+        # One that begins anew is as large as it is asked for; a child was asked for as large as it is.
+        for one in (id, child):
+            await engine.sessions.stop(one)
+            await engine.sessions.resume(one)
+            await until(engine, one, lambda view: view.status == "running")
+        assert [spec.shape.memory_mib for spec in provider.booted[2:]] == [4096, 768]
+        for one in (id, child):
+            await engine.sessions.stop(one)

@@ -123,7 +123,7 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A machine as its backend sees it now."""
+    """A machine as its backend sees it now. `shape` is None where the backend does not tell."""
 
     name: str
     status: MachineStatus
@@ -132,6 +132,7 @@ class Machine:
     created_at: float = 0.0
     reason: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    shape: Shape | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

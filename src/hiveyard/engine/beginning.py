@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core.commands import Command
 from hiveyard.core.events import SessionForked
+from hiveyard.core.machines import Shape
 from hiveyard.core.ports import Guest
 from hiveyard.engine import points
 from hiveyard.engine.workspace import GUEST_REPO, Workspace
@@ -24,11 +25,12 @@ for ((i = 0; i < 20; i++)); do git branch --quiet -m -- "$2" "$3" && exit; sleep
 
 class Beginning(NamedTuple):
     """`snapshot` is the provider's name of a live one to go on from. `rewound` is the snapshot whose files the session
-    is to have. `image` is what the machine must be made of; empty: what was asked for."""
+    is to have. `image` is what the machine must be made of, `shape` how large; without: as it is asked for."""
 
     snapshot: str | None = None
     rewound: str | None = None
     image: str = ""
+    shape: Shape | None = None
 
     @staticmethod
     def of(conn: Connection, session: str) -> Beginning:
@@ -41,7 +43,8 @@ class Beginning(NamedTuple):
                 return Beginning(image=begin.image)
             return Beginning(points.provider_name(begin.parent, begin.snapshot), image=begin.image)
         point = lineage.point(conn, session, begin.snapshot)
-        return Beginning(points.snapshot_to_boot(session, point), point.row.id, point.taken.image)
+        shape = point.taken.shape if point.row.live else None
+        return Beginning(points.snapshot_to_boot(session, point), point.row.id, point.taken.image, shape)
 
     async def lay(self, workspace: Workspace) -> None:
         """Have the session's files as they are to be. No machine may use them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -115,7 +115,7 @@ class Forks:
         request.checked()
         session = await self._sessions.row(id)
         _share(session, request.children)
-        await self._r.ledger.read(lambda conn: self._check_room(conn, session, request.children))
+        await self._r.ledger.read(lambda conn: self._check_room(conn, session.request or {}, request.children))
         if request.snapshot is not None:
             return await self._fork(id, request, request.snapshot)
         if self._sessions.at_work(id) is None:
@@ -167,10 +167,9 @@ class Forks:
         if stay is not None:
             await stay.heed_budget()
 
-    def _check_room(self, conn: Connection, session: SessionRow, count: int) -> None:
+    def _check_room(self, conn: Connection, request: Mapping[str, Any], count: int) -> None:
         settings = self._r.settings
-        each = (session.request or {}).get("memory_mib") or settings.memory_mib
-        room.check(conn, settings, each * count)
+        room.check(conn, settings, (request.get("memory_mib") or settings.memory_mib) * count)
 
     def _child(self, request: ForkRequest, number: int) -> _Child:
         id = new_id()
@@ -202,7 +201,7 @@ class Forks:
     ) -> None:
         now = self._r.clock.now()
         lineage.point(conn, session.id, point.row.id)
-        self._check_room(conn, session, len(children))
+        self._check_room(conn, _request(session, point), len(children))
         # Of what is left now: others may have forked it, or it has spent some, since it was looked at.
         share = _share(views.session(conn, session.id), len(children))
         for child in children:
@@ -266,7 +265,7 @@ def write_heard(conn: Connection, workspace: Workspace, session: str, file: Path
 
 
 def _birth(session: SessionRow, point: Point, slug: str, branch: str, share: float | None) -> list[AnyBody]:
-    request: dict[str, Any] = {key: value for key, value in (session.request or {}).items() if key not in _OWN}
+    request = _request(session, point)
     if share is not None:
         request["budget_usd"] = share
     assert session.base is not None and session.provider is not None and session.tier is not None
@@ -286,6 +285,15 @@ def _birth(session: SessionRow, point: Point, slug: str, branch: str, share: flo
         forked,
     ]
     return born if point.row.live else [*born, Notice(message=_cold(session))]
+
+
+def _request(session: SessionRow, point: Point) -> dict[str, Any]:
+    """What a child is asked for with. Memory goes on only in a machine as large as that which it was of."""
+    request = {key: value for key, value in (session.request or {}).items() if key not in _OWN}
+    shape = point.taken.shape if point.row.live else None
+    if shape is not None:
+        request |= {"memory_mib": shape.memory_mib, "cpus": shape.cpus, "disk_gib": shape.disk_gib}
+    return request
 
 
 def _cold(session: SessionRow) -> str:

@@ -23,13 +23,16 @@ from hiveyard.store import journal, views
 
 
 class Ground:
-    """The steps from a wish to a berth, for the session `id`. `image` is the one that it must be, whatever was wished
-    for."""
+    """The steps from a wish to a berth, for the session `id`. `image` and `shape` are what they must be, whatever
+    was wished for."""
 
-    def __init__(self, id: str, wish: Wish, resources: Resources, *, image: str = "") -> None:
+    def __init__(
+        self, id: str, wish: Wish, resources: Resources, *, image: str = "", shape: Shape | None = None
+    ) -> None:
         self.id = id
         self._wish = wish
         self._fixed_image = image
+        self._fixed_shape = shape
         self._r = resources
         self._ledger = resources.ledger
         self._workspace = resources.workspace(id)
@@ -77,7 +80,7 @@ class Ground:
     @property
     def shape(self) -> Shape:
         wish, settings = self._wish, self._r.settings
-        return Shape(
+        return self._fixed_shape or Shape(
             memory_mib=wish.memory_mib or settings.memory_mib,
             cpus=wish.cpus or settings.cpus,
             disk_gib=wish.disk_gib or settings.disk_gib,

@@ -61,14 +61,15 @@ class Rewinds:
     async def _resume_at(self, session: SessionRow, point: Point) -> None:
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}: it cannot be taken back")
-        await self._r.ledger.read(lambda conn: self._check_room(conn, session))
+        await self._r.ledger.read(lambda conn: self._check_room(conn, session, point))
         await self._lay_ready(session, point)
         with anyio.CancelScope(shield=True):
             await self._move(session, point, left=False)
 
-    def _check_room(self, conn: Connection, session: SessionRow) -> None:
-        settings = self._r.settings
-        room.check(conn, settings, (session.request or {}).get("memory_mib") or settings.memory_mib)
+    def _check_room(self, conn: Connection, session: SessionRow, point: Point) -> None:
+        settings, shape = self._r.settings, point.taken.shape if point.row.live else None
+        asked = (session.request or {}).get("memory_mib") or settings.memory_mib
+        room.check(conn, settings, shape.memory_mib if shape is not None else asked)
 
     async def _check(self, session: SessionRow, stay: Stay, force: bool) -> None:
         await stay.settled(session.phase)
@@ -105,7 +106,7 @@ class Rewinds:
 
         def write(conn: Connection) -> None:
             if views.session(conn, session.id).phase is Phase.STOPPED:
-                self._check_room(conn, session)
+                self._check_room(conn, session, point)
             _rewound(conn, session, point, now)
 
         try:

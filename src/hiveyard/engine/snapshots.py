@@ -114,6 +114,7 @@ class Snapshots:
         provider, snapshot = self._provider(session), new_id()
         try:
             frozen, copied, feed = await self._frozen(session, sitting, snapshot, known)
+            machine = await provider.get(machine_name(session.id))
             taken = SnapshotTaken(
                 snapshot=snapshot,
                 name=name,
@@ -123,7 +124,8 @@ class Snapshots:
                 after_turn=sitting.course.ended,
                 turn=sitting.course.running,
                 conversation=sitting.course.conversation or "",
-                image=(await provider.get(machine_name(session.id))).image,
+                image=machine.image,
+                shape=machine.shape,
                 feed_offset=feed,
                 passing=passing,
             )

@@ -152,7 +152,7 @@ class Stay:
             return await self._found(session)
         if session.phase in (Phase.CREATED, Phase.STOPPED):
             await self._ledger.record(self.id, SessionPreparing())
-        ground = Ground(self.id, request, self._r, image=beginning.image)
+        ground = Ground(self.id, request, self._r, image=beginning.image, shape=beginning.shape)
         await ground.take()
         provider = await self._place(session, request)
         berth = ground.berth(provider, await ground.image(provider))

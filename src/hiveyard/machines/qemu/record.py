@@ -87,6 +87,7 @@ class Record:
             created_at=self.created_at,
             reason=reason,
             metadata=self.metadata,
+            shape=self.shape,
         )
 
     def write(self, path: Path) -> None:
