@@ -140,6 +140,16 @@ def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(hv: Hv,
             assert b"a-secret-of-this-test" not in file.read_bytes(), file
 
 
+@pytest.mark.parametrize("provider", ["docker", "bubblewrap"])
+def test_a_machine_larger_than_the_host_is_refused_in_one_line(provider: str, hv: Hv, repo: Path) -> None:
+    words = ("run", str(repo), "-m", "x", "--command", "true", "--provider", provider, "--memory", "10000000", "--json")
+    error = json.loads(hv(*words).stdout)["error"]
+    assert error["code"] == "provider.no_memory"
+    assert error["message"].startswith("a machine of 10000000 MiB does not fit: ")
+    assert "\n" not in error["message"]
+    assert hv.json("ps", "-a") == []
+
+
 @pytest.mark.parametrize("relative", ["HIVEYARD_HOME", "HIVEYARD_CACHE"])
 def test_a_place_told_from_where_the_person_is_is_the_same_for_the_daemon(
     relative: str, hv: Hv, tmp_path: Path

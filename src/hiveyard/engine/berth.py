@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from sqlalchemy import Connection
@@ -41,6 +42,22 @@ class Berth:
         self.provider = provider
         self._spec = spec
         self._ledger = ledger
+
+    async def claim(self, fits: Callable[[Connection], bool]) -> bool:
+        """Journal that it is about to be made, if it fits. True when that is journaled, or was before. Raises what
+        `fits` raises."""
+        body, now = MachineBooting(machine=self.name, provider=self.provider.name), self._ledger.clock.now()
+
+        def write(conn: Connection) -> bool:
+            row = views.find_machine(conn, self.name)
+            if (row.status if row else None) not in _GONE:
+                return True
+            if not fits(conn):
+                return False
+            journal.record(conn, self.session, body, at=now)
+            return True
+
+        return await self._ledger.store.write(write)
 
     async def up(self, snapshot: str | None = None) -> None:
         """Have it ready, from a live snapshot when one is named. Raises what `boot` raises; the failure is journaled

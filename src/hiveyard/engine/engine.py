@@ -79,8 +79,8 @@ class Engine:
     async def submit(self, request: TaskRequest) -> str:
         """Take a task; returns its id once it is journaled and begun.
 
-        Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError for what can be told beforehand: then there is no
-        task."""
+        Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, NoMemory for what can be told beforehand: then
+        there is no task."""
         request.checked()
         if (made := await self._made_before(request)) is not None:
             return made

@@ -1,8 +1,12 @@
-"""Whether one more machine fits into this host's memory: told before anything starts."""
+"""Whether one more machine fits into this host's memory: told before anything starts.
+
+Sessions stand until somebody stops them, so there is nothing to wait for beside them. Tasks end by themselves.
+"""
 
 from __future__ import annotations
 
 import os
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -17,26 +21,64 @@ _AT_WORK = (TaskState.ASSIGNED, TaskState.RUNNING)
 _THERE = (Phase.CREATED, Phase.PREPARING, Phase.RUNNING)
 
 
+class _Held(NamedTuple):
+    """What machines are promised, in MiB each: those of tasks, and those of sessions that no task made."""
+
+    tasks: list[int]
+    sessions: list[int]
+
+
+def check_size(settings: EngineSettings, wanted_mib: int | None) -> None:
+    """Raises NoMemory for a machine that would not fit if it were the only one. None is what is set."""
+    wanted, limit = wanted_mib or settings.memory_mib, _limit(settings)
+    if wanted > limit:
+        raise NoMemory(
+            f"a machine of {wanted} MiB does not fit: machines may have {limit} MiB, all together",
+            hint="--memory with less, or memory_total_mib in the settings",
+        )
+
+
 def check(conn: Connection, settings: EngineSettings, wanted_mib: int, *, besides: str | None = None) -> None:
     """Raises NoMemory when a machine of `wanted_mib` does not fit beside those that are there. `besides` is a session
     that is not counted."""
-    limit = settings.memory_total_mib or _host_mib() - HOST_SHARE
-    sizes = _sizes(conn, settings, besides)
-    if sum(sizes) + wanted_mib <= limit:
-        return
-    raise NoMemory(
-        f"a machine of {wanted_mib} MiB does not fit: {len(sizes)} machines hold {sum(sizes)} of {limit} MiB",
+    held = _held(conn, settings, besides)
+    sizes = [*held.tasks, *held.sessions]
+    if sum(sizes) + wanted_mib > _limit(settings):
+        raise _full(settings, wanted_mib, sizes)
+
+
+def fits(conn: Connection, settings: EngineSettings, wanted_mib: int, *, besides: str) -> bool:
+    """Whether the machine of task `besides` fits now; False: it will when other tasks have ended. Raises NoMemory when
+    it would not then either."""
+    held = _held(conn, settings, besides)
+    if sum(held.sessions) + wanted_mib > _limit(settings):
+        raise _full(settings, wanted_mib, held.sessions)
+    return sum(held.tasks) + sum(held.sessions) + wanted_mib <= _limit(settings)
+
+
+def _full(settings: EngineSettings, wanted_mib: int, sizes: list[int]) -> NoMemory:
+    held = f"{len(sizes)} machines hold {sum(sizes)} of {_limit(settings)} MiB"
+    return NoMemory(
+        f"a machine of {wanted_mib} MiB does not fit: {held}",
         hint="hv list, then hv stop one, or --memory with less",
     )
 
 
-def _sizes(conn: Connection, settings: EngineSettings, besides: str | None) -> list[int]:
-    requests = {task.id: task.request for task in views.tasks(conn, states=_AT_WORK)}
-    for session in views.sessions(conn, phases=_THERE):
-        if session.request is not None:
-            requests[session.id] = session.request
-    requests.pop(besides or "", None)
-    return [int(request.get("memory_mib") or settings.memory_mib) for request in requests.values()]
+def _held(conn: Connection, settings: EngineSettings, besides: str | None) -> _Held:
+    """A task holds memory from when its machine is journaled, a session from when it is asked for."""
+    with_machine = {machine.session for machine in views.machines(conn)} - {besides}
+    tasks = [task.request for task in views.tasks(conn, states=_AT_WORK) if task.id in with_machine]
+    rows = views.sessions(conn, phases=_THERE, own=True)
+    sessions = [row.request or {} for row in rows if row.id != besides]
+    return _Held(_sizes(tasks, settings), _sizes(sessions, settings))
+
+
+def _sizes(requests: list[dict[str, Any]], settings: EngineSettings) -> list[int]:
+    return [int(request.get("memory_mib") or settings.memory_mib) for request in requests]
+
+
+def _limit(settings: EngineSettings) -> int:
+    return settings.memory_total_mib or _host_mib() - HOST_SHARE
 
 
 def _host_mib() -> int:

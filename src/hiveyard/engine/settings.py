@@ -20,7 +20,7 @@ class EngineSettings:
     memory_mib: int = 2048
     """Memory of a machine, in MiB."""
     memory_total_mib: int = 0
-    """Memory that all machines together may be promised, in MiB; 0 is what the host has, less 1 GiB."""
+    """Memory that all machines together may be promised, in MiB; 0 is the host's, less 1 GiB. Tasks wait for it."""
     cpus: int = 2
     """Processors of a machine."""
     disk_gib: int = 20

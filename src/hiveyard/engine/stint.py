@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, aclosing, asynccontextmanager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,14 +20,23 @@ from hiveyard.core.errors import (
     RepositoryError,
     StoreUnusable,
 )
-from hiveyard.core.events import Notice, Outcome, SessionRunning, TaskStarted, TurnEnded
+from hiveyard.core.events import (
+    MachineEvent,
+    Notice,
+    Outcome,
+    SessionEvent,
+    SessionRunning,
+    TaskEvent,
+    TaskStarted,
+    TurnEnded,
+)
 from hiveyard.core.machines import Image
 from hiveyard.core.ports import Guest, Turn, Verdict
 from hiveyard.core.states import Phase, TaskState
 from hiveyard.door.door import Door
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
-from hiveyard.engine import repository
+from hiveyard.engine import repository, room
 from hiveyard.engine.berth import Berth
 from hiveyard.engine.harvest import harvest
 from hiveyard.engine.judge import Evidence, judge
@@ -36,7 +46,7 @@ from hiveyard.engine.stopping import Stop
 from hiveyard.engine.turn import Ended, TurnRun
 from hiveyard.engine.watchdog import Life
 from hiveyard.engine.workspace import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
-from hiveyard.store import views
+from hiveyard.store import journal, views
 from hiveyard.store.phases import cancelled_in_time
 from hiveyard.store.views import ResultRow, TurnRow
 
@@ -78,6 +88,8 @@ class Stint:
         if row is not None and not await self._berth.alive():
             raise MachineLost(f"{self._berth.name} went down while nobody was watching")
         with self._giving_way(row):
+            if row is None:
+                await self._find_room()
             async with self._ledger.phase(self.id, "boot"):
                 await self._berth.up()
         async with self._berth.guest() as guest:
@@ -87,6 +99,24 @@ class Stint:
                 ended = await self._turn(life).run(guest, row)
             result = await self._collect_or_tell(guest)
         return await self._judged(ended, changed=result.commits > 0)
+
+    async def _find_room(self) -> None:
+        """Wait until the machine fits beside those of other tasks. Raises NoMemory when it never will."""
+        if self._berth.provider.capabilities.remote:
+            return
+        settings = self._r.settings
+        wanted = self._request.memory_mib or settings.memory_mib
+        room_for = partial(room.fits, settings=settings, wanted_mib=wanted, besides=self.id)
+        seen = await self._ledger.read(journal.last_seq)
+        if await self._berth.claim(room_for):
+            return
+        waits = f"waits until a machine of {wanted} MiB fits into this host's memory beside those of other tasks"
+        await self._ledger.record(self.id, Notice(message=waits))
+        async with aclosing(self._ledger.store.follow_pages(after=seen)) as pages:
+            async for page in pages:
+                ended = any(isinstance(event.body, MachineEvent | SessionEvent | TaskEvent) for event in page)
+                if ended and await self._berth.claim(room_for):
+                    return
 
     def _giving_way(self, row: TurnRow | None) -> AbstractContextManager[None]:
         """Until the agent has begun there is nothing to lose when the end is asked for."""

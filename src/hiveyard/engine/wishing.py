@@ -9,19 +9,21 @@ from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import HOST, Tier
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
-from hiveyard.engine import repository
+from hiveyard.engine import repository, room
 from hiveyard.engine.choice import check_door, named
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.wish import Wish
 
 
 async def check(wish: Wish, resources: Resources) -> None:
-    """Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError, RepositoryError, BadTape."""
+    """Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError, RepositoryError, BadTape, NoMemory."""
     settings, providers = resources.settings, resources.providers
     agent = by_name(wish.agent or settings.agent)
     wanted = wish.provider or settings.provider
     if wanted != "auto":
         check_door(named(wanted, providers))
+    if wanted == "auto" or not named(wanted, providers).capabilities.remote:
+        room.check_size(settings, wish.memory_mib)
     image = wish.image or settings.image
     _check_image(image, wanted, resources)
     resources.images.check_program(image, agent.program)
