@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -12,6 +13,8 @@ from hiveyard.core.errors import ProcessNotStarted
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
 from hiveyard.processes.pm2 import Pm2
+from tests.contract.conftest import machine
+from tests.contract.providers import Offer
 from tests.processes.steps import PATIENCE, ended, output, spec
 
 pytestmark = pytest.mark.anyio
@@ -122,6 +125,57 @@ async def test_first_calls_at_once_make_one_daemon(guest: Guest, manager: Pm2) -
     assert (await guest.run(Command(argv=("bash", "-c", count)))).stdout == b"1\n"
     for name in names:
         await manager.stop(guest, name, grace=0)
+
+
+async def test_two_hundred_processes_start_at_once(offer: Offer, manager: Pm2) -> None:
+    many = {f"{new_id()}-{number}": number for number in range(200)}
+    # All of them wait for one file, and start no other program for that.
+    script = "exec 5<> <(:); until [[ -e /session/go ]]; do read -r -t 0.5 -u 5; done; exit "
+    offer = replace(offer, shape=replace(offer.shape, memory_mib=4096, pids=4096))
+    async with machine(offer) as place, place.guest() as guest:
+        async with anyio.create_task_group() as group:
+            for name, number in many.items():
+                group.start_soon(manager.start, guest, spec(name, f"{script} {number}"))
+        alive = {info.name for info in await manager.list(guest) if info.status is ProcessStatus.RUNNING}
+        assert alive == set(many)
+        assert {name for name, status in (await listed(guest)).items() if status == "online"} == {
+            f"hv-{name}" for name in many
+        }
+        await guest.write("/session/go", b"")
+        with anyio.fail_after(PATIENCE):
+            while any(info.status is ProcessStatus.RUNNING for info in await manager.list(guest)):  # noqa: ASYNC110
+                await anyio.sleep(0.5)
+        assert {info.name: info.exit_code for info in await manager.list(guest)} == many
+        async with anyio.create_task_group() as group:
+            for name in many:
+                group.start_soon(manager.remove, guest, name)
+        assert await listed(guest) == {}
+
+
+async def test_what_pm2_still_lists_by_that_name_makes_way(guest: Guest, manager: Pm2, name: str) -> None:
+    """As when somebody removed the directory of a process, and PM2 was not told."""
+    await manager.start(guest, spec(name, "exit 3"))
+    await until_listed(guest, f"hv-{name}", "stopped")
+    await guest.remove_tree(f"/session/processes/{name}")
+    await manager.start(guest, spec(name, "echo new; exit 4"))
+    assert (await ended(manager, guest, name)).exit_code == 4
+    assert await output(manager, guest, name) == b"new\n"
+    said = await pm2(guest, "jlist")
+    names = [one["name"] for one in json.loads(said[said.index("[") :])]
+    assert names.count(f"hv-{name}") == 1
+    await manager.remove(guest, name)
+
+
+async def test_who_gets_no_turn_is_told_so(guest: Guest, manager: Pm2) -> None:
+    name = new_id()
+    impatient = type("Impatient", (Pm2,), {"_launch": Pm2._launch.replace("220", "1")})
+    holder = Command(shell="mkdir -p ~/.pm2; flock ~/.pm2/hiveyard.lock -c 'echo held; cat'")
+    async with guest.open(holder) as stream:
+        assert await stream.receive() == b"held\n"
+        with pytest.raises(ProcessNotStarted, match="no turn"):
+            await impatient().start(guest, spec(name, "exit 3"))
+    assert (await manager.start(guest, spec(name, "exit 3"))).name == name
+    assert (await ended(manager, guest, name)).exit_code == 3
 
 
 async def test_an_image_without_pm2_is_an_error_that_says_so(guest: Guest, manager: Pm2) -> None:

@@ -21,6 +21,7 @@ ENDED: Final = 69
 KNOWN: Final = 70
 NO_LOG: Final = 71
 NO_PM2: Final = 72
+PM2_BUSY: Final = 73
 
 COMMON: Final = r"""
 language=${LC_ALL-}

@@ -304,6 +304,7 @@ def _why(spec: ProcessSpec, result: Result) -> str:
         common.NOT_CLAIMED: "its runner gave no sign of life",
         common.NO_LOG: "a file for its output cannot be written",
         common.NO_PM2: "there is no pm2 in the machine's image",
+        common.PM2_BUSY: "others that start processes in PM2 left it no turn",
         common.NO_TMUX: "there is no tmux in the machine's image",
     }
     return reasons.get(result.status) or _said(result)

@@ -6,6 +6,14 @@ who asks, looks at the memory of one process every 30 seconds, forgets after a w
 and forgets all processes when its daemon dies. So state, exit codes and outputs come from the runner's files,
 and are as true when PM2's daemon is gone; the next start brings it back. Nothing but a directory is given to PM2, no
 environment and no word of the command. A process that `pm2 restart` starts again has ended, and stays so.
+
+Each call of PM2 is a Node of its own, with 60 MB and a quarter of a second of a processor, and the first ones must not
+race: each would start a daemon, and hang. So they take turns, and who has the turn starts all that wait for theirs. In
+the directory of a process, beside the files of `detached`:
+
+    env runner  what the process of PM2 becomes
+    lock        held by who starts it
+    asked       `PID TICKS` of who waits for the turn; empty when it was handed to PM2
 """
 
 from __future__ import annotations
@@ -19,50 +27,99 @@ from hiveyard.processes.detached import Detached
 
 _TIMEOUT = 300.0
 
-# PM2's first calls must not race: each would start a daemon, and hang. And each call is a Node of its own, 60 MB: one
-# after the other. With these variables it asks no server whether it is new enough. The lock is not for its daemon to
-# hold (9>&-).
+# With these variables it asks no server whether it is new enough. The lock is not for PM2's daemon to hold (9>&-).
 _PM2: Final = r"""
 export PM2_DISCRETE_MODE=1 PM2_DISABLE_VERSION_CHECK=1 PM2_HOME=${PM2_HOME:-$HOME/.pm2}
-pm2_answers() {
+# FD: takes the lock that it is open on, or gives up with 73 in time for the caller to hear of it.
+take() { flock -w $((SECONDS < 220 ? 220 - SECONDS : 1)) -E 73 "$1"; }
+turn() {
   type -P pm2 >/dev/null || exit 72
-  mkdir -p -- "$PM2_HOME" && exec 9>"$PM2_HOME/hiveyard.lock" && flock -w 100 9 || return
-  timeout -k 5 60 pm2 ping 9>&-
+  mkdir -p -- "$PM2_HOME" && exec 9>"$PM2_HOME/hiveyard.lock" && take 9
 }
+tell_pm2() { timeout -k 5 60 pm2 "$@" 8>&- 9>&-; }
 """
 
 # Starts the runner: as a process of PM2, whose own variables in the environment it does not see.
 _LAUNCH: Final = (
     _PM2
     + r"""
-start_in_pm2() {
-  local app='exec </dev/null >/dev/null 2>&1 3>&-; mapfile -d "" -t e <"$1/env"
+app='exec </dev/null >/dev/null 2>&1 3>&-; mapfile -d "" -t e <"$1/env"
 exec env -i "${e[@]}" bash -c "$(<"$1/runner")" hv "$1" pm2'
-  exec 8>"$dir/lock" && flock -w 100 8 || return
+# VARIABLE: becomes a string of JSON
+quote() {
+  local -n text=$1
+  local backslash=\\
+  text=${text//"$backslash"/"$backslash$backslash"}
+  text=${text//'"'/"$backslash\""}
+  text=\"${text//$'\n'/"$backslash"n}\"
+}
+# DIRECTORY...: hands them to PM2, all with one call
+start_apps() {
+  local d apps= name command=$app out err
+  quote command
+  for d; do
+    name=hv-${d##*/} out=$d/out err=$d/err
+    quote d; quote out; quote err
+    apps+="{\"name\": \"$name\", \"script\": \"$BASH\", \"args\": [\"-c\", $command, \"hv\", $d],
+      \"interpreter\": \"none\", \"out_file\": $out, \"error_file\": $err, \"merge_logs\": true,
+      \"autorestart\": false, \"treekill\": false, \"kill_timeout\": 10000, \"vizion\": false},"
+  done
+  printf '{"apps": [%s]}\n' "${apps%,}" >"$PM2_HOME/hiveyard.json" && tell_pm2 start "$PM2_HOME/hiveyard.json"
+}
+claimed() { local i; for ((i = 0; i < $1 * 50; i++)); do [[ -e $dir/claim ]] && return; nap 0.02; done; return 1; }
+start_in_pm2() {
+  local all=() asked=() w now d i
+  cd / && unset HIVEYARD_RUN
+  exec 8>"$dir/lock" && take 8 || return
+  # It may be on its way, from somebody who was killed: a second start of one that runs would end it.
+  [[ -e $dir/asked && ! -s $dir/asked ]] && claimed 5
   [[ -e $dir/claim ]] && return
-  cd / && unset HIVEYARD_RUN && pm2_answers || return
-  timeout -k 5 60 pm2 start bash --name "hv-$name" --no-autorestart --no-treekill --kill-timeout 10000 --no-vizion \
-    --output "$dir/out" --error "$dir/err" --merge-logs -- -c "$app" hv "$dir" 8>&- 9>&-
+  ticks $BASHPID now
+  printf '%d %s\n' $BASHPID "$now" >"$dir/asked" && turn || return
+  # Who had the turn before may have taken it along.
+  [[ -s $dir/asked ]] || return 0
+  for d in "$dir" "$root"/*; do
+    w=()
+    [[ -s $d/asked && ! -e $d/claim ]] && read -r -a w <"$d/asked"
+    ticks "$w" now
+    [[ $now && $now == "${w[1]}" ]] && ((${#all[@]} < 50)) || continue
+    [[ $d == "$dir" ]] && ((${#all[@]})) && continue
+    all+=("$d") asked+=("${w[*]}")
+  done
+  for d in "${all[@]}"; do : >"$d/asked"; done
+  start_apps "${all[@]}" && return
+  i=$?
+  # The others try for themselves, unless PM2 hangs: nobody knows what it has done then.
+  ((i == 124 || i == 137)) && { echo "PM2 gave no answer in 60 s"; return $i; }
+  for d in "${!all[@]}"; do printf '%s\n' "${asked[d]}" >"${all[d]}/asked"; done
+  return $i
 }
 launch() {
-  local i said
+  local said
   ( umask 077; printf %s "$1" >"$dir/runner" &&
     env -0 -u HIVEYARD_RUN -u PM2_DISCRETE_MODE -u PM2_DISABLE_VERSION_CHECK -u PM2_HOME "HIVEYARD_RUNNER=$f" \
       ${language:+"LC_ALL=$language"} >"$dir/env" ) || exit 63
   said=$(start_in_pm2 2>&1 </dev/null)
-  case $? in 0) ;; 72) exit 72 ;; *) printf '%s\n' "$said" >&2; exit 73 ;; esac
-  for ((i = 0; i < 1000; i++)); do [[ -e $dir/claim ]] && break; nap 0.02; done
+  case $? in 0) ;; 72) exit 72 ;; 73) exit 73 ;; *) echo "PM2: ${said#*"[ERROR]"}" >&2; exit 74 ;; esac
+  claimed 20
 }
 """
 )
 
-# ROOT NAME: a daemon that is gone has forgotten it already.
+# ROOT NAME: a daemon that is gone has forgotten it already. Here, too, who has the turn does it for all that wait; one
+# that was started again meanwhile is left.
 _FORGET: Final = (
     _PM2
     + r"""
 { pid=$(<"$PM2_HOME/pm2.pid") && kill -0 "$pid"; } 2>/dev/null || exit 0
-pm2_answers >/dev/null || exit
-timeout -k 5 60 pm2 delete "/^hv-${2//./[.]}(@[0-9]+)?\$/" >/dev/null 9>&-
+gone=$PM2_HOME/hiveyard.gone
+mkdir -p -- "$gone" && : >"$gone/$2" && turn && cd -- "$gone" || exit
+[[ -e $2 ]] || exit 0
+all=(*) names=()
+rm -f -- "${all[@]}"
+for name in "${all[@]}"; do [[ -e $1/$name/spec ]] || names+=("${name//./[.]}"); done
+IFS="|"
+((${#names[@]})) && tell_pm2 delete "/^hv-(${names[*]})(@[0-9]+)?\$/" >/dev/null
 exit 0
 """
 )
