@@ -188,10 +188,14 @@ session=$main
 [[ ${f[6]} ]] && session=$runner
 # The runner's own pipe: to make one, bash would have to fork.
 if [[ -e /proc/${runner:-none}/fd/5 ]]; then exec 5<>"/proc/$runner/fd/5"; else exec 5<> <(:); fi
+# Of each that is ours, when it started: a number may be given to a stranger when its process has ended.
 declare -A known told
+# PID: whether that is one of ours, and still the same
+ours() { local now; [[ ${known[$1]} ]] && ticks "$1" now && [[ $now == "${known[$1]}" ]]; }
 # SIGNAL: send it to each that had none of it yet. `found`: how many there are; `fresh`: how many were new.
 each() {
   local signal=$1 d p s
+  local -A seen=()
   found=0 fresh=0 headless=1
   for d in /proc/[0-9]*; do
     p=${d#/proc/} s=
@@ -199,17 +203,20 @@ each() {
     { read -r -d '' s <"$d/stat"; } 2>/dev/null
     set -- ${s##*) }
     [[ $1 && $1 != [ZX] ]] || continue
-    if [[ ! ${known[$p]} ]]; then
-      [[ $session && $4 == "$session" || ${known[$2]} ]] || carries "$p" "HIVEYARD_PROCESS=$f" || continue
-      known[$p]=1
+    if [[ ${known[$p]} != "${20}" ]]; then
+      [[ $session && $4 == "$session" ]] || ours "$2" || carries "$p" "HIVEYARD_PROCESS=$f" || continue
+      known[$p]=${20}
     fi
+    seen[$p]=${20}
     [[ $p == "$main" ]] && headless=
     ((found++))
-    [[ ${told[$signal$p]} ]] && continue
-    told[$signal$p]=1
+    [[ ${told[$signal$p]} == "${20}" ]] && continue
+    told[$signal$p]=${20}
     ((fresh++))
     kill -"$signal" "$p" 2>/dev/null
   done
+  known=()
+  for p in "${!seen[@]}"; do known[$p]=${seen[$p]}; done
 }
 settled() {
   ((found)) && return 1
