@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
+from sqlalchemy import Connection
 
 from hiveyard.core.errors import NotFound, StoreUnusable
 from hiveyard.core.events import AgentOutput, AnyBody, MachineBooting, TaskCancelAsked
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.job import Job
 from hiveyard.engine.workspace import Workspace
+from hiveyard.store import journal
+from hiveyard.store.database import Store
 from tests.engine.conftest import Yard, asked, done, told
+from tests.engine.yards import spawned
+from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
 
@@ -182,6 +188,74 @@ async def test_two_may_release_the_same_machine(yard: Yard, repo: Path) -> None:
         types = [event.body.type for event in await told(engine, id)]
         assert types.count("machine.stopping") == types.count("machine.stopped") == 1
         assert MachineBooting.__struct_config__.tag in types
+
+
+class Killed(Exception):
+    """The daemon is gone."""
+
+
+class Dying:
+    """A store that lives until the journal has forgotten something, or until just before."""
+
+    def __init__(self, store: Store, *, before: bool) -> None:
+        self._store, self._before = store, before
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def write(self, write: Callable[[Connection], object]) -> object:
+        def forgetting(conn: Connection) -> tuple[object, set[str]]:
+            known = set(journal.sessions_with_events(conn))
+            made = write(conn)
+            forgotten = known - set(journal.sessions_with_events(conn))
+            if forgotten and self._before:
+                raise Killed
+            return made, forgotten
+
+        made, forgotten = await self._store.write(forgetting)
+        if forgotten:
+            raise Killed
+        return made
+
+
+@pytest.mark.parametrize("kind", ["task", "session"])
+async def test_what_the_journal_forgot_and_a_killed_daemon_left_on_disk_is_removed(
+    kind: str, yard: Yard, repo: Path
+) -> None:
+    register()
+    async with yard.open() as engine:
+        if kind == "task":
+            id = await engine.submit(asked(repo, "echo x > x.txt"))
+            await done(engine, id)
+        else:
+            id = await spawned(engine, repo)
+        root = yard.places.sessions / id
+        engine._r.ledger.store = Dying(engine._r.ledger.store, before=False)  # type: ignore[assignment]
+        with pytest.raises(Killed):
+            await engine.remove(id, force=True)
+        assert (root / "origin.git" / "HEAD").exists()
+    async with yard.open() as engine:
+        with anyio.fail_after(60):
+            while root.exists():  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+
+
+async def test_what_a_killed_daemon_was_about_to_forget_is_all_there(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > x.txt"))
+        await done(engine, id)
+        engine._r.ledger.store = Dying(engine._r.ledger.store, before=True)  # type: ignore[assignment]
+        with pytest.raises(Killed):
+            await engine.remove(id, force=False)
+    workspace = Workspace(yard.places.sessions / id)
+    async with yard.open() as engine:
+        with anyio.fail_after(60):
+            while workspace.unfinished.exists():  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        assert workspace.begun
+        assert (await engine.report(id)).commits == 1
+        await engine.remove(id, force=False)
+        assert not workspace.root.exists()
 
 
 def said(events: object) -> list[str]:

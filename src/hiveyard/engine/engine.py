@@ -189,8 +189,10 @@ class Engine:
         await self.snapshots.remove_all(id)
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_of(id), ignore_errors=True))
         await anyio.to_thread.run_sync(self._r.ssh_keys.forget, id)
+        workspace = self._r.workspace(id)
+        await anyio.to_thread.run_sync(workspace.doom)
         await self._r.ledger.store.write(lambda conn: journal.forget(conn, id))
-        await anyio.to_thread.run_sync(self._r.workspace(id).remove)
+        await anyio.to_thread.run_sync(workspace.remove)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,10 @@ async def _sweep_sessions(resources: Resources, strays: Sequence[Path]) -> None:
     known = set(await resources.ledger.read(journal.sessions_with_events))
     for stray in strays:
         workspace = Workspace(stray)
-        if stray.name not in known and not workspace.begun:
+        if stray.name in known:
+            # Killed right before or after it was journaled: the journal counts.
+            await anyio.to_thread.run_sync(lambda mark: mark.unlink(missing_ok=True), workspace.unfinished)
+        elif not workspace.begun:
             log.info("removing the leftover session directory %s", stray)
             try:
                 await anyio.to_thread.run_sync(workspace.remove)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -199,6 +200,13 @@ class Workspace:
                 while piece := file.read(_PIECE):
                     yield from _whole(splitter.feed(piece))
             yield from _whole(splitter.finish())
+
+    def doom(self) -> None:
+        """Mark it as unfinished again, before the journal forgets it: what is left then is of nobody, and goes at the
+        next start."""
+        # On a full disk there may be no room for the mark, and all the more need to go on.
+        with suppress(OSError):
+            self.unfinished.touch()
 
     def remove(self) -> None:
         """Remove all of it; absent is a success. What is left when this is killed counts as half-made."""
