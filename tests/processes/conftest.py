@@ -100,6 +100,8 @@ def _wanted(item: pytest.Item) -> bool:
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     if item.path.parent != Path(__file__).parent or parameters.get("offer") in (None, "bubblewrap"):
         return True
+    if parameters["offer"] == "qemu" and item.name.startswith("test_the_end_is_told_when"):
+        return False  # it asks for more in the seconds that a runner waits than an emulated machine can do
     pm2 = module == "test_pm2" or parameters.get("manager") == "pm2"
     if pm2 and parameters["offer"] == "qemu":
         return False  # the small image of the tests' VMs has no Node

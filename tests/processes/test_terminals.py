@@ -20,6 +20,7 @@ from hiveyard.processes.terminal import attaching, shown
 from hiveyard.processes.tmux import Tmux
 from tests.contract.conftest import Place, machine
 from tests.contract.providers import Offer
+from tests.processes.steps import output, spec
 from tests.support.person import PATIENCE, Person, person
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +104,44 @@ async def test_the_programs_own_end_ends_the_visit(shared: Place, guest: Guest, 
     info = await manager.get(guest, name)
     assert (info.status, info.exit_code) == (ProcessStatus.EXITED, 7)
     assert b"colours" in await manager.logs(guest, name)
+
+
+async def test_the_end_is_told_when_all_that_was_shown_is_written(guest: Guest, manager: Tmux) -> None:
+    """Also when who writes it down is late, as on a machine that has much else to do."""
+    name, go = new_id(), f"/session/{new_id()}"
+    info = await manager.start(
+        guest, spec(name, f"until [ -e {go} ]; do sleep 0.05; done; echo the end", terminal=True)
+    )
+    writer = await holder_of(guest, f"/session/processes/{name}/out")
+    said: list[bytes] = []
+
+    async def listen() -> None:
+        said.append(await output(manager, guest, name))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen)
+        try:
+            assert (await guest.run(Command(argv=("bash", "-c", "kill -STOP $1", "x", writer)))).ok
+            await guest.write(go, b"")
+            with anyio.fail_after(PATIENCE):
+                while await guest.exists(f"/proc/{info.pid}"):  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+            await anyio.sleep(0.5)
+        finally:
+            await guest.run(Command(argv=("bash", "-c", "kill -CONT $1", "x", writer)))
+    assert said == [b"the end\r\n"]
+    assert (await manager.get(guest, name)).exit_code == 0
+
+
+async def holder_of(guest: Guest, path: str) -> str:
+    """The process whose stdout is that file."""
+    look = 'for p in /proc/[0-9]*; do [[ $(readlink $p/fd/1) == "$1" ]] && echo ${p#/proc/}; done; :'
+    with anyio.fail_after(PATIENCE):
+        while True:
+            found = (await guest.run(Command(argv=("bash", "-c", look, "x", path)))).stdout.decode().split()
+            if found:
+                return found[0]
+            await anyio.sleep(0.05)
 
 
 async def test_keys_that_mean_signals_go_to_the_program(shared: Place, name: str) -> None:

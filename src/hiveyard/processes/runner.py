@@ -77,13 +77,18 @@ until stopped; do
   ((again-- > 0)) || break
   ((restarts++))
 done
+# Whether all its output is on disk: nobody writes it down any more.
+written() {
+  local tap
+  if [[ $terminal ]]; then line "$dir/tap" tap; [[ $tap && ! -e /proc/$tap ]]
+  else ! kill -0 $a 2>/dev/null && ! kill -0 $b 2>/dev/null; fi
+}
 exec 3>&- 4>&-
+# When nobody holds the terminal any more, tmux shows the rest of its output and is done with it.
+patience=300
+[[ $terminal ]] && patience=500 && exec 6<&- </dev/null >/dev/null 2>&1
 # Children that it left behind may hold its outputs open for ever: what is in the pipes is on disk long before then.
-for ((i = 0; i < 300; i++)); do
-  [[ $terminal ]] && { nap 0.2; break; }
-  kill -0 $a 2>/dev/null || kill -0 $b 2>/dev/null || break
-  nap 0.01
-done
+for ((i = 0; i < patience; i++)); do written && break; nap 0.01; done
 put "$dir/exit" "$code $EPOCHREALTIME"
 """
 )

@@ -11,6 +11,7 @@ A process `NAME` is a directory of that name:
     base.*   how many bytes of `out` and `err` were dropped; they read as NUL
     over     how many runs were killed for their memory
     in ...   what was sent to it (see inbox.py)
+    tap      `PID`: who writes down what its terminal shows
     stop     one line: somebody asked for its end, no restart
     exit     `CODE TIME`: it has ended, and all its output is in the files
     room     what `claim` will take on the disk
@@ -70,8 +71,8 @@ launch() {
   for term in tmux-256color screen-256color screen; do described "$term" && break; done
   mapfile -d '' -t t <"$dir/spec"
   [[ ${t[6]} ]] && piped=(
-    ';' pipe-pane -o -t "=$session:" "exec bash -c 'trap \"\" XFSZ; ulimit -f \$2; cat >>\"\$1\"; exec cat >/dev/null'\
- hv '$dir/out' $((t[3] / 1024)) 2>/dev/null"
+    ';' pipe-pane -o -t "=$session:" "exec bash -c 'echo \$\$ 1<>\"\$1/tap\"; trap \"\" XFSZ; ulimit -f \$2
+cat >>\"\$1/out\"; exec cat >/dev/null' hv '$dir' $((t[3] / 1024)) 2>/dev/null"
   )
   (
     cd /
@@ -145,7 +146,7 @@ if [[ ! -e $dir/spec ]]; then
     if [[ ${!n} ]]; then { : >>"${!n}"; } 2>/dev/null && stored ln -s -- "${!n}" "$new/$n" || exit 71
     else { : >"$new/$n"; } || exit 63; fi
   done
-  for n in pid exit stop room ${f[7]:+fed} ${f[8]:+over} ${f[9]:+base.out base.err}; do
+  for n in pid exit stop room ${f[6]:+tap} ${f[7]:+fed} ${f[8]:+over} ${f[9]:+base.out base.err}; do
     stored blank "$new/$n"
   done
   if [[ ${f[7]} ]]; then : >"$new/in" && : >"$new/index" || exit 63; fi
