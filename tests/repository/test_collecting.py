@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -298,6 +301,51 @@ async def test_nothing_is_believed_that_a_guest_forges(forgery: str, repo: Repo,
         await repository.collect(forger, session.origin, session.result, base=base, branch=BRANCH)  # type: ignore[arg-type]
     assert await answer("for-each-ref", at=session.origin) == refs
     assert not (session.result / "changes.patch").exists()
+
+
+COMMIT_TYPE, TREE_TYPE = (1, b"commit"), (2, b"tree")
+Forged = tuple[tuple[int, bytes], bytes]
+
+
+def packed(one: Forged) -> bytes:
+    """An object as it is in a pack."""
+    (kind, _), content = one
+    head, size = [kind << 4 | len(content) & 15], len(content) >> 4
+    while size:
+        head[-1] |= 128
+        head.append(size & 127)
+        size >>= 7
+    return bytes(head) + zlib.compress(content)
+
+
+def forged(base: str, *objects: Forged) -> tuple[str, bytes]:
+    """The last object's name, and a bundle that has it for its result."""
+    (_, kind), content = objects[-1]
+    head = hashlib.sha1(b"%s %d\0" % (kind, len(content)) + content).hexdigest()
+    pack = struct.pack(">4sII", b"PACK", 2, len(objects)) + b"".join(map(packed, objects))
+    top = f"# v2 git bundle\n-{base} \n{head} refs/hiveyard/result\n\n".encode()
+    return head, top + pack + hashlib.sha1(pack).digest()
+
+
+@pytest.mark.parametrize("what", ["a tree of zeros", "a commit with a long message"])
+async def test_what_takes_too_much_memory_to_read_is_refused(what: str, repo: Repo, session: Session) -> None:
+    base, memory, large = await begin(repo, session), 128 << 20, 300 << 20
+    tree, person = repo.git("rev-parse", "HEAD^{tree}"), "Ada <ada@example.com> 1700000000 +0000"
+    commit = f"tree {tree}\nparent {base}\nauthor {person}\ncommitter {person}\n\nx".encode()
+    if what == "a tree of zeros":
+        head, bundle = forged(base, (TREE_TYPE, bytes(large)), (COMMIT_TYPE, commit))
+    else:
+        head, bundle = forged(base, (COMMIT_TYPE, commit + b"x" * large))
+    assert len(bundle) < 1 << 20
+    (session.shared / ".result.bundle").write_bytes(bundle)
+    forger = Forger(session, f"echo '{head} {len(bundle)} .'")
+    places = session.origin, session.result
+    with pytest.raises(BadBundle, match="more than 128 MiB of memory"):
+        await repository.collect(forger, *places, base=base, branch=BRANCH, memory=memory)  # type: ignore[arg-type]
+    # So much is enough for work that is nobody's attack.
+    await session.agent("echo three >> README.md")
+    got = await repository.collect(session.guest, *places, base=base, branch=BRANCH, memory=memory)
+    assert (got.commits, got.insertions) == (1, 1)
 
 
 async def test_nothing_that_a_guest_planted_in_its_repository_runs_on_the_host(

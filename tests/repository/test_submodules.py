@@ -366,6 +366,19 @@ async def test_a_submodule_that_is_too_large_is_left_out(repo: Repo, private: Re
     assert submodules(session.origin) == []
 
 
+async def test_a_submodule_that_takes_too_much_memory_is_left_out(repo: Repo, private: Repo, session: Session) -> None:
+    told = private.path.parent / "message"
+    told.write_text("x" * (300 << 20))
+    private.git("commit", "--quiet", "--allow-empty", "--file", str(told))
+    private.git("config", "--global", "protocol.file.allow", "always")
+    point(repo, "x", private.git("rev-parse", "HEAD"), f'[submodule "x"]\n\tpath = x\n\turl = file://{private.path}\n')
+    taken = await repository.take(repository.parse_source(str(repo.path)), session.origin)
+    assert len(submodules(session.origin)) == 1
+    said = await take_submodules(session.origin, taken.base, local=repo.path, address="", memory=128 << 20)
+    assert "memory" in said[0]
+    assert submodules(session.origin) == []
+
+
 @pytest.mark.parametrize(
     ("base", "url", "expected"),
     [

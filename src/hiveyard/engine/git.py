@@ -100,20 +100,20 @@ async def config(at: Path, name: str) -> str:
     return done.stdout.decode("utf-8", "replace").strip() if done.ok else ""
 
 
-async def git_to_file(*asked: Sequence[str], file: Path, limit: int) -> None:
+async def git_to_file(*asked: Sequence[str], file: Path, limit: int, prefix: Sequence[str] = ()) -> None:
     """Write what git prints, run with each of `asked`, into a file of at most `limit` bytes. Raises RepositoryError;
-    the file is gone then."""
+    the file is gone then. `prefix` as in `git`."""
     try:
         with file.open("wb") as out:
             for words in asked:
-                await _print_to(out, words, limit)
+                await _print_to(out, words, limit, prefix)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
 
 
-async def _print_to(out: BinaryIO, words: Sequence[str], limit: int) -> None:
-    async with running(_argv(words, None), env=_environment(None), cwd="/", grace=0) as process:
+async def _print_to(out: BinaryIO, words: Sequence[str], limit: int, prefix: Sequence[str]) -> None:
+    async with running([*prefix, *_argv(words, None)], env=_environment(None), cwd="/", grace=0) as process:
         assert process.stdout is not None
         async for piece in process.stdout:
             if out.tell() + len(piece) > limit:
@@ -124,13 +124,16 @@ async def _print_to(out: BinaryIO, words: Sequence[str], limit: int) -> None:
         raise RepositoryError(f"git {' '.join(words[:3])} failed with exit code {status}")
 
 
-async def git_from_file(*words: str, at: Path, file: Path, offset: int, timeout: float) -> Completed:
-    """Run git with a file's bytes from `offset` on as its stdin. Raises RepositoryError after `timeout` seconds."""
+async def git_from_file(
+    *words: str, at: Path, file: Path, offset: int, timeout: float, prefix: Sequence[str] = ()
+) -> Completed:
+    """Run git with a file's bytes from `offset` on as its stdin. Raises RepositoryError after `timeout` seconds.
+    `prefix` as in `git`."""
     said = bytearray()
     try:
         with file.open("rb", buffering=0) as source, anyio.fail_after(timeout):
             source.seek(offset)
-            argv, env = _argv(words, at), _environment(None)
+            argv, env = [*prefix, *_argv(words, at)], _environment(None)
             async with running(argv, stdin=source, stdout=DEVNULL, env=env, cwd="/", grace=0) as process:
                 assert process.stderr is not None
                 async for piece in process.stderr:

@@ -11,15 +11,16 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hiveyard.core.commands import Command, Result
 from hiveyard.core.errors import BadBundle, GuestNoSpace, RepositoryError
 from hiveyard.core.ports import Guest
 from hiveyard.engine import git_scripts
-from hiveyard.engine.git import answer, complaint, git, git_from_file, git_to_file
+from hiveyard.engine.git import answer, git, git_to_file
 from hiveyard.engine.git_branches import collide, heads
 from hiveyard.engine.git_changes import Change, astray, changes
+from hiveyard.engine.git_packs import MEMORY, held, refusal, take_in
 from hiveyard.engine.git_pushing import ROOT, bundle_base, object_format
 from hiveyard.engine.git_source import check_branch_name
 from hiveyard.engine.git_submodules import Submodule, bare_copy, submodules
@@ -65,6 +66,13 @@ class Tree(NamedTuple):
     links: tuple[str, ...] = ()
 
 
+class _Bounds(NamedTuple):
+    """Most bytes of a bundle, a patch or a file, and of the memory of a git process that reads them."""
+
+    size: int
+    memory: int
+
+
 class _Said(NamedTuple):
     """The guest's answer: the commit, the size of its bundle, notes, and as much of the bundle as came along."""
 
@@ -93,27 +101,36 @@ class Collected(NamedTuple):
 
 
 async def collect(
-    guest: Guest, origin: Path, result: Path, *, base: str, branch: str, limit: int = LIMIT, aside: bool = False
+    guest: Guest,
+    origin: Path,
+    result: Path,
+    *,
+    base: str,
+    branch: str,
+    limit: int = LIMIT,
+    memory: int = MEMORY,
+    aside: bool = False,
 ) -> Collected:
     """Commit what is left in the guest's `/session/repo` and bring it to `branch` of the host's bare `origin`.
 
     With `aside` the repository in there stays as it is, index and branches too: somebody may be at work in it.
     Writes `changes.patch` and `work.bundle` into `result`, and the bundles of submodules into `result/submodules`.
-    Safe to repeat. Raises BadBundle for what comes out and is not what it should be or larger than `limit` bytes,
-    RepositoryError, GuestNoSpace and what the guest raises."""
+    Safe to repeat. Raises BadBundle for what comes out and is not what it should be, is larger than `limit` bytes or
+    takes more than `memory` bytes to read, RepositoryError, GuestNoSpace and what the guest raises."""
     await check_branch_name(branch)
+    bounds = _Bounds(limit, memory)
     result.mkdir(parents=True, exist_ok=True)
-    links, notices = await _submodules(guest, origin, result, branch, limit, aside)
+    links, notices = await _submodules(guest, origin, result, branch, bounds, aside)
     bundle = result / BUNDLE
-    said = await _bring(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, limit)
+    said = await _bring(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, bounds)
     notices = [*_told(said), *notices]
     if said.head == base:
         return Collected(base, 0, 0, 0, 0, False, None, None, tuple(notices))
     notices += await astray(origin, base, said.head, branch)
     commits = int(await answer("rev-list", "--count", f"{base}..{said.head}", at=origin))
     pieces = await changes(origin, base, said.head, branch)
-    counts = [await _counts(piece) for piece in pieces]
-    patch, problems = await _patch(pieces, result / PATCH, limit)
+    counts = [await _counts(piece, bounds) for piece in pieces]
+    patch, problems = await _patch(pieces, result / PATCH, bounds)
     notices += problems
     files, insertions, deletions = (sum(numbers) for numbers in zip(*counts, strict=True))
     leftover = "l" in said.notes
@@ -121,7 +138,7 @@ async def collect(
 
 
 async def _submodules(
-    guest: Guest, origin: Path, result: Path, branch: str, limit: int, aside: bool
+    guest: Guest, origin: Path, result: Path, branch: str, bounds: _Bounds, aside: bool
 ) -> tuple[tuple[str, ...], list[str]]:
     """Bring the work of all submodules, from the inside out: each repository records the commit of what is in it.
     Returns the links of the outermost, and what is to be told."""
@@ -130,7 +147,7 @@ async def _submodules(
     for one in reversed(submodules(origin)):
         copy, module, inner = bare_copy(origin, one), f"repo/.git/{one.module}", tuple(links.get(one.path, ()))
         tree = Tree(copy, f"repo/{one.path}", one.commit, branch, module, aside, inner)
-        head, said = await _submodule(guest, tree, one, result / "submodules" / one.copy, limit)
+        head, said = await _submodule(guest, tree, one, result / "submodules" / one.copy, bounds)
         notices += said
         if aside and head is not None:
             links.setdefault(one.outer, []).append(f"{head} {one.path.removeprefix(one.outer).lstrip('/')}")
@@ -138,12 +155,12 @@ async def _submodules(
 
 
 async def _submodule(
-    guest: Guest, tree: Tree, one: Submodule, result: Path, limit: int
+    guest: Guest, tree: Tree, one: Submodule, result: Path, bounds: _Bounds
 ) -> tuple[str | None, list[str]]:
     """Bring a submodule's work; what cannot be brought is told and does not hold up the rest. Returns its commit."""
     result.mkdir(parents=True, exist_ok=True)
     try:
-        said = await _bring(guest, tree, result / BUNDLE, limit)
+        said = await _bring(guest, tree, result / BUNDLE, bounds)
     except RepositoryError as error:
         return None, [f"the work in the submodule {one.path} did not come along: {error.message}"]
     return said.head, [f"submodule {one.path}: {note}" for note in _told(said)]
@@ -153,16 +170,16 @@ def _told(said: _Said) -> list[str]:
     return [_NOTES[note] for note in dict.fromkeys(said.notes) if note in _NOTES]
 
 
-async def _bring(guest: Guest, tree: Tree, bundle: Path, limit: int) -> _Said:
+async def _bring(guest: Guest, tree: Tree, bundle: Path, bounds: _Bounds) -> _Said:
     """Have the tree's work in its bare repository, on its branch, and in `bundle` when there is any."""
     said = await _commit_leftover(guest, tree)
     if said.size == 0:
         await _move(tree, tree.base)
         return said._replace(head=tree.base)
-    await _read_out(guest, said, bundle, limit)
+    await _read_out(guest, said, bundle, bounds.size)
     pack = pack_offset(bundle, head=said.head, base=tree.base)
-    await _unpack(tree.origin, bundle, pack, base=tree.base, head=said.head)
-    await _check_sizes(tree.origin, tree.base, said.head, limit)
+    await _unpack(tree.origin, bundle, pack, base=tree.base, head=said.head, memory=bounds.memory)
+    await _check_sizes(tree.origin, tree.base, said.head, bounds)
     await _move(tree, said.head)
     if len(said.begun) < said.size:
         await guest.remove(f"{ROOT}/.result.bundle")
@@ -283,45 +300,47 @@ def pack_offset(bundle: Path, *, head: str, base: str) -> int:
     return len(top) + len(blank)
 
 
-async def _unpack(origin: Path, bundle: Path, offset: int, *, base: str, head: str) -> None:
-    """Take the objects in, each checked on its own and for what it links to. (`git fetch` of a bundle checks neither
-    before git 2.46, whatever its configuration says.)"""
-    words = ("-c", "core.bigFileThreshold=64m", "index-pack", "--stdin", "--fix-thin", "--strict")
-    done = await git_from_file(*words, at=origin, file=bundle, offset=offset, timeout=_TIMEOUT)
+async def _unpack(origin: Path, bundle: Path, offset: int, *, base: str, head: str, memory: int) -> None:
+    """Take the objects in, and make sure that they are the work: all of it, and on top of the base."""
+    done = await take_in(origin, bundle, offset, thin=True, memory=memory)
     if not done.ok:
-        raise BadBundle(f"git refuses what came out of the machine: {complaint(done)}")
-    if (await git("cat-file", "-t", head, at=origin)).stdout != b"commit\n":
+        raise BadBundle(f"git refuses what came out of the machine: {refusal(done, memory)}")
+    if (await git("cat-file", "-t", head, at=origin, prefix=held(memory))).stdout != b"commit\n":
         raise BadBundle("the bundle does not hold the commit that it names")
-    done = await git("rev-list", "--objects", "--quiet", head, f"^{base}", at=origin, timeout=_TIMEOUT)
+    words = ("rev-list", "--objects", "--quiet", head, f"^{base}")
+    done = await git(*words, at=origin, timeout=_TIMEOUT, prefix=held(memory))
     if not done.ok:
-        raise BadBundle(f"the work is not complete: {complaint(done)}")
-    if not (await git("merge-base", "--is-ancestor", base, head, at=origin)).ok:
+        raise BadBundle(f"the work is not complete: {refusal(done, memory)}")
+    if not (await git("merge-base", "--is-ancestor", base, head, at=origin, prefix=held(memory))).ok:
         raise BadBundle("the work does not build on the commit that it began from")
 
 
-async def _check_sizes(origin: Path, base: str, head: str, limit: int) -> None:
+async def _check_sizes(origin: Path, base: str, head: str, bounds: _Bounds) -> None:
     """A small bundle can hold huge files: they are not unpacked to find out."""
-    listed = await git("rev-list", "--objects", "--no-object-names", f"{base}..{head}", at=origin, limit=256 << 20)
-    sizes = await git("cat-file", "--batch-check=%(objectsize)", at=origin, stdin=listed.stdout, limit=256 << 20)
+    more: Any = {"at": origin, "limit": 256 << 20, "prefix": held(bounds.memory)}
+    listed = await git("rev-list", "--objects", "--no-object-names", f"{base}..{head}", **more)
+    sizes = await git("cat-file", "--batch-check=%(objectsize)", stdin=listed.stdout, **more)
     numbers = [int(word) for word in sizes.stdout.split() if word.isdigit()]
-    if not listed.ok or not sizes.ok or max(numbers, default=0) > limit or sum(numbers) > 4 * limit:
+    most = bounds.size
+    if not listed.ok or not sizes.ok or max(numbers, default=0) > most or sum(numbers) > 4 * most:
         raise BadBundle(
             f"the work unpacks to more than is taken out of a machine ({sum(numbers) >> 20} MiB)",
             hint="add what need not be kept to .gitignore",
         )
 
 
-async def _patch(pieces: Sequence[Change], file: Path, limit: int) -> tuple[Path | None, list[str]]:
+async def _patch(pieces: Sequence[Change], file: Path, bounds: _Bounds) -> tuple[Path | None, list[str]]:
     """The patch, or None and why there is none: the work is on its branch by then, and stays."""
     try:
-        await git_to_file(*[piece.words("--binary", "--full-index") for piece in pieces], file=file, limit=limit)
+        asked = [piece.words("--binary", "--full-index") for piece in pieces]
+        await git_to_file(*asked, file=file, limit=bounds.size, prefix=held(bounds.memory))
     except RepositoryError as error:
         return None, [f"there is no patch of the work, the branch has all of it: {error.message}"]
     return file, []
 
 
-async def _counts(piece: Change) -> tuple[int, int, int]:
-    shown = await git(*piece.words("--numstat"))
+async def _counts(piece: Change, bounds: _Bounds) -> tuple[int, int, int]:
+    shown = await git(*piece.words("--numstat"), prefix=held(bounds.memory))
     files = insertions = deletions = 0
     for line in shown.stdout.splitlines():
         added, removed, *_ = line.split(b"\t")

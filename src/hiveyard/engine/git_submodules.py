@@ -23,6 +23,7 @@ import msgspec
 from hiveyard.core.errors import BadInput, NoSpace, RepositoryError
 from hiveyard.core.machines import Report, quiet
 from hiveyard.engine.git import GIVEN, INERT_SOURCE, STRANGER, answer, complaint, config, git
+from hiveyard.engine.git_packs import FRUGAL, MEMORY, held, refusal
 from hiveyard.engine.git_source import parse_source
 from hiveyard.kit.text import one_line
 
@@ -92,13 +93,20 @@ def bare_copy(origin: Path, submodule: Submodule) -> Path:
 
 
 async def take_submodules(
-    origin: Path, base: str, *, local: Path | None, address: str, report: Report = quiet, largest: int = LARGEST
+    origin: Path,
+    base: str,
+    *,
+    local: Path | None,
+    address: str,
+    report: Report = quiet,
+    largest: int = LARGEST,
+    memory: int = MEMORY,
 ) -> tuple[str, ...]:
     """Have bare copies of the submodules of `base` below `origin`; gives sentences for the person who asked.
 
-    What cannot be had, or takes more than `largest` bytes to fetch, is told and left out: it stays an empty directory
-    with its commit recorded. Raises NoSpace."""
-    taking = _Taking(origin, report, largest)
+    What cannot be had, or takes more than `largest` bytes to fetch or `memory` bytes to read, is told and left out: it
+    stays an empty directory with its commit recorded. Raises NoSpace."""
+    taking = _Taking(origin, report, largest, memory)
     todo = [Around(copy=origin, commit=base, local=local, address=address)]
     with anyio.move_on_after(_ALL_TIMEOUT) as budget:
         while todo:
@@ -114,7 +122,7 @@ async def take_submodules(
 
 async def links(repository: Path, commit: str) -> list[Link]:
     """The submodules that a commit records, with what is said about them there."""
-    listed = await git("ls-tree", "-r", "-z", "--full-tree", commit, at=repository)
+    listed = await git("ls-tree", "-r", "-z", "--full-tree", commit, at=repository, prefix=held(MEMORY))
     entries = [entry.partition(b"\t") for entry in listed.stdout.split(b"\0") if entry.startswith(b"160000 ")]
     if not entries:
         return []
@@ -130,7 +138,7 @@ async def links(repository: Path, commit: str) -> list[Link]:
 async def _gitmodules(repository: Path, commit: str) -> dict[str, tuple[str, str]]:
     """Name and address by path."""
     words = ("config", "--no-includes", "--blob", f"{commit}:.gitmodules", "-z", "--get-regexp", r"^submodule\.")
-    done = await git(*words, at=repository, limit=1 << 20)
+    done = await git(*words, at=repository, limit=1 << 20, prefix=held(MEMORY))
     fields: dict[str, dict[str, str]] = {}
     for entry in done.stdout.decode("utf-8", "surrogateescape").split("\0"):
         key, _, value = entry.partition("\n")
@@ -143,7 +151,7 @@ async def _gitmodules(repository: Path, commit: str) -> dict[str, tuple[str, str
 class _Taking:
     """One taking: what was had so far, and what was not."""
 
-    def __init__(self, origin: Path, report: Report, largest: int) -> None:
+    def __init__(self, origin: Path, report: Report, largest: int, memory: int) -> None:
         self.found: list[Submodule] = []
         self.missing: list[str] = []
         self._fetched: list[str] = []
@@ -152,6 +160,7 @@ class _Taking:
         self._report = report
         self._tried = 0
         self._largest, self._room = largest, ALL
+        self._memory = memory
 
     async def one(self, around: Around, link: Link) -> Around | None:
         """Have one; None when it cannot be had."""
@@ -218,8 +227,8 @@ class _Taking:
         done = None
         # The commit alone; a server that does not give single commits gives all branches.
         for words in (("--depth=1", "--", url, f"{commit}:{BASE}"), ("--", url, "+refs/heads/*:refs/heads/*")):
-            fetch = ("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *words)
-            bounded = ("sh", "-c", _BOUNDED, "sh", str(room // 512))
+            fetch = (*FRUGAL, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *words)
+            bounded = (*held(self._memory), "sh", "-c", _BOUNDED, "sh", str(room // 512))
             done = await git(*fetch, at=into, env=STRANGER, timeout=_FETCH_TIMEOUT, prefix=bounded)
             if done.ok and (await git("cat-file", "-e", f"{commit}^{{commit}}", at=into)).ok:
                 self._room -= await anyio.to_thread.run_sync(_size, into)
@@ -231,7 +240,7 @@ class _Taking:
             raise RepositoryError(f"{_shown(url)} does not have commit {commit[:12]}")
         if b"died of signal 25" in done.stderr:
             raise RepositoryError(f"it is larger than {room >> 20} MiB")
-        raise RepositoryError(complaint(done))
+        raise RepositoryError(refusal(done, self._memory))
 
     def notices(self) -> tuple[str, ...]:
         said = []

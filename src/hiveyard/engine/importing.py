@@ -51,7 +51,8 @@ from hiveyard.core.states import Phase
 from hiveyard.engine import archive
 from hiveyard.engine.archive import Manifest, read_manifest
 from hiveyard.engine.choice import Choice, choose
-from hiveyard.engine.git import answer, complaint, git, git_from_file
+from hiveyard.engine.git import answer, git
+from hiveyard.engine.git_packs import MEMORY, held, refusal, take_in
 from hiveyard.engine.git_submodules import bare_copy
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.seating import seated
@@ -325,15 +326,15 @@ async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: P
         if not all(map(_SHA.match, lines)):
             raise BadArchive("the archive's repository ends at what is no commit")
         (origin / "shallow").write_text("".join(f"{line}\n" for line in lines))
-    pack = ("-c", "core.bigFileThreshold=64m", "index-pack", "--stdin", "--strict")
-    done = await git_from_file(*pack, at=origin, file=bundle, offset=offset, timeout=_TIMEOUT)
+    done = await take_in(origin, bundle, offset)
     if not done.ok:
-        raise RepositoryError(complaint(done))
+        raise RepositoryError(refusal(done, MEMORY))
     moves = "".join(f"create {ref} {commit}\n" for ref, commit in refs.items())
     await answer("update-ref", "--stdin", at=origin, stdin=moves.encode())
-    whole = await git("rev-list", "--objects", "--quiet", "--all", at=origin, timeout=_TIMEOUT)
+    ask = ("rev-list", "--objects", "--quiet", "--all")
+    whole = await git(*ask, at=origin, timeout=_TIMEOUT, prefix=held(MEMORY))
     if not whole.ok:
-        raise RepositoryError(f"it is not complete: {complaint(whole)}")
+        raise RepositoryError(f"it is not complete: {refusal(whole, MEMORY)}")
 
 
 def _header(bundle: Path) -> tuple[dict[str, str], int]:
