@@ -13,7 +13,7 @@ from hiveyard.core.commands import Command, ProcessSpec, ProcessStatus, Restart
 from hiveyard.core.errors import BadInput, NoSuchProcess, ProcessEnded
 from hiveyard.core.ports import Guest, ProcessManager
 from tests.contract.conftest import Place
-from tests.processes.steps import PATIENCE, ended, output, processes_with, spec, until_output
+from tests.processes.steps import PATIENCE, ended, output, processes_with, spec, until_gone, until_output
 
 pytestmark = pytest.mark.anyio
 
@@ -227,6 +227,20 @@ async def test_the_feeder_sleeps_and_leaves_with_its_process(manager: ProcessMan
     assert await _switches(guest, feeder) == before
     await manager.stop(guest, name)
     assert not await guest.exists(f"/proc/{feeder}")
+
+
+async def test_a_killed_runner_takes_its_helpers_along(manager: ProcessManager, guest: Guest, name: str) -> None:
+    """The process is lost then, and its inbox is at an end."""
+    await manager.start(guest, spec(name, "cat; exec sleep 1000", inbox=True))
+    await manager.send(guest, name, "1", b"one\n")
+    runner = (await guest.read(f"/session/processes/{name}/claim")).split()[0].decode()
+    assert (await guest.run(Command(argv=("bash", "-c", "kill -KILL $1", "x", runner)))).ok
+    await until_output(manager, guest, name, b"one\n")
+    with pytest.raises(ProcessEnded):
+        await manager.send(guest, name, "2", b"two\n")
+    assert (await manager.stop(guest, name, grace=0)).status is ProcessStatus.LOST
+    await until_gone(guest, f"/processes/{name}")
+    await manager.remove(guest, name)
 
 
 async def _link(guest: Guest, path: str) -> str:

@@ -27,6 +27,8 @@ record='^([0-9]{15}) ([0-9a-f]{64})$'
 # BYTES: writes what comes after them in `in` to stdout, until the inbox is closed or the run is over.
 feed() {
   local sent=$1 end=$1 seen=0 r=() x over= rung=
+  # For reading alone: where the runner is killed, that ends.
+  exec 7</dev/fd/7
   while [[ $rung != q ]]; do
     mapfile -t -s $seen r <"$dir/index"
     for x in "${r[@]}"; do
