@@ -44,6 +44,34 @@ def test_a_command_is_one_program_or_one_script(words: dict[str, object]) -> Non
         Command(**words)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stdin": "relative"},
+        {"stdin": "/nul\0"},
+        {"output_limit": -1},
+        {"memory_mib": 1 << 60},
+        {"restart": Restart(max_restarts=1, min_uptime=float("nan"))},
+        {"restart": Restart(max_restarts=1, min_uptime=float("inf"))},
+        {"restart": Restart(max_restarts=1 << 70)},
+    ],
+)
+async def test_what_cannot_be_kept_is_refused_before_anything_is_done(
+    manager: ProcessManager, guest: Guest, name: str, options: dict[str, object]
+) -> None:
+    with pytest.raises(BadInput):
+        await manager.start(guest, spec(name, "true", **options))
+    assert not await guest.exists(f"/session/processes/{name}")
+
+
+async def test_a_grace_is_a_number_of_seconds(manager: ProcessManager, guest: Guest, name: str) -> None:
+    await manager.start(guest, spec(name, "sleep 1000"))
+    for never in (float("inf"), float("nan")):
+        with pytest.raises(BadInput, match="grace"):
+            await manager.stop(guest, name, grace=never)
+    assert (await manager.stop(guest, name, grace=-1)).status is ProcessStatus.EXITED
+
+
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +182,21 @@ async def test_outputs_are_kept_in_files_of_ones_own(manager: ProcessManager, gu
         await ended(manager, guest, one)
     await manager.remove(guest, name)
     assert await guest.read(out) == b"said\n"
+
+
+async def test_paths_with_newlines_are_paths(manager: ProcessManager, guest: Guest, name: str) -> None:
+    odd = f"/session/{name}\n'and\"more\\"
+    await guest.mkdir(odd)
+    await guest.write(f"{odd}/in\nput", b"given\n")
+    command = Command(shell='cat; printf "%s" "$PWD" >&2', cwd=odd)
+    out, err = f"{odd}/out\nput", f"{odd}/err\nput"
+    await manager.start(
+        guest, ProcessSpec(name=name, command=command, stdin=f"{odd}/in\nput", stdout=out, stderr=err, instances=2)
+    )
+    for one in (name, f"{name}@2"):
+        assert await output(manager, guest, one) == b"given\n"
+        assert await output(manager, guest, one, "stderr") == odd.encode()
+    assert await guest.read(f"{out}@2") == b"given\n"
 
 
 async def test_a_file_for_output_that_cannot_be_written_is_an_error(

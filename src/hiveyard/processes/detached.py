@@ -53,6 +53,9 @@ _NOBODY = 2**31 - 1
 """A pid that no Linux gives to a process: following until its end reads what there is."""
 _SIGNALLED = 128
 _MESSAGE_LIMIT = 16 << 20
+_MOST_BYTES = 1 << 50
+_MOST_SECONDS = 1e9
+_MOST_RESTARTS = 10**9 - 1
 
 
 class _Seen(NamedTuple):
@@ -74,6 +77,7 @@ class Detached:
     async def start(self, guest: Guest, spec: ProcessSpec) -> ProcessInfo:
         if spec.terminal and not self._terminals:
             raise BadInput(f"the {self.name} process manager has no terminal for {spec.name}")
+        _check_spec(spec)
         first = await self._start(guest, spec, spec.name, 1)
         for number in range(2, spec.instances + 1):
             await self._start(guest, spec, f"{spec.name}@{number}", number)
@@ -95,6 +99,8 @@ class Detached:
         return [seen.info for seen in _parse(result.stdout)]
 
     async def stop(self, guest: Guest, name: str, *, grace: float = 5.0) -> ProcessInfo:
+        if not grace <= _MOST_SECONDS:
+            raise BadInput(f"a grace is {_MOST_SECONDS:.0f} seconds at most, not {grace}")
         whole = max(0, math.ceil(grace))
         result = await self._stop(guest, name, whole)
         async with anyio.create_task_group() as group:
@@ -209,6 +215,20 @@ class Detached:
             if anyio.current_time() > until:
                 raise ProcessError(f"the guest could not run a program for {patience:.0f}s: it has no room for one")
             await anyio.sleep(0.2)
+
+
+def _check_spec(spec: ProcessSpec) -> None:
+    """Raises BadInput for what the runner could not keep: it counts in 64 bits, and opens the input elsewhere."""
+    if spec.stdin is not None and (not spec.stdin.startswith(("/", "~/")) or "\0" in spec.stdin):
+        raise BadInput(f"the file of an input is absolute or starts with ~/, not {spec.stdin[:120]!r}")
+    for what, size in (("output", spec.output_limit), ("memory", (spec.memory_mib or 0) << 20)):
+        if not 0 <= size <= _MOST_BYTES:
+            raise BadInput(f"the {what} limit of {spec.name} is 0 to {_MOST_BYTES} bytes, not {size}")
+    restart = spec.restart
+    if restart is not None and not (restart.max_restarts <= _MOST_RESTARTS and restart.min_uptime <= _MOST_SECONDS):
+        raise BadInput(
+            f"a restart policy has {_MOST_RESTARTS} restarts and {_MOST_SECONDS:.0f}s at most, not {restart}"
+        )
 
 
 def _fields(spec: ProcessSpec, number: int) -> bytes:
