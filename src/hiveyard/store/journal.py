@@ -21,6 +21,7 @@ from hiveyard.core.errors import IllegalMove, NotFound
 from hiveyard.core.events import AnyBody, Event, Notice, clip
 from hiveyard.core.states import Phase
 from hiveyard.store import names, outbox, projections, schema, views
+from hiveyard.store.prepared import Prepared
 
 UNKNOWN_EVENT = "unknown_event"
 PAGE_EVENTS = 512
@@ -31,7 +32,7 @@ _EVENT_OVERHEAD = 500  # bytes a small event takes in memory beside its texts, m
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyBody] = msgspec.json.Decoder(AnyBody)
 _events = schema.events.c
-_append = insert(schema.events)
+_append = Prepared(insert(schema.events).returning(_events.seq), ("at", "session", "turn", "body", "raw"))
 
 _Columns: TypeAlias = tuple[int, float, str, "int | None", str, "bytes | None"]
 _FROM_HERE: Select[_Columns] = (
@@ -67,9 +68,9 @@ def record(
     text, body = _encode(body)
     projections.apply(conn, session, body, at=at, turn=turn)
     values = {"at": at, "session": session, "turn": turn, "body": text, "raw": raw}
-    key = conn.execute(_append, values).inserted_primary_key
-    assert key is not None
-    event = Event(seq=key[0], at=at, session=session, turn=turn, body=body, raw=raw)
+    row = _append.first(conn, values)
+    assert row is not None
+    event = Event(seq=row[0], at=at, session=session, turn=turn, body=body, raw=raw)
     outbox.note_appended(conn, event, _EVENT_OVERHEAD + len(text) + len(raw or b""))
     return event
 

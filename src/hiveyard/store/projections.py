@@ -25,6 +25,7 @@ from hiveyard.core.states import (
     step,
 )
 from hiveyard.store.names import unknown
+from hiveyard.store.prepared import Prepared
 from hiveyard.store.schema import machines, ports, results, sessions, snapshots, tasks, turns
 
 Values = dict[str, Any]
@@ -75,7 +76,7 @@ def _cancel_asked(conn: Connection, session: str, body: e.Body, at: float, turn:
 
 # --- sessions -------------------------------------------------------------------------------------------------------
 
-_ACTIVITY = select(sessions.c.activity).where(sessions.c.id == bindparam("key"))
+_ACTIVITY = Prepared(select(sessions.c.activity).where(sessions.c.id == bindparam("key")))
 _PHASE = select(sessions.c.phase).where(sessions.c.id == bindparam("key"))
 _ZERO_USAGE: Values = dict.fromkeys(
     ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "cost_usd", "requests"), 0
@@ -187,14 +188,14 @@ _IN_TURN = select(turns.c.number).where(turns.c.session == bindparam("key"), tur
 
 def _glance(conn: Connection, session: str, body: e.Body, at: float) -> None:
     """Show what the session is doing; an event for a session that is gone is refused."""
-    row = conn.execute(_ACTIVITY, {"key": session}).first()
+    row = _ACTIVITY.first(conn, {"key": session})
     if row is None:
         _check_known(conn, session)
         return
     activity = ACTIVITY.get(type(body))
     if isinstance(body, e.SessionUnpaused) and conn.execute(_IN_TURN, {"key": session}).first():
         activity = Activity.THINKING
-    if activity is not None and row.activity != activity:
+    if activity is not None and row[0] != activity:
         conn.execute(_SHOW, {"key": session, "doing": activity, "at": at})
 
 
