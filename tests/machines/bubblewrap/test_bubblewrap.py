@@ -268,7 +268,7 @@ async def test_a_daemon_killed_while_it_boots_leaves_nothing_that_is_not_found(
         await host.terminate("t")
         assert await host.names() == set()
         for ident in idents:
-            assert _mentioning(ident.split('"ident":"')[1].split('"')[0]) == []
+            await _nobody_mentions(ident.split('"ident":"')[1].split('"')[0])
         await _nobody_mentions(str(scratch))
 
 
