@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.support.commoner import Commoner
+from tests.support.vm import vm_image
 
 REPO = """
 git config --global user.name Ada; git config --global user.email ada@example.com
 git init --quiet repo; echo one > repo/a; git -C repo add a; git -C repo commit --quiet -m First
 """
+LIVE_FORK = Path(__file__).with_name("live_fork.py")
 TINY = 'node = ""\npackages = ["git", "socat"]\n[programs]\ngit = "git --version"\n'
 
 
@@ -51,3 +55,14 @@ def test_a_person_without_rights_builds_an_image_and_uses_it(commoner: Commoner)
     report = json.loads(done.stdout or "{}")
     assert report.get("status") == "completed", done.stderr
     assert report["commits"] == 1
+
+
+@pytest.mark.real
+def test_a_person_without_rights_forks_a_vm_while_it_runs(commoner: Commoner) -> None:
+    image = anyio.run(vm_image)
+    theirs = commoner.home / image.id
+    theirs.mkdir(mode=0o755)
+    shutil.copy(image.rootfs, theirs)
+    shutil.copy(LIVE_FORK, commoner.home)
+    done = commoner.run(f"py {LIVE_FORK.name} {theirs / image.rootfs.name}", timeout=900)
+    assert done.stdout.splitlines()[-3:] == ["counted on", "kept in memory", "child"], done.stdout + done.stderr

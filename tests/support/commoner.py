@@ -49,7 +49,7 @@ class Commoner:
         (self._etc / name).write_text(Path("/etc", name).read_text() + line)
 
     def run(self, script: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Run bash as this person, in their home; `hv` is the command under test."""
+        """Run bash as this person, in their home; `hv` is the command under test, `py` its Python."""
         place = {
             "PREFIX": sys.base_prefix,
             "SITE": sysconfig.get_path("purelib"),
@@ -70,7 +70,8 @@ class Commoner:
             "LD_LIBRARY_PATH=/mnt/python/lib",
             f"HIVEYARD_HOME={self.home}/hv",
         ]
-        begin = f"cd ~; hv() {{ {shlex.quote(python)} -m hiveyard.cli.main \"$@\"; }}; trap 'hv stop-daemon >&2' EXIT\n"
+        begin = f'cd ~; py() {{ {shlex.quote(python)} "$@"; }}; hv() {{ py -m hiveyard.cli.main "$@"; }}\n'
+        begin += "trap 'hv stop-daemon >&2' EXIT\n"
         argv = ["unshare", "--mount", "--propagation=private", "bash", "-c", _ENTER, "bash", *theirs]
         argv += ["bash", "-c", begin + script]
         return subprocess.run(argv, env=place, capture_output=True, text=True, timeout=timeout, check=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -37,6 +38,13 @@ class Completed(NamedTuple):
     def command(self) -> str:
         """The command as one can paste it into a shell."""
         return shlex.join(self.argv)
+
+
+def find(program: str) -> str | None:
+    """Where a program is, None when it is not installed. Also where distributions put the tools of administrators:
+    Debian leaves those out of a person's PATH."""
+    path = os.environ.get("PATH", os.defpath)
+    return shutil.which(program, path=os.pathsep.join((path, "/usr/local/sbin", "/usr/sbin", "/sbin")))
 
 
 async def run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import tempfile
 import time
@@ -22,6 +23,7 @@ from hiveyard.core.machines import Image, MachineSpec, MachineStatus, Network, S
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
+from hiveyard.machines.qemu.user import readable
 from hiveyard.machines.qemu.vm import labels, seen
 from hiveyard.places import places
 from tests.contract.door import ask, get, serve_door
@@ -286,6 +288,24 @@ async def test_qemu_runs_as_a_user_of_its_own_without_any_right(yard: Yard) -> N
             assert line["NoNewPrivs"] == "1"
             assert line["Seccomp"] == "2"
             assert "0" not in line["Groups"].split()
+
+
+async def test_a_snapshot_may_read_the_memory_where_only_parents_may(yard: Yard) -> None:
+    """The guest's kernel is the one at hand that has Yama. Its answer to three: one that asked for nothing, one that
+    asked for leave before it became what it is, and one in a user namespace of its own."""
+    leave = shlex.join(readable(os.uname().machine))
+    script = f"""
+    cat /proc/sys/kernel/yama/ptrace_scope
+    for words in '' {shlex.quote(leave)} 'unshare --user --map-user=1000 --'; do
+        eval "nohup $words prlimit --core=0 setpriv --no-new-privs -- sleep 60 >/dev/null 2>&1 &"
+        pids="$pids $!"
+    done
+    sleep 2
+    setsid --wait bash -c 'for pid; do (exec 3</proc/$pid/mem) 2>/dev/null && echo yes || echo no; done' - $pids
+    kill $pids
+    """
+    async with yard.machine() as name:
+        assert (await yard.says(name, script)).split() == ["1", "no", "yes", "yes"]
 
 
 async def test_a_template_that_was_written_to_is_made_again_and_says_so(yard: Yard) -> None:

@@ -66,6 +66,7 @@ from hiveyard.machines.bubblewrap.record import Made, Record
 from hiveyard.machines.bubblewrap.rootfs import Roots
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
 from hiveyard.machines.bubblewrap.standing import Standing
+from hiveyard.machines.namespaces import what_to_allow
 from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -108,7 +109,7 @@ class BubblewrapProvider:
         try:
             await self._try()
         except HiveyardError as error:
-            fix = await anyio.to_thread.run_sync(_what_to_allow)
+            fix = await anyio.to_thread.run_sync(what_to_allow, "choose --provider docker or qemu")
             return Readiness(ok=False, detail=f"{version}: {error.message}", fix=fix)
         return Readiness(ok=True, detail=f"{version}; {self._limits()}")
 
@@ -379,19 +380,6 @@ def _kept(locks: weakref.WeakValueDictionary[str, anyio.Lock], name: str) -> any
     if lock is None:
         lock = locks[name] = anyio.Lock()
     return lock
-
-
-def _what_to_allow() -> str:
-    """The usual reason why a host has user namespaces and nobody may use them, as the command that changes it."""
-    for name, refusal, wanted in (
-        ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
-        ("kernel/unprivileged_userns_clone", "0", "1"),
-        ("user/max_user_namespaces", "0", "15000"),
-    ):
-        setting = Path("/proc/sys", name)
-        if setting.is_file() and setting.read_text().strip() == refusal:
-            return f"sudo sysctl -w {name.replace('/', '.')}={wanted}"
-    return "choose --provider docker or qemu"
 
 
 def _disk_error(error: OSError, directory: Path) -> HiveyardError:

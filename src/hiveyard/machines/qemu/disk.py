@@ -280,10 +280,10 @@ def _as_root() -> Sequence[str]:
 
 
 async def _tool(*argv: str, stdin: bytes = b"") -> None:
-    try:
-        done = await process.run((*_as_root(), *argv), stdin=stdin)
-    except FileNotFoundError as error:
-        raise ProviderError(f"{error.filename} is not installed", hint="make setup") from error
+    program = process.find(argv[0])
+    if program is None:
+        raise ProviderError(f"{argv[0]} is not installed", hint="make setup")
+    done = await process.run((*_as_root(), program, *argv[1:]), stdin=stdin)
     if done.ok:
         return
     said = done.complaint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from hiveyard.core.errors import NoMemory, NoSpace, ProviderUnavailable
 from hiveyard.core.machines import Shape
 from hiveyard.kit import process
+from hiveyard.machines.namespaces import check_user_namespaces
 from hiveyard.machines.qemu.accelerator import Choice
 
 _TOOLS = {
@@ -24,6 +26,7 @@ _TOOLS = {
     "unshare": "util-linux",
     "prlimit": "util-linux",
 }
+_WITHOUT_ROOT = {"newuidmap": "uidmap"}
 _VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?")
 _MIB_BESIDE = 256  # QEMU's own memory beside the guest's, translated code mostly
 
@@ -54,11 +57,13 @@ async def version(program: str) -> str:
     """`7.2.22`. Raises ProviderUnavailable, with how to install, for anything that is missing."""
     if sys.platform != "linux":
         raise ProviderUnavailable(f"the qemu provider needs a Linux host, this one is {sys.platform}")
-    for tool, package in _TOOLS.items():
-        if shutil.which(tool) is None:
+    for tool, package in (_TOOLS if os.geteuid() == 0 else _TOOLS | _WITHOUT_ROOT).items():
+        if process.find(tool) is None:
             raise ProviderUnavailable(f"{tool} is not installed", hint=f"make setup, or: apt-get install {package}")
-    if shutil.which(program) is None:
+    if process.find(program) is None:
         raise ProviderUnavailable(f"{program} is not installed", hint="make setup, or: apt-get install qemu-system-x86")
+    if os.geteuid() != 0:
+        await check_user_namespaces("choose --provider docker")
     said = await process.run([program, "--version"], timeout=20)
     found = _VERSION.search(said.stdout.decode("utf-8", "replace"))
     if not said.ok or found is None:

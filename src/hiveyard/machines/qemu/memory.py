@@ -1,7 +1,7 @@
 """A guest's memory as its QEMU has it: a private mapping of a file. What was written since is that process's alone, and
 the kernel tells which pages those are.
 
-Both must stand still, and it takes root: the pages of another user's process are read.
+Both must stand still. The pages of another process are read: as root, or of the same user where the kernel lets us.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def write_changes(pid: int, base: os.stat_result, target: int) -> int:
     try:
         memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError as error:
-        raise ProviderUnavailable("a snapshot of a running VM needs a daemon that is root") from error
+        raise ProviderUnavailable(
+            "the kernel lets nobody but root read the memory of a VM: no snapshot of one that runs",
+            hint="sudo sysctl -w kernel.yama.ptrace_scope=1",
+        ) from error
     try:
         for mapping in _mappings(pid, base):
             for start, end in _own(pid, mapping):
