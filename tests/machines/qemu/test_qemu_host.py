@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,16 @@ async def test_an_accelerator_that_starts_no_kernel_is_passed_over_and_the_reaso
     assert "kvm: " in choice.reason
     assert trials.known("7.2.0") == choice
     assert trials.known("7.2.1") is None
+
+
+@pytest.mark.real
+async def test_what_was_found_out_counts_until_another_accelerator_may_be_used(tmp_path: Path) -> None:
+    device = tmp_path / "kvm"
+    trials = accelerators(tmp_path / "known.json", replace(LIAR, device=str(device)), TCG)
+    choice = await trials.choose(await kernel(), "7.2.0")
+    assert (choice.name, trials.known("7.2.0")) == ("tcg", choice)
+    device.touch()
+    assert trials.known("7.2.0") is None
 
 
 @pytest.mark.real

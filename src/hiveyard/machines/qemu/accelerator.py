@@ -7,6 +7,7 @@ one. The answer is kept for as long as host kernel, QEMU and settings are the sa
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import json
 import os
@@ -123,7 +124,9 @@ class Accelerators:
         return complaint or one_line(decode(bytes(said[-300:]))) or "QEMU ended and said nothing", 0.0
 
     def _circumstances(self, version: str) -> str:
-        parts = [version, platform.release(), platform.machine(), self._wanted, *map(repr, self._candidates)]
+        # What may be used is one of them: a person who joins the group of /dev/kvm is not left with emulation.
+        usable = [(each, _absent(each)) for each in self._candidates]
+        parts = [version, platform.release(), platform.machine(), self._wanted, *map(repr, usable)]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def _keep(self, version: str, each: Accelerator, reason: str) -> None:
@@ -158,5 +161,13 @@ def _absent(each: Accelerator) -> str:
     if each.device and not Path(each.device).exists():
         return f"no {each.device}"
     if each.device and not os.access(each.device, os.R_OK | os.W_OK):
-        return f"{each.device} may not be opened by this user"
+        return f"{each.device} may not be opened by this user: sudo usermod -aG {_group(each.device)} $USER"
     return ""
+
+
+def _group(device: str) -> str:
+    number = Path(device).stat().st_gid
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
