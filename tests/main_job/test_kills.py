@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import anyio
 import pytest
+from aiodocker import Docker
 
 from .conftest import Event, Opening, Yard
 
@@ -54,7 +55,7 @@ def test_kills_of_the_daemon_lose_nothing(
             ids.append(report["id"])
         _check_nothing_left(yard, host.provider)
         if host.provider == "docker":
-            left = _containers(request.getfixturevalue("docker_socket"))
+            left = anyio.run(_containers, request.getfixturevalue("docker_socket"))
             assert [name for name in left if any(id in name for id in ids)] == []
 
 
@@ -85,9 +86,9 @@ def _check_nothing_left(yard: Yard, provider: str) -> None:
     assert str(yard.home) not in Path("/proc/self/mountinfo").read_text()
 
 
-def _containers(socket: Path) -> list[str]:
-    command = ["docker", "-H", f"unix://{socket}", "ps", "-a", "--format", "{{.Names}}"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+async def _containers(socket: Path) -> list[str]:
+    async with Docker(url=f"unix://{socket}") as docker:
+        return [name for found in await docker.containers.list(all=True) for name in found["Names"]]
 
 
 def _processes_of(yard: Yard) -> list[str]:

@@ -20,6 +20,7 @@ from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, BootFailed, BootTimeout, CommandTimeout, MachineLost
 from hiveyard.core.machines import HOST, MachineSpec, MachineStatus, Shape
 from hiveyard.core.ports import Guest
+from hiveyard.kit import process
 from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
 from tests.contract.rootfs import small_image
 
@@ -288,6 +289,24 @@ async def test_a_machine_that_does_not_become_ready_is_too_late(scratch: Path) -
     with pytest.raises(BootTimeout):
         await provider.boot("t", MachineSpec(image=image, door=scratch / "door"))
     assert await provider.names() == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root there are no id-mapped mounts")
+async def test_where_no_namespace_can_be_made_that_is_said_at_once(scratch: Path) -> None:
+    """As in a container without the right to; here because nobody in a chroot may make one."""
+    code = "import anyio; from tests.machines.bubblewrap.test_bubblewrap import tell; anyio.run(tell)"
+    outside = f'mount --rbind / "$1"; cd {Path.cwd()}; exec chroot "$1" env --chdir={Path.cwd()} "$2" -c "$3"'
+    (scratch / "root").mkdir()
+    argv = ["unshare", "--mount", "--propagation=private", "bash", "-ec", outside, "-"]
+    with anyio.fail_after(25):
+        said = await process.run([*argv, str(scratch / "root"), sys.executable, code])
+    assert "user namespace" in said.stdout.decode(), said
+
+
+async def tell() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        readiness = await BubblewrapProvider(Path(scratch, "s"), Path(scratch, "c"), BubblewrapSettings()).readiness()
+        print(readiness)
 
 
 async def test_a_damaged_record_is_half_made_remains(host: BubblewrapProvider, scratch: Path) -> None:

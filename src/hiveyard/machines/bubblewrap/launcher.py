@@ -18,6 +18,7 @@ What bubblewrap is started in:
 # pathlib would cost more time than all the rest, and every error becomes a line of the log and an exit code.
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -251,20 +252,23 @@ def _id_map(uid: int) -> int:
     asked, ask = os.pipe()
     child = os.fork()
     if child == 0:
-        _unshare(_NEWUSER)
-        os.write(go, b"1")
+        if _libc.unshare(_NEWUSER) < 0:
+            os.write(go, str(ctypes.get_errno()).encode())
+            os._exit(1)
+        os.write(go, b"0")
         os.close(ask)
         os.read(asked, 1)
         os._exit(0)
     os.close(asked)
-    os.read(wait, 1)
+    os.close(go)
+    if number := int(os.read(wait, 8) or errno.EPERM):
+        raise OSError(number, f"a user namespace for id-mapped mounts: {os.strerror(number)}")
     for kind in ("uid_map", "gid_map"):
         _write(f"/proc/{child}/{kind}", f"0 {uid} 1")
     fd = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     os.close(ask)
     os.waitpid(child, 0)
     os.close(wait)
-    os.close(go)
     return fd
 
 
