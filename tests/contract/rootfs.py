@@ -45,7 +45,8 @@ def _fill(tree: Path) -> None:
         (tree / name).symlink_to("usr/bin")
     (tree / "usr/bin/sh").symlink_to("bash")
     for name in _TERMINALS:
-        _copy(Path("/lib/terminfo", name[0], name), tree / "lib/terminfo" / name[0] / name)
+        kept = [Path(place, name[0], name) for place in ("/lib/terminfo", "/usr/share/terminfo")]
+        _copy(next(path for path in kept if path.exists()), tree / "lib/terminfo" / name[0] / name)
     shutil.copytree("/usr/lib/locale/C.utf8", tree / "usr/lib/locale/C.utf8")
     (tree / "etc").mkdir()
     (tree / "etc/passwd").write_text(_PASSWD)
