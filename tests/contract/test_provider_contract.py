@@ -104,8 +104,9 @@ async def test_a_machine_that_does_not_exist_is_told_by_name(offer: Offer) -> No
     name = f"t-{new_id()}"
     await offer.provider.terminate(name)
     for call in (offer.provider.get, offer.provider.stop):
-        with pytest.raises(NoSuchMachine, match=name):
+        with pytest.raises(NoSuchMachine, match=name) as caught:
             await call(name)
+        assert (caught.value.context["machine"], caught.value.context["operation"]) == (name, call.__name__)
     with pytest.raises(NoSuchMachine, match=name):
         async with offer.provider.guest(name):
             pass

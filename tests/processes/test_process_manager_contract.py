@@ -103,8 +103,9 @@ async def test_a_start_that_was_cancelled_is_finished_by_the_next(
 async def test_what_cannot_start_is_an_error_and_leaves_nothing(
     manager: ProcessManager, guest: Guest, name: str, options: dict[str, object]
 ) -> None:
-    with pytest.raises(ProcessNotStarted):
+    with pytest.raises(ProcessNotStarted) as caught:
         await manager.start(guest, ProcessSpec(name=name, **options))  # type: ignore[arg-type]
+    assert (caught.value.context["process"], caught.value.context["operation"]) == (name, "start")
     with pytest.raises(NoSuchProcess):
         await manager.get(guest, name)
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import anyio
 
 from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, ProcessStatus, Result
+from hiveyard.core.context import of_processes
 from hiveyard.core.errors import (
     BadInput,
     CannotExecute,
@@ -63,6 +64,7 @@ class _Seen(NamedTuple):
     watch: int
 
 
+@of_processes
 class Detached:
     """A ProcessManager. It holds no state; one object serves all guests."""
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from hiveyard.core.context import of_processes
 from hiveyard.core.errors import ProcessError
 from hiveyard.core.ports import Guest
 from hiveyard.processes import common
@@ -125,6 +126,7 @@ exit 0
 )
 
 
+@of_processes
 class Pm2(Detached):
     """A ProcessManager. It holds no state; one object serves all guests. Needed in the image: PM2 7 (`pm2`)."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from hiveyard.core.commands import ProcessInfo, ProcessSpec
+from hiveyard.core.context import of_processes
 from hiveyard.core.errors import BadInput
 from hiveyard.core.ports import Guest
 from hiveyard.processes.detached import Detached
@@ -20,6 +21,7 @@ launch() { ( cd /; exec env "HIVEYARD_RUNNER=$f" setsid --wait bash -c "$1" hv "
 """
 
 
+@of_processes
 class Shell(Detached):
     """A ProcessManager. It holds no state; one object serves all guests."""
 

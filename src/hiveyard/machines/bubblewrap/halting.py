@@ -17,7 +17,7 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from hiveyard.kit import files
+from hiveyard.kit import cmdline, files
 
 _PATIENCE = 10.0  # seconds: a process that waits for a disk stops only when that has answered
 _LOOK = 0.001
@@ -109,12 +109,8 @@ def _belongs(pid: int, init: int, space: int) -> bool:
     with contextlib.suppress(OSError):
         if Path(f"/proc/{pid}/ns/user").stat().st_ino == space:
             return True
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    target = b"%d" % init
-    return words[0] in _ENTERING and (b"--target", target) in pairwise(words)
+    words = cmdline.words(pid)
+    return bool(words) and words[0] in _ENTERING and (b"--target", b"%d" % init) in pairwise(words)
 
 
 def _parent(pid: int) -> int:

@@ -29,6 +29,7 @@ import anyio
 import msgspec
 
 from hiveyard.core.commands import Command
+from hiveyard.core.context import of_machines
 from hiveyard.core.errors import (
     BadInput,
     BootFailed,
@@ -77,6 +78,7 @@ _END_BUDGET = 30.0  # seconds until processes that do not die are an error
 _INSTALL = "sudo apt-get install bubblewrap util-linux tar"
 
 
+@of_machines
 class BubblewrapProvider:
     """`state` holds a directory for each machine, `cache` the unpacked images. Both belong to this provider alone."""
 
@@ -334,7 +336,11 @@ class BubblewrapProvider:
         """Return when nothing of the machine runs any more."""
         doomed = {alive for alive in (keep.recorded(),) if alive is not None}
         with anyio.move_on_after(_END_BUDGET) as budget:
-            while doomed := {alive for alive in doomed | record.started_for(made.ident) if not alive.gone()}:
+            while True:
+                doomed |= await anyio.to_thread.run_sync(record.started_for, made.ident)
+                doomed = {alive for alive in doomed if not alive.gone()}
+                if not doomed:
+                    break
                 for alive in doomed:
                     alive.kill()
                 await anyio.sleep(0.02)

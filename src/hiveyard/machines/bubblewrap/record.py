@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from hiveyard.kit import files
+from hiveyard.kit import cmdline, files
 from hiveyard.kit.trees import remove_tree
 
 
@@ -42,7 +42,7 @@ class Alive(NamedTuple):
 
     def lives(self) -> bool:
         """Whether it runs: not from the moment on at which it begins to end."""
-        return not self.gone() and bool(_cmdline(self.pid))
+        return not self.gone() and bool(cmdline.words(self.pid))
 
     def gone(self) -> bool:
         """Whether it has ended for good; a machine's process 1 has when all of the machine has."""
@@ -107,7 +107,7 @@ def started_for(ident: str) -> set[Alive]:
     """All that was started for a machine and is outside of it, and its process 1."""
     word = ident.encode()
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return {Alive(pid, _started(pid)) for pid in pids if word in _cmdline(pid).split(b"\0")}
+    return {Alive(pid, _started(pid)) for pid in pids if word in cmdline.words(pid)}
 
 
 def _started(pid: int) -> int:
@@ -117,11 +117,3 @@ def _started(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return -1
     return -1 if fields[0] in (b"Z", b"X") else int(fields[19])
-
-
-def _cmdline(pid: int) -> bytes:
-    """A process's command line; empty from the moment it begins to end, when its memory is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return b""

@@ -27,6 +27,7 @@ from aiodocker.exceptions import DockerError
 from aiodocker.types import JSONValue
 
 from hiveyard.core.commands import Command
+from hiveyard.core.context import of_machines
 from hiveyard.core.errors import (
     BootFailed,
     BootTimeout,
@@ -68,6 +69,7 @@ _SAID_LIMIT = 4096
 _TEARDOWN = 60.0  # seconds: an engine under load takes its time to remove a container
 
 
+@of_machines
 class DockerProvider:
     """`state` belongs to this provider alone; it names the installation, whose containers are all it touches."""
 

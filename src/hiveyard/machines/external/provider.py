@@ -17,6 +17,7 @@ from pathlib import Path
 
 import anyio
 
+from hiveyard.core.context import of_machines
 from hiveyard.core.errors import (
     BadInput,
     BootFailed,
@@ -53,6 +54,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
 _TEARDOWN = 60.0
 
 
+@of_machines
 class ExternalProvider:
     """`command` is the program with its arguments, which everybody on this host can read: no secret is among them.
     `env` is all of its environment, whose values are masked in what it says. `state` belongs to this provider alone,

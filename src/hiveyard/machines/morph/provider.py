@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from hiveyard.core.commands import Command
+from hiveyard.core.context import of_machines
 from hiveyard.core.errors import (
     BadInput,
     HiveyardError,
@@ -64,6 +65,7 @@ _LOOK = 0.3
 _SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?\Z")
 
 
+@of_machines
 class MorphProvider:
     """`state` belongs to this provider alone; it names the installation, whose instances are all it touches. `key`
     gives the service's key, or raises KeyMissing."""

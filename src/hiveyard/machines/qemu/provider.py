@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 
 from hiveyard.core.commands import Command
+from hiveyard.core.context import of_machines
 from hiveyard.core.errors import (
     BootFailed,
     MachineLost,
@@ -62,6 +63,7 @@ from hiveyard.machines.shell import ShellGuest, terminal_words
 _log = logging.getLogger(__name__)
 
 
+@of_machines
 class QemuProvider:
     """Provider of tier vm.
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import anyio
 
 from hiveyard.core.errors import ProviderError
+from hiveyard.kit import cmdline
 
 _PROC = Path("/proc")
 
@@ -79,12 +80,11 @@ def labels() -> Iterator[tuple[str, Vm]]:
     for entry in _PROC.iterdir():
         if not entry.name.isdigit():
             continue
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"-nodefaults" in words and b"-name" in words[:-1]:
-                vm = seen(int(entry.name))
-                if vm is not None:
-                    yield words[words.index(b"-name") + 1].decode("utf-8", "replace"), vm
+        words = cmdline.words(int(entry.name))
+        if b"-nodefaults" in words and b"-name" in words[:-1]:
+            vm = seen(int(entry.name))
+            if vm is not None:
+                yield words[words.index(b"-name") + 1].decode("utf-8", "replace"), vm
 
 
 def boot_id() -> str:
