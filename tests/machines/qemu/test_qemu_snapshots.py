@@ -228,6 +228,9 @@ async def test_it_stands_still_for_what_is_done_meanwhile_and_no_longer(litter: 
         await litter.says(
             parent, "(while cp /tmp/count /session/count; do :; done) </dev/null >/dev/null 2>&1 & echo on"
         )
+        with anyio.fail_after(60):
+            while not count.exists():  # noqa: ASYNC110 (it is a guest that writes it)
+                await anyio.sleep(0.05)
 
         async def look() -> None:
             for _ in range(2):

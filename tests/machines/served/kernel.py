@@ -121,9 +121,29 @@ class Kernel:
             asker.sendall(b"quiet\n")
             for code in (PAUSE, FENCE):
                 assert self.answer().code == code
-                self.send(message(-code, 0, unique=0))
+                self.echo(code)
             with asker.makefile("rb") as line:
                 return line.readline()
+
+    def quiet_now(self) -> bytes:
+        """The table of a server that is quiet already: the guest has no part in it."""
+        with socket.socket(socket.AF_UNIX) as asker:
+            asker.connect(str(self._control))
+            asker.sendall(b"quiet\n")
+            with asker.makefile("rb") as line:
+                return line.readline()
+
+    def wish(self, line: bytes) -> None:
+        """Say one thing to the server and go, as one who is cancelled does; returns when it has been heard."""
+        with socket.socket(socket.AF_UNIX) as asker:
+            asker.connect(str(self._control))
+            asker.sendall(line)
+            asker.shutdown(socket.SHUT_WR)
+            while asker.recv(1 << 16):
+                pass
+
+    def echo(self, code: int) -> None:
+        self.send(message(-code, 0, unique=0))
 
     def memory(self) -> int:
         """Bytes of memory that the server ever took."""
@@ -141,6 +161,7 @@ def serving(directory: Path, control: Path, table: Path | None = None) -> Iterat
         listener.bind(str(control))
         listener.listen(4)
         ours, theirs = socket.socketpair()
+        ours.settimeout(20)
         root = os.open(directory, os.O_PATH | os.O_DIRECTORY)
         state = -1 if table is None else os.open(table, os.O_RDONLY | os.O_DIRECTORY)
         fds = [fd for fd in (root, theirs.fileno(), listener.fileno(), state) if fd >= 0]

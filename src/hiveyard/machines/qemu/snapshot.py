@@ -41,7 +41,7 @@ from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.memory import write_changes
 from hiveyard.machines.qemu.record import Record, Rig, layers
 from hiveyard.machines.qemu.serving import hush, speak
-from hiveyard.machines.qemu.still import halted, runs, unhalted
+from hiveyard.machines.qemu.still import halted, runs, stop, unhalted
 from hiveyard.machines.qemu.sweeping import stand_on
 from hiveyard.machines.qemu.template import Origin, hand_over, overlay
 from hiveyard.machines.qemu.wire import Refused, Wire, qmp
@@ -197,7 +197,7 @@ class _Taking:
         try:
             self._table = await hush(self._rig.session)
             if ran:
-                await wire.call("stop")
+                await stop(wire)
             yield
         finally:
             if ran:

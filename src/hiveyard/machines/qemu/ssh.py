@@ -19,6 +19,7 @@ from hiveyard.machines.qemu.vm import Vm
 
 _WORD_LIMIT = 100_000  # of the 131,072 bytes that Linux lets one word of a command line have
 _HIGH, _LOW = 1 << 20, 256 << 10
+_CLOSING = 0.2
 _DYING = 2.0  # seconds between the end of a QEMU's sockets and its own
 _ALIVE_SECONDS, _ALIVE_COUNT = 30, 10
 
@@ -54,6 +55,13 @@ class Link(asyncssh.SSHClient):
             self._connection.abort()
             await self._connection.wait_closed()
 
+    async def _closes(self) -> bool:
+        """asyncssh refuses a channel some time before it calls the connection closed."""
+        assert self._connection is not None
+        with anyio.move_on_after(_CLOSING):
+            await self._connection.wait_closed()
+        return not self.open
+
     async def lost(self) -> MachineLost:
         """What to say of a connection that broke. A QEMU that dies closes its sockets some time before it is gone."""
         if await self.vm.gone(within=_DYING):
@@ -69,7 +77,7 @@ class Link(asyncssh.SSHClient):
             assert self._connection is not None
             made, _ = await self._connection.create_session(lambda: channel, command, env=env, encoding=None)  # type: ignore[arg-type]
         except asyncssh.ChannelOpenError as error:
-            if not self.open:
+            if await self._closes():
                 raise await self.lost() from error
             raise CannotExecute(f"machine {self.name} has no room for one more program", machine=self.name) from error
         except (asyncssh.Error, OSError) as error:

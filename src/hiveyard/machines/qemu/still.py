@@ -10,6 +10,7 @@ import os
 from dataclasses import replace
 
 import anyio
+import anyio.lowlevel
 
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
@@ -24,6 +25,13 @@ async def runs(wire: Wire) -> bool:
     return text(fields(await wire.call("query-status")).get("status")) == "running"
 
 
+async def stop(wire: Wire) -> None:
+    """Stop its processors. Cancelled or not, it stands still after this: half a command would leave nobody knowing."""
+    with anyio.CancelScope(shield=True):
+        await wire.call("stop")
+    await anyio.lowlevel.checkpoint_if_cancelled()
+
+
 async def hold_still(record: Record, rig: Rig) -> None:
     """Standing still already is a success. When it fails the machine goes on."""
     async with qmp(rig.qmp) as wire:
@@ -32,9 +40,10 @@ async def hold_still(record: Record, rig: Rig) -> None:
         record = halted(record, rig)
         try:
             await hush(rig.session)
-            await wire.call("stop")
+            await stop(wire)
         except BaseException:
             with anyio.CancelScope(shield=True):
+                await wire.call("cont")
                 await speak(rig.session)
             raise
         finally:

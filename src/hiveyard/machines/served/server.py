@@ -37,7 +37,8 @@ class Server:
         self._guest = guest
         self._listener = control
         self._asker: socket.socket | None = None
-        self._quiet = False
+        self._quiet = self._wanted = False
+        self._echoes = {PAUSE: 0, FENCE: 0}  # told to the guest and not come back
         self._asked = b""
         # Had from the start: when a guest has taken all memory, it must still be possible to tell it so.
         self._came = memoryview(bytearray(LONGEST + (1 << 18)))
@@ -113,13 +114,28 @@ class Server:
         return True
 
     def _message(self, verb: int, message: memoryview) -> None:
-        if verb == PAUSE:
-            self.tell(FENCE)
-        elif verb == FENCE:
-            self._quiet = True
-            self._give_table()
+        if verb in self._echoes:
+            self._echo(verb)
         else:
             self._going += self._files.answer(message)
+
+    def _echo(self, verb: int) -> None:
+        """A guest that is slow may still be at an earlier wish, which was taken back: only the last counts, and a
+        fence that would come behind a go would keep it paused for ever."""
+        if not self._echoes[verb]:
+            return
+        self._echoes[verb] -= 1
+        if not self._wanted or self._echoes[PAUSE]:
+            return
+        if verb == PAUSE:
+            self._wish(FENCE)
+        elif not self._echoes[FENCE]:
+            self._quiet = True
+            self._give_table()
+
+    def _wish(self, code: int) -> None:
+        self._echoes[code] += 1
+        self.tell(code)
 
     def _send(self) -> None:
         while self._going:
@@ -162,14 +178,14 @@ class Server:
             data = b""
         self._asked += data
         if self._asked == b"go\n":
-            self._asked, self._quiet = b"", False
+            self._asked, self._quiet, self._wanted = b"", False, False
             self.tell(GO)
         elif self._asked == b"quiet\n":
-            self._asked = b""
+            self._asked, self._wanted = b"", True
             if self._quiet:
                 self._give_table()
             else:
-                self.tell(PAUSE)
+                self._wish(PAUSE)
         if not data:
             self._dismiss()
 
