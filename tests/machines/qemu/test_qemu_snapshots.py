@@ -226,7 +226,7 @@ async def test_it_stands_still_for_what_is_done_meanwhile_and_no_longer(litter: 
     async with counting(litter) as parent:
         count, seen = litter.root / parent / "count", []
         await litter.says(
-            parent, "(while cp /tmp/count /session/count; do :; done) </dev/null >/dev/null 2>&1 & echo on"
+            parent, "(while :; do cp /tmp/count /session/count; done) </dev/null >/dev/null 2>&1 & echo on"
         )
         with anyio.fail_after(60):
             while not count.exists():  # noqa: ASYNC110 (it is a guest that writes it)
