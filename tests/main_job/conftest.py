@@ -23,6 +23,9 @@ from tests.cli.conftest import Hv
 from tests.engine.conftest import git, repo
 from tests.support.dockerd import engine_socket
 
+from .host import files_with
+from .probe import forms
+
 __all__ = ["repo"]
 
 KEY = "sk-ant-of-nobody-at-all"
@@ -62,8 +65,9 @@ class Yard(Hv):
         return subprocess.run(self.argv("events", "--raw", task), env=self.env, capture_output=True).stdout
 
     def close(self) -> None:
-        """Remove every task and session and stop the daemon; nothing may be left."""
+        """Remove every task and session and stop the daemon; nothing may be left, and no key was ever written down."""
         try:
+            assert self._written_keys() == []
             tasks, sessions = self.json("ps", "-a"), self.json("list", "-a")
             assert isinstance(tasks, list), tasks
             for work in (*tasks, *sessions):
@@ -74,6 +78,12 @@ class Yard(Hv):
         finally:
             stopped = self("stop-daemon")
         assert stopped.returncode == 0, stopped.stderr
+
+    def _written_keys(self) -> list[str]:
+        """Files of the installation, machines' disks and memories too, in which a key stands; but the file for keys."""
+        keys = [value for name, value in self.env.items() if name.endswith("_API_KEY") and value]
+        found = files_with(self.home, set().union(*map(forms, keys)))
+        return [path for path in found if Path(path) != self.home / "keys.toml"]
 
 
 def skip_what_this_host_has_not(report: Report) -> None:
