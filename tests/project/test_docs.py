@@ -40,7 +40,7 @@ def all_errors() -> list[type[errors.HiveyardError]]:
     found = [errors.HiveyardError]
     for kind in found:
         found += kind.__subclasses__()
-    return [kind for kind in found if kind.__module__.startswith("hiveyard.")]
+    return [kind for kind in dict.fromkeys(found) if kind.__module__.startswith("hiveyard.")]
 
 
 def defaults() -> dict[str, object]:

@@ -3,7 +3,7 @@ out."""
 
 from __future__ import annotations
 
-from hiveyard.core.error import HiveyardError
+from hiveyard.core.error import ComeBack, HiveyardError
 
 
 class CredentialsError(HiveyardError):
@@ -54,14 +54,10 @@ class SignInNotFound(SignInRefused):
     code = "credentials.sign_in_not_found"
 
 
-class SignInRateLimited(CredentialsError):
-    """It answered 429. `retry_after` is when to come back, in seconds, where it told."""
+class SignInRateLimited(ComeBack, CredentialsError):
+    """It answered 429."""
 
     code, retry = "credentials.sign_in_rate_limited", True
-
-    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None, **context: str) -> None:
-        super().__init__(message, hint=hint, **context)
-        self.retry_after = retry_after
 
 
 class SignInUnavailable(CredentialsError):

@@ -16,3 +16,11 @@ class HiveyardError(Exception):
         self.message = message
         self.hint = hint
         self.context = context
+
+
+class ComeBack(HiveyardError):
+    """One of a service that may say when to come back: `retry_after`, in seconds from now; None when it did not."""
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None, **context: str) -> None:
+        super().__init__(message, hint=hint, **context)
+        self.retry_after = retry_after

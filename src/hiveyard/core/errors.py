@@ -21,6 +21,7 @@ chance. `hint` is a command to paste or one short sentence. `context` names what
 from __future__ import annotations
 
 from hiveyard.core.credentials_errors import *  # noqa: F403
+from hiveyard.core.error import ComeBack as ComeBack
 from hiveyard.core.error import HiveyardError as HiveyardError
 from hiveyard.core.service_errors import *  # noqa: F403
 
@@ -105,17 +106,13 @@ class ProviderNotFound(ProviderError):
     code = "provider.not_found"
 
 
-class ProviderRateLimited(ProviderError):
-    """A cloud was asked too much (429). `retry_after` is when to come back, in seconds, where it told."""
+class ProviderRateLimited(ComeBack, ProviderError):
+    """A cloud was asked too much (429)."""
 
     code, retry = "provider.rate_limited", True
 
-    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None, **context: str) -> None:
-        super().__init__(message, hint=hint, **context)
-        self.retry_after = retry_after
 
-
-class ProviderFailed(ProviderUnavailable):
+class ProviderFailed(ComeBack, ProviderUnavailable):
     """A cloud failed in a way of its own (5xx), or a provider's own program ended."""
 
     code, retry = "provider.failed", True

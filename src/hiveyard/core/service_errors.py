@@ -3,7 +3,7 @@ out."""
 
 from __future__ import annotations
 
-from hiveyard.core.error import HiveyardError
+from hiveyard.core.error import ComeBack, HiveyardError
 
 
 class ServiceError(HiveyardError):
@@ -28,17 +28,13 @@ class ServiceNotFound(ServiceError):
     code = "service.not_found"
 
 
-class ServiceRateLimited(ServiceError):
-    """It was asked too much (429). `retry_after` is when to come back, in seconds, where it told."""
+class ServiceRateLimited(ComeBack, ServiceError):
+    """It was asked too much (429)."""
 
     code, retry = "service.rate_limited", True
 
-    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None, **context: str) -> None:
-        super().__init__(message, hint=hint, **context)
-        self.retry_after = retry_after
 
-
-class ServiceFailed(ServiceError):
+class ServiceFailed(ComeBack, ServiceError):
     """It failed in a way of its own (5xx)."""
 
     code, retry = "service.failed", True

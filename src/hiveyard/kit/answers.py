@@ -29,8 +29,8 @@ _LONGEST_WAIT = 366 * 86_400.0
 
 class Kinds(NamedTuple):
     """The errors that a service's failures become: the request itself was wrong (400, 409, 422 and other 4xx); 401 and
-    403; 404; 429, made with `retry_after=` too; 5xx; no connection, or a cut one; no answer in time; an answer that is
-    none."""
+    403; 404; 429 and 5xx, made with `retry_after=` too; no connection, or a cut one; no answer in time; an answer
+    that is none."""
 
     refused: Kind
     unauthorized: Kind
@@ -110,10 +110,9 @@ class Answers:
             return kinds.unauthorized(told, hint=self._key_hint)
         if status == 404:
             return kinds.not_found(told)
-        if status == 429:
-            return kinds.rate_limited(told, retry_after=retry_after(response.headers.get("retry-after", "")))
-        if status >= 500:
-            return kinds.failed(told)
+        if status == 429 or status >= 500:
+            kind = kinds.rate_limited if status == 429 else kinds.failed
+            return kind(told, retry_after=retry_after(response.headers.get("retry-after", "")))
         if status < 400:
             return kinds.bad_answer(f"{told}: a redirect; it is not followed, since the key goes to one address only")
         return kinds.refused(told)

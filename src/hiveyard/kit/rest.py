@@ -124,12 +124,14 @@ class RestClient:
 
     def _pause(self, error: Exception, *, again: bool) -> bool | float:
         """Whether to try again, or after how many seconds."""
+        never_sent = isinstance(error.__cause__, httpx2.ConnectError)
+        limited = type(error) is self.answers.kinds.rate_limited  # what was turned away was not done
+        if not getattr(error, "retry", False) or not (again or never_sent or limited):
+            return False
         if isinstance(wait := getattr(error, "retry_after", None), float):
             # Not all at the same moment.
             return wait + random.random() if wait < self._limits.patience else False  # noqa: S311
-        never_sent = isinstance(error.__cause__, httpx2.ConnectError)
-        limited = hasattr(error, "retry_after")  # what was turned away was not done
-        return bool(getattr(error, "retry", False)) and (again or never_sent or limited)
+        return True
 
     def _connected(self) -> httpx2.AsyncClient:
         """The client, made when it is first needed: reading the certificate authorities takes a moment."""

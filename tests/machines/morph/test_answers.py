@@ -13,6 +13,7 @@ import pytest
 from anyio.abc import SocketStream
 
 from hiveyard.core.errors import (
+    ComeBack,
     HiveyardError,
     KeyMissing,
     ProviderBadAnswer,
@@ -174,12 +175,14 @@ async def test_what_may_pass_is_asked_again(first: int) -> None:
     assert all(request.header("authorization") == f"Bearer {KEY}" for request in requests)
 
 
+@pytest.mark.parametrize(("status", "kind"), [(429, ProviderRateLimited), (503, ProviderFailed)])
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_a_service_that_wants_to_be_left_alone_for_long_is(form: str) -> None:
+async def test_a_service_that_wants_to_be_left_alone_for_long_is(form: str, status: int, kind: type[ComeBack]) -> None:
     later = datetime.now(UTC) + timedelta(seconds=7200)
     said = "7200" if form == "seconds" else format_datetime(later, usegmt=True)
-    async with asking(whole(b"{}", status=429, more=f"retry-after: {said}\r\n"), patience=30) as (service, requests):
-        with pytest.raises(ProviderRateLimited) as raised:
+    answer = whole(b"{}", status=status, more=f"retry-after: {said}\r\n")
+    async with asking(answer, patience=30) as (service, requests):
+        with pytest.raises(kind) as raised:
             await service.instances({})
     assert raised.value.retry_after is not None and 7000 < raised.value.retry_after <= 7200
     assert len(requests) == 1
