@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from hiveyard.kit import loop
 
 # How long examples take to make says what else the machine is doing.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -13,8 +16,8 @@ settings.load_profile("calm")
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", loop.OPTIONS
 
 
 def pytest_configure() -> None:

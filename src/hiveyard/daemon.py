@@ -34,6 +34,7 @@ from hiveyard.engine.ledger import Ledger
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.ssh_keys import SshKeys
 from hiveyard.images.images import Images
+from hiveyard.kit import loop
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.files import locked
 from hiveyard.kit.group import first
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to(places().log if fd is not None else None)
     ready = Ready(fd)
     try:
-        anyio.run(_serve, ready)
+        anyio.run(_serve, ready, backend_options=loop.OPTIONS)
     except Exception as raised:
         error = first(raised)
         if fd is None and isinstance(error, HiveyardError):

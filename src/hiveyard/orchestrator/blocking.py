@@ -17,6 +17,7 @@ from hiveyard.core.drivers import Answer
 from hiveyard.core.events import AgentEvent
 from hiveyard.core.machines import Machine
 from hiveyard.core.ports import Turn
+from hiveyard.kit import loop
 from hiveyard.orchestrator.conversation import Conversation
 from hiveyard.orchestrator.orchestrator import Orchestrator
 
@@ -49,7 +50,7 @@ class SyncOrchestrator:
 
     def __enter__(self) -> Self:
         with ExitStack() as opening:
-            self._portal = opening.enter_context(start_blocking_portal())
+            self._portal = opening.enter_context(start_blocking_portal(backend_options=loop.OPTIONS))
             opening.enter_context(self._portal.wrap_async_context_manager(self.orchestrator))
             self._open = opening.pop_all()
         return self
