@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import selectors
@@ -122,9 +123,27 @@ def _holds(path: Path, wanted: set[bytes]) -> bool:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     """What a file holds, without its holes: the memory of a machine is mostly that."""
-    with path.open("rb", buffering=0) as file, suppress(OSError):  # ENXIO behind the last
+    with path.open("rb", buffering=0) as file:
         while True:
-            file.seek(file.tell(), os.SEEK_DATA)
+            try:
+                file.seek(file.tell(), os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # there is nothing behind this
+                    raise
+                return
             if not (piece := file.read(4 << 20)):
                 return
             yield piece
+
+
+def processes_of(home: Path) -> dict[int, str]:
+    """The processes that work for an installation, by what they were started with and where; zombies have neither."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words, place = (process / "cmdline").read_bytes().decode(errors="replace"), os.readlink(process / "cwd")
+        except OSError:
+            continue
+        if str(home) in words + place:
+            found[int(process.name)] = words.replace("\0", " ")
+    return found

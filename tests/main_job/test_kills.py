@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import pytest
 from aiodocker import Docker
 
 from .conftest import Event, Opening, Yard
+from .host import processes_of
 
 pytestmark = pytest.mark.real
 
@@ -82,24 +82,10 @@ def _check_nothing_left(yard: Yard, provider: str) -> None:
     assert list(yard.sessions.iterdir()) == []
     assert list((yard.home / "run" / "doors").iterdir()) == []
     assert list((yard.home / "data" / "machines" / provider).glob("*hv-*")) == []
-    assert _processes_of(yard) == []
+    assert set(processes_of(yard.home)) <= {yard.daemon_pid()}, processes_of(yard.home)
     assert str(yard.home) not in Path("/proc/self/mountinfo").read_text()
 
 
 async def _containers(socket: Path) -> list[str]:
     async with Docker(url=f"unix://{socket}") as docker:
         return [name for found in await docker.containers.list(all=True) for name in found["Names"]]
-
-
-def _processes_of(yard: Yard) -> list[str]:
-    """Command lines of what works for this installation, the daemon and the dead not counted."""
-    found = []
-    daemon = yard.daemon_pid()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            held = (process / "cmdline").read_bytes().decode(errors="replace"), os.readlink(process / "cwd")
-        except OSError:
-            continue
-        if str(yard.home) in "".join(held) and int(process.name) != daemon:
-            found.append(held[0].replace("\0", " "))
-    return found

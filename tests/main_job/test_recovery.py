@@ -16,6 +16,7 @@ from tests.engine.conftest import git
 from tests.support.vm import vm_pid
 
 from .conftest import Event, Opening, Speaking, Yard, patched
+from .host import processes_of
 
 pytestmark = pytest.mark.real
 
@@ -124,14 +125,8 @@ def _nothing_left(yard: Yard, id: str, vm: int) -> None:
     assert yard("rm", id).returncode == 0
     assert yard.json("ps", "-a") == []
     assert _ended(vm)
-    home = str(yard.home)
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            held = (process / "cmdline").read_bytes() + os.readlink(process / "cwd").encode()
-        except OSError:
-            continue
-        assert home.encode() not in held or int(process.name) == yard.daemon_pid(), held
-    assert home not in Path("/proc/self/mountinfo").read_text()
+    assert set(processes_of(yard.home)) <= {yard.daemon_pid()}, processes_of(yard.home)
+    assert str(yard.home) not in Path("/proc/self/mountinfo").read_text()
     assert list((yard.home / "data" / "machines" / "qemu").glob("*hv-*")) == []
     left = list(yard.home.rglob(f"*{id}*"))
     assert left == []
