@@ -35,9 +35,9 @@ tested = $(BIN)/python -m pytest -m $(1) $(2) || \
 unit: $(READY) ## Tests that boot nothing
 	$(call tested,"not real and not cloud",--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
-# One after the other: a VM takes all processors, and two that start at once would only be late.
+# Three rows side by side, each one after the other (tests/conftest.py): most wait, and a VM takes a processor.
 real: $(READY) ## Tests that boot machines and run agents
-	$(call tested,"real and not cloud")
+	$(call tested,"real and not cloud",--numprocesses 3 --dist loadgroup)
 
 demo: $(READY) ## A real agent mends a real repository in a forked VM, without a key or a network
 	@scripts/demo

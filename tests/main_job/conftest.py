@@ -82,7 +82,7 @@ class Yard(Hv):
     def _written_keys(self) -> list[str]:
         """Files of the installation, machines' disks and memories too, in which a key stands; but the file for keys."""
         keys = [value for name, value in self.env.items() if name.endswith("_API_KEY") and value]
-        found = files_with(self.home, set().union(*map(forms, keys)))
+        found = files_with(self.home, set().union(*map(forms, keys))) if keys else []
         return [path for path in found if Path(path) != self.home / "keys.toml"]
 
 

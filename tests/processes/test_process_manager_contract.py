@@ -403,6 +403,19 @@ async def test_a_stopped_process_is_not_started_again(manager: ProcessManager, g
     assert (info.status, info.exit_code, info.restarts) == (ProcessStatus.EXITED, 130, 0)
 
 
+async def test_a_program_that_has_not_begun_yet_hears_of_its_end_when_it_does(
+    manager: ProcessManager, guest: Guest, name: str
+) -> None:
+    # Whatever becomes a program ignores the signal until then; this one takes its time.
+    begins = "trap '' INT; echo ready; sleep 2; exec env --default-signal=INT sleep 1000"
+    await manager.start(guest, spec(name, begins))
+    with anyio.fail_after(PATIENCE):
+        async with aclosing(manager.follow(guest, name)) as pieces:  # type: ignore[type-var]
+            assert await anext(pieces) == b"ready\n"
+    info = await manager.stop(guest, name, grace=30)
+    assert (info.status, info.exit_code) == (ProcessStatus.EXITED, 130)
+
+
 # --- hostile guests --------------------------------------------------------------------------------------------------
 
 

@@ -170,8 +170,8 @@ exit 64
 """
 )
 
-# ROOT NAME GRACE(seconds, whole). SIGINT to all, once each; at the deadline all are stopped before they are killed, so
-# that nothing forks away. A process that is gone leaves its children one second of the grace.
+# ROOT NAME GRACE(seconds, whole). SIGINT to all, which each hears once; at the deadline all are stopped before they are
+# killed, so that nothing forks away. A process that is gone leaves its children one second of the grace.
 STOP: Final = (
     COMMON
     + STATUS
@@ -193,6 +193,11 @@ if [[ -e /proc/${runner:-none}/fd/5 ]]; then exec 5<>"/proc/$runner/fd/5"; else 
 declare -A known told
 # PID: whether that is one of ours, and still the same
 ours() { local now; [[ ${known[$1]} ]] && ticks "$1" now && [[ $now == "${known[$1]}" ]]; }
+# PID: whether it ignores SIGINT. A program that has only just been started does, until it begins.
+deaf() {
+  local name mask
+  while read -r name mask; do [[ $name == SigIgn: ]] && break; done <"/proc/$1/status" && ((0x$mask & 2))
+} 2>/dev/null
 # SIGNAL: send it to each that had none of it yet. `found`: how many there are; `fresh`: how many were new.
 each() {
   local signal=$1 d p s
@@ -212,7 +217,7 @@ each() {
     [[ $p == "$main" ]] && headless=
     ((found++))
     [[ ${told[$signal$p]} == "${20}" ]] && continue
-    told[$signal$p]=${20}
+    [[ $signal == INT ]] && deaf "$p" || told[$signal$p]=${20}
     ((fresh++))
     kill -"$signal" "$p" 2>/dev/null
   done
