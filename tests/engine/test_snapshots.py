@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -27,6 +28,7 @@ from hiveyard.core.events import BudgetSet, Notice, SessionForked, SnapshotTaken
 from hiveyard.engine import points
 from hiveyard.engine.forking import ForkRequest
 from hiveyard.engine.snapshots import Snapshots
+from hiveyard.engine.turn_snapshots import TurnSnapshots
 from hiveyard.engine.workspace import Workspace
 from hiveyard.store.lineage import Point
 from tests.engine.conftest import Yard, git
@@ -399,6 +401,26 @@ async def test_snapshots_of_turns_share_what_did_not_change(yard: Yard, repo: Pa
         await engine.sessions.stop(id)
 
 
+async def test_of_the_snapshots_of_turns_the_latest_stay_and_all_that_were_asked_for(yard: Yard, repo: Path) -> None:
+    settings = replace(yard.settings.engine, turn_snapshots=2)
+    async with Yard(yard.home, replace(yard.settings, engine=settings), {}).open() as engine:
+        id = await spawned(engine, repo, snapshots="turns")
+        await told(engine, id, "remember apple")
+        await engine.snapshots.take(id, "mine")
+        for word in ("pear", "plum", "fig"):
+            await told(engine, id, f"remember {word}")
+        with anyio.fail_after(30):
+            while len(await events(engine, id, "snapshot.removed")) < 2:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+            while len(list(workspace(yard, id).snapshots.iterdir())) > 3:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        assert [one.name for one in await engine.snapshots.list(id)] == ["mine", "turn-3", "turn-4"]
+        await engine.rewinds.rewind(id, "turn-3")
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple pear plum"
+        await engine.sessions.stop(id)
+
+
 async def test_a_file_whose_name_is_no_text_is_in_snapshots_and_forks(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
@@ -437,13 +459,14 @@ async def test_a_record_of_an_earlier_hiveyard_tells_what_did_not_change(yard: Y
 
 
 class _Untakable(Snapshots):
-    async def take(self, id: str, name: str | None = None, *, passing: bool = False) -> Point:
+    async def take(self, id: str, name: str | None = None, *, passing: bool = False, by_itself: bool = False) -> Point:
         raise ValueError("nobody thought of this")
 
 
 async def test_a_person_is_told_of_a_snapshot_that_failed_as_nobody_foresaw(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        _Untakable(engine.snapshots._r, engine.sessions, engine.snapshots._group)
+        snapshots = _Untakable(engine.snapshots._r, engine.sessions, engine.snapshots._group)
+        TurnSnapshots(engine.snapshots._r, engine.sessions, snapshots, engine.snapshots._group)
         id = await spawned(engine, repo, snapshots="turns")
         assert await told(engine, id, "remember apple") == "done: remember apple"
         with anyio.fail_after(30):

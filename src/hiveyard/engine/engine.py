@@ -38,6 +38,7 @@ from hiveyard.engine.rewinding import Rewinds
 from hiveyard.engine.sessions import Sessions
 from hiveyard.engine.snapshots import Snapshots
 from hiveyard.engine.source import Source, source
+from hiveyard.engine.turn_snapshots import TurnSnapshots
 from hiveyard.engine.wishing import check
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
@@ -57,6 +58,7 @@ class Engine:
         self._slots = anyio.Semaphore(resources.settings.max_tasks)
         self.sessions = Sessions(resources, group)
         self.snapshots = Snapshots(resources, self.sessions, group)
+        self.turn_snapshots = TurnSnapshots(resources, self.sessions, self.snapshots, group)
         self.forks = Forks(resources, self.sessions, self.snapshots, group)
         self.rewinds = Rewinds(resources, self.sessions)
         self.comparisons = Comparisons(resources, self.sessions)

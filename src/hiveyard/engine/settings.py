@@ -37,10 +37,13 @@ class EngineSettings:
     """Longest line of an agent's output, in MiB; what is longer is cut."""
     max_tasks: int = 16
     """Tasks that run at the same time; more wait for their turn."""
+    turn_snapshots: int = 10
+    """Snapshots that `--snapshots turns` keeps of a session, the latest ones; 0 keeps all."""
 
     def __post_init__(self) -> None:
-        if self.memory_total_mib < 0:
-            raise ValueError(f"memory_total_mib is {self.memory_total_mib}: it must be 0 or more")
+        for name in ("memory_total_mib", "turn_snapshots"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         for name in (
             "memory_mib",
             "cpus",

@@ -3,7 +3,6 @@ them; on any other they are the files and the agent's conversation."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import re
@@ -24,7 +23,6 @@ from hiveyard.core.errors import (
     MachineNotReady,
     NoSpace,
     OrchestrationError,
-    SessionNotRunning,
 )
 from hiveyard.core.events import Notice, SessionForked, SnapshotRemoved, SnapshotTaken
 from hiveyard.core.ports import Frozen, Pauses, Provider
@@ -70,11 +68,10 @@ class Snapshots:
         self._r = resources
         self._sessions = sessions
         self._group = group
-        sessions.on_turn_over = self._turn_over
 
     # --- taken -------------------------------------------------------------------------------------------------------
 
-    async def take(self, id: str, name: str | None = None, *, passing: bool = False) -> Point:
+    async def take(self, id: str, name: str | None = None, *, passing: bool = False, by_itself: bool = False) -> Point:
         """Keep a running session as it stands; it goes on afterwards. A paused one stays paused.
 
         Raises SessionNotRunning, BadInput for a name that is taken or impossible, NoSpace: then there is nothing of
@@ -86,9 +83,12 @@ class Snapshots:
             session = await self._sessions.row(id)
             sitting = await begun(session, stay)
             known = await self._r.ledger.read(lambda conn: views.snapshots(conn, id))
-            called = _free(name, known)
+            live = isinstance(self._provider(session), Live)
+            asked = SnapshotTaken(
+                snapshot=new_id(), name=_free(name, known), live=live, passing=passing, by_itself=by_itself
+            )
             async with self._still(session, stay) as moving:
-                return await self._keep(session, sitting, called, known, passing, moving)
+                return await self._keep(session, sitting, asked, known, moving)
 
     @asynccontextmanager
     async def _still(self, session: SessionRow, stay: Stay) -> AsyncIterator[str]:
@@ -109,16 +109,14 @@ class Snapshots:
                         stay.thaw()
 
     async def _keep(
-        self, session: SessionRow, sitting: Sitting, name: str, known: Sequence[SnapshotRow], passing: bool, moving: str
+        self, session: SessionRow, sitting: Sitting, asked: SnapshotTaken, known: Sequence[SnapshotRow], moving: str
     ) -> Point:
-        provider, snapshot = self._provider(session), new_id()
+        provider, snapshot = self._provider(session), asked.snapshot
         try:
             frozen, copied, feed = await self._frozen(session, sitting, snapshot, known)
             machine = await provider.get(machine_name(session.id))
-            taken = SnapshotTaken(
-                snapshot=snapshot,
-                name=name,
-                live=isinstance(provider, Live),
+            taken = msgspec.structs.replace(
+                asked,
                 seconds=frozen.seconds,
                 size=frozen.size + copied.written,
                 after_turn=sitting.course.ended,
@@ -127,7 +125,6 @@ class Snapshots:
                 image=machine.image,
                 shape=machine.shape,
                 feed_offset=feed,
-                passing=passing,
             )
             with anyio.CancelScope(shield=True):
                 await self._r.ledger.record(session.id, *_told(moving, copied), taken)
@@ -174,40 +171,6 @@ class Snapshots:
             return await anyio.to_thread.run_sync(copy)
         except OSError as error:
             raise uncopied(session.slug, error) from error
-
-    # --- taken by themselves -----------------------------------------------------------------------------------------
-
-    def _turn_over(self, stay: Stay) -> None:
-        """Nothing more is said to the agent until the snapshot is there."""
-        stay.hold()
-        self._group.start_soon(self._after_turn, stay, name=f"snapshot of {stay.id}")
-
-    async def _after_turn(self, stay: Stay) -> None:
-        try:
-            assert stay.sitting is not None
-            turn = stay.sitting.course.ended
-            await self.take(stay.id, f"turn-{turn}")
-        except SessionNotRunning:
-            log.info("session %s ended with its turn: there is no snapshot of that", stay.id)
-        except HiveyardError as error:
-            log.warning("session %s: no snapshot at the end of a turn: %s", stay.id, error.message)
-            await self._untaken(stay, error)
-        except Exception as error:
-            log.exception("session %s: no snapshot at the end of a turn", stay.id)
-            await self._untaken(stay, OrchestrationError(f"{type(error).__name__}: {error}"))
-        finally:
-            # One that a person paused meanwhile is thawed by that person.
-            if (await self._activity(stay.id)) is not Activity.PAUSED:
-                stay.thaw()
-
-    async def _untaken(self, stay: Stay, error: HiveyardError) -> None:
-        notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.message}", code=error.code)
-        with contextlib.suppress(HiveyardError):
-            await self._r.ledger.record(stay.id, notice)
-
-    async def _activity(self, id: str) -> Activity | None:
-        row = await self._r.ledger.read(lambda conn: views.find_session(conn, id))
-        return None if row is None else row.activity
 
     # --- listed and removed ------------------------------------------------------------------------------------------
 

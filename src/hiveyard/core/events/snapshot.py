@@ -12,7 +12,8 @@ class SnapshotTaken(Body, frozen=True, kw_only=True, tag="snapshot.taken"):
     number of the last turn that had ended, `turn` of the one at work. `conversation` is the agent's own name of what it
     remembers. `image` is the machine's, and `shape`, where that is known.
     The feed counts from byte `feed_offset`; None: from where it has been read to. `passing`: it was made for
-    a fork alone, and goes when its children have begun."""
+    a fork alone, and goes when its children have begun. `by_itself`: at the end of a turn, and goes when there are
+    enough later ones."""
 
     snapshot: str
     name: str
@@ -26,6 +27,7 @@ class SnapshotTaken(Body, frozen=True, kw_only=True, tag="snapshot.taken"):
     shape: Shape | None = None
     feed_offset: int | None = None
     passing: bool = False
+    by_itself: bool = False
 
 
 class SnapshotRemoved(Body, frozen=True, kw_only=True, tag="snapshot.removed"):
