@@ -37,7 +37,7 @@ unit: $(READY) ## Tests that boot nothing
 
 # Three rows side by side, each one after the other (tests/conftest.py): most wait, and a VM takes a processor.
 real: $(READY) ## Tests that boot machines and run agents
-	$(call tested,"real and not cloud",--numprocesses 3 --dist loadgroup)
+	$(call tested,"real and not cloud",--numprocesses 3 --dist loadscope)
 
 demo: $(READY) ## A real agent mends a real repository in a forked VM, without a key or a network
 	@scripts/demo

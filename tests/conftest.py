@@ -7,17 +7,13 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from hiveyard.kit import loop
 
 # How long examples take to make says what else the machine is doing.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("calm")
-
-
-# Parts of the tests that may run side by side; what is in none of them does so with all others. Emulated VMs want the
-# processors, and two rows of them are what two processors carry; one engine for containers is for one process.
-SMALL_VMS = ("contract", "orchestrator", "processes", "ways")
 
 
 @pytest.fixture(scope="session")
@@ -31,15 +27,20 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests that boot something, for `make real`."""
-    for item in items:
-        if item.get_closest_marker("real"):
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
+class Rows(LoadScopeScheduling):  # type: ignore[misc]
+    """What `make real` runs side by side: three rows of tests, each one after the other.
+
+    Emulated VMs want the processors, and two rows of them are what two processors carry; the rest mostly waits, and
+    its engine for containers belongs to one process at a time."""
+
+    _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner")
+    _SMALL = ("tests/contract/", "tests/orchestrator/", "tests/processes/", "tests/ways/")
+
+    def _split_scope(self, nodeid: str) -> str:
+        if not any(word in nodeid for word in self._VMS):
+            return "no VMs"
+        return "small VMs" if nodeid.startswith(self._SMALL) else "VMs"
 
 
-def _group(item: pytest.Item) -> str:
-    if "qemu" not in item.nodeid and not item.get_closest_marker("vm"):
-        return "without VMs"
-    return "small VMs" if item.path.parent.name in SMALL_VMS else "VMs"
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Rows | None:
+    return Rows(config, log) if config.getvalue("dist") == "loadscope" else None

@@ -28,6 +28,11 @@ def test_each_section_sets_its_own_part(tmp_path: Path) -> None:
     assert settings.door.requests == 4
 
 
+def test_each_agent_has_a_section(tmp_path: Path) -> None:
+    found = load(tmp_path, '[agents.codex]\nimage = "mine"\n[agents.claude]\nmodel = "m"\n').agents
+    assert (found["codex"].image, found["claude"].model, found["claude"].account) == ("mine", "m", "")
+
+
 def test_each_external_provider_has_a_section(tmp_path: Path) -> None:
     text = '[external.one]\ncommand = ["/a", "b"]\nsilence = 5\n[external.two]\ncommand = ["/c"]\nenv = ["X"]\n'
     found = load(tmp_path, text).external
@@ -49,6 +54,7 @@ def test_each_external_provider_has_a_section(tmp_path: Path) -> None:
         ('[external.mine]\ncommand = ["provider"]\n', "absolute"),
         ('[external.mine]\ncommand = ["/x", 3]\n', "a list of texts"),
         ('[external.mine]\ncommand = ["/x"]\ntoken = "x"\n', "no setting 'token'"),
+        ('[agents.claude]\nmodell = "m"\n', "no setting 'modell'"),
         ("[engine]\nmax_tasks = 0\n", "max_tasks is 0"),
         ('[door]\nanthropic_upstream = "ftp://x"\n', "https://"),
     ],

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from hiveyard.core.errors import BadSetting
 from hiveyard.door.keys import VARIABLES
 from hiveyard.door.settings import DoorSettings
-from hiveyard.engine.settings import EngineSettings, PortSettings
+from hiveyard.engine.settings import AgentSettings, EngineSettings, PortSettings
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
 from hiveyard.machines.docker.settings import DockerSettings
 from hiveyard.machines.external.settings import ExternalProgram
@@ -35,6 +35,7 @@ class Settings:
     """One field per section of the file; see docs/settings.md."""
 
     engine: EngineSettings = field(default_factory=EngineSettings)
+    agents: Mapping[str, AgentSettings] = field(default_factory=dict)
     door: DoorSettings = field(default_factory=DoorSettings)
     ports: PortSettings = field(default_factory=PortSettings)
     qemu: QemuSettings = field(default_factory=QemuSettings)

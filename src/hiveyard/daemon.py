@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -18,10 +18,10 @@ from pathlib import Path
 import anyio
 import uvicorn
 
-from hiveyard import __version__, config
+from hiveyard import __version__, agents, config, plugins
 from hiveyard.api.app import make_app
 from hiveyard.api.server import bind, make_server
-from hiveyard.core.errors import DaemonRunning, HiveyardError
+from hiveyard.core.errors import BadSetting, DaemonRunning, HiveyardError
 from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.core.ports import Provider
 from hiveyard.door.doors import Doors
@@ -134,6 +134,7 @@ async def resources(
     here: Places, settings: config.Settings, environment: Mapping[str, str]
 ) -> AsyncIterator[Resources]:
     """Everything the engine needs, open for as long as the block lasts."""
+    _check_agents(settings.agents, here)
     clock = SystemClock()
     for directory in (here.data, here.run, here.sessions, here.doors):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -156,12 +157,22 @@ async def resources(
                 doors=doors,
                 keys=keys,
                 settings=settings.engine,
+                agents=settings.agents,
                 ports=settings.ports,
                 host_ports=HostPorts(host_ports_place()),
                 ssh_keys=SshKeys(here.ssh),
                 clock=clock,
                 sessions=here.sessions,
                 door_directory=here.doors,
+            )
+
+
+def _check_agents(sections: Iterable[str], here: Places) -> None:
+    known = [*agents.names(), *plugins.names("hiveyard.agents", agents.names())]
+    for name in sections:
+        if name not in known:
+            raise BadSetting(
+                f"{here.config}: agents.{name}: no agent is called that", hint=f"one of: {', '.join(known)}"
             )
 
 

@@ -20,7 +20,7 @@ from tests.engine.conftest import Yard
 from tests.engine.yards import answer, events, spawned, told, until
 from tests.support.puppet import register
 
-pytestmark = [pytest.mark.anyio, pytest.mark.real, pytest.mark.vm]
+pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
 
 @pytest.fixture

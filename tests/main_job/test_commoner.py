@@ -58,7 +58,6 @@ def test_a_person_without_rights_builds_an_image_and_uses_it(commoner: Commoner)
 
 
 @pytest.mark.real
-@pytest.mark.vm
 def test_a_person_without_rights_forks_a_vm_while_it_runs(commoner: Commoner) -> None:
     image = anyio.run(vm_image)
     theirs = commoner.home / image.id

@@ -18,7 +18,7 @@ from tests.support.vm import vm_pid
 from .conftest import Event, Opening, Speaking, Yard, patched
 from .host import processes_of
 
-pytestmark = [pytest.mark.real, pytest.mark.vm]
+pytestmark = pytest.mark.real
 
 TICKS = 16
 SCRIPT = [

@@ -15,6 +15,7 @@ import pytest
 from hiveyard.cli.main import cli
 from hiveyard.config import Settings
 from hiveyard.core import errors, events
+from hiveyard.engine.settings import AgentSettings
 from hiveyard.machines.external.settings import ExternalProgram
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,9 +48,10 @@ def defaults() -> dict[str, object]:
     """Every setting with its default, as TOML would give it."""
     found: dict[str, object] = {}
     parts = {section.name: getattr(Settings(), section.name) for section in dataclasses.fields(Settings)}
-    for name, part in {**parts, "external": ExternalProgram}.items():
+    many = {"agents": AgentSettings, "external": ExternalProgram}
+    for name, part in {**parts, **many}.items():
         for field in dataclasses.fields(part):
-            value = getattr(part, field.name) if part is not ExternalProgram else field.default
+            value = field.default if name in many else getattr(part, field.name)
             found[f"{name}.{field.name}"] = list(value) if isinstance(value, tuple) else value
     return found
 

@@ -15,7 +15,7 @@ from tests.engine.conftest import repo
 from tests.main_job.conftest import Event, Opening, Speaking, Yard, docker_socket, opening, portal, speaking
 
 __all__ = ["docker_socket", "opening", "portal", "repo", "speaking"]
-pytestmark = [pytest.mark.real, pytest.mark.vm]
+pytestmark = pytest.mark.real
 
 CHILDREN = 2
 LONG = "A long thought. " * 20 + "It is thought."

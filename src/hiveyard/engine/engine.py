@@ -39,7 +39,7 @@ from hiveyard.engine.sessions import Sessions
 from hiveyard.engine.snapshots import Snapshots
 from hiveyard.engine.source import Source, source
 from hiveyard.engine.turn_snapshots import TurnSnapshots
-from hiveyard.engine.wishing import check
+from hiveyard.engine.wishing import check, completed
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
 
@@ -83,7 +83,7 @@ class Engine:
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, NoMemory for what can be told beforehand: then
         there is no task."""
-        request.checked()
+        request = completed(request.checked(), self._r)
         if (made := await self._made_before(request)) is not None:
             return made
         await check(request, self._r)

@@ -11,7 +11,7 @@ from hiveyard.core.machines import HOST, Image, Report, Shape
 from hiveyard.core.ports import Provider
 from hiveyard.engine.choice import choose
 from hiveyard.engine.settings import EngineSettings
-from hiveyard.images.images import Images
+from hiveyard.images.images import DEFAULT, Images
 
 
 class ImageStock:
@@ -31,6 +31,14 @@ class ImageStock:
         """Raises NoSuchImage, or BadInput for a recipe that is wrong."""
         if name != HOST.name:
             self._images.resolve(name)
+
+    def bringing(self, program: str) -> str:
+        """The image of a task that names none: the one that adds a program to the default image where that lacks it,
+        else the one of the settings. Raises NoSuchImage."""
+        name = self._settings.image
+        if name != DEFAULT or program not in self._images.recipes():
+            return name
+        return name if program in self._images.resolve(name).programs else program
 
     def check_program(self, name: str, program: str) -> None:
         """Raises BadInput when an image lacks a program for which there is an image of its own. What others bring

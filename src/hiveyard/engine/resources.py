@@ -12,7 +12,7 @@ from hiveyard.door.keys import Keys
 from hiveyard.engine.host_ports import HostPorts
 from hiveyard.engine.images import ImageStock
 from hiveyard.engine.ledger import Ledger
-from hiveyard.engine.settings import EngineSettings, PortSettings
+from hiveyard.engine.settings import AgentSettings, EngineSettings, PortSettings
 from hiveyard.engine.ssh_keys import SshKeys
 from hiveyard.engine.workspace import Workspace
 from hiveyard.kit.clock import Clock
@@ -31,6 +31,7 @@ class Resources:
     doors: Doors
     keys: Keys
     settings: EngineSettings
+    agents: Mapping[str, AgentSettings]
     ports: PortSettings
     host_ports: HostPorts
     ssh_keys: SshKeys

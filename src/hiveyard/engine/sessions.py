@@ -46,7 +46,7 @@ from hiveyard.engine.spawn import SpawnRequest, request_of
 from hiveyard.engine.ssh_keys import config
 from hiveyard.engine.stay import Stay
 from hiveyard.engine.wish import check_prompt
-from hiveyard.engine.wishing import check, check_account
+from hiveyard.engine.wishing import check, check_account, completed
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
 from hiveyard.store.views import SessionRow
@@ -74,7 +74,7 @@ class Sessions:
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, NoMemory for what can be told beforehand: then
         there is no session."""
         seated(request.agent or self._r.settings.agent)
-        request.checked()
+        request = completed(request.checked(), self._r)
         if (made := await self._made_before(request)) is not None:
             return made
         await check(request, self._r)

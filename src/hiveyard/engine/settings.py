@@ -59,6 +59,18 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """What one agent is begun with when nobody says otherwise; empty means as for all of them."""
+
+    model: str = ""
+    """Its model; empty means the program's own choice."""
+    image: str = ""
+    """The image of its machines; empty means that of section `[engine]`, or the one that brings its program."""
+    account: str = ""
+    """The account of keys.toml that pays for it; empty means that of section `[engine]`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PortSettings:
     """Where ports of this host that lead into sessions are taken from."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from hiveyard.agents import by_name
 from hiveyard.core.errors import BadInput
@@ -12,7 +15,24 @@ from hiveyard.door.tape import Tape
 from hiveyard.engine import repository, room
 from hiveyard.engine.choice import check_door, named
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.settings import AgentSettings
 from hiveyard.engine.wish import Wish
+
+W = TypeVar("W", bound=Wish)
+
+
+def completed(wish: W, resources: Resources) -> W:
+    """The wish with what the settings say for its agent, to be kept so: a conversation goes on as it began, whatever
+    they say later. Raises UnknownAgent, NoSuchImage."""
+    name = wish.agent or resources.settings.agent
+    program, default = by_name(name).program, resources.agents.get(name, AgentSettings())
+    own = resources.images.bringing(program)
+    return msgspec.structs.replace(
+        wish,
+        model=wish.model or default.model or None,
+        image=wish.image or default.image or (own if own != resources.settings.image else None),
+        account=wish.account or default.account or None,
+    )
 
 
 async def check(wish: Wish, resources: Resources) -> None:
