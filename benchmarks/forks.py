@@ -45,7 +45,8 @@ def memory(*names: str) -> float:
 
 async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, root: Path, children: int) -> None:
     still, first = Timed("parent stands still"), Timed("boot_from to a child's first event")
-    parent, kept = f"b-{new_id()}", f"b-{new_id()}"
+    unfolded = Timed("the same, of a snapshot that is kept")
+    parent, kept, stays = f"b-{new_id()}", f"b-{new_id()}", f"b-{new_id()}"
     names = [parent]
     (root / parent).mkdir()
     try:
@@ -53,7 +54,7 @@ async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, ro
         async with provider.guest(parent) as guest:
             await guest.run(Command(shell=_BUSY), timeout=120)
         alone = memory(parent)
-        taken = await provider.snapshot(parent, kept)
+        taken = await provider.snapshot(parent, kept, passing=True)
         still.seconds.append(taken.seconds)
         copy_tree(root / parent, root / "copy")
         for _ in range(children):
@@ -67,10 +68,17 @@ async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, ro
         five = figures.mib(f"memory of the parent and {children} children", memory(*names), n=len(names))
         figures.ratio("all of them / one", five, one, aim="2 or less")
         figures.mib("the snapshot on disk", taken.size / (1 << 20))
+        taken = await provider.snapshot(parent, stays)
+        figures.mib("one that is kept, on disk", taken.size / (1 << 20))
+        names.append(child := f"b-{new_id()}")
+        copy_tree(root / "copy", root / child)
+        await unfolded.of(lambda: _first(provider, base, root, stays, child))
+        unfolded.show(figures)
     finally:
         for name in names:
             await provider.terminate(name)
-        await provider.remove_snapshot(kept)
+        for snapshot in (kept, stays):
+            await provider.remove_snapshot(snapshot)
 
 
 def _spec(base: MachineSpec, session: Path) -> MachineSpec:

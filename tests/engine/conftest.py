@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 from hiveyard import config
 from hiveyard.core.events import Event
@@ -38,13 +39,24 @@ class Yard:
             stack.push_async_callback(qemu.aclose)
             yield await stack.enter_async_context(running(parts))
 
+    async def clear(self) -> None:
+        """End the machines that a test left, as one that fails does."""
+        async with resources(self.places, self.settings, self.environment) as parts:
+            local = parts.providers["bubblewrap"]
+            for name in await local.names():
+                await local.terminate(name)
+
 
 @pytest.fixture
-def yard(tmp_path: Path) -> Yard:
+def yard(tmp_path: Path) -> Iterator[Yard]:
     settings = config.Settings(
         engine=EngineSettings(provider="bubblewrap", image="host", disk_reserve_mib=1, timeout=120.0),
     )
-    return Yard(tmp_path / "home", settings, {})
+    yard = Yard(tmp_path / "home", settings, {})
+    yield yard
+    if any((yard.places.machines / "bubblewrap").glob("hv-*")):
+        with start_blocking_portal() as portal:
+            portal.call(yard.clear)
 
 
 @pytest.fixture

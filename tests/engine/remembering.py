@@ -47,7 +47,9 @@ class Remembering(BubblewrapProvider):
     async def get(self, name: str) -> Machine:
         return replace(await super().get(name), shape=self.shapes.get(name))
 
-    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
+    async def snapshot(
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
+    ) -> Frozen:
         if meanwhile is not None:
             await meanwhile()
         self.kept.add(snapshot)

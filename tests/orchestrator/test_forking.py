@@ -20,7 +20,9 @@ pytestmark = pytest.mark.anyio
 class _Remembering(BubblewrapProvider):
     """Keeps snapshots that have no memory in them, and removes none."""
 
-    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
+    async def snapshot(
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
+    ) -> Frozen:
         if meanwhile is not None:
             await meanwhile()
         return Frozen(0.0, 0)

@@ -197,7 +197,9 @@ class Keeping(BubblewrapProvider):
         super().__init__(state, cache)
         self.asked: list[tuple[str, str]] = []
 
-    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
+    async def snapshot(
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
+    ) -> Frozen:
         return Frozen(0.0, 0)
 
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:

@@ -10,7 +10,7 @@ import pytest
 from hiveyard.core.commands import ProcessStatus
 from hiveyard.core.errors import OperationFailed
 from hiveyard.core.machines import HOST
-from hiveyard.orchestrator import happenings
+from hiveyard.orchestrator import Defaults, happenings
 from hiveyard.processes.tmux import Tmux
 
 from .parts import PLACEHOLDER, Yards
@@ -72,6 +72,16 @@ async def test_a_turn_without_a_name_gets_one_that_tells_its_agent_and_is_nobody
     assert first != second
     assert first.startswith("command-")
     assert second.startswith("command-")
+    await yard.terminate(ready.machine)
+
+
+async def test_turns_are_as_the_defaults_say_unless_they_say_otherwise(yards: Yards) -> None:
+    yard = yards.yard(defaults=Defaults(model="one", ask=True, system="Be brief."))
+    ready = await yard.boot_and_prepare(HOST)
+    turn = ready.turn()
+    assert (turn.model, turn.ask, turn.system) == ("one", True, "Be brief.")
+    turn = ready.turn(model="two", ask=False, system="")
+    assert (turn.model, turn.ask, turn.system) == ("two", False, "")
     await yard.terminate(ready.machine)
 
 

@@ -210,8 +210,11 @@ class Snapshots(Protocol):
     Snapshots have names of their own, are not changed by anybody and outlive the machine. Their session directory is
     not part of them: the caller copies that `meanwhile`."""
 
-    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
-        """Keep the machine `name` as it stands; one that is there of that name is replaced. A machine that is frozen
+    async def snapshot(
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
+    ) -> Frozen:
+        """Keep the machine `name` as it stands; one that is there of that name is replaced. `passing`: machines begin
+        there at once, and then it goes, so it need not be small. A machine that is frozen
         stays so, any other stands still for as short as may be; `meanwhile` is called once while it does. When that or
         anything fails or is cancelled the machine is as before and nothing is left of the snapshot. Raises what
         `meanwhile` does, NoSuchMachine, MachineNotReady, MachineLost, NoSpace."""

@@ -113,7 +113,7 @@ class Snapshots:
     ) -> Point:
         provider, snapshot = self._provider(session), asked.snapshot
         try:
-            frozen, copied, feed = await self._frozen(session, sitting, snapshot, known)
+            frozen, copied, feed = await self._frozen(session, sitting, asked, known)
             machine = await provider.get(machine_name(session.id))
             taken = msgspec.structs.replace(
                 asked,
@@ -135,17 +135,17 @@ class Snapshots:
         return await self._r.ledger.read(lambda conn: lineage.point(conn, session.id, snapshot))
 
     async def _frozen(
-        self, session: SessionRow, sitting: Sitting, snapshot: str, known: Sequence[SnapshotRow]
+        self, session: SessionRow, sitting: Sitting, asked: SnapshotTaken, known: Sequence[SnapshotRow]
     ) -> tuple[Frozen, Copied, int | None]:
         """The machine, where that can be kept, and what `_copy` answers."""
         provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
 
         async def copy() -> None:
-            copies.append(await self._copy(session, sitting, snapshot, known))
+            copies.append(await self._copy(session, sitting, asked.snapshot, known))
 
         if isinstance(provider, Live):
-            kept = points.provider_name(session.id, snapshot)
-            frozen = await provider.snapshot(machine_name(session.id), kept, copy)
+            kept = points.provider_name(session.id, asked.snapshot)
+            frozen = await provider.snapshot(machine_name(session.id), kept, copy, passing=asked.passing)
         else:
             begun = clock.monotonic()
             await copy()

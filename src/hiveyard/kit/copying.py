@@ -177,14 +177,21 @@ class _Copying:
         return True
 
 
-def copy_content(source: int, target: int) -> bool:
-    """The bytes of one file into another, empty one: their blocks shared (True), or else copied without the holes."""
+def share_content(source: int, target: int) -> bool:
+    """Have another, empty file share the blocks of one; False where the file system cannot."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
-        return True
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
+        return False
+    return True
+
+
+def copy_content(source: int, target: int) -> bool:
+    """The bytes of one file into another, empty one: their blocks shared (True), or else copied without the holes."""
+    if share_content(source, target):
+        return True
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     at = 0

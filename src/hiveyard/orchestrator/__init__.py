@@ -7,6 +7,6 @@ from hiveyard.orchestrator.blocking import SyncOrchestrator
 from hiveyard.orchestrator.conversation import Conversation
 from hiveyard.orchestrator.happenings import Listener, RuntimeEvent
 from hiveyard.orchestrator.orchestrator import Orchestrator
-from hiveyard.orchestrator.prepared import Prepared
+from hiveyard.orchestrator.prepared import Defaults, Prepared
 
-__all__ = ["Conversation", "Listener", "Orchestrator", "Prepared", "RuntimeEvent", "SyncOrchestrator"]
+__all__ = ["Conversation", "Defaults", "Listener", "Orchestrator", "Prepared", "RuntimeEvent", "SyncOrchestrator"]

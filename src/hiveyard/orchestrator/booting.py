@@ -58,7 +58,7 @@ class Booting:
         """Keep a machine as it stands, with its session directory; it goes on. Raises ProviderError."""
         assert isinstance(self._provider, Snapshots)
         if self._provider.capabilities.remote:
-            await self._provider.snapshot(name, snapshot)
+            await self._provider.snapshot(name, snapshot, passing=True)
             return Origin(snapshot)
         source = spec.session or self._scratch.of(name, "session")
         if source is None:
@@ -71,7 +71,7 @@ class Booting:
             except OSError as error:
                 raise ProviderError(f"the session directory {source} was not copied: {error.strerror}") from error
 
-        await self._provider.snapshot(name, snapshot, copy)
+        await self._provider.snapshot(name, snapshot, copy, passing=True)
         return Origin(snapshot, kept)
 
     async def fork(self, parent: str, names: Sequence[str], spec: MachineSpec) -> dict[str, Machine]:

@@ -33,7 +33,7 @@ from hiveyard.orchestrator.conversation import Conversation, conversing
 from hiveyard.orchestrator.doorways import Doorways
 from hiveyard.orchestrator.failing import Step, logged, operating, preparing, starting, why
 from hiveyard.orchestrator.lifetimes import Lifetimes
-from hiveyard.orchestrator.prepared import Prepared, make_room
+from hiveyard.orchestrator.prepared import Defaults, Prepared, make_room
 
 T = TypeVar("T")
 _REMOVAL_BUDGET = 120.0
@@ -44,8 +44,8 @@ class Orchestrator:
 
     `on_event` hears all that happens; without one it goes to the log `hiveyard.orchestrator`. `installer` puts the
     credentials in. With `doors` (`hiveyard.door.local.LocalDoors`) each machine has a way to models, and a placeholder
-    for a key. Used as `async with`, it serves those doors, and ends machines whose `ttl_seconds` are over, where their
-    provider does not; leaving the block closes the doors and ends no machine.
+    for a key. `defaults` are those of all turns. Used as `async with`, it serves those doors, and ends machines whose
+    `ttl_seconds` are over, where their provider does not; leaving the block closes the doors and ends no machine.
 
     Errors are OrchestrationErrors: `context` has the machine, the process and the operation, `__cause__` why, and no
     secret that was installed is in them. BadInput comes before anything is made.
@@ -61,10 +61,12 @@ class Orchestrator:
         installer: CredentialsInstaller | None = None,
         doors: Doors | None = None,
         clock: Clock | None = None,
+        defaults: Defaults | None = None,
     ) -> None:
         self.provider = provider
         self.manager = manager
         self.agent = agent
+        self._defaults = defaults or Defaults()
         self._tell = on_event
         self._installer = installer
         self._clock = clock or SystemClock()
@@ -135,6 +137,7 @@ class Orchestrator:
             installed=tuple(installed),
             placeholder=placeholder,
             agent=self.agent.name,
+            defaults=self._defaults,
         )
 
     async def fork(self, ready: Prepared, count: int = 1) -> list[Prepared]:

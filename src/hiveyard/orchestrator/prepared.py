@@ -14,9 +14,18 @@ from hiveyard.kit.secret import Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What turns of an agent are when nothing else is said, as the fields of Turn."""
+
+    model: str | None = None
+    ask: bool = False
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """The machine, what it was asked to be, what may be assumed of it, the profiles that were installed, in their
-    order, what its door takes for a key, if it has one, and the agent that it was made for."""
+    order, what its door takes for a key, if it has one, the agent that it was made for, and that one's defaults."""
 
     machine: Machine
     spec: MachineSpec
@@ -24,6 +33,7 @@ class Prepared:
     installed: tuple[Installed, ...] = ()
     placeholder: Secret | None = None
     agent: str = ""
+    defaults: Defaults = Defaults()
 
     def turn(
         self,
@@ -32,13 +42,14 @@ class Prepared:
         command: str | None = None,
         model: str | None = None,
         conversation: str | None = None,
-        ask: bool = False,
+        ask: bool | None = None,
         system: str | None = None,
         placeholder: str = "",
     ) -> Turn:
         """A turn with its files below the guest's session directory, at the machine's own door, with the placeholder
         of that unless one is given. `name` is the process's, a new one unless given; `core.commands.process_name` makes
-        one of any words. Work tree and agent's state are the same for all turns of the machine."""
+        one of any words. `model`, `ask` and `system` are as the defaults say unless given. Work tree and agent's state
+        are the same for all turns of the machine."""
         name = process_name(self.agent, new_id()) if name is None else name
         session = self.capabilities.session
         return Turn(
@@ -48,11 +59,11 @@ class Prepared:
             state=f"{session}/state",
             door_url=self.capabilities.door_url,
             placeholder=placeholder or (self.placeholder.reveal() if self.placeholder else ""),
-            model=model,
+            model=self.defaults.model if model is None else model,
             conversation=conversation,
             command=command,
-            ask=ask,
-            system=system,
+            ask=self.defaults.ask if ask is None else ask,
+            system=self.defaults.system if system is None else system,
         )
 
 

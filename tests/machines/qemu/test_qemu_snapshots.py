@@ -18,6 +18,7 @@ from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu import QemuProvider
 from tests.contract.door import ask, serve_door
+from tests.support.blocks import shares_blocks
 from tests.support.vm import vm_provider
 
 from .test_qemu_machines import SHAPE, Yard, says, yard
@@ -53,13 +54,13 @@ class Litter:
         await self.provider.boot(name, self.spec(name, **more))
         return name
 
-    async def snapshot(self, name: str) -> str:
+    async def snapshot(self, name: str, *, passing: bool = False) -> str:
         kept = f"s-{new_id()}"
 
         async def files() -> None:
             copy_tree(self.root / name, self.root / kept)
 
-        await self.provider.snapshot(name, kept, files)
+        await self.provider.snapshot(name, kept, files, passing=passing)
         self.kept.append(kept)
         return kept
 
@@ -69,6 +70,21 @@ class Litter:
         self.machines.append(name)
         await self.provider.boot_from(kept, name, self.spec(name, **more))
         return name
+
+    async def children(self, kept: str, count: int) -> list[str]:
+        """That many, begun at once."""
+        made: list[str] = []
+
+        async def begin() -> None:
+            made.append(await self.child(kept))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(count):
+                group.start_soon(begin)
+        return made
+
+    def files(self, kept: str) -> set[str]:
+        return {path.name for path in (self.yard.state / ".snapshots" / kept).iterdir()}
 
     async def says(self, name: str, script: str) -> str:
         async with self.provider.guest(name) as guest:
@@ -107,7 +123,10 @@ async def test_processes_go_on_in_the_parent_and_in_both_children(litter: Litter
         await litter.says(parent, "echo before >/session/before; echo disk >~/disk")
         at, pid = await litter.counted(parent)
         kept = await litter.snapshot(parent)
-        family = [parent, await litter.child(kept), await litter.child(kept)]
+        assert "memory" not in litter.files(kept) or shares_blocks(litter.yard.state)
+        family = [parent, *await litter.children(kept, 2)]
+        assert "memory" in litter.files(kept)
+        assert not litter.files(kept) & {"base", "changes"}
         told = [await litter.counted(name, beyond=at + 1) for name in family]
         assert {found[1] for found in told} == {pid}
         assert await litter.says(parent, "cat /proc/sys/kernel/hostname") == parent
@@ -133,7 +152,9 @@ async def test_a_snapshot_of_a_child_is_a_snapshot(litter: Litter) -> None:
         child = await litter.child(await litter.snapshot(parent))
         await litter.says(child, "echo deep >~/deep")
         at, pid = await litter.counted(child)
-        grandchild = await litter.child(await litter.snapshot(child))
+        passing = await litter.snapshot(child, passing=True)
+        assert "memory" in litter.files(passing)
+        grandchild = await litter.child(passing)
         assert (await litter.counted(grandchild, beyond=at + 1))[1] == pid
         assert await litter.says(grandchild, "cat ~/deep") == "deep"
         again = await litter.child(await litter.snapshot(child))
@@ -276,11 +297,11 @@ anyio.run(vm_provider(Path(sys.argv[1])).snapshot, sys.argv[2], sys.argv[3])
 async def test_a_killed_maker_leaves_a_running_machine_and_nothing_that_is_not_found(litter: Litter) -> None:
     async with counting(litter) as parent:
         half = litter.yard.state / ".snapshots"
-        for steps in ("memory", "state", "table.json"):
+        for step in (".new-*", ".new-*/state", ".new-*/table.json"):
             at, _ = await litter.counted(parent)
             argv = [sys.executable, "-c", _MAKER, str(litter.yard.state), parent, "killed"]
             async with process.running(argv, cwd=Path(__file__).parents[3], grace=0.0) as maker:
-                while maker.returncode is None and not list(half.glob(f".new-*/{steps}")):  # noqa: ASYNC110
+                while maker.returncode is None and not list(half.glob(step)):  # noqa: ASYNC110
                     await anyio.sleep(0.001)
                 maker.kill()
             again: QemuProvider = vm_provider(litter.yard.state)

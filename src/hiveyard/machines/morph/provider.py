@@ -240,7 +240,9 @@ class MorphProvider:
                 for left in await self._service.snapshots(point):
                     await self._service.drop(left.id)
 
-    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
+    async def snapshot(
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
+    ) -> Frozen:
         """`seconds` is how long the service took; its space is not on this host. The machine is paused only for
         `meanwhile`."""
         check_machine_name(snapshot)

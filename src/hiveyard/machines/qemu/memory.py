@@ -21,16 +21,22 @@ _OWN = re.compile(rb"[\x40-\x5f\x80-\x9f\xc0-\xdf]+")
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)")
 
 
+class Piece(NamedTuple):
+    """Bytes of a guest's memory, and where in it they stand."""
+
+    at: int
+    data: bytes
+
+
 class _Mapping(NamedTuple):
     start: int
     end: int
     offset: int
 
 
-def write_changes(pid: int, base: os.stat_result, target: int) -> int:
-    """Write what process `pid` changed in its private mapping of the file `base` into `target`, a copy of that file.
-    Returns how many bytes that was. Raises OSError (ENOSPC), ProviderUnavailable without the right to read it."""
-    written = 0
+def changes(pid: int, base: os.stat_result) -> Iterator[Piece]:
+    """What process `pid` changed in its private mapping of the file `base`, in the order of that. Raises
+    ProviderUnavailable without the right to read it."""
     try:
         memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError as error:
@@ -41,11 +47,9 @@ def write_changes(pid: int, base: os.stat_result, target: int) -> int:
     try:
         for mapping in _mappings(pid, base):
             for start, end in _own(pid, mapping):
-                _copy(memory, start, end, target, start - mapping.start + mapping.offset)
-                written += end - start
+                yield from _pieces(memory, start, end, start - mapping.start + mapping.offset)
     finally:
         os.close(memory)
-    return written
 
 
 def _mappings(pid: int, base: os.stat_result) -> list[_Mapping]:
@@ -69,13 +73,10 @@ def _own(pid: int, mapping: _Mapping) -> Iterator[tuple[int, int]]:
         yield mapping.start + run.start() * _PAGE, mapping.start + run.end() * _PAGE
 
 
-def _copy(memory: int, start: int, end: int, target: int, at: int) -> None:
+def _pieces(memory: int, start: int, end: int, at: int) -> Iterator[Piece]:
     while start < end:
-        piece = os.pread(memory, min(end - start, _PIECE), start)
-        if not piece:
+        data = os.pread(memory, min(end - start, _PIECE), start)
+        if not data:
             raise ProviderError("the memory of QEMU ends before its mapping")
-        view = memoryview(piece)
-        while view:
-            done = os.pwrite(target, view, at)
-            view, at = view[done:], at + done
-        start += len(piece)
+        yield Piece(at, data)
+        start, at = start + len(data), at + len(data)

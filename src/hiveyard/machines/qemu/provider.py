@@ -278,17 +278,21 @@ class QemuProvider:
         async with self._standing(name) as (record, rig):
             await go_on(record, rig)
 
-    async def snapshot(self, name: str, snapshot: str, meanwhile: Meanwhile | None = None) -> Frozen:
+    async def snapshot(
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
+    ) -> Frozen:
         async with self._standing(name) as (record, rig):
             check_space(self._state, record.shape.memory_mib // 4 + 256)
             with space_named():
-                return await self._snapshots.take(snapshot, record, rig, self._builder.group, meanwhile)
+                return await self._snapshots.take(snapshot, record, rig, self._builder.group, meanwhile, whole=passing)
 
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         check_machine_name(name)
         found = self._snapshots.find(snapshot)
         number = await self._found_version()
         qemu = found.qemu(self._settings.program, number, self._accelerators().known(number))
+        with space_named():
+            await self._snapshots.unfold(snapshot, self._builder.group, writable=not qemu.seals)
         base = self._rig(name).base
         return await self._made(name, spec, lambda: self._bring_up(name, spec, qemu, found.settle(base)))
 

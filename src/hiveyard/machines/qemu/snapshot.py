@@ -1,6 +1,6 @@
 """Snapshots of running machines: the memory as it stands, the devices, and the disk, each of them a template to fork.
 
-    <state>/.snapshots/<name>/memory         the guest's memory: a copy of what it began with, and its changes
+    <state>/.snapshots/<name>/memory         the guest's memory, or what it is folded into (folded.py)
     <state>/.snapshots/<name>/state          the state of its devices
     <state>/.snapshots/<name>/table.json     what it knows of its session's directory, and has open there
     <state>/.snapshots/<name>/<number>       the content of a file that is open there and has no name any more
@@ -34,11 +34,12 @@ from hiveyard.kit.copying import copy_content
 from hiveyard.kit.group import together
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
+from hiveyard.machines.qemu import folded
 from hiveyard.machines.qemu.accelerator import Choice
 from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.locks import holding
-from hiveyard.machines.qemu.memory import write_changes
+from hiveyard.machines.qemu.memory import changes
 from hiveyard.machines.qemu.record import Record, Rig, layers
 from hiveyard.machines.qemu.serving import hush, speak
 from hiveyard.machines.qemu.still import halted, runs, stop, unhalted
@@ -66,13 +67,17 @@ class Snapshot(NamedTuple):
         return Qemu(program, version, choice)
 
     def settle(self, place: Path) -> Origin:
-        """What a machine begins from, with the snapshot's files at `place`, a directory that is made."""
+        """What a machine begins from, with the snapshot's files at `place`, a directory that is made. Raises
+        NoSuchSnapshot when it was removed meanwhile."""
         root = self.origin.frozen
         assert root is not None
         place.mkdir(parents=True)
         place.chmod(0o711)
-        for path in root.iterdir():
-            os.link(path, place / path.name)
+        try:
+            for path in root.iterdir():
+                os.link(path, place / path.name)
+        except FileNotFoundError as error:
+            raise NoSuchSnapshot(f"snapshot {root.name} is being removed") from error
         under = [Layer(str(place / Path(file).name), kind) if Path(file).parent == root else Layer(file, kind)
                  for file, kind in self.origin.under]  # fmt: skip
         return self.origin._replace(frozen=place, under=under)
@@ -115,10 +120,21 @@ class Snapshots:
         for path in self._root.glob(f".new-{machine}+*"):
             shutil.rmtree(path, ignore_errors=True)
 
+    async def unfold(self, name: str, group: int | None, *, writable: bool) -> None:
+        """Have its memory whole, for a machine to begin with. Raises OSError, ProviderError."""
+        place = self._place(name)
+
+        def ready(memory: Path) -> None:
+            hand_over(memory, group, writable=writable)
+
+        async with holding(self._root / ".locks" / name):
+            await anyio.to_thread.run_sync(folded.unfold, place, ready)
+
     async def take(
-        self, name: str, record: Record, rig: Rig, group: int | None, meanwhile: Meanwhile | None = None
+        self, name: str, record: Record, rig: Rig, group: int | None, meanwhile: Meanwhile | None, *, whole: bool
     ) -> Frozen:
-        """Take a snapshot of the machine of `record`. Call it under the machine's lock."""
+        """Take a snapshot of the machine of `record`, with its memory `whole` or as small as may be. Call it under the
+        machine's lock."""
         place = self._place(name)
         async with holding(self._root / ".locks" / name):
             fresh = self._root / f".new-{record.name}+{name}"
@@ -126,7 +142,7 @@ class Snapshots:
             fresh.mkdir(parents=True)
             fresh.chmod(0o711)
             try:
-                frozen = await _Taking(record, rig, fresh, place, group).take(meanwhile)
+                frozen = await _Taking(record, rig, fresh, place, group, whole).take(meanwhile)
                 shutil.rmtree(place, ignore_errors=True)
                 fresh.replace(place)
                 files.sync_dir(self._root)
@@ -144,12 +160,13 @@ class Snapshots:
 class _Taking:
     """One snapshot being taken into the directory `fresh`, to lie at `place`."""
 
-    def __init__(self, record: Record, rig: Rig, fresh: Path, place: Path, group: int | None) -> None:
+    def __init__(self, record: Record, rig: Rig, fresh: Path, place: Path, group: int | None, whole: bool) -> None:
         self._record = record
         self._rig = rig
         self._fresh = fresh
         self._place = place
         self._group = group
+        self._whole = whole
 
     async def take(self, meanwhile: Meanwhile | None) -> Frozen:
         if not self._record.origin:
@@ -159,7 +176,7 @@ class _Taking:
                 machine=self._record.name,
             )
         async with qmp(self._rig.qmp) as wire:
-            base = await anyio.to_thread.run_sync(self._copy_base)
+            base = await anyio.to_thread.run_sync(self._begin_memory)
             top, node = await _top(wire)
             await overlay(self._fresh / "blank.qcow2", "disk.qcow2", "qcow2", self._record.shape.disk_gib)
             await self._new_top(top + 1)
@@ -168,18 +185,11 @@ class _Taking:
                 changed = await self._freeze(wire, base, top, node, meanwhile)
             seconds = time.monotonic() - begun
         await anyio.to_thread.run_sync(self._finish, top)
-        size = sum(path.stat().st_blocks * 512 for path in self._fresh.iterdir())
+        size = sum(path.stat().st_blocks * 512 for path in self._fresh.iterdir() if path.name != "base")
         return Frozen(seconds, max(size, changed))
 
-    def _copy_base(self) -> os.stat_result:
-        """The memory that the machine began with."""
-        source = os.open(Path(self._record.origin) / "memory", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with (self._fresh / "memory").open("wb") as target:
-                copy_content(source, target.fileno())
-            return os.fstat(source)
-        finally:
-            os.close(source)
+    def _begin_memory(self) -> os.stat_result:
+        return folded.begin(self._fresh, Path(self._record.origin) / "memory", whole=self._whole)
 
     async def _new_top(self, number: int) -> None:
         path = self._rig.run / f"disk-{number}.qcow2"
@@ -219,8 +229,7 @@ class _Taking:
 
     def _copy_changes(self, base: os.stat_result) -> int:
         assert self._record.vm is not None
-        with (self._fresh / "memory").open("r+b") as target:
-            return write_changes(self._record.vm.pid, base, target.fileno())
+        return folded.finish(self._fresh, changes(self._record.vm.pid, base))
 
     def _save_open(self) -> None:
         (self._fresh / "table.json").write_bytes(self._table)
@@ -247,7 +256,7 @@ class _Taking:
         for number, path in enumerate(own):
             os.link(path, self._fresh / f"layer-{number}.qcow2")
             under.append(Layer(str(self._place / f"layer-{number}.qcow2"), "qcow2"))
-        for path in self._fresh.iterdir():
+        for path in (path for path in self._fresh.iterdir() if path.name != "base"):
             hand_over(path, self._group, writable=path.name == "memory" and not self._record.sealed)
         data = {
             "machine": self._record.name,
