@@ -123,7 +123,8 @@ class HostYard:
     """A place on this host for turns: a repository to work in, a home, and a state directory.
 
     `tamper` changes a process before it starts, for cases such as a missing key; `env` is added to what it gets. A
-    signal can be sent when its output holds some bytes (`signal_at`), or `stop_after` some seconds.
+    signal can be sent when its output holds some bytes (`signal_at`), or `stop_after` some seconds, or
+    when a file is there.
     """
 
     root: Path
@@ -173,7 +174,7 @@ class HostYard:
         *,
         key: str | None = None,
         signal_at: tuple[bytes, signal.Signals] | None = None,
-        stop_after: float | None = None,
+        stop_after: float | Path | None = None,
         stop_with: signal.Signals = signal.SIGINT,
         **turn: Any,
     ) -> Played:
@@ -192,7 +193,7 @@ class HostYard:
         spec: ProcessSpec,
         socket: Path,
         signal_at: tuple[bytes, signal.Signals] | None = None,
-        stop: tuple[float | None, signal.Signals] = (None, signal.SIGINT),
+        stop: tuple[float | Path | None, signal.Signals] = (None, signal.SIGINT),
     ) -> Finished:
         """Run a process in a network of its own that holds nothing but the model's socket, as nobody."""
         _give_away(self.root)
@@ -229,12 +230,23 @@ async def _gather(
             signal_at = None
 
 
-async def _wait(child: anyio.abc.Process, seconds: float | None, number: signal.Signals) -> int:
-    if seconds is not None:
-        with anyio.move_on_after(seconds):
-            return await child.wait()
-        _signal_below(child.pid, number)
+async def _wait(child: anyio.abc.Process, after: float | Path | None, number: signal.Signals) -> int:
+    if after is not None:
+        with anyio.move_on_after(after if isinstance(after, float | int) else None):
+            async with anyio.create_task_group() as group:
+                if isinstance(after, Path):
+                    group.start_soon(_there, after, group.cancel_scope)
+                await child.wait()
+                group.cancel_scope.cancel()
+        if child.returncode is None:
+            _signal_below(child.pid, number)
     return await child.wait()
+
+
+async def _there(path: Path, waiting: anyio.CancelScope) -> None:
+    while not path.exists():  # noqa: ASYNC110 (another program makes it)
+        await anyio.sleep(0.05)
+    waiting.cancel()
 
 
 def _signal_below(pid: int, number: signal.Signals) -> None:

@@ -141,7 +141,9 @@ async def test_what_opencode_may_not_see_comes_back_after_it_was_killed(yard: Ho
     (yard.repo / ".opencode" / "notes.md").write_text("mine")
     (yard.repo / "opencode.json").write_text("{}")
     await _commit(yard)
-    killed = await yard.play("opencode", [shell("tail -f /dev/null")], stop_after=6, stop_with=signal.SIGKILL)
+    began = yard.root / "state" / "began"
+    script = [shell(f"touch {began}; tail -f /dev/null")]
+    killed = await yard.play("opencode", script, stop_after=began, stop_with=signal.SIGKILL)
     assert not killed.verdict.ok
     assert not (yard.repo / "opencode.json").exists()
     assert await _status(yard) == [], "git misses nothing meanwhile"
@@ -223,8 +225,10 @@ async def test_a_server_that_always_fails_ends_the_turn(agent: str, step: Step, 
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_an_interrupted_turn_is_no_success_and_its_conversation_goes_on(agent: str, yard: HostYard) -> None:
     # opencode tells of a call when it is over.
-    stop = {"stop_after": 8} if agent == "opencode" else {"signal_at": (b"tail -f", signal.SIGINT)}
-    stopped = await yard.play(agent, [shell("tail -f /dev/null"), say("never said")], prompt="listen", **stop)
+    began = yard.root / "state" / "began"
+    stop = {"stop_after": began} if agent == "opencode" else {"signal_at": (b"tail -f", signal.SIGINT)}
+    script = [shell(f"touch {began}; tail -f /dev/null"), say("never said")]
+    stopped = await yard.play(agent, script, prompt="listen", **stop)
     assert not stopped.verdict.ok
     assert stopped.verdict.conversation
     on = await yard.play(
