@@ -9,7 +9,7 @@ from typing import cast
 
 import anyio
 
-from hiveyard.core.errors import NoMemory, NoSuchSnapshot
+from hiveyard.core.errors import CannotKeepMemory, NoMemory, NoSuchSnapshot
 from hiveyard.core.machines import Image, Machine, MachineSpec, Report, Shape, quiet
 from hiveyard.core.ports import Frozen, Meanwhile, Provider
 from hiveyard.daemon import resources
@@ -21,7 +21,8 @@ from tests.engine.conftest import Yard
 class Remembering(BubblewrapProvider):
     """It keeps no memory: what makes its snapshots live is that nothing begins at one that is gone. `gate` is open, or
     nobody begins at one yet; `removing` is set when one is removed. `booted` is what was asked for, in order.
-    With `full` nothing new can be made. It knows what the one `before` it knew."""
+    With `full` nothing new can be made, with `secretive` no machine's memory can be had. It knows what the one `before`
+    it knew."""
 
     def __init__(self, yard: Yard, *, full: bool = False, before: Remembering | None = None) -> None:
         here = yard.places
@@ -29,6 +30,7 @@ class Remembering(BubblewrapProvider):
         self.full = full
         self.kept: set[str] = before.kept if before else set()
         self.shapes: dict[str, Shape] = before.shapes if before else {}
+        self.secretive = False
         self.gate = anyio.Event()
         self.gate.set()
         self.removing = anyio.Event()
@@ -50,6 +52,8 @@ class Remembering(BubblewrapProvider):
     async def snapshot(
         self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
     ) -> Frozen:
+        if self.secretive:
+            raise CannotKeepMemory("nobody may read it")
         if meanwhile is not None:
             await meanwhile()
         self.kept.add(snapshot)

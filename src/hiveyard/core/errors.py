@@ -172,6 +172,12 @@ class CannotFreeze(ProviderError):
     code, retry = "machine.cannot_freeze", True
 
 
+class CannotKeepMemory(ProviderError):
+    """No snapshot can be taken of the memory of this machine as it runs; it goes on."""
+
+    code = "machine.cannot_keep_memory"
+
+
 class BootTimeout(ProviderError):
     code, retry = "machine.boot_timeout", True
 

@@ -217,7 +217,8 @@ class Snapshots(Protocol):
         there at once, and then it goes, so it need not be small. A machine that is frozen
         stays so, any other stands still for as short as may be; `meanwhile` is called once while it does. When that or
         anything fails or is cancelled the machine is as before and nothing is left of the snapshot. Raises what
-        `meanwhile` does, NoSuchMachine, MachineNotReady, MachineLost, NoSpace."""
+        `meanwhile` does, NoSuchMachine, MachineNotReady, MachineLost, NoSpace; CannotKeepMemory where this one's memory
+        cannot be had."""
 
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         """A ready machine `name` that goes on where the snapshot stands: same memory, same processes, their

@@ -298,8 +298,8 @@ def _request(session: SessionRow, point: Point) -> dict[str, Any]:
 
 def _cold(session: SessionRow) -> str:
     return (
-        f"{session.provider} keeps no memory in snapshots: the files were copied, and the agent resumes its"
-        " conversation in a new machine; what it was doing at that moment is not done"
+        f"the snapshot of this {session.provider} machine has no memory: the files were copied, and the agent resumes"
+        " its conversation in a new machine; what it was doing at that moment is not done"
     )
 
 

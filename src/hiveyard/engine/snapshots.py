@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from hiveyard.core.errors import (
     BadInput,
     CannotFreeze,
+    CannotKeepMemory,
     HiveyardError,
     MachineNotReady,
     NoSpace,
@@ -72,7 +73,8 @@ class Snapshots:
     # --- taken -------------------------------------------------------------------------------------------------------
 
     async def take(self, id: str, name: str | None = None, *, passing: bool = False, by_itself: bool = False) -> Point:
-        """Keep a running session as it stands; it goes on afterwards. A paused one stays paused.
+        """Keep a running session as it stands; it goes on afterwards. A paused one stays paused. Where its memory
+        cannot be had, it is the files and the conversation, and that is said.
 
         Raises SessionNotRunning, BadInput for a name that is taken or impossible, NoSpace: then there is nothing of
         the snapshot, and the session goes on."""
@@ -87,29 +89,52 @@ class Snapshots:
             asked = SnapshotTaken(
                 snapshot=new_id(), name=_free(name, known), live=live, passing=passing, by_itself=by_itself
             )
-            async with self._still(session, stay) as moving:
-                return await self._keep(session, sitting, asked, known, moving)
+            try:
+                return await self._taken(session, stay, sitting, asked, known)
+            except CannotKeepMemory as error:
+                asked = msgspec.structs.replace(asked, live=False)
+                return await self._taken(
+                    session, stay, sitting, asked, known, f"{error.message}; the memory is not kept"
+                )
+
+    async def _taken(
+        self,
+        session: SessionRow,
+        stay: Stay,
+        sitting: Sitting,
+        asked: SnapshotTaken,
+        known: Sequence[SnapshotRow],
+        lacking: str = "",
+    ) -> Point:
+        async with self._still(session, stay, live=asked.live) as moving:
+            moved = f"{moving}: the files were copied while the agent went on" if moving else ""
+            return await self._keep(session, sitting, asked, known, [why for why in (lacking, moved) if why])
 
     @asynccontextmanager
-    async def _still(self, session: SessionRow, stay: Stay) -> AsyncIterator[str]:
-        """Nobody of ours in the session's machine, which stands still; else why it does not. One that takes live
-        snapshots holds it still by itself, for less long."""
+    async def _still(self, session: SessionRow, stay: Stay, *, live: bool) -> AsyncIterator[str]:
+        """Nobody of ours in the session's machine, which stands still; else why it does not. For a live snapshot the
+        provider holds it still by itself, for less long."""
         provider, machine = self._provider(session), machine_name(session.id)
         paused = session.activity is Activity.PAUSED
         try:
             await stay.freeze()
-            yield "" if paused or isinstance(provider, Live) else await _held(provider, machine)
+            yield "" if paused or live else await _held(provider, machine)
         finally:
             if not paused:
                 with anyio.CancelScope(shield=True):
                     try:
-                        if isinstance(provider, Pauses) and not isinstance(provider, Live):
+                        if isinstance(provider, Pauses) and not live:
                             await provider.resume(machine)
                     finally:
                         stay.thaw()
 
     async def _keep(
-        self, session: SessionRow, sitting: Sitting, asked: SnapshotTaken, known: Sequence[SnapshotRow], moving: str
+        self,
+        session: SessionRow,
+        sitting: Sitting,
+        asked: SnapshotTaken,
+        known: Sequence[SnapshotRow],
+        told: Sequence[str],
     ) -> Point:
         provider, snapshot = self._provider(session), asked.snapshot
         try:
@@ -127,7 +152,7 @@ class Snapshots:
                 feed_offset=feed,
             )
             with anyio.CancelScope(shield=True):
-                await self._r.ledger.record(session.id, *_told(moving, copied), taken)
+                await self._r.ledger.record(session.id, *_notices(told, copied), taken)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._drop(session, provider, snapshot)
@@ -141,9 +166,10 @@ class Snapshots:
         provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
 
         async def copy() -> None:
-            copies.append(await self._copy(session, sitting, asked.snapshot, known))
+            copies.append(await self._copy(session, sitting, asked, known))
 
-        if isinstance(provider, Live):
+        if asked.live:
+            assert isinstance(provider, Live)
             kept = points.provider_name(session.id, asked.snapshot)
             frozen = await provider.snapshot(machine_name(session.id), kept, copy, passing=asked.passing)
         else:
@@ -154,16 +180,15 @@ class Snapshots:
         return frozen, copied, feed
 
     async def _copy(
-        self, session: SessionRow, sitting: Sitting, snapshot: str, known: Sequence[SnapshotRow]
+        self, session: SessionRow, sitting: Sitting, asked: SnapshotTaken, known: Sequence[SnapshotRow]
     ) -> tuple[Copied, int | None]:
         """The files, and where the feed goes on in them: None where the agent itself goes on in memory."""
-        workspace = self._r.workspace(session.id)
+        workspace, snapshot = self._r.workspace(session.id), asked.snapshot
         former = known[-1].id if known else None
 
         def copy() -> tuple[Copied, int | None]:
             copied = points.copy_files(workspace, snapshot, former)
-            live = isinstance(self._provider(session), Live)
-            feed = None if live else points.cut_feed(workspace, snapshot, sitting.seat.feed)
+            feed = None if asked.live else points.cut_feed(workspace, snapshot, sitting.seat.feed)
             points.finish(workspace, snapshot)
             return copied, feed
 
@@ -313,13 +338,9 @@ async def _held(provider: Provider, machine: str) -> str:
     return ""
 
 
-def _told(moving: str, copied: Copied) -> list[Notice]:
-    told = []
-    if moving:
-        told.append(Notice(message=f"{moving}: the files were copied while the agent went on"))
-    if copied.left_out:
-        told.append(Notice(message=f"{copied.left_out} sockets and devices are not in the snapshot"))
-    return told
+def _notices(told: Sequence[str], copied: Copied) -> list[Notice]:
+    left_out = [f"{copied.left_out} sockets and devices are not in the snapshot"] if copied.left_out else []
+    return [Notice(message=message) for message in (*told, *left_out)]
 
 
 def _free(name: str | None, known: Sequence[SnapshotRow]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hiveyard.core.errors import ProviderError, ProviderUnavailable
+from hiveyard.core.errors import CannotKeepMemory, ProviderError
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PIECE = 4 << 20
@@ -36,20 +36,29 @@ class _Mapping(NamedTuple):
 
 def changes(pid: int, base: os.stat_result) -> Iterator[Piece]:
     """What process `pid` changed in its private mapping of the file `base`, in the order of that. Raises
-    ProviderUnavailable without the right to read it."""
-    try:
-        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise ProviderUnavailable(
-            "the kernel lets nobody but root read the memory of a VM: no snapshot of one that runs",
-            hint="sudo sysctl -w kernel.yama.ptrace_scope=1",
-        ) from error
+    CannotKeepMemory without the right to read it."""
+    memory = _opened(pid)
     try:
         for mapping in _mappings(pid, base):
             for start, end in _own(pid, mapping):
                 yield from _pieces(memory, start, end, start - mapping.start + mapping.offset)
     finally:
         os.close(memory)
+
+
+def check(pid: int) -> None:
+    """Raises CannotKeepMemory without the right to read the memory of a process."""
+    os.close(_opened(pid))
+
+
+def _opened(pid: int) -> int:
+    try:
+        return os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise CannotKeepMemory(
+            "the kernel lets nobody but root read the memory of a VM: no snapshot of one that runs",
+            hint="sudo sysctl -w kernel.yama.ptrace_scope=1",
+        ) from error
 
 
 def _mappings(pid: int, base: os.stat_result) -> list[_Mapping]:

@@ -27,19 +27,18 @@ from typing import NamedTuple
 
 import anyio
 
-from hiveyard.core.errors import BadInput, MachineNotReady, NoSpace, NoSuchSnapshot, ProviderError, ProviderUnavailable
+from hiveyard.core.errors import BadInput, CannotKeepMemory, NoSpace, NoSuchSnapshot, ProviderError, ProviderUnavailable
 from hiveyard.core.ports import Frozen, Meanwhile
 from hiveyard.kit import files
 from hiveyard.kit.copying import copy_content
 from hiveyard.kit.group import together
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
-from hiveyard.machines.qemu import folded
+from hiveyard.machines.qemu import folded, memory
 from hiveyard.machines.qemu.accelerator import Choice
 from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.locks import holding
-from hiveyard.machines.qemu.memory import changes
 from hiveyard.machines.qemu.record import Record, Rig, layers
 from hiveyard.machines.qemu.serving import hush, speak
 from hiveyard.machines.qemu.still import halted, runs, stop, unhalted
@@ -124,8 +123,8 @@ class Snapshots:
         """Have its memory whole, for a machine to begin with. Raises OSError, ProviderError."""
         place = self._place(name)
 
-        def ready(memory: Path) -> None:
-            hand_over(memory, group, writable=writable)
+        def ready(path: Path) -> None:
+            hand_over(path, group, writable=writable)
 
         async with holding(self._root / ".locks" / name):
             await anyio.to_thread.run_sync(folded.unfold, place, ready)
@@ -170,11 +169,13 @@ class _Taking:
 
     async def take(self, meanwhile: Meanwhile | None) -> Frozen:
         if not self._record.origin:
-            raise MachineNotReady(
+            raise CannotKeepMemory(
                 f"machine {self._record.name} was booted whole: only forks of a template can be frozen",
                 hint="set templates = true in section [qemu] of the settings",
                 machine=self._record.name,
             )
+        assert self._record.vm is not None
+        memory.check(self._record.vm.pid)
         async with qmp(self._rig.qmp) as wire:
             base = await anyio.to_thread.run_sync(self._begin_memory)
             top, node = await _top(wire)
@@ -229,7 +230,7 @@ class _Taking:
 
     def _copy_changes(self, base: os.stat_result) -> int:
         assert self._record.vm is not None
-        return folded.finish(self._fresh, changes(self._record.vm.pid, base))
+        return folded.finish(self._fresh, memory.changes(self._record.vm.pid, base))
 
     def _save_open(self) -> None:
         (self._fresh / "table.json").write_bytes(self._table)
