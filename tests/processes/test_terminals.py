@@ -84,7 +84,7 @@ async def test_type_see_leave_come_back(shared: Place, guest: Guest, manager: Tm
         leave(somebody)
         assert await somebody.leaves() == 0
         assert somebody.modes() == before
-        assert b"\x1b[?1049l" in somebody.raw
+        await somebody.gets(b"\x1b[?1049l")
     assert (await manager.get(guest, name)).status is ProcessStatus.RUNNING
     async with await attached(shared, name) as somebody:
         await somebody.sees("<hello>")
@@ -211,7 +211,7 @@ async def test_true_colour_arrives_where_the_terminal_has_it(shared: Place, gues
     await manager.start(guest, ProcessSpec(name=name, command=shown, terminal=True))
     async with await attached(shared, name, colors="truecolor") as somebody:
         await somebody.sees("blue")
-        assert b"38;2;1;22;133m" in somebody.raw
+        await somebody.gets(b"38;2;1;22;133m")
     async with await attached(shared, name) as somebody:
         await somebody.sees("blue")
         assert b"38;2;1;22;133m" not in somebody.raw
@@ -338,7 +338,7 @@ async def test_a_lot_of_output_arrives_whole(shared: Place) -> None:
     async with person(argv) as somebody:
         assert await somebody.leaves() == 0
         await somebody.sees("end")
-        assert b"".join(b"%d\n" % number for number in range(1, 200001)) in somebody.raw
+        await somebody.gets(b"".join(b"%d\n" % number for number in range(1, 200001)))
 
 
 @pytest.mark.parametrize("argv", [("no-such-program",), ("/tmp",)])
@@ -359,7 +359,8 @@ async def test_the_terminal_comes_back_when_the_machine_dies(offer: Offer, manag
             await offer.crash(place.name)
             assert await somebody.leaves() > 128
             assert somebody.modes() == before
-            assert b"\x1b[?1049l" in somebody.raw and b"\x1b[?25h" in somebody.raw
+            for codes in (b"\x1b[?1049l", b"\x1b[?25h"):
+                await somebody.gets(codes)
 
 
 async def test_the_terminal_comes_back_when_what_leads_there_is_killed(shared: Place, name: str) -> None:

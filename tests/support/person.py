@@ -63,6 +63,10 @@ class Person:
     async def sees_no(self, text: str) -> None:
         await self._until(lambda: text not in self.screen, f"{text!r} to go away")
 
+    async def gets(self, codes: bytes) -> None:
+        """Wait until the terminal was sent these, which need not be seen."""
+        await self._until(lambda: codes in self.raw, f"{codes[:80]!r}")
+
     async def _until(self, true: Any, what: str) -> None:
         with anyio.move_on_after(PATIENCE):
             while not true():

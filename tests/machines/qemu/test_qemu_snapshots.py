@@ -94,7 +94,7 @@ class Litter:
         """How far the counter is, when that is beyond a number, and its pid."""
         with anyio.fail_after(60):
             while True:
-                words = (await self.says(name, "cat /tmp/count")).split()
+                words = (await self.says(name, "cat /tmp/count 2>/dev/null; true")).split()
                 if len(words) == 2 and int(words[0]) > beyond:
                     return int(words[0]), int(words[1])
 
