@@ -213,12 +213,11 @@ class Snapshots(Protocol):
     async def snapshot(
         self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
     ) -> Frozen:
-        """Keep the machine `name` as it stands; one that is there of that name is replaced. `passing`: machines begin
-        there at once, and then it goes, so it need not be small. A machine that is frozen
-        stays so, any other stands still for as short as may be; `meanwhile` is called once while it does. When that or
-        anything fails or is cancelled the machine is as before and nothing is left of the snapshot. Raises what
-        `meanwhile` does, NoSuchMachine, MachineNotReady, MachineLost, NoSpace; CannotKeepMemory where this one's memory
-        cannot be had."""
+        """Keep the machine `name` as it stands; one that is there of that name is replaced. A machine that is frozen
+        stays so, any other stands still for as short as may be; `meanwhile` is called once while it does. `passing`:
+        machines begin there at once, and then it goes, so it need not be small. When `meanwhile` or anything fails or
+        is cancelled the machine is as before and nothing is left of the snapshot. Raises what `meanwhile` does,
+        NoSuchMachine, MachineNotReady, MachineLost, NoSpace; CannotKeepMemory where this one's memory cannot be had."""
 
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         """A ready machine `name` that goes on where the snapshot stands: same memory, same processes, their
