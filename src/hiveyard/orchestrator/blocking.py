@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from functools import partial, update_wrapper
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
@@ -17,7 +17,7 @@ from hiveyard.core.drivers import Answer
 from hiveyard.core.events import AgentEvent
 from hiveyard.core.machines import Machine
 from hiveyard.core.ports import Turn
-from hiveyard.kit import loop
+from hiveyard.kit import loop, waiting
 from hiveyard.orchestrator.conversation import Conversation
 from hiveyard.orchestrator.orchestrator import Orchestrator
 
@@ -78,11 +78,17 @@ class SyncOrchestrator:
         self, machine: Machine, turn: Turn, *, offset: int = 0, keep_on_error: bool = False
     ) -> Iterator[SyncConversation]:
         """A conversation with the agent; leaving the block ends nothing."""
-        talking = self.orchestrator.converse(machine, turn, offset=offset, keep_on_error=keep_on_error)
-        with self._running().wrap_async_context_manager(talking) as conversation:
-            yield SyncConversation(self, conversation)
 
-    def each(self, source: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
+        async def held() -> AsyncGenerator[Conversation, None]:
+            async with self.orchestrator.converse(machine, turn, offset=offset, keep_on_error=keep_on_error) as talk:
+                yield talk
+
+        with closing(self.each(held)) as holding:
+            for conversation in holding:
+                # The loop's second round is what leaves it.
+                yield SyncConversation(self, conversation)
+
+    def each(self, source: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
         """What an asynchronous generator gives, as it comes. Each piece is taken from it when it is asked for: what is
         not asked for is not lost."""
         portal = self._running()
@@ -104,7 +110,7 @@ class SyncOrchestrator:
         try:
             while (piece := self.wait(partial(_next, asking, receiving))) is not None:
                 yield piece
-            reading.result()
+            waiting.result(reading)
         finally:
             reading.cancel()
             if self._portal is not None:
@@ -115,7 +121,7 @@ class SyncOrchestrator:
         """What `work` gives, run on the event loop of the orchestrator."""
         future = self._running().start_task_soon(work)
         try:
-            return future.result()
+            return waiting.result(future)
         except BaseException:
             future.cancel()
             raise
