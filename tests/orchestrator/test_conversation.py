@@ -16,7 +16,7 @@ import pytest
 from hiveyard.agents.codex import Codex
 from hiveyard.core.commands import ProcessInfo, ProcessSpec, ProcessStatus
 from hiveyard.core.drivers import Answer
-from hiveyard.core.errors import AgentFlood, BadInput, ProcessError
+from hiveyard.core.errors import AgentFlood, BadInput, GuestDisconnected, ProcessError, SessionNotStarted
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentEvent, AgentPrompted, AgentText
 from hiveyard.core.machines import HOST
 from hiveyard.core.ports import Guest, Turn
@@ -219,6 +219,54 @@ async def test_events_that_a_script_does_not_ask_for_are_not_taken(yards: Yards)
 
     await anyio.to_thread.run_sync(script)
     assert words(rest) == ["b", "c"]
+
+
+class _Unreachable(Detached):
+    """Finds nothing and starts nothing while the connection is `broken`."""
+
+    broken = looking = False
+
+    async def get(self, guest: Guest, name: str) -> ProcessInfo:
+        if self.looking:
+            raise GuestDisconnected("the connection broke")
+        return await super().get(guest, name)
+
+    async def start(self, guest: Guest, spec: ProcessSpec) -> ProcessInfo:
+        if self.broken:
+            raise GuestDisconnected("the connection broke")
+        return await super().start(guest, spec)
+
+
+@pytest.mark.parametrize("looking", [False, True], ids=["found", "unknown"])
+@pytest.mark.parametrize("again", [False, True], ids=["from its beginning", "from an offset"])
+async def test_a_conversation_that_cannot_be_opened_again_is_not_lost(yards: Yards, again: bool, looking: bool) -> None:
+    manager = _Unreachable()
+    async with prepared(yards, manager) as (yard, ready):
+        live = ready.turn("live", command="true")
+        async with yard.converse(ready.machine, live) as talk:
+            assert words(await turn(talk, "echo SAY first")) == ["first"]
+            offset = talk.offset
+        manager.broken, manager.looking = True, looking
+        with pytest.raises(SessionNotStarted, match="the connection broke"):
+            async with yard.converse(ready.machine, live, offset=offset if again else 0):
+                pass
+        with pytest.raises(SessionNotStarted):
+            await yard.start_session(ready.machine, live)
+        assert yards.told()[-2:] == ["session_failed", "machine_kept"]
+        manager.broken = manager.looking = False
+        async with yard.converse(ready.machine, live, offset=offset) as talk:
+            assert words(await turn(talk, "echo SAY second")) == ["second"]
+
+
+async def test_a_conversation_that_never_began_leaves_no_machine(yards: Yards) -> None:
+    manager = _Unreachable()
+    manager.broken = True
+    yard = Orchestrator(yards.provider, manager, Talker(), on_event=yards.hear)
+    ready = await yard.boot_and_prepare(HOST)
+    with pytest.raises(SessionNotStarted):
+        async with yard.converse(ready.machine, ready.turn("live")):
+            pass
+    assert yards.told()[-2:] == ["session_failed", "machine_terminated"]
 
 
 class _Saying(Detached):

@@ -17,7 +17,7 @@ import anyio
 from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.credentials import CredentialProfile, CredentialsInstaller, Installed
 from hiveyard.core.drivers import Converses
-from hiveyard.core.errors import BadInput, HiveyardError, OrchestrationError
+from hiveyard.core.errors import BadInput, HiveyardError, NoSuchProcess, OrchestrationError
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction
 from hiveyard.core.ports import Agent, Doors, Forks, Guest, Pauses, ProcessManager, Provider, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
@@ -123,7 +123,10 @@ class Orchestrator:
             self._secrets[name] = {secret for profile in credential_profiles for secret in profile.masked()}
             if placeholder is not None:
                 self._secrets[name].add(placeholder)
-            kept = (Exception,) if keep_on_error else ()
+
+            def kept(error: BaseException) -> bool:
+                return keep_on_error and isinstance(error, Exception)
+
             async with self._removed_on_failure(happenings.PreparationFailed, name, kept):
                 machine = await self._boot(name, spec, placeholder, Origin(snapshot) if snapshot is not None else None)
                 installed = await self._install(name, credential_profiles, real)
@@ -203,8 +206,9 @@ class Orchestrator:
         """Start the agent's process for `turn`, or find the one of that name that was started before.
 
         The turn's directories are made, and `prompt` is written to its file, which has to be there without one. When
-        this fails or is cancelled the machine is removed, with all that runs in it, unless `keep_on_error`. Raises
-        SessionNotStarted; BadInput for a turn that the agent cannot do, when nothing was done and the machine stays."""
+        this fails or is cancelled the machine is removed, with all that runs in it, unless `keep_on_error`, or unless
+        the process may have been there before: then what fails takes nothing away. Raises SessionNotStarted; BadInput
+        for a turn that the agent cannot do, when nothing was done and the machine stays."""
         return await self._start(machine, turn, self.agent.process(turn), prompt, keep_on_error)
 
     @asynccontextmanager
@@ -212,13 +216,14 @@ class Orchestrator:
         self, machine: Machine, turn: Turn, *, offset: int = 0, keep_on_error: bool = False
     ) -> AsyncIterator[Conversation]:
         """A conversation with the agent, whose process is started as by `start_session`, or found; leaving the block
-        ends nothing. `offset` is the one of a conversation with that process that was left. Raises as that, and
-        BadInput for an agent that takes one prompt only; a conversation raises errors of its own."""
+        ends nothing. `offset` is the one of a conversation with that process that was left; with one, no failure
+        removes the machine. Raises as that, and BadInput for an agent that takes one prompt only; a conversation raises
+        errors of its own."""
         agent = self.agent
         if not isinstance(agent, Converses):
             raise BadInput(f"the agent {agent.name} takes one prompt only", hint="start_session, for each prompt one")
         driver, spec = agent.driver(turn), agent.live(turn)
-        await self._start(machine, turn, spec, None, keep_on_error)
+        await self._start(machine, turn, spec, None, keep_on_error or offset > 0)
         mask = self._mask(machine.name)
         async with AsyncExitStack() as inside:
             opening = inside.enter_async_context(self.provider.guest(machine.name))
@@ -267,20 +272,31 @@ class Orchestrator:
     ) -> ProcessInfo:
         """`spec` was made of the turn before, out of here: a turn that cannot be costs no machine."""
         self._secrets.setdefault(machine.name, set()).add(Secret(turn.placeholder))
+        new = False
 
         async def start() -> ProcessInfo:
+            nonlocal new
             async with self.provider.guest(machine.name) as guest:
+                new = not keep and await self._is_new(guest, spec.name)
                 await make_room(guest, turn, prompt)
                 return await self.manager.start(guest, spec)
 
         failed = partial(happenings.SessionFailed, process=turn.name)
-        async with self._removed_on_failure(failed, machine.name, (BaseException,) if keep else ()):
+        async with self._removed_on_failure(failed, machine.name, lambda _: not new):
             info = await self._starting(machine.name, turn.name).of(start(), self._mask(machine.name))
         started = happenings.SessionStarted(
             machine=machine.name, process=info.name, agent=self.agent.name, manager=self.manager.name, pid=info.pid
         )
         self._tell(started)
         return info
+
+    async def _is_new(self, guest: Guest, process: str) -> bool:
+        """Whether it is certain that there is no such process yet."""
+        try:
+            await self.manager.get(guest, process)
+        except HiveyardError as error:
+            return isinstance(error, NoSuchProcess)
+        return False
 
     async def _boot(self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Origin | None) -> Machine:
         booting = self._booting.boot(name, spec, placeholder, origin)
@@ -331,14 +347,17 @@ class Orchestrator:
     async def _all_removed_on_failure(self, names: Sequence[str]) -> AsyncIterator[None]:
         async with AsyncExitStack() as made:
             for name in names:
-                await made.enter_async_context(self._removed_on_failure(happenings.PreparationFailed, name, ()))
+                await made.enter_async_context(self._removed_on_failure(happenings.PreparationFailed, name))
             yield
 
     @asynccontextmanager
     async def _removed_on_failure(
-        self, failed: Callable[..., happenings.RuntimeEvent], name: str, kept: tuple[type[BaseException], ...]
+        self,
+        failed: Callable[..., happenings.RuntimeEvent],
+        name: str,
+        kept: Callable[[BaseException], bool] = lambda _: False,
     ) -> AsyncIterator[None]:
-        """Whatever comes out of the block is told, and ends the machine unless it is of the kinds `kept`."""
+        """Whatever comes out of the block is told, and ends the machine unless it is to be `kept`."""
         try:
             yield
         except BaseException as error:
@@ -346,7 +365,7 @@ class Orchestrator:
             try:
                 self._tell(failed(machine=name, operation=operation, code=code, reason=reason))
             finally:
-                if isinstance(error, kept):
+                if kept(error):
                     self._tell(happenings.MachineKept(machine=name))
                 else:
                     await self._give_up(name, error)
