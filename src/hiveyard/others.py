@@ -11,6 +11,7 @@ import anyio
 
 from hiveyard import plugins
 from hiveyard.core.errors import BadPlugin, BadSetting
+from hiveyard.core.machines import Capabilities
 from hiveyard.core.ports import Provider
 from hiveyard.door.keys import VARIABLES
 from hiveyard.engine.choice import unknown
@@ -20,6 +21,8 @@ from hiveyard.machines.external.settings import ExternalProgram
 from hiveyard.places import Places
 
 log = logging.getLogger("hiveyard.daemon")
+_UNHEARD = Capabilities(door_url="", remote=True)
+"""What is taken for true of a program that cannot be asked: no agent gets there, and nobody gets it by default."""
 _GREETING = 5.0  # seconds in which programs may tell what they can do, before anybody asks them for something
 
 
@@ -68,7 +71,7 @@ def _external(
     if keys := set(program.env) & set(VARIABLES.values()):
         raise BadSetting(f"{here.config}: external.{name}: {', '.join(sorted(keys))} stays with the door")
     env = {key: environment[key] for key in (*PLAIN, *program.env) if key in environment}
-    return ExternalProvider(name, program.command, here.machines / name, env=env, settings=program)
+    return ExternalProvider(name, program.command, here.machines / name, env=env, settings=program, unheard=_UNHEARD)
 
 
 def _add_plugins(found: Providers, here: Places) -> None:

@@ -134,7 +134,10 @@ class Provider(Protocol):
 
     name: str
     tier: Tier
-    capabilities: Capabilities
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The same for as long as it is used. Raises BadInput where they are not known yet (`core.opening`)."""
 
     async def readiness(self) -> Readiness:
         """Whether this provider works here, found out by trying. Never raises for a host that lacks something."""

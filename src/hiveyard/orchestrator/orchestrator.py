@@ -19,6 +19,7 @@ from hiveyard.core.credentials import CredentialProfile, CredentialsInstaller, I
 from hiveyard.core.drivers import Converses
 from hiveyard.core.errors import BadInput, HiveyardError, NoSuchProcess, OrchestrationError
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction
+from hiveyard.core.opening import Opens
 from hiveyard.core.ports import Agent, Doors, Forks, Guest, Pauses, ProcessManager, Provider, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.kit.clock import Clock, SystemClock
@@ -45,7 +46,8 @@ class Orchestrator:
     `on_event` hears all that happens; without one it goes to the log `hiveyard.orchestrator`. `installer` puts the
     credentials in. With `doors` (`hiveyard.door.local.LocalDoors`) each machine has a way to models, and a placeholder
     for a key. `defaults` are those of all turns. Used as `async with`, it serves those doors, and ends machines whose
-    `ttl_seconds` are over, where their provider does not; leaving the block closes the doors and ends no machine.
+    `ttl_seconds` are over, where their provider does not; leaving the block closes the doors and what the provider has
+    open in this process, and ends no machine. Opening raises ProviderError where a provider Opens and cannot.
 
     Errors are OrchestrationErrors: `context` has the machine, the process and the operation, `__cause__` why, and no
     secret that was installed is in them. BadInput comes before anything is made.
@@ -79,6 +81,8 @@ class Orchestrator:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
+            if isinstance(self.provider, Opens):
+                await opening.enter_async_context(self.provider.opened())
             await opening.enter_async_context(self._doorways)
             await opening.enter_async_context(self._lifetimes)
             self._open = opening.pop_all()

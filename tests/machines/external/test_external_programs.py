@@ -285,7 +285,8 @@ for id, type, ask in lines():
 
 async def test_a_hello_tells_what_it_can_do(made: Made) -> None:
     provider = made("for id, type, ask in lines(): say(id, 'result', value=WORKS)")
-    assert provider.capabilities.remote
+    with pytest.raises(BadInput, match="has not been asked"):
+        _ = provider.capabilities
     assert (await provider.readiness()).ok
     assert (provider.tier, provider.capabilities.home, provider.capabilities.user) == (Tier.CONTAINER, "/root", "me")
     for network, place in ((Network.DOOR, None), (Network.OPEN, Path("/session"))):

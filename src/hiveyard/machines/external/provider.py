@@ -43,6 +43,7 @@ from hiveyard.core.machines import (
     quiet,
 )
 from hiveyard.core.ports import Guest
+from hiveyard.kit.shared import Shared
 from hiveyard.kit.text import one_line
 from hiveyard.machines.external import wire
 from hiveyard.machines.external.entrance import Entrance
@@ -60,8 +61,9 @@ class ExternalProvider:
     `env` is all of its environment, whose values are masked in what it says. `state` belongs to this provider alone,
     and is the program's.
 
-    Until the program has said hello, `tier` and `capabilities` are the least there are; `readiness` has it say so.
-    Call `aclose` at the end."""
+    What its machines are, the program says when it is first talked to: `opened`, `readiness` and all other verbs do.
+    Before that `tier` is the least there is, and `capabilities` are `unheard`, for who has to go on without them, or
+    BadInput. Without `opened`, call `aclose` at the end."""
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class ExternalProvider:
         *,
         env: Mapping[str, str],
         settings: ExternalSettings | None = None,
+        unheard: Capabilities | None = None,
     ) -> None:
         if not _NAME.match(name):
             raise BadInput(f"{name[:80]!r} is no name for a provider: 1 to 31 of a-z, 0-9 and -, a letter first")
@@ -78,11 +81,27 @@ class ExternalProvider:
             raise BadInput(f"the provider {name} has no command", hint='command = ["/path/to/program", "ARGUMENT"]')
         self.name = name
         self.tier = Tier.NAMESPACE
-        self.capabilities = Capabilities(door_url="", remote=True)
+        self._capabilities = unheard
         self._settings = settings or ExternalSettings()
         self._program = Program(name, command, state, env, self._settings, self._greeted)
         self._known: wire.Hello | None = None
+        self._shared = Shared(self._program.aclose)
         self._locks: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        if self._capabilities is None:
+            raise BadInput(
+                f"what the machines of {self.name} are is not known: its program has not been asked yet",
+                hint="async with Orchestrator(...) as orchestrator: ..., or async with provider.opened(): ...",
+            )
+        return self._capabilities
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        async with self._shared.used():
+            await self._program.talk()
+            yield
 
     async def aclose(self) -> None:
         """End the program; machines stay."""
@@ -93,7 +112,7 @@ class ExternalProvider:
             raise ProviderBadAnswer(f"{self.name}: its program was another one before, by its own hello")
         self._known = hello
         self.tier = hello.tier
-        self.capabilities = hello.capabilities.capabilities()
+        self._capabilities = hello.capabilities.capabilities()
 
     async def readiness(self) -> Readiness:
         try:

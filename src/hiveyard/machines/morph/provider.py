@@ -49,6 +49,7 @@ from hiveyard.core.ports import Frozen, Guest, Meanwhile
 from hiveyard.kit import names
 from hiveyard.kit.alone import alone
 from hiveyard.kit.secret import Secret
+from hiveyard.kit.shared import Shared
 from hiveyard.machines.installation import installation
 from hiveyard.machines.morph import labels, terminal
 from hiveyard.machines.morph.client import Client
@@ -80,6 +81,7 @@ class MorphProvider:
         self._client = Client(self._settings, key)
         self._service = Service(self._client)
         self._making = Making(self._service, self._settings, self.capabilities)
+        self.opened = Shared(self._client.aclose).used
         self._booting: set[str] = set()
         self._locks: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
 

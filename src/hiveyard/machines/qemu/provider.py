@@ -40,6 +40,7 @@ from hiveyard.core.machines import (
 )
 from hiveyard.core.ports import Frozen, Guest, Meanwhile
 from hiveyard.kit.clock import Clock, SystemClock
+from hiveyard.kit.shared import Shared
 from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator, Accelerators
 from hiveyard.machines.qemu.command import DOOR_ADDRESS
@@ -93,6 +94,7 @@ class QemuProvider:
         self._templates = Templates(cache / "templates")
         self._snapshots = Snapshots(state / ".snapshots")
         self._entries = Entries()
+        self.opened = Shared(self._entries.aclose).used
         self._version = ""
         # Two installations on one host never touch each other's processes.
         self._installation = "hiveyard-" + hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12] + ":"
