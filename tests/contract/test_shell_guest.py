@@ -16,6 +16,7 @@ import pytest
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import (
     CannotExecute,
+    CommandTimeout,
     CredentialsNotInstalled,
     GuestFileError,
     GuestPermissionDenied,
@@ -26,6 +27,7 @@ from hiveyard.core.files import MakeDirectory
 from hiveyard.core.machines import Capabilities
 from hiveyard.core.ports import Stream
 from hiveyard.credentials.look import contents, look
+from hiveyard.kit import cmdline
 from hiveyard.machines.attached import AttachedStream, attached
 from hiveyard.machines.shell import ShellGuest
 
@@ -133,6 +135,65 @@ async def test_a_machine_that_is_lost_is_that_one_error(home: Path) -> None:
 async def test_a_machine_that_is_lost_during_a_timeout_is_lost_and_not_late(home: Path) -> None:
     with pytest.raises(MachineLost):
         await _guest(Dying(home)).run(Command(argv=("sleep", "5")), timeout=0.05)
+
+
+class Still(Way):
+    """A machine that stands still for as long as nobody says otherwise: what is asked of it waits."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.goes_on = anyio.Event()
+
+    @asynccontextmanager
+    async def open(self, argv: Sequence[str]) -> AsyncIterator[Stream]:
+        await self.goes_on.wait()
+        async with super().open(argv) as stream:
+            yield stream
+
+
+async def test_a_command_that_waits_for_its_machine_to_go_on_is_late_or_cancelled_and_never_begins(home: Path) -> None:
+    way = Still(home)
+    guest = _guest(way)
+    with anyio.fail_after(60):
+        with pytest.raises(CommandTimeout):
+            await guest.run(Command(shell="touch ~/late"), timeout=0.05)
+        with anyio.move_on_after(0.05) as scope:
+            await guest.run(Command(shell="touch ~/cancelled"), timeout=60)
+        assert scope.cancelled_caught
+        async with anyio.create_task_group() as group:
+            group.start_soon(guest.write, "~/file", b"x")
+            await anyio.sleep(0.05)
+            assert list(home.iterdir()) == []
+            way.goes_on.set()
+    assert [path.name for path in home.iterdir()] == ["file"]
+
+
+class Starting(Way):
+    """A way in that never tells that the first program has begun; `pid` is a file of that program."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.pid = home / "pid"
+
+    @asynccontextmanager
+    async def open(self, argv: Sequence[str]) -> AsyncIterator[Stream]:
+        async with super().open(argv) as stream:
+            if self.opened == 1:
+                await anyio.sleep_forever()
+            yield stream
+
+
+async def test_what_began_although_nobody_heard_of_it_is_killed(home: Path) -> None:
+    way = Starting(home)
+    script = "setsid -f bash -c 'echo $$ >~/half; mv ~/half ~/pid; exec sleep 1000'"
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(_guest(way).run, Command(shell=script))
+            while not way.pid.exists():  # noqa: ASYNC110 (it is another program that makes it)
+                await anyio.sleep(0.02)
+            group.cancel_scope.cancel()
+    assert way.opened == 2
+    assert not cmdline.words(int(way.pid.read_text()))
 
 
 class Chattering(Way):

@@ -260,8 +260,8 @@ class Holds(Protocol):
 @runtime_checkable
 class Pauses(Protocol):
     """A provider that can freeze a machine where it stands, and let it go on. A frozen machine is still `ready`; what
-    is asked of its guest waits until it goes on. It stays frozen when its daemon dies, and can be stopped and
-    terminated as any other."""
+    is asked of its guest waits until it goes on, or until its `timeout` is over. It stays frozen when its daemon dies,
+    and can be stopped and terminated as any other."""
 
     async def pause(self, name: str) -> None:
         """Freeze it; one that is frozen is a success. Raises NoSuchMachine, MachineNotReady; CannotFreeze, when it

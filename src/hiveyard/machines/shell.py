@@ -7,10 +7,11 @@ to, and it believes nothing that comes back: every answer is bounded, every exit
 from __future__ import annotations
 
 import contextlib
+import math
 import posixpath
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Protocol
 
 import anyio
@@ -42,6 +43,7 @@ _ANSWER_LIMIT = 4096
 _HELD_LIMIT = 1 << 20
 _KILL_BUDGET = 20.0
 _KILL_PAUSE = 0.2
+_BEGUN_KILL_BUDGET = 2.0  # a machine that stands still cannot be told
 _SIGNALLED = 128
 _STAYED = 1  # the KILL script's exit code when it could not end all
 
@@ -91,9 +93,9 @@ class Exec(Protocol):
         where that can be had, with HOME, USER, PATH and LANG set. Words hold any character but NUL; file names that
         are not UTF-8 come as surrogates (encode with `surrogateescape`).
 
-        Leaving the block closes stdin and lets go of the outputs; it never waits for long. It need not kill: the
-        guest does. Raises MachineLost; GuestDisconnected when the machine lives; CannotExecute when it has no room
-        for one more program.
+        A machine that stands still is waited for, until whoever waits is cancelled. Leaving the block closes stdin and
+        lets go of the outputs; it never waits for long. It need not kill: the guest does. Raises MachineLost;
+        GuestDisconnected when the machine lives; CannotExecute when it has no room for one more program.
         """
 
 
@@ -115,25 +117,46 @@ class ShellGuest:
         token = secrets.token_hex(8)
         argv = self._run_argv(token, command)
         out, err = Kept(limit), Commanded(token, limit)
-        async with self._exec.open(argv) as stream:
-            try:
-                with anyio.fail_after(timeout):
-                    status = await converse(stream, stdin, out.add, err.add)
-            except TimeoutError:
-                await self._kill(token, err)
-                shown = one_line(" ".join(command.words()))
-                raise CommandTimeout(f"{shown!r} did not end within {timeout:g}s and was killed") from None
-            except anyio.get_cancelled_exc_class():
-                await self._kill_before_leaving(token, err)
-                raise
+        status, limited = None, math.inf if timeout is None else timeout
+        deadline = anyio.current_time() + limited
+        with anyio.CancelScope(deadline=deadline) as beginning:
+            async with self._opened(token, argv) as stream:
+                beginning.deadline = math.inf
+                status = await self._status_by(deadline, converse(stream, stdin, out.add, err.add), token, err)
+        if status is None:
+            shown = one_line(" ".join(command.words()))
+            raise CommandTimeout(f"{shown!r} did not end within {limited:g}s and was killed")
         self._check_started(command, err, status)
         return Result(status, bytes(out.data), bytes(err.data), out.cut or err.cut)
+
+    async def _status_by(self, deadline: float, talk: Awaitable[int], token: str, err: Commanded) -> int | None:
+        """The exit code of a command; None when it was late, and is dead."""
+        try:
+            with anyio.fail_after(deadline - anyio.current_time()):
+                return await talk
+        except TimeoutError:
+            await self._kill(token, err)
+            return None
+        except anyio.get_cancelled_exc_class():
+            await self._kill_before_leaving(token, err)
+            raise
+
+    @asynccontextmanager
+    async def _opened(self, token: str, argv: Sequence[str]) -> AsyncIterator[Stream]:
+        async with AsyncExitStack() as stack:
+            try:
+                stream = await stack.enter_async_context(self._exec.open(argv))
+            except anyio.get_cancelled_exc_class():
+                # It may have begun, and nobody have heard of it.
+                await self._kill_before_leaving(token, Commanded(token, 0), _BEGUN_KILL_BUDGET)
+                raise
+            yield stream
 
     @asynccontextmanager
     async def open(self, command: Command) -> AsyncIterator[Stream]:
         token = secrets.token_hex(8)
         said = Commanded(token, _HELD_LIMIT)
-        async with self._exec.open(self._run_argv(token, command)) as stream:
+        async with self._opened(token, self._run_argv(token, command)) as stream:
             opened = Opened(stream, said, lambda status: self._check_started(command, said, status))
             try:
                 await opened.started()
@@ -155,9 +178,9 @@ class ShellGuest:
             said = one_line(decode(err.unread()))
             raise CannotExecute(f"the guest's bash did not start: exit code {status}: {said}")
 
-    async def _kill(self, token: str, err: Commanded) -> None:
+    async def _kill(self, token: str, err: Commanded, budget: float = _KILL_BUDGET) -> None:
         """End a command and all that it started; returns when they are gone. Raises MachineLost when they stay."""
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_KILL_BUDGET) as scope:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(budget) as scope:
             argv = ("bash", "-c", scripts.KILL, "hv", token, str(err.pid or -1))
             # In a guest that is full of processes it may take several attempts to start one more.
             while (status := await self._status(argv)) not in (0, _STAYED):  # noqa: ASYNC110
@@ -175,10 +198,10 @@ class ShellGuest:
                 return await stream.wait()
         return None
 
-    async def _kill_before_leaving(self, token: str, err: Commanded) -> None:
+    async def _kill_before_leaving(self, token: str, err: Commanded, budget: float = _KILL_BUDGET) -> None:
         # A machine that is gone or stuck is found out by whoever cancelled us; it must not hide the cancelling.
         with contextlib.suppress(ProviderError):
-            await self._kill(token, err)
+            await self._kill(token, err, budget)
 
     async def read(self, path: str, *, offset: int = 0, limit: int = 64 << 20) -> bytes:
         out = Kept(limit + 1)

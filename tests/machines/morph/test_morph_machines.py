@@ -17,6 +17,8 @@ from hiveyard.core.commands import Command
 from hiveyard.core.errors import (
     BadInput,
     BootFailed,
+    CommandTimeout,
+    MachineLost,
     NoSuchImage,
     NoSuchMachine,
     NoSuchSnapshot,
@@ -251,6 +253,49 @@ async def test_what_is_asked_of_a_paused_machine_waits(direct: tuple[MorphProvid
             assert b"word\n" in await stream.receive()
         group.start_soon(ask)
     assert seen == [b"over\n"]
+
+
+async def test_a_command_that_is_begun_in_a_paused_machine_waits(direct: tuple[MorphProvider, Cloud]) -> None:
+    provider, _ = direct
+    await provider.boot("one", SPEC)
+    answers: list[bytes] = []
+
+    async def ask() -> None:
+        answers.append(await said(provider, "one", "echo here"))
+
+    async with provider.guest("one") as guest, anyio.create_task_group() as group:
+        await provider.pause("one")
+        group.start_soon(ask)
+        with pytest.raises(CommandTimeout):
+            await guest.run(Command(shell="touch ~/late"), timeout=0.2)
+        with anyio.move_on_after(0.2) as scope:
+            async with guest.open(Command(shell="touch ~/cancelled")):
+                pass
+        assert scope.cancelled_caught
+        assert answers == []
+        await provider.resume("one")
+        with anyio.fail_after(60):
+            while not answers:  # noqa: ASYNC110 (it comes from a machine)
+                await anyio.sleep(0.05)
+        assert (await guest.run(Command(shell="ls ~"))).stdout == b""
+    assert answers == [b"here\n"]
+
+
+async def test_a_command_under_which_its_machine_is_paused_and_terminated_is_lost(
+    direct: tuple[MorphProvider, Cloud],
+) -> None:
+    provider, _ = direct
+    await provider.boot("one", SPEC)
+    async with provider.guest("one") as guest, anyio.create_task_group() as group:
+        await provider.pause("one")
+
+        async def end() -> None:
+            await anyio.sleep(0.5)
+            await provider.terminate("one")
+
+        group.start_soon(end)
+        with anyio.fail_after(60), pytest.raises(MachineLost):
+            await guest.run(Command(shell="true"))
 
 
 async def test_what_cannot_be_had_of_a_cloud_is_refused(direct: tuple[MorphProvider, Cloud], tmp_path: Path) -> None:

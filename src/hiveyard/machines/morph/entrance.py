@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import anyio
 
-from hiveyard.core.errors import CannotExecute, MachineLost, ProviderError, ProviderNotFound
+from hiveyard.core.errors import CannotExecute, MachineLost, ProviderError, ProviderNotFound, ProviderRefused
 from hiveyard.core.machines import Capabilities, MachineStatus
 from hiveyard.core.ports import Stream
 from hiveyard.kit.text import one_line
@@ -24,6 +24,7 @@ UID = 1000
 _HEARTBEAT = 4  # seconds: so often a guest says something, at least
 _LEAVING = 10.0
 _PAUSED_LOOK = 1.0
+_REFUSALS = 3
 
 
 class Entrance:
@@ -44,9 +45,7 @@ class Entrance:
         id = secrets.token_hex(8)
         program = Program(id, self)
         try:
-            # Shielded: a start that is let go of may still happen, when nobody is there to end it.
-            with anyio.CancelScope(shield=True):
-                await self._start(id, argv)
+            await self._start(id, argv)
             yield program
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVING), suppress(ProviderError):
@@ -54,6 +53,11 @@ class Entrance:
 
     async def check(self) -> None:
         """Return when the machine can be asked again; a paused one is waited for. Raises MachineLost."""
+        await self._goes_on()
+
+    async def _goes_on(self) -> bool:
+        """Return when the machine can be asked again, and whether it stood still until then. Raises MachineLost."""
+        stood = False
         while True:
             try:
                 instance = await self._service.instance(self._instance)
@@ -65,7 +69,8 @@ class Entrance:
             if status is not MachineStatus.READY:
                 raise self._lost(reason or f"it is {status}")
             if instance.status == "ready":
-                return
+                return stood
+            stood = True
             await anyio.sleep(_PAUSED_LOOK)
 
     async def _start(self, id: str, argv: Sequence[str]) -> None:
@@ -74,13 +79,23 @@ class Entrance:
         pieces = [text[start : start + WORD] for start in range(0, len(text), WORD)]
         who = (str(UID), self._capabilities.home, self._capabilities.user)
         command = ("bash", "-c", scripts.START, "hv", scripts.KEEP, id, *who, *pieces)
-        try:
-            done = await self.execute(command, 0)
-        except ProviderError as error:
-            await self.check()
-            raise self._lost(error.message) from error
+        done = await self._begun(command)
         if done.exit_code != 0:
             raise CannotExecute(f"{self._machine} cannot start a program: {one_line(done.stderr)}")
+
+    async def _begun(self, command: Sequence[str]) -> Executed:
+        """Asked for again when the machine goes on: one that stands still refuses."""
+        refused = 0
+        while True:
+            try:
+                # Shielded: a start that is let go of may still happen, when nobody is there to end it.
+                with anyio.CancelScope(shield=True):
+                    return await self.execute(command, 0)
+            except ProviderError as error:
+                refused = 0 if await self._goes_on() else refused + 1
+                # It may have gone on between the two questions.
+                if refused > (_REFUSALS if isinstance(error, ProviderRefused) else 0):
+                    raise self._lost(error.message) from error
 
     async def execute(self, command: Sequence[str], seconds: float) -> Executed:
         return await self._service.execute(self._instance, command, timeout=seconds + self._settings.request_timeout)
