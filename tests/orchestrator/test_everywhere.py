@@ -14,7 +14,7 @@ from hiveyard.core.events import DoorRefused
 from hiveyard.core.machines import MachineSpec
 from hiveyard.core.ports import ProcessManager, Snapshots
 from hiveyard.door.local import LocalDoors
-from hiveyard.orchestrator import Orchestrator, RuntimeEvent
+from hiveyard.orchestrator import Orchestrator, Prepared, RuntimeEvent
 from hiveyard.orchestrator.happenings import DoorReported
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.tmux import Tmux
@@ -69,7 +69,19 @@ async def test_each_kind_of_machine_reaches_its_door_and_another_key_is_refused_
     said.add(repr(events) + answer.stdout.decode() + refused.stdout.decode())
 
 
-async def test_a_machine_is_forked_with_what_runs_in_it(offer: Offer, said: Said) -> None:
+async def counts_on(yard: Orchestrator, ready: Prepared) -> None:
+    """That what counts there goes on where it stood."""
+    said_there = b""
+    async with aclosing(yard.follow(ready.machine, "count")) as pieces:
+        async for piece in pieces:
+            said_there += piece
+            if said_there.count(b"\n") > 20:
+                break
+    lines = [int(line) for line in said_there.split(b"\n")[:-1]]
+    assert lines == list(range(1, len(lines) + 1))
+
+
+async def test_a_machine_is_forked_and_kept_with_what_runs_in_it(offer: Offer, said: Said) -> None:
     provider = offer.provider
     doors = LocalDoors({"ANTHROPIC_API_KEY": KEY}) if offer.provider.capabilities.door_url else None
     async with Orchestrator(provider, Detached(), CommandLine(), on_event=lambda _: None, doors=doors) as yard:
@@ -77,6 +89,8 @@ async def test_a_machine_is_forked_with_what_runs_in_it(offer: Offer, said: Said
         if not isinstance(provider, Snapshots):
             with pytest.raises(BadInput, match="cannot be forked"):
                 await yard.fork(ready)
+            with pytest.raises(BadInput, match="keeps no memory"):
+                await yard.snapshot(ready)
             await yard.terminate(ready.machine)
             return
         count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
@@ -84,20 +98,23 @@ async def test_a_machine_is_forked_with_what_runs_in_it(offer: Offer, said: Said
         children = await yard.fork(ready, 2)
         seen = {}
         for one in (ready, *children):
-            async with aclosing(yard.follow(one.machine, "count")) as pieces:
-                said_there = b""
-                async for piece in pieces:
-                    said_there += piece
-                    if said_there.count(b"\n") > 20:
-                        break
-            lines = [int(line) for line in said_there.split(b"\n")[:-1]]
-            assert lines == list(range(1, len(lines) + 1)), "it went on where it stood"
+            await counts_on(yard, one)
             async with provider.guest(one.machine.name) as guest:
                 seen[one.machine.name] = (await guest.run(Command(argv=("hostname",)))).stdout
                 if doors is not None:
                     assert (await guest.run(ask(one.capabilities, "/"), timeout=60)).stdout.endswith(b"door")
         assert len(set(seen.values())) == 3, "each is a machine of its own"
+        kept = await yard.snapshot(ready)
         for one in (ready, *children):
             await yard.terminate(one.machine)
+        later = await yard.boot_and_prepare(ready.spec, snapshot=kept, machine_info={"project": "later"})
+        await counts_on(yard, later)
+        async with provider.guest(later.machine.name) as guest:
+            assert json.loads(await guest.read("~/.machine.json"))["project"] == "later"
+            if doors is not None:
+                assert (await guest.run(ask(later.capabilities, "/"), timeout=60)).stdout.endswith(b"door")
+        assert (await yard.stop(later.machine, "count", grace=1)).status is ProcessStatus.EXITED
+        await yard.remove_snapshot(kept)
+        await yard.terminate(later.machine)
         assert await provider.snapshots() == set()
         assert await provider.names() == set()

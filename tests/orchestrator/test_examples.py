@@ -29,8 +29,9 @@ EXPECTED = {
         "600 /home/agent/.codex/auth.json\n600 /home/agent/.codex/config.toml\n600 /home/agent/.machine.json\n"
         "[('look', 0)]\nMachineTerminated\n"
     ),
+    "docs/build.md 5": "100\n",
 }
-REAL = {"docs/build.md 2", "docs/build.md 3"}
+REAL = {"docs/build.md 2", "docs/build.md 3", "docs/build.md 5"}
 TOOLS = [say("I have got some tools.")]
 HELLO = [Step(calls=[Call(write=File(path="hello.txt", content="Hello.\n"))]), say("Written.")]
 

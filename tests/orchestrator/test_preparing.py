@@ -16,7 +16,7 @@ from hiveyard.core.machines import HOST, Machine, MachineSpec, MachineStatus, Tt
 from hiveyard.core.ports import Frozen, Meanwhile
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.bubblewrap import BubblewrapProvider
-from hiveyard.orchestrator import Prepared, RuntimeEvent, happenings
+from hiveyard.orchestrator import Prepared, RuntimeEvent, Snapshot, happenings
 from tests.support.leaks import Said
 
 from .parts import KEY, HeldClock, Yards, in_the_way, profile
@@ -215,8 +215,11 @@ class Keeping(BubblewrapProvider):
 
 async def test_a_machine_goes_on_from_a_snapshot_where_the_provider_has_some(yards: Yards) -> None:
     yards.provider = provider = Keeping(yards.scratch / "m", yards.scratch / "c")
+    (yards.scratch / "then").mkdir()
     yard = yards.yard()
-    ready = await yard.boot_and_prepare(HOST, snapshot="before", credential_profiles=[profile()])
+    ready = await yard.boot_and_prepare(
+        HOST, snapshot=Snapshot(name="before", session=yards.scratch / "then"), credential_profiles=[profile()]
+    )
     assert provider.asked == [("before", ready.machine.name)]
     assert await said_in(yards, ready.machine, "cat ~/p/key") == KEY
     begun = yards.events[0]

@@ -6,7 +6,17 @@ It knows ports only: which provider, process manager and agent they are is the c
 from hiveyard.orchestrator.blocking import SyncOrchestrator
 from hiveyard.orchestrator.conversation import Conversation
 from hiveyard.orchestrator.happenings import Listener, RuntimeEvent
+from hiveyard.orchestrator.keeping import Snapshot
 from hiveyard.orchestrator.orchestrator import Orchestrator
 from hiveyard.orchestrator.prepared import Defaults, Prepared
 
-__all__ = ["Conversation", "Defaults", "Listener", "Orchestrator", "Prepared", "RuntimeEvent", "SyncOrchestrator"]
+__all__ = [
+    "Conversation",
+    "Defaults",
+    "Listener",
+    "Orchestrator",
+    "Prepared",
+    "RuntimeEvent",
+    "Snapshot",
+    "SyncOrchestrator",
+]

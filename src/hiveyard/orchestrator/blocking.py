@@ -63,6 +63,8 @@ class SyncOrchestrator:
 
     boot_and_prepare = _waited_for(Orchestrator.boot_and_prepare)
     fork = _waited_for(Orchestrator.fork)
+    snapshot = _waited_for(Orchestrator.snapshot)
+    remove_snapshot = _waited_for(Orchestrator.remove_snapshot)
     start_session = _waited_for(Orchestrator.start_session)
     processes = _waited_for(Orchestrator.processes)
     logs = _waited_for(Orchestrator.logs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import anyio.to_thread
 
@@ -17,14 +16,8 @@ from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.secret import Secret
 from hiveyard.orchestrator import happenings
 from hiveyard.orchestrator.doorways import Doorways
-from hiveyard.orchestrator.scratch import Scratch
-
-
-class Origin(NamedTuple):
-    """A snapshot to go on from, and the session directory as it was then."""
-
-    snapshot: str
-    session: Path | None = None
+from hiveyard.orchestrator.keeping import Snapshot
+from hiveyard.orchestrator.scratch import Scratch, removed
 
 
 class Booting:
@@ -41,11 +34,11 @@ class Booting:
         self._scratch = Scratch()
 
     async def boot(
-        self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Origin | None = None
+        self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Snapshot | None = None
     ) -> Machine:
         """The machine, ready. Raises ProviderError, DoorError, CredentialsError."""
         begun = self._clock.monotonic()
-        snapshot = origin.snapshot if origin else ""
+        snapshot = origin.name if origin else ""
         self._tell(
             happenings.BootStarted(machine=name, provider=self._provider.name, image=spec.image.name, snapshot=snapshot)
         )
@@ -54,25 +47,23 @@ class Booting:
         self._tell(happenings.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
         return machine
 
-    async def keep(self, name: str, spec: MachineSpec, snapshot: str) -> Origin:
-        """Keep a machine as it stands, with its session directory; it goes on. Raises ProviderError."""
+    async def keep(self, name: str, spec: MachineSpec, asked: Snapshot, *, passing: bool = False) -> Snapshot:
+        """Keep a machine as it stands, with its session directory, which is copied to where it is `asked`, or to a
+        place of ours; it goes on. Raises ProviderError."""
         assert isinstance(self._provider, Snapshots)
         if self._provider.capabilities.remote:
-            await self._provider.snapshot(name, snapshot, passing=True)
-            return Origin(snapshot)
+            await self._provider.snapshot(name, asked.name, passing=passing)
+            return asked
         source = spec.session or self._scratch.of(name, "session")
         if source is None:
             raise BadInput(f"the session directory of {name} is not known here", hint="give it as MachineSpec.session")
-        kept = self._scratch.room(snapshot) / "session"
+        kept = asked.session or self._scratch.room(asked.name) / "session"
 
         async def copy() -> None:
-            try:
-                await anyio.to_thread.run_sync(copy_tree, source, kept)
-            except OSError as error:
-                raise ProviderError(f"the session directory {source} was not copied: {error.strerror}") from error
+            await _copied(source, kept)
 
-        await self._provider.snapshot(name, snapshot, copy, passing=True)
-        return Origin(snapshot, kept)
+        await self._provider.snapshot(name, asked.name, copy, passing=passing)
+        return replace(asked, session=kept)
 
     async def fork(self, parent: str, names: Sequence[str], spec: MachineSpec) -> dict[str, Machine]:
         """Machines that go on where `parent` stands, in the one step of their provider. Raises ProviderError."""
@@ -86,13 +77,15 @@ class Booting:
             self._tell(happenings.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
         return {machine.name: machine for machine in machines}
 
-    async def forget(self, snapshot: str) -> None:
+    async def forget(self, snapshot: Snapshot) -> None:
         """Remove what `keep` made; absent is a success. Raises ProviderError."""
         assert isinstance(self._provider, Snapshots)
         try:
-            await self._provider.remove_snapshot(snapshot)
+            await self._provider.remove_snapshot(snapshot.name)
         finally:
-            await self._scratch.remove(snapshot)
+            if snapshot.session is not None:
+                await removed(snapshot.session)
+            await self._scratch.remove(snapshot.name)
 
     async def end(self, name: str) -> None:
         """Remove a machine and all that was made for it; absent is a success. Raises ProviderError."""
@@ -113,21 +106,30 @@ class Booting:
     ) -> MachineSpec:
         """With directories of its own: one for the session, where process managers keep their files, unless the spec or
         another host has one; and one for its door, which is opened. `session` is what the first of them begins as."""
-        own = session is not None or not (spec.session is not None or self._provider.capabilities.remote)
-        shared = ["session"] if own else []
+        shared = [] if spec.session is not None or self._provider.capabilities.remote else ["session"]
         made = self._scratch.make(name, shared if placeholder is None else [*shared, "door"])
-        if session is not None:
-            await self._filled(made["session"], session)
+        own = spec.session or made.get("session")
+        if session is not None and own is not None:
+            await _filled(own, session)
         if placeholder is not None:
             await self._doorways.open(name, made["door"], placeholder, self._agent.protocols)
-        return replace(spec, session=made.get("session", spec.session), door=made.get("door", spec.door))
+        return replace(spec, session=own, door=made.get("door", spec.door))
 
-    async def _filled(self, target: Path, source: Path) -> None:
-        def fill() -> None:
-            target.rmdir()
-            copy_tree(source, target)
 
-        try:
-            await anyio.to_thread.run_sync(fill)
-        except OSError as error:
-            raise ProviderError(f"the session directory {target} was not copied: {error.strerror}") from error
+async def _filled(target: Path, source: Path) -> None:
+    """What is empty or absent becomes a copy. Raises ProviderError."""
+    try:
+        target.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ProviderError(f"the session directory {target} cannot become a copy: {error.strerror}") from error
+    await _copied(source, target)
+
+
+async def _copied(source: Path, target: Path) -> None:
+    try:
+        await anyio.to_thread.run_sync(copy_tree, source, target)
+    except OSError as error:
+        words = f"the session directory {source} was not copied to {target}: {error.strerror}"
+        raise ProviderError(words) from error

@@ -31,13 +31,15 @@ _KEEP = "keep_on_error=True leaves the machine to look at"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One operation on a machine. `words` begin the message when it fails; `hint` is for a cause that has none."""
+    """One operation on a machine, or on a snapshot of one. `words` begin the message when it fails; `hint` is for a
+    cause that has none."""
 
     kind: type[OrchestrationError]
     operation: str
-    machine: str
     words: str
+    machine: str = ""
     process: str = ""
+    snapshot: str = ""
     hint: str = ""
 
     async def of(self, work: Awaitable[T], mask: Mask) -> T:
@@ -52,9 +54,9 @@ class Step:
     def failure(self, error: HiveyardError, mask: Mask) -> OrchestrationError:
         """The error to raise, with the masked `error` as its cause."""
         cause = masked(error, mask)
-        context = {**cause.context, "machine": self.machine, "operation": self.operation, "cause": cause.code}
-        if self.process:
-            context["process"] = self.process
+        about = {"machine": self.machine, "process": self.process, "snapshot": self.snapshot}
+        context = {**cause.context, "operation": self.operation, "cause": cause.code}
+        context |= {what: name for what, name in about.items() if name}
         failure = self.kind(f"{self.words}: {cause.message}", hint=cause.hint or self.hint, **context)
         failure.__cause__ = cause
         return failure
@@ -84,6 +86,12 @@ def operating(operation: str, machine: str, process: str = "") -> Step:
     about = f"{operation} of {one_line(process)} in" if process else f"{operation} of"
     words = f"{about} the machine {machine} failed"
     return Step(kind=OperationFailed, operation=operation, machine=machine, process=process, words=words)
+
+
+def removing(snapshot: str) -> Step:
+    """The removal of a snapshot."""
+    words = f"the snapshot {one_line(snapshot)} was not removed"
+    return Step(kind=OperationFailed, operation="remove_snapshot", snapshot=snapshot, words=words)
 
 
 def masked(error: HiveyardError, mask: Mask) -> HiveyardError:

@@ -96,6 +96,12 @@ class ProcessStopped(RuntimeEvent, frozen=True, tag="process_stopped"):
     exit_code: int | None
 
 
+class SnapshotTaken(RuntimeEvent, frozen=True, tag="snapshot_taken"):
+    """The machine is kept as it stood, with its session directory, and goes on."""
+
+    snapshot: str
+
+
 class LifetimeOver(RuntimeEvent, frozen=True, tag="lifetime_over"):
     """Its `ttl_seconds` are over; `action` is done now."""
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Self, TypeVar
 
 import anyio
@@ -20,7 +21,7 @@ from hiveyard.core.drivers import Converses
 from hiveyard.core.errors import BadInput, HiveyardError, NoSuchProcess, OrchestrationError
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction
 from hiveyard.core.opening import Opens
-from hiveyard.core.ports import Agent, Doors, Forks, Guest, Pauses, ProcessManager, Provider, Turn
+from hiveyard.core.ports import Agent, Doors, Forks, Guest, ProcessManager, Provider, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.group import together
@@ -28,16 +29,17 @@ from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from hiveyard.orchestrator import happenings, wanted
-from hiveyard.orchestrator.booting import Booting, Origin
+from hiveyard.orchestrator.booting import Booting
 from hiveyard.orchestrator.claims import Claims
 from hiveyard.orchestrator.conversation import Conversation, conversing
 from hiveyard.orchestrator.doorways import Doorways
-from hiveyard.orchestrator.failing import Step, logged, operating, preparing, starting, why
-from hiveyard.orchestrator.lifetimes import Lifetimes
+from hiveyard.orchestrator.ending import Ending
+from hiveyard.orchestrator.failing import Step, operating, preparing, removing, starting
+from hiveyard.orchestrator.hushed import Hushed
+from hiveyard.orchestrator.keeping import Snapshot
 from hiveyard.orchestrator.prepared import Defaults, Prepared, make_room
 
 T = TypeVar("T")
-_REMOVAL_BUDGET = 120.0
 
 
 class Orchestrator:
@@ -72,19 +74,19 @@ class Orchestrator:
         self._tell = on_event
         self._installer = installer
         self._clock = clock or SystemClock()
-        self._lifetimes = Lifetimes(self._clock, self._end)
         self._doorways = Doorways(doors, on_event)
         self._open = AsyncExitStack()
-        self._secrets: dict[str, set[Secret]] = {}
+        self._hushed = Hushed()
         self._claims = Claims(provider)
         self._booting = Booting(provider, agent, self._doorways, on_event, self._clock)
+        self._ending = Ending(provider, self._booting, self._hushed, on_event, self._clock)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
             if isinstance(self.provider, Opens):
                 await opening.enter_async_context(self.provider.opened())
             await opening.enter_async_context(self._doorways)
-            await opening.enter_async_context(self._lifetimes)
+            await opening.enter_async_context(self._ending.lifetimes)
             self._open = opening.pop_all()
         return self
 
@@ -97,7 +99,7 @@ class Orchestrator:
         self,
         source: Image | MachineSpec,
         *,
-        snapshot: str | None = None,
+        snapshot: Snapshot | str | None = None,
         name: str | None = None,
         ttl_seconds: int | None = None,
         ttl_action: TtlAction = "terminate",
@@ -108,35 +110,38 @@ class Orchestrator:
         machine_info_mode: int = 0o640,
         keep_on_error: bool = False,
     ) -> Prepared:
-        """A new machine from an image (or from a `snapshot` of a machine of that image), with the profiles installed
-        in their order and `machine_info` in its `~/.machine.json`, together with `createdAt`.
+        """A new machine from an image (or from a `snapshot` of a machine of that image and shape), with the profiles
+        installed in their order and `machine_info` in its `~/.machine.json`, together with `createdAt`.
 
         `machine_info` is the spec's metadata unless given; `machine_info_mode` is 0640 or 0600. `real` names the
-        profiles that may bring a real secret. `placeholder` is what the machine's door takes for a key, a new one
-        unless given: programs in a snapshot know that of the machine it was taken of. A local machine whose spec has
-        no `session` gets a directory that goes with it. When this fails no machine is left, except with
+        profiles that may bring a real secret. `placeholder` is what the machine's door takes for a key, that of the
+        snapshot or a new one unless given. A local machine whose spec has no `session` gets a directory that goes with
+        it; one that the spec has is empty or absent where a snapshot brings its files. The bare name of a snapshot does
+        for a cloud, or where the spec's `session` is what it was then. When this fails no machine is left, except with
         `keep_on_error`; cancelled, none is left in any case. Raises NotPrepared."""
-        spec = wanted.machine_spec(self.provider, source, snapshot, ttl_seconds, ttl_action)
+        origin = Snapshot(name=snapshot) if isinstance(snapshot, str) else snapshot
+        spec = wanted.machine_spec(self.provider, source, origin, ttl_seconds, ttl_action)
         info = spec.metadata if machine_info is None else machine_info
         wanted.check_info(info, machine_info_mode)
+        placeholder = placeholder or (origin.placeholder if origin is not None else None)
         placeholder = self._doorways.placeholder(self.provider, spec, placeholder)
         seconds = None if self.provider.capabilities.remote else spec.ttl
         if seconds is not None:
-            self._lifetimes.check()
+            self._ending.lifetimes.check()
         async with self._claims.new(name) as name:
-            self._secrets[name] = {secret for profile in credential_profiles for secret in profile.masked()}
-            if placeholder is not None:
-                self._secrets[name].add(placeholder)
+            self._hushed.add(name, (secret for profile in credential_profiles for secret in profile.masked()))
+            self._hushed.add(name, [placeholder] if placeholder is not None else ())
+            self._hushed.add(name, origin.secrets if origin is not None else ())
 
             def kept(error: BaseException) -> bool:
                 return keep_on_error and isinstance(error, Exception)
 
-            async with self._removed_on_failure(happenings.PreparationFailed, name, kept):
-                machine = await self._boot(name, spec, placeholder, Origin(snapshot) if snapshot is not None else None)
+            async with self._ending.on_failure(happenings.PreparationFailed, name, kept):
+                machine = await self._boot(name, spec, placeholder, origin)
                 installed = await self._install(name, credential_profiles, real)
                 await self._write_info(machine, info, machine_info_mode)
                 if seconds is not None:
-                    self._lifetimes.begin(name, seconds, spec.ttl_action)
+                    self._ending.lifetimes.begin(name, seconds, spec.ttl_action)
         return Prepared(
             machine=machine,
             spec=spec,
@@ -157,50 +162,76 @@ class Orchestrator:
         if ready.placeholder is not None:
             self._doorways.placeholder(self.provider, ready.spec, ready.placeholder)
         if ready.spec.ttl is not None and not self.provider.capabilities.remote:
-            self._lifetimes.check()
+            self._ending.lifetimes.check()
         parent = ready.machine.name
         names = [f"m-{new_id()}" for _ in range(count)]
         for name in names:
-            self._secrets[name] = set(self._secrets.get(parent, ()))
+            self._hushed.add(name, self._hushed.of(parent))
         fork = self._fork_at_once if isinstance(self.provider, Forks) else self._fork_by_snapshot
         machines = await fork(ready, names)
         return [replace(ready, machine=machines[name]) for name in names]
 
     async def _fork_at_once(self, ready: Prepared, names: Sequence[str]) -> Mapping[str, Machine]:
         parent = ready.machine.name
-        async with self._all_removed_on_failure(names):
+        async with self._ending.all_on_failure(names):
             forking = self._booting.fork(parent, names, ready.spec)
             return await preparing("fork", parent).of(forking, self._mask(parent))
 
     async def _fork_by_snapshot(self, ready: Prepared, names: Sequence[str]) -> Mapping[str, Machine]:
-        parent, snapshot = ready.machine.name, f"fork-{new_id()}"
+        parent, asked = ready.machine.name, Snapshot(name=f"fork-{new_id()}")
         machines: dict[str, Machine] = {}
         try:
-            keeping = self._booting.keep(parent, ready.spec, snapshot)
+            keeping = self._booting.keep(parent, ready.spec, asked, passing=True)
             origin = await preparing("fork", parent).of(keeping, self._mask(parent))
-            async with self._all_removed_on_failure(names), together() as group:
+            async with self._ending.all_on_failure(names), together() as group:
                 for name in names:
                     group.start_soon(self._fork, ready, name, origin, machines)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._forget(parent, snapshot)
+                await self._forget(parent, asked, "fork")
         return machines
 
-    async def _fork(self, ready: Prepared, name: str, origin: Origin, into: dict[str, Machine]) -> None:
+    async def _fork(self, ready: Prepared, name: str, origin: Snapshot, into: dict[str, Machine]) -> None:
         into[name] = await self._boot(name, ready.spec, ready.placeholder, origin)
         if ready.spec.ttl is not None and not self.provider.capabilities.remote:
-            self._lifetimes.begin(name, ready.spec.ttl, ready.spec.ttl_action)
+            self._ending.lifetimes.begin(name, ready.spec.ttl, ready.spec.ttl_action)
 
-    async def _forget(self, parent: str, snapshot: str) -> None:
+    async def _forget(self, parent: str, snapshot: Snapshot, operation: str) -> None:
         """What is left of it is told of, and takes no machine away from whoever asked for it."""
         try:
             await self._booting.forget(snapshot)
         except HiveyardError as error:
-            self._failed_alone(parent, "fork", error)
+            self._ending.failed_alone(parent, operation, error)
+
+    async def snapshot(self, ready: Prepared, *, session: Path | None = None) -> Snapshot:
+        """The machine as it stands, for `boot_and_prepare(snapshot=...)`; it goes on after a moment. Memory, processes,
+        disk and session directory belong together in it, and it outlives the machine and the orchestrator.
+
+        `session` is where the copy of the session directory is to be, absent as yet; a new temporary directory unless
+        given, and none with a cloud. When this fails or is cancelled nothing is left. Raises BadInput where the
+        provider keeps no memory, OperationFailed."""
+        wanted.check_snapshot(self.provider, session)
+        machine = ready.machine.name
+        asked = Snapshot(name=f"snapshot-{new_id()}", session=session)
+        try:
+            keeping = self._booting.keep(machine, ready.spec, asked)
+            kept = await operating("snapshot", machine).of(keeping, self._mask(machine))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._forget(machine, asked, "snapshot")
+            raise
+        self._tell(happenings.SnapshotTaken(machine=machine, snapshot=kept.name))
+        return replace(kept, placeholder=ready.placeholder, secrets=self._hushed.of(machine))
+
+    async def remove_snapshot(self, snapshot: Snapshot) -> None:
+        """Remove it, with its copy of the session directory; absent is a success. Machines that go on from it live on.
+        Raises BadInput where the provider keeps none, OperationFailed."""
+        wanted.check_snapshot(self.provider)
+        await removing(snapshot.name).of(self._booting.forget(snapshot), Mask(snapshot.secrets))
 
     async def terminate(self, machine: Machine) -> None:
         """Remove it and what was made for it; absent is a success. Raises OperationFailed."""
-        await operating("terminate", machine.name).of(self._terminate(machine.name), self._mask(machine.name))
+        await operating("terminate", machine.name).of(self._ending.terminate(machine.name), self._mask(machine.name))
 
     # --- sessions -----------------------------------------------------------------------------------------------
 
@@ -275,7 +306,7 @@ class Orchestrator:
         self, machine: Machine, turn: Turn, spec: ProcessSpec, prompt: str | None, keep: bool
     ) -> ProcessInfo:
         """`spec` was made of the turn before, out of here: a turn that cannot be costs no machine."""
-        self._secrets.setdefault(machine.name, set()).add(Secret(turn.placeholder))
+        self._hushed.add(machine.name, [Secret(turn.placeholder)])
         new = False
 
         async def start() -> ProcessInfo:
@@ -286,7 +317,7 @@ class Orchestrator:
                 return await self.manager.start(guest, spec)
 
         failed = partial(happenings.SessionFailed, process=turn.name)
-        async with self._removed_on_failure(failed, machine.name, lambda _: not new):
+        async with self._ending.on_failure(failed, machine.name, lambda _: not new):
             info = await self._starting(machine.name, turn.name).of(start(), self._mask(machine.name))
         started = happenings.SessionStarted(
             machine=machine.name, process=info.name, agent=self.agent.name, manager=self.manager.name, pid=info.pid
@@ -302,7 +333,7 @@ class Orchestrator:
             return isinstance(error, NoSuchProcess)
         return False
 
-    async def _boot(self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Origin | None) -> Machine:
+    async def _boot(self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Snapshot | None) -> Machine:
         booting = self._booting.boot(name, spec, placeholder, origin)
         return await preparing("boot", name).of(booting, self._mask(name))
 
@@ -345,82 +376,8 @@ class Orchestrator:
 
         return await operating(operation, machine.name, process).of(inside(), self._mask(machine.name))
 
-    # --- the end ------------------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _all_removed_on_failure(self, names: Sequence[str]) -> AsyncIterator[None]:
-        async with AsyncExitStack() as made:
-            for name in names:
-                await made.enter_async_context(self._removed_on_failure(happenings.PreparationFailed, name))
-            yield
-
-    @asynccontextmanager
-    async def _removed_on_failure(
-        self,
-        failed: Callable[..., happenings.RuntimeEvent],
-        name: str,
-        kept: Callable[[BaseException], bool] = lambda _: False,
-    ) -> AsyncIterator[None]:
-        """Whatever comes out of the block is told, and ends the machine unless it is to be `kept`."""
-        try:
-            yield
-        except BaseException as error:
-            operation, code, reason = why(error)
-            try:
-                self._tell(failed(machine=name, operation=operation, code=code, reason=reason))
-            finally:
-                if kept(error):
-                    self._tell(happenings.MachineKept(machine=name))
-                else:
-                    await self._give_up(name, error)
-            raise
-
-    async def _give_up(self, name: str, error: BaseException) -> None:
-        """Remove it, whether or not we are being cancelled; when that fails too, `error` says so."""
-        left = f"it was not gone after {_REMOVAL_BUDGET:.0f}s"
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_REMOVAL_BUDGET):
-            try:
-                await self._terminate(name)
-                return
-            except HiveyardError as failed:
-                left = self._mask(name).text(failed.message)
-                self._failed_alone(name, "terminate", failed)
-        if isinstance(error, OrchestrationError):
-            error.context["left"] = left
-            error.hint = f"the machine {name} is still there: terminate it; {error.hint}"
-
-    async def _terminate(self, name: str) -> None:
-        await self._booting.end(name)
-        self._lifetimes.forget(name)  # not before it is gone: one that stays has a time that ends
-        self._secrets.pop(name, None)
-        self._tell(happenings.MachineTerminated(machine=name))
-
-    async def _end(self, name: str, action: TtlAction) -> None:
-        """Its time is over. Nobody waits for this: what fails here may end nothing else."""
-        mask = self._mask(name)
-        with logged(name, action, mask):
-            self._tell(happenings.LifetimeOver(machine=name, action=action))
-        with logged(name, action, mask):
-            await self._act(name, action)
-
-    async def _act(self, name: str, action: TtlAction) -> None:
-        try:
-            if action == "terminate":
-                await self._terminate(name)
-            elif action == "pause" and isinstance(self.provider, Pauses):
-                await self.provider.pause(name)
-            else:
-                await self.provider.stop(name)
-        except HiveyardError as error:
-            self._failed_alone(name, action, error)
-
-    def _failed_alone(self, name: str, operation: str, error: HiveyardError) -> None:
-        """Tell of a failure that has no caller to go to."""
-        reason = self._mask(name).text(error.message)
-        self._tell(happenings.OperationFailed(machine=name, operation=operation, code=error.code, reason=reason))
-
     def _mask(self, name: str) -> Mask:
-        return Mask(self._secrets.get(name, ()))
+        return self._hushed.mask(name)
 
     def _starting(self, machine: str, process: str) -> Step:
         return starting(machine, process, programs=f"{self.manager.name} and the agent {self.agent.name}")

@@ -47,7 +47,14 @@ class Scratch:
     async def remove(self, machine: str) -> None:
         """Absent is a success. Raises ProviderError."""
         if scratch := self._made.pop(machine, None):
-            try:
-                await anyio.to_thread.run_sync(remove_tree, scratch)
-            except OSError as error:
-                raise ProviderError(f"its directory {scratch} was not removed: {error.strerror}") from error
+            await removed(scratch)
+
+
+async def removed(directory: Path) -> None:
+    """Absent is a success. Raises ProviderError."""
+    try:
+        await anyio.to_thread.run_sync(remove_tree, directory)
+    except FileNotFoundError:
+        return  # not even what it was in
+    except OSError as error:
+        raise ProviderError(f"the directory {directory} was not removed: {error.strerror}") from error

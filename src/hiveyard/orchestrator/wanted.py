@@ -6,10 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import Image, MachineSpec, Network, TtlAction
 from hiveyard.core.ports import Forks, Pauses, Provider, Snapshots
+from hiveyard.orchestrator.keeping import Snapshot
 
 INFO_PATH = "~/.machine.json"
 INFO_MODES = (0o640, 0o600)
@@ -19,11 +21,11 @@ _FORKS = 100
 
 
 def machine_spec(
-    provider: Provider, source: Image | MachineSpec, snapshot: str | None, ttl: int | None, action: TtlAction
+    provider: Provider, source: Image | MachineSpec, snapshot: Snapshot | None, ttl: int | None, action: TtlAction
 ) -> MachineSpec:
     """The machine that is asked for. Raises BadInput for what this provider cannot do."""
-    if snapshot is not None and not isinstance(provider, Snapshots):
-        raise BadInput(f"the provider {provider.name} keeps no snapshots to boot from")
+    if snapshot is not None:
+        _check_origin(provider, snapshot, source.session if isinstance(source, MachineSpec) else None)
     network = Network.OPEN if provider.capabilities.remote else Network.DOOR
     spec = MachineSpec(image=source, network=network) if isinstance(source, Image) else source
     if ttl is not None:
@@ -33,6 +35,42 @@ def machine_spec(
     if spec.ttl is not None and spec.ttl_action == "pause" and not isinstance(provider, Pauses):
         raise BadInput(f"the provider {provider.name} pauses no machines", hint="ttl_action='stop' or 'terminate'")
     return spec
+
+
+def _check_origin(provider: Provider, snapshot: Snapshot, session: Path | None) -> None:
+    """That memory and files go together: a process that goes on finds the files that it had open."""
+    check_snapshot(provider)
+    if provider.capabilities.remote:
+        return
+    if snapshot.session is None and session is None:
+        raise BadInput(
+            f"the snapshot {snapshot.name} of {provider.name} is memory without its session directory",
+            hint="give what Orchestrator.snapshot gave, or the directory as it was then as MachineSpec.session",
+        )
+    if snapshot.session is not None and session is not None and _has_files(session):
+        raise BadInput(
+            f"the session directory {session} has files, and the snapshot {snapshot.name} brings its own",
+            hint="MachineSpec.session: another directory, empty or absent, or none",
+        )
+
+
+def _has_files(directory: Path) -> bool:
+    try:
+        return any(directory.iterdir())
+    except OSError:  # absent, or of no use: then that is told by who fills it
+        return False
+
+
+def check_snapshot(provider: Provider, session: Path | None = None) -> None:
+    """Raises BadInput for what this provider cannot do, and a place that is taken."""
+    if not isinstance(provider, Snapshots):
+        raise BadInput(f"the provider {provider.name} keeps no snapshots: it keeps no memory")
+    if session is None:
+        return
+    if provider.capabilities.remote:
+        raise BadInput(f"snapshots of {provider.name} hold the session directory", hint="leave `session` away")
+    if session.exists() or session.is_symlink():
+        raise BadInput(f"there is something at {session}", hint="a path where nothing is yet")
 
 
 def check_fork(provider: Provider, count: int) -> None:
