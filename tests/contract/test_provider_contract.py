@@ -147,10 +147,13 @@ async def test_half_made_remains_have_a_name_and_are_replaced_by_a_machine(offer
     assert name not in await offer.provider.names()
 
 
-async def test_half_made_remains_are_terminated_without_a_trace(offer: Offer) -> None:
+async def test_half_made_remains_are_stopped_and_terminated_without_a_trace(offer: Offer) -> None:
     name = f"t-{new_id()}"
     await offer.litter(name)
     assert (await offer.provider.get(name)).status in (MachineStatus.ERROR, MachineStatus.STOPPED)
+    for _ in range(2):
+        await offer.provider.stop(name)
+        assert (await offer.provider.get(name)).status is MachineStatus.STOPPED
     await offer.provider.terminate(name)
     assert name not in await offer.again().names()
 

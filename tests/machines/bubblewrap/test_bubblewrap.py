@@ -74,6 +74,19 @@ async def test_readiness_is_found_out_by_a_machine_that_leaves_nothing(host: Bub
     assert list((scratch / "state").iterdir()) == []
 
 
+class Late(BubblewrapProvider):
+    """Whoever lists its machines is late: one of them has been removed since."""
+
+    async def names(self) -> set[str]:
+        return {"removed", *await super().names()}
+
+
+async def test_a_machine_that_is_removed_while_they_are_listed_is_left_out(scratch: Path) -> None:
+    (scratch / "state" / "half").mkdir(parents=True)
+    provider = Late(scratch / "state", scratch / "cache", BubblewrapSettings())
+    assert [machine.name for machine in await provider.list()] == ["half"]
+
+
 async def test_a_missing_program_is_told_with_the_command_that_installs_it(
     host: BubblewrapProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:

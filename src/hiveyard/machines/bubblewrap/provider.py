@@ -271,9 +271,7 @@ class BubblewrapProvider:
         keep = self._record(name)
         if not keep.directory.is_dir():
             raise NoSuchMachine(f"no machine {name}", hint="hv ps", machine=name)
-        made = keep.made()
-        if made is None:
-            made = Made(ident="", image="", created_at=0.0, metadata={}, cgroups=[])
+        made = keep.made() or record.unknown()
         status, reason = self._status(name, keep, made)
         return Machine(
             name=name,
@@ -297,7 +295,11 @@ class BubblewrapProvider:
         return MachineStatus.ERROR, "its start was interrupted"
 
     async def list(self) -> list[Machine]:
-        return [await self.get(name) for name in sorted(await self.names())]
+        found = []
+        for name in sorted(await self.names()):
+            with contextlib.suppress(NoSuchMachine):  # it may be removed meanwhile
+                found.append(await self.get(name))
+        return found
 
     async def names(self) -> set[str]:
         try:
@@ -309,14 +311,13 @@ class BubblewrapProvider:
         }
 
     async def stop(self, name: str) -> None:
-        await self.get(name)
+        check_machine_name(name)
         async with _kept(self._locks, name):
+            await self.get(name)
             keep = self._record(name)
-            made = keep.made()
-            if made is None:
-                return  # what is left of it never ran
-            await self._end(keep, made)
-            keep.write(msgspec.structs.replace(made, stopped=True))
+            if (made := keep.made()) is not None:
+                await self._end(keep, made)
+            keep.write(msgspec.structs.replace(made or record.unknown(), stopped=True))
 
     async def terminate(self, name: str) -> None:
         check_machine_name(name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,11 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     cgroups: list[str]
     stopped: bool = False
     env: dict[str, str] = {}
+
+
+def unknown() -> Made:
+    """What is known of a machine that was never written down: it never ran, and nothing is called as it is."""
+    return Made(ident=f"hiveyard-{secrets.token_hex(8)}", image="", created_at=0.0, metadata={}, cgroups=[])
 
 
 class Alive(NamedTuple):
