@@ -59,10 +59,13 @@ class Remembering(BubblewrapProvider):
         self.kept.add(snapshot)
         return Frozen(0.0, 0)
 
-    async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
-        await self.gate.wait()
+    async def make_ready(self, snapshot: str) -> None:
         if snapshot not in self.kept:
             raise NoSuchSnapshot(f"there is no snapshot {snapshot}")
+
+    async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
+        await self.gate.wait()
+        await self.make_ready(snapshot)
         return await self.boot(name, spec)
 
     async def snapshots(self) -> set[str]:

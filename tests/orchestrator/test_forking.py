@@ -27,6 +27,9 @@ class _Remembering(BubblewrapProvider):
             await meanwhile()
         return Frozen(0.0, 0)
 
+    async def make_ready(self, snapshot: str) -> None:
+        pass
+
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         return await self.boot(name, spec)
 

@@ -202,6 +202,9 @@ class Keeping(BubblewrapProvider):
     ) -> Frozen:
         return Frozen(0.0, 0)
 
+    async def make_ready(self, snapshot: str) -> None:
+        pass
+
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         self.asked.append((snapshot, name))
         return await self.boot(name, spec)

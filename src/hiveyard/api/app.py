@@ -168,7 +168,7 @@ def _add_images(app: FastAPI, engine: Engine) -> None:
 
     @app.delete("/v1/images/{ref:path}", **gives(Removed))
     async def remove_image(ref: str) -> Response:
-        return answer(Removed(await engine.images.remove(ref)))
+        return answer(Removed(await engine.remove_image(ref)))
 
 
 async def _problem(_: Request, error: Exception) -> Response:

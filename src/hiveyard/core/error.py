@@ -17,6 +17,11 @@ class HiveyardError(Exception):
         self.hint = hint
         self.context = context
 
+    @property
+    def advice(self) -> str:
+        """The message and what to type, in one line: for whoever reads of it later."""
+        return f"{self.message}: {self.hint}" if self.hint else self.message
+
 
 class ComeBack(HiveyardError):
     """One of a service that may say when to come back: `retry_after`, in seconds from now; None when it did not."""

@@ -222,6 +222,11 @@ class Snapshots(Protocol):
         is cancelled the machine is as before and nothing is left of the snapshot. Raises what `meanwhile` does,
         NoSuchMachine, MachineNotReady, MachineLost, NoSpace; CannotKeepMemory where this one's memory cannot be had."""
 
+    async def make_ready(self, snapshot: str) -> None:
+        """See to it that `boot_from` finds all it needs of the snapshot, for a caller who gives something up for that
+        first. Raises NoSuchSnapshot, ProviderUnavailable when this host cannot go on with it, NoSpace, ProviderError
+        for one that is damaged."""
+
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         """A ready machine `name` that goes on where the snapshot stands: same memory, same processes, their
         connections to a door broken off; its own name, keys, session directory, door and disk. `spec.image` and

@@ -71,6 +71,17 @@ class Engine:
     def images(self) -> ImageStock:
         return self._r.images
 
+    async def remove_image(self, ref: str) -> str:
+        """As `ImageStock.remove`; also MachineNotReady while a live snapshot stands on it."""
+        image = self.images.built(ref).id
+        if standing := await self.snapshots.standing_on(image):
+            name, _, session = standing[0].partition(" of ")
+            raise MachineNotReady(
+                f"the image {image} is what snapshots stand on: {', '.join(standing)}",
+                hint=f"hv snapshots {session} --remove {name}",
+            )
+        return await self.images.remove(image)
+
     @property
     def running(self) -> int:
         """How many tasks are being worked on."""

@@ -88,6 +88,10 @@ class ImageStock:
     def list(self) -> list[Image]:
         return self._images.list()
 
+    def built(self, ref: str) -> Image:
+        """One that is there. Raises NoSuchImage."""
+        return self._images.get(ref)
+
     async def remove(self, ref: str) -> str:
         """Remove an image and what providers made from it; returns its id. Raises NoSuchImage, MachineNotReady when
         a machine uses it."""

@@ -15,7 +15,8 @@ from sqlalchemy import Connection
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import Cancelled, SessionInUse, SessionNotRunning
 from hiveyard.core.events import Failure, SessionRewound, TurnEnded, TurnStarted
-from hiveyard.core.states import AT_WORK, Phase, TurnState
+from hiveyard.core.ports import Snapshots as Live
+from hiveyard.core.states import AT_WORK, Activity, Phase, TurnState
 from hiveyard.engine import points, room
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions import Sessions
@@ -41,7 +42,8 @@ class Rewinds:
         """Stand where the session stood at a snapshot, and go on from there; returns when that is journaled.
 
         Raises NotFound, SessionInUse with somebody at the terminal unless `force`, SessionNotRunning for one that is
-        being made ready or cannot go on, NoMemory, NoSpace."""
+        being made ready or cannot go on, NoMemory, NoSpace, and for a live snapshot as `make_ready` of its provider:
+        then it goes on as before."""
         async with self._sessions.alone(id):
             await self._sessions.until_stopped(id)
             session = await self._sessions.row(id)
@@ -51,6 +53,7 @@ class Rewinds:
                 await self._resume_at(session, point)
                 return
             async with stay.changing:
+                session = await self._sessions.row(id)
                 await self._check(session, stay, force)
                 await self._lay_ready(session, point)
                 with anyio.CancelScope(shield=True):
@@ -77,8 +80,13 @@ class Rewinds:
             await stay.until(stay.begun)
         if not stay.begun.is_set():
             raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
-        if force or stay.frozen:
+        if force:
             return
+        if session.activity is Activity.PAUSED:
+            raise SessionInUse(
+                f"{session.slug} is paused, and nobody can see whether somebody sits at its terminal",
+                hint=f"hv unpause {session.slug}, or hv rewind {session.slug} SNAPSHOT --force",
+            )
         if sitters := await self._attached(session):
             many = "somebody sits" if sitters == 1 else f"{sitters} people sit"
             hint = f"hv rewind {session.slug} SNAPSHOT --force ends what they see"
@@ -92,7 +100,11 @@ class Rewinds:
         return seen.stdout.count(b"\n") if seen.ok else 0
 
     async def _lay_ready(self, session: SessionRow, point: Point) -> None:
+        """What can be found wrong with the snapshot is found here, while the present is still there."""
         workspace = self._r.workspace(session.id)
+        provider = self._r.providers[session.provider or ""]
+        if point.row.live and isinstance(provider, Live):
+            await provider.make_ready(points.provider_name(point.row.session, point.row.id))
         try:
             await anyio.to_thread.run_sync(points.lay_ready, workspace, point.row.id)
         except OSError as error:

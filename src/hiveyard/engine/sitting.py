@@ -44,7 +44,7 @@ class SeatedAgent(Agent, Seated, Protocol):
 @dataclass(kw_only=True)
 class Sitting:
     """The program of one session. `turn` is what its adapter needs to know, without a prompt. `on_turn_over` is called
-    when a turn has ended and that is journaled; it must return at once."""
+    when a turn has ended and that is journaled, and once when the last one has before; it must return at once."""
 
     session: str
     agent: SeatedAgent
@@ -56,6 +56,7 @@ class Sitting:
     _said: set[int] = field(default_factory=set)
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _adding: anyio.Lock = field(default_factory=anyio.Lock)
+    _looked_back: bool = False
 
     @property
     def seat(self) -> Seat:
@@ -75,10 +76,17 @@ class Sitting:
         """Hear the program out, and say what waits to be said, until the program has ended."""
         meaning = await self._meaning()
         offset = await self._catch_up(guest, meaning)
+        await self._look_back()
         async with together() as group:
             group.start_soon(self._speak, guest, name="speak")
             await self._listen(guest, meaning, offset, info.pid)
             group.cancel_scope.cancel()
+
+    async def _look_back(self) -> None:
+        """What was to be done at the end of the last turn may have died with a daemon."""
+        first, self._looked_back = not self._looked_back, True
+        if first and await self.resources.ledger.read(lambda conn: lineage.stands_after_turn(conn, self.session)):
+            self.on_turn_over()
 
     async def end(self, guest: Guest, *, grace: float = GRACE) -> ProcessInfo:
         """Ask the program to end, and have it ended after `grace` seconds."""

@@ -94,7 +94,7 @@ class Snapshots:
             except CannotKeepMemory as error:
                 asked = msgspec.structs.replace(asked, live=False)
                 return await self._taken(
-                    session, stay, sitting, asked, known, f"{error.message}; the memory is not kept"
+                    session, stay, sitting, asked, known, f"the memory is not kept: {error.advice}"
                 )
 
     async def _taken(
@@ -231,13 +231,16 @@ class Snapshots:
             await self._drop(session, self._provider(session), row.id)
 
     async def let_pass(self, point: Point, stays: Sequence[Stay]) -> None:
-        """Remove a snapshot that was made for a fork alone, when its children have begun."""
+        """Remove a snapshot that was made for a fork alone, when its children have begun. What fails here is found by
+        the next daemon."""
         for stay in stays:
             await stay.until(stay.begun)
         try:
             await self.remove(point.row.session, point.row.id)
         except HiveyardError as error:
             log.info("the snapshot %s of a fork stays: %s", point.row.id, error.message)
+        except Exception:
+            log.exception("the snapshot %s of a fork stays", point.row.id)
 
     async def _drop(self, session: SessionRow, provider: Provider, snapshot: str) -> None:
         """What fails here is found by the next daemon."""
@@ -245,9 +248,19 @@ class Snapshots:
             # Sessions are not on hosts of somebody else, and a start does not wait for a network.
             if isinstance(provider, Live) and not provider.capabilities.remote:
                 await provider.remove_snapshot(points.provider_name(session.id, snapshot))
-        except HiveyardError as error:
-            log.warning("snapshot %s of %s could not be removed: %s", snapshot, session.id, error.message)
+        except (HiveyardError, OSError) as error:
+            log.warning("snapshot %s of %s could not be removed: %s", snapshot, session.id, error)
         await anyio.to_thread.run_sync(points.drop, self._r.workspace(session.id), snapshot)
+
+    async def standing_on(self, image: str) -> Sequence[str]:
+        """The live snapshots of machines of an image, which are of no use without it."""
+
+        def read(conn: Connection) -> Sequence[str]:
+            found = [(row, lineage.point(conn, row.session, row.id)) for row in views.snapshots(conn) if row.live]
+            standing = [row for row, point in found if point.taken.image == image]
+            return [f"{row.name} of {views.session(conn, row.session).slug}" for row in standing]
+
+        return await self._r.ledger.read(read)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -363,5 +376,5 @@ async def _names(provider: Live) -> set[str]:
 async def _remove(provider: Live, name: str) -> None:
     try:
         await provider.remove_snapshot(name)
-    except HiveyardError as error:
-        log.warning("the leftover snapshot %s could not be removed: %s", name, error.message)
+    except (HiveyardError, OSError) as error:
+        log.warning("the leftover snapshot %s could not be removed: %s", name, error)

@@ -106,12 +106,12 @@ class Stay:
         """Be there until the session stops, and journal why. Raises only for cancellation: then the daemon goes down,
         and the session goes on with the next one."""
         try:
-            ends = await self._patiently(self._ending)
+            ends = await self.patiently(self._ending)
         finally:
             self._outside.set()
-        await self._patiently(lambda: self._ledger.record(self.id, *ends))
+        await self.patiently(lambda: self._ledger.record(self.id, *ends))
 
-    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+    async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
         """The answer of a step, which is repeated for as long as the journal cannot be written."""
         while True:
             try:
@@ -263,7 +263,7 @@ class Stay:
 
     async def _why(self, guest: Guest, sitting: Sitting) -> str:
         if self.stop.reason is not None:
-            return _told(self.stop.reason)
+            return self.stop.reason.advice
         code = (await sitting.end(guest)).exit_code
         how = "is gone" if code is None else f"ended with exit code {code}"
         return f"the agent's program {how}"
@@ -333,7 +333,7 @@ class Stay:
         """It cannot go on; what there is of it is kept, so that it can be resumed. Without a repository there is
         nothing to resume."""
         if error is self.stop.reason:
-            return await self._ended(_told(error), None)
+            return await self._ended(error.advice, None)
         if self.berth is not None and isinstance(error, MachineLost):
             await self.berth.failed(error)
         if (await self._session()).base is None:
@@ -435,8 +435,3 @@ class Stay:
 
     async def _session(self) -> SessionRow:
         return await self._ledger.read(lambda conn: views.session(conn, self.id))
-
-
-def _told(error: HiveyardError) -> str:
-    """Why a session was stopped, with what to type: nobody was there to be told."""
-    return f"{error.message}: {error.hint}" if error.hint else error.message

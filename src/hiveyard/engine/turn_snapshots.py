@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from functools import partial
 
 from anyio.abc import TaskGroup
 from sqlalchemy import Connection
@@ -35,13 +36,15 @@ class TurnSnapshots:
         self._group.start_soon(self._after_turn, stay, name=f"snapshot of {stay.id}")
 
     async def _after_turn(self, stay: Stay) -> None:
-        try:
-            await self._take(stay)
-        finally:
-            # One that a person paused meanwhile is thawed by that person.
-            if (await self._activity(stay.id)) is not Activity.PAUSED:
+        await self._take(stay)
+        # One that a person pauses meanwhile is thawed by that person.
+        async with stay.changing:
+            if await stay.patiently(partial(self._activity, stay.id)) is not Activity.PAUSED:
                 stay.thaw()
-        await self._remove_old(stay.id)
+        try:
+            await self._remove_old(stay.id)
+        except Exception:
+            log.exception("session %s: its old snapshots stay for now", stay.id)
 
     async def _take(self, stay: Stay) -> None:
         try:
@@ -57,7 +60,7 @@ class TurnSnapshots:
             await self._untaken(stay, OrchestrationError(f"{type(error).__name__}: {error}"))
 
     async def _untaken(self, stay: Stay, error: HiveyardError) -> None:
-        notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.message}", code=error.code)
+        notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.advice}", code=error.code)
         with contextlib.suppress(HiveyardError):
             await self._r.ledger.record(stay.id, notice)
 

@@ -7,6 +7,7 @@ main thread asleep on a lock, as in `Future.result`, is not woken by that. It is
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -27,21 +28,27 @@ def result(future: Future[T]) -> T:
 
 
 def _sleep_until(future: Future[T]) -> None:
+    hearing, waking = _ends(os.getpid())
+    before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+    try:
+        future.add_done_callback(lambda _: _wake(waking))
+        while not future.done():
+            _pass_on(hearing.recv(64).replace(_DONE, b""), before)
+    finally:
+        signal.set_wakeup_fd(before)
+
+
+@functools.cache
+def _ends(process: int) -> tuple[socket.socket, socket.socket]:
+    """Never closed: a signal may come while one is taken away, and its number must not be somebody else's by then."""
     hearing, waking = socket.socketpair()
-    with hearing, waking:
-        waking.setblocking(False)
-        before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
-        try:
-            future.add_done_callback(lambda _: _wake(waking))
-            while not future.done():
-                _pass_on(hearing.recv(64).replace(_DONE, b""), before)
-        finally:
-            signal.set_wakeup_fd(before)
+    waking.setblocking(False)
+    return hearing, waking
 
 
 def _wake(waking: socket.socket) -> None:
-    # Closed: nobody waits any more. Full: somebody is being woken.
-    with contextlib.suppress(OSError):
+    # Full: somebody is being woken.
+    with contextlib.suppress(BlockingIOError):
         waking.send(_DONE)
 
 

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, or_, select
 
 from hiveyard.core.errors import NotFound
-from hiveyard.core.events import AnyBody, SessionForked, SessionImported, SessionRewound, SnapshotTaken
+from hiveyard.core.events import AnyBody, SessionForked, SessionImported, SessionRewound, SnapshotTaken, TurnEnded
 from hiveyard.store import schema, views
 from hiveyard.store.views import SnapshotRow
 
@@ -17,6 +17,7 @@ _events = schema.events.c
 _decoder: msgspec.json.Decoder[AnyBody] = msgspec.json.Decoder(AnyBody)
 _TURNINGS = ("session.forked", "session.rewound", "session.imported", "session.running", "session.stopped")
 """The latest of these tells whether a session is still to begin somewhere."""
+_ELSEWHERE = ("session.forked", "session.rewound", "session.imported")
 _STARTS = 20
 """How many of an agent's latest introductions are looked through for one that names its conversation."""
 
@@ -87,6 +88,12 @@ def to_begin_at(conn: Connection, session: str) -> SessionForked | SessionRewoun
     was written by whoever made the archive, and tells nothing of where anything begins here."""
     last = _last(conn, session, 2**63 - 1, *_TURNINGS)
     return last[1] if last is not None and isinstance(last[1], SessionForked | SessionRewound) else None
+
+
+def stands_after_turn(conn: Connection, session: str) -> bool:
+    """Whether the session stands where its last turn ended, and no snapshot was taken since."""
+    last = _last(conn, session, 2**63 - 1, "turn.ended", "turn.started", "snapshot.taken", *_ELSEWHERE)
+    return last is not None and isinstance(last[1], TurnEnded)
 
 
 def _taken(conn: Connection, session: str, snapshot: str) -> tuple[int, SnapshotTaken]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,8 @@ def wanted(base: Path) -> bytes:
 
 
 def kept(root: Path, base: Path, *, whole: bool) -> int:
-    assert folded.begin(root, base, whole=whole).st_ino == base.stat().st_ino
+    bases = None if whole else base.parent / folded.BASES
+    assert folded.begin(root, base, bases).st_ino == base.stat().st_ino
     return folded.finish(root, iter(PIECES))
 
 
@@ -68,6 +71,52 @@ def test_it_is_there_when_what_it_began_with_is_gone(root: Path, base: Path) -> 
     base.unlink()
     folded.unfold(root, lambda _: None)
     assert (root / "memory").read_bytes() == memory
+
+
+def test_what_it_began_with_is_as_before_to_the_change_time(root: Path, base: Path) -> None:
+    """By that a template is known to be whole."""
+    before = base.stat()
+    kept(root, base, whole=False)
+    folded.unfold(root, lambda _: None)
+    now = base.stat()
+    assert (now.st_ino, now.st_mtime_ns, now.st_ctime_ns) == (before.st_ino, before.st_mtime_ns, before.st_ctime_ns)
+
+
+def test_snapshots_share_one_copy_which_goes_after_the_last_of_them(root: Path, base: Path) -> None:
+    other, bases = root.parent / "other", base.parent / folded.BASES
+    other.mkdir()
+    kept(root, base, whole=False)
+    kept(other, base, whole=False)
+    assert (root / "base").stat().st_ino == (other / "base").stat().st_ino != base.stat().st_ino
+    (bases / ".new").write_bytes(b"half of another")
+    folded.forget(bases)
+    assert len(copies(bases)) == 1
+    shutil.rmtree(root)
+    base.write_bytes(bytes(SIZE))  # as by a QEMU that a guest took over
+    folded.forget(bases)
+    folded.unfold(other, lambda _: None)
+    assert (other / "memory").read_bytes()[: 9 * PAGE] == b"a" * PAGE + bytes(8 * PAGE)
+    assert (other / "memory").read_bytes()[21 * PAGE : 22 * PAGE] != bytes(PAGE)
+    folded.forget(bases)
+    assert copies(bases) == []
+
+
+def copies(bases: Path) -> list[str]:
+    return [path.name for path in bases.iterdir() if path.name != ".lock"]
+
+
+def test_a_full_disk_leaves_the_snapshot_as_it_was(root: Path, base: Path) -> None:
+    kept(root, base, whole=False)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with pytest.raises(OSError, match="no space"):
+        folded.unfold(root, full)
+    assert sorted(path.name for path in root.iterdir()) == ["base", "changes"]
+    assert folded.room(root) >= 30 * PAGE
+    folded.unfold(root, lambda _: None)
+    assert (root / "memory").read_bytes() == wanted(base)
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -309,7 +309,7 @@ async def test_a_snapshot_may_read_the_memory_where_only_parents_may(yard: Yard)
 
 
 async def test_a_template_that_was_written_to_is_made_again_and_says_so(yard: Yard) -> None:
-    template = _template(yard)
+    template = newest_template(yard)
     with (template / "memory").open("r+b") as memory:
         memory.seek(64 << 20)
         memory.write(b"overwritten")
@@ -321,13 +321,13 @@ async def test_a_template_that_was_written_to_is_made_again_and_says_so(yard: Ya
 
 
 async def test_a_state_that_does_not_load_is_replaced_while_a_machine_boots(yard: Yard) -> None:
-    template = _template(yard)
+    template = newest_template(yard)
     (template / "state").write_bytes(b"no state at all")
     async with yard.machine() as name:
         assert await yard.says(name, "echo alive") == "alive"
 
 
-def _template(yard: Yard) -> Path:
+def newest_template(yard: Yard) -> Path:
     """The newest template of the image in the tests' size."""
     found = [
         marks.parent

@@ -21,7 +21,7 @@ from tests.contract.door import ask, serve_door
 from tests.support.blocks import shares_blocks
 from tests.support.vm import vm_provider
 
-from .test_qemu_machines import SHAPE, Yard, says, yard
+from .test_qemu_machines import SHAPE, Yard, newest_template, says, yard
 
 __all__ = ["yard"]
 
@@ -127,6 +127,9 @@ async def test_processes_go_on_in_the_parent_and_in_both_children(litter: Litter
         family = [parent, *await litter.children(kept, 2)]
         assert "memory" in litter.files(kept)
         assert not litter.files(kept) & {"base", "changes"}
+        told_of: list[str] = []
+        await litter.provider.prepare(litter.yard.image, SHAPE, told_of.append)
+        assert told_of == [], "the template that they stand on is whole"
         told = [await litter.counted(name, beyond=at + 1) for name in family]
         assert {found[1] for found in told} == {pid}
         assert await litter.says(parent, "cat /proc/sys/kernel/hostname") == parent
@@ -159,6 +162,20 @@ async def test_a_snapshot_of_a_child_is_a_snapshot(litter: Litter) -> None:
         assert await litter.says(grandchild, "cat ~/deep") == "deep"
         again = await litter.child(await litter.snapshot(child))
         assert await litter.says(again, "cat ~/deep") == "deep"
+
+
+async def test_a_template_that_is_made_again_stays_for_who_stands_on_it(litter: Litter) -> None:
+    async with counting(litter) as parent:
+        at, pid = await litter.counted(parent)
+        before = await litter.snapshot(parent)
+        with (newest_template(litter.yard) / "memory").open("r+b") as memory:
+            memory.write(b"\0")
+        told_of: list[str] = []
+        await litter.provider.prepare(litter.yard.image, SHAPE, told_of.append)
+        assert "making it again" in told_of[0]
+        after = await litter.snapshot(parent)
+        for kept in (before, after):
+            assert (await litter.counted(await litter.child(kept), beyond=at + 1))[1] == pid
 
 
 async def test_a_snapshot_outlives_its_machine_and_the_provider(litter: Litter) -> None:
@@ -278,7 +295,8 @@ async def test_a_full_disk_leaves_the_machine_running_and_nothing_half(litter: L
         try:
             with pytest.raises(NoSpace):
                 await litter.provider.snapshot(parent, "full")
-            assert not [path for path in small.iterdir() if path.name != ".locks"]
+            left = [path for path in small.rglob("*") if path.is_file() and path.stat().st_size]
+            assert not left, "what is locked is empty"
         finally:
             assert (await process.run(["umount", str(small)])).ok
         await litter.counted(parent, beyond=at + 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hiveyard.machines.qemu.sweeping import stand_on, sweep, use
+from hiveyard.machines.qemu.sweeping import remove_unused, stand_on, sweep, use
 
 
 @pytest.fixture
@@ -49,6 +49,18 @@ def test_what_a_snapshot_stands_on_stays_as_long_as_the_snapshot_does(old: Path,
     snapshot.rmdir()
     _age(old)
     sweep([old])
+    assert not old.exists()
+
+
+def test_what_is_let_go_of_today_stays_for_a_snapshot_only(old: Path, tmp_path: Path) -> None:
+    use(old)
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    stand_on({old}, snapshot)
+    remove_unused([old])
+    assert old.exists()
+    snapshot.rmdir()
+    remove_unused([old])
     assert not old.exists()
 
 

@@ -279,11 +279,17 @@ class MorphProvider:
             with anyio.CancelScope(shield=True):
                 await self._service.resume(instance.id, self._settings.pause_timeout)
 
+    async def make_ready(self, snapshot: str) -> None:
+        await self._kept(snapshot)
+
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         _check(name, spec)
+        return await self._boot(name, spec, await self._kept(snapshot))
+
+    async def _kept(self, snapshot: str) -> Snapshot:
         for found in await self._service.snapshots({**self._own(), labels.SNAPSHOT: snapshot}):
             if found.status == SNAPSHOT_READY:
-                return await self._boot(name, spec, found)
+                return found
         raise NoSuchSnapshot(f"Morph Cloud has no snapshot {snapshot}")
 
     async def snapshots(self) -> set[str]:

@@ -25,7 +25,7 @@ from hiveyard.core.machines import Image, Report
 from hiveyard.kit import files, process
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu.command import Layer
-from hiveyard.machines.qemu.sweeping import use
+from hiveyard.machines.qemu.sweeping import remove_unused, use
 from hiveyard.machines.qemu.user import GUEST_UID
 
 # Programs without which a guest cannot serve us, by the package that brings them.
@@ -92,8 +92,8 @@ class Disks:
         return sorted(self._root.glob("*/vmlinuz"))
 
     def remove(self, image_id: str) -> None:
-        for path in self._root.glob(f"{image_id}-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        """Remove its disks, but for those that somebody stands on."""
+        remove_unused(self._root.glob(f"{image_id}-*"))
 
     async def ensure(self, image: Image, disk_gib: int, report: Report) -> Disk:
         """The disk of an image, made when it is not there. Call it under the image's lock.

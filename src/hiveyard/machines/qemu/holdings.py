@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hiveyard.core.machines import Holding
 from hiveyard.kit.shape import record, text
+from hiveyard.machines.qemu.folded import BASES
 
 
 def held(state: Path, cache: Path) -> list[Holding]:
@@ -39,8 +40,10 @@ def _machines(state: Path) -> Iterator[Holding]:
     for path in _directories(state):
         if not path.name.startswith("."):
             yield Holding(kind="machine", name=path.name, place=path)
+    if (bases := state / ".snapshots" / BASES).is_dir():
+        yield Holding(kind="snapshot", name="memory that snapshots share", place=bases)
     for path in _directories(state / ".snapshots"):
-        if path.name != ".locks":
+        if path.name not in (".locks", BASES):
             yield Holding(kind="snapshot", name=path.name.rpartition("+")[2], place=path)
 
 

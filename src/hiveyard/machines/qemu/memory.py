@@ -70,7 +70,7 @@ def _mappings(pid: int, base: os.stat_result) -> list[_Mapping]:
             if (major, minor, int(match.group(6))) == wanted:
                 found.append(_Mapping(start, end, offset))
     if sum(mapping.end - mapping.start for mapping in found) < base.st_size:
-        raise ProviderError(f"QEMU {pid} does not have the memory that it began with")
+        raise CannotKeepMemory(f"the memory that QEMU {pid} began with is not there any more")
     return found
 
 

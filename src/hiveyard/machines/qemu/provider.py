@@ -53,7 +53,7 @@ from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.making import make
 from hiveyard.machines.qemu.record import Record, Rig, read
 from hiveyard.machines.qemu.settings import QemuSettings
-from hiveyard.machines.qemu.snapshot import Snapshots
+from hiveyard.machines.qemu.snapshot import Snapshot, Snapshots
 from hiveyard.machines.qemu.still import go_on, hold_still, mended
 from hiveyard.machines.qemu.sweeping import sweep
 from hiveyard.machines.qemu.template import Corrupt, Key, Origin, Template, Templates
@@ -157,7 +157,7 @@ class QemuProvider:
             except Corrupt as error:
                 report(f"{error.message}; making it again")
                 _log.warning("%s; making it again", error.message)
-                self._templates.remove(template)
+                self._templates.retire(template)
         check_memory(shape)
         check_space(self._cache, shape.memory_mib + 512)
         fresh = self._templates.place(key)
@@ -267,7 +267,7 @@ class QemuProvider:
         async with holding(self._cache / "locks" / spec.image.id):
             now = self._templates.find(self._key(spec.image.id, spec.shape, disk, qemu))
             if now is not None and now.made == broken.made:
-                self._templates.remove(now)
+                self._templates.retire(now)
             return await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)
 
     # Standing still.
@@ -288,15 +288,24 @@ class QemuProvider:
             with space_named():
                 return await self._snapshots.take(snapshot, record, rig, self._builder.group, meanwhile, whole=passing)
 
+    async def make_ready(self, snapshot: str) -> None:
+        await self._unfolded(snapshot)
+
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         check_machine_name(name)
+        found, qemu = await self._unfolded(snapshot)
+        base = self._rig(name).base
+        return await self._made(name, spec, lambda: self._bring_up(name, spec, qemu, found.settle(base)))
+
+    async def _unfolded(self, snapshot: str) -> tuple[Snapshot, Qemu]:
+        """A snapshot that a machine can begin from, and the QEMU for it."""
         found = self._snapshots.find(snapshot)
         number = await self._found_version()
         qemu = found.qemu(self._settings.program, number, self._accelerators().known(number))
+        check_space(self._state, (self._snapshots.room(snapshot) >> 20) + 256)
         with space_named():
             await self._snapshots.unfold(snapshot, self._builder.group, writable=not qemu.seals)
-        base = self._rig(name).base
-        return await self._made(name, spec, lambda: self._bring_up(name, spec, qemu, found.settle(base)))
+        return found, qemu
 
     async def snapshots(self) -> set[str]:
         return await anyio.to_thread.run_sync(self._snapshots.names)

@@ -15,6 +15,7 @@ of its own, so either can be removed without the other.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -87,6 +88,7 @@ class Snapshots:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._bases = root / folded.BASES
 
     def find(self, name: str) -> Snapshot:
         """Raises NoSuchSnapshot."""
@@ -105,7 +107,8 @@ class Snapshots:
     def names(self) -> set[str]:
         if not self._root.is_dir():
             return set()
-        return {path.name.rpartition("+")[2] for path in self._root.iterdir() if path.name != ".locks"}
+        found = (path.name for path in self._root.iterdir())
+        return {name.rpartition("+")[2] for name in found if name not in (".locks", folded.BASES)}
 
     async def remove(self, name: str) -> None:
         place = self._place(name)
@@ -113,11 +116,16 @@ class Snapshots:
             for path in (*self._root.glob(f".new-*+{name}"), place):
                 await anyio.to_thread.run_sync(_discard, path)
             (self._root / ".locks" / name).unlink(missing_ok=True)
+        await anyio.to_thread.run_sync(folded.forget, self._bases)
 
     def forget_half(self, machine: str) -> None:
         """Remove what is left of snapshots of a machine that were never finished."""
         for path in self._root.glob(f".new-{machine}+*"):
             shutil.rmtree(path, ignore_errors=True)
+
+    def room(self, name: str) -> int:
+        """How many bytes on disk `unfold` may take."""
+        return folded.room(self._place(name))
 
     async def unfold(self, name: str, group: int | None, *, writable: bool) -> None:
         """Have its memory whole, for a machine to begin with. Raises OSError, ProviderError."""
@@ -128,6 +136,7 @@ class Snapshots:
 
         async with holding(self._root / ".locks" / name):
             await anyio.to_thread.run_sync(folded.unfold, place, ready)
+        await anyio.to_thread.run_sync(folded.forget, self._bases)
 
     async def take(
         self, name: str, record: Record, rig: Rig, group: int | None, meanwhile: Meanwhile | None, *, whole: bool
@@ -141,7 +150,8 @@ class Snapshots:
             fresh.mkdir(parents=True)
             fresh.chmod(0o711)
             try:
-                frozen = await _Taking(record, rig, fresh, place, group, whole).take(meanwhile)
+                bases = None if whole else self._bases
+                frozen = await _Taking(record, rig, fresh, place, group, bases).take(meanwhile)
                 shutil.rmtree(place, ignore_errors=True)
                 fresh.replace(place)
                 files.sync_dir(self._root)
@@ -149,6 +159,7 @@ class Snapshots:
             finally:
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(_discard, fresh)
+                    await anyio.to_thread.run_sync(folded.forget, self._bases)
 
     def _place(self, name: str) -> Path:
         if not _NAME.match(name):
@@ -159,13 +170,15 @@ class Snapshots:
 class _Taking:
     """One snapshot being taken into the directory `fresh`, to lie at `place`."""
 
-    def __init__(self, record: Record, rig: Rig, fresh: Path, place: Path, group: int | None, whole: bool) -> None:
+    def __init__(
+        self, record: Record, rig: Rig, fresh: Path, place: Path, group: int | None, bases: Path | None
+    ) -> None:
         self._record = record
         self._rig = rig
         self._fresh = fresh
         self._place = place
         self._group = group
-        self._whole = whole
+        self._bases = bases
 
     async def take(self, meanwhile: Meanwhile | None) -> Frozen:
         if not self._record.origin:
@@ -190,15 +203,21 @@ class _Taking:
         return Frozen(seconds, max(size, changed))
 
     def _begin_memory(self) -> os.stat_result:
-        return folded.begin(self._fresh, Path(self._record.origin) / "memory", whole=self._whole)
+        try:
+            return folded.begin(self._fresh, Path(self._record.origin) / "memory", self._bases)
+        except FileNotFoundError as error:
+            raise CannotKeepMemory("the memory that the VM began with is not there any more") from error
 
     async def _new_top(self, number: int) -> None:
+        # The directory is QEMU's: what has that name by now may be a link to anywhere.
         path = self._rig.run / f"disk-{number}.qcow2"
         path.unlink(missing_ok=True)
-        shutil.copyfile(self._fresh / "blank.qcow2", path)
-        owner = self._rig.run.stat()
-        if os.geteuid() == 0:
-            os.chown(path, owner.st_uid, owner.st_gid)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with os.fdopen(fd, "wb") as file, (self._fresh / "blank.qcow2").open("rb") as blank:
+            shutil.copyfileobj(blank, file)
+            owner = self._rig.run.stat()
+            if os.geteuid() == 0:
+                os.fchown(fd, owner.st_uid, owner.st_gid)
 
     @asynccontextmanager
     async def _still(self, wire: Wire) -> AsyncIterator[None]:
@@ -239,7 +258,7 @@ class _Taking:
             if fd >= 0:
                 source = os.open(f"/proc/{table['pid']}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    with (self._fresh / str(handle)).open("wb") as target:
+                    with (self._fresh / str(int(handle))).open("wb") as target:
                         copy_content(source, target.fileno())
                 finally:
                     os.close(source)
@@ -255,7 +274,7 @@ class _Taking:
         under = [layer for layer in self._record.under if not self._is_own(layer)]
         stand_on({Path(layer.file).parent for layer in under}, self._place)
         for number, path in enumerate(own):
-            os.link(path, self._fresh / f"layer-{number}.qcow2")
+            os.link(path, self._fresh / f"layer-{number}.qcow2", follow_symlinks=False)
             under.append(Layer(str(self._place / f"layer-{number}.qcow2"), "qcow2"))
         for path in (path for path in self._fresh.iterdir() if path.name != "base"):
             hand_over(path, self._group, writable=path.name == "memory" and not self._record.sealed)
@@ -301,6 +320,8 @@ async def _devices(wire: Wire, path: Path) -> None:
 
 async def _switch(wire: Wire, path: str, node: str, name: str) -> None:
     """Have QEMU write to the empty overlay at `path` from now on."""
+    with contextlib.suppress(Refused):  # there is one only when a daemon ended between these commands
+        await wire.call("blockdev-del", **{"node-name": name})
     await wire.call(
         "blockdev-add",
         driver="qcow2",

@@ -35,10 +35,15 @@ def stand_on(roots: Iterable[Path], snapshot: Path) -> None:
 
 
 def sweep(useless: Iterable[Path]) -> None:
-    """Remove those of the directories that nobody uses."""
+    """Remove those of the directories that nobody has used for long or needs."""
+    remove_unused(root for root in useless if _idle(root))
+
+
+def remove_unused(roots: Iterable[Path]) -> None:
+    """Remove those of the directories that no running QEMU holds and no snapshot stands on."""
     held = _held()
-    for root in useless:
-        if root.resolve() not in held and _idle(root) and not _bases(root):
+    for root in roots:
+        if root.resolve() not in held and not _bases(root):
             shutil.rmtree(root, ignore_errors=True)
 
 

@@ -1,21 +1,27 @@
 """A template: an image booted once, settled, and frozen with its memory. Machines are forks of it.
 
-    <cache>/templates/<key>/memory         the guest's memory, a sparse file that forks map copy-on-write
-    <cache>/templates/<key>/state          the state of its devices, half a megabyte
-    <cache>/templates/<key>/disk.qcow2     what the boot changed on the image's disk
-    <cache>/templates/<key>/table.json     what it knew of its session's directory, which was empty
-    <cache>/templates/<key>/blank.qcow2    an empty overlay to copy, which is 10 ms faster than making one
-    <cache>/templates/<key>/template.json  written last: sizes, digests, and how the memory file looked when frozen
+    <cache>/templates/<key>-<id>/memory             the guest's memory, a sparse file that forks map copy-on-write
+    <cache>/templates/<key>-<id>/state              the state of its devices, half a megabyte
+    <cache>/templates/<key>-<id>/disk.qcow2         what the boot changed on the image's disk
+    <cache>/templates/<key>-<id>/table.json         what it knew of its session's directory, which was empty
+    <cache>/templates/<key>-<id>/blank.qcow2        an empty overlay to copy, which is 10 ms faster than making one
+    <cache>/templates/<key>-<id>/template.json      written last: digest, and how each file looked
+
+Machines and their snapshots stand on these very files, so a directory is never filled again: a template that is made
+again gets another, and the former one goes when nobody needs it.
 
 A running machine can become a template by the same files: its memory written out, its state, its disk.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +29,10 @@ from typing import NamedTuple
 from hiveyard.core.errors import ProviderError
 from hiveyard.core.machines import Shape
 from hiveyard.kit import files, process
+from hiveyard.kit.names import new_id
 from hiveyard.kit.shape import record, text
 from hiveyard.machines.qemu.command import LAYOUT, MACHINE, Engine, Layer
-from hiveyard.machines.qemu.sweeping import use
+from hiveyard.machines.qemu.sweeping import remove_unused, use
 
 PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "table.json")
 
@@ -100,9 +107,11 @@ class Templates:
 
     def find(self, key: Key) -> Template | None:
         """The template as it lies there, unchecked."""
-        root = self._root / key.digest()
-        use(root)
-        return _template(root)
+        found = (_template(root) for root in self._root.glob(f"{key.digest()}*"))
+        template = next((template for template in found if template is not None), None)
+        if template is not None:
+            use(template.root)
+        return template
 
     def useless(self, version: str) -> list[Path]:
         """Templates that no QEMU of this version and of ours can load."""
@@ -135,19 +144,20 @@ class Templates:
             "files": {name: _look(fresh / name) for name in PARTS},
         }
         files.write_atomic(fresh / "template.json", json.dumps(marks).encode())
-        root = self._root / key.digest()
-        shutil.rmtree(root, ignore_errors=True)
+        root = self._root / f"{key.digest()}-{new_id()}"
         fresh.replace(root)
         files.sync_dir(self._root)
         return Template(root, host_key, digest)
 
-    def remove(self, template: Template) -> None:
-        shutil.rmtree(template.root, ignore_errors=True)
+    def retire(self, template: Template) -> None:
+        """No machine begins from it any more; it stays for those that did, and goes with `useless` after them."""
+        with contextlib.suppress(FileNotFoundError):
+            (template.root / "template.json").rename(template.root / "former.json")
+        remove_unused([template.root])
 
     def remove_image(self, image_id: str) -> None:
-        for root in self._all():
-            if _load(root).get("image") == image_id:
-                shutil.rmtree(root, ignore_errors=True)
+        """Remove its templates, but for those that somebody stands on."""
+        remove_unused(root for root in self._all() if _load(root).get("image") == image_id)
 
     def _all(self) -> Iterable[Path]:
         return list(self._root.iterdir()) if self._root.is_dir() else []
@@ -166,12 +176,15 @@ def _load(root: Path) -> dict[str, object]:
 
 
 def hand_over(path: Path, group: int | None, *, writable: bool) -> None:
-    """Make a file ours, open to `group` and nobody else (the guest's host key is in it), and safe from a power cut."""
-    if group is not None:
-        os.chown(path, 0, group)
-    path.chmod(0o660 if writable else 0o640)
-    fd = os.open(path, os.O_RDONLY)
+    """Make a file ours, open to `group` and nobody else (the guest's host key is in it), and safe from a power cut.
+    Raises OSError for what is no file: it may come from a directory that QEMU can write to."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        if group is not None:
+            os.fchown(fd, 0, group)
+        os.fchmod(fd, 0o660 if writable else 0o640)
         os.fsync(fd)
     finally:
         os.close(fd)
