@@ -106,6 +106,7 @@ async def test_its_time_is_ended_by_an_orchestrator_that_is_open(yards: Yards, a
     yards.provider = Provider(yards.scratch / "m", yards.scratch / "c")
     async with yards.yard(clock=clock) as yard:
         ready = await yard.boot_and_prepare(HOST, ttl_seconds=77, ttl_action=action)
+        assert (ready.machine.ends_at, ready.machine.ttl_action) == (clock.now() + 77, action)
         await anyio.wait_all_tasks_blocked()
         assert clock.asked == [77]
         assert "lifetime_over" not in yards.told()

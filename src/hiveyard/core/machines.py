@@ -123,7 +123,10 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A machine as its backend sees it now. `shape` is None where the backend does not tell."""
+    """A machine as its backend sees it now. `shape` is None where the backend does not tell.
+
+    `ends_at` is when its time is over, in seconds since the epoch as `created_at` is, and `ttl_action` what is done to
+    it then; both are None where the backend ends nothing by itself. `Orchestrator` adds what it sees to itself."""
 
     name: str
     status: MachineStatus
@@ -133,6 +136,8 @@ class Machine:
     reason: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     shape: Shape | None = None
+    ends_at: float | None = None
+    ttl_action: TtlAction | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import anyio
 from anyio.abc import TaskGroup
 
 from hiveyard.core.errors import BadInput
-from hiveyard.core.machines import TtlAction
+from hiveyard.core.machines import Machine, TtlAction
 from hiveyard.kit.clock import Clock
 from hiveyard.kit.group import together
 
@@ -41,12 +42,13 @@ class Lifetimes:
                 hint="async with Orchestrator(...) as orchestrator: ..., or leave ttl_seconds away",
             )
 
-    def begin(self, machine: str, seconds: float, action: TtlAction) -> None:
-        """From now on. A machine has one time at most."""
+    def begin(self, machine: Machine, seconds: float, action: TtlAction) -> Machine:
+        """From now on; gives the machine with its end. It has one time at most."""
         self.check()
         assert self._group is not None
-        scope = self._running[machine] = anyio.CancelScope()
-        self._group.start_soon(self._wait, scope, machine, seconds, action, name=f"lifetime of {machine}")
+        scope = self._running[machine.name] = anyio.CancelScope()
+        self._group.start_soon(self._wait, scope, machine.name, seconds, action, name=f"lifetime of {machine.name}")
+        return replace(machine, ends_at=self._clock.now() + seconds, ttl_action=action)
 
     def forget(self, machine: str) -> None:
         """It is gone, or its end is somebody else's. Without one: a success."""

@@ -141,7 +141,7 @@ class Orchestrator:
                 installed = await self._install(name, credential_profiles, real)
                 await self._write_info(machine, info, machine_info_mode)
                 if seconds is not None:
-                    self._ending.lifetimes.begin(name, seconds, spec.ttl_action)
+                    machine = self._ending.lifetimes.begin(machine, seconds, spec.ttl_action)
         return Prepared(
             machine=machine,
             spec=spec,
@@ -192,9 +192,10 @@ class Orchestrator:
         return machines
 
     async def _fork(self, ready: Prepared, name: str, origin: Snapshot, into: dict[str, Machine]) -> None:
-        into[name] = await self._boot(name, ready.spec, ready.placeholder, origin)
+        machine = await self._boot(name, ready.spec, ready.placeholder, origin)
         if ready.spec.ttl is not None and not self.provider.capabilities.remote:
-            self._ending.lifetimes.begin(name, ready.spec.ttl, ready.spec.ttl_action)
+            machine = self._ending.lifetimes.begin(machine, ready.spec.ttl, ready.spec.ttl_action)
+        into[name] = machine
 
     async def _forget(self, parent: str, snapshot: Snapshot, operation: str) -> None:
         """What is left of it is told of, and takes no machine away from whoever asked for it."""

@@ -184,12 +184,21 @@ ODD_TIMES = ("-1", "253402300800", "1.76e15", "'now'")
     [
         *("READY", "{}", "{**READY, 'status': 'fine'}", "'ready'", "None"),
         *(f"{{**READY, 'name': 'other', 'created_at': {time}}}" for time in ODD_TIMES),
+        *(f"{{**READY, 'name': 'other', 'ends_at': {time}}}" for time in ODD_TIMES),
+        "{**READY, 'name': 'other', 'ttl_action': 'burn'}",
     ],
 )
 async def test_an_answer_about_another_machine_or_none_is_not_believed(made: Made, value: str) -> None:
     provider = made(f"for id, type, ask in lines(): say(id, 'result', value={value})")
     with pytest.raises(ProviderBadAnswer):
         await provider.get("other")
+
+
+async def test_a_program_tells_when_a_machine_ends(made: Made) -> None:
+    machine = await made(
+        "for id, type, ask in lines(): say(id, 'result', value={**READY, 'ends_at': 1.5e9, 'ttl_action': 'stop'})"
+    ).get("m")
+    assert (machine.ends_at, machine.ttl_action) == (1.5e9, "stop")
 
 
 async def test_names_that_are_none_are_not_believed(made: Made) -> None:

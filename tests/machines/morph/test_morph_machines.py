@@ -221,14 +221,16 @@ async def test_the_service_itself_ends_what_has_lived_long_enough(
 ) -> None:
     provider, cloud = direct
     spec = replace(SPEC, ttl=3600, ttl_action=action)  # type: ignore[arg-type]
-    await provider.boot("one", spec)
+    booted = await provider.boot("one", spec)
+    assert (booted.ends_at, booted.ttl_action) == (cloud.machine("one").ttl["ttl_expire_at"], action)
     cloud.machine("one").ttl["ttl_expire_at"] = 0
     await provider.list()
     if action == "terminate":
         assert await provider.names() == set()
         return
     wanted = MachineStatus.STOPPED if action == "stop" else MachineStatus.READY
-    assert (await provider.get("one")).status is wanted
+    ended = await provider.get("one")
+    assert (ended.status, ended.ends_at, ended.ttl_action) == (wanted, None, None)
 
 
 async def test_what_is_asked_of_a_paused_machine_waits(direct: tuple[MorphProvider, Cloud]) -> None:

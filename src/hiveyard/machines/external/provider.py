@@ -214,6 +214,8 @@ class ExternalProvider:
             created_at=told.created_at,
             reason=one_line(told.reason, 400),
             metadata=told.metadata,
+            ends_at=told.ends_at,
+            ttl_action=told.ttl_action,
         )
 
     def _name(self, name: str) -> str:

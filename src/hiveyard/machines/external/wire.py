@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from hiveyard.core.errors import BadInput, ComeBack, HiveyardError, ProviderBadAnswer, ProviderError
-from hiveyard.core.machines import Capabilities, MachineStatus, Tier
+from hiveyard.core.machines import Capabilities, MachineStatus, Tier, TtlAction
 from hiveyard.kit.text import one_line
 
 PROTOCOL = 1
@@ -91,15 +91,21 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: Can = Can()
 
 
+Date = Annotated[float, msgspec.Meta(ge=0, lt=_NO_DATE)]
+"""In seconds since the epoch; what is no date is no answer."""
+
+
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine. `created_at` is in seconds since the epoch; what is no date is no answer."""
+    """A machine."""
 
     name: str
     status: MachineStatus
     image: str = ""
-    created_at: Annotated[float, msgspec.Meta(ge=0, lt=_NO_DATE)] = 0.0
+    created_at: Date = 0.0
     reason: str = ""
     metadata: dict[str, str] = {}
+    ends_at: Date | None = None
+    ttl_action: TtlAction | None = None
 
 
 class Works(msgspec.Struct, frozen=True, kw_only=True):

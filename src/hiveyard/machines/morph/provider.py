@@ -57,7 +57,7 @@ from hiveyard.machines.morph.entrance import Entrance
 from hiveyard.machines.morph.making import SNAPSHOT_TIME, Making
 from hiveyard.machines.morph.service import Service
 from hiveyard.machines.morph.settings import MorphSettings
-from hiveyard.machines.morph.statuses import SNAPSHOT_READY, status_of
+from hiveyard.machines.morph.statuses import SNAPSHOT_READY, status_of, ttl_action_of
 from hiveyard.machines.morph.wire import Instance, Snapshot
 from hiveyard.machines.shell import ShellGuest, terminal_words
 
@@ -322,6 +322,7 @@ class MorphProvider:
 
     def _machine(self, name: str, instance: Instance) -> Machine:
         status, reason = status_of(instance, booting=name in self._booting)
+        ends_at = instance.ttl.ttl_expire_at
         return Machine(
             name=name,
             status=status,
@@ -330,6 +331,8 @@ class MorphProvider:
             created_at=float(instance.created),
             reason=reason,
             metadata=labels.metadata(instance),
+            ends_at=None if ends_at is None else float(ends_at),
+            ttl_action=None if ends_at is None else ttl_action_of(instance),
         )
 
     async def _instances(self, name: str) -> Sequence[Instance]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from hiveyard.core.machines import MachineStatus
+from hiveyard.core.machines import MachineStatus, TtlAction
 from hiveyard.kit.text import one_line
 from hiveyard.machines.morph import labels
 from hiveyard.machines.morph.wire import Instance
@@ -18,6 +18,16 @@ class Status(NamedTuple):
 
     status: MachineStatus
     reason: str = ""
+
+
+def ttl_action_of(instance: Instance) -> TtlAction | None:
+    """What the service does when the instance's time is over, in our words; None for what is not known."""
+    match instance.ttl.ttl_action:
+        case "stop":
+            return "terminate"
+        case "pause":
+            return "stop" if labels.stopped(instance) else "pause"
+    return None
 
 
 def status_of(instance: Instance, *, booting: bool = False) -> Status:

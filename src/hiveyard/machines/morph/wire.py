@@ -36,15 +36,26 @@ class Networking(msgspec.Struct, frozen=True, kw_only=True):
     http_services: list[Service] = []
 
 
+Date = Annotated[int, msgspec.Meta(ge=0, lt=_NO_DATE)]
+"""In seconds since the epoch; what is no date is no answer."""
+
+
+class Ttl(msgspec.Struct, frozen=True, kw_only=True):
+    """When the service ends an instance, if it does, and what it calls that."""
+
+    ttl_expire_at: Date | None = None
+    ttl_action: str | None = None
+
+
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
-    """`created` is in seconds since the epoch; what is no date is no answer. `metadata` is what we gave it; see
-    labels.py."""
+    """`metadata` is what we gave it; see labels.py."""
 
     id: str
-    created: Annotated[int, msgspec.Meta(ge=0, lt=_NO_DATE)]
+    created: Date
     status: str = "pending"
     networking: Networking
     metadata: dict[str, str] = {}
+    ttl: Ttl = Ttl()
 
 
 class Instances(msgspec.Struct, frozen=True, kw_only=True):
