@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hiveyard import agents, processes
+from hiveyard import agents, machines, processes
 from hiveyard.core.errors import BadInput, BadPlugin, BadSetting, UnknownAgent
 from hiveyard.engine.choice import automatic, choose, named
 from hiveyard.machines.external.settings import ExternalProgram
@@ -66,6 +66,16 @@ def test_a_process_manager_of_another_distribution_is_found_by_its_name(install:
         processes.by_name("keeper")
     install("hiveyard.process_managers", "keeper", "brought_by_a_test:Manager")
     assert processes.by_name("keeper").name == "keeper"
+
+
+def test_a_provider_of_another_distribution_is_found_by_its_name(install: Install, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no provider is called 'mine'"):
+        machines.by_name("mine", tmp_path / "s", tmp_path / "c")
+    install("hiveyard.providers", "mine", "brought_by_a_test:Machines")
+    assert machines.by_name("mine", tmp_path / "s", tmp_path / "c").name == "mine"
+    with pytest.raises(BadInput) as caught:
+        machines.by_name("min", tmp_path / "s", tmp_path / "c")
+    assert caught.value.hint == "one of: qemu, docker, bubblewrap, morph, mine"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pathlib import Path
 import anyio
 import uvicorn
 
-from hiveyard import __version__, agents, config, plugins
+from hiveyard import __version__, agents, config, machines, plugins
 from hiveyard.api.app import make_app
 from hiveyard.api.server import bind, make_server
 from hiveyard.core.errors import BadSetting, DaemonRunning, HiveyardError
@@ -38,10 +38,6 @@ from hiveyard.kit import loop
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.files import locked
 from hiveyard.kit.group import first
-from hiveyard.machines.bubblewrap.provider import BubblewrapProvider
-from hiveyard.machines.docker.provider import DockerProvider
-from hiveyard.machines.morph.provider import MorphProvider
-from hiveyard.machines.qemu.provider import QemuProvider
 from hiveyard.others import with_others
 from hiveyard.places import Places, host_ports_place, places
 from hiveyard.processes.detached import Detached
@@ -191,15 +187,18 @@ async def _mirrored(parts: Resources) -> AsyncIterator[None]:
 
 
 def _providers(here: Places, settings: config.Settings, keys: Keys) -> Mapping[str, Provider]:
-    found: list[Provider] = [
-        QemuProvider(state=here.machines / "qemu", cache=here.cache / "qemu", settings=settings.qemu),
-        DockerProvider(state=here.machines / "docker", settings=settings.docker),
-        BubblewrapProvider(
-            state=here.machines / "bubblewrap", cache=here.cache / "bubblewrap", settings=settings.bubblewrap
-        ),
-        MorphProvider(state=here.machines / "morph", key=lambda: keys.find("morph"), settings=settings.morph),
-    ]
-    return {provider.name: provider for provider in found}
+    own = {
+        "qemu": settings.qemu,
+        "docker": settings.docker,
+        "bubblewrap": settings.bubblewrap,
+        "morph": settings.morph,
+    }
+    return {
+        name: machines.by_name(
+            name, here.machines / name, here.cache / name, settings=chosen, key=lambda: keys.find("morph")
+        )
+        for name, chosen in own.items()
+    }
 
 
 async def _answer(engine: Engine, listener: socket.socket, here: Places, ready: Ready) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from hiveyard import machines
+from hiveyard.agents.command import CommandLine
 from hiveyard.core.commands import Command
 from hiveyard.core.credentials import CredentialDirectory, CredentialFile, CredentialProfile
 from hiveyard.core.errors import BadInput, NotPrepared, OperationFailed, ProviderError
@@ -16,7 +18,8 @@ from hiveyard.core.machines import HOST, Machine, MachineSpec, MachineStatus, Tt
 from hiveyard.core.ports import Frozen, Meanwhile
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.bubblewrap import BubblewrapProvider
-from hiveyard.orchestrator import Prepared, RuntimeEvent, Snapshot, happenings
+from hiveyard.orchestrator import Orchestrator, Prepared, RuntimeEvent, Snapshot, happenings
+from hiveyard.processes.detached import Detached
 from tests.support.leaks import Said
 
 from .parts import KEY, HeldClock, Yards, in_the_way, profile
@@ -308,6 +311,16 @@ async def test_what_cannot_be_is_refused_before_anything_is_made(
 ) -> None:
     with pytest.raises(BadInput, match=says):
         await yards.yard().boot_and_prepare(HOST, **wishes)  # type: ignore[arg-type]
+    assert yards.events == []
+
+
+@pytest.mark.parametrize("name", ["qemu", "docker", "morph"])
+async def test_the_hosts_own_programs_are_refused_elsewhere_with_what_to_do(yards: Yards, name: str) -> None:
+    provider = machines.by_name(name, yards.scratch / "s", yards.scratch / "c", key=lambda: Secret(KEY))
+    yard = Orchestrator(provider, Detached(), CommandLine(), on_event=yards.hear)
+    with pytest.raises(BadInput, match=f"machines of {name} have an image") as caught:
+        await yard.boot_and_prepare(HOST)
+    assert "Images(places().cache).ensure" in caught.value.hint
     assert yards.events == []
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hiveyard.core.errors import BadInput
-from hiveyard.core.machines import Image, MachineSpec, Network, TtlAction
+from hiveyard.core.machines import HOST, Image, MachineSpec, Network, Tier, TtlAction
 from hiveyard.core.ports import Forks, Pauses, Provider, Snapshots
 from hiveyard.orchestrator.keeping import Snapshot
 
@@ -28,6 +28,11 @@ def machine_spec(
         _check_origin(provider, snapshot, source.session if isinstance(source, MachineSpec) else None)
     network = Network.OPEN if provider.capabilities.remote else Network.DOOR
     spec = MachineSpec(image=source, network=network) if isinstance(source, Image) else source
+    if spec.image == HOST and provider.tier is not Tier.NAMESPACE:
+        raise BadInput(
+            f"HOST is this host's own programs, and machines of {provider.name} have an image",
+            hint='anyio.run(Images(places().cache).ensure, "default") gives one; bubblewrap shows HOST',
+        )
     if ttl is not None:
         spec = replace(spec, ttl=ttl, ttl_action=action)
     if spec.ttl is not None and spec.ttl < 1:

@@ -76,20 +76,20 @@ class QemuProvider:
 
     def __init__(
         self,
-        *,
         state: Path,
         cache: Path,
-        settings: QemuSettings,
+        settings: QemuSettings | None = None,
+        *,
         clock: Clock | None = None,
         accelerators: Sequence[Accelerator] = CANDIDATES,
     ) -> None:
         self.capabilities = Capabilities(door_url=f"http://{DOOR_ADDRESS}")
         self._state = state
         self._cache = cache
-        self._settings = settings
+        self._settings = settings or QemuSettings()
         self._clock = clock or SystemClock()
         self._candidates = accelerators
-        self._builder = builder(first=settings.uid)
+        self._builder = builder(first=self._settings.uid)
         self._disks = Disks(cache / "disks", self._builder.group)
         self._templates = Templates(cache / "templates")
         self._snapshots = Snapshots(state / ".snapshots")
