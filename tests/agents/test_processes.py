@@ -53,6 +53,12 @@ def test_the_prompt_comes_by_stdin_and_all_stays_below_the_state_directory(name:
 
 
 @pytest.mark.parametrize("name", agents.names())
+def test_a_turn_of_one_prompt_asks_nobody(name: str) -> None:
+    process = agents.by_name(name).process
+    assert process(turn(command="cat", ask=True)) == process(turn(command="cat"))
+
+
+@pytest.mark.parametrize("name", agents.names())
 def test_the_placeholder_and_the_door_are_all_that_it_knows_of_the_world(name: str) -> None:
     agent = agents.by_name(name)
     spec = agent.process(turn(command="cat"))

@@ -10,6 +10,7 @@ and so is AGENTS.md where there is no CLAUDE.md, as the program itself would.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hiveyard.agents import seats
 from hiveyard.agents.claude_feed import ClaudeListener
@@ -44,6 +45,7 @@ class Claude:
     protocols: Sequence[str] = ("anthropic",)
 
     def process(self, turn: Turn) -> ProcessSpec:
+        turn = replace(turn, ask=False)
         command = Command(argv=_argv(turn), cwd=turn.workdir, env=_env(turn), name=self.name)
         return ProcessSpec(name=turn.name, command=command, stdin=turn.prompt)
 

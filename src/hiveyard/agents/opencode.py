@@ -10,6 +10,7 @@ runs, in a way that git does not see, and back afterwards.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -63,6 +64,7 @@ class Opencode:
     protocols: Sequence[str] = PROVIDERS
 
     def process(self, turn: Turn) -> ProcessSpec:
+        turn = replace(turn, ask=False)
         command = Command(argv=_argv(turn), cwd=turn.workdir, env=_env(turn), name=self.name)
         return ProcessSpec(name=turn.name, command=command, stdin=turn.prompt)
 

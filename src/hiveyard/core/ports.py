@@ -353,7 +353,8 @@ class Turn:
     no slash at the end; `placeholder` is the key that only this session's door accepts. `model` None is the agent's
     own choice. `conversation` is the agent's own id of a conversation to go on with. `repository_config` lets
     configuration in the repository that runs code on start take effect. `command` is the line of the `command` agent.
-    `ask`: in a conversation, it asks leave before it changes or runs anything. `system` is text that is added to the
+    `ask`: in a conversation, it asks leave before it changes or runs anything; a turn of one prompt asks nobody, since
+    nobody could answer. `system` is text that is added to the
     agent's own system prompt, the same for all turns of a conversation: some programs keep what that began with, some
     know only what the turn at hand brings.
     """
@@ -403,8 +404,8 @@ class Agent(Protocol):
     protocols: Sequence[str]  # which doors it needs: "anthropic", "openai"
 
     def process(self, turn: Turn) -> ProcessSpec:
-        """The process that does the turn. The prompt goes in by file or stdin, never by argv. Raises BadInput for a
-        turn that it cannot do, a `system` that its program takes nowhere among them."""
+        """The process that does the turn. The prompt goes in by file or stdin, never by argv. `Turn.ask` changes nothing.
+        Raises BadInput for a turn that it cannot do, a `system` that its program takes nowhere among them."""
 
     def parser(self) -> Parser: ...
 
