@@ -81,6 +81,12 @@ async def test_the_environment_is_what_was_given_and_the_guests_own(guest: Guest
     assert "/usr/bin" in found["PATH"]
 
 
+async def test_the_home_is_where_the_user_has_it(guest: Guest, shared: Place) -> None:
+    capabilities = shared.offer.provider.capabilities
+    named = await guest.run(Command(shell=f"HOME=/none; echo ~{capabilities.user}"))
+    assert named.stdout.decode() == f"{capabilities.home}\n"
+
+
 async def test_a_given_path_is_where_the_program_is_looked_for(guest: Guest, folder: str) -> None:
     await guest.write_atomic(f"{folder}/bin/greet", b"#!/bin/bash\necho hello\n", mode=0o755)
     path = f"{folder}/bin:/usr/bin:/bin"
