@@ -404,8 +404,8 @@ class Agent(Protocol):
     protocols: Sequence[str]  # which doors it needs: "anthropic", "openai"
 
     def process(self, turn: Turn) -> ProcessSpec:
-        """The process that does the turn. The prompt goes in by file or stdin, never by argv. `Turn.ask` changes nothing.
-        Raises BadInput for a turn that it cannot do, a `system` that its program takes nowhere among them."""
+        """The process that does the turn. The prompt goes in by file or stdin, never by argv; `Turn.ask` changes
+        nothing. Raises BadInput for a turn that it cannot do, a `system` that its program takes nowhere among them."""
 
     def parser(self) -> Parser: ...
 
