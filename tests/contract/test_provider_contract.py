@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import anyio
 import pytest
 
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import BadInput, MachineLost, MachineNotReady, NoSuchImage, NoSuchMachine
+from hiveyard.core.errors import (
+    BadInput,
+    CannotExecute,
+    CommandTimeout,
+    GuestFileNotFound,
+    GuestIsADirectory,
+    MachineLost,
+    MachineNotReady,
+    NoSuchImage,
+    NoSuchMachine,
+)
 from hiveyard.core.machines import MachineStatus
 from hiveyard.core.ports import Terminals
 from hiveyard.kit.names import new_id
@@ -107,9 +118,31 @@ async def test_a_machine_that_does_not_exist_is_told_by_name(offer: Offer) -> No
         with pytest.raises(NoSuchMachine, match=name) as caught:
             await call(name)
         assert (caught.value.context["machine"], caught.value.context["operation"]) == (name, call.__name__)
-    with pytest.raises(NoSuchMachine, match=name):
+    with pytest.raises(NoSuchMachine, match=name) as caught:
         async with offer.provider.guest(name):
             pass
+    assert caught.value.context == {"machine": name, "operation": "guest"}
+
+
+async def test_what_goes_wrong_inside_says_in_which_machine_and_what_was_being_done(place: Place) -> None:
+    async with place.guest() as guest:
+        sleeping = Command(argv=("sleep", "1000"), name="sleeper")
+        with pytest.raises(CommandTimeout) as late:
+            await guest.run(sleeping, timeout=0.3)
+        with pytest.raises(CannotExecute) as missing:
+            async with guest.open(Command(argv=("no-such-program",), name="nothing")) as stream:
+                await stream.wait()
+        with pytest.raises(GuestFileNotFound) as absent:
+            await guest.read("/no/such/file")
+        with pytest.raises(GuestIsADirectory) as followed:
+            async with aclosing(guest.follow("/session")) as pieces:  # type: ignore[type-var]
+                async for _ in pieces:
+                    pass
+    about = {"machine": place.name}
+    assert late.value.context == {**about, "operation": "run", "command": "sleeper"}
+    assert missing.value.context == {**about, "operation": "open", "command": "nothing"}
+    assert absent.value.context == {**about, "operation": "read", "path": "/no/such/file"}
+    assert followed.value.context == {**about, "operation": "follow", "path": "/session"}
 
 
 @pytest.mark.parametrize(

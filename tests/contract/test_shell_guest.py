@@ -269,14 +269,14 @@ async def test_a_batch_believes_no_number_of_a_step(home: Path, number: str) -> 
     steps = [MakeDirectory(path="/a"), MakeDirectory(path="/b"), MakeDirectory(path="/c")]
     with pytest.raises(GuestPermissionDenied) as caught:
         await _guest(Answering(home, f"echo {shlex.quote(number)}; exit 43")).batch(steps)
-    assert caught.value.context == {"path": "/c", "step": "2"}
+    assert caught.value.context == {"operation": "batch", "path": "/c", "step": "2"}
 
 
 async def test_a_batch_that_was_killed_blames_no_step(home: Path) -> None:
     guest = _guest(Answering(home, "kill -KILL $$"))
     with pytest.raises(GuestFileError, match="killed what did 2 steps") as caught:
         await guest.batch([MakeDirectory(path="/a"), MakeDirectory(path="/b")])
-    assert caught.value.context == {}
+    assert caught.value.context == {"operation": "batch"}
 
 
 @pytest.mark.parametrize("said", ["f 600 ²", "f ² 0", "f 600 " + "9" * 5000, "f 600", "q 600 0", ""])

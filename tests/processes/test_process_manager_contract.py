@@ -361,8 +361,10 @@ async def test_unknown_processes_are_errors(manager: ProcessManager, guest: Gues
     for call in (manager.get, manager.stop, manager.logs):
         with pytest.raises(NoSuchProcess):
             await call(guest, name)
-    with pytest.raises(NoSuchProcess):
+    with pytest.raises(NoSuchProcess) as caught:
         await output(manager, guest, name)
+    assert (caught.value.context["process"], caught.value.context["operation"]) == (name, "follow")
+    assert caught.value.context["machine"]
     await manager.remove(guest, name)
 
 

@@ -26,7 +26,8 @@ class Command:
     """A program with its arguments (`argv`, no shell), or a script for `bash -c` (`shell`; `login` makes it `-lc`).
 
     Exactly one of the two is given. `cwd` is absolute or starts with `~`; None is the guest's home. `env` is added
-    to the guest's own environment. Raises BadInput for a NUL, an empty argv or an impossible variable name.
+    to the guest's own environment. `name` is what errors call it (`context["command"]`), where the words say little.
+    Raises BadInput for a NUL, an empty argv or an impossible variable name.
     """
 
     argv: tuple[str, ...] | None = None

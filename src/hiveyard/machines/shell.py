@@ -12,11 +12,13 @@ import posixpath
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 import anyio
 
 from hiveyard.core.commands import Command, Result
+from hiveyard.core.context import about, of_guests
 from hiveyard.core.errors import (
     BadInput,
     CannotExecute,
@@ -99,10 +101,12 @@ class Exec(Protocol):
         """
 
 
+@of_guests
 class ShellGuest:
-    """A Guest on top of an Exec."""
+    """A Guest on top of an Exec. `machine` is whose inside it is, for errors; a provider `of_machines` sets it."""
 
-    def __init__(self, exec: Exec, capabilities: Capabilities) -> None:
+    def __init__(self, exec: Exec, capabilities: Capabilities, machine: str = "") -> None:
+        self.machine = machine
         self._exec = exec
         self._capabilities = capabilities
 
@@ -157,7 +161,7 @@ class ShellGuest:
         token = secrets.token_hex(8)
         said = Commanded(token, _HELD_LIMIT)
         async with self._opened(token, self._run_argv(token, command)) as stream:
-            opened = Opened(stream, said, lambda status: self._check_started(command, said, status))
+            opened = Opened(stream, said, partial(self._check_opened, command, said))
             try:
                 await opened.started()
                 yield opened
@@ -167,6 +171,12 @@ class ShellGuest:
 
     def _run_argv(self, token: str, command: Command) -> tuple[str, ...]:
         return _words(scripts.RUN, token, command, self._capabilities)
+
+    def _check_opened(self, command: Command, err: Commanded, status: int) -> None:
+        """In the block of `open`, out of which errors do not go through that."""
+        named = {"machine": self.machine, "command": command.name or ""}
+        with about("open", lambda: {what: name for what, name in named.items() if name}):
+            self._check_started(command, err, status)
 
     def _check_started(self, command: Command, err: Commanded, status: int) -> None:
         shown = one_line(command.words()[0])
