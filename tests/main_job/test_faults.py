@@ -109,9 +109,11 @@ def test_spent_money_stops_the_turn_and_keeps_its_work(fault: Fault, repo: Path)
 def test_without_a_key_nothing_is_asked(fault: Fault, opening: Opening, repo: Path) -> None:
     before = len(fault.model.requests)
     with opening("bubblewrap", fault.model, ANTHROPIC_API_KEY="") as yard:
-        status, report = yard.run(repo, "-m", "Do it.", "--agent", "claude")
-        assert (status, report["error"]["code"]) == (1, "credentials.key_missing")
-        assert "ANTHROPIC_API_KEY" in json.dumps(report["error"]) + str(yard.bodies(report["id"], "model.failed"))
+        refused = yard("run", str(repo), "-m", "Do it.", "--agent", "claude", "--json")
+        error = json.loads(refused.stdout)["error"]
+        assert (refused.returncode, error["code"]) == (125, "credentials.key_missing")
+        assert "ANTHROPIC_API_KEY=… hv serve" in error["hint"]
+        assert not yard.json("ps", "-a"), "nothing was begun"
     assert len(fault.model.requests) == before
 
 

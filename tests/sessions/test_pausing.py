@@ -110,6 +110,9 @@ def test_a_paused_session_is_stopped_resumed_and_removed(everywhere: Stage, repo
     assert stage("resume", id, timeout=600).returncode == 0
     assert "kept: apples" in stage("send", id, "recall", "--wait", timeout=300).stdout
     assert stage("pause", id).returncode == 0
+    assert stage("resume", id).returncode == 0
+    assert stage.session(id)["status"] == "running"
+    assert stage("pause", id).returncode == 0
     assert stage("rm", id).returncode == 125
     assert stage("rm", "-f", id, timeout=120).returncode == 0
     assert stage.json("list", "-a") == []

@@ -102,7 +102,9 @@ def test_what_waits_when_a_session_stops_is_said_when_it_goes_on(stage: Stage, r
 
 def test_the_work_of_a_running_session_is_seen_and_brought_home(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo, "--name", "work")
-    assert "has no changes" in stage("diff", id).stderr
+    nothing = stage("diff", id)
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "")
+    assert "has no changes" in stage("apply", id).stderr
     stage("send", id, "run echo two > a.txt", "--wait")
     assert "+two" in stage("diff", id).stdout
     assert stage.json("diff", id)["diffstat"] == {"files": 1, "insertions": 1, "deletions": 1}
@@ -118,6 +120,19 @@ def test_the_work_of_a_running_session_is_seen_and_brought_home(stage: Stage, re
     assert git(repo, "show", "hv/work:a.txt") == "three"
     collected = [event for event in stage.events(id) if event["body"]["type"] == "result.collected"]
     assert len(collected) == 3, "what came out before is not told again"
+
+
+def test_a_command_gets_all_that_comes_after_the_session(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo)
+    for before in ((), ("--",)):
+        for words in (("echo", "-h", "--json"), ("echo", "-T", "--", "--help")):
+            done = stage("exec", id, *before, *words)
+            assert (done.returncode, done.stdout) == (0, " ".join(words[1:]) + "\n"), done.stderr
+    assert stage("exec", "-T", id, "true").returncode == 0
+    failed = stage("exec", "nobody", "npm", "ls", "--json")
+    assert (failed.returncode, failed.stdout) == (2, ""), failed
+    empty = stage("exec", id, "--")
+    assert empty.returncode == 2 and "Traceback" not in empty.stderr
 
 
 def test_a_program_that_ends_stops_its_session_with_the_reason(stage: Stage, repo: Path) -> None:

@@ -50,8 +50,18 @@ async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_
             with pytest.raises(BadInput):
                 await bert.open(70000)
             assert list(bert.opened) == [SSH]
+        other = free()
+        assert (await anna.open(8300, wanted=other), await refused(web)) == (other, True)
+        with anyio.fail_after(PATIENCE):
+            assert await ask(other, b"12") == b"2\n"
+        with pytest.raises(PortTaken):
+            await anna.open(8300, wanted=ssh)
+        assert anna.opened[8300] == other, "what cannot be moved stays"
         await anna.close(8300)
         await anna.close(8300)
+        for change in (anna.open, anna.close):
+            with pytest.raises(BadInput, match="port of ssh"):
+                await change(SSH)
         assert await refused(web) and not await refused(ssh)
         assert await anna.open(8300, wanted=web) == web
     assert await refused(ssh) and await refused(web)

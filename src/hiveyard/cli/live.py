@@ -16,13 +16,13 @@ TRIES = 5
 """Times in a row that a daemon may go away without a word."""
 
 
-def live(id: str, *, after: int = 0) -> Iterator[dict[str, Any]]:
+def live(id: str, *, after: int = 0, raw: bool = False) -> Iterator[dict[str, Any]]:
     """The events of a task or session after a sequence number, until nothing is to come. Raises DaemonUnreachable when
     no daemon stays."""
     failures = 0
     while True:
         try:
-            for event in connect().stream("GET", f"/v1/tasks/{quoted(id)}/events", after=after, follow=True):
+            for event in connect().stream("GET", f"/v1/tasks/{quoted(id)}/events", after=after, follow=True, raw=raw):
                 after, failures = event["seq"], 0
                 yield event
             return

@@ -65,5 +65,7 @@ def say(error: HiveyardError) -> int:
 
 def _as_json(error: HiveyardError) -> None:
     """On stdout, when the call asked for `--json`: there is one object whatever happens."""
-    if "--json" in sys.argv:
+    words = sys.argv[1:]
+    # What `hv exec` runs may have a --json of its own.
+    if words[:1] != ["exec"] and "--json" in words:
         click.echo(json.dumps({"error": as_problem(error)}))

@@ -25,7 +25,7 @@ _CODES = {"succeeded": 0, "failed": FAILED, "cancelled": INTERRUPTED, "timeout":
 @click.command(short_help="Tell a session's agent what to do next.")
 @SESSION
 @click.argument("text", required=False)
-@click.option("-m", "--prompt", help="The same as TEXT.")
+@click.option("-m", "--prompt", "--message", "prompt", help="The same as TEXT.")
 @click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read it from a file; - is stdin.")
 @click.option("--wait", is_flag=True, help="Stay until that turn is over, and show it.")
 @JSON

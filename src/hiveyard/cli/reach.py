@@ -22,13 +22,22 @@ from hiveyard.core.errors import BadInput
 from hiveyard.places import places
 
 
-@click.command("exec", short_help="Run a command in a session.", context_settings={"ignore_unknown_options": True})
+@click.command(
+    "exec",
+    short_help="Run a command in a session.",
+    # What comes after the session is the command's, -h and all.
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.option("-T", "--no-terminal", is_flag=True, help="Give it no terminal, also when there is one here.")
 @SESSION
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] COMMAND...")
-@click.option("-T", "--no-terminal", is_flag=True, help="Give it no terminal, also when there is one here.")
 def exec_(session: str, command: tuple[str, ...], no_terminal: bool) -> int:
     """Run COMMAND in the session's repository, as the agent's user. At a terminal it has one; else its outputs come
     apart. The exit code is the command's."""
+    if command[0] == "--":
+        command = command[1:]
+    if not command:
+        raise BadInput("there is no command after --", hint="hv exec ID -- COMMAND")
     client = connect()
     if not no_terminal and sys.stdin.isatty() and sys.stdout.isatty():
         asked = {"argv": list(command), **own_terminal()}
@@ -97,6 +106,7 @@ def port(session: str, port: str, close: bool, as_json: bool) -> None:
     path = f"/v1/sessions/{quoted(session)}/ports"
     if close:
         connect().call("DELETE", f"{path}/{guest}")
+        click.echo(json.dumps({"guest": guest, "host": None}) if as_json else f"{guest} is closed")
         return
     found = connect().call("POST", path, {"guest": guest, "host": host})
     click.echo(json.dumps(found) if as_json else f"127.0.0.1:{found['host']}")

@@ -34,7 +34,8 @@ def diff(work: str, stat: bool, as_json: bool) -> int:
         return 0
     from hiveyard.engine import repository
 
-    source = _source(work)
+    if (source := _source(work)) is None:
+        return 0
     where = Path(source["origin"]), source["base"], source["head"], source["branch"]
     for change in anyio.run(repository.changes, *where):
         argv = ["git", *change.words("--binary", *(["--stat"] if stat else []))]
@@ -67,7 +68,8 @@ def apply(work: str, merge: bool, branch: str | None, into: str | None, as_json:
     given; nothing is ever overwritten."""
     from hiveyard.engine import repository
 
-    source = _source(work)
+    if (source := _source(work)) is None:
+        raise NothingToApply(f"{work} has no changes", hint=f"hv show {work}")
     done = anyio.run(
         lambda: repository.apply(
             Path(source["origin"]),
@@ -96,11 +98,12 @@ def _found(work: str) -> dict[str, Any]:
     return either(work, ("POST", "/harvest"), ("GET", "/source")).found
 
 
-def _source(work: str) -> dict[str, Any]:
+def _source(work: str) -> dict[str, Any] | None:
+    """Where the work is; None when nothing was changed."""
     source = _found(work)
-    if source["head"] is None or source["head"] == source["base"]:
-        raise NothingToApply(f"{work} has no changes", hint=f"hv show {work}")
-    return source
+    if source["head"] is None and not source["over"]:
+        raise NothingToApply(f"{work} is still at work: its result is there at its end", hint=f"hv logs -f {work}")
+    return None if source["head"] in (None, source["base"]) else source
 
 
 def _target(repo: str, into: str | None) -> Path:

@@ -18,14 +18,14 @@ from hiveyard.kit.names import new_id
 
 @click.command(short_help="Let an agent work on a copy of a repository.")
 @click.argument("repo", default=".")
-@click.option("-m", "--message", "prompt", help="What to do.")
+@click.option("-m", "--message", "--prompt", "prompt", help="What to do.")
 @click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read what to do from a file; - is stdin.")
 @click.option("--agent", help="claude, opencode, codex, goose or command.")
 @click.option(
     "--command", "command", help="A command line with {{prompt}} or {{prompt_file}}; implies --agent command."
 )
 @wishes
-@click.option("--base", help="The commit to start from (default: HEAD).")
+@click.option("--base", "--ref", "base", metavar="REV", help="The commit to start from (default: HEAD).")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop the agent after this time.")
 @click.option("--keep", is_flag=True, help="Keep the machine when the agent has ended.")
 @click.option("-d", "--detach", is_flag=True, help="Print the id and return.")

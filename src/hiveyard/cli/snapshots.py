@@ -55,7 +55,13 @@ def snapshots(session: str, gone: tuple[str, ...], as_json: bool) -> None:
 @click.option("-n", "--count", type=click.IntRange(1), help="How many (default: one for each -m).")
 @click.option("--from", "source", metavar="SNAPSHOT", help="Begin where the session stood then (default: now).")
 @click.option(
-    "-m", "--message", "messages", multiple=True, metavar="TEXT", help="What to do; one for each, or for all."
+    "-m",
+    "--message",
+    "--prompt",
+    "messages",
+    multiple=True,
+    metavar="TEXT",
+    help="What to do; one for each, or for all.",
 )
 @click.option("--name", help="The children's name, with -2, -3, ... behind it.")
 @JSON

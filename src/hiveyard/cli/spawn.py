@@ -22,9 +22,9 @@ ATTACH = click.option("--attach", is_flag=True, help="Sit down at the agent when
 @click.command(short_help="Start a session that you can leave and come back to.")
 @click.argument("where", required=False, metavar="[REPO]")
 @click.option("--repo", help="The repository: a path (default: here), a URL, or owner/repo of GitHub.")
-@click.option("-m", "--prompt", help="What to do first; without it the agent waits for you.")
+@click.option("-m", "--prompt", "--message", "prompt", help="What to do first; without it the agent waits for you.")
 @click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read that from a file; - is stdin.")
-@click.option("--ref", "base", metavar="REV", help="The branch or commit to start from (default: HEAD).")
+@click.option("--ref", "--base", "base", metavar="REV", help="The branch or commit to start from (default: HEAD).")
 @click.option("--agent", help="claude or opencode.")
 @click.option("--name", help="What to call it (default: made from the prompt or the repository).")
 @click.option("--port", type=int, help="The host's port for ssh (default: a free one from 2222 on).")
@@ -55,11 +55,14 @@ def spawn(where: str | None, attach: bool, as_json: bool, **options: Any) -> int
 @JSON
 def resume(session: str, budget_usd: float | None, attach: bool, as_json: bool) -> int:
     """Go on in a new machine, in the same conversation of the agent. Waits until it runs; the last line on stdout is
-    its id. Ctrl-C before that stops it again. With --budget one that runs already gets that budget at once."""
+    its id. Ctrl-C before that stops it again. One that is paused goes on. With --budget one that runs already gets that
+    budget at once."""
     client = connect()
     found = client.call("GET", f"/v1/sessions/{quoted(session)}")
     path = f"/v1/sessions/{found['id']}"
     running = found["status"] in ("running", "paused")
+    if found["status"] == "paused":
+        client.call("POST", f"{path}/unpause")
     if not running or budget_usd is not None:
         client.call("POST", f"{path}/resume", {"budget_usd": budget_usd})
     if not running:

@@ -92,7 +92,8 @@ def logs(work: str, follow: bool, as_json: bool) -> None:
 def events(work: str, follow: bool, raw: bool, after: int, as_json: bool) -> None:
     """Print the events of a task or session as JSON lines."""
     path = f"/v1/tasks/{quoted(work)}/events"
-    for event in connect().stream("GET", path, after=after, follow=follow, raw=raw):
+    stream = connect().stream("GET", path, after=after, raw=raw)
+    for event in live(work, after=after, raw=raw) if follow else stream:
         if not raw:
             click.echo(json.dumps(event))
         elif "raw" in event:

@@ -7,7 +7,7 @@ except for accounts that were asked for by name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,19 @@ class Keys:
                 hint=self._hint.format(variable=VARIABLES[vendor]),
             )
         return check_key(vendor, key)
+
+    def find_any(self, vendors: Sequence[str], account: str = "") -> None:
+        """Raises as `find` for the first of the vendors where there is a key, or a sign-in, for none of them."""
+        missing: CredentialsError | None = None
+        for vendor in vendors:
+            try:
+                if vendor != "anthropic" or self.account(account).sign_in is None:
+                    self.find(vendor, account)
+                return
+            except CredentialsError as error:
+                missing = missing or error
+        if missing is not None:
+            raise missing
 
     def account(self, name: str) -> Account:
         """The account called `name`, "" for what has no name. Raises KeyMissing, or CredentialsError."""

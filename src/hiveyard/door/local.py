@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from hiveyard.core.errors import BadInput, CredentialsError, DoorError
+from hiveyard.core.errors import BadInput, DoorError
 from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.core.ports import OpenDoor
 from hiveyard.door.doors import Doors
@@ -47,16 +47,7 @@ class LocalDoors:
 
     def check(self, protocols: Sequence[str]) -> None:
         """Raises CredentialsError where there is a key for none of them."""
-        missing: CredentialsError | None = None
-        for vendor in protocols:
-            try:
-                if vendor != "anthropic" or self._keys.account(self._account).sign_in is None:
-                    self._keys.find(vendor, self._account)
-                return
-            except CredentialsError as error:
-                missing = missing or error
-        if missing is not None:
-            raise missing
+        self._keys.find_any(protocols, self._account)
 
     @asynccontextmanager
     async def serving(self, tell: Callable[[str, DoorEvent | Notice], None]) -> AsyncIterator[OpenDoor]:

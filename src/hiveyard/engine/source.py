@@ -20,7 +20,7 @@ class Diffstat(msgspec.Struct, frozen=True, kw_only=True):
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """`repo` is what it was made from; `origin` is the host's own bare repository that holds `branch`. `head` is null
-    until something was collected, `patch` where there is nothing."""
+    until something was collected, `patch` where there is nothing. `over`: it is no task whose result is to come."""
 
     id: str
     repo: str
@@ -31,11 +31,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     commits: int
     diffstat: Diffstat
     patch: str | None
+    over: bool
 
 
 def source(conn: Connection, id: str, workspace: Workspace) -> Source:
     """Raises NotFound."""
-    session, result = views.session(conn, id), views.result(conn, id)
+    session, result, task = views.session(conn, id), views.result(conn, id), views.find_task(conn, id)
     return Source(
         id=id,
         repo=session.repo,
@@ -46,6 +47,7 @@ def source(conn: Connection, id: str, workspace: Workspace) -> Source:
         commits=result.commits if result else 0,
         diffstat=diffstat(result),
         patch=str(workspace.patch) if result and result.commits and workspace.patch.exists() else None,
+        over=task is None or task.state.over,
     )
 
 

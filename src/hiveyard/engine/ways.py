@@ -9,6 +9,7 @@ from typing import NamedTuple
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from hiveyard.core.errors import BadInput
 from hiveyard.core.ports import Provider
 from hiveyard.engine.host_ports import Held, HostPorts, Owner
 from hiveyard.engine.relay import connecting, relay
@@ -73,7 +74,9 @@ class Ways:
 
     async def open(self, guest_port: int, *, wanted: int | None = None, former: int | None = None) -> int:
         """Lead a port of the host to one of the guest, and return it: the one that is wanted, else the former one,
-        else the same number, else any. One that is open already stays. Raises PortTaken, NoFreePort, BadInput."""
+        else the same number, else any. One that is open already stays, unless another is wanted. Raises PortTaken,
+        NoFreePort, BadInput."""
+        _check_own(guest_port)
         command = connecting(guest_port)
         preferred = [port for port in (former, guest_port) if port is not None and port >= _LEAST]
 
@@ -83,22 +86,33 @@ class Ways:
         async def serve(held: Held) -> None:
             await relay(held, lambda: self._provider.guest(self._machine), command)
 
-        return await self._begin(guest_port, reserve, serve)
+        return await self._begin(guest_port, reserve, serve, wanted=wanted)
 
     async def close(self, guest_port: int) -> None:
-        """Let go of the port and of all its connections; absent is a success."""
+        """Let go of the port and of all its connections; absent is a success. Raises BadInput for ssh's."""
+        _check_own(guest_port)
         async with self._changing:
-            way = self._open.get(guest_port)
-            if way is not None:
-                way.scope.cancel()
-                await way.closed.wait()
+            await self._end(guest_port)
+
+    async def _end(self, guest_port: int) -> None:
+        way = self._open.get(guest_port)
+        if way is not None:
+            way.scope.cancel()
+            await way.closed.wait()
 
     async def _begin(
-        self, guest: int, reserve: Callable[[], Awaitable[Held]], serve: Callable[[Held], Awaitable[None]]
+        self,
+        guest: int,
+        reserve: Callable[[], Awaitable[Held]],
+        serve: Callable[[Held], Awaitable[None]],
+        *,
+        wanted: int | None = None,
     ) -> int:
         async with self._changing:
-            if guest not in self._open:
-                await self._group.start(self._serve, guest, await reserve(), serve)
+            if guest not in self._open or wanted not in (None, self._open[guest].held.port):
+                held = await reserve()
+                await self._end(guest)
+                await self._group.start(self._serve, guest, held, serve)
             return self._open[guest].held.port
 
     async def _serve(
@@ -128,3 +142,10 @@ async def ways(owner: Owner, provider: Provider, machine: str, ports: HostPorts,
     async with anyio.create_task_group() as group:
         yield Ways(group, owner, provider, machine, ports, keys)
         group.cancel_scope.cancel()
+
+
+def _check_own(guest_port: int) -> None:
+    if guest_port == SSH:
+        raise BadInput(
+            f"{SSH} is the port of ssh, which is open for as long as the session runs", hint="hv ssh-config ID"
+        )

@@ -50,6 +50,9 @@ async def check(wish: Wish, resources: Resources) -> None:
     check_account(wish, resources)
     await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)
     _check_tapes(wish)
+    # Behind an open network there may be models that no door leads to.
+    if wish.tape is None and wish.network != "open":
+        resources.keys.find_any(agent.protocols, wish.account or settings.account)
 
 
 def check_account(wish: Wish, resources: Resources) -> None:
