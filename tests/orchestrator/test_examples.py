@@ -16,6 +16,7 @@ import hiveyard
 from hiveyard.orchestrator import RuntimeEvent, happenings
 from hiveyard.testing.model import scripted_model
 from hiveyard.testing.script import Call, File, Step, say
+from tests.support.person import person
 
 KEY = "sk-ant-of-nobody-at-all"
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,7 @@ EXPECTED = {
     "docs/build.md 5": "100\n",
 }
 REAL = {"docs/build.md 2", "docs/build.md 3", "docs/build.md 5"}
+AT_A_TERMINAL = "docs/build.md 6"
 TOOLS = [say("I have got some tools.")]
 HELLO = [Step(calls=[Call(write=File(path="hello.txt", content="Hello.\n"))]), say("Written.")]
 
@@ -49,7 +51,7 @@ def blocks() -> dict[str, str]:
 
 
 def test_each_example_is_run() -> None:
-    assert set(blocks()) == set(EXPECTED)
+    assert set(blocks()) == {*EXPECTED, AT_A_TERMINAL}
 
 
 def test_ten_lines_are_ten() -> None:
@@ -78,6 +80,19 @@ def test_an_example_runs_as_printed(works: None, environment: dict[str, str], tm
         timeout=1200 if which in REAL else 120,  # there may be an image to build
     )
     assert (done.stdout, done.stderr) == (EXPECTED[which], "")
+    assert [entry for entry in (tmp_path / "run").iterdir() if not entry.name.startswith(".")] == []
+
+
+@pytest.mark.anyio
+async def test_a_person_sits_down_in_a_machine(works: None, tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(blocks()[AT_A_TERMINAL])
+    inside = f"cd '{tmp_path}' && exec '{sys.executable}' example.py"
+    async with person(["sh", "-c", inside]) as somebody:
+        await somebody.sees("$")
+        somebody.type("echo here it $((6 * 7)) is\r")
+        await somebody.sees("here it 42 is")
+        somebody.type("exit\r")
+        assert await somebody.leaves() == 0
     assert [entry for entry in (tmp_path / "run").iterdir() if not entry.name.startswith(".")] == []
 
 

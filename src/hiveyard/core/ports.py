@@ -103,7 +103,9 @@ class Guest(Protocol):
         It belongs to the guest's own user, or to `owner` and `group` (names or numbers); GuestPermissionDenied where
         that user may not give it away."""
 
-    async def exists(self, path: str) -> bool: ...
+    async def exists(self, path: str) -> bool:
+        """Whether something is there, of any kind; links are followed, so one to nowhere is nothing. Raises
+        GuestPermissionDenied where a directory on the way may not be looked into."""
 
     async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = True) -> None:
         """Make a directory; one that exists is a success, a file in its place is GuestNotADirectory."""
@@ -158,7 +160,9 @@ class Provider(Protocol):
     async def get(self, name: str) -> Machine:
         """The machine as it is now. Raises NoSuchMachine."""
 
-    async def list(self) -> list[Machine]: ...
+    async def list(self) -> list[Machine]:
+        """The machines of this installation as they are now, in any status, in the order of their names; what is left
+        of half-made ones may be in `names` alone. One that goes away meanwhile is left out."""
 
     async def names(self) -> set[str]:
         """Names of all that exists in the backend and was made by this installation: machines in any status and
@@ -290,7 +294,8 @@ class ProcessManager(Protocol):
     async def get(self, guest: Guest, name: str) -> ProcessInfo:
         """Raises NoSuchProcess."""
 
-    async def list(self, guest: Guest) -> list[ProcessInfo]: ...
+    async def list(self, guest: Guest) -> list[ProcessInfo]:
+        """All that were started and not removed, running or ended, each of several instances by itself, in no order."""
 
     async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
         """Give a message to a process that was started with an `inbox`; returns when it is stored in the guest, which
@@ -407,7 +412,8 @@ class Agent(Protocol):
         """The process that does the turn. The prompt goes in by file or stdin, never by argv; `Turn.ask` changes
         nothing. Raises BadInput for a turn that it cannot do, a `system` that its program takes nowhere among them."""
 
-    def parser(self) -> Parser: ...
+    def parser(self) -> Parser:
+        """A new one, for the output of one turn from its first line; it knows of no other."""
 
     def version(self) -> Command:
         """A command that prints the program's version on its first line."""
