@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, Result
-from hiveyard.core.events import AgentEvent, DoorEvent, Notice
+from hiveyard.core.events import AgentEvent
 from hiveyard.core.files import FileStep
 from hiveyard.core.machines import (
     Capabilities,
@@ -28,7 +27,6 @@ from hiveyard.core.machines import (
     Tier,
     quiet,
 )
-from hiveyard.kit.secret import Secret
 
 
 class Stream(Protocol):
@@ -332,22 +330,6 @@ class ProcessManager(Protocol):
     async def remove(self, guest: Guest, name: str) -> None:
         """Forget an ended process, with its later instances, and its output; absent is a success. Raises ProcessError
         while it runs."""
-
-
-OpenDoor = Callable[[str, Path, Secret], AbstractAsyncContextManager[object]]
-"""A machine's name, a directory of this host, the placeholder: a door at `door.sock` in that directory, which takes
-the placeholder and no other key, open for as long as the block lasts. Raises DoorError, CredentialsError."""
-
-
-class Doors(Protocol):
-    """What gives machines of this host their ways to models; the real keys stay with it."""
-
-    def check(self, protocols: Sequence[str]) -> None:
-        """Raises CredentialsError when it could answer none of these protocols; none asked for is a success."""
-
-    def serving(self, tell: Callable[[str, DoorEvent | Notice], None]) -> AbstractAsyncContextManager[OpenDoor]:
-        """Opens doors for as long as the block lasts, each of them closed before its end. `tell` is called on the event
-        loop with the name of a machine and what happened at its door; no key is in that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

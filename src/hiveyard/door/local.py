@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from hiveyard.core.doors import OpenDoor
 from hiveyard.core.errors import BadInput, DoorError
 from hiveyard.core.events import DoorEvent, Notice
-from hiveyard.core.ports import OpenDoor
 from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
 from hiveyard.door.settings import DoorSettings, from_environment

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from hiveyard.core.doors import Doors, OpenDoor
 from hiveyard.core.errors import BadInput
 from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.core.machines import MachineSpec
-from hiveyard.core.ports import Doors, OpenDoor, Provider
+from hiveyard.core.ports import Provider
 from hiveyard.kit.group import together
 from hiveyard.kit.secret import Secret
 from hiveyard.orchestrator.happenings import DoorReported, Listener

@@ -17,11 +17,12 @@ import anyio
 
 from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.credentials import CredentialProfile, CredentialsInstaller, Installed
+from hiveyard.core.doors import Doors
 from hiveyard.core.drivers import Converses
 from hiveyard.core.errors import BadInput, HiveyardError, NoSuchProcess, OrchestrationError
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction
 from hiveyard.core.opening import Opens
-from hiveyard.core.ports import Agent, Doors, Forks, Guest, ProcessManager, Provider, Turn
+from hiveyard.core.ports import Agent, Forks, Guest, ProcessManager, Provider, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.group import together
