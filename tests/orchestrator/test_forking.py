@@ -68,3 +68,20 @@ async def test_what_a_fork_needs_is_there_before_anything_is_made(remembering: Y
         await remembering.yard().fork(ready)
     assert len(remembering.events) == before
     await yard.terminate(ready.machine)
+
+
+async def test_a_child_has_a_copy_of_the_session_directory_also_of_one_that_was_given(remembering: Yards) -> None:
+    yard, given = remembering.yard(), remembering.scratch / "given"
+    ready = await yard.boot_and_prepare(MachineSpec(image=HOST, session=given))
+    (given / "file").write_text("parent")
+    (child,) = await yard.fork(ready)
+    async with remembering.provider.guest(child.machine.name) as guest:
+        assert await guest.read("/session/file") == b"parent"
+        await guest.write("/session/file", b"child")
+    assert (given / "file").read_text() == "parent"
+    (grandchild,) = await yard.fork(child)
+    async with remembering.provider.guest(grandchild.machine.name) as guest:
+        assert await guest.read("/session/file") == b"child"
+    for one in (ready, child, grandchild):
+        await yard.terminate(one.machine)
+    assert (given / "file").read_text() == "parent"

@@ -170,7 +170,7 @@ class Orchestrator:
             self._hushed.add(name, self._hushed.of(parent))
         fork = self._fork_at_once if isinstance(self.provider, Forks) else self._fork_by_snapshot
         machines = await fork(ready, names)
-        return [replace(ready, machine=machines[name]) for name in names]
+        return [replace(ready, machine=machines[name], spec=_forked(ready.spec)) for name in names]
 
     async def _fork_at_once(self, ready: Prepared, names: Sequence[str]) -> Mapping[str, Machine]:
         parent = ready.machine.name
@@ -193,7 +193,7 @@ class Orchestrator:
         return machines
 
     async def _fork(self, ready: Prepared, name: str, origin: Snapshot, into: dict[str, Machine]) -> None:
-        machine = await self._boot(name, ready.spec, ready.placeholder, origin)
+        machine = await self._boot(name, _forked(ready.spec), ready.placeholder, origin)
         if ready.spec.ttl is not None and not self.provider.capabilities.remote:
             machine = self._ending.lifetimes.begin(machine, ready.spec.ttl, ready.spec.ttl_action)
         into[name] = machine
@@ -383,3 +383,8 @@ class Orchestrator:
 
     def _starting(self, machine: str, process: str) -> Step:
         return starting(machine, process, programs=f"{self.manager.name} and the agent {self.agent.name}")
+
+
+def _forked(spec: MachineSpec) -> MachineSpec:
+    """That of a child: its session directory is a copy, which goes with it."""
+    return replace(spec, session=None)
