@@ -34,7 +34,7 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
     its engine for containers belongs to one process at a time."""
 
     _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner")
-    _SMALL = ("tests/contract/", "tests/machines/", "tests/orchestrator/", "tests/processes/", "tests/ways/")
+    _SMALL = ("tests/contract/", "tests/orchestrator/", "tests/processes/", "tests/ways/")
 
     def _split_scope(self, nodeid: str) -> str:
         if not any(word in nodeid for word in self._VMS):

@@ -61,7 +61,7 @@ def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: S
         assert resumed.stdout.strip() == id, resumed.stderr
         again = yard.json("show", id)
         assert (again["status"], again["port"]) == ("running", session["port"])
-        asked = yard("send", id, "[[script:more]] which was it?", "--wait", timeout=900)
+        asked = yard("send", id, "[[script:more]] which was it?", "--wait", timeout=1700)
         assert "I remember the third." in asked.stdout, asked.stderr
         assert b"make the third" in model.requests[-1].body, "the agent knows what was said before"
         assert yard("stop", id, timeout=120).returncode == 0

@@ -13,9 +13,9 @@ from hiveyard.core.ports import Turn
 
 TERMINAL = "agent"
 """The name of the terminal: of its process and of its tmux session."""
-PATIENCE = 600.0
+PATIENCE = 1500.0
 """Seconds that `say` waits for a program that starts: on an emulated machine that shares its processors that takes
-minutes."""
+many minutes."""
 
 _INSIDE = "hiveyard.agents.inside"
 _LOAD = """

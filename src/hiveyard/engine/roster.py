@@ -63,7 +63,7 @@ def view(conn: Connection, id: str) -> SessionView:
 def own(row: SessionRow) -> SessionRow:
     """Itself. Raises NotFound for a task's."""
     if row.request is None:
-        raise NotFound(f"{row.slug} is a task, not a session", hint=f"hv show {row.slug}")
+        raise NotFound(f"{row.slug} is a task, not a session", hint=f"hv show {row.slug}; hv cancel {row.slug}")
     return row
 
 

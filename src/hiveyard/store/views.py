@@ -150,7 +150,8 @@ def task(conn: Connection, id: str) -> TaskRow:
     if (found := find_task(conn, id)) is not None:
         return found
     if (session := find_session(conn, id)) is not None:
-        raise NotFound(f"{session.slug} is a session, not a task", hint=f"hv show {session.slug}")
+        name = session.slug
+        raise NotFound(f"{name} is a session, not a task", hint=f"hv show {name}; hv stop {name}")
     raise unknown(id)
 
 
