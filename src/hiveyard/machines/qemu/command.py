@@ -88,7 +88,7 @@ def arguments(plan: Plan) -> list[str]:
         # allowed, and elevateprivileges, which would kill at setsid. To gain a right no call is of use anyway: QEMU
         # and its children are started with no_new_privs and without any capability.
         *("-sandbox", "on,obsolete=deny,resourcecontrol=deny"),
-        # What is frozen by `migrate` and by `xen-save-devices-state` has the same form then.
+        # The form that `xen-save-devices-state` writes.
         *("-global", "migration.send-configuration=off"),
         *("-machine", MACHINE + (",memory-backend=ram" if plan.memory else "")),
         *("-accel", plan.engine.accel, "-cpu", plan.engine.cpu),

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import anyio
 
-from hiveyard.core.errors import BadInput, CannotKeepMemory, NoSpace, NoSuchSnapshot, ProviderError, ProviderUnavailable
+from hiveyard.core.errors import BadInput, CannotKeepMemory, NoSuchSnapshot, ProviderError, ProviderUnavailable
 from hiveyard.core.ports import Frozen, Meanwhile
 from hiveyard.kit import files
 from hiveyard.kit.copying import copy_content
@@ -42,13 +42,13 @@ from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.record import Record, Rig, layers
 from hiveyard.machines.qemu.serving import hush, speak
+from hiveyard.machines.qemu.state import save
 from hiveyard.machines.qemu.still import halted, runs, stop, unhalted
 from hiveyard.machines.qemu.sweeping import stand_on
 from hiveyard.machines.qemu.template import Origin, hand_over, overlay
 from hiveyard.machines.qemu.wire import Refused, Wire, qmp
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
-_LEAST = 1 << 20
 _NODE = re.compile(r"(?:disk\d+|own(\d+))\Z")
 
 
@@ -237,7 +237,7 @@ class _Taking:
                     self._record = unhalted(self._record, self._rig)
 
     async def _freeze(self, wire: Wire, base: os.stat_result, top: int, node: str, meanwhile: Meanwhile | None) -> int:
-        await _devices(wire, self._fresh / "state")
+        await save(wire, self._fresh / "state")
         await _switch(wire, f"{self._record.run}/disk-{top + 1}.qcow2", node, f"own{top + 1}")
         changed: list[int] = []
         async with together() as group:
@@ -304,18 +304,6 @@ async def _top(wire: Wire) -> tuple[int, str]:
 
 def _dicts(data: object) -> list[dict[str, object]]:
     return [dict(fields(item)) for item in data] if isinstance(data, list) else []
-
-
-async def _devices(wire: Wire, path: Path) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        await wire.call("xen-save-devices-state", filename=await wire.open_file(fd), live=False)
-    except Refused as error:
-        if shutil.disk_usage(path.parent).free < _LEAST:
-            raise NoSpace(f"no disk space for {path.name} of a snapshot: {error.message}", hint="df -h") from error
-        raise
-    finally:
-        os.close(fd)
 
 
 async def _switch(wire: Wire, path: str, node: str, name: str) -> None:
