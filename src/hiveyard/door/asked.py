@@ -1,7 +1,8 @@
 """A guest's request to a model, as far as the door has to understand it.
 
 Bodies are large and come from strangers: of most of one only its extent is looked at (parsed JSON takes up to thirty
-times its size in memory). The conversation itself is parsed where a tape needs it.
+times its size in memory, and the event loop stands still meanwhile). The conversation itself is parsed where a tape
+needs it, and only as long as it has no more parts than a true one can have.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 import msgspec
 
@@ -23,13 +25,16 @@ from hiveyard.kit.shape import count, record, text
 _SMALL = 64 << 10
 _COUNTED = 4 << 20
 _PARSED = 32 << 20
+_PARTS_COUNTED = 50_000
+_PARTS_PARSED = 200_000
+_FEW = 1 << 20
 _FULL_CONTEXT = 200_000
 """Tokens that a body over 4 MiB is taken for: no text is that long, so most of it is data such as images."""
 _ABSENT = msgspec.Raw(b"")
 _NOT_LATER = (b"", b"false", b"null")
 # With some models codex offers its tools as the first item of the conversation.
 _WITHIN = re.compile(rb'\s*\[\s*\{[^{}\[\]]*"type"\s*:\s*"additional_tools"')
-_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_OPTIONS = re.compile(rb'"stream_options"\s*:\s*')
 
 
 class Top(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +76,7 @@ class Asked:
     @property
     def tools(self) -> bool:
         """Whether it offers tools; agents' side errands (titles, summaries, probes) do not."""
-        if _WITHIN.match(memoryview(self.top.input)):
+        if _WITHIN.match(memoryview(self.top.input)[:_SMALL]):
             return True
         offered = bytes(self.top.tools).strip()
         return offered.startswith(b"[") and not offered[1:].lstrip().startswith(b"]")
@@ -85,21 +90,28 @@ class Asked:
     @cached_property
     def tokens(self) -> int:
         """About how many tokens it is."""
-        return conversation.tokens(self.content) if len(self.body) <= _COUNTED else _FULL_CONTEXT
-
-    @cached_property
-    def place(self) -> Place:
-        return conversation.place(conversation.steps(self._protocol, self.content))
-
-    @cached_property
-    def system(self) -> str:
-        """The beginning of the system prompt, settled."""
-        return settled(conversation.system(self._protocol, self.content)[:2000])[:120]
+        if len(self.body) > _COUNTED:
+            return _FULL_CONTEXT
+        if _crowded(self.body, _PARTS_COUNTED):
+            return len(self.body) // conversation.TOKEN
+        return conversation.tokens(_decoded(self.body) if self.body else {})
 
     @property
-    def content(self) -> object:
-        """All of the body, parsed; not kept. A body over 32 MiB is not looked into."""
-        return _decoded(self.body) if 0 < len(self.body) <= _PARSED else {}
+    def place(self) -> Place:
+        return self._read[0]
+
+    @property
+    def system(self) -> str:
+        """The beginning of the system prompt, settled."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[Place, str]:
+        """What the conversation says; nothing where the body is too large to be looked into. This may take a second."""
+        looked_into = 0 < len(self.body) <= _PARSED and not _crowded(self.body, _PARTS_PARSED)
+        content = _decoded(self.body) if looked_into else {}
+        told = settled(conversation.system(self._protocol, content)[:2000])[:120]
+        return conversation.place(conversation.steps(self._protocol, content)), told
 
     @property
     def _protocol(self) -> str:
@@ -126,10 +138,21 @@ def _top(body: bytes) -> Top:
         except msgspec.ValidationError:
             raise BadInput("the request's body is not a JSON object") from None
         except msgspec.DecodeError:
-            # Agents written in JavaScript cut strings inside an emoji; half of one is for the vendor to judge.
-            return msgspec.json.decode(_HALF.sub(rb"\\ufffd", body), type=Top)
+            # Agents written in JavaScript cut strings inside an emoji; half of one is for the vendor to judge. Here any
+            # other character of the same length will do.
+            return msgspec.json.decode(body.replace(rb"\ud", rb"\uf").replace(rb"\uD", rb"\uf"), type=Top)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise BadInput(f"the request's body is not JSON: {str(error)[:200]}") from None
+
+
+def _crowded(body: bytes, most: int) -> bool:
+    """Whether it may hold more values than `most`; each has a comma or a bracket before it. In quick steps: a stranger
+    decides how many there are."""
+    for sign in (b",", b"[", b"{"):
+        at = body.find(sign)
+        while at >= 0 and most > 0:
+            at, most = body.find(sign, at + 1), most - 1
+    return most <= 0
 
 
 def _small(raw: msgspec.Raw) -> object:
@@ -168,6 +191,20 @@ def _counted(asked: Asked) -> Asked:
     if not len(asked.top.stream_options):
         body = asked.body.rstrip()[:-1] + b',"stream_options":' + msgspec.json.encode(wanted) + b"}"
     else:
-        # Said twice, a strict parser would refuse it.
-        body = json.dumps({**record(asked.content), "stream_options": wanted}, separators=(",", ":")).encode()
+        body = _replaced(asked, msgspec.json.encode(wanted))
     return Asked(route=asked.route, query=asked.query, headers=asked.headers, body=body, top=asked.top, counted=True)
+
+
+def _replaced(asked: Asked, options: bytes) -> bytes:
+    """The body with other stream_options, and else as it came: said twice, a strict parser would refuse them.
+
+    Where they stand is guessed, for the same words may stand further inside, and then looked up. Raises BadInput when
+    that does not find them."""
+    body, before = asked.body, bytes(asked.top.stream_options)
+    # Each guess reads all of the body once more.
+    for found in islice(_OPTIONS.finditer(body), 16 if len(body) <= _FEW else 1):
+        if body.startswith(before, found.end()):
+            guess = body[: found.end()] + options + body[found.end() + len(before) :]
+            if record(_small(_top(guess).stream_options)).get("include_usage") is True:
+                return guess
+    raise BadInput("the request's stream_options are written in an unusual way", hint='"include_usage": true')

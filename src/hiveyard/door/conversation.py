@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from hiveyard.door.wording import settled
+from hiveyard.door.wording import LONGEST, empty, settled
 from hiveyard.kit.shape import items, record, text
 
+_RESULTS = 1 << 20  # characters of results that are settled; what is over counts as it stands
 _DATA_KEYS = frozenset({"data", "image_url", "file_data", "url", "encrypted_content", "signature"})
-_TOKEN = 4  # characters that make a token, about, in English and in code
+TOKEN = 4  # characters that make a token, about, in English and in code
 
 
 class Step(NamedTuple):
@@ -50,15 +51,26 @@ def place(conversation: Sequence[Step]) -> Place:
             rounds += before != "model"
             results.clear()
         elif step.who == "tool":
-            results.append(settled(step.text))
-        elif words := settled(step.text):
-            turn, rounds, said = turn + 1, 0, words
+            results.append(step.text)
+        elif not empty(step.text):
+            turn, rounds, said = turn + 1, 0, step.text
             results.clear()
         else:
             continue
         before = step.who
-    digest = hashlib.sha256("\0".join(results).encode("utf-8", "replace")).hexdigest()[:16] if results else ""
-    return Place(turn, rounds, said, digest)
+    return Place(turn, rounds, settled(said), _digest(results))
+
+
+def _digest(results: Sequence[str]) -> str:
+    """Settling is slow, so what does not count is not settled, and of what counts not more than a tool may return."""
+    if not results:
+        return ""
+    digest, left = hashlib.sha256(), _RESULTS
+    for number, result in enumerate(results):
+        left -= min(len(result), LONGEST)
+        words = settled(result) if left >= 0 else result
+        digest.update(("\0" * (number > 0) + words).encode("utf-8", "replace"))
+    return digest.hexdigest()[:16]
 
 
 def system(protocol: str, request: object) -> str:
@@ -83,7 +95,7 @@ def tokens(request: object) -> int:
             waiting += value
         elif isinstance(value, dict):
             waiting += [item for key, item in value.items() if key not in _DATA_KEYS]
-    return -(-found // _TOKEN)
+    return -(-found // TOKEN)
 
 
 def _of_anthropic(message: object) -> Iterator[Step]:

@@ -19,7 +19,7 @@ from hiveyard.door.meter import Meter, only_usage
 from hiveyard.door.recorder import LARGEST_ANSWER, Recorder
 from hiveyard.door.reply import Reply
 from hiveyard.door.sse import EventBlocks
-from hiveyard.door.tape import Entry, ask_of, packed
+from hiveyard.door.tape import Entry, packed
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line
 
@@ -188,7 +188,7 @@ class Exchange:
             )
             return
         entry = Entry(
-            ask=ask_of(self._asked, self._mask.text),
+            ask=await self._recorder.ask_of(self._asked, self._mask.text),
             status=reply.status,
             headers=reply.headers,
             complete=complete,

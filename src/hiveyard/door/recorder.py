@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -12,7 +13,8 @@ import anyio.to_thread
 import msgspec
 
 from hiveyard.core.errors import BadTape
-from hiveyard.door.tape import VERSION, Entry, Header, scan
+from hiveyard.door.asked import Asked
+from hiveyard.door.tape import VERSION, Ask, Entry, Header, ask_of, scan
 
 LARGEST_ANSWER = 64 << 20
 """Bytes of one answer that are recorded; a larger one is left out."""
@@ -28,6 +30,11 @@ class Recorder:
         self.path = path
         self._file = _opened(path)
         self._lock = anyio.Lock()
+        self._reading = anyio.CapacityLimiter(1)
+
+    async def ask_of(self, asked: Asked, mask: Callable[[str], str]) -> Ask:
+        """See `tape.ask_of`; in a thread, for it may take a second."""
+        return await anyio.to_thread.run_sync(ask_of, asked, mask, limiter=self._reading)
 
     async def add(self, entry: Entry) -> None:
         """Write an entry; it is on disk when this returns. Raises OSError, after which the tape ends where it was."""

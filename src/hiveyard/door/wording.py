@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_LONGEST = 256 << 10
+LONGEST = 256 << 10
 _BLOCKS = ("system-reminder", "environment_context", "environment_details", "env", "user_instructions", "INSTRUCTIONS")
 _CHANGING = (
     (re.compile(r"\b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b"), "<id>"),
@@ -26,13 +26,26 @@ def settled(text: str) -> str:
 
     White space is one space. Of a very long text only the two ends count.
     """
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} … {len(text)} … {text[-_LONGEST // 2 :]}"
-    for name in _BLOCKS:
-        text = _without(text, f"<{name}>", f"</{name}>")
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {len(text)} … {text[-LONGEST // 2 :]}"
+    text = _said(text)
     for pattern, sign in _CHANGING:
         text = pattern.sub(sign, text)
     return " ".join(text.split())
+
+
+def empty(text: str) -> bool:
+    """Whether nothing is left of a text once it is settled; quicker than to settle it."""
+    if len(text) > LONGEST:
+        return False
+    bare = text.lstrip()
+    return not bare or (bare.startswith("<") and not _said(bare).strip())
+
+
+def _said(text: str) -> str:
+    for name in _BLOCKS:
+        text = _without(text, f"<{name}>", f"</{name}>")
+    return text
 
 
 def _without(text: str, opening: str, closing: str) -> str:

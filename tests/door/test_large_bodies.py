@@ -1,0 +1,127 @@
+"""A guest decides how large a body is and of how many parts: what is done with one is bounded all the same."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core.errors import BadInput, HiveyardError
+from hiveyard.door.asked import Asked, understand
+from hiveyard.door.conversation import Place
+from hiveyard.door.recorder import Recorder
+from hiveyard.door.routes import Route
+from hiveyard.door.tape import Tape
+from hiveyard.door.wording import empty, settled
+
+from .house import message
+
+CHAT = Route("openai", "POST", "/v1/chat/completions", "openai-chat")
+MESSAGES = Route("anthropic", "POST", "/v1/messages", "anthropic")
+
+
+def crowd(parts: int) -> bytes:
+    """A conversation of so many messages that say nothing."""
+    return b'{"model":"m","messages":[' + b",".join([b'{"role":"user"}'] * parts) + b"]}"
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed"),
+    [
+        (
+            b'{"x": 1.0, "stream_options" : {"include_usage": false} ,"stream":true}',
+            b'{"x": 1.0, "stream_options" : {"include_usage":true} ,"stream":true}',
+        ),
+        (
+            b'{"tools":[{"stream_options":null}],"stream":true,"stream_options":null,"z":["stream_options"]}',
+            b'{"tools":[{"stream_options":null}],"stream":true,"stream_options":{"include_usage":true},'
+            b'"z":["stream_options"]}',
+        ),
+        (
+            b'{"stream":true,"stream_options":{},"q":"\\ud83d\\\\\\"stream_options\\":{}"}',
+            b'{"stream":true,"stream_options":{"include_usage":true},"q":"\\ud83d\\\\\\"stream_options\\":{}"}',
+        ),
+        (
+            b'{"stream":true,"stream_options":{"a":1},"stream_options":{"b":1}}',
+            b'{"stream":true,"stream_options":{"a":1},"stream_options":{"b":1,"include_usage":true}}',
+        ),
+    ],
+)
+def test_other_options_take_the_place_of_a_guests_and_all_else_stays(sent: bytes, passed: bytes) -> None:
+    assert understand(CHAT, body=sent).body == passed
+    assert understand(CHAT, body=sent).counted
+
+
+@pytest.mark.parametrize("name", [b'"stream\\u005foptions"', b'"\\u0073tream_options"'])
+def test_options_that_are_hidden_from_the_door_are_refused(name: bytes) -> None:
+    hidden = b'{"stream":true,"x":{"stream_options":{}},' + name + b":{}}"
+    with pytest.raises(BadInput, match="stream_options"):
+        understand(CHAT, body=hidden)
+
+
+def test_a_body_that_is_too_large_to_be_looked_into_passes_whole() -> None:
+    begin, data = b'{"stream":true,"stream_options":{"include_usage":false}', b',"x":"' + b"a" * (33 << 20) + b'"}'
+    passed = understand(CHAT, body=begin + data).body
+    assert passed == begin.replace(b"false", b"true") + data
+
+
+def test_a_body_of_too_many_parts_is_not_looked_into() -> None:
+    few, many = (understand(MESSAGES, body=crowd(parts)) for parts in (1000, 300_000))
+    assert few.tokens < 2000
+    assert many.tokens == 200_000
+    assert understand(MESSAGES, body=crowd(100_000)).tokens == len(crowd(100_000)) // 4
+    nested = b'{"messages":[' + b",".join([b"[" * 400 + b"]" * 400] * 1000) + b"]}"
+    assert understand(MESSAGES, body=nested).tokens == len(nested) // 4
+    last = crowd(300_000)[:-2] + b',{"role":"user","content":"hello"}]}'
+    assert understand(MESSAGES, body=last).place == Place(0, 0, "", "")
+
+
+def test_what_is_left_of_a_text_is_told_without_settling_it() -> None:
+    reminder = "<system-reminder>x</system-reminder>"
+    for text in (
+        "",
+        " \n",
+        reminder,
+        f" {reminder}\n<env></env>",
+        "a",
+        f"{reminder}a",
+        "<env>",
+        "<b>",
+        " " * (1 << 20),
+    ):
+        assert empty(text) is (settled(text) == ""), text[:40]
+
+
+@pytest.mark.anyio
+async def test_conversations_are_read_beside_the_event_loop(tmp_path: Path) -> None:
+    """Where a tape needs it, reading a conversation may take a second."""
+    threads = []
+
+    def mask(text: str) -> str:
+        threads.append(threading.get_ident())
+        return text
+
+    recorder = Recorder(tmp_path / "t.jsonl")
+    ask = await recorder.ask_of(understand(MESSAGES, body=json.dumps(message()).encode()), mask)
+    recorder.close()
+    assert ask.text == "hello" and threads and threading.get_ident() not in threads
+
+
+@pytest.mark.anyio
+async def test_a_tape_reads_conversations_beside_the_event_loop() -> None:
+    asked = _Noticing(route=MESSAGES, body=json.dumps(message()).encode())
+    with pytest.raises(HiveyardError):
+        async with Tape([]).ask(asked):
+            pass
+    assert asked.threads and threading.get_ident() not in asked.threads
+
+
+class _Noticing(Asked):
+    threads: list[int] = []  # noqa: RUF012
+
+    @property
+    def place(self) -> Place:
+        self.threads.append(threading.get_ident())
+        return super().place
