@@ -3,6 +3,7 @@
 # ruff: noqa: SIM117 - a server, a door and a guest on one line read badly
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import anyio
@@ -92,6 +93,58 @@ async def test_a_cut_stream_costs_what_passed_even_when_the_vendor_never_told(tm
     usage = told.of(ModelCalled)[0].usage
     assert usage.output_tokens == 1000 and 2000 <= usage.input_tokens <= 2010
     assert usage.cost_usd is not None and usage.cost_usd > 0.012
+
+
+CALL = {"type": "web_search_call", "action": {"type": "search"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "plain", "dear", "dollars"),
+    [
+        (
+            "/anthropic/v1/messages",
+            "claude-opus-4-8",
+            {"usage": {"input_tokens": 1_000_000, "output_tokens": 100_000, "service_tier": "standard"}},
+            {"usage": {"input_tokens": 1_000_000, "output_tokens": 100_000, "speed": "fast"}},
+            None,
+        ),
+        (
+            "/anthropic/v1/messages",
+            "claude-opus-4-8",
+            {"usage": {"input_tokens": 10, "output_tokens": 1}},
+            {"usage": {"input_tokens": 10, "output_tokens": 1, "server_tool_use": {"web_search_requests": 100}}},
+            1.0,
+        ),
+        (
+            "/openai/v1/chat/completions",
+            "gpt-5.2",
+            {"usage": {"prompt_tokens": 1_000_000, "completion_tokens": 1}, "service_tier": "default"},
+            {"usage": {"prompt_tokens": 1_000_000, "completion_tokens": 1}, "service_tier": "priority"},
+            None,
+        ),
+        (
+            "/openai/v1/responses",
+            "gpt-5.2",
+            {"usage": {"input_tokens": 10, "output_tokens": 1}, "output": [{"type": "message"}]},
+            {
+                "usage": {"input_tokens": 10, "output_tokens": 1},
+                "output": [{"type": "message"}, CALL, CALL, {**CALL, "action": {"type": "open_page"}}],
+            },
+            0.02,
+        ),
+    ],
+)
+async def test_a_request_that_was_served_at_a_higher_price_costs_it(
+    tmp_path: Path, path: str, model: str, plain: dict[str, object], dear: dict[str, object], dollars: float | None
+) -> None:
+    costs = []
+    for answer in (plain, dear):
+        told = Told()
+        body = json.dumps({"model": model, **answer}).encode()
+        async with upstream(whole(body)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+            assert (await client.post(path, json={"model": model})).status_code == 200
+        costs.append(told.of(ModelCalled)[0].usage.cost_usd or 0.0)
+    assert costs[1] == pytest.approx(costs[0] * 2 if dollars is None else costs[0] + dollars)
 
 
 async def test_a_budget_lets_one_wait_until_another_has_paid() -> None:

@@ -81,7 +81,7 @@ class Books:
     ) -> None:
         """A model answered. The price is found, the money counted, and its end told once."""
         usage = meter.usage()
-        cost = self._prices.cost(asked.route.vendor, meter.model, usage, cache_write_1h=meter.count.cache_write_1h)
+        cost = self._prices.cost(asked.route.vendor, meter.model, usage, meter.extra())
         usage = msgspec.structs.replace(usage, cost_usd=cost)
         self.budget.add(usage)
         await self._write(

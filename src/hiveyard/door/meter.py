@@ -1,4 +1,4 @@
-"""Counts tokens while an answer passes: three protocols, streamed or whole. Knows no prices."""
+"""Counts tokens, and what else has a price, while an answer passes: three protocols, streamed or whole."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import msgspec
 
 from hiveyard.core.usage import Usage
 from hiveyard.door.asked import Asked
+from hiveyard.door.prices import Extra
 from hiveyard.door.sse import LONGEST, EventData
 from hiveyard.kit.shape import count, items, record, text
 from hiveyard.kit.text import one_line
 
 _TOKEN = 4
+_TERMS = ("service_tier", "speed")
 
 
 @dataclass(slots=True)
@@ -25,6 +27,7 @@ class Count:
     cache_read: int = 0
     cache_write: int = 0
     cache_write_1h: int = 0
+    web_searches: int = 0
     told: bool = False
 
 
@@ -46,6 +49,7 @@ class Meter:
         self._whole = bytearray()
         self._said = 0
         self._reason = False
+        self._terms: dict[str, str] = {}
 
     def feed(self, chunk: bytes) -> None:
         if self._read is None:
@@ -81,6 +85,12 @@ class Meter:
             requests=1,
         )
 
+    def extra(self) -> Extra:
+        """What else the price depends on, as the vendor told it."""
+        return Extra(
+            cache_write_1h=self.count.cache_write_1h, web_searches=self.count.web_searches, terms=dict(self._terms)
+        )
+
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
             self.finished = True
@@ -112,10 +122,13 @@ class Meter:
                 cache_read=usage.get("cache_read_input_tokens"),
                 cache_write=usage.get("cache_creation_input_tokens"),
                 cache_write_1h=record(usage, "cache_creation").get("ephemeral_1h_input_tokens"),
+                web_searches=record(usage, "server_tool_use").get("web_search_requests"),
             )
+            self._served(usage)
 
     def chat(self, event: Mapping[str, object]) -> None:
         self._named(event)
+        self._served(event)
         if event.get("error"):
             self._fail(event)
         for choice in map(record, items(event.get("choices"))):
@@ -137,8 +150,10 @@ class Meter:
         self._said += len(text(event.get("delta")))
         answer = record(event, "response") or event
         self._named(answer)
+        self._served(answer)
         if usage := record(answer, "usage"):
             self._openai(usage.get("input_tokens"), usage.get("output_tokens"), record(usage, "input_tokens_details"))
+            self.count.web_searches = sum(map(_searched, items(answer.get("output"))))
 
     def _openai(self, given: object, said: object, details: Mapping[str, object]) -> None:
         read, written = count(details.get("cached_tokens")), count(details.get("cache_write_tokens"))
@@ -154,6 +169,9 @@ class Meter:
     def _named(self, answer: Mapping[str, object]) -> None:
         self.model = text(answer.get("model"))[:200] or self.model
 
+    def _served(self, told: Mapping[str, object]) -> None:
+        self._terms |= {name: one_line(said, 40) for name in _TERMS if (said := text(told.get(name)))}
+
     def _fail(self, event: Mapping[str, object]) -> None:
         error = event.get("error")
         said = text(record(error).get("message")) or text(error) or text(event.get("message"))
@@ -161,6 +179,11 @@ class Meter:
 
 
 _READERS = {"anthropic": Meter.anthropic, "openai-chat": Meter.chat, "openai-responses": Meter.responses}
+
+
+def _searched(item: object) -> bool:
+    """Whether an item of a response is a search of the web; looking at a page that was found costs nothing."""
+    return record(item).get("type") == "web_search_call" and record(item, "action").get("type") in (None, "search")
 
 
 def only_usage(block: bytes) -> bool:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from hiveyard.core.usage import Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra:
+    """What makes the same tokens dearer or cheaper.
+
+    `cache_write_1h` is how many of the cache-write tokens are to be kept for an hour, `web_searches` how often the
+    vendor searched the web, `terms` are how the request was served, such as {"service_tier": "priority"}."""
+
+    cache_write_1h: int = 0
+    web_searches: int = 0
+    terms: Mapping[str, str] = field(default_factory=dict)
 
 
 class Prices:
@@ -12,22 +27,29 @@ class Prices:
         """Read the price list now (0.1 s) and not at the first answer."""
         self.cost("anthropic", "claude-sonnet-4-5", Usage())
 
-    def cost(self, vendor: str, model: str, usage: Usage, *, cache_write_1h: int = 0) -> float | None:
-        """The price of `usage`, None when the model is not on the list.
-
-        `cache_write_1h` is how many of the cache-write tokens are to be kept for an hour, at a higher price."""
+    def cost(self, vendor: str, model: str, usage: Usage, extra: Extra | None = None) -> float | None:
+        """The price of `usage`, None when the model is not on the list."""
         import genai_prices  # 0.1 s, needed only where something is priced
 
+        extra = extra or Extra()
         tokens = genai_prices.Usage(
             input_tokens=usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,
             output_tokens=usage.output_tokens,
             cache_read_tokens=usage.cache_read_tokens,
             cache_write_tokens=usage.cache_write_tokens,
-            **({"cache_write_1h_tokens": cache_write_1h} if 0 < cache_write_1h <= usage.cache_write_tokens else {}),
+            **_more(usage, extra),
         )
         for provider in (vendor, None):  # a gateway may serve another vendor's models under this protocol
             try:
-                return float(genai_prices.calc_price(tokens, model, provider_id=provider).total_price)
+                priced = genai_prices.calc_price(tokens, model, provider_id=provider, price_context=dict(extra.terms))
+                return float(priced.total_price)
             except (LookupError, ValueError):
                 continue
         return None
+
+
+def _more(usage: Usage, extra: Extra) -> dict[str, int]:
+    found = {"web_searches": extra.web_searches} if extra.web_searches else {}
+    if 0 < extra.cache_write_1h <= usage.cache_write_tokens:
+        found["cache_write_1h_tokens"] = extra.cache_write_1h
+    return found
