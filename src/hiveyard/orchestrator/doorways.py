@@ -6,9 +6,10 @@ import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
 from hiveyard.core.doors import Doors, OpenDoor
@@ -17,8 +18,12 @@ from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.core.machines import MachineSpec
 from hiveyard.core.ports import Provider
 from hiveyard.kit.group import together
+from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
 from hiveyard.orchestrator.happenings import DoorReported, Listener
+from hiveyard.orchestrator.hushed import Hushed
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class _Doorway(NamedTuple):
@@ -27,11 +32,13 @@ class _Doorway(NamedTuple):
 
 
 class Doorways:
-    """Without `doors` there are none, and it does nothing. What happens at one is told as `DoorReported`."""
+    """Without `doors` there are none, and it does nothing. What happens at one is told as `DoorReported`, without the
+    secrets of its machine, which a guest can put into what it asks for."""
 
-    def __init__(self, doors: Doors | None, tell: Listener) -> None:
+    def __init__(self, doors: Doors | None, tell: Listener, hushed: Hushed) -> None:
         self._doors = doors
         self._tell = tell
+        self._hushed = hushed
         self._held: dict[str, _Doorway] = {}
         self._group: TaskGroup | None = None
         self._open_door: OpenDoor | None = None
@@ -94,4 +101,16 @@ class Doorways:
             doorway.left.set()
 
     def _told(self, machine: str, fact: DoorEvent | Notice) -> None:
-        self._tell(DoorReported(machine=machine, fact=fact))
+        self._tell(DoorReported(machine=machine, fact=_masked(fact, self._hushed.mask(machine))))
+
+
+def _masked(fact: T, mask: Mask) -> T:
+    """The same again with the secrets masked in all its texts."""
+    found: dict[str, object] = {}
+    for name in fact.__struct_fields__:
+        value = getattr(fact, name)
+        if isinstance(value, str):
+            found[name] = mask.text(value)
+        elif isinstance(value, msgspec.Struct):
+            found[name] = _masked(value, mask)
+    return msgspec.structs.replace(fact, **found)
