@@ -26,6 +26,7 @@ from hiveyard.door.refusals import Said
 from hiveyard.door.reply import Answers
 from hiveyard.door.routes import Refusal, Route
 from hiveyard.door.settings import DoorSettings
+from hiveyard.door.telling import Allowance
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
@@ -63,6 +64,7 @@ class Door:
         self._slots = anyio.CapacityLimiter(settings.requests)
         self._bodies = Bodies(settings)
         self._reading = anyio.Lock()
+        self._errors = Allowance(books.clock)
 
     @property
     def turn(self) -> int | None:
@@ -91,14 +93,19 @@ class Door:
         try:
             await self._answer(scope, receive, out, request_id)
         except Exception as error:  # noqa: BLE001 - the top of a request's task
-            # A traceback may quote what was sent.
-            text = "".join(traceback.format_exception(error))
-            _log.error("request %s failed: %s", request_id, self._mask().text(text))
+            self._failed(request_id, error)
             if not out.begun:
                 vendor = routes.vendor_of(scope["path"])
                 await _say(out, refusals.of_status(vendor, 500, "the door failed; its log says why", request_id))
         finally:
             self.busy -= 1
+
+    def _failed(self, request_id: str, error: Exception) -> None:
+        """At a bounded rate: else a guest that finds out how to make a request fail would rotate the log away."""
+        if self._errors.take():
+            # A traceback may quote what was sent.
+            text = self._mask().text("".join(traceback.format_exception(error)))
+            _log.error("request %s failed%s: %s", request_id, self._errors.omitted(), text)
 
     async def _answer(self, scope: Scope, receive: Receive, out: _Outgoing, request_id: str) -> None:
         found = await self._checked(scope, request_id)

@@ -128,15 +128,18 @@ async def _closed(response: httpx2.Response) -> None:
         await response.aclose()
 
 
-def _headers(asked: Asked, credential: Credential) -> list[tuple[str, str]]:
+def _headers(asked: Asked, credential: Credential) -> list[tuple[bytes, bytes]]:
+    """As bytes: what a guest puts into its own is for the vendor to judge."""
     headers, key = list(asked.headers), credential.secret.reveal()
     if credential.expires:
         betas = [value for name, value in headers if name == "anthropic-beta"]
         headers = [(name, value) for name, value in headers if name != "anthropic-beta"]
         headers.append(("anthropic-beta", ",".join((*betas, _SIGNED_IN))))
     if asked.route.vendor == "anthropic" and not credential.expires:
-        return [*headers, ("x-api-key", key)]
-    return [*headers, ("authorization", f"Bearer {key}")]
+        headers.append(("x-api-key", key))
+    else:
+        headers.append(("authorization", f"Bearer {key}"))
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
 
 
 def _answered(response: httpx2.Response) -> list[tuple[str, str]]:
