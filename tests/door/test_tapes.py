@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
+import anyio
 import httpx2
 import pytest
 
 from hiveyard.core.errors import BadTape, NotOnTape
 from hiveyard.core.events import ModelCalled, ModelFailed, Notice
 from hiveyard.door.asked import understand
-from hiveyard.door.recorder import Recorder
+from hiveyard.door.recorder import Recorder, check
 from hiveyard.door.routes import Protocol, Route
 from hiveyard.door.settings import DoorSettings
-from hiveyard.door.tape import Ask, Entry, Tape, ask_of, packed
+from hiveyard.door.tape import Ask, Entry, Tape, ask_of, packed, scan
 from hiveyard.testing.model import scripted_model
 from hiveyard.testing.script import Call, File, Step
 
@@ -267,6 +269,58 @@ def test_a_torn_last_line_is_ignored_and_cut_away_when_recording_goes_on(tmp_pat
     assert len(Tape.load(path)) == 1
     Recorder(path).close()
     assert path.read_bytes() == lines
+
+
+RECORD = """
+import sys, anyio, pathlib
+from hiveyard.door.recorder import Recorder, check
+from hiveyard.door.tape import Ask, Entry
+
+async def record(path, name):
+    recorder = Recorder(path)
+    for number in range(30):
+        chunks = ((0.0, "x" * 300_000),)
+        await recorder.add(Entry(ask=Ask(method="POST", path="/x", text=f"{name} {number}"), status=200, chunks=chunks))
+
+anyio.run(record, pathlib.Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+async def test_two_may_record_on_one_tape_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    async with anyio.create_task_group() as group:
+        for name in "abc":
+            group.start_soon(anyio.run_process, [sys.executable, "-c", RECORD, str(path), name])
+    with path.open("rb") as file:
+        entries, _ = scan(file, path)
+    assert sorted(entry.ask.text for entry in entries) == sorted(f"{a} {n}" for a in "abc" for n in range(30))
+
+
+async def test_a_line_that_another_was_killed_in_is_cut_away_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    recorder = Recorder(path)
+    await recorder.add(entry(round_of(0), said=b"a"))
+    with path.open("ab") as other:
+        other.write(b'{"ask":{"text":"' + b"x" * 200_000)
+    await recorder.add(entry(round_of(1), said=b"b"))
+    recorder.close()
+    assert [found(Tape.load(path), round_of(number)) for number in (0, 1)] == ["a", "b"]
+
+
+def test_whether_a_tape_can_be_recorded_on_is_looked_up_without_touching_it(tmp_path: Path) -> None:
+    """Somebody may be writing its last line just then."""
+    path = tmp_path / "t.jsonl"
+    check(path)
+    assert not path.exists()
+    half = b'{"tape":1}\n{"ask":{"method":"GET","pa'
+    for content in (b"", half):
+        path.write_bytes(content)
+        check(path)
+        assert path.read_bytes() == content
+    path.write_bytes(b"hello\n")
+    for bad, told in ((path, "is no tape"), (tmp_path, "Is a directory"), (tmp_path / "none" / "t", "no directory")):
+        with pytest.raises(BadTape, match=told):
+            check(bad)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -15,13 +17,16 @@ import msgspec
 from hiveyard.core.errors import BadTape
 from hiveyard.door.asked import Asked
 from hiveyard.door.tape import VERSION, Ask, Entry, Header, ask_of, scan
+from hiveyard.kit.files import open_regular
 
+_BLOCK = 64 << 10
 LARGEST_ANSWER = 64 << 20
 """Bytes of one answer that are recorded; a larger one is left out."""
 
 
 class Recorder:
-    """Adds entries to the tape at `path`, which is made when absent and continued when it is there.
+    """Adds entries to the tape at `path`, which is made when absent and continued when it is there. Several may record
+    on one tape, of this process or others.
 
     A line that a crash tore off is cut away. Raises BadTape when something else stands at `path`, or cannot be opened.
     """
@@ -46,23 +51,40 @@ class Recorder:
         self._file.close()
 
     def _append(self, line: bytes) -> None:
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            _write(self._file, line)
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(end)
-            raise
+        with _alone(self._file):
+            end = self._file.truncate(_whole(self._file))
+            self._file.seek(end)
+            try:
+                _write(self._file, line)
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(end)
+                raise
+
+
+def check(path: Path) -> None:
+    """Raises BadTape where nothing could be recorded. Changes nothing, for somebody may be recording there."""
+    try:
+        with path.open("r+b") as file:
+            if file.read(1):
+                file.seek(0)
+                scan(file, path)
+    except FileNotFoundError:
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise BadTape(f"the tape {path} cannot be written: there is no directory to write it to") from None
+    except OSError as error:
+        raise BadTape(f"the tape {path} cannot be written: {error.strerror}") from error
 
 
 def _opened(path: Path) -> IO[bytes]:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_regular(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise BadTape(f"the tape {path} cannot be written: {error.strerror}") from error
     file = os.fdopen(fd, "r+b", buffering=0)
     try:
-        _begin(file, path)
+        with _alone(file):
+            _begin(file, path)
     except OSError as error:
         file.close()
         raise BadTape(f"the tape {path} cannot be written: {error.strerror}") from error
@@ -70,6 +92,29 @@ def _opened(path: Path) -> IO[bytes]:
         file.close()
         raise
     return file
+
+
+@contextmanager
+def _alone(file: IO[bytes]) -> Iterator[None]:
+    """Nobody else writes to the file for as long as the block lasts. Waits; they write a line each."""
+    fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+
+
+def _whole(file: IO[bytes]) -> int:
+    """Where the last whole line ends: another process may have been killed while it wrote the one after it."""
+    at = file.seek(0, os.SEEK_END)
+    while at:
+        begin = max(0, at - _BLOCK)
+        file.seek(begin)
+        newline = file.read(at - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        at = begin
+    return 0
 
 
 def _write(file: IO[bytes], data: bytes) -> None:

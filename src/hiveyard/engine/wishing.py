@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+import anyio.to_thread
 import msgspec
 
 from hiveyard.agents import by_name
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import HOST, Tier
-from hiveyard.door.recorder import Recorder
+from hiveyard.door import recorder
 from hiveyard.door.tape import Tape
 from hiveyard.engine import repository, room
 from hiveyard.engine.choice import check_door, named
@@ -49,7 +50,7 @@ async def check(wish: Wish, resources: Resources) -> None:
     resources.images.check_program(image, agent.program)
     check_account(wish, resources)
     await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)
-    _check_tapes(wish)
+    await anyio.to_thread.run_sync(_check_tapes, wish)
     # Behind an open network there may be models that no door leads to.
     if wish.tape is None and wish.network != "open":
         resources.keys.find_any(agent.protocols, wish.account or settings.account)
@@ -81,4 +82,4 @@ def _check_tapes(wish: Wish) -> None:
     if wish.tape is not None:
         Tape.load(Path(wish.tape))
     if wish.record is not None:
-        Recorder(Path(wish.record)).close()
+        recorder.check(Path(wish.record))
