@@ -262,7 +262,7 @@ async def test_a_header_of_any_bytes_is_the_vendors_to_judge(tmp_path: Path, val
 class _Failing:
     """Has no answer and says something that nobody foresaw."""
 
-    def ask(self, _asked: object) -> AbstractAsyncContextManager[Reply]:
+    def ask(self, _asked: object, _passage: object) -> AbstractAsyncContextManager[Reply]:
         raise RuntimeError("unforeseen")
 
 

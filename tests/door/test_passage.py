@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from hiveyard.core.events import DoorRefused, ModelCalled, ModelFailed, Notice
+from hiveyard.door.settings import DoorSettings
 
 from . import bodies
 from .house import KEY, PLACEHOLDER, Told, door, guest, message, until
@@ -233,6 +234,31 @@ async def test_a_guest_that_hangs_up_before_the_answer_pays_for_its_question(tmp
         await until(lambda: not opened.busy)
     [called] = told.of(ModelCalled)
     assert not called.complete and called.usage.input_tokens >= 100 and called.status == 499
+
+
+async def test_a_request_that_nobody_was_sent_is_not_paid_for(tmp_path: Path) -> None:
+    """A guest that hangs up while there is no connection to the vendor as yet."""
+    told, asked = Told(), anyio.Event()
+
+    async def proxy(_request: Request, _stream: object) -> None:
+        asked.set()
+        await anyio.sleep_forever()
+
+    async with upstream(proxy) as slow:
+        settings = DoorSettings(anthropic_upstream="https://vendor.invalid", proxy=slow.url)
+        async with door("", told, tmp_path, settings=settings, budget_usd=1.0) as opened:
+            async with guest(opened) as client, anyio.create_task_group() as group:
+
+                async def ask() -> None:
+                    await client.post("/anthropic/v1/messages", json=message("a" * 400))
+
+                group.start_soon(ask)
+                with anyio.fail_after(20):
+                    await asked.wait()
+                group.cancel_scope.cancel()
+            await until(lambda: not opened.busy)
+            assert opened.spent.requests == 0
+    assert [request.method for request in slow.requests] == ["CONNECT"] and told.events == []
 
 
 async def test_a_guest_that_hangs_up_in_the_middle_ends_the_request_upstream_and_pays(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hiveyard.door.books import Books
 from hiveyard.door.exchange import Exchange
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.refusals import Said
-from hiveyard.door.reply import Answers
+from hiveyard.door.reply import Answers, Passage
 from hiveyard.door.routes import Refusal, Route
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.telling import Allowance
@@ -179,12 +179,13 @@ class Door:
     async def _forward(self, asked: Asked, out: _Outgoing) -> None:
         stall = self._settings.stall_seconds
         exchange = Exchange(asked, self._books, out, recorder=self._recorder, stall=stall)
+        passage = Passage()
         try:
-            async with self._answers.ask(asked) as reply:
+            async with self._answers.ask(asked, passage) as reply:
                 # Only now: the request may have been sent with a key that was new.
                 await exchange.relay(reply, self._mask())
         except anyio.get_cancelled_exc_class():
-            if not out.begun:
+            if passage.sent and not out.begun:
                 await exchange.abandoned()
             raise
 

@@ -70,7 +70,7 @@ class Exchange:
                     await self._save(reply, complete=True)
 
     async def abandoned(self) -> None:
-        """The guest hung up before the answer began. The vendor may have worked all the same: it is counted."""
+        """The guest hung up when the vendor may have had the request, and before the answer began: it is counted."""
         nothing = Reply(status=499, headers=(), chunks=_nothing(), source="upstream")
         self._settled = True
         await self._called(nothing, Meter(self._asked, streamed=False), complete=False)

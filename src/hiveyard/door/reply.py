@@ -30,9 +30,15 @@ class Reply:
         return self.header("content-type").lower().startswith("text/event-stream")
 
 
+class Passage:
+    """How far a request has come: `sent` once a vendor may have it, and so may be paid for it."""
+
+    sent = False
+
+
 class Answers(Protocol):
     """Where answers come from."""
 
-    def ask(self, asked: Asked) -> AbstractAsyncContextManager[Reply]:
-        """The answer to a request; leaving the block gives it up. Raises KeyMissing, CredentialsError, UpstreamFailed
-        or NotOnTape before there is an answer."""
+    def ask(self, asked: Asked, passage: Passage) -> AbstractAsyncContextManager[Reply]:
+        """The answer to a request; leaving the block gives it up. `passage` tells how far it came. Raises KeyMissing,
+        CredentialsError, UpstreamFailed or NotOnTape before there is an answer."""

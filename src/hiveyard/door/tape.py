@@ -26,6 +26,7 @@ import base64
 import binascii
 import difflib
 import hashlib
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ import msgspec
 
 from hiveyard.core.errors import BadTape, NotOnTape, UpstreamFailed
 from hiveyard.door.asked import Asked
-from hiveyard.door.reply import Reply
+from hiveyard.door.reply import Passage, Reply
+from hiveyard.kit.files import open_regular
 from hiveyard.kit.text import one_line
 
 VERSION = 1
@@ -144,14 +146,14 @@ class Tape:
     def load(cls, path: Path, *, real_time: bool = False) -> Tape:
         """Read a tape. Raises BadTape, which names the line."""
         try:
-            with path.open("rb") as file:
+            with os.fdopen(open_regular(path), "rb") as file:
                 entries, _ = scan(file, path)
         except OSError as error:
             raise BadTape(f"the tape {path} cannot be read: {error.strerror}") from error
         return cls(entries, name=str(path), real_time=real_time)
 
     @asynccontextmanager
-    async def ask(self, asked: Asked) -> AsyncIterator[Reply]:
+    async def ask(self, asked: Asked, _passage: Passage) -> AsyncIterator[Reply]:
         """See `Answers.ask`."""
         # In a thread, for it may take a second; one after the other, so that the event loop gets its turn.
         entry = self.find(await anyio.to_thread.run_sync(ask_of, asked, limiter=self._reading))

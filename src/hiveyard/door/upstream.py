@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 
 import anyio
@@ -17,7 +17,7 @@ from hiveyard.core.errors import BadSetting, HiveyardError, UpstreamFailed
 from hiveyard.door import routes
 from hiveyard.door.asked import Asked
 from hiveyard.door.broker import Broker, Credential
-from hiveyard.door.reply import Answers, Reply
+from hiveyard.door.reply import Answers, Passage, Reply
 from hiveyard.door.settings import DoorSettings
 
 _SIGNED_IN = "oauth-2025-04-20"  # what Anthropic wants to be told of a token that a sign-in gave
@@ -45,16 +45,17 @@ class Upstream:
         return _Paid(self, account)
 
     @asynccontextmanager
-    async def ask(self, asked: Asked, account: str) -> AsyncIterator[Reply]:
+    async def ask(self, asked: Asked, account: str, passage: Passage) -> AsyncIterator[Reply]:
         """See `Answers.ask`."""
         address = self._settings.upstream(asked.route.vendor)
         credential = await self._broker.credential(asked.route.vendor, account)
-        response = await self._send(asked, credential, address)
+        response = await self._send(asked, credential, address, passage)
         if response.status_code == 401 and credential.expires:
             # It was revoked, or expired earlier than it should: the next one may do. All of a body is at hand.
             await _closed(response)
+            passage.sent = False
             credential = await self._broker.credential(asked.route.vendor, account, refused=credential.secret)
-            response = await self._send(asked, credential, address)
+            response = await self._send(asked, credential, address, passage)
         try:
             if response.is_redirect:
                 raise UpstreamFailed(
@@ -69,11 +70,23 @@ class Upstream:
         finally:
             await _closed(response)
 
-    async def _send(self, asked: Asked, credential: Credential, address: str) -> httpx2.Response:
+    async def _send(self, asked: Asked, credential: Credential, address: str, passage: Passage) -> httpx2.Response:
+        async def trace(event: str, facts: Mapping[str, object]) -> None:
+            # Before that there was a connection to wait for, and perhaps a proxy to ask for one.
+            if (
+                event.endswith(".send_request_body.started")
+                and getattr(facts.get("request"), "method", b"") != b"CONNECT"
+            ):
+                passage.sent = True
+
         client = await self._connected()
         url = httpx2.URL(address + asked.route.path).copy_with(query=asked.query or None)
         request = client.build_request(
-            asked.route.method, url, headers=_headers(asked, credential), content=asked.body or None
+            asked.route.method,
+            url,
+            headers=_headers(asked, credential),
+            content=asked.body or None,
+            extensions={"trace": trace},
         )
         with _translated(address):
             return await client.send(request, stream=True)
@@ -119,8 +132,8 @@ class _Paid:
         self._upstream = upstream
         self._account = account
 
-    def ask(self, asked: Asked) -> AbstractAsyncContextManager[Reply]:
-        return self._upstream.ask(asked, self._account)
+    def ask(self, asked: Asked, passage: Passage) -> AbstractAsyncContextManager[Reply]:
+        return self._upstream.ask(asked, self._account, passage)
 
 
 async def _closed(response: httpx2.Response) -> None:
