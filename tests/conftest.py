@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from hiveyard.kit import loop
+from tests.support.searching import Searching
 
 # How long examples take to make says what else the machine is doing.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,8 +22,9 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", loop.OPTIONS
 
 
-def pytest_configure() -> None:
-    """A runner in the background ignores Ctrl-C, and all it starts would; the tests send it to see what it does."""
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Searching())
+    # A runner in the background ignores Ctrl-C, and all it starts would; the tests send it to see what it does.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

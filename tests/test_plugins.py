@@ -147,7 +147,7 @@ async def test_a_broken_provider_holds_up_nobody_but_who_asks_for_it(install: In
 @pytest.mark.anyio
 async def test_a_program_of_the_settings_is_a_provider(tmp_path: Path) -> None:
     program = ExternalProgram(command=SAMPLE)
-    environment = {"PATH": "/usr/bin:/bin", "ANTHROPIC_API_KEY": "sk-x"}
+    environment = {"PATH": "/usr/bin:/bin", "ANTHROPIC_API_KEY": "sk-Zq8TestSecret"}
     async with with_others({}, here(tmp_path), {"sample": program}, environment) as providers:
         assert (await providers["sample"].readiness()).ok
         assert not automatic(providers["sample"])

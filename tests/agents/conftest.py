@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from hiveyard.images.images import Images
 from hiveyard.places import places
 from tests.agents.real import REAL, HostYard, find_programs, host_yard
+from tests.support.leaks import searched_directory
 
 _MODULES = "usr/local/lib/node_modules"
 _CODEX = f"{_MODULES}/@openai/codex/node_modules/@openai/codex-linux-*/vendor/*/bin"
@@ -36,7 +36,7 @@ async def programs() -> AsyncIterator[Mapping[str, Path]]:
         return
     images = Images(places().cache)
     # Not below pytest's own directory, which is closed to the user that the agents run as.
-    with tempfile.TemporaryDirectory(prefix="hv-programs-", dir="/tmp") as scratch:
+    with searched_directory(prefix="hv-programs-", dir="/tmp") as scratch:
         Path(scratch).chmod(0o755)
         for name, (image, member) in _IN_IMAGE.items():
             _take_out((await images.ensure(image)).rootfs, member, Path(scratch) / name)

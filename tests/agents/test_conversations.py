@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
@@ -29,6 +28,7 @@ from hiveyard.core.events import (
 from hiveyard.orchestrator.conversation import Conversation
 from hiveyard.testing.script import Call, Fault, File, Script, Step, say, shell
 from tests.agents.talking import Stage, stage
+from tests.support.leaks import searched_directory
 
 pytestmark = [pytest.mark.real, pytest.mark.anyio]
 AGENTS = ("claude", "opencode", "codex", "goose")
@@ -55,7 +55,7 @@ Open = Callable[[str], AbstractAsyncContextManager[Stage]]
 
 @pytest.fixture
 def opened(programs: Mapping[str, Path]) -> Iterator[Open]:
-    with tempfile.TemporaryDirectory(prefix="hv-talk-", dir="/tmp") as scratch:
+    with searched_directory(prefix="hv-talk-", dir="/tmp") as scratch:
         yield lambda agent: stage(Path(scratch), programs, agent, scripts=SCRIPTS)
 
 

@@ -17,8 +17,8 @@ from tests.agents.real import DOOR_PORT, HostYard
 
 pytestmark = [pytest.mark.real, pytest.mark.anyio]
 DOOR = f"http://127.0.0.1:{DOOR_PORT}"
-KEY = Secret("sk-ant-api03-of-a-profile")
-TOKENS = Tokens(access=KEY, refresh=Secret("sk-ant-ort01-of-a-profile"), expires_at=4e9, scopes=("user:inference",))
+KEY = Secret("sk-ant-api03-Zq8TestSecret")
+TOKENS = Tokens(access=KEY, refresh=Secret("sk-ant-ort01-Zq8TestSecret"), expires_at=4e9, scopes=("user:inference",))
 
 
 def put(yard: HostYard, profile: CredentialProfile) -> None:

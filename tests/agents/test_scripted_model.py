@@ -252,14 +252,14 @@ async def test_it_runs_as_a_program_of_its_own(tmp_path: Path) -> None:
         assert child.stdout is not None
         url = json.loads(await child.stdout.receive())["url"]
         async with httpx2.AsyncClient(trust_env=False) as client:
-            headers = {"x-api-key": "sk-hidden"}
+            headers = {"x-api-key": "sk-Zq8TestSecret"}
             body = asked("anthropic", ("user", "[[script:other]]"))
             got = await client.post(f"{url}/v1/messages", json=body, headers=headers)
-            seen = await client.post(f"{url}/_model/saw-key", content=b"sk-hidden")
+            seen = await client.post(f"{url}/_model/saw-key", content=b"sk-Zq8TestSecret")
             kept = await client.get(f"{url}/_model/requests")
     assert words("anthropic", got.json()) == "named"
     assert seen.json() == {"seen": True}
-    assert "sk-hidden" not in kept.text
+    assert "sk-Zq8TestSecret" not in kept.text
 
 
 @pytest.mark.parametrize(

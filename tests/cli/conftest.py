@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import repo
+from tests.support.leaks import has_mark, marked_files
 
 __all__ = ["repo"]
 
@@ -39,9 +40,14 @@ class Hv:
         return [sys.executable, "-m", "hiveyard.cli.main", *words]
 
     def __call__(self, *words: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        if words[:1] == ("rm",):
+            found = marked_files(self.home)  # what goes is searched before
+            assert not found, f"a secret was written down: {found}"
+        done = subprocess.run(
             self.argv(*words), env=self.env, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
         )
+        assert not has_mark(done.stdout + done.stderr), "a secret was printed"
+        return done
 
     def json(self, *words: str) -> Any:
         done = self(*words, "--json")

@@ -129,7 +129,7 @@ def test_a_daemon_that_never_stays_ends_the_watching(hv: Hv, repo: Path) -> None
 
 
 def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(hv: Hv, repo: Path) -> None:
-    hv.env["MORPH_API_KEY"] = "morph_a-secret-of-this-test"
+    hv.env["MORPH_API_KEY"] = "morph_Zq8TestSecret"
     done = hv("run", str(repo), "-m", "x", "--command", "true", "--provider", "morph", "--json")
     assert done.returncode == 2
     error = json.loads(done.stdout)["error"]

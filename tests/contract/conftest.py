@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from _pytest.mark.structures import ParameterSet
 
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
+from tests.support.leaks import searched_directory
 
 from .door import serve_door
 from .providers import CASES, LOCAL, Case, Offer
@@ -57,8 +57,8 @@ async def local_offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
 @asynccontextmanager
 async def offered(name: str) -> AsyncIterator[Offer]:
     # In the path of a machine's state there may be sockets: a short path.
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        async with CASES[name].open(Path(scratch)) as offer:
+    with searched_directory() as scratch:
+        async with CASES[name].open(scratch) as offer:
             readiness = await offer.provider.readiness()
             if not readiness.ok and not os.environ.get("CI"):
                 pytest.skip(f"{offer.provider.name}: {readiness.detail}; {readiness.fix}")
@@ -79,7 +79,7 @@ def only_local(offer: Offer) -> None:
 async def machine(offer: Offer) -> AsyncIterator[Place]:
     """A machine of a test's own."""
     name = f"t-{new_id()}"
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+    with searched_directory() as scratch:
         session, door = Path(scratch, "session"), Path(scratch, "door")
         session.mkdir()
         door.mkdir()

@@ -168,7 +168,7 @@ async def morph(scratch: Path) -> AsyncIterator[Offer]:
     is itself in its machines."""
     if os.geteuid() != 0:
         pytest.skip("the fake Morph Cloud makes its machines as root")
-    cloud = Cloud(scratch / "cloud", "a-key-of-the-tests", ("5ma11", TWIN))
+    cloud = Cloud(scratch / "cloud", "morph_Zq8TestSecret", ("5ma11", TWIN))
     made: list[MorphProvider] = []
     spec = morph_spec()
     with closing(cloud), served(cloud.app()) as direct, judged(spec, direct) if spec else nullcontext(direct) as url:

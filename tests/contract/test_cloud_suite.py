@@ -21,7 +21,7 @@ def collected(mark: str, **env: str) -> list[str]:
 
 
 def test_with_a_key_the_service_is_asked_all_that_its_fake_is() -> None:
-    cloud = collected("cloud", **{MORPH_KEY: "a-key"})
+    cloud = collected("cloud", **{MORPH_KEY: "morph_Zq8TestSecret"})
     faked = [line for line in collected("real") if "[morph" in line]
     assert len(cloud) > 100
     assert sorted(line.replace("morph-cloud", "morph") for line in cloud) == sorted(faked)
@@ -29,4 +29,4 @@ def test_with_a_key_the_service_is_asked_all_that_its_fake_is() -> None:
 
 def test_without_one_and_unless_told_so_it_is_asked_nothing() -> None:
     assert not collected("cloud")
-    assert not [line for line in collected("not cloud", **{MORPH_KEY: "a-key"}) if "morph-cloud" in line]
+    assert not [line for line in collected("not cloud", **{MORPH_KEY: "morph_Zq8TestSecret"}) if "morph-cloud" in line]

@@ -30,9 +30,9 @@ from tests.support.leaks import Said, listening
 
 pytestmark = pytest.mark.anyio
 
-KEY = "sk-real-Zq8/+7vXy0123456789?&=abcdef"
+KEY = "sk-real-Zq8TestSecret/+7vXy0123456789?&=abcdef"
 DOOR = "http://127.0.0.1:8377"
-PLACEHOLDER = Secret("hv-placeholder-5f2d")
+PLACEHOLDER = Secret("hv-placeholder-Zq8TestSecret")
 ODD = ("a b", "'", '"', "$(touch hacked)", "a\nb", "-rf", "*", "ü😀", "...")
 
 
@@ -360,7 +360,7 @@ async def test_a_check_may_quote_the_secret_of_another_profile_where_its_words_a
     guest: Guest, folder: str, said: Said, installer: DefaultCredentialsInstaller
 ) -> None:
     script = f"printf '%0380d' 0; cat {folder}/d/key; exit 3"
-    second = CredentialFile(path=f"{folder}/second", content=Secret("another secret"))
+    second = CredentialFile(path=f"{folder}/second", content=Secret("another Zq8TestSecret"))
     checked = CredentialProfile(name="second", files=[second], check=Command(shell=script))
     error = await failing(said, installer, guest, profile(folder), checked)
     assert "0****" in error.message

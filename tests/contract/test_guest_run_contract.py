@@ -265,8 +265,8 @@ async def test_commands_run_as_an_unprivileged_user_without_a_way_up(guest: Gues
 async def test_nothing_of_the_hosts_environment_is_found_in_the_guest(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HIVEYARD_TEST_KEY", "sk-not-for-guests")
+    monkeypatch.setenv("HIVEYARD_TEST_KEY", "sk-Zq8TestSecret-not-for-guests")
     result = await guest.run(Command(shell="env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null; true"))
     assert b"HOME=" in result.stdout
-    assert b"sk-not-for-guests" not in result.stdout
-    assert os.environ["HIVEYARD_TEST_KEY"] == "sk-not-for-guests"
+    assert b"sk-Zq8TestSecret-not-for-guests" not in result.stdout
+    assert os.environ["HIVEYARD_TEST_KEY"] == "sk-Zq8TestSecret-not-for-guests"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from hiveyard.credentials.look import contents, look
 from hiveyard.kit import cmdline
 from hiveyard.machines.attached import AttachedStream, attached
 from hiveyard.machines.shell import ShellGuest
+from tests.support.leaks import searched_directory
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,7 @@ class Way:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as path:
+    with searched_directory() as path:
         yield Path(path)
 
 

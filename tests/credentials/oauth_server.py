@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 from hiveyard.credentials.claude_oauth import OAuthSettings
+from tests.support.leaks import MARK
 
 CLIENT = "hiveyard-test-client"
 
@@ -55,7 +56,7 @@ class OAuthServer:
         assert asked["response_type"] == "code"
         assert asked["code_challenge_method"] == "S256"
         assert asked["client_id"] == CLIENT
-        code = f"code-{secrets.token_urlsafe(16)}"
+        code = f"code-{MARK}-{secrets.token_urlsafe(16)}"
         self.codes[code] = asked
         self.issued.append(code)
         return f"{code}#{asked['state']}"
@@ -95,7 +96,7 @@ class OAuthServer:
         return self._grant(self.used[token])
 
     def _grant(self, family: str, scope: str = "user:inference user:profile") -> dict[str, object]:
-        access, refresh = (f"{kind}-{secrets.token_urlsafe(24)}/+" for kind in ("sk-ant-oat01", "sk-ant-ort01"))
+        access, refresh = (f"{kind}-{MARK}-{secrets.token_urlsafe(24)}/+" for kind in ("sk-ant-oat01", "sk-ant-ort01"))
         self.good[refresh] = family
         self.access.add(access)
         self.issued += [access, refresh]

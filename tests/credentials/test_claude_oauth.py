@@ -130,7 +130,7 @@ async def test_tokens_that_cannot_be_refreshed_are_not_sent(server: OAuthServer,
 
 
 def test_a_token_is_over_when_its_time_is_or_the_margin_before() -> None:
-    tokens = Tokens(access=Secret("x"), refresh=None, expires_at=1000.0)
+    tokens = Tokens(access=Secret("Zq8TestSecret"), refresh=None, expires_at=1000.0)
     assert not tokens.expired(999.0)
     assert tokens.expired(1000.0)
     assert tokens.expired(999.0, margin=2.0)
@@ -138,8 +138,8 @@ def test_a_token_is_over_when_its_time_is_or_the_margin_before() -> None:
 
 def test_claude_codes_own_file_is_read_and_written_whole() -> None:
     content = {
-        "accessToken": "sk-ant-oat01-a",
-        "refreshToken": "sk-ant-ort01-r",
+        "accessToken": "sk-ant-oat01-Zq8TestSecret",
+        "refreshToken": "sk-ant-ort01-Zq8TestSecret",
         "expiresAt": 1_700_000_000_000,
         "scopes": ["user:inference"],
         "subscriptionType": "max",
@@ -150,12 +150,13 @@ def test_claude_codes_own_file_is_read_and_written_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"claudeAiOauth": {"accessToken": "sk-secret-1", "expiresAt": "soon"}}', "\udc00"]
+    "content",
+    ["", "{", "[]", "{}", '{"claudeAiOauth": {"accessToken": "sk-Zq8TestSecret", "expiresAt": "soon"}}', "\udc00"],
 )
 def test_a_file_that_is_none_is_an_error_that_does_not_show_it(content: str) -> None:
     with pytest.raises(CredentialsError) as caught:
         tokens_of_file(Secret(content))
-    assert "sk-secret" not in str(caught.value)
+    assert "Zq8TestSecret" not in str(caught.value)
 
 
 # --- answers that are none -------------------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ def cut(to: BaseHTTPRequestHandler) -> None:
     to.send_response(200)
     to.send_header("content-length", "1000")
     to.end_headers()
-    to.wfile.write(b'{"access_token": "sk-ant-')
+    to.wfile.write(b'{"access_token": "sk-ant-Zq8TestSecret')
     to.close_connection = True
 
 
@@ -221,25 +222,25 @@ TROUBLE: dict[str, tuple[Trouble, type[CredentialsError], str]] = {
     "529": (whole(529, b'{"error": {"type": "overloaded_error"}}'), SignInUnavailable, "529: overloaded_error"),
     "a redirect": (whole(302, b"", location="http://127.0.0.1:1/"), BadSignInAnswer, "answered 302"),
     "HTML": (whole(200, b"<html>Sign in to the hotel</html>", "text/html"), BadSignInAnswer, "33 bytes of text/html"),
-    "cut JSON": (whole(200, b'{"access_token": "sk-a'), BadSignInAnswer, "no JSON object"),
+    "cut JSON": (whole(200, b'{"access_token": "sk-ant-Zq8TestSecret'), BadSignInAnswer, "no JSON object"),
     "no UTF-8": (whole(200, b'{"access_token": "\xff"}'), BadSignInAnswer, "no JSON object"),
     "another shape": (whole(200, b"[1, 2]"), BadSignInAnswer, "no JSON object"),
     "deep": (whole(200, b"[" * 100_000), BadSignInAnswer, "no JSON object"),
     "no token": (whole(200, b'{"expires_in": 3600}'), BadSignInAnswer, "no sound access_token"),
     "a token that is a number": (whole(200, b'{"access_token": 7, "expires_in": 9}'), BadSignInAnswer, "access_token"),
-    "no life": (whole(200, b'{"access_token": "sk-ant-oat01-x"}'), BadSignInAnswer, "no sound expires_in"),
+    "no life": (whole(200, b'{"access_token": "sk-ant-oat01-Zq8TestSecret"}'), BadSignInAnswer, "no sound expires_in"),
     "a life below zero": (
-        whole(200, b'{"access_token": "sk-ant-oat01-x", "expires_in": -1}'),
+        whole(200, b'{"access_token": "sk-ant-oat01-Zq8TestSecret", "expires_in": -1}'),
         BadSignInAnswer,
         "no sound expires_in",
     ),
     "an endless life": (
-        whole(200, b'{"access_token": "sk-ant-oat01-x", "expires_in": 1e300}'),
+        whole(200, b'{"access_token": "sk-ant-oat01-Zq8TestSecret", "expires_in": 1e300}'),
         BadSignInAnswer,
         "no sound expires_in",
     ),
     "a token with a line break": (
-        whole(200, b'{"access_token": "sk-ant\\r\\nx-evil: 1", "expires_in": 9}'),
+        whole(200, b'{"access_token": "sk-ant-Zq8TestSecret\\r\\nx-evil: 1", "expires_in": 9}'),
         BadSignInAnswer,
         "characters that no key has",
     ),
@@ -319,17 +320,17 @@ async def test_an_endpoint_that_is_not_there_is_unreachable(server: OAuthServer,
         "",
         "ftp://127.0.0.1/",
         "http://example.org/token",
-        "https://u:p@example.org/",
+        "https://u:Zq8TestSecret@example.org/",
         "https://example.org/?a=b",
-        "https://[u:p",
-        "https://[::u:p]/",
-        "https://example.org:u:p/",
-        "https://example.org/u:p\0",
-        "https://\u2100u:p/",
+        "https://[u:Zq8TestSecret",
+        "https://[::u:Zq8TestSecret]/",
+        "https://example.org:u:Zq8TestSecret/",
+        "https://example.org/u:Zq8TestSecret\0",
+        "https://\u2100u:Zq8TestSecret/",
     ],
 )
 def test_a_token_is_sent_nowhere_in_the_clear(url: str) -> None:
     with pytest.raises(BadSetting) as caught:
         OAuthSettings(token_url=url)
-    assert "u:p" not in str(caught.value)
+    assert "Zq8TestSecret" not in str(caught.value)
     assert caught.value.__context__ is None

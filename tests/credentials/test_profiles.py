@@ -17,7 +17,7 @@ from hiveyard.credentials import profiles
 from hiveyard.kit.secret import Secret
 
 DOOR = "http://127.0.0.1:8377"
-KEY = Secret("sk-real-Zq8/+7vXy@0123456789")
+KEY = Secret("sk-real-Zq8TestSecret/+7vXy@0123456789")
 PLAIN = [
     profiles.claude(DOOR, KEY),
     profiles.opencode(DOOR, KEY),

@@ -19,8 +19,8 @@ from hiveyard.door.settings import DoorSettings
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.qemu.launch import short
 
-KEY = "sk-real-Zq8/+7vXy0123456789abcdef"
-PLACEHOLDER = "hv-placeholder-5f2d"
+KEY = "sk-real-Zq8TestSecret/+7vXy0123456789abcdef"
+PLACEHOLDER = "hv-placeholder-Zq8TestSecret"
 E = TypeVar("E")
 
 

@@ -59,7 +59,7 @@ async def keys(server: OAuthServer, tmp_path: Path) -> Path:
     return key_file(
         tmp_path,
         f'[accounts.mine]\nclaude_sign_in = "mine.json"\ntoken_url = "{server.url}/token"\nclient_id = "{CLIENT}"\n'
-        '[accounts.work]\nanthropic = "sk-ant-work-key"\n',
+        '[accounts.work]\nanthropic = "sk-ant-Zq8TestSecret-work"\n',
     )
 
 
@@ -163,8 +163,9 @@ async def test_trouble_of_the_sign_in_service_is_told_as_what_may_pass(
 
 
 async def test_an_account_pays_with_its_own_key_and_with_no_other(tmp_path: Path) -> None:
-    file = key_file(tmp_path, 'openai = "sk-other-openai"\n[accounts.work]\nanthropic = "sk-ant-work-key"\n')
-    keys = Keys({"ANTHROPIC_API_KEY": "sk-ant-of-the-environment", "OPENAI_API_KEY": "sk-of-the-environment"}, file)
+    lines = 'openai = "sk-Zq8TestSecret-other"\n[accounts.work]\nanthropic = "sk-ant-Zq8TestSecret-work"\n'
+    environment = dict.fromkeys(("ANTHROPIC_API_KEY", "OPENAI_API_KEY"), "sk-Zq8TestSecret-of-the-environment")
+    keys = Keys(environment, key_file(tmp_path, lines))
     told = Told()
     async with upstream(whole(b"{}")) as up:
         settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url)
@@ -176,13 +177,13 @@ async def test_an_account_pays_with_its_own_key_and_with_no_other(tmp_path: Path
                 key_file(tmp_path, "")
                 third = await client.post("/anthropic/v1/messages", json=message())
     assert [one.status_code for one in (first, second, third)] == [200, 401, 401]
-    assert [request.header("x-api-key") for request in up.requests] == ["sk-ant-work-key"]
+    assert [request.header("x-api-key") for request in up.requests] == ["sk-ant-Zq8TestSecret-work"]
     assert "the account work has no key for openai" in second.text
     assert "there is no account work in keys.toml" in third.text
 
 
 def test_an_account_that_is_not_there_is_bad_input_before_anything_begins(tmp_path: Path) -> None:
-    keys = Keys({}, key_file(tmp_path, '[accounts.work]\nanthropic = "sk-ant-work-key"\n'))
+    keys = Keys({}, key_file(tmp_path, '[accounts.work]\nanthropic = "sk-ant-Zq8TestSecret-work"\n'))
     keys.check("")
     keys.check("work")
     with pytest.raises(BadInput, match=r"no account 'wrok' in keys\.toml") as caught:
@@ -197,26 +198,26 @@ def test_an_account_that_is_not_there_is_bad_input_before_anything_begins(tmp_pa
 @pytest.mark.parametrize(
     "content",
     [
-        "accounts = 'sk-secret-secret'",
-        "accounts.work = 'sk-secret-secret'",
-        "[accounts.'sk work']\nanthropic = 'sk-secret-secret'",
-        "[accounts.work]\ngemini = 'sk-secret-secret'",
-        "[accounts.work]\nanthropic = 'sk-secret-secret'\nclaude_sign_in = 'mine.json'",
-        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'http://example.org/sk-secret-secret'",
-        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'https://[sk-secret-secret'",
-        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'https://[::sk-secret-secret]/token'",
-        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'https://example.org:sk-secret-secret/'",
-        '[accounts.work]\nclaude_sign_in = "mine.json"\ntoken_url = "https://example.org/sk-secret\\u0000secret"',
-        "[accounts.work]\nclaude_sign_in = '~sk-secret-secret/mine.json'",
-        '[accounts.work]\nclaude_sign_in = "sk-secret\\u0000secret"',
-        "claude_sign_in = 'sk-secret-secret'",
+        "accounts = 'sk-Zq8TestSecret'",
+        "accounts.work = 'sk-Zq8TestSecret'",
+        "[accounts.'sk work']\nanthropic = 'sk-Zq8TestSecret'",
+        "[accounts.work]\ngemini = 'sk-Zq8TestSecret'",
+        "[accounts.work]\nanthropic = 'sk-Zq8TestSecret'\nclaude_sign_in = 'mine.json'",
+        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'http://example.org/sk-Zq8TestSecret'",
+        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'https://[sk-Zq8TestSecret'",
+        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'https://[::sk-Zq8TestSecret]/token'",
+        "[accounts.work]\nclaude_sign_in = 'mine.json'\ntoken_url = 'https://example.org:sk-Zq8TestSecret/'",
+        '[accounts.work]\nclaude_sign_in = "mine.json"\ntoken_url = "https://example.org/sk-Zq8TestSecret\\u0000secret"',
+        "[accounts.work]\nclaude_sign_in = '~sk-Zq8TestSecret/mine.json'",
+        '[accounts.work]\nclaude_sign_in = "sk-Zq8TestSecret\\u0000secret"',
+        "claude_sign_in = 'sk-Zq8TestSecret'",
     ],
 )
 def test_an_account_that_cannot_be_one_is_an_error_that_shows_no_key(tmp_path: Path, content: str) -> None:
     with pytest.raises(CredentialsError) as caught:
         Keys({}, key_file(tmp_path, content)).account("work")
     assert type(caught.value) is CredentialsError, "and not that there is no such account"
-    assert "sk-secret" not in f"{caught.value.message} {caught.value.hint}"
+    assert "Zq8TestSecret" not in f"{caught.value.message} {caught.value.hint}"
 
 
 def loose(file: Path) -> None:
@@ -240,4 +241,4 @@ async def test_a_file_of_tokens_that_cannot_be_used_is_told(
 
 def test_a_missing_account_has_no_key() -> None:
     with pytest.raises(KeyMissing):
-        Keys({"ANTHROPIC_API_KEY": "sk-of-the-environment"}).find("anthropic", "work")
+        Keys({"ANTHROPIC_API_KEY": "sk-Zq8TestSecret-of-the-environment"}).find("anthropic", "work")

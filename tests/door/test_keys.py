@@ -79,13 +79,13 @@ async def test_a_vendor_that_echoes_the_key_is_masked_everywhere(
 
 @pytest.mark.parametrize("size", [1, 2, 5, len(KEY) - 1, len(KEY) + 1])
 async def test_a_key_that_is_cut_in_two_by_chunks_is_masked(tmp_path: Path, size: int) -> None:
-    body = b"data: " + ECHO + b"\n\ndata: sk-real is a beginning only, and sk-real-Zq8/ too\n\n"
+    body = b"data: " + ECHO + b"\n\ndata: sk-real is a beginning only, and sk-real-Zq8TestSecret/ too\n\n"
     pieces = [body[at : at + size] for at in range(0, len(body), size)]
     async with upstream(streamed(*pieces)) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
         got = await client.post("/anthropic/v1/messages", json=message(stream=True))
     assert_no_key(got.text)
     assert len(got.content) == len(body)
-    assert got.text.endswith("data: sk-real is a beginning only, and sk-real-Zq8/ too\n\n")
+    assert got.text.endswith("data: sk-real is a beginning only, and sk-real-Zq8TestSecret/ too\n\n")
 
 
 def test_a_mask_leaves_alone_what_is_no_secret() -> None:
@@ -204,15 +204,15 @@ async def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
 
 def test_keys_come_from_a_private_file_and_change_with_it(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
-    keys = Keys({"OPENAI_API_KEY": "from-the-environment"}, file)
+    keys = Keys({"OPENAI_API_KEY": "Zq8TestSecret-of-the-environment"}, file)
     with pytest.raises(KeyMissing):
         keys.find("anthropic")
-    file.write_text('anthropic = "sk-ant-first"\nopenai = "from-the-file"\n')
+    file.write_text('anthropic = "sk-ant-Zq8TestSecret-first"\nopenai = "Zq8TestSecret-of-the-file"\n')
     file.chmod(0o600)
-    assert keys.find("anthropic").reveal() == "sk-ant-first"
-    assert keys.find("openai").reveal() == "from-the-environment"
-    file.write_text('anthropic = "sk-ant-second"\n')
-    assert keys.find("anthropic").reveal() == "sk-ant-second"
+    assert keys.find("anthropic").reveal() == "sk-ant-Zq8TestSecret-first"
+    assert keys.find("openai").reveal() == "Zq8TestSecret-of-the-environment"
+    file.write_text('anthropic = "sk-ant-Zq8TestSecret-second"\n')
+    assert keys.find("anthropic").reveal() == "sk-ant-Zq8TestSecret-second"
     file.unlink()
     with pytest.raises(KeyMissing):
         keys.find("anthropic")
@@ -220,7 +220,7 @@ def test_keys_come_from_a_private_file_and_change_with_it(tmp_path: Path) -> Non
 
 def test_a_key_file_that_others_can_read_is_not_used(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
-    file.write_text('anthropic = "sk-ant-first"\n')
+    file.write_text('anthropic = "sk-ant-Zq8TestSecret-first"\n')
     file.chmod(0o640)
     with pytest.raises(CredentialsError) as caught:
         Keys({}, file).find("anthropic")
@@ -228,7 +228,7 @@ def test_a_key_file_that_others_can_read_is_not_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["anthropic = sk-secret-secret", "\xff", "gemini = 'sk-secret-secret'", "openai = 5"]
+    "content", ["anthropic = sk-Zq8TestSecret", "\xff", "gemini = 'sk-Zq8TestSecret'", "openai = 5"]
 )
 def test_a_key_file_with_something_else_in_it_is_an_error_that_shows_no_key(tmp_path: Path, content: str) -> None:
     file = tmp_path / "keys.toml"
@@ -236,7 +236,7 @@ def test_a_key_file_with_something_else_in_it_is_an_error_that_shows_no_key(tmp_
     file.chmod(0o600)
     with pytest.raises(CredentialsError) as caught:
         Keys({}, file).find("anthropic")
-    assert "sk-secret" not in caught.value.message
+    assert "Zq8TestSecret" not in caught.value.message
 
 
 @pytest.mark.parametrize("key", ["sk with space", "sk-line\nbreak-xxxx", "short", "sk-ключ-ключ"])
@@ -254,12 +254,21 @@ def test_the_environment_names_the_upstreams() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "ftp://x", "https://", "https://u:p@x", "https://x?k=1", "http://gateway.example", "https://[", "x:99999"],
+    [
+        "",
+        "ftp://x",
+        "https://",
+        "https://u:Zq8TestSecret@x",
+        "https://x?k=1",
+        "http://gateway.example",
+        "https://[",
+        "x:99999",
+    ],
 )
 def test_an_upstream_that_cannot_be_used_is_a_setting_error(address: str) -> None:
     with pytest.raises(BadSetting) as caught:
         DoorSettings(anthropic_upstream=address)
-    assert "u:p" not in caught.value.message
+    assert "Zq8TestSecret" not in caught.value.message
 
 
 async def test_a_failure_of_the_journal_cuts_the_answer_and_shows_no_key(

@@ -22,7 +22,9 @@ ASK = 'curl -sSf -H "x-api-key: $ANTHROPIC_API_KEY" "$ANTHROPIC_BASE_URL/v1/mode
 
 
 def write_keys(yard: Yard) -> None:
-    keys = '[accounts.work]\nanthropic = "sk-ant-work-key"\n[accounts.home]\nanthropic = "sk-ant-home-key"\n'
+    keys = (
+        '[accounts.work]\nanthropic = "sk-Zq8TestSecret-work"\n[accounts.home]\nanthropic = "sk-Zq8TestSecret-home"\n'
+    )
     write_atomic(yard.places.keys, keys.encode(), mode=0o600)
 
 
@@ -35,7 +37,10 @@ async def test_a_task_is_paid_by_the_account_it_names_or_the_one_that_is_set(yar
             for account in ("work", None):
                 report = await done(engine, await engine.submit(asked(repo, ASK, account=account)))
                 assert report.exit_code == 0, report
-    assert [request.header("x-api-key") for request in up.requests] == ["sk-ant-work-key", "sk-ant-home-key"]
+    assert [request.header("x-api-key") for request in up.requests] == [
+        "sk-Zq8TestSecret-work",
+        "sk-Zq8TestSecret-home",
+    ]
 
 
 async def test_an_account_that_is_not_there_is_told_before_there_is_a_task(yard: Yard, repo: Path) -> None:
@@ -47,7 +52,7 @@ async def test_an_account_that_is_not_there_is_told_before_there_is_a_task(yard:
 
 
 async def test_a_sign_in_with_claude_is_for_claude_code_alone(yard: Yard, repo: Path) -> None:
-    keys = '[accounts.mine]\nclaude_sign_in = "mine.json"\nopenai = "sk-of-this-account"\n'
+    keys = '[accounts.mine]\nclaude_sign_in = "mine.json"\nopenai = "sk-Zq8TestSecret-of-this-account"\n'
     write_atomic(yard.places.keys, keys.encode(), mode=0o600)
     async with yard.open() as engine:
         for agent in ("opencode", "command"):
@@ -62,7 +67,7 @@ async def test_a_session_whose_account_is_gone_goes_on_when_it_is_back(yard: Yar
     async with yard.open() as engine:
         id = await spawned(engine, repo, account="work")
         await engine.sessions.stop(id)
-        yard.places.keys.write_text('[accounts.home]\nanthropic = "sk-ant-home-key"\n')
+        yard.places.keys.write_text('[accounts.home]\nanthropic = "sk-Zq8TestSecret-home"\n')
         with pytest.raises(BadInput, match="there is no account 'work'") as caught:
             await engine.sessions.resume(id)
         assert caught.value.hint == "accounts: home"

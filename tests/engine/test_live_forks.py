@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from hiveyard.engine.settings import EngineSettings
 from hiveyard.places import places
 from tests.engine.conftest import Yard
 from tests.engine.yards import answer, events, spawned, told, until
+from tests.support.leaks import searched_directory
 from tests.support.puppet import register
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -28,8 +28,8 @@ def vms() -> Iterator[Yard]:
     """A yard of VMs that finds images and templates in the user's cache."""
     register()
     settings = config.Settings(engine=EngineSettings(provider="qemu", disk_reserve_mib=1))
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        yard = Yard(Path(scratch) / "home", settings, {})
+    with searched_directory() as scratch:
+        yard = Yard(scratch / "home", settings, {})
         yard.places = yard.places._replace(cache=places().cache)
         yield yard
 

@@ -212,7 +212,7 @@ async def test_a_bad_request_makes_no_task(yard: Yard, repo: Path, tmp_path: Pat
 
 
 async def test_no_key_of_the_host_is_in_the_guest(yard: Yard, repo: Path) -> None:
-    secret = "sk-very-secret-0123456789"
+    secret = "sk-Zq8TestSecret"
     yard.environment["ANTHROPIC_API_KEY"] = secret
     os.environ["HIVEYARD_TEST_SECRET"] = secret
     try:

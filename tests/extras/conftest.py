@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.contract.conftest import folder, guest, place, shared
 from tests.contract.providers import Offer
 from tests.contract.rootfs import small_image
 from tests.orchestrator.conftest import works
+from tests.support.leaks import searched_directory
 
 from .page import install, installed
 
@@ -28,18 +28,18 @@ __all__ = ["folder", "guest", "place", "shared", "works"]
 @pytest.fixture(scope="session")
 def site() -> Iterator[Path]:
     """Where the page's package is installed; its modules are imported."""
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        install(Path(scratch))
-        with installed(Path(scratch)):
+    with searched_directory() as scratch:
+        install(scratch)
+        with installed(scratch):
             modules = [import_module(f"yard_extras.{name}") for name in ("few", "ask", "plain")]
-        yield Path(scratch)
+        yield scratch
         for module in modules:
             del sys.modules[module.__name__]
 
 
 @pytest.fixture(scope="session")
 async def offer(works: None, site: Path) -> AsyncIterator[Offer]:
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+    with searched_directory() as scratch:
         state, cache = Path(scratch, "state"), Path(scratch, "cache")
 
         def again() -> Provider:
@@ -52,7 +52,7 @@ async def offer(works: None, site: Path) -> AsyncIterator[Offer]:
         async def litter(name: str) -> None:
             (state / name / "home").mkdir(parents=True)
 
-        image = small_image(Path(scratch))
+        image = small_image(scratch)
         offer = Offer(provider=again(), image=image, again=again, litter=litter, killed=crash)
         await offer.provider.prepare(image, offer.shape)
         yield offer

@@ -18,7 +18,7 @@ from hiveyard.testing.script import say
 
 from .page import last
 
-KEY = "sk-ant-of-nobody-at-all"
+KEY = "sk-ant-Zq8TestSecret-of-nobody"
 ROOT = Path(__file__).resolve().parents[2]
 
 

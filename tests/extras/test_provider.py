@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib import import_module
 from pathlib import Path
 
@@ -12,12 +11,13 @@ from hiveyard.core.errors import ProviderUnavailable
 from hiveyard.core.machines import HOST, MachineSpec
 from hiveyard.core.ports import Provider
 from tests.contract.test_provider_contract import *  # noqa: F403
+from tests.support.leaks import searched_directory
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_one_machine_too_many_is_made_when_another_is_gone(works: None, site: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+    with searched_directory() as scratch:
         provider: Provider = import_module("yard_extras.few").Few(Path(scratch, "state"), Path(scratch, "cache"), 1)
         spec = MachineSpec(image=HOST)
         await provider.prepare(HOST, spec.shape)

@@ -17,7 +17,7 @@ from hiveyard.machines.qemu import QemuSettings
 
 
 def key() -> Secret:
-    return Secret("morph-none")
+    return Secret("morph_Zq8TestSecret")
 
 
 @pytest.mark.parametrize("name", machines.names())

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -22,13 +21,14 @@ from hiveyard.testing.script import Script
 from tests.cli.conftest import Hv
 from tests.engine.conftest import git, repo
 from tests.support.dockerd import engine_socket
+from tests.support.leaks import searched_directory
 
 from .host import files_with
 from .probe import forms
 
 __all__ = ["repo"]
 
-KEY = "sk-ant-of-nobody-at-all"
+KEY = "sk-ant-Zq8TestSecret-of-nobody"
 Event = dict[str, Any]
 Report = dict[str, Any]
 
@@ -146,8 +146,8 @@ def opening(request: pytest.FixtureRequest) -> Opening:
         upstream = model.url if model else "http://127.0.0.1:9"
         given = {"HIVEYARD_ANTHROPIC_UPSTREAM": upstream, "HIVEYARD_OPENAI_UPSTREAM": upstream, **env}
         # In the home there are sockets: a short path.
-        with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-            yard = Yard(Path(scratch) / "home", config=config, **given)
+        with searched_directory() as scratch:
+            yard = Yard(scratch / "home", config=config, **given)
             try:
                 yield yard
             finally:

@@ -27,7 +27,7 @@ WORK = [
     say("There are three now."),
 ]
 IMAGES = {"goose": "goose"}
-OPENAI_KEY = "sk-openai-of-nobody-at-all"
+OPENAI_KEY = "sk-Zq8TestSecret-of-nobody"
 TIERS = {"qemu": "vm", "docker": "container", "bubblewrap": "namespace"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import anyio
 import pytest
 
 from tests.support.commoner import Commoner
+from tests.support.leaks import searched_directory
 from tests.support.vm import vm_image
 
 REPO = """
@@ -27,7 +27,7 @@ TINY = 'node = ""\npackages = ["git", "socat"]\n[programs]\ngit = "git --version
 def commoner() -> Iterator[Commoner]:
     if os.geteuid() != 0:
         pytest.skip("who runs this is a person without rights already: the other tests tell")
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+    with searched_directory() as scratch:
         yield Commoner(Path(scratch, "home"))
 
 

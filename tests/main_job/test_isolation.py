@@ -25,7 +25,7 @@ FOREIGN = ["10.0.2.2", "10.0.2.3", "10.0.2.100", "172.17.0.1", "1.1.1.1", "192.0
 @pytest.mark.parametrize("provider", ["bubblewrap", "docker", "qemu"])
 def test_an_agent_finds_no_key_and_no_way_out(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
     # With characters that are written in another way in URLs and in JSON.
-    key, stored = (f'sk-ant/{secrets.token_hex(12)}+"{secrets.token_hex(8)}=' for _ in range(2))
+    key, stored = (f'sk-ant/Zq8TestSecret{secrets.token_hex(12)}+"{secrets.token_hex(8)}=' for _ in range(2))
     with (
         bait() as host,
         speaking([say("hello")], side_reply=None) as model,

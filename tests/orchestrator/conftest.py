@@ -14,7 +14,7 @@ import pytest
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.orchestrator import RuntimeEvent
 from tests.contract.conftest import local_offer
-from tests.support.leaks import Said, listening
+from tests.support.leaks import Said, listening, searched_directory
 
 from .parts import KEY, PLACEHOLDER, Yards
 
@@ -23,7 +23,7 @@ __all__ = ["local_offer"]
 
 @pytest.fixture(scope="session")
 def works() -> None:
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+    with searched_directory() as scratch:
         readiness = anyio.run(BubblewrapProvider(Path(scratch, "m"), Path(scratch, "c")).readiness)
     if not readiness.ok and not os.environ.get("CI"):
         pytest.skip(f"bubblewrap: {readiness.detail}; {readiness.fix}")
@@ -41,11 +41,11 @@ def said() -> Iterator[Said]:
 @pytest.fixture
 async def yards(works: None, said: Said, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Yards]:
     """A place for machines; at the end there is none, and no scratch directory, unless the test says so."""
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+    with searched_directory() as scratch:
         temporary = Path(scratch, "t")
         temporary.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-        yards = Yards(Path(scratch))
+        yards = Yards(scratch)
 
         def hear(event: RuntimeEvent) -> None:
             yards.events.append(event)

@@ -21,8 +21,8 @@ from hiveyard.orchestrator.happenings import log
 from hiveyard.processes.detached import Detached
 from tests.contract.rootfs import small_image
 
-KEY = "sk-real-Zq8/+7vXy0123456789?&=abcdef"
-PLACEHOLDER = "hv-placeholder-5f2d-77aa"
+KEY = "sk-real-Zq8TestSecret/+7vXy0123456789?&=abcdef"
+PLACEHOLDER = "hv-placeholder-Zq8TestSecret-77aa"
 QUOTING = Command(shell="cat ~/p/key >&2; exit 3")
 """A check that fails and says the secret."""
 

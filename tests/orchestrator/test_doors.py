@@ -35,7 +35,7 @@ from .parts import Yards, profile
 
 pytestmark = pytest.mark.anyio
 
-KEY = "sk-ant-real-Zq8/+7vXy0123456789?&=door"
+KEY = "sk-ant-real-Zq8TestSecret/+7vXy0123456789?&=door"
 ASK = """
 curl -sS "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_KEY" -H 'content-type: application/json' \
   -d '{"model": "claude-sonnet-4-5", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}'
@@ -103,8 +103,8 @@ async def test_each_door_takes_its_own_placeholder_alone(yards: Yards) -> None:
 async def test_a_placeholder_can_be_given_for_what_has_to_know_it_before(yards: Yards) -> None:
     """Profiles of programs, and programs in a snapshot."""
     async with upstream() as model, yards.yard(doors=local_doors(model)) as yard:
-        ready = await yard.boot_and_prepare(HOST, placeholder=Secret("hv-chosen-by-me"))
-        assert "Hello." in await asked(yard, ready, placeholder="hv-chosen-by-me")
+        ready = await yard.boot_and_prepare(HOST, placeholder=Secret("hv-Zq8TestSecret-chosen-by-me"))
+        assert "Hello." in await asked(yard, ready, placeholder="hv-Zq8TestSecret-chosen-by-me")
         await yard.terminate(ready.machine)
 
 
@@ -147,8 +147,8 @@ async def test_without_a_key_nothing_is_booted_and_one_line_says_why(yards: Yard
 @pytest.mark.parametrize(
     ("protocols", "environment", "ok"),
     [
-        (("anthropic", "openai"), {"OPENAI_API_KEY": "sk-one-of-two"}, True),
-        (("anthropic",), {"OPENAI_API_KEY": "sk-of-another"}, False),
+        (("anthropic", "openai"), {"OPENAI_API_KEY": "sk-Zq8TestSecret-one-of-two"}, True),
+        (("anthropic",), {"OPENAI_API_KEY": "sk-Zq8TestSecret-of-another"}, False),
         ((), {}, True),
     ],
 )
@@ -168,7 +168,7 @@ async def test_an_account_of_a_file_pays(yards: Yards) -> None:
     keys.write_text(f'[accounts.work]\nanthropic = "{KEY}"\n')
     keys.chmod(0o600)
     async with upstream() as model:
-        where = {"ANTHROPIC_API_KEY": "sk-of-another", "HIVEYARD_ANTHROPIC_UPSTREAM": model.url}
+        where = {"ANTHROPIC_API_KEY": "sk-Zq8TestSecret-of-another", "HIVEYARD_ANTHROPIC_UPSTREAM": model.url}
         async with yards.yard(doors=LocalDoors(where, keys=keys, account="work")) as yard:
             ready = await yard.boot_and_prepare(HOST)
             assert "Hello." in await asked(yard, ready)
@@ -188,11 +188,13 @@ async def test_what_cannot_have_a_door_is_refused_before_anything_is_made(yards:
     with pytest.raises(BadInput, match="the orchestrator is not open"):
         await yards.yard(doors=doors).boot_and_prepare(HOST)
     with pytest.raises(BadInput, match="a placeholder is for a door"):
-        await yards.yard().boot_and_prepare(HOST, placeholder=Secret("hv-chosen-by-me"))
+        await yards.yard().boot_and_prepare(HOST, placeholder=Secret("hv-Zq8TestSecret-chosen-by-me"))
     async with yards.yard(doors=doors) as yard:
         with pytest.raises(BadInput, match="brings a door of its own"):
             await yard.boot_and_prepare(MachineSpec(image=HOST, door=yards.scratch))
-    morph = MorphProvider(yards.scratch / "morph", lambda: Secret("k"), MorphSettings(url="http://127.0.0.1:9"))
+    morph = MorphProvider(
+        yards.scratch / "morph", lambda: Secret("morph_Zq8TestSecret"), MorphSettings(url="http://127.0.0.1:9")
+    )
     async with Orchestrator(morph, Detached(), CommandLine(), doors=doors) as yard:
         with pytest.raises(BadInput, match="machines of morph have no door"):
             await yard.boot_and_prepare(morph_image("any"))

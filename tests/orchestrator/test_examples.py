@@ -18,7 +18,7 @@ from hiveyard.testing.model import scripted_model
 from hiveyard.testing.script import Call, File, Step, say
 from tests.support.person import person
 
-KEY = "sk-ant-of-nobody-at-all"
+KEY = "sk-ant-Zq8TestSecret-of-nobody"
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "README.md 1": "HELLO\n\n",

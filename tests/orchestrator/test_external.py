@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from hiveyard.orchestrator import Orchestrator
 from hiveyard.processes.detached import Detached
 from tests.contract.providers import SAMPLE
 from tests.contract.rootfs import small_image
+from tests.support.leaks import searched_directory
 
 from .parts import KEY, HeldClock
 
@@ -77,11 +77,11 @@ class Mine:
 
 @pytest.fixture
 def mine() -> Iterator[Mine]:
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+    with searched_directory() as scratch:
         state, program = Path(scratch, "state"), Path(scratch, "provider.py")
         program.write_text(LOCAL.replace("SAMPLE", SAMPLE[1]))
         provider = ExternalProvider("mine", (SAMPLE[0], str(program)), state, env={"PATH": os.environ["PATH"]})
-        mine = Mine(provider=provider, image=small_image(Path(scratch)), state=state)
+        mine = Mine(provider=provider, image=small_image(scratch), state=state)
         yield mine
         assert mine.running() == []
 

@@ -59,7 +59,7 @@ async def test_forks_are_given_when_what_they_were_made_of_cannot_be_removed(rem
 
 
 async def test_what_a_fork_needs_is_there_before_anything_is_made(remembering: Yards) -> None:
-    async with remembering.yard(doors=LocalDoors({"ANTHROPIC_API_KEY": "sk-ant-none"})) as yard:
+    async with remembering.yard(doors=LocalDoors({"ANTHROPIC_API_KEY": "sk-ant-Zq8TestSecret"})) as yard:
         ready = await yard.boot_and_prepare(HOST, ttl_seconds=1000)
     before = len(remembering.events)
     with pytest.raises(BadInput, match="not open"):

@@ -126,7 +126,7 @@ async def test_a_snapshot_is_used_by_another_process_and_its_files_stay_where_th
 
 
 async def test_secrets_and_the_placeholder_go_with_a_snapshot(yards: Yards, forgetful: _Forgetful, said: Said) -> None:
-    async with yards.yard(Quoting(), doors=LocalDoors({"ANTHROPIC_API_KEY": "sk-ant-none"})) as yard:
+    async with yards.yard(Quoting(), doors=LocalDoors({"ANTHROPIC_API_KEY": "sk-ant-Zq8TestSecret"})) as yard:
         ready = await yard.boot_and_prepare(HOST, credential_profiles=[profile()])
         kept = await yard.snapshot(ready)
         await yard.terminate(ready.machine)

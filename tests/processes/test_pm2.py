@@ -81,16 +81,17 @@ async def test_what_a_person_starts_again_stays_ended(guest: Guest, manager: Pm2
 
 async def test_pm2_is_told_no_secret_and_the_process_nothing_of_pm2(guest: Guest, manager: Pm2) -> None:
     name = new_id()
-    command = Command(argv=("env", "-0"), env={"TOKEN": "s3cret-value"})
+    command = Command(argv=("env", "-0"), env={"TOKEN": "Zq8TestSecret-value"})
     await manager.start(guest, ProcessSpec(name=name, command=command))
     variables = [word.partition(b"=")[0].decode() for word in (await output(manager, guest, name)).split(b"\0")]
     assert "TOKEN" in variables
     assert not [word for word in variables if word.islower() or word.startswith(("PM2", "NODE_", "pm"))]
     await pm2(guest, "save", "--force")
     dump = await guest.run(Command(shell="cat ~/.pm2/dump.pm2 ~/.pm2/pm2.log; pm2 jlist"), timeout=PATIENCE)
-    assert f"hv-{name}".encode() in dump.stdout and b"s3cret" not in dump.stdout
+    assert f"hv-{name}".encode() in dump.stdout and b"Zq8TestSecret" not in dump.stdout
     modes = await guest.run(Command(argv=("stat", "-c", "%a", f"/session/processes/{name}/env")))
     assert modes.stdout == b"600\n"
+    await manager.remove(guest, name)  # and with it what it was given and printed
 
 
 async def test_a_dead_daemon_takes_no_process_along_and_is_started_again(guest: Guest, manager: Pm2) -> None:

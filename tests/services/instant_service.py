@@ -14,6 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tests.support.leaks import MARK
+
 TWO_WEEKS = 14 * 86_400
 Handler = Callable[[Request, dict[str, Any]], Response]
 
@@ -124,7 +126,7 @@ class Service:
             "created_at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "creator_id": str(uuid4()),
             "org_id": body.get("org_id"),
-            "admin-token": str(uuid4()),
+            "admin-token": f"{MARK}-{uuid4()}",
         }
         self.apps[app["id"]] = app
         self.schemas[app["id"]] = {"refs": {}, "blobs": (body.get("schema") or {}).get("entities", {})}

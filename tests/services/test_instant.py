@@ -38,7 +38,7 @@ from .instant_service import TWO_WEEKS, Service
 
 pytestmark = pytest.mark.anyio
 
-TOKEN = "per_5f2d+/a secret & token?=of-this-test"
+TOKEN = "per_Zq8TestSecret+/a secret & token?=of-this-test"
 ID = "0b9d4a5e-7c1f-4e0a-9a55-3f7c2b1d8e60"
 APP: dict[str, Any] = {"id": ID, "title": "one", "created_at": "2026-11-22T00:00:00Z", "org_id": None}
 PERMS = {"todos": {"allow": {"view": "true", "$default": "false"}}}
@@ -110,7 +110,7 @@ async def test_permissions_are_replaced_and_what_is_wrong_with_them_is_said(inst
 
 
 async def test_a_token_that_nobody_has_is_told_from_a_database_that_is_not_there(service: tuple[Service, str]) -> None:
-    async with Instant(Secret("another token"), InstantSettings(url=service[1])) as stranger:
+    async with Instant(Secret("another Zq8TestSecret"), InstantSettings(url=service[1])) as stranger:
         for call in (stranger.apps(), stranger.app(uuid4()), stranger.delete(uuid4())):
             with pytest.raises(ServiceUnauthorized) as raised:
                 await call

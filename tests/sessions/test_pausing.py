@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from hiveyard.places import places
 from tests.engine.conftest import repo
 from tests.main_job.conftest import docker_socket, portal
+from tests.support.leaks import searched_directory
 
 from .conftest import Stage
 
@@ -26,8 +26,8 @@ def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
     settings = f'[engine]\nprovider = "{provider}"\nagent = "puppet"\ndisk_reserve_mib = 1\n'
     if provider == "docker":
         settings += f'[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        home = Path(scratch) / "home"
+    with searched_directory() as scratch:
+        home = scratch / "home"
         real = {"settings": settings, "HIVEYARD_CACHE": str(places().cache)}
         stage = Stage(home, **({} if provider == "bubblewrap" else real))
         yield stage

@@ -141,9 +141,9 @@ async def test_a_url_of_a_file_is_that_file(tmp_path: Path) -> None:
 
 async def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(StoreUnusable) as caught:
-        async with open_store(f"postgresql://hive:s3cret@/x?host={tmp_path}", clock=SystemClock()):
+        async with open_store(f"postgresql://hive:Zq8TestSecret@/x?host={tmp_path}", clock=SystemClock()):
             pass
-    assert "s3cret" not in caught.value.message + caught.value.hint
+    assert "Zq8TestSecret" not in caught.value.message + caught.value.hint
     assert "postgresql://hive:***@/x" in caught.value.message
 
 

@@ -1,15 +1,26 @@
-"""Everything a test can see of what was said, searched for secrets: raw, base64 and URL-encoded."""
+"""Everything a test can see of what was said, searched for secrets: raw, base64, URL-encoded and as hex digits.
+
+All secrets of the tests have the mark in them, those too that a fake makes up; so whoever searches need not know them.
+"""
 
 from __future__ import annotations
 
 import base64
 import logging
+import mmap
+import os
+import stat
+import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from urllib.parse import quote
 
 from hiveyard.core.errors import HiveyardError
+
+MARK = "Zq8TestSecret"
+"""In all secrets of the tests. Of letters and digits: URLs, JSON and shells write them as they are."""
 
 
 class Said(logging.Handler):
@@ -20,20 +31,14 @@ class Said(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(f"{record.getMessage()} {record.__dict__}")
+        self.lines.append(logged(record))
 
     def add(self, line: str) -> None:
         self.lines.append(line)
 
     def add_error(self, error: BaseException) -> None:
         """An error with its hint, its context, and all errors it holds on to."""
-        self.lines += traceback.format_exception(error)
-        seen: BaseException | None = error
-        while seen is not None:
-            self.lines.append(f"{seen!r} {seen.args}")
-            if isinstance(seen, HiveyardError):
-                self.lines.append(f"{seen.message} {seen.hint} {seen.context}")
-            seen = seen.__cause__ or seen.__context__
+        self.lines += [*traceback.format_exception(error), told(error)]
 
     def none_of(self, secrets: Iterable[str]) -> None:
         said = "\n".join(self.lines)
@@ -45,23 +50,101 @@ class Said(logging.Handler):
 @contextmanager
 def listening() -> Iterator[Said]:
     """Hear all that is logged for as long as the block lasts."""
-    said, root = Said(), logging.getLogger()
+    said = Said()
+    with heard_by(said):
+        yield said
+
+
+@contextmanager
+def heard_by(handler: logging.Handler) -> Iterator[None]:
+    """A handler hears all that is logged for as long as the block lasts."""
+    root = logging.getLogger()
     level = root.level
-    root.addHandler(said)
+    root.addHandler(handler)
     root.setLevel(logging.DEBUG)
     try:
-        yield said
+        yield
     finally:
-        root.removeHandler(said)
+        root.removeHandler(handler)
         root.setLevel(level)
 
 
+@contextmanager
+def searched_directory(prefix: str = "hv-", dir: str | None = None) -> Iterator[Path]:
+    """A temporary directory in which the state of Hiveyard is searched for secrets before it goes."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=dir) as path:
+        yield Path(path)
+        found = marked_files(Path(path))
+        assert not found, f"a secret was written down: {found}"
+
+
+def logged(record: logging.LogRecord) -> str:
+    """All that a log record says."""
+    trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+    return f"{record.getMessage()} {record.__dict__} {trace}"
+
+
+def told(error: BaseException) -> str:
+    """All that an error says, with its hint, its context, and the errors it holds on to."""
+    lines: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        lines.append(f"{seen!r} {seen.args}")
+        if isinstance(seen, HiveyardError):
+            lines.append(f"{seen.message} {seen.hint} {seen.context}")
+        if isinstance(seen, BaseExceptionGroup):
+            lines += map(told, seen.exceptions)
+        seen = seen.__cause__ or seen.__context__
+    return "\n".join(lines)
+
+
 def forms(secret: str) -> set[str]:
-    """Raw, URL-encoded, and base64 at each of the three places where it may begin, without the edges that depend on
-    what stands beside it."""
-    found = {secret, quote(secret), quote(secret, safe="")}
+    """Raw, URL-encoded, as hex digits, and base64 at each of the three places where it may begin, without the edges
+    that depend on what stands beside it."""
+    found = {secret, quote(secret), quote(secret, safe=""), secret.encode().hex()}
     for lead in range(3):
         padded = bytes(lead) + secret.encode()
         first, last = -(-lead * 8 // 6), len(padded) * 8 // 6
         found |= {encode(padded).decode()[first:last] for encode in (base64.b64encode, base64.urlsafe_b64encode)}
     return found
+
+
+_MARKS = sorted(forms(MARK))
+_MARKS_AS_BYTES = [form.encode() for form in _MARKS]
+
+
+def has_mark(said: str) -> bool:
+    """Whether a secret of the tests stands in a text."""
+    return any(form in said for form in _MARKS)
+
+
+# Disks, memories and root filesystems of machines, what git packs, and bytes that say nothing.
+_NO_WORDS = (".qcow2", ".img", ".raw", ".tar", ".zst", ".pack", "ballast")
+# Where a secret lies because its owner put it there: the file for keys, sign-ins, git's own.
+_LAWFUL = {"keys.toml", "mine.json", "tokens.json", "credentials"}
+
+
+def marked_files(directory: Path) -> list[str]:
+    """Files below a directory, journals, logs and results among them, in which a secret of the tests stands; but its
+    lawful places, and what a machine has of its own: a profile may have been asked to put one there."""
+    found = []
+    for place, directories, names in os.walk(directory):
+        directories[:] = [name for name in directories if not _of_a_guest(name, names)]
+        for name in names:
+            path = Path(place, name)
+            if name not in _LAWFUL and not name.endswith(_NO_WORDS) and _file_has_mark(path):
+                found.append(str(path))
+    return found
+
+
+def _of_a_guest(name: str, beside: list[str]) -> bool:
+    return name == "home" and "machine.json" in beside
+
+
+def _file_has_mark(path: Path) -> bool:
+    with suppress(OSError):  # what is at work comes and goes
+        facts = path.lstat()
+        if stat.S_ISREG(facts.st_mode) and facts.st_size:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return any(content.find(form) >= 0 for form in _MARKS_AS_BYTES)
+    return False

@@ -281,7 +281,7 @@ class Cloud:
 
     async def _ssh_key(self, request: Request) -> Response:
         key = self._known(request).key
-        public, password = key.export_public_key("openssh").decode(), "unlocks it"
+        public, password = key.export_public_key("openssh").decode(), "Zq8TestSecret unlocks it"
         private = key.export_private_key("pkcs8-pem", passphrase=password).decode()
         named = {"private_key": private, "public_key": public, "password": password}
         return JSONResponse({"object": "instance_ssh_key", **named})

@@ -146,7 +146,7 @@ CLAUDE: Mapping[str, Case] = {
                 },
             )
         ],
-        tamper=_env(ANTHROPIC_API_KEY=None, CLAUDE_CODE_OAUTH_TOKEN="sk-ant-oat01-fake"),
+        tamper=_env(ANTHROPIC_API_KEY=None, CLAUDE_CODE_OAUTH_TOKEN="sk-ant-oat01-Zq8TestSecret"),
     ),
     "unknown-conversation": Case(
         script=[say("never said")], play={"conversation": "00000000-0000-4000-8000-000000000000"}

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,13 +22,14 @@ from hiveyard.core.ports import Guest
 from hiveyard.kit import process
 from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
 from tests.contract.rootfs import small_image
+from tests.support.leaks import searched_directory
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="hv-") as path:
+    with searched_directory() as path:
         yield Path(path)
 
 
@@ -317,7 +317,7 @@ async def test_where_no_namespace_can_be_made_that_is_said_at_once(scratch: Path
 
 
 async def tell() -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    with searched_directory() as scratch:
         readiness = await BubblewrapProvider(Path(scratch, "s"), Path(scratch, "c"), BubblewrapSettings()).readiness()
         print(readiness)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from tests.contract.test_pauses_contract import (
     test_what_is_asked_of_a_paused_machine_waits_until_it_goes_on,
     test_what_runs_while_its_machine_is_paused_ends_as_it_would_have,
 )
+from tests.support.leaks import searched_directory
 
 __all__ = [
     "place",
@@ -55,8 +55,8 @@ def without_groups(provider: object) -> BubblewrapProvider:
 
 @pytest.fixture(scope="module")
 async def offer() -> AsyncIterator[Offer]:
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        async with bubblewrap_offer(Path(scratch)) as found:
+    with searched_directory() as scratch:
+        async with bubblewrap_offer(scratch) as found:
             made = found.again
 
             def again() -> BubblewrapProvider:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +19,7 @@ from hiveyard.core.machines import HOST, MachineSpec, Network
 from hiveyard.core.ports import Guest
 from hiveyard.machines.bubblewrap import BubblewrapProvider, outside
 from tests.contract.door import serve_door
+from tests.support.leaks import searched_directory
 
 pytestmark = pytest.mark.anyio
 KNOCK = 'exec 3<>"/dev/tcp/$1/$2" && head -n 1 <&3'
@@ -29,7 +29,7 @@ ALIASES = ("127.0.0.1", "10.0.2.2", "10.0.2.3", "10.0.2.1", "10.0.2.254", "0.0.0
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="hv-") as path:
+    with searched_directory() as path:
         yield Path(path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tarfile
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -27,14 +26,15 @@ from hiveyard.machines.docker.container import tag
 from tests.contract.conftest import Place, machine
 from tests.contract.providers import Offer, container_name
 from tests.contract.providers import docker as docker_offer
+from tests.support.leaks import searched_directory
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
 
 @pytest.fixture(scope="module")
 async def offer() -> AsyncIterator[Offer]:
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        async with docker_offer(Path(scratch)) as offer:
+    with searched_directory() as scratch:
+        async with docker_offer(scratch) as offer:
             readiness = await offer.provider.readiness()
             if not readiness.ok and not os.environ.get("CI"):
                 pytest.skip(readiness.detail)
@@ -211,8 +211,8 @@ async def test_a_damaged_image_is_an_error_and_not_half_there(offer: Offer, tmp_
 
 
 async def test_the_machines_of_another_installation_are_not_ours(place: Place) -> None:
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        other = DockerProvider(Path(scratch), provider(place.offer)._settings)
+    with searched_directory() as scratch:
+        other = DockerProvider(scratch, provider(place.offer)._settings)
         assert await other.names() == set()
         await other.terminate(place.name)
     assert (await place.offer.provider.get(place.name)).status is MachineStatus.READY

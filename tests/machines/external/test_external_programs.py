@@ -249,9 +249,9 @@ async def test_all_that_waits_is_told_of_a_programs_end(made: Made) -> None:
 
 
 async def test_only_what_it_was_given_is_in_its_environment(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HIVEYARD_TEST_KEY", "sk-not-for-programs")
+    monkeypatch.setenv("HIVEYARD_TEST_KEY", "sk-Zq8TestSecret-not-for-programs")
     names = "[name.lower() for name in os.environ if not name.startswith('LC_')]"
-    provider = made(f"for id, type, ask in lines(): say(id, 'result', value={names})", TOKEN="x")
+    provider = made(f"for id, type, ask in lines(): say(id, 'result', value={names})", TOKEN="Zq8TestSecret")
     assert await provider.names() == {"token"}
     assert "HIVEYARD_TEST_KEY" in os.environ
 
@@ -267,7 +267,7 @@ async def test_only_what_it_was_given_is_in_its_environment(made: Made, monkeypa
     ],
 )
 async def test_a_key_of_the_program_is_in_no_error(made: Made, say: str) -> None:
-    token = "sk-of-a-cloud-0123456789"
+    token = "sk-Zq8TestSecret-of-a-cloud"
     provider = made(f"token = os.environ['TOKEN']\nfor id, type, ask in lines(): {say}", TOKEN=token)
     with pytest.raises(ProviderError) as caught:
         await provider.names()
@@ -284,12 +284,12 @@ for id, type, ask in lines():
     if type == "get": say(id, "result", value=READY)
     if type == "exec":
         say(id, "started")
-        say(id, "output", stream="stdout", data=base64.b64encode(b"my-token-is-my-own").decode())
+        say(id, "output", stream="stdout", data=base64.b64encode(b"my-own-Zq8TestSecret").decode())
         for stream in ("stdout", "stderr"): say(id, "end", stream=stream)
         say(id, "exit", status=0)
 """
-    async with made("import base64\n" + body, TOKEN="my-token-is-my-own").guest("m") as guest:
-        assert await guest.read("/x") == b"my-token-is-my-own"
+    async with made("import base64\n" + body, TOKEN="my-own-Zq8TestSecret").guest("m") as guest:
+        assert await guest.read("/x") == b"my-own-Zq8TestSecret"
 
 
 async def test_a_hello_tells_what_it_can_do(made: Made) -> None:

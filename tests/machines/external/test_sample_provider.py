@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,14 +15,15 @@ from hiveyard.core.commands import Command
 from hiveyard.core.errors import GuestDisconnected
 from hiveyard.core.ports import Guest
 from tests.contract.providers import SAMPLE, Offer, external
+from tests.support.leaks import searched_directory
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 async def offer() -> AsyncIterator[Offer]:
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        async with external(Path(scratch)) as offer:
+    with searched_directory() as scratch:
+        async with external(scratch) as offer:
             await offer.provider.prepare(offer.image, offer.shape)
             await offer.provider.boot("m1", offer.spec())
             yield offer

@@ -36,7 +36,7 @@ from hiveyard.machines.morph.wire import Instance, Networking
 from tests.door.upstream import Answer, Request, upstream, whole
 
 pytestmark = pytest.mark.anyio
-KEY = "morph_a-secret-of-this-test"
+KEY = "morph_Zq8TestSecret"
 IMAGES = json.dumps({"object": "list", "data": [{"id": "img", "created": 1, "name": "img", "disk_size": 1}]}).encode()
 INSTANCE = {
     "id": "morphvm_1", "created": 1, "status": "ready", "spec": {"vcpus": 1, "memory": 1, "disk_size": 1},

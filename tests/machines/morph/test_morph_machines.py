@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -33,11 +32,12 @@ from hiveyard.machines.morph import MorphProvider, MorphSettings, morph_image
 from hiveyard.orchestrator import Orchestrator, RuntimeEvent
 from hiveyard.orchestrator.happenings import BootReady, BootStarted
 from hiveyard.processes.detached import Detached
+from tests.support.leaks import searched_directory
 from tests.support.morph_cloud import Cloud, served
 from tests.support.prism import SPEC_VARIABLE, faults, morph_spec, proxied
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
-KEY = "morph_the-key-of-these-tests"
+KEY = "morph_Zq8TestSecret"
 IMAGE = morph_image("morphvm-minimal")
 SPEC = MachineSpec(image=IMAGE, shape=Shape(memory_mib=512), network=Network.OPEN)
 
@@ -52,16 +52,16 @@ async def clouded(way: str) -> AsyncIterator[tuple[MorphProvider, Cloud]]:
         pytest.skip(
             f"Prism judges by the service's own description, which is not here: set {SPEC_VARIABLE} to its file"
         )
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+    with searched_directory() as scratch:
         cloud = Cloud(Path(scratch, "cloud"), KEY, (IMAGE.id,))
         try:
             with served(cloud.app()) as url:
                 if spec is None or way == "direct":
-                    async with _provider(Path(scratch), url, streaming=True) as provider:
+                    async with _provider(scratch, url, streaming=True) as provider:
                         yield provider, cloud
                     return
                 with proxied(spec, url) as (judge, log):
-                    async with _provider(Path(scratch), judge, streaming=False) as provider:
+                    async with _provider(scratch, judge, streaming=False) as provider:
                         yield provider, cloud
                     assert not (wrong := faults(log)), wrong
         finally:
@@ -205,8 +205,8 @@ async def test_an_orchestrator_forks_in_the_one_step_of_the_service(direct: tupl
 async def test_nobody_of_another_installation_is_seen_or_touched(direct: tuple[MorphProvider, Cloud]) -> None:
     provider, _ = direct
     await provider.boot("one", SPEC)
-    with tempfile.TemporaryDirectory() as scratch:
-        other = MorphProvider(Path(scratch), lambda: Secret(KEY), provider._settings)
+    with searched_directory() as scratch:
+        other = MorphProvider(scratch, lambda: Secret(KEY), provider._settings)
         assert await other.names() == set()
         await other.terminate("one")
         with pytest.raises(NoSuchMachine):
@@ -341,8 +341,8 @@ async def test_the_real_service_does_what_the_fake_does() -> None:
     key = os.environ.get("MORPH_API_KEY", "")
     if not key:
         pytest.skip("MORPH_API_KEY is not set: nothing is asked of the real service")
-    with tempfile.TemporaryDirectory() as scratch:
-        provider = MorphProvider(Path(scratch), lambda: Secret(key))
+    with searched_directory() as scratch:
+        provider = MorphProvider(scratch, lambda: Secret(key))
         name = f"hv-test-{new_id()}"
         spec = replace(SPEC, shape=Shape(memory_mib=512, cpus=1, disk_gib=4), ttl=900)
         try:

@@ -29,7 +29,7 @@ def believing(place: Place, host_key: str) -> MorphProvider:
     ours = place.offer.provider
     assert isinstance(ours, MorphProvider)
     settings = replace(ours._settings, ssh_host_key=host_key)
-    return MorphProvider(ours._state, lambda: Secret("a-key-of-the-tests"), settings)
+    return MorphProvider(ours._state, lambda: Secret("morph_Zq8TestSecret"), settings)
 
 
 async def test_without_a_host_key_nobody_is_sent_to_the_gateway(shared: Place) -> None:
@@ -54,11 +54,11 @@ async def test_the_accounts_key_is_nowhere_in_it_and_the_machines_own_goes_with_
     assert isinstance(provider, MorphProvider)
     async with machine(offer) as place:
         argv = await provider.terminal(place.name, HELLO)
-        assert "a-key-of-the-tests" not in " ".join(argv)
+        assert "morph_Zq8TestSecret" not in " ".join(argv)
         files = sorted(path for path in provider._state.rglob("*") if path.is_file() and path.name != "installation")
         kept = {path.name: path.read_text() for path in files if place.name in path.parts}
         assert sorted(kept) == ["known_hosts", "terminal_key"]
-        assert "a-key-of-the-tests" not in "".join(kept.values())
+        assert "morph_Zq8TestSecret" not in "".join(kept.values())
         assert all(path.stat().st_mode & 0o077 == 0 for path in files if place.name in path.parts)
         await provider.pause(place.name)
         with pytest.raises(MachineNotReady, match="paused"):

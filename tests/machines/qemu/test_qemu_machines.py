@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -27,6 +26,7 @@ from hiveyard.machines.qemu.user import readable
 from hiveyard.machines.qemu.vm import labels, seen
 from hiveyard.places import places
 from tests.contract.door import ask, get, serve_door
+from tests.support.leaks import searched_directory
 from tests.support.vm import vm_image, vm_pid, vm_provider
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real]
@@ -65,7 +65,7 @@ async def says(guest: Guest, script: str) -> str:
 
 @pytest.fixture(scope="module")
 async def yard() -> AsyncIterator[Yard]:
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
+    with searched_directory() as scratch:
         state = Path(scratch, "state")
         provider = vm_provider(state)
         readiness = await provider.readiness()
@@ -74,7 +74,7 @@ async def yard() -> AsyncIterator[Yard]:
         assert readiness.ok, readiness
         image = await vm_image()
         await provider.prepare(image, SHAPE, print)
-        yield Yard(provider, image, state, Path(scratch))
+        yield Yard(provider, image, state, scratch)
         assert not await provider.names()
         await provider.aclose()
 
@@ -82,7 +82,7 @@ async def yard() -> AsyncIterator[Yard]:
 async def test_the_program_that_a_guest_runs_in_knows_nothing_of_our_environment(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-of-nobody")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-Zq8TestSecret-of-nobody")
     async with yard.machine() as name:
         own = Path(f"/proc/{vm_pid(yard.state, name)}/environ").read_bytes()
         assert b"PATH=" in own
