@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from hiveyard.processes.tmux import Tmux
 from tests.contract.conftest import guest, offered, parameters, shared
 from tests.contract.providers import LOCAL, Offer
 from tests.contract.rootfs import small_image
+from tests.support.leaks import searched_directory
 
 __all__ = ["guest", "shared"]
 
@@ -40,8 +40,8 @@ async def offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
 @asynccontextmanager
 async def _with_pm2(offer: Offer) -> AsyncIterator[Offer]:
     npm = (await anyio.run_process([str(ROOT / "scripts/pm2")])).stdout.decode().strip()
-    with tempfile.TemporaryDirectory(prefix="hv-") as scratch:
-        image = replace(small_image(Path(scratch), npm=Path(npm)), id=new_id())
+    with searched_directory() as scratch:
+        image = replace(small_image(scratch, npm=Path(npm)), id=new_id())
         await offer.provider.prepare(image, offer.shape)
         yield replace(offer, image=image)
         await offer.provider.release_image(image.id)
@@ -70,8 +70,9 @@ def crowd(request: pytest.FixtureRequest) -> int:
     return 12 if "qemu" in request.node.callspec.id else 50
 
 
-# What is tried of inboxes, limits and PM2 in containers and VMs, too: what depends on their kernels and file systems.
-EVERYWHERE = {
+# What an emulated machine is asked of these: what depends on its kernel and its file systems. The rest takes it
+# minutes, and the runner is the same everywhere.
+IN_VMS = {
     "test_what_is_sent_is_read_and_closing_ends_it",
     "test_a_message_of_one_key_arrives_once",
     "test_the_next_run_gets_what_the_former_did_not_read",
@@ -79,14 +80,10 @@ EVERYWHERE = {
     "test_instances_run_side_by_side_each_with_its_own",
     "test_outputs_are_kept_in_files_of_ones_own",
     "test_a_rotated_output_keeps_its_end_and_its_offsets",
-    "test_words_environment_and_directory_arrive_as_they_are",
-    "test_stopping_kills_what_will_not_end_and_all_that_it_started",
-    "test_a_person_sees_and_stops_it_in_pm2",
-    "test_a_dead_daemon_takes_no_process_along_and_is_started_again",
     "test_a_cancelled_start_ends_the_process_and_all_that_it_started",
     "test_an_exit_code_is_kept",
 }
-ELSEWHERE = ("test_full_disk", "test_inbox_contract", "test_limits_contract", "test_pm2", "test_shell")
+SLOW = ("test_full_disk", "test_inbox_contract", "test_limits_contract", "test_shell")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -96,15 +93,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _wanted(item: pytest.Item) -> bool:
-    module = item.path.stem
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    if item.path.parent != Path(__file__).parent or parameters.get("offer") in (None, "bubblewrap"):
+    if item.path.parent != Path(__file__).parent or parameters.get("offer") != "qemu":
         return True
-    if parameters["offer"] == "qemu" and item.name.startswith("test_the_end_is_told_when"):
+    module = item.path.stem
+    if item.name.startswith("test_the_end_is_told_when"):
         return False  # it asks for more in the seconds that a runner waits than an emulated machine can do
-    pm2 = module == "test_pm2" or parameters.get("manager") == "pm2"
-    if pm2 and parameters["offer"] == "qemu":
+    if module == "test_pm2" or parameters.get("manager") == "pm2":
         return False  # the small image of the tests' VMs has no Node
-    if module in ELSEWHERE and parameters["offer"] == "qemu" and parameters.get("manager") == "tmux":
+    if module in SLOW and parameters.get("manager") == "tmux":
         return False  # the same runner as that of `detached`, and minutes of an emulated machine
-    return not (pm2 or module in ELSEWHERE) or item.name.partition("[")[0] in EVERYWHERE
+    return module not in SLOW or item.name.partition("[")[0] in IN_VMS
