@@ -96,8 +96,8 @@ class Tokens:
     def secrets(self) -> tuple[Secret, ...]:
         return (self.access,) if self.refresh is None else (self.access, self.refresh)
 
-    def file(self) -> Secret:
-        """The content of Claude Code's `.credentials.json` for them."""
+    def file(self, before: Secret | None = None) -> Secret:
+        """The content of Claude Code's `.credentials.json` for them, with all else that it had `before`."""
         fields: dict[str, object] = {
             **self.more,
             "accessToken": self.access.reveal(),
@@ -106,17 +106,13 @@ class Tokens:
         }
         if self.refresh is not None:
             fields["refreshToken"] = self.refresh.reveal()
-        return Secret(msgspec.json.encode({"claudeAiOauth": fields}).decode())
+        kept = record(_decoded(before)) if before is not None else {}
+        return Secret(msgspec.json.encode({**kept, "claudeAiOauth": fields}).decode())
 
 
 def tokens_of_file(content: Secret) -> Tokens:
     """The tokens in a `.credentials.json`. Raises CredentialsError, which shows nothing of it."""
-    kept: object = None
-    try:
-        kept = msgspec.json.decode(content.reveal())
-    except (msgspec.DecodeError, UnicodeError):
-        kept = None
-    fields = dict(record(kept, "claudeAiOauth"))
+    fields = dict(record(_decoded(content), "claudeAiOauth"))
     access, refresh = text(fields.pop("accessToken", "")), text(fields.pop("refreshToken", ""))
     expires, scopes = number(fields.pop("expiresAt", None)), items(fields.pop("scopes", ()))
     if not access or expires is None:
@@ -128,6 +124,13 @@ def tokens_of_file(content: Secret) -> Tokens:
         scopes=tuple(filter(None, map(text, scopes))),
         more=fields,
     )
+
+
+def _decoded(content: Secret) -> object:
+    try:
+        return msgspec.json.decode(content.reveal())
+    except (msgspec.DecodeError, UnicodeError):
+        return None
 
 
 def begin(settings: OAuthSettings) -> SignIn:

@@ -74,12 +74,18 @@ class Broker:
 
 
 def _load(file: Path) -> Tokens | None:
+    content = _content(file)
+    return None if content is None else tokens_of_file(content)
+
+
+def _content(file: Path) -> Secret | None:
     data = read_private(file)
-    return None if data is None else tokens_of_file(Secret(data.decode("utf-8", "replace")))
+    return None if data is None else Secret(data.decode("utf-8", "replace"))
 
 
 def _save(file: Path, tokens: Tokens) -> None:
+    """Claude Code keeps more than these in its file, such as the sign-ins of MCP servers."""
     try:
-        write_atomic(file, tokens.file().reveal().encode(), mode=0o600)
+        write_atomic(file, tokens.file(_content(file)).reveal().encode(), mode=0o600)
     except OSError as error:
         raise CredentialsError(f"refreshed tokens cannot be kept: {file.name}: {error.strerror}") from error
