@@ -49,8 +49,11 @@ async def thaw(wire: Wire, state: Path) -> None:
     wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
     await wire.call("migrate-set-capabilities", capabilities=wanted)
     with _opened(state, os.O_RDONLY) as fd:
-        await wire.give("state", fd)
-    await wire.call("migrate-incoming", uri="fd:state")
+        try:
+            await wire.call("migrate-incoming", uri=f"file:{await wire.open_file(fd)}")
+        except Refused:  # QEMU before 8.2 knows no `file:`; one of late takes no file as `fd:`
+            await wire.give("state", fd)
+            await wire.call("migrate-incoming", uri="fd:state")
     while True:
         message = await wire.receive()
         if message.get("event") == "MIGRATION":
