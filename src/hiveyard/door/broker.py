@@ -42,8 +42,8 @@ class Broker:
         """What an account has for a vendor now; another one than `refused`, which the vendor did not take.
 
         Raises KeyMissing, CredentialsError, and as `claude_oauth.refresh`."""
-        sign_in = self._keys.account(account).sign_in
-        if vendor != "anthropic" or sign_in is None:
+        sign_in = self._keys.account(account).sign_in if account and vendor == "anthropic" else None
+        if sign_in is None:
             return Credential(self._keys.find(vendor, account))
         tokens = await self._refresher(account, sign_in).tokens(refused=refused)
         return Credential(tokens.access, expires=True)

@@ -1,4 +1,7 @@
-"""What keys.toml says: keys by vendor, and accounts with keys or a sign-in of their own. It shows none of them."""
+"""What keys.toml says: keys by vendor, and accounts with keys or a sign-in of their own. It shows none of them.
+
+A guest is told the messages of its errors, and so they name a file without its directory; hints are for this host.
+"""
 
 from __future__ import annotations
 
@@ -45,25 +48,29 @@ def read_private(file: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise CredentialsError(f"{file} cannot be read: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as opened:
+        raise CredentialsError(f"{file.name} cannot be read: {error.strerror}", hint=f"ls -l {file}") from error
+    try:
         check_private(file, os.fstat(fd))
-        return opened.read(LARGEST)
+        return os.read(fd, LARGEST)
+    finally:
+        os.close(fd)
 
 
 def check_private(file: Path, facts: os.stat_result) -> None:
     """Raises CredentialsError for a file that others can read or write, or that is none."""
     if not stat.S_ISREG(facts.st_mode):
-        raise CredentialsError(f"{file} is not a regular file")
+        raise CredentialsError(f"{file.name} is not a regular file", hint=f"ls -l {file}")
     if facts.st_uid not in (os.geteuid(), 0):
-        raise CredentialsError(f"{file} belongs to uid {facts.st_uid}", hint=f"chown $USER {file}")
+        raise CredentialsError(f"{file.name} belongs to uid {facts.st_uid}", hint=f"chown $USER {file}")
     if facts.st_mode & 0o077:
         raise CredentialsError(
-            f"{file} has mode {stat.S_IMODE(facts.st_mode):04o}: others can read the keys in it",
+            f"{file.name} has mode {stat.S_IMODE(facts.st_mode):04o}: others can read the keys in it",
             hint=f"chmod 600 {file}",
         )
     if facts.st_size > LARGEST:
-        raise CredentialsError(f"{file} is {facts.st_size} bytes large: at most {LARGEST} are read")
+        raise CredentialsError(
+            f"{file.name} is {facts.st_size} bytes large: at most {LARGEST} are read", hint=f"ls -l {file}"
+        )
 
 
 def parse(file: Path, data: bytes) -> dict[str, Account]:
@@ -72,15 +79,16 @@ def parse(file: Path, data: bytes) -> dict[str, Account]:
         table = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         # The parser's own words may quote the line with the key.
-        raise CredentialsError(f"{file} is not TOML", hint='a line in it looks like this: anthropic = "…"') from None
+        hint = f'a line in {file} looks like this: anthropic = "…"'
+        raise CredentialsError(f"{file.name} is not TOML", hint=hint) from None
     named = table.pop("accounts", {})
     if not isinstance(named, dict):
-        raise CredentialsError(f"{file}: accounts is no table", hint="[accounts.NAME]")
+        raise CredentialsError(f"{file.name}: accounts is no table", hint="[accounts.NAME]")
     found = {"": _account(file, "", table)}
     for name, entries in named.items():
         if not _NAME.match(name) or not isinstance(entries, dict):
             raise CredentialsError(
-                f"{file} has an account {name[:40]!r} that is none", hint="[accounts.NAME], NAME of a-z, 0-9 and -"
+                f"{file.name} has an account {name[:40]!r} that is none", hint="[accounts.NAME], NAME of a-z, 0-9 and -"
             )
         found[name] = _account(file, f"accounts.{name}.", entries)
     return found
@@ -91,7 +99,7 @@ def _account(file: Path, where: str, entries: Mapping[str, object]) -> Account:
     for name, value in entries.items():
         if name not in allowed or not isinstance(value, str):
             raise CredentialsError(
-                f"{file} has an entry {(where + name)[:80]!r} that is no key",
+                f"{file.name} has an entry {(where + name)[:80]!r} that is no key",
                 hint=f"it may hold {', '.join(allowed)}, each a text",
             )
     texts = {name: value.strip() for name, value in entries.items() if isinstance(value, str)}
@@ -100,7 +108,7 @@ def _account(file: Path, where: str, entries: Mapping[str, object]) -> Account:
     if not place:
         return Account(keys=keys)
     if "anthropic" in keys:
-        raise CredentialsError(f"{file}: {where}anthropic and {where}claude_sign_in exclude each other")
+        raise CredentialsError(f"{file.name}: {where}anthropic and {where}claude_sign_in exclude each other")
     endpoints = {name: texts[name] for name in _ENDPOINTS if name in texts}
     _check_endpoints(file, where, endpoints)
     return Account(keys=keys, sign_in=SignedIn(file=_beside(file, where, place), endpoints=endpoints))
@@ -111,11 +119,11 @@ def _beside(file: Path, where: str, place: str) -> Path:
     with contextlib.suppress(RuntimeError):  # a home that is nobody's
         if "\0" not in place:
             return file.parent / Path(place).expanduser()
-    raise CredentialsError(f"{file}: {where}claude_sign_in is no path of a file", hint="write it out from / on")
+    raise CredentialsError(f"{file.name}: {where}claude_sign_in is no path of a file", hint="write it out from / on")
 
 
 def _check_endpoints(file: Path, where: str, endpoints: Mapping[str, str]) -> None:
     try:
         OAuthSettings(**endpoints)  # type: ignore[arg-type]
     except BadSetting as error:
-        raise CredentialsError(f"{file}: {where}{error.message}") from error
+        raise CredentialsError(f"{file.name}: {where}{error.message}") from error

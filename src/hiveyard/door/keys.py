@@ -45,12 +45,12 @@ class Keys:
     def find(self, vendor: str, account: str = "") -> Secret:
         """The key for a vendor; an account has no others than its own. Raises KeyMissing, or CredentialsError when the
         file may not be used."""
-        stored = self.account(account).keys.get(vendor)
         if account:
+            stored = self.account(account).keys.get(vendor)
             if not stored:
                 raise KeyMissing(f"the account {account} has no key for {vendor}", hint=f"[accounts.{account}]")
             return check_key(vendor, stored)
-        key = self._given[vendor] or stored
+        key = self._given[vendor] or self.account("").keys.get(vendor)
         if not key:
             where = f" and not in {self._file.name}" if self._file else ""  # the guest is told, too: no host path
             raise KeyMissing(
@@ -64,7 +64,7 @@ class Keys:
         missing: CredentialsError | None = None
         for vendor in vendors:
             try:
-                if vendor != "anthropic" or self.account(account).sign_in is None:
+                if vendor != "anthropic" or not account or self.account(account).sign_in is None:
                     self.find(vendor, account)
                 return
             except CredentialsError as error:

@@ -150,7 +150,7 @@ class Tape:
                 entries, _ = scan(file, path)
         except OSError as error:
             raise BadTape(f"the tape {path} cannot be read: {error.strerror}") from error
-        return cls(entries, name=str(path), real_time=real_time)
+        return cls(entries, name=path.name, real_time=real_time)  # a guest is told it: no host path
 
     @asynccontextmanager
     async def ask(self, asked: Asked, _passage: Passage) -> AsyncIterator[Reply]:

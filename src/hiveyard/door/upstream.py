@@ -120,7 +120,8 @@ def _trust(settings: DoorSettings) -> ssl.SSLContext | bool:
         try:
             return ssl.create_default_context(cafile=settings.ca_file)
         except OSError as error:
-            raise BadSetting(f"door.ca_file {settings.ca_file} cannot be used: {error}") from error
+            said = f"door.ca_file cannot be used: {error.strerror or type(error).__name__}"  # a guest is told it
+            raise BadSetting(said, hint=f"ls -l {settings.ca_file}") from error
     plain = all(settings.upstream(vendor).startswith("http://") for vendor in ("anthropic", "openai"))
     return not plain  # reading the authorities takes 40 ms
 
