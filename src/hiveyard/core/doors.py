@@ -21,6 +21,9 @@ class Doors(Protocol):
     def check(self, protocols: Sequence[str]) -> None:
         """Raises CredentialsError when it could answer none of these protocols; none asked for is a success."""
 
+    def check_agent(self, agent: str) -> None:
+        """Raises BadInput when models may not be paid for on behalf of the agent of that name."""
+
     def serving(self, tell: Callable[[str, DoorEvent | Notice], None]) -> AbstractAsyncContextManager[OpenDoor]:
         """Opens doors for as long as the block lasts, each of them closed before its end. `tell` is called on the event
         loop with the name of a machine and what happened at its door; no key is in that."""

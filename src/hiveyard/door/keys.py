@@ -89,6 +89,14 @@ class Keys:
             hint = f"accounts: {', '.join(sorted(names))}" if names else f'{file}: [accounts.NAME] anthropic = "…"'
             raise BadInput(f"there is no account {account[:80]!r} in {file}", hint=hint)
 
+    def check_agent(self, account: str, agent: str) -> None:
+        """A sign-in is for Claude Code alone, as Anthropic's terms want it. Raises BadInput, CredentialsError."""
+        if account and agent != "claude" and self.account(account).sign_in is not None:
+            raise BadInput(
+                f"the account {account} is a sign-in for Anthropic's own programs only, and the agent is {agent}",
+                hint="--agent claude, or an account with an API key",
+            )
+
     def known(self) -> tuple[Secret, ...]:
         """All keys at hand, for masking. Never raises."""
         try:

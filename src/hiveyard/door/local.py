@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from hiveyard.core.doors import OpenDoor
-from hiveyard.core.errors import BadInput, DoorError
+from hiveyard.core.errors import BadInput, CredentialsError, DoorError
 from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
@@ -48,6 +48,11 @@ class LocalDoors:
     def check(self, protocols: Sequence[str]) -> None:
         """Raises CredentialsError where there is a key for none of them."""
         self._keys.find_any(protocols, self._account)
+
+    def check_agent(self, agent: str) -> None:
+        """Raises BadInput where the account is a sign-in, and so for Claude Code alone."""
+        with suppress(CredentialsError):  # `check` says what else is wrong with it
+            self._keys.check_agent(self._account, agent)
 
     @asynccontextmanager
     async def serving(self, tell: Callable[[str, DoorEvent | Notice], None]) -> AsyncIterator[OpenDoor]:

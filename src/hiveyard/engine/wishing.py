@@ -57,15 +57,10 @@ async def check(wish: Wish, resources: Resources) -> None:
 
 
 def check_account(wish: Wish, resources: Resources) -> None:
-    """An account that is there; one that is a sign-in is for Claude Code alone, as Anthropic's terms want it. Raises
-    BadInput, CredentialsError."""
+    """An account that is there, and is for this agent. Raises BadInput, CredentialsError."""
     account, agent = wish.account or resources.settings.account, wish.agent or resources.settings.agent
     resources.keys.check(account)
-    if account and agent != "claude" and resources.keys.account(account).sign_in is not None:
-        raise BadInput(
-            f"the account {account} is a sign-in for Anthropic's own programs only, and the agent is {agent}",
-            hint="--agent claude, or an account with an API key",
-        )
+    resources.keys.check_agent(account, agent)
 
 
 def _check_image(image: str, provider: str, resources: Resources) -> None:

@@ -35,8 +35,9 @@ class Doorways:
     """Without `doors` there are none, and it does nothing. What happens at one is told as `DoorReported`, without the
     secrets of its machine, which a guest can put into what it asks for."""
 
-    def __init__(self, doors: Doors | None, tell: Listener, hushed: Hushed) -> None:
+    def __init__(self, doors: Doors | None, agent: str, tell: Listener, hushed: Hushed) -> None:
         self._doors = doors
+        self._agent = agent
         self._tell = tell
         self._hushed = hushed
         self._held: dict[str, _Doorway] = {}
@@ -60,7 +61,7 @@ class Doorways:
 
     def placeholder(self, provider: Provider, spec: MachineSpec, given: Secret | None) -> Secret | None:
         """What the door of a machine will take for a key: what is `given`, or a new one; None for no door. Raises
-        BadInput for a machine that can have none."""
+        BadInput for a machine that can have none, or an agent that it is not for."""
         if self._doors is None:
             if given is not None:
                 raise BadInput("a placeholder is for a door, and there is none", hint="Orchestrator(..., doors=...)")
@@ -74,6 +75,7 @@ class Doorways:
             raise BadInput(f"machines of {provider.name} have no door", hint="leave `doors` away")
         if spec.door is not None:
             raise BadInput("the spec brings a door of its own, and there are `doors`", hint="leave one of them away")
+        self._doors.check_agent(self._agent)
         return given or Secret(f"hv-{secrets.token_urlsafe(24)}")
 
     async def open(self, machine: str, directory: Path, placeholder: Secret, protocols: Sequence[str]) -> None:

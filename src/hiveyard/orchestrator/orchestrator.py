@@ -77,7 +77,7 @@ class Orchestrator:
         self._clock = clock or SystemClock()
         self._open = AsyncExitStack()
         self._hushed = Hushed()
-        self._doorways = Doorways(doors, on_event, self._hushed)
+        self._doorways = Doorways(doors, agent.name, on_event, self._hushed)
         self._claims = Claims(provider)
         self._booting = Booting(provider, agent, self._doorways, on_event, self._clock)
         self._ending = Ending(provider, self._booting, self._hushed, on_event, self._clock)
