@@ -28,7 +28,8 @@ def signed_in(scratch: Path) -> LocalDoors:
     return LocalDoors({}, keys=scratch / "keys.toml", account="mine")
 
 
-async def test_a_sign_in_is_for_claude_code_alone(yards: Yards, tmp_path: Path) -> None:
+async def test_a_sign_in_is_for_claude_code_alone(tmp_path: Path, yards: Yards) -> None:
+    """`tmp_path` comes first: `yards` moves the place for what is temporary."""
     doors = signed_in(tmp_path)
     async with yards.yard(doors=doors) as yard:
         with pytest.raises(BadInput, match="the account mine is a sign-in for Anthropic's own programs only"):
