@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -351,6 +352,10 @@ def test_a_tape_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         Tape.load(tmp_path / "none.jsonl")
     with pytest.raises(BadTape, match="Is a directory"):
         Recorder(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for opened in (Tape.load, Recorder):
+        with pytest.raises(BadTape, match="no regular file"):
+            opened(tmp_path / "pipe")
 
 
 async def test_real_time_keeps_the_pace_and_the_default_does_not_wait(tmp_path: Path) -> None:

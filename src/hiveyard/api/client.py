@@ -5,12 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from hiveyard.core.errors import DaemonUnreachable, HiveyardError
+from hiveyard.core.errors import DaemonUnreachable, HiveyardError, OrchestrationError
 
 
 class ApiError(HiveyardError):
@@ -21,14 +22,30 @@ class ApiError(HiveyardError):
         self.code = code  # type: ignore[misc]
 
 
+class DaemonSilent(OrchestrationError):
+    """There is a daemon and it says nothing: another cannot be started beside it."""
+
+    code, retry = DaemonUnreachable.code, True
+
+
+PATIENCE = 30.0
+"""Seconds for the daemon to say that it is there."""
+
+
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
+    def __init__(self, path: Path, timeout: float | None = None) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+    def peer(self) -> int:
+        """The process at the other end."""
+        size = struct.calcsize("3i")
+        return int(struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0])
 
 
 class Client:
@@ -36,6 +53,24 @@ class Client:
 
     def __init__(self, socket_path: Path) -> None:
         self._path = socket_path
+
+    def alive(self, within: float = PATIENCE) -> bool:
+        """Whether a daemon answers. Raises DaemonSilent when there is one that does not in so many seconds."""
+        connection = _Connection(self._path, within)
+        try:
+            connection.request("GET", "/v1/version")
+            connection.getresponse().read()
+        except (TimeoutError, BlockingIOError):  # or so many wait already that it takes no more
+            pid = connection.peer()
+            raise DaemonSilent(
+                f"the daemon on {self._path} has said nothing for {within:g}s: it is stuck, or this host is very busy",
+                hint=f"kill {pid if pid > 0 else 'it'}; tasks and sessions go on with the next daemon",
+            ) from None
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+        return True
 
     def call(self, method: str, path: str, body: object = None, **query: object) -> Any:
         """One request; the decoded JSON answer."""

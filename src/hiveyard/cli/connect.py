@@ -24,7 +24,7 @@ def connect(*, start: bool = True) -> Client:
     """A client of the running daemon; starts one when there is none. Raises what keeps the daemon from starting."""
     here = places()
     client = Client(here.socket)
-    if _answers(client):
+    if client.alive():
         return client
     if not start:
         raise DaemonUnreachable("no daemon is running", hint="hv serve")
@@ -32,7 +32,7 @@ def connect(*, start: bool = True) -> Client:
         here.run.mkdir(parents=True, exist_ok=True, mode=0o700)
         here.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         with locked(here.run / "start.lock"):
-            if not _answers(client):
+            if not client.alive():
                 _start(here)
     except OSError as error:
         raise CannotStart(
@@ -40,14 +40,6 @@ def connect(*, start: bool = True) -> Client:
             hint="set HIVEYARD_HOME to a directory that you can write to",
         ) from error
     return client
-
-
-def _answers(client: Client) -> bool:
-    try:
-        client.call("GET", "/v1/version")
-    except DaemonUnreachable:
-        return False
-    return True
 
 
 def _start(here: Places) -> None:

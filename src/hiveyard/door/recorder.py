@@ -65,7 +65,7 @@ class Recorder:
 def check(path: Path) -> None:
     """Raises BadTape where nothing could be recorded. Changes nothing, for somebody may be recording there."""
     try:
-        with path.open("r+b") as file:
+        with os.fdopen(open_regular(path, os.O_RDWR), "r+b") as file:
             if file.read(1):
                 file.seek(0)
                 scan(file, path)

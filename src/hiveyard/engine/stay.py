@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
+import anyio.to_thread
 
 from hiveyard.core.errors import (
     BudgetSpent,
@@ -409,7 +410,10 @@ class Stay:
     async def _door(self, request: SpawnRequest, session: SessionRow) -> AsyncIterator[Door]:
         """The session's door, open for as long as the block lasts; what it sees is journaled."""
         with ExitStack() as files:
-            recorder = files.enter_context(closing(Recorder(Path(request.record)))) if request.record else None
+            tape = await anyio.to_thread.run_sync(Tape.load, self._workspace.tape) if request.tape else None
+            recorder = await anyio.to_thread.run_sync(Recorder, Path(request.record)) if request.record else None
+            if recorder is not None:
+                files.enter_context(closing(recorder))
             async with self._r.doors.open(
                 session=self.id,
                 directory=self._r.door_of(self.id),
@@ -418,7 +422,7 @@ class Stay:
                 account=request.account or self._r.settings.account,
                 budget_usd=request.budget_usd,
                 spent=session.spent,
-                tape=Tape.load(self._workspace.tape) if request.tape else None,
+                tape=tape,
                 recorder=recorder,
                 on_budget=self._budget_spent,
             ) as door:

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import anyio.to_thread
+
 from hiveyard.agents import by_name
 from hiveyard.core.errors import (
     BudgetSpent,
@@ -238,7 +240,10 @@ class Stint:
         """The session's door, open for as long as the block lasts; what it sees is journaled."""
         request, session = self._request, await self._ledger.read(lambda conn: views.session(conn, self.id))
         with ExitStack() as files:
-            recorder = files.enter_context(closing(Recorder(Path(request.record)))) if request.record else None
+            tape = await anyio.to_thread.run_sync(Tape.load, self._workspace.tape) if request.tape else None
+            recorder = await anyio.to_thread.run_sync(Recorder, Path(request.record)) if request.record else None
+            if recorder is not None:
+                files.enter_context(closing(recorder))
             async with self._r.doors.open(
                 session=self.id,
                 directory=self._r.door_of(self.id),
@@ -247,7 +252,7 @@ class Stint:
                 budget_usd=request.budget_usd,
                 spent=session.spent,
                 turn=FIRST,
-                tape=Tape.load(self._workspace.tape) if request.tape else None,
+                tape=tape,
                 recorder=recorder,
                 on_budget=self._budget_spent,
             ) as door:

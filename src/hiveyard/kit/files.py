@@ -43,6 +43,16 @@ def sync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """A file descriptor for a regular file, through links. Raises OSError as the system gives it, and at once for what
+    is none: a FIFO, on which opening and reading would wait for somebody at its other end, a device, a directory."""
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    if not _is_regular(fd):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return fd
+
+
 def open_beneath(root: Path, relative: str) -> int:
     """A read-only file descriptor for a regular file under `root`, following no symlink on the way.
 
