@@ -19,6 +19,7 @@ METADATA: Final = "hiveyard-metadata"
 ATTEMPT: Final = "hiveyard-attempt"  # which call of ours made it: a call whose answer was lost finds its instance
 READY: Final = "hiveyard-ready"  # it was brought to its end: what has not got it is half-made
 PAUSED: Final = "hiveyard-paused"  # what it means when it is paused: "stopped", or "frozen"
+LIFETIME: Final = "hiveyard-lifetime"  # what a pause means that comes when its time is over: "stopped", or "frozen"
 PREPARED: Final = "hiveyard-prepared"  # on what `prepare` makes: the image and the shape
 SNAPSHOT: Final = "hiveyard-snapshot"
 
@@ -33,14 +34,19 @@ def of_machine(installation: str, name: str, spec: MachineSpec) -> dict[str, str
         MACHINE: name,
         IMAGE: spec.image.id,
         METADATA: json.dumps(dict(spec.metadata)),
-        PAUSED: STOPPED if spec.ttl_action == "stop" else FROZEN,
+        **_lifetime(spec),
     }
 
 
-def of_child(parent: Instance, name: str) -> dict[str, str]:
-    """The labels of an instance that goes on where `parent` stands, as the machine `name`."""
+def of_child(parent: Instance, name: str, spec: MachineSpec) -> dict[str, str]:
+    """The labels of an instance that goes on where `parent` stands, as the machine `name`, with a time of its own."""
     kept = {key: value for key, value in parent.metadata.items() if key not in (READY, ATTEMPT)}
-    return {**kept, MACHINE: name}
+    return {**kept, MACHINE: name, **_lifetime(spec)}
+
+
+def _lifetime(spec: MachineSpec) -> dict[str, str]:
+    """Nobody of ours may be there when its time is over: until then a pause means what it will mean then."""
+    return dict.fromkeys((PAUSED, LIFETIME), STOPPED if spec.ttl_action == "stop" else FROZEN)
 
 
 def of_prepared(image_id: str, shape: Shape) -> str:
@@ -50,6 +56,11 @@ def of_prepared(image_id: str, shape: Shape) -> str:
 def stopped(instance: Instance) -> bool:
     """Whether a pause of it is a stop."""
     return instance.metadata.get(PAUSED) == STOPPED
+
+
+def lifetime(instance: Instance) -> str:
+    """What a pause of it means that comes when its time is over. Older instances say only what one means now."""
+    return instance.metadata.get(LIFETIME) or instance.metadata.get(PAUSED, FROZEN)
 
 
 def metadata(instance: Instance) -> Mapping[str, str]:

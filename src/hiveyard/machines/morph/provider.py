@@ -212,6 +212,9 @@ class MorphProvider:
             if instance.status == "paused":
                 await self._service.resume(instance.id, self._settings.pause_timeout)
             await self._making.until_ready(instance.id, name)
+            now = await self._instance(name)
+            if now.metadata.get(labels.PAUSED) != labels.lifetime(now):
+                await self._service.label(now.id, {**now.metadata, labels.PAUSED: labels.lifetime(now)})
 
     async def fork(self, name: str, children: Sequence[str], spec: MachineSpec) -> Sequence[Machine]:
         for child in children:
@@ -220,7 +223,7 @@ class MorphProvider:
             raise BadInput(f"there is a machine {', '.join(sorted(taken))} already")
         async with self._lock(name), self._making_of(*children):
             parent = await self._ready(name)
-            own = [labels.of_child(parent, child) for child in children]
+            own = [labels.of_child(parent, child, spec) for child in children]
             async with self._branched(parent, own) as instances:
                 for instance in instances:
                     await self._making.settle(instance, instance.metadata[labels.MACHINE])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
+
+from hiveyard.kit.address import loopback
 
 _HOST_KEY: Final = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*\Z")
 _GATEWAY: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]*):([0-9]{1,5})\Z")
@@ -40,10 +43,19 @@ class MorphSettings:
         return host, int(port)
 
     def __post_init__(self) -> None:
-        local = self.url.startswith(("http://127.0.0.1", "http://localhost"))
-        if not self.url.startswith("https://") and not local:
+        if not _private(self.url):
             raise ValueError(f"url is {self.url!r}: a key is sent there, so it begins with https://")
         if not _GATEWAY.match(self.ssh_gateway) or not 0 < self.gateway()[1] < 65536:
             raise ValueError(f"ssh_gateway is {self.ssh_gateway!r}: it is HOST:PORT, as ssh.cloud.morph.so:22")
         if self.ssh_host_key and not _HOST_KEY.match(self.ssh_host_key):
             raise ValueError(f"ssh_host_key is {self.ssh_host_key!r}: it is TYPE KEY, as ssh-ed25519 AAAAC3Nz…")
+
+
+def _private(url: str) -> bool:
+    """Whether nobody on the way can read what is sent there."""
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return False
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and loopback(str(host))))

@@ -26,7 +26,7 @@ def ttl_action_of(instance: Instance) -> TtlAction | None:
         case "stop":
             return "terminate"
         case "pause":
-            return "stop" if labels.stopped(instance) else "pause"
+            return "stop" if labels.lifetime(instance) == labels.STOPPED else "pause"
     return None
 
 
