@@ -262,9 +262,20 @@ def _complaint(status: int, body: bytes) -> Complaint:
 
 
 def _title(title: str) -> str:
-    if not title.strip() or len(title) > _LONGEST_TITLE or "\0" in title:
-        raise BadInput(f"{title[:80]!r} is no title: 1 to {_LONGEST_TITLE} characters, not all blank, and no NUL")
+    if not title.strip() or len(title) > _LONGEST_TITLE or "\0" in title or not _is_text(title):
+        raise BadInput(
+            f"{title[:80]!r} is no title: 1 to {_LONGEST_TITLE} characters, not all blank, no NUL, no half of a pair"
+        )
     return title
+
+
+def _is_text(text: str) -> bool:
+    """Half of a surrogate pair is none: it cannot be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _id(id: UUID | str) -> str:
@@ -281,6 +292,7 @@ def _documents(**given: Document | None) -> dict[str, object]:
 def _document(name: str, value: Document) -> Document:
     try:
         size = len(json.dumps(value, allow_nan=False).encode())
+        json.dumps(value, ensure_ascii=False).encode()  # as it is sent: what is no text is an error here
     except (TypeError, ValueError, RecursionError) as error:
         raise BadInput(f"{name} cannot be JSON: {error}") from error
     if not isinstance(value, dict) or size > _LARGEST:
