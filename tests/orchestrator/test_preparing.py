@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from hiveyard.orchestrator import Orchestrator, Prepared, RuntimeEvent, Snapshot
 from hiveyard.processes.detached import Detached
 from tests.support.leaks import Said
 
-from .parts import KEY, HeldClock, Yards, in_the_way, profile
+from .parts import KEY, QUOTING, HeldClock, Yards, in_the_way, profile
 
 pytestmark = pytest.mark.anyio
 
@@ -167,6 +169,20 @@ async def test_a_machine_that_could_not_be_terminated_has_a_time_that_ends(yards
     assert yards.told()[-2:] == ["lifetime_over", "machine_terminated"]
 
 
+async def test_a_machine_that_is_kept_half_made_has_a_time_that_ends(yards: Yards) -> None:
+    clock = HeldClock()
+    async with yards.yard(clock=clock) as yard:
+        with pytest.raises(NotPrepared):
+            await yard.boot_and_prepare(
+                HOST, ttl_seconds=77, credential_profiles=[profile(check=QUOTING)], keep_on_error=True
+            )
+        await anyio.wait_all_tasks_blocked()
+        assert clock.asked == [77] and yards.told()[-1] == "machine_kept"
+        clock.rings.set()
+        await gone(yards)
+    assert yards.told()[-2:] == ["lifetime_over", "machine_terminated"]
+
+
 @pytest.mark.parametrize("deaf_to", [happenings.LifetimeOver, happenings.MachineTerminated, happenings.OperationFailed])
 async def test_a_time_ends_for_its_machine_alone_whoever_fails_to_hear_of_it(
     yards: Yards, said: Said, deaf_to: type[RuntimeEvent]
@@ -192,6 +208,21 @@ async def test_a_time_ends_for_its_machine_alone_whoever_fails_to_hear_of_it(
         else:
             await gone(yards)
     assert any("RuntimeError: deaf, and says ****" in line for line in said.lines)
+
+
+@pytest.mark.parametrize("told", [math.nan, math.inf, 1e300, -1e300, 0.0])
+async def test_a_provider_that_tells_no_time_has_made_its_machine_now(yards: Yards, told: float) -> None:
+    class Provider(BubblewrapProvider):
+        async def boot(self, name: str, spec: MachineSpec) -> Machine:
+            return replace(await super().boot(name, spec), created_at=told)
+
+    yards.provider = Provider(yards.scratch / "m", yards.scratch / "c")
+    yard = yards.yard(clock=HeldClock())
+    ready = await yard.boot_and_prepare(HOST)
+    async with yards.provider.guest(ready.machine.name) as guest:
+        info = json.loads(await guest.read("~/.machine.json"))
+    assert info == {"createdAt": "2023-11-14T22:13:20.000Z"}
+    await yard.terminate(ready.machine)
 
 
 class Keeping(BubblewrapProvider):

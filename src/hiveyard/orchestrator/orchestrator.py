@@ -139,10 +139,10 @@ class Orchestrator:
 
             async with self._ending.on_failure(happenings.PreparationFailed, name, kept):
                 machine = await self._boot(name, spec, placeholder, origin)
+                if seconds is not None:  # now, for one that fails in what follows may be kept
+                    machine = self._ending.lifetimes.begin(machine, seconds, spec.ttl_action)
                 installed = await self._install(name, credential_profiles, real)
                 await self._write_info(machine, info, machine_info_mode)
-                if seconds is not None:
-                    machine = self._ending.lifetimes.begin(machine, seconds, spec.ttl_action)
         return Prepared(
             machine=machine,
             spec=spec,
@@ -362,7 +362,7 @@ class Orchestrator:
         return installed
 
     async def _write_info(self, machine: Machine, info: Mapping[str, object], mode: int) -> None:
-        data = wanted.info_file(info, machine.created_at or self._clock.now())
+        data = wanted.info_file(info, wanted.made_at(machine.created_at, self._clock.now()))
 
         async def write() -> None:
             async with self.provider.guest(machine.name) as guest:

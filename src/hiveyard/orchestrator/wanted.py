@@ -107,3 +107,12 @@ def info_file(info: Mapping[str, object], created_at: float) -> bytes:
     """The content of `.machine.json`: what is told about the machine, and when it was made."""
     created = datetime.fromtimestamp(created_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return json.dumps({**info, _CREATED: created}, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def made_at(told: float, now: float) -> float:
+    """When a machine was made, as its provider tells it; `now` where it does not, or tells what is no time."""
+    try:
+        datetime.fromtimestamp(told, UTC)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return now
+    return told or now
