@@ -22,8 +22,10 @@ from hiveyard.core.machines import Image, MachineSpec, MachineStatus, Network, S
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
+from hiveyard.machines.qemu.record import Rig
 from hiveyard.machines.qemu.user import readable
 from hiveyard.machines.qemu.vm import labels, seen
+from hiveyard.machines.qemu.wire import connected
 from hiveyard.places import places
 from tests.contract.door import ask, get, serve_door
 from tests.support.leaks import searched_directory
@@ -241,6 +243,18 @@ async def test_a_guest_that_ends_what_connects_us_is_connected_again(yard: Yard)
                         break
         assert seen == b"one\ntwo\n"
         assert await says(guest, "echo alive; cat /proc/self/oom_score_adj") == "alive\n0"
+
+
+async def test_a_guest_whose_ssh_server_died_for_good_is_lost_and_says_what_was_tried(yard: Yard) -> None:
+    async with yard.machine() as name:
+        async with connected(Rig(yard.state / name).agent) as agent:
+            await agent.synchronize()
+            await agent.script("systemctl stop hiveyard-ssh; pkill -9 sshd || true")
+        again = vm_provider(yard.state)  # the one that made it has a serial port that needs no ssh
+        async with again.guest(name) as guest:
+            with pytest.raises(MachineLost, match=f"machine {name} did not let us in within 60s"):
+                await guest.run(Command(shell="echo hello"), timeout=300)
+        await again.aclose()
 
 
 async def test_another_provider_on_the_same_state_goes_on_with_its_machines(yard: Yard) -> None:
