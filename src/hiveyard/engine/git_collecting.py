@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,14 +177,26 @@ async def _bring(guest: Guest, tree: Tree, bundle: Path, bounds: _Bounds) -> _Sa
     if said.size == 0:
         await _move(tree, tree.base)
         return said._replace(head=tree.base)
-    await _read_out(guest, said, bundle, bounds.size)
-    pack = pack_offset(bundle, head=said.head, base=tree.base)
-    await _unpack(tree.origin, bundle, pack, base=tree.base, head=said.head, memory=bounds.memory)
-    await _check_sizes(tree.origin, tree.base, said.head, bounds)
+    with _whole(bundle) as part:
+        await _read_out(guest, said, part, bounds.size)
+        pack = pack_offset(part, head=said.head, base=tree.base)
+        await _unpack(tree.origin, part, pack, base=tree.base, head=said.head, memory=bounds.memory)
+        await _check_sizes(tree.origin, tree.base, said.head, bounds)
     await _move(tree, said.head)
     if len(said.begun) < said.size:
         await guest.remove(f"{ROOT}/.result.bundle")
     return said
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """Where to write what becomes `file` at the end of the block: who reads that meanwhile has the former one."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        yield part
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 async def _move(tree: Tree, head: str) -> None:
@@ -333,8 +346,10 @@ async def _patch(pieces: Sequence[Change], file: Path, bounds: _Bounds) -> tuple
     """The patch, or None and why there is none: the work is on its branch by then, and stays."""
     try:
         asked = [piece.words("--binary", "--full-index") for piece in pieces]
-        await git_to_file(*asked, file=file, limit=bounds.size, prefix=held(bounds.memory))
+        with _whole(file) as part:
+            await git_to_file(*asked, file=part, limit=bounds.size, prefix=held(bounds.memory))
     except RepositoryError as error:
+        file.unlink(missing_ok=True)
         return None, [f"there is no patch of the work, the branch has all of it: {error.message}"]
     return file, []
 

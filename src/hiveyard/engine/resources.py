@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
+
+import anyio
 
 from hiveyard.core.ports import ProcessManager, Provider
 from hiveyard.door.doors import Doors
@@ -38,6 +41,11 @@ class Resources:
     clock: Clock
     sessions: Path
     door_directory: Path
+    _gleaned: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary, init=False)
+
+    def gleaning(self, id: str) -> anyio.Lock:
+        """Held by who brings out a session's work: the guest and the host have one place for it."""
+        return self._gleaned.setdefault(id, anyio.Lock())
 
     def workspace(self, id: str) -> Workspace:
         return Workspace(self.sessions / id)

@@ -34,7 +34,6 @@ from hiveyard.core.ports import Guest, Pauses, Provider, Terminals
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine import room
 from hiveyard.engine.berth import machine_name
-from hiveyard.engine.harvest import glean
 from hiveyard.engine.host_ports import Owner
 from hiveyard.engine.prompts import Prompts
 from hiveyard.engine.reaching import Reach
@@ -294,12 +293,17 @@ class Sessions:
 
     async def harvest(self, id: str) -> None:
         """Bring out the work of a running session as it is now; what a stopped one left was brought out then. Raises
-        SessionNotRunning for one that is paused or not ready yet."""
-        if id not in self._stays:
-            return
-        await self.reachable(id)
-        async with self.guest(id) as guest:
-            await glean(id, guest, self._r)
+        SessionNotRunning for one that is paused or not ready yet, CommandTimeout for one whose end is asked for
+        while its machine does not give it out."""
+        while (stay := self._stays.get(id)) is not None and stay.stop.reason is None:
+            await self.reachable(id)
+            async with self._r.gleaning(id):
+                if self._stays.get(id) is not stay or stay.stop.reason is not None:
+                    continue  # others came first, and it is no longer as it was
+                async with self.guest(id) as guest:
+                    await stay.glean(guest)
+                return
+        await self.until_stopped(id)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 

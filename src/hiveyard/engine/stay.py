@@ -272,15 +272,17 @@ class Stay:
     async def _collect(self, guest: Guest) -> None:
         """Bring the work out while there is a machine; when that fails, it still lies in the session's directory."""
         try:
-            await self._glean(guest)
+            async with self._r.gleaning(self.id):
+                await self.glean(guest)
         except StoreUnusable:
             raise
         except HiveyardError as error:
             message = f"the work was not collected, its files are kept: {error.message}"
             await self._ledger.record(self.id, Notice(message=message, code=error.code))
 
-    async def _glean(self, guest: Guest) -> None:
-        """Raises CommandTimeout when the end was asked for and this goes on: git runs what the guest tells it to."""
+    async def glean(self, guest: Guest) -> None:
+        """Bring the work out, while nobody else does. Raises CommandTimeout when the end was asked for and this goes
+        on: git runs what the guest tells it to."""
         async with together() as group:
             group.start_soon(self._limit_when_asked, group.cancel_scope, name="limit")
             await glean(self.id, guest, self._r)

@@ -1,0 +1,75 @@
+"""A session's work is brought out by several at once, and while it is stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.engine.engine import Engine
+from tests.engine.conftest import Yard
+from tests.engine.yards import events, spawned, told
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+MORE = "run head -c 12000000 /dev/urandom >>big"
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+async def brought_out(engine: Engine, yard: Yard, id: str) -> int:
+    """The size of what its branch holds, which is what the result tells of and whole."""
+    source = await engine.source(id)
+    words = ("git", "-C", source.origin, "cat-file", "-s", f"{source.head}:big")
+    size = (await anyio.run_process(words)).stdout
+    bundle = yard.places.sessions / id / "result" / "work.bundle"
+    await anyio.run_process(("git", "-C", source.origin, "bundle", "verify", str(bundle)))
+    assert source.patch is not None
+    assert sorted(file.name for file in bundle.parent.iterdir()) == ["changes.patch", "work.bundle"]
+    return int(size)
+
+
+async def test_several_who_look_at_the_work_at_once_all_get_it_whole(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, MORE)
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(engine.sessions.harvest, id)
+        assert await brought_out(engine, yard, id) == 12_000_000
+        await engine.sessions.stop(id)
+
+
+async def test_a_session_that_is_stopped_while_somebody_looks_keeps_its_work(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        for size in (12_000_000, 24_000_000):
+            await told(engine, id, MORE)
+            async with anyio.create_task_group() as group:
+                for _ in range(2):
+                    group.start_soon(engine.sessions.harvest, id)
+                group.start_soon(engine.sessions.stop, id)
+                group.start_soon(engine.sessions.harvest, id)
+            assert not [event for event in await events(engine, id, "notice") if "not collected" in str(event.body)]
+            assert await brought_out(engine, yard, id) == size
+            assert (await engine.sessions.view(id)).status == "stopped"
+            await engine.sessions.resume(id)
+        await engine.sessions.stop(id)
+
+
+async def test_who_reads_the_work_while_it_is_brought_out_again_has_the_former(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, MORE)
+        await engine.sessions.harvest(id)
+        result = yard.places.sessions / id / "result"
+        with (result / "work.bundle").open("rb") as reader:
+            await told(engine, id, MORE)
+            await engine.sessions.harvest(id)
+            assert len(reader.read()) < 13_000_000
+        assert (result / "work.bundle").stat().st_size > 23_000_000
+        await engine.sessions.stop(id)
