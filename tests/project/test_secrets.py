@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.leaks import MARK, has_mark, marked_files, searched_directory
+from hiveyard.core.errors import BadInput
+from tests.support.leaks import MARK, has_mark, marked_files, searched_directory, told
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = f"sk-{MARK}/+?&=planted"
@@ -164,12 +165,12 @@ def test_a_test_that_says_a_secret_fails(place: Path) -> None:
     (place / "test_planted.py").write_text(TESTS)
     argv = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", str(place), "-p", "no:cacheprovider"]
     done = subprocess.run([*argv, f"--basetemp={place}/t", str(place)], cwd=ROOT, capture_output=True, text=True)
-    told = sorted(
+    failed = sorted(
         line.rpartition("::")[2].split()[0]
         for line in done.stdout.splitlines()
         if line.startswith("ERROR ") and "::" in line
     )
-    assert told == sorted(
+    assert failed == sorted(
         f"test_{how}" for how in ("caught", "logged", "printed", "printed_at_its_end", "traced", "written")
     ), done.stdout
     assert "7 passed, 6 errors" in done.stdout
@@ -177,3 +178,12 @@ def test_a_test_that_says_a_secret_fails(place: Path) -> None:
 
 def test_the_mark_is_found_in_no_text_without_it() -> None:
     assert not has_mark("sk-ant-of-nobody " + base64.b64encode(b"sk-ant-of-nobody").decode())
+
+
+def test_all_is_heard_of_errors_that_hold_on_to_each_other() -> None:
+    try:
+        raise BadInput("no", hint=f"say {KEY}")
+    except BadInput as error:
+        group = ExceptionGroup("several", [error])
+        error.__context__ = group
+        assert has_mark(told(group))

@@ -87,14 +87,17 @@ def logged(record: logging.LogRecord) -> str:
 def told(error: BaseException) -> str:
     """All that an error says, with its hint, its context, and the errors it holds on to."""
     lines: list[str] = []
-    seen: BaseException | None = error
-    while seen is not None:
+    met: list[BaseException] = []  # an error in a group may hold on to the group
+    left: list[BaseException | None] = [error]
+    while left:
+        seen = left.pop()
+        if seen is None or any(seen is one for one in met):
+            continue
+        met.append(seen)
         lines.append(f"{seen!r} {seen.args}")
         if isinstance(seen, HiveyardError):
             lines.append(f"{seen.message} {seen.hint} {seen.context}")
-        if isinstance(seen, BaseExceptionGroup):
-            lines += map(told, seen.exceptions)
-        seen = seen.__cause__ or seen.__context__
+        left += [seen.__cause__, seen.__context__, *getattr(seen, "exceptions", ())]
     return "\n".join(lines)
 
 

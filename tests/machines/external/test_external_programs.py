@@ -284,7 +284,7 @@ for id, type, ask in lines():
     if type == "get": say(id, "result", value=READY)
     if type == "exec":
         say(id, "started")
-        say(id, "output", stream="stdout", data=base64.b64encode(b"my-own-Zq8TestSecret").decode())
+        say(id, "output", stream="stdout", data=base64.b64encode(os.environ['TOKEN'].encode()).decode())
         for stream in ("stdout", "stderr"): say(id, "end", stream=stream)
         say(id, "exit", status=0)
 """
