@@ -33,10 +33,10 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
     """What `make real` runs side by side: three rows of tests, each one after the other.
 
     Emulated VMs want the processors, and two rows of them are what two processors carry; the rest mostly waits, and
-    its engine for containers belongs to one process at a time."""
+    its engine for containers belongs to one process at a time. Some that need neither go where there is time."""
 
-    _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner")
-    _SMALL = ("tests/contract/", "tests/orchestrator/", "tests/processes/", "tests/ways/")
+    _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner", "tests/images/", "test_real_programs")
+    _SMALL = ("tests/contract/", "tests/orchestrator/", "tests/processes/", "tests/ways/", "tests/agents/")
 
     def _split_scope(self, nodeid: str) -> str:
         if not any(word in nodeid for word in self._VMS):
