@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
 import tarfile
@@ -119,13 +120,10 @@ class _Unpacking:
     def _file(self, parent: int, path: tuple[str, ...], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         source = tar.extractfile(member)
         assert source is not None
-        with _opened(parent, path[:-1]) as above:
-            _clear(above, path[-1])
-            fd = os.open(path[-1], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=above)
-        with os.fdopen(fd, "wb", buffering=0) as file:
+        with _opened(parent, path[:-1]) as above, _replacing(above, path[-1]) as fd:
             while piece := source.read(_PIECE):
                 self._count(len(piece))
-                file.write(piece)
+                _write(fd, piece)
             os.fchmod(fd, member.mode & 0o777)
             at = member.mtime if -_LATEST < member.mtime < _LATEST else 0
             os.utime(fd, (at, at))
@@ -196,6 +194,28 @@ def _opened(root: int, path: tuple[str, ...]) -> Iterator[int]:
         yield here
     finally:
         os.close(here)
+
+
+@contextlib.contextmanager
+def _replacing(above: int, name: str) -> Iterator[int]:
+    """A new file, which takes the place of what is called so when the block has come to its end."""
+    part = f".hv-copy.{os.getpid()}.{secrets.token_hex(6)}"
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=above)
+    try:
+        yield fd
+        os.replace(part, name, src_dir_fd=above, dst_dir_fd=above)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=above)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _write(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 def _clear(above: int, name: str) -> None:
