@@ -38,7 +38,7 @@ def diff(work: str, stat: bool, as_json: bool) -> int:
         return 0
     where = Path(source["origin"]), source["base"], source["head"], source["branch"]
     for change in anyio.run(repository.changes, *where):
-        argv = ["git", *change.words("--binary", *(["--stat"] if stat else []))]
+        argv = ["git", *change.words("--stat" if stat else "--binary")]
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as git:
             assert git.stdout is not None
             for line in git.stdout:
