@@ -18,12 +18,17 @@ MEDIA = "application/vnd.hiveyard.frames"
 
 
 class Channel(Response):
-    """For a route that has not read the request's body. When the asker goes away the command is killed."""
+    """For a route that has read no more of the request's body than `begun`, to its end unless there is `more`. When
+    the asker goes away the command is killed."""
 
     media_type = MEDIA
 
-    def __init__(self, guests: AbstractAsyncContextManager[Guest], command: Command) -> None:
+    def __init__(
+        self, guests: AbstractAsyncContextManager[Guest], command: Command, begun: bytes = b"", *, more: bool = True
+    ) -> None:
         super().__init__()
+        self._begun = begun
+        self._more = more
         self._guests = guests
         self._command = command
 
@@ -37,7 +42,9 @@ class Channel(Response):
         async with together() as group:
 
             async def stdin() -> AsyncIterator[bytes]:
-                more = True
+                more = self._more
+                if self._begun:
+                    yield self._begun
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":

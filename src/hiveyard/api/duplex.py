@@ -21,8 +21,9 @@ _LONGEST = 64 << 20
 class Duplex:
     """One request whose body is sent while its answer comes. Use `with`: leaving early kills the command."""
 
-    def __init__(self, daemon: Path, path: str) -> None:
-        """`path` is a POST's, with its query. Raises DaemonUnreachable, ApiError."""
+    def __init__(self, daemon: Path, path: str, begin: bytes = b"") -> None:
+        """`path` is a POST's, with its query; `begin` comes before the command's stdin. Raises
+        DaemonUnreachable, ApiError."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.connect(str(daemon))
@@ -32,6 +33,8 @@ class Duplex:
             self._socket.close()
             raise DaemonUnreachable(f"no daemon answers on {daemon}: {error}", hint="hv serve") from error
         self._response: http.client.HTTPResponse | None = None
+        with contextlib.suppress(OSError):  # one that is refused before that was read has its answer
+            self._give(begin)
 
     def __enter__(self) -> Duplex:
         return self
@@ -48,11 +51,14 @@ class Duplex:
         """Send the command's stdin, to its end. What it does not want is dropped."""
         try:
             for piece in pieces:
-                if piece:
-                    self._socket.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+                self._give(piece)
             self._socket.sendall(b"0\r\n\r\n")
         except OSError:
             return
+
+    def _give(self, piece: bytes) -> None:
+        if piece:
+            self._socket.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     def feed_beside(self, pieces: Iterable[bytes]) -> None:
         """The same in a thread, which may be left behind waiting for a terminal."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from fastapi import FastAPI, Path, Query, Request, Response
 
 from hiveyard.api.answers import answer, body
@@ -11,11 +12,14 @@ from hiveyard.api.bodies import PortAsked, Removed, SshConfig
 from hiveyard.api.channel import Channel
 from hiveyard.api.document import gives, takes
 from hiveyard.core.commands import Command
+from hiveyard.core.errors import BadInput
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.parsing import parsed
 from hiveyard.engine.roster import OpenPort
 from hiveyard.engine.workspace import GUEST_REPO
 
+LONGEST_ARGV = 4 << 20
+"""Bytes of a command with its arguments, as JSON: more than a kernel takes."""
 Port = Annotated[int, Path(ge=1, le=65535)]
 
 
@@ -39,8 +43,25 @@ def add_reach(app: FastAPI, engine: Engine) -> None:
         return answer(SshConfig(await sessions.ssh_config(await engine.resolve(ref))))
 
     @app.post("/v1/sessions/{ref}/exec", include_in_schema=False)
-    async def execute(ref: str, argv: Annotated[list[str], Query(min_length=1)]) -> Response:
+    async def execute(ref: str, request: Request, size: Annotated[int, Query(ge=2, le=LONGEST_ARGV)]) -> Response:
         id = await engine.resolve(ref)
-        command = Command(argv=tuple(argv), cwd=GUEST_REPO)
         await sessions.reachable(id)
-        return Channel(sessions.guest(id), command)
+        argv, begun, more = await _argv(request, size)
+        return Channel(sessions.guest(id), Command(argv=argv, cwd=GUEST_REPO), begun, more=more)
+
+
+async def _argv(request: Request, size: int) -> tuple[tuple[str, ...], bytes, bool]:
+    """The argv, a JSON array that the first `size` bytes of the body are; what was read behind it, and whether more is
+    to come. Raises BadInput."""
+    data, more = bytearray(), True
+    while more and len(data) < size:
+        message = await request.receive()
+        data += message.get("body", b"")
+        more = message.get("more_body", False)
+    try:
+        words = msgspec.json.decode(bytes(data[:size]), type=tuple[str, ...])
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise BadInput(f"the command is no JSON array of texts: {error}") from None
+    if not words:
+        raise BadInput("there is no command", hint="hv exec ID -- COMMAND")
+    return words, bytes(data[size:]), more

@@ -20,8 +20,9 @@ from hiveyard.kit.text import decode, one_line
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-_NOT_FOUND, _DENIED = 40, 43
+_NOT_FOUND, _DENIED, _STRANGE = 40, 43, 44
 _CHANGED = 1  # tar's: a file changed while it was read
+_SOCKET = b": socket ignored"
 _PIECE = 256 << 10
 
 _HOME = r"""
@@ -36,6 +37,7 @@ _TAKE = (
     + r"""
 while [[ $p == */ && $p != / ]]; do p=${p%/}; done
 [[ -e $p || -L $p ]] || exit 40
+[[ -f $p || -d $p || -L $p ]] || exit 44
 d=${p%/*}
 exec tar -C "${d:-/}" -cf - -- "./${p##*/}"
 """
@@ -78,10 +80,10 @@ def from_guest(open: Open, path: str, target: Path, report: Progress = lambda si
         said = _Said(duplex)
         first = said.read(1)
         if not first:
-            said.check(path)
+            said.check(path, changed=True)
         done = unpack(io.BufferedReader(_Ahead(first, said), _PIECE), into.absolute(), report)
-        said.check(path)
-    return done
+        said.check(path, changed=True)
+    return done._replace(left_out=done.left_out + said.sockets)
 
 
 def to_guest(open: Open, source: Path, path: str, report: Progress = lambda size: None) -> None:
@@ -89,6 +91,8 @@ def to_guest(open: Open, source: Path, path: str, report: Progress = lambda size
     Raises BadInput, GuestFileError."""
     if not source.exists():
         raise BadInput(f"there is no {source}")
+    if not source.is_file() and not source.is_dir():
+        raise BadInput(f"{source} is neither a file nor a directory: pipes, sockets and devices are not copied")
     name = source.resolve().name
     directory = "1" if source.is_dir() else ""
     with open(("bash", "-c", _PUT, "hv", path, name, directory)) as duplex:
@@ -110,7 +114,8 @@ class _Said:
     def __init__(self, duplex: Duplex) -> None:
         self._duplex = duplex
         self._held = b""
-        self._complaint = b""
+        self._complaint = self._line = b""
+        self.sockets = 0
         self._status: int | None = None
 
     def read(self, size: int = -1) -> bytes:
@@ -120,23 +125,33 @@ class _Said:
                 self._held = data
             elif letter == b"e":
                 self._complaint = (self._complaint + data)[-4096:]
+                self._count(data)
             else:
                 self._status = int(data)
         piece, self._held = (self._held, b"") if size < 0 else (self._held[:size], self._held[size:])
         return piece
 
-    def check(self, path: str) -> None:
-        """Read to the end. Raises the GuestFileError that fits."""
+    def _count(self, data: bytes) -> None:
+        """Of sockets tar only says that they are not in the archive."""
+        *lines, rest = (self._line + data).split(b"\n")
+        self._line = rest[-4096:]
+        self.sockets += sum(line.endswith(_SOCKET) for line in lines)
+
+    def check(self, path: str, *, changed: bool = False) -> None:
+        """Read to the end. Raises the GuestFileError that fits. `changed`: a file that changed while tar read it is
+        none."""
         while self.read(_PIECE):
             pass
         words = one_line(decode(self._complaint)) or f"exit code {self._status}"
         if self._status == _NOT_FOUND:
             raise GuestFileNotFound(f"there is no {path} in the guest, or no directory for it")
+        if self._status == _STRANGE:
+            raise GuestFileError(f"{path} in the guest is neither a file nor a directory: nothing was copied")
         if self._status == _DENIED or "Permission denied" in words:
             raise GuestPermissionDenied(f"{path} in the guest: permission denied: {words}")
         if "No space left" in words:
             raise NoSpace(f"{path}: there is no space left in the guest")
-        if self._status not in (0, _CHANGED):
+        if self._status != 0 and not (changed and self._status == _CHANGED):
             raise GuestFileError(f"{path} in the guest: {words}")
 
 

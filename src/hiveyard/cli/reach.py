@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlencode
 
 import click
 
@@ -20,6 +20,8 @@ from hiveyard.cli.names import SESSION
 from hiveyard.cli.options import JSON
 from hiveyard.core.errors import BadInput
 from hiveyard.places import places
+
+_LONGEST_ARGV = 4 << 20  # what the daemon takes
 
 
 @click.command(
@@ -47,8 +49,16 @@ def exec_(session: str, command: tuple[str, ...], no_terminal: bool) -> int:
 
 
 def _opened(session: str, argv: Sequence[str]) -> Duplex:
-    query = urlencode([("argv", word) for word in argv], errors="surrogateescape")
-    return Duplex(places().socket, f"/v1/sessions/{quoted(session)}/exec?{query}")
+    try:
+        command = json.dumps(argv, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"the command is not UTF-8: {os.fsencode(error.object[:200])!r}") from None
+    if len(command) > _LONGEST_ARGV:
+        raise BadInput(
+            f"the command is {len(command)} bytes long, the most is {_LONGEST_ARGV}",
+            hint="give it on stdin, or in a file: hv cp FILE ID:PATH",
+        )
+    return Duplex(places().socket, f"/v1/sessions/{quoted(session)}/exec?size={len(command)}", command)
 
 
 @click.command(short_help="Copy files into a session, or out of one.")
@@ -61,11 +71,14 @@ def cp(source: str, target: str) -> None:
     (taken, inside), (given, place) = _parted(source), _parted(target)
     if (taken is None) == (given is None):
         raise BadInput("one of the two is in a session, and the other is not", hint="hv cp ID:PATH PATH")
+    left = 0
     with _Bar() as bar:
         if taken is not None:
-            from_guest(lambda argv: _opened(taken, argv), inside, Path(target), bar.update)
+            left = from_guest(lambda argv: _opened(taken, argv), inside, Path(target), bar.update).left_out
         elif given is not None:
             to_guest(lambda argv: _opened(given, argv), Path(source), place, bar.update)
+    if left:
+        click.echo(f"{left} sockets and devices were left out", err=True)
 
 
 def _parted(name: str) -> tuple[str | None, str]:
