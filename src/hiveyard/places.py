@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from hiveyard.core.errors import BadInput
+
 _OURS = ("HIVEYARD_HOME", "HIVEYARD_CACHE")
 _NAMES = (*_OURS, "HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR")
 
@@ -62,10 +64,15 @@ class Places(NamedTuple):
 
 
 def settled(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment with which a program finds the same places, whatever directory it works in."""
+    """The environment with which a program finds the same places, whatever directory it works in. Raises BadInput
+    for one that is not UTF-8."""
     whole = dict(os.environ if env is None else env)
     for name in _NAMES:
         if value := whole.get(name):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise BadInput(f"{name} is not UTF-8: {os.fsencode(value)!r}") from None
             path = Path(value).expanduser() if name in _OURS else Path(value)
             whole[name] = str(path.absolute())
     return whole

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hiveyard.api.client import Client, DaemonSilent
+from hiveyard.cli import show
+from hiveyard.cli.problems import told
+from hiveyard.cli.sessions import summary
 from tests.cli.conftest import Hv
 
 
@@ -29,3 +34,80 @@ def test_a_daemon_that_says_nothing_is_told_with_what_to_do(tmp_path: Path) -> N
             Client(tmp_path / "s").alive(0.1)
     assert told.value.hint.startswith(f"kill {os.getpid()};")
     assert not Client(tmp_path / "s").alive()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("show", b"caf\xe9"),
+        ("run", b"/nowhere/caf\xe9", "-m", "x"),
+        ("run", ".", "-m", "x", "--command", b"echo \xe9"),
+        ("run", "/" + "long" * 100, "-m", "x"),
+        ("run", "/" + "long/" * 2000, "-m", "x"),
+        ("run", "REPO", "-m", "x", "--command", "true", "--image", "~nouser/x"),
+        ("run", "REPO", "-m", "x", "--command", "true", "--image", "long" * 100),
+        ("run", "REPO", "-m", "x", "--command", "true", "--image", "./" + "long" * 100),
+        ("run", "REPO", "-m", "x", "--command", "true", "--image", "long" * 100 + ".toml"),
+        ("image", "build", "long" * 100),
+    ],
+)
+def test_a_name_that_can_be_none_is_a_usage_error_in_one_line(hv: Hv, repo: Path, words: tuple[str | bytes]) -> None:
+    argv = [*hv.argv(), *(str(repo) if word == "REPO" else word for word in words)]
+    done = subprocess.run(argv, env=hv.env, capture_output=True, timeout=120)
+    error = done.stderr.decode("utf-8", "replace")
+    assert done.returncode == 2, error
+    assert "Traceback" not in error and "internal" not in error and "mistake" not in error
+    assert hv.json("ps", "-a") == []
+
+
+def test_a_home_that_is_not_utf8_is_a_usage_error(tmp_path: Path) -> None:
+    env = {**os.environb, b"HIVEYARD_HOME": os.fsencode(tmp_path) + b"/caf\xe9"}
+    done = subprocess.run([sys.executable, "-m", "hiveyard.cli.main", "ps"], env=env, capture_output=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: HIVEYARD_HOME is not UTF-8")
+
+
+def test_a_mistake_of_ours_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def mistaken() -> None:
+        raise ValueError("two\nlines \x1b[2J")
+
+    assert told(mistaken) == 125
+    assert capsys.readouterr().err == "error: hv has failed by a mistake of its own: ValueError: two lines\n"
+
+
+def test_a_recipe_is_looked_for_where_the_person_is(hv: Hv, repo: Path, tmp_path: Path) -> None:
+    words = ("run", str(repo), "-m", "x", "--command", "true", "--image", "recipes/mine")
+    done = subprocess.run(hv.argv(*words), env=hv.env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert str(tmp_path / "recipes/mine") in done.stderr
+
+
+def test_what_was_removed_is_told_when_the_next_cannot_be(hv: Hv, repo: Path) -> None:
+    over = hv.json("run", str(repo), "-m", "over", "--command", "true")["id"]
+    hv("run", str(repo), "-m", "slow", "--command", "sleep 600", "-d")
+    error = hv.json("rm", over, "slow")["error"]
+    assert error["done"] == [over]
+    assert error["code"] == hv.json("rm", "slow")["error"]["code"]
+    assert "hv" in error["hint"]
+
+
+def test_what_is_shown_obeys_no_strings_of_strangers(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "a\x1b]0;owned\x07b\x1b[2J\nc"
+    assert show.plain({"repo": evil, "ports": [{"host": 1}], "turns": 2, "error": None, "in": [evil]}) == {
+        "repo": "ab c",
+        "ports": [{"host": 1}],
+        "turns": 2,
+        "error": None,
+        "in": ["ab c"],
+    }
+    usage = dict.fromkeys(("requests", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens"), 0)
+    session = dict.fromkeys(("name", "id", "status", "reason", "activity", "agent", "model", "repo", "tier"), evil)
+    more: dict[str, object] = {
+        "error": None,
+        "ports": [],
+        "turns": 1,
+        **dict.fromkeys(("base", "branch", "parent", "provider"), evil),
+    }
+    summary({**session, **more, "usage": usage | {"cost_usd": 0.0}})
+    said = capsys.readouterr().out
+    assert "owned" not in said and "[2J" not in said

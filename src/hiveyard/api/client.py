@@ -103,7 +103,7 @@ class Client:
         self, method: str, path: str, body: object, query: dict[str, object]
     ) -> tuple[_Connection, http.client.HTTPResponse]:
         said = {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
-        url = path + ("?" + urlencode(said, doseq=True) if said else "")
+        url = path + ("?" + urlencode(said, doseq=True, errors="surrogateescape") if said else "")
         connection = _Connection(self._path)
         try:
             connection.request(
@@ -130,4 +130,4 @@ class Client:
 
 def quoted(ref: str) -> str:
     """A name as one part of a URL path."""
-    return quote(ref, safe="")
+    return quote(ref, safe="", errors="surrogateescape")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +11,7 @@ import click
 from hiveyard.api.client import ApiError, quoted
 from hiveyard.cli import show
 from hiveyard.cli.connect import connect
-from hiveyard.cli.options import JSON
+from hiveyard.cli.options import JSON, recipe
 
 
 @click.group()
@@ -27,8 +26,7 @@ def image() -> None:
 @JSON
 def build(name: str, force: bool, provider: str | None, as_json: bool) -> None:
     """Build an image from a recipe: NAME is one of Hiveyard's own or a TOML file."""
-    if name.endswith(".toml"):
-        name = str(Path(name).absolute())
+    name = recipe(name)
     query: dict[str, Any] = {"force": force} | ({"provider": provider} if provider else {})
     for message in connect().stream("POST", f"/v1/images/{quoted(name)}/build", **query):
         if "progress" in message:
@@ -55,7 +53,7 @@ def ls(as_json: bool) -> None:
             show.age(found["created_at"] or time.time()),
             ", ".join(f"{name} {version}" for name, version in found["programs"].items()),
         ]
-        for found in images
+        for found in show.plain(images)
     ]
     show.table(rows, ["ID", "NAME", "SIZE", "AGE", "PROGRAMS"])
 

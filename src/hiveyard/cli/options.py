@@ -47,16 +47,24 @@ def wished(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("record", "tape"):
         if name in request:
             request[name] = str(Path(request[name]).absolute())
-    if request.get("image", "").endswith(".toml"):
-        request["image"] = str(Path(request["image"]).absolute())
+    if "image" in request:
+        request["image"] = recipe(request["image"])
     return {**request, "repo": located(request["repo"])}
+
+
+def recipe(name: str) -> str:
+    """An image's name; a recipe's file resolved here where the person is."""
+    if not name.endswith(".toml") and "/" not in name:
+        return name
+    return str(Path(os.path.expanduser(name)).absolute())  # noqa: PTH111 (see `located`)
 
 
 def located(repo: str) -> str:
     """A path, resolved here where the person is; anything else (a URL, `user@host:path`, `owner/repo`) as it is."""
     path = Path(os.path.expanduser(repo))  # noqa: PTH111 (this one leaves an unknown user's ~ as it is)
     elsewhere = ":" in repo or (repo.count("/") == 1 and not repo.startswith((".", "/", "~")))
-    return repo if not repo or (elsewhere and not path.exists()) else str(path.absolute())
+    there = os.path.exists(path)  # noqa: PTH110 (a name that is too long is none, and no error)
+    return repo if not repo or (elsewhere and not there) else str(path.absolute())
 
 
 def prompt_of(message: str | None, file: str | None) -> str | None:

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -46,12 +46,25 @@ def told(program: Callable[[], object]) -> int:
         return 0
     except OSError as error:
         return say(HiveyardError(one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error))))
+    except Exception as error:  # noqa: BLE001 (a person gets a line, whatever it is)
+        what = one_line(f"{type(error).__name__}: {error}", 400)
+        return say(HiveyardError(f"hv has failed by a mistake of its own: {what}"))
     return result if isinstance(result, int) else 0
 
 
-def as_problem(error: HiveyardError) -> dict[str, str]:
-    """An error as the API would give it."""
-    return {"code": error.code, "message": error.message, "hint": error.hint}
+class Halfway(HiveyardError):
+    """Something went wrong after a part of what was asked for was done, which is told too."""
+
+    def __init__(self, error: HiveyardError, done: Sequence[object]) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.code = error.code  # type: ignore[misc]
+        self.done = done
+
+
+def as_problem(error: HiveyardError) -> dict[str, object]:
+    """An error as the API would give it; `done` is what was done before."""
+    said: dict[str, object] = {"code": error.code, "message": error.message, "hint": error.hint}
+    return said | ({"done": error.done} if isinstance(error, Halfway) else {})
 
 
 def say(error: HiveyardError) -> int:

@@ -13,8 +13,9 @@ from hiveyard.cli import show
 from hiveyard.cli.connect import connect
 from hiveyard.cli.names import WORKS
 from hiveyard.cli.options import JSON
+from hiveyard.cli.problems import Halfway
 from hiveyard.cli.work import find
-from hiveyard.core.errors import BadInput
+from hiveyard.core.errors import BadInput, HiveyardError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -51,7 +52,10 @@ def rm(
     doomed = _finished(older_than or 0.0) if finished else {work.id: work.found for work in map(find, works)}
     gone = []
     for id, found in doomed.items():
-        gone.append(id if dry_run else connect().call("DELETE", f"/v1/tasks/{id}", force=force)["id"])
+        try:
+            gone.append(id if dry_run else connect().call("DELETE", f"/v1/tasks/{id}", force=force)["id"])
+        except HiveyardError as error:
+            raise Halfway(error, gone) from error
         if not as_json:
             click.echo(f"{id}  {_name(found)}, over since {show.age(_ended_at(found))}" if dry_run else id)
     if as_json:

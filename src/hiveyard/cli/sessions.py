@@ -12,6 +12,8 @@ from hiveyard.cli import show
 from hiveyard.cli.connect import connect
 from hiveyard.cli.names import SESSIONS
 from hiveyard.cli.options import JSON
+from hiveyard.cli.problems import Halfway
+from hiveyard.core.errors import HiveyardError
 from hiveyard.kit.text import one_line
 
 _HEADER = ("ID", "NAME", "REPO", "AGENT", "STATUS", "ACTIVITY", "AGE", "LAST", "TOKENS", "COST", "PORT", "WHY")
@@ -31,6 +33,7 @@ def list_(everything: bool, limit: int | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
+    found = show.plain(found)
     names = {session["id"]: session["name"] for session in found}
     show.table([_row(session, names) for session in found], _HEADER)
 
@@ -66,6 +69,7 @@ def why(session: dict[str, Any]) -> str:
 
 def summary(session: dict[str, Any]) -> None:
     """A session for a person, and what to type next."""
+    session = show.plain(session)
     name, usage = session["name"], session["usage"]
     status = click.style(session["status"], fg=_COLOURS.get(session["status"]))
     click.echo(f"{status}  {click.style(name, bold=True)}  ({session['id']})")
@@ -128,7 +132,10 @@ def _each(sessions: tuple[str, ...], move: str, *, as_json: bool) -> None:
     ids = [client.call("GET", f"/v1/sessions/{quoted(session)}")["id"] for session in sessions]
     done = []
     for id in dict.fromkeys(ids):
-        done.append(client.call("POST", f"/v1/sessions/{id}/{move}"))
+        try:
+            done.append(client.call("POST", f"/v1/sessions/{id}/{move}"))
+        except HiveyardError as error:
+            raise Halfway(error, done) from error
         if not as_json:
             click.echo(f"{done[-1]['name']}: {done[-1]['status']}")
     if as_json:

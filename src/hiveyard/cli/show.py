@@ -12,7 +12,17 @@ import click
 
 from hiveyard.kit.text import one_line
 
+_LONGEST = 4096
 STATUS_COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+
+
+def plain(found: Any) -> Any:
+    """What the daemon answered, without what a terminal would obey: a session may have come from a stranger."""
+    if isinstance(found, str):
+        return one_line(found, _LONGEST)
+    if isinstance(found, dict):
+        return {key: plain(value) for key, value in found.items()}
+    return [plain(one) for one in found] if isinstance(found, list) else found
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
@@ -91,6 +101,7 @@ def stat(task: dict[str, Any]) -> str:
 
 def summary(task: dict[str, Any]) -> None:
     """The end of a run: what came of it, and what to type next."""
+    task = plain(task)
     click.echo()
     click.echo(f"{status(task)}  {click.style(task['slug'], bold=True)}  ({task['id']})")
     if task["error"]:

@@ -44,7 +44,7 @@ def ps(everything: bool, limit: int | None, as_json: bool) -> None:
             looks.money(task["usage"]),
             one_line(task["repo"], 60),
         ]
-        for task in tasks
+        for task in looks.plain(tasks)
     ]
     looks.table(rows, ["ID", "SLUG", "STATUS", "AGENT", "PROVIDER", "AGE", "CHANGES", "COST", "REPO"])
 
@@ -57,7 +57,9 @@ def show(work: str, as_json: bool) -> None:
     is_session, found = find(work)
     if as_json:
         click.echo(json.dumps(found, indent=2))
-    elif is_session:
+        return
+    found = looks.plain(found)
+    if is_session:
         summary(found)
     else:
         looks.summary(found)

@@ -93,8 +93,11 @@ async def open_local(path: Path) -> Path:
     """The directory of the repository that holds `path`: its work tree's top, or its own when it is bare.
 
     Raises NoRepository, RepositoryError."""
-    if not path.exists():
-        raise NoRepository(f"there is no {path}", hint="hv run PATH-OF-A-REPOSITORY -m TEXT")
+    try:
+        if not path.exists():
+            raise NoRepository(f"there is no {path}", hint="hv run PATH-OF-A-REPOSITORY -m TEXT")
+    except OSError as error:  # the name is longer than any, or the way there is closed
+        raise NoRepository(f"{one_line(str(path))} cannot be used: {error.strerror}") from error
     if not path.is_dir():
         raise NoRepository(f"{path} is a file and not a git repository")
     done = await git("rev-parse", "--is-bare-repository", "--is-inside-git-dir", "--absolute-git-dir", at=path)
@@ -158,7 +161,10 @@ def _refuse_taken(where: str, branch: str, taken: list[str]) -> None:
 
 async def _check_remote(source: RepositorySource, base: str | None, branch: str | None) -> None:
     assert source.url is not None
-    done = await git("ls-remote", "--", source.url, env=GIVEN, timeout=_ASK_TIMEOUT)
+    try:
+        done = await git("ls-remote", "--", source.url, env=GIVEN, timeout=_ASK_TIMEOUT)
+    except RepositoryError as error:
+        raise unreachable(source.url, error.message) from error
     if not done.ok:
         raise unreachable(source.url, complaint(done))
     lines = done.stdout.decode("utf-8", "replace").splitlines()

@@ -49,6 +49,9 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def check_wish(self) -> None:
         """Raises BadInput for what can be told to be wrong by looking at it alone."""
+        for field, said in msgspec.structs.asdict(self).items():
+            if isinstance(said, str) and field != "prompt":
+                check_text(field, said)
         if self.id is not None and not is_id(self.id):
             raise BadInput(f"{one_line(self.id, 80)!r} is no id: 10 letters and digits, as hv makes them")
         sizes = {"memory_mib": self.memory_mib, "cpus": self.cpus, "disk_gib": self.disk_gib}
@@ -79,6 +82,14 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if made is not None and dict(made) == self.as_json():
             return True
         raise BadInput(f"there is a {what} {self.id} already, and it was asked for with other words")
+
+
+def check_text(name: str, value: str) -> None:
+    """Raises BadInput for what no journal keeps: the name of a file that is no UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{name} is not UTF-8: {one_line(value.encode('utf-8', 'replace').decode(), 120)}") from None
 
 
 def check_prompt(prompt: str, hint: str) -> None:

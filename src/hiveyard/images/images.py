@@ -32,6 +32,7 @@ from hiveyard.core.machines import Image, Report, quiet
 from hiveyard.images import build as builder
 from hiveyard.images.recipe import Recipe, digest, load
 from hiveyard.kit import files, names
+from hiveyard.kit.text import one_line
 
 DEFAULT = "default"
 
@@ -82,9 +83,12 @@ class Images:
 
     def _file(self, ref: str, beside: Path | None) -> Path:
         if ref.endswith(".toml") or "/" in ref:
-            path = (beside or Path()) / Path(ref).expanduser()
-            if path.is_file():
-                return path.resolve()
+            path = (beside or Path()) / os.path.expanduser(ref)  # noqa: PTH111 (it leaves an unknown user's ~ as it is)
+            try:
+                if path.is_file():
+                    return path.resolve()
+            except OSError as error:
+                raise NoSuchImage(f"there is no recipe {one_line(ref)}: {error.strerror}") from error
             raise NoSuchImage(f"there is no recipe {ref}: looked for {path.absolute()}")
         try:
             return self.recipes()[ref].resolve()
