@@ -62,7 +62,8 @@ def take(states: States, session: str, body: e.AnyBody, turn: int | None = None)
         states.tasks[session] = step(NEXT_TASK, states.tasks.get(session), body, session)
     if isinstance(body, _SESSION):
         states.phases[session] = step(NEXT_PHASE, states.phases.get(session), body, session)
-    if isinstance(body, e.SessionCreated | e.SessionPreparing | e.SessionStopped):
+    moved = e.SessionCreated | e.SessionPreparing | e.SessionRunning | e.SessionRewound | e.SessionStopped
+    if isinstance(body, moved):
         states.reasons[session] = body.reason if isinstance(body, e.SessionStopped) else ""
     if isinstance(body, e.PortEvent):
         states.ports.pop(body.host_port, None)

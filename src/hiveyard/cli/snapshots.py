@@ -10,8 +10,10 @@ import click
 from hiveyard.api.client import quoted
 from hiveyard.cli import show
 from hiveyard.cli.connect import connect
+from hiveyard.cli.live import ask
 from hiveyard.cli.names import SESSION, SESSIONS
 from hiveyard.cli.options import JSON
+from hiveyard.cli.spawn import come_up
 from hiveyard.kit.text import one_line
 
 _OUTCOMES = {"passed": "green", "failed": "red"}
@@ -47,7 +49,7 @@ def snapshots(session: str, gone: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    show.table([_row(one) for one in found], ["NAME", "ID", "AFTER", "KEEPS", "AGE", "SIZE", "STOOD STILL"])
+    show.table([_row(one) for one in show.plain(found)], ["NAME", "ID", "AFTER", "KEEPS", "AGE", "SIZE", "STOOD STILL"])
 
 
 @click.command(short_help="Go on from a session several times.")
@@ -88,8 +90,13 @@ def fork(
 @JSON
 def rewind(session: str, point: str, force: bool, as_json: bool) -> None:
     """Have a session stand again where it stood: its files and conversation, and with a live snapshot its memory and
-    processes. Snapshots taken since stay, so that you can go forward again; what was not kept is lost."""
-    found = connect().call("POST", f"/v1/sessions/{quoted(session)}/rewind", {"snapshot": point, "force": force})
+    processes. Snapshots taken since stay, so that you can go forward again; what was not kept is lost. Waits until it
+    runs there."""
+    client, path = connect(), f"/v1/sessions/{quoted(session)}"
+    before = client.call("GET", path)
+    client.call("POST", f"{path}/rewind", {"snapshot": point, "force": force})
+    come_up(before, after=before["last_seq"])
+    found = ask("GET", f"/v1/sessions/{before['id']}")
     click.echo(json.dumps(found) if as_json else f"{found['name']} goes on from {point}")
 
 
@@ -102,6 +109,7 @@ def compare(sessions: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
+    found = show.plain(found)
     show.table([[label, *map(value, found)] for label, value in _LINES], ["", *(one["name"] for one in found)])
     _files(found)
     for one in found:

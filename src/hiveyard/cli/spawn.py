@@ -40,7 +40,7 @@ def spawn(where: str | None, attach: bool, as_json: bool, **options: Any) -> int
     """
     session = ask("POST", "/v1/sessions", {**_request(where, options), "id": new_id()})
     try:
-        _come_up(session, after=0)
+        come_up(session, after=0)
     except KeyboardInterrupt:
         ask("DELETE", f"/v1/tasks/{session['id']}?force=true")
         click.echo(f"stopped and removed {session['name']}", err=True)
@@ -67,7 +67,7 @@ def resume(session: str, budget_usd: float | None, attach: bool, as_json: bool) 
         client.call("POST", f"{path}/resume", {"budget_usd": budget_usd})
     if not running:
         try:
-            _come_up(found, after=found["last_seq"])
+            come_up(found, after=found["last_seq"])
         except KeyboardInterrupt:
             ask("POST", f"{path}/stop")
             click.echo(f"stopped {found['name']}", err=True)
@@ -84,7 +84,7 @@ def _request(where: str | None, options: dict[str, Any]) -> dict[str, Any]:
     return request if prompt is None else {**request, "prompt": prompt}
 
 
-def _come_up(session: dict[str, Any], *, after: int) -> None:
+def come_up(session: dict[str, Any], *, after: int) -> None:
     """Show on stderr what happens until the session runs. Raises SessionNotRunning when it stops before that."""
     name = session["name"]
     for event in live(session["id"], after=after):

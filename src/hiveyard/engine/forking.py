@@ -111,7 +111,7 @@ class Forks:
     async def fork(self, id: str, request: ForkRequest) -> Forked:
         """Make children; returns when they are journaled and begun. All of them are made, or none.
 
-        Raises BadInput, NotFound, SessionNotRunning, BudgetSpent, NoMemory, NoSpace."""
+        Raises BadInput, NotFound, SessionNotRunning, SessionDamaged, BudgetSpent, NoMemory, NoSpace."""
         request.checked()
         session = await self._sessions.row(id)
         _share(session, request.children)
@@ -135,6 +135,7 @@ class Forks:
         """Make the children of a snapshot. Nobody removes it, or the session, meanwhile."""
         async with self._sessions.alone(id):
             session = await self._sessions.row(id)
+            await anyio.to_thread.run_sync(self._r.workspace(id).check)
             point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
             children = [self._child(request, number) for number in range(request.children)]
             with anyio.CancelScope(shield=True):

@@ -42,8 +42,8 @@ class Rewinds:
         """Stand where the session stood at a snapshot, and go on from there; returns when that is journaled.
 
         Raises NotFound, SessionInUse with somebody at the terminal unless `force`, SessionNotRunning for one that is
-        being made ready or cannot go on, NoMemory, NoSpace, and for a live snapshot as `make_ready` of its provider:
-        then it goes on as before."""
+        being made ready or cannot go on, SessionDamaged, NoMemory, NoSpace, and for a live snapshot as
+        `make_ready` of its provider: then it goes on as before."""
         async with self._sessions.alone(id):
             await self._sessions.until_stopped(id)
             session = await self._sessions.row(id)
@@ -102,6 +102,7 @@ class Rewinds:
     async def _lay_ready(self, session: SessionRow, point: Point) -> None:
         """What can be found wrong with the snapshot is found here, while the present is still there."""
         workspace = self._r.workspace(session.id)
+        await anyio.to_thread.run_sync(workspace.check)
         provider = self._r.providers[session.provider or ""]
         if point.row.live and isinstance(provider, Live):
             await provider.make_ready(points.provider_name(point.row.session, point.row.id))

@@ -92,7 +92,7 @@ def _session(conn: Connection, session: str, body: e.Body, at: float, turn: int 
     values: Values = {"phase": phase, "updated_at": at}
     if isinstance(body, e.SessionFailed):
         values["failure"] = _json(body.failure)
-    if isinstance(body, e.SessionStopped | e.SessionPreparing):
+    if isinstance(body, e.SessionStopped | e.SessionPreparing | e.SessionRunning | e.SessionRewound):
         values["reason"] = _text(body.reason) if isinstance(body, e.SessionStopped) else ""
     _update_session(conn, session, values)
 
