@@ -259,6 +259,12 @@ HARM: dict[str, Change] = {
     "a budget that nobody can set": journal(
         lambda lines: [*lines, {"at": 1.0, "body": {"type": "session.budget_set", "dollars": 1e300}}]
     ),
+    "a turn that no database counts": journal(lambda lines: [line | {"turn": 2**63} for line in lines]),
+    "more work than a database counts": body("result.collected", insertions=2**70),
+    "tokens that no database counts": journal(
+        lambda lines: [*lines, {"at": 1.0, "body": REFUND | {"usage": {"input_tokens": 2**63 - 1}}}]
+    ),
+    "money without end": journal(lambda lines: [*lines, {"at": 1.0, "body": REFUND | {"usage": {"cost_usd": 1e300}}}]),
     "an unknown agent": manifest(agent="nobody"),
     "a wish that makes no sense": body("session.created", request={"repo": "x", "memory_mib": -4}),
 }
@@ -307,6 +313,7 @@ async def test_what_a_stranger_may_not_ask_for_is_dropped(
         await exported(engine, repo, file)
     wish = {
         "repo": str(repo),
+        "model": "m\x1b]0;owned\x07",
         "record": "/etc/climbed",
         "network": "open",
         "image": "/etc/x.toml",
@@ -315,7 +322,7 @@ async def test_what_a_stranger_may_not_ask_for_is_dropped(
     others = [{"type": "machine.booting", "machine": "hv-other", "provider": "qemu"},
               {"type": "port.opened", "host_port": 22, "guest_port": 22}]  # fmt: skip
     with changed(file) as (data, more):
-        body("session.created", request=wish)(data, more)
+        body("session.created", request=wish, repo="/r\x1b[2J\nx")(data, more)
         journal(lambda lines: [*lines, *({"seq": 1, "at": 1e300, "session": "x", "body": one} for one in others)])(
             data, more
         )
@@ -324,6 +331,7 @@ async def test_what_a_stranger_may_not_ask_for_is_dropped(
         row = await engine.sessions.row(id)
         request = spawn_from_json(row.request)
         assert (request.record, request.tape, request.network, request.image) == (None, None, "door", None)
+        assert (request.repo, request.model, row.repo) == ("/r x", "m", "/r x")
         assert (await engine.sessions.view(id)).port is None
         assert not await events(engine, id, "machine.booting", "port.opened")
 

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
@@ -61,6 +61,7 @@ from hiveyard.engine.spawn import SpawnRequest, check_name, request_of
 from hiveyard.engine.unpacking import unpack
 from hiveyard.engine.workspace import Meta, Workspace
 from hiveyard.kit.names import new_id, slug
+from hiveyard.kit.text import one_line
 from hiveyard.kit.trees import remove_tree, walk
 from hiveyard.store import journal, names, views
 
@@ -73,14 +74,22 @@ _REF = re.compile(r"refs/(?:heads|tags|remotes|hiveyard)/[^\s~^:?*\[\\\x00-\x1f\
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 # Of what was asked for: what names a place of the other host, or would open this one's network.
 _NOT_TAKEN = ("record", "tape", "network", "port", "include_dirty", "provider")
+# Of what was asked for: names that are shown as they are.
+_SHOWN = ("model", "account", "branch", "base")
 # What would decide here what this host does, or tell of what it does not have. A fork names an image to build and
 # another session's snapshot to go on from; where the session came from, `SessionImported` says.
 _ELSEWHERE = MachineEvent | PortEvent | SnapshotEvent | TaskEvent | SessionForked | SessionPaused | SessionUnpaused
 
 
+_MOST = 2**31 - 1
+"""The largest number of a turn."""
+_LARGEST = 2**53
+"""The largest number in an event: sums of them fit into a database's."""
+
+
 class _Line(msgspec.Struct):
     at: float
-    turn: int | None = None
+    turn: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
     body: msgspec.Raw = msgspec.Raw(b"")
     raw: bytes | None = None
 
@@ -178,6 +187,7 @@ class Imports:
         for line, body in _events(self._r.workspace(id).root / "events.imported"):
             if isinstance(body, SessionCreated):
                 body, began = self._created(body, free, id, manifest), True
+            _check_numbers(body)
             _check_paid(body)
             at = line.at if math.isfinite(line.at) and 0 <= line.at <= now else now
             if began and not isinstance(body, _ELSEWHERE):
@@ -206,7 +216,9 @@ class Imports:
         asked: dict[str, Any] = {
             key: value for key, value in (body.request or {}).items() if key in known and key not in _NOT_TAKEN
         }
-        asked |= {"repo": body.repo[:4096], "agent": manifest.agent}
+        repo = one_line(body.repo, 4096)
+        asked |= {"repo": repo, "agent": manifest.agent}
+        asked |= {name: one_line(asked[name]) for name in _SHOWN if isinstance(asked.get(name), str)}
         asked.pop("name", None)
         if not self._has_image(asked.get("image")):
             asked.pop("image", None)
@@ -216,7 +228,7 @@ class Imports:
             request = msgspec.convert(asked, SpawnRequest).as_json()
         except msgspec.ValidationError as error:
             raise BadArchive(f"what the archive's session asked for makes no sense: {error}") from None
-        return SessionCreated(slug=free, repo=body.repo[:4096], agent=manifest.agent, request=request)
+        return SessionCreated(slug=free, repo=repo, agent=manifest.agent, request=request)
 
     def _has_image(self, name: object) -> bool:
         """A recipe is a program, and the host's own files are not for strangers."""
@@ -227,6 +239,15 @@ class Imports:
         except (NoSuchImage, BadInput):
             return False
         return True
+
+
+def _check_numbers(value: object) -> None:
+    """Numbers that no database holds, and sums of them, are of nobody's session."""
+    if isinstance(value, msgspec.Struct):
+        for field in msgspec.structs.astuple(value):
+            _check_numbers(field)
+    elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
+        raise BadArchive("the archive's journal tells of a number that is none of a session's")
 
 
 def _check_paid(body: AnyBody) -> None:
