@@ -37,6 +37,9 @@ class Cgroups:
         """Make the parent group, and see which controllers obey and whether there is a freezer."""
         found = []
         for controller in ("memory", "pids", "cpu"):
+            # Within containers it may be a directory like any other.
+            if not (self._parent(controller).parent / "cgroup.procs").is_file():
+                continue
             with contextlib.suppress(OSError):
                 self._parent(controller).mkdir(exist_ok=True)
                 if self._v2:
