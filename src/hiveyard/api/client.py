@@ -25,7 +25,7 @@ class ApiError(HiveyardError):
 class DaemonSilent(OrchestrationError):
     """There is a daemon and it says nothing: another cannot be started beside it."""
 
-    code, retry = DaemonUnreachable.code, True
+    code, retry = "daemon.silent", True
 
 
 PATIENCE = 30.0
