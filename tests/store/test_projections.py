@@ -111,6 +111,17 @@ def test_a_session_thinks_on_after_a_pause_in_the_middle_of_a_turn(conn: Connect
         transaction.rollback()
 
 
+def test_a_session_that_was_taken_back_has_no_reason_to_stand(conn: Connection) -> None:
+    with conn.begin() as transaction:
+        taken = e.SnapshotTaken(snapshot="p2", name="second", live=False)
+        stopped = e.SessionStopped(reason="the machine went down")
+        for body in (*births("s1"), taken, stopped, e.SessionRewound(snapshot="p2")):
+            journal.record(conn, "s1", body, at=1.0)
+        assert stored(conn) == fold(journal.events(conn))
+        assert views.sessions(conn)[0].reason == ""
+        transaction.rollback()
+
+
 @pytest.mark.anyio
 async def test_a_long_story_gives_the_same_rows_on_every_database(store: Store) -> None:
     for session in SESSIONS:
