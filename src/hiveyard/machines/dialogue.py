@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from hiveyard.core.errors import MachineLost
 from hiveyard.core.ports import Stream
+from hiveyard.kit.group import together
 
 CANNOT = 126  # the exit code of the RUN script when its program cannot be started; programs may have it as well
 
@@ -88,25 +88,18 @@ class Commanded(Kept):
 
 
 async def converse(stream: Stream, data: bytes, out: Callable[[bytes], None], err: Callable[[bytes], None]) -> int:
-    """Give `data` to a program, hand on what it says, and return its exit code. Raises MachineLost."""
-    lost: MachineLost | None = None
-    status = -1
+    """Give `data` to a program, hand on what it says, and return its exit code. Raises MachineLost, CannotExecute."""
     readers = [_Reader(stream.receive, out), _Reader(stream.receive_error, err)]
-    async with anyio.create_task_group() as group:
+    async with together() as group:
         group.start_soon(_feed, stream, data, name="feed a command in the guest")
         for reader in readers:
             group.start_soon(reader.read, name="read a command in the guest")
-        try:
-            status = await stream.wait()
-            over = anyio.current_time()
-            with anyio.move_on_after(_AFTERMATH):
-                for reader in readers:
-                    await reader.finish(over)
-        except MachineLost as error:
-            lost = error
+        status = await stream.wait()
+        over = anyio.current_time()
+        with anyio.move_on_after(_AFTERMATH):
+            for reader in readers:
+                await reader.finish(over)
         group.cancel_scope.cancel()
-    if lost is not None:
-        raise lost
     return status
 
 

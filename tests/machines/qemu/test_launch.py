@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from hiveyard.core.errors import BootFailed, HiveyardError, MachineLost, NoSpace
+from hiveyard.kit import process
 from hiveyard.machines.qemu.launch import Handles, launched
+from hiveyard.machines.qemu.user import User, builder
 
 pytestmark = pytest.mark.anyio
 CAUSE = MachineLost("what serves /session does not answer")
@@ -37,3 +39,11 @@ async def test_one_that_ended_said_why(script: str, kind: type[HiveyardError], w
     error = await told(script)
     assert isinstance(error, kind)
     assert words in error.message
+
+
+@pytest.mark.parametrize(
+    "user", [User(None, None), builder(first=61_000)], ids=["whose daemon it is", "one of its own"]
+)
+async def test_a_guest_has_only_so_many_processes_started_on_the_host(user: User) -> None:
+    done = await process.run([*user.prefix(), "bash", "-c", "ulimit -u; id -u"])
+    assert done.stdout.split() == [b"512", b"1000"], done.stderr

@@ -18,6 +18,7 @@ from hiveyard.kit.trees import walk
 
 GUEST_UID = 1000
 _SPREAD = 1 << 16
+_PROCESSES = 512  # a door takes 256 connections at once; the rest is for QEMU's threads
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 _SET_PTRACER = 0x59616D61  # PR_SET_PTRACER of <linux/prctl.h>; -1 is any process
 
@@ -34,12 +35,11 @@ class User(NamedTuple):
         limits = ["prlimit", "--core=0", f"--nofile={hard}:{hard}"]
         drop = ["setpriv", "--no-new-privs", "--inh-caps=-all"]
         if self.uid is not None:
-            limits.append("--nproc=2048")
             drop += [f"--reuid={self.uid}", f"--regid={self.uid}", "--groups=" + ",".join(self._groups(kvm))]
             drop.append("--bounding-set=-all")
         # The kernel forgets this wish at each change of credentials, so it is made last.
         last = ["setpriv", "--pdeathsig=KILL", "--"] if bound else []
-        return [*_readable(), *limits, *drop, "--", *_namespace(), *last]
+        return [*_readable(), *limits, *drop, "--", *_namespace(), *_few(self.uid), *last]
 
     def _groups(self, kvm: bool) -> Sequence[str]:
         groups = [str(self.group)]
@@ -91,6 +91,12 @@ def _readable() -> list[str]:
         if os.geteuid() != 0 and not _namespace() and _YAMA.read_text().strip() == "1":
             return readable(os.uname().machine)
     return []
+
+
+def _few(uid: int | None) -> list[str]:
+    """Each connection of a guest to its door is a process, also while nobody answers there. They are counted for a user
+    of one's own, or for the namespace; whoever has neither shares the count with all the programs of a person."""
+    return ["prlimit", f"--nproc={_PROCESSES}", "--"] if uid is not None or _namespace() else []
 
 
 def _namespace() -> list[str]:
