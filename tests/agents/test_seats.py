@@ -111,6 +111,52 @@ def test_an_interrupted_turn_says_so(agent: str, case: str) -> None:
     assert (end.is_error, end.reason) == (True, "interrupted")
 
 
+def test_opencode_goes_on_behind_a_summary_and_tells_each_prompt_once() -> None:
+    """Before a summary there is an error; behind the second one the program repeats the prompt to the model."""
+    events = heard(adapter("opencode").listener(), b"".join(lines("opencode", "compacted")))
+    assert [event.text for event in events if isinstance(event, AgentPrompted)] == [
+        "[[script:long]] please",
+        "[[script:longer]] please",
+    ]
+    assert [event for event in events if isinstance(event, AgentEnded)] == [
+        AgentEnded(is_error=False, text="The script is at its end.", reason="stop"),
+        AgentEnded(is_error=False, text="at last", reason="stop"),
+    ]
+
+
+def opencode_told(kind: str, **properties: object) -> bytes:
+    return json.dumps({"said": {"type": kind, "properties": properties}}).encode() + b"\n"
+
+
+_FAILED = {"name": "APIError", "data": {"message": "no more"}}
+_ABORTED = {"name": "MessageAbortedError", "data": {}}
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        ([], "error"),
+        ([opencode_told("session.error", error=_FAILED)], "error"),
+        ([opencode_told("session.error", error=_ABORTED)], "interrupted"),
+    ],
+)
+def test_a_summary_is_not_the_last_step_of_opencode(last: list[bytes], reason: str) -> None:
+    feed = lines("opencode", "compacted")
+    summed = next(at for at in range(len(feed)) if b'"reason":"stop"' in feed[at]) + 1
+    events = heard(adapter("opencode").listener(), b"".join([*feed[:summed], *last, opencode_told("session.idle")]))
+    assert [(end.is_error, end.reason) for end in events if isinstance(end, AgentEnded)] == [(True, reason)]
+
+
+def test_an_error_behind_the_last_step_of_opencode_is_its_end() -> None:
+    feed = lines("opencode", "compacted")
+    idle = next(at for at in range(len(feed)) if b'"session.idle"' in feed[at])
+    failed = opencode_told("session.error", error=_FAILED)
+    events = heard(adapter("opencode").listener(), b"".join([*feed[:idle], failed, feed[idle]]))
+    assert [event for event in events if isinstance(event, AgentEnded)] == [
+        AgentEnded(is_error=True, text="no more", reason="error")
+    ]
+
+
 @pytest.mark.parametrize("agent", SEATED)
 def test_a_question_is_asked_once(agent: str) -> None:
     events = heard(adapter(agent).listener(), b"".join(lines(agent, "asked")))

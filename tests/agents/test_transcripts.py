@@ -58,6 +58,7 @@ OUTCOMES = {
     ("claude", "subscription-limit"): "door.rate_limited",
     ("claude", "terminated"): "agent.failed",
     ("claude", "unknown-conversation"): "agent.failed",
+    ("opencode", "compacted-in-vain"): "agent.failed",
     ("opencode", "cut-always"): "door.upstream_failed",
     ("opencode", "empty"): "agent.nothing_done",
     ("opencode", "interrupted"): "agent.failed",

@@ -131,6 +131,52 @@ def test_opencode_exits_with_an_error_and_says_nothing() -> None:
     assert not verdict("opencode", TEXT, step("stop"), exit_code=None).ok
 
 
+def failed(name: str = "ContextOverflowError", message: str = "prompt is too long") -> dict[str, object]:
+    return {"type": "error", "sessionID": "ses_1", "error": {"name": name, "data": {"message": message}}}
+
+
+SUMMED = [failed(), {**TEXT, "part": {"text": "a summary"}}, step("stop")]
+
+
+def test_opencode_goes_on_behind_a_summary_and_exits_with_1() -> None:
+    assert verdict("opencode", *SUMMED, TEXT, step("stop"), exit_code=1).ok
+    assert verdict("opencode", *SUMMED, step("tool-calls"), *SUMMED, TEXT, step("stop"), exit_code=1).ok
+    assert verdict("opencode", failed("UnknownError", "a hook broke"), TEXT, step("stop"), exit_code=1).ok
+
+
+@pytest.mark.parametrize(
+    ("lines", "exit_code", "reason"),
+    [
+        ([*SUMMED], 1, "prompt is too long"),
+        ([*SUMMED], 0, "prompt is too long"),
+        ([TEXT, step("stop"), failed()], 1, "prompt is too long"),
+        ([*SUMMED, TEXT, step("stop"), failed("APIError", "gone")], 1, "gone"),
+        ([*SUMMED, failed(message="too large to compact")], 1, "too large to compact"),
+        (
+            [*SUMMED, TEXT, step("tool-calls")],
+            1,
+            "opencode stopped in the middle: its last step ended with 'tool-calls'",
+        ),
+        ([*SUMMED, TEXT, step("length")], 1, "the model's reply was cut at its limit of output tokens"),
+        ([*SUMMED, TEXT, step("stop")], 2, "opencode ended with exit code 2"),
+        ([*SUMMED, step("stop")], 1, "opencode used no tool and said nothing"),
+    ],
+)
+def test_opencode_goes_on_behind_a_summary_and_fails(lines: list[object], exit_code: int, reason: str) -> None:
+    found = verdict("opencode", *lines, exit_code=exit_code)
+    assert (found.ok, found.reason) == (False, reason)
+
+
+def test_the_summary_that_opencode_goes_on_from_is_no_end_and_no_answer() -> None:
+    parser = agents.by_name("opencode").parser()
+    on = {**TEXT, "part": {"text": "Continue if you have next steps", "synthetic": True}}
+    lines = [*SUMMED, on, TEXT, step("stop")]
+    events = [event for line in lines for event in parser.feed(json.dumps(line).encode())]
+    assert [event.text for event in events if isinstance(event, AgentText)] == ["hello"]
+    ends = [event for event in events if isinstance(event, AgentEnded)]
+    assert ends == [AgentEnded(is_error=False, text="hello", reason="stop")]
+
+
 def test_opencode_calls_a_model_without_a_price_free_and_we_do_not() -> None:
     parser = agents.by_name("opencode").parser()
     line = step("stop") | {"part": {"reason": "stop", "tokens": {"input": 5, "output": 2, "reasoning": 3}, "cost": 0}}

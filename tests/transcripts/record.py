@@ -68,6 +68,7 @@ def _words(old: str, new: str) -> Callable[[ProcessSpec], ProcessSpec]:
     return change
 
 
+TOO_LONG = "prompt is too long: 250000 tokens > 200000 maximum"
 _LONG = Step(text="Listening.", calls=[Call(shell="tail -f /dev/null")])
 COMMON: Mapping[str, Case] = {
     "cut-always": Case(script=[cut()], play={"stop_after": 100}),
@@ -192,6 +193,10 @@ OPENCODE: Mapping[str, Case] = {
             say("None of it worked."),
         ]
     ),
+    "compacted": Case(script=[shell("echo before"), refuse(400, times=1, message=TOO_LONG)]),
+    "compacted-in-vain": Case(  # it would go on for ever
+        script=[refuse(400, message=TOO_LONG)], play={"signal_at": (b"compaction_continue", signal.SIGINT)}
+    ),
     "terminated": Case(script=[_LONG, say("Done.")], play={"stop_after": 8, "stop_with": signal.SIGTERM}),
     "terminated-in-retry": Case(
         script=[refuse(500, message="Internal server error")], play={"stop_after": 12, "stop_with": signal.SIGTERM}
@@ -279,7 +284,7 @@ GOOSE: Mapping[str, Case] = {
     "compacted": Case(
         script=[
             shell("echo before"),
-            refuse(400, times=1, message="prompt is too long: 250000 tokens > 200000 maximum"),
+            refuse(400, times=1, message=TOO_LONG),
             say("Done."),
         ]
     ),

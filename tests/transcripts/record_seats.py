@@ -22,7 +22,7 @@ from hiveyard.core.ports import Seated
 from hiveyard.testing.script import Call, File, Script, Step, refuse, say, shell, tool
 from tests.agents.real import find_programs, host_yard
 from tests.agents.seated import Place, heard, sitting
-from tests.transcripts.record import _neutral, _placed, describe, directory
+from tests.transcripts.record import TOO_LONG, _neutral, _placed, describe, directory
 
 Story = Callable[[Place], Awaitable[None]]
 
@@ -39,6 +39,8 @@ SCRIPTS: Mapping[str, Script] = {
     "while": [shell("perl -e 'sleep 12'; echo woke", text="I wait."), say("Both done.")],
     "refused": [refuse(400, message="prompt is too strange")],
     "failing": [refuse(500)],
+    "long": [shell("echo before"), refuse(400, times=1, message=TOO_LONG)],
+    "longer": [refuse(400, times=1, message=TOO_LONG)],
     "length": [Step(text="This goes on and", stop="length")] * 6,
     "helper": [
         tool(
@@ -165,7 +167,13 @@ CASES: Mapping[str, Mapping[str, Story]] = {
         "length": told("length"),
         "typed": typed,
     },
-    "opencode": {**COMMON, "asked": asked("question", ("Enter",)), "helper": told("task"), "length": told("length")},
+    "opencode": {
+        **COMMON,
+        "asked": asked("question", ("Enter",)),
+        "compacted": told("long", "longer"),
+        "helper": told("task"),
+        "length": told("length"),
+    },
 }
 
 

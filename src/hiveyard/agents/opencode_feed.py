@@ -31,6 +31,7 @@ from hiveyard.kit.shape import count, items, record, text
 from hiveyard.kit.text import one_line
 
 _ABORTED = "MessageAbortedError"
+_INTERRUPTED = "interrupted"
 _PARTS = {"text": "text", "reasoning": "reasoning", "tool": "tool_use", "step-finish": "step_finish"}
 
 
@@ -45,7 +46,7 @@ class OpencodeListener:
         self._working = False
         self._said = ""
         self._finish = ""
-        self._error = ""
+        self._prompt = ""
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
         return events(line, self._read)
@@ -110,22 +111,27 @@ class OpencodeListener:
         if part.get("type") == "tool" and record(part, "state").get("status") == "running":
             yield from self._calling(part)
             return
-        if part.get("type") == "step-finish":
-            self._finish = text(part.get("reason"))
-        line = {"type": _PARTS.get(text(part.get("type")), ""), "part": part, "sessionID": self._conversation}
-        for event in self._stream.feed(msgspec.json.encode(line)):
+        for event in self._streamed({"type": _PARTS.get(text(part.get("type")), ""), "part": part}):
             if isinstance(event, AgentStarted | AgentEnded) or self._known(event):
                 continue
             self._said = event.text if isinstance(event, AgentText) else self._said
             yield event
+        if part.get("type") == "step-finish":
+            self._finish = self._stream.finish
+
+    def _streamed(self, line: JSON) -> Sequence[AgentEvent]:
+        return self._stream.feed(msgspec.json.encode({**line, "sessionID": self._conversation}))
 
     def _prompted(self, part: JSON) -> Iterator[AgentEvent]:
         if part.get("type") != "text" or part.get("synthetic") is True or not text(part.get("text")):
             return
+        words = text(part.get("text"))
+        if self._working and self._stream.error and words == self._prompt:
+            return  # it repeats the prompt to the model behind a summary
         if not self._working:
-            self._stream, self._said, self._finish, self._error = OpencodeParser(), "", "", ""
-        self._working = True
-        yield AgentPrompted(text=clip(text(part.get("text"))))
+            self._stream, self._said, self._finish = OpencodeParser(), "", ""
+        self._working, self._prompt = True, words
+        yield AgentPrompted(text=clip(words))
 
     def _calling(self, part: JSON) -> Iterator[AgentEvent]:
         call, tool = text(part.get("callID")), text(part.get("tool"))
@@ -141,26 +147,27 @@ class OpencodeListener:
         yield AgentRetrying(attempt=count(status.get("attempt")), message=one_line(text(status.get("message"))))
 
     def _failed(self, told: JSON) -> Iterator[AgentEvent]:
-        error, data = record(told, "error"), record(told, "error", "data")
-        name = text(error.get("name"))
-        if name == _ABORTED:
-            self._finish = "interrupted"
+        error = record(told, "error")
+        if text(error.get("name")) == _ABORTED:
+            self._finish = _INTERRUPTED
             return
-        self._error = text(data.get("message")) or name or "an error"
-        yield AgentError(message=clip(self._error), code=name)
+        self._finish = ""
+        yield from (
+            event for event in self._streamed({"type": "error", "error": error}) if isinstance(event, AgentError)
+        )
 
     def _idle(self, told: JSON) -> Iterator[AgentEvent]:
         if not self._working:
             return  # it says so more than once
-        if self._error:
-            yield self._over(is_error=True, reason="error", words=self._error)
+        if self._stream.error and self._finish != _INTERRUPTED:
+            yield self._over(is_error=True, reason="error", words=self._stream.error)
         elif self._finish == "stop":
             yield self._over(is_error=False, reason="stop", words=self._said)
         elif self._finish == "length":
             words = "the model's reply was cut at its limit of output tokens"
             yield self._over(is_error=True, reason="length", words=words)
         else:  # nothing came to its end: somebody stopped it
-            yield self._over(is_error=True, reason="interrupted", words="")
+            yield self._over(is_error=True, reason=_INTERRUPTED, words="")
 
     def _over(self, *, is_error: bool, reason: str, words: str) -> AgentEvent:
         self._working = False

@@ -2,6 +2,9 @@
 
 There is no first and no last line: the conversation's id is on each, and the end is the end of the process. A turn is
 whole when its last step ended with the reason `stop`; a refused permission ends the program early with exit code 0.
+
+A conversation that grew too long is an error first. The program then has the model sum it up, in a step that looks like
+any other, and goes on; it exits with 1 at the end, because there was an error.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from hiveyard.kit.shape import count, items, number, record, text
 from hiveyard.kit.text import one_line
 
 _LOGGED = re.compile(r'\berror(?:\.error|\.message|\.cause)?="((?:[^"\\]|\\.)*)"')
+_TOO_LONG = "ContextOverflowError"
 _REJECTED = ("rejected permission", "prevents you from using this specific tool call")
 
 
@@ -47,6 +51,18 @@ class OpencodeParser:
         self._usage = Usage(cost_usd=None)
         self._error = ""
         self._error_status = 0
+        self._erred = False
+        self._summing = False
+
+    @property
+    def finish(self) -> str:
+        """How the agent's last step ended; the summary of a conversation that grew too long is none of its steps."""
+        return self._finish
+
+    @property
+    def error(self) -> str:
+        """The error that no step of the agent has followed."""
+        return self._error
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
         return events(line, self._read)
@@ -79,9 +95,15 @@ class OpencodeParser:
     # --- lines ------------------------------------------------------------------------------------------------------
 
     def _text(self, said: JSON) -> Iterator[AgentEvent]:
-        if (words := text(record(said, "part").get("text"))).strip():
-            self._said = words
-            yield AgentText(text=clip(words))
+        part = record(said, "part")
+        words = text(part.get("text"))
+        if not words.strip() or part.get("synthetic") is True:  # the program's own words to the model
+            return
+        if self._summing:
+            yield AgentThinking(text=clip(words))
+            return
+        self._said = words
+        yield AgentText(text=clip(words))
 
     def _reasoning(self, said: JSON) -> Iterator[AgentEvent]:
         if (words := text(record(said, "part").get("text"))).strip():
@@ -111,7 +133,6 @@ class OpencodeParser:
 
     def _finished(self, said: JSON) -> Iterator[AgentEvent]:
         part, tokens = record(said, "part"), record(said, "part", "tokens")
-        self._finish = text(part.get("reason"))
         self._usage += Usage(
             input_tokens=count(tokens.get("input")),
             output_tokens=count(tokens.get("output")) + count(tokens.get("reasoning")),
@@ -121,6 +142,10 @@ class OpencodeParser:
             requests=1,
         )
         yield AgentUsage(usage=self._usage)
+        if self._summing:
+            self._summing = False
+            return
+        self._finish, self._error, self._error_status = text(part.get("reason")), "", 0
         if self._finish in ("stop", "length"):
             yield AgentEnded(is_error=self._finish != "stop", text=clip(self._said), reason=self._finish)
 
@@ -129,6 +154,8 @@ class OpencodeParser:
         words = text(data.get("message")) or text(error.get("message")) or text(error.get("name")) or "an error"
         self._error = words.strip()
         self._error_status = count(data.get("statusCode"))
+        self._erred = True
+        self._summing = text(error.get("name")) == _TOO_LONG
         yield AgentError(message=clip(words), code=text(error.get("name")))
 
     # --- the outcome ------------------------------------------------------------------------------------------------
@@ -144,7 +171,7 @@ class OpencodeParser:
             return AgentFailed.code, f"opencode stopped: it may not use {', '.join(sorted(set(self._denied)))}"
         if exit_code is None:
             return AgentFailed.code, ending("opencode", None, stderr)
-        if exit_code:
+        if exit_code and not (exit_code == 1 and self._erred):
             return code_of(0, stderr), ending("opencode", exit_code, stderr)
         return self._by_finish(stderr)
 
