@@ -6,10 +6,13 @@ import gzip
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -422,3 +425,32 @@ def _shallow(repo: Path, tmp_path: Path) -> Path:
     words = ("clone", "-q", "--depth", "1", "--recurse-submodules", "--shallow-submodules", repo.as_uri(), str(clone))
     git(tmp_path, *allowed, *words)
     return clone
+
+
+UNREADABLE = """
+import os, sys, tarfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from hiveyard.engine.exporting import _Writing
+os.setgid(65534)
+os.setuid(65534)
+place = Path(sys.argv[1])
+(place / "tree" / "below").mkdir(parents=True)
+(place / "tree" / "below" / "file").write_text("kept")
+for name in ("tree/below/file", "tree/below", "tree"):
+    (place / name).chmod(0o000)
+with tarfile.open(place / "tar", "w") as tar:
+    _Writing(tar).tree(place, "tree")
+with tarfile.open(place / "tar") as tar:
+    assert [entry.mode for entry in tar] == [0, 0, 0]
+    assert tar.extractfile(tar.getnames()[-1]).read() == b"kept"
+"""
+
+
+def test_what_its_owner_may_not_read_is_in_the_archive() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to be somebody else")
+    with TemporaryDirectory() as place:
+        Path(place).chmod(0o777)
+        done = subprocess.run([sys.executable, "-c", UNREADABLE, place], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ from hiveyard.core.errors import (
 from hiveyard.core.events import BudgetSet, Notice, SessionForked, SnapshotTaken
 from hiveyard.engine import points
 from hiveyard.engine.forking import ForkRequest
-from hiveyard.engine.snapshots import Snapshots
+from hiveyard.engine.snapshots import Snapshots, uncopied
 from hiveyard.engine.turn_snapshots import TurnSnapshots
 from hiveyard.engine.workspace import Workspace
 from hiveyard.store.lineage import Point
@@ -593,3 +593,9 @@ async def test_a_spent_budget_cannot_be_divided(yard: Yard, repo: Path) -> None:
         with pytest.raises(BudgetSpent, match="nothing to divide"):
             await engine.forks.fork(id, ForkRequest())
         await engine.sessions.stop(id)
+
+
+def test_what_cannot_be_copied_is_told_with_its_path() -> None:
+    told = uncopied("bee", PermissionError(13, "Permission denied", "work/a\x1b[2Jb"))
+    assert told.message == "the files of bee cannot be copied: Permission denied: work/ab"
+    assert uncopied("bee", OSError("odd")).message == "the files of bee cannot be copied: odd"

@@ -7,9 +7,11 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -199,3 +201,66 @@ def test_a_copy_takes_no_space_where_blocks_can_be_shared(sharing: Path) -> None
     taken = (before - os.statvfs(sharing).f_bfree) * os.statvfs(sharing).f_frsize
     assert taken < 8 << 20
     assert (sharing / "copy19" / "large").read_bytes() == (sharing / "tree" / "large").read_bytes()
+
+
+UNREADABLE = """
+import os, stat, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from hiveyard.kit.copying import copy_tree
+os.setgid(65534)
+os.setuid(65534)
+place = Path(sys.argv[1])
+inner = place / "tree" / "closed" / "listed"
+inner.mkdir(parents=True)
+(inner / "file").write_text("secret")
+os.link(inner / "file", place / "tree" / "open")
+for number in range(200):
+    (inner / str(number)).touch()
+modes = [(inner / "file", 0o000), (inner, 0o600), (inner.parent, 0o000), (place / "tree", 0o200)]
+for path, mode in modes:
+    path.chmod(mode)
+copies = [place / str(number) for number in range(4)]
+with ThreadPoolExecutor() as pool:
+    done = list(pool.map(lambda copy: copy_tree(place / "tree", copy), copies))
+done.append(copy_tree(copies[0], place / "again"))
+assert {(one.files, one.left_out) for one in done} == {(202, 0)}, done
+for copy in (place / "tree", *copies, place / "again"):
+    for path, mode in reversed(modes):
+        path = copy / path.relative_to(place / "tree")
+        assert stat.S_IMODE(path.lstat().st_mode) == mode, path
+        path.chmod(0o700)
+    assert (copy / "closed" / "listed" / "file").read_text() == "secret"
+"""
+
+
+FOREIGN = """
+import os, sys
+from pathlib import Path
+from hiveyard.kit.copying import copy_tree
+os.setgid(65534)
+os.setuid(65534)
+copy_tree(Path(sys.argv[1], "tree"), Path(sys.argv[1], "copy"))
+"""
+
+
+def nobody(script: str, place: str) -> subprocess.CompletedProcess[str]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to be somebody else")
+    Path(place).chmod(0o777)
+    return subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True)
+
+
+def test_what_its_owner_may_not_read_is_copied_with_its_mode() -> None:
+    with TemporaryDirectory() as place:
+        done = nobody(UNREADABLE, place)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_file_of_somebody_else_that_cannot_be_read_is_told_with_its_path() -> None:
+    with TemporaryDirectory() as place:
+        below = Path(place, "tree", "below")
+        below.mkdir(parents=True)
+        (below / "file").touch(mode=0o600)
+        done = nobody(FOREIGN, place)
+        assert done.stderr.endswith("PermissionError: [Errno 13] Permission denied: 'below/file'\n"), done.stderr

@@ -31,6 +31,7 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions import Sessions
 from hiveyard.engine.workspace import Workspace
 from hiveyard.kit.copying import DEEPEST
+from hiveyard.kit.lending import entered, opened
 from hiveyard.store import journal, lineage
 from hiveyard.store.views import SessionRow
 
@@ -194,20 +195,22 @@ class _Writing:
         if stat.S_ISLNK(status.st_mode):
             self.entry(shown, status.st_mode, at=status.st_mtime, to=os.readlink(name, dir_fd=at))
         elif stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+            fd = opened(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, at)
             try:
                 if stat.S_ISDIR(os.fstat(fd).st_mode):
                     self.entry(shown, status.st_mode, at=status.st_mtime)
-                    with os.scandir(fd) as entries:
-                        names = sorted(entry.name for entry in entries)
-                    for inner in names:
-                        self._add(fd, inner, f"{shown}/{inner}", depth + 1)
+                    self._below(fd, shown, depth)
                 else:
                     self._regular(fd, shown)
             finally:
                 os.close(fd)
         else:
             self.left_out += 1
+
+    def _below(self, at: int, shown: str, depth: int) -> None:
+        with entered(at), os.scandir(at) as entries:
+            for name in sorted(entry.name for entry in entries):
+                self._add(at, name, f"{shown}/{name}", depth + 1)
 
     def _regular(self, fd: int, shown: str) -> None:
         status = os.fstat(fd)

@@ -37,6 +37,7 @@ from hiveyard.engine.sitting import Sitting
 from hiveyard.engine.stay import Stay
 from hiveyard.kit.copying import Copied
 from hiveyard.kit.names import new_id
+from hiveyard.kit.text import one_line
 from hiveyard.store import journal, lineage, views
 from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow, SnapshotRow
@@ -337,7 +338,8 @@ def uncopied(name: str, error: OSError) -> HiveyardError:
     """What kept the files of session `name` from being copied, as a person can use it."""
     if error.errno in _FULL:
         return NoSpace(f"no space to copy the files of {name}", hint="hv system prune; df -h")
-    return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}")
+    where = f": {one_line(error.filename)}" if isinstance(error.filename, str) else ""
+    return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}{where}")
 
 
 async def _held(provider: Provider, machine: str) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from hiveyard.kit.lending import entered, opened, settled
+
 DEEPEST = 200
 """Directories within each other; each level holds two descriptors."""
 _FICLONE = 0x40049409
@@ -53,10 +55,11 @@ class Copied:
 def copy_tree(source: Path, target: Path, former: Former | None = None) -> Copied:
     """Copy the directory `source` to `target`, which must not exist; modes (without setuid), owners and times too.
 
-    The tree may change meanwhile: what goes away is left out. Raises OSError as the system gives it (ENOSPC, ...),
+    What its owner may not read is copied, too, when that is us. The tree may change meanwhile: what goes away is left
+    out. Raises OSError as the system gives it (ENOSPC, ...), PermissionError with the path within the tree,
     ENAMETOOLONG for directories more than DEEPEST deep; what was copied so far stays, for the caller to remove."""
     copying = _Copying(target, former)
-    from_fd = os.open(source, _INSIDE | os.O_DIRECTORY)
+    from_fd = opened(source, _INSIDE | os.O_DIRECTORY)
     try:
         target.mkdir(mode=0o700)
         into_fd = os.open(target, _INSIDE | os.O_DIRECTORY)
@@ -80,14 +83,20 @@ class _Copying:
     def directory(self, source: int, target: int, path: str, depth: int) -> None:
         if depth > DEEPEST:
             raise OSError(errno.ENAMETOOLONG, f"directories are more than {DEEPEST} deep", path[:200])
-        with os.scandir(source) as entries:
-            names = sorted(entry.name for entry in entries)
-        for name in names:
-            try:
-                self._entry(source, target, name, f"{path}/{name}" if path else name, depth)
-            except FileNotFoundError:
-                continue  # it went away
-        _dress(target, os.fstat(source))
+        with entered(source) as mode:
+            with os.scandir(source) as entries:
+                names = sorted(entry.name for entry in entries)
+            for name in names:
+                inner = f"{path}/{name}" if path else name
+                try:
+                    self._entry(source, target, name, inner, depth)
+                except FileNotFoundError:
+                    continue  # it went away
+                except PermissionError as error:
+                    if error.filename != name:
+                        raise
+                    raise PermissionError(error.errno, error.strerror, inner) from error
+        _dress(target, os.fstat(source), mode)
 
     def _entry(self, source: int, target: int, name: str, path: str, depth: int) -> None:
         status = os.stat(name, dir_fd=source, follow_symlinks=False)
@@ -108,7 +117,7 @@ class _Copying:
 
     def _below(self, source: int, target: int, name: str, path: str, depth: int) -> None:
         try:
-            inner = os.open(name, _INSIDE | os.O_DIRECTORY, dir_fd=source)
+            inner = opened(name, _INSIDE | os.O_DIRECTORY, source)
         except (NotADirectoryError, OSError) as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 return  # it was swapped for something else while we looked
@@ -125,13 +134,13 @@ class _Copying:
 
     def _file(self, source: int, target: int, name: str, path: str) -> None:
         try:
-            fd = os.open(name, _INSIDE, dir_fd=source)
+            fd = opened(name, _INSIDE, source)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 return
             raise
         try:
-            status = os.fstat(fd)
+            status = settled(fd)
             if stat.S_ISREG(status.st_mode):
                 self._regular(fd, status, target, name, path)
         finally:
@@ -159,7 +168,10 @@ class _Copying:
         key = (status.st_dev, status.st_ino)
         if (first := self._linked.setdefault(key, path)) == path:
             return False
-        os.link(self._target / first, name, dst_dir_fd=target, follow_symlinks=False)
+        try:
+            os.link(self._target / first, name, dst_dir_fd=target, follow_symlinks=False)
+        except PermissionError:
+            return False  # nobody may go into the directory where the first one is
         return True
 
     def _as_before(self, mark: Mark, status: os.stat_result, target: int, name: str, path: str) -> bool:
@@ -170,7 +182,7 @@ class _Copying:
         try:
             os.link(self._former.root / path, name, dst_dir_fd=target, follow_symlinks=False)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EXDEV, errno.EMLINK, errno.EPERM):
+            if error.errno in (errno.ENOENT, errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EACCES):
                 return False
             raise
         self.done.shared += 1
@@ -222,10 +234,11 @@ def _copy_range(source: int, target: int, at: int, end: int) -> int:
     return end
 
 
-def _dress(target: int, status: os.stat_result) -> None:
-    """Owner, mode and times as in `status`. Nothing that a guest made becomes somebody else's program."""
+def _dress(target: int, status: os.stat_result, mode: int | None = None) -> None:
+    """Owner, times and mode (unless it is given) as in `status`. Nothing that a guest made becomes somebody else's
+    program."""
     now = os.fstat(target)
     if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
         os.fchown(target, status.st_uid, status.st_gid)
-    os.fchmod(target, stat.S_IMODE(status.st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
+    os.fchmod(target, stat.S_IMODE(status.st_mode if mode is None else mode) & ~(stat.S_ISUID | stat.S_ISGID))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
