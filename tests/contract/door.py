@@ -10,8 +10,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import anyio
+
 from hiveyard.core.commands import Command
 from hiveyard.core.machines import Capabilities
+from hiveyard.core.ports import Guest
+
+_FULL = r"""
+exec 8<> <(:)
+rest() { read -r -t "$1" -u 8; }
+room() {
+  for at in /proc/[0-9]*; do
+    { read -r name <"$at/comm"; } 2>/dev/null && [[ $name == sleep ]] && kill -9 "${at#/proc/}"
+  done
+}
+( trap 'exec sleep 7654322' EXIT; while :; do sleep 7654322 & done ) >/dev/null 2>&1 8<&- &
+until read -r name </proc/$!/comm; [[ $name == sleep ]]; do rest 0.1; done
+trap room EXIT
+exec 3<>/dev/tcp/127.0.0.1/8377
+read -r -u 3  # until nobody listens any more: one process fewer
+rest 0.05
+sleep 7654322 >/dev/null 2>&1 8<&- 3<&- &
+rest 20
+exit 0
+"""
+_TOO_LATE = 254  # process 1 was faster: nothing was tried
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
@@ -68,3 +91,14 @@ def _address(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     assert parts.hostname is not None
     return parts.hostname, parts.port or 80
+
+
+async def outlive_a_full_table(guest: Guest, capabilities: Capabilities, answer: bytes) -> None:
+    """Fill the machine's process table, knock at its door, wait for longer than bash tries to fork, and make room:
+    then the door answers again."""
+    while (done := await guest.run(Command(shell=_FULL), timeout=120)).status == _TOO_LATE:
+        pass
+    assert done.ok, done
+    with anyio.fail_after(60):
+        while not (await guest.run(ask(capabilities, "/later"))).stdout.endswith(answer + b" /later"):  # noqa: ASYNC110
+            await anyio.sleep(0.2)

@@ -21,6 +21,7 @@ from hiveyard.core.machines import HOST, MachineSpec, MachineStatus, Shape
 from hiveyard.core.ports import Guest
 from hiveyard.kit import process
 from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
+from tests.contract.door import outlive_a_full_table, serve_door
 from tests.contract.rootfs import small_image
 from tests.support.leaks import searched_directory
 
@@ -193,6 +194,26 @@ async def test_processes_are_limited(host: BubblewrapProvider) -> None:
             most = max(most, len([pid for pid in _mentioning("7654321") if _program(pid) == b"sleep"]))
         await host.stop("t")
     assert 32 < most < 64
+
+
+@pytest.mark.real
+async def test_a_connection_to_the_door_while_no_process_can_begin_is_all_that_fails(
+    host: BubblewrapProvider, scratch: Path
+) -> None:
+    door = scratch / "door"
+    door.mkdir()
+    spec = MachineSpec(image=HOST, shape=Shape(pids=64), door=door)
+    with serve_door(door, "the door"):
+        async with _guest(host, spec) as guest:
+            await outlive_a_full_table(guest, host.capabilities, b"the door")
+        assert await host.names() == set()
+
+
+async def test_no_signal_from_inside_reaches_process_1(host: BubblewrapProvider) -> None:
+    async with _guest(host, MachineSpec(image=HOST)) as guest:
+        await guest.run(Command(shell="for number in {1..64}; do kill -s $number 1; done 2>/dev/null; sleep 0.5"))
+        command = await guest.run(Command(argv=("cat", "/proc/1/cmdline")))
+        assert command.stdout.endswith(b"\0\0\0\0"), "it became a new one"
 
 
 async def test_root_is_no_user_for_machines(scratch: Path) -> None:

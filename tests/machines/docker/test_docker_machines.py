@@ -24,6 +24,7 @@ from hiveyard.kit.names import new_id
 from hiveyard.machines.docker import DockerProvider
 from hiveyard.machines.docker.container import tag
 from tests.contract.conftest import Place, machine
+from tests.contract.door import outlive_a_full_table, serve_door
 from tests.contract.providers import Offer, container_name
 from tests.contract.providers import docker as docker_offer
 from tests.support.leaks import searched_directory
@@ -238,3 +239,10 @@ async def test_an_agent_may_kill_the_doors_forwarder_and_it_comes_back(place: Pl
     async with place.guest() as guest:
         assert (await guest.run(Command(shell=kill))).ok
         assert (await guest.run(Command(shell=knock))).ok
+
+
+async def test_a_connection_to_the_door_while_no_process_can_begin_is_all_that_fails(offer: Offer) -> None:
+    async with machine(replace(offer, shape=Shape(memory_mib=512, pids=64))) as place, place.guest() as guest:
+        with serve_door(place.door, "the door"):
+            await outlive_a_full_table(guest, offer.provider.capabilities, b"the door")
+        assert (await offer.provider.get(place.name)).status is MachineStatus.READY

@@ -27,29 +27,38 @@ _TMPFS_SHARE = 4  # of the machine's memory, for each of /tmp, /dev/shm
 # Process 1: signals from inside do not reach it, it reaps orphans, and it holds the door's end of the guest open.
 # A machine on trial has a fourth argument: the seconds after which it ends, should nobody be left to end it.
 # Connections wait up to 5 minutes for a door that is away while the daemon restarts.
+# Where the process table is full, socat and this bash end, each over a fork: the bash becomes a new one without a fork
+# and tries until the door can be opened again. Bash catches signals while it has a trap on EXIT, so they are ignored.
 _INIT = r"""
+ident=$1 door=$2 port=$3 life=$4 again=$5
 rest() { read -r -t "$1" -u 9; }
-exec 9<> <(:)
-door() {
-  socat "TCP-LISTEN:$2,bind=127.0.0.1,fork,reuseaddr,backlog=128" \
-    "UNIX-CONNECT:$1/door.sock,retry=3000,interval=0.1" </dev/null >/dev/null 2>&1 9<&- &
+[[ $again ]] || exec 9<> <(:)
+serve() {
+  socat "TCP-LISTEN:$port,bind=127.0.0.1,fork,reuseaddr,backlog=128" \
+    "UNIX-CONNECT:$door/door.sock,retry=3000,interval=0.1" </dev/null >/dev/null 2>&1 9<&- &
 }
 listens() { local line; while read -r line; do [[ $line == *$1* ]] && return; done </proc/net/tcp; return 1; }
-if [[ $2 ]]; then
+if [[ $again ]]; then
+  :
+elif [[ $door ]]; then
   command -v socat >/dev/null || { echo "there is no socat in the image" >&2; exit 1; }
-  door "$2" "$3"
-  printf -v at '0100007F:%04X 00000000:0000 0A' "$3"
+  serve
+  printf -v at '0100007F:%04X 00000000:0000 0A' "$port"
   until listens "$at"; do rest 0.003; done
 else
-  sleep "${4:-infinity}" </dev/null >/dev/null 2>&1 9<&- &
+  sleep "${life:-infinity}" </dev/null >/dev/null 2>&1 9<&- &
 fi
 echo ready
 exec >/dev/null 2>&1
+if [[ ! $life ]]; then
+  trap '' HUP INT QUIT ILL TRAP ABRT BUS FPE USR1 SEGV USR2 PIPE ALRM TERM XCPU XFSZ VTALRM PROF SYS
+  trap 'exec "$BASH" -c "$BASH_EXECUTION_STRING" "$0" "$ident" "$door" "$port" "" again' EXIT
+fi
 while :; do
   wait $!
-  [[ $4 ]] && exit
+  [[ $life ]] && exit
   rest 0.2
-  if [[ $2 ]]; then door "$2" "$3"; else sleep infinity </dev/null 9<&- & fi
+  if [[ $door ]]; then serve; else sleep infinity </dev/null 9<&- & fi
 done
 """
 

@@ -29,16 +29,18 @@ _TMPFS_SHARE = 4  # of the machine's memory, for each of /tmp and /dev/shm
 
 # Process 1: signals from inside do not reach it, bash reaps orphans, and it holds the door's end of the machine open.
 # Connections wait up to 5 minutes for a door that is away while the daemon restarts.
+# Where the process table is full, socat and this bash end, each over a fork: the bash becomes a new one without a fork
+# and tries until the door can be opened again. Bash catches signals while it has a trap on EXIT, so they are ignored.
 _INIT = r"""
-door=$1 port=$2
-exec 9<> <(:)
+door=$1 port=$2 again=$3
+[[ $again ]] || exec 9<> <(:)
 rest() { read -r -t "$1" -u 9; }
 serve() {
   socat "TCP-LISTEN:$port,bind=127.0.0.1,fork,reuseaddr,backlog=128" \
     "UNIX-CONNECT:$door/door.sock,retry=3000,interval=0.1" </dev/null >/dev/null 2>&1 9<&- &
 }
 listening() { local line; while read -r line; do [[ $line == *$1* ]] && return; done </proc/net/tcp; return 1; }
-if [[ $door ]]; then
+if [[ $door && ! $again ]]; then
   type -P socat >/dev/null || { echo "the image has no socat"; exit 1; }
   serve
   printf -v address '0100007F:%04X 00000000:0000 0A' "$port"
@@ -46,6 +48,8 @@ if [[ $door ]]; then
 fi
 echo ready
 exec >/dev/null 2>&1
+trap '' HUP INT QUIT ILL TRAP ABRT BUS FPE USR1 SEGV USR2 PIPE ALRM TERM XCPU XFSZ VTALRM PROF SYS
+trap 'exec "$BASH" -c "$BASH_EXECUTION_STRING" "$0" "$door" "$port" again' EXIT
 while :; do
   if [[ $door ]]; then wait $!; rest 0.2; serve; else rest 86400; fi
 done
