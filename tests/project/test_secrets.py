@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import sqlite3
 import subprocess
@@ -164,7 +165,9 @@ def test_a_test_that_says_a_secret_fails(place: Path) -> None:
     (place / "conftest.py").write_text("from tests.conftest import pytest_configure\n")
     (place / "test_planted.py").write_text(TESTS)
     argv = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", str(place), "-p", "no:cacheprovider"]
-    done = subprocess.run([*argv, f"--basetemp={place}/t", str(place)], cwd=ROOT, capture_output=True, text=True)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    argv += [f"--basetemp={place}/t", str(place)]
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True)
     failed = sorted(
         line.rpartition("::")[2].split()[0]
         for line in done.stdout.splitlines()
