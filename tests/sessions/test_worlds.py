@@ -131,6 +131,7 @@ def test_a_daemon_that_is_killed_in_the_middle_leaves_the_old_or_the_new(
         pid = stage.daemon_pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
+        asking.kill()  # it would start a daemon that does not know the puppet
         asking.communicate()
         stage.wake()
         running(stage, id)
