@@ -31,9 +31,10 @@ test: unit real ## All tests
 tested = $(BIN)/python -m pytest -m $(1) $(2) || \
 	{ [ $$? = 1 ] && $(BIN)/python -m pytest -m $(1) --last-failed --last-failed-no-failures none; }
 
-# Most of these wait for programs most of the time: one more of them than there are processors.
+# Most of these wait for programs most of the time: one more of them than there are processors. Who has done its part
+# takes of the others'.
 unit: $(READY) ## Tests that boot nothing
-	$(call tested,"not real and not cloud",--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+	$(call tested,"not real and not cloud",--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal)
 
 # Three rows side by side, each one after the other (tests/conftest.py): most wait, and a VM takes a processor.
 real: $(READY) ## Tests that boot machines and run agents

@@ -35,8 +35,8 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
     Emulated VMs want the processors, and two rows of them are what two processors carry; the rest mostly waits, and
     its engine for containers belongs to one process at a time. Some that need neither go where there is time."""
 
-    _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner", "tests/images/", "test_real_programs")
-    _SMALL = ("tests/contract/", "tests/orchestrator/", "tests/processes/", "tests/ways/", "tests/agents/")
+    _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner", "tests/images/", "tests/agents/test_real_")
+    _SMALL = ("tests/contract/", "tests/processes/", "tests/ways/")
 
     def _split_scope(self, nodeid: str) -> str:
         if not any(word in nodeid for word in self._VMS):

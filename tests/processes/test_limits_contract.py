@@ -216,7 +216,7 @@ async def test_a_rotated_output_keeps_its_end_and_its_offsets(manager: ProcessMa
     script = f"seq -f 'line %011.0f' 0 {lines - 1}; until [ -e /session/{name}.go ]; do sleep 0.05; done; echo the end"
     await manager.start(guest, spec(name, script, output_limit=limit, rotate=True))
     whole = b"".join(b"line %011d\n" % number for number in range(lines)) + b"the end\n"
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(5 * PATIENCE):  # an emulated machine writes a hundred kilobytes in a second
         while b"%011d" % (lines - 1) not in await manager.logs(guest, name, lines=1):  # noqa: ASYNC110
             await anyio.sleep(0.1)
     info = await manager.get(guest, name)
