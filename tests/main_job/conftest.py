@@ -45,7 +45,7 @@ class Yard(Hv):
     def sessions(self) -> Path:
         return self.home / "data" / "sessions"
 
-    def run(self, repo: Path, *words: str, timeout: float = 300.0) -> tuple[int, Report]:
+    def run(self, repo: Path, *words: str, timeout: float = 900.0) -> tuple[int, Report]:
         """`hv run --json`: its exit code and the object it ends with."""
         done = self("run", str(repo), *words, "--json", timeout=timeout)
         assert "Traceback" not in done.stderr, done.stderr
