@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from hiveyard import agents
 from hiveyard.agents.inside.claude_seat import GUARD, _safe
 from hiveyard.agents.inside.terminal import Feed, Tail
+from hiveyard.agents.seats import argv_of
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentOutput, AgentPrompted, AgentStarted
 from hiveyard.core.ports import Seated
 from tests.agents.seated import heard
@@ -248,3 +252,61 @@ def test_a_program_that_heeds_no_signal_is_ended_and_what_was_put_aside_comes_ba
         assert seat.stdout.read() == b"put back\n"
         assert seat.wait() == 3
     assert feed.read_text().splitlines() == ['{"seat":"started"}', '{"seat":"ended","code":3}']
+
+
+# An opencode on a machine that is far too slow: it takes longer than its first request may, and drops its first
+# conversation. It ends when it was told something.
+_SLOW = """
+import json, os, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    dropped = False
+
+    def do_GET(self):
+        time.sleep(3)
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        time.sleep(1000)
+
+    def do_POST(self):
+        if self.path == "/session" and not Handler.dropped:
+            Handler.dropped = self.close_connection = True
+            return
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if "prompt" in self.path:
+            sys.stdout.buffer.write(self.path.encode() + b" " + data + b"\\n")
+        answer = json.dumps({"id": "ses_1"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+        if "prompt" in self.path:
+            self.wfile.flush()
+            sys.stdout.flush()
+            os._exit(0)
+
+    def log_message(self, *words):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+"""
+
+
+def test_an_opencode_that_takes_long_to_start_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "prompt").write_text("begin")
+    settings = {"argv": [sys.executable, "-c", _SLOW], "conversation": "", "title": "t"}
+    told = turn(prompt=str(tmp_path / "prompt"), state=str(tmp_path))
+    sit = argv_of(told, "opencode", "sit", settings)
+    with subprocess.Popen(sit, stdout=subprocess.PIPE, start_new_session=True) as seat:
+        try:
+            while not (tmp_path / "opencode" / "feed.jsonl").exists():
+                time.sleep(0.05)
+            assert subprocess.run(adapter("opencode").say(told).words(), check=False, timeout=60).returncode == 0
+            said = seat.communicate(timeout=60)[0]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(seat.pid, signal.SIGKILL)
+    assert said == b'/session/ses_1/prompt_async {"parts": [{"type": "text", "text": "begin"}]}\n'

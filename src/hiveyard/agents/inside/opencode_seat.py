@@ -13,10 +13,10 @@ import secrets
 import shutil
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from hiveyard.agents.inside.terminal import Feed, Refused, main, run, runtime, until
 
@@ -24,6 +24,11 @@ SETTLED = 5
 """Looks without anything new after which all of a turn was told."""
 SHOWING = 20
 """How often, once a second, its screen is told which conversation to show."""
+FIRST, LONGEST = 2.0, 120.0
+"""Seconds that its server has for an answer: a request while it boots can hang for ever, so the first is given up soon,
+and each after it later, since on an emulated machine that shares its processors every answer takes long."""
+
+T = TypeVar("T")
 
 # All others are about the program's own life, or pieces of what comes whole later.
 _TELLING = (
@@ -80,11 +85,13 @@ class _Ears:
 
     def open(self) -> None:
         """Wait for the server, listen, and only then begin the conversation, so that nothing of it is missed."""
+        patience = FIRST
         while True:
             try:
-                stream = _Server(self._place).stream("/event")
+                stream = _Server(self._place).stream("/event", patience)
                 break
             except (OSError, http.client.HTTPException):
+                patience = min(2 * patience, LONGEST)
                 until(lambda: False, 0.1)
         threading.Thread(target=self._begin, daemon=True).start()
         while line := stream.readline():
@@ -92,17 +99,22 @@ class _Ears:
                 self._heard.put(json.loads(line[5:]))
 
     def _begin(self) -> None:
-        server, name = _Server(self._place), self._settings["conversation"]
-        if not name or server.ask("GET", f"/session/{name}").get("id") != name:
-            name = server.ask("POST", "/session", {"title": self._settings["title"]})["id"]
+        server = _Server(self._place)
+        name = _insisting(lambda: self._conversation(server))
         self._choose(name)
         self._heard.put({"type": "hiveyard.ready", "properties": {"sessionID": name}})
         # Its screen starts to listen a while after its server, and does not say when.
         for _ in range(SHOWING):
             if self._chosen != name:
                 return
-            server.ask("POST", "/tui/select-session", {"sessionID": name})
+            _insisting(lambda: server.ask("POST", "/tui/select-session", {"sessionID": name}))
             until(lambda: self._chosen != name, 1.0)
+
+    def _conversation(self, server: _Server) -> str:
+        name = str(self._settings["conversation"])
+        if not name or server.ask("GET", f"/session/{name}").get("id") != name:
+            name = str(server.ask("POST", "/session", {"title": self._settings["title"]})["id"])
+        return name
 
     def _choose(self, name: str) -> None:
         self._chosen = name
@@ -173,14 +185,13 @@ class _Server:
         token = base64.b64encode(f"opencode:{said['password']}".encode()).decode()
         self._headers = {"Authorization": f"Basic {token}", "Content-Type": "application/json"}
 
-    def stream(self, path: str) -> http.client.HTTPResponse:
-        # A request while it boots can hang for ever.
-        connection, answer = self._open("GET", path, None, 2.0)
+    def stream(self, path: str, patience: float) -> http.client.HTTPResponse:
+        connection, answer = self._open("GET", path, None, patience)
         connection.sock.settimeout(None)
         return answer
 
     def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        _, answer = self._open(method, path, body, 20.0)
+        _, answer = self._open(method, path, body, LONGEST)
         with answer:
             data = answer.read()
         said = json.loads(data) if data.strip() else {}
@@ -197,6 +208,15 @@ class _Server:
         if answer.status == 401:
             raise Refused("another program answers on opencode's port")
         return connection, answer
+
+
+def _insisting(ask: Callable[[], T]) -> T:
+    """Ask until there is an answer: the server may be busy for minutes."""
+    while True:
+        try:
+            return ask()
+        except (OSError, http.client.HTTPException):
+            until(lambda: False, 0.5)
 
 
 def say(settings: dict[str, Any]) -> int:
