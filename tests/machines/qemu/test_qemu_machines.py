@@ -334,11 +334,19 @@ async def test_a_template_that_was_written_to_is_made_again_and_says_so(yard: Ya
         assert await yard.says(name, "echo alive") == "alive"
 
 
-async def test_a_state_that_does_not_load_is_replaced_while_a_machine_boots(yard: Yard) -> None:
+async def test_a_state_that_does_not_load_is_replaced_while_machines_boot(yard: Yard) -> None:
     template = newest_template(yard)
     (template / "state").write_bytes(b"no state at all")
-    async with yard.machine() as name:
-        assert await yard.says(name, "echo alive") == "alive"
+
+    async def boot() -> None:
+        async with yard.machine() as name:
+            assert await yard.says(name, "echo alive") == "alive"
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(boot)
+        while (template / "template.json").exists():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        group.start_soon(boot)
 
 
 def newest_template(yard: Yard) -> Path:

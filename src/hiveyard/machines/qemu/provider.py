@@ -253,7 +253,12 @@ class QemuProvider:
     async def _template(self, spec: MachineSpec, disk: Disk, qemu: Qemu) -> Template | None:
         if not self._settings.templates:
             return None
-        template = self._templates.find(self._key(spec.image.id, spec.shape, disk, qemu))
+        key = self._key(spec.image.id, spec.shape, disk, qemu)
+        template = self._templates.find(key)
+        if template is None:
+            # Somebody may be making it again, and holds the lock meanwhile.
+            async with holding(self._cache / "locks" / spec.image.id):
+                template = self._templates.find(key)
         if template is None:
             raise _unprepared(spec)
         try:
