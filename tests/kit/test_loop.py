@@ -1,4 +1,5 @@
-"""A number that somebody lets go of while it is registered is heard for its next owner."""
+"""A number that somebody lets go of while it is registered is heard for its next owner; a wait that is cancelled when
+its socket becomes ready is no error."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import socket
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import SocketAttribute, UNIXSocketStream
 
@@ -51,3 +53,27 @@ def test_the_next_owner_of_a_number_is_heard(tmp_path: Path, ours: bool) -> None
     """asyncio's own selector shows that there is something to mend."""
     options = loop.OPTIONS if ours else {}
     assert anyio.run(is_heard, str(tmp_path / "socket"), backend_options=options) is ours
+
+
+async def complaints() -> list[str]:
+    """What the loop reports when a stream becomes readable in the round in which its reader is cancelled."""
+    running, said = asyncio.get_running_loop(), list[str]()
+    running.set_exception_handler(lambda _, context: said.append(context["message"]))
+    one, other = socket.socketpair()
+    with one, other:
+        for wait in (running.add_reader, running.add_writer):
+            future = running.create_future()
+            wait(one, future.set_result, None)
+            other.send(b"x")
+            future.cancel()
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            running.remove_reader(one)
+            running.remove_writer(one)
+    return said
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_wait_that_was_cancelled_is_not_told(ours: bool) -> None:
+    said = anyio.run(complaints, backend_options=loop.OPTIONS if ours else {})
+    assert (said == []) is ours, said
