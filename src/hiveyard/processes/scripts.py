@@ -209,6 +209,7 @@ each() {
     { read -r -d '' s <"$d/stat"; } 2>/dev/null
     set -- ${s##*) }
     [[ $1 && $1 != [ZX] ]] || continue
+    (($7 & 0x200000)) && continue # the kernel's own: a machine has more of these than of ours
     if [[ ${known[$p]} != "${20}" ]]; then
       [[ $session && $4 == "$session" ]] || ours "$2" || carries "$p" "HIVEYARD_PROCESS=$f" || continue
       known[$p]=${20}
