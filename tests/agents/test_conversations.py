@@ -107,7 +107,7 @@ async def test_it_asks_leave_in_each_of_several_turns(agent: str, opened: Open) 
         await talk.close()
         assert await answered(talk, talk.events(), Answer(allow=False)) == []
         assert talk.ended is not None
-    assert b"the first" in place.model.requests[-1].body
+    assert b"the first" in place.model.asked[-1].body
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -115,8 +115,8 @@ async def test_what_is_added_to_its_system_prompt_is_there_in_each_turn(agent: s
     async with opened(agent) as place, place.talk(system="Speak as a pirate does.") as talk:
         for text in ("[[script:next]] the first", "[[script:next]] the second"):
             await turn(talk, text)
-            assert b"Speak as a pirate does." in place.model.requests[-1].body
-            assert "pirate" not in place.model.requests[-1].prompt
+            assert b"Speak as a pirate does." in place.model.asked[-1].body
+            assert "pirate" not in place.model.asked[-1].prompt
 
 
 @pytest.mark.parametrize("agent", QUICK)
@@ -211,7 +211,7 @@ async def test_a_reader_that_was_lost_misses_nothing(agent: str, opened: Open) -
             await turn(talk, "[[script:next]] once more")
         said = [event.text for event in before + after if isinstance(event, AgentText)]
         assert len(said) == len(set(said))
-    assert place.model.requests[-1].body.count(b"[[script:shell]] begin") == 1
+    assert place.model.asked[-1].body.count(b"[[script:shell]] begin") == 1
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -239,7 +239,7 @@ async def test_another_process_goes_on_with_the_conversation(agent: str, opened:
             assert one(events, AgentEnded).text == "I go on."
             assert [event.text for event in events if isinstance(event, AgentText)] == ["I go on."]
             assert talk.conversation == known
-    assert b"the first question" in place.model.requests[-1].body
+    assert b"the first question" in place.model.asked[-1].body
 
 
 @pytest.mark.parametrize("agent", QUICK)

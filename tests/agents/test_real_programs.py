@@ -46,7 +46,7 @@ async def test_a_prompt_of_any_size_and_content_arrives_as_it_is(agent: str, yar
     assert len(hard) < 1 << 20 < len(hard.encode())  # codex takes no more characters than that
     played = await yard.play(agent, [say("Read.")], prompt=f"{hard}END")
     assert played.verdict.ok, played.verdict.reason
-    assert f"{hard}END" in played.model.requests[0].prompt
+    assert f"{hard}END" in played.model.asked[0].prompt
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -62,7 +62,7 @@ async def test_a_repository_cannot_run_code_on_start(agent: str, yard: HostYard)
     assert played.verdict.ok, played.verdict.reason
     assert sorted(mark.name for mark in marks.iterdir()) == []
     assert b"HOSTILE_ENV=1" not in played.finished.stdout
-    assert INSTRUCTIONS.encode() in played.model.requests[0].body, "its instructions are welcome"
+    assert INSTRUCTIONS.encode() in played.model.asked[0].body, "its instructions are welcome"
     assert await _status(yard) == ["?? a.py"], "its files stand where they stood"
 
 
@@ -72,7 +72,7 @@ async def test_the_instructions_of_a_repository_are_read(agent: str, name: str, 
     (yard.repo / name).write_text(INSTRUCTIONS)
     played = await yard.play(agent, [say("Done.")])
     assert played.verdict.ok, played.verdict.reason
-    assert INSTRUCTIONS.encode() in played.model.requests[0].body
+    assert INSTRUCTIONS.encode() in played.model.asked[0].body
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -85,9 +85,9 @@ async def test_what_a_turn_adds_to_the_system_prompt_is_there_beside_the_words_o
         more = {"system": "Speak as a pirate does.", "conversation": conversation}
         played = await yard.play(agent, [say("Done.")], name=name, **more)  # type: ignore[arg-type]
         assert played.verdict.ok, played.verdict.reason
-        assert INSTRUCTIONS.encode() in played.model.requests[0].body
-        assert b"Speak as a pirate does." in played.model.requests[0].body
-        assert "pirate" not in played.model.requests[0].prompt
+        assert INSTRUCTIONS.encode() in played.model.asked[0].body
+        assert b"Speak as a pirate does." in played.model.asked[0].body
+        assert "pirate" not in played.model.asked[0].prompt
         conversation = played.verdict.conversation
 
 
@@ -165,7 +165,7 @@ async def test_a_conversation_goes_on_and_its_usage_is_counted_once(agent: str, 
         conversation=first.verdict.conversation,
     )
     assert second.verdict.ok, second.verdict.reason
-    assert b"I am the first answer." in second.model.requests[0].body
+    assert b"I am the first answer." in second.model.asked[0].body
     assert _usage(second) == _usage(first) == (1000, 50)
 
 
@@ -235,7 +235,7 @@ async def test_an_interrupted_turn_is_no_success_and_its_conversation_goes_on(ag
         agent, [say("Done.")], prompt="now stop", name="turn-2", conversation=stopped.verdict.conversation
     )
     assert on.verdict.ok, on.verdict.reason
-    assert b"listen" in on.model.requests[-1].body
+    assert b"listen" in on.model.asked[-1].body
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ async def test_it_is_told_twice_and_remembers(agent: str, yard: HostYard) -> Non
         assert (await place.say("[[script:more]] the second")).ok
         assert (await place.ended(2)).text == "More."
     assert _prompts(place.events) == ["[[script:write]] the first", "[[script:more]] the second"]
-    assert b"the first" in place.model.requests[-1].body
+    assert b"the first" in place.model.asked[-1].body
     assert place.model.saw_key("hv-placeholder")
 
 
@@ -97,7 +97,7 @@ async def test_the_conversation_is_known_after_the_terminal_was_lost(agent: str,
         again = await place.heard(AgentStarted, 2)
         assert isinstance(again, AgentStarted)
         assert again.conversation == started.conversation
-    assert b"The first answer." in place.model.requests[-1].body
+    assert b"The first answer." in place.model.asked[-1].body
     assert [event.text for event in place.events if isinstance(event, AgentText)][-1] == "I remember."
     assert _prompts(place.events) == ["the first question", "[[script:slow]] begin", "[[script:next]] go on"]
 
@@ -131,7 +131,7 @@ async def test_a_prompt_of_any_content_is_a_prompt(agent: str, yard: HostYard) -
         assert len(big.encode()) > 1 << 20
         assert (await place.say(f"{big}END")).ok
         assert (await place.ended(len(HARD) + 1)).text == "Read."
-        assert _seen(place.model.requests[-1].prompt) == _seen(f"{big}END")
+        assert _seen(place.model.asked[-1].prompt) == _seen(f"{big}END")
     assert [_seen(text) for text in asked] == [_seen(text) for text in HARD]
     assert [_seen(text) for text in _prompts(place.events)[: len(HARD)]] == [_seen(text) for text in HARD]
 
@@ -152,7 +152,7 @@ async def test_a_repository_cannot_run_code_at_a_terminal(agent: str, yard: Host
         assert not (await place.ended()).is_error
         assert sorted(mark.name for mark in marks.iterdir()) == []
         assert b"HOSTILE_ENV=1" not in place.feed
-        assert INSTRUCTIONS.encode() in place.model.requests[0].body, "its instructions are welcome"
+        assert INSTRUCTIONS.encode() in place.model.asked[0].body, "its instructions are welcome"
         await place.leave()
         await place.until(lambda: (yard.repo / "opencode.json").exists())
     assert (yard.repo / ".opencode").is_dir(), "its files stand where they stood"

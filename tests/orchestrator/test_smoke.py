@@ -59,7 +59,7 @@ async def test_claude_under_pm2_with_credentials_and_a_door(offer: Offer, said: 
             assert b"It is written." in await yard.logs(ready.machine, "cc-hello")
             (process,) = await yard.processes(ready.machine)
             assert (process.name, process.status, process.exit_code) == ("cc-hello", ProcessStatus.EXITED, 0)
-            assert model.requests[0].prompt.strip() == PROMPT.strip()
+            assert model.asked[0].prompt.strip() == PROMPT.strip()
             async with provider.guest(ready.machine.name) as guest:
                 assert await guest.read(f"{ready.turn('x').workdir}/hello.txt") == b"Hello.\n"
                 assert not await guest.exists(f"{ready.turn('x').workdir}/hacked")

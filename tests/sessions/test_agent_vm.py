@@ -63,7 +63,7 @@ def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: S
         assert (again["status"], again["port"]) == ("running", session["port"])
         asked = yard("send", id, "[[script:more]] which was it?", "--wait", timeout=1700)
         assert "I remember the third." in asked.stdout, asked.stderr
-        assert b"make the third" in model.requests[-1].body, "the agent knows what was said before"
+        assert b"make the third" in model.asked[-1].body, "the agent knows what was said before"
         assert yard("stop", id, timeout=120).returncode == 0
 
 

@@ -63,7 +63,8 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScriptedModel:
-    """The server's face. `url` is its address, `requests` all that were asked, in their order."""
+    """The server's face. `url` is its address, `requests` all that were asked, in their order, `asked` those of them
+    that are of the conversation: an agent may run an errand for a title at any time."""
 
     def __init__(
         self,
@@ -89,6 +90,10 @@ class ScriptedModel:
         self._models = tuple(models)
         self._faults: Counter[tuple[str, int]] = Counter()
         self._gates: dict[str, anyio.Event] = {}
+
+    @property
+    def asked(self) -> list[Recorded]:
+        return [request for request in self.requests if not request.side]
 
     def open(self, gate: str) -> None:
         """Let all replies on that wait, or will come, at a step's gate."""
