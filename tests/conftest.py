@@ -35,10 +35,13 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
     Emulated VMs want the processors, and two rows of them are what two processors carry; the rest mostly waits, and
     its engine for containers belongs to one process at a time. Some that need neither go where there is time."""
 
-    _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner", "tests/images/", "tests/agents/test_real_")
+    _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner", "tests/images/")
     _SMALL = ("tests/contract/", "tests/processes/", "tests/ways/")
+    _ANYWHERE = ("tests/agents/test_conversations", "tests/agents/test_real_programs")
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.startswith(self._ANYWHERE):
+            return "small VMs"
         if not any(word in nodeid for word in self._VMS):
             return "no VMs"
         return "small VMs" if nodeid.startswith(self._SMALL) else "VMs"

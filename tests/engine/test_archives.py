@@ -6,8 +6,6 @@ import gzip
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from hiveyard.engine.workspace import Workspace
 from hiveyard.store import lineage
 from tests.engine.conftest import Yard, git
 from tests.engine.yards import events, spawned, told, until
+from tests.support.nobody import nobody
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -448,9 +447,6 @@ with tarfile.open(place / "tar") as tar:
 
 
 def test_what_its_owner_may_not_read_is_in_the_archive() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to be somebody else")
     with TemporaryDirectory() as place:
-        Path(place).chmod(0o777)
-        done = subprocess.run([sys.executable, "-c", UNREADABLE, place], capture_output=True, text=True)
+        done = nobody(UNREADABLE, place)
         assert done.returncode == 0, done.stderr

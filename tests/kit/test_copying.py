@@ -7,7 +7,6 @@ import os
 import socket
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from hiveyard.kit.copying import DEEPEST, Copied, Former, copy_tree
+from tests.support.nobody import nobody
 
 
 @pytest.fixture
@@ -242,13 +242,6 @@ os.setgid(65534)
 os.setuid(65534)
 copy_tree(Path(sys.argv[1], "tree"), Path(sys.argv[1], "copy"))
 """
-
-
-def nobody(script: str, place: str) -> subprocess.CompletedProcess[str]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to be somebody else")
-    Path(place).chmod(0o777)
-    return subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True)
 
 
 def test_what_its_owner_may_not_read_is_copied_with_its_mode() -> None:

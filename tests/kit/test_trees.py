@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from hiveyard.kit.trees import remove_tree, walk
+from tests.support.nobody import nobody
 
 
 def nest(place: Path, depth: int) -> None:
@@ -151,13 +152,8 @@ assert list(tree.iterdir()) == []
 
 
 def test_what_its_owner_may_not_write_to_any_more_goes_too() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to be somebody else")
-    from tempfile import TemporaryDirectory
-
     with TemporaryDirectory() as place:
-        Path(place).chmod(0o777)
-        done = subprocess.run([sys.executable, "-c", TAKEN, place], capture_output=True, text=True)
+        done = nobody(TAKEN, place)
         assert done.returncode == 0, done.stderr
 
 

@@ -28,7 +28,7 @@ class Host(NamedTuple):
     """About how long a run takes there: a kill comes at any moment of it."""
 
 
-HOSTS = [Host("bubblewrap", 20, 1.5), Host("docker", 10, 3.0), Host("qemu", 8, 7.0)]
+HOSTS = [Host("bubblewrap", 20, 1.5), Host("docker", 6, 3.0), Host("qemu", 4, 7.0)]
 
 
 @pytest.mark.parametrize("host", HOSTS, ids=[host.provider for host in HOSTS])

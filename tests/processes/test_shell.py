@@ -62,8 +62,13 @@ async def test_it_is_started_again_and_talked_to_meanwhile(manager: Shell, guest
 async def test_a_cancelled_start_ends_the_process_and_all_that_it_started(
     manager: Shell, guest: Guest, name: str
 ) -> None:
-    with anyio.move_on_after(1):
-        await manager.start(guest, spec(name, "(setsid sleep 1000.625 &); sleep 1000.625"))
+    script = f"(setsid sleep 1000.625 &); echo >/session/{name}.on; sleep 1000.625"
+    async with anyio.create_task_group() as group:
+        group.start_soon(manager.start, guest, spec(name, script))
+        with anyio.fail_after(PATIENCE):
+            while not await guest.exists(f"/session/{name}.on"):  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        group.cancel_scope.cancel()
     await until_gone(guest, "sleep 1000.625")
     assert (await manager.get(guest, name)).status is ProcessStatus.LOST
 

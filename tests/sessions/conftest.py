@@ -54,6 +54,12 @@ class Stage(Hv):
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
+    def prompted(self, repo: Path) -> str:
+        """A session that has done what it was told first."""
+        id = self.spawn(repo, "-m", "remember apples")
+        self.until(id, lambda body: body["type"] == "turn.ended")
+        return id
+
     def session(self, id: str) -> Session:
         found: Session = self.json("show", id)
         return found

@@ -7,15 +7,8 @@ from pathlib import Path
 from .conftest import Stage
 
 
-def prompted(stage: Stage, repo: Path) -> str:
-    """A session that has done what it was told first."""
-    id = stage.spawn(repo, "-m", "remember apples")
-    stage.until(id, lambda body: body["type"] == "turn.ended")
-    return id
-
-
 def test_a_damaged_session_is_not_rewound_and_not_forked(stage: Stage, repo: Path) -> None:
-    id = prompted(stage, repo)
+    id = stage.prompted(repo)
     assert stage("snapshot", id, "--name", "early").returncode == 0
     assert stage("exec", id, "--", "sh", "-c", "echo present >a.txt").returncode == 0
     assert stage("stop", id).returncode == 0

@@ -9,15 +9,8 @@ from pathlib import Path
 from .conftest import Stage
 
 
-def prompted(stage: Stage, repo: Path) -> str:
-    """A session that has done what it was told first."""
-    id = stage.spawn(repo, "-m", "remember apples")
-    stage.until(id, lambda body: body["type"] == "turn.ended")
-    return id
-
-
 def test_what_is_copied_in_is_there_or_the_copy_fails(stage: Stage, repo: Path, tmp_path: Path) -> None:
-    id = prompted(stage, repo)
+    id = stage.prompted(repo)
     os.mkfifo(tmp_path / "pipe")
     refused = stage("cp", str(tmp_path / "pipe"), f"{id}:pipe")
     assert refused.returncode == 2
@@ -31,7 +24,7 @@ def test_what_is_copied_in_is_there_or_the_copy_fails(stage: Stage, repo: Path, 
 
 
 def test_what_is_not_copied_out_is_told(stage: Stage, repo: Path, tmp_path: Path) -> None:
-    id = prompted(stage, repo)
+    id = stage.prompted(repo)
     bind = "import socket; socket.socket(socket.AF_UNIX).bind('d/sock')"
     made = stage("exec", id, "--", "sh", "-c", f'mkdir d; echo x >d/file; mkfifo d/pipe; python3 -c "{bind}"')
     assert made.returncode == 0, made.stderr
@@ -47,7 +40,7 @@ def test_what_is_not_copied_out_is_told(stage: Stage, repo: Path, tmp_path: Path
 
 
 def test_a_long_command_arrives_whole_and_one_that_is_too_long_is_refused(stage: Stage, repo: Path) -> None:
-    id = prompted(stage, repo)
+    id = stage.prompted(repo)
     words = ["word" * 250 + str(number) for number in range(100)]
     done = stage("exec", id, "--", "sh", "-c", 'for word; do echo "$word"; done; cat', "sh", *words)
     assert done.returncode == 0, done.stderr
