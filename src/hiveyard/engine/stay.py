@@ -7,10 +7,9 @@ with one that a killed daemon left, and resume one that was stopped. Nothing her
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager, closing, nullcontext
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -40,13 +39,12 @@ from hiveyard.core.events import (
 from hiveyard.core.ports import Guest, Pauses, Provider
 from hiveyard.core.states import Activity, Phase
 from hiveyard.door.door import Door
-from hiveyard.door.recorder import Recorder
-from hiveyard.door.tape import Tape
 from hiveyard.engine import repository
 from hiveyard.engine.beginning import Beginning, rename_branch
 from hiveyard.engine.berth import Berth
 from hiveyard.engine.choice import choose
 from hiveyard.engine.course import Course
+from hiveyard.engine.doorway import doorway
 from hiveyard.engine.ground import Ground
 from hiveyard.engine.harvest import glean
 from hiveyard.engine.judge import as_failure
@@ -129,7 +127,7 @@ class Stay:
         # Not to be abandoned: who stops what was just rewound finds it where it was taken back to.
         beginning = await self._lay(session)
         request = request_of(session)
-        async with self._door(request, session) as self.door:
+        async with doorway(self._r, session, request, on_budget=self._budget_spent) as self.door:
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
                 berth = await self._settle(session, request, beginning)
             self.berth = berth
@@ -407,28 +405,6 @@ class Stay:
         if self.sitting is None:
             raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
         return self.sitting
-
-    @asynccontextmanager
-    async def _door(self, request: SpawnRequest, session: SessionRow) -> AsyncIterator[Door]:
-        """The session's door, open for as long as the block lasts; what it sees is journaled."""
-        with ExitStack() as files:
-            tape = await anyio.to_thread.run_sync(Tape.load, self._workspace.tape) if request.tape else None
-            recorder = await anyio.to_thread.run_sync(Recorder, Path(request.record)) if request.record else None
-            if recorder is not None:
-                files.enter_context(closing(recorder))
-            async with self._r.doors.open(
-                session=self.id,
-                directory=self._r.door_of(self.id),
-                placeholder=self._workspace.placeholder(),
-                inherited=self._workspace.inherited(),
-                account=request.account or self._r.settings.account,
-                budget_usd=request.budget_usd,
-                spent=session.spent,
-                tape=tape,
-                recorder=recorder,
-                on_budget=self._budget_spent,
-            ) as door:
-                yield door
 
     async def heed_budget(self) -> None:
         """Let its door know what the journal says that it may spend."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, ExitStack, aclosing, asynccontextmanager, closing, nullcontext
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import cast
-
-import anyio.to_thread
 
 from hiveyard.agents import by_name
 from hiveyard.core.errors import (
@@ -35,11 +31,9 @@ from hiveyard.core.events import (
 from hiveyard.core.machines import Image
 from hiveyard.core.ports import Guest, Turn, Verdict
 from hiveyard.core.states import Phase, TaskState
-from hiveyard.door.door import Door
-from hiveyard.door.recorder import Recorder
-from hiveyard.door.tape import Tape
 from hiveyard.engine import repository, room
 from hiveyard.engine.berth import Berth
+from hiveyard.engine.doorway import doorway
 from hiveyard.engine.harvest import harvest
 from hiveyard.engine.judge import Evidence, judge
 from hiveyard.engine.request import TaskRequest
@@ -79,7 +73,8 @@ class Stint:
     async def run(self) -> TurnEnded:
         """Do what is left of it; returns how the turn ended. Raises when it never began."""
         row = await self._turn_row()
-        async with self._door() as door:
+        session = await self._ledger.read(lambda conn: views.session(conn, self.id))
+        async with doorway(self._r, session, self._request, turn=FIRST, on_budget=self._budget_spent) as door:
             life = Life(self._r.clock, door)
             try:
                 return await self._work(row, life)
@@ -234,29 +229,6 @@ class Stint:
             message = f"the agent's last output could not be read: {error.message}"
             await self._ledger.record(self.id, Notice(message=message, code=error.code))
             return _UNKNOWN
-
-    @asynccontextmanager
-    async def _door(self) -> AsyncIterator[Door]:
-        """The session's door, open for as long as the block lasts; what it sees is journaled."""
-        request, session = self._request, await self._ledger.read(lambda conn: views.session(conn, self.id))
-        with ExitStack() as files:
-            tape = await anyio.to_thread.run_sync(Tape.load, self._workspace.tape) if request.tape else None
-            recorder = await anyio.to_thread.run_sync(Recorder, Path(request.record)) if request.record else None
-            if recorder is not None:
-                files.enter_context(closing(recorder))
-            async with self._r.doors.open(
-                session=self.id,
-                directory=self._r.door_of(self.id),
-                placeholder=self._workspace.placeholder(),
-                account=request.account or self._r.settings.account,
-                budget_usd=request.budget_usd,
-                spent=session.spent,
-                turn=FIRST,
-                tape=tape,
-                recorder=recorder,
-                on_budget=self._budget_spent,
-            ) as door:
-                yield door
 
     def _budget_spent(self) -> None:
         self._stop.ask(
