@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from hiveyard.places import places
 from tests.cli.conftest import Hv
 from tests.engine.conftest import git, repo
+from tests.main_job.conftest import docker_socket, portal
+from tests.support.leaks import searched_directory
 
-__all__ = ["git", "repo"]
+__all__ = ["docker_socket", "git", "portal", "repo"]
 Session = dict[str, Any]
 
 
@@ -99,3 +102,18 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(tmp_path / "home")
     yield stage
     stage.close()
+
+
+@pytest.fixture(params=["bubblewrap", *(pytest.param(name, marks=pytest.mark.real) for name in ("docker", "qemu"))])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """An installation for each provider that its sessions run on."""
+    provider = request.param
+    settings = f'[engine]\nprovider = "{provider}"\nagent = "puppet"\ndisk_reserve_mib = 1\n'
+    if provider == "docker":
+        settings += f'[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
+    with searched_directory() as scratch:
+        home = scratch / "home"
+        real = {"settings": settings, "HIVEYARD_CACHE": str(places().cache)}
+        stage = Stage(home, **({} if provider == "bubblewrap" else real))
+        yield stage
+        stage.close()

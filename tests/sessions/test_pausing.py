@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
-
-from hiveyard.places import places
-from tests.engine.conftest import repo
-from tests.main_job.conftest import docker_socket, portal
-from tests.support.leaks import searched_directory
 
 from .conftest import Stage
 
-__all__ = ["docker_socket", "portal", "repo"]
 PATIENCE = 120.0
-
-
-@pytest.fixture(params=["bubblewrap", *(pytest.param(name, marks=pytest.mark.real) for name in ("docker", "qemu"))])
-def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """An installation for each provider that its sessions run on."""
-    provider = request.param
-    settings = f'[engine]\nprovider = "{provider}"\nagent = "puppet"\ndisk_reserve_mib = 1\n'
-    if provider == "docker":
-        settings += f'[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
-    with searched_directory() as scratch:
-        home = scratch / "home"
-        real = {"settings": settings, "HIVEYARD_CACHE": str(places().cache)}
-        stage = Stage(home, **({} if provider == "bubblewrap" else real))
-        yield stage
-        stage.close()
 
 
 def eventually(true: Callable[[], bool], why: Callable[[], object] = lambda: "") -> None:

@@ -93,13 +93,24 @@ def test_a_daemon_that_is_killed_is_not_noticed_by_the_agent(stage: Stage, repo:
     assert (types.count("machine.ready"), types.count("agent.started"), types.count("turn.started")) == (1, 1, 2)
 
 
-def test_eight_at_once(stage: Stage, repo: Path) -> None:
+def test_eight_at_once(everywhere: Stage, repo: Path) -> None:
+    stage, patience = everywhere, 900.0
+
+    def spawn(number: int) -> str:
+        words = ("--name", f"s{number}", "--memory", "1024", "-m", f"remember {number}")
+        return stage.spawn(repo, *words, timeout=patience)
+
+    def each(*words: str) -> list[str]:
+        """What `hv` said about each of them, all asked at once."""
+        done = list(pool.map(lambda id: stage(words[0], id, *words[1:], timeout=patience), ids))
+        assert all(one.returncode == 0 for one in done), done
+        return [one.stdout.splitlines()[-1] for one in done]
+
     with ThreadPoolExecutor(MANY) as pool:
-        ids = list(pool.map(lambda n: stage.spawn(repo, "--name", f"s{n}", "-m", f"remember {n}"), range(MANY)))
-        sent = pool.map(lambda id: stage("send", id, "recall", "--wait"), ids)
-        assert [done.stdout.splitlines()[-1] for done in sent] == [f"kept: {n}" for n in range(MANY)]
-        list(pool.map(lambda id: stage("stop", id), ids))
+        ids = list(pool.map(spawn, range(MANY)))
+        assert len({one["port"] for one in stage.json("list")}) == MANY
+        assert each("send", "recall", "--wait") == [f"kept: {number}" for number in range(MANY)]
+        each("stop")
         assert {one["status"] for one in stage.json("list")} == {"stopped"}
-        assert all(done.returncode == 0 for done in pool.map(lambda id: stage("resume", id), ids))
-        again = pool.map(lambda id: stage("send", id, "recall", "--wait"), ids)
-        assert [done.stdout.splitlines()[-1] for done in again] == [f"kept: {n}" for n in range(MANY)]
+        each("resume")
+        assert each("send", "recall", "--wait") == [f"kept: {number}" for number in range(MANY)]
