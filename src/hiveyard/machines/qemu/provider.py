@@ -9,7 +9,6 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -20,9 +19,7 @@ from hiveyard.core.errors import (
     BootFailed,
     MachineLost,
     MachineNotReady,
-    NoSuchImage,
     NoSuchMachine,
-    ProviderUnavailable,
 )
 from hiveyard.core.machines import (
     Capabilities,
@@ -42,21 +39,20 @@ from hiveyard.core.ports import Frozen, Guest, Meanwhile
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.shared import Shared
 from hiveyard.machines.qemu import terminal
-from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator, Accelerators
+from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator
 from hiveyard.machines.qemu.command import DOOR_ADDRESS
-from hiveyard.machines.qemu.disk import Disk, Disks, remove_tree
+from hiveyard.machines.qemu.disk import remove_tree
 from hiveyard.machines.qemu.entry import Entries, GuestExec
 from hiveyard.machines.qemu.forking import Fork, bring_up
 from hiveyard.machines.qemu.holdings import held
-from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, processor, space_named, version
+from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, space_named
 from hiveyard.machines.qemu.locks import holding
-from hiveyard.machines.qemu.making import make
 from hiveyard.machines.qemu.record import Record, Rig, read
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.machines.qemu.snapshot import Snapshot, Snapshots
 from hiveyard.machines.qemu.still import go_on, hold_still, mended
-from hiveyard.machines.qemu.sweeping import sweep
-from hiveyard.machines.qemu.template import Corrupt, Key, Origin, Template, Templates
+from hiveyard.machines.qemu.stock import Stock
+from hiveyard.machines.qemu.template import Origin
 from hiveyard.machines.qemu.user import builder, user_for
 from hiveyard.machines.qemu.vm import Vm, labels
 from hiveyard.machines.shell import ShellGuest, terminal_words
@@ -88,104 +84,24 @@ class QemuProvider:
         self._cache = cache
         self._settings = settings or QemuSettings()
         self._clock = clock or SystemClock()
-        self._candidates = accelerators
         self._builder = builder(first=self._settings.uid)
-        self._disks = Disks(cache / "disks", self._builder.group)
-        self._templates = Templates(cache / "templates")
+        self._stock = Stock(cache, self._settings, self._builder, accelerators)
         self._snapshots = Snapshots(state / ".snapshots")
         self._entries = Entries()
         self.opened = Shared(self._entries.aclose).used
-        self._version = ""
         # Two installations on one host never touch each other's processes.
         self._installation = "hiveyard-" + hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12] + ":"
 
-    # What works here.
+    # What works here, and images.
 
     async def readiness(self) -> Readiness:
-        try:
-            number = await self._found_version()
-            choice = self._accelerators().known(number)
-            kernels = self._disks.kernels()
-            if choice is None and kernels:
-                choice = await self._accelerators().choose(kernels[-1], number)
-        except ProviderUnavailable as error:
-            return Readiness(ok=False, detail=error.message, fix=error.hint)
-        why = choice.reason if choice else "the accelerator is found out when the first image is prepared"
-        return Readiness(ok=True, detail=f"QEMU {number}; {why}")
-
-    async def _found_version(self) -> str:
-        self._version = self._version or await version(self._settings.program)
-        return self._version
-
-    def _accelerators(self) -> Accelerators:
-        return Accelerators(
-            self._candidates,
-            wanted=self._settings.accelerator,
-            program=self._settings.program,
-            timeout=self._settings.trial_timeout,
-            user=self._builder,
-            known=self._cache / "accelerator.json",
-        )
-
-    async def _qemu(self, kernel: Path) -> Qemu:
-        number = await self._found_version()
-        return Qemu(self._settings.program, number, await self._accelerators().choose(kernel, number))
-
-    # Images.
+        return await self._stock.readiness()
 
     async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
-        await self._found_version()
-        with space_named():
-            self._cache.mkdir(parents=True, exist_ok=True)
-            async with holding(self._cache / "locks" / image.id):
-                disk = await self._disks.ensure(image, shape.disk_gib, report)
-                new_here = self._accelerators().known(self._version) is None
-                qemu = await self._qemu(disk.kernel)
-                if new_here:
-                    report(f"accelerator: {qemu.choice.reason}")
-                await anyio.to_thread.run_sync(sweep, [*self._templates.useless(qemu.version), *self._disks.useless()])
-                if self._settings.templates:
-                    await self._ensure_template(image.id, shape, disk, qemu, report)
-
-    async def _ensure_template(self, image: str, shape: Shape, disk: Disk, qemu: Qemu, report: Report) -> Template:
-        """A template that is whole. Call it under the image's lock."""
-        key = self._key(image, shape, disk, qemu)
-        if template := self._templates.find(key):
-            try:
-                template.check()
-                return template
-            except Corrupt as error:
-                report(f"{error.message}; making it again")
-                _log.warning("%s; making it again", error.message)
-                self._templates.retire(template)
-        check_memory(shape)
-        check_space(self._cache, shape.memory_mib + 512)
-        fresh = self._templates.place(key)
-        try:
-            label = f"hiveyard-template:{key.digest()}"
-            await make(
-                *(fresh, label, qemu, self._builder, shape, disk), timeout=self._settings.boot_timeout, report=report
-            )
-            return self._templates.keep(
-                key, fresh, host_key=disk.host_key, group=self._builder.group, sealed=qemu.seals
-            )
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-
-    def _key(self, image: str, shape: Shape, disk: Disk, qemu: Qemu) -> Key:
-        return Key(
-            image=image,
-            disk=disk.host_key,
-            shape=replace(shape, pids=Shape().pids),  # a machine is told that when it is forked
-            engine=qemu.choice.engine,
-            version=qemu.version,
-            processor=processor() if qemu.kvm else "",
-        )
+        await self._stock.prepare(image, shape, report)
 
     async def release_image(self, image_id: str) -> None:
-        async with holding(self._cache / "locks" / image_id):
-            await anyio.to_thread.run_sync(self._templates.remove_image, image_id)
-            await anyio.to_thread.run_sync(self._disks.remove, image_id)
+        await self._stock.release(image_id)
 
     async def holdings(self) -> list[Holding]:
         return await anyio.to_thread.run_sync(held, self._state, self._cache)
@@ -218,21 +134,16 @@ class QemuProvider:
                 raise
 
     async def _fork(self, name: str, spec: MachineSpec) -> Record:
-        disk = self._disks.find(spec.image.id, spec.shape.disk_gib)
-        if disk is None:
-            raise _unprepared(spec)
-        qemu = await self._qemu(disk.kernel)
-        template = await self._template(spec, disk, qemu)
-        if template is None:
-            return await self._bring_up(name, spec, qemu, Origin((disk.layer,), disk.host_key, kernel=disk.root))
+        qemu, origin = await self._stock.begin(spec)
         try:
-            return await self._bring_up(name, spec, qemu, template.origin(disk.layer))
+            return await self._bring_up(name, spec, qemu, origin)
         except BootFailed as error:
+            if origin.frozen is None:
+                raise
             # It was whole when we looked. If its state does not load all the same, a new one will.
             _log.warning("machine %s: %s; making its template again", name, error.message)
             await self._remove(name)
-            another = await self._another(spec, disk, qemu, template)
-            return await self._bring_up(name, spec, qemu, another.origin(disk.layer))
+            return await self._bring_up(name, spec, qemu, await self._stock.again(spec, qemu, origin))
 
     async def _bring_up(self, name: str, spec: MachineSpec, qemu: Qemu, origin: Origin) -> Record:
         fork = Fork(
@@ -249,31 +160,6 @@ class QemuProvider:
         record, early = await bring_up(fork)
         self._entries.add(name, early)
         return record
-
-    async def _template(self, spec: MachineSpec, disk: Disk, qemu: Qemu) -> Template | None:
-        if not self._settings.templates:
-            return None
-        key = self._key(spec.image.id, spec.shape, disk, qemu)
-        template = self._templates.find(key)
-        if template is None:
-            # Somebody may be making it again, and holds the lock meanwhile.
-            async with holding(self._cache / "locks" / spec.image.id):
-                template = self._templates.find(key)
-        if template is None:
-            raise _unprepared(spec)
-        try:
-            template.check()
-        except Corrupt:
-            async with holding(self._cache / "locks" / spec.image.id):
-                return await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)
-        return template
-
-    async def _another(self, spec: MachineSpec, disk: Disk, qemu: Qemu, broken: Template) -> Template:
-        async with holding(self._cache / "locks" / spec.image.id):
-            now = self._templates.find(self._key(spec.image.id, spec.shape, disk, qemu))
-            if now is not None and now.made == broken.made:
-                self._templates.retire(now)
-            return await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)
 
     # Standing still.
 
@@ -305,8 +191,7 @@ class QemuProvider:
     async def _unfolded(self, snapshot: str) -> tuple[Snapshot, Qemu]:
         """A snapshot that a machine can begin from, and the QEMU for it."""
         found = self._snapshots.find(snapshot)
-        number = await self._found_version()
-        qemu = found.qemu(self._settings.program, number, self._accelerators().known(number))
+        qemu = await self._stock.qemu_of(found)
         check_space(self._state, (self._snapshots.room(snapshot) >> 20) + 256)
         with space_named():
             await self._snapshots.unfold(snapshot, self._builder.group, writable=not qemu.seals)
@@ -421,10 +306,3 @@ class QemuProvider:
 
     def _lock(self, name: str) -> Path:
         return self._state / ".locks" / name
-
-
-def _unprepared(spec: MachineSpec) -> NoSuchImage:
-    return NoSuchImage(
-        f"image {spec.image.name} is not prepared for machines of {spec.shape.memory_mib} MiB,"
-        f" {spec.shape.cpus} cpus and {spec.shape.disk_gib} GiB"
-    )

@@ -68,11 +68,10 @@ class Key(NamedTuple):
 
 
 class Template(NamedTuple):
-    """`made` tells two apart that were made for the same key."""
+    """One that is made again for the same key has another `root`."""
 
     root: Path
     host_key: str
-    made: str
 
     @property
     def state(self) -> Path:
@@ -140,14 +139,14 @@ class Templates:
             "image": key.image,
             "layout": LAYOUT,
             "version": key.version,
-            "digest": (digest := _digest(fresh / "state")),
+            "digest": _digest(fresh / "state"),
             "files": {name: _look(fresh / name) for name in PARTS},
         }
         files.write_atomic(fresh / "template.json", json.dumps(marks).encode())
         root = self._root / f"{key.digest()}-{new_id()}"
         fresh.replace(root)
         files.sync_dir(self._root)
-        return Template(root, host_key, digest)
+        return Template(root, host_key)
 
     def retire(self, template: Template) -> None:
         """No machine begins from it any more; it stays for those that did, and goes with `useless` after them."""
@@ -165,7 +164,7 @@ class Templates:
 
 def _template(root: Path) -> Template | None:
     found = _load(root)
-    return Template(root, text(found.get("host_key")), text(found.get("digest"))) if found else None
+    return Template(root, text(found.get("host_key"))) if found else None
 
 
 def _load(root: Path) -> dict[str, object]:
