@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from hiveyard.core.events import DoorRefused, ModelCalled, ModelFailed, Notice
+from hiveyard.door.door import Door
 from hiveyard.door.settings import DoorSettings
 
 from . import bodies
@@ -212,26 +213,30 @@ async def test_an_error_inside_a_stream_is_a_failure(tmp_path: Path) -> None:
     assert not told.of(ModelCalled)[0].complete
 
 
+async def hang_up(opened: Door, asked: anyio.Event) -> None:
+    """Ask as a guest that is gone when `asked` is set; returns when the door is done with it."""
+    async with guest(opened) as client, anyio.create_task_group() as group:
+
+        async def ask() -> None:
+            await client.post("/anthropic/v1/messages", json=message("a" * 400))
+
+        group.start_soon(ask)
+        with anyio.fail_after(20):
+            await asked.wait()
+        assert opened.busy == 1
+        group.cancel_scope.cancel()
+    await until(lambda: not opened.busy)
+
+
 async def test_a_guest_that_hangs_up_before_the_answer_pays_for_its_question(tmp_path: Path) -> None:
-    told = Told()
-    arrived = anyio.Event()
+    told, arrived = Told(), anyio.Event()
 
     async def silent(_request: Request, _stream: object) -> None:
         arrived.set()
         await anyio.sleep_forever()
 
     async with upstream(silent) as up, door(up.url, told, tmp_path) as opened:
-        async with guest(opened) as client, anyio.create_task_group() as group:
-
-            async def ask() -> None:
-                await client.post("/anthropic/v1/messages", json=message("a" * 400))
-
-            group.start_soon(ask)
-            with anyio.fail_after(20):
-                await arrived.wait()
-            assert opened.busy == 1
-            group.cancel_scope.cancel()
-        await until(lambda: not opened.busy)
+        await hang_up(opened, arrived)
     [called] = told.of(ModelCalled)
     assert not called.complete and called.usage.input_tokens >= 100 and called.status == 499
 
@@ -247,16 +252,7 @@ async def test_a_request_that_nobody_was_sent_is_not_paid_for(tmp_path: Path) ->
     async with upstream(proxy) as slow:
         settings = DoorSettings(anthropic_upstream="https://vendor.invalid", proxy=slow.url)
         async with door("", told, tmp_path, settings=settings, budget_usd=1.0) as opened:
-            async with guest(opened) as client, anyio.create_task_group() as group:
-
-                async def ask() -> None:
-                    await client.post("/anthropic/v1/messages", json=message("a" * 400))
-
-                group.start_soon(ask)
-                with anyio.fail_after(20):
-                    await asked.wait()
-                group.cancel_scope.cancel()
-            await until(lambda: not opened.busy)
+            await hang_up(opened, asked)
             assert opened.spent.requests == 0
     assert [request.method for request in slow.requests] == ["CONNECT"] and told.events == []
 
