@@ -70,12 +70,6 @@ def crowd(request: pytest.FixtureRequest) -> int:
     return 5 if "qemu" in request.node.callspec.id else 50
 
 
-@pytest.fixture
-def moments(request: pytest.FixtureRequest) -> list[float]:
-    """Seconds after which a start is cancelled, each a start of its own: an emulated machine takes longer for one."""
-    return [0.0, 0.05, 0.2, 0.8] if "qemu" in request.node.callspec.id else [0.004 * number for number in range(12)]
-
-
 # What an emulated machine is asked of these: what depends on its kernel and its file systems. The rest takes it
 # minutes, and the runner is the same everywhere.
 IN_VMS = {
