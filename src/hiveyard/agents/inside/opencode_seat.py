@@ -26,7 +26,7 @@ SHOWING = 20
 """How often, once a second, its screen is told which conversation to show."""
 FIRST, LONGEST = 2.0, 120.0
 """Seconds that its server has for an answer: a request while it boots can hang for ever, so the first is given up soon,
-and each after it later, since on an emulated machine that shares its processors every answer takes long."""
+and each after it later, for on an emulated machine that shares its processors every answer takes long."""
 
 T = TypeVar("T")
 
@@ -90,8 +90,9 @@ class _Ears:
             try:
                 stream = _Server(self._place).stream("/event", patience)
                 break
-            except (OSError, http.client.HTTPException):
+            except TimeoutError:
                 patience = min(2 * patience, LONGEST)
+            except (OSError, http.client.HTTPException):
                 until(lambda: False, 0.1)
         threading.Thread(target=self._begin, daemon=True).start()
         while line := stream.readline():
