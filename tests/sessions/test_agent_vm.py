@@ -20,10 +20,11 @@ SCRIPTS = {
     "more": [say("I remember the third.")],
 }
 AT_ONCE = {"docker": 8}
+PATIENCE = 900.0
 
 
 def spawned(yard: Yard, repo: Path, *words: str) -> str:
-    done = yard("spawn", "--repo", str(repo), "--agent", "opencode", *words, timeout=600)
+    done = yard("spawn", "--repo", str(repo), "--agent", "opencode", *words, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -34,7 +35,11 @@ def by_ssh(yard: Yard, id: str, command: str) -> subprocess.CompletedProcess[str
     config.write_text(yard("ssh-config", id).stdout)
     host = next(line.split()[1] for line in config.read_text().splitlines() if line.startswith("Host "))
     return subprocess.run(
-        ["ssh", "-F", str(config), host, command], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+        ["ssh", "-F", str(config), host, command],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -55,16 +60,16 @@ def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: S
         ended(yard, id, 1)
         assert (yard.sessions / id / "shared" / "repo" / "c.txt").read_text() == "three\n"
 
-        assert yard("stop", id, timeout=120).returncode == 0
+        assert yard("stop", id, timeout=PATIENCE).returncode == 0
         assert [one["status"] for one in yard.json("list")] == ["stopped"]
-        resumed = yard("resume", id, timeout=600)
+        resumed = yard("resume", id, timeout=PATIENCE)
         assert resumed.stdout.strip() == id, resumed.stderr
         again = yard.json("show", id)
         assert (again["status"], again["port"]) == ("running", session["port"])
         asked = yard("send", id, "[[script:more]] which was it?", "--wait", timeout=1700)
         assert "I remember the third." in asked.stdout, asked.stderr
         assert b"make the third" in model.asked[-1].body, "the agent knows what was said before"
-        assert yard("stop", id, timeout=120).returncode == 0
+        assert yard("stop", id, timeout=PATIENCE).returncode == 0
 
 
 @pytest.mark.parametrize("provider", ["docker"])
@@ -79,7 +84,7 @@ def test_many_at_once(provider: str, opening: Opening, speaking: Speaking, repo:
         for id in ids:
             assert (yard.sessions / id / "shared" / "repo" / "c.txt").read_text() == "three\n"
         assert {done.stdout for done in pool.map(lambda id: by_ssh(yard, id, "whoami"), ids)} == {"agent\n"}
-        list(pool.map(lambda id: yard("stop", id, timeout=120), ids))
+        list(pool.map(lambda id: yard("stop", id, timeout=PATIENCE), ids))
         assert {one["status"] for one in yard.json("list")} == {"stopped"}
 
 
