@@ -63,14 +63,14 @@ async def test_auto_never_takes_what_costs_money_on_a_host_of_somebody_else() ->
     cloud = Ground("cloud", Tier.VM, ok=True, capabilities=Capabilities(remote=True))
     here = {**grounds(bubblewrap=True), "cloud": cast(Provider, cloud)}
     assert (await choose("auto", here)).provider.name == "bubblewrap"
-    assert (await choose("cloud", here)).provider.name == "cloud"
     with pytest.raises(ProviderUnavailable, match="no provider works here"):
         await choose("auto", {"cloud": cast(Provider, cloud)})
 
 
 @pytest.mark.anyio
-async def test_a_provider_without_a_door_is_refused_before_it_is_tried() -> None:
-    closed = Ground("cloud", Tier.VM, ok=False, capabilities=Capabilities(remote=True, door_url=""))
+@pytest.mark.parametrize("able", [Capabilities(door_url=""), Capabilities(remote=True)], ids=["no door", "remote"])
+async def test_a_provider_that_shares_no_door_or_directory_is_refused_before_it_is_tried(able: Capabilities) -> None:
+    closed = Ground("cloud", Tier.VM, ok=False, capabilities=able)
     with pytest.raises(BadInput, match="cloud cannot run agents yet") as raised:
         await choose("cloud", {"cloud": cast(Provider, closed)})
     assert "qemu, docker or bubblewrap" in raised.value.hint

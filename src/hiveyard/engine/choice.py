@@ -52,10 +52,11 @@ def automatic(provider: Provider) -> bool:
 
 
 def check_door(provider: Provider) -> None:
-    """Raises BadInput where machines have no door: an agent there reaches no model."""
-    if not provider.capabilities.door_url:
+    """Raises BadInput where machines have no door, so that an agent there reaches no model, or share no directory."""
+    if provider.capabilities.remote or not provider.capabilities.door_url:
         raise BadInput(
-            f"{provider.name} cannot run agents yet: its machines do not reach the door on this host, and so no model",
+            f"{provider.name} cannot run agents yet: its machines share no directory and no door with this host, and so"
+            " reach no model",
             hint="choose --provider qemu, docker or bubblewrap",
         )
 
