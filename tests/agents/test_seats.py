@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +21,7 @@ from hiveyard.agents.inside.claude_seat import GUARD, _safe
 from hiveyard.agents.inside.terminal import Feed, Tail
 from hiveyard.agents.seats import argv_of
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentOutput, AgentPrompted, AgentStarted
-from hiveyard.core.ports import Seated
+from hiveyard.core.ports import Seated, Turn
 from tests.agents.seated import heard
 from tests.agents.test_processes import turn
 from tests.transcripts.record_seats import CASES, expect, home
@@ -254,22 +254,28 @@ def test_a_program_that_heeds_no_signal_is_ended_and_what_was_put_aside_comes_ba
     assert feed.read_text().splitlines() == ['{"seat":"started"}', '{"seat":"ended","code":3}']
 
 
-# An opencode on a machine that is far too slow: it takes longer than its first request may, and drops its first
-# conversation. It ends when it was told something.
+# An opencode on a machine that is far too slow: it takes longer than its first request may, drops its first
+# conversation, and ends the first stream of events.
 _SLOW = """
-import json, os, sys, time
+import json, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     dropped = False
+    streams = 0
 
     def do_GET(self):
         time.sleep(3)
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        time.sleep(1000)
+        Handler.streams += 1
+        if Handler.streams > 2:
+            event = b'data: {"type": "session.idle", "properties": {}}\\n'
+            self.wfile.write(b"%x\\r\\n%b\\r\\n" % (len(event), event))
+            time.sleep(1000)
+        self.wfile.write(b"0\\r\\n\\r\\n")
 
     def do_POST(self):
         if self.path == "/session" and not Handler.dropped:
@@ -277,16 +283,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         data = self.rfile.read(int(self.headers["Content-Length"]))
         if "prompt" in self.path:
-            sys.stdout.buffer.write(self.path.encode() + b" " + data + b"\\n")
+            print(self.path, data.decode(), flush=True)
         answer = json.dumps({"id": "ses_1"}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
-        if "prompt" in self.path:
-            self.wfile.flush()
-            sys.stdout.flush()
-            os._exit(0)
 
     def log_message(self, *words):
         pass
@@ -295,18 +297,37 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
 """
 
 
-def test_an_opencode_that_takes_long_to_start_is_waited_for(tmp_path: Path) -> None:
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[Turn, subprocess.Popen[str]]]:
+    """A turn whose prompt is `begin`, and the seat of such an opencode."""
     (tmp_path / "prompt").write_text("begin")
-    settings = {"argv": [sys.executable, "-c", _SLOW], "conversation": "", "title": "t"}
     told = turn(prompt=str(tmp_path / "prompt"), state=str(tmp_path))
+    settings = {"argv": [sys.executable, "-c", _SLOW], "conversation": "", "title": "t"}
     sit = argv_of(told, "opencode", "sit", settings)
-    with subprocess.Popen(sit, stdout=subprocess.PIPE, start_new_session=True) as seat:
-        try:
-            while not (tmp_path / "opencode" / "feed.jsonl").exists():
-                time.sleep(0.05)
-            assert subprocess.run(adapter("opencode").say(told).words(), check=False, timeout=60).returncode == 0
-            said = seat.communicate(timeout=60)[0]
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(seat.pid, signal.SIGKILL)
-    assert said == b'/session/ses_1/prompt_async {"parts": [{"type": "text", "text": "begin"}]}\n'
+    with subprocess.Popen(sit, stdout=subprocess.PIPE, text=True, start_new_session=True) as seat:
+        feed = tmp_path / "opencode" / "feed.jsonl"
+        while not feed.exists():
+            time.sleep(0.05)
+        yield told, seat
+        os.killpg(seat.pid, signal.SIGTERM)
+
+
+def test_an_opencode_that_takes_long_is_waited_for_and_told_once(slow: tuple[Turn, subprocess.Popen[str]]) -> None:
+    """A daemon that was killed leaves behind whoever tells a prompt; the next daemon tells it again."""
+    told, seat = slow
+    say = adapter("opencode").say(told).words()
+    both = [subprocess.Popen(say) for _ in range(2)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    Path(told.prompt).write_text("go on")
+    assert subprocess.run(say, check=False, timeout=60).returncode == 0
+    assert seat.stdout is not None
+    said = [json.loads(seat.stdout.readline().partition(" ")[2]) for _ in range(2)]
+    assert [one["parts"][0]["text"] for one in said] == ["begin", "go on"]
+
+
+def test_an_opencode_that_sets_itself_up_anew_is_heard_again(slow: tuple[Turn, subprocess.Popen[str]]) -> None:
+    feed = Path(slow[0].state) / "opencode" / "feed.jsonl"
+    until = time.monotonic() + 60
+    while b"session.idle" not in feed.read_bytes():
+        assert time.monotonic() < until, feed.read_bytes()
+        time.sleep(0.05)

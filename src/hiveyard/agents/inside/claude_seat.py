@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hiveyard.agents.inside.terminal import Feed, Refused, Tail, alone, main, run, runtime, tmux, until
+from hiveyard.agents.inside.terminal import Feed, Refused, Tail, main, once, run, runtime, tmux, until
 
 # A blank that is no white space for the program: before it, what looks like a command is a prompt.
 GUARD = "\u2800"
@@ -64,7 +64,7 @@ exit 1
 
 def sit(settings: dict[str, Any]) -> int:
     config, place, feed = Path(settings["config"]), runtime(settings["state"]), Feed(settings["feed"])
-    for name in ("prompt", "taking", "taken", "draft", "last", "hooks"):
+    for name in ("prompt", "taking", "taken", "draft", "last", "told", "hooks"):
         (place / name).unlink(missing_ok=True)
     feed.begin()
     _welcome(config, settings["workdir"])
@@ -186,18 +186,24 @@ def say(settings: dict[str, Any]) -> int:
     text = Path(settings["prompt"]).read_text(encoding="utf-8", errors="replace")
     if not _essence(text):
         raise Refused("the prompt is empty")
-    place, feed = runtime(settings["state"]), Feed(settings["feed"])
-    with alone(place / "say"):
-        until(lambda: _status(settings) != "", settings["patience"])
-        heard = Tail(feed.path, feed.size())
-        last = place / "last"
-        draft = _put(place, settings, _safe(text))
-        _send(settings, text, heard)
-        # What a person had begun to write; a prompt that was interrupted at once stands there too.
-        if draft.strip() and not (last.exists() and _essence(draft) == _essence(last.read_text(encoding="utf-8"))):
-            _put(place, settings, draft)
-        last.write_text(text, encoding="utf-8")
+    place = runtime(settings["state"])
+    with once(place, settings["prompt"], text) as first:
+        if first:
+            _tell(place, settings, text)
     return 0
+
+
+def _tell(place: Path, settings: dict[str, Any], text: str) -> None:
+    until(lambda: _status(settings) != "", settings["patience"])
+    feed = Feed(settings["feed"])
+    heard = Tail(feed.path, feed.size())
+    last = place / "last"
+    draft = _put(place, settings, _safe(text))
+    _send(settings, text, heard)
+    # What a person had begun to write; a prompt that was interrupted at once stands there too.
+    if draft.strip() and not (last.exists() and _essence(draft) == _essence(last.read_text(encoding="utf-8"))):
+        _put(place, settings, draft)
+    last.write_text(text, encoding="utf-8")
 
 
 def _safe(text: str) -> str:

@@ -14,11 +14,13 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from hiveyard.agents.inside.terminal import Feed, Refused, main, run, runtime, until
+from hiveyard.agents.inside.terminal import Feed, Refused, main, once, run, runtime, until
 
 SETTLED = 5
 """Looks without anything new after which all of a turn was told."""
@@ -48,7 +50,8 @@ _WAITING = ("permission.asked", "question.asked", "session.idle")
 
 def sit(settings: dict[str, Any]) -> int:
     place, feed = runtime(settings["state"]), Feed(settings["feed"])
-    (place / "session").unlink(missing_ok=True)
+    for former in ("session", "told"):
+        (place / former).unlink(missing_ok=True)
     feed.begin()
     server = {"port": _free_port(), "password": secrets.token_urlsafe(24)}
     (place / "server").touch(mode=0o600)
@@ -84,20 +87,27 @@ class _Ears:
         self._quiet = 0
 
     def open(self) -> None:
-        """Wait for the server, listen, and only then begin the conversation, so that nothing of it is missed."""
+        """Wait for the server, listen, and only then begin the conversation, so that nothing of it is missed. A server
+        ends the stream when it sets itself up anew: that is listened to again."""
+        for number in count():
+            stream = self._stream()
+            if number == 0:
+                threading.Thread(target=self._begin, daemon=True).start()
+            with suppress(OSError, ValueError, http.client.HTTPException):
+                while line := stream.readline():
+                    if line.startswith(b"data:"):
+                        self._heard.put(json.loads(line[5:]))
+            until(lambda: False, 0.1)
+
+    def _stream(self) -> http.client.HTTPResponse:
         patience = FIRST
         while True:
             try:
-                stream = _Server(self._place).stream("/event", patience)
-                break
+                return _Server(self._place).stream("/event", patience)
             except TimeoutError:
                 patience = min(2 * patience, LONGEST)
             except (OSError, http.client.HTTPException):
                 until(lambda: False, 0.1)
-        threading.Thread(target=self._begin, daemon=True).start()
-        while line := stream.readline():
-            if line.startswith(b"data:"):
-                self._heard.put(json.loads(line[5:]))
 
     def _begin(self) -> None:
         server = _Server(self._place)
@@ -225,8 +235,10 @@ def say(settings: dict[str, Any]) -> int:
     if not text.strip():
         raise Refused("the prompt is empty")
     place = runtime(settings["state"])
-    session = _session(place, settings["patience"])
-    _Server(place).ask("POST", f"/session/{session}/prompt_async", {"parts": [{"type": "text", "text": text}]})
+    with once(place, settings["prompt"], text) as first:
+        if first:
+            session = _session(place, settings["patience"])
+            _Server(place).ask("POST", f"/session/{session}/prompt_async", {"parts": [{"type": "text", "text": text}]})
     return 0
 
 

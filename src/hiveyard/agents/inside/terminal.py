@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,6 +187,18 @@ def alone(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def once(place: Path, prompt: str, text: str) -> Iterator[bool]:
+    """Tell a prompt alone, and whether that is still to be done: who began with it may have been left behind by a
+    daemon that was killed, and the next daemon tells it again. A forked machine has another name, and its own."""
+    said = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    mark = f"{socket.gethostname()} {prompt} {said}"
+    told = place / "told"
+    with alone(place / "say"):
+        yield not (told.exists() and told.read_text() == mark)
+        told.write_text(mark)
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:
