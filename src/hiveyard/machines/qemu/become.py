@@ -29,9 +29,11 @@ async def become(socket: Path, name: str, *, public_key: str, pids: int, again: 
     await _told(socket, name, "\t".join(fields))
 
 
-async def tick(socket: Path, name: str) -> None:
-    """Give the guest the time, which stood still for it."""
-    await _told(socket, name, str(time.time()))
+async def tick(socket: Path, name: str, *, within: float = 60.0) -> None:
+    """Give the guest the time, which stood still for it. Raises BootFailed, MachineLost, TimeoutError for one that has
+    not taken it within so many seconds."""
+    with anyio.fail_after(within):
+        await _told(socket, name, str(time.time()))
 
 
 async def _told(socket: Path, name: str, line: str) -> None:

@@ -6,12 +6,14 @@ its directory belong together, and stay so until it goes on.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 
 import anyio
 import anyio.lowlevel
 
+from hiveyard.core.errors import BootFailed, MachineLost
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
 from hiveyard.machines.qemu.become import tick
@@ -19,6 +21,8 @@ from hiveyard.machines.qemu.record import Record, Rig
 from hiveyard.machines.qemu.serving import hush, speak
 from hiveyard.machines.qemu.vm import seen
 from hiveyard.machines.qemu.wire import Wire, qmp
+
+_log = logging.getLogger(__name__)
 
 
 async def runs(wire: Wire) -> bool:
@@ -59,7 +63,11 @@ async def go_on(record: Record, rig: Rig) -> None:
     # Even when it runs: whoever let it go on may have been killed before this.
     await speak(rig.session)
     if stood:
-        await tick(rig.become, record.name)
+        try:
+            await tick(rig.become, record.name)
+        except (MachineLost, BootFailed, TimeoutError) as error:
+            # It goes on all the same: whoever needs it finds out what has become of it.
+            _log.warning("machine %s did not take the time: %s", record.name, error)
 
 
 def halted(record: Record, rig: Rig) -> Record:
