@@ -1,4 +1,4 @@
-"""What is frozen is journaled as frozen, or goes on."""
+"""What is frozen is journaled as frozen, or goes on; and what may not come between two of a session's moves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 import anyio
 import pytest
 
-from hiveyard.core.errors import StoreUnusable
+from hiveyard.core.errors import MachineLost, SessionNotRunning, StoreUnusable
 from hiveyard.core.events import AnyBody
+from hiveyard.engine.forking import ForkRequest
 from hiveyard.engine.ledger import Ledger
+from hiveyard.engine.spawn import SpawnRequest
 from tests.engine.conftest import Yard
+from tests.engine.remembering import Remembering, at_work
 from tests.engine.yards import spawned, told
-from tests.support.puppet import register
+from tests.support.puppet import NAME, register
 
 pytestmark = pytest.mark.anyio
 
@@ -44,3 +47,58 @@ async def test_a_machine_whose_pause_cannot_be_journaled_goes_on(yard: Yard, rep
         assert (await engine.sessions.view(id)).activity == "paused"
         await engine.sessions.unpause(id)
         await engine.sessions.stop(id)
+
+
+class _Dying(Remembering):
+    """Its machines end while they are paused."""
+
+    async def resume(self, name: str) -> None:
+        await self.terminate(name)
+        raise MachineLost(f"machine {name} is gone", machine=name)
+
+
+async def test_a_paused_session_whose_machine_died_can_be_stopped(yard: Yard, repo: Path) -> None:
+    async with at_work(yard, _Dying(yard)) as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.pause(id)
+        with anyio.fail_after(60):
+            await engine.sessions.stop(id)
+        assert (await engine.sessions.view(id)).status == "stopped"
+
+
+async def test_a_session_that_is_being_stopped_is_not_paused(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine, anyio.create_task_group() as group:
+        id = await spawned(engine, repo)
+        stay = await engine.sessions.stay(id)
+        with anyio.fail_after(60):
+            async with engine.sessions._r.gleaning(id):  # its work cannot be brought out yet
+                group.start_soon(engine.sessions.stop, id)
+                while stay.stop.reason is None:  # noqa: ASYNC110
+                    await anyio.sleep(0.01)
+                with pytest.raises(SessionNotRunning, match="being stopped"):
+                    await engine.sessions.pause(id)
+            await stay.over.wait()
+        assert (await engine.sessions.view(id)).status == "stopped"
+
+
+async def test_a_session_that_was_stopped_before_its_repository_was_there_goes_on(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.sessions.spawn(SpawnRequest(repo=str(repo), agent=NAME))
+        await engine.sessions.stop(id)
+        assert (await engine.sessions.row(id)).base is None
+        await engine.sessions.resume(id)
+        with anyio.fail_after(60):
+            assert await told(engine, id, "remember apple") == "done: remember apple"
+        await engine.sessions.stop(id)
+
+
+async def test_children_are_made_when_nobody_brings_out_the_parents_work(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine, anyio.create_task_group() as group:
+        id = await spawned(engine, repo)
+        async with engine.sessions._r.gleaning(id):
+            group.start_soon(engine.forks.fork, id, ForkRequest())
+            await anyio.sleep(1)
+            assert [one.name for one in yard.places.sessions.iterdir()] == [id]
+    async with yard.open() as engine:
+        for child in yard.places.sessions.iterdir():
+            await engine.sessions.stop(child.name)

@@ -181,8 +181,10 @@ class Forks:
     async def _make(self, session: SessionRow, point: Point, children: Sequence[_Child]) -> None:
         """The children's directories, each marked as unfinished until it is journaled."""
         workspace, now = self._r.workspace(session.id), self._r.clock.now()
-        for child in children:
-            await anyio.to_thread.run_sync(_make, workspace, point, child, session, now)
+        # Work that is brought out meanwhile would be half in their repositories.
+        async with self._r.gleaning(session.id):
+            for child in children:
+                await anyio.to_thread.run_sync(_make, workspace, point, child, session, now)
         first = children[0].workspace.heard
         await self._r.ledger.read(lambda conn: write_heard(conn, workspace, session.id, first, point.seq))
         for child in children[1:]:

@@ -18,6 +18,7 @@ from hiveyard.core.errors import (
     BadInput,
     Cancelled,
     HiveyardError,
+    MachineLost,
     MachineNotReady,
     NoSuchMachine,
     SessionNotRunning,
@@ -149,7 +150,8 @@ class Sessions:
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
 
     async def _take_up(self, session: SessionRow, budget_usd: float | None) -> None:
-        await anyio.to_thread.run_sync(self._r.workspace(session.id).check)
+        if session.base is not None:  # else its repository is cloned now
+            await anyio.to_thread.run_sync(self._r.workspace(session.id).check)
         # One that was imported, or whose keys were changed meanwhile, would fail at its first question.
         request = request_of(session)
         check_account(request, self._r)
@@ -265,6 +267,8 @@ class Sessions:
             if session.activity is Activity.PAUSED:
                 return
             await begun(session, stay)
+            if stay.stop.reason is not None:
+                raise SessionNotRunning(f"{session.slug} is being stopped")
             await stay.freeze()
             try:
                 await provider.pause(machine_name(id))
@@ -286,7 +290,7 @@ class Sessions:
                 await stay.settled(session.phase)
                 try:
                     await self._pauses(session).resume(machine_name(id))
-                except (NoSuchMachine, MachineNotReady) as error:
+                except (NoSuchMachine, MachineNotReady, MachineLost) as error:
                     log.warning("session %s was paused, and its machine is gone: %s", id, error.message)
                 await self._r.ledger.record(id, SessionUnpaused())
             stay.thaw()
