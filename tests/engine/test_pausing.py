@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from hiveyard.core.errors import MachineLost, SessionNotRunning, StoreUnusable
+from hiveyard.core.errors import MachineLost, NoSpace, SessionNotRunning, StoreUnusable
 from hiveyard.core.events import AnyBody
 from hiveyard.engine.forking import ForkRequest
 from hiveyard.engine.ledger import Ledger
@@ -90,6 +90,20 @@ async def test_a_session_that_was_stopped_before_its_repository_was_there_goes_o
         with anyio.fail_after(60):
             assert await told(engine, id, "remember apple") == "done: remember apple"
         await engine.sessions.stop(id)
+
+
+async def test_copies_leave_free_what_running_sessions_need(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "run echo much > much")
+        await engine.snapshots.take(id, "early")
+        await engine.sessions.stop(id)
+        whole = engine.forks._r
+        engine.forks._r = replace(whole, settings=replace(whole.settings, disk_reserve_mib=1 << 40))
+        with pytest.raises(NoSpace, match="no space to copy") as refused:
+            await engine.forks.fork(id, ForkRequest(snapshot="early"))
+        assert "disk_reserve_mib" in refused.value.hint
+        assert [one.name for one in yard.places.sessions.iterdir()] == [id]
 
 
 async def test_children_are_made_when_nobody_brings_out_the_parents_work(yard: Yard, repo: Path) -> None:

@@ -257,3 +257,12 @@ def test_a_file_of_somebody_else_that_cannot_be_read_is_told_with_its_path() -> 
         (below / "file").touch(mode=0o600)
         done = nobody(FOREIGN, place)
         assert done.stderr.endswith("PermissionError: [Errno 13] Permission denied: 'below/file'\n"), done.stderr
+
+
+def test_a_part_of_the_disk_is_left_free_and_what_is_shared_needs_none(tree: Path, tmp_path: Path) -> None:
+    settled(tree)
+    before = copy_tree(tree, tmp_path / "before")
+    with pytest.raises(OSError, match="kept free"):
+        copy_tree(tree, tmp_path / "another", reserve=1 << 60)
+    again = copy_tree(tree, tmp_path / "again", Former(tmp_path / "before", before.marks), reserve=1 << 60)
+    assert (again.files, again.shared) == (2, 2)

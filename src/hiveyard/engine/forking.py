@@ -184,7 +184,7 @@ class Forks:
         # Work that is brought out meanwhile would be half in their repositories.
         async with self._r.gleaning(session.id):
             for child in children:
-                await anyio.to_thread.run_sync(_make, workspace, point, child, session, now)
+                await anyio.to_thread.run_sync(_make, workspace, point, child, session, now, self._r.settings.reserve)
         first = children[0].workspace.heard
         await self._r.ledger.read(lambda conn: write_heard(conn, workspace, session.id, first, point.seq))
         for child in children[1:]:
@@ -227,11 +227,11 @@ class Forks:
             journal.record(conn, session.id, shared, at=now)
 
 
-def _make(parent: Workspace, point: Point, child: _Child, session: SessionRow, at: float) -> None:
+def _make(parent: Workspace, point: Point, child: _Child, session: SessionRow, at: float, reserve: int) -> None:
     own = child.workspace
     own.root.mkdir(mode=0o700)
     own.unfinished.touch()
-    copy_tree(points.files_of(parent, point.row.id), own.shared)
+    copy_tree(points.files_of(parent, point.row.id), own.shared, reserve=reserve)
     shutil.copytree(parent.origin, own.origin, symlinks=True, copy_function=_shared)
     if parent.tape.exists():
         shutil.copyfile(parent.tape, own.tape)

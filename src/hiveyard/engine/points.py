@@ -33,11 +33,12 @@ def files_of(workspace: Workspace, snapshot: str) -> Path:
     return workspace.snapshots / snapshot / "shared"
 
 
-def copy_files(workspace: Workspace, snapshot: str, former: str | None) -> Copied:
-    """Copy the session's files into a half-made snapshot; what did not change since `former` is shared with it."""
+def copy_files(workspace: Workspace, snapshot: str, former: str | None, reserve: int) -> Copied:
+    """Copy the session's files into a half-made snapshot; what did not change since `former` is shared with it.
+    `reserve` bytes of the disk stay free: with less, all sessions that write there would be stopped."""
     half = workspace.snapshots / f"{_HALF}{snapshot}"
     half.mkdir(parents=True, mode=0o700)
-    copied = copy_tree(workspace.shared, half / "shared", _former(workspace, former))
+    copied = copy_tree(workspace.shared, half / "shared", _former(workspace, former), reserve=reserve)
     write_atomic(half / "marks", msgspec.msgpack.encode(copied.marks), mode=0o600, durable=False)
     return copied
 
@@ -100,11 +101,11 @@ def remains(workspace: Workspace, known: set[str]) -> list[Path]:
 # --- back ------------------------------------------------------------------------------------------------------------
 
 
-def lay_ready(workspace: Workspace, snapshot: str) -> None:
-    """Make a copy of a snapshot's files that can take the place of the session's in one step."""
+def lay_ready(workspace: Workspace, snapshot: str, reserve: int = 0) -> None:
+    """Make a copy of a snapshot's files that can take the place of the session's in one step; `reserve` as above."""
     half, ready = _ready(workspace)
     clear(workspace)
-    copy_tree(files_of(workspace, snapshot), half)
+    copy_tree(files_of(workspace, snapshot), half, reserve=reserve)
     half.rename(ready)
 
 

@@ -107,7 +107,7 @@ class Rewinds:
         if point.row.live and isinstance(provider, Live):
             await provider.make_ready(points.provider_name(point.row.session, point.row.id))
         try:
-            await anyio.to_thread.run_sync(points.lay_ready, workspace, point.row.id)
+            await anyio.to_thread.run_sync(points.lay_ready, workspace, point.row.id, self._r.settings.reserve)
         except OSError as error:
             await anyio.to_thread.run_sync(points.clear, workspace)
             raise uncopied(session.slug, error) from error

@@ -30,7 +30,8 @@ class EngineSettings:
     silence: float = 1200.0
     """Longest time in seconds without any sign of life from an agent: no output and no request to a model."""
     disk_reserve_mib: int = 1024
-    """Free space on the host's disk, in MiB, below which running turns are stopped before the disk is full."""
+    """Free space on the host's disk, in MiB, below which running turns are stopped before the disk is full; snapshots
+    and forks leave it free."""
     output_limit_mib: int = 256
     """Most output of one turn that is kept, in MiB; an agent that writes more is stopped."""
     line_limit_mib: int = 16
@@ -39,6 +40,11 @@ class EngineSettings:
     """Tasks that run at the same time; more wait for their turn."""
     turn_snapshots: int = 10
     """Snapshots that `--snapshots turns` keeps of a session, the latest ones; 0 keeps all."""
+
+    @property
+    def reserve(self) -> int:
+        """`disk_reserve_mib` in bytes."""
+        return self.disk_reserve_mib << 20
 
     def __post_init__(self) -> None:
         for name in ("memory_total_mib", "turn_snapshots"):

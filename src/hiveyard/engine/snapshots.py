@@ -188,7 +188,7 @@ class Snapshots:
         former = known[-1].id if known else None
 
         def copy() -> tuple[Copied, int | None]:
-            copied = points.copy_files(workspace, snapshot, former)
+            copied = points.copy_files(workspace, snapshot, former, self._r.settings.reserve)
             feed = None if asked.live else points.cut_feed(workspace, snapshot, sitting.seat.feed)
             points.finish(workspace, snapshot)
             return copied, feed
@@ -334,10 +334,13 @@ def _removed(conn: Connection, session: str, ref: str, at: float) -> str:
     return point.row.id
 
 
+_FREE = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
+
+
 def uncopied(name: str, error: OSError) -> HiveyardError:
     """What kept the files of session `name` from being copied, as a person can use it."""
     if error.errno in _FULL:
-        return NoSpace(f"no space to copy the files of {name}", hint="hv system prune; df -h")
+        return NoSpace(f"no space to copy the files of {name}", hint=_FREE)
     where = f": {one_line(error.filename)}" if isinstance(error.filename, str) else ""
     return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}{where}")
 

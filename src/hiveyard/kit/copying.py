@@ -52,13 +52,14 @@ class Copied:
     marks: dict[bytes, Mark] = field(default_factory=dict)
 
 
-def copy_tree(source: Path, target: Path, former: Former | None = None) -> Copied:
+def copy_tree(source: Path, target: Path, former: Former | None = None, *, reserve: int = 0) -> Copied:
     """Copy the directory `source` to `target`, which must not exist; modes (without setuid), owners and times too.
 
     What its owner may not read is copied, too, when that is us. The tree may change meanwhile: what goes away is left
-    out. Raises OSError as the system gives it (ENOSPC, ...), PermissionError with the path within the tree,
-    ENAMETOOLONG for directories more than DEEPEST deep; what was copied so far stays, for the caller to remove."""
-    copying = _Copying(target, former)
+    out. `reserve` bytes of the disk stay free. Raises OSError as the system gives it (ENOSPC, ...), PermissionError
+    with the path within the tree, ENAMETOOLONG for directories more than DEEPEST deep; what was copied so far stays,
+    for the caller to remove."""
+    copying = _Copying(target, former, reserve)
     from_fd = opened(source, _INSIDE | os.O_DIRECTORY)
     try:
         target.mkdir(mode=0o700)
@@ -73,8 +74,9 @@ def copy_tree(source: Path, target: Path, former: Former | None = None) -> Copie
 
 
 class _Copying:
-    def __init__(self, target: Path, former: Former | None) -> None:
+    def __init__(self, target: Path, former: Former | None, reserve: int) -> None:
         self.done = Copied()
+        self._reserve = reserve
         self._target = target
         self._former = former
         self._linked: dict[tuple[int, int], str] = {}
@@ -155,7 +157,9 @@ class _Copying:
             return
         copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
         try:
-            if not copy_content(fd, copy):
+            if not share_content(fd, copy):
+                _check_room(copy, status.st_blocks * 512 + self._reserve if self._reserve else 0)
+                copy_content(fd, copy)
                 self.done.written += os.fstat(copy).st_blocks * 512
             _dress(copy, status)
         finally:
@@ -217,6 +221,12 @@ def copy_content(source: int, target: int) -> bool:
         end = min(os.lseek(source, at, os.SEEK_HOLE), size)
         at = _copy_range(source, target, at, end) or size
     return False
+
+
+def _check_room(target: int, wanted: int) -> None:
+    disk = os.fstatvfs(target)
+    if wanted > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, "a part of the disk is kept free")
 
 
 def _copy_range(source: int, target: int, at: int, end: int) -> int:
