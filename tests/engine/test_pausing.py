@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 
-from hiveyard.core.errors import MachineLost, NoSpace, SessionNotRunning, StoreUnusable
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import GuestDisconnected, MachineLost, NoSpace, SessionNotRunning, StoreUnusable
 from hiveyard.core.events import AnyBody
+from hiveyard.core.ports import Guest
 from hiveyard.engine.forking import ForkRequest
 from hiveyard.engine.ledger import Ledger
 from hiveyard.engine.spawn import SpawnRequest
@@ -64,6 +68,30 @@ async def test_a_paused_session_whose_machine_died_can_be_stopped(yard: Yard, re
         with anyio.fail_after(60):
             await engine.sessions.stop(id)
         assert (await engine.sessions.view(id)).status == "stopped"
+
+
+class _Breaking(Remembering):
+    """The way into its machines breaks once it was gone."""
+
+    left = 2
+
+    @asynccontextmanager
+    async def guest(self, name: str) -> AsyncIterator[Guest]:
+        async with super().guest(name) as guest:
+            if self.left:
+                self.left -= 1
+                await guest.run(Command(argv=("true",)))
+                raise GuestDisconnected(f"the connection to machine {name} broke", machine=name)
+            yield guest
+
+
+async def test_a_session_whose_connection_broke_goes_on_in_the_same_machine(yard: Yard, repo: Path) -> None:
+    provider = _Breaking(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        assert await told(engine, id, "remember apple") == "done: remember apple"
+        assert (provider.left, len(provider.booted)) == (0, 1)
+        await engine.sessions.stop(id)
 
 
 async def test_a_session_that_is_being_stopped_is_not_paused(yard: Yard, repo: Path) -> None:

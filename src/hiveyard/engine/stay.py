@@ -19,6 +19,7 @@ from hiveyard.core.errors import (
     BudgetSpent,
     CommandTimeout,
     DiskReserve,
+    GuestDisconnected,
     HiveyardError,
     MachineLost,
     OrchestrationError,
@@ -64,7 +65,9 @@ from hiveyard.store.views import SessionRow
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 PATIENCE = 5.0
-"""Seconds until a step is tried again for which the journal could not be written."""
+"""Seconds until a step is tried again for which the journal could not be written, or the way into the guest broke."""
+TRIES = 24
+"""Times in a row that going into the guest breaks until its machine is taken for lost."""
 HEARING = 15.0
 """Seconds that are waited for the end of what is heard of a program that was ended: its guest can hold it back."""
 COLLECTING = 300.0
@@ -201,14 +204,23 @@ class Stay:
 
     async def _inhabit(self, berth: Berth, sitting: Sitting) -> str:
         """Be in the guest until the program ends, and outside of it while the machine is frozen."""
+        tries = 0
         while True:
             while (frozen := self._frozen) is not None:
                 self._outside.set()
                 await frozen.wait()
             self._outside = anyio.Event()
             with anyio.CancelScope() as self._leave:
-                async with berth.guest() as guest:
-                    return await self._attend(guest, sitting)
+                try:
+                    async with berth.guest() as guest:
+                        tries = 0
+                        return await self._attend(guest, sitting)
+                except GuestDisconnected as error:
+                    # Only the way in broke, and the agent goes on: so does whoever listens to it.
+                    if (tries := tries + 1) == TRIES:
+                        raise
+                    log.warning("session %s: %s; going in again", self.id, error.message)
+                    await self._r.clock.sleep(PATIENCE)
 
     async def _attend(self, guest: Guest, sitting: Sitting) -> str:
         fresh = (await self._session()).phase is Phase.PREPARING
