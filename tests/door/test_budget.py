@@ -17,7 +17,7 @@ from hiveyard.door.budget import Budget
 
 from . import bodies
 from .house import Told, door, guest, message
-from .upstream import upstream, whole
+from .upstream import streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
 
@@ -95,6 +95,8 @@ async def test_a_cut_stream_costs_what_passed_even_when_the_vendor_never_told(tm
     assert usage.cost_usd is not None and usage.cost_usd > 0.012
 
 
+OWN = {"input_tokens": 1_000, "output_tokens": 100}
+ASIDE = {"input_tokens": 100_000, "output_tokens": 10_000}
 CALL = {"type": "web_search_call", "action": {"type": "search"}}
 
 
@@ -114,6 +116,20 @@ CALL = {"type": "web_search_call", "action": {"type": "search"}}
             {"usage": {"input_tokens": 10, "output_tokens": 1}},
             {"usage": {"input_tokens": 10, "output_tokens": 1, "server_tool_use": {"web_search_requests": 100}}},
             1.0,
+        ),
+        (
+            "/anthropic/v1/messages",
+            "claude-sonnet-4-5",
+            {"usage": {**OWN, "iterations": [{"type": "message", **OWN}]}},
+            {"usage": {**OWN, "iterations": [{"type": "compaction", **ASIDE}, {"type": "message", **OWN}]}},
+            0.3 + 0.15,
+        ),
+        (
+            "/anthropic/v1/messages",
+            "claude-sonnet-4-5",
+            {"usage": OWN},
+            {"usage": {**OWN, "iterations": [None, {"type": "advisor_message", "model": "claude-opus-4-8", **ASIDE}]}},
+            0.5 + 0.25,
         ),
         (
             "/openai/v1/chat/completions",
@@ -145,6 +161,22 @@ async def test_a_request_that_was_served_at_a_higher_price_costs_it(
             assert (await client.post(path, json={"model": model})).status_code == 200
         costs.append(told.of(ModelCalled)[0].usage.cost_usd or 0.0)
     assert costs[1] == pytest.approx(costs[0] * 2 if dollars is None else costs[0] + dollars)
+
+
+async def test_a_stream_that_tells_of_other_models_costs_them_once(tmp_path: Path) -> None:
+    told = Told()
+    advice = {"type": "advisor_message", "model": "claude-opus-4-8", **ASIDE, "cache_read_input_tokens": 10}
+    usage = json.dumps({"output_tokens": 89, "iterations": [advice]})
+    delta = f'event: message_delta\ndata: {{"type":"message_delta","delta":{{}},"usage":{usage}}}\n\n'.encode()
+    stop = bodies.ANTHROPIC_STREAM.index(b"event: message_stop")
+    stream = bodies.ANTHROPIC_STREAM[:stop] + delta * 2 + bodies.ANTHROPIC_STREAM[stop:]
+    async with upstream(streamed(stream)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+        await client.post("/anthropic/v1/messages", json=message(stream=True))
+    [called] = told.of(ModelCalled)
+    assert called.complete and called.model == "claude-sonnet-4-5-20250929" and called.usage.requests == 1
+    assert (called.usage.input_tokens, called.usage.output_tokens) == (472 + 100_000, 89 + 10_000)
+    own = (472 * 3 + 9000 * 0.3 + 100 * 3.75 + 89 * 15) / 1e6
+    assert called.usage.cost_usd == pytest.approx(own + 0.75 + 10 * 0.5e-6)
 
 
 async def test_a_budget_lets_one_wait_until_another_has_paid() -> None:

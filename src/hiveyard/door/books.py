@@ -4,6 +4,8 @@ can make it say; nothing is lost because a guest hangs up."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import reduce
+from operator import add
 from typing import Literal
 
 import anyio
@@ -22,7 +24,7 @@ from hiveyard.core.events import (
 from hiveyard.core.usage import Usage
 from hiveyard.door.asked import Asked
 from hiveyard.door.budget import Budget
-from hiveyard.door.meter import Meter
+from hiveyard.door.meter import Meter, Part
 from hiveyard.door.prices import Prices
 from hiveyard.door.telling import Allowance
 from hiveyard.kit.clock import Clock
@@ -80,9 +82,9 @@ class Books:
         source: Literal["upstream", "tape"],
     ) -> None:
         """A model answered. The price is found, the money counted, and its end told once."""
-        usage = meter.usage()
-        cost = self._prices.cost(asked.route.vendor, meter.model, usage, meter.extra())
-        usage = msgspec.structs.replace(usage, cost_usd=cost)
+        parts = meter.parts()
+        priced = [self._priced(asked, part) for part in parts]
+        usage = reduce(add, priced)
         self.budget.add(usage)
         await self._write(
             turn,
@@ -96,10 +98,15 @@ class Books:
                 source=source,
             ),
         )
-        if cost is None:
-            await self._unpriced_model(turn, one_line(meter.model))
+        for part, one in zip(parts, priced, strict=True):
+            if one.cost_usd is None:
+                await self._unpriced_model(turn, one_line(part.model))
         if self.budget.exhausted:
             await self.exhausted(turn)
+
+    def _priced(self, asked: Asked, part: Part) -> Usage:
+        cost = self._prices.cost(asked.route.vendor, part.model, part.usage, part.extra)
+        return msgspec.structs.replace(part.usage, cost_usd=cost)
 
     async def failed(self, protocol: str, error: HiveyardError, *, turn: int | None, status: int = 0) -> None:
         """A request got no useful answer. What will not change by itself is told once, however often it is asked."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,6 +18,8 @@ from hiveyard.kit.text import one_line
 
 _TOKEN = 4
 _TERMS = ("service_tier", "speed")
+_ASIDE = ("compaction", "advisor_message")
+_MOST_ASIDE = 1000
 
 
 @dataclass(slots=True)
@@ -29,6 +33,14 @@ class Count:
     cache_write_1h: int = 0
     web_searches: int = 0
     told: bool = False
+
+
+class Part(NamedTuple):
+    """What one model used for an answer, without its price, and what else its price depends on."""
+
+    model: str
+    usage: Usage
+    extra: Extra
 
 
 class Meter:
@@ -50,6 +62,7 @@ class Meter:
         self._said = 0
         self._reason = False
         self._terms: dict[str, str] = {}
+        self._aside: list[Mapping[str, object]] = []
 
     def feed(self, chunk: bytes) -> None:
         if self._read is None:
@@ -91,6 +104,23 @@ class Meter:
             cache_write_1h=self.count.cache_write_1h, web_searches=self.count.web_searches, terms=dict(self._terms)
         )
 
+    def parts(self) -> list[Part]:
+        """What is to be paid: the answer, and what the vendor asked models beside it, which its count leaves out."""
+        return [Part(self.model, self.usage(), self.extra()), *map(self._beside, self._aside)]
+
+    def _beside(self, told: Mapping[str, object]) -> Part:
+        counted = _counts(told)
+        usage = Usage(
+            input_tokens=counted["input"],
+            output_tokens=counted["output"],
+            cache_read_tokens=counted["cache_read"],
+            cache_write_tokens=counted["cache_write"],
+        )
+        # Another model than the one that was asked is served in its own way.
+        terms = self._terms | _terms(told) if told.get("type") == "compaction" else _terms(told)
+        extra = Extra(cache_write_1h=counted["cache_write_1h"], terms=terms)
+        return Part(text(told.get("model"))[:200] or self.model, usage, extra)
+
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
             self.finished = True
@@ -116,15 +146,15 @@ class Meter:
         delta = record(event, "delta")
         self._said += sum(len(text(delta.get(name))) for name in ("text", "thinking", "partial_json"))
         if usage := record(event, "usage"):
+            self._told(**{name: usage.get(told) for name, told in _ANTHROPIC.items()})
             self._told(
-                input=usage.get("input_tokens"),
-                output=usage.get("output_tokens"),
-                cache_read=usage.get("cache_read_input_tokens"),
-                cache_write=usage.get("cache_creation_input_tokens"),
                 cache_write_1h=record(usage, "cache_creation").get("ephemeral_1h_input_tokens"),
                 web_searches=record(usage, "server_tool_use").get("web_search_requests"),
             )
             self._served(usage)
+            if isinstance(usage.get("iterations"), list):
+                told = map(record, islice(items(usage["iterations"]), _MOST_ASIDE))
+                self._aside = [one for one in told if one.get("type") in _ASIDE]
 
     def chat(self, event: Mapping[str, object]) -> None:
         self._named(event)
@@ -170,7 +200,7 @@ class Meter:
         self.model = text(answer.get("model"))[:200] or self.model
 
     def _served(self, told: Mapping[str, object]) -> None:
-        self._terms |= {name: one_line(said, 40) for name in _TERMS if (said := text(told.get(name)))}
+        self._terms |= _terms(told)
 
     def _fail(self, event: Mapping[str, object]) -> None:
         error = event.get("error")
@@ -179,6 +209,24 @@ class Meter:
 
 
 _READERS = {"anthropic": Meter.anthropic, "openai-chat": Meter.chat, "openai-responses": Meter.responses}
+
+
+_ANTHROPIC = {
+    "input": "input_tokens",
+    "output": "output_tokens",
+    "cache_read": "cache_read_input_tokens",
+    "cache_write": "cache_creation_input_tokens",
+}
+
+
+def _counts(usage: Mapping[str, object]) -> dict[str, int]:
+    """Anthropic's words for tokens in ours."""
+    kept = record(usage, "cache_creation").get("ephemeral_1h_input_tokens")
+    return {name: count(usage.get(told)) for name, told in _ANTHROPIC.items()} | {"cache_write_1h": count(kept)}
+
+
+def _terms(told: Mapping[str, object]) -> dict[str, str]:
+    return {name: one_line(said, 40) for name in _TERMS if (said := text(told.get(name)))}
 
 
 def _searched(item: object) -> bool:
