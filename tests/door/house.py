@@ -16,6 +16,7 @@ from hiveyard.door.door import Door
 from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
 from hiveyard.door.settings import DoorSettings
+from hiveyard.kit.clock import Clock
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.qemu.launch import short
 
@@ -37,23 +38,44 @@ class Told:
         return [event for _, _, event in self.events if isinstance(event, kind)]
 
 
+class HeldClock:
+    """Stands still until the test sets it."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def now(self) -> float:
+        return self.at
+
+    def monotonic(self) -> float:
+        return self.at
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+
 def keys() -> Keys:
     return Keys({"ANTHROPIC_API_KEY": KEY, "OPENAI_API_KEY": KEY})
 
 
 @asynccontextmanager
 async def doors(
-    url: str, told: Told, *, of: Keys | None = None, settings: DoorSettings | None = None
+    url: str,
+    told: Told,
+    *,
+    of: Keys | None = None,
+    settings: DoorSettings | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Doors]:
     settings = settings or DoorSettings(anthropic_upstream=url, openai_upstream=url)
-    async with Doors(settings, of or keys(), told.record) as opened:
+    async with Doors(settings, of or keys(), told.record, clock=clock) as opened:
         yield opened
 
 
 @asynccontextmanager
 async def door(url: str, told: Told, directory: Path, **options: object) -> AsyncIterator[Door]:
     """One open door to `url`."""
-    shared = {name: options.pop(name) for name in ("of", "settings") if name in options}
+    shared = {name: options.pop(name) for name in ("of", "settings", "clock") if name in options}
     async with doors(url, told, **shared) as all_doors:  # type: ignore[arg-type]
         one = {"session": "s1", "placeholder": Secret(PLACEHOLDER), "turn": 1, **options}
         async with all_doors.open(directory=directory, **one) as opened:  # type: ignore[arg-type]

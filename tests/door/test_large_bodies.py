@@ -16,6 +16,7 @@ from hiveyard.door.reply import Passage
 from hiveyard.door.routes import Route
 from hiveyard.door.tape import Tape
 from hiveyard.door.wording import empty, settled
+from hiveyard.kit.clock import SystemClock
 
 from .house import message
 
@@ -114,7 +115,7 @@ async def test_conversations_are_read_beside_the_event_loop(tmp_path: Path) -> N
 async def test_a_tape_reads_conversations_beside_the_event_loop() -> None:
     asked = _Noticing(route=MESSAGES, body=json.dumps(message()).encode())
     with pytest.raises(HiveyardError):
-        async with Tape([]).ask(asked, Passage()):
+        async with Tape([]).ask(asked, Passage(SystemClock())):
             pass
     assert asked.threads and threading.get_ident() not in asked.threads
 

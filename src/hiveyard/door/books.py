@@ -3,7 +3,7 @@ can make it say; nothing is lost because a guest hangs up."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Literal
@@ -24,7 +24,7 @@ from hiveyard.core.events import (
 from hiveyard.core.usage import Usage
 from hiveyard.door.asked import Asked
 from hiveyard.door.budget import Budget
-from hiveyard.door.meter import Meter, Part
+from hiveyard.door.meter import Part
 from hiveyard.door.prices import Prices
 from hiveyard.door.telling import Allowance
 from hiveyard.kit.clock import Clock
@@ -73,7 +73,7 @@ class Books:
     async def called(
         self,
         asked: Asked,
-        meter: Meter,
+        parts: Sequence[Part],
         *,
         turn: int | None,
         status: int,
@@ -81,8 +81,7 @@ class Books:
         complete: bool,
         source: Literal["upstream", "tape"],
     ) -> None:
-        """A model answered. The price is found, the money counted, and its end told once."""
-        parts = meter.parts()
+        """A model answered, the first of `parts`. The price is found, the money counted, and its end told once."""
         priced = [self._priced(asked, part) for part in parts]
         usage = reduce(add, priced)
         self.budget.add(usage)
@@ -90,7 +89,7 @@ class Books:
             turn,
             ModelCalled(
                 protocol=asked.route.protocol,
-                model=one_line(meter.model),
+                model=one_line(parts[0].model),
                 status=status,
                 seconds=round(seconds, 4),
                 usage=usage,

@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 from starlette.types import Message, Receive, Scope, Send
 
-from hiveyard.core.errors import BudgetSpent, HiveyardError
+from hiveyard.core.errors import BudgetSpent, HiveyardError, UpstreamFailed
 from hiveyard.core.usage import Usage
 from hiveyard.door import refusals, routes
 from hiveyard.door.asked import Asked, understand
@@ -32,6 +32,7 @@ from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 
 _log = logging.getLogger("hiveyard.door")
+_HUNG_UP, _NO_ANSWER = 499, 502  # the statuses of calls that have none
 
 
 class Door:
@@ -178,15 +179,19 @@ class Door:
 
     async def _forward(self, asked: Asked, out: _Outgoing) -> None:
         stall = self._settings.stall_seconds
-        exchange = Exchange(asked, self._books, out, recorder=self._recorder, stall=stall)
-        passage = Passage()
+        passage = Passage(self._books.clock)
+        exchange = Exchange(asked, self._books, out, passage, recorder=self._recorder, stall=stall)
         try:
             async with self._answers.ask(asked, passage) as reply:
                 # Only now: the request may have been sent with a key that was new.
                 await exchange.relay(reply, self._mask())
         except anyio.get_cancelled_exc_class():
             if passage.sent and not out.begun:
-                await exchange.abandoned()
+                await exchange.abandoned(_HUNG_UP)
+            raise
+        except UpstreamFailed:
+            if passage.sent:
+                await exchange.abandoned(_NO_ANSWER)
             raise
 
     def _saw(self) -> None:

@@ -17,7 +17,7 @@ from hiveyard.door.asked import Asked
 from hiveyard.door.books import Books
 from hiveyard.door.meter import Meter, only_usage
 from hiveyard.door.recorder import LARGEST_ANSWER, Recorder
-from hiveyard.door.reply import Reply
+from hiveyard.door.reply import Passage, Reply
 from hiveyard.door.sse import EventBlocks
 from hiveyard.door.tape import Entry, packed
 from hiveyard.kit.mask import Mask
@@ -33,11 +33,14 @@ class _Stalled(Exception):
 class Exchange:
     """Passes one answer to the guest and sees to it that it is written down what it used."""
 
-    def __init__(self, asked: Asked, books: Books, send: Send, *, recorder: Recorder | None, stall: float) -> None:
+    def __init__(
+        self, asked: Asked, books: Books, send: Send, passage: Passage, *, recorder: Recorder | None, stall: float
+    ) -> None:
         self._asked = asked
         self._books = books
         self._mask = Mask(())
         self._send = send
+        self._passage = passage
         self._recorder = recorder
         self._stall = stall
         self._turn = books.turn
@@ -69,9 +72,9 @@ class Exchange:
                 if meter.finished:
                     await self._save(reply, complete=True)
 
-    async def abandoned(self) -> None:
-        """The guest hung up when the vendor may have had the request, and before the answer began: it is counted."""
-        nothing = Reply(status=499, headers=(), chunks=_nothing(), source="upstream")
+    async def abandoned(self, status: int) -> None:
+        """It ended when the vendor may have had the request, and before the answer began: it is counted."""
+        nothing = Reply(status=status, headers=(), chunks=_nothing(), source="upstream")
         self._settled = True
         await self._called(nothing, Meter(self._asked, streamed=False), complete=False)
 
@@ -156,7 +159,7 @@ class Exchange:
         if self._asked.route.protocol:
             await self._books.called(
                 self._asked,
-                meter,
+                meter.parts(self._passage.seconds),
                 turn=self._turn,
                 status=reply.status,
                 seconds=self._seconds(),

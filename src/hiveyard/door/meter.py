@@ -17,6 +17,8 @@ from hiveyard.kit.shape import count, items, record, text
 from hiveyard.kit.text import one_line
 
 _TOKEN = 4
+_PACE = 50  # tokens that a model says in a second, about
+_MOST_OUTPUT = 32_000  # tokens that an answer is taken for at most where the request sets no limit
 _TERMS = ("service_tier", "speed")
 _ASIDE = ("compaction", "advisor_message")
 _MOST_ASIDE = 1000
@@ -61,6 +63,7 @@ class Meter:
         self._whole = bytearray()
         self._said = 0
         self._reason = False
+        self._counted = False
         self._terms: dict[str, str] = {}
         self._aside: list[Mapping[str, object]] = []
 
@@ -86,10 +89,12 @@ class Meter:
             self._event(bytes(self._whole))
             self.finished = True
 
-    def usage(self) -> Usage:
+    def usage(self, seconds: float = 0.0) -> Usage:
         """Tokens so far, without their price. An answer that was cut before the vendor told its count is estimated
-        by what passed, so that hanging up does not make it free."""
+        by what passed, and by the `seconds` that it took, so that hanging up does not make it free."""
         seen, said = self.count, -(-self._said // _TOKEN)
+        if not (self.finished or self._counted):
+            said = max(said, min(self._asked.most_output or _MOST_OUTPUT, int(seconds * _PACE)))
         return Usage(
             input_tokens=seen.input if seen.told else self._asked.tokens,
             output_tokens=seen.output if self.finished and seen.told else max(seen.output, said),
@@ -104,9 +109,9 @@ class Meter:
             cache_write_1h=self.count.cache_write_1h, web_searches=self.count.web_searches, terms=dict(self._terms)
         )
 
-    def parts(self) -> list[Part]:
+    def parts(self, seconds: float = 0.0) -> list[Part]:
         """What is to be paid: the answer, and what the vendor asked models beside it, which its count leaves out."""
-        return [Part(self.model, self.usage(), self.extra()), *map(self._beside, self._aside)]
+        return [Part(self.model, self.usage(seconds), self.extra()), *map(self._beside, self._aside)]
 
     def _beside(self, told: Mapping[str, object]) -> Part:
         counted = _counts(told)
@@ -151,6 +156,7 @@ class Meter:
                 cache_write_1h=record(usage, "cache_creation").get("ephemeral_1h_input_tokens"),
                 web_searches=record(usage, "server_tool_use").get("web_search_requests"),
             )
+            self._counted = kind != "message_start"
             self._served(usage)
             if isinstance(usage.get("iterations"), list):
                 told = map(record, islice(items(usage["iterations"]), _MOST_ASIDE))
@@ -189,6 +195,7 @@ class Meter:
         read, written = count(details.get("cached_tokens")), count(details.get("cache_write_tokens"))
         fresh = max(0, count(given) - read - written)
         self._told(input=fresh, output=said, cache_read=read, cache_write=written)
+        self._counted = True
 
     def _told(self, **counts: object) -> None:
         self.count.told = True

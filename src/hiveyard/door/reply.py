@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from hiveyard.door.asked import Asked
+from hiveyard.kit.clock import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +32,27 @@ class Reply:
 
 
 class Passage:
-    """How far a request has come: `sent` once a vendor may have it, and so may be paid for it."""
+    """How far a request has come: `sent` while a vendor may have it, and so may be paid for it."""
 
-    sent = False
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._left: float | None = None
+
+    @property
+    def sent(self) -> bool:
+        return self._left is not None
+
+    @property
+    def seconds(self) -> float:
+        """How long a vendor may have been at it."""
+        return 0.0 if self._left is None else self._clock.monotonic() - self._left
+
+    def leave(self) -> None:
+        self._left = self._clock.monotonic()
+
+    def come_back(self) -> None:
+        """The vendor did nothing for it."""
+        self._left = None
 
 
 class Answers(Protocol):

@@ -53,11 +53,12 @@ class Upstream:
         if response.status_code == 401 and credential.expires:
             # It was revoked, or expired earlier than it should: the next one may do. All of a body is at hand.
             await _closed(response)
-            passage.sent = False
+            passage.come_back()
             credential = await self._broker.credential(asked.route.vendor, account, refused=credential.secret)
             response = await self._send(asked, credential, address, passage)
         try:
             if response.is_redirect:
+                passage.come_back()
                 raise UpstreamFailed(
                     f"{address} answered {response.status_code}, a redirect; redirects are not followed"
                 )
@@ -77,7 +78,7 @@ class Upstream:
                 event.endswith(".send_request_body.started")
                 and getattr(facts.get("request"), "method", b"") != b"CONNECT"
             ):
-                passage.sent = True
+                passage.leave()
 
         client = await self._connected()
         url = httpx2.URL(address + asked.route.path).copy_with(query=asked.query or None)
