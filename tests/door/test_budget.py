@@ -78,6 +78,42 @@ async def test_requests_at_once_near_the_end_wait_for_each_other(tmp_path: Path)
     assert len(up.requests) == 2
 
 
+DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a" * 40_000}}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "answer", "each"),
+    [
+        (
+            "/anthropic/v1/messages",
+            message(messages=[{"role": "user", "content": [DOCUMENT]}]),
+            bodies.ANTHROPIC_WHOLE,
+            EACH,
+        ),
+        (
+            "/openai/v1/responses",
+            {"model": "gpt-5", "input": "x", "previous_response_id": "resp_1"},
+            bodies.RESPONSES_WHOLE.replace(b'"input_tokens":328', b'"input_tokens":200000'),
+            0.25,
+        ),
+    ],
+)
+async def test_requests_at_once_with_documents_or_old_conversations_wait_for_each_other(
+    tmp_path: Path, path: str, asked: dict[str, object], answer: bytes, each: float
+) -> None:
+    statuses: list[int] = []
+    async with upstream(whole(answer)) as up:
+        async with door(up.url, Told(), tmp_path, budget_usd=1.5 * each) as opened, guest(opened) as client:
+
+            async def ask() -> None:
+                statuses.append((await client.post(path, json=asked)).status_code)
+
+            async with anyio.create_task_group() as group:
+                for _ in range(10):
+                    group.start_soon(ask)
+    assert sorted(statuses) == [200] * 2 + [400] * 8
+
+
 async def test_a_cut_stream_costs_what_passed_even_when_the_vendor_never_told(tmp_path: Path) -> None:
     told = Told()
 

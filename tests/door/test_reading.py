@@ -66,6 +66,45 @@ def test_tools_that_stand_in_the_conversation_are_no_part_of_it() -> None:
     assert conversation.steps("openai-responses", {"input": [tools]}) == []
 
 
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "a" * 400_000}
+IMAGE = {"type": "base64", "media_type": "image/png", "data": "a" * 400_000}
+
+
+@pytest.mark.parametrize(
+    ("part", "tokens"),
+    [
+        ({"type": "text", "media_type": "text/plain", "data": "a" * 400_000}, 100_000),
+        ({"media_type": "text/markdown", "data": "a" * 400_000}, 100_000),
+        ({"type": "tool_use", "input": {"data": "a" * 400_000}}, 100_000),
+        ({"type": "document", "source": PDF}, 30_000),
+        ({"type": "input_file", "file_data": "a" * 400_000}, 30_000),
+        ({"type": "image", "source": IMAGE}, 1500),
+        ({"type": "input_image", "image_url": "data:image/png;base64," + "a" * 400_000}, 1500),
+        ({"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}, 1500),
+        ({"type": "input_audio", "input_audio": {"data": "a" * 400_000, "format": "mp3"}}, 0),
+        ({"type": "thinking", "signature": "a" * 400_000}, 0),
+        ({"type": "document", "source": {"type": "url", "url": "https://example.com/a.pdf"}}, 200_000),
+        ({"type": "input_file", "file_id": "file_1"}, 200_000),
+        ({"type": "input_file", "file_id": None}, 0),
+    ],
+)
+def test_what_a_request_brings_is_counted_by_its_kind(part: dict[str, object], tokens: int) -> None:
+    found = asked("anthropic", messages=[{"role": "user", "content": [part]}]).tokens
+    assert tokens <= found <= tokens + 30
+
+
+@pytest.mark.parametrize(
+    ("more", "tokens"),
+    [
+        ({"previous_response_id": "resp_1"}, 200_000),
+        ({"conversation": {"id": "conv_1"}}, 200_000),
+        ({"previous_response_id": None, "conversation": None}, 2),
+    ],
+)
+def test_a_conversation_that_is_at_the_vendor_may_be_a_long_one(more: dict[str, object], tokens: int) -> None:
+    assert asked("openai-responses", input="hello", **more).tokens == tokens
+
+
 @settings(deadline=None)
 @given(lines=LINES, cuts=CUTS)
 def test_blocks_are_the_bytes_that_came_wherever_they_are_cut(lines: list[bytes], cuts: list[int]) -> None:

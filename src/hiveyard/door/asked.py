@@ -29,9 +29,11 @@ _PARTS_COUNTED = 50_000
 _PARTS_PARSED = 200_000
 _FEW = 1 << 20
 _FULL_CONTEXT = 200_000
-"""Tokens that a body over 4 MiB is taken for: no text is that long, so most of it is data such as images."""
+"""Tokens that a body over 4 MiB is taken for: no text is that long, so most of it is data such as images. Also what
+names a conversation or a file that only the vendor has."""
 _ABSENT = msgspec.Raw(b"")
 _NOT_LATER = (b"", b"false", b"null")
+_NOTHING = (b"", b"null")
 # With some models codex offers its tools as the first item of the conversation.
 _WITHIN = re.compile(rb'\s*\[\s*\{[^{}\[\]]*"type"\s*:\s*"additional_tools"')
 _OPTIONS = re.compile(rb'"stream_options"\s*:\s*')
@@ -49,6 +51,8 @@ class Top(msgspec.Struct, frozen=True, kw_only=True):
     max_completion_tokens: msgspec.Raw = _ABSENT
     max_output_tokens: msgspec.Raw = _ABSENT
     background: msgspec.Raw = _ABSENT
+    previous_response_id: msgspec.Raw = _ABSENT
+    conversation: msgspec.Raw = _ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +94,17 @@ class Asked:
     @cached_property
     def tokens(self) -> int:
         """About how many tokens it is."""
-        if len(self.body) > _COUNTED:
+        if len(self.body) > _COUNTED or self._goes_on:
             return _FULL_CONTEXT
         if _crowded(self.body, _PARTS_COUNTED):
             return len(self.body) // conversation.TOKEN
-        return conversation.tokens(_decoded(self.body) if self.body else {})
+        return conversation.tokens(_decoded(self.body) if self.body else {}, _FULL_CONTEXT)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether most of the conversation is at the vendor, who counts it as input all the same."""
+        before = (self.top.previous_response_id, self.top.conversation)
+        return any(bytes(raw).strip() not in _NOTHING for raw in before)
 
     @property
     def place(self) -> Place:

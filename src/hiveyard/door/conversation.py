@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from hiveyard.door.wording import LONGEST, empty, settled
@@ -11,6 +11,8 @@ from hiveyard.kit.shape import items, record, text
 
 _RESULTS = 1 << 20  # characters of results that are settled; what is over counts as it stands
 _DATA_KEYS = frozenset({"data", "image_url", "file_data", "url", "encrypted_content", "signature"})
+_IMAGE = 1500  # tokens that an image is, about
+_DOCUMENT = 10  # bytes of a document that make a token, about
 TOKEN = 4  # characters that make a token, about, in English and in code
 
 
@@ -84,9 +86,10 @@ def system(protocol: str, request: object) -> str:
     return _content(body.get("system"))
 
 
-def tokens(request: object) -> int:
-    """About how many tokens a request is; data in it, such as images, counts nothing."""
+def tokens(request: object, unseen: int) -> int:
+    """About how many tokens a request is; `unseen` at least when it names what only the vendor has."""
     found, waiting = 0, [request]
+    least = 0
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):
@@ -94,8 +97,40 @@ def tokens(request: object) -> int:
         elif isinstance(value, list):
             waiting += value
         elif isinstance(value, dict):
-            waiting += [item for key, item in value.items() if key not in _DATA_KEYS]
-    return -(-found // TOKEN)
+            if _elsewhere(value):
+                least = unseen
+            for key, item in value.items():
+                size = _data(value, key, item)
+                if size is None:
+                    waiting.append(item)
+                else:
+                    found += TOKEN * size
+    return max(least, -(-found // TOKEN))
+
+
+def _elsewhere(value: Mapping[str, object]) -> bool:
+    """Whether it is a file at the vendor, or a document that the vendor fetches: its length is not told."""
+    fetched = value.get("type") == "document" and record(value, "source").get("type") == "url"
+    return fetched or any(isinstance(value.get(key), str) for key in ("file_id", "file_url"))
+
+
+def _data(value: Mapping[str, object], key: str, item: object) -> int | None:
+    """The tokens of what stands below a key when it is data, None when it is to be read as text."""
+    if key not in _DATA_KEYS:
+        return None
+    if key == "data":
+        kind = text(value.get("media_type"))
+        if value.get("type") == "text" or kind.startswith("text/") or not (kind or "format" in value):
+            return None
+        return _IMAGE if kind.startswith("image/") else _document(item) if "pdf" in kind else 0
+    if key == "image_url":
+        return _IMAGE
+    return _document(item) if key == "file_data" else 0
+
+
+def _document(item: object) -> int:
+    """Of one that stands in base64, mostly a PDF."""
+    return len(item) * 3 // 4 // _DOCUMENT if isinstance(item, str) else 0
 
 
 def _of_anthropic(message: object) -> Iterator[Step]:
