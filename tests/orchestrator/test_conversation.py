@@ -134,6 +134,55 @@ async def test_what_was_asked_before_can_be_answered_at_once(yards: Yards) -> No
             assert words([event async for event in until_ended(talk)]) == ["go"]
 
 
+async def test_a_key_whose_turn_is_over_gives_what_was_not_read_and_ends(yards: Yards) -> None:
+    async with prepared(yards) as (yard, ready):
+        live = ready.turn("live")
+        async with yard.converse(ready.machine, live) as talk:
+            await talk.prompt("echo SAY a", key="a")
+            assert words([event async for event in talk.turn("echo SAY b", key="b")]) == ["a", "b"]
+            assert [event async for event in talk.turn("echo SAY b", key="b")] == []
+            offset = talk.offset
+        async with yard.converse(ready.machine, live) as talk:
+            events = [event async for event in talk.turn("echo SAY b", key="b")]
+            assert words(events) == ["a", "b"]
+            assert isinstance(events[-1], AgentEnded)
+        async with yard.converse(ready.machine, live, offset=offset) as talk:
+            assert [event async for event in talk.turn("echo SAY b", key="b")] == []
+            assert words(await turn(talk, "echo SAY c")) == ["c"]
+
+
+async def test_what_a_turn_asked_before_a_crash_is_answered_in_the_same_turn_again(yards: Yards) -> None:
+    async with prepared(yards) as (yard, ready):
+        live, text = ready.turn("live"), "echo SAY a; echo ASK one; read -r reply; echo SAY $reply"
+        async with yard.converse(ready.machine, live) as talk:
+            await until(AgentText, talk.turn(text, key="k"))
+            offset = talk.offset
+        heard: list[AgentEvent] = []
+        async with yard.converse(ready.machine, live, offset=offset) as talk:
+            async for event in talk.turn(text, key="k"):
+                heard.append(event)
+                if isinstance(event, AgentAsked):
+                    await talk.answer(event.request, Answer(allow=True, message="go"))
+        assert words(heard) == ["go"]
+        assert isinstance(heard[-1], AgentEnded)
+
+
+class _Twice(Detached):
+    """Whose connection breaks when a message is stored, so that it is stored again."""
+
+    async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
+        await super().send(guest, name, key, data)
+        return await super().send(guest, name, key, data)
+
+
+async def test_a_prompt_that_was_stored_by_a_try_whose_answer_was_lost_is_a_turn(yards: Yards) -> None:
+    async with talking(yards, manager=_Twice()) as talk:
+        assert words(await turn(talk, "echo SAY a")) == ["a"]
+        slow = [event async for event in talk.turn("sleep 1; echo SAY b", key="k")]
+    assert words(slow) == ["b"]
+    assert isinstance(slow[-1], AgentEnded)
+
+
 async def test_an_offset_in_the_middle_of_a_line_loses_none_of_its_events(yards: Yards) -> None:
     async with prepared(yards) as (yard, ready):
         live = ready.turn("live")

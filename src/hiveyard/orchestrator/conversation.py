@@ -26,6 +26,7 @@ from hiveyard.kit.lines import Line, LineSplitter
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.orchestrator.failing import masked
+from hiveyard.orchestrator.told import Told
 
 T = TypeVar("T")
 _LINE_LIMIT = 64 << 20
@@ -43,6 +44,14 @@ class _Unread(NamedTuple):
     event: AgentEvent
     offset: int | None = None
     size: int = 0
+
+
+class _Begun(NamedTuple):
+    """A prompt that the program was told. `former`: events that wait for their reader and came before. `over`: its turn
+    had ended then."""
+
+    former: int
+    over: bool
 
 
 class Conversation:
@@ -69,6 +78,8 @@ class Conversation:
         self._failure: HiveyardError | None = None
         self._from = offset
         self._heard_to = 0
+        self._over_at = 0
+        self._told = Told(guest, spec.name)
         self.offset = offset
 
     @property
@@ -89,20 +100,22 @@ class Conversation:
 
     async def turn(self, text: str, *, key: str | None = None) -> AsyncGenerator[AgentEvent, None]:
         """A prompt, and what happens until its turn has ended; the last is an AgentEnded. What was not read of former
-        turns comes first. As `prompt`, and as `events`."""
-        beginning = await self._masked(self._prompted(text, key))
-        async with aclosing(self.events()) as events:
-            async for event in events:
+        turns comes first, also while the prompt waits for their end: what they ask can be answered. With a `key` whose
+        turn is over, only that comes. As `prompt`, and as `events`."""
+        asked = new_id() if key is None else key
+        while (begun := await self._masked(self._prompted(text, asked, key is not None, unread=True))) is None:
+            if (event := await self._next()) is not None:
                 yield event
-                if event is beginning:
-                    beginning = None
-                elif beginning is None and isinstance(event, AgentEnded):
-                    return
+        former, over = begun
+        while (former > 0 or not over) and (event := await self._next()) is not None:
+            yield event
+            former -= 1
+            over = over or (former < 0 and isinstance(event, AgentEnded))
 
     async def prompt(self, text: str, *, key: str | None = None) -> None:
         """Begin a turn, once the one at work has ended. When this returns the prompt is safe with the guest. The same
         `key` again, also after a crash, is the same prompt and told once. Raises ProcessEnded."""
-        await self._masked(self._prompted(text, key))
+        await self._masked(self._prompted(text, new_id() if key is None else key, key is not None))
 
     async def steer(self, text: str, *, key: str | None = None) -> None:
         """Something more for the turn at work. Raises BadInput where the agent takes no such thing, ProcessEnded."""
@@ -178,6 +191,8 @@ class Conversation:
             with contextlib.suppress(ProcessEnded):  # it does not wait for what it is told any more
                 await self._tell(step.lines)
             self._heard_to = offset
+            if any(isinstance(event, AgentEnded) for event in step.events):
+                self._over_at = offset
             await self._publish(step.events if offset > self._from else (), offset, size)
 
     async def _do(self, act: Callable[[], Step], when: Callable[[], bool] = lambda: True) -> None:
@@ -189,14 +204,30 @@ class Conversation:
             await self._tell(step.lines)
             await self._publish(step.events)
 
-    async def _prompted(self, text: str, key: str | None) -> AgentEvent | None:
-        """Begin a turn; the event with which it begins, None for a prompt that was told before."""
-        async with self._whole(lambda: self._driver.ready):
-            if not await self._tell(self._driver.prompt(_key("prompt", key), text)):
+    async def _prompted(self, text: str, key: str, known: bool, unread: bool = False) -> _Begun | None:
+        """Begin a turn. With `unread` it does not wait while there are events to be read: None. `known`: the key may
+        have been told before."""
+        async with self._whole(lambda: self._driver.ready or (unread and bool(self._unread))):
+            if not self._driver.ready:
                 return None
-            begun = self._driver.begun(text)
-            await self._publish(begun)
-            return begun[0] if begun else None
+            former = len(self._unread)
+            lines = self._driver.prompt(_key("prompt", key), text)
+            at = await self._told_at(key) if known else None
+            if not await self._tell(lines) and at is not None:
+                return _Begun(former, over=self._over_at > at)
+            # Nobody knew of it: if it is not new to the inbox now, our own try was cut off and made again.
+            if at is not None:
+                await self._told.note(key, self._heard_to)
+            await self._publish(self._driver.begun(text))
+            return _Begun(former, over=False)
+
+    async def _told_at(self, key: str) -> int | None:
+        """Where the output stood when it was told; None for now, for the first time."""
+        at = await self._told.at(key)
+        if at is not None and at <= self._heard_to:
+            return at
+        await self._told.note(key, self._heard_to)
+        return None
 
     @asynccontextmanager
     async def _whole(self, when: Callable[[], bool]) -> AsyncIterator[None]:
