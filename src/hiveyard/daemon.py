@@ -24,6 +24,7 @@ from hiveyard.api.server import bind, make_server
 from hiveyard.core.errors import BadSetting, DaemonRunning, HiveyardError
 from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.core.ports import Provider
+from hiveyard.door.descriptors import raise_limit
 from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
 from hiveyard.door.settings import from_environment
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # sqlite3 lets go of the interpreter at every step: at Python's own 5 ms a busy loop starves the journal's writer.
     sys.setswitchinterval(0.0005)
     os.umask(0o022)
+    raise_limit()
     _log_to(places().log if fd is not None else None)
     ready = Ready(fd)
     try:

@@ -18,11 +18,13 @@ from hiveyard.core.usage import Usage
 from hiveyard.door.books import Books, Record
 from hiveyard.door.broker import Broker
 from hiveyard.door.budget import Budget
+from hiveyard.door.descriptors import for_guests, told_seldom
 from hiveyard.door.door import Door
 from hiveyard.door.keys import Keys
 from hiveyard.door.listening import listening
 from hiveyard.door.prices import Prices
 from hiveyard.door.recorder import Recorder
+from hiveyard.door.room import Room
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
 from hiveyard.door.upstream import Upstream
@@ -52,12 +54,14 @@ class Doors:
         self._broker = Broker(keys, settings, self._clock)
         self._upstream = Upstream(settings, self._broker)
         self._opened = AsyncExitStack()
+        self._connections = Room(for_guests())
         self._masked: tuple[Secret, ...] = ()
         self._mask = Mask(())
 
     async def __aenter__(self) -> Doors:
         group = await self._opened.enter_async_context(anyio.create_task_group())
         await self._opened.enter_async_context(self._upstream)
+        self._opened.enter_context(told_seldom(self._clock))
         group.start_soon(anyio.to_thread.run_sync, self._prices.load, name="read the price list")
         return self
 
@@ -108,7 +112,7 @@ class Doors:
             settings=self._settings,
             recorder=recorder,
         )
-        async with listening(door, door.path, self._settings):
+        async with listening(door, door.path, self._settings, self._connections):
             yield door
 
     def _current_mask(self) -> Mask:

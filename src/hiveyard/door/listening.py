@@ -23,16 +23,20 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from hiveyard.core.errors import SocketPathTooLong
+from hiveyard.door.room import Room
 from hiveyard.door.settings import DoorSettings
 from hiveyard.kit.names import new_id
 
 _LONGEST_PATH = 100  # of 108 bytes in Linux, 104 in BSD and macOS
 _FLUSH_SECONDS = 5.0
+_AT_ONCE = 8  # asyncio takes so many in one go, before any of them can be turned away
+_WAITING = 128
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, path: Path, settings: DoorSettings) -> AsyncIterator[None]:
-    """Serve `app` at the socket `path` for as long as the block lasts; whatever stood there is replaced at once.
+async def listening(app: ASGIApp, path: Path, settings: DoorSettings, room: Room) -> AsyncIterator[None]:
+    """Serve `app` at the socket `path` for as long as the block lasts; whatever stood there is replaced at once. Each
+    connection takes one of `room`.
 
     The socket is open to every user, its directory can be entered but not read: who may come so far is decided by the
     directories above and by what is shown to a guest. An app that returns in the middle of its answer cuts the
@@ -47,10 +51,11 @@ async def listening(app: ASGIApp, path: Path, settings: DoorSettings) -> AsyncIt
         # asyncio directly: anyio has no way to serve a protocol. Not serving at once: that waits, and when it is
         # cancelled there, nobody but the loop knows the server, and whoever gets the descriptor's number next is deaf.
         server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(config, state, settings), sock=listener, backlog=128, start_serving=False
+            lambda: _Connection(config, state, settings, room), sock=listener, backlog=_AT_ONCE, start_serving=False
         )
         try:
             await server.start_serving()
+            listener.listen(_WAITING)
             yield
         finally:
             server.close()
@@ -129,8 +134,9 @@ async def _end(state: ServerState) -> None:
 class _Connection(H11Protocol):
     """One connection. Closed when a head takes too long, when there are too many, or when it makes no sense."""
 
-    def __init__(self, config: Config, state: ServerState, settings: DoorSettings) -> None:
+    def __init__(self, config: Config, state: ServerState, settings: DoorSettings, room: Room) -> None:
         super().__init__(config, state, {})
+        self._room = room
         self.logger = _quiet()
         self.access_log = False
         self.app = self._serve
@@ -139,7 +145,7 @@ class _Connection(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= self._settings.connections:
+        if len(self.connections) >= self._settings.connections or not self._room.take():
             transport.abort()
             return
         super().connection_made(transport)
@@ -156,6 +162,7 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
         if self.transport is not None:
+            self._room.leave()
             super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
