@@ -22,8 +22,8 @@ async def serve(directory: Path) -> None:
     async def record(_session: str, _turn: int | None, _event: DoorEvent | Notice) -> None: ...
 
     async with Doors(DoorSettings(head_seconds=60.0), Keys({}), record) as doors:
-        one = doors.open(session="s1", directory=directory / "1", placeholder=Secret("hv-1"))
-        other = doors.open(session="s2", directory=directory / "2", placeholder=Secret("hv-2"))
+        one = doors.open(session="s1", directory=directory / "1", placeholder=Secret("hv-1-Zq8TestSecret"))
+        other = doors.open(session="s2", directory=directory / "2", placeholder=Secret("hv-2-Zq8TestSecret"))
         async with one, other:
             print("open", resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)
             while await anyio.to_thread.run_sync(sys.stdin.readline):
