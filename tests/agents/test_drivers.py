@@ -310,6 +310,21 @@ def test_what_is_told_late_of_a_turn_that_is_over_is_no_other_turn(name: str) ->
     assert not one.ready
 
 
+def test_a_model_that_cannot_be_leaves_an_agent_ready_for_its_next_prompt() -> None:
+    one = driver("opencode")
+    option = {"id": "model", "name": "Model", "type": "select", "currentValue": "a/b", "options": []}
+    opened = {"sessionId": "ses_1", "configOptions": [option]}
+    one.feed(SAID["opencode"][0])
+    one.feed(json.dumps({"jsonrpc": "2.0", "id": "session", "result": opened}).encode())
+    one.feed(b'{"jsonrpc":"2.0","id":"set-model","result":{}}')
+    assert one.ready
+    with pytest.raises(BadInput, match="no name of a model"):
+        one.choose("k", "--yolo")
+    assert one.ready
+    assert one.choose("k", "a/c").lines
+    assert not one.ready
+
+
 @pytest.mark.parametrize("name", ["opencode", "goose"])
 def test_leave_that_is_asked_for_after_an_interrupt_is_dropped(name: str) -> None:
     """Whoever cancels answers all that is open, also what was on its way."""

@@ -146,8 +146,9 @@ class Acp:
     def choose(self, key: str, model: str) -> Step:
         if "model" not in self._config:
             raise BadInput("this agent does not change its model in a conversation", hint="choose it at the beginning")
-        self._waiting.add(f"{_SET}{key}")
-        return Step((), [self._set_model(f"{_SET}{key}", model)])
+        line = self._set_model(f"{_SET}{key}", model)
+        self._waiting.add(line.key)
+        return Step((), [line])
 
     def answer(self, request: str, answer: Answer) -> Step:
         if answer.input is not None:
@@ -241,8 +242,8 @@ class Acp:
             self._waiting.add(_MODE)
             lines.append(self._in_session(_MODE, "session_set_mode", schema.SetSessionModeRequest, mode_id=mode))
         if self._model is not None and self._config.get("model", self._model) != self._model:
-            self._waiting.add(_MODEL)
             lines.append(self._set_model(_MODEL, self._model))
+            self._waiting.add(_MODEL)
         started = AgentStarted(
             conversation=self._conversation or "",
             model=self._model or self._config.get("model", ""),
