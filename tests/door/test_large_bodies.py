@@ -6,7 +6,9 @@ import json
 import threading
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio.abc import SocketStream
 
 from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.door.asked import Asked, understand
@@ -14,11 +16,14 @@ from hiveyard.door.conversation import Place
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.reply import Passage
 from hiveyard.door.routes import Route
+from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
 from hiveyard.door.wording import empty, settled
 from hiveyard.kit.clock import SystemClock
+from hiveyard.kit.secret import Secret
 
-from .house import message
+from .house import PLACEHOLDER, Told, doors, guest, message, until
+from .upstream import Request, upstream, whole
 
 CHAT = Route("openai", "POST", "/v1/chat/completions", "openai-chat")
 MESSAGES = Route("anthropic", "POST", "/v1/messages", "anthropic")
@@ -118,6 +123,31 @@ async def test_a_tape_reads_conversations_beside_the_event_loop() -> None:
         async with Tape([]).ask(asked, Passage(SystemClock())):
             pass
     assert asked.threads and threading.get_ident() not in asked.threads
+
+
+@pytest.mark.anyio
+async def test_bodies_at_all_doors_that_are_too_much_together_are_refused(tmp_path: Path) -> None:
+    waiting = anyio.Event()
+
+    async def hold(request: Request, stream: SocketStream) -> None:
+        await waiting.wait()
+        await whole(b"{}")(request, stream)
+
+    body = b'{"x":"' + b"a" * 700_000 + b'"}'
+    async with upstream(hold) as up:
+        limits = DoorSettings(openai_upstream=up.url, body_mib=1, bodies_mib=2, bodies_total_mib=1)
+        async with doors(up.url, Told(), settings=limits) as both:
+            one = both.open(session="s1", directory=tmp_path / "1", placeholder=Secret(PLACEHOLDER))
+            other = both.open(session="s2", directory=tmp_path / "2", placeholder=Secret(PLACEHOLDER))
+            async with one as first, other as second, guest(first) as holding, guest(second) as client:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(lambda: holding.post("/openai/v1/responses", content=body))
+                    await until(lambda: len(up.requests) == 1)
+                    refused = await client.post("/openai/v1/responses", content=body)
+                    assert refused.status_code == 503 and refused.headers["x-should-retry"] == "true"
+                    assert (await client.post("/openai/v1/responses", content=b"[]")).status_code == 400
+                    waiting.set()
+                assert (await client.post("/openai/v1/responses", content=body)).status_code == 200
 
 
 class _Noticing(Asked):

@@ -1,4 +1,4 @@
-"""Request bodies, bounded: each in size and time, and all of one door together in memory."""
+"""Request bodies, bounded: each in size and time, and all of one door, and of all doors, together in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import anyio
 from starlette.types import Receive
 
+from hiveyard.door.room import Room
 from hiveyard.door.settings import DoorSettings
 
 
@@ -25,10 +26,11 @@ class HungUp(Exception):
 
 
 class Bodies:
-    """What one door holds of its guests' requests."""
+    """What one door holds of its guests' requests; `room` is the bytes that all doors may hold."""
 
-    def __init__(self, settings: DoorSettings) -> None:
+    def __init__(self, settings: DoorSettings, room: Room) -> None:
         self._settings = settings
+        self._room = room
         self._held = 0
 
     @asynccontextmanager
@@ -36,19 +38,28 @@ class Bodies:
         """A request's body, counted as held for as long as the block lasts. Raises TooMuch or HungUp."""
         self._check_announced(headers)
         body = bytearray()
-        before = 0
+        held = 0
         try:
             with anyio.move_on_after(self._settings.body_seconds) as deadline:
                 async for chunk in _chunks(receive):
+                    self._take(len(chunk))
+                    held += len(chunk)
                     body += chunk
-                    self._held += len(body) - before
-                    before = len(body)
                     self._check(len(body))
             if deadline.cancelled_caught:
                 raise TooMuch(408, f"a body that took more than {self._settings.body_seconds:g} s to arrive")
-            yield bytes(body)
+            whole = bytes(body)
+            body.clear()  # a body may be held for minutes, and once is enough
+            yield whole
         finally:
-            self._held -= before
+            self._held -= held
+            self._room.leave(held)
+
+    def _take(self, size: int) -> None:
+        if not self._room.take(size):
+            together = self._settings.bodies_total_mib
+            raise TooMuch(503, f"bodies of more than {together} MiB at the same time at all doors")
+        self._held += size
 
     def _check_announced(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         length = int(next((value for name, value in headers if name == b"content-length"), b"0"))

@@ -24,6 +24,7 @@ from hiveyard.door.exchange import Exchange
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.refusals import Said
 from hiveyard.door.reply import Answers, Passage
+from hiveyard.door.room import Room
 from hiveyard.door.routes import Refusal, Route
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.telling import Allowance
@@ -38,8 +39,9 @@ _HUNG_UP, _NO_ANSWER = 499, 502  # the statuses of calls that have none
 class Door:
     """The one HTTP endpoint of a session, at the socket `path`.
 
-    `turn` may be set at any time: what is asked from then on belongs to that turn. `last_seen` is the clock's monotonic
-    time of the last sign of life, a request or a chunk of an answer; `busy` counts the requests on their way.
+    `room` is what all doors may hold of requests' bodies, in bytes. `turn` may be set at any time: what is asked from
+    then on belongs to that turn. `last_seen` is the clock's monotonic time of the last sign of life, a request or a
+    chunk of an answer; `busy` counts the requests on their way.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Door:
         mask: Callable[[], Mask],
         settings: DoorSettings,
         recorder: Recorder | None,
+        room: Room,
     ) -> None:
         self.path = path
         self.last_seen = books.clock.monotonic()
@@ -63,7 +66,7 @@ class Door:
         self._settings = settings
         self._recorder = recorder
         self._slots = anyio.CapacityLimiter(settings.requests)
-        self._bodies = Bodies(settings)
+        self._bodies = Bodies(settings, room)
         self._reading = anyio.Lock()
         self._errors = Allowance(books.clock)
 

@@ -55,6 +55,7 @@ class Doors:
         self._upstream = Upstream(settings, self._broker)
         self._opened = AsyncExitStack()
         self._connections = Room(for_guests())
+        self._bodies = Room(settings.bodies_total_mib << 20)
         self._masked: tuple[Secret, ...] = ()
         self._mask = Mask(())
 
@@ -111,6 +112,7 @@ class Doors:
             mask=self._current_mask,
             settings=self._settings,
             recorder=recorder,
+            room=self._bodies,
         )
         async with listening(door, door.path, self._settings, self._connections):
             yield door

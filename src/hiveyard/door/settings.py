@@ -31,6 +31,8 @@ class DoorSettings:
     """Largest request body, in MiB."""
     bodies_mib: int = 256
     """Request bodies that one door holds at the same time, all together, in MiB."""
+    bodies_total_mib: int = 1024
+    """Request bodies that all doors hold at the same time, all together, in MiB."""
     header_kib: int = 32
     """Largest request head, in KiB."""
     requests: int = 32
@@ -53,7 +55,7 @@ class DoorSettings:
             _check(name, getattr(self, name), plain_http=self.plain_http)
         if self.proxy and not self.proxy.startswith(("http://", "https://")):
             raise BadSetting("door.proxy is no address: it starts with http:// or https://")
-        for name in ("body_mib", "bodies_mib", "header_kib", "requests", "connections"):
+        for name in ("body_mib", "bodies_mib", "bodies_total_mib", "header_kib", "requests", "connections"):
             _positive(name, getattr(self, name))
         for name in ("head_seconds", "body_seconds", "stall_seconds", "connect_seconds", "silence_seconds"):
             _positive(name, getattr(self, name))
