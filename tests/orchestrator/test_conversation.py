@@ -14,6 +14,7 @@ import anyio.to_thread
 import pytest
 
 from hiveyard.agents.codex import Codex
+from hiveyard.agents.drivers import jsonrpc
 from hiveyard.core.commands import ProcessInfo, ProcessSpec, ProcessStatus
 from hiveyard.core.drivers import Answer
 from hiveyard.core.errors import AgentFlood, BadInput, GuestDisconnected, ProcessError, SessionNotStarted
@@ -238,6 +239,41 @@ async def test_a_prompt_that_is_cancelled_once_it_is_told_is_a_turn(yards: Yards
             manager.may.set()
         assert isinstance(await until(AgentPrompted, talk.events()), AgentPrompted)
         assert words(await turn(talk, "echo SAY second")) == ["first", "second"]
+
+
+async def test_words_that_no_program_can_be_told_are_refused(yards: Yards) -> None:
+    async with talking(yards) as talk:
+        for refused in (talk.prompt("\ud800"), talk.steer("\udcff"), turn(talk, "a\ud800")):
+            with pytest.raises(BadInput, match="surrogate"):
+                await refused
+        asked = await until(AgentAsked, talk.turn("echo ASK one; read -r reply; echo SAY $reply"))
+        assert isinstance(asked, AgentAsked)
+        with pytest.raises(BadInput, match="surrogate"):
+            await talk.answer("one", Answer(allow=True, message="\ud800"))
+        await talk.answer("one", Answer(allow=True, message="go"))
+        assert words([event async for event in until_ended(talk)]) == ["go"]
+
+
+class _Keys(Detached):
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[str] = []
+
+    async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
+        self.keys.append(key)
+        return await super().send(guest, name, key, data)
+
+
+@pytest.mark.parametrize("key", ["k" * 500, "\ud800", 'a\n"'], ids=["long", "surrogate", "quoted"])
+async def test_any_key_is_one_that_a_program_can_give_back(yards: Yards, key: str) -> None:
+    manager = _Keys()
+    async with talking(yards, manager=manager) as talk:
+        assert words([event async for event in talk.turn("echo SAY a", key=key)]) == ["a"]
+        assert [event async for event in talk.turn("echo SAY a", key=key)] == []
+        assert words([event async for event in talk.turn("echo SAY b", key="k" * 499)]) == ["b"]
+    first, again, other = manager.keys
+    assert first == again != other
+    assert max(len(jsonrpc.request(f"turn-{one}", "x", {}).data) for one in manager.keys) < 200
 
 
 async def test_an_error_in_the_block_comes_out_as_it_is(yards: Yards) -> None:

@@ -123,6 +123,22 @@ async def test_a_turn_that_cannot_be_is_refused_and_what_runs_in_the_machine_goe
     await yard.terminate(ready.machine)
 
 
+async def test_words_that_no_program_can_get_take_nothing_away(yards: Yards) -> None:
+    yard = yards.yard()
+    ready = await yard.boot_and_prepare(HOST)
+    await yard.start_session(ready.machine, ready.turn("first", command="sleep 1000"), prompt="")
+    told = yards.told()
+    with pytest.raises(BadInput, match="lone surrogate"):
+        await yard.start_session(ready.machine, ready.turn("second", command="true"), prompt="a\ud800")
+    assert yards.told() == told
+    with pytest.raises(SessionNotStarted, match="lone surrogate"):
+        await yard.start_session(ready.machine, ready.turn("third", command="echo \ud800"), prompt="")
+    assert yards.told()[len(told) :] == ["session_failed", "machine_kept"]
+    (first,) = await yard.processes(ready.machine)
+    assert (first.name, first.status) == ("first", ProcessStatus.RUNNING)
+    await yard.terminate(ready.machine)
+
+
 async def test_a_guest_that_puts_secrets_into_its_answers_gets_them_nowhere(yards: Yards, said: Said) -> None:
     yard = yards.yard(Quoting())
     ready = await yard.boot_and_prepare(HOST, credential_profiles=[profile()])

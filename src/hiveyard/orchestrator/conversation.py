@@ -7,6 +7,7 @@ again, after a lost connection or a crash, goes on where it stands.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -14,11 +15,12 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import anyio
+import msgspec
 
 from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.drivers import Answer, Driver, Step
 from hiveyard.core.drivers import Line as ToTell
-from hiveyard.core.errors import AgentFlood, GuestDisconnected, HiveyardError, ProcessEnded
+from hiveyard.core.errors import AgentFlood, BadInput, GuestDisconnected, HiveyardError, ProcessEnded
 from hiveyard.core.events import AgentEnded, AgentEvent
 from hiveyard.core.ports import Guest, ProcessManager
 from hiveyard.kit.group import together
@@ -36,6 +38,7 @@ _UNREAD_LIMIT = 10_000
 _ROUNDED = 1024
 """Bytes that a manager may keep less than an output's limit."""
 _RECONNECT = 0.5
+_LONGEST_KEY = 64
 
 
 class _Unread(NamedTuple):
@@ -102,7 +105,8 @@ class Conversation:
         """A prompt, and what happens until its turn has ended; the last is an AgentEnded. What was not read of former
         turns comes first, also while the prompt waits for their end: what they ask can be answered. With a `key` whose
         turn is over, only that comes. As `prompt`, and as `events`."""
-        asked = new_id() if key is None else key
+        _check_words(text)
+        asked = _key("prompt", key)
         while (begun := await self._masked(self._prompted(text, asked, key is not None, unread=True))) is None:
             if (event := await self._next()) is not None:
                 yield event
@@ -114,11 +118,13 @@ class Conversation:
 
     async def prompt(self, text: str, *, key: str | None = None) -> None:
         """Begin a turn, once the one at work has ended. When this returns the prompt is safe with the guest. The same
-        `key` again, also after a crash, is the same prompt and told once. Raises ProcessEnded."""
-        await self._masked(self._prompted(text, new_id() if key is None else key, key is not None))
+        `key` again, also after a crash, is the same prompt and told once. Raises ProcessEnded, BadInput."""
+        _check_words(text)
+        await self._masked(self._prompted(text, _key("prompt", key), key is not None))
 
     async def steer(self, text: str, *, key: str | None = None) -> None:
         """Something more for the turn at work. Raises BadInput where the agent takes no such thing, ProcessEnded."""
+        _check_words(text)
         await self._do(lambda: self._driver.steer(_key("steer", key), text))
 
     async def interrupt(self) -> None:
@@ -127,6 +133,7 @@ class Conversation:
 
     async def answer(self, request: str, answer: Answer) -> None:
         """Decide about an AgentAsked; the first answer counts. Raises BadInput for a request that is not open."""
+        _check_words(answer.message, answer.input)
         await self._do(lambda: self._driver.answer(request, answer))
 
     async def choose(self, model: str) -> None:
@@ -211,7 +218,7 @@ class Conversation:
             if not self._driver.ready:
                 return None
             former = len(self._unread)
-            lines = self._driver.prompt(_key("prompt", key), text)
+            lines = self._driver.prompt(key, text)
             at = await self._told_at(key) if known else None
             if not await self._tell(lines) and at is not None:
                 return _Begun(former, over=self._over_at > at)
@@ -320,4 +327,15 @@ async def conversing(
 
 
 def _key(kind: str, key: str | None) -> str:
-    return f"{kind}-{new_id() if key is None else key}"
+    """Some programs give it back as the id of an answer, which is a word of a stranger and bounded."""
+    key = new_id() if key is None else key
+    plain = len(key) <= _LONGEST_KEY and key.isprintable()
+    return f"{kind}-{key if plain else hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def _check_words(*words: object) -> None:
+    """Raises BadInput for what no program can be told."""
+    try:
+        msgspec.json.encode(words)
+    except UnicodeEncodeError as error:
+        raise BadInput(f"a surrogate ({error.object[error.start]!r}) cannot be told to a program") from error

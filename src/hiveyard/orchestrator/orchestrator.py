@@ -38,7 +38,7 @@ from hiveyard.orchestrator.ending import Ending
 from hiveyard.orchestrator.failing import Step, operating, preparing, removing, starting
 from hiveyard.orchestrator.hushed import Hushed
 from hiveyard.orchestrator.keeping import Snapshot
-from hiveyard.orchestrator.prepared import Defaults, Prepared, make_room
+from hiveyard.orchestrator.prepared import Defaults, Prepared, encoded, make_room
 
 T = TypeVar("T")
 
@@ -246,7 +246,9 @@ class Orchestrator:
         this fails or is cancelled the machine is removed, with all that runs in it, unless `keep_on_error`, or unless
         the process may have been there before: then what fails takes nothing away. Raises SessionNotStarted; BadInput
         for a turn that the agent cannot do, when nothing was done and the machine stays."""
-        return await self._start(machine, turn, self.agent.process(turn), prompt, keep_on_error)
+        spec = self.agent.process(turn)
+        data = None if prompt is None else encoded(prompt)
+        return await self._start(machine, turn, spec, data, keep_on_error)
 
     @asynccontextmanager
     async def converse(
@@ -305,7 +307,7 @@ class Orchestrator:
     # --- the steps ----------------------------------------------------------------------------------------------
 
     async def _start(
-        self, machine: Machine, turn: Turn, spec: ProcessSpec, prompt: str | None, keep: bool
+        self, machine: Machine, turn: Turn, spec: ProcessSpec, prompt: bytes | None, keep: bool
     ) -> ProcessInfo:
         """`spec` was made of the turn before, out of here: a turn that cannot be costs no machine."""
         self._hushed.add(machine.name, [Secret(turn.placeholder)])
@@ -319,7 +321,11 @@ class Orchestrator:
                 return await self.manager.start(guest, spec)
 
         failed = partial(happenings.SessionFailed, process=turn.name)
-        async with self._ending.on_failure(failed, machine.name, lambda _: not new):
+
+        def kept(error: BaseException) -> bool:
+            return not new or isinstance(error.__cause__, BadInput)  # which nothing was begun for
+
+        async with self._ending.on_failure(failed, machine.name, kept):
             info = await self._starting(machine.name, turn.name).of(start(), self._mask(machine.name))
         started = happenings.SessionStarted(
             machine=machine.name, process=info.name, agent=self.agent.name, manager=self.manager.name, pid=info.pid

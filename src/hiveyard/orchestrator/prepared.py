@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hiveyard.core.commands import process_name
 from hiveyard.core.credentials import Installed
+from hiveyard.core.errors import BadInput
 from hiveyard.core.files import FileStep, MakeDirectory, WriteFile
 from hiveyard.core.machines import Capabilities, Machine, MachineSpec
 from hiveyard.core.ports import Guest, Turn
@@ -67,9 +68,18 @@ class Prepared:
         )
 
 
-async def make_room(guest: Guest, turn: Turn, prompt: str | None) -> None:
+def encoded(prompt: str) -> bytes:
+    """The file of a prompt. Raises BadInput for what no file can have."""
+    try:
+        return prompt.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        lone = prompt[error.start]
+        raise BadInput(f"the prompt has a lone surrogate, {lone!r}, which no file can have") from error
+
+
+async def make_room(guest: Guest, turn: Turn, prompt: bytes | None) -> None:
     """What a turn's process needs to find, beside its program."""
     steps: list[FileStep] = [MakeDirectory(path=turn.workdir), MakeDirectory(path=turn.state, mode=0o700)]
     if prompt is not None:
-        steps.append(WriteFile(path=turn.prompt, data=prompt.encode("utf-8", "surrogateescape"), mode=0o600))
+        steps.append(WriteFile(path=turn.prompt, data=prompt, mode=0o600))
     await guest.batch(steps)

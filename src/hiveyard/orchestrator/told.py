@@ -31,4 +31,4 @@ class Told:
         await self._guest.write_atomic(self._path(key), str(offset).encode())
 
     def _path(self, key: str) -> str:
-        return f"{self._place}/{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}"
+        return f"{self._place}/{hashlib.sha256(key.encode()).hexdigest()}"

@@ -256,7 +256,11 @@ def _fields(spec: ProcessSpec, number: int) -> bytes:
         *(f"{name}={value}" for name, value in env.items()),
         *words,
     )
-    return b"".join(field.encode("utf-8", "surrogateescape") + b"\0" for field in fields)
+    try:
+        return b"".join(field.encode("utf-8", "surrogateescape") + b"\0" for field in fields)
+    except UnicodeEncodeError as error:
+        lone = error.object[error.start]
+        raise BadInput(f"the command of {spec.name} has a lone surrogate, {lone!r}: no program can get it") from error
 
 
 def _parse(data: bytes) -> list[_Seen]:
