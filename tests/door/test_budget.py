@@ -132,6 +132,7 @@ async def test_a_cut_stream_costs_what_passed_even_when_the_vendor_never_told(tm
 
 
 OWN = {"input_tokens": 1_000, "output_tokens": 100}
+MUCH = {"input_tokens": 1_000_000, "output_tokens": 100_000}
 ASIDE = {"input_tokens": 100_000, "output_tokens": 10_000}
 CALL = {"type": "web_search_call", "action": {"type": "search"}}
 
@@ -145,6 +146,22 @@ CALL = {"type": "web_search_call", "action": {"type": "search"}}
             {"usage": {"input_tokens": 1_000_000, "output_tokens": 100_000, "service_tier": "standard"}},
             {"usage": {"input_tokens": 1_000_000, "output_tokens": 100_000, "speed": "fast"}},
             None,
+        ),
+        (
+            "/anthropic/v1/messages",
+            "claude-opus-4-7",
+            {"usage": {**MUCH, "inference_geo": "global", "speed": "standard"}},
+            {"usage": {**MUCH, "inference_geo": "us", "server_tool_use": {"web_search_requests": 100}}},
+            0.75 + 1.0,
+        ),
+        ("/anthropic/v1/messages", "claude-opus-4-6", {"usage": MUCH}, {"usage": {**MUCH, "speed": "fast"}}, 5 * 7.5),
+        ("/anthropic/v1/messages", "claude-opus-4-7", {"usage": MUCH}, {"usage": {**MUCH, "speed": "fast"}}, 5 * 7.5),
+        (
+            "/anthropic/v1/messages",
+            "claude-opus-4-8",
+            {"usage": MUCH},
+            {"usage": {**MUCH, "speed": "fast", "inference_geo": "us"}},
+            2.2 * 7.5 - 7.5,
         ),
         (
             "/anthropic/v1/messages",

@@ -19,7 +19,8 @@ from hiveyard.kit.text import one_line
 _TOKEN = 4
 _PACE = 50  # tokens that a model says in a second, about
 _MOST_OUTPUT = 32_000  # tokens that an answer is taken for at most where the request sets no limit
-_TERMS = ("service_tier", "speed")
+_PLACE = "inference_geo"
+_TERMS = ("service_tier", "speed", _PLACE)
 _ASIDE = ("compaction", "advisor_message")
 _MOST_ASIDE = 1000
 
@@ -121,8 +122,9 @@ class Meter:
             cache_read_tokens=counted["cache_read"],
             cache_write_tokens=counted["cache_write"],
         )
-        # Another model than the one that was asked is served in its own way.
-        terms = self._terms | _terms(told) if told.get("type") == "compaction" else _terms(told)
+        # Another model than the one that was asked is served in its own way, but in the same place.
+        own = told.get("type") == "compaction"
+        terms = {name: said for name, said in self._terms.items() if own or name == _PLACE} | _terms(told)
         extra = Extra(cache_write_1h=counted["cache_write_1h"], terms=terms)
         return Part(text(told.get("model"))[:200] or self.model, usage, extra)
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from hiveyard.core.usage import Usage
 
+_DEARER = {("speed", "fast"): 6.0, ("inference_geo", "us"): 1.1}
+"""How many times dearer the vendor serves tokens so, where the list makes no difference: the dearest that is known."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
@@ -29,27 +32,41 @@ class Prices:
 
     def cost(self, vendor: str, model: str, usage: Usage, extra: Extra | None = None) -> float | None:
         """The price of `usage`, None when the model is not on the list."""
-        import genai_prices  # 0.1 s, needed only where something is priced
-
         extra = extra or Extra()
-        tokens = genai_prices.Usage(
-            input_tokens=usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,
-            output_tokens=usage.output_tokens,
-            cache_read_tokens=usage.cache_read_tokens,
-            cache_write_tokens=usage.cache_write_tokens,
-            **_more(usage, extra),
-        )
         for provider in (vendor, None):  # a gateway may serve another vendor's models under this protocol
             try:
-                priced = genai_prices.calc_price(tokens, model, provider_id=provider, price_context=dict(extra.terms))
-                return float(priced.total_price)
+                return _cost(model, provider, usage, extra)
             except (LookupError, ValueError):
                 continue
         return None
 
 
-def _more(usage: Usage, extra: Extra) -> dict[str, int]:
-    found = {"web_searches": extra.web_searches} if extra.web_searches else {}
+def _cost(model: str, provider: str | None, usage: Usage, extra: Extra) -> float:
+    import genai_prices  # 0.1 s, needed only where something is priced
+
+    def price(terms: Mapping[str, str], searches: int = 0) -> float:
+        tokens = genai_prices.Usage(
+            input_tokens=usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_tokens=usage.cache_read_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            **_more(usage, extra, searches),
+        )
+        priced = genai_prices.calc_price(tokens, model, provider_id=provider, price_context=dict(terms))
+        return float(priced.total_price)
+
+    terms = extra.terms
+    served = price(terms)
+    searched = price(terms, extra.web_searches) - served if extra.web_searches else 0.0
+    factor = 1.0
+    for (name, said), times in _DEARER.items():
+        if terms.get(name) == said and served == price({key: terms[key] for key in terms if key != name}):
+            factor *= times
+    return served * factor + searched
+
+
+def _more(usage: Usage, extra: Extra, searches: int) -> dict[str, int]:
+    found = {"web_searches": searches} if searches else {}
     if 0 < extra.cache_write_1h <= usage.cache_write_tokens:
         found["cache_write_1h_tokens"] = extra.cache_write_1h
     return found
