@@ -276,6 +276,44 @@ async def test_any_key_is_one_that_a_program_can_give_back(yards: Yards, key: st
     assert max(len(jsonrpc.request(f"turn-{one}", "x", {}).data) for one in manager.keys) < 200
 
 
+class _Failing(Detached):
+    """Stores nothing while it is `full`."""
+
+    full = False
+
+    async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
+        if self.full:
+            raise ProcessError("no room for a message")
+        return await super().send(guest, name, key, data)
+
+
+async def test_an_answer_that_could_not_be_told_can_be_given_again(yards: Yards) -> None:
+    manager, yes = _Failing(), Answer(allow=True, message="go")
+    async with talking(yards, manager=manager) as talk:
+        await until(AgentAsked, talk.turn("echo ASK one; read -r reply; echo SAY $reply"))
+        manager.full = True
+        for _ in range(2):
+            with pytest.raises(ProcessError, match="no room"):
+                await talk.answer("one", yes)
+        manager.full = False
+        await talk.answer("one", yes)
+        with pytest.raises(BadInput, match="nobody waits"):
+            await talk.answer("one", yes)
+        assert words([event async for event in until_ended(talk)]) == ["go"]
+
+
+async def test_an_answer_that_could_not_be_told_is_told_before_what_comes_next(yards: Yards) -> None:
+    manager = _Failing()
+    async with talking(yards, manager=manager) as talk:
+        await until(AgentAsked, talk.turn("echo ASK one; read -r a; read -r b; echo SAY $a $b"))
+        manager.full = True
+        with pytest.raises(ProcessError):
+            await talk.answer("one", Answer(allow=True, message="first"))
+        manager.full = False
+        await talk.steer("second")
+        assert words([event async for event in until_ended(talk)]) == ["first", "second"]
+
+
 async def test_an_error_in_the_block_comes_out_as_it_is(yards: Yards) -> None:
     async with prepared(yards) as (yard, ready):
         with pytest.raises(BadInput, match="nobody waits for one"):

@@ -39,6 +39,8 @@ _ROUNDED = 1024
 """Bytes that a manager may keep less than an output's limit."""
 _RECONNECT = 0.5
 _LONGEST_KEY = 64
+_LASTING = "choose "
+"""What is owed beyond the end of a turn."""
 
 
 class _Unread(NamedTuple):
@@ -82,6 +84,7 @@ class Conversation:
         self._from = offset
         self._heard_to = 0
         self._over_at = 0
+        self._owed: deque[tuple[str, Step]] = deque()
         self._told = Told(guest, spec.name)
         self.offset = offset
 
@@ -129,16 +132,17 @@ class Conversation:
 
     async def interrupt(self) -> None:
         """End the turn at work and keep the conversation; its AgentEnded comes as an event."""
-        await self._do(lambda: self._driver.interrupt(_key("interrupt", None)))
+        await self._do(lambda: self._driver.interrupt(_key("interrupt", None)), "interrupt")
 
     async def answer(self, request: str, answer: Answer) -> None:
         """Decide about an AgentAsked; the first answer counts. Raises BadInput for a request that is not open."""
         _check_words(answer.message, answer.input)
-        await self._do(lambda: self._driver.answer(request, answer))
+        await self._do(lambda: self._driver.answer(request, answer), f"answer {request}")
 
     async def choose(self, model: str) -> None:
         """Turns to come use this model. Raises BadInput where the agent cannot change it."""
-        await self._do(lambda: self._driver.choose(_key("model", None), model), lambda: self._driver.ready)
+        chosen = f"{_LASTING}{model}"
+        await self._do(lambda: self._driver.choose(_key("model", None), model), chosen, lambda: self._driver.ready)
 
     async def close(self) -> None:
         """No more prompts: the program ends when it has done what it was told. Wait for it by reading `events`."""
@@ -200,20 +204,47 @@ class Conversation:
             self._heard_to = offset
             if any(isinstance(event, AgentEnded) for event in step.events):
                 self._over_at = offset
+                self._owed = deque(one for one in self._owed if one[0].startswith(_LASTING))
             await self._publish(step.events if offset > self._from else (), offset, size)
 
-    async def _do(self, act: Callable[[], Step], when: Callable[[], bool] = lambda: True) -> None:
-        await self._masked(self._acted(act, when))
+    async def _do(self, act: Callable[[], Step], owed: str = "", when: Callable[[], bool] = lambda: True) -> None:
+        """`owed`: the driver takes it for done from here on. What the program cannot be told of it now is told before
+        what comes next, and whoever tries the same again has done it then."""
+        await self._masked(self._acted(act, owed, when))
 
-    async def _acted(self, act: Callable[[], Step], when: Callable[[], bool]) -> None:
+    async def _acted(self, act: Callable[[], Step], owed: str, when: Callable[[], bool]) -> None:
+        if owed in await self._paid():
+            return
         async with self._whole(when):
             step = act()
+            if owed:
+                self._owed.append((owed, step))
+                await self._pay()
+            else:
+                await self._tell(step.lines)
+                await self._publish(step.events)
+
+    async def _paid(self) -> set[str]:
+        """All that is owed is told; what that was."""
+        if not self._owed:
+            return set()
+        async with self._whole(lambda: True):
+            return await self._pay()
+
+    async def _pay(self) -> set[str]:
+        paid = set()
+        while self._owed:
+            owed, step = self._owed[0]
             await self._tell(step.lines)
             await self._publish(step.events)
+            paid.add(owed)
+            self._owed.popleft()
+        return paid
 
     async def _prompted(self, text: str, key: str, known: bool, unread: bool = False) -> _Begun | None:
         """Begin a turn. With `unread` it does not wait while there are events to be read: None. `known`: the key may
         have been told before."""
+        await self._paid()
         async with self._whole(lambda: self._driver.ready or (unread and bool(self._unread))):
             if not self._driver.ready:
                 return None
