@@ -4,53 +4,26 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import stat
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import anyio
 import httpx2
 import pytest
-from anyio.abc import SocketStream
 
 from hiveyard.core.events import DoorRefused, ModelCalled
-from hiveyard.door.door import Door
 from hiveyard.door.reply import Reply
 from hiveyard.door.settings import DoorSettings
 
 from . import bodies
+from .guests import ask, head, raw
 from .house import PLACEHOLDER, Told, door, guest, message, until
 from .upstream import streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
-
-
-@asynccontextmanager
-async def raw(opened: Door) -> AsyncIterator[SocketStream]:
-    async with await anyio.connect_unix(opened.path) as stream:
-        yield stream
-
-
-async def ask(opened: Door, text: bytes) -> bytes:
-    """Send bytes as they are; what comes back until the door closes."""
-    got = b""
-    async with raw(opened) as stream:
-        with anyio.fail_after(20):
-            try:
-                await stream.send(text)
-                async for chunk in stream:
-                    got += chunk
-            except (anyio.BrokenResourceError, ConnectionResetError):
-                pass
-    return got
-
-
-def head(target: str, *more: str, method: str = "GET") -> bytes:
-    lines = [f"{method} {target} HTTP/1.1", "host: door", f"x-api-key: {PLACEHOLDER}", "connection: close", *more]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -212,22 +185,6 @@ async def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:
     async with door("", Told(), tmp_path, settings=settings) as opened:
         text = head("/openai/v1/responses", "content-length: 100", method="POST") + b"{"
         assert (await ask(opened, text)).startswith(b"HTTP/1.1 408 ")
-
-
-async def test_a_guest_that_does_not_read_is_cut_and_the_log_stays_silent(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    told = Told()
-    piece = b"data: " + b"a" * (1 << 20) + b"\n\n"
-    async with upstream(streamed(*[piece] * 64)) as up:
-        settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, stall_seconds=0.3)
-        async with door(up.url, told, tmp_path, settings=settings) as opened, raw(opened) as stream:
-            body = b'{"model":"gpt-5","stream":true,"input":"x"}'
-            await stream.send(head("/openai/v1/responses", f"content-length: {len(body)}", method="POST") + body)
-            await until(lambda: bool(told.of(ModelCalled)))
-            await until(lambda: not opened.busy)
-    assert not told.of(ModelCalled)[0].complete
-    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
 async def test_connections_over_the_limit_are_closed(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import hmac
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from hiveyard.core.errors import BudgetSpent, HiveyardError, UpstreamFailed
 from hiveyard.core.usage import Usage
@@ -21,6 +22,7 @@ from hiveyard.door.asked import Asked, understand
 from hiveyard.door.bodies import Bodies, HungUp, TooMuch
 from hiveyard.door.books import Books
 from hiveyard.door.exchange import Exchange
+from hiveyard.door.outgoing import Outgoing, Stalled
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.refusals import Said
 from hiveyard.door.reply import Answers, Passage
@@ -90,7 +92,7 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        out = _Outgoing(send, self._saw)
+        out = Outgoing(send, self._saw, self._settings.stall_seconds)
         request_id = f"hv_{new_id()}"
         self._saw()
         self.busy += 1
@@ -111,7 +113,7 @@ class Door:
             text = self._mask().text("".join(traceback.format_exception(error)))
             _log.error("request %s failed%s: %s", request_id, self._errors.omitted(), text)
 
-    async def _answer(self, scope: Scope, receive: Receive, out: _Outgoing, request_id: str) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, out: Outgoing, request_id: str) -> None:
         found = await self._checked(scope, request_id)
         if isinstance(found, Said):
             await _say(out, found)
@@ -139,7 +141,7 @@ class Door:
         shown = routes.presented_keys(scope["headers"])
         return any(hmac.compare_digest(key, right) for key in shown for right in self._placeholders)
 
-    async def _serve(self, route: Route, scope: Scope, receive: Receive, out: _Outgoing, request_id: str) -> None:
+    async def _serve(self, route: Route, scope: Scope, receive: Receive, out: Outgoing, request_id: str) -> None:
         """Read the request and answer it, for as long as the guest stays on the line."""
         try:
             async with self._bodies.held(receive, scope["headers"]) as body:
@@ -163,7 +165,7 @@ class Door:
         except HiveyardError as error:
             await _say(out, refusals.of_error(route.vendor, error, request_id))
 
-    async def _ask(self, asked: Asked, out: _Outgoing, request_id: str) -> None:
+    async def _ask(self, asked: Asked, out: Outgoing, request_id: str) -> None:
         """Ask and pass the answer on; what goes wrong is told to the guest, if it still can be."""
         books, route = self._books, asked.route
         turn = books.turn
@@ -180,10 +182,9 @@ class Door:
         if not out.begun:
             await _say(out, said._replace(body=self._mask().data(said.body)))
 
-    async def _forward(self, asked: Asked, out: _Outgoing) -> None:
-        stall = self._settings.stall_seconds
+    async def _forward(self, asked: Asked, out: Outgoing) -> None:
         passage = Passage(self._books.clock)
-        exchange = Exchange(asked, self._books, out, passage, recorder=self._recorder, stall=stall)
+        exchange = Exchange(asked, self._books, out, passage, recorder=self._recorder)
         try:
             async with self._answers.ask(asked, passage) as reply:
                 # Only now: the request may have been sent with a key that was new.
@@ -201,20 +202,6 @@ class Door:
         self.last_seen = self._books.clock.monotonic()
 
 
-class _Outgoing:
-    """The way back to the guest; knows whether an answer has begun."""
-
-    def __init__(self, send: Send, saw: Callable[[], None]) -> None:
-        self.begun = False
-        self._send = send
-        self._saw = saw
-
-    async def __call__(self, message: Message) -> None:
-        self.begun = True
-        self._saw()
-        await self._send(message)
-
-
 async def _hung_up(receive: Receive, scope: anyio.CancelScope) -> None:
     """Give up what the guest does not wait for any more."""
     while (await receive())["type"] != "http.disconnect":
@@ -222,7 +209,8 @@ async def _hung_up(receive: Receive, scope: anyio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _say(out: Send, said: Said) -> None:
+async def _say(out: Outgoing, said: Said) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in said.headers]
-    await out({"type": "http.response.start", "status": said.status, "headers": headers})
-    await out({"type": "http.response.body", "body": said.body, "more_body": False})
+    with suppress(Stalled):  # it is cut then
+        await out({"type": "http.response.start", "status": said.status, "headers": headers})
+        await out({"type": "http.response.body", "body": said.body, "more_body": False})

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import anyio
-from starlette.types import Send
 
 from hiveyard.core.errors import HiveyardError, KeyRefused, RateLimited, UpstreamFailed, UpstreamRefused
 from hiveyard.door.asked import Asked
 from hiveyard.door.books import Books
 from hiveyard.door.meter import Meter, only_usage
+from hiveyard.door.outgoing import Outgoing, Stalled
 from hiveyard.door.recorder import LARGEST_ANSWER, Recorder
 from hiveyard.door.reply import Passage, Reply
 from hiveyard.door.sse import EventBlocks
@@ -26,15 +26,11 @@ from hiveyard.kit.text import decode, one_line
 _COMPLAINT = 16 << 10
 
 
-class _Stalled(Exception):
-    """The guest leaves its answer unread."""
-
-
 class Exchange:
     """Passes one answer to the guest and sees to it that it is written down what it used."""
 
     def __init__(
-        self, asked: Asked, books: Books, send: Send, passage: Passage, *, recorder: Recorder | None, stall: float
+        self, asked: Asked, books: Books, send: Outgoing, passage: Passage, *, recorder: Recorder | None
     ) -> None:
         self._asked = asked
         self._books = books
@@ -42,7 +38,6 @@ class Exchange:
         self._send = send
         self._passage = passage
         self._recorder = recorder
-        self._stall = stall
         self._turn = books.turn
         self._started = books.clock.monotonic()
         self._settled = False
@@ -60,7 +55,7 @@ class Exchange:
         try:
             await self._head(reply)
             await self._body(reply, meter)
-        except _Stalled:
+        except Stalled:
             return
         except UpstreamFailed as error:
             await self._settle(reply, meter, complete=False, error=error)
@@ -130,12 +125,8 @@ class Exchange:
             self._chunks.append((self._seconds(), chunk))
 
     async def _pass(self, chunk: bytes, *, end: bool = False) -> None:
-        if not chunk and not end:
-            return
-        with anyio.move_on_after(self._stall) as deadline:
+        if chunk or end:
             await self._send({"type": "http.response.body", "body": chunk, "more_body": not end})
-        if deadline.cancelled_caught:
-            raise _Stalled
 
     async def _settle(self, reply: Reply, meter: Meter, *, complete: bool, error: HiveyardError | None = None) -> None:
         """Write down what was used, or why there is no answer; once."""
