@@ -34,6 +34,7 @@ from hiveyard.core.errors import (
     ProcessNotStarted,
 )
 from hiveyard.core.ports import Guest
+from hiveyard.kit.group import together
 from hiveyard.kit.text import decode, one_line
 from hiveyard.processes import common, inbox, scripts
 from hiveyard.processes.runner import RUNNER
@@ -105,7 +106,7 @@ class Detached:
             raise BadInput(f"a grace is {_MOST_SECONDS:.0f} seconds at most, not {grace}")
         whole = max(0, math.ceil(grace))
         result = await self._stop(guest, name, whole)
-        async with anyio.create_task_group() as group:
+        async with together() as group:
             for other in _parse(result.stdout):
                 if other.info.name != name and other.watch:
                     group.start_soon(self._stop, guest, other.info.name, whole)
