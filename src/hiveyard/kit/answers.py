@@ -134,7 +134,7 @@ def retry_after(told: str) -> float | None:
     except ValueError:
         try:
             when = parsedate_to_datetime(told)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
         wait = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, wait) if wait < _LONGEST_WAIT else None

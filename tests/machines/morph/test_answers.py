@@ -188,6 +188,14 @@ async def test_a_service_that_wants_to_be_left_alone_for_long_is(form: str, stat
     assert len(requests) == 1
 
 
+@pytest.mark.parametrize("said", ["soon", "nan", "1e400", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"])
+async def test_a_time_to_come_back_that_is_none_is_not_kept(said: str) -> None:
+    async with asking(whole(b"{}", status=429, more=f"retry-after: {said}\r\n"), patience=0.01) as (service, _):
+        with pytest.raises(ProviderRateLimited) as raised:
+            await service.instances({})
+    assert raised.value.retry_after is None
+
+
 async def test_what_makes_something_is_not_asked_for_twice() -> None:
     async with asking(whole(b"{}", status=500), patience=30) as (service, requests):
         with pytest.raises(ProviderFailed):
