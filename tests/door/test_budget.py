@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from hiveyard.core.errors import BudgetSpent
-from hiveyard.core.events import BudgetExhausted, ModelCalled
+from hiveyard.core.events import BudgetExhausted, ModelCalled, Notice
 from hiveyard.core.usage import Usage
 from hiveyard.door.budget import Budget
 
@@ -201,6 +201,17 @@ CALL = {"type": "web_search_call", "action": {"type": "search"}}
             },
             0.02,
         ),
+        (
+            "/openai/v1/responses",
+            "gpt-5.2",
+            {"usage": OWN, "tool_usage": {"image_gen": {"input_tokens": 0, "output_tokens": 0}}},
+            {
+                "usage": OWN,
+                "output": [{"type": "image_generation_call"}],
+                "tool_usage": {"image_gen": {"input_tokens": 10_000, "output_tokens": 100_000}},
+            },
+            0.1 + 4.0,
+        ),
     ],
 )
 async def test_a_request_that_was_served_at_a_higher_price_costs_it(
@@ -214,6 +225,18 @@ async def test_a_request_that_was_served_at_a_higher_price_costs_it(
             assert (await client.post(path, json={"model": model})).status_code == 200
         costs.append(told.of(ModelCalled)[0].usage.cost_usd or 0.0)
     assert costs[1] == pytest.approx(costs[0] * 2 if dollars is None else costs[0] + dollars)
+
+
+@pytest.mark.parametrize("tool", ["code_interpreter", "file_search", "image_generation"])
+async def test_a_paid_tool_whose_price_is_not_known_is_told_once(tmp_path: Path, tool: str) -> None:
+    told = Told()
+    body = json.dumps({"model": "gpt-5.2", "usage": OWN, "output": [{"type": f"{tool}_call"}] * 3}).encode()
+    async with upstream(whole(body)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+        for _ in range(2):
+            assert (await client.post("/openai/v1/responses", json={"model": "gpt-5.2"})).status_code == 200
+    [notice] = told.of(Notice)
+    assert notice.code == "door.no_price" and tool in notice.message
+    assert all((call.usage.cost_usd or 0) > 0 and call.complete for call in told.of(ModelCalled))
 
 
 async def test_a_stream_that_tells_of_other_models_costs_them_once(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from anyio.abc import SocketStream
 
 from hiveyard.core.events import ModelCalled, ModelFailed
 from hiveyard.door.door import Door
 from hiveyard.door.settings import DoorSettings
+from hiveyard.door.sse import LONGEST
 
 from . import bodies
 from .house import HeldClock, Told, door, guest, message, until
@@ -100,6 +102,21 @@ async def test_a_question_that_is_never_answered_is_paid_and_told_as_a_failure(t
     assert not called.complete and called.status == 502 and called.usage.output_tokens == 500
     assert called.usage.input_tokens >= 100 and (called.usage.cost_usd or 0) > 0.0075
     assert told.of(ModelFailed)[0].failure.code == "door.upstream_failed"
+
+
+async def test_an_answer_that_is_too_long_to_be_read_is_paid_by_its_time(tmp_path: Path) -> None:
+    told, clock = Told(), HeldClock()
+    body = b'{"content":[{"text":"' + b"a" * (LONGEST + (1 << 20)) + b'"}],' + bodies.ANTHROPIC_WHOLE[1:]
+
+    async def slow(request: Request, stream: SocketStream) -> None:
+        clock.at += 10.0
+        await whole(body)(request, stream)
+
+    async with upstream(slow) as up, door(up.url, told, tmp_path, clock=clock) as opened, guest(opened) as client:
+        got = await client.post("/anthropic/v1/messages", json=message("a" * 400, max_tokens=4000))
+    assert got.content == body
+    [called] = told.of(ModelCalled)
+    assert not called.complete and called.usage.output_tokens == 500 and called.usage.input_tokens >= 100
 
 
 async def test_a_redirect_and_a_vendor_that_is_not_there_cost_nothing(tmp_path: Path) -> None:

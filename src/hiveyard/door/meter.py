@@ -11,7 +11,7 @@ import msgspec
 
 from hiveyard.core.usage import Usage
 from hiveyard.door.asked import Asked
-from hiveyard.door.prices import Extra
+from hiveyard.door.prices import IMAGES, Extra
 from hiveyard.door.sse import LONGEST, EventData
 from hiveyard.kit.shape import count, items, record, text
 from hiveyard.kit.text import one_line
@@ -23,6 +23,11 @@ _PLACE = "inference_geo"
 _TERMS = ("service_tier", "speed", _PLACE)
 _ASIDE = ("compaction", "advisor_message")
 _MOST_ASIDE = 1000
+_PAID = {
+    "image_generation_call": IMAGES,
+    "code_interpreter_call": "code_interpreter",
+    "file_search_call": "file_search",
+}
 
 
 @dataclass(slots=True)
@@ -67,6 +72,7 @@ class Meter:
         self._counted = False
         self._terms: dict[str, str] = {}
         self._aside: list[Mapping[str, object]] = []
+        self._tools: dict[str, Usage] = {}
 
     def feed(self, chunk: bytes) -> None:
         if self._read is None:
@@ -88,7 +94,8 @@ class Meter:
             self.finished = self.finished or self._reason
         else:
             self._event(bytes(self._whole))
-            self.finished = True
+            # Of one that was too long to be read nobody knows what it used.
+            self.finished = self._counted or len(self._whole) <= LONGEST
 
     def usage(self, seconds: float = 0.0) -> Usage:
         """Tokens so far, without their price. An answer that was cut before the vendor told its count is estimated
@@ -111,8 +118,10 @@ class Meter:
         )
 
     def parts(self, seconds: float = 0.0) -> list[Part]:
-        """What is to be paid: the answer, and what the vendor asked models beside it, which its count leaves out."""
-        return [Part(self.model, self.usage(seconds), self.extra()), *map(self._beside, self._aside)]
+        """What is to be paid: the answer, and what its count leaves out, models and tools that the vendor asked beside
+        it."""
+        tools = [Part(name, usage, Extra()) for name, usage in self._tools.items()]
+        return [Part(self.model, self.usage(seconds), self.extra()), *map(self._beside, self._aside), *tools]
 
     def _beside(self, told: Mapping[str, object]) -> Part:
         counted = _counts(told)
@@ -192,6 +201,8 @@ class Meter:
         if usage := record(answer, "usage"):
             self._openai(usage.get("input_tokens"), usage.get("output_tokens"), record(usage, "input_tokens_details"))
             self.count.web_searches = sum(map(_searched, items(answer.get("output"))))
+        if usage or record(answer, "tool_usage"):
+            self._tools = _tools(answer)
 
     def _openai(self, given: object, said: object, details: Mapping[str, object]) -> None:
         read, written = count(details.get("cached_tokens")), count(details.get("cache_write_tokens"))
@@ -236,6 +247,15 @@ def _counts(usage: Mapping[str, object]) -> dict[str, int]:
 
 def _terms(told: Mapping[str, object]) -> dict[str, str]:
     return {name: one_line(said, 40) for name in _TERMS if (said := text(told.get(name)))}
+
+
+def _tools(answer: Mapping[str, object]) -> dict[str, Usage]:
+    """The tools on OpenAI's own servers that a response used and that are paid for, with their tokens, if it tells."""
+    kinds = {text(record(item).get("type")) for item in items(answer.get("output"))}
+    found = {name: Usage() for kind, name in _PAID.items() if kind in kinds}
+    told = record(answer, "tool_usage", "image_gen")
+    drawn = Usage(input_tokens=count(told.get("input_tokens")), output_tokens=count(told.get("output_tokens")))
+    return found | ({IMAGES: drawn} if drawn != Usage() else {})
 
 
 def _searched(item: object) -> bool:

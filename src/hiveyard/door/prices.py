@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from hiveyard.core.usage import Usage
 
+IMAGES = "image_generation"
+"""OpenAI's tool, where it stands for the model behind it."""
+_DRAWING = ("gpt-image-1", "gpt-image-1.5", "gpt-image-2", "gpt-image-2.5-sunburst")
 _DEARER = {("speed", "fast"): 6.0, ("inference_geo", "us"): 1.1}
 """How many times dearer the vendor serves tokens so, where the list makes no difference: the dearest that is known."""
 
@@ -31,7 +35,9 @@ class Prices:
         self.cost("anthropic", "claude-sonnet-4-5", Usage())
 
     def cost(self, vendor: str, model: str, usage: Usage, extra: Extra | None = None) -> float | None:
-        """The price of `usage`, None when the model is not on the list."""
+        """The price of `usage`, None when the model is not on the list. IMAGES is a model, too."""
+        if model == IMAGES:
+            return _drawn(usage)
         extra = extra or Extra()
         for provider in (vendor, None):  # a gateway may serve another vendor's models under this protocol
             try:
@@ -63,6 +69,23 @@ def _cost(model: str, provider: str | None, usage: Usage, extra: Extra) -> float
         if terms.get(name) == said and served == price({key: terms[key] for key in terms if key != name}):
             factor *= times
     return served * factor + searched
+
+
+def _drawn(usage: Usage) -> float | None:
+    """What images cost at the dearest model that may have drawn them: an answer does not say which one it was."""
+    import genai_prices
+
+    tokens = genai_prices.Usage(
+        input_tokens=usage.input_tokens,
+        input_image_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        output_image_tokens=usage.output_tokens,
+    )
+    costs = []
+    for model in _DRAWING if usage.output_tokens else ():
+        with suppress(LookupError, ValueError):
+            costs.append(float(genai_prices.calc_price(tokens, model, provider_id="openai").total_price))
+    return max(costs, default=None)
 
 
 def _more(usage: Usage, extra: Extra, searches: int) -> dict[str, int]:
