@@ -233,12 +233,16 @@ async def test_what_a_killed_daemon_left_half_made_goes_and_what_was_told_stays(
     here = workspace(yard, id)
     (here.snapshots / ".half-p9" / "shared").mkdir(parents=True)
     (here.snapshots / "p8" / "shared").mkdir(parents=True)
+    transient = [here.root / name for name in (".push-abc", ".dirty-abc", "shared.half")]
+    for path in transient:
+        (path / "deep").mkdir(parents=True)
     half = workspace(yard, "zzzzzzzzzz")
     half.root.mkdir()
     half.unfinished.touch()
     (half.root / "origin.git").mkdir()
     (half.root / "meta.json").write_text("{}")
     async with yard.open() as engine:
+        assert [path for path in transient if path.exists()] == []
         with anyio.fail_after(30):
             while half.root.exists() or len(list(here.snapshots.iterdir())) > 1:  # noqa: ASYNC110
                 await anyio.sleep(0.05)

@@ -65,6 +65,13 @@ class Course:
         self._waiting.append(self._last)
         return self._last, TurnCreated(agent=self._agent, model=model)
 
+    def withdrawn(self, number: int) -> None:
+        """Take back a new turn that could not be journaled."""
+        if number in self._waiting:
+            self._waiting.remove(number)
+        if number == self._last:
+            self._last -= 1
+
     def placed(self, entries: Sequence[Entry]) -> list[Placed]:
         """The entries, with the moves of turns that follow from them."""
         return [placed for entry in entries for placed in self._place(entry)]

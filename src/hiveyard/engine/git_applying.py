@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import anyio
+
 from hiveyard.core.errors import NothingToApply, RepositoryError, WouldOverwrite
 from hiveyard.engine.git import GIVEN, answer, complaint, git
 from hiveyard.engine.git_changes import tip_of
@@ -160,7 +162,8 @@ async def _fetch_from(source: Path, move: _Move, branch: str, target: str) -> No
     done = await git("fetch", *flags, "--", str(source), f"refs/heads/{branch}", at=top, env=GIVEN)
     if done.ok:
         words = ("update-ref", "-m", "hv apply", f"refs/heads/{target}", move.head, move.before or "")
-        done = await git(*words, at=top)
+        with anyio.CancelScope(shield=True):
+            done = await git(*words, at=top)
     if not done.ok:
         raise RepositoryError(f"{target} cannot be made in {top}: {complaint(done)}")
 
@@ -170,7 +173,9 @@ async def _merge(top: Path, branch: str) -> bool:
         raise RepositoryError(f"{top} is bare and has no checkout to merge into")
     # Git overwrites what is ignored, a person's .env too, unless it is told not to.
     words = ("merge", "--ff-only", "--no-stat", "--no-overwrite-ignore", f"refs/heads/{branch}")
-    done = await git(*words, at=top)
+    # Git that is killed leaves a half-moved checkout and its lock.
+    with anyio.CancelScope(shield=True):
+        done = await git(*words, at=top)
     if done.ok:
         return True
     raise _not_merged(top, branch, done)

@@ -201,7 +201,10 @@ def _whole(file: Path) -> Iterator[Path]:
 
 async def _move(tree: Tree, head: str) -> None:
     """The log of the branch tells what has ever been given out as it."""
-    words = ("update-ref", "--create-reflog", f"refs/heads/{tree.branch}", head)
+    ref = f"refs/heads/{tree.branch}"
+    words = ("update-ref", "--create-reflog", ref, head)
+    # One of us at a time moves it: a lock that is there is that of a git that was killed.
+    (tree.origin / f"{ref}.lock").unlink(missing_ok=True)
     if (await git(*words, at=tree.origin)).ok:
         return
     # What is in its way are copies of a person's branches, of use to nobody; the work is here once.

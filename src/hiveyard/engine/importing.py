@@ -111,7 +111,7 @@ class Imports:
             raise BadInput(f"{path} is no file", hint="hv export ID FILE makes one")
         scratch = Workspace(self._r.sessions / f".import-{new_id()}")
         try:
-            await anyio.to_thread.run_sync(_unpack, path, scratch.root)
+            await anyio.to_thread.run_sync(_unpack, path, scratch.root, self._r.settings.reserve)
             manifest = read_manifest(_small(scratch.root / archive.MANIFEST))
             seated(manifest.agent)
             id = await self._id(manifest, new)
@@ -256,11 +256,11 @@ def _check_paid(body: AnyBody) -> None:
         raise BadArchive("the archive's journal tells of a model that was asked for less than nothing")
 
 
-def _unpack(path: Path, into: Path) -> None:
+def _unpack(path: Path, into: Path, reserve: int) -> None:
     """Unpack, and see that there is what an archive holds, and nothing else. Raises BadArchive, NoSpace."""
     try:
         with gzip.open(path, "rb") as packed:
-            unpack(packed, into)  # type: ignore[arg-type]
+            unpack(packed, into, reserve=reserve)  # type: ignore[arg-type]
     except (BadInput, gzip.BadGzipFile, EOFError) as error:
         raise BadArchive(f"{path} is no exported session: {error}", hint="hv export ID FILE makes one") from None
     except OSError as error:

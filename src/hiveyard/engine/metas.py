@@ -55,7 +55,8 @@ class _Metas:
                     workspace.write(meta)
                 self._failing.discard(meta.id)
             except (HiveyardError, OSError) as error:
-                self._complain(meta.id, error)
+                if workspace.exists:
+                    self._complain(meta.id, error)
 
     def _complain(self, id: str, error: Exception) -> None:
         """Once, not at each of its moves."""

@@ -22,6 +22,8 @@ from hiveyard.kit.trees import remove_tree
 from hiveyard.store.lineage import Point
 
 _HALF = ".half-"
+_LONGEST = 64 << 20
+"""Bytes of the longest line that a feed may end in."""
 
 
 def provider_name(session: str, snapshot: str) -> str:
@@ -51,7 +53,8 @@ def finish(workspace: Workspace, snapshot: str) -> None:
 
 def cut_feed(workspace: Workspace, snapshot: str, feed: str) -> int:
     """Cut the feed in a half-made snapshot after its last whole line, so that a new program can go on in it; returns
-    its length. `feed` is the guest's path. A feed that is not there, or no file, is empty."""
+    its length. `feed` is the guest's path. A feed that is not there, or no file, or ends in a line longer than any of
+    an agent, is empty: a guest can make it of any length."""
     relative = str(Path(feed).relative_to(GUEST_ROOT))
     root = workspace.snapshots / f"{_HALF}{snapshot}" / "shared"
     try:
@@ -61,6 +64,9 @@ def cut_feed(workspace: Workspace, snapshot: str, feed: str) -> int:
     try:
         size = whole = os.fstat(fd).st_size
         while whole > 0:
+            if size - whole > _LONGEST:
+                whole = 0
+                break
             start = max(0, whole - (1 << 20))
             end = os.pread(fd, whole - start, start).rfind(b"\n")
             whole = start + end + 1 if end >= 0 else start
@@ -77,7 +83,8 @@ def _own_copy(path: Path, fd: int, size: int) -> None:
     """Replace a file by its first bytes: it may be shared with another snapshot."""
     fresh = path.with_name(f"{path.name[:100]}.cut")
     with fresh.open("xb") as file:
-        copy_content(fd, file.fileno())
+        if size:
+            copy_content(fd, file.fileno())
         os.ftruncate(file.fileno(), size)
         status = os.fstat(fd)
         os.fchown(file.fileno(), status.st_uid, status.st_gid)

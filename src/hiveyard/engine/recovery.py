@@ -4,7 +4,8 @@ journal with what exists. Level-triggered: running it again changes nothing."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +20,31 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.workspace import Workspace
 from hiveyard.kit.trees import remove_tree
 from hiveyard.store import journal, views
+from hiveyard.store.views import MachineRow
 
 log = logging.getLogger(__name__)
 
 
-async def sweep(resources: Resources, strays: Sequence[Path]) -> None:
-    """Remove every machine of ours that no open task and no `--keep` needs, the doors of sessions that are over, and
-    those of the session directories `strays` that never began or are half removed. What fails is logged."""
-    for sweeping in (partial(_sweep_machines, resources), partial(_sweep_sessions, resources, strays)):
+async def tidy(resources: Resources, roots: Sequence[Path]) -> None:
+    """Remove the doors of what is over, and what a killed daemon left half made in the session directories `roots`.
+    Nothing may begin meanwhile: it would find its own gone."""
+    wanted = await _wanted(resources)
+    for door in list(resources.door_directory.glob("*")):
+        if machine_name(door.name) not in wanted:
+            await anyio.to_thread.run_sync(partial(remove_tree, door, quiet=True))
+    await anyio.to_thread.run_sync(_tidy_all, roots)
+
+
+def _tidy_all(roots: Sequence[Path]) -> None:
+    for root in roots:
+        Workspace(root).tidy()
+
+
+async def sweep(resources: Resources, strays: Sequence[Path], alone: Callable[[str], anyio.Lock]) -> None:
+    """Remove every machine of ours that no open task and no `--keep` needs, and those of the session directories
+    `strays` that never began or are half removed. What fails is logged. Tasks and sessions begin meanwhile; `alone` is
+    held by who has one begin."""
+    for sweeping in (partial(_sweep_machines, resources, alone), partial(_sweep_sessions, resources, strays)):
         try:
             await sweeping()
         except Exception:
@@ -50,17 +68,17 @@ async def _sweep_sessions(resources: Resources, strays: Sequence[Path]) -> None:
                 log.exception("%s was not removed", stray)
 
 
-async def _sweep_machines(resources: Resources) -> None:
+async def _sweep_machines(resources: Resources, alone: Callable[[str], anyio.Lock]) -> None:
     there = {provider.name: await _names(provider) for provider in resources.providers.values()}
-    doors = list(resources.door_directory.glob("*"))
     # The journal is read last: a task that came meanwhile has its machine journaled before it is made.
     wanted = await _wanted(resources)
     for provider in resources.providers.values():
         for name in sorted(there[provider.name] - wanted):
-            await _remove(resources, provider, name)
-    for door in doors:
-        if machine_name(door.name) not in wanted:
-            await anyio.to_thread.run_sync(partial(remove_tree, door, quiet=True))
+            row = await resources.ledger.read(lambda conn, name=name: views.find_machine(conn, name))  # type: ignore[misc]
+            async with alone(row.session) if row is not None else nullcontext():
+                # It takes a while to come here: a session may have been resumed in its machine.
+                if name not in await _wanted(resources):
+                    await _remove(resources, provider, name, row)
 
 
 async def _wanted(resources: Resources) -> set[str]:
@@ -81,9 +99,8 @@ async def _names(provider: Provider) -> set[str]:
         return set()
 
 
-async def _remove(resources: Resources, provider: Provider, name: str) -> None:
+async def _remove(resources: Resources, provider: Provider, name: str, row: MachineRow | None) -> None:
     log.info("removing the leftover machine %s of %s", name, provider.name)
-    row = await resources.ledger.read(lambda conn: views.find_machine(conn, name))
     try:
         if row is not None and row.status is not MachineStatus.STOPPED:
             await Berth(row.session, provider, None, resources.ledger).release()

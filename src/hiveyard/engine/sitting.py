@@ -145,7 +145,13 @@ class Sitting:
             number = self.course.last + 1
             await self.prompts.keep(number, text)
         number, created = self.course.added(self.turn.model or "")
-        await self.resources.ledger.record(self.session, created, turn=number)
+        # Shielded, and taken back: the course must know what the journal knows, or it is said unasked.
+        with anyio.CancelScope(shield=True):
+            try:
+                await self.resources.ledger.record(self.session, created, turn=number)
+            except BaseException:
+                self.course.withdrawn(number)
+                raise
         self._tell()
         return number
 

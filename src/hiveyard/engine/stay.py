@@ -131,6 +131,7 @@ class Stay:
         beginning = await self._lay(session)
         request = request_of(session)
         async with doorway(self._r, session, request, on_budget=self._budget_spent) as self.door:
+            await self.heed_budget()  # what was set while there was no door to tell
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
                 berth = await self._settle(session, request, beginning)
             self.berth = berth
@@ -172,6 +173,7 @@ class Stay:
             raise MachineLost(f"{berth.name} went down while nobody was watching")
         if session.activity is Activity.PAUSED:
             self._frozen = anyio.Event()
+            self.begun.set()
         elif isinstance(provider, Pauses):
             # A daemon that was killed while it took a snapshot left it standing still.
             await provider.resume(berth.name)

@@ -22,6 +22,7 @@ from hiveyard.core.errors import BadInput, NoSpace
 from hiveyard.kit.text import one_line
 
 _RESERVE = 64 << 20  # bytes of the disk that are left free
+_ENTRY = 4096  # bytes that an entry takes, however small it is
 _PIECE = 1 << 20
 _MOST = 2_000_000
 """Entries of one archive."""
@@ -45,17 +46,20 @@ class Unpacked(NamedTuple):
     left_out: int
 
 
-def unpack(archive: IO[bytes], target: Path, report: Callable[[int], None] = lambda size: None) -> Unpacked:
+def unpack(
+    archive: IO[bytes], target: Path, report: Callable[[int], None] = lambda size: None, *, reserve: int = _RESERVE
+) -> Unpacked:
     """Read a tar from a stream: its first entry becomes `target`, which may exist if both are directories, or both are
-    none; all others lie in it. Raises BadInput for what is no such archive, NoSpace, OSError."""
-    return _Unpacking(target, report).run(archive)
+    none; all others lie in it. `reserve` bytes of the disk are left free. Raises BadInput for what is no such archive,
+    NoSpace, OSError."""
+    return _Unpacking(target, report, max(reserve, _RESERVE)).run(archive)
 
 
 class _Unpacking:
-    def __init__(self, target: Path, report: Callable[[int], None]) -> None:
+    def __init__(self, target: Path, report: Callable[[int], None], reserve: int) -> None:
         self._target = target
         self._report = report
-        self._room = shutil.disk_usage(target.parent).free - _RESERVE
+        self._room = shutil.disk_usage(target.parent).free - reserve
         self._entries = self._size = self._left_out = self._names = 0
         self._root: tuple[str, ...] | None = None
         self._links: list[tuple[tuple[str, ...], str]] = []
@@ -81,6 +85,7 @@ class _Unpacking:
     def _add(self, parent: int, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         path = self._path(member.name)
         self._entries += 1
+        self._check_room()
         if self._entries > _MOST or len(tar.pax_headers) > _GLOBAL:
             raise BadInput(f"the archive has more than {_MOST} entries, or says too much of all of them")
         if member.isdir():
@@ -144,7 +149,10 @@ class _Unpacking:
     def _count(self, size: int) -> None:
         self._size += size
         self._report(size)
-        if self._size > self._room:
+        self._check_room()
+
+    def _check_room(self) -> None:
+        if self._size + self._entries * _ENTRY > self._room:
             raise NoSpace(f"there is no room for what is in the archive: more than {self._room} bytes", hint="df -h")
 
     def _finish(self, parent: int) -> None:

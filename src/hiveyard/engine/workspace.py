@@ -63,6 +63,10 @@ class _MetaOne(msgspec.Struct, kw_only=True):
     created_at: float
 
 
+TRANSIENT = (".push-*", ".dirty-*", "shared.half")
+"""What lies in a session's directory while it is being made."""
+
+
 class _Version(msgspec.Struct):
     version: int
 
@@ -138,7 +142,9 @@ class Workspace:
         return meta
 
     def write(self, meta: Meta) -> None:
-        write_atomic(self.meta_file, msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n", mode=0o600)
+        """Raises OSError; a directory that was removed meanwhile stays so."""
+        data = msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n"
+        write_atomic(self.meta_file, data, mode=0o600, parents=False)
 
     def check(self) -> None:
         """Raises SessionDamaged when something is missing that a session needs to go on, StoreTooNew."""
@@ -201,6 +207,12 @@ class Workspace:
                     yield from _whole(splitter.feed(piece))
             yield from _whole(splitter.finish())
 
+    def tidy(self) -> None:
+        """Remove what is in it for a moment alone, and was left there by a daemon that was killed."""
+        for pattern in TRANSIENT:
+            for path in self.root.glob(pattern):
+                remove_tree(path, quiet=True)
+
     def doom(self) -> None:
         """Mark it as unfinished again, before the journal forgets it: what is left then is of nobody, and goes at the
         next start."""
@@ -210,8 +222,13 @@ class Workspace:
 
     def remove(self) -> None:
         """Remove all of it; absent is a success. What is left when this is killed counts as half-made."""
-        self.meta_file.unlink(missing_ok=True)
-        remove_tree(self.root)
+        # Out of the way first: whoever still writes into it finds nothing, and holds nothing up.
+        gone = self.root.with_name(f".{self.root.name}.removed")
+        remove_tree(gone, quiet=True)
+        with suppress(FileNotFoundError):
+            self.root.rename(gone)
+        (gone / self.meta_file.name).unlink(missing_ok=True)
+        remove_tree(gone)
 
 
 def _whole(lines: Sequence[Line]) -> Iterator[bytes]:

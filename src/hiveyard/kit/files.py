@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True, parents: bool = True) -> None:
     """Put `data` at `path` so that a reader, or a crash, sees the old content or the new one and nothing between.
 
-    Raises OSError as the system gives it (ENOSPC, EACCES, ...); the temporary file is gone then.
+    Raises OSError as the system gives it (ENOSPC, EACCES, ...); the temporary file is gone then. The directory is made,
+    unless `parents` is false.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:
