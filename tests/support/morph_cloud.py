@@ -85,7 +85,9 @@ class Instance:
 
 
 class Cloud:
-    """`lost` holds `METHOD /path` beginnings whose next answer is lost after all was done; `asked` is what came."""
+    """`lost` holds `METHOD /path` beginnings whose next answer is lost after all was done; `asked` is what came.
+    Instances that have ended are listed `lingers` times more, snapshots are pending for `developing` looks, and what is
+    branched while it is `forgetful` has none of its labels."""
 
     def __init__(self, directory: Path, key: str, bases: tuple[str, ...]) -> None:
         self.key = key
@@ -94,6 +96,10 @@ class Cloud:
         self.snapshots: dict[str, Snapshot] = {}
         self.lost: list[str] = []
         self.never_still = False
+        self.lingers = 0
+        self.developing = 0
+        self.forgetful = False
+        self._ghosts: list[list[Json]] = []
         self.asked: list[str] = []
         self.looks = 1
         self._directory = directory
@@ -179,7 +185,10 @@ class Cloud:
         return _listing(request, [one.view() for one in self.snapshots.values()])
 
     async def _snapshot(self, request: Request) -> Response:
-        return JSONResponse(self.snapshots[request.path_params["id"]].view())
+        snapshot = self.snapshots[request.path_params["id"]]
+        self.developing -= 1
+        snapshot.status = "pending" if self.developing > 0 else "ready"
+        return JSONResponse(snapshot.view())
 
     async def _drop(self, request: Request) -> Response:
         gone = self.snapshots.pop(request.path_params["id"])
@@ -193,13 +202,15 @@ class Cloud:
     async def _kept(self, instance: Instance, metadata: dict[str, str]) -> Snapshot:
         id = f"snapshot_{secrets.token_hex(4)}"
         await anyio.to_thread.run_sync(_copy, instance.vm.tree, self._directory / id)
-        made = self.snapshots[id] = Snapshot(id, self._directory / id, instance.image, metadata)
+        status = "pending" if self.developing > 0 else "ready"
+        made = self.snapshots[id] = Snapshot(id, self._directory / id, instance.image, metadata, status=status)
         return made
 
     # --- instances -------------------------------------------------------------------------------------------------
 
     async def _list_instances(self, request: Request) -> Response:
-        return _listing(request, [one.view() for one in self.instances.values()])
+        ghosts = [views.pop() for views in self._ghosts if views]
+        return _listing(request, [one.view() for one in self.instances.values()] + ghosts)
 
     async def _start(self, request: Request) -> Response:
         snapshot = self.snapshots[request.query_params["snapshot_id"]]
@@ -226,6 +237,7 @@ class Cloud:
 
     async def _remove(self, id: str) -> None:
         gone = self.instances.pop(id)
+        self._ghosts.append([gone.view()] * self.lingers)
         await anyio.to_thread.run_sync(gone.vm.end)
         await _break_off(gone)
 
@@ -235,6 +247,8 @@ class Cloud:
         given = body.get("instance_metadata") or {}
         count = int(request.query_params.get("count", "1"))
         each = given if isinstance(given, list) else [given] * count
+        if self.forgetful:
+            each = [{} for _ in each]
         children = [await self._made(snapshot.tree, parent.image, snapshot.id, {"metadata": one}) for one in each]
         return JSONResponse({"snapshot": snapshot.view(), "instances": [child.view() for child in children]})
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import anyio
@@ -12,9 +13,11 @@ from hiveyard.core.errors import (
     BootFailed,
     BootTimeout,
     NoSuchImage,
+    ProviderBadAnswer,
     ProviderError,
     ProviderNotFound,
     ProviderRefused,
+    ProviderTimeout,
 )
 from hiveyard.core.machines import Capabilities, Image, Report, Shape
 from hiveyard.kit.text import one_line
@@ -26,6 +29,7 @@ from hiveyard.machines.morph.wire import Instance, Snapshot
 
 T = TypeVar("T")
 SNAPSHOT_TIME = 300.0  # seconds
+TEARDOWN = 60.0
 _PREPARING_TTL = 1800  # seconds: what a daemon killed while it prepares leaves does not live, or cost, for long
 _LOOK = 0.3
 _LOOK_MOST = 3.0
@@ -69,6 +73,14 @@ class Making:
         snapshot = await self.once(
             own, lambda marked: self._service.take(instance, marked, SNAPSHOT_TIME), self._found_snapshot
         )
+        try:
+            return await self._kept(snapshot)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._service.drop(snapshot.id)
+            raise
+
+    async def _kept(self, snapshot: Snapshot) -> Snapshot:
         with anyio.move_on_after(SNAPSHOT_TIME):
             pause = _LOOK
             while snapshot.status == statuses.SNAPSHOT_COMING:
@@ -76,8 +88,6 @@ class Making:
                 pause = min(_LOOK_MOST, pause * 1.5)
                 snapshot = await self._service.snapshot(snapshot.id)
         if snapshot.status != statuses.SNAPSHOT_READY:
-            with anyio.CancelScope(shield=True):
-                await self._service.drop(snapshot.id)
             raise ProviderError(f"Morph Cloud says that a snapshot is {one_line(snapshot.status, 40)!r}")
         return snapshot
 
@@ -141,3 +151,45 @@ class Making:
             return await self.once(own, make, self._found)
         except (ProviderNotFound, ProviderRefused) as error:
             raise BootFailed(error.message, hint=error.hint) from error
+
+    @asynccontextmanager
+    async def branched(
+        self, parent: Instance, own: Sequence[Mapping[str, str]], ours: Mapping[str, str]
+    ) -> AsyncIterator[Sequence[Instance]]:
+        """New instances. The snapshot that the service makes for them is removed at the end of the block, also when
+        its answer was lost. Shielded: what is made while we are cancelled would be nobody's."""
+        point = {**ours, labels.ATTEMPT: secrets.token_hex(8)}
+        try:
+            with anyio.CancelScope(shield=True):
+                branched = await self._service.branch(parent.id, own, point, SNAPSHOT_TIME)
+                made = await self._labelled(branched.instances, own)
+            yield made
+        finally:
+            with anyio.CancelScope(shield=True):
+                for left in await self._service.snapshots(point):
+                    await self._service.drop(left.id)
+
+    async def _labelled(self, made: Sequence[Instance], own: Sequence[Mapping[str, str]]) -> Sequence[Instance]:
+        """Those that were made, in the order in which they were asked for. One without its label would be nobody's."""
+        names = [one[labels.MACHINE] for one in own]
+        found = {one.metadata.get(labels.MACHINE, ""): one for one in made}
+        if sorted(found) == sorted(names) and len(made) == len(names):
+            return [found[name] for name in names]
+        for instance in made:
+            await self._service.end(instance.id)
+        raise ProviderBadAnswer("morph: what was forked has not the labels that it was to have")
+
+    async def gone(self, name: str, find: Callable[[], Awaitable[Sequence[Instance]]]) -> None:
+        """End all that `find` finds, until it is nothing: some is listed for a while after its end. Raises
+        ProviderTimeout."""
+        pause = 0.0
+        there: Sequence[Instance] = ()
+        with anyio.move_on_after(TEARDOWN):
+            while there := await find():
+                await anyio.sleep(pause)
+                pause = min(_LOOK_MOST, max(_LOOK, pause * 1.5))
+                for instance in there:
+                    await self._service.end(instance.id)
+            return
+        left = ", ".join(instance.id for instance in there)
+        raise ProviderTimeout(f"morph: {name} is not gone after {TEARDOWN:g}s: {left}", machine=name)

@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -54,14 +54,13 @@ from hiveyard.machines.installation import installation
 from hiveyard.machines.morph import labels, terminal
 from hiveyard.machines.morph.client import Client
 from hiveyard.machines.morph.entrance import Entrance
-from hiveyard.machines.morph.making import SNAPSHOT_TIME, Making
+from hiveyard.machines.morph.making import TEARDOWN, Making
 from hiveyard.machines.morph.service import Service
 from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.morph.statuses import SNAPSHOT_READY, status_of, ttl_action_of
 from hiveyard.machines.morph.wire import Instance, Snapshot
 from hiveyard.machines.shell import ShellGuest, terminal_words
 
-_TEARDOWN = 60.0
 _LOOK = 0.3
 _SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?\Z")
 
@@ -135,8 +134,8 @@ class MorphProvider:
             async with self._making_of(name):
                 own = labels.of_machine(installation(self._state), name, spec)
                 made = await self._making.start(own, lambda marked: self._service.start(snapshot.id, marked, spec))
-                await self._making.settle(made, name)
-        return await self.get(name)
+                made = await self._making.settle(made, name)
+        return self._machine(name, made)
 
     @asynccontextmanager
     async def _making_of(self, *names: str) -> AsyncIterator[None]:
@@ -145,7 +144,7 @@ class MorphProvider:
         try:
             yield
         except BaseException:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_TEARDOWN):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(TEARDOWN):
                 for name in names:
                     await self._end(name)
             raise
@@ -224,26 +223,13 @@ class MorphProvider:
         async with self._lock(name), self._making_of(*children):
             parent = await self._ready(name)
             own = [labels.of_child(parent, child, spec) for child in children]
-            async with self._branched(parent, own) as instances:
-                for instance in instances:
-                    await self._making.settle(instance, instance.metadata[labels.MACHINE])
-                    if spec.ttl is not None:
-                        await self._service.live(instance.id, spec)
-        return [await self.get(child) for child in children]
+            async with self._making.branched(parent, own, self._own()) as instances:
+                made = [await self._settled(instance, spec) for instance in instances]
+        return [self._machine(child, instance) for child, instance in zip(children, made, strict=True)]
 
-    @asynccontextmanager
-    async def _branched(self, parent: Instance, own: Sequence[Mapping[str, str]]) -> AsyncIterator[Sequence[Instance]]:
-        """New instances. The snapshot that the service makes for them is removed at the end of the block, also when
-        its answer was lost. Shielded: what is made while we are cancelled would be nobody's."""
-        point = {**self._own(), labels.ATTEMPT: secrets.token_hex(8)}
-        try:
-            with anyio.CancelScope(shield=True):
-                branched = await self._service.branch(parent.id, own, point, SNAPSHOT_TIME)
-            yield branched.instances
-        finally:
-            with anyio.CancelScope(shield=True):
-                for left in await self._service.snapshots(point):
-                    await self._service.drop(left.id)
+    async def _settled(self, child: Instance, spec: MachineSpec) -> Instance:
+        settled = await self._making.settle(child, child.metadata[labels.MACHINE])
+        return settled if spec.ttl is None else await self._service.live(child.id, spec)
 
     async def snapshot(
         self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
@@ -372,10 +358,8 @@ class MorphProvider:
             )
 
     async def _end(self, name: str) -> None:
-        """Return when nothing has the name any more."""
-        while there := await self._instances(name):
-            for instance in there:
-                await self._service.end(instance.id)
+        """Return when nothing has the name any more. Raises ProviderTimeout."""
+        await self._making.gone(name, lambda: self._instances(name))
         if (keys := self._keys(name)).exists():
             await anyio.to_thread.run_sync(shutil.rmtree, keys)
 
