@@ -72,10 +72,17 @@ async def test_a_check_that_fails_leaves_no_machine_and_no_secret_in_what_is_sai
     assert yards.told() == ["boot_started", "boot_ready", "preparation_failed", "machine_terminated"]
 
 
-async def test_a_real_secret_that_was_not_asked_for_leaves_no_machine(yards: Yards, said: Said) -> None:
-    await not_prepared(
-        yards, said, "install_credentials", "credentials.real_secret", credential_profiles=[profile(real=True)]
-    )
+async def test_a_real_secret_that_was_not_asked_for_costs_no_boot(yards: Yards, said: Said) -> None:
+    with pytest.raises(NotPrepared, match="was not asked for by name") as refused:
+        await yards.yard().boot_and_prepare(HOST, credential_profiles=[profile(real=True)])
+    check(said, refused.value, "install_credentials", "credentials.real_secret")
+    assert yards.told() == []
+
+
+async def test_profiles_that_cannot_be_installed_together_cost_no_boot(yards: Yards) -> None:
+    with pytest.raises(BadInput, match="written twice"):
+        await yards.yard().boot_and_prepare(HOST, credential_profiles=[profile("one"), profile("two")])
+    assert yards.told() == []
 
 
 async def test_information_that_cannot_be_written_leaves_no_machine(yards: Yards, said: Said) -> None:

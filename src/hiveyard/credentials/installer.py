@@ -48,8 +48,7 @@ class DefaultCredentialsInstaller:
     async def install(
         self, guest: Guest, profiles: Sequence[CredentialProfile], *, real: Collection[str] = ()
     ) -> list[Installed]:
-        _check_allowed(profiles, real)
-        _check_apart(profiles)
+        check(profiles, real)
         for profile in profiles:
             if profile.real:
                 self._announce(announcement(profile))
@@ -58,6 +57,12 @@ class DefaultCredentialsInstaller:
         if failure is not None:
             raise failure
         return [_installed(profile) for profile in profiles]
+
+
+def check(profiles: Sequence[CredentialProfile], real: Collection[str]) -> None:
+    """What can be said before there is a guest. Raises BadInput, RealSecretRefused."""
+    _check_apart(profiles)
+    _check_allowed(profiles, real)
 
 
 def announcement(profile: CredentialProfile) -> str:

@@ -130,6 +130,7 @@ class Orchestrator:
         if seconds is not None:
             self._ending.lifetimes.check()
         async with self._claims.new(name) as name:
+            wanted.check_profiles(name, credential_profiles, real)
             self._hushed.add(name, (secret for profile in credential_profiles for secret in profile.masked()))
             self._hushed.add(name, [placeholder] if placeholder is not None else ())
             self._hushed.add(name, origin.secrets if origin is not None else ())

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hiveyard.core.errors import BadInput
+from hiveyard import credentials
+from hiveyard.core.credentials import CredentialProfile
+from hiveyard.core.errors import BadInput, CredentialsError
 from hiveyard.core.machines import HOST, Image, MachineSpec, Network, Tier, TtlAction
 from hiveyard.core.ports import Forks, Pauses, Provider, Snapshots
+from hiveyard.kit.mask import Mask
+from hiveyard.orchestrator.failing import preparing
 from hiveyard.orchestrator.keeping import Snapshot
 
 INFO_PATH = "~/.machine.json"
@@ -87,6 +91,17 @@ def check_fork(provider: Provider, count: int) -> None:
         )
     if not 1 <= count <= _FORKS:
         raise BadInput(f"between 1 and {_FORKS} machines are forked at once, not {count}")
+
+
+def check_profiles(machine: str, profiles: Sequence[CredentialProfile], real: Collection[str]) -> None:
+    """Raises BadInput for profiles that cannot be installed together, NotPrepared for a secret that may not go in."""
+    try:
+        credentials.check(profiles, real)
+        return
+    except CredentialsError as error:
+        failure = preparing("install_credentials", machine).failure(error, Mask(()))
+    # Outside of the handler, else Python would hang the error as it was to this one.
+    raise failure
 
 
 def check_info(info: Mapping[str, object], mode: int) -> None:
