@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -89,6 +90,20 @@ async def test_its_information_is_closed_to_others_when_asked_for_and_the_metada
     await said_in(yards, ready.machine, "echo kept > /session/file")
     await yard.terminate(ready.machine)
     assert (session / "file").read_text() == "kept\n", "a session directory of the caller's own outlives the machine"
+
+
+async def test_files_of_a_machine_that_could_not_be_removed_are_by_who_tries_again(yards: Yards) -> None:
+    yard = yards.yard()
+    ready = await yard.boot_and_prepare(HOST)
+    place = Path(tempfile.gettempdir())
+    place.rename(yards.scratch / "away")
+    place.write_text("in the way")
+    with pytest.raises(OperationFailed, match="was not removed"):
+        await yard.terminate(ready.machine)
+    place.unlink()
+    (yards.scratch / "away").rename(place)
+    await yard.terminate(ready.machine)
+    assert not list(place.iterdir())
 
 
 async def test_a_real_secret_is_announced_before_it_goes_in(yards: Yards) -> None:

@@ -20,7 +20,7 @@ from hiveyard.orchestrator import Orchestrator, Prepared, Snapshot
 from hiveyard.orchestrator.happenings import SnapshotTaken
 from tests.support.leaks import Said
 
-from .parts import KEY, Quoting, Yards, profile
+from .parts import KEY, QUOTING, Quoting, Yards, profile
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +123,29 @@ async def test_a_snapshot_is_used_by_another_process_and_its_files_stay_where_th
     await other.terminate(child.machine)
     await other.remove_snapshot(again)
     assert not (yards.scratch / "kept").exists()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["absent", "empty"])
+async def test_a_machine_of_a_snapshot_that_fails_leaves_its_session_directory_as_empty_as_it_was(
+    yards: Yards, forgetful: _Forgetful, there: bool
+) -> None:
+    yard, ready = await worked(yards)
+    kept = await yard.snapshot(ready)
+    await yard.terminate(ready.machine)
+    spec = MachineSpec(image=HOST, session=yards.scratch / "mine")
+    if there:
+        (yards.scratch / "mine").mkdir()
+    with pytest.raises(NotPrepared, match="its check ended"):
+        await yard.boot_and_prepare(spec, snapshot=kept, credential_profiles=[profile(check=QUOTING)])
+    forgetful.kept.clear()
+    with pytest.raises(AssertionError):
+        await yard.boot_and_prepare(spec, snapshot=kept)
+    forgetful.kept.add(kept.name)
+    child = await yard.boot_and_prepare(spec, snapshot=kept)
+    assert await left_in(yard, child) == ("said\n", "left\n")
+    await yard.terminate(child.machine)
+    assert (yards.scratch / "mine/left").read_text() == "left\n"
+    await yard.remove_snapshot(kept)
 
 
 async def test_secrets_and_the_placeholder_go_with_a_snapshot(yards: Yards, forgetful: _Forgetful, said: Said) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,16 @@ class Booting:
         self._tell = tell
         self._clock = clock
         self._scratch = Scratch()
+        self._filled: dict[str, Path] = {}
+
+    @asynccontextmanager
+    async def attempt(self, name: str) -> AsyncIterator[None]:
+        """A session directory of the caller's that is filled for a machine within the block is empty again when that
+        machine ends within it, so that the same can be tried again."""
+        try:
+            yield
+        finally:
+            self._filled.pop(name, None)
 
     async def boot(
         self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Snapshot | None = None
@@ -92,6 +103,8 @@ class Booting:
         await self._provider.terminate(name)
         await self._doorways.close(name)
         await self._scratch.remove(name)
+        if (filled := self._filled.pop(name, None)) is not None:
+            await _emptied(filled)
 
     async def _made(self, name: str, spec: MachineSpec, snapshot: str) -> Machine:
         if snapshot and isinstance(self._provider, Snapshots):
@@ -110,21 +123,32 @@ class Booting:
         made = self._scratch.make(name, shared if placeholder is None else [*shared, "door"])
         own = spec.session or made.get("session")
         if session is not None and own is not None:
-            await _filled(own, session)
+            await _cleared(own)
+            if spec.session is not None:
+                self._filled[name] = own
+            await _copied(session, own)
         if placeholder is not None:
             await self._doorways.open(name, made["door"], placeholder, self._agent.protocols)
         return replace(spec, session=own, door=made.get("door", spec.door))
 
 
-async def _filled(target: Path, source: Path) -> None:
-    """What is empty or absent becomes a copy. Raises ProviderError."""
+async def _cleared(target: Path) -> None:
+    """The way for a copy, where there is nothing, or an empty directory. Raises ProviderError."""
     try:
         target.rmdir()
     except FileNotFoundError:
         pass
     except OSError as error:
         raise ProviderError(f"the session directory {target} cannot become a copy: {error.strerror}") from error
-    await _copied(source, target)
+
+
+async def _emptied(target: Path) -> None:
+    """Raises ProviderError."""
+    await removed(target)
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProviderError(f"the session directory {target} was not made anew: {error.strerror}") from error
 
 
 async def _copied(source: Path, target: Path) -> None:

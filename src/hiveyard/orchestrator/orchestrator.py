@@ -129,7 +129,7 @@ class Orchestrator:
         seconds = None if self.provider.capabilities.remote else spec.ttl
         if seconds is not None:
             self._ending.lifetimes.check()
-        async with self._claims.new(name) as name:
+        async with self._claims.new(name) as name, self._booting.attempt(name):
             wanted.check_profiles(name, credential_profiles, real)
             self._hushed.add(name, (secret for profile in credential_profiles for secret in profile.masked()))
             self._hushed.add(name, [placeholder] if placeholder is not None else ())

@@ -46,8 +46,9 @@ class Scratch:
 
     async def remove(self, machine: str) -> None:
         """Absent is a success. Raises ProviderError."""
-        if scratch := self._made.pop(machine, None):
+        if scratch := self._made.get(machine):
             await removed(scratch)
+            self._made.pop(machine, None)  # not before it is gone: who tries again has to find it
 
 
 async def removed(directory: Path) -> None:
