@@ -50,9 +50,10 @@ class RestClient:
         self._http: httpx2.AsyncClient | None = None
 
     async def aclose(self) -> None:
-        if self._http is not None:
-            await self._http.aclose()
-            self._http = None
+        # Taken out first: who asks meanwhile, or after this was cancelled, gets one that is not closed.
+        http, self._http = self._http, None
+        if http is not None:
+            await http.aclose()
 
     async def ask(
         self,

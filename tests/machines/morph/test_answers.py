@@ -162,6 +162,17 @@ async def test_nobody_there_is_unreachable_and_no_key_is_said_without_asking() -
     await without.aclose()
 
 
+async def test_who_asks_while_it_is_closed_is_answered() -> None:
+    async with asking(whole(b'{"data": []}')) as (service, requests):
+        for _ in range(3):
+            assert await service.instances({}) == []
+            async with anyio.create_task_group() as group:
+                group.start_soon(service._client.aclose)
+                group.start_soon(service.instances, {})
+                group.start_soon(service._client.aclose)
+    assert len(requests) == 6
+
+
 @pytest.mark.parametrize("first", [429, 500, 503])
 async def test_what_may_pass_is_asked_again(first: int) -> None:
     answers = [whole(b"{}", status=first, more="retry-after: 0\r\n"), whole(b'{"data": []}')]
