@@ -115,6 +115,50 @@ def test_an_interrupt_in_the_middle_leaves_no_machine_and_the_next_call_works(wo
     assert (running.returncode, complaint, machines(tmp_path)) == (0, "", [])
 
 
+SLOW_TO_END = """
+import anyio
+
+class Slow(BubblewrapProvider):
+    async def terminate(self, name):
+        await anyio.sleep(3)
+        await super().terminate(name)
+
+class Told(Orchestrator):
+    async def __aexit__(self, *raised):
+        print("Closed", flush=True)
+        await super().__aexit__(*raised)
+
+waits = CredentialProfile(
+    name="waits", directories=(CredentialDirectory(path="~/p"),), check=Command(argv=("sleep", "1000")),
+    check_seconds=1000.0,
+)
+told = Told(Slow(Path("machines"), Path("images")), Detached(), CommandLine(), on_event=hear)
+with SyncOrchestrator(told) as yard:
+    yard.boot_and_prepare(HOST, credential_profiles=[waits])
+"""
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_orchestrator_is_closed_when_the_call_that_was_interrupted_has_ended(
+    works: None, tmp_path: Path, interrupts: int
+) -> None:
+    with subprocess.Popen(
+        script(tmp_path, SLOW_TO_END), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in ("BootReady\n", "PreparationFailed\n")[:interrupts]:
+            while running.stdout.readline() != line:
+                assert running.poll() is None
+            os.kill(running.pid, signal.SIGINT)
+        try:
+            told, _ = running.communicate(timeout=120)
+        finally:
+            running.kill()
+    closed, gone = told.split().index("Closed"), told.split().index("MachineTerminated")
+    assert (closed > gone) is (interrupts == 1)
+    assert (running.returncode, machines(tmp_path)) == (-signal.SIGINT, [])
+
+
 def test_it_has_every_call_that_the_other_has() -> None:
     def calls(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, aclosing, closing, contextmanager
 from functools import partial, update_wrapper
 from types import TracebackType
@@ -40,8 +41,8 @@ def _waited_for(
 class SyncOrchestrator:
     """An orchestrator whose calls return when they are done. Used as `with`; in a notebook by an `ExitStack`.
 
-    Ctrl-C cancels the call that it interrupts, which then leaves what a cancelled one leaves: no machine. Events come
-    in the thread of the event loop."""
+    Ctrl-C cancels the call that it interrupts, which then leaves what a cancelled one leaves: no machine. That is
+    waited for; a second Ctrl-C waits no longer. Events come in the thread of the event loop."""
 
     def __init__(self, orchestrator: Orchestrator) -> None:
         self.orchestrator = orchestrator
@@ -108,7 +109,7 @@ class SyncOrchestrator:
                     await sending.send(piece)
 
         # One task reads it from the beginning to the end: what it goes through may not change hands.
-        reading = portal.start_task_soon(read)
+        reading, ended = _begun(portal, read)
         try:
             while (piece := self.wait(partial(_next, asking, receiving))) is not None:
                 yield piece
@@ -118,14 +119,17 @@ class SyncOrchestrator:
             if self._portal is not None:
                 portal.call(receiving.close)
                 portal.call(asking.close)
+                waiting.result(ended)
 
     def wait(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` gives, run on the event loop of the orchestrator."""
-        future = self._running().start_task_soon(work)
+        """What `work` gives, run on the event loop of the orchestrator. Interrupted, it has ended when this raises,
+        unless somebody is interrupted a second time."""
+        future, ended = _begun(self._running(), work)
         try:
             return waiting.result(future)
         except BaseException:
-            future.cancel()
+            if future.cancel():
+                waiting.result(ended)
             raise
 
     def _running(self) -> BlockingPortal:
@@ -177,6 +181,20 @@ class SyncConversation:
 
     def close(self) -> None:
         self._yard.wait(self._talk.close)
+
+
+def _begun(portal: BlockingPortal, work: Callable[[], Awaitable[T]]) -> tuple[Future[T], Future[None]]:
+    """What `work` will give, and its end: a future that is cancelled is done at once, and its work goes on for a while
+    after that."""
+    ended = Future[None]()
+
+    async def whole() -> T:
+        try:
+            return await work()
+        finally:
+            ended.set_result(None)
+
+    return portal.start_task_soon(whole), ended
 
 
 async def _next(asking: ObjectSendStream[None], receiving: ObjectReceiveStream[T]) -> T | None:
