@@ -169,7 +169,6 @@ async def test_who_asks_while_it_is_closed_is_answered() -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(service._client.aclose)
                 group.start_soon(service.instances, {})
-                group.start_soon(service._client.aclose)
     assert len(requests) == 6
 
 
