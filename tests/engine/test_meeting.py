@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import anyio
 import pytest
 
 from hiveyard.core.errors import NoSpace, StoreUnusable
-from hiveyard.core.events import AgentPrompted, AnyBody
+from hiveyard.core.events import AgentPrompted, AnyBody, Notice
 from hiveyard.engine import points
 from hiveyard.engine.forking import ForkRequest
 from hiveyard.engine.ledger import Ledger
@@ -116,6 +117,22 @@ async def test_a_lock_that_a_killed_git_left_holds_no_work_back(yard: Yard, repo
         lock.touch()
         await engine.sessions.stop(id)
         assert git(origin, "show", f"{branch}:x.txt") == "x"
+
+
+async def test_an_agent_at_work_outlives_the_tape_it_was_recorded_on(yard: Yard, repo: Path, tmp_path: Path) -> None:
+    tapes = tmp_path / "tapes"
+    tapes.mkdir()
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo, record=str(tapes / "it.tape"))
+        await told(engine, id, "remember apple")
+    shutil.rmtree(tapes)
+    async with at_work(yard, again := Remembering(yard, before=provider)) as engine:
+        assert await told(engine, id, "recall") == "kept: apple"
+        said = [event.body.message for event in await events(engine, id) if isinstance(event.body, Notice)]
+        assert [line for line in said if "nothing is recorded from here on" in line] == said
+        assert (len(said), again.booted) == (1, [])
+        await engine.sessions.stop(id)
 
 
 class _Slow(Remembering):

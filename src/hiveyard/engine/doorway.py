@@ -8,6 +8,9 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from hiveyard.core.errors import BadTape
+from hiveyard.core.events import Notice
+from hiveyard.core.states import Phase
 from hiveyard.door.door import Door
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
@@ -25,7 +28,7 @@ async def doorway(
     workspace = resources.workspace(session.id)
     with ExitStack() as files:
         tape = await anyio.to_thread.run_sync(Tape.load, workspace.tape) if wish.tape else None
-        recorder = await anyio.to_thread.run_sync(Recorder, Path(wish.record)) if wish.record else None
+        recorder = await _recorder(resources, session, Path(wish.record)) if wish.record else None
         if recorder is not None:
             files.enter_context(closing(recorder))
         async with resources.doors.open(
@@ -42,3 +45,15 @@ async def doorway(
             on_budget=on_budget,
         ) as door:
             yield door
+
+
+async def _recorder(resources: Resources, session: SessionRow, file: Path) -> Recorder | None:
+    try:
+        return await anyio.to_thread.run_sync(Recorder, file)
+    except BadTape as error:
+        if session.phase is not Phase.RUNNING:
+            raise
+        # Its machine lives, and would be given up for the tape.
+        notice = Notice(message=f"nothing is recorded from here on: {error.message}", code=error.code)
+        await resources.ledger.record(session.id, notice)
+        return None
