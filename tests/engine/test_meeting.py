@@ -13,15 +13,14 @@ import anyio
 import pytest
 
 from hiveyard.core.errors import NoSpace, StoreUnusable
-from hiveyard.core.events import AgentPrompted, AnyBody, Notice
+from hiveyard.core.events import AgentPrompted, Notice
 from hiveyard.engine import points
 from hiveyard.engine.forking import ForkRequest
-from hiveyard.engine.ledger import Ledger
 from hiveyard.engine.spawn import request_of
 from hiveyard.engine.workspace import Workspace
 from tests.engine.conftest import Yard, git
 from tests.engine.remembering import Remembering, at_work
-from tests.engine.yards import events, spawned, told, until
+from tests.engine.yards import FullLedger, events, spawned, told, until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -59,19 +58,12 @@ def test_a_feed_that_a_guest_made_endless_is_cut_at_once(tmp_path: Path) -> None
     assert feed.stat().st_size == 0
 
 
-class _Full(Ledger):
-    """A ledger on a full disk."""
-
-    async def record(self, session: str, *bodies: AnyBody, turn: int | None = None) -> None:
-        raise StoreUnusable("the disk is full")
-
-
 async def test_a_prompt_that_could_not_be_journaled_is_not_said(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         sitting = await engine.sessions._sitting(id)
         whole = sitting.resources
-        sitting.resources = replace(whole, ledger=_Full(whole.ledger.store, whole.ledger.clock))
+        sitting.resources = replace(whole, ledger=FullLedger(whole.ledger.store, whole.ledger.clock))
         with pytest.raises(StoreUnusable, match="full"):
             await engine.sessions.send(id, "remember pear")
         sitting.resources = whole

@@ -12,14 +12,12 @@ import pytest
 
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import GuestDisconnected, MachineLost, NoSpace, SessionNotRunning, StoreUnusable
-from hiveyard.core.events import AnyBody
 from hiveyard.core.ports import Guest
 from hiveyard.engine.forking import ForkRequest
-from hiveyard.engine.ledger import Ledger
 from hiveyard.engine.spawn import SpawnRequest
 from tests.engine.conftest import Yard
 from tests.engine.remembering import Remembering, at_work
-from tests.engine.yards import spawned, told
+from tests.engine.yards import FullLedger, spawned, told
 from tests.support.puppet import NAME, register
 
 pytestmark = pytest.mark.anyio
@@ -30,18 +28,11 @@ def puppet() -> None:
     register()
 
 
-class _Full(Ledger):
-    """A ledger on a full disk."""
-
-    async def record(self, session: str, *bodies: AnyBody, turn: int | None = None) -> None:
-        raise StoreUnusable("the disk is full")
-
-
 async def test_a_machine_whose_pause_cannot_be_journaled_goes_on(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         whole = engine.sessions._r
-        engine.sessions._r = replace(whole, ledger=_Full(whole.ledger.store, whole.ledger.clock))
+        engine.sessions._r = replace(whole, ledger=FullLedger(whole.ledger.store, whole.ledger.clock))
         with pytest.raises(StoreUnusable, match="full"):
             await engine.sessions.pause(id)
         engine.sessions._r = whole

@@ -7,15 +7,23 @@ from pathlib import Path
 
 import anyio
 
-from hiveyard.core.errors import SessionNotRunning
-from hiveyard.core.events import Event
+from hiveyard.core.errors import SessionNotRunning, StoreUnusable
+from hiveyard.core.events import AnyBody, Event
 from hiveyard.engine.engine import Engine
+from hiveyard.engine.ledger import Ledger
 from hiveyard.engine.roster import SessionView
 from hiveyard.engine.spawn import SpawnRequest
 from tests.support.puppet import NAME
 
 PATIENCE = 600.0
 """Seconds: a template of a VM is made once, and an emulated one takes its time."""
+
+
+class FullLedger(Ledger):
+    """A ledger on a full disk."""
+
+    async def record(self, session: str, *bodies: AnyBody, turn: int | None = None) -> None:
+        raise StoreUnusable("the disk is full")
 
 
 async def spawned(engine: Engine, repo: Path, **more: object) -> str:
