@@ -20,7 +20,7 @@ from hiveyard.engine.spawn import request_of
 from hiveyard.engine.workspace import Workspace
 from tests.engine.conftest import Yard, git
 from tests.engine.remembering import Remembering, at_work
-from tests.engine.yards import FullLedger, events, spawned, told, until
+from tests.engine.yards import FullLedger, at_early, events, spawned, told, until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -75,9 +75,7 @@ async def test_a_prompt_that_could_not_be_journaled_is_not_said(yard: Yard, repo
 async def test_a_paused_session_is_taken_back_by_the_next_daemon_too(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
         await engine.sessions.pause(id)
     async with at_work(yard, Remembering(yard, before=provider)) as engine:
         await engine.rewinds.rewind(id, "early", force=True)
@@ -157,9 +155,7 @@ async def test_a_session_that_is_resumed_while_leftovers_are_removed_keeps_its_d
 async def test_a_budget_that_is_shared_while_the_parent_goes_back_holds_at_its_new_door(yard: Yard, repo: Path) -> None:
     provider = _Slow(yard)
     async with at_work(yard, provider) as engine, anyio.create_task_group() as group:
-        id = await spawned(engine, repo, budget_usd=1.0)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo, budget_usd=1.0)
         provider.gate = anyio.Event()
         group.start_soon(engine.rewinds.rewind, id, "early")
         await until(engine, id, lambda view: view.status != "running")

@@ -11,7 +11,7 @@ from hiveyard.core.events import SnapshotTaken
 from hiveyard.engine.forking import ForkRequest
 from tests.engine.conftest import Yard
 from tests.engine.remembering import Remembering, at_work
-from tests.engine.yards import events, spawned, told, until
+from tests.engine.yards import at_early, events, spawned, told, until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -63,9 +63,7 @@ async def test_a_live_snapshot_goes_on_in_machines_as_large_as_its_own_was(yard:
     with_memory(yard, 768)
     before = Remembering(yard)
     async with at_work(yard, before) as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
     with_memory(yard, 4096)
     provider = Remembering(yard, before=before)
     async with at_work(yard, provider) as engine:

@@ -15,7 +15,7 @@ from hiveyard.engine.forking import ForkRequest
 from hiveyard.engine.spawn import SpawnRequest
 from tests.engine.conftest import Yard
 from tests.engine.remembering import Remembering, at_work
-from tests.engine.yards import events, spawned, told, until
+from tests.engine.yards import at_early, events, spawned, told, until
 from tests.support.puppet import NAME, register
 
 pytestmark = pytest.mark.anyio
@@ -28,9 +28,7 @@ def puppet() -> None:
 
 async def kept(engine: Engine, repo: Path) -> str:
     """A session that remembers an apple, and then a pear; `early` is a snapshot before that."""
-    id = await spawned(engine, repo)
-    await told(engine, id, "remember apple")
-    await engine.snapshots.take(id, "early")
+    id = await at_early(engine, repo)
     await told(engine, id, "remember pear")
     return id
 

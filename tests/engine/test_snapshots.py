@@ -32,7 +32,7 @@ from hiveyard.engine.turn_snapshots import TurnSnapshots
 from hiveyard.engine.workspace import Workspace
 from hiveyard.store.lineage import Point
 from tests.engine.conftest import Yard, git
-from tests.engine.yards import answer, events, spawned, told, until
+from tests.engine.yards import answer, at_early, events, spawned, told, until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -122,9 +122,7 @@ async def test_a_child_outlives_its_parent(yard: Yard, repo: Path) -> None:
 
 async def test_a_fork_of_a_snapshot_begins_there_also_when_the_session_is_stopped(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
         await told(engine, id, "remember pear")
         await engine.sessions.stop(id)
         with pytest.raises(SessionNotRunning, match="nothing to fork"):
@@ -207,9 +205,7 @@ async def test_bad_wishes_are_told_before_anything_is_made(yard: Yard, repo: Pat
 
 async def test_nobody_is_thrown_out_of_a_terminal_by_a_rewind_unless_that_is_meant(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
         async with engine.sessions.guest(id) as guest:
             from hiveyard.core.commands import Command
 
@@ -227,9 +223,7 @@ async def test_nobody_is_thrown_out_of_a_terminal_by_a_rewind_unless_that_is_mea
 
 async def test_what_a_killed_daemon_left_half_made_goes_and_what_was_told_stays(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
     here = workspace(yard, id)
     (here.snapshots / ".half-p9" / "shared").mkdir(parents=True)
     (here.snapshots / "p8" / "shared").mkdir(parents=True)
@@ -254,9 +248,7 @@ async def test_what_a_killed_daemon_left_half_made_goes_and_what_was_told_stays(
 
 async def test_a_rewind_stands_when_its_session_is_stopped_before_it_runs(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
         await told(engine, id, "run echo pear > fruit.txt")
         await told(engine, id, "remember pear")
         await engine.rewinds.rewind(id, "early")
@@ -272,9 +264,7 @@ async def test_a_rewind_stands_when_its_session_is_stopped_before_it_runs(yard: 
 
 async def test_a_rewind_whose_machine_never_comes_up_stands_too(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
         await told(engine, id, "remember pear")
         # What nobody could ask for: it gives up before there is a machine.
         await engine.sessions._r.ledger.record(id, BudgetSet(dollars=1e9))
@@ -302,9 +292,7 @@ async def test_a_rewind_that_cannot_be_carried_out_is_told(yard: Yard, repo: Pat
 
 async def test_a_rewind_that_was_cut_off_after_it_was_journaled_is_brought_to_its_end(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
         await told(engine, id, "remember pear")
         await engine.rewinds.rewind(id, "early")
         # The daemon goes down here, before there is a machine.

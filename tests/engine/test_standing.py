@@ -12,7 +12,7 @@ from hiveyard.engine.engine import Engine
 from hiveyard.engine.stay import Stay
 from tests.engine.conftest import Yard
 from tests.engine.remembering import Remembering, at_work
-from tests.engine.yards import events, spawned, told, until
+from tests.engine.yards import at_early, events, spawned, told, until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -26,9 +26,7 @@ def puppet() -> None:
 async def test_a_rewind_to_what_cannot_be_begun_leaves_the_session_as_it_is(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
         await told(engine, id, "run echo late > late; echo $$ > pid")
         provider.kept.clear()
         with pytest.raises(NoSuchSnapshot):
@@ -42,9 +40,7 @@ async def test_a_rewind_to_what_cannot_be_begun_leaves_the_session_as_it_is(yard
 async def test_a_paused_session_is_taken_back_only_when_that_is_forced(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
-        id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await engine.snapshots.take(id, "early")
+        id = await at_early(engine, repo)
         await engine.sessions.pause(id)
         with pytest.raises(SessionInUse, match="is paused") as refused:
             await engine.rewinds.rewind(id, "early")

@@ -33,6 +33,14 @@ async def spawned(engine: Engine, repo: Path, **more: object) -> str:
     return id
 
 
+async def at_early(engine: Engine, repo: Path, **more: object) -> str:
+    """One that was told to remember apple, with the snapshot `early` after that."""
+    id = await spawned(engine, repo, **more)
+    await told(engine, id, "remember apple")
+    await engine.snapshots.take(id, "early")
+    return id
+
+
 async def until(engine: Engine, id: str, true: Callable[[SessionView], bool]) -> SessionView:
     with anyio.fail_after(PATIENCE):
         while not true(view := await engine.sessions.view(id)):
