@@ -87,6 +87,15 @@ class Stage(Hv):
 
     def close(self) -> None:
         """Remove every session and stop the daemon; nothing may be left."""
+        try:
+            self._close()
+        finally:
+            # What one test leaves must not be the next one's failure.
+            for daemon in self.daemons:
+                daemon.kill()
+                daemon.wait()
+
+    def _close(self) -> None:
         if self.daemon_pid() is None:
             self.wake()
         for session in self.json("list", "-a"):

@@ -145,7 +145,7 @@ def _of_a_guest(name: str, beside: list[str]) -> bool:
 
 
 def _file_has_mark(path: Path) -> bool:
-    with suppress(OSError):  # what is at work comes and goes
+    with suppress(OSError, ValueError):  # what is at work comes and goes, and what is empty by now has no map
         facts = path.lstat()
         if stat.S_ISREG(facts.st_mode) and facts.st_size:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
