@@ -46,3 +46,17 @@ async def test_a_command_that_did_not_run_is_told_as_one_error(
                 await converse(spoken, b"", nothing, nothing)
         assert caught.value.message == words
         await early.aclose()
+
+
+async def test_a_command_that_never_begins_is_given_up() -> None:
+    ours, guests = socket.socketpair()
+    with guests:
+        guests.sendall(frames(b"R"))
+        vm = seen(os.getpid())
+        assert vm is not None
+        early = Early("m", vm, await UNIXSocketStream.from_socket(ours), patience=0.05)
+        with pytest.raises(GuestDisconnected) as caught:
+            async with early.run(["true"]) as spoken:
+                await converse(spoken, b"", nothing, nothing)
+        assert caught.value.message == "machine m did not begin a command within 0.05s"
+        assert not early.free

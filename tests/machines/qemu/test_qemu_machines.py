@@ -22,7 +22,8 @@ from hiveyard.core.machines import Image, MachineSpec, MachineStatus, Network, S
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
-from hiveyard.machines.qemu.record import Rig
+from hiveyard.machines.qemu.early import reach
+from hiveyard.machines.qemu.record import Rig, read
 from hiveyard.machines.qemu.user import readable
 from hiveyard.machines.qemu.vm import labels, seen
 from hiveyard.machines.qemu.wire import connected
@@ -255,6 +256,30 @@ async def test_a_guest_whose_ssh_server_died_for_good_is_lost_and_says_what_was_
             with pytest.raises(MachineLost, match=f"machine {name} did not let us in within 60s"):
                 await guest.run(Command(shell="echo hello"), timeout=300)
         await again.aclose()
+
+
+async def test_a_command_is_heard_that_comes_before_the_news_of_its_host(yard: Yard) -> None:
+    """What a host says and that it is there come to a guest by two ways, and a busy guest hears them in any order."""
+    busy = "for _ in 1 2 3 4; do (while :; do :; done) </dev/null >/dev/null 2>&1 & done; exit 0"
+    async with yard.machine() as name:
+        await yard.says(name, "true")
+        rig = Rig(yard.state / name)
+        record = read(rig.record)
+        assert record is not None and record.vm is not None
+        other = vm_provider(yard.state)
+        async with other.guest(name) as guest:  # over ssh: the port is its maker's alone
+            await guest.run(Command(shell=busy))
+        await yard.provider.aclose()
+        for number in range(20):
+            await other.pause(name)
+            early = await reach(name, record.vm, rig.commands)
+            size = number % 2 * 100_000
+            async with early.run(["bash", "-c", "exit ${#2}", "hv", "x" * size, "x" * number]) as spoken:
+                await other.resume(name)
+                with anyio.fail_after(30):
+                    assert await spoken.wait() == number
+            await early.aclose()
+        await other.aclose()
 
 
 async def test_another_provider_on_the_same_state_goes_on_with_its_machines(yard: Yard) -> None:

@@ -24,17 +24,19 @@ _LONGEST = 1 << 20
 _PIECE = 64 << 10
 _HIGH = 1 << 20  # bytes of output that are held for who does not take them
 _WINDOW = 256 << 10  # bytes of input on their way
+_BEGINNING = 120.0  # seconds: what runs commands was ended, or its answer lost
 _LETTING_GO = 2.0
 _DYING = 2.0
 _BROKEN = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
 class Early:
-    """The port of one machine. `free`: it can run a command now."""
+    """The port of one machine. `free`: it can run a command now. `patience`: seconds for a command to begin."""
 
-    def __init__(self, name: str, vm: Vm, stream: anyio.abc.ByteStream) -> None:
+    def __init__(self, name: str, vm: Vm, stream: anyio.abc.ByteStream, *, patience: float = _BEGINNING) -> None:
         self.name = name
         self.vm = vm
+        self.patience = patience
         self.free = True
         self._stream = stream
         self._buffer = bytearray()
@@ -198,10 +200,15 @@ class Spoken:
 
     async def _read(self) -> None:
         try:
-            kind, data = await self._early.get()
+            with anyio.fail_after(None if self._begun else self._early.patience):
+                kind, data = await self._early.get()
             self._accept(kind, data)
         except ProviderError as error:
             self._lost = error
+        except TimeoutError:
+            name, patience = self._early.name, self._early.patience
+            message = f"machine {name} did not begin a command within {patience:g}s"
+            self._lost = GuestDisconnected(message, machine=name)
 
     def _accept(self, kind: bytes, data: bytes) -> None:
         if kind == b"R":

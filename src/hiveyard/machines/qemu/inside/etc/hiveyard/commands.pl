@@ -11,7 +11,7 @@ use Fcntl;
 use POSIX ();
 
 my ($pidfd, $prlimit, $nproc) = (434, 302, 6);    # on x86_64
-my ($uid, $home, $piece, $longest) = (1000, '/home/agent', 65536, 1 << 21);
+my ($uid, $home, $piece, $longest, $patience) = (1000, '/home/agent', 65536, 1 << 21, 40);
 my %env = (PATH => '/usr/local/bin:/usr/bin:/bin', HOME => $home, USER => 'agent', LOGNAME => 'agent',
     SHELL => '/bin/bash', LANG => 'C.UTF-8', MAIL => '/var/mail/agent');
 if (open my $own, '<', '/etc/hiveyard/environment') {
@@ -22,12 +22,17 @@ my $loader = 'mapfile -d "" -t __w <&3; exec 3<&-; RANDOM=$SRANDOM; __s=$__w; se
     . 'eval "unset __s; $__s"';
 my ($port, $buffer, $spare) = (undef, '', undef);
 
-# More from the host: how much; 0 when it is not there.
-sub more {
+# Takes what the host has sent; whether the host is there. The kernel tells of its coming in a queue of work, so what it
+# says first can be here before: one that seems to be away is looked for $again times more.
+sub here {
+    my ($again) = @_;
     while (1) {
         my $count = sysread $port, $buffer, $piece, length $buffer;
-        return $count if defined $count;
-        if ($!{EAGAIN}) { wait_for($port) }
+        return 1 if $count || $!{EAGAIN} && !defined $count;
+        if (defined $count) {
+            return 0 unless $again--;
+            select undef, undef, undef, 0.05;
+        }
         elsif (!$!{EINTR}) { die "the port: $!\n" }
     }
 }
@@ -47,7 +52,7 @@ sub tell_host {
     while (length $frame) {
         my $count = syswrite $port, $frame;
         if ($count) { substr $frame, 0, $count, '' }
-        elsif ($!{EAGAIN}) { return if wait_for($port, $port) && !more() }
+        elsif ($!{EAGAIN}) { return if wait_for($port, $port) && !here($patience) }
         elsif (!$!{EINTR}) { return }
     }
 }
@@ -123,6 +128,10 @@ sub serve {
     while (1) {
         while (my ($kind, $data) = frame()) {
             if ($kind eq 'L') { return 1 }
+            elsif ($kind eq 'C') {    # of another host, which came while we looked for the one before
+                $buffer = pack('a N/a', $kind, $data) . $buffer;
+                return 1;
+            }
             elsif ($kind ne 'I') { die "$kind in a command\n" }
             elsif (length $data) { $pending .= $data }
             else { $last = 1 }
@@ -134,7 +143,7 @@ sub serve {
         vec($w, fileno $c->{in}, 1) = 1 if $c->{in} && length $pending;
         close delete $c->{in} if $c->{in} && $last && !length $pending;
         next if select($r, $w, undef, undef) < 0;
-        if (vec($r, fileno $port, 1)) { more() or return 0 }
+        if (vec($r, fileno $port, 1)) { here($patience) or return 0 }
         for (['out', 'O'], ['err', 'E']) {
             my ($name, $kind) = @$_;
             next unless $c->{$name} && vec($r, fileno $c->{$name}, 1);
@@ -184,7 +193,9 @@ while (1) {
         else { tell_host('N', '') }
         tell_host('R', '');
     }
-    elsif (!more()) {
+    else {
+        wait_for($port);
+        next if here(length $buffer ? $patience : 0);
         $buffer = '';
         select undef, undef, undef, 0.5;
     }
