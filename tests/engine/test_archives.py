@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import anyio
 import pytest
 
 from hiveyard.core.errors import BadArchive, BadInput, HiveyardError, SessionNotRunning
@@ -118,6 +119,50 @@ async def test_only_what_is_stopped_can_be_exported_and_nothing_is_written_over(
         with pytest.raises(BadInput, match="there already"):
             await engine.exports.export(id, tmp_path / "x")
         assert (tmp_path / "x").read_text() == "mine"
+
+
+async def test_holes_take_no_room_in_an_archive_nor_where_it_is_taken_in(
+    yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
+) -> None:
+    """However large a file says it is: what counts is what was written."""
+    file, largest = tmp_path / "it.tar.gz", 400 << 30
+    odd = os.fsdecode(b"\xff" + b"o" * 120)
+    async with yard.open() as engine:
+        id = await exported(engine, repo, tmp_path / "first.tar.gz")
+        there = Workspace(yard.places.sessions / id).shared / "repo"
+        for name in ("large", odd):
+            with (there / name).open("wb") as hole:
+                hole.write(b"begin")
+                hole.seek(1 << 30)
+                hole.write(b"middle")
+                hole.truncate(largest)
+        (there / "broken").write_bytes(b"")
+        with (there / "broken").open("r+b") as broken:
+            for number in range(9000):
+                broken.seek(number << 13)
+                broken.write(b"%d" % number)
+        at_first = {path.name for path in tmp_path.iterdir()}
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.exports.export, id, file)
+            while not file.exists():
+                assert {path.name for path in tmp_path.iterdir()} <= at_first | {file.name}
+                await anyio.sleep(0.001)
+        broken_up = (there / "broken").read_bytes()
+    assert file.stat().st_size < 16 << 20
+    gnu = (await anyio.run_process(["tar", "-tvzf", file])).stdout.decode(errors="replace")
+    assert [line.split()[2] for line in gnu.splitlines() if line.endswith("/repo/large")] == [str(largest)]
+    async with elsewhere.open() as engine:
+        assert await engine.imports.take(file) == id
+        here = Workspace(elsewhere.places.sessions / id).shared / "repo"
+    for name in ("large", odd):
+        assert (here / name).stat().st_size == largest
+        assert (here / name).stat().st_blocks * 512 < 1 << 20
+        with (here / name).open("rb") as hole:
+            assert hole.read(6) == b"begin\0"
+            hole.seek(1 << 30)
+            assert hole.read(7) == b"middle\0"
+    assert (here / "broken").read_bytes() == broken_up
+    assert (here / "hole").stat().st_size == 64 << 20
 
 
 # --- harm ------------------------------------------------------------------------------------------------------------

@@ -84,6 +84,19 @@ async def test_a_paused_session_is_taken_back_by_the_next_daemon_too(yard: Yard,
         await engine.sessions.stop(id)
 
 
+async def test_files_of_a_rewind_that_was_never_journaled_go_at_the_next_start(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        await engine.sessions.stop(id)
+    (yard.places.sessions / id / "shared.rewound" / "repo").mkdir(parents=True)
+    async with yard.open() as engine:
+        assert not (yard.places.sessions / id / "shared.rewound").exists()
+        await engine.sessions.resume(id)
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
 async def test_an_archive_leaves_free_what_running_sessions_need(yard: Yard, repo: Path, tmp_path: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 
+from hiveyard.core.events import Notice
 from hiveyard.engine.host_ports import Owner
 from hiveyard.engine.settings import PortSettings
 from tests.engine.conftest import Yard
@@ -81,4 +83,20 @@ async def test_a_session_whose_port_was_lent_gets_another(yard: Yard, repo: Path
         ports = [(await engine.sessions.view(id)).port for id in (first, second)]
         assert ports[1] == port and ports[0] in range(port + 1, other + 1)
         for id in (first, second):
+            await engine.sessions.stop(id)
+
+
+async def test_a_session_at_work_goes_on_when_its_port_is_taken_while_no_daemon_runs(yard: Yard, repo: Path) -> None:
+    port = free()
+    yard.settings = replace(yard.settings, ports=PortSettings(first=port, last=port))
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+    with socket.create_server(("127.0.0.1", port)):
+        async with yard.open() as engine:
+            assert await told(engine, id, "recall") == "kept: apple"
+            (notice,) = [event.body for event in await events(engine, id, "notice")]
+            assert isinstance(notice, Notice)
+            assert notice.code == "port.none_free"
+            assert notice.message.startswith("not all of its ports are open again: none of the ports")
             await engine.sessions.stop(id)

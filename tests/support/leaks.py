@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hiveyard.core.errors import HiveyardError
+from hiveyard.engine.sparse import Extent, written
 
 MARK = "Zq8TestSecret"
 """In all secrets of the tests. Of letters and digits: URLs, JSON and shells write them as they are."""
@@ -149,5 +150,6 @@ def _file_has_mark(path: Path) -> bool:
         facts = path.lstat()
         if stat.S_ISREG(facts.st_mode) and facts.st_size:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return any(content.find(form) >= 0 for form in _MARKS_AS_BYTES)
+                places = written(file.fileno(), len(content)) or [Extent(0, len(content))]  # not in holes
+                return any(content.find(form, at, at + size) >= 0 for at, size in places for form in _MARKS_AS_BYTES)
     return False

@@ -54,3 +54,52 @@ def test_a_whole_copy_takes_the_place_of_a_file_or_a_link_and_follows_none(tmp_p
         assert (tmp_path / "it").read_bytes() == NEW
         assert (tmp_path / "it").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "other").read_text() == "precious"
+
+
+def with_holes(said: str, size: object, data: bytes = b"") -> bytes:
+    """An archive of one file with holes, of which `said` tells where its bytes stand."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("GNUSparseFile.0/it")
+        content = said.encode().ljust(512, b"\0") + data
+        member.size = len(content)
+        member.pax_headers = {
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "it",
+            "GNU.sparse.realsize": str(size),
+        }
+        tar.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def test_a_file_with_holes_takes_what_was_written(tmp_path: Path) -> None:
+    at = 40 << 30
+    found = unpack(io.BytesIO(with_holes(f"2\n0\n3\n{at}\n4\n", at + 100, b"onefour")), tmp_path / "it")
+    assert found.size == 7
+    assert (tmp_path / "it").stat().st_size == at + 100
+    assert (tmp_path / "it").stat().st_blocks * 512 < 1 << 20
+    with (tmp_path / "it").open("rb") as file:
+        assert file.read(4) == b"one\0"
+        file.seek(at)
+        assert file.read() == b"four" + bytes(96)
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ("1\n-5\n3\n", 100),
+        ("1\n99\n3\n", 100),
+        ("1\n0\n-3\n", 100),
+        ("1\n0\n3\n", 1 << 62),
+        ("1\n0\n3\n", 10**30),
+        ("1\n0\n3\n", -1),
+        ("1000000000000\n0\n3\n", 100),
+        ("many", 100),
+        ("1\n0\n3000\n", 10_000),
+    ],
+)
+def test_holes_that_cannot_be_are_refused_and_leave_nothing(said: str, size: int, tmp_path: Path) -> None:
+    with pytest.raises(BadInput):
+        unpack(io.BytesIO(with_holes(said, size, b"onetwo")), tmp_path / "it")
+    assert os.listdir(tmp_path) == []

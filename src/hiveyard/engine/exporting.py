@@ -11,8 +11,9 @@ import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import anyio.to_thread
 import msgspec
@@ -29,6 +30,7 @@ from hiveyard.engine.git_submodules import bare_copy, submodules
 from hiveyard.engine.git_taking import identity
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions import Sessions
+from hiveyard.engine.sparse import sparse, written
 from hiveyard.engine.workspace import Workspace
 from hiveyard.kit.copying import DEEPEST
 from hiveyard.kit.lending import entered, opened
@@ -148,16 +150,29 @@ def _write(workspace: Workspace, gathered: Path, path: Path) -> int:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file that gets its name when it is complete; nobody else may read it."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+    """A file that gets its name when it is complete; nobody else may read it. Killed on the way it leaves nothing,
+    where the file system knows files without a name."""
+    parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        fd, name = _unnamed(path)
         with os.fdopen(fd, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(name, path)
+            try:
+                yield file
+                file.flush()
+                os.fsync(fd)
+                os.link(name or f"/proc/self/fd/{fd}", path, src_dir_fd=parent)
+            finally:
+                if name is not None:
+                    Path(name).unlink(missing_ok=True)
     finally:
-        Path(name).unlink(missing_ok=True)
+        os.close(parent)
+
+
+def _unnamed(path: Path) -> tuple[int, str | None]:
+    """A new file beside `path`, and the name that it has all the same."""
+    with suppress(OSError):
+        return os.open(path.parent, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600), None
+    return tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
 
 
 class _Writing:
@@ -216,4 +231,7 @@ class _Writing:
         status = os.fstat(fd)
         info = self.entry(shown, status.st_mode, size=status.st_size, at=status.st_mtime)
         with open(fd, "rb", closefd=False) as source:
-            self._tar.addfile(info, source)
+            content: IO[bytes] = source
+            if status.st_blocks * 512 < status.st_size and (extents := written(fd, status.st_size)) is not None:
+                content = sparse(info, source, extents)
+            self._tar.addfile(info, content)

@@ -130,6 +130,11 @@ def put_back(workspace: Workspace, snapshot: str) -> None:
     remove_tree(old, quiet=True)
 
 
+def is_ready(workspace: Workspace) -> bool:
+    """Whether files lie there that are about to take the place of the session's."""
+    return _ready(workspace)[1].exists()
+
+
 def clear(workspace: Workspace) -> None:
     """Remove what a rewind that did not come about left."""
     for path in _ready(workspace):

@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.to_thread
 
-from hiveyard.core.events import AnyBody, PortClosed, PortOpened
+from hiveyard.core.errors import HiveyardError, StoreUnusable
+from hiveyard.core.events import AnyBody, Notice, PortClosed, PortOpened
 from hiveyard.core.ports import Provider
+from hiveyard.core.states import Phase
 from hiveyard.engine.berth import machine_name
 from hiveyard.engine.host_ports import Owner
 from hiveyard.engine.resources import Resources
@@ -34,11 +36,13 @@ class Reach:
         mine = {row.guest_port: row.host_port for row in rows if row.session == self._session.id}
         others = {row.host_port for row in rows if row.session != self._session.id}
         first = wanted if SSH not in mine else None
-        await self._ways.open_ssh(self._r.ports, wanted=first, former=mine.get(SSH), avoid=others)
-        for guest, host in mine.items():
-            if guest != SSH:
-                await self._ways.open(guest, former=host)
-        await self._journal(mine)
+        try:
+            await self._ways.open_ssh(self._r.ports, wanted=first, former=mine.get(SSH), avoid=others)
+            for guest, host in mine.items():
+                if guest != SSH:
+                    await self._ways.open(guest, former=host)
+        finally:
+            await self._journal(mine)
 
     async def open(self, guest: int, wanted: int | None) -> int:
         """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
@@ -70,10 +74,18 @@ class Reach:
 async def reaching(
     session: SessionRow, provider: Provider, resources: Resources, *, wanted: int | None
 ) -> AsyncIterator[Reach]:
-    """The ways into a session's machine, open for as long as the block lasts. Raises PortTaken, NoFreePort."""
+    """The ways into a session's machine, open for as long as the block lasts. Raises PortTaken, NoFreePort for one that
+    is made now; what runs already does not end for want of a way in, and its journal says so."""
     keys = await anyio.to_thread.run_sync(resources.ssh_keys.of, session.id)
     owner = Owner(session.id, session.slug)
     async with ways(owner, provider, machine_name(session.id), resources.host_ports, keys) as opened:
         reach = Reach(session, opened, resources)
-        await reach.restore(wanted)
+        try:
+            await reach.restore(wanted)
+        except (HiveyardError, OSError) as error:
+            if isinstance(error, StoreUnusable) or session.phase is not Phase.RUNNING:
+                raise
+            code = error.code if isinstance(error, HiveyardError) else ""
+            message = f"not all of its ports are open again: {error}"
+            await resources.ledger.record(session.id, Notice(message=message, code=code))
         yield reach

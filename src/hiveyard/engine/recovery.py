@@ -10,16 +10,19 @@ from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
+from sqlalchemy import Connection
 
 from hiveyard.core.errors import HiveyardError
+from hiveyard.core.events import SessionRewound
 from hiveyard.core.machines import MachineStatus
 from hiveyard.core.ports import Provider
 from hiveyard.core.states import AT_WORK
+from hiveyard.engine import points
 from hiveyard.engine.berth import Berth, machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.workspace import Workspace
 from hiveyard.kit.trees import remove_tree
-from hiveyard.store import journal, views
+from hiveyard.store import journal, lineage, views
 from hiveyard.store.views import MachineRow
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,14 @@ async def tidy(resources: Resources, roots: Sequence[Path]) -> None:
         if machine_name(door.name) not in wanted:
             await anyio.to_thread.run_sync(partial(remove_tree, door, quiet=True))
     await anyio.to_thread.run_sync(_tidy_all, roots)
+    for root in roots:
+        workspace = Workspace(root)
+        if points.is_ready(workspace) and not await resources.ledger.read(partial(_to_be_taken_back, id=root.name)):
+            await anyio.to_thread.run_sync(points.clear, workspace)
+
+
+def _to_be_taken_back(conn: Connection, id: str) -> bool:
+    return isinstance(lineage.to_begin_at(conn, id), SessionRewound)
 
 
 def _tidy_all(roots: Sequence[Path]) -> None:

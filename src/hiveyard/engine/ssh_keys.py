@@ -42,8 +42,11 @@ class SshKeys:
         place.mkdir(exist_ok=True, mode=0o700)
         user, host = _kept(place / "key"), _kept(place / "host_key")
         public = host.export_public_key().decode().strip()
-        write_atomic(place / "known_hosts", f"{alias(session)} {public}\n".encode(), mode=0o600)
-        return Keys(user, host, place / "key", place / "known_hosts")
+        known = place / "known_hosts"
+        line = f"{alias(session)} {public}\n".encode()
+        if not known.exists() or known.read_bytes() != line:
+            write_atomic(known, line, mode=0o600)
+        return Keys(user, host, place / "key", known)
 
     def forget(self, session: str) -> None:
         """Remove them; absent is a success."""

@@ -8,13 +8,14 @@ and what is held in memory by numbers of its own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 import stat
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -123,15 +124,25 @@ class _Unpacking:
                 os.fchmod(made, 0o700)
 
     def _file(self, parent: int, path: tuple[str, ...], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        source = tar.extractfile(member)
-        assert source is not None
+        source = _content(tar, member)
         with _opened(parent, path[:-1]) as above, _replacing(above, path[-1]) as fd:
-            while piece := source.read(_PIECE):
-                self._count(len(piece))
-                _write(fd, piece)
+            # Of a file with holes only what was written is read: holes may be larger than any disk.
+            for at, size in _extents(tar, member):
+                os.lseek(fd, at, os.SEEK_SET)
+                self._copy(source, size, fd)
+            _extend(fd, member)
             os.fchmod(fd, member.mode & 0o777)
-            at = member.mtime if -_LATEST < member.mtime < _LATEST else 0
-            os.utime(fd, (at, at))
+            changed = member.mtime if -_LATEST < member.mtime < _LATEST else 0
+            os.utime(fd, (changed, changed))
+
+    def _copy(self, source: IO[bytes], size: int, fd: int) -> None:
+        while size > 0:
+            piece = source.read(min(size, _PIECE))
+            if not piece:
+                raise EOFError("it ends in the middle of a file")
+            self._count(len(piece))
+            _write(fd, piece)
+            size -= len(piece)
 
     def _same(self, parent: int, path: tuple[str, ...], other: tuple[str, ...]) -> None:
         """A second name of a file that is in the archive already."""
@@ -166,6 +177,38 @@ class _Unpacking:
         for path, mode in sorted(self._modes, key=lambda entry: -len(entry[0])):
             with _opened(parent, path) as made:
                 os.fchmod(made, mode)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    """Where the bytes of a file can be read, those of one with holes one extent behind the other."""
+    source: IO[bytes] | None
+    if member.sparse:
+        source = tar.fileobj  # type: ignore[assignment]
+        assert source is not None
+        source.seek(member.offset_data)
+    else:
+        source = tar.extractfile(member)
+        assert source is not None
+    return source
+
+
+def _extents(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Sequence[tuple[int, int]]:
+    """Where in a file its bytes stand, and how many."""
+    found: Sequence[tuple[int, int]] = member.sparse or ((0, member.size),)  # type: ignore[assignment]
+    inside = all(0 <= at <= member.size and 0 <= size <= member.size - at for at, size in found)
+    if not inside or sum(size for _, size in found) > tar.offset - member.offset_data:
+        raise BadInput(f"what the archive says of the holes of a file makes no sense: {one_line(member.name)!r}")
+    return found
+
+
+def _extend(fd: int, member: tarfile.TarInfo) -> None:
+    """Let a file end where it says, which may be in a hole."""
+    try:
+        os.ftruncate(fd, member.size)
+    except OSError as error:
+        if error.errno not in (errno.EFBIG, errno.EINVAL):
+            raise
+        raise BadInput(f"no file here can be of {member.size} bytes: {one_line(member.name)!r}") from error
 
 
 class _Stream:

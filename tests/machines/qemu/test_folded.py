@@ -49,7 +49,7 @@ def wanted(base: Path) -> bytes:
 
 def kept(root: Path, base: Path, *, whole: bool) -> int:
     bases = None if whole else base.parent / folded.BASES
-    assert folded.begin(root, base, bases).st_ino == base.stat().st_ino
+    assert folded.begin(root, base, bases).inode == base.stat().st_ino
     return folded.finish(root, iter(PIECES))
 
 

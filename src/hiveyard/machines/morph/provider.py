@@ -8,6 +8,7 @@ All that is kept of a machine is on its instance (labels): a daemon that starts 
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import shutil
@@ -61,6 +62,7 @@ from hiveyard.machines.morph.statuses import SNAPSHOT_READY, status_of, ttl_acti
 from hiveyard.machines.morph.wire import Instance, Snapshot
 from hiveyard.machines.shell import ShellGuest, terminal_words
 
+_log = logging.getLogger(__name__)
 _LOOK = 0.3
 _SERVICE_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?\Z")
 
@@ -146,7 +148,10 @@ class MorphProvider:
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(TEARDOWN):
                 for name in names:
-                    await self._end(name)
+                    try:
+                        await self._end(name)
+                    except HiveyardError as error:  # the others cost money, too
+                        _log.warning("machine %s of Morph Cloud may be left: %s", name, error.message)
             raise
         finally:
             self._booting.difference_update(names)

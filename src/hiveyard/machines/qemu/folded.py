@@ -20,7 +20,7 @@ from typing import BinaryIO
 from hiveyard.core.errors import ProviderError
 from hiveyard.kit import files
 from hiveyard.kit.copying import copy_content, share_content
-from hiveyard.machines.qemu.memory import Piece
+from hiveyard.machines.qemu.memory import File, Piece, mapped
 
 BASES = ".bases"
 """The directory beside the snapshots."""
@@ -28,20 +28,20 @@ _LOCK = ".lock"
 _HEAD = struct.Struct("<QQ")
 
 
-def begin(root: Path, memory: Path, bases: Path | None) -> os.stat_result:
+def begin(root: Path, memory: Path, bases: Path | None) -> File:
     """Make in `root` what takes no part of a machine that stands still: all but the changes to the file `memory` that
     it began with, about which the answer tells. Without `bases` it is whole. Raises OSError."""
     source = os.open(memory, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        status = os.fstat(source)
+        status, file = os.fstat(source), mapped(source)
         with (root / "memory").open("wb") as target:
             if share_content(source, target.fileno()):
-                return status
+                return file
             if bases is None or not _based(source, status, bases, root / "base"):
                 copy_content(source, target.fileno())
-                return status
+                return file
         (root / "memory").unlink()
-        return status
+        return file
     finally:
         os.close(source)
 

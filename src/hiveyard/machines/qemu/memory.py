@@ -6,6 +6,8 @@ Both must stand still. The pages of another process are read: as root, or of the
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PIECE = 4 << 20
 # The highest byte of a page's entry in pagemap: present (0x80) or swapped (0x40), and not a file's (0x20).
 _OWN = re.compile(rb"[\x40-\x5f\x80-\x9f\xc0-\xdf]+")
-_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+)")
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) (\S+) (\d+)")
 
 
 class Piece(NamedTuple):
@@ -32,9 +34,29 @@ class _Mapping(NamedTuple):
     start: int
     end: int
     offset: int
+    device: str
+    inode: int
 
 
-def changes(pid: int, base: os.stat_result) -> Iterator[Piece]:
+class File(NamedTuple):
+    """A file as the kernel names it in what it tells of mappings; the device is not always that of its status."""
+
+    device: str
+    inode: int
+    size: int
+
+
+def mapped(fd: int) -> File:
+    """The file that is open as `fd`."""
+    with mmap.mmap(fd, _PAGE, flags=mmap.MAP_PRIVATE) as page:
+        byte = ctypes.c_char.from_buffer(page)
+        address = ctypes.addressof(byte)
+        del byte
+        here = next(one for one in _told("self") if one.start <= address < one.end)
+    return File(here.device, here.inode, os.fstat(fd).st_size)
+
+
+def changes(pid: int, base: File) -> Iterator[Piece]:
     """What process `pid` changed in its private mapping of the file `base`, in the order of that. Raises
     CannotKeepMemory without the right to read it."""
     memory = _opened(pid)
@@ -61,17 +83,18 @@ def _opened(pid: int) -> int:
         ) from error
 
 
-def _mappings(pid: int, base: os.stat_result) -> list[_Mapping]:
-    wanted = (os.major(base.st_dev), os.minor(base.st_dev), base.st_ino)
-    found = []
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        if match := _MAPPING.match(line):
-            start, end, offset, major, minor = (int(word, 16) for word in match.groups()[:5])
-            if (major, minor, int(match.group(6))) == wanted:
-                found.append(_Mapping(start, end, offset))
-    if sum(mapping.end - mapping.start for mapping in found) < base.st_size:
+def _mappings(pid: int, base: File) -> list[_Mapping]:
+    found = [one for one in _told(str(pid)) if (one.device, one.inode) == (base.device, base.inode)]
+    if sum(mapping.end - mapping.start for mapping in found) < base.size:
         raise CannotKeepMemory(f"the memory that QEMU {pid} began with is not there any more")
     return found
+
+
+def _told(process: str) -> Iterator[_Mapping]:
+    for line in Path(f"/proc/{process}/maps").read_text().splitlines():
+        if match := _MAPPING.match(line):
+            start, end, offset = (int(word, 16) for word in match.groups()[:3])
+            yield _Mapping(start, end, offset, match.group(4), int(match.group(5)))
 
 
 def _own(pid: int, mapping: _Mapping) -> Iterator[tuple[int, int]]:

@@ -202,7 +202,7 @@ class _Taking:
         size = sum(path.stat().st_blocks * 512 for path in self._fresh.iterdir() if path.name != "base")
         return Frozen(seconds, max(size, changed))
 
-    def _begin_memory(self) -> os.stat_result:
+    def _begin_memory(self) -> memory.File:
         try:
             return folded.begin(self._fresh, Path(self._record.origin) / "memory", self._bases)
         except FileNotFoundError as error:
@@ -236,7 +236,7 @@ class _Taking:
                     await speak(self._rig.session)
                     self._record = unhalted(self._record, self._rig)
 
-    async def _freeze(self, wire: Wire, base: os.stat_result, top: int, node: str, meanwhile: Meanwhile | None) -> int:
+    async def _freeze(self, wire: Wire, base: memory.File, top: int, node: str, meanwhile: Meanwhile | None) -> int:
         await save(wire, self._fresh / "state")
         await _switch(wire, f"{self._record.run}/disk-{top + 1}.qcow2", node, f"own{top + 1}")
         changed: list[int] = []
@@ -247,7 +247,7 @@ class _Taking:
             changed.append(await anyio.to_thread.run_sync(self._copy_changes, base))
         return changed[0]
 
-    def _copy_changes(self, base: os.stat_result) -> int:
+    def _copy_changes(self, base: memory.File) -> int:
         assert self._record.vm is not None
         return folded.finish(self._fresh, memory.changes(self._record.vm.pid, base))
 

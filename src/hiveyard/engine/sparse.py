@@ -1,0 +1,110 @@
+"""Files with holes in a tar: what was written, and where, as GNU tar and Python have them (PAX format, sparse 1.0, in
+"Storing Sparse Files" of GNU tar's manual). Before the content stands how many extents there are and of each where it
+begins and how long it is, a number a line, filled up to whole blocks of the archive.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import tarfile
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import IO, NamedTuple
+
+_MOST = 4096
+"""Extents of one file: they are held in memory. What is more broken up is written with its smallest holes."""
+_LARGEST = (8 << 30) - 1
+"""Bytes that the size field of a header holds; the one in a PAX header is taken for that with holes by some."""
+
+
+class Extent(NamedTuple):
+    at: int
+    size: int
+
+
+def written(fd: int, size: int) -> list[Extent] | None:
+    """Where there is something in the file of so many bytes; None when it is too much for this format."""
+    found: list[Extent] = []
+    at = 0
+    while at < size:
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break  # there is only a hole to come
+        if begin >= size:
+            break
+        at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
+        found.append(Extent(begin, at - begin))
+        if len(found) > 2 * _MOST:
+            found = _joined(found)
+    found = _joined(found) if len(found) > _MOST else found
+    os.lseek(fd, 0, os.SEEK_SET)
+    return found if sum(one.size for one in found) < _LARGEST - (1 << 20) else None
+
+
+def sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Extent]) -> IO[bytes]:
+    """Make `info` that of a file with holes; returns what is to be written as its content."""
+    # The last tells how long the file is, where it ends with a hole.
+    ends = [*extents, Extent(info.size, 0)]
+    table = "".join(f"{number}\n" for number in (len(ends), *(number for one in ends for number in one)))
+    head = table.encode().ljust(-(-len(table) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, b"\0")
+    above, _, name = info.name.rpartition("/")
+    info.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": info.name,
+        "path": info.name,  # else a long one were that below
+        "GNU.sparse.realsize": str(info.size),
+    }
+    info.name = f"{above}/GNUSparseFile.0/{name}"
+    info.size = len(head) + sum(one.size for one in extents)
+    return io.BufferedReader(_Written(head, source, extents))
+
+
+class _Written(io.RawIOBase):
+    """What comes first, and then the extents of a file, one behind the other. What was cut off meanwhile is read as
+    zeros."""
+
+    def __init__(self, head: bytes, source: IO[bytes], extents: Sequence[Extent]) -> None:
+        self._head = memoryview(head)
+        self._source = source
+        self._extents = list(reversed(extents))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._next(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _next(self, most: int) -> bytes | memoryview:
+        if self._head:
+            data, self._head = self._head[:most], self._head[most:]
+            return data
+        if not self._extents:
+            return b""
+        at, size = self._extents.pop()
+        self._source.seek(at)
+        piece = self._source.read(min(size, most)).ljust(min(size, most), b"\0")
+        if size > most:
+            self._extents.append(Extent(at + most, size - most))
+        return piece
+
+
+def _joined(extents: Sequence[Extent]) -> list[Extent]:
+    """At most _MOST extents, with the smallest holes filled."""
+    holes = sorted(later.at - one.at - one.size for one, later in pairwise(extents))
+    least = holes[-_MOST] if len(holes) >= _MOST else 0
+    found = [extents[0]]
+    for one in extents[1:]:
+        last = found[-1]
+        if one.at - last.at - last.size > least:
+            found.append(one)
+        else:
+            found[-1] = Extent(last.at, one.at + one.size - last.at)
+    return found
