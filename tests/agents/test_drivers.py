@@ -25,6 +25,7 @@ from hiveyard.core.events import (
     AgentPrompted,
     AgentStarted,
     AgentText,
+    AgentToolReturned,
     Event,
 )
 from tests.agents.test_processes import turn
@@ -338,3 +339,90 @@ def test_leave_that_is_asked_for_after_an_interrupt_is_dropped(name: str) -> Non
         step = one.feed(asking)
         assert _events([step], AgentAsked) == []
         assert json.loads(step.lines[0].data)["result"] == {"outcome": {"outcome": "cancelled"}}
+
+
+def _codex_at_work(*, ask: bool = True) -> Driver:
+    one: Driver = agents.by_name("codex").driver(turn(ask=ask))  # type: ignore[attr-defined]
+    for said in SAID["codex"][:4]:
+        one.feed(said)
+    return one
+
+
+def _told_by_codex(method: str, id: int | None = None, **params: object) -> bytes:
+    return json.dumps({"method": method, "params": params} | ({} if id is None else {"id": id})).encode()
+
+
+_RUN = {"type": "commandExecution", "id": "c", "command": "npm run dev", "status": "completed", "exitCode": 0}
+
+
+def test_codex_in_a_thread_of_its_own_ends_no_turn_and_takes_no_leave_away() -> None:
+    """A sub-agent's turn ends before the turn that began it."""
+    one = _codex_at_work()
+    before = one.interrupt("i").lines
+    for method in ("turn/started", "turn/completed"):
+        turned = {"id": "t9", "status": "completed"}
+        assert one.feed(_told_by_codex(method, threadId="th-2", turn=turned)) == Step()
+    assert one.feed(_told_by_codex("item/completed", threadId="th-2", turnId="t9", item=_RUN)) == Step()
+    assert not one.ready
+    assert one.interrupt("i").lines == before, "the turn is still called what it was called"
+    request = "item/commandExecution/requestApproval"
+    (asked,) = one.feed(_told_by_codex(request, 8, threadId="th-2", turnId="t9", command="ls")).events
+    (over,) = one.feed(
+        _told_by_codex("turn/completed", threadId="th-1", turn={"id": "t1", "status": "completed"})
+    ).events
+    assert isinstance(asked, AgentAsked)
+    assert isinstance(over, AgentEnded)
+    assert _answer(one.answer(asked.request, Answer(allow=True)).lines[0]) == {"decision": "accept"}
+    one.feed(_told_by_codex(request, 9, threadId="th-2", turnId="t9", command="ls"))
+    one.feed(_told_by_codex("turn/completed", threadId="th-2", turn={"id": "t9", "status": "completed"}))
+    with pytest.raises(BadInput):
+        one.answer("9", Answer(allow=True))
+    assert one.ready
+
+
+def test_what_codex_left_in_the_background_begins_no_turn_when_it_ends() -> None:
+    one = _codex_at_work()
+    over = _told_by_codex("turn/completed", turn={"id": "t1", "status": "completed"})
+    one.feed(over)
+    late = _told_by_codex("item/completed", threadId="th-1", turnId="t1", item=_RUN)
+    assert _events([one.feed(late)], AgentToolReturned), "it is told all the same"
+    assert one.ready
+    one.begun("go on")
+    one.feed(_told_by_codex("turn/started", turn={"id": "t2"}))
+    one.feed(late)
+    assert one.feed(over) == Step()
+    (line,) = one.interrupt("i").lines
+    assert json.loads(line.data)["params"]["turnId"] == "t2"
+
+
+def test_codex_that_may_do_all_waits_for_nobody() -> None:
+    one = _codex_at_work(ask=False)
+    request, elicit = "item/commandExecution/requestApproval", "mcpServer/elicitation/request"
+    accepted: dict[str, object] = {"action": "accept", "content": {}}
+    form = {"requestedSchema": {"required": ["name"]}}
+    asked: list[tuple[str, dict[str, object], dict[str, object]]] = [
+        (request, {"command": "ls"}, {"decision": "accept"}),
+        (elicit, {"message": "may it?"}, accepted),
+        (elicit, {"message": "your name?", **form}, {"action": "decline"}),
+        (elicit, {"message": "see there", "mode": "url"}, {"action": "decline"}),
+    ]
+    for method, params, answer in asked:
+        events, (line,) = one.feed(_told_by_codex(method, 7, threadId="th-1", turnId="t1", **params))
+        assert not events
+        assert _answer(line) == answer
+
+
+def test_claude_that_may_do_all_waits_for_nobody() -> None:
+    """Some tools ask whatever the mode: what only a person can say is not said."""
+    one: Driver = agents.by_name("claude").driver(turn())  # type: ignore[attr-defined]
+    one.feed(SAID["claude"][0])
+    asking = '{"type":"control_request","request_id":"7","request":{"subtype":"can_use_tool","tool_name":"%s"}}'
+    answers = []
+    for tool in ("ExitPlanMode", "AskUserQuestion"):
+        events, (line,) = one.feed((asking % tool).encode())
+        assert not events
+        answers.append(_answer(line))
+    allowed, denied = answers
+    assert allowed == {"behavior": "allow", "updatedInput": {}}
+    assert isinstance(denied, dict)
+    assert denied["behavior"] == "deny"

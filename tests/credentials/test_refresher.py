@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -254,6 +255,35 @@ async def test_a_refusal_reaches_each_caller_and_the_next_may_try_again(
     server.good.clear()
     clock.at += server.life
     with pytest.raises(SignInRefused):
+        await refresher.tokens()
+
+
+async def test_a_token_lives_on_while_the_sign_in_service_is_in_trouble(
+    server: OAuthServer, refresher: Refresher, first: Tokens, clock: HeldClock
+) -> None:
+    clock.at += server.life - 299
+    server.trouble.append(lambda to: answer(to, 503, b""))
+    assert await ask_at_once(refresher, 10) == {first.access.reveal()}
+    clock.at += 29
+    assert await ask_at_once(refresher, 10) == {first.access.reveal()}, "it is not asked again and again"
+    assert server.refreshes == 0
+    server.trouble.append(lambda to: answer(to, 503, b""))
+    with pytest.raises(SignInUnavailable):
+        await refresher.tokens(refused=first.access)
+    clock.at += 31
+    (fresh,) = await ask_at_once(refresher, 10)
+    assert fresh != first.access.reveal()
+    assert server.refreshes == 1
+
+
+async def test_a_token_that_cannot_be_refreshed_is_good_to_its_end(
+    refresher: Refresher, keeper: Keeper, first: Tokens, clock: HeldClock
+) -> None:
+    await keeper.save(replace(first, refresh=None))
+    clock.at = first.expires_at - 1
+    assert (await refresher.tokens()).access == first.access
+    clock.at += 2
+    with pytest.raises(SignInRefused, match="no refresh token"):
         await refresher.tokens()
 
 

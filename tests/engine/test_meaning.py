@@ -16,7 +16,7 @@ from tests.transcripts.record_seats import home
 
 
 class Letters:
-    """`-` is known and tells nothing, `?` is unknown, all else is text. Knows what it was fed."""
+    """`-` and nothing are known and tell nothing, `?` is unknown, all else is text. Knows what it was fed."""
 
     def __init__(self) -> None:
         self.fed: list[bytes] = []
@@ -24,7 +24,7 @@ class Letters:
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
         self.fed.append(line)
         said = line.decode()
-        return [] if said == "-" else [AgentOutput(text=said) if said.startswith("?") else AgentText(text=said)]
+        return [] if said in ("-", "") else [AgentOutput(text=said) if said.startswith("?") else AgentText(text=said)]
 
     def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
         return Verdict(exit_code == 0)
@@ -54,6 +54,17 @@ def test_what_tells_nothing_goes_along_with_what_follows() -> None:
     assert meaning.rest() == []
     assert meaning.entries(splitter.feed(b"-\n")) == []
     assert shown(meaning.rest()) == [("[]", b"-")]
+    assert meaning.read == splitter.offset
+
+
+def test_empty_lines_take_their_room_too() -> None:
+    meaning, splitter = Meaning(Letters(), 0), LineSplitter(limit=1000)
+    assert meaning.entries(splitter.feed(b"\n" * 1000)) == []
+    for _ in range(400):
+        found = meaning.entries(splitter.feed(b"\n" * 1000))
+        if found:
+            break
+    assert [text for text, _ in shown(found)] == ["[]"]
     assert meaning.read == splitter.offset
 
 

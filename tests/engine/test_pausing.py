@@ -6,18 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from hiveyard.core.commands import Command
+from hiveyard.core.commands import Command, Result
 from hiveyard.core.errors import GuestDisconnected, MachineLost, NoSpace, SessionNotRunning, StoreUnusable
 from hiveyard.core.ports import Guest
 from hiveyard.engine.forking import ForkRequest
 from hiveyard.engine.spawn import SpawnRequest
 from tests.engine.conftest import Yard
 from tests.engine.remembering import Remembering, at_work
-from tests.engine.yards import FullLedger, spawned, told
+from tests.engine.yards import FullLedger, events, spawned, told
 from tests.support.puppet import NAME, register
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +83,36 @@ async def test_a_session_whose_connection_broke_goes_on_in_the_same_machine(yard
         id = await spawned(engine, repo)
         assert await told(engine, id, "remember apple") == "done: remember apple"
         assert (provider.left, len(provider.booted)) == (0, 1)
+        await engine.sessions.stop(id)
+
+
+class _Interrupting(Remembering):
+    """The way into its machines breaks in the moment in which an agent is told something, once."""
+
+    left = 1
+
+    @asynccontextmanager
+    async def guest(self, name: str) -> AsyncIterator[Guest]:
+        async with super().guest(name) as guest:
+            whole = guest.run
+
+            async def run(command: Command, **more: Any) -> Result:
+                if self.left and "puppet" in (command.argv or ()):
+                    self.left -= 1
+                    raise GuestDisconnected(f"the connection to machine {name} broke", machine=name)
+                return await whole(command, **more)
+
+            guest.run = run  # type: ignore[method-assign]
+            yield guest
+
+
+async def test_a_prompt_that_was_cut_off_is_told_again(yard: Yard, repo: Path) -> None:
+    provider = _Interrupting(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        assert await told(engine, id, "remember apple") == "done: remember apple"
+        assert (provider.left, len(provider.booted)) == (0, 1)
+        assert [event.turn for event in await events(engine, id, "turn.ended")] == [1]
         await engine.sessions.stop(id)
 
 

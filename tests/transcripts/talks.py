@@ -22,7 +22,7 @@ from hiveyard.core.events import AgentAsked, AgentEvent
 HERE = Path(__file__).parent
 WORK = "/session/repo"
 TALKS: Mapping[str, Callable[[], Driver]] = {
-    "qwen-0.24.4/stream": lambda: ClaudeStream(WORK, None, QWEN),
+    "qwen-0.24.4/stream": lambda: ClaudeStream(WORK, None, ask=True, dialect=QWEN),
     "qwen-0.24.4/acp": lambda: Acp(WORK, ask=True, quirks=QUIRKS["qwen"]),
     "gemini-0.61.0/acp": lambda: Acp(WORK, ask=True, quirks=QUIRKS["gemini"]),
 }

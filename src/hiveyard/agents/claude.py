@@ -63,7 +63,7 @@ class Claude:
         return ProcessSpec(name=turn.name, command=command, inbox=True)
 
     def driver(self, turn: Turn) -> Driver:
-        return ClaudeStream(turn.workdir, turn.conversation)
+        return ClaudeStream(turn.workdir, turn.conversation, ask=turn.ask)
 
     # --- at its terminal --------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class GooseParser:
         self._former: JSON = {}
         self._held: tuple[str, str] = ("", "")  # kind and message of the pieces of text that are held
         self._pieces: list[str] = []
+        self._size = 0
         self._calls: dict[str, tuple[str, AgentEdited | None]] = {}
         self._messages: set[str] = set()
         self._worked = False
@@ -139,15 +140,17 @@ class GooseParser:
     # --- what a model says, in pieces -------------------------------------------------------------------------------
 
     def _piece(self, which: tuple[str, str], words: str) -> Iterator[AgentEvent]:
-        if which != self._held or sum(map(len, self._pieces)) > OUTPUT_LIMIT:
+        if which != self._held or self._size > OUTPUT_LIMIT:
             yield from self._spoken()
         self._held = which
-        self._pieces.append(words)
+        if words:
+            self._pieces.append(words)
+            self._size += len(words)
         if which[0] == "text" and words.strip():
             self._last, self._error = "text", ""
 
     def _spoken(self) -> Iterator[AgentEvent]:
-        words, self._pieces = "".join(self._pieces), []
+        words, self._pieces, self._size = "".join(self._pieces), [], 0
         if not words.strip():
             return
         if self._held[0] == "thinking":

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import anyio
 
-from hiveyard.core.errors import KeyMissing
+from hiveyard.core.errors import ComeBack, CredentialsError, KeyMissing
 from hiveyard.credentials.claude_oauth import OAuthSettings, Tokens, refresh
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.files import locked
@@ -21,6 +21,8 @@ Save = Callable[[Tokens], Awaitable[None]]
 """Keeps tokens; they must be there for every process when it returns. The former ones are worth nothing any more."""
 
 _PAUSE = 0.05
+_AGAIN = 30.0
+"""Seconds without another try, after one that failed while the token was still good."""
 
 
 class _Fresh(NamedTuple):
@@ -34,7 +36,8 @@ class Refresher:
     """Gives out access tokens that are good, for any number of callers at once; refreshes at most once at a time.
 
     `lock` is a file that all who refresh this account name; it holds no data. Tokens are refreshed when they have less
-    than `margin` seconds left; those that live for a short time and were refreshed here, when half of it is over.
+    than `margin` seconds left; those that live for a short time and were refreshed here, when half of it is over. While
+    the sign-in service is in trouble, or where there is no refresh token, they are good as long as they live.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Refresher:
         self._former: Tokens | None = None
         self._fresh: _Fresh | None = None
         self._unsaved: tuple[Tokens, Tokens] | None = None
+        self._not_before = 0.0
 
     async def tokens(self, *, refused: Secret | None = None) -> Tokens:
         """Tokens that are good now. `refused` is an access token that the vendor did not take though it should not
@@ -79,10 +83,12 @@ class Refresher:
         return tuple(secret for tokens in kept if tokens is not None for secret in tokens.secrets)
 
     def _good(self, tokens: Tokens, refused: Secret | None) -> bool:
-        margin = self._margin
+        now, margin = self._clock.now(), self._margin
         if self._fresh is not None and tokens.access == self._fresh.access:
             margin = min(margin, self._fresh.life / 2)  # else none that lives for less than the margin is ever good
-        return tokens.access != refused and not tokens.expired(self._clock.now(), margin=margin)
+        if tokens.refresh is None or now < self._not_before:
+            margin = 0.0
+        return tokens.access != refused and not tokens.expired(now, margin=margin)
 
     async def _current(self, refused: Secret | None) -> Tokens:
         """What another process saved meanwhile, or what comes of refreshing that."""
@@ -99,7 +105,15 @@ class Refresher:
             return stored
         # From the moment in which the old token is sent until the new one is kept, nobody may walk away.
         with anyio.CancelScope(shield=True):
-            fresh = await refresh(self._settings, stored, clock=self._clock)
+            try:
+                fresh = await refresh(self._settings, stored, clock=self._clock)
+            except CredentialsError as error:
+                if error.retry:
+                    wait = (error.retry_after if isinstance(error, ComeBack) else None) or 0.0
+                    self._not_before = self._clock.now() + max(_AGAIN, wait)
+                if self._good(stored, refused):
+                    return stored
+                raise
             self._former, self._unsaved = stored, (stored, fresh)
             self._fresh = _Fresh(fresh.access, fresh.expires_at - self._clock.now())
             await self._save(fresh)

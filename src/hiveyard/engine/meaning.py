@@ -49,7 +49,7 @@ class Meaning:
                 found += [Entry(event) for event in events[1:]]
             elif events:
                 self._plain.append(line.data)
-        if self._plain or sum(map(len, self._raw)) > _HELD:
+        if self._plain or self._end - self.read > _HELD:
             found.append(self._folded())
         return found
 

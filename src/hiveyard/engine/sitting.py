@@ -15,7 +15,7 @@ import anyio
 from sqlalchemy import Connection
 
 from hiveyard.core.commands import ProcessInfo, ProcessSpec, ProcessStatus
-from hiveyard.core.errors import AgentFailed, HiveyardError, NoSuchProcess, StoreUnusable
+from hiveyard.core.errors import AgentFailed, HiveyardError, MachineLost, NoSuchProcess, StoreUnusable
 from hiveyard.core.events import Failure, TurnEnded
 from hiveyard.core.ports import Agent, Guest, ProcessManager, Seat, Seated, Turn
 from hiveyard.engine.course import Course
@@ -176,8 +176,8 @@ class Sitting:
             say = self.agent.say(replace(self.turn, prompt=path))
             done = await guest.run(say, timeout=TOLD, limit=64 << 10)
             failure = None if done.ok else _not_taken(one_line(decode(done.stderr)) or f"exit code {done.status}")
-        except StoreUnusable:
-            raise
+        except (StoreUnusable, MachineLost):
+            raise  # nobody knows whether it was said: it is said again to whoever is there then, who takes it once
         except HiveyardError as error:
             failure = as_failure(error)
         self._said.add(number)

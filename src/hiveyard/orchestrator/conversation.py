@@ -121,7 +121,8 @@ class Conversation:
 
     async def prompt(self, text: str, *, key: str | None = None) -> None:
         """Begin a turn, once the one at work has ended. When this returns the prompt is safe with the guest. The same
-        `key` again, also after a crash, is the same prompt and told once. Raises ProcessEnded, BadInput."""
+        `key` again, also after a crash, is the same prompt and told once; after a crash give the last one again first,
+        since a program that has said nothing yet looks idle. Raises ProcessEnded, BadInput."""
         _check_words(text)
         await self._masked(self._prompted(text, _key("prompt", key), key is not None))
 

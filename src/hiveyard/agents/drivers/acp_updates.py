@@ -55,6 +55,7 @@ class Updates:
         self._calls: dict[str, Call] = {}
         self._size = 0
         self._pieces: list[str] = []
+        self._held = 0
         self._kind: type[AgentText | AgentThinking] = AgentText
         self._spent = 0.0
         self._spent_before = 0.0
@@ -133,12 +134,13 @@ class Updates:
             yield from self._flushed()
         self._kind = kind
         self._message = text(chunk.message_id)[:200]
-        content = chunk.content
-        if isinstance(content, schema.TextContentBlock) and sum(map(len, self._pieces)) < 2 * TEXT_LIMIT:
-            self._pieces.append(text(content.text))
+        words = text(chunk.content.text) if isinstance(chunk.content, schema.TextContentBlock) else ""
+        if words and self._held < 2 * TEXT_LIMIT:
+            self._pieces.append(words)
+            self._held += len(words)
 
     def _flushed(self) -> Iterator[AgentEvent]:
-        words, self._pieces = "".join(self._pieces), []
+        words, self._pieces, self._held = "".join(self._pieces), [], 0
         if words.strip():
             if self._kind is AgentText:
                 self._speech = clip(words)

@@ -26,6 +26,8 @@ from hiveyard.kit.text import one_line
 
 _LONGEST_ID = 200
 _GREETING = "initialize"
+_FOR_A_PERSON = ("AskUserQuestion", "ask_user_question")
+"""Tools whose leave is a person's answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +44,12 @@ QWEN: Final = Dialect(greet=True, adds_up=True)
 
 
 class ClaudeStream:
-    """The Driver of Claude Code, and of programs that speak as it does, in a dialect of theirs."""
+    """The Driver of Claude Code, and of programs that speak as it does, in a dialect of theirs. `ask` False: leave that
+    it asks for all the same it gets; a person's words it does not."""
 
-    def __init__(self, workdir: str, conversation: str | None = None, dialect: Dialect = CLAUDE) -> None:
+    def __init__(self, workdir: str, conversation: str | None = None, *, ask: bool, dialect: Dialect = CLAUDE) -> None:
         self._workdir = workdir
+        self._ask = ask
         self._dialect = dialect
         self._told = Usage()
         self._interrupted = False
@@ -112,12 +116,7 @@ class ClaudeStream:
         return Step((), [_request(key, {"subtype": "set_model", "model": checked_model(model)})])
 
     def answer(self, request: str, answer: Answer) -> Step:
-        arguments = self._leave.settle(request)
-        if answer.allow:
-            decision = {"behavior": "allow", "updatedInput": arguments if answer.input is None else answer.input}
-        else:
-            decision = {"behavior": "deny", "message": answer.message or "You may not do that."}
-        return Step((), [_response(request, {"subtype": "success", "response": decision})])
+        return Step((), [_decided(request, answer, self._leave.settle(request))])
 
     # --- what it says -----------------------------------------------------------------------------------------------
 
@@ -127,6 +126,10 @@ class ClaudeStream:
             unknown = f"nothing here answers {one_line(text(asked.get('subtype')), 60)}"
             return Step((), [_response(request, {"subtype": "error", "error": unknown})])
         tool, arguments = text(asked.get("tool_name")), record(asked, "input")
+        if not self._ask:
+            allowed = tool not in _FOR_A_PERSON
+            answer = Answer(allow=allowed, message="" if allowed else "Nobody is there to answer. Decide yourself.")
+            return Step((), [_decided(request, answer, arguments)])
         message = summary(tool, arguments, self._workdir)
         return Step([self._leave.wanted(request, tool, arguments, message)])
 
@@ -177,6 +180,14 @@ def _line(key: str, content: Mapping[str, object]) -> Line:
 
 def _said(key: str, words: str) -> Line:
     return _line(key, {"type": "user", "message": {"role": "user", "content": words}})
+
+
+def _decided(request: str, answer: Answer, arguments: JSON) -> Line:
+    if answer.allow:
+        decision = {"behavior": "allow", "updatedInput": arguments if answer.input is None else answer.input}
+    else:
+        decision = {"behavior": "deny", "message": answer.message or "You may not do that."}
+    return _response(request, {"subtype": "success", "response": decision})
 
 
 def _request(key: str, request: Mapping[str, object]) -> Line:

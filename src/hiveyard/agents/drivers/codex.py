@@ -3,11 +3,15 @@
 It is told `initialize`, `thread/start` or `thread/resume`, and then one `turn/start` after the other. What a turn does
 comes as items, which are those of `codex exec --json` in another spelling, so that parser reads them; leave is asked
 for by requests whose names end in `requestApproval`. The messages are those of `codex app-server generate-json-schema`.
+
+Threads that it begins of its own, for sub-agents, speak on the same line. What they do is told by the items of the
+thread that began them; what they ask leave for is asked here, since nobody else is there to say.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -38,10 +42,12 @@ _COUNTS = ("inputTokens", "cachedInputTokens", "cacheWriteInputTokens", "outputT
 _CAMEL = re.compile(r"(?<=[a-z])([A-Z])")
 _DECISIONS = {"item/commandExecution/requestApproval": "shell", "item/fileChange/requestApproval": "apply_patch"}
 _ELICITATION = "mcpServer/elicitation/request"
+_PAST = 1000
+"""Turns that are over and remembered: what they left running in the background is told when it ends."""
 
 
 class CodexServer:
-    """The Driver of codex."""
+    """The Driver of codex. `ask` False: leave that it asks for all the same it gets; a person's words it does not."""
 
     def __init__(self, workdir: str, *, conversation: str | None = None, model: str | None = None, ask: bool) -> None:
         self._workdir = workdir
@@ -52,6 +58,7 @@ class CodexServer:
         self._open = False
         self._working = False
         self._turn_id = ""
+        self._past: deque[str] = deque(maxlen=_PAST)
         self._interrupting = ""
         self._failure = ""
         self._said = ""
@@ -121,11 +128,7 @@ class CodexServer:
             self._leave.check(request)
             raise BadInput("codex takes no other arguments for what it asked", hint="allow it, or say no")
         kept = self._leave.settle(request)
-        if text(kept.get("method")) == _ELICITATION:
-            decision: JSON = {"action": "accept", "content": {}} if answer.allow else {"action": "decline"}
-        else:
-            decision = {"decision": "accept" if answer.allow else "decline"}
-        return Step((), [jsonrpc.reply(request, decision)])
+        return Step((), [_decided(request, text(kept.get("method")), answer.allow)])
 
     # --- what it says -----------------------------------------------------------------------------------------------
 
@@ -133,16 +136,25 @@ class CodexServer:
         tool = _DECISIONS.get(said.method) or ("mcp" if said.method == _ELICITATION else "")
         if not tool:
             return Step((), [jsonrpc.refuse(said.id, f"{one_line(said.method, 80)} is not offered")])
-        self._found_working(text(said.params.get("turnId")))
+        thread = text(said.params.get("threadId"))
+        if not self._others(thread):
+            self._found_working(text(said.params.get("turnId")))
+        if not self._ask:
+            return Step((), [_decided(said.id, said.method, not _wants_words(said.params))])
         wanted = {
             key: said.params[key]
             for key in ("command", "cwd", "reason", "message", "serverName", "itemId")
             if said.params.get(key) is not None
         }
         line = summary(tool, {"description": text(said.params.get("message")), **wanted}, self._workdir)
-        return Step([self._leave.wanted(said.id, tool, wanted, line, kept={"method": said.method})])
+        kept = {"method": said.method, "thread": thread}
+        return Step([self._leave.wanted(said.id, tool, wanted, line, kept=kept)])
 
     def _notified(self, said: jsonrpc.Said) -> Step:
+        if self._others(thread := text(said.params.get("threadId"))):
+            if said.method == "turn/completed":
+                self._leave.end(lambda kept: kept.get("thread") == thread)
+            return Step()
         if said.method == "turn/started":
             self._found_working(text(record(said.params, "turn").get("id")))
             return Step((), self._interrupted())
@@ -205,8 +217,13 @@ class CodexServer:
         parser.feed(msgspec.json.encode({"type": "workdir", "path": self._workdir}))
         return parser
 
+    def _others(self, thread: str) -> bool:
+        return bool(thread) and thread != self._conversation
+
     def _found_working(self, turn: str) -> None:
         """It works: on what it was told a moment ago, or before this driver was there."""
+        if turn in self._past:
+            return
         if not self._working:
             self._begin()
         self._turn_id = turn or self._turn_id
@@ -245,6 +262,9 @@ class CodexServer:
         return [AgentError(message=clip(words), code=code_of(status_in(words), words))]
 
     def _ended(self, turn: JSON) -> Step:
+        if text(turn.get("id")) in self._past:
+            return Step()
+        self._turn_id = text(turn.get("id")) or self._turn_id
         status = text(turn.get("status"))
         if status == "completed":
             used = {"type": "turn.completed", "usage": self._counted}
@@ -268,13 +288,26 @@ class CodexServer:
         return self._over(AgentEnded(is_error=True, text=clip(words), reason="failed", code=code))
 
     def _over(self, ended: AgentEnded, events: Sequence[AgentEvent] = ()) -> Step:
+        if self._turn_id:
+            self._past.append(self._turn_id)
         self._working, self._turn_id, self._interrupting, self._counted = False, "", "", {}
-        self._leave.end()
+        self._leave.end(lambda kept: not self._others(text(kept.get("thread"))))
         return Step([*events, ended])
 
 
 def _input(words: str) -> list[JSON]:
     return [{"type": "text", "text": words, "text_elements": []}]
+
+
+def _wants_words(params: JSON) -> bool:
+    """Whether yes is no answer: a server of MCP asks for values, or sends a person to a page."""
+    return bool(record(params, "requestedSchema").get("required")) or params.get("mode") == "url"
+
+
+def _decided(request: str, method: str, allow: bool) -> Line:
+    if method == _ELICITATION:
+        return jsonrpc.reply(request, {"action": "accept", "content": {}} if allow else {"action": "decline"})
+    return jsonrpc.reply(request, {"decision": "accept" if allow else "decline"})
 
 
 def _snake(name: str) -> str:

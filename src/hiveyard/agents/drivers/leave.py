@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from hiveyard.agents.jsonl import JSON
@@ -51,9 +53,10 @@ class Leave:
         self._open.pop(request, None)
         self._sizes.pop(request, None)
 
-    def end(self) -> list[str]:
-        """The turn is over, and nothing of it is asked any more: what was open."""
-        dropped = list(self._open)
-        self._open.clear()
-        self._sizes.clear()
+    def end(self, of: Callable[[JSON], bool] = lambda kept: True) -> list[str]:
+        """The turn is over, and nothing of it is asked any more: what was open. `of` tells by what was kept of a
+        request whether it is of that turn."""
+        dropped = [request for request, kept in self._open.items() if of(kept)]
+        for request in dropped:
+            self.withdrawn(request)
         return dropped
