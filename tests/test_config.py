@@ -77,6 +77,7 @@ def test_a_home_holds_everything_and_the_cache_can_be_moved(tmp_path: Path) -> N
     default = places({"HOME": "/home/me"})
     assert default.database == Path("/home/me/.local/share/hiveyard/hiveyard.db")
     assert default.cache == Path("/home/me/.cache/hiveyard")
+    assert places({"HOME": "/home/me", "XDG_RUNTIME_DIR": "/run/user/1000"}) == default, "cron finds the same daemon"
 
 
 @pytest.mark.parametrize(

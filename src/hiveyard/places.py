@@ -95,8 +95,9 @@ def places(env: Mapping[str, str] | None = None) -> Places:
         data = Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "hiveyard"
         cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "hiveyard"
         config = Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "hiveyard" / "config.toml"
-        runtime = env.get("XDG_RUNTIME_DIR")
-        found = Places(data, cache, Path(runtime) / "hiveyard" if runtime else data / "run", config)
+        # Not in XDG_RUNTIME_DIR: cron and sudo do not have it, and would find no daemon and start a second one on the
+        # same data; and it is removed when the user logs out, with the doors of whoever works through the night.
+        found = Places(data, cache, data / "run", config)
     if moved := env.get("HIVEYARD_CACHE"):
         found = found._replace(cache=Path(moved))
     return found

@@ -22,7 +22,7 @@ def bind(path: Path) -> socket.socket:
     if len(os.fsencode(path)) > PATH_LIMIT:
         raise SocketPathTooLong(
             f"the socket's path has {len(os.fsencode(path))} bytes, the most is {PATH_LIMIT}: {path}",
-            hint="set HIVEYARD_HOME (or XDG_RUNTIME_DIR) to a shorter directory",
+            hint="set HIVEYARD_HOME to a shorter directory",
         )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if _answers(path):
