@@ -29,6 +29,7 @@ from hiveyard.images.images import Images
 from hiveyard.kit.files import write_atomic
 from hiveyard.machines.docker.provider import DockerProvider
 from hiveyard.machines.docker.settings import DockerSettings
+from hiveyard.machines.qemu.host import version
 from hiveyard.machines.qemu.provider import QemuProvider
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.places import places
@@ -52,6 +53,8 @@ class Start(NamedTuple):
 
 def main() -> int:
     started = time.monotonic()
+    # Before the image, which takes minutes.
+    anyio.run(version, QemuSettings().program)
     cache = places().cache
     with tempfile.TemporaryDirectory(prefix="hv-demo-") as scratch, _yard(Path(scratch), cache) as env:
         image, fork, cold, docker = anyio.run(_machines, Path(scratch), cache)

@@ -44,6 +44,101 @@ def test_a_terminal_of_few_characters_is_no_reason_to_fail(hv: Hv, repo: Path) -
     assert "Traceback" not in done.stderr
 
 
+def unread(hv: Hv, *words: str) -> subprocess.CompletedProcess[bytes]:
+    """A call whose stdout nobody reads any more when it begins."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        return subprocess.run(hv.argv(*words), env=hv.env, stdout=write, stderr=subprocess.PIPE, timeout=120)
+    finally:
+        os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--help"], 0, b""),
+        (["rm", "--help"], 0, b""),
+        (["version"], 0, b""),
+        (["version", "--json"], 0, b""),
+        (["dance", "--json"], 2, b"error: No such command 'dance'.\n  try: hv --help\n"),
+    ],
+)
+def test_a_reader_who_went_is_no_problem_and_hides_none(hv: Hv, words: list[str], status: int, said: bytes) -> None:
+    done = unread(hv, *words)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_output_that_cannot_be_written_is_one_line(hv: Hv) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(hv.argv("version", "--json"), env=hv.env, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (125, b"error: [Errno 28] No space left on device\n")
+
+
+def test_no_stdout_at_all_is_no_problem(hv: Hv) -> None:
+    closing = ["sh", "-c", 'exec "$@" >&-', "sh", *hv.argv("version")]
+    done = subprocess.run(closing, env=hv.env, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_who_goes_from_a_run_is_told_that_the_task_goes_on(hv: Hv, repo: Path) -> None:
+    run = hv.start("run", str(repo), "-m", "long", "--command", "while sleep 0.2; do echo more; done")
+    assert run.stdout is not None and run.stderr is not None
+    id = run.stdout.readline().split("(")[1].rstrip(")\n")
+    run.stdout.close()
+    with run.stderr:
+        error = run.stderr.read()
+    assert run.wait(60) == 0, error
+    assert error.splitlines()[-1] == f"left; the task goes on without you: hv logs -f {id}"
+    assert [task["id"] for task in hv.json("ps")] == [id]
+
+
+@pytest.mark.parametrize("words", [[], ["-d"]])
+def test_who_never_reads_what_a_run_says_is_told_so_too(hv: Hv, repo: Path, words: list[str]) -> None:
+    done = unread(hv, "run", str(repo), "-m", "long", "--command", "sleep 600", *words)
+    [task] = hv.json("ps")
+    assert done.returncode == 0
+    assert done.stderr.decode().splitlines()[-1] == f"left; the task goes on without you: hv logs -f {task['id']}"
+
+
+@pytest.mark.parametrize("words", [["send", "x", "-"], ["run", ".", "--prompt-file", "-"]])
+def test_a_prompt_on_stdin_that_is_no_text_is_told_with_its_place(hv: Hv, words: list[str]) -> None:
+    done = subprocess.run(hv.argv(*words), env=hv.env, input=b"caf\xe9", capture_output=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == b"error: the prompt file - is not UTF-8: byte 3\n"
+
+
+def test_a_prompt_comes_from_one_place(hv: Hv) -> None:
+    done = hv("send", "x", "-", "--prompt-file", "notes.txt")
+    assert done.returncode == 2
+    assert "give one of them" in done.stderr
+
+
+def test_ctrl_c_that_ends_the_reader_too_keeps_its_exit_code(hv: Hv, repo: Path) -> None:
+    run = hv.start("run", str(repo), "-m", "long", "--command", "trap '' INT; echo begun; sleep 600", "--json")
+    assert run.stdout is not None and run.stderr is not None
+    run.stdout.close()
+    with run.stderr:
+        for wanted in ("begun", "asking the agent to stop"):
+            assert any(wanted in line for line in run.stderr)
+            run.send_signal(signal.SIGINT)
+        assert "Exception" not in run.stderr.read()
+    assert run.wait(60) == 130
+
+
+def test_ctrl_c_is_a_json_object_for_every_verb(hv: Hv, repo: Path) -> None:
+    hv("run", str(repo), "-m", "long", "--command", "sleep 600", "-d")
+    logs = hv.start("logs", "-f", "long", "--json")
+    assert logs.stdout is not None
+    logs.stdout.readline()
+    logs.send_signal(signal.SIGINT)
+    out, err = logs.communicate(timeout=60)
+    assert logs.returncode == 130, err
+    assert json.loads(out.splitlines()[-1]) == {
+        "error": {"code": "engine.cancelled", "message": "interrupted", "hint": ""}
+    }
+
+
 def test_a_long_prompt_comes_whole_from_stdin(hv: Hv, repo: Path) -> None:
     prompt = "ä\n" * (1 << 18)
     run = [*hv.argv("run", str(repo), "--prompt-file", "-", "--command", "wc -c < {{prompt_file}}", "--json")]

@@ -91,6 +91,16 @@ def test_what_was_removed_is_told_when_the_next_cannot_be(hv: Hv, repo: Path) ->
     assert "hv" in error["hint"]
 
 
+def test_a_dry_run_refuses_a_task_at_work_as_the_removal_would(hv: Hv, repo: Path) -> None:
+    hv("run", str(repo), "-m", "slow", "--command", "sleep 600", "-d")
+    while (task := hv.json("show", "slow"))["status"] != "running":
+        assert task["ended_at"] is None
+    refused, would = hv("rm", "slow"), hv("rm", "--dry-run", "slow")
+    assert (would.returncode, would.stdout, would.stderr) == (125, "", refused.stderr)
+    assert hv.json("rm", "--dry-run", "slow") == hv.json("rm", "slow")
+    assert hv("rm", "-f", "--dry-run", "slow").stdout == f"{task['id']}  slow, running\n"
+
+
 def test_what_is_shown_obeys_no_strings_of_strangers(capsys: pytest.CaptureFixture[str]) -> None:
     evil = "a\x1b]0;owned\x07b\x1b[2J\nc"
     assert show.plain({"repo": evil, "ports": [{"host": 1}], "turns": 2, "error": None, "in": [evil]}) == {

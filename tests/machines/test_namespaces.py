@@ -21,5 +21,5 @@ from hiveyard.machines.namespaces import what_to_allow
 def test_the_setting_that_is_the_reason_is_named(tmp_path: Path, setting: str, value: str, said: str | None) -> None:
     (tmp_path / setting).parent.mkdir()
     (tmp_path / setting).write_text(value + "\n")
-    wanted = f"sudo sysctl -w {said}" if said else "choose another"
+    wanted = f"sudo sysctl -w {said}  # to last: in /etc/sysctl.d/60-hiveyard.conf" if said else "choose another"
     assert what_to_allow("choose another", tmp_path) == wanted

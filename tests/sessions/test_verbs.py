@@ -249,6 +249,13 @@ def test_names_must_be_clear(stage: Stage, repo: Path) -> None:
     assert stage("rm", "-f", task, "one").returncode == 0
 
 
+def test_a_dry_run_refuses_a_session_at_work_as_the_removal_would(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "--name", "seated")
+    refused, would = stage("rm", "seated"), stage("rm", "--dry-run", "seated")
+    assert (would.returncode, would.stdout, would.stderr) == (125, "", refused.stderr)
+    assert stage("rm", "-f", "--dry-run", "seated").stdout == f"{id}  seated, running\n"
+
+
 def test_what_is_over_is_removed_by_age(stage: Stage, repo: Path) -> None:
     old, running = stage.spawn(repo, "--name", "old"), stage.spawn(repo, "--name", "running")
     stage("stop", old)

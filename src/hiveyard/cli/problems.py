@@ -6,31 +6,47 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import click
 
-from hiveyard.core.errors import BadInput, HiveyardError
+from hiveyard.core.errors import BadInput, Cancelled, HiveyardError
 from hiveyard.kit.text import one_line, printable
 
 USAGE, ERROR, INTERRUPTED = 2, 125, 130
 _USAGE = ("bad_input", "not_found", "repository", "agent.unknown", "image.unknown", "door.bad_tape")
 
 
+class ReaderGone(Exception):
+    """Nobody reads any more what is printed. No OSError: click ends those of broken pipes itself, with 1."""
+
+
+@contextmanager
+def readers() -> Iterator[None]:
+    """Raises ReaderGone in place of BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+
+
 def told(program: Callable[[], object]) -> int:
-    """Run a program and turn how it ends into an exit code, saying on stderr what went wrong."""
+    """Run a program and turn how it ends into an exit code, saying on stderr what went wrong. Readers who go (`| head`)
+    have enough: that is 0."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal of few characters shows ? for the others.
             stream.reconfigure(errors="replace")
+    result: object = None
     try:
         result = program()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except HiveyardError as error:
         return say(error)
-    except click.exceptions.Abort:
-        return INTERRUPTED
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _as_json(Cancelled("interrupted"))
         return INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -40,16 +56,26 @@ def told(program: Callable[[], object]) -> int:
         return say(BadInput(error.format_message(), hint=f"{path} --help"))
     except click.ClickException as error:
         return say(BadInput(error.format_message()))
-    except BrokenPipeError:
-        # The reader (`| head`) has enough. Point stdout elsewhere, or Python complains once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except (ReaderGone, BrokenPipeError):
+        pass  # a program that came to its end keeps its exit code
     except OSError as error:
         return say(HiveyardError(one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error))))
     except Exception as error:  # noqa: BLE001 (a person gets a line, whatever it is)
         what = one_line(f"{type(error).__name__}: {error}", 400)
         return say(HiveyardError(f"hv has failed by a mistake of its own: {what}"))
+    finally:
+        _drop_unread()
     return result if isinstance(result, int) else 0
+
+
+def _drop_unread() -> None:
+    """What is still to be written and cannot be goes nowhere, or Python complains of it once more at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Halfway(HiveyardError):
@@ -68,11 +94,13 @@ def as_problem(error: HiveyardError) -> dict[str, object]:
 
 
 def say(error: HiveyardError) -> int:
-    """Print an error: as JSON on stdout when the call asked for `--json`, and as a line and a hint for people."""
+    """Print an error: as JSON on stdout when the call asked for `--json`, and as a line and a hint for people. It stays
+    the same error when nobody reads it."""
     _as_json(error)
-    click.echo(click.style("error: ", fg="red", bold=True) + printable(error.message), err=True)
-    if error.hint:
-        click.echo(click.style("  try: ", bold=True) + printable(error.hint), err=True)
+    with suppress(OSError):
+        click.echo(click.style("error: ", fg="red", bold=True) + printable(error.message), err=True)
+        if error.hint:
+            click.echo(click.style("  try: ", bold=True) + printable(error.hint), err=True)
     return USAGE if error.code.startswith(_USAGE) else ERROR
 
 
@@ -81,4 +109,5 @@ def _as_json(error: HiveyardError) -> None:
     words = sys.argv[1:]
     # What `hv exec` runs may have a --json of its own.
     if words[:1] != ["exec"] and "--json" in words:
-        click.echo(json.dumps({"error": as_problem(error)}))
+        with suppress(OSError):
+            click.echo(json.dumps({"error": as_problem(error)}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import click
@@ -51,7 +50,9 @@ def send(session: str, text: str | None, prompt: str | None, prompt_file: str | 
 def _said(text: str | None, prompt: str | None, file: str | None) -> str:
     if text is not None and prompt is not None:
         raise BadInput("TEXT and -m both say what to do: give one of them")
-    said = sys.stdin.read() if text == "-" else prompt_of(text if text is not None else prompt, file)
+    if text == "-" and file is None:
+        text, file = None, "-"
+    said = prompt_of(text if text is not None else prompt, file)
     if said is None:
         raise BadInput("nothing says what to do", hint='hv send ID "now run the tests"')
     return said

@@ -15,8 +15,9 @@ from hiveyard.cli.names import WORKS
 from hiveyard.cli.options import JSON
 from hiveyard.cli.problems import Halfway
 from hiveyard.cli.work import find
-from hiveyard.core.errors import BadInput, HiveyardError
+from hiveyard.core.errors import BadInput, HiveyardError, MachineNotReady
 
+_OVER = ("stopped", "failed")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -53,11 +54,15 @@ def rm(
     gone = []
     for id, found in doomed.items():
         try:
-            gone.append(id if dry_run else connect().call("DELETE", f"/v1/tasks/{id}", force=force)["id"])
+            if dry_run:
+                _check(found, force=force)
+            else:
+                connect().call("DELETE", f"/v1/tasks/{id}", force=force)
+            gone.append(id)
         except HiveyardError as error:
             raise Halfway(error, gone) from error
         if not as_json:
-            click.echo(f"{id}  {_name(found)}, over since {show.age(_ended_at(found))}" if dry_run else id)
+            click.echo(f"{id}  {_name(found)}, {_standing(found)}" if dry_run else id)
     if as_json:
         click.echo(json.dumps(gone))
 
@@ -65,15 +70,32 @@ def rm(
 def _finished(age: float) -> dict[str, dict[str, Any]]:
     """What is over for at least that many seconds, by its id."""
     client, before = connect(), time.time() - age
-    tasks = [task for task in client.call("GET", "/v1/tasks", all=True) if task["ended_at"] is not None]
-    sessions = client.call("GET", "/v1/sessions", all=True)
-    over = [session for session in sessions if session["status"] in ("stopped", "failed")]
-    return {found["id"]: found for found in (*tasks, *over) if _ended_at(found) <= before}
+    tasks, sessions = client.call("GET", "/v1/tasks", all=True), client.call("GET", "/v1/sessions", all=True)
+    return {found["id"]: found for found in (*tasks, *sessions) if _is_over(found) and _ended_at(found) <= before}
+
+
+def _check(found: dict[str, Any], *, force: bool) -> None:
+    """Raises MachineNotReady for what the daemon would not remove, in its words."""
+    if not force and not _is_over(found):
+        name, end = _name(found), "hv cancel" if _is_task(found) else "hv stop"
+        raise MachineNotReady(f"{name} is {found['status']}", hint=f"{end} {name}, or hv rm --force {name}")
+
+
+def _standing(found: dict[str, Any]) -> str:
+    return f"over since {show.age(_ended_at(found))}" if _is_over(found) else str(found["status"])
+
+
+def _is_over(found: dict[str, Any]) -> bool:
+    return found["ended_at"] is not None if _is_task(found) else found["status"] in _OVER
 
 
 def _ended_at(found: dict[str, Any]) -> float:
-    return float(found["ended_at"] if "ended_at" in found else found["last_event_at"])
+    return float(found["ended_at"] if _is_task(found) else found["last_event_at"])
 
 
 def _name(found: dict[str, Any]) -> str:
-    return str(found["slug"] if "slug" in found else found["name"])
+    return str(found["slug"] if _is_task(found) else found["name"])
+
+
+def _is_task(found: dict[str, Any]) -> bool:
+    return "slug" in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -43,7 +44,8 @@ def run(detach: bool, as_json: bool, **options: Any) -> int:
         if not as_json:
             raise
         # One object all the same: the task as far as it is known, or that there is none.
-        click.echo(json.dumps(known or {"error": as_problem(Cancelled("interrupted before there was a task"))}))
+        with suppress(BrokenPipeError):  # a Ctrl-C ends all of a pipeline
+            click.echo(json.dumps(known or {"error": as_problem(Cancelled("interrupted before there was a task"))}))
         return INTERRUPTED
 
 
@@ -52,10 +54,10 @@ def _run(request: dict[str, Any], task: dict[str, Any], *, detach: bool, as_json
     # Known by a name of ours, it is asked for again when the daemon dies before it answers.
     task.update(ask("POST", "/v1/tasks", {**request, "id": new_id()}))
     if detach:
-        click.echo(json.dumps(task) if as_json else task["id"])
+        _show(task, json.dumps(task) if as_json else task["id"])
         return 0
     if not as_json:
-        click.echo(f"{click.style(task['slug'], bold=True)}  ({task['id']})")
+        _show(task, f"{click.style(task['slug'], bold=True)}  ({task['id']})")
     watch(task, quiet=as_json)
     if as_json:
         click.echo(json.dumps(task))
@@ -81,8 +83,8 @@ def watch(task: dict[str, Any], *, quiet: bool, asks: bool = True) -> None:
     """Show a task's events until it is over; a daemon that goes away is started again and the task goes on.
 
     `task` follows what is known of it, and is the task as it ended on return. With `quiet` the transcript goes to
-    stderr. With `asks` the first Ctrl-C asks for the task's end; else it leaves. Raises DaemonUnreachable when no
-    daemon stays."""
+    stderr. With `asks` the first Ctrl-C asks for the task's end; else it leaves, as does a reader who goes. Raises
+    DaemonUnreachable when no daemon stays."""
     path = f"/v1/tasks/{quoted(task['id'])}"
     seen, interrupted = 0, False
     while True:
@@ -94,11 +96,25 @@ def watch(task: dict[str, Any], *, quiet: bool, asks: bool = True) -> None:
                 seen = event["seq"]
                 task["status"] = _STATUS.get(event["body"]["type"], task["status"])
                 for line in transcript.lines(event):
-                    click.echo(line, err=quiet)
+                    _show(task, line, err=quiet)
             task.update(ask("GET", path))
             return
         except KeyboardInterrupt:
             if interrupted or not asks:
-                click.echo(f"left; the task goes on without you: hv logs -f {task['id']}", err=True)
+                _say_left(task)
                 raise
             interrupted = True
+
+
+def _show(task: dict[str, Any], line: str, *, err: bool = False) -> None:
+    """Print a line about a task at work. When nobody reads it any more, stderr says that the task goes on."""
+    try:
+        click.echo(line, err=err)
+    except BrokenPipeError:
+        _say_left(task)
+        raise
+
+
+def _say_left(task: dict[str, Any]) -> None:
+    with suppress(BrokenPipeError):
+        click.echo(f"left; the task goes on without you: hv logs -f {task['id']}", err=True)

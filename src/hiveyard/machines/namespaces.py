@@ -26,9 +26,10 @@ async def check_user_namespaces(otherwise: str) -> None:
 
 
 def what_to_allow(otherwise: str, proc: Path = Path("/proc/sys")) -> str:
-    """The usual reason why a host has user namespaces and nobody may use them, as the command that changes it."""
+    """The usual reason why a host has user namespaces and nobody may use them, as the command that changes it until the
+    next start of the host, and where the same lasts."""
     for name, refusal, wanted in _SETTINGS:
         setting = proc / name
         if setting.is_file() and setting.read_text().strip() == refusal:
-            return f"sudo sysctl -w {name.replace('/', '.')}={wanted}"
+            return f"sudo sysctl -w {name.replace('/', '.')}={wanted}  # to last: in /etc/sysctl.d/60-hiveyard.conf"
     return otherwise
