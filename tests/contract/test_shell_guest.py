@@ -193,7 +193,7 @@ async def test_what_began_although_nobody_heard_of_it_is_killed(home: Path) -> N
                 await anyio.sleep(0.02)
             group.cancel_scope.cancel()
     assert way.opened == 2
-    assert not cmdline.words(int(way.pid.read_text()))
+    assert not list(cmdline.words([int(way.pid.read_text())]))
 
 
 class Chattering(Way):

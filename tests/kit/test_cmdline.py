@@ -4,18 +4,71 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 from hiveyard.kit import cmdline
 
 FOREVER = 'exec $^X, "-e", $ARGV[0], @ARGV'
 
+# A program that gives its command line away for good.
+BLANK = """
+import ctypes, os, signal
+fields = open("/proc/self/stat").read().rpartition(") ")[2].split()
+libc = ctypes.CDLL(None)
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.munmap(int(fields[45]) & ~4095, 4096)
+os.write(1, b"done")
+signal.pause()
+"""
+
+
+class Hours:
+    """A clock that goes on only while somebody sleeps, and counts how often."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return sum(self.slept)
+
+    def sleep(self, seconds: float, /) -> None:
+        self.slept.append(seconds)
+
+
+class Interrupting(Hours):
+    """While the first sleep lasts, the process at `place` becomes the program `line`."""
+
+    def __init__(self, place: Path, line: bytes) -> None:
+        super().__init__()
+        self._place = place
+        self._line = line
+
+    def sleep(self, seconds: float, /) -> None:
+        super().sleep(seconds)
+        (self._place / "cmdline").write_bytes(self._line)
+
+
+def words_of(pid: int) -> list[bytes]:
+    return dict(cmdline.words([pid])).get(pid, [])
+
+
+def made(proc: Path, pid: int, line: bytes, *, numbers: str = "", flags: int = 0) -> Path:
+    """A process as the kernel shows it; `numbers` are those it has in pid namespaces below ours."""
+    process = proc / str(pid)
+    process.mkdir(parents=True)
+    (process / "cmdline").write_bytes(line)
+    (process / "stat").write_text(f"{pid} (a b) S 1 1 1 0 -1 {flags} 0 0\n")
+    (process / "status").write_text(f"Name:\ta b\nNSpid:\t{pid}{numbers}\nThreads:\t1\n")
+    return process
+
 
 def test_the_words_are_those_it_was_started_with() -> None:
     with subprocess.Popen(["bash", "-c", 'exec -a "$1" sleep 60', "-", "a b\n"]) as program:
         try:
-            found = cmdline.words(program.pid)
+            found = words_of(program.pid)
             while found[0] == b"bash":
-                found = cmdline.words(program.pid)
+                found = words_of(program.pid)
         finally:
             program.kill()
     assert found == [b"a b\n", b"60"]
@@ -24,7 +77,7 @@ def test_the_words_are_those_it_was_started_with() -> None:
 def test_a_program_that_becomes_another_all_the_time_is_never_missed() -> None:
     with subprocess.Popen(["perl", "-e", FOREVER, FOREVER, "mark"]) as program:
         try:
-            missed = sum(b"mark" not in cmdline.words(program.pid) for _ in range(5000))
+            missed = sum(b"mark" not in words_of(program.pid) for _ in range(5000))
         finally:
             program.kill()
     assert missed == 0
@@ -33,5 +86,59 @@ def test_a_program_that_becomes_another_all_the_time_is_never_missed() -> None:
 def test_who_has_ended_has_none() -> None:
     with subprocess.Popen(["true"]) as program:
         os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
-        assert cmdline.words(program.pid) == []
-    assert cmdline.words(program.pid) == []
+        assert words_of(program.pid) == []
+    assert words_of(program.pid) == []
+
+
+def test_everyone_is_looked_at_also_where_some_have_no_command_line_at_all() -> None:
+    found = dict(cmdline.words(cmdline.everyone()))
+    assert os.getpid() in found
+    assert all(found.values())
+
+
+def test_a_thousand_without_a_command_line_are_waited_for_together_and_not_for_long(tmp_path: Path) -> None:
+    for pid in range(1, 1001):
+        made(tmp_path, pid, b"")
+    made(tmp_path, 1001, b"late\0")
+    hours = Hours()
+    assert list(cmdline.words(range(1, 1002), proc=tmp_path, time=hours)) == [(1001, [b"late"])]
+    assert 2 <= sum(hours.slept) < 2.1
+    assert len(hours.slept) < 60
+
+
+def test_who_becomes_another_program_while_others_are_waited_for_is_found(tmp_path: Path) -> None:
+    made(tmp_path, 1, b"")
+    hours = Interrupting(made(tmp_path, 2, b""), b"sleep\0now\0")
+    assert list(cmdline.words([1, 2], proc=tmp_path, time=hours)) == [(2, [b"sleep", b"now"])]
+
+
+def test_nobody_waits_for_what_guests_started_nor_for_the_kernels_own(tmp_path: Path) -> None:
+    made(tmp_path, 1, b"", numbers="\t7")
+    made(tmp_path, 2, b"", numbers="\t9\t1")
+    made(tmp_path, 3, b"", flags=0x00200000)
+    hours = Hours()
+    assert list(cmdline.words([1, 2, 3], proc=tmp_path, time=hours)) == []
+    assert not hours.slept
+
+
+def test_the_process_1_of_a_guest_is_waited_for(tmp_path: Path) -> None:
+    hours = Interrupting(made(tmp_path, 1, b"", numbers="\t1"), b"bash\0")
+    assert list(cmdline.words([1], proc=tmp_path, time=hours)) == [(1, [b"bash"])]
+
+
+def test_no_more_is_read_than_the_beginning_of_a_long_one(tmp_path: Path) -> None:
+    made(tmp_path, 1, b"x\0" * (1 << 20))
+    ((_, words),) = cmdline.words([1], proc=tmp_path)
+    assert len(words) < 1 << 17
+
+
+def test_who_gave_its_command_line_away_is_let_alone_in_the_end() -> None:
+    with subprocess.Popen([sys.executable, "-c", BLANK], stdout=subprocess.PIPE) as program:
+        try:
+            assert program.stdout is not None
+            assert program.stdout.read(4) == b"done"
+            hours = Hours()
+            assert list(cmdline.words([program.pid], time=hours)) == []
+        finally:
+            program.kill()
+    assert 2 <= sum(hours.slept) < 2.1

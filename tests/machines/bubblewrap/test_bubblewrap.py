@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -16,11 +18,12 @@ import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from hiveyard.core.commands import Command
-from hiveyard.core.errors import BadInput, BootFailed, BootTimeout, CommandTimeout, MachineLost
+from hiveyard.core.errors import BadInput, BootFailed, BootTimeout, CommandTimeout, MachineLost, NoSpace
 from hiveyard.core.machines import HOST, MachineSpec, MachineStatus, Shape
 from hiveyard.core.ports import Guest
 from hiveyard.kit import process
 from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
+from hiveyard.machines.bubblewrap.provider import _disk_error
 from tests.contract.door import outlive_a_full_table, serve_door
 from tests.contract.rootfs import small_image
 from tests.support.leaks import searched_directory
@@ -227,7 +230,7 @@ async def test_an_image_without_socat_is_told_as_such(scratch: Path) -> None:
     provider = BubblewrapProvider(scratch / "state", scratch / "cache")
     image = small_image(scratch)
     await provider.prepare(image, Shape())
-    (scratch / "cache" / image.id / "usr/bin/socat").unlink()
+    (provider._roots.find(image) / "usr/bin/socat").unlink()
     with pytest.raises(BootFailed, match="socat"):
         await provider.boot("t", MachineSpec(image=image, door=scratch / "door"))
     assert await provider.names() == set()
@@ -318,7 +321,7 @@ async def test_a_machine_that_does_not_become_ready_is_too_late(scratch: Path) -
     provider = BubblewrapProvider(scratch / "state", scratch / "cache", BubblewrapSettings(boot_timeout=1.0))
     image = small_image(scratch)
     await provider.prepare(image, Shape())
-    mute = scratch / "cache" / image.id / "usr/bin/socat"
+    mute = provider._roots.find(image) / "usr/bin/socat"
     mute.write_text("#!/bin/bash\nexec sleep 1000\n")
     with pytest.raises(BootTimeout):
         await provider.boot("t", MachineSpec(image=image, door=scratch / "door"))
@@ -376,3 +379,68 @@ async def test_what_an_image_sets_is_not_for_the_programs_of_the_host(host: Bubb
         assert entering
         for pid in entering:
             assert b"LD_PRELOAD" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+# Processes that give their command lines away for good.
+HIDING = """
+import ctypes, os, signal
+libc = ctypes.CDLL(None)
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+for _ in range(20):
+    if os.fork() == 0:
+        fields = open("/proc/self/stat").read().rpartition(") ")[2].split()
+        libc.munmap(int(fields[45]) & ~4095, 4096)
+        os.write(1, b"x")
+        signal.pause()
+signal.pause()
+"""
+
+
+@asynccontextmanager
+async def hiding(guest: Guest) -> AsyncIterator[None]:
+    """While the block lasts, twenty of them live."""
+    async with guest.open(Command(argv=("python3", "-c", HIDING))) as stream:
+        hidden = 0
+        while hidden < 20:
+            hidden += len(await stream.receive())
+        yield
+
+
+async def test_processes_without_a_command_line_do_not_delay_the_end_of_their_machine(host: BubblewrapProvider) -> None:
+    async with _guest(host, MachineSpec(image=HOST)) as guest:
+        with anyio.fail_after(15):  # two seconds for each would be 40
+            async with hiding(guest):
+                await host.terminate("t")
+    assert await host.names() == set()
+
+
+@pytest.fixture
+def small(scratch: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    place = scratch / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]).returncode:
+        pytest.skip("mounting needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+async def test_a_disk_that_is_full_before_the_machines_home_is_whole_is_told_as_such(
+    scratch: Path, small: Path
+) -> None:
+    provider = BubblewrapProvider(small / "state", scratch / "cache")
+    image = small_image(scratch)
+    await provider.prepare(image, Shape())
+    skeleton = provider._roots.find(image) / "home/agent"
+    (skeleton / "large").write_bytes(os.urandom(2 << 20))
+    with pytest.raises(NoSpace, match="no space for a machine"):
+        await provider.boot("t", MachineSpec(image=image))
+    assert await provider.names() == set()
+
+
+def test_why_a_home_cannot_be_copied_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/link").symlink_to("nowhere")
+    with pytest.raises(shutil.Error) as caught:
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert "No such file" in _disk_error(caught.value, tmp_path).message

@@ -32,6 +32,7 @@ from tests.contract.test_pauses_contract import (
     test_what_is_asked_of_a_paused_machine_waits_until_it_goes_on,
     test_what_runs_while_its_machine_is_paused_ends_as_it_would_have,
 )
+from tests.machines.bubblewrap.test_bubblewrap import hiding
 from tests.support.leaks import searched_directory
 
 __all__ = [
@@ -109,6 +110,19 @@ async def test_what_cannot_be_stopped_is_too_late_and_the_machine_goes_on(on_hos
     for name in ("alone", "child"):
         await goes_on(on_host.session / name)
     assert not (on_host.session / "woken").exists()
+
+
+async def test_processes_without_a_command_line_in_one_machine_do_not_hold_up_another(
+    on_host: Place, place: Place
+) -> None:
+    await counting(place)
+    with anyio.fail_after(30):  # two seconds for each would be 40, for each look
+        async with on_host.guest() as guest, hiding(guest):
+            await pauses(place.offer.provider).pause(place.name)
+            await stands_still(place)
+            await pauses(place.offer.provider).resume(place.name)
+    for name in ("alone", "child"):
+        await goes_on(place.session / name)
 
 
 # A daemon that is killed with the machine half or wholly stopped.

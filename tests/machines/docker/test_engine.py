@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from hiveyard.core.errors import NoMemory, NoSpace, ProviderError, ProviderUnava
 from hiveyard.core.machines import Image, MachineSpec, Network, Shape
 from hiveyard.machines.docker import DockerProvider, DockerSettings
 from hiveyard.machines.docker.container import Owner, Shared, config
-from hiveyard.machines.docker.engine import find_socket, translated
+from hiveyard.machines.docker.engine import find_socket, first_usable, translated
 from hiveyard.machines.docker.ownership import give
+from tests.support.leaks import searched_directory
 
 
 @pytest.fixture
@@ -41,6 +44,65 @@ def test_the_socket_of_the_users_podman_is_found(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
     assert find_socket("", {"XDG_RUNTIME_DIR": str(tmp_path)}) == path
+
+
+def socket_at(path: Path, mode: int = 0o777) -> Path:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+    path.chmod(mode)
+    return path
+
+
+@contextmanager
+def somebody() -> Iterator[None]:
+    """Inside the block we are nobody special."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def test_an_engine_that_this_user_may_not_use_does_not_hide_one_that_it_may() -> None:
+    with searched_directory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        closed, usable = socket_at(place / "docker.sock", 0o000), socket_at(place / "podman.sock")
+        other = socket_at(place / "other.sock", 0o000)
+        with somebody():
+            assert first_usable([place / "none.sock", closed, usable]) == usable
+            with pytest.raises(ProviderUnavailable, match=f"may not use the container engine at {closed}"):
+                first_usable([closed, other])
+
+
+def test_a_place_that_cannot_be_looked_at_has_no_engine(tmp_path: Path, listening: Path) -> None:
+    too_long = Path("/" + "x" * 300) / "podman.sock"
+    assert first_usable([too_long, listening]) == listening
+    with pytest.raises(ProviderUnavailable, match="no container engine"):
+        first_usable([too_long, tmp_path])
+
+
+def test_a_directory_of_somebody_else_has_no_engine() -> None:
+    with searched_directory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        usable = socket_at(place / "podman.sock")
+        (place / "theirs").mkdir()
+        hidden = socket_at(place / "theirs" / "podman.sock")
+        hidden.parent.chmod(0o000)
+        with somebody():
+            assert first_usable([hidden, usable]) == usable
+        hidden.parent.chmod(0o700)
+
+
+def test_a_runtime_directory_that_cannot_be_is_no_accident() -> None:
+    try:
+        find_socket("", {"XDG_RUNTIME_DIR": "/" + "x" * 300})
+    except ProviderUnavailable as error:
+        assert error.hint
 
 
 def test_an_engine_on_another_host_is_refused(listening: Path) -> None:

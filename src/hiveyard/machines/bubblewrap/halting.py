@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from hiveyard.kit import cmdline, files
@@ -42,7 +43,7 @@ class Halt:
         """Return when nothing in the machine runs. Raises TimeoutError; then the machine goes on, as it does when this
         is cancelled. What a killed daemon began is brought to its end."""
         fresh = not self.stands
-        asleep = set(filter(_quiet, _members(self._init))) if fresh else self._asleep()
+        asleep = await self._quiet_ones() if fresh else self._asleep()
         self._write(asleep)
         stopped: set[int] = set()
         try:
@@ -50,21 +51,25 @@ class Halt:
                 # Whoever ran until now may have forked, or woken a sleeper.
                 while awake := await _stop_all(self._init):
                     stopped |= awake
-                    others = set(filter(_quiet, _members(self._init))) - stopped if fresh else set[int]()
+                    others = await self._quiet_ones() - stopped if fresh else set[int]()
                     self._write(asleep := (asleep - awake) | others)
         except BaseException:
-            self.end()
+            with anyio.CancelScope(shield=True):
+                await self.end()
             raise
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Let it go on. One that does not stand still is left alone."""
         if not self.stands:
             return
         asleep = self._asleep()
-        for pid in reversed(_members(self._init)):
+        for pid in reversed(await _members(self._init)):
             if pid not in asleep:
                 _signal(pid, signal.SIGCONT)
         self._file.unlink()
+
+    async def _quiet_ones(self) -> set[int]:
+        return set(filter(_quiet, await _members(self._init)))
 
     def _asleep(self) -> set[int]:
         return msgspec.json.decode(self._file.read_bytes(), type=set[int])
@@ -77,7 +82,7 @@ class Halt:
 async def _stop_all(init: int) -> set[int]:
     """Stop all that run, each before its children are looked at; gives those."""
     awake = set()
-    for pid in _members(init):
+    for pid in await _members(init):
         if not _quiet(pid):
             awake.add(pid)
             _signal(pid, signal.SIGSTOP)
@@ -86,15 +91,22 @@ async def _stop_all(init: int) -> set[int]:
     return awake
 
 
-def _members(init: int) -> list[int]:
+async def _members(init: int) -> list[int]:
     """All processes of a machine, parents before their children, with those of the host that are on their way in or
     wait for one that is."""
+    return await anyio.to_thread.run_sync(_found, init)
+
+
+def _found(init: int) -> list[int]:
     try:
         space = Path(f"/proc/{init}/ns/user").stat().st_ino
     except _GONE:
         return []
-    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208 (no Path for each)
-    parents = {pid: _parent(pid) for pid in pids if _belongs(pid, init, space)}
+    pids = cmdline.everyone()
+    inside = {pid for pid in pids if _is_in(pid, space)}
+    others = cmdline.words(pid for pid in pids if pid not in inside)
+    entering = {pid for pid, words in others if _enters(words, init)}
+    parents = {pid: _parent(pid) for pid in sorted(inside | entering)}
     return sorted(parents, key=lambda pid: len(list(_ancestors(pid, parents))))
 
 
@@ -103,14 +115,17 @@ def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
         yield pid
 
 
-def _belongs(pid: int, init: int, space: int) -> bool:
+def _is_in(pid: int, space: int) -> bool:
     # A machine cannot make user namespaces, so its own is the mark of all that is in it. That of nsenter may be hidden
     # from us; its command line is not.
-    with contextlib.suppress(OSError):
-        if Path(f"/proc/{pid}/ns/user").stat().st_ino == space:
-            return True
-    words = cmdline.words(pid)
-    return bool(words) and words[0] in _ENTERING and (b"--target", b"%d" % init) in pairwise(words)
+    try:
+        return Path(f"/proc/{pid}/ns/user").stat().st_ino == space
+    except OSError:
+        return False
+
+
+def _enters(words: list[bytes], init: int) -> bool:
+    return words[0] in _ENTERING and (b"--target", b"%d" % init) in pairwise(words)
 
 
 def _parent(pid: int) -> int:

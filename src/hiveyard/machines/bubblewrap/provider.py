@@ -15,6 +15,7 @@ The kernel is shared with the host: what a kernel bug gives to a local user it g
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -72,6 +73,7 @@ from hiveyard.machines.shell import ShellGuest, terminal_words
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _PROGRAMS = ("bwrap", "nsenter", "setpriv", "tar")
+_FULL = (f"[Errno {errno.ENOSPC}]", f"[Errno {errno.EDQUOT}]")  # shutil.Error has the errors of a tree as text only
 _TRIAL = ".trial"
 _TRIAL_LIFE = 60  # seconds: a daemon killed while it tries leaves nothing for long
 _END_BUDGET = 30.0  # seconds until processes that do not die are an error
@@ -336,6 +338,8 @@ class BubblewrapProvider:
     async def _end(self, keep: Record, made: Made) -> None:
         """Return when nothing of the machine runs any more."""
         doomed = {alive for alive in (keep.recorded(),) if alive is not None}
+        for alive in doomed:  # before the first look, which a machine at work can draw out
+            alive.kill()
         with anyio.move_on_after(_END_BUDGET) as budget:
             while True:
                 doomed |= await anyio.to_thread.run_sync(record.started_for, made.ident)
@@ -363,7 +367,7 @@ class BubblewrapProvider:
 
     async def resume(self, name: str) -> None:
         async with _kept(self._locks, name):
-            (await self._standing(name))[0].end()
+            await (await self._standing(name))[0].end()
 
     async def _entrance(self, name: str) -> Entrance:
         standing, made = await self._standing(name)
@@ -390,6 +394,7 @@ def _kept(locks: weakref.WeakValueDictionary[str, anyio.Lock], name: str) -> any
 
 
 def _disk_error(error: OSError, directory: Path) -> HiveyardError:
-    if error.errno in (28, 122):
+    said = [why for *_, why in error.args[0]] if isinstance(error, shutil.Error) else [str(error)]
+    if any(why.startswith(_FULL) for why in said):
         return NoSpace(f"no space for a machine at {directory}", hint=f"df -h {directory}")
-    return BootFailed(f"cannot prepare {directory}: {error.strerror}")
+    return BootFailed(f"cannot prepare {directory}: {said[0]}")

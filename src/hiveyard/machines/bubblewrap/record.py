@@ -21,6 +21,8 @@ import msgspec
 from hiveyard.kit import cmdline, files
 from hiveyard.kit.trees import remove_tree
 
+_EXITING = 0x00000004  # PF_EXITING of <linux/sched.h>
+
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
     """The content of machine.json. `ident` is in the command line of all that was started for the machine; `env` is
@@ -48,7 +50,8 @@ class Alive(NamedTuple):
 
     def lives(self) -> bool:
         """Whether it runs: not from the moment on at which it begins to end."""
-        return not self.gone() and bool(cmdline.words(self.pid))
+        fields = _fields(self.pid)
+        return bool(fields) and int(fields[19]) == self.started and not int(fields[6]) & _EXITING
 
     def gone(self) -> bool:
         """Whether it has ended for good; a machine's process 1 has when all of the machine has."""
@@ -112,14 +115,20 @@ class Record:
 def started_for(ident: str) -> set[Alive]:
     """All that was started for a machine and is outside of it, and its process 1."""
     word = ident.encode()
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return {Alive(pid, _started(pid)) for pid in pids if word in cmdline.words(pid)}
+    return {Alive(pid, _started(pid)) for pid, words in cmdline.words(cmdline.everyone()) if word in words}
 
 
 def _started(pid: int) -> int:
     """When a process started; -1 when there is none, or only what its parent has not looked at yet."""
+    fields = _fields(pid)
+    return int(fields[19]) if fields else -1
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What the kernel says of a process that has not ended: from its state on, which is field 3 of proc(5)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return -1
-    return -1 if fields[0] in (b"Z", b"X") else int(fields[19])
+        return []
+    # A guest may have its first thread end alone, which looks as if all of the process had.
+    return [] if fields[0] in (b"Z", b"X") and int(fields[17]) < 2 else fields

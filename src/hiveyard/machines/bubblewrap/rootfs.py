@@ -1,4 +1,5 @@
-"""Root file systems unpacked from images, one directory each, named by the image's id and never changed."""
+"""Root file systems unpacked from images, one directory each, named by the image's id and how it was unpacked, and
+never changed."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from hiveyard.core.machines import Holding, Image, Report
 from hiveyard.kit import files, process
 from hiveyard.kit.trees import remove_tree
 
+_EDITION = ".2"  # another way of unpacking is another root; what versions before made had no ending
+_NO_DEVICES = ("--anchored", "--exclude=./dev/*", "--exclude=dev/*")
 _MOUNT_POINTS = ("dev", "home/agent", "proc", "run", "session", "sys", "tmp", "var/tmp")
 
 
@@ -24,9 +27,7 @@ class Roots:
         self._directory = directory
 
     def path(self, image_id: str) -> Path:
-        if not image_id.replace("-", "").replace("_", "").isalnum():
-            raise BadInput(f"{image_id[:80]!r} is no image id")
-        return self._directory / image_id
+        return self._directory / f"{_checked(image_id)}{_EDITION}"
 
     def find(self, image: Image) -> Path:
         path = self.path(image.id)
@@ -58,7 +59,7 @@ class Roots:
         fresh = Path(tempfile.mkdtemp(prefix=f".{image.id}.new-", dir=self._directory))
         owner = ("--numeric-owner", "--same-owner") if os.geteuid() == 0 else ("--no-same-owner",)
         try:
-            argv = ["tar", "-C", str(fresh), "--exclude=./dev/*", "--exclude=dev/*", *owner, "-xpf", str(image.rootfs)]
+            argv = ["tar", "-C", str(fresh), *_NO_DEVICES, *owner, "-xpf", str(image.rootfs)]
             done = await process.run(argv)
             if not done.ok:
                 full = "No space left" in done.complaint()
@@ -73,18 +74,25 @@ class Roots:
             raise
 
     async def release(self, image_id: str) -> None:
-        path = self.path(image_id)
-        with contextlib.suppress(FileNotFoundError):
-            gone = path.rename(path.with_name(f".{image_id}.new-gone"))
-            await anyio.to_thread.run_sync(remove_tree, gone)
+        for path in (self.path(image_id), self._directory / image_id):
+            with contextlib.suppress(FileNotFoundError):
+                gone = path.rename(path.with_name(f".{image_id}.new-gone"))
+                await anyio.to_thread.run_sync(remove_tree, gone)
 
     def holdings(self) -> list[Holding]:
-        """The unpacked images, and what is left of half-unpacked ones."""
+        """The unpacked images; and what is left of half-unpacked ones, and of those that were unpacked anew."""
         if not self._directory.is_dir():
             return []
         found = []
         for path in sorted(path for path in self._directory.iterdir() if path.is_dir()):
-            half = path.name.startswith(".")
             image = path.name.removeprefix(".").partition(".")[0]
-            found.append(Holding(kind="left" if half else "made", name=path.name, image=image, place=path))
+            # Machines may still live on a root of a version before: whoever discards it has to see to that.
+            left = path.name.startswith(".") or (path.name == image and path.with_name(image + _EDITION).is_dir())
+            found.append(Holding(kind="left" if left else "made", name=path.name, image=image, place=path))
         return found
+
+
+def _checked(image_id: str) -> str:
+    if not image_id.replace("-", "").replace("_", "").isalnum():
+        raise BadInput(f"{image_id[:80]!r} is no image id")
+    return image_id

@@ -41,12 +41,12 @@ class Standing:
         except OSError as error:
             raise CannotFreeze(f"{self._name} cannot be frozen: {error}", machine=self._name) from error
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Going on already is a success."""
         if self._freezer is not None:
             cgroups.thaw(self._freezer)
         else:
-            self._halt.end()
+            await self._halt.end()
 
     @asynccontextmanager
     async def goes_on(self) -> AsyncIterator[None]:

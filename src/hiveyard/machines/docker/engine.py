@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -73,7 +73,7 @@ class Engine:
 
 
 def find_socket(named: str, env: Mapping[str, str]) -> Path:
-    """The socket to use: the setting, else DOCKER_HOST, else the first that exists. Raises ProviderUnavailable."""
+    """The socket to use: the setting, else DOCKER_HOST, else the first that we may use. Raises ProviderUnavailable."""
     host = env.get("DOCKER_HOST", "")
     if not named and host and not host.startswith(("unix://", "/")):
         raise ProviderUnavailable(
@@ -86,10 +86,27 @@ def find_socket(named: str, env: Mapping[str, str]) -> Path:
     places = [Path("/var/run/docker.sock"), Path(runtime) / "podman" / "podman.sock"]
     if os.geteuid() == 0:
         places.append(Path("/run/podman/podman.sock"))
-    for place in places:
-        if place.is_socket():
+    return first_usable(places)
+
+
+def first_usable(places: Sequence[Path]) -> Path:
+    """The first socket that this user may use. Raises ProviderUnavailable, about the first that exists."""
+    refused: ProviderUnavailable | None = None
+    for place in filter(_is_socket, places):
+        try:
             return _usable(place)
-    raise ProviderUnavailable(f"no container engine: {' and '.join(map(str, places))} do not exist", hint=_START)
+        except ProviderUnavailable as error:
+            refused = refused or error
+    raise refused or ProviderUnavailable(
+        f"no container engine: {' and '.join(map(str, places))} do not exist", hint=_START
+    )
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return path.is_socket()
+    except OSError:  # somebody else's directory, for one
+        return False
 
 
 def _usable(path: Path) -> Path:

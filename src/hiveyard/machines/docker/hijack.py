@@ -32,6 +32,7 @@ class Hijacked:
         self._socket = socket
         self._raw = bytearray(early)
         self._held: dict[bool, deque[bytes]] = {False: deque(), True: deque()}
+        self._size = {False: 0, True: 0}  # bytes that are held of each
         self._reading = False
         self._changed = anyio.Event()
         self._left = 0  # bytes of the present frame that are still to come
@@ -52,14 +53,16 @@ class Hijacked:
     async def receive(self, *, error: bool) -> bytes:
         """The next piece of stdout or stderr; b"" at the end. Of two who wait, one reads for both."""
         while not self._held[error] and not self.over.is_set():
-            if self._reading or sum(map(len, self._held[not error])) >= _HELD_LIMIT:
+            if self._reading or self._size[not error] >= _HELD_LIMIT:
                 await self._changed.wait()
             else:
                 await self._read()
         if not self._held[error]:
             return b""
         self._tell()
-        return self._held[error].popleft()
+        piece = self._held[error].popleft()
+        self._size[error] -= len(piece)
+        return piece
 
     async def _read(self) -> None:
         self._reading = True
@@ -67,6 +70,7 @@ class Hijacked:
             is_error, piece = await self._next()
             if piece:
                 self._held[is_error].append(piece)
+                self._size[is_error] += len(piece)
         finally:
             self._reading = False
             self._tell()

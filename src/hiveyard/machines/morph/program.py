@@ -52,6 +52,7 @@ class Program:
         self._id = id
         self._way = way
         self._held: dict[str, deque[bytes]] = {"o": deque(), "e": deque()}
+        self._size = {"o": 0, "e": 0}  # bytes that are held of each
         self._next = {"o": 0, "e": 0}
         self._known: set[str] = set()
         self._status: int | None = None
@@ -112,11 +113,12 @@ class Program:
             return b""
         pieces = b"".join(self._held[mine])
         self._held[mine].clear()
+        self._size[mine] = 0
         self._tell()
         return pieces
 
     def _full(self, output: str) -> bool:
-        return sum(map(len, self._held[output])) >= _HELD_LIMIT
+        return self._size[output] >= _HELD_LIMIT
 
     def _tell(self) -> None:
         # Wakes all who wait now, and nobody who comes later.
@@ -206,7 +208,9 @@ class Program:
         first, last, text = (*line.split(b" ", 2), b"", b"")[:3]
         if first != str(self._next[name]).encode() or not last.isdigit():
             raise ProviderBadAnswer(f"morph: a guest said {one_line(repr(line[:80]))}")
-        self._held[name].append(_decoded(text))
+        piece = _decoded(text)
+        self._held[name].append(piece)
+        self._size[name] += len(piece)
         self._next[name] = int(last[:12])
 
     async def _send(self, data: bytes, *, last: bool = False) -> None:

@@ -77,12 +77,9 @@ def seen(pid: int) -> Vm | None:
 
 def labels() -> Iterator[tuple[str, Vm]]:
     """The label (`-name`) of each process of this host that has one, QEMU or a program about to become QEMU."""
-    for entry in _PROC.iterdir():
-        if not entry.name.isdigit():
-            continue
-        words = cmdline.words(int(entry.name))
+    for pid, words in cmdline.words(cmdline.everyone()):
         if b"-nodefaults" in words and b"-name" in words[:-1]:
-            vm = seen(int(entry.name))
+            vm = seen(pid)
             if vm is not None:
                 yield words[words.index(b"-name") + 1].decode("utf-8", "replace"), vm
 
