@@ -272,3 +272,20 @@ async def test_a_budget_lets_one_wait_until_another_has_paid() -> None:
         for name, cost in (("a", 0.3), ("b", 0.8), ("c", 0.1)):
             group.start_soon(spend, name, cost)
     assert order == ["a in", "b in", "c refused"]
+
+
+async def test_who_waits_for_money_goes_on_when_there_is_more() -> None:
+    budget = Budget(0.5, Usage())
+    async with anyio.create_task_group() as group, budget.admitted(0.8):
+        let_in = anyio.Event()
+
+        async def another() -> None:
+            async with budget.admitted(0.8):
+                let_in.set()
+
+        group.start_soon(another)
+        await anyio.wait_all_tasks_blocked()
+        assert not let_in.is_set()
+        await budget.allow(5.0)
+        with anyio.fail_after(20):
+            await let_in.wait()

@@ -236,6 +236,24 @@ async def test_a_cut_answer_is_recorded_and_cut_again(tmp_path: Path) -> None:
     assert not told.of(ModelCalled)[0].complete
 
 
+async def test_a_round_is_recorded_whose_guest_hangs_up_once_it_has_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    recorder = Recorder(path)
+    async with upstream(streamed(bodies.ANTHROPIC_STREAM)) as up:
+        async with door(up.url, Told(), tmp_path, recorder=recorder) as opened, guest(opened) as client:
+            async with recorder._reading:  # others are recorded meanwhile
+                async with client.stream("POST", "/anthropic/v1/messages", json=message(stream=True)) as answer:
+                    async for line in answer.aiter_lines():
+                        if line == "event: message_stop":
+                            break
+                with anyio.move_on_after(1):
+                    await until(lambda: not opened.busy)
+            await until(lambda: not opened.busy)
+    recorder.close()
+    with path.open("rb") as file:
+        assert [entry.complete for entry in scan(file, path)[0]] == [True]
+
+
 async def test_answers_that_are_no_text_are_kept_as_they_are(tmp_path: Path) -> None:
     data = bytes(range(256)) + "☂".encode()[:2]
     recorder = Recorder(tmp_path / "t.jsonl")

@@ -94,6 +94,7 @@ TORN = b'{"seq":3,"at":1.0,"session":"s1","tur'
         pytest.param(lambda data: b"no lines of ours\n", id="something else"),
         pytest.param(lambda data: data + b'{"seq":999,"session":"s1"}\n', id="an event that never was"),
         pytest.param(lambda data: data.replace(b'"s1"', b'"s2"'), id="of another session"),
+        pytest.param(lambda data: data + b'{"seq":3,"session":"\xff"}\n', id="no text"),
         pytest.param(lambda data: b"x" * 300_000 + b"\n", id="one long line"),
     ],
 )

@@ -73,6 +73,19 @@ def with_holes(said: str, size: object, data: bytes = b"") -> bytes:
     return out.getvalue()
 
 
+def test_directories_that_are_there_keep_their_modes_and_what_is_new_heeds_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "it").mkdir(mode=0o750)
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, kind in (("it", tarfile.DIRTYPE), ("it/new", tarfile.DIRTYPE), ("it/file", tarfile.REGTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.mode = kind, 0o777
+            tar.addfile(member)
+    unpack(io.BytesIO(out.getvalue()), tmp_path / "it", umask=0o027)
+    modes = {path: (tmp_path / path).stat().st_mode & 0o777 for path in ("it", "it/new", "it/file")}
+    assert modes == {"it": 0o750, "it/new": 0o750, "it/file": 0o750}
+
+
 def test_a_file_with_holes_takes_what_was_written(tmp_path: Path) -> None:
     at = 40 << 30
     found = unpack(io.BytesIO(with_holes(f"2\n0\n3\n{at}\n4\n", at + 100, b"onefour")), tmp_path / "it")

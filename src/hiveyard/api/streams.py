@@ -11,7 +11,7 @@ import anyio
 import msgspec
 
 from hiveyard.api.bodies import BuildLine, built, problem
-from hiveyard.core.errors import HiveyardError
+from hiveyard.core.errors import HiveyardError, NotFound
 from hiveyard.core.events import Event, SessionFailed, SessionStopped, TaskCancelled, TaskCompleted, TaskFailed
 from hiveyard.core.machines import Image, Report
 from hiveyard.engine.engine import Engine
@@ -68,13 +68,21 @@ async def _followed(engine: Engine, id: str, after: int) -> AsyncGenerator[Event
     async with aclosing(engine.follow(id, after=after)) as events:
         async for event in events:
             yield event
-            if isinstance(event.body, _ENDS) and await engine.is_over(id):
+            if isinstance(event.body, _ENDS) and await _is_over(engine, id):
                 after = event.seq
                 break
         else:
             return
     async for event in _stored(engine, id, after):
         yield event
+
+
+async def _is_over(engine: Engine, id: str) -> bool:
+    """Also for one that was removed while its last events were read."""
+    try:
+        return await engine.is_over(id)
+    except NotFound:
+        return True
 
 
 async def progress_lines(work: Callable[[Report], Awaitable[Image]]) -> AsyncGenerator[str, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +82,8 @@ def from_guest(open: Open, path: str, target: Path, report: Progress = lambda si
         first = said.read(1)
         if not first:
             said.check(path, changed=True)
-        done = unpack(io.BufferedReader(_Ahead(first, said), _PIECE), into.absolute(), report)
+        stream = io.BufferedReader(_Ahead(first, said), _PIECE)
+        done = unpack(stream, into.absolute(), report, umask=_umask())
         said.check(path, changed=True)
     return done._replace(left_out=done.left_out + said.sockets)
 
@@ -106,6 +108,12 @@ def to_guest(open: Open, source: Path, path: str, report: Progress = lambda size
                 raise
         if wrong:
             raise wrong[0]
+
+
+def _umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 class _Said:

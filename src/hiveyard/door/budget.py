@@ -49,6 +49,12 @@ class Budget:
                     self._expected.remove(estimate)
                     self._changed.notify_all()
 
+    async def allow(self, limit: float | None) -> None:
+        """Another limit, also for requests that wait for money."""
+        async with self._changed:
+            self.limit = limit
+            self._changed.notify_all()
+
     def check(self) -> None:
         """Raises BudgetSpent when there is no money left."""
         if self.exhausted:

@@ -85,9 +85,9 @@ class Door:
         """All that the session has used, with what it had used before this door was opened."""
         return self._books.budget.spent
 
-    def limit(self, dollars: float | None) -> None:
+    async def limit(self, dollars: float | None) -> None:
         """Let the session spend so much in all, from the next request on."""
-        self._books.budget.limit = dollars
+        await self._books.budget.allow(dollars)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

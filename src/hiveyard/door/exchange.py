@@ -176,24 +176,27 @@ class Exchange:
         if self._saved or self._recorder is None:
             return
         self._saved = True
+        # Shielded: many a guest hangs up once it has the last event, and the tape needs this round all the same.
+        with anyio.CancelScope(shield=True):
+            await self._record(self._recorder, reply, complete=complete)
+
+    async def _record(self, recorder: Recorder, reply: Reply, *, complete: bool) -> None:
         if self._size > LARGEST_ANSWER:
             await self._books.notice(
                 self._turn, "door.not_recorded", f"an answer of {self._size} bytes is not recorded"
             )
             return
         entry = Entry(
-            ask=await self._recorder.ask_of(self._asked, self._mask.text),
+            ask=await recorder.ask_of(self._asked, self._mask.text),
             status=reply.status,
             headers=reply.headers,
             complete=complete,
             chunks=tuple((round(at * 1000, 1), packed(chunk)) for at, chunk in self._chunks),
         )
         try:
-            await self._recorder.add(entry)
+            await recorder.add(entry)
         except (OSError, ValueError) as error:
-            await self._books.notice(
-                self._turn, "door.not_recorded", f"{self._recorder.path} cannot be written: {error}"
-            )
+            await self._books.notice(self._turn, "door.not_recorded", f"{recorder.path} cannot be written: {error}")
 
     def _seconds(self) -> float:
         return self._books.clock.monotonic() - self._started

@@ -34,6 +34,7 @@ from hiveyard.engine.sparse import sparse, written
 from hiveyard.engine.workspace import Workspace
 from hiveyard.kit.copying import DEEPEST
 from hiveyard.kit.lending import entered, opened
+from hiveyard.kit.text import one_line
 from hiveyard.store import journal, lineage
 from hiveyard.store.views import SessionRow
 
@@ -232,6 +233,11 @@ class _Writing:
         info = self.entry(shown, status.st_mode, size=status.st_size, at=status.st_mtime)
         with open(fd, "rb", closefd=False) as source:
             content: IO[bytes] = source
-            if status.st_blocks * 512 < status.st_size and (extents := written(fd, status.st_size)) is not None:
+            taken = status.st_blocks * 512
+            if taken < status.st_size and (extents := written(fd, status.st_size)) is not None:
                 content = sparse(info, source, extents)
+            elif 2 * taken < status.st_size:
+                # All its holes would be written, which may take days and the whole disk.
+                where = one_line(shown.partition("/")[2])
+                raise BadInput(f"{where} has {taken} bytes scattered over {status.st_size}: no archive holds that")
             self._tar.addfile(info, content)

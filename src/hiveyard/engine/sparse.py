@@ -6,6 +6,7 @@ begins and how long it is, a number a line, filled up to whole blocks of the arc
 from __future__ import annotations
 
 import errno
+import heapq
 import io
 import os
 import tarfile
@@ -98,12 +99,12 @@ class _Written(io.RawIOBase):
 
 def _joined(extents: Sequence[Extent]) -> list[Extent]:
     """At most _MOST extents, with the smallest holes filled."""
-    holes = sorted(later.at - one.at - one.size for one, later in pairwise(extents))
-    least = holes[-_MOST] if len(holes) >= _MOST else 0
+    holes = [later.at - one.at - one.size for one, later in pairwise(extents)]
+    kept = set(heapq.nlargest(_MOST - 1, range(len(holes)), key=holes.__getitem__))
     found = [extents[0]]
-    for one in extents[1:]:
+    for hole, one in enumerate(extents[1:]):
         last = found[-1]
-        if one.at - last.at - last.size > least:
+        if hole in kept:
             found.append(one)
         else:
             found[-1] = Extent(last.at, one.at + one.size - last.at)

@@ -424,7 +424,7 @@ class Stay:
         """Let its door know what the journal says that it may spend."""
         session = await self._session()
         if self.door is not None:
-            self.door.limit(request_of(session).budget_usd)
+            await self.door.limit(request_of(session).budget_usd)
 
     def _budget_spent(self) -> None:
         self.stop.ask(BudgetSpent("its budget is spent", hint=f"hv resume {self.id} --budget DOLLARS"))

@@ -48,17 +48,23 @@ class Unpacked(NamedTuple):
 
 
 def unpack(
-    archive: IO[bytes], target: Path, report: Callable[[int], None] = lambda size: None, *, reserve: int = _RESERVE
+    archive: IO[bytes],
+    target: Path,
+    report: Callable[[int], None] = lambda size: None,
+    *,
+    reserve: int = _RESERVE,
+    umask: int = 0,
 ) -> Unpacked:
     """Read a tar from a stream: its first entry becomes `target`, which may exist if both are directories, or both are
-    none; all others lie in it. `reserve` bytes of the disk are left free. Raises BadInput for what is no such archive,
-    NoSpace, OSError."""
-    return _Unpacking(target, report, max(reserve, _RESERVE)).run(archive)
+    none; all others lie in it. `reserve` bytes of the disk are left free. What is made has the modes of the archive
+    less `umask`; directories that exist keep theirs. Raises BadInput for what is no such archive, NoSpace, OSError."""
+    return _Unpacking(target, report, max(reserve, _RESERVE), 0o777 & ~umask).run(archive)
 
 
 class _Unpacking:
-    def __init__(self, target: Path, report: Callable[[int], None], reserve: int) -> None:
+    def __init__(self, target: Path, report: Callable[[int], None], reserve: int, mode: int) -> None:
         self._target = target
+        self._mode = mode
         self._report = report
         self._room = shutil.disk_usage(target.parent).free - reserve
         self._entries = self._size = self._left_out = self._names = 0
@@ -90,9 +96,8 @@ class _Unpacking:
         if self._entries > _MOST or len(tar.pax_headers) > _GLOBAL:
             raise BadInput(f"the archive has more than {_MOST} entries, or says too much of all of them")
         if member.isdir():
-            self._directory(parent, path)
             self._hold(len(member.name))
-            self._modes.append((path, member.mode & 0o777))
+            self._directory(parent, path, member.mode & self._mode)
         elif member.isreg():
             self._file(parent, path, tar, member)
         elif member.issym():
@@ -116,12 +121,14 @@ class _Unpacking:
             raise BadInput(f"the archive names a place outside of itself: {one_line(name)!r}")
         return (self._target.name, *parts[len(self._root) :])
 
-    def _directory(self, parent: int, path: tuple[str, ...]) -> None:
+    def _directory(self, parent: int, path: tuple[str, ...], mode: int) -> None:
         with _opened(parent, path[:-1]) as above:
-            with contextlib.suppress(FileExistsError):
+            try:
                 os.mkdir(path[-1], 0o700, dir_fd=above)
-            with _opened(above, path[-1:]) as made:
-                os.fchmod(made, 0o700)
+            except FileExistsError:
+                with _opened(above, path[-1:]):
+                    return  # it is one
+            self._modes.append((path, mode))
 
     def _file(self, parent: int, path: tuple[str, ...], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         source = _content(tar, member)
@@ -131,7 +138,7 @@ class _Unpacking:
                 os.lseek(fd, at, os.SEEK_SET)
                 self._copy(source, size, fd)
             _extend(fd, member)
-            os.fchmod(fd, member.mode & 0o777)
+            os.fchmod(fd, member.mode & self._mode)
             changed = member.mtime if -_LATEST < member.mtime < _LATEST else 0
             os.utime(fd, (changed, changed))
 

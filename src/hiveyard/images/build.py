@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import anyio
+import anyio.to_thread
 from anyio.abc import Process
 
 from hiveyard.core.errors import ImageBuildFailed, NoSpace, ProviderUnavailable
@@ -64,7 +65,7 @@ async def build(recipe: Recipe, directory: Path, log: Path, report: Report) -> B
             status = await _run(argv, _environment(network, work), rootfs, lines, progress)
     if status != 0:
         raise _failure(progress, log, directory)
-    _add_dev(rootfs)
+    await anyio.to_thread.run_sync(_add_dev, rootfs)
     return Built(rootfs, progress.programs, progress.resolved)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
+from shlex import quote
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from hiveyard.core.errors import HiveyardError, StoreError, StoreUnusable
 
+_ASIDE = "for e in '' -wal -shm; do mv {path}$e {path}.broken$e; done"
 _SQLITE_HINTS = {
     "SQLITE_FULL": ("the disk is full", "df -h {directory}"),
     "SQLITE_IOERR": ("the disk failed or is full", "df -h {directory}"),
     "SQLITE_BUSY": ("another process is writing to it", "hv stop-daemon"),
     "SQLITE_LOCKED": ("another process is writing to it", "hv stop-daemon"),
-    "SQLITE_NOTADB": ("it is no SQLite database", "mv {path} {path}.broken"),
-    "SQLITE_CORRUPT": ("it is damaged", "mv {path} {path}.broken"),
+    # With its log: SQLite removes one that stands beside a new file, and the newest events are in there.
+    "SQLITE_NOTADB": ("it is no SQLite database", _ASIDE),
+    "SQLITE_CORRUPT": ("it is damaged", _ASIDE),
     "SQLITE_CANTOPEN": ("it cannot be opened", "ls -ld {directory} {path}"),
     "SQLITE_READONLY": ("it may not be written", "ls -ld {directory} {path}"),
     "SQLITE_PERM": ("it may not be used", "ls -ld {directory} {path}"),
@@ -32,7 +35,9 @@ def sqlite_failure(path: str, directory: str, error: Exception) -> HiveyardError
     name = getattr(cause, "sqlite_errorname", "") if isinstance(cause, sqlite3.Error) else ""
     said, hint = next((told for start, told in _SQLITE_HINTS.items() if name.startswith(start)), ("it failed", ""))
     detail = f"{cause} ({name})" if name else str(cause)
-    return StoreUnusable(f"the journal {path}: {said}: {detail}", hint=hint.format(path=path, directory=directory))
+    return StoreUnusable(
+        f"the journal {path}: {said}: {detail}", hint=hint.format(path=quote(path), directory=quote(directory))
+    )
 
 
 def sqlite_full(error: Exception) -> bool:

@@ -22,12 +22,15 @@ import anyio.to_thread
 import msgspec
 import structlog
 
+from hiveyard.core.errors import StoreUnusable
 from hiveyard.core.events import Event
 from hiveyard.store import journal
 from hiveyard.store.database import Store
 
 PathOf = Callable[[str], "Path | None"]
 LONGEST_LINE = 64 << 20
+_AGAIN = 1.0
+"""Seconds until a journal that could not be read is tried again."""
 _log = structlog.get_logger(__name__)
 
 
@@ -47,9 +50,16 @@ async def mirror(
     for session in await store.read(journal.sessions_with_events):
         await files.catch_up(session, head)
     task_status.started()
-    async with aclosing(store.follow_pages(after=head)) as pages:
-        async for page in pages:
-            await files.add(page)
+    while True:
+        try:
+            async with aclosing(store.follow_pages(after=head)) as pages:
+                async for page in pages:
+                    await files.add(page)
+                    head = page[-1].seq
+            return
+        except StoreUnusable as error:
+            _log.warning("the event files wait for the journal", error=error.message)
+            await anyio.sleep(_AGAIN)
 
 
 class EventFiles:
@@ -80,13 +90,13 @@ class EventFiles:
                 seq = page[-1][0]
         except FileNotFoundError:
             self._sizes.pop(session, None)  # its directory is gone, or not yet there
-        except OSError as error:
+        except (OSError, StoreUnusable) as error:
             self._sizes.pop(session, None)
             self._complain(session, path, error)
         else:
             self._failing.discard(session)
 
-    def _complain(self, session: str, path: Path, error: OSError) -> None:
+    def _complain(self, session: str, path: Path, error: Exception) -> None:
         """Once, not at each of the thousand events that follow."""
         if session not in self._failing:
             self._failing.add(session)
@@ -188,6 +198,6 @@ def _last_line(path: Path, session: str) -> _End:
             reach *= 4
     try:
         line = msgspec.json.decode(block[begin:end], type=_Start)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return _End(0, 0)
     return _End(line.seq, start + end) if line.session == session else _End(0, 0)
