@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,9 +18,11 @@ import pytest
 
 from hiveyard.core.errors import BadArchive, BadInput, HiveyardError, SessionNotRunning
 from hiveyard.core.events import ResultCollected
+from hiveyard.engine import importing
 from hiveyard.engine.beginning import Beginning
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.git_submodules import BASE, bare_copy, submodules
+from hiveyard.engine.sparse import written
 from hiveyard.engine.spawn import spawn_from_json
 from hiveyard.engine.workspace import Workspace
 from hiveyard.store import lineage
@@ -165,6 +167,31 @@ async def test_holes_take_no_room_in_an_archive_nor_where_it_is_taken_in(
     assert (here / "hole").stat().st_size == 64 << 20
 
 
+async def test_a_file_whose_holes_cannot_be_kept_is_not_written_whole(yard: Yard, repo: Path, tmp_path: Path) -> None:
+    async with yard.open() as engine:
+        id = await exported(engine, repo, tmp_path / "first.tar.gz")
+        there = Workspace(yard.places.sessions / id).shared / "repo"
+        with (there / "scattered").open("wb") as scattered:
+            for number in range(9000):
+                scattered.seek(number << 26)
+                scattered.write(b"x")
+        with pytest.raises(BadInput, match=r"^shared/repo/scattered has \d+ bytes scattered over \d+: no archive"):
+            await engine.exports.export(id, tmp_path / "it.tar.gz")
+        assert not (tmp_path / "it.tar.gz").exists()
+        (there / "scattered").unlink()  # what is left by a test is searched for its secrets
+
+
+def test_of_many_holes_of_one_size_as_many_are_kept_as_can_be(tmp_path: Path) -> None:
+    with (tmp_path / "it").open("w+b") as file:
+        for number in range(5000):
+            file.seek(number << 16)
+            file.write(b"x")
+        file.flush()
+        extents = written(file.fileno(), file.tell())
+    assert extents is not None
+    assert len(extents) == 4096
+
+
 # --- harm ------------------------------------------------------------------------------------------------------------
 
 Change = Callable[[dict[str, bytes], list[tarfile.TarInfo]], None]
@@ -254,6 +281,10 @@ def padded(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
     data["session/manifest.json"] += b" " * (8 << 20)
 
 
+def replayed_for_hours(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
+    data["session/events.jsonl"] += b'{"at":1,"body":{}}\n' * importing._LINES
+
+
 REFUND = {
     "type": "model.called",
     "protocol": "anthropic",
@@ -297,6 +328,7 @@ HARM: dict[str, Change] = {
     ),
     "a journal that is none": replaced("session/events.jsonl", b"{]\n"),
     "an empty journal": replaced("session/events.jsonl", b""),
+    "a journal that is replayed for hours": replayed_for_hours,
     "a journal that goes nowhere": journal(lambda lines: lines[:3]),
     "a journal that begins twice": journal(lambda lines: lines[:1] + lines),
     "a session that runs": journal(lambda lines: [line for line in lines if line["body"]["type"] != "session.stopped"]),
@@ -350,6 +382,36 @@ async def test_harm_is_refused_and_leaves_nothing(
         assert list(elsewhere.places.sessions.iterdir()) == []
     assert not list(tmp_path.rglob("climbed"))
     assert not Path("/tmp/climbed").exists()
+
+
+def test_a_journal_of_more_bytes_than_a_session_says_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    with file.open("wb") as events:
+        events.truncate(importing._JOURNAL + 1)
+    with pytest.raises(BadArchive, match="longer than 1024 MiB"):
+        importing._check_length(file)
+
+
+async def test_who_follows_hears_of_a_session_that_is_taken_in_and_nobody_holds_it(
+    yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
+) -> None:
+    file, heard = tmp_path / "it.tar.gz", []
+    async with yard.open() as engine:
+        id = await exported(engine, repo, file)
+
+    async def follow() -> None:
+        async with aclosing(engine._r.ledger.store.follow()) as following:
+            async for event in following:
+                heard.append(event.body.type)
+                if event.body.type == "session.imported":
+                    return
+
+    async with elsewhere.open() as engine, anyio.create_task_group() as group:
+        group.start_soon(follow)
+        assert await engine.imports.take(file) == id
+        held = engine._r.ledger.store._tail._held
+        assert [one.event.body.type for one in held] == ["session.placed", "session.imported"]
+    assert (heard[0], heard.count("turn.ended")) == ("session.created", 2)
 
 
 async def test_what_a_stranger_may_not_ask_for_is_dropped(

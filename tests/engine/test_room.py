@@ -102,6 +102,38 @@ async def test_a_task_does_not_wait_for_a_session_that_stands_until_it_is_stoppe
         assert last.status == "completed", last.error
 
 
+async def test_a_task_does_not_wait_for_a_machine_that_is_kept_until_somebody_removes_it(
+    small: Yard, repo: Path
+) -> None:
+    async with small.open() as engine:
+        first = await engine.submit(asked(repo, WAITS, keep=True))
+        await until(engine, first, "task.started")
+        second = await engine.submit(asked(repo, "echo y > y.txt"))
+        await until(engine, second, "notice")
+        (small.places.sessions / first / "shared" / "repo" / "go").touch()
+        refused = await done(engine, second)
+        assert refused.error is not None
+        assert (refused.status, refused.error.code) == ("failed", "provider.no_memory")
+        assert "hv rm" in refused.error.hint
+        with pytest.raises(NoMemory):
+            await engine.sessions.spawn(SpawnRequest(repo=str(repo), agent=NAME))
+        beside = await done(engine, await engine.submit(asked(repo, "echo z > z.txt", memory_mib=256)))
+        assert beside.status == "completed", beside.error
+        await engine.remove(first, force=False)
+        last = await done(engine, await engine.submit(asked(repo, "echo x > x.txt")))
+        assert last.status == "completed", last.error
+
+
+async def test_a_task_waits_for_a_machine_that_somebody_is_removing(small: Yard, repo: Path) -> None:
+    async with small.open() as engine:
+        first = await engine.submit(asked(repo, WAITS, keep=True))
+        await until(engine, first, "task.started")
+        second = await engine.submit(asked(repo, "echo y > y.txt"))
+        await until(engine, second, "notice")
+        await engine.remove(first, force=True)
+        assert (await done(engine, second)).status == "completed"
+
+
 @pytest.mark.parametrize("provider", ["qemu", "docker", "bubblewrap", "auto"])
 async def test_a_machine_larger_than_the_host_is_refused_before_there_is_a_task(
     provider: str, yard: Yard, repo: Path

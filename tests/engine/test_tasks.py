@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from hiveyard.core.errors import BadInput, HiveyardError, MachineNotReady, NotFound
-from hiveyard.core.events import AgentOutput, Notice, TaskCancelAsked, TurnStarted
+from hiveyard.core.events import AgentOutput, Notice, TaskCancelAsked, TurnEnded, TurnStarted
 from hiveyard.engine.engine import Engine
 from hiveyard.kit.names import new_id
 from tests.engine.conftest import Yard, asked, done, git, told
@@ -57,6 +57,51 @@ async def test_where_work_lies_that_cannot_be_collected_is_told(yard: Yard, repo
         assert (place / "kept.txt").read_text() == "x\n"
         notices = [event.body.message for event in await told(engine, id) if isinstance(event.body, Notice)]
         assert any(str(place) in notice for notice in notices)
+
+
+GONE = "echo x > ../kept.txt; rm -rf ../repo; echo begun"
+
+
+async def test_a_turn_whose_work_cannot_be_collected_has_ended_and_keeps_its_machine_if_asked(
+    yard: Yard, repo: Path
+) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, GONE, keep=True))
+        report = await done(engine, id)
+        assert report.error is not None
+        assert (report.status, report.exit_code, report.error.code) == ("failed", 125, "repository")
+        (ended,) = [event.body for event in await told(engine, id) if isinstance(event.body, TurnEnded)]
+        assert (ended.outcome, ended.exit_code) == ("failed", 0)
+        assert await engine._r.providers["bubblewrap"].names() == {f"hv-{id}"}
+        await engine.remove(id, force=False)
+
+
+async def test_a_turn_over_its_time_is_so_when_its_work_cannot_be_collected(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        report = await done(engine, await engine.submit(asked(repo, f"{GONE}; sleep 600", timeout=2.0)))
+        assert report.error is not None
+        assert (report.status, report.exit_code, report.error.code) == ("failed", 124, "agent.timeout")
+
+
+async def test_who_cancels_a_task_whose_work_cannot_be_collected_has_cancelled_it(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, f"{GONE}; sleep 600"))
+        await _until(engine, id, "agent.output")
+        await engine.cancel(id)
+        report = await done(engine, id)
+        assert (report.status, report.exit_code, report.commits) == ("cancelled", 130, 0)
+
+
+async def test_a_host_that_cannot_take_the_work_ends_the_turn_and_says_why(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > x.txt; echo begun; sleep 600"))
+        await _until(engine, id, "agent.output")
+        (yard.places.sessions / id / "result").touch()
+        await engine.cancel(id)
+        report = await done(engine, id)
+        assert (report.status, report.exit_code, report.commits) == ("cancelled", 130, 0)
+        notices = [event.body.message for event in await told(engine, id) if isinstance(event.body, Notice)]
+        assert any("files are kept" in notice and "File exists" in notice for notice in notices)
 
 
 async def test_who_asks_again_with_the_same_id_gets_what_was_made_the_first_time(yard: Yard, repo: Path) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import anyio
 import pytest
+from sqlalchemy import Connection
 
 from hiveyard.core import events as e
 from hiveyard.core.errors import StoreUnusable
 from hiveyard.kit.clock import SystemClock
 from hiveyard.store import journal
 from hiveyard.store.database import Store, open_store
+from hiveyard.store.outbox import unnoted
 
 from .conftest import Where, fresh_database
 from .postgres_server import Server, name_of
@@ -159,6 +161,32 @@ async def test_large_events_are_bounded_in_the_tail_by_their_bytes(store: Store)
         await store.write(lambda conn: journal.record(conn, "s1", large, at=1.0, raw=bytes(4 << 20)))
     assert sum(one.size for one in store._tail._held) <= 32 << 20
     assert len(await take(store, 22)) == 22
+
+
+async def test_what_is_too_much_to_hold_reaches_readers_by_way_of_the_database(store: Store) -> None:
+    def many(conn: Connection) -> None:
+        with unnoted(conn):
+            journal.record_many(conn, "s1", [(e.AgentText(text=str(n)), None) for n in range(1000)], at=1.0)
+        journal.record(conn, "s1", e.AgentText(text="last"), at=1.0)
+
+    await store.append("s1", *beginning())
+    await store.append("s2", *beginning())
+    taken: list[list[e.Event]] = []
+
+    async def read(count: int, session: str | None) -> None:
+        taken.append(await take(store, count, session=session))
+
+    async with anyio.create_task_group() as group:
+        for count, session in ((1007, None), (1003, "s1"), (4, "s2")):
+            group.start_soon(read, count, session)
+        await anyio.wait_all_tasks_blocked()
+        # All at once, so that they share one commit.
+        group.start_soon(store.append, "s2", e.AgentText(text="before"))
+        group.start_soon(store.write, many)
+        group.start_soon(store.append, "s2", e.AgentText(text="after"))
+    assert len(store._tail._held) < 10
+    stored = await store.read(lambda conn: journal.events(conn, limit=2000))
+    assert sorted(taken, key=len)[-1] == stored
 
 
 async def test_followers_are_not_told_of_what_was_forgotten(store: Store) -> None:

@@ -56,6 +56,17 @@ async def test_a_hole_sends_readers_to_the_database_and_wakes_all_of_them() -> N
     assert waiting.is_set()
 
 
+async def test_a_hole_among_events_that_come_together_sends_readers_to_the_database_too() -> None:
+    tail = Tail(0)
+    tail.publish(some(1), [])
+    waiting = tail.growth("another")
+    tail.publish(some(2, 3, 8, 9), [])
+    assert [numbers(tail, position) for position in (1, 3, 6, 7, 8)] == [None, None, None, [8, 9], [9]]
+    assert waiting.is_set()
+    tail.publish(some(10), [])
+    assert numbers(tail, 7) == [8, 9, 10]
+
+
 async def test_only_readers_of_what_came_are_woken() -> None:
     tail = Tail(0)
     mine, other, everything = tail.growth("s"), tail.growth("other"), tail.growth(None)

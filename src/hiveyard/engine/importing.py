@@ -64,6 +64,7 @@ from hiveyard.kit.names import new_id, slug
 from hiveyard.kit.text import one_line
 from hiveyard.kit.trees import remove_tree, walk
 from hiveyard.store import journal, names, views
+from hiveyard.store.outbox import unnoted
 
 _ID = re.compile(r"[2-9bcdfghjkmnpqrstvwxz]{10}\Z")
 _TANGLED = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -85,6 +86,11 @@ _MOST = 2**31 - 1
 """The largest number of a turn."""
 _LARGEST = 2**53
 """The largest number in an event: sums of them fit into a database's."""
+# The journal is replayed in one write, for which all others wait. A turn may say 256 MiB (`output_limit_mib`), and a
+# million events are those of some thousand turns.
+_JOURNAL = 1 << 30
+_LINES = 1_000_000
+_PIECE = 1 << 20
 
 
 class _Line(msgspec.Struct):
@@ -178,20 +184,12 @@ class Imports:
         return id
 
     def _write(self, conn: Connection, *, id: str, manifest: Manifest, choice: Choice, name: str | None) -> None:
-        now = self._r.clock.now()
         wanted = name or slug(manifest.name, limit=40, fallback="session")
         free = names.free_slug(conn, wanted)
         if name is not None and free != name:
             raise BadInput(f"there is already a session or task called {name}", hint=f"--name {free}")
-        began = False
-        for line, body in _events(self._r.workspace(id).root / "events.imported"):
-            if isinstance(body, SessionCreated):
-                body, began = self._created(body, free, id, manifest), True
-            _check_numbers(body)
-            _check_paid(body)
-            at = line.at if math.isfinite(line.at) and 0 <= line.at <= now else now
-            if began and not isinstance(body, _ELSEWHERE):
-                journal.record(conn, id, body, at=at, turn=line.turn, raw=line.raw)
+        with unnoted(conn):
+            self._replay(conn, free, id, manifest)
         session = views.session(conn, id)
         if session.phase is not Phase.STOPPED or session.base is None:
             raise BadArchive(f"the archive's session is {session.phase.value}, not stopped")
@@ -208,7 +206,19 @@ class Imports:
             exported_at=manifest.exported_at, conversation=manifest.conversation, feed_offset=manifest.feed_offset
         )
         for last in (placed, imported):
-            journal.record(conn, id, last, at=now)
+            journal.record(conn, id, last, at=self._r.clock.now())
+
+    def _replay(self, conn: Connection, free: str, id: str, manifest: Manifest) -> None:
+        """Record again what happened there, as far as it means anything here."""
+        now, began = self._r.clock.now(), False
+        for line, body in _events(self._r.workspace(id).root / "events.imported"):
+            if isinstance(body, SessionCreated):
+                body, began = self._created(body, free, id, manifest), True
+            _check_numbers(body)
+            _check_paid(body)
+            at = line.at if math.isfinite(line.at) and 0 <= line.at <= now else now
+            if began and not isinstance(body, _ELSEWHERE):
+                journal.record(conn, id, body, at=at, turn=line.turn, raw=line.raw)
 
     def _created(self, body: SessionCreated, free: str, id: str, manifest: Manifest) -> SessionCreated:
         """What was asked for, as far as a stranger may ask."""
@@ -276,6 +286,7 @@ def _unpack(path: Path, into: Path, reserve: int) -> None:
     for name in (archive.MANIFEST, archive.EVENTS, archive.BUNDLE, "shared"):
         if not (into / name).exists():
             raise BadArchive(f"the archive is not whole: there is no {name}")
+    _check_length(into / archive.EVENTS)
     into.chmod(0o700)
 
 
@@ -286,6 +297,17 @@ def _small(file: Path) -> bytes:
     if len(data) > _SMALL:
         raise BadArchive(f"the archive's {file.name} is longer than {_SMALL} bytes")
     return data
+
+
+def _check_length(file: Path) -> None:
+    """A small archive can hold a journal that would be replayed for hours."""
+    if file.stat().st_size > _JOURNAL or _lines(file) > _LINES:
+        raise BadArchive(f"the archive's journal is longer than {_JOURNAL >> 20} MiB, or than {_LINES} events")
+
+
+def _lines(file: Path) -> int:
+    with file.open("rb") as whole:
+        return sum(piece.count(b"\n") for piece in iter(partial(whole.read, _PIECE), b""))
 
 
 def _check_plain(directory: Path) -> None:

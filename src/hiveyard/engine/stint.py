@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 from hiveyard.agents import by_name
 from hiveyard.core.errors import (
@@ -15,7 +15,6 @@ from hiveyard.core.errors import (
     HiveyardError,
     MachineLost,
     ProcessError,
-    RepositoryError,
     StoreUnusable,
 )
 from hiveyard.core.events import (
@@ -38,6 +37,7 @@ from hiveyard.engine.harvest import harvest
 from hiveyard.engine.judge import Evidence, judge
 from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.snapshots import uncopied
 from hiveyard.engine.stopping import Stop
 from hiveyard.engine.turn import Ended, TurnRun
 from hiveyard.engine.watchdog import Life
@@ -52,6 +52,13 @@ FIRST = 1
 # A guest that is gone, or so full that nothing can be run in it any more.
 _BROKEN = (MachineLost, ProcessError, CannotExecute, CommandTimeout)
 _UNKNOWN = Ended(Verdict(False), None)
+
+
+class _Work(NamedTuple):
+    """Whether the guest gave out any work; `problem` is why it could not be collected."""
+
+    changed: bool
+    problem: HiveyardError | None = None
 
 
 class Stint:
@@ -94,8 +101,8 @@ class Stint:
                 await self._push(guest)
             async with self._ledger.phase(self.id, "agent"):
                 ended = await self._turn(life).run(guest, row)
-            result = await self._collect_or_tell(guest)
-        return await self._judged(ended, changed=result.commits > 0)
+            work = await self._collect_or_tell(guest)
+        return await self._judged(ended, changed=work.changed, problem=work.problem)
 
     async def _find_room(self) -> None:
         """Wait until the machine fits beside those of other tasks. Raises NoMemory when it never will."""
@@ -168,16 +175,23 @@ class Stint:
         """Take the branch and the patch out of the guest; what is collected already stays."""
         if found := await self._result():
             return found
-        return await harvest(self.id, guest, self._r, turn=FIRST)
-
-    async def _collect_or_tell(self, guest: Guest) -> ResultRow:
-        """The machine goes when nothing comes out of it; what was made in there stays until the task is removed."""
         try:
-            return await self._collect(guest)
-        except RepositoryError as error:
-            message = f"the work was not collected, its files are kept in {self._workspace.shared}"
-            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            return await harvest(self.id, guest, self._r, turn=FIRST)
+        except OSError as error:
+            raise uncopied(self.id, error) from error
+
+    async def _collect_or_tell(self, guest: Guest) -> _Work:
+        """When nothing comes out, the turn has come to its end all the same; what was made in there stays until the
+        task is removed."""
+        try:
+            return _Work((await self._collect(guest)).commits > 0)
+        except (StoreUnusable, *_BROKEN):
             raise
+        except HiveyardError as error:
+            kept = f"its files are kept in {self._workspace.shared}"
+            message = f"the work was not collected, {kept}: {error.message}"
+            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            return _Work(False, error)
 
     async def _judged(self, ended: Ended, *, changed: bool, problem: HiveyardError | None = None) -> TurnEnded:
         """Decide how the turn went, and journal it. A process that is gone without an exit code and without having

@@ -6,6 +6,8 @@ migration) is no mistake: then nobody follows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,6 +49,18 @@ def attach(conn: Connection) -> Outbox:
     """A fresh outbox on `conn`."""
     outbox = conn.info[_KEY] = Outbox()
     return outbox
+
+
+@contextmanager
+def unnoted(conn: Connection) -> Iterator[None]:
+    """Leaves what is appended in this block out, however much it is: followers find it in the database, sent there by
+    the gap before the next event. So append one more after it, in the same write."""
+    outbox = conn.info.pop(_KEY, None)
+    try:
+        yield
+    finally:
+        if outbox is not None:
+            conn.info[_KEY] = outbox
 
 
 def note_appended(conn: Connection, event: Event, size: int) -> None:

@@ -42,8 +42,10 @@ class Tail:
         """Take in what a commit made durable, in the order of its numbers, and wake who waits for it."""
         touched = {one.event.session for one in appended}
         if appended:
+            appended = _unbroken(appended)
             if appended[0].event.seq != self._end + 1:
-                # A hole: another process wrote, or PostgreSQL skipped a number. The database knows what is in it.
+                # A hole: another process wrote, a write was too large to be held, or PostgreSQL skipped a number. The
+                # database knows what is in it.
                 self._restart(appended[0].event.seq - 1)
                 touched = set(self._growing)  # type: ignore[arg-type]
             self._held += appended
@@ -94,6 +96,16 @@ class Tail:
             cut = (len(self._held) + 1) // 2
             self.floor = self._held[cut - 1].event.seq
             self._keep(self._held[cut:])
+
+
+def _unbroken(appended: Sequence[Appended]) -> Sequence[Appended]:
+    """What comes after the last hole."""
+    start = len(appended) - 1
+    if _seq(appended[start]) - _seq(appended[0]) == start:
+        return appended
+    while start and _seq(appended[start - 1]) == _seq(appended[start]) - 1:
+        start -= 1
+    return appended[start:]
 
 
 def _seq(one: Appended) -> int:
