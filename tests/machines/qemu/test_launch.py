@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from hiveyard.core.errors import BootFailed, HiveyardError, MachineLost, NoSpace
 from hiveyard.kit import process
-from hiveyard.machines.qemu.launch import Handles, launched
+from hiveyard.machines.qemu.launch import Handles, NotLoaded, StateRefused, launched
 from hiveyard.machines.qemu.user import User, builder
 
 pytestmark = pytest.mark.anyio
 CAUSE = MachineLost("what serves /session does not answer")
 
 
-async def told(script: str) -> HiveyardError:
+async def told(script: str, cause: MachineLost = CAUSE) -> HiveyardError:
     with Handles() as handles:
         async with launched(["sh", "-c", script], handles, cwd=Path("/"), outlive=False) as process:
-            return await process.error("t1", CAUSE)
+            return await process.error("t1", cause)
 
 
 async def test_one_that_lives_did_not_fail_by_itself() -> None:
@@ -39,6 +40,29 @@ async def test_one_that_ended_said_why(script: str, kind: type[HiveyardError], w
     error = await told(script)
     assert isinstance(error, kind)
     assert words in error.message
+
+
+async def test_one_that_did_not_load_its_state_said_why() -> None:
+    error = await told("echo load of migration failed >&2; exit 1", NotLoaded("the frozen state does not load"))
+    assert isinstance(error, StateRefused)
+    assert error.message == "QEMU for t1: the frozen state does not load: load of migration failed"
+
+
+async def test_a_host_with_no_room_for_another_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setsid = tmp_path / "setsid"
+    setsid.write_text("#!/bin/sh\necho 'setsid: fork: Resource temporarily unavailable' >&2; exit 1\n")
+    setsid.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with Handles() as handles, pytest.raises(BootFailed, match="fork: Resource temporarily unavailable"):
+        async with launched(["true"], handles, cwd=Path("/"), outlive=True):
+            raise AssertionError("it was started")
+
+
+async def test_a_program_that_cannot_be_started_is_told(tmp_path: Path) -> None:
+    (tmp_path / "qemu").touch(mode=0o644)
+    with Handles() as handles, pytest.raises(BootFailed, match="qemu could not be started: Permission denied"):
+        async with launched([str(tmp_path / "qemu")], handles, cwd=Path("/"), outlive=False):
+            raise AssertionError("it was started")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from hiveyard.machines.qemu import QemuProvider, QemuSettings
 from hiveyard.machines.qemu.accelerator import Accelerator, Accelerators
 from hiveyard.machines.qemu.command import Engine
 from hiveyard.machines.qemu.disk import Disks
-from hiveyard.machines.qemu.user import builder
+from hiveyard.machines.qemu.host import processor
+from hiveyard.machines.qemu.user import User, builder
 from hiveyard.places import places
 from tests.support.vm import vm_image
 
@@ -77,6 +78,71 @@ async def test_an_accelerator_whose_device_is_absent_is_not_tried(tmp_path: Path
     absent = Accelerator(name="kvm", engine=Engine("kvm", "host"), device=str(tmp_path / "kvm"))
     with pytest.raises(NoAccelerator, match=f"kvm: no {tmp_path}/kvm"):
         await accelerators(tmp_path / "known.json", absent, TCG, wanted="kvm").choose(tmp_path / "none", "7.2.0")
+
+
+# Boots nothing: says what QEMU says when another hypervisor has the processor, and when a kernel missed its root.
+BUSY = """#!/bin/sh
+case "$*" in
+*"-accel kvm"*) [ -e {busy} ] && {{ echo "ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy" >&2; exit 1; }} ;;
+*) [ -e {slow} ] && exit 1 ;;
+esac
+echo "Unable to mount root fs"
+"""
+
+
+def busy_host(place: Path, again: float) -> Accelerators:
+    program = place / "qemu"
+    program.write_text(BUSY.format(busy=place / "busy", slow=place / "slow"))
+    program.chmod(0o755)
+    (place / "busy").touch()
+    kvm = Accelerator(name="kvm", engine=Engine("kvm", "host"), device="/dev/null")
+    return Accelerators(
+        [kvm, TCG],
+        wanted="auto",
+        program=str(program),
+        timeout=30,
+        user=User(None, None),
+        known=place / "known.json",
+        again=again,
+    )
+
+
+async def test_what_failed_though_it_is_there_is_tried_again_later(tmp_path: Path) -> None:
+    trials = busy_host(tmp_path, again=0.0)
+    choice = await trials.choose(tmp_path / "busy", "7.2.0")
+    assert choice.name == "tcg"
+    assert "kvm: " in choice.reason and "busy" in choice.reason
+    (tmp_path / "slow").touch()
+    assert (await trials.choose(tmp_path / "busy", "7.2.0")).name == "tcg", "it stays what works"
+    (tmp_path / "busy").unlink()
+    assert trials.known("7.2.0") is not None, "a boot does not wait for the trial"
+    found = await trials.choose(tmp_path / "qemu", "7.2.0")
+    assert found.name == "kvm"
+    assert trials.known("7.2.0") == found
+    assert [other.name for other in trials.beside(found)] == ["tcg"], "for what was frozen under it"
+
+
+async def test_what_failed_though_it_is_there_is_not_tried_each_time(tmp_path: Path) -> None:
+    trials = busy_host(tmp_path, again=3600.0)
+    choice = await trials.choose(tmp_path / "busy", "7.2.0")
+    (tmp_path / "busy").unlink()
+    assert await trials.choose(tmp_path / "qemu", "7.2.0") == choice
+
+
+def test_a_processor_can_go_on_with_what_one_like_it_froze(tmp_path: Path) -> None:
+    def of(text: str) -> Path:
+        path = tmp_path / "cpuinfo"
+        path.write_text(f"processor\t: 0\n{text}\n\nprocessor\t: 1\nmodel name\t: other\n")
+        return path
+
+    lines = "model name\t: EPYC\ncpu family\t: 25\nmodel\t\t: {}\nstepping\t: 1\nflags\t\t: {}"
+    frozen = processor(of(lines.format(17, "fpu avx rtm")))
+    assert frozen.name == "EPYC (25/17/1)"
+    more = processor(of(lines.format(17, "fpu avx rtm new")))
+    assert more.unlike(frozen) == ""
+    assert more.digest() != frozen.digest()
+    assert processor(of(lines.format(17, "fpu avx"))).unlike(frozen) == "the processor here has no rtm"
+    assert processor(of(lines.format(18, "fpu avx rtm"))).unlike(frozen) == "here is EPYC (25/18/1)"
 
 
 async def test_a_missing_qemu_is_told_with_what_to_install(tmp_path: Path) -> None:

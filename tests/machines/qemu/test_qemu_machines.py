@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -372,6 +373,20 @@ async def test_a_state_that_does_not_load_is_replaced_while_machines_boot(yard: 
         while (template / "template.json").exists():  # noqa: ASYNC110
             await anyio.sleep(0.01)
         group.start_soon(boot)
+
+
+async def test_a_state_that_looks_whole_and_does_not_load_is_replaced(yard: Yard) -> None:
+    template = newest_template(yard)
+    (template / "state").write_bytes(b"no state at all")
+    marks = json.loads((template / "template.json").read_bytes())
+    status = (template / "state").stat()
+    marks["digest"] = hashlib.sha256(b"no state at all").hexdigest()
+    marks["files"]["state"] = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    (template / "template.json").write_text(json.dumps(marks))
+    async with yard.machine() as name:
+        assert await yard.says(name, "echo alive") == "alive"
+    assert newest_template(yard) != template
+    assert not (template / "template.json").exists()
 
 
 def newest_template(yard: Yard) -> Path:

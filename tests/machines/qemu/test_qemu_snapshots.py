@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -283,6 +284,19 @@ async def test_it_stands_still_for_what_is_done_meanwhile_and_no_longer(litter: 
         with anyio.fail_after(60):
             while count.read_text() == seen[1]:  # noqa: ASYNC110
                 await anyio.sleep(0.1)
+
+
+async def test_the_clock_of_a_machine_misses_nothing_of_a_snapshot(litter: Litter) -> None:
+    async def long() -> None:
+        await anyio.sleep(5)
+
+    parent = await litter.parent()
+    frozen = await litter.provider.snapshot(parent, "s-long", long)
+    litter.kept.append("s-long")
+    assert frozen.seconds >= 5
+    before = time.time()
+    told = float(await litter.says(parent, "date +%s.%N"))
+    assert before - 2 < told < time.time() + 2
 
 
 async def test_a_full_disk_leaves_the_machine_running_and_nothing_half(litter: Litter) -> None:

@@ -2,20 +2,22 @@
 
 A device that opens proves nothing: on some hosts /dev/kvm makes a VM in which no stock kernel ever starts. So a trial
 boots a real kernel with no root file system, against the clock; it has worked when the kernel came so far as to miss
-one. The answer is kept for as long as host kernel, QEMU and settings are the same.
+one. The answer is kept for as long as host kernel, QEMU and settings are the same; where a better candidate is there
+and failed, which may pass (another hypervisor holds the processor, the host was busy), for an hour.
 """
 
 from __future__ import annotations
 
 import grp
 import hashlib
+import itertools
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +26,7 @@ import anyio
 
 from hiveyard.core.errors import NoAccelerator
 from hiveyard.kit import files
-from hiveyard.kit.shape import record, text
+from hiveyard.kit.shape import number, record, text
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.qemu.command import MACHINE, Engine
 from hiveyard.machines.qemu.launch import Handles, launched
@@ -32,6 +34,7 @@ from hiveyard.machines.qemu.user import User
 
 _MISSES_ROOT = b"Unable to mount root fs"
 _CONSOLE_LIMIT = 1 << 20
+_AGAIN = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,15 @@ class Accelerators:
     """The candidates in the order of preference, and what is known about them."""
 
     def __init__(
-        self, candidates: Sequence[Accelerator], *, wanted: str, program: str, timeout: float, user: User, known: Path
+        self,
+        candidates: Sequence[Accelerator],
+        *,
+        wanted: str,
+        program: str,
+        timeout: float,
+        user: User,
+        known: Path,
+        again: float = _AGAIN,
     ) -> None:
         self._candidates = [each for each in candidates if wanted in ("auto", each.name)]
         self._wanted = wanted
@@ -73,24 +84,34 @@ class Accelerators:
         self._timeout = timeout
         self._user = user
         self._known = known
+        self._again = again
 
     def known(self, version: str) -> Choice | None:
-        """What was found before under the same circumstances."""
-        try:
-            found = record(json.loads(self._known.read_bytes()), self._circumstances(version))
-        except (OSError, ValueError):
-            return None
+        """What was found before under the same circumstances, however long ago."""
+        found = self._found(version)
         for each in self._candidates:
             if each.name == found.get("name"):
                 return Choice(each.name, each.engine, text(found.get("reason")))
         return None
 
+    def beside(self, choice: Choice) -> list[Choice]:
+        """What needs nothing of the host, and so still runs what was frozen when it was the choice."""
+        reason = "what it begins from was frozen under it"
+        others = [each for each in self._candidates if not each.hardware and each.engine != choice.engine]
+        return [Choice(each.name, each.engine, reason) for each in others]
+
     async def choose(self, kernel: Path, version: str) -> Choice:
         """The first candidate that boots `kernel`. Raises NoAccelerator with what was wrong with each."""
-        if choice := self.known(version):
-            return choice
+        before = self.known(version)
+        if before is not None and not self._due(version, before):
+            return before
         wrong: list[str] = []
         for each in self._candidates:
+            if before is not None and each.name == before.name:
+                # It worked before; a host that is busy just now does not take it away.
+                reason = "; ".join([before.reason.partition("; ")[0], *wrong])
+                self._keep(version, each, reason)
+                return before._replace(reason=reason)
             if problem := _absent(each):
                 wrong.append(f"{each.name}: {problem}")
                 continue
@@ -123,6 +144,18 @@ class Accelerators:
             return "", time.monotonic() - began
         return complaint or one_line(decode(bytes(said[-300:]))) or "QEMU ended and said nothing", 0.0
 
+    def _found(self, version: str) -> Mapping[str, object]:
+        try:
+            return record(json.loads(self._known.read_bytes()), self._circumstances(version))
+        except (OSError, ValueError):
+            return {}
+
+    def _due(self, version: str, choice: Choice) -> bool:
+        """Whether a candidate that was passed over for `choice`, though it is there, gets another trial."""
+        better = itertools.takewhile(lambda each: each.name != choice.name, self._candidates)
+        age = time.time() - (number(self._found(version).get("at")) or 0.0)
+        return not 0 <= age < self._again and not all(map(_absent, better))
+
     def _circumstances(self, version: str) -> str:
         # What may be used is one of them: a person who joins the group of /dev/kvm is not left with emulation.
         usable = [(each, _absent(each)) for each in self._candidates]
@@ -130,7 +163,7 @@ class Accelerators:
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def _keep(self, version: str, each: Accelerator, reason: str) -> None:
-        answer = {self._circumstances(version): {"name": each.name, "reason": reason}}
+        answer = {self._circumstances(version): {"name": each.name, "reason": reason, "at": time.time()}}
         files.write_atomic(self._known, json.dumps(answer).encode(), durable=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -106,9 +107,27 @@ def _available_mib() -> int:
     return 1 << 30
 
 
-def processor() -> str:
-    """The model of the host's processor: a state frozen under kvm does not load on another."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return ""
+class Processor(NamedTuple):
+    """What a state frozen under kvm depends on: which processor it is, and what the kernel says that it can."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    def unlike(self, frozen: Processor) -> str:
+        """Why this one cannot go on with what was frozen on the other; "" when it can. One that can more may: a kernel
+        of later knows the names of more."""
+        if self.name != frozen.name:
+            return f"here is {self.name}"
+        missing = sorted(set(frozen.flags) - set(self.flags))
+        return f"the processor here has no {', '.join(missing[:8])}" if missing else ""
+
+    def digest(self) -> str:
+        return f"{self.name} {hashlib.sha256(' '.join(self.flags).encode()).hexdigest()[:16]}"
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
+    """The host's. Not its microcode: what an update of that takes away is away from the flags, too."""
+    lines = (line.partition(":") for line in cpuinfo.read_text().partition("\n\n")[0].splitlines())
+    found = {key.strip(): value.strip() for key, _, value in lines}
+    number = "/".join(found.get(name, "") for name in ("cpu family", "model", "stepping"))
+    return Processor(f"{found.get('model name', '')} ({number})", tuple(sorted(found.get("flags", "").split())))

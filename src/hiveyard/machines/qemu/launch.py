@@ -33,6 +33,14 @@ _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
 _OUTLIVE = ("setsid", "--fork", "--", "sh", "-c", 'echo $$; exec "$@" >/dev/null', "sh")
 
 
+class NotLoaded(MachineLost):
+    """The frozen state that a machine begins from does not load."""
+
+
+class StateRefused(BootFailed):
+    """The same, with what QEMU said of it. Another state may load."""
+
+
 class Handles:
     """Descriptors for one process to inherit. Closed here at the end of the block, or as soon as it has them."""
 
@@ -112,20 +120,21 @@ class Launched:
         self._fd = fd
 
     def read(self) -> str:
-        try:
-            return one_line(decode(os.read(self._fd, 64 << 10)), 1000)
-        except BlockingIOError:
-            return ""
+        return _said(self._fd)
 
     async def error(self, label: str, cause: MachineLost) -> BootFailed | NoSpace:
         """The error for a process with which `cause` happened before it was ready: what it said, or, when it has not
         ended, that. Its sockets close a moment before its end, so that is waited for."""
-        if not await self.vm.gone(within=1.0):
+        ended = await self.vm.gone(within=1.0)
+        if not ended and not isinstance(cause, NotLoaded):
             return BootFailed(f"QEMU for {label} did not come up: {cause.message}", hint=cause.hint)
         said = self.read()
         if "No space left" in said:
             return NoSpace(f"QEMU for {label} found no disk space: {said}", hint="df -h")
-        return BootFailed(f"QEMU for {label} did not start: {said or 'it ended and said nothing'}")
+        said = said or f"it {'ended' if ended else 'runs on'} and said nothing"
+        if isinstance(cause, NotLoaded):
+            return StateRefused(f"QEMU for {label}: {cause.message}: {said}", hint="hv doctor")
+        return BootFailed(f"QEMU for {label} did not start: {said}")
 
 
 @asynccontextmanager
@@ -134,7 +143,7 @@ async def launched(
 ) -> AsyncIterator[Launched]:
     """Start a program. With `outlive` it goes on when the block, or we, end; else it ends with the block.
 
-    Raises ProviderUnavailable when it is not installed.
+    Raises ProviderUnavailable when it is not installed, BootFailed when the host can start no program.
     """
     read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with ExitStack() as pipe:
@@ -150,23 +159,39 @@ async def launched(
                 child = await stack.enter_async_context(running)
             except FileNotFoundError as error:
                 raise ProviderUnavailable(f"{error.filename} is not installed", hint="make setup") from error
+            except OSError as error:
+                raise _unstartable(words[0], error.strerror or str(error)) from error
             finally:
                 os.close(write)
                 # Not held here any more, its sockets close when it ends, and whoever waits at them learns it.
                 handles.close()
             pid = child.pid
             if outlive:
-                pid = await _announced(child)
+                pid = await _announced(child, read)
                 await stack.aclose()
             vm = seen(pid) or Vm(pid, -1, "")
             yield Launched(vm, read, child.stdout)
 
 
-async def _announced(child: Process) -> int:
-    """The pid that the shell of a process which outlives us says is its own."""
+def _said(fd: int) -> str:
+    try:
+        return one_line(decode(os.read(fd, 64 << 10)), 1000)
+    except BlockingIOError:
+        return ""
+
+
+def _unstartable(program: str, why: str) -> BootFailed:
+    return BootFailed(f"{program} could not be started: {why}", hint="ulimit -u; ps -e | wc -l")
+
+
+async def _announced(child: Process, stderr: int) -> int:
+    """The pid that the shell of a process which outlives us says is its own. Raises BootFailed when there is none: a
+    host whose process table is full."""
     assert child.stdout is not None
     said = b""
     async for piece in child.stdout:
         said += piece
     await child.wait()
+    if not said.strip().isdigit():
+        raise _unstartable(_OUTLIVE[0], _said(stderr) or "it ended and said nothing")
     return int(said)

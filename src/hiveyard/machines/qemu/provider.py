@@ -16,7 +16,6 @@ import anyio
 from hiveyard.core.commands import Command
 from hiveyard.core.context import of_machines
 from hiveyard.core.errors import (
-    BootFailed,
     MachineLost,
     MachineNotReady,
     NoSuchMachine,
@@ -46,6 +45,7 @@ from hiveyard.machines.qemu.entry import Entries, GuestExec
 from hiveyard.machines.qemu.forking import Fork, bring_up
 from hiveyard.machines.qemu.holdings import held
 from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, space_named
+from hiveyard.machines.qemu.launch import StateRefused
 from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.record import Record, Rig, read
 from hiveyard.machines.qemu.settings import QemuSettings
@@ -137,9 +137,7 @@ class QemuProvider:
         qemu, origin = await self._stock.begin(spec)
         try:
             return await self._bring_up(name, spec, qemu, origin)
-        except BootFailed as error:
-            if origin.frozen is None:
-                raise
+        except StateRefused as error:
             # It was whole when we looked. If its state does not load all the same, a new one will.
             _log.warning("machine %s: %s; making its template again", name, error.message)
             await self._remove(name)

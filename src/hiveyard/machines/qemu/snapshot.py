@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -38,12 +38,12 @@ from hiveyard.kit.shape import text
 from hiveyard.machines.qemu import folded, memory
 from hiveyard.machines.qemu.accelerator import Choice
 from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
-from hiveyard.machines.qemu.host import Qemu
+from hiveyard.machines.qemu.host import Processor, Qemu, processor
 from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.record import Record, Rig, layers
 from hiveyard.machines.qemu.serving import hush, speak
 from hiveyard.machines.qemu.state import save
-from hiveyard.machines.qemu.still import halted, runs, stop, unhalted
+from hiveyard.machines.qemu.still import catch_up, halted, runs, stop, unhalted
 from hiveyard.machines.qemu.sweeping import stand_on
 from hiveyard.machines.qemu.template import Origin, hand_over, overlay
 from hiveyard.machines.qemu.wire import Refused, Wire, qmp
@@ -53,18 +53,24 @@ _NODE = re.compile(r"(?:disk\d+|own(\d+))\Z")
 
 
 class Snapshot(NamedTuple):
-    """`engine` and `version` are what its state depends on."""
+    """`engine` and `version` are what its state depends on, and under kvm `processor`: None in those of before."""
 
     origin: Origin
     engine: str
     version: str
+    processor: Processor | None = None
 
-    def qemu(self, program: str, version: str, choice: Choice | None) -> Qemu:
-        """The QEMU of this host. Raises ProviderUnavailable when it cannot load what another one froze."""
-        if choice is None or (self.version, self.engine) != (version, repr(choice.engine)):
-            now = choice.engine.accel if choice else "no accelerator"
+    def qemu(self, program: str, version: str, choices: Sequence[Choice]) -> Qemu:
+        """The QEMU of this host, by the one of `choices` that it was taken under. Raises ProviderUnavailable when it
+        cannot load what another one froze."""
+        choice = next((choice for choice in choices if repr(choice.engine) == self.engine), None)
+        if choice is None or self.version != version:
+            now = choices[0].engine.accel if choices else "no accelerator"
             raise ProviderUnavailable(f"the snapshot was taken by QEMU {self.version}, here is {version} with {now}")
-        return Qemu(program, version, choice)
+        qemu = Qemu(program, version, choice)
+        if qemu.kvm and self.processor and (problem := processor().unlike(self.processor)):
+            raise ProviderUnavailable(f"the snapshot was taken under kvm on {self.processor.name}: {problem}")
+        return qemu
 
     def settle(self, place: Path) -> Origin:
         """What a machine begins from, with the snapshot's files at `place`, a directory that is made. Raises
@@ -102,7 +108,9 @@ class Snapshots:
             if not Path(layer.file).is_file():
                 raise NoSuchSnapshot(f"snapshot {name} is of no more use: {layer.file}, which it needs, is gone")
         origin = Origin(under, text(data.get("host_key")), frozen=root, again=True)
-        return Snapshot(origin, text(data.get("engine")), text(data.get("version")))
+        return Snapshot(
+            origin, text(data.get("engine")), text(data.get("version")), _processor(fields(data, "processor"))
+        )
 
     def names(self) -> set[str]:
         if not self._root.is_dir():
@@ -194,13 +202,11 @@ class _Taking:
             top, node = await _top(wire)
             await overlay(self._fresh / "blank.qcow2", "disk.qcow2", "qcow2", self._record.shape.disk_gib)
             await self._new_top(top + 1)
-            begun = time.monotonic()
             async with self._still(wire):
                 changed = await self._freeze(wire, base, top, node, meanwhile)
-            seconds = time.monotonic() - begun
         await anyio.to_thread.run_sync(self._finish, top)
         size = sum(path.stat().st_blocks * 512 for path in self._fresh.iterdir() if path.name != "base")
-        return Frozen(seconds, max(size, changed))
+        return Frozen(self._seconds, max(size, changed))
 
     def _begin_memory(self) -> memory.File:
         try:
@@ -222,6 +228,7 @@ class _Taking:
     @asynccontextmanager
     async def _still(self, wire: Wire) -> AsyncIterator[None]:
         """The machine stands still for the block, and longer only when it did before."""
+        begun = time.monotonic()
         ran = await runs(wire)
         self._record = halted(self._record, self._rig) if ran else self._record
         try:
@@ -230,10 +237,14 @@ class _Taking:
                 await stop(wire)
             yield
         finally:
-            if ran:
-                with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True):
+                if ran:
                     await wire.call("cont")
                     await speak(self._rig.session)
+                self._seconds = time.monotonic() - begun
+                if ran:
+                    # Only then is it written down that it goes on: whoever finds us killed gives it the time, too.
+                    await catch_up(self._record, self._rig)
                     self._record = unhalted(self._record, self._rig)
 
     async def _freeze(self, wire: Wire, base: memory.File, top: int, node: str, meanwhile: Meanwhile | None) -> int:
@@ -285,8 +296,14 @@ class _Taking:
             "host_key": self._record.host_key,
             "engine": self._record.engine,
             "version": self._record.version,
+            "processor": processor()._asdict(),
         }
         files.write_atomic(self._fresh / "snapshot.json", json.dumps(data).encode())
+
+
+def _processor(data: Mapping[str, object]) -> Processor | None:
+    flags = data.get("flags")
+    return Processor(text(data.get("name")), tuple(map(text, flags))) if isinstance(flags, list) else None
 
 
 def _discard(path: Path) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hiveyard.core.errors import NoSpace, ProviderError
+from hiveyard.core.errors import MachineLost, NoSpace, ProviderError
 from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import one_line
+from hiveyard.machines.qemu.launch import NotLoaded
 from hiveyard.machines.qemu.wire import Refused, Wire
 
 _LEAST = 1 << 20
@@ -43,8 +44,8 @@ async def save(wire: Wire, state: Path) -> None:
 
 
 async def thaw(wire: Wire, state: Path) -> None:
-    """Load the devices from the file `state` and let the guest go on. Raises MachineLost when it does not load: QEMU
-    ends itself then."""
+    """Load the devices from the file `state` and let the guest go on. Raises NotLoaded when it does not load: QEMU
+    says so, or ends itself before it can."""
     # x-ignore-shared for templates that `migrate` froze, of versions before: in those is where their memory would be.
     wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
     await wire.call("migrate-set-capabilities", capabilities=wanted)
@@ -54,15 +55,22 @@ async def thaw(wire: Wire, state: Path) -> None:
         except Refused:  # QEMU before 8.2 knows no `file:`; one of late takes no file as `fd:`
             await wire.give("state", fd)
             await wire.call("migrate-incoming", uri="fd:state")
+    try:
+        status = await _end_of_migration(wire)
+    except MachineLost as error:
+        raise NotLoaded("it ended while it loaded the frozen state") from error
+    if status == "failed":
+        raise NotLoaded("the frozen state does not load")
+    await wire.call("cont")
+
+
+async def _end_of_migration(wire: Wire) -> str:
     while True:
         message = await wire.receive()
         if message.get("event") == "MIGRATION":
             status = text(record(message, "data").get("status"))
-            if status == "completed":
-                break
-            if status == "failed":
-                raise ProviderError("the frozen state does not load")
-    await wire.call("cont")
+            if status in ("completed", "failed"):
+                return status
 
 
 @contextmanager

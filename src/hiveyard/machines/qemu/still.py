@@ -23,6 +23,7 @@ from hiveyard.machines.qemu.vm import seen
 from hiveyard.machines.qemu.wire import Wire, qmp
 
 _log = logging.getLogger(__name__)
+_TICK = 10.0
 
 
 async def runs(wire: Wire) -> bool:
@@ -63,11 +64,16 @@ async def go_on(record: Record, rig: Rig) -> None:
     # Even when it runs: whoever let it go on may have been killed before this.
     await speak(rig.session)
     if stood:
-        try:
-            await tick(rig.become, record.name)
-        except (MachineLost, BootFailed, TimeoutError) as error:
-            # It goes on all the same: whoever needs it finds out what has become of it.
-            _log.warning("machine %s did not take the time: %s", record.name, error)
+        await catch_up(record, rig, within=60.0)
+
+
+async def catch_up(record: Record, rig: Rig, *, within: float | None = None) -> None:
+    """Give a machine that goes on the time that it stood still for."""
+    try:
+        await tick(rig.become, record.name, within=within or _TICK)
+    except (MachineLost, BootFailed, TimeoutError) as error:
+        # It goes on all the same: whoever needs it finds out what has become of it.
+        _log.warning("machine %s did not take the time: %s", record.name, error)
 
 
 def halted(record: Record, rig: Rig) -> Record:
@@ -91,4 +97,5 @@ async def mended(record: Record, rig: Rig) -> Record:
         if not await runs(wire):
             await wire.call("cont")
     await speak(rig.session)
+    await catch_up(record, rig)
     return unhalted(record, rig)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from hiveyard.core.errors import NoSuchImage, ProviderUnavailable
+from hiveyard.core.errors import BootFailed, NoSuchImage, ProviderUnavailable
 from hiveyard.core.machines import Image, MachineSpec, Readiness, Report, Shape, quiet
-from hiveyard.machines.qemu.accelerator import Accelerator, Accelerators
+from hiveyard.machines.qemu.accelerator import Accelerator, Accelerators, Choice
 from hiveyard.machines.qemu.disk import Disk, Disks
 from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, processor, space_named, version
 from hiveyard.machines.qemu.locks import holding
@@ -47,11 +47,10 @@ class Stock:
     async def readiness(self) -> Readiness:
         try:
             number = await self._found_version()
-            choice = self._accelerators().known(number)
             kernels = self._disks.kernels()
-            if choice is None and kernels:
-                choice = await self._accelerators().choose(kernels[-1], number)
-        except ProviderUnavailable as error:
+            accelerators = self._accelerators()
+            choice = await accelerators.choose(kernels[-1], number) if kernels else accelerators.known(number)
+        except (ProviderUnavailable, BootFailed) as error:
             return Readiness(ok=False, detail=error.message, fix=error.hint)
         why = choice.reason if choice else "the accelerator is found out when the first image is prepared"
         return Readiness(ok=True, detail=f"QEMU {number}; {why}")
@@ -59,11 +58,21 @@ class Stock:
     async def qemu_of(self, snapshot: Snapshot) -> Qemu:
         """The QEMU of this host. Raises ProviderUnavailable when it cannot load the snapshot."""
         number = await self._found_version()
-        return snapshot.qemu(self._settings.program, number, self._accelerators().known(number))
+        kernels = self._disks.kernels()
+        choices = await self._choices(kernels[-1] if kernels else None)
+        return snapshot.qemu(self._settings.program, number, choices)
 
-    async def _qemu(self, kernel: Path) -> Qemu:
+    async def _choices(self, kernel: Path | None) -> list[Choice]:
+        """What a machine can run under, the best first. A boot does not wait for a trial of what failed before."""
         number = await self._found_version()
-        return Qemu(self._settings.program, number, await self._accelerators().choose(kernel, number))
+        accelerators = self._accelerators()
+        best = accelerators.known(number)
+        if best is None and kernel is not None:
+            best = await accelerators.choose(kernel, number)
+        return [best, *accelerators.beside(best)] if best else []
+
+    def _qemu(self, choice: Choice) -> Qemu:
+        return Qemu(self._settings.program, self._version, choice)
 
     async def _found_version(self) -> str:
         self._version = self._version or await version(self._settings.program)
@@ -87,9 +96,9 @@ class Stock:
             self._cache.mkdir(parents=True, exist_ok=True)
             async with self._making(image.id):
                 disk = await self._disks.ensure(image, shape.disk_gib, report)
-                new_here = self._accelerators().known(self._version) is None
-                qemu = await self._qemu(disk.kernel)
-                if new_here:
+                before = self._accelerators().known(self._version)
+                qemu = self._qemu(await self._accelerators().choose(disk.kernel, self._version))
+                if before is None or before.engine != qemu.choice.engine:
                     report(f"accelerator: {qemu.choice.reason}")
                 await anyio.to_thread.run_sync(sweep, [*self._templates.useless(qemu.version), *self._disks.useless()])
                 if self._settings.templates:
@@ -105,9 +114,15 @@ class Stock:
     async def begin(self, spec: MachineSpec) -> tuple[Qemu, Origin]:
         """For a new machine. Raises NoSuchImage for an image that is not prepared for its size."""
         disk = self._disk(spec)
-        qemu = await self._qemu(disk.kernel)
+        choices = await self._choices(disk.kernel)
+        qemu = self._qemu(choices[0])
         if not self._settings.templates:
             return qemu, Origin((disk.layer,), disk.host_key, kernel=disk.root)
+        # What was prepared before there was a better choice can be used until it is prepared again.
+        for other in map(self._qemu, choices):
+            if self._templates.find(self._key(spec.image.id, spec.shape, disk, other)):
+                qemu = other
+                break
         return qemu, (await self._template(spec, disk, qemu)).origin(disk.layer)
 
     async def again(self, spec: MachineSpec, qemu: Qemu, broken: Origin) -> Origin:
@@ -115,10 +130,14 @@ class Stock:
         NoSuchImage."""
         disk = self._disk(spec)
         async with self._making(spec.image.id):
-            now = self._templates.find(self._key(spec.image.id, spec.shape, disk, qemu))
-            if now is not None and now.root == broken.frozen:
-                self._templates.retire(now)
-            return (await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)).origin(disk.layer)
+            key = self._key(spec.image.id, spec.shape, disk, qemu)
+            now = self._templates.find(key)
+            if now is None or now.root != broken.frozen:
+                return (await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)).origin(disk.layer)
+            # On a host where nothing loads none comes out of this, and the former may be sound.
+            fresh = await self._new_template(key, disk, qemu, quiet)
+            self._templates.retire(now)
+            return fresh.origin(disk.layer)
 
     def _disk(self, spec: MachineSpec) -> Disk:
         disk = self._disks.find(spec.image.id, spec.shape.disk_gib)
@@ -153,6 +172,10 @@ class Stock:
                 report(f"{error.message}; making it again")
                 _log.warning("%s; making it again", error.message)
                 self._templates.retire(template)
+        return await self._new_template(key, disk, qemu, report)
+
+    async def _new_template(self, key: Key, disk: Disk, qemu: Qemu, report: Report) -> Template:
+        shape = key.shape
         check_memory(shape)
         check_space(self._cache, shape.memory_mib + 512)
         fresh = self._templates.place(key)
@@ -174,7 +197,7 @@ class Stock:
             shape=replace(shape, pids=Shape().pids),  # a machine is told that when it is forked
             engine=qemu.choice.engine,
             version=qemu.version,
-            processor=processor() if qemu.kvm else "",
+            processor=processor().digest() if qemu.kvm else "",
         )
 
     def _making(self, image_id: str) -> AbstractAsyncContextManager[None]:
