@@ -63,8 +63,8 @@ async def build(recipe: Recipe, directory: Path, log: Path, report: Report) -> B
             argv = _mmdebstrap(recipe, network, work)
             report(f"fetching Debian {recipe.suite}")
             status = await _run(argv, _environment(network, work), rootfs, lines, progress)
-    if status != 0:
-        raise _failure(progress, log, directory)
+        if status != 0:
+            raise _failure(progress, log, work)
     await anyio.to_thread.run_sync(_add_dev, rootfs)
     return Built(rootfs, progress.programs, progress.resolved)
 
@@ -100,6 +100,7 @@ def _work(directory: Path) -> Iterator[Path]:
         yield directory
         return
     with tempfile.TemporaryDirectory(prefix="hiveyard-build-") as name:
+        check_space(Path(name))
         Path(name).chmod(0o755)
         yield Path(name)
 

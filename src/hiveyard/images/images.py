@@ -13,6 +13,7 @@ A directory is complete or absent: it is renamed into place at the end of a buil
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -162,8 +163,10 @@ class Images:
         try:
             log = self.directory / "last-build.log"
             built = await builder.build(recipe, directory, log, report)
+            # What steps of a recipe fetched has no version that we know of: what counts is what came out.
+            content = await anyio.to_thread.run_sync(_sha256, built.rootfs)
             record = _Record(
-                id=digest([recipe.key(), built.resolved]),
+                id=digest([recipe.key(), built.resolved, content]),
                 name=recipe.name,
                 recipe=recipe.key(),
                 programs=built.programs,
@@ -189,7 +192,7 @@ class Images:
         files.write_atomic(whole / "resolved.json", text.encode())
         files.write_atomic(whole / "image.json", msgspec.json.format(msgspec.json.encode(record)))
         place = self.directory / record.id
-        if place.exists():  # a forced build that found the same versions: the newer takes its place
+        if place.exists():  # a forced build that made the same: the newer takes its place
             place.rename(directory / "former")
         whole.rename(place)
         files.sync_dir(self.directory)
@@ -247,6 +250,11 @@ def _foreign(error: OSError, directory: Path) -> NoSpace | ImageBuildFailed:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"no space left under {directory}", hint=f"df -h {directory}")
     return ImageBuildFailed(f"the build failed under {directory}: {error}")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _remove(directory: Path) -> None:
