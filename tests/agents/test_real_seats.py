@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 
 import pytest
 
+from hiveyard.core.commands import Command
 from hiveyard.core.events import AgentAsked, AgentEdited, AgentPrompted, AgentStarted, AgentText
 from hiveyard.testing.script import Call, File, Step, say, shell, tool
 from tests.agents.hostile import INSTRUCTIONS, poison
@@ -100,6 +102,32 @@ async def test_the_conversation_is_known_after_the_terminal_was_lost(agent: str,
     assert b"The first answer." in place.model.asked[-1].body
     assert [event.text for event in place.events if isinstance(event, AgentText)][-1] == "I remember."
     assert _prompts(place.events) == ["the first question", "[[script:slow]] begin", "[[script:next]] go on"]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_a_prompt_is_told_once_however_its_teller_was_cut_off(agent: str, yard: HostYard) -> None:
+    """A guest that is left to be frozen kills who tells a prompt; after the thaw it is told again."""
+    async with sitting(yard, agent, [say("Read.")]) as place:
+        await place.sit()
+        assert (await place.say("the first")).ok
+        forget = f"rm /tmp/hiveyard-seat-*-{hashlib.sha256(place.turn.state.encode()).hexdigest()[:12]}/told"
+        assert (await place.run(Command(shell=forget))).ok, "killed when it had only not written that down"
+        assert (await place.say("the first")).ok
+        await place.ended()
+        texts = ["the first"]
+        if agent == "claude":
+            await place.press("half a thou")
+        for wait in (0.2, 0.4, 0.6, 0.9):
+            texts.append(f"cut off after {wait} s")
+            words = place.agent.say(place._prompted(texts[-1])).words()
+            await place.run(Command(argv=("timeout", "-s", "KILL", str(wait), *words)))
+            assert (await place.say(texts[-1])).ok
+            await place.ended(len(texts))
+        if agent == "claude":
+            texts.append("half a thought of mine")
+            await place.press("ght of mine", "Enter")
+            await place.ended(len(texts))
+    assert _prompts(place.events) == texts
 
 
 HARD = (

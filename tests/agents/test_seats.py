@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from hiveyard import agents
 from hiveyard.agents.inside.claude_seat import GUARD, _safe
-from hiveyard.agents.inside.terminal import Feed, Tail
+from hiveyard.agents.inside.terminal import Feed, Tail, once
 from hiveyard.agents.seats import argv_of
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentOutput, AgentPrompted, AgentStarted
 from hiveyard.core.ports import Seated, Turn
@@ -297,19 +298,27 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
 """
 
 
-@pytest.fixture
-def slow(tmp_path: Path) -> Iterator[tuple[Turn, subprocess.Popen[str]]]:
-    """A turn whose prompt is `begin`, and the seat of such an opencode."""
-    (tmp_path / "prompt").write_text("begin")
-    told = turn(prompt=str(tmp_path / "prompt"), state=str(tmp_path))
-    settings = {"argv": [sys.executable, "-c", _SLOW], "conversation": "", "title": "t"}
+@contextmanager
+def seated(place: Path, program: str) -> Iterator[tuple[Turn, subprocess.Popen[str]]]:
+    """A turn whose prompt is `begin`, and the seat of an opencode that is `program`."""
+    (place / "prompt").write_text("begin")
+    told = turn(prompt=str(place / "prompt"), state=str(place))
+    settings = {"argv": [sys.executable, "-c", program], "conversation": "", "title": "t"}
     sit = argv_of(told, "opencode", "sit", settings)
     with subprocess.Popen(sit, stdout=subprocess.PIPE, text=True, start_new_session=True) as seat:
-        feed = tmp_path / "opencode" / "feed.jsonl"
+        feed = place / "opencode" / "feed.jsonl"
         while not feed.exists():
             time.sleep(0.05)
-        yield told, seat
-        os.killpg(seat.pid, signal.SIGTERM)
+        try:
+            yield told, seat
+        finally:
+            os.killpg(seat.pid, signal.SIGTERM)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[Turn, subprocess.Popen[str]]]:
+    with seated(tmp_path, _SLOW) as both:
+        yield both
 
 
 def test_an_opencode_that_takes_long_is_waited_for_and_told_once(slow: tuple[Turn, subprocess.Popen[str]]) -> None:
@@ -331,3 +340,85 @@ def test_an_opencode_that_sets_itself_up_anew_is_heard_again(slow: tuple[Turn, s
     while b"session.idle" not in feed.read_bytes():
         assert time.monotonic() < until, feed.read_bytes()
         time.sleep(0.05)
+
+
+# An opencode that takes a prompt, tells of it, and answers nothing for as long as it is called `begin`; it takes none
+# that is called `lost` before it is asked twice.
+_MUTE = """
+import json, queue, sys, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+events = queue.Queue()
+lost = []
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while True:
+            event = b"data: " + json.dumps(events.get()).encode() + b"\\n"
+            self.wfile.write(b"%x\\r\\n%b\\r\\n" % (len(event), event))
+
+    def do_POST(self):
+        data = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "prompt" in self.path:
+            self.take(data["parts"][0]["text"])
+        answer = json.dumps({"id": "ses_1"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def take(self, text):
+        print(text, flush=True)
+        if text == "lost" and not lost:
+            lost.append(text)
+            time.sleep(1000)
+        part = {"type": "text", "text": text, "messageID": "m"}
+        events.put({"type": "message.part.updated", "properties": {"sessionID": "ses_1", "part": part}})
+        if text == "begin":
+            time.sleep(1000)
+
+    def log_message(self, *words):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+"""
+
+
+def test_a_prompt_whose_teller_died_when_the_guest_was_left_is_told_once(tmp_path: Path) -> None:
+    """What the program took is not said again; what it did not take is."""
+    with seated(tmp_path, _MUTE) as (told, seat):
+        say = adapter("opencode").say(told).words()
+        assert seat.stdout is not None
+        for text in ("begin", "lost"):
+            Path(told.prompt).write_text(text)
+            with subprocess.Popen(say) as cut_off:
+                assert seat.stdout.readline() == f"{text}\n"
+                cut_off.kill()
+            assert subprocess.run(say, check=False, timeout=60).returncode == 0
+        Path(told.prompt).write_text("go on")
+        assert subprocess.run(say, check=False, timeout=60).returncode == 0
+        assert [seat.stdout.readline() for _ in range(2)] == ["lost\n", "go on\n"]
+
+
+def test_a_prompt_that_was_begun_is_looked_for_from_where_the_feed_stood(tmp_path: Path) -> None:
+    feed = Feed(str(tmp_path / "feed"))
+    feed.begin()
+    feed.add({"n": 1})
+    with pytest.raises(KeyboardInterrupt), once(tmp_path, feed, "turn-1", "go") as first:
+        assert first is not None
+        assert (first.again, list(first.heard.lines())) == (False, [])
+        feed.add({"n": 2})
+        raise KeyboardInterrupt
+    with once(tmp_path, feed, "turn-1", "go") as second:
+        assert second is not None
+        assert (second.again, list(second.heard.lines())) == (True, [{"n": 2}])
+    with once(tmp_path, feed, "turn-1", "go") as third:
+        assert third is None
+    with once(tmp_path, feed, "turn-2", "go") as other:
+        assert other is not None
+        assert (other.again, list(other.heard.lines())) == (False, [])

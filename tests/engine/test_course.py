@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import pytest
 
 from hiveyard.core import events as e
 from hiveyard.core.events import Failure
+from hiveyard.core.events.body import TEXT_LIMIT, clip
 from hiveyard.core.states import TurnState
-from hiveyard.engine.course import Course
+from hiveyard.engine.course import Course, Wording
 from hiveyard.engine.ledger import Entry
 from hiveyard.store.views import TurnRow
 
@@ -15,13 +19,15 @@ PROMPTED, ENDED = e.AgentPrompted(text="go"), e.AgentEnded(is_error=False)
 INTERRUPTED = e.AgentEnded(is_error=True, reason="interrupted")
 
 
-def told(course: Course, *bodies: e.AnyBody) -> list[tuple[int | None, str]]:
-    """What is journaled for some lines of the feed: turns and types."""
-    return [(placed.turn, placed.entry.body.type) for placed in course.placed([Entry(body) for body in bodies])]
+def told(course: Course, *bodies: e.AnyBody, waiting: Mapping[int, str] | None = None) -> list[tuple[int | None, str]]:
+    """What is journaled for some lines of the feed, turns and types, while prompts are `waiting`."""
+    wordings = {number: Wording(text) for number, text in (waiting or {}).items()}
+    placed = course.placed([Entry(body) for body in bodies], wordings)
+    return [(one.turn, one.entry.body.type) for one in placed]
 
 
 def outcomes(course: Course, *bodies: e.AnyBody) -> list[str]:
-    placed = course.placed([Entry(body) for body in bodies])
+    placed = course.placed([Entry(body) for body in bodies], {})
     return [one.entry.body.outcome for one in placed if isinstance(one.entry.body, e.TurnEnded)]
 
 
@@ -52,7 +58,7 @@ def test_a_prompt_of_ours_is_the_turn_that_waited_for_it() -> None:
     course = Course("claude", [], None)
     assert [course.added("")[0], course.added("")[0]] == [1, 2]
     assert course.next == 1
-    assert told(course, PROMPTED)[0] == (1, "turn.started")
+    assert told(course, PROMPTED, waiting={1: "go"})[0] == (1, "turn.started")
     assert course.next is None  # one at a time
     told(course, ENDED)
     assert course.next == 2
@@ -104,3 +110,63 @@ def test_a_prompt_that_was_not_taken_ends_its_turn() -> None:
     ended = course.refused(number, Failure(code="agent.failed", message="it did not listen"))
     assert ended.outcome == "failed"
     assert course.next is None
+    assert course.ended == 1
+
+
+def test_a_prompt_of_a_person_comes_before_the_one_that_waits() -> None:
+    course = Course("claude", [row(1, TurnState.RUNNING)], "c-1")
+    assert course.added("")[0] == 2
+    typed = e.AgentPrompted(text="typed meanwhile")
+    begun = told(course, ENDED, typed, waiting={2: "go"})
+    assert begun[1:] == [(1, "turn.ended"), (3, "turn.started"), (3, "agent.prompted")]
+    assert (course.running, course.waiting, course.next, course.ended) == (3, (2,), None, 1)
+    told(course, ENDED)
+    assert (course.next, course.ended) == (2, 3)
+    assert told(course, PROMPTED, ENDED, waiting={2: "go"})[0] == (2, "turn.started")
+    assert (course.ended, course.last, course.waiting) == (2, 3, ())
+    assert course.added("")[0] == 4
+
+
+def test_the_next_daemon_knows_which_turn_ended_last() -> None:
+    ended = row(1, TurnState.ENDED), row(3, TurnState.ENDED)
+    course = Course("claude", [*ended, row(2, TurnState.PENDING)], None)
+    assert (course.ended, course.next, course.last) == (3, 2, 3)
+    assert told(course, e.AgentPrompted(text="typed"), waiting={2: "go"})[0] == (4, "turn.started")
+
+
+@pytest.mark.parametrize(
+    ("kept", "heard"),
+    [
+        ("  go on \r\n", "go on"),
+        ("/clear", "\u2800/clear"),
+        ("a\x00\x1b[1m\u200bb", "a\ufffd[1mb"),
+        (" " + "long " * TEXT_LIMIT, clip("long " * TEXT_LIMIT)),
+    ],
+)
+def test_a_program_may_change_what_nobody_sees_of_a_prompt(kept: str, heard: str) -> None:
+    assert Wording(kept).is_of(heard)
+    assert not Wording(f"{kept[:8]}other").is_of(heard)
+
+
+def test_a_prompt_that_was_said_and_changed_is_still_ours() -> None:
+    """Else its turn waits for ever, and is said again by the next daemon."""
+    course = Course("claude", [], None)
+    number, _ = course.added("")
+    course.said(number)
+    assert course.next is None
+    assert told(course, e.AgentPrompted(text="(another wording)"), waiting={1: "go"})[0] == (1, "turn.started")
+
+
+def test_a_prompt_that_is_taken_into_the_turn_of_a_person_begins_its_own() -> None:
+    course = Course("claude", [], None)
+    course.added("")
+    told(course, e.AgentPrompted(text="typed"), waiting={1: "go"})
+    assert told(course, e.AgentPrompted(text="typed too"), waiting={1: "go"}) == [(2, "agent.prompted")]
+    assert told(course, PROMPTED, ENDED, waiting={1: "go"}) == [
+        (2, "turn.ended"),
+        (1, "turn.started"),
+        (1, "agent.prompted"),
+        (1, "agent.ended"),
+        (1, "turn.ended"),
+    ]
+    assert (course.running, course.waiting, course.ended) == (None, (), 1)

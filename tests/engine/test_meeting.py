@@ -20,7 +20,7 @@ from hiveyard.engine.spawn import request_of
 from hiveyard.engine.workspace import Workspace
 from tests.engine.conftest import Yard, git
 from tests.engine.remembering import Remembering, at_work
-from tests.engine.yards import FullLedger, at_early, events, spawned, told, until
+from tests.engine.yards import FullLedger, answer, at_early, events, spawned, told, until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -69,6 +69,29 @@ async def test_a_prompt_that_could_not_be_journaled_is_not_said(yard: Yard, repo
         sitting.resources = whole
         assert await told(engine, id, "remember apple") == "done: remember apple"
         assert [event.turn for event in await events(engine, id) if isinstance(event.body, AgentPrompted)] == [1]
+        await engine.sessions.stop(id)
+
+
+async def test_a_prompt_that_waits_is_said_when_a_person_was_heard_before_it(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.send(id, "wait")
+        await until(engine, id, lambda view: view.activity == "thinking")
+        sitting = await engine.sessions._sitting(id)
+        async with engine.sessions.guest(id) as guest:
+            await guest.write_atomic("/session/state/typed", b"remember pear")
+            typed = replace(sitting.turn, prompt="/session/state/typed")
+            assert (await guest.run(sitting.agent.say(typed))).ok
+        waiting = await engine.sessions.send(id, "remember apple")
+        await engine.sessions.interrupt(id)
+        assert await answer(engine, id, waiting) == "done: remember apple"
+        heard = [(event.turn, event.body) for event in await events(engine, id, "agent.prompted")]
+        assert [(turn, body.text) for turn, body in heard if isinstance(body, AgentPrompted)] == [
+            (1, "wait"),
+            (3, "remember pear"),
+            (2, "remember apple"),
+        ]
+        assert await told(engine, id, "recall") == "kept: pear apple"
         await engine.sessions.stop(id)
 
 

@@ -22,6 +22,7 @@ from tests.cli.conftest import Hv
 from tests.engine.conftest import git, repo
 from tests.support.dockerd import engine_socket
 from tests.support.leaks import searched_directory
+from tests.support.own_ports import own_ports
 
 from .host import files_with
 from .probe import forms
@@ -141,7 +142,7 @@ def opening(request: pytest.FixtureRequest) -> Opening:
     def open_yard(provider: str, model: ScriptedModel | None = None, config: str = "", **env: str) -> Iterator[Yard]:
         if provider == "docker":
             config += f'\n[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
-        config = f'[engine]\nprovider = "{provider}"\ndisk_reserve_mib = 1\n{config}'
+        config = f'[engine]\nprovider = "{provider}"\ndisk_reserve_mib = 1\n{config}{own_ports()}'
         # Nothing listens on port 9: without a model there is no upstream.
         upstream = model.url if model else "http://127.0.0.1:9"
         given = {"HIVEYARD_ANTHROPIC_UPSTREAM": upstream, "HIVEYARD_OPENAI_UPSTREAM": upstream, **env}

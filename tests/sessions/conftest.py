@@ -17,6 +17,7 @@ from tests.cli.conftest import Hv
 from tests.engine.conftest import git, repo
 from tests.main_job.conftest import docker_socket, portal
 from tests.support.leaks import searched_directory
+from tests.support.own_ports import own_ports
 
 __all__ = ["docker_socket", "git", "portal", "repo"]
 Session = dict[str, Any]
@@ -120,6 +121,7 @@ def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
     settings = f'[engine]\nprovider = "{provider}"\nagent = "puppet"\ndisk_reserve_mib = 1\n'
     if provider == "docker":
         settings += f'[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
+    settings += own_ports()
     with searched_directory() as scratch:
         home = scratch / "home"
         real = {"settings": settings, "HIVEYARD_CACHE": str(places().cache)}

@@ -85,7 +85,12 @@ class Vm:
             return False
 
     def _until_inside(self) -> None:
-        """bwrap tells of its child before the child has its files: until then it has those of the host."""
-        while not os.path.samefile(f"/proc/{self.pid}/root", self.tree):
+        """bwrap tells of its child before the child has its files: until then it has those of the host, and then for a
+        moment those of the host on top of its own."""
+        while not (os.path.samefile(f"/proc/{self.pid}/root", self.tree) and self._roots() == 1):
             assert self.alive, "the fake machine did not start"
             time.sleep(0.002)
+
+    def _roots(self) -> int:
+        mounts = Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
+        return sum(line.split()[4] == "/" for line in mounts)

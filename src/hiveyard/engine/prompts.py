@@ -31,11 +31,11 @@ class Prompts:
     async def hand_over(self, guest: Guest, number: int) -> str:
         """Put the prompt of a turn into the guest; returns its path there. Raises SessionDamaged when it is lost."""
         path = f"{GUEST_PROMPTS}/turn-{number}.txt"
-        data = await anyio.to_thread.run_sync(self._kept, number)
+        data = await anyio.to_thread.run_sync(self.kept, number)
         await guest.write_atomic(path, data, mode=0o644)
         return path
 
-    def _kept(self, number: int) -> bytes:
+    def kept(self, number: int) -> bytes:
         file = self._file(number)
         try:
             with file.open("rb") as kept:

@@ -12,14 +12,23 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import anyio
+import anyio.to_thread
 from sqlalchemy import Connection
 
 from hiveyard.core.commands import ProcessInfo, ProcessSpec, ProcessStatus
-from hiveyard.core.errors import AgentFailed, HiveyardError, MachineLost, NoSuchProcess, StoreUnusable
-from hiveyard.core.events import Failure, TurnEnded
+from hiveyard.core.errors import (
+    AgentFailed,
+    HiveyardError,
+    MachineLost,
+    NoSuchProcess,
+    SessionDamaged,
+    StoreUnusable,
+)
+from hiveyard.core.events import AgentPrompted, Failure, TurnEnded
 from hiveyard.core.ports import Agent, Guest, ProcessManager, Seat, Seated, Turn
-from hiveyard.engine.course import Course
+from hiveyard.engine.course import Course, Wording
 from hiveyard.engine.judge import as_failure
+from hiveyard.engine.ledger import Entry
 from hiveyard.engine.meaning import Meaning
 from hiveyard.engine.prompts import Prompts
 from hiveyard.engine.resources import Resources
@@ -53,7 +62,6 @@ class Sitting:
     prompts: Prompts
     resources: Resources
     on_turn_over: Callable[[], None] = lambda: None
-    _said: set[int] = field(default_factory=set)
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _adding: anyio.Lock = field(default_factory=anyio.Lock)
     _looked_back: bool = False
@@ -123,13 +131,27 @@ class Sitting:
     async def _record(self, meaning: Meaning, lines: Sequence[Line]) -> None:
         # Shielded: the course must not know more than the journal when the guest is left in the middle of this.
         with anyio.CancelScope(shield=True):
-            placed = self.course.placed(meaning.entries(lines))
+            entries = meaning.entries(lines)
+            placed = self.course.placed(entries, await self._wordings(entries))
             if not placed:
                 return
             await self.resources.ledger.record_feed(self.session, placed, meaning.read)
         self._tell()
         if any(isinstance(entry.body, TurnEnded) for _, entry in placed):
             self.on_turn_over()
+
+    async def _wordings(self, entries: Sequence[Entry]) -> dict[int, Wording]:
+        """What waits to be said, as far as the entries can tell of it. One whose file is lost is left out: its turn
+        fails when it is to be said."""
+        prompts = sum(isinstance(entry.body, AgentPrompted) for entry in entries)
+        found: dict[int, Wording] = {}
+        for number in self.course.waiting[:prompts]:
+            with suppress(SessionDamaged):
+                found[number] = await anyio.to_thread.run_sync(self._wording, number)
+        return found
+
+    def _wording(self, number: int) -> Wording:
+        return Wording(self.prompts.kept(number).decode(errors="replace"))
 
     # --- speaking ----------------------------------------------------------------------------------------------------
 
@@ -164,8 +186,7 @@ class Sitting:
     async def _speak(self, guest: Guest) -> None:
         while True:
             changed = self._changed
-            number = self.course.next
-            if number is not None and number not in self._said:
+            if (number := self.course.next) is not None:
                 await self._say(guest, number)
                 continue
             await changed.wait()
@@ -180,8 +201,9 @@ class Sitting:
             raise  # nobody knows whether it was said: it is said again to whoever is there then, who takes it once
         except HiveyardError as error:
             failure = as_failure(error)
-        self._said.add(number)
-        if failure is not None and self.course.next == number:
+        if failure is None:
+            self.course.said(number)
+        elif self.course.next == number:  # when a person's turn came before it, it is said after that one
             await self.resources.ledger.record(self.session, self.course.refused(number, failure), turn=number)
 
     def _tell(self) -> None:

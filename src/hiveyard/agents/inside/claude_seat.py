@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hiveyard.agents.inside.terminal import Feed, Refused, Tail, main, once, run, runtime, tmux, until
+from hiveyard.agents.inside.terminal import LATE, Feed, Refused, Tail, Telling, main, once, run, runtime, tmux, until
 
 # A blank that is no white space for the program: before it, what looks like a command is a prompt.
 GUARD = "\u2800"
@@ -64,7 +64,7 @@ exit 1
 
 def sit(settings: dict[str, Any]) -> int:
     config, place, feed = Path(settings["config"]), runtime(settings["state"]), Feed(settings["feed"])
-    for name in ("prompt", "taking", "taken", "draft", "last", "told", "hooks"):
+    for name in ("prompt", "taking", "taken", "draft", "last", "told", "telling", "hooks"):
         (place / name).unlink(missing_ok=True)
     feed.begin()
     _welcome(config, settings["workdir"])
@@ -187,23 +187,34 @@ def say(settings: dict[str, Any]) -> int:
     if not _essence(text):
         raise Refused("the prompt is empty")
     place = runtime(settings["state"])
-    with once(place, settings["prompt"], text) as first:
-        if first:
-            _tell(place, settings, text)
+    # A program that begins cuts what is torn off its feed, and forgets what was told.
+    until(lambda: _status(settings) != "", settings["patience"])
+    with once(place, Feed(settings["feed"]), settings["prompt"], text) as telling:
+        if telling:
+            _tell(place, settings, text, telling)
     return 0
 
 
-def _tell(place: Path, settings: dict[str, Any], text: str) -> None:
-    until(lambda: _status(settings) != "", settings["patience"])
-    feed = Feed(settings["feed"])
-    heard = Tail(feed.path, feed.size())
-    last = place / "last"
-    draft = _put(place, settings, _safe(text))
-    _send(settings, text, heard)
+def _tell(place: Path, settings: dict[str, Any], text: str, telling: Telling) -> None:
+    kept, last = place / "draft", place / "last"
+    if not telling.again:
+        kept.unlink(missing_ok=True)
+    former = _read(kept)
+    if telling.again and until(lambda: _taken(text, telling.heard), LATE):
+        draft = former
+    else:
+        draft = _put(place, settings, _safe(text))
+        if telling.again and _essence(draft) == _essence(text):
+            draft = former  # it is our own, put there and not sent; what a person had begun stood there before
+        _send(settings, text, telling.heard)
     # What a person had begun to write; a prompt that was interrupted at once stands there too.
-    if draft.strip() and not (last.exists() and _essence(draft) == _essence(last.read_text(encoding="utf-8"))):
+    if draft.strip() and not (last.exists() and _essence(draft) == _essence(_read(last))):
         _put(place, settings, draft)
     last.write_text(text, encoding="utf-8")
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 def _safe(text: str) -> str:
@@ -238,15 +249,19 @@ def _put(place: Path, settings: dict[str, Any], text: str) -> str:
 
 def _send(settings: dict[str, Any], text: str, heard: Tail) -> None:
     """Press Enter until the prompt stands in the feed: the program may still redraw, or want to be asked twice."""
-    wanted = _essence(text)
     end = time.monotonic() + settings["patience"]
     while time.monotonic() < end:
         if _status(settings) == "waiting":
             raise Refused(_why_not(settings))
         _press("Enter")
-        if until(lambda: any(_essence(taken) == wanted for taken in _prompts(heard)), 3.0):
+        if until(lambda: _taken(text, heard), 3.0):
             return
     raise Refused("claude has the prompt in its input, but does not take it")
+
+
+def _taken(text: str, heard: Tail) -> bool:
+    wanted = _essence(text)
+    return any(_essence(taken) == wanted for taken in _prompts(heard))
 
 
 def _prompts(heard: Tail) -> Iterator[str]:

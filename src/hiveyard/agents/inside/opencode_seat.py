@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from hiveyard.agents.inside.terminal import Feed, Refused, main, once, run, runtime, until
+from hiveyard.agents.inside.terminal import LATE, Feed, Refused, Tail, main, once, run, runtime, until
 
 SETTLED = 5
 """Looks without anything new after which all of a turn was told."""
@@ -50,7 +50,7 @@ _WAITING = ("permission.asked", "question.asked", "session.idle")
 
 def sit(settings: dict[str, Any]) -> int:
     place, feed = runtime(settings["state"]), Feed(settings["feed"])
-    for former in ("session", "told"):
+    for former in ("session", "told", "telling"):
         (place / former).unlink(missing_ok=True)
     feed.begin()
     server = {"port": _free_port(), "password": secrets.token_urlsafe(24)}
@@ -235,11 +235,18 @@ def say(settings: dict[str, Any]) -> int:
     if not text.strip():
         raise Refused("the prompt is empty")
     place = runtime(settings["state"])
-    with once(place, settings["prompt"], text) as first:
-        if first:
+    _session(place, settings["patience"])  # a program that begins cuts what is torn off its feed
+    with once(place, Feed(settings["feed"]), settings["prompt"], text) as telling:
+        if telling and not (telling.again and until(lambda: _taken(text, telling.heard), LATE)):
             session = _session(place, settings["patience"])
             _Server(place).ask("POST", f"/session/{session}/prompt_async", {"parts": [{"type": "text", "text": text}]})
     return 0
+
+
+def _taken(text: str, heard: Tail) -> bool:
+    """Whether the prompt stands in the feed. The words of a prompt carry no times."""
+    parts = (((line.get("said") or {}).get("properties") or {}).get("part") or {} for line in heard.lines())
+    return any(part.get("type") == "text" and part.get("text") == text and not part.get("time") for part in parts)
 
 
 def interrupt(settings: dict[str, Any]) -> int:

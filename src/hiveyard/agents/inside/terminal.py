@@ -15,13 +15,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 TICK = 0.1
 """Seconds between two looks at what has happened."""
 
 LAST_LOOKS = 12
 """Looks at what has happened after the program has ended."""
+LATE = 5.0
+"""Seconds that a prompt may take to be heard which somebody told who is gone."""
 GRACE = 4.0
 """Seconds that a program has to end by itself when its terminal is gone."""
 
@@ -189,15 +191,33 @@ def alone(lock: Path) -> Iterator[None]:
         yield
 
 
+class Telling(NamedTuple):
+    """A prompt that is still to be told. `heard` is the feed from where it stood before anybody began with that;
+    `again`: somebody did, and did not come to the end, so the program may have it."""
+
+    heard: Tail
+    again: bool
+
+
 @contextmanager
-def once(place: Path, prompt: str, text: str) -> Iterator[bool]:
-    """Tell a prompt alone, and whether that is still to be done: who began with it may have been left behind by a
-    daemon that was killed, and the next daemon tells it again. A forked machine has another name, and its own."""
+def once(place: Path, feed: Feed, prompt: str, text: str) -> Iterator[Telling | None]:
+    """Tell a prompt alone; None when that is done. Who began with it may have been left behind by a daemon that was
+    killed, or may have died when the machine was left to be frozen: then it is told again. A forked machine has
+    another name, and its own."""
     said = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     mark = f"{socket.gethostname()} {prompt} {said}"
-    told = place / "told"
+    told, telling = place / "told", place / "telling"
     with alone(place / "say"):
-        yield not (told.exists() and told.read_text() == mark)
+        if told.exists() and told.read_text() == mark:
+            yield None
+            return
+        size, _, begun = (telling.read_text() if telling.exists() else "").partition(" ")
+        if begun != mark:
+            size = str(feed.size())
+            fresh = place / "telling.new"
+            fresh.write_text(f"{size} {mark}")
+            fresh.replace(telling)
+        yield Telling(Tail(feed.path, int(size)), begun == mark)
         told.write_text(mark)
 
 
