@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from hiveyard.kit import cmdline
+from tests.support import hidden
 
 FOREVER = 'exec $^X, "-e", $ARGV[0], @ARGV'
-
-# A program that gives its command line away for good.
-BLANK = """
-import ctypes, os, signal
-fields = open("/proc/self/stat").read().rpartition(") ")[2].split()
-libc = ctypes.CDLL(None)
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-libc.munmap(int(fields[45]) & ~4095, 4096)
-os.write(1, b"done")
-signal.pause()
-"""
 
 
 class Hours:
@@ -133,12 +124,13 @@ def test_no_more_is_read_than_the_beginning_of_a_long_one(tmp_path: Path) -> Non
 
 
 def test_who_gave_its_command_line_away_is_let_alone_in_the_end() -> None:
-    with subprocess.Popen([sys.executable, "-c", BLANK], stdout=subprocess.PIPE) as program:
+    with subprocess.Popen([sys.executable, "-c", hidden.PROGRAM, "1"], stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        pid = int(program.stdout.readline())
         try:
-            assert program.stdout is not None
-            assert program.stdout.read(4) == b"done"
             hours = Hours()
-            assert list(cmdline.words([program.pid], time=hours)) == []
+            assert list(cmdline.words([pid], time=hours)) == []
         finally:
+            os.kill(pid, signal.SIGKILL)
             program.kill()
     assert 2 <= sum(hours.slept) < 2.1

@@ -10,8 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from hiveyard.core.machines import Shape
 from hiveyard.core.ports import ProcessManager
+from hiveyard.images.images import Images
 from hiveyard.kit.names import new_id
+from hiveyard.places import places
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.pm2 import Pm2
 from hiveyard.processes.tmux import Tmux
@@ -23,18 +26,23 @@ from tests.support.leaks import searched_directory
 __all__ = ["guest", "shared"]
 
 ROOT = Path(__file__).parents[2]
+LARGE = "qemu-default"
 MANAGERS: dict[str, Callable[[], ProcessManager]] = {"detached": Detached, "tmux": Tmux, "pm2": Pm2}
 
 
-@pytest.fixture(scope="session", params=parameters(LOCAL))
+@pytest.fixture(scope="session", params=[*parameters(LOCAL), pytest.param(LARGE, marks=pytest.mark.real)])
 async def offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
-    """The small image gets PM2, too; that of VMs has none."""
-    async with offered(request.param) as offer:
+    """The small image gets PM2, too; that of VMs has no Node, and so there is one more with the default image."""
+    async with offered(request.param.removesuffix("-default")) as offer:
         if request.param == "qemu":
             yield offer
-            return
-        async with _with_pm2(offer) as able:
-            yield able
+        elif request.param == LARGE:
+            image = await Images(places().cache).ensure("default", print)
+            await offer.provider.prepare(image, Shape())
+            yield replace(offer, image=image, shape=Shape())
+        else:
+            async with _with_pm2(offer) as able:
+                yield able
 
 
 @asynccontextmanager
@@ -83,8 +91,8 @@ IN_VMS = {
     "test_a_cancelled_start_ends_the_process_and_all_that_it_started",
     "test_an_exit_code_is_kept",
 }
-# What it is asked of `tmux`, whose runner is that of `detached`: how that begins, shows and ends in a window.
-IN_WINDOWS_OF_VMS = {
+# What it is asked of `tmux` and `pm2`, whose runner is that of `detached`: how that begins, shows and ends there.
+FOR_PEOPLE_IN_VMS = {
     "test_a_started_process_is_running_and_has_a_pid",
     "test_exit_codes_are_exact",
     "test_racing_starts_start_once",
@@ -107,13 +115,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _wanted(item: pytest.Item) -> bool:
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    if item.path.parent != Path(__file__).parent or parameters.get("offer") != "qemu":
+    if item.path.parent != Path(__file__).parent or parameters.get("offer") not in ("qemu", LARGE):
         return True
     module, test = item.path.stem, item.name.partition("[")[0]
+    if parameters["offer"] == LARGE:
+        return parameters.get("manager") == "pm2" and test in FOR_PEOPLE_IN_VMS
     if test.startswith("test_the_end_is_told_when"):
         return False  # it asks for more in the seconds that a runner waits than an emulated machine can do
     if module == "test_pm2" or parameters.get("manager") == "pm2":
         return False  # the small image of the tests' VMs has no Node
     if parameters.get("manager") == "tmux":
-        return module == "test_terminals" or test in IN_WINDOWS_OF_VMS
+        return module == "test_terminals" or test in FOR_PEOPLE_IN_VMS
     return module not in SLOW or test in IN_VMS

@@ -95,7 +95,7 @@ async def test_a_file_that_is_no_database_is_named_with_a_way_out(tmp_path: Path
     with pytest.raises(StoreUnusable, match="no SQLite database") as caught:
         async with open_store(path, clock=SystemClock()):
             pass
-    assert caught.value.hint == f"mv {path} {path}.broken"
+    assert caught.value.hint == f"for e in '' -wal -shm; do mv {path}$e {path}.broken$e; done"
     assert path.read_bytes().startswith(b"something else")
 
 

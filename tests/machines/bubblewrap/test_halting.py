@@ -116,8 +116,8 @@ async def test_processes_without_a_command_line_in_one_machine_do_not_hold_up_an
     on_host: Place, place: Place
 ) -> None:
     await counting(place)
-    with anyio.fail_after(30):  # two seconds for each would be 40, for each look
-        async with on_host.guest() as guest, hiding(guest):
+    async with on_host.guest() as guest, hiding(guest):
+        with anyio.fail_after(60):  # two seconds for each would be 80, for each look
             await pauses(place.offer.provider).pause(place.name)
             await stands_still(place)
             await pauses(place.offer.provider).resume(place.name)

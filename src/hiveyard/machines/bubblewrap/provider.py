@@ -342,8 +342,9 @@ class BubblewrapProvider:
             alive.kill()
         with anyio.move_on_after(_END_BUDGET) as budget:
             while True:
-                doomed |= await anyio.to_thread.run_sync(record.started_for, made.ident)
+                # Who is gone is asked before the look: of one that ends during it a child may begin behind its back.
                 doomed = {alive for alive in doomed if not alive.gone()}
+                doomed |= await anyio.to_thread.run_sync(record.started_for, made.ident)
                 if not doomed:
                     break
                 for alive in doomed:
