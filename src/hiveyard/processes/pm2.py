@@ -26,18 +26,18 @@ from hiveyard.core.ports import Guest
 from hiveyard.processes import common
 from hiveyard.processes.detached import Detached
 
-_TIMEOUT = 300.0
+_TIMEOUT = 400.0
 
 # With these variables it asks no server whether it is new enough. The lock is not for PM2's daemon to hold (9>&-).
 _PM2: Final = r"""
 export PM2_DISCRETE_MODE=1 PM2_DISABLE_VERSION_CHECK=1 PM2_HOME=${PM2_HOME:-$HOME/.pm2}
 # FD: takes the lock that it is open on, or gives up with 73 in time for the caller to hear of it.
-take() { flock -w $((SECONDS < 220 ? 220 - SECONDS : 1)) -E 73 "$1"; }
+take() { flock -w $((SECONDS < 265 ? 265 - SECONDS : 1)) -E 73 "$1"; }
 turn() {
   type -P pm2 >/dev/null || exit 72
   mkdir -p -- "$PM2_HOME" && exec 9>"$PM2_HOME/hiveyard.lock" && take 9
 }
-tell_pm2() { timeout -k 5 60 pm2 "$@" 8>&- 9>&-; }
+tell_pm2() { timeout -k 5 120 pm2 "$@" 8>&- 9>&-; }
 """
 
 # Starts the runner: as a process of PM2, whose own variables in the environment it does not see.
@@ -91,7 +91,7 @@ start_in_pm2() {
   start_apps "${all[@]}" && return
   i=$?
   # The others try for themselves, unless PM2 hangs: nobody knows what it has done then.
-  ((i == 124 || i == 137)) && { echo "PM2 gave no answer in 60 s"; return $i; }
+  ((i == 124 || i == 137)) && { echo "PM2 gave no answer in 120 s"; return $i; }
   for d in "${!all[@]}"; do printf '%s\n' "${asked[d]}" >"${all[d]}/asked"; done
   return $i
 }
