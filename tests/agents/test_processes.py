@@ -130,7 +130,7 @@ def test_opencode_runs_no_programs_of_the_repository_unless_it_is_trusted() -> N
     assert (config()["lsp"], config()["formatter"]) == (False, False)
     assert config()["instructions"] == [f"/session/repo/{name}.md" for name in ("AGENTS", "CLAUDE", "CONTEXT")]
     trusted = agents.by_name("opencode").process(turn(repository_config=True)).command
-    assert trusted.words()[:2] == ("opencode", "run")
+    assert not {"opencode-aside", "--pure"} & set(trusted.words())
     assert "OPENCODE_DISABLE_PROJECT_CONFIG" not in trusted.env
     assert not {"lsp", "formatter", "instructions"} & set(config(repository_config=True))
 
@@ -278,6 +278,30 @@ async def test_what_the_agent_made_anew_wins_over_what_was_put_aside(tmp_path: P
 async def test_a_trusted_repository_keeps_it_all_in_place(tmp_path: Path, repo: Path) -> None:
     done = await opencode(tmp_path, "ls -A", trusted=True)
     assert {".opencode", "opencode.json", "opencode.jsonc"} <= set(done.stdout.decode().split())
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_opencode_fetches_nothing_and_its_screen_stands_still(
+    tmp_path: Path, repo: Path, *, trusted: bool
+) -> None:
+    own = tmp_path / "state" / "opencode"
+    files = f"{own}/config/opencode/package-lock.json {own}/state/opencode/kv.json"
+    done = await opencode(tmp_path, f"cat {files}; ls -d {own}/config/opencode/node_modules; exit 5", trusted=trusted)
+    lock, kv, modules = done.stdout.decode().splitlines()
+    assert done.status == 5
+    assert json.loads(lock)["packages"][""]["dependencies"] == {"@opencode-ai/plugin": "*"}
+    assert json.loads(kv) == {"animations_enabled": False}
+    assert modules.endswith("node_modules")
+
+
+@pytest.mark.anyio
+async def test_whoever_wants_opencode_to_move_has_it_so(tmp_path: Path, repo: Path) -> None:
+    await opencode(tmp_path, "true")
+    kept = tmp_path / "state" / "opencode" / "state" / "opencode" / "kv.json"
+    kept.write_text('{"animations_enabled":true}')
+    done = await opencode(tmp_path, f"cat {kept}")
+    assert done.stdout == b'{"animations_enabled":true}'
 
 
 # --- any command line, run for real ---------------------------------------------------------------------------------

@@ -55,6 +55,19 @@ back
 exit "$status"
 """
 
+# $1 is the directory of its own directories; the rest is the command. It loads npm's installer for half a minute of a
+# processor to fetch its plugin library from a network that is not there, unless a lock file names that; and its screen
+# is drawn anew many times a second for as long as something on it moves, whether anybody looks or not. Whoever wants
+# that turns it on in its command list, which is kept.
+_CALM = r"""
+config=$1/config/opencode state=$1/state/opencode; shift
+mkdir -p -- "$config/node_modules" "$state"
+[ -e "$config/package-lock.json" ] ||
+  echo '{"packages": {"": {"dependencies": {"@opencode-ai/plugin": "*"}}}}' >"$config/package-lock.json"
+[ -e "$state/kv.json" ] || echo '{"animations_enabled": false}' >"$state/kv.json"
+exec "$@"
+"""
+
 
 class Opencode:
     """The adapter of opencode."""
@@ -118,10 +131,10 @@ def _argv(turn: Turn) -> tuple[str, ...]:
 
 
 def _kept_out(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
-    """The command, without what the repository brings that would run code."""
+    """The command, without what the repository brings that would run code, and what it would do beside the work."""
     if not turn.repository_config:
         argv = ("sh", "-c", _ASIDE, "opencode-aside", f"{turn.state}/opencode/aside", *argv, "--pure")
-    return writing(turn, _more(turn), argv)
+    return writing(turn, _more(turn), ("sh", "-c", _CALM, "opencode-calm", f"{turn.state}/opencode", *argv))
 
 
 def _more(turn: Turn) -> str:

@@ -122,7 +122,7 @@ class _Ears:
             until(lambda: self._chosen != name, 1.0)
 
     def _conversation(self, server: _Server) -> str:
-        name = str(self._settings["conversation"])
+        name = str(self._settings["conversation"] or "")
         if not name or server.ask("GET", f"/session/{name}").get("id") != name:
             name = str(server.ask("POST", "/session", {"title": self._settings["title"]})["id"])
         return name
