@@ -46,9 +46,9 @@ class Capabilities:
     no door, so that no agent in them reaches a model. `remote` machines are on somebody else's host and cost money:
     they are used only when asked for by name, always reach the outside, and share no directory with this host.
 
-    `home` and `user` are facts of the machines and no choice of a caller's: a recipe makes that user, with that home in
-    `/etc/passwd` and files in it, and `prepare` makes the same one in a base image of a cloud. So none of our own
-    providers takes another; a provider whose machines have another home says so here, and all else goes by that.
+    `home` and `user` are facts of the machines: a recipe makes that user, with that home in `/etc/passwd` and files in
+    it. A provider whose machines have another home says so here, and all else goes by that; where `prepare` makes the
+    user, in a base image of a cloud, the home can be set.
     """
 
     home: str = "/home/agent"

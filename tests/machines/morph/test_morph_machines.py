@@ -166,6 +166,30 @@ async def test_a_made_thing_whose_answer_is_lost_is_found_and_not_made_twice(
     await provider.terminate("one")
 
 
+async def test_another_home_is_made_and_is_what_the_tilde_means(direct: tuple[MorphProvider, Cloud]) -> None:
+    provider, _ = direct
+    other = MorphProvider(provider._state, lambda: Secret(KEY), replace(provider._settings, home="/srv/work-1"))
+    assert other.capabilities.home == "/srv/work-1"
+    with pytest.raises(NoSuchImage):
+        await other.boot("one", SPEC)
+    await other.prepare(IMAGE, SPEC.shape)
+    await other.boot("one", SPEC)
+    async with other.guest("one") as guest:
+        await guest.write_atomic("~/deep/kept", b"kept")
+        assert await guest.read("/srv/work-1/deep/kept") == b"kept"
+    assert (
+        await said(other, "one", "pwd; echo $HOME ~agent; stat -c %u ~")
+        == b"/srv/work-1\n/srv/work-1 /srv/work-1\n1000\n"
+    )
+    await other.aclose()
+
+
+@pytest.mark.parametrize("home", ["", "work", "/", "~", "/home/", "/a/../b", "/a b", "/a:b", "/a\n"])
+def test_a_home_is_a_plain_path(home: str) -> None:
+    with pytest.raises(ValueError, match="/home/agent"):
+        MorphSettings(home=home)
+
+
 async def test_answers_that_are_lost_lose_nothing_of_a_command(direct: tuple[MorphProvider, Cloud]) -> None:
     provider, cloud = direct
     await provider.boot("one", SPEC)

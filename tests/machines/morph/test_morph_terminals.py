@@ -12,6 +12,7 @@ import pytest
 
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import MachineNotReady, ProviderBadAnswer, ProviderUnavailable
+from hiveyard.core.machines import Capabilities
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.morph import MorphProvider, MorphSettings, terminal
 from hiveyard.machines.morph.wire import SshKey
@@ -75,7 +76,7 @@ async def test_what_the_service_says_of_ssh_is_looked_at(id: str, key: str | Non
     said = SshKey(private_key=good if key is None else key)
     assert good not in repr(said)
     with pytest.raises(ProviderBadAnswer):
-        terminal.program(MorphSettings(), id, said, MorphProvider.capabilities, tmp_path, ("true",))
+        terminal.program(MorphSettings(), id, said, Capabilities(), tmp_path, ("true",))
     assert os.listdir(tmp_path) == []
 
 

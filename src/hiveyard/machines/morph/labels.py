@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from hiveyard.core.machines import MachineSpec, Shape
+from hiveyard.core.machines import Capabilities, MachineSpec, Shape
 from hiveyard.machines.morph.wire import Instance
 
 INSTALLATION: Final = "hiveyard-installation"
@@ -20,7 +20,7 @@ ATTEMPT: Final = "hiveyard-attempt"  # which call of ours made it: a call whose 
 READY: Final = "hiveyard-ready"  # it was brought to its end: what has not got it is half-made
 PAUSED: Final = "hiveyard-paused"  # what it means when it is paused: "stopped", or "frozen"
 LIFETIME: Final = "hiveyard-lifetime"  # what a pause means that comes when its time is over: "stopped", or "frozen"
-PREPARED: Final = "hiveyard-prepared"  # on what `prepare` makes: the image and the shape
+PREPARED: Final = "hiveyard-prepared"  # on what `prepare` makes: the image, the shape and another home
 SNAPSHOT: Final = "hiveyard-snapshot"
 
 STOPPED: Final = "stopped"
@@ -49,8 +49,9 @@ def _lifetime(spec: MachineSpec) -> dict[str, str]:
     return dict.fromkeys((PAUSED, LIFETIME), STOPPED if spec.ttl_action == "stop" else FROZEN)
 
 
-def of_prepared(image_id: str, shape: Shape) -> str:
-    return f"{image_id}/{shape.cpus}/{shape.memory_mib}/{shape.disk_gib}"
+def of_prepared(image_id: str, shape: Shape, home: str) -> str:
+    own = "" if home == Capabilities().home else home
+    return f"{image_id}/{shape.cpus}/{shape.memory_mib}/{shape.disk_gib}{own}"
 
 
 def stopped(instance: Instance) -> bool:

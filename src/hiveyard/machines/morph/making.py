@@ -52,7 +52,7 @@ class Making:
             raise NoSuchImage(f"Morph Cloud has no base image {image.id[:80]!r}", hint=f"its base images: {known}")
         report(f"booting {image.id} in Morph Cloud (once per image and size)")
         own = {labels.INSTALLATION: installation, labels.IMAGE: image.id}
-        own[labels.PREPARED] = labels.of_prepared(image.id, shape)
+        own[labels.PREPARED] = labels.of_prepared(image.id, shape, self._capabilities.home)
         for left in await self._service.instances(own):
             await self._service.end(left.id)
         instance = await self.once(

@@ -74,11 +74,11 @@ class MorphProvider:
 
     name = "morph"
     tier = Tier.VM
-    capabilities = Capabilities(door_url="", remote=True)
 
     def __init__(self, state: Path, key: Callable[[], Secret], settings: MorphSettings | None = None) -> None:
         self._state = state
         self._settings = settings or MorphSettings()
+        self.capabilities = Capabilities(home=self._settings.home, door_url="", remote=True)
         self._client = Client(self._settings, key)
         self._service = Service(self._client)
         self._making = Making(self._service, self._settings, self.capabilities)
@@ -110,7 +110,7 @@ class MorphProvider:
                 await self._service.drop(snapshot.id)
 
     async def _prepared(self, image: Image, shape: Shape) -> Snapshot | None:
-        wanted = {**self._own(), labels.PREPARED: labels.of_prepared(image.id, shape)}
+        wanted = {**self._own(), labels.PREPARED: labels.of_prepared(image.id, shape, self.capabilities.home)}
         ready = [one for one in await self._service.snapshots(wanted) if one.status == SNAPSHOT_READY]
         return ready[0] if ready else None
 

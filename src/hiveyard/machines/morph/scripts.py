@@ -197,6 +197,13 @@ for program in setpriv setsid base64 dd mkfifo sha256sum stat tail; do
 done
 grep -q "^$user:" /etc/group || echo "$user:x:$uid:" >>/etc/group
 grep -q "^$user:" /etc/passwd || echo "$user:x:$uid:$uid::$home:/bin/bash" >>/etc/passwd
+users=$(while IFS= read -r line; do
+  [[ $line =~ ^($user:[^:]*:$uid:[^:]*:[^:]*):[^:]*:(.*)$ ]] && line="${BASH_REMATCH[1]}:$home:${BASH_REMATCH[2]}"
+  printf '%s\n' "$line"
+done </etc/passwd) && printf '%s\n' "$users" >/etc/passwd
+grep -q "^$user:[^:]*:$uid:[^:]*:[^:]*:$home:" /etc/passwd || {
+  echo "the user $user of the image is not user $uid" >&2; exit 1
+}
 mkdir -p "$home" "$session" && chown "$uid:$uid" "$home" "$session" && chmod 755 "$home" "$session"
 """
 

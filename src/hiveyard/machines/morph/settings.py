@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from hiveyard.kit.address import loopback
 
 _HOST_KEY: Final = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*\Z")
+_HOME: Final = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9_-]*)+\Z")
 _GATEWAY: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]*):([0-9]{1,5})\Z")
 
 
@@ -19,6 +20,8 @@ class MorphSettings:
 
     url: str = "https://cloud.morph.so/api"
     """Address of the service."""
+    home: str = "/home/agent"
+    """Home of the user that `prepare` makes in a base image, and what `~` means in its machines."""
     streaming: bool = True
     """Whether a command's output is streamed; false asks for it again and again, where a proxy holds streams back."""
     request_timeout: float = 30.0
@@ -45,6 +48,8 @@ class MorphSettings:
     def __post_init__(self) -> None:
         if not _private(self.url):
             raise ValueError(f"url is {self.url!r}: a key is sent there, so it begins with https://")
+        if not _HOME.match(self.home):
+            raise ValueError(f"home is {self.home!r}: it is a path, as /home/agent")
         if not _GATEWAY.match(self.ssh_gateway) or not 0 < self.gateway()[1] < 65536:
             raise ValueError(f"ssh_gateway is {self.ssh_gateway!r}: it is HOST:PORT, as ssh.cloud.morph.so:22")
         if self.ssh_host_key and not _HOST_KEY.match(self.ssh_host_key):
