@@ -36,7 +36,7 @@ tested = $(BIN)/python -m pytest -m $(1) $(2) || \
 unit: $(READY) ## Tests that boot nothing
 	$(call tested,"not real and not cloud",--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal)
 
-# Three rows side by side, each one after the other (tests/conftest.py): most wait, and a VM takes a processor.
+# Rows of tests, three side by side (tests/conftest.py): most wait, and a VM takes a processor.
 real: $(READY) ## Tests that boot machines and run agents
 	$(call tested,"real and not cloud",--numprocesses 3 --dist loadscope)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
 from hiveyard.kit import loop
 from tests.support.searching import Searching
@@ -30,21 +31,37 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Rows(LoadScopeScheduling):  # type: ignore[misc]
-    """What `make real` runs side by side: three rows of tests, each one after the other.
+    """What `make real` runs side by side: rows of tests, each one after the other; who is done takes another row.
 
     Emulated VMs want the processors, and two rows of them are what two processors carry; the rest mostly waits, and
-    its engine for containers belongs to one process at a time. Some that need neither go where there is time."""
+    its engine for containers belongs to one process at a time. So that is a row, the tests that share a small VM are
+    one, and each file of the others is one: the longest first, so that they end together."""
 
     _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner", "tests/images/")
-    _SMALL = ("tests/contract/", "tests/processes/", "tests/ways/")
+    _SHARING = ("tests/contract/", "tests/processes/", "tests/ways/")
     _ANYWHERE = ("tests/agents/test_conversations", "tests/agents/test_real_programs")
+    _LONG = (
+        "no VMs",
+        "small VMs",
+        "tests/sessions/test_agent_vm.py",
+        "tests/main_job/test_commoner.py",
+        "tests/images/test_images.py",
+        "tests/machines/qemu/test_qemu_machines.py",
+        "tests/main_job/test_recovery.py",
+        "tests/machines/qemu/test_qemu_snapshots.py",
+        "tests/engine/test_live_forks.py",
+        "tests/orchestrator/test_everywhere.py",
+    )
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith(self._ANYWHERE):
-            return "small VMs"
-        if not any(word in nodeid for word in self._VMS):
+        if not nodeid.startswith(self._ANYWHERE) and not any(word in nodeid for word in self._VMS):
             return "no VMs"
-        return "small VMs" if nodeid.startswith(self._SMALL) else "VMs"
+        return "small VMs" if nodeid.startswith(self._SHARING) else nodeid.split("::")[0]
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        rest = (row for row in self._LONG if row in self.workqueue)
+        self.workqueue.move_to_end(next(rest, next(iter(self.workqueue))), last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Rows | None:
