@@ -41,7 +41,7 @@ TERMINAL = "agent"
 """The name of the terminal's process, and of its tmux session."""
 GRACE = 10.0
 """Seconds that the program gets to save what it remembers."""
-TOLD = 1600.0
+TOLD = 1800.0
 """Seconds that a program may take until it takes a prompt; the adapters give up before."""
 INTERRUPT = 60.0
 

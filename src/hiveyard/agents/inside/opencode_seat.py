@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
@@ -214,10 +215,14 @@ class _Server:
         self, method: str, path: str, body: object, timeout: float
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
-        connection.request(method, path, None if body is None else json.dumps(body), self._headers)
-        answer = connection.getresponse()
-        if answer.status == 401:
-            raise Refused("another program answers on opencode's port")
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), self._headers)
+            answer = connection.getresponse()
+            if answer.status == 401:
+                raise Refused("another program answers on opencode's port")
+        except BaseException:
+            connection.close()
+            raise
         return connection, answer
 
 
@@ -234,12 +239,17 @@ def say(settings: dict[str, Any]) -> int:
     text = Path(settings["prompt"]).read_text(encoding="utf-8", errors="replace")
     if not text.strip():
         raise Refused("the prompt is empty")
-    place = runtime(settings["state"])
+    place, end = runtime(settings["state"]), time.monotonic() + settings["patience"]
     _session(place, settings["patience"])  # a program that begins cuts what is torn off its feed
     with once(place, Feed(settings["feed"]), settings["prompt"], text) as telling:
         if telling and not (telling.again and until(lambda: _taken(text, telling.heard), LATE)):
-            session = _session(place, settings["patience"])
-            _Server(place).ask("POST", f"/session/{session}/prompt_async", {"parts": [{"type": "text", "text": text}]})
+            path = f"/session/{_session(place, settings['patience'])}/prompt_async"
+            try:
+                _Server(place).ask("POST", path, {"parts": [{"type": "text", "text": text}]})
+            except TimeoutError:
+                # A server that is busy for minutes has the words, and takes them when it comes to that.
+                if not until(lambda: _taken(text, telling.heard), max(LONGEST, end - time.monotonic())):
+                    raise
     return 0
 
 

@@ -1,0 +1,96 @@
+"""opencode's own server is told a prompt once, however long it is busy."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from hiveyard.agents.inside import opencode_seat
+from hiveyard.agents.inside.terminal import Feed, runtime
+
+HEARD = {"said": {"properties": {"part": {"type": "text", "text": "do it"}}}}
+
+
+class _Busy(ThreadingHTTPServer):
+    """Takes requests, and answers none before it is closed."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Asked)
+        self.bodies: list[bytes] = []
+        self.taken, self.closing = threading.Event(), threading.Event()
+
+
+class _Asked(BaseHTTPRequestHandler):
+    server: _Busy
+
+    def do_POST(self) -> None:
+        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.taken.set()
+        self.server.closing.wait()
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+@contextmanager
+def busy() -> Iterator[_Busy]:
+    with _Busy() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.closing.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
+    monkeypatch.setattr(opencode_seat, "LONGEST", 0.3)
+    (tmp_path / "prompt").write_text("do it")
+    (tmp_path / "feed").touch()
+    place = runtime(str(tmp_path))
+    (place / "session").write_text("ses_1")
+    yield {"state": str(tmp_path), "prompt": str(tmp_path / "prompt"), "feed": str(tmp_path / "feed"), "patience": 30.0}
+    for left in place.iterdir():
+        left.unlink()
+    place.rmdir()
+
+
+def known(settings: dict[str, object], server: _Busy) -> None:
+    said = {"port": server.server_address[1], "password": "none"}
+    (runtime(str(settings["state"])) / "server").write_text(json.dumps(said))
+
+
+def test_a_prompt_whose_answer_is_late_is_told_when_it_is_heard(settings: dict[str, object]) -> None:
+    def hear() -> None:
+        server.taken.wait()
+        server.closing.wait(1.0)
+        Feed(str(settings["feed"])).add(HEARD)
+
+    with busy() as server:
+        known(settings, server)
+        hearing = threading.Thread(target=hear)
+        hearing.start()
+        assert opencode_seat.say(settings) == 0
+        hearing.join()
+        assert opencode_seat.say(settings) == 0
+    assert [json.loads(body)["parts"][0]["text"] for body in server.bodies] == ["do it"]
+
+
+def test_a_prompt_that_nobody_hears_is_not_told(settings: dict[str, object]) -> None:
+    settings["patience"] = 0.5
+    with busy() as server:
+        known(settings, server)
+        with pytest.raises(TimeoutError):
+            opencode_seat.say(settings)
+    assert len(server.bodies) == 1
