@@ -6,7 +6,11 @@ import json
 import os
 import signal
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import SimpleQueue
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -233,6 +237,41 @@ def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(hv: Hv,
     for file in hv.home.rglob("*"):
         if file.is_file() and not file.is_symlink():
             assert b"a-secret-of-this-test" not in file.read_bytes(), file
+
+
+class _Service(ThreadingHTTPServer):
+    """A cloud that answers nobody's question, and knows who asked for what."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Unavailable)
+        self.asked: SimpleQueue[str] = SimpleQueue()
+
+
+class _Unavailable(BaseHTTPRequestHandler):
+    server: _Service
+
+    def do_GET(self) -> None:
+        self.server.asked.put(urlsplit(self.path).path)
+        self.send_error(401)
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+def test_a_start_asks_no_cloud_for_snapshots_of_sessions(hv: Hv) -> None:
+    hv.env["MORPH_API_KEY"] = "morph_Zq8TestSecret"
+    with _Service() as service:
+        config = (hv.home / "config.toml").read_text()
+        address = f"http://127.0.0.1:{service.server_address[1]}"
+        (hv.home / "config.toml").write_text(f'{config}\n[morph]\nurl = "{address}"\n')
+        answering = threading.Thread(target=service.serve_forever, args=(0.05,))
+        answering.start()
+        try:
+            assert hv.json("ps") == []
+            assert service.asked.get(timeout=60) == "/instance", "what is left of machines, behind the start"
+        finally:
+            service.shutdown()
+            answering.join()
 
 
 @pytest.mark.parametrize("provider", ["docker", "bubblewrap"])

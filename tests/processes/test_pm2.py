@@ -169,7 +169,7 @@ async def test_what_pm2_still_lists_by_that_name_makes_way(guest: Guest, manager
 
 async def test_who_gets_no_turn_is_told_so(guest: Guest, manager: Pm2) -> None:
     name = new_id()
-    impatient = type("Impatient", (Pm2,), {"_launch": Pm2._launch.replace("220", "1")})
+    impatient = type("Impatient", (Pm2,), {"_launch": Pm2._launch.replace("265", "1")})
     holder = Command(shell="mkdir -p ~/.pm2; flock ~/.pm2/hiveyard.lock -c 'echo held; cat'")
     async with guest.open(holder) as stream:
         assert await stream.receive() == b"held\n"

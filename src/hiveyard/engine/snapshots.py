@@ -246,7 +246,6 @@ class Snapshots:
     async def _drop(self, session: SessionRow, provider: Provider, snapshot: str) -> None:
         """What fails here is found by the next daemon."""
         try:
-            # Sessions are not on hosts of somebody else, and a start does not wait for a network.
             if isinstance(provider, Live) and not provider.capabilities.remote:
                 await provider.remove_snapshot(points.provider_name(session.id, snapshot))
         except (HiveyardError, OSError) as error:
@@ -280,8 +279,9 @@ class Snapshots:
         workspaces = [self._r.workspace(root.name) for root in self._r.sessions.glob("*")]
         remains = {one: points.remains(one, known.get(one.root.name, set())) for one in workspaces}
         live = {points.provider_name(session, row) for session, rows in known.items() for row in rows}
+        # Sessions are not on hosts of somebody else, and a start does not wait for a network.
         for provider in self._r.providers.values():
-            if isinstance(provider, Live):
+            if isinstance(provider, Live) and not provider.capabilities.remote:
                 for name in sorted(await _names(provider) - live):
                     self._group.start_soon(_remove, provider, name, name=f"remove {name}")
         for workspace, left in remains.items():
