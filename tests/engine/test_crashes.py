@@ -15,6 +15,7 @@ from hiveyard.core.events import AgentOutput, AnyBody, MachineBooting, TaskCance
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.job import Job
 from hiveyard.engine.workspace import Workspace
+from hiveyard.kit.names import new_id
 from hiveyard.store import journal
 from hiveyard.store.database import Store
 from tests.engine.conftest import Yard, asked, done, told
@@ -139,6 +140,21 @@ async def test_directories_of_tasks_that_never_were_are_removed_and_work_is_not(
             while never.root.exists() or half.exists():  # noqa: ASYNC110 (no system tells us)
                 await anyio.sleep(0.05)
         assert (sessions / id / "result" / "changes.patch").exists()
+
+
+async def test_who_asks_again_after_a_kill_gets_a_directory_that_no_sweep_takes(yard: Yard, repo: Path) -> None:
+    """The daemon was killed between making the directory and the journal; who asked asks the next one at once."""
+    request = asked(repo, "echo x > x.txt", id=new_id())
+    left = Workspace(yard.places.sessions / str(request.id))
+    left.create(id=left.root.name, slug="s", repo="r", agent="command", prompt="of the first time", at=0.0)
+    async with yard.open() as engine:
+        assert not left.root.exists(), "it is out of the way before anything can be asked for"
+        report = await done(engine, await engine.submit(request))
+        assert (report.id, report.status, report.commits) == (request.id, "completed", 1)
+        assert (left.shared / "prompt.txt").read_text() == request.prompt
+        with anyio.fail_after(30):
+            while [one.name for one in yard.places.sessions.iterdir()] != [request.id]:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
 
 
 async def test_a_task_that_cannot_go_on_takes_no_other_with_it(yard: Yard, repo: Path) -> None:

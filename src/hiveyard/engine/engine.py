@@ -252,15 +252,14 @@ class Engine:
 
     async def recover(self) -> None:
         """Go on with every task that is not over, and remove what belongs to none."""
-        strays = list(self._r.sessions.glob("*"))
-        await tidy(self._r, strays)
+        leftovers = await tidy(self._r, list(self._r.sessions.glob("*")))
         tasks = await self._r.ledger.read(lambda conn: views.tasks(conn, states=OPEN))
         # Agents that are at work wait for their doors: they come before tasks that wait for a slot, and those in order.
         for task in sorted(tasks, key=lambda task: (task.state is TaskState.PENDING, task.created_at)):
             self._begin(task.id, cancelled=task.cancel_asked_at is not None)
         await self.sessions.recover()
         await self.snapshots.recover()
-        self._group.start_soon(sweep, self._r, strays, self.sessions.alone, name="sweep")
+        self._group.start_soon(sweep, self._r, leftovers, self.sessions.alone, name="sweep")
 
 
 def _check_over(conn: Connection, id: str) -> None:

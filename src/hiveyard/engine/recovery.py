@@ -28,8 +28,9 @@ from hiveyard.store.views import MachineRow
 log = logging.getLogger(__name__)
 
 
-async def tidy(resources: Resources, roots: Sequence[Path]) -> None:
-    """Remove the doors of what is over, and what a killed daemon left half made in the session directories `roots`.
+async def tidy(resources: Resources, roots: Sequence[Path]) -> list[Path]:
+    """Remove the doors of what is over, and what a killed daemon left half made in the session directories `roots`;
+    move those that never began, or are half removed, out of the way. Where these are now, for `sweep`.
     Nothing may begin meanwhile: it would find its own gone."""
     wanted = await _wanted(resources)
     for door in list(resources.door_directory.glob("*")):
@@ -40,6 +41,8 @@ async def tidy(resources: Resources, roots: Sequence[Path]) -> None:
         workspace = Workspace(root)
         if points.is_ready(workspace) and not await resources.ledger.read(partial(_to_be_taken_back, id=root.name)):
             await anyio.to_thread.run_sync(points.clear, workspace)
+    known = frozenset(await resources.ledger.read(journal.sessions_with_events))
+    return await anyio.to_thread.run_sync(_put_away, roots, known)
 
 
 def _to_be_taken_back(conn: Connection, id: str) -> bool:
@@ -51,32 +54,35 @@ def _tidy_all(roots: Sequence[Path]) -> None:
         Workspace(root).tidy()
 
 
-async def sweep(resources: Resources, strays: Sequence[Path], alone: Callable[[str], anyio.Lock]) -> None:
-    """Remove every machine of ours that no open task and no `--keep` needs, and those of the session directories
-    `strays` that never began or are half removed. What fails is logged. Tasks and sessions begin meanwhile; `alone` is
-    held by who has one begin."""
-    for sweeping in (partial(_sweep_machines, resources, alone), partial(_sweep_sessions, resources, strays)):
+def _put_away(roots: Sequence[Path], known: frozenset[str]) -> list[Path]:
+    """A directory that holds work stays, even when the journal does not know it: the journal may have been lost."""
+    away = []
+    for root in roots:
+        workspace = Workspace(root)
         try:
-            await sweeping()
-        except Exception:
-            log.exception("what an earlier daemon left was not removed")
+            if root.name in known:
+                # Killed right before or after it was journaled: the journal counts.
+                workspace.unfinished.unlink(missing_ok=True)
+            elif not workspace.begun:
+                log.info("removing the leftover session directory %s", root)
+                away.append(workspace.put_away())
+        except OSError:
+            log.exception("%s stays as it is", root)
+    return away
 
 
-async def _sweep_sessions(resources: Resources, strays: Sequence[Path]) -> None:
-    """`strays` were there before any task of this daemon. A directory that holds work stays, even when the journal
-    does not know it: the journal may have been lost."""
-    known = set(await resources.ledger.read(journal.sessions_with_events))
-    for stray in strays:
-        workspace = Workspace(stray)
-        if stray.name in known:
-            # Killed right before or after it was journaled: the journal counts.
-            await anyio.to_thread.run_sync(lambda mark: mark.unlink(missing_ok=True), workspace.unfinished)
-        elif not workspace.begun:
-            log.info("removing the leftover session directory %s", stray)
-            try:
-                await anyio.to_thread.run_sync(workspace.remove)
-            except Exception:
-                log.exception("%s was not removed", stray)
+async def sweep(resources: Resources, leftovers: Sequence[Path], alone: Callable[[str], anyio.Lock]) -> None:
+    """Remove every machine of ours that no open task and no `--keep` needs, and the directories `leftovers`. What
+    fails is logged. Tasks and sessions begin meanwhile; `alone` is held by who has one begin."""
+    try:
+        await _sweep_machines(resources, alone)
+    except Exception:
+        log.exception("what an earlier daemon left was not removed")
+    for leftover in leftovers:
+        try:
+            await anyio.to_thread.run_sync(remove_tree, leftover)
+        except OSError:
+            log.exception("%s was not removed", leftover)
 
 
 async def _sweep_machines(resources: Resources, alone: Callable[[str], anyio.Lock]) -> None:

@@ -220,15 +220,19 @@ class Workspace:
         with suppress(OSError):
             self.unfinished.touch()
 
-    def remove(self) -> None:
-        """Remove all of it; absent is a success. What is left when this is killed counts as half-made."""
-        # Out of the way first: whoever still writes into it finds nothing, and holds nothing up.
+    def put_away(self) -> Path:
+        """Move it out of the way, to be removed: whoever still writes into it finds nothing, and its name is free at
+        once. Where it is now; absent is a success. What is left when this is killed counts as half-made."""
         gone = self.root.with_name(f".{self.root.name}.removed")
         remove_tree(gone, quiet=True)
         with suppress(FileNotFoundError):
             self.root.rename(gone)
         (gone / self.meta_file.name).unlink(missing_ok=True)
-        remove_tree(gone)
+        return gone
+
+    def remove(self) -> None:
+        """Remove all of it; absent is a success."""
+        remove_tree(self.put_away())
 
 
 def _whole(lines: Sequence[Line]) -> Iterator[bytes]:
