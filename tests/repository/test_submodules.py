@@ -109,6 +109,39 @@ async def test_the_patch_brings_the_work_in_submodules_too(whole: Repo, session:
     assert (whole.path / "vendor/lib/deps/inner/binary").read_bytes() == b"\0\1"
 
 
+ODD = """
+[diff]
+submodule = log
+ignoreSubmodules = all
+noprefix = true
+mnemonicPrefix = true
+orderFile = /nowhere/order
+wordRegex = .
+context = 0
+interHunkContext = 50
+suppressBlankEmpty = true
+[color]
+ui = always
+[core]
+quotePath = false
+"""
+
+
+async def test_the_patch_is_the_same_whatever_a_persons_git_shows(
+    whole: Repo, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = (await begin(whole.path, session)).base
+    await session.agent(CHANGE)
+    plain = await end(session, base)
+    assert plain.patch is not None
+    expected = plain.patch.read_bytes()
+    (tmp_path / "odd").write_text(ODD)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "odd"))
+    odd = await end(session, base)
+    assert odd.patch is not None
+    assert (odd.files, odd.patch.read_bytes()) == (plain.files, expected)
+
+
 async def test_applying_makes_the_branch_in_the_submodules_and_touches_no_checkout(
     whole: Repo, session: Session
 ) -> None:

@@ -33,10 +33,14 @@ INERT = (
     *("-c", "commit.gpgSign=false"),
     *("-c", "advice.detachedHead=false"),
     *("-c", "advice.addEmbeddedRepo=false"),
+    # No flags of `git diff` stand for these where it lists and does not show.
+    *("-c", "diff.context=3"),
+    *("-c", "diff.interHunkContext=0"),
+    *("-c", "diff.suppressBlankEmpty=false"),
     # A person may want git to find no bare repository by itself. Ours are bare, and each is named.
     *("-c", "safe.bareRepository=all"),
 )
-"""What keeps a repository's own configuration from running programs or touching more than it is asked to."""
+"""What keeps configuration from running programs, touching more than git is asked to, or changing its answers."""
 
 # The rest of GIT_* would point git at another repository than the one named.
 _PASSED = ("GIT_SSH", "GIT_ASKPASS", "GIT_SSL_", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM")

@@ -9,7 +9,11 @@ from hiveyard.engine.git import git
 from hiveyard.engine.git_submodules import bare_copy, links, submodules
 from hiveyard.kit.text import one_line
 
-_PLAIN = ("--no-ext-diff", "--no-textconv", "--no-color", "-M")
+_PLAIN = (
+    *("--no-ext-diff", "--no-textconv", "--no-color", "-M"),
+    *("--submodule=short", "--ignore-submodules=none", "-O/dev/null"),
+)
+"""What makes it a patch that can be applied, whatever the person's git is set to show."""
 
 
 class Change(NamedTuple):
