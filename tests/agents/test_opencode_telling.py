@@ -87,6 +87,21 @@ def test_a_prompt_whose_answer_is_late_is_told_when_it_is_heard(settings: dict[s
     assert [json.loads(body)["parts"][0]["text"] for body in server.bodies] == ["do it"]
 
 
+def test_a_prompt_that_was_heard_before_its_connection_broke_is_told(settings: dict[str, object]) -> None:
+    def hear() -> None:
+        server.taken.wait()
+        Feed(str(settings["feed"])).add(HEARD)
+        server.closing.set()  # the connection is closed without an answer
+
+    with busy() as server:
+        known(settings, server)
+        hearing = threading.Thread(target=hear)
+        hearing.start()
+        assert opencode_seat.say(settings) == 0
+        hearing.join()
+    assert len(server.bodies) == 1
+
+
 def test_a_prompt_that_nobody_hears_is_not_told(settings: dict[str, object]) -> None:
     settings["patience"] = 0.5
     with busy() as server:

@@ -246,9 +246,10 @@ def say(settings: dict[str, Any]) -> int:
             path = f"/session/{_session(place, settings['patience'])}/prompt_async"
             try:
                 _Server(place).ask("POST", path, {"parts": [{"type": "text", "text": text}]})
-            except TimeoutError:
-                # A server that is busy for minutes has the words, and takes them when it comes to that.
-                if not until(lambda: _taken(text, telling.heard), max(LONGEST, end - time.monotonic())):
+            except (OSError, http.client.HTTPException) as error:
+                # It may have the words all the same: one that is busy for minutes takes them when it comes to that.
+                late = max(LONGEST, end - time.monotonic()) if isinstance(error, TimeoutError) else LATE
+                if not until(lambda: _taken(text, telling.heard), late):
                     raise
     return 0
 
