@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -55,6 +57,40 @@ def test_a_person_without_rights_builds_an_image_and_uses_it(commoner: Commoner)
     report = json.loads(done.stdout or "{}")
     assert report.get("status") == "completed", done.stderr
     assert report["commits"] == 1
+
+
+KILLED = """
+mkdir tmp; export TMPDIR=$HOME/tmp
+hv image build tiny.toml >&2 & asker=$!
+until ls -d tmp/*/mmdebstrap.*/usr; do sleep 0.1; done >/dev/null 2>&1
+kill -9 $(hv version --json | py -c 'import json, sys; print(json.load(sys.stdin)["daemon"]["pid"])'); kill $asker; wait
+"""
+
+
+@pytest.mark.real
+def test_what_a_killed_build_of_theirs_left_goes_with_the_next(commoner: Commoner) -> None:
+    (commoner.home / "tiny.toml").write_text(TINY)
+    (commoner.home / "broken.toml").write_text('node = ""\npackages = ["no-such-package-at-all"]\n')
+    said = commoner.run(KILLED).stderr
+    temporary = commoner.home / "tmp"
+    assert [path.name[:15] for path in temporary.iterdir()] == ["hiveyard-build-"], said
+    end = time.monotonic() + 30
+    while left := _of_builds(temporary):
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+    said = commoner.run("export TMPDIR=$HOME/tmp; hv image build broken.toml >&2").stderr
+    assert "no-such-package" in said
+    assert list(temporary.iterdir()) == []
+
+
+def _of_builds(temporary: Path) -> list[str]:
+    """Command lines of processes that work there, whoever they belong to."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"TMPDIR={temporary}/".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
 
 
 @pytest.mark.real

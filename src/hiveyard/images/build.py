@@ -99,10 +99,30 @@ def _work(directory: Path) -> Iterator[Path]:
     if os.geteuid() == 0:
         yield directory
         return
-    with tempfile.TemporaryDirectory(prefix="hiveyard-build-") as name:
-        check_space(Path(name))
-        Path(name).chmod(0o755)
-        yield Path(name)
+    place = _place(directory)
+    place.mkdir(mode=0o700)
+    try:
+        check_space(place)
+        place.chmod(0o755)
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _place(directory: Path) -> Path:
+    return Path(tempfile.gettempdir(), "hiveyard-build-" + directory.name.rpartition("-")[2])
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a killed build that filled `directory` left elsewhere."""
+    place = _place(directory)
+    # A name in a directory where everybody may write: only what is ours, and no link.
+    if os.geteuid() == 0 or not place.is_dir() or place.lstat().st_uid != os.geteuid():
+        return
+    # Its files belong to users of a namespace; the directory itself is emptied by them, and removed by us.
+    for root in place.glob("mmdebstrap.*"):
+        subprocess.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", str(root)], capture_output=True, check=False)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 async def _prepare(recipe: Recipe, network: HostNetwork, work: Path, report: Report) -> None:
@@ -130,7 +150,8 @@ def _sources_name(network: HostNetwork) -> str:
 def _mmdebstrap(recipe: Recipe, network: HostNetwork, work: Path) -> list[str]:
     root = os.geteuid() == 0
     apart = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    argv = [*(apart if root else []), "mmdebstrap", f"--mode={'root' if root else 'unshare'}", "--verbose"]
+    bound = ["setpriv", "--pdeathsig=KILL", "--"]
+    argv = [*bound, *(apart if root else []), "mmdebstrap", f"--mode={'root' if root else 'unshare'}", "--verbose"]
     argv += ["--format=tar", "--variant=minbase", "--skip=output/dev", "--aptopt=APT::Install-Recommends false"]
     argv += [f"--aptopt={option}" for option in network.apt]
     # What a cut build leaves is thrown away whole, so nothing in it needs to be safe on disk.

@@ -137,7 +137,7 @@ class Images:
         async with _lock(self.directory / "lock", report):
             if not force and (image := self._by_recipe(recipe)):
                 return image
-            self._sweep()
+            await anyio.to_thread.run_sync(self._sweep)
             try:
                 return await self._build(recipe, report)
             except OSError as error:
@@ -235,6 +235,7 @@ class Images:
     def _sweep(self) -> None:
         """Remove what killed builds left; the lock says that none is at work."""
         for left in self.directory.glob(".building-*"):
+            builder.sweep(left)
             _remove(left)
 
 

@@ -136,7 +136,7 @@ class Stock:
                 return (await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)).origin(disk.layer)
             # On a host where nothing loads none comes out of this, and the former may be sound.
             fresh = await self._new_template(key, disk, qemu, quiet)
-            self._templates.retire(now)
+            await anyio.to_thread.run_sync(self._templates.retire, now)
             return fresh.origin(disk.layer)
 
     def _disk(self, spec: MachineSpec) -> Disk:
@@ -171,7 +171,7 @@ class Stock:
             except Corrupt as error:
                 report(f"{error.message}; making it again")
                 _log.warning("%s; making it again", error.message)
-                self._templates.retire(template)
+                await anyio.to_thread.run_sync(self._templates.retire, template)
         return await self._new_template(key, disk, qemu, report)
 
     async def _new_template(self, key: Key, disk: Disk, qemu: Qemu, report: Report) -> Template:
