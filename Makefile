@@ -1,6 +1,6 @@
 # Every target works alone on a fresh machine: what is missing is set up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test unit real demo bench lock clean
+.PHONY: help setup check format test unit real long demo bench lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -38,7 +38,10 @@ unit: $(READY) ## Tests that boot nothing
 
 # Rows of tests, three side by side (tests/conftest.py): most wait, and a VM takes a processor.
 real: $(READY) ## Tests that boot machines and run agents
-	$(call tested,"real and not cloud",--numprocesses 3 --dist loadscope)
+	$(call tested,"real and not cloud and not long",--numprocesses 3 --dist loadscope)
+
+long: $(READY) ## Eight agents at once in VMs: an hour under emulation, so it is not among all tests
+	$(BIN)/python -m pytest -m long
 
 demo: $(READY) ## A real agent mends a real repository in a forked VM, without a key or a network
 	@scripts/demo
