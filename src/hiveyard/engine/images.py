@@ -12,6 +12,7 @@ from hiveyard.core.ports import Provider
 from hiveyard.engine.choice import choose
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.images.images import DEFAULT, Images
+from hiveyard.kit.trees import remove_tree
 
 
 class ImageStock:
@@ -83,7 +84,12 @@ class ImageStock:
 
     def remains(self) -> Sequence[Path]:
         """What builds that are at work, or were killed, have on disk."""
-        return sorted(self._images.directory.glob(".building-*"))
+        return self._images.remains()
+
+    def discard(self, left: Path) -> None:
+        """Remove one of them whole. Raises ImageBuildFailed, OSError."""
+        self._images.discard(left)
+        remove_tree(left)
 
     def list(self) -> list[Image]:
         return self._images.list()

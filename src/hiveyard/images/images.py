@@ -154,6 +154,15 @@ class Images:
         shutil.rmtree(doomed)
         return image
 
+    def remains(self) -> Sequence[Path]:
+        """What builds that are at work, or were killed, have on disk here."""
+        return sorted(self.directory.glob(".building-*"))
+
+    def discard(self, left: Path) -> None:
+        """Remove one of them, as far as that can be, with what its build has elsewhere. Raises ImageBuildFailed."""
+        builder.sweep(left)
+        _remove(left)
+
     # --- within
 
     async def _build(self, recipe: Recipe, report: Report) -> Image:
@@ -234,9 +243,8 @@ class Images:
 
     def _sweep(self) -> None:
         """Remove what killed builds left; the lock says that none is at work."""
-        for left in self.directory.glob(".building-*"):
-            builder.sweep(left)
-            _remove(left)
+        for left in self.remains():
+            self.discard(left)
 
 
 def _read(file: Path) -> _Record | None:
