@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
 from hiveyard.core.errors import NoAccelerator, ProviderUnavailable
@@ -68,7 +69,7 @@ async def test_what_was_found_out_counts_until_another_accelerator_may_be_used(t
 
 @pytest.mark.real
 async def test_an_accelerator_has_only_so_long(tmp_path: Path) -> None:
-    trials = accelerators(tmp_path / "known.json", TCG, timeout=0.3)
+    trials = accelerators(tmp_path / "known.json", TCG, timeout=0.05)
     with pytest.raises(NoAccelerator, match="no kernel came up under it within 0s"):
         await trials.choose(await kernel(), "7.2.0")
     assert not (tmp_path / "known.json").exists()
@@ -120,6 +121,27 @@ async def test_what_failed_though_it_is_there_is_tried_again_later(tmp_path: Pat
     assert found.name == "kvm"
     assert trials.known("7.2.0") == found
     assert [other.name for other in trials.beside(found)] == ["tcg"], "for what was frozen under it"
+
+
+async def test_of_many_that_ask_at_once_one_tries(tmp_path: Path) -> None:
+    program = tmp_path / "qemu"
+    program.write_text(f'#!/bin/sh\necho >>{tmp_path}/tried\nsleep 0.3\necho "Unable to mount root fs"\n')
+    program.chmod(0o755)
+    many = [
+        Accelerators(
+            [TCG], wanted="auto", program=str(program), timeout=30, user=User(None, None), known=tmp_path / "known.json"
+        )
+        for _ in range(8)
+    ]
+    found = set()
+
+    async def ask(one: Accelerators) -> None:
+        found.add((await one.choose(tmp_path / "qemu", "7.2.0")).name)
+
+    async with anyio.create_task_group() as group:
+        for one in many:
+            group.start_soon(ask, one)
+    assert (found, (tmp_path / "tried").read_text()) == ({"tcg"}, "\n")
 
 
 async def test_what_failed_though_it_is_there_is_not_tried_each_time(tmp_path: Path) -> None:

@@ -30,11 +30,15 @@ from hiveyard.kit.shape import number, record, text
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.qemu.command import MACHINE, Engine
 from hiveyard.machines.qemu.launch import Handles, launched
+from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.user import User
 
 _MISSES_ROOT = b"Unable to mount root fs"
 _CONSOLE_LIMIT = 1 << 20
 _AGAIN = 3600.0
+_EMULATED = 4
+"""Times as long has one that needs no hardware: it never hangs, a host with much to do makes it slow, and nothing
+comes after it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +106,19 @@ class Accelerators:
 
     async def choose(self, kernel: Path, version: str) -> Choice:
         """The first candidate that boots `kernel`. Raises NoAccelerator with what was wrong with each."""
+        if (settled := self._settled(version)) is not None:
+            return settled
+        # Many that begin at once make each other late: one tries, the others have its answer.
+        async with holding(self._known.with_suffix(".lock")):
+            return self._settled(version) or await self._tried(kernel, version)
+
+    def _settled(self, version: str) -> Choice | None:
+        """What is known and need not be found out again yet."""
         before = self.known(version)
-        if before is not None and not self._due(version, before):
-            return before
+        return None if before is None or self._due(version, before) else before
+
+    async def _tried(self, kernel: Path, version: str) -> Choice:
+        before = self.known(version)
         wrong: list[str] = []
         for each in self._candidates:
             if before is not None and each.name == before.name:
@@ -131,15 +145,16 @@ class Accelerators:
     async def _trial(self, each: Accelerator, kernel: Path) -> tuple[str, float]:
         """What is wrong with a candidate ("" for nothing), and the seconds it took."""
         began = time.monotonic()
+        patience = self._timeout * (1 if each.hardware else _EMULATED)
         with Handles() as handles:
             kernel_path = handles.file(kernel)
             argv = [*self._user.prefix(kvm=each.hardware, bound=True), *_trial_argv(self._program, each, kernel_path)]
             said = bytearray()
             try:
-                with anyio.fail_after(self._timeout):
+                with anyio.fail_after(patience):
                     complaint = await _watched(argv, handles, said)
             except TimeoutError:
-                return f"no kernel came up under it within {self._timeout:.0f}s", 0.0
+                return f"no kernel came up under it within {patience:.0f}s", 0.0
         if _MISSES_ROOT in said:
             return "", time.monotonic() - began
         return complaint or one_line(decode(bytes(said[-300:]))) or "QEMU ended and said nothing", 0.0

@@ -21,6 +21,6 @@ class QemuSettings:
     fork_timeout: float = 60.0
     """Seconds a fork may take until it can run a command."""
     trial_timeout: float = 15.0
-    """Seconds an accelerator has to bring a kernel up before it counts as broken."""
+    """Seconds an accelerator has to bring a kernel up before it counts as broken; emulation has four times as long."""
     uid: int = 1213595648
     """First of 65,537 host user ids that QEMU runs as when the daemon is root. They should own nothing."""
