@@ -120,18 +120,35 @@ wordRegex = .
 context = 0
 interHunkContext = 50
 suppressBlankEmpty = true
+algorithm = histogram
+indentHeuristic = false
+renameLimit = 1
 [color]
 ui = always
 [core]
 quotePath = false
+"""
+BLOCK, NUMBERS = "/*\n{}\n*/\n\n", "".join(f"{number}\n" for number in range(20))
+MANY_WAYS = {
+    "letters__txt": "a\nb\nc\na\nb\nb\na\n",
+    "blocks__txt": BLOCK.format(1) + BLOCK.format(3),
+    "one__txt": f"1\n{NUMBERS}",
+    "two__txt": f"2\n{NUMBERS}",
+}
+"""Files of which a change can be shown in more than one way."""
+MANY_WAYS_CHANGE = """
+printf '%s\\n' c b a b a c > letters.txt
+printf '/*\\n%s\\n*/\\n\\n' 1 2 3 > blocks.txt
+for name in one two; do git mv $name.txt moved-$name.txt; echo $name >> moved-$name.txt; done
 """
 
 
 async def test_the_patch_is_the_same_whatever_a_persons_git_shows(
     whole: Repo, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    whole.commit("Third", **MANY_WAYS)
     base = (await begin(whole.path, session)).base
-    await session.agent(CHANGE)
+    await session.agent(MANY_WAYS_CHANGE + CHANGE)
     plain = await end(session, base)
     assert plain.patch is not None
     expected = plain.patch.read_bytes()

@@ -12,8 +12,9 @@ from hiveyard.kit.text import one_line
 _PLAIN = (
     *("--no-ext-diff", "--no-textconv", "--no-color", "-M"),
     *("--submodule=short", "--ignore-submodules=none", "-O/dev/null"),
+    *("--diff-algorithm=default", "--indent-heuristic", "-l1000"),
 )
-"""What makes it a patch that can be applied, whatever the person's git is set to show."""
+"""What makes it the same patch, and one that can be applied, whatever the person's git is set to show."""
 
 
 class Change(NamedTuple):
