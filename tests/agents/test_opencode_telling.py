@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,22 +14,30 @@ import pytest
 from hiveyard.agents.inside import opencode_seat
 from hiveyard.agents.inside.terminal import Feed, runtime
 
+AWHILE = 60.0
+"""Seconds after which what a test waits for does not come."""
 HEARD = {"said": {"properties": {"part": {"type": "text", "text": "do it"}}}}
 
 
 class _Busy(ThreadingHTTPServer):
-    """Takes requests, and answers none before it is closed."""
+    """Takes requests, and answers none before it is closed, and then questions only."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Asked)
         self.bodies: list[bytes] = []
-        self.taken, self.closing = threading.Event(), threading.Event()
+        self.taken, self.asked, self.closing = threading.Event(), threading.Event(), threading.Event()
 
 
 class _Asked(BaseHTTPRequestHandler):
     server: _Busy
+
+    def do_GET(self) -> None:
+        self.server.asked.set()
+        self.server.closing.wait()
+        self.send_response(200)
+        self.end_headers()
 
     def do_POST(self) -> None:
         self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
@@ -66,6 +74,14 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
     place.rmdir()
 
 
+@contextmanager
+def meanwhile(hear: Callable[[], None]) -> Iterator[None]:
+    thread = threading.Thread(target=hear, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
 def known(settings: dict[str, object], server: _Busy) -> None:
     said = {"port": server.server_address[1], "password": "none"}
     (runtime(str(settings["state"])) / "server").write_text(json.dumps(said))
@@ -73,32 +89,28 @@ def known(settings: dict[str, object], server: _Busy) -> None:
 
 def test_a_prompt_whose_answer_is_late_is_told_when_it_is_heard(settings: dict[str, object]) -> None:
     def hear() -> None:
-        server.taken.wait()
+        server.taken.wait(AWHILE)
         server.closing.wait(1.0)
         Feed(str(settings["feed"])).add(HEARD)
 
     with busy() as server:
         known(settings, server)
-        hearing = threading.Thread(target=hear)
-        hearing.start()
-        assert opencode_seat.say(settings) == 0
-        hearing.join()
+        with meanwhile(hear):
+            assert opencode_seat.say(settings) == 0
         assert opencode_seat.say(settings) == 0
     assert [json.loads(body)["parts"][0]["text"] for body in server.bodies] == ["do it"]
 
 
 def test_a_prompt_that_was_heard_before_its_connection_broke_is_told(settings: dict[str, object]) -> None:
     def hear() -> None:
-        server.taken.wait()
+        server.taken.wait(AWHILE)
         Feed(str(settings["feed"])).add(HEARD)
         server.closing.set()  # the connection is closed without an answer
 
     with busy() as server:
         known(settings, server)
-        hearing = threading.Thread(target=hear)
-        hearing.start()
-        assert opencode_seat.say(settings) == 0
-        hearing.join()
+        with meanwhile(hear):
+            assert opencode_seat.say(settings) == 0
     assert len(server.bodies) == 1
 
 
@@ -106,6 +118,29 @@ def test_a_prompt_that_nobody_hears_is_not_told(settings: dict[str, object]) -> 
     settings["patience"] = 0.5
     with busy() as server:
         known(settings, server)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                opencode_seat.say(settings)
+        assert server.taken.wait(AWHILE)
+    assert len(server.bodies) == 1
+
+
+def test_a_prompt_that_a_busy_server_has_from_somebody_who_is_gone_is_not_told_again(
+    settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opencode_seat, "LATE", 0.3)
+
+    def hear() -> None:
+        server.asked.wait(AWHILE)
+        server.closing.wait(1.0)
+        Feed(str(settings["feed"])).add(HEARD)
+        server.closing.set()
+
+    with busy() as server:
+        known(settings, server)
         with pytest.raises(TimeoutError):
-            opencode_seat.say(settings)
+            opencode_seat.say({**settings, "patience": 0.5})
+        with meanwhile(hear):
+            assert opencode_seat.say(settings) == 0
+        assert server.taken.wait(AWHILE)
     assert len(server.bodies) == 1

@@ -342,8 +342,8 @@ def test_an_opencode_that_sets_itself_up_anew_is_heard_again(slow: tuple[Turn, s
         time.sleep(0.05)
 
 
-# An opencode that takes a prompt, tells of it, and answers nothing for as long as it is called `begin`; it takes none
-# that is called `lost` before it is asked twice.
+# An opencode that takes a prompt, tells of it, and never answers one that is called `begin`; it takes none that is
+# called `lost` before it is asked twice.
 _MUTE = """
 import json, queue, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -355,6 +355,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        if self.path != "/event":
+            return self.answer({})
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
@@ -366,7 +368,10 @@ class Handler(BaseHTTPRequestHandler):
         data = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if "prompt" in self.path:
             self.take(data["parts"][0]["text"])
-        answer = json.dumps({"id": "ses_1"}).encode()
+        self.answer({"id": "ses_1"})
+
+    def answer(self, said):
+        answer = json.dumps(said).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()

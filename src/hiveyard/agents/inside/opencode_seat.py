@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import math
 import secrets
 import shutil
 import socket
@@ -202,8 +203,8 @@ class _Server:
         connection.sock.settimeout(None)
         return answer
 
-    def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        _, answer = self._open(method, path, body, LONGEST)
+    def ask(self, method: str, path: str, body: object = None, *, patience: float = math.inf) -> dict[str, Any]:
+        _, answer = self._open(method, path, body, min(patience, LONGEST))
         with answer:
             data = answer.read()
         said = json.loads(data) if data.strip() else {}
@@ -226,12 +227,14 @@ class _Server:
         return connection, answer
 
 
-def _insisting(ask: Callable[[], T]) -> T:
-    """Ask until there is an answer: the server may be busy for minutes."""
+def _insisting(ask: Callable[[], T], end: float = math.inf) -> T:
+    """Ask until there is an answer, or until `end`: the server may be busy for minutes."""
     while True:
         try:
             return ask()
         except (OSError, http.client.HTTPException):
+            if time.monotonic() > end:
+                raise
             until(lambda: False, 0.5)
 
 
@@ -242,7 +245,7 @@ def say(settings: dict[str, Any]) -> int:
     place, end = runtime(settings["state"]), time.monotonic() + settings["patience"]
     _session(place, settings["patience"])  # a program that begins cuts what is torn off its feed
     with once(place, Feed(settings["feed"]), settings["prompt"], text) as telling:
-        if telling and not (telling.again and until(lambda: _taken(text, telling.heard), LATE)):
+        if telling and not (telling.again and _got_through(place, text, telling.heard, end)):
             path = f"/session/{_session(place, settings['patience'])}/prompt_async"
             try:
                 _Server(place).ask("POST", path, {"parts": [{"type": "text", "text": text}]})
@@ -252,6 +255,15 @@ def say(settings: dict[str, Any]) -> int:
                 if not until(lambda: _taken(text, telling.heard), late):
                     raise
     return 0
+
+
+def _got_through(place: Path, text: str, heard: Tail, end: float) -> bool:
+    """Whether the prompt was heard from somebody who is gone. A busy server may have it and not know yet: that is known
+    when it answers again."""
+    if _taken(text, heard):
+        return True
+    _insisting(lambda: _Server(place).ask("GET", "/session/status", patience=max(FIRST, end - time.monotonic())), end)
+    return until(lambda: _taken(text, heard), LATE)
 
 
 def _taken(text: str, heard: Tail) -> bool:
