@@ -360,6 +360,25 @@ async def test_an_image_in_which_nothing_works_says_why_and_leaves_nothing(direc
     assert not cloud.instances
 
 
+@pytest.mark.parametrize("user", ["", "agent:x:1000:1000::/home/agent:/bin/bash\n"], ids=["no user", "the user"])
+async def test_users_of_an_image_are_kept_though_the_last_line_has_no_end(
+    direct: tuple[MorphProvider, Cloud], user: str
+) -> None:
+    provider, cloud = direct
+    (cloud._directory / "base/etc/group").write_text("root:x:0:\nlast:x:7:")
+    (cloud._directory / "base/etc/passwd").write_text(f"{user}root:x:0:0::/root:/bin/bash\nlast:x:7:7::/:/bin/sh")
+    spec = replace(SPEC, shape=Shape(memory_mib=1024))
+    await provider.prepare(IMAGE, spec.shape)
+    await provider.boot("one", spec)
+    assert await said(provider, "one", "cat /etc/group") == b"root:x:0:\nlast:x:7:\nagent:x:1000:\n"
+    assert sorted((await said(provider, "one", "cat /etc/passwd")).splitlines()) == [
+        b"agent:x:1000:1000::/home/agent:/bin/bash",
+        b"last:x:7:7::/:/bin/sh",
+        b"root:x:0:0::/root:/bin/bash",
+    ]
+    await provider.terminate("one")
+
+
 @pytest.mark.cloud
 async def test_the_real_service_does_what_the_fake_does() -> None:
     key = os.environ.get("MORPH_API_KEY", "")

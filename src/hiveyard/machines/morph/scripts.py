@@ -195,6 +195,7 @@ uid=$1 home=$2 user=$3 session=$4
 for program in setpriv setsid base64 dd mkfifo sha256sum stat tail; do
   command -v $program >/dev/null || { echo "there is no $program in the image" >&2; exit 1; }
 done
+for file in /etc/group /etc/passwd; do [[ -z $(tail -c 1 $file) ]] || echo >>$file; done
 grep -q "^$user:" /etc/group || echo "$user:x:$uid:" >>/etc/group
 grep -q "^$user:" /etc/passwd || echo "$user:x:$uid:$uid::$home:/bin/bash" >>/etc/passwd
 users=$(while IFS= read -r line; do
