@@ -296,6 +296,18 @@ async def test_opencode_fetches_nothing_and_its_screen_stands_still(
 
 
 @pytest.mark.anyio
+async def test_what_a_dying_machine_left_empty_of_opencodes_files_is_written_anew(tmp_path: Path, repo: Path) -> None:
+    own = tmp_path / "state" / "opencode"
+    kept = [own / "config" / "opencode" / "package-lock.json", own / "state" / "opencode" / "kv.json"]
+    await opencode(tmp_path, "true")
+    expected = [file.read_bytes() for file in kept]
+    for file in kept:
+        file.write_bytes(b"")
+    await opencode(tmp_path, "true")
+    assert [file.read_bytes() for file in kept] == expected
+
+
+@pytest.mark.anyio
 async def test_whoever_wants_opencode_to_move_has_it_so(tmp_path: Path, repo: Path) -> None:
     await opencode(tmp_path, "true")
     kept = tmp_path / "state" / "opencode" / "state" / "opencode" / "kv.json"

@@ -58,13 +58,13 @@ exit "$status"
 # $1 is the directory of its own directories; the rest is the command. It loads npm's installer for half a minute of a
 # processor to fetch its plugin library from a network that is not there, unless a lock file names that; and its screen
 # is drawn anew many times a second for as long as something on it moves, whether anybody looks or not. Whoever wants
-# that turns it on in its command list, which is kept.
+# that turns it on in its command list, which is kept. A file that a dying machine left is empty.
 _CALM = r"""
 config=$1/config/opencode state=$1/state/opencode; shift
 mkdir -p -- "$config/node_modules" "$state"
-[ -e "$config/package-lock.json" ] ||
+[ -s "$config/package-lock.json" ] ||
   echo '{"packages": {"": {"dependencies": {"@opencode-ai/plugin": "*"}}}}' >"$config/package-lock.json"
-[ -e "$state/kv.json" ] || echo '{"animations_enabled": false}' >"$state/kv.json"
+[ -s "$state/kv.json" ] || echo '{"animations_enabled": false}' >"$state/kv.json"
 exec "$@"
 """
 
