@@ -35,20 +35,21 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
 
     Emulated VMs want the processors, and two rows of them are what two processors carry; the rest mostly waits, and
     its engine for containers belongs to one process at a time. So that is a row, the tests that share a small VM are
-    one, and each file of the others is one: the longest first, so that they end together."""
+    one, those that damage the template they share are one, and each file of the others is one: the longest first, so
+    that they end together."""
 
     _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner", "tests/images/")
     _SHARING = ("tests/contract/", "tests/processes/", "tests/ways/")
+    _DAMAGING = "tests/machines/qemu/"
     _ANYWHERE = ("tests/agents/test_conversations", "tests/agents/test_real_programs")
     _LONG = (
         "no VMs",
         "small VMs",
+        _DAMAGING,
         "tests/sessions/test_agent_vm.py",
         "tests/main_job/test_commoner.py",
         "tests/images/test_images.py",
-        "tests/machines/qemu/test_qemu_machines.py",
         "tests/main_job/test_recovery.py",
-        "tests/machines/qemu/test_qemu_snapshots.py",
         "tests/engine/test_live_forks.py",
         "tests/orchestrator/test_everywhere.py",
     )
@@ -56,7 +57,9 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         if not nodeid.startswith(self._ANYWHERE) and not any(word in nodeid for word in self._VMS):
             return "no VMs"
-        return "small VMs" if nodeid.startswith(self._SHARING) else nodeid.split("::")[0]
+        if nodeid.startswith(self._SHARING):
+            return "small VMs"
+        return self._DAMAGING if nodeid.startswith(self._DAMAGING) else nodeid.split("::")[0]
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         rest = (row for row in self._LONG if row in self.workqueue)
