@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from hiveyard.core.errors import NoSpace
+from hiveyard.engine.spawn import SpawnRequest
 from tests.engine.conftest import Yard, asked, done
+from tests.support.puppet import NAME, register
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +42,20 @@ def stuff(path: Path) -> None:
                     pass
             except OSError as error:
                 assert error.errno == errno.ENOSPC
+
+
+async def test_what_cannot_be_begun_for_want_of_space_is_told_and_leaves_nothing(
+    yard: Yard, repo: Path, disk: Path
+) -> None:
+    register()
+    async with yard.open() as engine:
+        stuff(disk / "junk")
+        with pytest.raises(NoSpace, match="cannot be made: No space left on device"):
+            await engine.submit(asked(repo, "true"))
+        with pytest.raises(NoSpace, match="cannot be made: No space left on device"):
+            await engine.sessions.spawn(SpawnRequest(repo=str(repo), agent=NAME))
+        assert list(yard.places.sessions.iterdir()) == []
+        (disk / "junk").unlink()
 
 
 async def test_a_task_that_filled_the_disk_can_be_removed(yard: Yard, repo: Path, disk: Path) -> None:

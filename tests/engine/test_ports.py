@@ -12,9 +12,10 @@ import pytest
 from hiveyard.core.events import Notice
 from hiveyard.engine.host_ports import Owner
 from hiveyard.engine.settings import PortSettings
+from hiveyard.engine.spawn import SpawnRequest
 from tests.engine.conftest import Yard
 from tests.engine.yards import events, spawned, told, until
-from tests.support.puppet import register
+from tests.support.puppet import NAME, register
 from tests.ways.test_host_ports import free
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +44,20 @@ async def test_the_port_of_a_stopped_session_is_taken_when_no_other_is_free(yard
         await until(engine, first, lambda view: view.status == "running")
         assert (await engine.sessions.view(first)).port == port
         await engine.sessions.stop(first)
+
+
+async def test_a_session_whose_port_was_taken_before_it_had_it_goes_on_with_another(yard: Yard, repo: Path) -> None:
+    """Two were made with one `--port` at once, and it was the other's in the end."""
+    port = free()
+    async with yard.open() as engine:
+        id = await engine.sessions.spawn(SpawnRequest(repo=str(repo), agent=NAME, port=port))
+        with socket.create_server(("127.0.0.1", port)):
+            ended = await until(engine, id, lambda view: view.status == "stopped")
+            assert f"port {port} is taken by another program" in ended.reason
+            await engine.sessions.resume(id)
+            view = await until(engine, id, lambda view: view.status == "running")
+        assert view.port not in (None, port)
+        await engine.sessions.stop(id)
 
 
 async def test_two_who_open_a_port_at_once_get_one_and_the_session_goes_on(yard: Yard, repo: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
 from hiveyard.core.events import SnapshotTaken
+from hiveyard.core.machines import Machine
 from hiveyard.engine.forking import ForkRequest
 from tests.engine.conftest import Yard
 from tests.engine.remembering import Remembering, at_work
@@ -51,8 +53,56 @@ async def test_a_machine_that_went_down_meanwhile_is_told_at_once(yard: Yard, re
         id = await spawned(engine, repo)
     await provider.terminate(f"hv-{id}")
     async with at_work(yard, Remembering(yard, full=True)) as engine:
-        view = await until(engine, id, lambda view: view.status == "stopped")
-        assert "went down while nobody was watching" in view.reason
+        view = await engine.sessions.view(id)
+        assert (view.status, "went down while nobody was watching" in view.reason) == ("stopped", True)
+
+
+async def test_resume_of_what_went_down_meanwhile_is_no_success_before_that_is_known(yard: Yard, repo: Path) -> None:
+    """Also when the provider is so slow that a new daemon answers before it knows."""
+    provider = Slow(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+    await provider.terminate(f"hv-{id}")
+    slow = Slow(yard)
+    slow.known = anyio.Event()
+    async with at_work(yard, slow) as engine, anyio.create_task_group() as group:
+        assert (await engine.sessions.view(id)).status == "running", "what was known last"
+        group.start_soon(engine.sessions.resume, id)
+        await anyio.sleep(0.1)
+        slow.known.set()
+        await until(engine, id, lambda view: view.status == "running" and bool(slow.booted))
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_what_a_machine_took_down_with_it_is_told_until_it_is_brought_out(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "run echo pear > fruit.txt")
+    await provider.terminate(f"hv-{id}")
+    async with at_work(yard, Remembering(yard)) as engine:
+        source = await engine.source(id)
+        assert source.head is None
+        assert f"{yard.places.sessions / id / 'shared' / 'repo'}; hv resume" in source.notice
+        assert (await engine.comparisons.compare([id]))[0].notice == source.notice
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        await engine.sessions.stop(id)
+        source = await engine.source(id)
+        assert (source.diffstat.files, source.notice) == (1, "")
+
+
+class Slow(Remembering):
+    """It does not know at once which of its machines live."""
+
+    known: anyio.Event | None = None
+
+    async def get(self, name: str) -> Machine:
+        if self.known is not None:
+            await self.known.wait()
+        return await super().get(name)
 
 
 def with_memory(yard: Yard, mib: int) -> None:

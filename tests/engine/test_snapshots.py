@@ -537,14 +537,75 @@ async def test_a_meta_json_that_makes_no_sense_is_told_and_left_alone(
         assert file.read_text() == text
 
 
-@pytest.mark.parametrize("missing", ["shared", "origin.git"])
-async def test_a_half_copied_directory_is_told(yard: Yard, repo: Path, missing: str) -> None:
+@pytest.mark.parametrize("missing", ["shared", "origin.git", "shared/repo", "shared/state"])
+async def test_a_half_copied_directory_is_told(yard: Yard, repo: Path, tmp_path: Path, missing: str) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "run echo pear > fruit.txt")
+        await engine.sessions.stop(id)
+        before = (await engine.source(id)).head
+        where = workspace(yard, id).root / missing
+        where.rename(workspace(yard, id).root / "elsewhere")
+        with pytest.raises(SessionDamaged, match=missing):
+            await engine.sessions.resume(id)
+        with pytest.raises(SessionDamaged, match=missing):
+            await engine.exports.export(id, tmp_path / "it.tar")
+        assert not (tmp_path / "it.tar").exists()
+        (workspace(yard, id).root / "elsewhere").rename(where)
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: "
+        await engine.sessions.stop(id)
+        assert (await engine.source(id)).head == before
+
+
+async def test_a_repository_that_lost_its_commits_is_told_by_whoever_needs_them(
+    yard: Yard, repo: Path, tmp_path: Path
+) -> None:
+    async with yard.open() as engine:
+        id = await at_early(engine, repo)
+        await told(engine, id, "run echo pear > fruit.txt")
+        await engine.sessions.stop(id)
+        objects = workspace(yard, id).origin / "objects"
+        shutil.rmtree(objects)
+        objects.mkdir()
+        for asking in (
+            lambda: engine.sessions.resume(id),
+            lambda: engine.forks.fork(id, ForkRequest(snapshot="early")),
+            lambda: engine.rewinds.rewind(id, "early"),
+            lambda: engine.exports.export(id, tmp_path / "it.tar"),
+            lambda: engine.source(id),
+            lambda: engine.comparisons.compare([id]),
+        ):
+            with pytest.raises(SessionDamaged, match=r"origin\.git lacks commit"):
+                await asking()
+        assert (await engine.sessions.view(id)).status == "stopped"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"version": 99}'])
+async def test_a_meta_json_that_makes_no_sense_ends_no_session_at_work(yard: Yard, repo: Path, text: str) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        await anyio.sleep(0.2)
+    workspace(yard, id).meta_file.write_text(text)
+    async with yard.open() as engine:
+        assert await told(engine, id, "recall") == "kept: apple"
+        assert len(await events(engine, id, "machine.booting")) == 1
+        await engine.sessions.stop(id)
+
+
+async def test_a_meta_json_that_cannot_be_read_is_told(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.stop(id)
-        (workspace(yard, id).root / missing).rename(workspace(yard, id).root / "elsewhere")
-        with pytest.raises(SessionDamaged, match=missing):
+        await anyio.sleep(0.2)
+        file = workspace(yard, id).meta_file
+        file.unlink()
+        file.mkdir()
+        with pytest.raises(SessionDamaged, match=r"meta\.json cannot be read: Is a directory"):
             await engine.sessions.resume(id)
+        file.rmdir()
 
 
 async def test_a_directory_of_version_1_is_brought_up_to_date_and_keeps_its_key(yard: Yard, repo: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from hiveyard.core.errors import DaemonUnreachable, HiveyardError, OrchestrationError
+from hiveyard.core.errors import BadInput, DaemonUnreachable, HiveyardError, OrchestrationError
 
 
 class ApiError(HiveyardError):
@@ -129,5 +129,7 @@ class Client:
 
 
 def quoted(ref: str) -> str:
-    """A name as one part of a URL path."""
+    """A name as one part of a URL path. No address is without one: nothing is called so."""
+    if not ref:
+        raise BadInput("a name is missing: '' names nothing", hint="hv list -a, or hv ps -a")
     return quote(ref, safe="", errors="surrogateescape")

@@ -30,7 +30,9 @@ def diff(work: str, stat: bool, as_json: bool) -> int:
     session that runs it is the work as it stands now."""
     if as_json:
         found = _found(work)
-        click.echo(json.dumps({key: found[key] for key in ("id", "branch", "base", "commits", "diffstat", "patch")}))
+        click.echo(
+            json.dumps({key: found[key] for key in ("id", "branch", "base", "commits", "diffstat", "patch", "notice")})
+        )
         return 0
     from hiveyard.engine import repository
 
@@ -101,6 +103,8 @@ def _found(work: str) -> dict[str, Any]:
 def _source(work: str) -> dict[str, Any] | None:
     """Where the work is; None when nothing was changed."""
     source = _found(work)
+    if source["notice"]:
+        click.echo(f"· {source['notice']}", err=True)
     if source["head"] is None and not source["over"]:
         raise NothingToApply(f"{work} is still at work: its result is there at its end", hint=f"hv logs -f {work}")
     return None if source["head"] in (None, source["base"]) else source

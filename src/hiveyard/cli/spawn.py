@@ -60,12 +60,10 @@ def resume(session: str, budget_usd: float | None, attach: bool, as_json: bool) 
     client = connect()
     found = client.call("GET", f"/v1/sessions/{quoted(session)}")
     path = f"/v1/sessions/{found['id']}"
-    running = found["status"] in ("running", "paused")
     if found["status"] == "paused":
         client.call("POST", f"{path}/unpause")
-    if not running or budget_usd is not None:
-        client.call("POST", f"{path}/resume", {"budget_usd": budget_usd})
-    if not running:
+    resumed = client.call("POST", f"{path}/resume", {"budget_usd": budget_usd})
+    if resumed["status"] != "running":
         try:
             come_up(found, after=found["last_seq"])
         except KeyboardInterrupt:

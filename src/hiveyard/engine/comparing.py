@@ -16,7 +16,8 @@ from hiveyard.engine import repository
 from hiveyard.engine.git import git
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions import Sessions
-from hiveyard.engine.source import Diffstat
+from hiveyard.engine.source import Diffstat, lacking
+from hiveyard.engine.whole import check_commits
 from hiveyard.kit.text import decode, one_line
 from hiveyard.store import journal, views
 from hiveyard.store.views import ResultRow, SessionRow, TurnRow
@@ -81,7 +82,7 @@ class Comparisons:
         self._sessions = sessions
 
     async def compare(self, ids: list[str]) -> list[Compared]:
-        """In the order of their names. Raises NotFound, BadInput for too many."""
+        """In the order of their names. Raises NotFound, SessionDamaged, BadInput for too many."""
         if len(ids) > MOST:
             raise BadInput(f"{len(ids)} sessions are too many to compare: at most {MOST}")
         return [await self._one(id) for id in dict.fromkeys(ids)]
@@ -93,11 +94,14 @@ class Comparisons:
             await self._sessions.harvest(id)
         except HiveyardError as error:
             notice = f"the work is not that of now: {error.message}"
+        await check_commits(self._r, await self._sessions.row(id))
 
-        def read(conn: Connection) -> tuple[SessionRow, ResultRow | None, list[TurnRow], list[TestRun]]:
-            return views.session(conn, id), views.result(conn, id), views.turns(conn, id), _tests(conn, id)
+        def read(conn: Connection) -> tuple[SessionRow, ResultRow | None, list[TurnRow], list[TestRun], str]:
+            session = views.session(conn, id)
+            lacks = lacking(conn, session, self._r.workspace(id))
+            return session, views.result(conn, id), views.turns(conn, id), _tests(conn, id), lacks
 
-        session, result, turns, tests = await self._r.ledger.read(read)
+        session, result, turns, tests, lacks = await self._r.ledger.read(read)
         files = await self._files(session, result)
         return Compared(
             id=id,
@@ -116,7 +120,7 @@ class Comparisons:
             turns=sum(turn.started_at is not None for turn in turns),
             seconds=_seconds(turns, self._r.clock.now()),
             usage=session.spent,
-            notice=notice,
+            notice=notice or lacks,
         )
 
     async def _files(self, session: SessionRow, result: ResultRow | None) -> list[ChangedFile]:

@@ -5,19 +5,17 @@ It decides; it does not speak HTTP and it prints nothing.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import Connection
 
-from hiveyard.core.errors import Cancelled, HiveyardError, MachineNotReady, NoSpace, OrchestrationError
+from hiveyard.core.errors import Cancelled, MachineNotReady
 from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelAsked, TaskCancelled, TaskCreated
 from hiveyard.core.states import AT_WORK, TaskState
 from hiveyard.engine.berth import Berth
@@ -29,6 +27,7 @@ from hiveyard.engine.housekeeping import Housekeeping
 from hiveyard.engine.images import ImageStock
 from hiveyard.engine.importing import Imports
 from hiveyard.engine.job import Job
+from hiveyard.engine.making import make_and_journal
 from hiveyard.engine.metas import keep_metas
 from hiveyard.engine.recovery import sweep, tidy
 from hiveyard.engine.report import Report, report, reports
@@ -39,6 +38,7 @@ from hiveyard.engine.sessions import Sessions
 from hiveyard.engine.snapshots import Snapshots
 from hiveyard.engine.source import Source, source
 from hiveyard.engine.turn_snapshots import TurnSnapshots
+from hiveyard.engine.whole import check_commits
 from hiveyard.engine.wishing import check, completed
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
@@ -132,14 +132,7 @@ class Engine:
             journal.record(conn, id, TaskCreated(slug=free, request=request.as_json()), at=now)
             journal.record(conn, id, SessionCreated(slug=free, repo=request.repo, agent=agent), at=now)
 
-        try:
-            await anyio.to_thread.run_sync(make)
-            await self._r.ledger.store.write(write)
-        except (HiveyardError, OSError) as error:
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(workspace.root, ignore_errors=True))
-            if isinstance(error, OSError):
-                raise _unmade(workspace.root, error) from error
-            raise
+        await make_and_journal(self._r, workspace.root, make, write)
 
     def _begin(self, id: str, *, cancelled: bool = False) -> None:
         job = self._jobs[id] = Job(id, self._r)
@@ -242,7 +235,8 @@ class Engine:
         return await self._r.ledger.read(read)
 
     async def source(self, id: str) -> Source:
-        """Where the result of a task or session lies."""
+        """Where the result of a task or session lies. Raises NotFound, SessionDamaged."""
+        await check_commits(self._r, await self._r.ledger.read(lambda conn: views.session(conn, id)))
         return await self._r.ledger.read(lambda conn: source(conn, id, self._r.workspace(id)))
 
     async def doctor(self) -> list[Check]:
@@ -286,13 +280,6 @@ def _close(conn: Connection, id: str, at: float) -> None:
         journal.record(conn, id, SessionStopped(reason="removed"), at=at)
 
 
-def _unmade(root: Path, error: OSError) -> HiveyardError:
-    kind = NoSpace if error.errno == errno.ENOSPC else OrchestrationError
-    return kind(
-        f"the session's directory {root} cannot be made: {error.strerror or error}", hint=f"df -h {root.parent}"
-    )
-
-
 @asynccontextmanager
 async def running(resources: Resources) -> AsyncIterator[Engine]:
     """The engine at work; leaving the block lets go of the tasks and does not end them."""
@@ -300,5 +287,6 @@ async def running(resources: Resources) -> AsyncIterator[Engine]:
         engine = Engine(resources, group)
         await engine.recover()
         group.start_soon(keep_metas, resources, name="meta.json of sessions")
+        await engine.sessions.look()
         yield engine
         group.cancel_scope.cancel()

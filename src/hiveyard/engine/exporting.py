@@ -31,6 +31,7 @@ from hiveyard.engine.git_taking import identity
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions import Sessions
 from hiveyard.engine.sparse import sparse, written
+from hiveyard.engine.whole import check_whole
 from hiveyard.engine.workspace import Workspace
 from hiveyard.kit.copying import DEEPEST
 from hiveyard.kit.lending import entered, opened
@@ -71,7 +72,7 @@ class Exports:
         if not path.is_absolute() or path.exists() or not path.parent.is_dir():
             raise BadInput(f"{path} cannot be written: it is there already, or its directory is not")
         workspace = self._r.workspace(id)
-        await anyio.to_thread.run_sync(workspace.check)
+        await check_whole(self._r, session)
         try:
             # Beside the sessions: what a killed daemon leaves there is swept by the next.
             with tempfile.TemporaryDirectory(dir=self._r.sessions, prefix=".export-") as scratch:

@@ -35,6 +35,7 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions import Sessions
 from hiveyard.engine.snapshots import Snapshots, uncopied
 from hiveyard.engine.spawn import check_name
+from hiveyard.engine.whole import check_origin
 from hiveyard.engine.wish import check_prompt
 from hiveyard.engine.workspace import Meta, Workspace
 from hiveyard.kit.copying import copy_tree
@@ -135,7 +136,7 @@ class Forks:
         """Make the children of a snapshot. Nobody removes it, or the session, meanwhile."""
         async with self._sessions.alone(id):
             session = await self._sessions.row(id)
-            await anyio.to_thread.run_sync(self._r.workspace(id).check)
+            await check_origin(self._r, session)
             point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
             children = [self._child(request, number) for number in range(request.children)]
             with anyio.CancelScope(shield=True):

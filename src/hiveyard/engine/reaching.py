@@ -31,13 +31,14 @@ class Reach:
         self._changing = anyio.Lock()
 
     async def restore(self, wanted: int | None) -> None:
-        """Open ssh, on the `wanted` port the first time, and what was open before. Raises PortTaken, NoFreePort."""
+        """Open ssh, on the `wanted` port the first time, and what was open before, elsewhere if it must be. Raises
+        PortTaken, NoFreePort."""
         rows = await self._r.ledger.read(views.ports)
         mine = {row.guest_port: row.host_port for row in rows if row.session == self._session.id}
         others = {row.host_port for row in rows if row.session != self._session.id}
-        first = wanted if SSH not in mine else None
+        first = wanted if self._session.phase is Phase.CREATED else None
         try:
-            await self._ways.open_ssh(self._r.ports, wanted=first, former=mine.get(SSH), avoid=others)
+            await self._ways.open_ssh(self._r.ports, wanted=first, former=mine.get(SSH, wanted), avoid=others)
             for guest, host in mine.items():
                 if guest != SSH:
                     await self._ways.open(guest, former=host)

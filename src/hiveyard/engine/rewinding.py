@@ -23,6 +23,7 @@ from hiveyard.engine.sessions import Sessions
 from hiveyard.engine.sitting import TERMINAL
 from hiveyard.engine.snapshots import uncopied
 from hiveyard.engine.stay import Stay
+from hiveyard.engine.whole import check_origin
 from hiveyard.store import journal, lineage, views
 from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow
@@ -102,7 +103,7 @@ class Rewinds:
     async def _lay_ready(self, session: SessionRow, point: Point) -> None:
         """What can be found wrong with the snapshot is found here, while the present is still there."""
         workspace = self._r.workspace(session.id)
-        await anyio.to_thread.run_sync(workspace.check)
+        await check_origin(self._r, session)
         provider = self._r.providers[session.provider or ""]
         if point.row.live and isinstance(provider, Live):
             await provider.make_ready(points.provider_name(point.row.session, point.row.id))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
@@ -36,6 +35,7 @@ from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine import room
 from hiveyard.engine.berth import machine_name
 from hiveyard.engine.host_ports import Owner
+from hiveyard.engine.making import make_and_journal
 from hiveyard.engine.prompts import Prompts
 from hiveyard.engine.reaching import Reach
 from hiveyard.engine.resources import Resources
@@ -45,6 +45,7 @@ from hiveyard.engine.sitting import Sitting
 from hiveyard.engine.spawn import SpawnRequest, request_of
 from hiveyard.engine.ssh_keys import config
 from hiveyard.engine.stay import Stay
+from hiveyard.engine.whole import check_whole
 from hiveyard.engine.wish import check_prompt
 from hiveyard.engine.wishing import check, check_account, completed
 from hiveyard.kit.names import new_id, slug
@@ -53,6 +54,9 @@ from hiveyard.store.views import SessionRow
 
 log = logging.getLogger(__name__)
 FIRST = 1
+LOOKING = 5.0
+"""Seconds that a new daemon waits to hear which machines live, before it answers anybody: what is known is told truly,
+and a provider that does not answer holds nobody up."""
 
 
 class Sessions:
@@ -128,12 +132,7 @@ class Sessions:
             if request.prompt is not None:
                 journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST)
 
-        try:
-            await anyio.to_thread.run_sync(make)
-            await self._r.ledger.store.write(write)
-        except (HiveyardError, OSError):
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(workspace.root, ignore_errors=True))
-            raise
+        await make_and_journal(self._r, workspace.root, make, write)
 
     async def resume(self, id: str, budget_usd: float | None = None) -> None:
         """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success.
@@ -141,7 +140,7 @@ class Sessions:
         NoMemory, SessionNotRunning, BadInput (its account is not there, ...)."""
         async with self.alone(id):
             await self.until_stopped(id)
-            session = await self.row(id)
+            session = await self._looked_at(id)
             if session.phase in AT_WORK:
                 await self._set_budget(id, budget_usd)
             elif session.phase is Phase.STOPPED:
@@ -150,8 +149,7 @@ class Sessions:
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
 
     async def _take_up(self, session: SessionRow, budget_usd: float | None) -> None:
-        if session.base is not None:  # else its repository is cloned now
-            await anyio.to_thread.run_sync(self._r.workspace(session.id).check)
+        await check_whole(self._r, session)
         # One that was imported, or whose keys were changed meanwhile, would fail at its first question.
         request = request_of(session)
         check_account(request, self._r)
@@ -325,6 +323,12 @@ class Sessions:
         for session in await self._r.ledger.read(lambda conn: views.sessions(conn, phases=AT_WORK, own=True)):
             self.begin(session.id)
 
+    async def look(self) -> None:
+        """Wait until it is known of each session that was taken up whether its machine lives, `LOOKING` at most."""
+        with anyio.move_on_after(LOOKING):
+            for id in list(self._stays):
+                await self._looked_at(id)
+
     def begin(self, id: str) -> None:
         """Work on it from now on."""
         stay = self._stays[id] = Stay(id, self._r, lambda stay: self.on_turn_over(stay))
@@ -356,6 +360,14 @@ class Sessions:
     async def row(self, id: str) -> SessionRow:
         """Raises NotFound, also for a task."""
         return await self._r.ledger.read(lambda conn: own(views.session(conn, id)))
+
+    async def _looked_at(self, id: str) -> SessionRow:
+        """As `row`, once it is known whether the machine of one that runs still lives. Raises NotFound."""
+        session = await self.row(id)
+        if session.phase is not Phase.RUNNING or (stay := self._stays.get(id)) is None:
+            return session
+        await stay.until(stay.seated)
+        return await self.row(id)
 
     def at_work(self, id: str) -> Stay | None:
         return self._stays.get(id)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 from sqlalchemy import Connection
 
+from hiveyard.core.states import Phase
 from hiveyard.engine.workspace import Workspace
-from hiveyard.store import views
-from hiveyard.store.views import ResultRow
+from hiveyard.store import lineage, views
+from hiveyard.store.views import ResultRow, SessionRow
 
 
 class Diffstat(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +21,8 @@ class Diffstat(msgspec.Struct, frozen=True, kw_only=True):
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """`repo` is what it was made from; `origin` is the host's own bare repository that holds `branch`. `head` is null
-    until something was collected, `patch` where there is nothing. `over`: it is no task whose result is to come."""
+    until something was collected, `patch` where there is nothing. `over`: it is no task whose result is to come.
+    `notice` says what it lacks."""
 
     id: str
     repo: str
@@ -32,6 +34,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     diffstat: Diffstat
     patch: str | None
     over: bool
+    notice: str = ""
 
 
 def source(conn: Connection, id: str, workspace: Workspace) -> Source:
@@ -48,7 +51,16 @@ def source(conn: Connection, id: str, workspace: Workspace) -> Source:
         diffstat=diffstat(result),
         patch=str(workspace.patch) if result and result.commits and workspace.patch.exists() else None,
         over=task is None or task.state.over,
+        notice=lacking(conn, session, workspace),
     )
+
+
+def lacking(conn: Connection, session: SessionRow, workspace: Workspace) -> str:
+    """What the result of a session lacks whose machine ended before it gave out what was done last."""
+    if session.phase is not Phase.STOPPED or lineage.is_out(conn, session.id):
+        return ""
+    lost = "its machine ended before what was done last was brought out"
+    return f"{lost}: that lies in {workspace.shared / 'repo'}; hv resume {session.slug} brings it along"
 
 
 def diffstat(result: ResultRow | None) -> Diffstat:

@@ -100,6 +100,7 @@ class Stay:
         self._frozen: anyio.Event | None = None
         self._outside = anyio.Event()
         self._laid = False
+        self._collected = False
         self._r = resources
         self._ledger = resources.ledger
         self._workspace = resources.workspace(id)
@@ -286,6 +287,7 @@ class Stay:
         try:
             async with self._r.gleaning(self.id):
                 await self.glean(guest)
+            self._collected = True
         except StoreUnusable:
             raise
         except HiveyardError as error:
@@ -358,9 +360,16 @@ class Stay:
     async def _ended(self, reason: str, failure: Failure | None) -> list[AnyBody]:
         for number, body in (await self._course()).cut(failure):
             await self._ledger.record(self.id, body, turn=number)
+        collected = await self._is_out()
         async with self._ledger.phase(self.id, "release"):
             problems = await self._cleared()
-        return [*problems, *await self._taken_back(), SessionStopped(reason=reason)]
+        return [*problems, *await self._taken_back(), SessionStopped(reason=reason, collected=collected)]
+
+    async def _is_out(self) -> bool:
+        """Whether all that was done in it was brought out: now, or before it was to run again and did not."""
+        if (await self._session()).phase is Phase.RUNNING:
+            return self._collected
+        return await self._ledger.read(lambda conn: lineage.is_out(conn, self.id))
 
     async def _course(self) -> Course:
         """Its turns; also of one whose machine was found dead, so that nobody sat down."""

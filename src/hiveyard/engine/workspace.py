@@ -131,14 +131,17 @@ class Workspace:
             data = self.meta_file.read_bytes()
             version = msgspec.json.decode(data, type=_Version).version
             if version > META_VERSION:
-                raise StoreTooNew(f"{self.meta_file} is of version {version}, this Hiveyard knows {META_VERSION}")
+                message = f"{self.meta_file} is of version {version}, this Hiveyard knows {META_VERSION}"
+                raise StoreTooNew(message, hint="go on with the Hiveyard that wrote it")
             meta = self._upgraded(data) if version == 1 else msgspec.json.decode(data, type=Meta)
         except FileNotFoundError:
-            raise self._damaged("there is no meta.json: the directory is half copied, or half removed") from None
+            raise self.damaged("there is no meta.json: the directory is half copied, or half removed") from None
+        except OSError as error:
+            raise self.damaged(f"meta.json cannot be read: {error.strerror}") from None
         except msgspec.MsgspecError as error:
-            raise self._damaged(f"meta.json is not as it was written: {error}") from None
+            raise self.damaged(f"meta.json is not as it was written: {error}") from None
         if meta.id != self.root.name:
-            raise self._damaged(f"meta.json is that of session {meta.id[:80]!r}")
+            raise self.damaged(f"meta.json is that of session {meta.id[:80]!r}")
         return meta
 
     def write(self, meta: Meta) -> None:
@@ -147,12 +150,19 @@ class Workspace:
         write_atomic(self.meta_file, data, mode=0o600, parents=False)
 
     def check(self) -> None:
-        """Raises SessionDamaged when something is missing that a session needs to go on, StoreTooNew."""
+        """Raises SessionDamaged when a directory is missing that a session needs to go on, StoreTooNew."""
         self.meta()
         if self.shared.is_symlink() or not self.shared.is_dir():
-            raise self._damaged("there is no directory shared/: the files of the session are not here")
+            raise self.damaged("there is no directory shared/: the files of the session are not here")
         if not (self.origin / "HEAD").is_file() or not (self.origin / "objects").is_dir():
-            raise self._damaged("origin.git is not a whole repository")
+            raise self.damaged("origin.git is not a whole repository")
+
+    def check_shared(self, names: Sequence[str]) -> None:
+        """Raises SessionDamaged when one of the directories `names` is not in the guest's part."""
+        for name in names:
+            path = self.shared / name
+            if path.is_symlink() or not path.is_dir():
+                raise self.damaged(f"there is no directory shared/{name}: the files of the session are not here")
 
     def _upgraded(self, data: bytes) -> Meta:
         """The key goes into its own file first: whatever interrupts this, it is in one of the two."""
@@ -164,7 +174,8 @@ class Workspace:
         self.write(meta)
         return meta
 
-    def _damaged(self, what: str) -> SessionDamaged:
+    def damaged(self, what: str) -> SessionDamaged:
+        """The error for a directory in which something is not as it was left."""
         return SessionDamaged(f"{self.root}: {what}", hint="put back what was there, or hv rm")
 
     # --- what its door takes -----------------------------------------------------------------------------------------
@@ -176,13 +187,17 @@ class Workspace:
             self._write_keys(DoorKeys(placeholder=placeholder, inherited=tuple(inherited)))
 
     def keys(self) -> DoorKeys:
-        """What the door takes; made anew for a directory that came without. Raises as `meta`."""
-        self.meta()
-        self.keep_keys(())
+        """What the door takes; made anew for a directory that came without, and then raises as `meta`, in whose first
+        version it was. Raises SessionDamaged."""
+        if not self.door_file.exists():
+            self.meta()
+            self.keep_keys(())
         try:
             return msgspec.json.decode(self.door_file.read_bytes(), type=DoorKeys)
+        except OSError as error:
+            raise self.damaged(f"door.json cannot be read: {error.strerror}") from None
         except msgspec.MsgspecError as error:
-            raise self._damaged(f"door.json is not as it was written: {error}") from None
+            raise self.damaged(f"door.json is not as it was written: {error}") from None
 
     def placeholder(self) -> Secret:
         """The key that the guest holds and only this session's door accepts."""

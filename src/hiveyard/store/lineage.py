@@ -9,7 +9,15 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, or_, select
 
 from hiveyard.core.errors import NotFound
-from hiveyard.core.events import AnyBody, SessionForked, SessionImported, SessionRewound, SnapshotTaken, TurnEnded
+from hiveyard.core.events import (
+    AnyBody,
+    SessionForked,
+    SessionImported,
+    SessionRewound,
+    SessionStopped,
+    SnapshotTaken,
+    TurnEnded,
+)
 from hiveyard.store import schema, views
 from hiveyard.store.views import SnapshotRow
 
@@ -88,6 +96,17 @@ def to_begin_at(conn: Connection, session: str) -> SessionForked | SessionRewoun
     was written by whoever made the archive, and tells nothing of where anything begins here."""
     last = _last(conn, session, 2**63 - 1, *_TURNINGS)
     return last[1] if last is not None and isinstance(last[1], SessionForked | SessionRewound) else None
+
+
+def has_run(conn: Connection, session: str) -> bool:
+    """Whether an agent was ever at work in its files, here or in the session that it was forked from."""
+    return _last(conn, session, 2**63 - 1, "session.running", "session.forked") is not None
+
+
+def is_out(conn: Connection, session: str) -> bool:
+    """Whether all that was done until the session was stopped, last, was brought out of its files."""
+    last = _last(conn, session, 2**63 - 1, "session.stopped")
+    return last is None or not isinstance(last[1], SessionStopped) or last[1].collected
 
 
 def stands_after_turn(conn: Connection, session: str) -> bool:

@@ -94,9 +94,10 @@ class BudgetSet(Body, frozen=True, kw_only=True, tag="session.budget_set"):
 
 
 class SessionStopped(Body, frozen=True, kw_only=True, tag="session.stopped"):
-    """No machine any more; the files are kept."""
+    """No machine any more; the files are kept. What was done last lies in these alone unless it was `collected`."""
 
     reason: str = ""
+    collected: bool = True
 
 
 class SessionFinished(Body, frozen=True, kw_only=True, tag="session.finished"):
