@@ -85,9 +85,10 @@ async def test_children_of_a_running_turn_go_on_in_it_with_the_same_processes(vm
 async def test_a_rewind_brings_back_memory_and_processes(vms: Yard, repo: Path) -> None:
     async with vms.open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
+        await said(engine, id, "echo none > /dev/shm/kept")
         await told(engine, id, "remember apple")
-        await said(engine, id, "echo one > /dev/shm/kept")
-        await told(engine, id, "run echo pear > fruit.txt")
+        # As a turn: nothing is said to the agent until the snapshot of the turn before stands.
+        await told(engine, id, "run echo pear > fruit.txt; echo one > /dev/shm/kept")
         await told(engine, id, "remember cherry")
         await said(engine, id, "echo two > /dev/shm/kept; pkill -f nothing-like-this; sleep 1000 >/dev/null 2>&1 &")
         pid = await said(engine, id, "cat /session/state/puppet/pid")
@@ -98,6 +99,8 @@ async def test_a_rewind_brings_back_memory_and_processes(vms: Yard, repo: Path) 
         assert await told(engine, id, "recall") == "kept: apple"
         await engine.rewinds.rewind(id, "turn-1")
         await until(engine, id, lambda view: view.status == "running")
+        assert await said(engine, id, "cat /dev/shm/kept /session/state/puppet/pid") == f"none\n{pid}"
+        assert await said(engine, id, "pgrep -c sleep") == "0"
         assert "fruit" not in await said(engine, id, "ls /session/repo")
         assert await told(engine, id, "recall") == "kept: apple"
         await engine.remove(id, force=True)

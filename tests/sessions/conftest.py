@@ -114,10 +114,8 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     stage.close()
 
 
-@pytest.fixture(params=["bubblewrap", *(pytest.param(name, marks=pytest.mark.real) for name in ("docker", "qemu"))])
-def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """An installation for each provider that its sessions run on."""
-    provider = request.param
+def installed(provider: str, request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """One whose machines are of that provider."""
     settings = f'[engine]\nprovider = "{provider}"\nagent = "puppet"\ndisk_reserve_mib = 1\n'
     if provider == "docker":
         settings += f'[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
@@ -128,3 +126,18 @@ def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
         stage = Stage(home, **({} if provider == "bubblewrap" else real))
         yield stage
         stage.close()
+
+
+QUICK = ("bubblewrap", pytest.param("docker", marks=pytest.mark.real))
+
+
+@pytest.fixture(params=[*QUICK, pytest.param("qemu", marks=pytest.mark.real)])
+def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """An installation for each provider that its sessions run on."""
+    yield from installed(request.param, request)
+
+
+@pytest.fixture(params=QUICK)
+def without_vms(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """As `everywhere`, for stories that VMs have tests of their own for: an emulated one takes its time."""
+    yield from installed(request.param, request)

@@ -28,8 +28,9 @@ def crash(stage: Stage, id: str) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-async def test_type_see_leave_and_the_screen_is_there_again(stage: Stage, repo: Path) -> None:
-    id = stage.spawn(repo)
+async def test_type_see_leave_and_the_screen_is_there_again(without_vms: Stage, repo: Path) -> None:
+    stage = without_vms
+    id = stage.spawn(repo, timeout=600)
     async with person(stage.argv("attach", id), env=stage.env) as somebody:
         before = somebody.modes()
         await somebody.sees("puppet")
@@ -79,6 +80,30 @@ def test_after_a_reboot_the_list_is_true_at_once_and_resume_goes_on(stage: Stage
     assert f"hv-{id}" in session["reason"]
     assert stage("resume", "mine").returncode == 0
     assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
+
+
+def test_a_machine_that_is_lost_stops_its_session_and_resume_goes_on(without_vms: Stage, repo: Path) -> None:
+    stage = without_vms
+    id = stage.spawn(repo, "--name", "mine", "-m", "remember apples", timeout=600)
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    assert stage("send", id, "run echo mine > mine.txt", "--wait").returncode == 0
+    stage("send", id, "wait")
+    stage.until(id, lambda body: body.get("text") == "wait")
+    crash(stage, id)
+    stopped = stage.until(id, lambda body: body["type"] == "session.stopped")
+    assert f"hv-{id}" in stopped["reason"]
+    (session,) = stage.json("list")
+    assert (session["status"], session["reason"], session["turns"]) == ("stopped", stopped["reason"], 3)
+    ended = [event["body"]["outcome"] for event in stage.events(id) if event["body"]["type"] == "turn.ended"]
+    assert ended == ["succeeded", "succeeded", "failed"]
+    files = stage.home / "data" / "sessions" / id / "shared" / "repo"
+    assert (files / "mine.txt").read_text() == "mine\n"
+    resumed = stage("resume", "mine")
+    assert (resumed.returncode, resumed.stdout) == (0, id + "\n"), resumed.stderr
+    assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
+    assert stage("exec", id, "--", "cat", "mine.txt").stdout == "mine\n"
+    types = [event["body"]["type"] for event in stage.events(id)]
+    assert types.count("machine.ready") == 2
 
 
 def test_a_daemon_that_is_killed_is_not_noticed_by_the_agent(stage: Stage, repo: Path) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from hiveyard.api.client import Client
+from hiveyard.places import places
+
 from .conftest import Stage, git
 
 
@@ -249,6 +252,33 @@ def test_names_must_be_clear(stage: Stage, repo: Path) -> None:
     assert stage("rm", "-f", task, "one").returncode == 0
 
 
+def test_the_start_of_two_ids_is_refused_with_both_names_and_nothing_happens(stage: Stage, repo: Path) -> None:
+    daemon = Client(places({"HIVEYARD_HOME": str(stage.home)}).socket)
+    ids = {"one": "qqq2222222", "two": "qqq3333333"}
+    for name, id in ids.items():
+        # `hv spawn` makes ids that hardly ever begin alike.
+        daemon.call("POST", "/v1/sessions", {"repo": str(repo), "id": id, "name": name})
+        stage.until(id, lambda body: body["type"] == "agent.started")
+    before = stage.json("list", "-a")
+    said = "error: 'qqq' may be qqq2222222 (one), qqq3333333 (two)\n  try: hv list -a, or hv ps -a\n"
+    for words in (
+        ("show", "qqq"),
+        ("attach", "qqq"),
+        ("send", "qqq", "remember apples"),
+        ("exec", "qqq", "--", "touch", "/session/seen"),
+        ("port", "qqq", "3000"),
+        ("stop", "one", "qqq"),
+        ("resume", "qqq"),
+        ("fork", "qqq"),
+        ("compare", "one", "qqq"),
+        ("rm", "-f", "one", "qqq"),
+    ):
+        refused = stage(*words)
+        assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", said), words
+    assert stage.json("list", "-a") == before
+    assert stage("stop", "qqq2").stdout == "one: stopped\n"
+
+
 def test_a_dry_run_refuses_a_session_at_work_as_the_removal_would(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo, "--name", "seated")
     refused, would = stage("rm", "seated"), stage("rm", "--dry-run", "seated")
@@ -265,3 +295,20 @@ def test_what_is_over_is_removed_by_age(stage: Stage, repo: Path) -> None:
     assert sorted(line.split()[0] for line in would.stdout.splitlines()) == sorted([old, task])
     assert sorted(stage.json("rm", "--finished")) == sorted([old, task])
     assert [one["id"] for one in stage.json("list", "-a")] == [running]
+
+
+def test_what_is_over_goes_at_any_age_and_what_runs_or_stands_still_stays(stage: Stage, repo: Path) -> None:
+    names = ("running", "frozen", "stopped")
+    running, frozen, stopped = (stage.spawn(repo, "--name", name) for name in names)
+    assert stage("pause", frozen).returncode == 0
+    assert stage("stop", stopped).returncode == 0
+    other_git(stage, "clone", "exit 1")
+    assert stage("spawn", str(repo), "--name", "failed").returncode == 125
+    failed = stage.session("failed")["id"]
+    assert stage.json("rm", "--finished", "--older-than", "1h") == []
+    assert sorted(stage.json("rm", "--finished", "--older-than", "0s")) == sorted([stopped, failed])
+    assert {(one["id"], one["status"]) for one in stage.json("list", "-a")} == {
+        (running, "running"),
+        (frozen, "paused"),
+    }
+    assert {path.name for path in (stage.home / "data" / "sessions").iterdir()} == {running, frozen}

@@ -34,8 +34,9 @@ def running(stage: Stage, id: str) -> None:
         time.sleep(0.1)
 
 
-def test_three_ideas_from_one_point_side_by_side(stage: Stage, repo: Path) -> None:
-    id = stage.spawn(repo, "--prompt", "remember apple")
+def test_three_ideas_from_one_point_side_by_side(without_vms: Stage, repo: Path) -> None:
+    stage = without_vms
+    id = stage.spawn(repo, "--prompt", "remember apple", "--memory", "1024", timeout=600)
     waited(stage, id, 1)
     assert stage("snapshot", id, "--name", "early").stdout == "early\n"
     done = stage("fork", id, "-m", "run echo one > one.txt", "-m", "run echo two > two.txt", "--name", "idea")
@@ -44,19 +45,25 @@ def test_three_ideas_from_one_point_side_by_side(stage: Stage, repo: Path) -> No
     children = done.stdout.split()
     for child in children:
         waited(stage, child, 1)
+    assert stage("send", id, "run echo own > own.txt", "--wait").returncode == 0
     told = stage("compare", *children).stdout
     assert "one.txt" in told
     assert "idea-2" in told
-    found = stage.json("compare", *children)
-    assert [[file["path"] for file in one["files"]] for one in found] == [["one.txt"], ["two.txt"]]
+    found = stage.json("compare", id, *children)
+    assert [[file["path"] for file in one["files"]] for one in found] == [["own.txt"], ["one.txt"], ["two.txt"]]
     listed = stage("snapshots", id).stdout
     assert "early" in listed
     assert "turn 1" in listed
+    assert "kept: apple" in stage("send", children[0], "recall", "--wait").stdout
+    assert stage("rm", "-f", *children).returncode == 0
     done = stage("rewind", id, "early")
     assert done.returncode == 0, done.stderr
     running(stage, id)
+    assert stage("exec", id, "--", "ls").stdout.split() == ["a.txt", "b.txt"]
+    assert "kept: apple" in stage("send", id, "recall", "--wait").stdout
     assert stage("snapshots", id, "--remove", "early").returncode == 0
     assert stage.json("snapshots", id) == []
+    assert [one["id"] for one in stage.json("list", "-a")] == [id]
 
 
 def test_a_session_goes_into_a_file_and_comes_back(stage: Stage, repo: Path, tmp_path: Path) -> None:
