@@ -1,43 +1,69 @@
-"""A journal with a past: tasks that are over and sessions that are stopped, as if they had been here."""
+"""An installation with a past: tasks that are over and sessions that are stopped, as if they had been here. The
+sessions have their directories, whose `meta.json` says what the journal does."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 from sqlalchemy import Connection
 
 from hiveyard.core import events as e
 from hiveyard.core.usage import Usage
+from hiveyard.engine.workspace import Meta, Workspace
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.names import new_id
 from hiveyard.places import places
-from hiveyard.store import journal
+from hiveyard.store import journal, views
 from hiveyard.store.database import open_store
+from hiveyard.store.views import SessionRow
 
 PROMPT = "Make the failing test of the basket pass, and say in a sentence what was wrong with the discount. " * 5
 DAY = 86400.0
 
 
 async def past(home: Path, *, tasks: int, sessions: int) -> None:
-    """Write so many tasks and sessions of the last days into the journal of the installation at `home`; no daemon may
-    run there."""
+    """Write so many tasks and sessions of the last days into the journal of the installation at `home`, and make the
+    sessions' directories; no daemon may run there."""
     clock = SystemClock()
     where = places({"HIVEYARD_HOME": str(home)})
     where.data.mkdir(parents=True, exist_ok=True)
     async with open_store(where.database, clock=clock) as store:
         begun = clock.now() - 7 * DAY
 
-        def write(conn: Connection) -> None:
+        def write(conn: Connection) -> list[SessionRow]:
             for number in range(tasks):
                 _task(conn, number, begun + 7 * DAY * number / tasks)
-            for number in range(sessions):
-                _session(conn, number, begun + 7 * DAY * number / sessions)
+            ids = {_session(conn, number, begun + 7 * DAY * number / sessions) for number in range(sessions)}
+            return [row for row in views.sessions(conn, own=True) if row.id in ids]
 
-        await store.write(write)
+        for row in await store.write(write):
+            _directory(Workspace(where.sessions / row.id), row)
 
 
-def _session(conn: Connection, number: int, at: float) -> None:
-    """One with two turns, whose machine is gone."""
+def _directory(workspace: Workspace, row: SessionRow) -> None:
+    """What a session that was stopped says of itself, without waiting for the disk; its `events.jsonl` is written by
+    the daemon that starts."""
+    meta = Meta(
+        id=row.id,
+        name=row.slug,
+        repo=row.repo,
+        branch=row.branch,
+        base=row.base,
+        agent=row.agent,
+        provider=row.provider,
+        status=row.phase.value,
+        reason=row.reason,
+        created=row.created_at,
+        updated=row.updated_at,
+    )
+    workspace.shared.mkdir(parents=True)
+    (workspace.shared / "prompt.txt").write_text(PROMPT)
+    workspace.meta_file.write_bytes(msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n")
+
+
+def _session(conn: Connection, number: int, at: float) -> str:
+    """One with two turns, whose machine is gone; its id."""
     id, slug, repo = new_id(), f"shop-{number}", "/srv/code/shop"
     own = (e.TaskCreated, e.SessionCreated, e.TaskAssigned, e.TaskStarted, e.TaskCompleted, e.SessionFinished)
     request = {"repo": repo, "agent": "claude", "prompt": PROMPT, "network": "door"}
@@ -56,6 +82,7 @@ def _session(conn: Connection, number: int, at: float) -> None:
     for later, body in enumerate(story):
         turn += isinstance(body, e.TurnStarted)
         journal.record(conn, id, body, at=at + later, turn=turn or None)
+    return id
 
 
 def _task(conn: Connection, number: int, at: float) -> None:
