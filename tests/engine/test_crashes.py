@@ -142,6 +142,16 @@ async def test_directories_of_tasks_that_never_were_are_removed_and_work_is_not(
         assert (sessions / id / "result" / "changes.patch").exists()
 
 
+async def test_what_is_put_away_already_is_removed_under_the_name_it_has(yard: Yard) -> None:
+    """A daemon may be killed time and again before it comes to that, and a name can be only so long."""
+    left = yard.places.sessions / f".{new_id() * 24}.removed"
+    left.mkdir(parents=True)
+    async with yard.open():
+        with anyio.fail_after(30):
+            while list(yard.places.sessions.iterdir()):  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+
+
 async def test_who_asks_again_after_a_kill_gets_a_directory_that_no_sweep_takes(yard: Yard, repo: Path) -> None:
     """The daemon was killed between making the directory and the journal; who asked asks the next one at once."""
     request = asked(repo, "echo x > x.txt", id=new_id())

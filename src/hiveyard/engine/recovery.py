@@ -81,7 +81,7 @@ async def sweep(resources: Resources, leftovers: Sequence[Path], alone: Callable
     for leftover in leftovers:
         try:
             await anyio.to_thread.run_sync(remove_tree, leftover)
-        except OSError:
+        except Exception:
             log.exception("%s was not removed", leftover)
 
 

@@ -28,6 +28,7 @@ GUEST_STATE = "/session/state"
 _LONGEST = 64 << 20
 """Bytes of a line that was heard: the file may come from a stranger."""
 _PIECE = 1 << 20
+_REMOVED = ".removed"
 
 
 class Meta(msgspec.Struct, kw_only=True, frozen=True):
@@ -237,11 +238,14 @@ class Workspace:
 
     def put_away(self) -> Path:
         """Move it out of the way, to be removed: whoever still writes into it finds nothing, and its name is free at
-        once. Where it is now; absent is a success. What is left when this is killed counts as half-made."""
-        gone = self.root.with_name(f".{self.root.name}.removed")
-        remove_tree(gone, quiet=True)
-        with suppress(FileNotFoundError):
-            self.root.rename(gone)
+        once. Where it is now, which one that is there already stays at; absent is a success. What is left when this is
+        killed counts as half-made."""
+        gone = self.root
+        if not self.root.name.endswith(_REMOVED):
+            gone = self.root.with_name(f".{self.root.name}{_REMOVED}")
+            remove_tree(gone, quiet=True)
+            with suppress(FileNotFoundError):
+                self.root.rename(gone)
         (gone / self.meta_file.name).unlink(missing_ok=True)
         return gone
 
