@@ -65,7 +65,7 @@ def resume(session: str, budget_usd: float | None, attach: bool, as_json: bool) 
     resumed = client.call("POST", f"{path}/resume", {"budget_usd": budget_usd})
     if resumed["status"] != "running":
         try:
-            come_up(found, after=found["last_seq"])
+            come_up(resumed, after=resumed["last_seq"])
         except KeyboardInterrupt:
             ask("POST", f"{path}/stop")
             click.echo(f"stopped {found['name']}", err=True)
