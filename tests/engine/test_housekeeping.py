@@ -110,6 +110,25 @@ async def test_only_what_nothing_needs_is_freed(yard: Yard, repo: Path, monkeypa
         await engine.sessions.stop(id)
 
 
+async def test_what_a_killed_build_has_elsewhere_is_freed_too(
+    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiveyard.engine.housekeeping._SETTLED", 0.5)
+    building, elsewhere = yard.places.cache / "images" / ".building-x", old(tmp_path / "hiveyard-build-x")
+    building.mkdir(parents=True)
+    record = building / "elsewhere"
+    record.write_bytes(bytes(tmp_path / "hiveyard-build-another"))
+    await anyio.sleep(0.6)
+    async with yard.open() as engine:
+        done = await engine.housekeeping.prune()
+        assert done.removed == []
+        assert "hiveyard-build-another" in done.failed[0]
+        record.write_bytes(bytes(elsewhere))
+        assert [cost.name for cost in (await engine.housekeeping.prune()).removed] == [building.name]
+    assert not building.exists()
+    assert not elsewhere.exists()
+
+
 async def test_what_a_process_has_open_stays(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hiveyard.engine.housekeeping._SETTLED", 0.5)
     half = old(yard.places.cache / "bubblewrap" / ".dead.new-x")

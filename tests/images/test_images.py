@@ -8,6 +8,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -120,16 +121,23 @@ def test_a_removed_image_is_gone(images: Images) -> None:
         images.remove("tiny")
 
 
-@pytest.fixture
-def full(tmp_path: Path) -> Iterator[Path]:
+@contextmanager
+def small(place: Path) -> Iterator[Path]:
     """A file system of one MiB."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(small)], check=True)
-    yield small
-    subprocess.run(["umount", str(small)], check=True)
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    with small(tmp_path / "small") as place:
+        yield place
 
 
 async def test_a_build_without_room_ends_before_it_begins(full: Path) -> None:
@@ -138,6 +146,60 @@ async def test_a_build_without_room_ends_before_it_begins(full: Path) -> None:
     with pytest.raises(NoSpace, match="needs 4 GiB"):
         await images.build(Recipe(name="tiny"))
     assert list(images.directory.glob(".building-*")) == []
+
+
+def killed(images: Images, elsewhere: Path) -> Path:
+    """What a killed build left: its directory, and in that the name of a place it has elsewhere."""
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "data").write_bytes(b"half")
+    left = images.directory / ".building-killed"
+    left.mkdir(parents=True)
+    (left / "elsewhere").write_bytes(bytes(elsewhere))
+    return left
+
+
+async def test_what_a_killed_build_has_elsewhere_goes_with_its_record(images: Images, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "former" / "hiveyard-build-killed"
+    left = killed(images, elsewhere)
+    await images.discard(left)
+    assert not left.exists()
+    assert list(elsewhere.parent.iterdir()) == []
+
+
+async def test_only_the_place_of_a_build_is_removed(images: Images, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "hiveyard-build-of-another"
+    left = killed(images, elsewhere)
+    with pytest.raises(ImageBuildFailed, match="hiveyard-build-of-another"):
+        await images.discard(left)
+    assert left.exists()
+    assert elsewhere.exists()
+
+
+async def test_a_link_in_the_place_of_a_build_is_not_followed(images: Images, tmp_path: Path) -> None:
+    left = killed(images, tmp_path / "mine")
+    link = tmp_path / "hiveyard-build-killed"
+    link.symlink_to(tmp_path / "mine")
+    (left / "elsewhere").write_bytes(bytes(link))
+    await images.discard(left)
+    assert not left.exists()
+    assert (tmp_path / "mine" / "data").exists()
+
+
+async def test_what_cannot_be_removed_keeps_its_record_and_hinders_no_build(full: Path, tmp_path: Path) -> None:
+    need_tools()
+    images = Images(full)
+    elsewhere = tmp_path / "hiveyard-build-killed"
+    left = killed(images, elsewhere)
+    with small(elsewhere / "mounted"):
+        with pytest.raises(ImageBuildFailed, match=str(elsewhere)):
+            await images.discard(left)
+        with pytest.raises(NoSpace, match="needs 4 GiB"):
+            await images.build(Recipe(name="tiny"))
+        assert images.remains() == [left]
+    with pytest.raises(NoSpace, match="needs 4 GiB"):
+        await images.build(Recipe(name="tiny"))
+    assert images.remains() == []
+    assert not elsewhere.exists()
 
 
 async def test_a_directory_that_cannot_be_written_is_an_error_with_its_name(tmp_path: Path) -> None:

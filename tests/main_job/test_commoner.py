@@ -30,7 +30,11 @@ def commoner() -> Iterator[Commoner]:
     if os.geteuid() != 0:
         pytest.skip("who runs this is a person without rights already: the other tests tell")
     with searched_directory() as scratch:
-        yield Commoner(Path(scratch, "home"))
+        person = Commoner(Path(scratch, "home"))
+        try:
+            yield person
+        finally:
+            person.end()
 
 
 def test_a_person_without_rights_gets_work_done_in_a_machine(commoner: Commoner) -> None:
@@ -59,28 +63,37 @@ def test_a_person_without_rights_builds_an_image_and_uses_it(commoner: Commoner)
     assert report["commits"] == 1
 
 
+# What is killed would go on for ever, and say nothing.
+ENDLESS = 'node = ""\npackages = []\nrun = ["touch /begun; sleep 3617"]\n'
 KILLED = """
 mkdir tmp; export TMPDIR=$HOME/tmp
-hv image build tiny.toml >&2 & asker=$!
-until ls -d tmp/*/mmdebstrap.*/usr; do sleep 0.1; done >/dev/null 2>&1
-kill -9 $(hv version --json | py -c 'import json, sys; print(json.load(sys.stdin)["daemon"]["pid"])'); kill $asker; wait
+begun() { ls -d tmp/*/mmdebstrap.*/begun; } >/dev/null 2>&1
+"$python" -m hiveyard.cli.main image build endless.toml >&2 & asker=$!
+until begun || ! kill -0 $asker; do sleep 0.1; done
+begun || exit 3
+kill -STOP $asker  # or it would start the next daemon
+kill -9 $(hv version --json | py -c 'import json, sys; print(json.load(sys.stdin)["daemon"]["pid"])')
+kill -9 $asker; wait
 """
 
 
 @pytest.mark.real
 def test_what_a_killed_build_of_theirs_left_goes_with_the_next(commoner: Commoner) -> None:
-    (commoner.home / "tiny.toml").write_text(TINY)
+    (commoner.home / "endless.toml").write_text(ENDLESS)
     (commoner.home / "broken.toml").write_text('node = ""\npackages = ["no-such-package-at-all"]\n')
-    said = commoner.run(KILLED).stderr
+    killed = commoner.run(KILLED, timeout=600)
+    assert killed.returncode == 0, f"the build ended before it could be killed: {killed.stderr}"
     temporary = commoner.home / "tmp"
-    assert [path.name[:15] for path in temporary.iterdir()] == ["hiveyard-build-"], said
-    end = time.monotonic() + 30
+    assert [path.name[:15] for path in temporary.iterdir()] == ["hiveyard-build-"], killed.stderr
+    end = time.monotonic() + 300
     while left := _of_builds(temporary):
         assert time.monotonic() < end, left
         time.sleep(0.1)
-    said = commoner.run("export TMPDIR=$HOME/tmp; hv image build broken.toml >&2").stderr
+    # Another temporary directory: where the killed one worked is known from what it wrote down.
+    said = commoner.run("mkdir other; export TMPDIR=$HOME/other; hv image build broken.toml >&2", timeout=600).stderr
     assert "no-such-package" in said
-    assert list(temporary.iterdir()) == []
+    assert list(temporary.iterdir()) == [], said
+    assert list((commoner.home / "other").iterdir()) == [], said
 
 
 def _of_builds(temporary: Path) -> list[str]:

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import hiveyard
@@ -49,7 +53,8 @@ class Commoner:
         (self._etc / name).write_text(Path("/etc", name).read_text() + line)
 
     def run(self, script: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Run bash as this person, in their home; `hv` is the command under test, `py` its Python."""
+        """Run bash as this person, in their home; `hv` is the command under test, `py` its Python, a function, and
+        `$python` the program of that."""
         place = {
             "PREFIX": sys.base_prefix,
             "SITE": sysconfig.get_path("purelib"),
@@ -70,8 +75,23 @@ class Commoner:
             "LD_LIBRARY_PATH=/mnt/python/lib",
             f"HIVEYARD_HOME={self.home}/hv",
         ]
-        begin = f'cd ~; py() {{ {shlex.quote(python)} "$@"; }}; hv() {{ py -m hiveyard.cli.main "$@"; }}\n'
+        begin = f"cd ~; python={shlex.quote(python)}\n"
+        begin += 'py() { "$python" "$@"; }; hv() { py -m hiveyard.cli.main "$@"; }\n'
         begin += "trap 'hv stop-daemon >&2' EXIT\n"
         argv = ["unshare", "--mount", "--propagation=private", "bash", "-c", _ENTER, "bash", *theirs]
         argv += ["bash", "-c", begin + script]
         return subprocess.run(argv, env=place, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def end(self) -> None:
+        """Kill what still runs of theirs: a script that took too long has stopped nothing."""
+        while left := list(self._processes()):
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    def _processes(self) -> Iterator[int]:
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if f"HOME={self.home}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                    yield int(process.name)

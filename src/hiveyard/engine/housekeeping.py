@@ -120,7 +120,7 @@ class Housekeeping:
         if thing.kind == "image":
             await self._r.images.remove(thing.image)
         elif thing.kind == "left" and thing.place is not None:
-            await anyio.to_thread.run_sync(self._r.images.discard, thing.place)
+            await self._r.images.discard(thing.place)
         elif thing.holding is not None and thing.holding.kind == "left":
             assert isinstance(thing.provider, Holds)
             await thing.provider.discard(thing.holding)

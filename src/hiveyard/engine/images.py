@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import anyio.to_thread
+
 from hiveyard.core.errors import BadInput, MachineNotReady, ProviderUnavailable
 from hiveyard.core.machines import HOST, Image, Report, Shape
 from hiveyard.core.ports import Provider
@@ -86,10 +88,10 @@ class ImageStock:
         """What builds that are at work, or were killed, have on disk."""
         return self._images.remains()
 
-    def discard(self, left: Path) -> None:
+    async def discard(self, left: Path) -> None:
         """Remove one of them whole. Raises ImageBuildFailed, OSError."""
-        self._images.discard(left)
-        remove_tree(left)
+        await self._images.discard(left)
+        await anyio.to_thread.run_sync(remove_tree, left)
 
     def list(self) -> list[Image]:
         return self._images.list()

@@ -1,20 +1,23 @@
 """One build: from a recipe to a tar of a root filesystem. Knows no cache: it fills a directory that is given to it.
 
-mmdebstrap does the Debian part and, by its hooks, runs our steps inside; it works in namespaces of its own, so that
-a build that is killed leaves neither a process nor a mount.
+mmdebstrap does the Debian part and, by its hooks, runs our steps inside; it works in namespaces of its own that end
+with us, so that a build that is killed leaves neither a process nor a mount: only files, for `sweep`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
+import stat
 import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -27,7 +30,7 @@ from hiveyard.core.machines import Report
 from hiveyard.images import node, script
 from hiveyard.images.host import HostNetwork, host_network
 from hiveyard.images.recipe import Recipe
-from hiveyard.kit import process
+from hiveyard.kit import files, process
 from hiveyard.kit.lines import LineSplitter
 from hiveyard.kit.text import decode, one_line
 
@@ -35,6 +38,12 @@ ROOM = 4 << 30
 """Bytes that a build may need at its widest: the files, the tar and the downloads side by side."""
 
 _SILENCE = 10.0  # seconds without a word before the report says that the step still runs
+_ELSEWHERE = "elsewhere"  # in a build's directory: names the place of its own that it has somewhere else
+_REMOVAL = 300.0  # seconds after which a program that removes files of a namespace is given up
+_BOUND = 'exec 3<&0; (cat; kill -KILL 0) <&3 >/dev/null 2>&1 & exec "$@" </dev/null 3<&-'
+"""A program whose process group ends when nobody holds the other end of its stdin any more. The kernel tells of a
+parent's death only the first process; a person may kill what is in namespaces of theirs, and all there ends with it."""
+
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _VERSION = re.compile(r"\d+(?:\.\d+)+[0-9A-Za-z.+-]*")
 
@@ -48,23 +57,24 @@ class Built(NamedTuple):
 
 
 async def build(recipe: Recipe, directory: Path, log: Path, report: Report) -> Built:
-    """Make `directory/rootfs.tar`. `log` gets all output of all programs.
+    """Make `directory/rootfs.tar`. `log` gets all output of all programs. However it ends, what it has elsewhere goes
+    by `sweep`.
 
     Raises ProviderUnavailable when the host lacks a tool, NoSpace, ImageBuildFailed.
     """
     check_tools()
     check_space(directory)
     network = await host_network(recipe.suite)
-    with _work(directory) as work:
-        await _prepare(recipe, network, work, report)
-        rootfs = directory / "rootfs.tar"
-        progress = _Progress(report)
-        with log.open("wb") as lines:
-            argv = _mmdebstrap(recipe, network, work)
-            report(f"fetching Debian {recipe.suite}")
-            status = await _run(argv, _environment(network, work), rootfs, lines, progress)
-        if status != 0:
-            raise _failure(progress, log, work)
+    work = _work(directory)
+    await _prepare(recipe, network, work, report)
+    rootfs = directory / "rootfs.tar"
+    progress = _Progress(report)
+    with log.open("wb") as lines:
+        argv = _mmdebstrap(recipe, network, work)
+        report(f"fetching Debian {recipe.suite}")
+        status = await _run(argv, _environment(network, work), rootfs, lines, progress)
+    if status != 0:
+        raise _failure(progress, log, work)
     await anyio.to_thread.run_sync(_add_dev, rootfs)
     return Built(rootfs, progress.programs, progress.resolved)
 
@@ -93,36 +103,62 @@ def check_space(directory: Path) -> None:
         )
 
 
-@contextmanager
-def _work(directory: Path) -> Iterator[Path]:
+def _work(directory: Path) -> Path:
     """A place for the build's own files. Without root, mmdebstrap works as another user, who must get there."""
     if os.geteuid() == 0:
-        yield directory
-        return
-    place = _place(directory)
+        return directory
+    place = Path(tempfile.gettempdir(), _name(directory))
+    # The record comes first: killed here, a place without one would be found by nobody.
+    files.write_atomic(directory / _ELSEWHERE, bytes(place))
     place.mkdir(mode=0o700)
-    try:
-        check_space(place)
-        place.chmod(0o755)
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    check_space(place)
+    place.chmod(0o755)
+    return place
 
 
-def _place(directory: Path) -> Path:
-    return Path(tempfile.gettempdir(), "hiveyard-build-" + directory.name.rpartition("-")[2])
+def _name(directory: Path) -> str:
+    return "hiveyard-build-" + directory.name.rpartition("-")[2]
 
 
-def sweep(directory: Path) -> None:
-    """Remove what a killed build that filled `directory` left elsewhere."""
-    place = _place(directory)
-    # A name in a directory where everybody may write: only what is ours, and no link.
-    if os.geteuid() == 0 or not place.is_dir() or place.lstat().st_uid != os.geteuid():
+async def sweep(directory: Path) -> None:
+    """Remove what the build that filled `directory` has elsewhere; what is in `directory` is the only record of that.
+
+    Raises ImageBuildFailed when something of it stays.
+    """
+    place = _elsewhere(directory)
+    if place is None:
         return
-    # Its files belong to users of a namespace; the directory itself is emptied by them, and removed by us.
-    for root in place.glob("mmdebstrap.*"):
-        subprocess.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", str(root)], capture_output=True, check=False)
-    shutil.rmtree(place, ignore_errors=True)
+    remove = partial(shutil.rmtree, place, ignore_errors=True)
+    await anyio.to_thread.run_sync(remove)
+    said = [await _remove_within(root) for root in place.glob("mmdebstrap.*")]
+    await anyio.to_thread.run_sync(remove)
+    if place.exists():
+        raise ImageBuildFailed(
+            f"what a build left in {place} cannot be removed: {'; '.join(filter(None, said)) or 'it is in use'}",
+            hint=f"mmdebstrap --unshare-helper rm -rf {shlex.quote(str(place))}/mmdebstrap.*",
+        )
+
+
+def _elsewhere(directory: Path) -> Path | None:
+    record = directory / _ELSEWHERE
+    try:
+        place = Path(os.fsdecode(record.read_bytes()))
+        if not place.is_absolute() or place.name != _name(directory):
+            raise ImageBuildFailed(f"{record} names no place of a build: {place}", hint=f"cat {record}")
+        about = place.lstat()
+    except FileNotFoundError:
+        return None
+    # A name in a directory where everybody may write: only what is ours, and no link.
+    return place if stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() else None
+
+
+async def _remove_within(root: Path) -> str:
+    """Remove files of users of a namespace, as only they can; returns what went wrong."""
+    try:
+        done = await process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", str(root)], timeout=_REMOVAL)
+    except OSError as error:
+        return repr(error)
+    return one_line(done.complaint(), 600)
 
 
 async def _prepare(recipe: Recipe, network: HostNetwork, work: Path, report: Report) -> None:
@@ -150,8 +186,8 @@ def _sources_name(network: HostNetwork) -> str:
 def _mmdebstrap(recipe: Recipe, network: HostNetwork, work: Path) -> list[str]:
     root = os.geteuid() == 0
     apart = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    bound = ["setpriv", "--pdeathsig=KILL", "--"]
-    argv = [*bound, *(apart if root else []), "mmdebstrap", f"--mode={'root' if root else 'unshare'}", "--verbose"]
+    bound = ["setpriv", "--pdeathsig=KILL", "--", *apart] if root else ["sh", "-c", _BOUND, "sh"]
+    argv = [*bound, "mmdebstrap", f"--mode={'root' if root else 'unshare'}", "--verbose"]
     argv += ["--format=tar", "--variant=minbase", "--skip=output/dev", "--aptopt=APT::Install-Recommends false"]
     argv += [f"--aptopt={option}" for option in network.apt]
     # What a cut build leaves is thrown away whole, so nothing in it needs to be safe on disk.
@@ -189,7 +225,7 @@ def _environment(network: HostNetwork, work: Path) -> dict[str, str]:
 async def _run(argv: list[str], env: dict[str, str], rootfs: Path, log: IO[bytes], progress: _Progress) -> int:
     with rootfs.open("wb") as tar:
         async with (
-            process.running(argv, stdout=tar, stderr=subprocess.PIPE, env=env, cwd="/", grace=15.0) as child,
+            process.running(argv, stdin=subprocess.PIPE, stdout=tar, env=env, cwd="/", grace=15.0) as child,
             progress.alive(),
         ):
             splitter = LineSplitter(limit=4096)

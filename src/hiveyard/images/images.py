@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -28,13 +29,14 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from hiveyard.core.errors import Ambiguous, BadInput, ImageBuildFailed, NoSpace, NoSuchImage
+from hiveyard.core.errors import Ambiguous, BadInput, HiveyardError, ImageBuildFailed, NoSpace, NoSuchImage
 from hiveyard.core.machines import Image, Report, quiet
 from hiveyard.images import build as builder
 from hiveyard.images.recipe import Recipe, digest, load
 from hiveyard.kit import files, names
 from hiveyard.kit.text import one_line
 
+log = logging.getLogger(__name__)
 DEFAULT = "default"
 
 
@@ -137,8 +139,8 @@ class Images:
         async with _lock(self.directory / "lock", report):
             if not force and (image := self._by_recipe(recipe)):
                 return image
-            await anyio.to_thread.run_sync(self._sweep)
             try:
+                await self._sweep()
                 return await self._build(recipe, report)
             except OSError as error:
                 raise _foreign(error, self.directory) from error
@@ -158,10 +160,11 @@ class Images:
         """What builds that are at work, or were killed, have on disk here."""
         return sorted(self.directory.glob(".building-*"))
 
-    def discard(self, left: Path) -> None:
-        """Remove one of them, as far as that can be, with what its build has elsewhere. Raises ImageBuildFailed."""
-        builder.sweep(left)
-        _remove(left)
+    async def discard(self, left: Path) -> None:
+        """Remove one of them, as far as that can be, with what its build has elsewhere; while something of that stays,
+        so does the one, which alone knows of it. Raises ImageBuildFailed."""
+        await builder.sweep(left)
+        await anyio.to_thread.run_sync(_remove, left)
 
     # --- within
 
@@ -170,8 +173,7 @@ class Images:
         directory = self.directory / f".building-{names.new_id()}"
         directory.mkdir()
         try:
-            log = self.directory / "last-build.log"
-            built = await builder.build(recipe, directory, log, report)
+            built = await builder.build(recipe, directory, self.directory / "last-build.log", report)
             # What steps of a recipe fetched has no version that we know of: what counts is what came out.
             content = await anyio.to_thread.run_sync(_sha256, built.rootfs)
             record = _Record(
@@ -187,7 +189,8 @@ class Images:
             report(f"built {recipe.name} ({record.size >> 20} MB) in {time.time() - started:.0f}s")
             return self._image(record)
         finally:
-            _remove(directory)
+            with anyio.CancelScope(shield=True):
+                await self._clear(directory)
 
     def _keep(self, built: builder.Built, record: _Record, directory: Path) -> None:
         """Move what is worth keeping into a directory of its own, then give that its name."""
@@ -241,10 +244,17 @@ class Images:
         known = sorted({*self.recipes(), *(image.id for image in self.list())})
         return NoSuchImage(f"there is no image {ref!r}; there are {', '.join(known)}", hint="hv image ls")
 
-    def _sweep(self) -> None:
+    async def _sweep(self) -> None:
         """Remove what killed builds left; the lock says that none is at work."""
         for left in self.remains():
-            self.discard(left)
+            await self._clear(left)
+
+    async def _clear(self, left: Path) -> None:
+        """Discard it; what cannot go now is for the next build, and hinders none."""
+        try:
+            await self.discard(left)
+        except (HiveyardError, OSError) as error:
+            log.warning("%s stays: %s", left, error)
 
 
 def _read(file: Path) -> _Record | None:
