@@ -74,12 +74,27 @@ def test_after_a_reboot_the_list_is_true_at_once_and_resume_goes_on(stage: Stage
     stage.kill_daemon()
     crash(stage, id)
     stage.wake()
-    stage.until(id, lambda body: body["type"] == "session.stopped")
-    session = stage.session("mine")
+    (session,) = stage.json("list")
     assert (session["status"], session["turns"]) == ("stopped", 2)
     assert f"hv-{id}" in session["reason"]
     assert stage("resume", "mine").returncode == 0
     assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
+
+
+def test_after_a_reboot_the_first_verb_may_be_resume(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "--name", "mine", "-m", "remember apples")
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    assert stage("send", id, "run echo mine > mine.txt", "--wait").returncode == 0
+    stage.kill_daemon()
+    crash(stage, id)
+    stage.wake()
+    for verb in ("diff", "apply"):
+        assert f"{stage.home}/data/sessions/{id}/shared/repo; hv resume mine" in stage(verb, "mine").stderr
+    resumed = stage("resume", "mine")
+    assert (resumed.returncode, resumed.stdout) == (0, id + "\n"), resumed.stderr
+    assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
+    brought = stage("diff", "mine")
+    assert ("+mine" in brought.stdout, brought.stderr) == (True, "")
 
 
 def test_a_machine_that_is_lost_stops_its_session_and_resume_goes_on(without_vms: Stage, repo: Path) -> None:

@@ -222,6 +222,8 @@ def test_what_fails_to_come_up_says_so_and_what_to_type(stage: Stage, repo: Path
         (["spawn", ".", "--memory", "16777216"], 125, "does not fit"),
         (["resume", "nothing"], 2, "nothing"),
         (["stop", "nothing"], 2, "nothing"),
+        (["stop", ""], 2, "a name is missing"),
+        (["show", ""], 2, "a name is missing"),
         (["attach", "nothing"], 2, "nothing"),
         (["send", "nothing", "x"], 2, "nothing"),
         (["send", "nothing"], 2, "what to do"),
