@@ -18,9 +18,6 @@ LAYOUT = 4  # part of a template's key: count up when the devices below or what 
 
 DOOR_ADDRESS = "10.0.2.100"
 _CONSOLE_BYTES = 256 << 10
-_TRANSLATED_MIB = 256
-"""Most memory of QEMU for the guest's code as it translated it, beside the guest's own: QEMU's own bound is a GiB, and
-a large program fills it."""
 _APPEND = "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 panic=-1 audit=0"
 
 
@@ -94,7 +91,7 @@ def arguments(plan: Plan) -> list[str]:
         # The form that `xen-save-devices-state` writes.
         *("-global", "migration.send-configuration=off"),
         *("-machine", MACHINE + (",memory-backend=ram" if plan.memory else "")),
-        *("-accel", _accelerated(plan.engine), "-cpu", plan.engine.cpu),
+        *("-accel", plan.engine.accel, "-cpu", plan.engine.cpu),
         *("-smp", str(plan.shape.cpus), "-m", f"{plan.shape.memory_mib}M"),
         *_memory(plan),
         *_kernel(plan),
@@ -104,11 +101,6 @@ def arguments(plan: Plan) -> list[str]:
         *("-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto"),
         *(("-incoming", "defer") if plan.incoming else ()),
     ]
-
-
-def _accelerated(engine: Engine) -> str:
-    """What is frozen under one bound can go on under another, so it is no part of the engine."""
-    return engine.accel + (f",tb-size={_TRANSLATED_MIB}" if engine.accel.startswith("tcg") else "")
 
 
 def _memory(plan: Plan) -> list[str]:
