@@ -64,8 +64,10 @@ def resume(session: str, budget_usd: float | None, attach: bool, as_json: bool) 
         client.call("POST", f"{path}/unpause")
     resumed = client.call("POST", f"{path}/resume", {"budget_usd": budget_usd})
     if resumed["status"] != "running":
+        # The end of one that was taken for running is no news of how this goes.
+        begun = resumed if found["status"] in ("running", "paused") else found
         try:
-            come_up(resumed, after=resumed["last_seq"])
+            come_up(found, after=begun["last_seq"])
         except KeyboardInterrupt:
             ask("POST", f"{path}/stop")
             click.echo(f"stopped {found['name']}", err=True)
