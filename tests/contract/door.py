@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -61,9 +62,27 @@ def serve_door(directory: Path, answer: str) -> Iterator[None]:
         def log_message(self, format: str, *arguments: object) -> None:
             """Tests read no access log."""
 
+    with _served(directory, Handler):
+        yield
+
+
+@contextmanager
+def broken_door(directory: Path) -> Iterator[None]:
+    """Break off every connection on `door.sock` in which something was said, unread, for as long as the block lasts."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1, socket.MSG_PEEK)
+
+    with _served(directory, Handler):
+        yield
+
+
+@contextmanager
+def _served(directory: Path, handler: type[socketserver.BaseRequestHandler]) -> Iterator[None]:
     path = directory / "door.sock"
     path.unlink(missing_ok=True)
-    with _Server(str(path), Handler) as server:
+    with _Server(str(path), handler) as server:
         path.chmod(0o666)  # as the real door does: machines have users of their own
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()

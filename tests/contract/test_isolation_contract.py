@@ -14,7 +14,7 @@ from hiveyard.core.commands import Command
 from hiveyard.core.ports import Guest
 
 from .conftest import Place, only_local
-from .door import ask, get, serve_door
+from .door import ask, broken_door, get, serve_door
 from .providers import Offer
 
 pytestmark = pytest.mark.anyio
@@ -80,6 +80,14 @@ async def test_a_door_that_is_away_is_waited_for(place: Place) -> None:
                 with serve_door(place.door, answer):
                     await came.wait()
             assert results[0].endswith(f"{answer} /hello".encode())
+
+
+async def test_what_the_door_breaks_off_ends_without_a_byte(place: Place) -> None:
+    """What leads there must not tell the guest why: an agent would take that for an answer."""
+    async with place.guest() as guest:
+        with broken_door(place.door):
+            result = await guest.run(ask(place.offer.provider.capabilities, "/"), timeout=60)
+    assert result.stdout == b""
 
 
 @contextmanager

@@ -173,13 +173,14 @@ def _ports(plan: Plan) -> list[str]:
 def _network(plan: Plan) -> list[str]:
     restrict = "on" if plan.network is Network.DOOR else "off"
     # Port 0: the kernel picks a free one and QEMU tells which, so two machines never fight for one. The door's
-    # socket may be away while a daemon restarts: socat waits for it, two minutes.
+    # socket may be away while a daemon restarts: socat waits for it, two minutes. Its stderr is the guest's connection,
+    # where a complaint would pass for an answer.
     # A comma in an option of QEMU is written twice.
     door = "UNIX-CONNECT:door.sock,,retry=600,,interval=0.2"
     return [
         "-netdev",
         f"user,id=net,restrict={restrict},ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"
-        f",guestfwd=tcp:{DOOR_ADDRESS}:80-cmd:socat - {door}",
+        f",guestfwd=tcp:{DOOR_ADDRESS}:80-cmd:socat -lf /dev/null - {door}",
         "-device",
         "virtio-net-pci,netdev=net,romfile=",
     ]
