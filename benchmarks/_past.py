@@ -10,7 +10,8 @@ from sqlalchemy import Connection
 
 from hiveyard.core import events as e
 from hiveyard.core.usage import Usage
-from hiveyard.engine.workspace import Meta, Workspace
+from hiveyard.engine.metas import meta_of
+from hiveyard.engine.workspace import Workspace
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.names import new_id
 from hiveyard.places import places
@@ -44,22 +45,9 @@ async def past(home: Path, *, tasks: int, sessions: int) -> None:
 def _directory(workspace: Workspace, row: SessionRow) -> None:
     """What a session that was stopped says of itself, without waiting for the disk; its `events.jsonl` is written by
     the daemon that starts."""
-    meta = Meta(
-        id=row.id,
-        name=row.slug,
-        repo=row.repo,
-        branch=row.branch,
-        base=row.base,
-        agent=row.agent,
-        provider=row.provider,
-        status=row.phase.value,
-        reason=row.reason,
-        created=row.created_at,
-        updated=row.updated_at,
-    )
     workspace.shared.mkdir(parents=True)
     (workspace.shared / "prompt.txt").write_text(PROMPT)
-    workspace.meta_file.write_bytes(msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n")
+    workspace.meta_file.write_bytes(msgspec.json.format(msgspec.json.encode(meta_of(row, ())), indent=2) + b"\n")
 
 
 def _session(conn: Connection, number: int, at: float) -> str:

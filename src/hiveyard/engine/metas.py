@@ -7,7 +7,7 @@ of: whoever resumes that session hears why it cannot be.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 
 import anyio.to_thread
@@ -70,10 +70,11 @@ def _metas(conn: Connection, ids: set[str] | None) -> dict[str, Meta]:
     ports: dict[str, list[PortRow]] = {}
     for port in views.ports(conn):
         ports.setdefault(port.session, []).append(port)
-    return {row.id: _meta(row, ports.get(row.id, [])) for row in rows if ids is None or row.id in ids}
+    return {row.id: meta_of(row, ports.get(row.id, [])) for row in rows if ids is None or row.id in ids}
 
 
-def _meta(row: SessionRow, ports: list[PortRow]) -> Meta:
+def meta_of(row: SessionRow, ports: Sequence[PortRow]) -> Meta:
+    """What the directory of a session says of it."""
     return Meta(
         id=row.id,
         name=row.slug,
