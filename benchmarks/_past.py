@@ -10,11 +10,11 @@ from sqlalchemy import Connection
 
 from hiveyard.core import events as e
 from hiveyard.core.usage import Usage
-from hiveyard.engine.metas import meta_of
-from hiveyard.engine.workspace import Workspace
+from hiveyard.engine.sessions.metadata import meta_of
+from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.names import new_id
-from hiveyard.places import places
+from hiveyard.paths import places
 from hiveyard.store import journal, views
 from hiveyard.store.database import open_store
 from hiveyard.store.views import SessionRow

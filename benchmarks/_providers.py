@@ -10,7 +10,7 @@ from hiveyard.core.ports import Provider
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.machines.docker import DockerProvider, DockerSettings
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
-from hiveyard.places import places
+from hiveyard.paths import places
 from tests.support.dockerd import engine_socket
 
 PROVIDERS = ("qemu", "docker", "bubblewrap")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hiveyard.places import places
+from hiveyard.paths import places
 
 
 class Yard:

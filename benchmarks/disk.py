@@ -20,8 +20,8 @@ from benchmarks._timed import tell
 from benchmarks._yard import Yard, yard
 from hiveyard.core.ports import Holds
 from hiveyard.images.images import Images
-from hiveyard.kit.usage import Measure
-from hiveyard.places import places
+from hiveyard.kit.disk_usage import Measure
+from hiveyard.paths import places
 
 PROVIDERS = ("bubblewrap", "qemu")
 WRITTEN = 1 << 20

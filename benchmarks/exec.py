@@ -27,7 +27,7 @@ from hiveyard.core.ports import Guest
 from hiveyard.images.images import Images
 from hiveyard.kit import process
 from hiveyard.kit.names import new_id
-from hiveyard.places import places
+from hiveyard.paths import places
 
 TRUE = Command(argv=("true",))
 MIB = 1 << 20

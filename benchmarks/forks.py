@@ -25,7 +25,7 @@ from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu import QemuProvider
 from hiveyard.machines.qemu.vm import labels
-from hiveyard.places import places
+from hiveyard.paths import places
 
 _BUSY = """
 (exec >/session/log; while :; do date; sleep 0.05; done) </dev/null 2>&1 &

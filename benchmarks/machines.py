@@ -34,7 +34,7 @@ from hiveyard.machines.docker import DockerProvider, DockerSettings
 from hiveyard.machines.docker.container import tag
 from hiveyard.machines.docker.engine import foreign
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
-from hiveyard.places import places
+from hiveyard.paths import places
 
 TRUE = Command(argv=("true",))
 

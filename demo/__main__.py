@@ -32,7 +32,7 @@ from hiveyard.machines.docker.settings import DockerSettings
 from hiveyard.machines.qemu.host import version
 from hiveyard.machines.qemu.provider import QemuProvider
 from hiveyard.machines.qemu.settings import QemuSettings
-from hiveyard.places import places
+from hiveyard.paths import places
 
 TESTS = [
     "-m",

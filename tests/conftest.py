@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
-from hiveyard.kit import loop
+from hiveyard.kit import event_loop
 from tests.support.searching import Searching
 
 # How long examples take to make says what else the machine is doing.
@@ -20,7 +20,7 @@ settings.load_profile("calm")
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "asyncio", loop.OPTIONS
+    return "asyncio", event_loop.OPTIONS
 
 
 def pytest_configure(config: pytest.Config) -> None:

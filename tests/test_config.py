@@ -8,7 +8,7 @@ import pytest
 
 from hiveyard import config
 from hiveyard.core.errors import BadSetting
-from hiveyard.places import host_ports_place, places, settled
+from hiveyard.paths import host_ports_place, places, settled
 
 
 def load(tmp_path: Path, text: str) -> config.Settings:

@@ -11,10 +11,10 @@ import pytest
 
 from hiveyard import agents, machines, processes
 from hiveyard.core.errors import BadInput, BadPlugin, BadSetting, UnknownAgent
-from hiveyard.engine.choice import automatic, choose, named
+from hiveyard.discovery import with_others
+from hiveyard.engine.placement.provider_choice import automatic, choose, named
 from hiveyard.machines.external.settings import ExternalProgram
-from hiveyard.others import with_others
-from hiveyard.places import Places
+from hiveyard.paths import Places
 from tests.contract.providers import SAMPLE
 
 MODULE = """

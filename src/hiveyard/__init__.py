@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hiveyard.core.machines import HOST, MachineSpec
     from hiveyard.core.ports import Turn
-    from hiveyard.orchestrator import Orchestrator, SyncOrchestrator
+    from hiveyard.library import Orchestrator, SyncOrchestrator
 
 __version__ = "0.1.0"
 __all__ = ["HOST", "MachineSpec", "Orchestrator", "SyncOrchestrator", "Turn", "__version__"]
@@ -19,8 +19,8 @@ __all__ = ["HOST", "MachineSpec", "Orchestrator", "SyncOrchestrator", "Turn", "_
 _HOMES = {
     "HOST": "hiveyard.core.machines",
     "MachineSpec": "hiveyard.core.machines",
-    "Orchestrator": "hiveyard.orchestrator",
-    "SyncOrchestrator": "hiveyard.orchestrator",
+    "Orchestrator": "hiveyard.library",
+    "SyncOrchestrator": "hiveyard.library",
     "Turn": "hiveyard.core.ports",
 }
 

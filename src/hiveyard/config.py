@@ -25,7 +25,7 @@ from hiveyard.machines.docker.settings import DockerSettings
 from hiveyard.machines.external.settings import ExternalProgram
 from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.qemu.settings import QemuSettings
-from hiveyard.places import Places
+from hiveyard.paths import Places
 
 T = TypeVar("T")
 

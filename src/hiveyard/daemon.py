@@ -24,23 +24,23 @@ from hiveyard.api.server import bind, make_server
 from hiveyard.core.errors import BadSetting, DaemonRunning, HiveyardError
 from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.core.ports import Provider
+from hiveyard.discovery import with_others
 from hiveyard.door.descriptors import raise_limit
 from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
 from hiveyard.door.settings import from_environment
+from hiveyard.engine.access.host_ports import HostPorts
+from hiveyard.engine.access.ssh_keys import SshKeys
 from hiveyard.engine.engine import Engine, running
-from hiveyard.engine.host_ports import HostPorts
-from hiveyard.engine.images import ImageStock
-from hiveyard.engine.ledger import Ledger
+from hiveyard.engine.event_writer import Ledger
+from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.ssh_keys import SshKeys
 from hiveyard.images.images import Images
-from hiveyard.kit import loop
+from hiveyard.kit import event_loop
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.files import locked
 from hiveyard.kit.group import first
-from hiveyard.others import with_others
-from hiveyard.places import Places, host_ports_place, places
+from hiveyard.paths import Places, host_ports_place, places
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.tmux import Tmux
 from hiveyard.store.ballast import BALLAST
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to(places().log if fd is not None else None)
     ready = Ready(fd)
     try:
-        anyio.run(_serve, ready, backend_options=loop.OPTIONS)
+        anyio.run(_serve, ready, backend_options=event_loop.OPTIONS)
     except Exception as raised:
         error = first(raised)
         if fd is None and isinstance(error, HiveyardError):

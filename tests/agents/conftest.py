@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hiveyard.images.images import Images
-from hiveyard.places import places
+from hiveyard.paths import places
 from tests.agents.real import REAL, HostYard, find_programs, host_yard
 from tests.support.leaks import searched_directory
 

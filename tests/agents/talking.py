@@ -19,8 +19,8 @@ from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Converses
 from hiveyard.core.machines import HOST, Capabilities, MachineSpec, Network
 from hiveyard.core.ports import Guest, Turn
+from hiveyard.library.conversation import Conversation, conversing
 from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
-from hiveyard.orchestrator.conversation import Conversation, conversing
 from hiveyard.processes.detached import Detached
 from hiveyard.testing.model import ScriptedModel, scripted_model
 from hiveyard.testing.script import Script

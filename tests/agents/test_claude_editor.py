@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hiveyard.agents.inside.claude_seat import _EDITOR
+from hiveyard.agents.claude.terminal import _EDITOR
 
 
 @pytest.fixture

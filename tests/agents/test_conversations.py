@@ -25,7 +25,7 @@ from hiveyard.core.events import (
     AgentToolReturned,
     AgentUsage,
 )
-from hiveyard.orchestrator.conversation import Conversation
+from hiveyard.library.conversation import Conversation
 from hiveyard.testing.script import Call, Fault, File, Script, Step, say, shell
 from tests.agents.talking import Stage, stage
 from tests.support.leaks import searched_directory

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiveyard import agents
-from hiveyard.agents.drivers.acp_updates import Updates
-from hiveyard.agents.drivers.leave import Leave
-from hiveyard.agents.words import changed
+from hiveyard.agents.acp.updates import Updates
+from hiveyard.agents.shared.permission import Leave
+from hiveyard.agents.shared.wording import changed
 from hiveyard.core.drivers import Answer, Converses, Driver, Line, Step
 from hiveyard.core.errors import BadInput
 from hiveyard.core.events import (

@@ -31,7 +31,7 @@ from hiveyard.machines.docker.container import tag
 from hiveyard.machines.external import ExternalProvider
 from hiveyard.machines.morph import MorphProvider, MorphSettings, morph_image
 from hiveyard.machines.qemu import QemuProvider
-from hiveyard.places import places
+from hiveyard.paths import places
 from tests.support.dockerd import engine_socket
 from tests.support.morph_cloud import Cloud, served
 from tests.support.morph_front import judged

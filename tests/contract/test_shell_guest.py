@@ -25,10 +25,10 @@ from hiveyard.core.errors import (
 from hiveyard.core.files import MakeDirectory
 from hiveyard.core.machines import Capabilities
 from hiveyard.core.ports import Stream
-from hiveyard.credentials.look import contents, look
+from hiveyard.credentials.inspection import contents, look
 from hiveyard.kit import cmdline
-from hiveyard.machines.attached import AttachedStream, attached
-from hiveyard.machines.shell import ShellGuest
+from hiveyard.machines.shared.attached import AttachedStream, attached
+from hiveyard.machines.shared.shell import ShellGuest
 from tests.support.leaks import searched_directory
 
 pytestmark = pytest.mark.anyio

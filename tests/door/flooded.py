@@ -14,7 +14,7 @@ from hiveyard.door.descriptors import raise_limit
 from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
 from hiveyard.door.settings import DoorSettings
-from hiveyard.kit import loop
+from hiveyard.kit import event_loop
 from hiveyard.kit.secret import Secret
 
 
@@ -42,4 +42,4 @@ async def work(file: Path) -> str:
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, 300))
     raise_limit()
-    anyio.run(serve, Path(sys.argv[1]), backend_options=loop.OPTIONS)
+    anyio.run(serve, Path(sys.argv[1]), backend_options=event_loop.OPTIONS)

@@ -11,14 +11,14 @@ import pytest
 from anyio.abc import SocketStream
 
 from hiveyard.core.errors import BadInput, HiveyardError
-from hiveyard.door.asked import Asked, understand
 from hiveyard.door.conversation import Place
+from hiveyard.door.model_request import Asked, understand
+from hiveyard.door.normalize import empty, settled
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.reply import Passage
 from hiveyard.door.routes import Route
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
-from hiveyard.door.wording import empty, settled
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.secret import Secret
 

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from hiveyard.door.listening import listening
-from hiveyard.door.room import Room
+from hiveyard.door.quota import Room
 from hiveyard.door.settings import DoorSettings
 
 pytestmark = pytest.mark.anyio

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from hiveyard.core.usage import Usage
 from hiveyard.door import conversation
-from hiveyard.door.asked import Asked, understand
+from hiveyard.door.event_quota import Allowance
 from hiveyard.door.meter import Meter, only_usage
+from hiveyard.door.model_request import Asked, understand
+from hiveyard.door.normalize import settled
 from hiveyard.door.prices import Prices
 from hiveyard.door.routes import Protocol, Route
 from hiveyard.door.sse import EventBlocks, EventData
-from hiveyard.door.telling import Allowance
-from hiveyard.door.wording import settled
 
 from . import bodies
 

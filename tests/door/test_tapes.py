@@ -16,7 +16,7 @@ import pytest
 
 from hiveyard.core.errors import BadTape, NotOnTape
 from hiveyard.core.events import ModelCalled, ModelFailed, Notice
-from hiveyard.door.asked import understand
+from hiveyard.door.model_request import understand
 from hiveyard.door.recorder import Recorder, check
 from hiveyard.door.routes import Protocol, Route
 from hiveyard.door.settings import DoorSettings

@@ -14,11 +14,11 @@ from hiveyard import config
 from hiveyard.core.events import Event
 from hiveyard.daemon import resources
 from hiveyard.engine.engine import Engine, running
-from hiveyard.engine.report import Report
-from hiveyard.engine.request import TaskRequest
 from hiveyard.engine.settings import EngineSettings
+from hiveyard.engine.tasks.request import TaskRequest
+from hiveyard.engine.tasks.view import Report
 from hiveyard.machines.qemu import QemuProvider
-from hiveyard.places import places
+from hiveyard.paths import places
 
 
 class Yard:

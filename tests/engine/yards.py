@@ -10,9 +10,9 @@ import anyio
 from hiveyard.core.errors import SessionNotRunning, StoreUnusable
 from hiveyard.core.events import AnyBody, Event
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.ledger import Ledger
-from hiveyard.engine.roster import SessionView
-from hiveyard.engine.spawn import SpawnRequest
+from hiveyard.engine.event_writer import Ledger
+from hiveyard.engine.sessions.request import SpawnRequest
+from hiveyard.engine.sessions.view import SessionView
 from tests.support.puppet import NAME
 
 PATIENCE = 600.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hiveyard.machines.namespaces import what_to_allow
+from hiveyard.machines.shared.namespaces import what_to_allow
 
 
 @pytest.mark.parametrize(

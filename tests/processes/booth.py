@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hiveyard.core.machines import Capabilities
 from hiveyard.core.ports import Stream
-from hiveyard.machines.attached import attached
-from hiveyard.machines.shell import ShellGuest
+from hiveyard.machines.shared.attached import attached
+from hiveyard.machines.shared.shell import ShellGuest
 
 _KEPT = ("bin", "etc", "lib", "lib64", "opt", "root", "sbin", "srv", "usr", "var")
 _ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/home/agent", "USER": "agent", "LANG": "C.UTF-8"}

@@ -12,11 +12,11 @@ import pytest
 
 from hiveyard.core.machines import Shape
 from hiveyard.core.ports import ProcessManager
+from hiveyard.extras.pm2 import Pm2
 from hiveyard.images.images import Images
 from hiveyard.kit.names import new_id
-from hiveyard.places import places
+from hiveyard.paths import places
 from hiveyard.processes.detached import Detached
-from hiveyard.processes.pm2 import Pm2
 from hiveyard.processes.tmux import Tmux
 from tests.contract.conftest import guest, offered, parameters, shared
 from tests.contract.providers import LOCAL, Offer

@@ -13,8 +13,8 @@ import pytest
 from hiveyard.core.commands import Command
 from hiveyard.core.machines import Capabilities
 from hiveyard.core.ports import Guest, Stream
-from hiveyard.machines.attached import attached
-from hiveyard.machines.shell import ShellGuest
+from hiveyard.machines.shared.attached import attached
+from hiveyard.machines.shared.shell import ShellGuest
 from hiveyard.processes.detached import Detached
 from tests.processes.steps import PATIENCE, spec
 

@@ -11,8 +11,8 @@ import pytest
 from hiveyard.core.commands import Command, ProcessSpec, ProcessStatus
 from hiveyard.core.errors import ProcessNotStarted
 from hiveyard.core.ports import Guest
+from hiveyard.extras.pm2 import Pm2
 from hiveyard.kit.names import new_id
-from hiveyard.processes.pm2 import Pm2
 from tests.contract.conftest import machine
 from tests.contract.providers import Offer
 from tests.processes.steps import PATIENCE, ended, output, spec

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hiveyard import repository
 from hiveyard.core.errors import NoRepository, NothingToApply, RepositoryError, WouldOverwrite
-from hiveyard.engine import repository
-from hiveyard.engine.git import answer
+from hiveyard.repository.git import answer
 from tests.repository.conftest import Repo, Session, init
 
 pytestmark = pytest.mark.anyio

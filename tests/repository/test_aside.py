@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hiveyard import repository
 from hiveyard.core.errors import RepositoryError, WouldOverwrite
-from hiveyard.engine import repository
-from hiveyard.engine.git import answer
-from hiveyard.engine.git_submodules import bare_copy, submodules
+from hiveyard.repository.git import answer
+from hiveyard.repository.submodules import bare_copy, submodules
 from tests.repository.conftest import Repo, Session
 from tests.repository.test_collecting import LEFT, begin, end
 from tests.repository.test_submodules import BRANCH, CHANGE, inner, lib, whole

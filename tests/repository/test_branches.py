@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from hiveyard import repository
 from hiveyard.core.errors import BranchExists
-from hiveyard.engine import repository
-from hiveyard.engine.git_submodules import bare_copy, submodules
+from hiveyard.repository.submodules import bare_copy, submodules
 from tests.repository.conftest import Repo, Session
 from tests.repository.test_submodules import CHANGE, inner, lib, whole
 

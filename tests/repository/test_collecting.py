@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hiveyard import repository
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadBundle, RepositoryError
-from hiveyard.engine import repository
-from hiveyard.engine.git import answer
-from hiveyard.engine.git_collecting import LIMIT
+from hiveyard.repository.collecting import LIMIT
+from hiveyard.repository.git import answer
 from tests.repository.conftest import Repo, Session, init
 
 pytestmark = pytest.mark.anyio

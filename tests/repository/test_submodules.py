@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hiveyard import repository
 from hiveyard.core.errors import WouldOverwrite
-from hiveyard.engine import repository
-from hiveyard.engine.git import answer
-from hiveyard.engine.git_submodules import bare_copy, relative, submodules, take_submodules
+from hiveyard.repository.git import answer
+from hiveyard.repository.submodules import bare_copy, relative, submodules, take_submodules
 from tests.repository.conftest import Repo, Session, init
 from tests.repository.test_taking import served
 

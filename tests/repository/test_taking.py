@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from hiveyard import repository
 from hiveyard.core.errors import BadInput, BranchExists, EmptyRepository, NoRepository, UnknownRevision
-from hiveyard.engine import repository
-from hiveyard.engine.git import answer
 from hiveyard.kit.process import running
+from hiveyard.repository.git import answer
 from tests.repository.conftest import Repo, Session, init
 
 pytestmark = pytest.mark.anyio

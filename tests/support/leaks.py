@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hiveyard.core.errors import HiveyardError
-from hiveyard.engine.sparse import Extent, written
+from hiveyard.engine.archive.sparse import Extent, written
 
 MARK = "Zq8TestSecret"
 """In all secrets of the tests. Of letters and digits: URLs, JSON and shells write them as they are."""

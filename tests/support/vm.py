@@ -9,7 +9,7 @@ from pathlib import Path
 from hiveyard.core.machines import Image
 from hiveyard.images.images import Images
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
-from hiveyard.places import places
+from hiveyard.paths import places
 
 
 async def vm_image() -> Image:

@@ -21,7 +21,7 @@ from hiveyard.core.events import AgentAsked, AgentPrompted
 from hiveyard.core.ports import Seated
 from hiveyard.testing.script import Call, File, Script, Step, refuse, say, shell, tool
 from tests.agents.real import find_programs, host_yard
-from tests.agents.seated import Place, heard, sitting
+from tests.agents.terminal_programs import Place, heard, sitting
 from tests.transcripts.record import TOO_LONG, _neutral, _placed, describe, directory
 
 Story = Callable[[Place], Awaitable[None]]

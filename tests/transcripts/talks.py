@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from hiveyard.agents.drivers.acp import QUIRKS, Acp
-from hiveyard.agents.drivers.claude_stream import QWEN, ClaudeStream
+from hiveyard.agents.acp.driver import QUIRKS, Acp
+from hiveyard.agents.claude.driver import QWEN, ClaudeStream
 from hiveyard.core.drivers import Answer, Driver, Line, Step
 from hiveyard.core.events import AgentAsked, AgentEvent
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import cast
 
 from hiveyard import plugins
-from hiveyard.agents.claude import Claude
-from hiveyard.agents.codex import Codex
+from hiveyard.agents.claude.adapter import Claude
+from hiveyard.agents.codex.adapter import Codex
 from hiveyard.agents.command import CommandLine
-from hiveyard.agents.goose import Goose
-from hiveyard.agents.opencode import Opencode
+from hiveyard.agents.goose.adapter import Goose
+from hiveyard.agents.opencode.adapter import Opencode
 from hiveyard.core.errors import UnknownAgent
 from hiveyard.core.ports import Agent
 

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from hiveyard.agents.words import ending
+from hiveyard.agents.shared.wording import ending
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.errors import AgentFailed, BadInput, NothingDone
 from hiveyard.core.events import AgentEvent, AgentOutput, clip

@@ -38,11 +38,11 @@ from hiveyard.core.errors import (
     UnknownAgent,
 )
 from hiveyard.core.events import Event, Failure
-from hiveyard.engine.doctor import Check
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.report import Report
-from hiveyard.engine.request import TaskRequest, from_json
-from hiveyard.engine.source import Source
+from hiveyard.engine.tasks.request import TaskRequest, from_json
+from hiveyard.engine.tasks.view import Report
+from hiveyard.engine.upkeep.doctor import Check
+from hiveyard.engine.workspace.result import Source
 from hiveyard.kit.text import one_line
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import msgspec
 from hiveyard.core import machines
 from hiveyard.core.errors import HiveyardError
 from hiveyard.core.events import Failure
-from hiveyard.engine.wish import Dollars
+from hiveyard.engine.run_spec import Dollars
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from hiveyard.core.commands import Command
 from hiveyard.core.ports import Guest
-from hiveyard.engine import channel
+from hiveyard.engine.access import exec_channel
 from hiveyard.kit.group import together
 
 MEDIA = "application/vnd.hiveyard.frames"
@@ -60,6 +60,6 @@ class Channel(Response):
                     pass
                 group.cancel_scope.cancel()
 
-            await channel.run(self._guests, self._command, stdin(), give)
+            await exec_channel.run(self._guests, self._command, stdin(), give)
             group.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})

@@ -28,17 +28,17 @@ from hiveyard.api.bodies import (
     Version,
 )
 from hiveyard.core.events import Event
-from hiveyard.engine.comparing import Compared
-from hiveyard.engine.doctor import Check
-from hiveyard.engine.exporting import Exported
-from hiveyard.engine.forking import Forked, ForkRequest
-from hiveyard.engine.housekeeping import Costs, Pruned
-from hiveyard.engine.report import Report
-from hiveyard.engine.request import TaskRequest
-from hiveyard.engine.roster import OpenPort, SessionView
-from hiveyard.engine.snapshots import SnapshotView
-from hiveyard.engine.source import Source
-from hiveyard.engine.spawn import SpawnRequest
+from hiveyard.engine.archive.exporting import Exported
+from hiveyard.engine.sessions.request import SpawnRequest
+from hiveyard.engine.sessions.view import OpenPort, SessionView
+from hiveyard.engine.snapshots.compare import Compared
+from hiveyard.engine.snapshots.fork import Forked, ForkRequest
+from hiveyard.engine.snapshots.service import SnapshotView
+from hiveyard.engine.tasks.request import TaskRequest
+from hiveyard.engine.tasks.view import Report
+from hiveyard.engine.upkeep.doctor import Check
+from hiveyard.engine.upkeep.housekeeping import Costs, Pruned
+from hiveyard.engine.workspace.result import Source
 
 _ASKED = (TaskRequest, SpawnRequest, ResumeAsked, Prompt, TerminalAsked, PortAsked)
 _ANSWERED = (Report, SessionView, TurnTaken, TerminalProgram, Source, Image, Check, Version, Removed, Problem)

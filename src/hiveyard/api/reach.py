@@ -13,10 +13,10 @@ from hiveyard.api.channel import Channel
 from hiveyard.api.document import gives, takes
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput
+from hiveyard.core.parsing import parsed
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.parsing import parsed
-from hiveyard.engine.roster import OpenPort
-from hiveyard.engine.workspace import GUEST_REPO
+from hiveyard.engine.sessions.view import OpenPort
+from hiveyard.engine.workspace.directory import GUEST_REPO
 
 LONGEST_ARGV = 4 << 20
 """Bytes of a command with its arguments, as JSON: more than a kernel takes."""

@@ -12,13 +12,13 @@ from hiveyard.api.bounds import LAST_SEQ, while_wanted
 from hiveyard.api.document import gives, takes
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput
+from hiveyard.core.parsing import parsed
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.parsing import parsed
-from hiveyard.engine.roster import SessionView
-from hiveyard.engine.sitting import TERMINAL
-from hiveyard.engine.source import Source
-from hiveyard.engine.spawn import SpawnRequest, spawn_from_json
-from hiveyard.engine.workspace import GUEST_REPO
+from hiveyard.engine.sessions.request import SpawnRequest, spawn_from_json
+from hiveyard.engine.sessions.view import SessionView
+from hiveyard.engine.turns.terminal_runner import TERMINAL
+from hiveyard.engine.workspace.directory import GUEST_REPO
+from hiveyard.engine.workspace.result import Source
 from hiveyard.processes.terminal import attaching, shown
 
 

@@ -7,12 +7,12 @@ from fastapi import FastAPI, Query, Request, Response
 from hiveyard.api.answers import answer, body
 from hiveyard.api.bodies import Removed, RewindAsked, SnapshotAsked
 from hiveyard.api.document import gives, takes
-from hiveyard.engine.comparing import Compared
+from hiveyard.core.parsing import parsed
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.forking import Forked, ForkRequest
-from hiveyard.engine.parsing import parsed
-from hiveyard.engine.roster import SessionView
-from hiveyard.engine.snapshots import SnapshotView, view
+from hiveyard.engine.sessions.view import SessionView
+from hiveyard.engine.snapshots.compare import Compared
+from hiveyard.engine.snapshots.fork import Forked, ForkRequest
+from hiveyard.engine.snapshots.service import SnapshotView, view
 
 
 def add_snapshots(app: FastAPI, engine: Engine) -> None:

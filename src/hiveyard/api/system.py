@@ -9,11 +9,11 @@ from fastapi import FastAPI, Request, Response
 from hiveyard.api.answers import answer, body
 from hiveyard.api.bodies import ExportAsked, ImportAsked
 from hiveyard.api.document import gives, takes
+from hiveyard.core.parsing import parsed
+from hiveyard.engine.archive.exporting import Exported
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.exporting import Exported
-from hiveyard.engine.housekeeping import Costs, Pruned
-from hiveyard.engine.parsing import parsed
-from hiveyard.engine.roster import SessionView
+from hiveyard.engine.sessions.view import SessionView
+from hiveyard.engine.upkeep.housekeeping import Costs, Pruned
 
 
 def add_system(app: FastAPI, engine: Engine) -> None:

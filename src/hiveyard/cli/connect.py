@@ -13,7 +13,7 @@ import click
 from hiveyard.api.client import ApiError, Client
 from hiveyard.core.errors import DaemonUnreachable
 from hiveyard.kit.files import locked
-from hiveyard.places import Places, places, settled
+from hiveyard.paths import Places, places, settled
 
 
 class CannotStart(DaemonUnreachable):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hiveyard.api.duplex import Duplex
 from hiveyard.core.errors import BadInput, GuestFileError, GuestFileNotFound, GuestPermissionDenied, NoSpace
-from hiveyard.engine.unpacking import Unpacked, unpack
+from hiveyard.engine.archive.unpacking import Unpacked, unpack
 from hiveyard.kit.text import decode, one_line
 
 if TYPE_CHECKING:

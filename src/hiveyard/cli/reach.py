@@ -19,7 +19,7 @@ from hiveyard.cli.execute import execute
 from hiveyard.cli.names import SESSION
 from hiveyard.cli.options import JSON
 from hiveyard.core.errors import BadInput
-from hiveyard.places import places
+from hiveyard.paths import places
 
 _LONGEST_ARGV = 4 << 20  # what the daemon takes
 

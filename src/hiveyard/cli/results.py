@@ -34,7 +34,7 @@ def diff(work: str, stat: bool, as_json: bool) -> int:
             json.dumps({key: found[key] for key in ("id", "branch", "base", "commits", "diffstat", "patch", "notice")})
         )
         return 0
-    from hiveyard.engine import repository
+    from hiveyard import repository
 
     if (source := _source(work)) is None:
         return 0
@@ -68,7 +68,7 @@ def _print(line: bytes) -> None:
 def apply(work: str, merge: bool, branch: str | None, into: str | None, as_json: bool) -> None:
     """Bring the branch of a task or session into your repository. Your checkout stays as it is, unless --merge is
     given; nothing is ever overwritten."""
-    from hiveyard.engine import repository
+    from hiveyard import repository
 
     if (source := _source(work)) is None:
         raise NothingToApply(f"{work} has no changes", hint=f"hv show {work}")

@@ -28,8 +28,8 @@ import httpx2
 import msgspec
 
 from hiveyard.core.errors import BadInput, BadSetting, BadSignInAnswer, CredentialsError, SignInRefused
+from hiveyard.credentials.format import check_key, flaw
 from hiveyard.credentials.token_endpoint import ask
-from hiveyard.credentials.wellformed import check_key, flaw
 from hiveyard.kit.address import loopback
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.secret import Secret

@@ -28,8 +28,8 @@ from hiveyard.core.errors import (
 from hiveyard.core.files import FileStep, MakeDirectory, SetMode, WriteFile
 from hiveyard.core.machines import Report
 from hiveyard.core.ports import Guest
-from hiveyard.credentials.former import Former
-from hiveyard.credentials.look import Seen, contents, look
+from hiveyard.credentials.inspection import Seen, contents, look
+from hiveyard.credentials.rollback import Former
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line
 

@@ -18,7 +18,7 @@ import msgspec
 from hiveyard.core.commands import Command
 from hiveyard.core.credentials import CredentialDirectory, CredentialFile, CredentialProfile
 from hiveyard.core.errors import BadInput
-from hiveyard.credentials.wellformed import check_key
+from hiveyard.credentials.format import check_key
 from hiveyard.kit.secret import Secret
 from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import one_line

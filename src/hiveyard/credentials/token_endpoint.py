@@ -27,8 +27,8 @@ from hiveyard.core.errors import (
     SignInUnavailable,
     SignInUnreachable,
 )
-from hiveyard.kit.answers import retry_after
 from hiveyard.kit.mask import Mask
+from hiveyard.kit.responses import retry_after
 from hiveyard.kit.secret import Secret
 from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import one_line

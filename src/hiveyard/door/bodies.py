@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import anyio
 from starlette.types import Receive
 
-from hiveyard.door.room import Room
+from hiveyard.door.quota import Room
 from hiveyard.door.settings import DoorSettings
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from hiveyard.door.wording import LONGEST, empty, settled
+from hiveyard.door.normalize import LONGEST, empty, settled
 from hiveyard.kit.shape import items, record, text
 
 _RESULTS = 1 << 20  # characters of results that are settled; what is over counts as it stands

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from hiveyard.door.telling import Allowance
+from hiveyard.door.event_quota import Allowance
 from hiveyard.kit.clock import Clock
 
 _log = logging.getLogger("hiveyard.door")

@@ -18,18 +18,18 @@ from starlette.types import Receive, Scope, Send
 from hiveyard.core.errors import BudgetSpent, HiveyardError, UpstreamFailed
 from hiveyard.core.usage import Usage
 from hiveyard.door import refusals, routes
-from hiveyard.door.asked import Asked, understand
 from hiveyard.door.bodies import Bodies, HungUp, TooMuch
-from hiveyard.door.books import Books
+from hiveyard.door.event_quota import Allowance
 from hiveyard.door.exchange import Exchange
+from hiveyard.door.model_request import Asked, understand
 from hiveyard.door.outgoing import Outgoing, Stalled
+from hiveyard.door.quota import Room
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.refusals import Said
 from hiveyard.door.reply import Answers, Passage
-from hiveyard.door.room import Room
 from hiveyard.door.routes import Refusal, Route
 from hiveyard.door.settings import DoorSettings
-from hiveyard.door.telling import Allowance
+from hiveyard.door.usage_recorder import Books
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret

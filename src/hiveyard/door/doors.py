@@ -15,7 +15,6 @@ import anyio
 import anyio.to_thread
 
 from hiveyard.core.usage import Usage
-from hiveyard.door.books import Books, Record
 from hiveyard.door.broker import Broker
 from hiveyard.door.budget import Budget
 from hiveyard.door.descriptors import for_guests, told_seldom
@@ -23,11 +22,12 @@ from hiveyard.door.door import Door
 from hiveyard.door.keys import Keys
 from hiveyard.door.listening import listening
 from hiveyard.door.prices import Prices
+from hiveyard.door.quota import Room
 from hiveyard.door.recorder import Recorder
-from hiveyard.door.room import Room
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
 from hiveyard.door.upstream import Upstream
+from hiveyard.door.usage_recorder import Books, Record
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret

@@ -12,14 +12,14 @@ from dataclasses import replace
 import anyio
 
 from hiveyard.core.errors import HiveyardError, KeyRefused, RateLimited, UpstreamFailed, UpstreamRefused
-from hiveyard.door.asked import Asked
-from hiveyard.door.books import Books
 from hiveyard.door.meter import Meter, only_usage
+from hiveyard.door.model_request import Asked
 from hiveyard.door.outgoing import Outgoing, Stalled
 from hiveyard.door.recorder import LARGEST_ANSWER, Recorder
 from hiveyard.door.reply import Passage, Reply
 from hiveyard.door.sse import EventBlocks
 from hiveyard.door.tape import Entry, packed
+from hiveyard.door.usage_recorder import Books
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line
 

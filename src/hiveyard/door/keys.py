@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hiveyard.core.errors import BadInput, CredentialsError, KeyMissing
-from hiveyard.credentials.wellformed import check_key
+from hiveyard.credentials.format import check_key
 from hiveyard.door.key_file import Account, parse, read_private
 from hiveyard.kit.secret import Secret
 

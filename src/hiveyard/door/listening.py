@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from hiveyard.core.errors import SocketPathTooLong
-from hiveyard.door.room import Room
+from hiveyard.door.quota import Room
 from hiveyard.door.settings import DoorSettings
 from hiveyard.kit.names import new_id
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from hiveyard.core.usage import Usage
-from hiveyard.door.asked import Asked
+from hiveyard.door.model_request import Asked
 from hiveyard.door.prices import IMAGES, Extra
 from hiveyard.door.sse import LONGEST, EventData
 from hiveyard.kit.shape import count, items, record, text

@@ -15,7 +15,7 @@ import anyio.to_thread
 import msgspec
 
 from hiveyard.core.errors import BadTape
-from hiveyard.door.asked import Asked
+from hiveyard.door.model_request import Asked
 from hiveyard.door.tape import VERSION, Ask, Entry, Header, ask_of, scan
 from hiveyard.kit.files import open_regular
 

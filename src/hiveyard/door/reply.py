@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from hiveyard.door.asked import Asked
+from hiveyard.door.model_request import Asked
 from hiveyard.kit.clock import Clock
 
 

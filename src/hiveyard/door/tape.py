@@ -37,7 +37,7 @@ import anyio.to_thread
 import msgspec
 
 from hiveyard.core.errors import BadTape, NotOnTape, UpstreamFailed
-from hiveyard.door.asked import Asked
+from hiveyard.door.model_request import Asked
 from hiveyard.door.reply import Passage, Reply
 from hiveyard.kit.files import open_regular
 from hiveyard.kit.text import one_line

@@ -15,8 +15,8 @@ import httpx2
 
 from hiveyard.core.errors import BadSetting, HiveyardError, UpstreamFailed
 from hiveyard.door import routes
-from hiveyard.door.asked import Asked
 from hiveyard.door.broker import Broker, Credential
+from hiveyard.door.model_request import Asked
 from hiveyard.door.reply import Answers, Passage, Reply
 from hiveyard.door.settings import DoorSettings
 

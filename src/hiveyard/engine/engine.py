@@ -18,28 +18,28 @@ from sqlalchemy import Connection
 from hiveyard.core.errors import Cancelled, MachineNotReady
 from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelAsked, TaskCancelled, TaskCreated
 from hiveyard.core.states import AT_WORK, TaskState
-from hiveyard.engine.berth import Berth
-from hiveyard.engine.comparing import Comparisons
-from hiveyard.engine.doctor import Check, examine
-from hiveyard.engine.exporting import Exports
-from hiveyard.engine.forking import Forks
-from hiveyard.engine.housekeeping import Housekeeping
-from hiveyard.engine.images import ImageStock
-from hiveyard.engine.importing import Imports
-from hiveyard.engine.job import Job
-from hiveyard.engine.making import make_and_journal
-from hiveyard.engine.metas import keep_metas
-from hiveyard.engine.recovery import sweep, tidy
-from hiveyard.engine.report import Report, report, reports
-from hiveyard.engine.request import TaskRequest
+from hiveyard.engine.archive.exporting import Exports
+from hiveyard.engine.archive.importing import Imports
+from hiveyard.engine.placement.image_stock import ImageStock
+from hiveyard.engine.placement.machine_lease import Berth
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.rewinding import Rewinds
-from hiveyard.engine.sessions import Sessions
-from hiveyard.engine.snapshots import Snapshots
-from hiveyard.engine.source import Source, source
-from hiveyard.engine.turn_snapshots import TurnSnapshots
-from hiveyard.engine.whole import check_commits
-from hiveyard.engine.wishing import check, completed
+from hiveyard.engine.sessions.metadata import keep_metas
+from hiveyard.engine.sessions.service import Sessions
+from hiveyard.engine.snapshots.automatic import TurnSnapshots
+from hiveyard.engine.snapshots.compare import Comparisons
+from hiveyard.engine.snapshots.fork import Forks
+from hiveyard.engine.snapshots.rewind import Rewinds
+from hiveyard.engine.snapshots.service import Snapshots
+from hiveyard.engine.tasks.job import Job
+from hiveyard.engine.tasks.request import TaskRequest
+from hiveyard.engine.tasks.view import Report, report, reports
+from hiveyard.engine.upkeep.doctor import Check, examine
+from hiveyard.engine.upkeep.housekeeping import Housekeeping
+from hiveyard.engine.upkeep.recovery import sweep, tidy
+from hiveyard.engine.validation import check, completed
+from hiveyard.engine.workspace.create import make_and_journal
+from hiveyard.engine.workspace.integrity import check_commits
+from hiveyard.engine.workspace.result import Source, source
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
 

@@ -12,12 +12,12 @@ import anyio
 from hiveyard.core.ports import ProcessManager, Provider
 from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
-from hiveyard.engine.host_ports import HostPorts
-from hiveyard.engine.images import ImageStock
-from hiveyard.engine.ledger import Ledger
+from hiveyard.engine.access.host_ports import HostPorts
+from hiveyard.engine.access.ssh_keys import SshKeys
+from hiveyard.engine.event_writer import Ledger
+from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.settings import AgentSettings, EngineSettings, PortSettings
-from hiveyard.engine.ssh_keys import SshKeys
-from hiveyard.engine.workspace import Workspace
+from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.kit.clock import Clock
 
 

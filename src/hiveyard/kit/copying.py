@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from hiveyard.kit.lending import entered, opened, settled
+from hiveyard.kit.permissions import entered, opened, settled
 
 DEEPEST = 200
 """Directories within each other; each level holds two descriptors."""

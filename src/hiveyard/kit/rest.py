@@ -17,7 +17,7 @@ import anyio
 import httpx2
 import stamina
 
-from hiveyard.kit.answers import Answers
+from hiveyard.kit.responses import Answers
 from hiveyard.kit.secret import Secret
 
 T = TypeVar("T")

@@ -8,11 +8,10 @@ from hiveyard import plugins
 from hiveyard.core.errors import BadInput
 from hiveyard.core.ports import ProcessManager
 from hiveyard.processes.detached import Detached
-from hiveyard.processes.pm2 import Pm2
 from hiveyard.processes.shell import Shell
 from hiveyard.processes.tmux import Tmux
 
-_MANAGERS: dict[str, ProcessManager] = {manager.name: manager for manager in (Detached(), Tmux(), Pm2(), Shell())}
+_MANAGERS: dict[str, ProcessManager] = {manager.name: manager for manager in (Detached(), Tmux(), Shell())}
 
 
 def by_name(name: str) -> ProcessManager:

@@ -17,7 +17,7 @@ from hiveyard.core.commands import Command
 from hiveyard.core.errors import ProviderUnavailable
 from hiveyard.core.machines import HOST, MachineSpec, Network
 from hiveyard.core.ports import Guest
-from hiveyard.machines.bubblewrap import BubblewrapProvider, outside
+from hiveyard.machines.bubblewrap import BubblewrapProvider, open_network
 from tests.contract.door import serve_door
 from tests.support.leaks import searched_directory
 
@@ -109,7 +109,7 @@ async def test_the_outside_and_the_door_are_reached_and_the_loopback_is_not(scra
         with serve_door(scratch / "door", "the door"):
             ask = 'exec 3<>/dev/tcp/127.0.0.1/8377; printf "GET / HTTP/1.0\\r\\n\\r\\n" >&3; cat <&3'
             assert "the door" in (await guest.run(Command(shell=ask), timeout=20)).stdout.decode()
-        assert (await guest.read("/etc/resolv.conf")).decode() == outside.resolv_conf()
+        assert (await guest.read("/etc/resolv.conf")).decode() == open_network.resolv_conf()
 
 
 async def test_nobody_in_the_machine_can_change_the_routes(scratch: Path) -> None:
@@ -160,6 +160,6 @@ def test_a_resolver_on_the_loopback_is_passed_over_for_those_it_asks(tmp_path: P
     stub, real = tmp_path / "stub", tmp_path / "real"
     stub.write_text("nameserver 127.0.0.53\noptions edns0\n")
     real.write_text("# from the network\nnameserver fe80::1\nnameserver 198.51.100.7\n")
-    assert outside.resolv_conf((stub, real)) == "nameserver 198.51.100.7\n"
+    assert open_network.resolv_conf((stub, real)) == "nameserver 198.51.100.7\n"
     with pytest.raises(ProviderUnavailable, match="on its loopback"):
-        outside.resolv_conf((stub, tmp_path / "absent"))
+        open_network.resolv_conf((stub, tmp_path / "absent"))

@@ -28,9 +28,9 @@ from hiveyard.core.machines import MachineSpec, MachineStatus, Network, Shape
 from hiveyard.core.ports import Forks, Pauses, Provider, Snapshots
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
+from hiveyard.library import Orchestrator, RuntimeEvent
+from hiveyard.library.events import BootReady, BootStarted
 from hiveyard.machines.morph import MorphProvider, MorphSettings, morph_image
-from hiveyard.orchestrator import Orchestrator, RuntimeEvent
-from hiveyard.orchestrator.happenings import BootReady, BootStarted
 from hiveyard.processes.detached import Detached
 from tests.support.leaks import searched_directory
 from tests.support.morph_cloud import Cloud, served

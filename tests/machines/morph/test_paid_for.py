@@ -37,7 +37,7 @@ async def test_a_machine_that_never_goes_away_is_an_error_of_the_service(
     direct: tuple[MorphProvider, Cloud], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider, cloud = direct
-    monkeypatch.setattr("hiveyard.machines.morph.making.TEARDOWN", 1.0)
+    monkeypatch.setattr("hiveyard.machines.morph.create.TEARDOWN", 1.0)
     await provider.boot("one", SPEC)
     cloud.lingers = 100
     with anyio.fail_after(60), pytest.raises(ProviderTimeout, match="one is not gone after 1s: morphvm_"):

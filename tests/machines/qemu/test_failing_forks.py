@@ -22,8 +22,8 @@ from hiveyard.machines.qemu.disk import _digest_of_inside
 from hiveyard.machines.qemu.host import Processor, processor
 from hiveyard.machines.qemu.launch import StateRefused
 from hiveyard.machines.qemu.snapshot import Snapshot, Snapshots
-from hiveyard.machines.qemu.stock import Stock
 from hiveyard.machines.qemu.template import PARTS, Key, Origin, Templates
+from hiveyard.machines.qemu.template_stock import Stock
 from hiveyard.machines.qemu.user import User, builder
 from tests.support.leaks import searched_directory
 

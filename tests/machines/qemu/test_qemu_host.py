@@ -18,7 +18,7 @@ from hiveyard.machines.qemu.command import Engine
 from hiveyard.machines.qemu.disk import Disks
 from hiveyard.machines.qemu.host import processor
 from hiveyard.machines.qemu.user import User, builder
-from hiveyard.places import places
+from hiveyard.paths import places
 from tests.support.vm import vm_image
 
 pytestmark = pytest.mark.anyio

@@ -23,12 +23,12 @@ from hiveyard.core.machines import Image, MachineSpec, MachineStatus, Network, S
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
-from hiveyard.machines.qemu.early import reach
 from hiveyard.machines.qemu.record import Rig, read
+from hiveyard.machines.qemu.serial_shell import reach
 from hiveyard.machines.qemu.user import readable
 from hiveyard.machines.qemu.vm import labels, seen
 from hiveyard.machines.qemu.wire import connected
-from hiveyard.places import places
+from hiveyard.paths import places
 from tests.contract.door import ask, get, serve_door
 from tests.support.leaks import searched_directory
 from tests.support.vm import vm_image, vm_pid, vm_provider

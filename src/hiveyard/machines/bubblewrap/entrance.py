@@ -8,10 +8,10 @@ from pathlib import Path
 
 from hiveyard.core.errors import MachineLost
 from hiveyard.core.ports import Stream
-from hiveyard.machines.attached import AttachedStream, attached
 from hiveyard.machines.bubblewrap import terminal
+from hiveyard.machines.bubblewrap.pause import Standing
 from hiveyard.machines.bubblewrap.record import Made
-from hiveyard.machines.bubblewrap.standing import Standing
+from hiveyard.machines.shared.attached import AttachedStream, attached
 
 _JOIN = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
 

@@ -61,15 +61,15 @@ from hiveyard.core.machines import (
 from hiveyard.core.ports import Guest
 from hiveyard.kit import process
 from hiveyard.kit.trees import remove_tree
-from hiveyard.machines.bubblewrap import cgroups, layout, outside, record
+from hiveyard.machines.bubblewrap import cgroups, layout, open_network, record
 from hiveyard.machines.bubblewrap.entrance import Entrance
 from hiveyard.machines.bubblewrap.etc import write_users
+from hiveyard.machines.bubblewrap.pause import Standing
 from hiveyard.machines.bubblewrap.record import Made, Record
 from hiveyard.machines.bubblewrap.rootfs import Roots
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
-from hiveyard.machines.bubblewrap.standing import Standing
-from hiveyard.machines.namespaces import what_to_allow
-from hiveyard.machines.shell import ShellGuest, terminal_words
+from hiveyard.machines.shared.namespaces import what_to_allow
+from hiveyard.machines.shared.shell import ShellGuest, terminal_words
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _PROGRAMS = ("bwrap", "nsenter", "setpriv", "tar")
@@ -197,7 +197,7 @@ class BubblewrapProvider:
         ident = f"hiveyard-{secrets.token_hex(8)}"
         network = resolvers = None
         if spec.network is Network.OPEN:
-            network, resolvers = {"program": outside.program(), "ident": ident}, outside.resolv_conf()
+            network, resolvers = {"program": open_network.program(), "ident": ident}, open_network.resolv_conf()
         try:
             made = self._lay_out(keep, ident, spec)
             if resolvers is not None:

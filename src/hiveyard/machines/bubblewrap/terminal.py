@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from hiveyard.machines.terminal import HungUp, join, set_size
+from hiveyard.machines.shared.terminal import HungUp, join, set_size
 
 # These numbers are the same on every architecture that Hiveyard runs on. PEER opens the other end without a path.
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441

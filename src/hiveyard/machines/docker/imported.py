@@ -18,7 +18,7 @@ from aiodocker.exceptions import DockerError
 
 from hiveyard.core.errors import NoSuchImage, ProviderError
 from hiveyard.core.machines import Holding, Image, Report
-from hiveyard.kit.alone import alone
+from hiveyard.kit.lock import alone
 from hiveyard.machines.docker.container import GUEST_UID, REPOSITORY, tag
 from hiveyard.machines.docker.engine import foreign
 

@@ -62,8 +62,8 @@ from hiveyard.machines.docker.entrance import LIVING, PAUSED_LOOK, Entrance, pau
 from hiveyard.machines.docker.hijack import hijacked
 from hiveyard.machines.docker.ownership import Sharing
 from hiveyard.machines.docker.settings import DockerSettings
-from hiveyard.machines.installation import installation
-from hiveyard.machines.shell import ShellGuest, terminal_words
+from hiveyard.machines.shared.installation import installation
+from hiveyard.machines.shared.shell import ShellGuest, terminal_words
 
 _SAID_LIMIT = 4096
 _TEARDOWN = 60.0  # seconds: an engine under load takes its time to remove a container

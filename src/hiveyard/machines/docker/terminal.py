@@ -15,8 +15,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from hiveyard.machines.scripts import HANG_UP
-from hiveyard.machines.terminal import HungUp, Size, join, size_of
+from hiveyard.machines.shared.scripts import HANG_UP
+from hiveyard.machines.shared.terminal import HungUp, Size, join, size_of
 
 _REFUSED = 125
 _PATIENCE = 5.0  # seconds for the engine to know the exit code of what has ended

@@ -18,10 +18,10 @@ from hiveyard.core.errors import ProviderBadAnswer, ProviderError, ProviderFaile
 from hiveyard.core.machines import Report, quiet
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
-from hiveyard.machines.attached import attached
 from hiveyard.machines.external import wire
 from hiveyard.machines.external.settings import ExternalSettings
 from hiveyard.machines.external.talk import Talk
+from hiveyard.machines.shared.attached import attached
 
 T = TypeVar("T")
 PLAIN = ("PATH", "HOME", "LANG", "TMPDIR")

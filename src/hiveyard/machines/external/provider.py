@@ -43,13 +43,13 @@ from hiveyard.core.machines import (
     quiet,
 )
 from hiveyard.core.ports import Guest
-from hiveyard.kit.shared import Shared
+from hiveyard.kit.refcount import Shared
 from hiveyard.kit.text import one_line
 from hiveyard.machines.external import wire
 from hiveyard.machines.external.entrance import Entrance
 from hiveyard.machines.external.program import Program
 from hiveyard.machines.external.settings import ExternalSettings
-from hiveyard.machines.shell import ShellGuest
+from hiveyard.machines.shared.shell import ShellGuest
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
 _TEARDOWN = 60.0

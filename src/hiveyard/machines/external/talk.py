@@ -25,8 +25,8 @@ from hiveyard.core.machines import Report, quiet
 from hiveyard.kit.lines import Line, LineSplitter
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line
-from hiveyard.machines.attached import AttachedStream
 from hiveyard.machines.external import wire
+from hiveyard.machines.shared.attached import AttachedStream
 
 T = TypeVar("T")
 _COMPLAINT = 4 << 10

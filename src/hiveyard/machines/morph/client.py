@@ -24,14 +24,14 @@ from hiveyard.core.errors import (
     ProviderUnavailable,
     ProviderUnreachable,
 )
-from hiveyard.kit import answers, rest
+from hiveyard.kit import responses, rest
 from hiveyard.kit.secret import Secret
 from hiveyard.kit.text import decode
 from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.morph.wire import Complaint
 
 T = TypeVar("T")
-_KINDS = answers.Kinds(
+_KINDS = responses.Kinds(
     refused=ProviderRefused,
     unauthorized=ProviderUnauthorized,
     not_found=ProviderNotFound,
@@ -48,7 +48,7 @@ class Client:
     """`key` is asked for at each request: it may have changed. `aclose` at the end."""
 
     def __init__(self, settings: MorphSettings, key: Callable[[], Secret]) -> None:
-        self.answers = answers.Answers("morph", _KINDS, _complaint, key_hint="MORPH_API_KEY=… hv serve")
+        self.answers = responses.Answers("morph", _KINDS, _complaint, key_hint="MORPH_API_KEY=… hv serve")
         limits = rest.Limits(
             request=settings.request_timeout, patience=settings.patience, answer=settings.answer_mib << 20
         )
@@ -102,9 +102,9 @@ class Client:
             raise ProviderUnavailable("there is no key for morph", hint=error.hint) from error
 
 
-def _complaint(status: int, body: bytes) -> answers.Complaint:
+def _complaint(status: int, body: bytes) -> responses.Complaint:
     try:
         words = msgspec.json.decode(body, type=Complaint).words()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         words = decode(body[:_SHOWN])
-    return answers.Complaint(status, words)
+    return responses.Complaint(status, words)

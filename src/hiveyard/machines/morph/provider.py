@@ -48,19 +48,19 @@ from hiveyard.core.machines import (
 )
 from hiveyard.core.ports import Frozen, Guest, Meanwhile
 from hiveyard.kit import names
-from hiveyard.kit.alone import alone
+from hiveyard.kit.lock import alone
+from hiveyard.kit.refcount import Shared
 from hiveyard.kit.secret import Secret
-from hiveyard.kit.shared import Shared
-from hiveyard.machines.installation import installation
 from hiveyard.machines.morph import labels, terminal
 from hiveyard.machines.morph.client import Client
+from hiveyard.machines.morph.create import TEARDOWN, Making
 from hiveyard.machines.morph.entrance import Entrance
-from hiveyard.machines.morph.making import TEARDOWN, Making
 from hiveyard.machines.morph.service import Service
 from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.morph.statuses import SNAPSHOT_READY, status_of, ttl_action_of
 from hiveyard.machines.morph.wire import Instance, Snapshot
-from hiveyard.machines.shell import ShellGuest, terminal_words
+from hiveyard.machines.shared.installation import installation
+from hiveyard.machines.shared.shell import ShellGuest, terminal_words
 
 _log = logging.getLogger(__name__)
 _LOOK = 0.3

@@ -11,7 +11,7 @@ import msgspec
 
 from hiveyard.core.errors import ProviderBadAnswer, ProviderNotFound, ProviderUnreachable
 from hiveyard.core.machines import MachineSpec, Shape
-from hiveyard.kit.answers import Answers
+from hiveyard.kit.responses import Answers
 from hiveyard.kit.rest import ATTEMPTS, Nothing
 from hiveyard.machines.morph import wire
 from hiveyard.machines.morph.client import Client

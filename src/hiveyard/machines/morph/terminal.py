@@ -15,11 +15,11 @@ import asyncssh
 
 from hiveyard.core.errors import ProviderBadAnswer, ProviderUnavailable
 from hiveyard.core.machines import Capabilities
-from hiveyard.machines import by_ssh
 from hiveyard.machines.morph import scripts
 from hiveyard.machines.morph.entrance import UID
 from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.morph.wire import SshKey
+from hiveyard.machines.shared import by_ssh
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
 _NAME = "morph-gateway"

@@ -24,8 +24,8 @@ from hiveyard.core.errors import BadInput, NoSpace, NoSuchImage, ProviderError
 from hiveyard.core.machines import Image, Report
 from hiveyard.kit import files, process
 from hiveyard.kit.names import new_id
+from hiveyard.machines.qemu.cleanup import remove_unused, use
 from hiveyard.machines.qemu.command import Layer
-from hiveyard.machines.qemu.sweeping import remove_unused, use
 from hiveyard.machines.qemu.user import GUEST_UID
 
 # Programs without which a guest cannot serve us, by the package that brings them.

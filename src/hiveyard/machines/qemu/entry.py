@@ -11,8 +11,8 @@ import anyio
 import asyncssh
 
 from hiveyard.core.errors import GuestDisconnected, MachineLost
-from hiveyard.machines.qemu.early import Early, Spoken
 from hiveyard.machines.qemu.record import Record
+from hiveyard.machines.qemu.serial_shell import Early, Spoken
 from hiveyard.machines.qemu.ssh import Channel, Link, connect
 
 _PATIENCE = 60.0

@@ -11,10 +11,10 @@ import asyncssh
 
 from hiveyard.core.errors import BootTimeout
 from hiveyard.core.machines import MachineSpec, MachineStatus
-from hiveyard.machines.qemu.become import become
-from hiveyard.machines.qemu.early import Early, reach
 from hiveyard.machines.qemu.host import Qemu
+from hiveyard.machines.qemu.personalize import become
 from hiveyard.machines.qemu.record import Record, Rig
+from hiveyard.machines.qemu.serial_shell import Early, reach
 from hiveyard.machines.qemu.start import Running, Start, started
 from hiveyard.machines.qemu.state import console, ssh_port, thaw
 from hiveyard.machines.qemu.template import Origin, overlay

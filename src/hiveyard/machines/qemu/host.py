@@ -16,8 +16,8 @@ from typing import NamedTuple
 from hiveyard.core.errors import NoMemory, NoSpace, ProviderUnavailable
 from hiveyard.core.machines import Shape
 from hiveyard.kit import process
-from hiveyard.machines.namespaces import check_user_namespaces
 from hiveyard.machines.qemu.accelerator import Choice
+from hiveyard.machines.shared.namespaces import check_user_namespaces
 
 _TOOLS = {
     "qemu-img": "qemu-utils",

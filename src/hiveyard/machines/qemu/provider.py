@@ -36,26 +36,26 @@ from hiveyard.core.machines import (
 )
 from hiveyard.core.ports import Frozen, Guest, Meanwhile
 from hiveyard.kit.clock import Clock, SystemClock
-from hiveyard.kit.shared import Shared
+from hiveyard.kit.refcount import Shared
 from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator
 from hiveyard.machines.qemu.command import DOOR_ADDRESS
 from hiveyard.machines.qemu.disk import remove_tree
+from hiveyard.machines.qemu.disk_usage import held
 from hiveyard.machines.qemu.entry import Entries, GuestExec
 from hiveyard.machines.qemu.forking import Fork, bring_up
-from hiveyard.machines.qemu.holdings import held
 from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, space_named
 from hiveyard.machines.qemu.launch import StateRefused
 from hiveyard.machines.qemu.locks import holding
+from hiveyard.machines.qemu.pause import go_on, hold_still, mended
 from hiveyard.machines.qemu.record import Record, Rig, read
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.machines.qemu.snapshot import Snapshot, Snapshots
-from hiveyard.machines.qemu.still import go_on, hold_still, mended
-from hiveyard.machines.qemu.stock import Stock
 from hiveyard.machines.qemu.template import Origin
+from hiveyard.machines.qemu.template_stock import Stock
 from hiveyard.machines.qemu.user import builder, user_for
 from hiveyard.machines.qemu.vm import Vm, labels
-from hiveyard.machines.shell import ShellGuest, terminal_words
+from hiveyard.machines.shared.shell import ShellGuest, terminal_words
 
 _log = logging.getLogger(__name__)
 

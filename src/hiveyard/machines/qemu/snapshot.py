@@ -35,16 +35,16 @@ from hiveyard.kit.copying import copy_content
 from hiveyard.kit.group import together
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
-from hiveyard.machines.qemu import folded, memory
+from hiveyard.machines.qemu import memory, sparse_memory
 from hiveyard.machines.qemu.accelerator import Choice
+from hiveyard.machines.qemu.cleanup import stand_on
 from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
+from hiveyard.machines.qemu.fuse_process import hush, speak
 from hiveyard.machines.qemu.host import Processor, Qemu, processor
 from hiveyard.machines.qemu.locks import holding
+from hiveyard.machines.qemu.pause import catch_up, halted, runs, stop, unhalted
 from hiveyard.machines.qemu.record import Record, Rig, layers
-from hiveyard.machines.qemu.serving import hush, speak
 from hiveyard.machines.qemu.state import save
-from hiveyard.machines.qemu.still import catch_up, halted, runs, stop, unhalted
-from hiveyard.machines.qemu.sweeping import stand_on
 from hiveyard.machines.qemu.template import Origin, hand_over, overlay
 from hiveyard.machines.qemu.wire import Refused, Wire, qmp
 
@@ -94,7 +94,7 @@ class Snapshots:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._bases = root / folded.BASES
+        self._bases = root / sparse_memory.BASES
 
     def find(self, name: str) -> Snapshot:
         """Raises NoSuchSnapshot."""
@@ -116,7 +116,7 @@ class Snapshots:
         if not self._root.is_dir():
             return set()
         found = (path.name for path in self._root.iterdir())
-        return {name.rpartition("+")[2] for name in found if name not in (".locks", folded.BASES)}
+        return {name.rpartition("+")[2] for name in found if name not in (".locks", sparse_memory.BASES)}
 
     async def remove(self, name: str) -> None:
         place = self._place(name)
@@ -124,7 +124,7 @@ class Snapshots:
             for path in (*self._root.glob(f".new-*+{name}"), place):
                 await anyio.to_thread.run_sync(_discard, path)
             (self._root / ".locks" / name).unlink(missing_ok=True)
-        await anyio.to_thread.run_sync(folded.forget, self._bases)
+        await anyio.to_thread.run_sync(sparse_memory.forget, self._bases)
 
     def forget_half(self, machine: str) -> None:
         """Remove what is left of snapshots of a machine that were never finished."""
@@ -133,7 +133,7 @@ class Snapshots:
 
     def room(self, name: str) -> int:
         """How many bytes on disk `unfold` may take."""
-        return folded.room(self._place(name))
+        return sparse_memory.room(self._place(name))
 
     async def unfold(self, name: str, group: int | None, *, writable: bool) -> None:
         """Have its memory whole, for a machine to begin with. Raises OSError, ProviderError."""
@@ -143,8 +143,8 @@ class Snapshots:
             hand_over(path, group, writable=writable)
 
         async with holding(self._root / ".locks" / name):
-            await anyio.to_thread.run_sync(folded.unfold, place, ready)
-        await anyio.to_thread.run_sync(folded.forget, self._bases)
+            await anyio.to_thread.run_sync(sparse_memory.unfold, place, ready)
+        await anyio.to_thread.run_sync(sparse_memory.forget, self._bases)
 
     async def take(
         self, name: str, record: Record, rig: Rig, group: int | None, meanwhile: Meanwhile | None, *, whole: bool
@@ -167,7 +167,7 @@ class Snapshots:
             finally:
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(_discard, fresh)
-                    await anyio.to_thread.run_sync(folded.forget, self._bases)
+                    await anyio.to_thread.run_sync(sparse_memory.forget, self._bases)
 
     def _place(self, name: str) -> Path:
         if not _NAME.match(name):
@@ -210,7 +210,7 @@ class _Taking:
 
     def _begin_memory(self) -> memory.File:
         try:
-            return folded.begin(self._fresh, Path(self._record.origin) / "memory", self._bases)
+            return sparse_memory.begin(self._fresh, Path(self._record.origin) / "memory", self._bases)
         except FileNotFoundError as error:
             raise CannotKeepMemory("the memory that the VM began with is not there any more") from error
 
@@ -260,7 +260,7 @@ class _Taking:
 
     def _copy_changes(self, base: memory.File) -> int:
         assert self._record.vm is not None
-        return folded.finish(self._fresh, memory.changes(self._record.vm.pid, base))
+        return sparse_memory.finish(self._fresh, memory.changes(self._record.vm.pid, base))
 
     def _save_open(self) -> None:
         (self._fresh / "table.json").write_bytes(self._table)

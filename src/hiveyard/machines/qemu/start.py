@@ -11,10 +11,10 @@ from typing import NamedTuple
 from hiveyard.core.errors import MachineLost
 from hiveyard.core.machines import Network, Shape
 from hiveyard.machines.qemu.command import Kernel, Layer, Memory, Plan, Sockets, arguments
+from hiveyard.machines.qemu.fuse_process import serve
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.launch import Handles, launched
 from hiveyard.machines.qemu.record import Rig
-from hiveyard.machines.qemu.serving import serve
 from hiveyard.machines.qemu.template import Origin
 from hiveyard.machines.qemu.user import User
 from hiveyard.machines.qemu.vm import Vm

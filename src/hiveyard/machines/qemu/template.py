@@ -31,8 +31,8 @@ from hiveyard.core.machines import Shape
 from hiveyard.kit import files, process
 from hiveyard.kit.names import new_id
 from hiveyard.kit.shape import record, text
+from hiveyard.machines.qemu.cleanup import remove_unused, use
 from hiveyard.machines.qemu.command import LAYOUT, MACHINE, Engine, Layer
-from hiveyard.machines.qemu.sweeping import remove_unused, use
 
 PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "table.json")
 

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hiveyard.machines import by_ssh
 from hiveyard.machines.qemu.record import Record
+from hiveyard.machines.shared import by_ssh
 
 # The ones that cost an emulated guest the least, as in ssh.py.
 _CHEAP = ("KexAlgorithms=curve25519-sha256", "Ciphers=aes128-gcm@openssh.com", "Compression=no")

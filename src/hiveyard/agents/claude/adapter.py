@@ -1,0 +1,143 @@
+"""Claude Code: headless as `claude -p` with stream-json out and the prompt on stdin, in a conversation with stream-json
+on both ends, or at its own terminal.
+
+It runs as an unprivileged user in a machine of its own, so it need not ask for permission. What the repository brings
+that would run code on start (.mcp.json, hooks, apiKeyHelper, env) comes from the setting sources `project` and
+``local`, which are left out; its CLAUDE.md, which is only words, is let in again as that of an additional directory,
+and so is AGENTS.md where there is no CLAUDE.md, as the program itself would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hiveyard.agents.claude.driver import ClaudeStream
+from hiveyard.agents.claude.feed import ClaudeListener
+from hiveyard.agents.claude.parser import ClaudeParser
+from hiveyard.agents.shared import terminal_process
+from hiveyard.agents.shared.system_prompt import added, writing
+from hiveyard.agents.shared.wording import checked_conversation, checked_model
+from hiveyard.core.commands import Command, ProcessSpec
+from hiveyard.core.drivers import Driver
+from hiveyard.core.ports import Parser, Seat, Turn
+
+# With its own back-off (0.5 s, doubled each time) six tries bridge half a minute: a daemon that restarts, a busy
+# vendor. The default of ten would let a wrong key hang for minutes.
+_RETRIES = "6"
+
+# $1 is a file with more for the system prompt, or empty. The program takes one such file.
+_AGENTS_MD = """
+more=$1; shift
+if [ -f AGENTS.md ] && [ ! -e CLAUDE.md ] && [ ! -e .claude/CLAUDE.md ]; then
+  if [ "$more" ]; then { echo; cat AGENTS.md; } >>"$more"; else more=AGENTS.md; fi
+fi
+if [ "$more" ]; then set -- "$@" --append-system-prompt-file "$more"; fi
+exec "$@"
+"""
+
+
+class Claude:
+    """The adapter of Claude Code."""
+
+    name = "claude"
+    program = "claude"
+    protocols: Sequence[str] = ("anthropic",)
+
+    def process(self, turn: Turn) -> ProcessSpec:
+        turn = replace(turn, ask=False)
+        command = Command(argv=_argv(turn), cwd=turn.workdir, env=_env(turn), name=self.name)
+        return ProcessSpec(name=turn.name, command=command, stdin=turn.prompt)
+
+    def parser(self) -> Parser:
+        return ClaudeParser()
+
+    def version(self) -> Command:
+        return Command(argv=("claude", "--version"))
+
+    # --- in a conversation ------------------------------------------------------------------------------------------
+
+    def live(self, turn: Turn) -> ProcessSpec:
+        argv = _argv(turn, "--input-format", "stream-json", "--permission-prompt-tool", "stdio")
+        command = Command(argv=argv, cwd=turn.workdir, env=_env(turn), name=self.name)
+        return ProcessSpec(name=turn.name, command=command, inbox=True)
+
+    def driver(self, turn: Turn) -> Driver:
+        return ClaudeStream(turn.workdir, turn.conversation, ask=turn.ask)
+
+    # --- at its terminal --------------------------------------------------------------------------------------------
+
+    def seat(self, turn: Turn) -> Seat:
+        settings = {
+            **_place(turn),
+            "workdir": turn.workdir,
+            "argv": _with_words(turn, ("claude", *_options(turn))),
+            "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
+            # What the repository brings is asked about at a terminal, except when it was agreed to beforehand.
+            "settings": {"enableAllProjectMcpServers": True} if turn.repository_config else {},
+        }
+        return Seat(
+            terminal=terminal_process.seat(turn, self.name, settings, _env(turn)),
+            feed=terminal_process.feed(turn, self.name),
+        )
+
+    def say(self, turn: Turn) -> Command:
+        return Command(argv=terminal_process.argv_of(turn, self.name, "say", {**_place(turn), "prompt": turn.prompt}))
+
+    def interrupt(self, turn: Turn) -> Command:
+        return Command(argv=terminal_process.argv_of(turn, self.name, "interrupt", _place(turn)))
+
+    def listener(self) -> Parser:
+        return ClaudeListener()
+
+
+def _place(turn: Turn) -> dict[str, str]:
+    return {"config": _config(turn)}
+
+
+def _config(turn: Turn) -> str:
+    return f"{turn.state}/claude"
+
+
+def _argv(turn: Turn, *more: str) -> tuple[str, ...]:
+    argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", *more, *_options(turn)]
+    if turn.conversation is not None:
+        argv += ["--resume", checked_conversation(turn.conversation)]
+    return _with_words(turn, argv)
+
+
+def _options(turn: Turn) -> list[str]:
+    argv = ["--permission-mode", "manual" if turn.ask else "bypassPermissions"]
+    if not turn.repository_config:
+        # --add-dir takes any number of words: another option must follow it.
+        argv += ["--add-dir", turn.workdir, "--setting-sources", "user", "--strict-mcp-config"]
+    if turn.model is not None:
+        argv += ["--model", checked_model(turn.model)]
+    return argv
+
+
+def _with_words(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
+    """The command, with what else is to be in the system prompt."""
+    path = f"{_config(turn)}/system/{turn.name}.md"
+    more = path if added(turn) else ""
+    if not turn.repository_config:
+        argv = ("sh", "-c", _AGENTS_MD, "claude-agents-md", more, *argv)
+    elif more:
+        argv = (*argv, "--append-system-prompt-file", more)
+    return writing(turn, path, argv)
+
+
+def _env(turn: Turn) -> dict[str, str]:
+    env = {
+        "ANTHROPIC_BASE_URL": f"{turn.door_url}/anthropic",
+        "ANTHROPIC_API_KEY": turn.placeholder,
+        "CLAUDE_CONFIG_DIR": _config(turn),
+        "CLAUDE_CODE_MAX_RETRIES": _RETRIES,
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "DISABLE_ERROR_REPORTING": "1",
+        "DISABLE_TELEMETRY": "1",
+    }
+    if not turn.repository_config:
+        env["CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD"] = "1"
+    return env

@@ -1,0 +1,211 @@
+"""The feed of Claude Code at its terminal (see inside/claude_seat.py): lines of its transcripts and of its hooks.
+
+A transcript holds messages of the same shape as the stream of `claude -p`, so that parser reads them; what begins and
+ends a turn is told differently, and decided here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from hiveyard.agents.claude.parser import ClaudeParser
+from hiveyard.agents.shared.jsonl import JSON, Reader, events, nothing
+from hiveyard.agents.shared.wording import ending
+from hiveyard.core.errors import AgentFailed
+from hiveyard.core.events import (
+    AgentAsked,
+    AgentEnded,
+    AgentEvent,
+    AgentOutput,
+    AgentPrompted,
+    AgentText,
+    AgentUsage,
+    clip,
+)
+from hiveyard.core.ports import Verdict
+from hiveyard.core.usage import Usage
+from hiveyard.kit.shape import count, items, record, text
+from hiveyard.kit.text import one_line
+
+_INTERRUPTED = "[Request interrupted by user"
+_GUARD = "\u2800"  # see GUARD in inside/claude_seat.py
+# What may begin a turn without being a prompt: a command of the program, one for the shell, news of a task.
+_BEGINNINGS = (
+    (re.compile(r"<command-name>(.*?)</command-name>.*?<command-args>(.*?)</command-args>", re.DOTALL), r"\1 \2"),
+    (re.compile(r"<bash-input>(.*?)</bash-input>", re.DOTALL), r"! \1"),
+    (re.compile(r"<task-notification>.*?<summary>(.*?)</summary>.*", re.DOTALL), r"\1"),
+)
+_ANSWERS = ("<local-command-", "<bash-stdout>", "<bash-stderr>")
+
+
+class ClaudeListener:
+    """All turns of a conversation, and of those that a person began after it."""
+
+    def __init__(self) -> None:
+        self._stream = ClaudeParser()
+        self._conversation: str | None = None
+        self._seen: set[str] = set()
+        self._working = False
+        self._asked = False
+        self._unsaid = ""
+        self._said = ""
+        self._used: dict[str, Usage] = {}
+
+    def feed(self, line: bytes) -> Sequence[AgentEvent]:
+        return events(line, self._read)
+
+    def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
+        if exit_code == 0:
+            return Verdict(True, conversation=self._conversation)
+        return Verdict(False, AgentFailed.code, ending("claude", exit_code, stderr), self._conversation)
+
+    def _read(self, line: JSON) -> Iterator[AgentEvent] | None:
+        if "seat" in line:
+            return self._cut_off()
+        if "idle" in line:
+            return self._stopped()
+        if "hook" in line:
+            return self._hook(record(line, "hook"))
+        said = record(line, "said")
+        reader = self._readers().get(text(said.get("type")))
+        if reader is None:
+            return None
+        # A conversation that was forked begins with the other's lines.
+        if (name := text(said.get("uuid"))) in self._seen:
+            return iter(())
+        self._seen |= {name} - {""}
+        return iter(()) if said.get("isSidechain") is True else reader(said)
+
+    def _readers(self) -> Mapping[str, Reader]:
+        return {
+            "user": self._user,
+            "assistant": self._assistant,
+            "system": self._system,
+            "attachment": self._joined,
+            "queue-operation": nothing,
+        }
+
+    # --- the program ------------------------------------------------------------------------------------------------
+
+    def _cut_off(self) -> Iterator[AgentEvent]:
+        """It began or ended: in the middle of a turn, that is its end too."""
+        if self._working:
+            yield from self._over(is_error=True, reason="gone", words="claude ended in the middle of the turn")
+
+    def _stopped(self) -> Iterator[AgentEvent]:
+        """Nothing is at work any more, and it did not say that it was done."""
+        if self._working:
+            yield from self._over(is_error=True, reason="interrupted", words="")
+
+    def _hook(self, hook: JSON) -> Iterator[AgentEvent] | None:
+        kind = text(hook.get("hook_event_name"))
+        if kind == "SessionStart":
+            return self._started(hook)
+        if kind == "PermissionRequest":
+            return self._asks(_question(hook))
+        return self._asks(text(hook.get("message"))) if kind == "Notification" else None
+
+    def _started(self, hook: JSON) -> Iterator[AgentEvent]:
+        again, self._conversation = self._conversation, text(hook.get("session_id"))
+        if hook.get("source") == "compact" and again == self._conversation:
+            return
+        self._stream = ClaudeParser()
+        told = {"cwd": hook.get("cwd"), "session_id": self._conversation, "model": hook.get("model")}
+        yield from self._stream.feed(msgspec.json.encode({"type": "system", "subtype": "init", **told}))
+
+    def _asks(self, message: str) -> Iterator[AgentEvent]:
+        if not self._asked:  # one dialog is told by several hooks
+            self._asked = True
+            yield AgentAsked(message=one_line(message) or "claude waits for an answer")
+
+    # --- the conversation -------------------------------------------------------------------------------------------
+
+    def _user(self, said: JSON) -> Iterator[AgentEvent]:
+        self._asked = False
+        content = record(said, "message").get("content")
+        blocks = [record(block) for block in items(content)]
+        if any(block.get("type") == "tool_result" for block in blocks):
+            yield from self._streamed(said)
+            return
+        words = text(content) or "\n".join(text(block.get("text")) for block in blocks)
+        if words.startswith(_INTERRUPTED):
+            yield from self._stopped()
+        elif record(said, "origin").get("kind") == "human" and not words.startswith(("<command-", "<bash-")):
+            yield self._prompted(words)
+        elif said.get("isMeta") is not True and not words.startswith(_ANSWERS):
+            self._unsaid = _beginning(words)  # it counts when something follows
+
+    def _joined(self, said: JSON) -> Iterator[AgentEvent]:
+        attachment = record(said, "attachment")
+        words = text(attachment.get("prompt")) or "\n".join(
+            text(record(block).get("text")) for block in items(attachment.get("prompt"))
+        )
+        if record(attachment, "origin").get("kind") == "human" and words:
+            yield self._prompted(words)
+
+    def _prompted(self, words: str) -> AgentEvent:
+        self._working, self._unsaid, self._said = True, "", ""
+        return AgentPrompted(text=clip(words.removeprefix(_GUARD)))
+
+    def _assistant(self, said: JSON) -> Iterator[AgentEvent]:
+        message, failed = record(said, "message"), said.get("isApiErrorMessage") is True
+        if message.get("model") == "<synthetic>" and not failed:
+            return  # it fills a gap that an interrupted turn left
+        if not self._working:
+            yield self._prompted(self._unsaid or "(nobody: claude went on by itself)")
+        if not failed:
+            self._used[text(message.get("id"))] = _usage(record(message, "usage"))
+        for event in self._streamed(said):
+            self._said = event.text if isinstance(event, AgentText) else self._said
+            yield event
+        if failed:
+            words = "\n".join(text(record(block).get("text")) for block in items(message.get("content")))
+            yield from self._over(is_error=True, reason=text(said.get("error")) or "api_error", words=words)
+
+    def _streamed(self, said: JSON) -> Sequence[AgentEvent]:
+        line = {key: said.get(key) for key in ("type", "message", "error")}
+        return self._stream.feed(msgspec.json.encode({**line, "tool_use_result": said.get("toolUseResult")}))
+
+    def _system(self, said: JSON) -> Iterator[AgentEvent] | None:
+        kind = text(said.get("subtype"))
+        if kind == "stop_hook_summary":
+            return self._over(is_error=False, reason="completed", words=self._said) if self._working else iter(())
+        if kind == "informational":
+            return iter([AgentOutput(text=clip(text(said.get("content"))))])
+        return None
+
+    def _over(self, *, is_error: bool, reason: str, words: str) -> Iterator[AgentEvent]:
+        usage = sum(self._used.values(), Usage(cost_usd=None))
+        self._working, self._asked, self._used = False, False, {}
+        if usage.requests:
+            yield AgentUsage(usage=usage)
+        yield AgentEnded(is_error=is_error, text=clip(words), reason=reason)
+
+
+def _beginning(words: str) -> str:
+    for shape, told in _BEGINNINGS:
+        if found := shape.search(words):
+            return found.expand(told).strip()
+    return words.strip()
+
+
+def _question(hook: JSON) -> str:
+    tool, given = text(hook.get("tool_name")), record(hook, "tool_input")
+    questions = [text(record(question).get("question")) for question in items(given.get("questions"))]
+    if any(questions):
+        return " ".join(questions)
+    return f"may it use {tool}?" if tool != "ExitPlanMode" else "may it carry out its plan?"
+
+
+def _usage(used: JSON) -> Usage:
+    return Usage(
+        input_tokens=count(used.get("input_tokens")),
+        output_tokens=count(used.get("output_tokens")),
+        cache_read_tokens=count(used.get("cache_read_input_tokens")),
+        cache_write_tokens=count(used.get("cache_creation_input_tokens")),
+        cost_usd=None,
+        requests=1,
+    )

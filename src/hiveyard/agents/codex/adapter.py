@@ -1,0 +1,115 @@
+"""codex: headless as `codex exec --json` with the prompt on stdin, or in a conversation as `codex app-server`; its
+whole configuration is on its command line.
+
+It runs without its own sandbox and asks for no leave: the machine is the sandbox. What the repository brings that would
+run code (.codex/config.toml, hooks, rules) codex reads only where it was told to trust the repository; AGENTS.md, which
+is only words, it reads always, and CLAUDE.md in the place of one that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from hiveyard.agents.codex.driver import CodexServer
+from hiveyard.agents.codex.parser import CodexParser
+from hiveyard.agents.shared.system_prompt import added
+from hiveyard.agents.shared.wording import checked_conversation, checked_model
+from hiveyard.core.commands import Command, ProcessSpec
+from hiveyard.core.drivers import Driver
+from hiveyard.core.ports import Parser, Turn
+
+_KEY = "HIVEYARD_PLACEHOLDER"
+# With its own back-off (0.2 s, doubled each time) seven tries bridge half a minute. They are those of a stream, which
+# it tells of; of those of a request it does not, and the two multiply.
+_RETRIES = 7
+
+# $1 is told first, $2 is the conversation to go on with. codex counts tokens over the whole conversation: what it had
+# counted before stands in its own record of it, and is told too.
+_BEGIN = r"""
+printf '%s\n' "$1"
+mkdir -p -- "$CODEX_HOME"
+if [ -n "$2" ]; then
+  find "$CODEX_HOME" -name "rollout-*-$2.jsonl" -exec grep -h '"type":"token_count"' {} + | tail -n 1
+fi
+shift 2
+exec "$@"
+"""
+_HOME = 'mkdir -p -- "$CODEX_HOME" && exec "$@"'
+
+
+class Codex:
+    """The adapter of codex."""
+
+    name = "codex"
+    program = "codex"
+    protocols: Sequence[str] = ("openai",)
+
+    def process(self, turn: Turn) -> ProcessSpec:
+        command = Command(argv=_argv(turn), cwd=turn.workdir, env=_env(turn), name=self.name)
+        return ProcessSpec(name=turn.name, command=command, stdin=turn.prompt)
+
+    def parser(self) -> Parser:
+        return CodexParser()
+
+    def version(self) -> Command:
+        return Command(argv=("codex", "--version"))
+
+    # --- in a conversation ------------------------------------------------------------------------------------------
+
+    def live(self, turn: Turn) -> ProcessSpec:
+        trust = [f'projects={{{_toml(turn.workdir)}={{trust_level="trusted"}}}}'] if turn.repository_config else []
+        settings = [word for setting in (*_settings(turn), *trust) for word in ("--config", setting)]
+        argv = ("sh", "-c", _HOME, "codex-home", "codex", "app-server", *settings)
+        command = Command(argv=argv, cwd=turn.workdir, env=_env(turn), name=self.name)
+        return ProcessSpec(name=turn.name, command=command, inbox=True)
+
+    def driver(self, turn: Turn) -> Driver:
+        conversation = None if turn.conversation is None else checked_conversation(turn.conversation)
+        model = None if turn.model is None else checked_model(turn.model)
+        return CodexServer(turn.workdir, conversation=conversation, model=model, ask=turn.ask)
+
+
+def _argv(turn: Turn) -> tuple[str, ...]:
+    conversation = "" if turn.conversation is None else checked_conversation(turn.conversation)
+    argv = ["codex", "exec", *(["resume", conversation] if conversation else []), "--json", "--skip-git-repo-check"]
+    argv.append("--dangerously-bypass-approvals-and-sandbox")
+    if turn.repository_config:
+        argv += ["--trust", "--dangerously-bypass-hook-trust"]
+    for setting in _settings(turn):
+        argv += ["--config", setting]
+    if turn.model is not None:
+        argv += ["--model", checked_model(turn.model)]
+    told = msgspec.json.encode({"type": "workdir", "path": turn.workdir}).decode()
+    return ("sh", "-c", _BEGIN, "codex-begin", told, conversation, *argv, "-")
+
+
+def _env(turn: Turn) -> dict[str, str]:
+    return {"CODEX_HOME": f"{turn.state}/codex", _KEY: turn.placeholder}
+
+
+def _toml(words: str) -> str:
+    """A string: one of JSON is one of TOML too."""
+    return msgspec.json.encode(words).decode()
+
+
+def _settings(turn: Turn) -> Sequence[str]:
+    """Values are TOML."""
+    # A provider of its own: with `openai` and another address it tries WebSockets for some seconds first.
+    door = "model_providers.hiveyard"
+    return (
+        'model_provider="hiveyard"',
+        f'{door}.name="Hiveyard\'s door"',
+        f"{door}.base_url={_toml(f'{turn.door_url}/openai/v1')}",
+        f'{door}.wire_api="responses"',
+        f'{door}.env_key="{_KEY}"',
+        f"{door}.request_max_retries=0",
+        f"{door}.stream_max_retries={_RETRIES}",
+        "features.unbounded_connection_retries=false",
+        "features.plugins=false",
+        "analytics.enabled=false",
+        "check_for_update_on_startup=false",
+        'project_doc_fallback_filenames=["CLAUDE.md"]',
+        *([f"developer_instructions={_toml(more)}"] if (more := added(turn)) else []),
+    )

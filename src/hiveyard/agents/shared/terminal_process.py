@@ -1,0 +1,53 @@
+"""The commands of agents at their terminal: sources of `hiveyard.agents`, run by the guest's own Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+
+import msgspec
+
+from hiveyard.core.commands import Command, ProcessSpec
+from hiveyard.core.ports import Turn
+
+TERMINAL = "agent"
+"""The name of the terminal: of its process and of its tmux session."""
+PATIENCE = 1500.0
+"""Seconds that `say` waits for a program that starts: on an emulated machine that shares its processors that takes
+many minutes."""
+
+_LOAD = """
+import sys, types
+for name, source in SOURCES:
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name, "exec"), module.__dict__)
+"""
+
+
+def feed(turn: Turn, agent: str) -> str:
+    """Where the feed lies: in the agent's state, which outlives the machine."""
+    return f"{turn.state}/{agent}/feed.jsonl"
+
+
+def seat(turn: Turn, agent: str, settings: Mapping[str, object], env: Mapping[str, str]) -> ProcessSpec:
+    """The process of the terminal: `settings` are those of the agent's module in the guest."""
+    argv = argv_of(turn, agent, "sit", settings)
+    command = Command(argv=argv, cwd=turn.workdir, env=env, name=agent)
+    return ProcessSpec(name=TERMINAL, command=command, terminal=True)
+
+
+def argv_of(turn: Turn, agent: str, verb: str, settings: Mapping[str, object]) -> tuple[str, ...]:
+    """A verb of the agent's module in the guest."""
+    place = {"state": turn.state, "feed": feed(turn, agent), "patience": PATIENCE}
+    return ("python3", "-c", _source(agent), verb, msgspec.json.encode({**place, **settings}).decode())
+
+
+@cache
+def _source(agent: str) -> str:
+    agents = resources.files("hiveyard.agents")
+    shared = (agents / "shared" / "guest_terminal.py").read_text(encoding="utf-8")
+    program = (agents / agent / "terminal.py").read_text(encoding="utf-8")
+    packages = [(name, "") for name in ("hiveyard", "hiveyard.agents", "hiveyard.agents.shared")]
+    sources = [*packages, ("hiveyard.agents.shared.guest_terminal", shared)]
+    return f"SOURCES = {sources!r}\n{_LOAD}\nexec(compile({program!r}, {agent!r}, 'exec'))\n"

@@ -1,0 +1,146 @@
+"""What one door writes down: calls with their price, failures, refusals, the end of the money. Bounded in what a guest
+can make it say; nothing is lost because a guest hangs up."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import reduce
+from operator import add
+from typing import Literal
+
+import anyio
+import msgspec
+
+from hiveyard.core.errors import HiveyardError
+from hiveyard.core.events import (
+    BudgetExhausted,
+    DoorEvent,
+    DoorRefused,
+    Failure,
+    ModelCalled,
+    ModelFailed,
+    Notice,
+)
+from hiveyard.core.usage import Usage
+from hiveyard.door.budget import Budget
+from hiveyard.door.event_quota import Allowance
+from hiveyard.door.meter import Part
+from hiveyard.door.model_request import Asked
+from hiveyard.door.prices import Prices
+from hiveyard.kit.clock import Clock
+from hiveyard.kit.text import one_line
+
+Record = Callable[[str, int | None, DoorEvent | Notice], Awaitable[None]]
+"""Writes an event of a session and turn into the journal; it is durable when this returns."""
+
+_ENTRY_SECONDS = 30.0
+
+
+class Books:
+    """The records of one session's door. `turn` is the turn that goes on, set by whoever runs it."""
+
+    def __init__(
+        self,
+        session: str,
+        record: Record,
+        *,
+        budget: Budget,
+        prices: Prices,
+        on_budget: Callable[[], None],
+        clock: Clock,
+        turn: int | None = None,
+    ) -> None:
+        self.turn = turn
+        self.budget = budget
+        self.clock = clock
+        self._session = session
+        self._record = record
+        self._prices = prices
+        self._on_budget = on_budget
+        self._unpriced: set[str] = set()
+        self._exhausted = False
+        self._last_failure: tuple[int | None, Failure] | None = None
+        self._refusals = Allowance(clock)
+        self._failures = Allowance(clock)
+
+    def estimate(self, asked: Asked) -> float:
+        """About what a request will cost, in dollars: all of it as fresh input, and a usual answer."""
+        if self.budget.limit is None or not asked.route.protocol:
+            return 0.0
+        usage = Usage(input_tokens=asked.tokens, output_tokens=min(asked.most_output or 4096, 4096))
+        return self._prices.cost(asked.route.vendor, asked.model, usage) or 0.0
+
+    async def called(
+        self,
+        asked: Asked,
+        parts: Sequence[Part],
+        *,
+        turn: int | None,
+        status: int,
+        seconds: float,
+        complete: bool,
+        source: Literal["upstream", "tape"],
+    ) -> None:
+        """A model answered, the first of `parts`. The price is found, the money counted, and its end told once."""
+        priced = [self._priced(asked, part) for part in parts]
+        usage = reduce(add, priced)
+        self.budget.add(usage)
+        await self._write(
+            turn,
+            ModelCalled(
+                protocol=asked.route.protocol,
+                model=one_line(parts[0].model),
+                status=status,
+                seconds=round(seconds, 4),
+                usage=usage,
+                complete=complete,
+                source=source,
+            ),
+        )
+        for part, one in zip(parts, priced, strict=True):
+            if one.cost_usd is None:
+                await self._unpriced_model(turn, one_line(part.model))
+        if self.budget.exhausted:
+            await self.exhausted(turn)
+
+    def _priced(self, asked: Asked, part: Part) -> Usage:
+        cost = self._prices.cost(asked.route.vendor, part.model, part.usage, part.extra)
+        return msgspec.structs.replace(part.usage, cost_usd=cost)
+
+    async def failed(self, protocol: str, error: HiveyardError, *, turn: int | None, status: int = 0) -> None:
+        """A request got no useful answer. What will not change by itself is told once, however often it is asked."""
+        failure = Failure(code=error.code, message=error.message, hint=error.hint)
+        told = (turn, failure)
+        if (error.retry or told != self._last_failure) and self._failures.take():
+            self._last_failure = told
+            if omitted := self._failures.omitted():
+                failure = msgspec.structs.replace(failure, message=failure.message + omitted)
+            await self._write(turn, ModelFailed(protocol=protocol, failure=failure, status=status))
+
+    async def refused(self, what: str, reason: str) -> None:
+        """Something was asked for that nobody may have."""
+        if self._refusals.take():
+            reason += self._refusals.omitted()
+            await self._write(self.turn, DoorRefused(what=one_line(what), reason=reason))
+
+    async def exhausted(self, turn: int | None) -> None:
+        """The money is gone: told once in this door's life, and to whoever runs the turn each time."""
+        if not self._exhausted and self.budget.limit is not None:
+            self._exhausted = True
+            await self._write(turn, BudgetExhausted(budget_usd=self.budget.limit, spent_usd=self.budget.dollars))
+        self._on_budget()
+
+    async def notice(self, turn: int | None, code: str, message: str) -> None:
+        await self._write(turn, Notice(code=code, message=message))
+
+    async def _unpriced_model(self, turn: int | None, model: str) -> None:
+        if model in self._unpriced or len(self._unpriced) >= 20:
+            return
+        self._unpriced.add(model)
+        more = "" if self.budget.limit is None else "; the budget counts it as free"
+        await self.notice(turn, "door.no_price", f"the price of {model or 'this model'} is not known{more}")
+
+    async def _write(self, turn: int | None, event: DoorEvent | Notice) -> None:
+        """Shielded: what was used is written down even when the guest has hung up meanwhile."""
+        with anyio.CancelScope(shield=True), anyio.fail_after(_ENTRY_SECONDS):
+            await self._record(self._session, turn, event)

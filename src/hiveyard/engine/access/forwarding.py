@@ -1,0 +1,150 @@
+"""Connections to a port of the host, carried into a machine: each is a program in the guest that is talked with.
+
+Any guest will do, whatever network it has. What a machine sends back is bytes for whoever connected, and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import anyio
+from anyio.abc import ByteStream, SocketListener
+
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import BadInput, HiveyardError
+from hiveyard.core.ports import Guest, Stream
+from hiveyard.engine.access.host_ports import Held
+from hiveyard.kit.group import together
+
+log = logging.getLogger(__name__)
+AT_ONCE = 256
+"""Connections of one port that are carried at the same time; more wait."""
+PAUSE = 1.0
+"""Seconds until connections are taken again after that has failed."""
+
+# PORT. A dev server may listen on ::1 alone. Either direction may end long before the other: what we are told has ended
+# is ended for the server by socat (bash cannot). That the server has ended its side is told on stderr, by dd's count of
+# the bytes, because not every way in tells the end of a stdout before that of its program.
+_CONNECT = r"""
+for host in 127.0.0.1 ::1; do
+  { exec 3<>"/dev/tcp/$host/$1"; } 2>/dev/null && break
+done
+[[ -e /proc/self/fd/3 ]] || exit 41
+socat -u - FD:3,shut-down <&0 >/dev/null 2>&1 &
+LC_ALL=C dd bs=128K <&3 3<&-
+exec <&- 3<&-
+wait
+"""
+_COUNT = re.compile(rb"^(\d{1,18}) bytes", re.MULTILINE)
+_SAID_LIMIT = 4096
+
+Guests = Callable[[], AbstractAsyncContextManager[Guest]]
+
+
+def connecting(port: int) -> Command:
+    """The command that joins its stdin and stdout to a port of the guest's own loopback."""
+    if not 1 <= port <= 65535:
+        raise BadInput(f"{port} is no port: 1 to 65535")
+    return Command(argv=("bash", "-c", _CONNECT, "hv", str(port)), cwd="/")
+
+
+async def relay(held: Held, guests: Guests, command: Command) -> None:
+    """Carry all connections to a port, each to a `command` of its own, until cancelled."""
+    room = anyio.Semaphore(AT_ONCE)
+
+    async def carry(connection: ByteStream) -> None:
+        try:
+            async with connection, guests() as guest, guest.open(command) as stream:
+                await joined(connection, stream)
+        except HiveyardError as error:
+            log.info("port %d: %s", held.port, error.message)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            log.debug("port %d: the connection broke: %s", held.port, error)
+        except Exception:
+            log.exception("port %d: a connection failed", held.port)
+        finally:
+            room.release()
+
+    listener = await SocketListener.from_socket(held.socket)
+    async with together() as group:
+        while True:
+            # Who waits for room is not accepted yet: anybody on this host may connect, and descriptors are few.
+            await room.acquire()
+            group.start_soon(carry, await _accepted(listener, held.port), name=f"a connection to port {held.port}")
+
+
+async def _accepted(listener: SocketListener, port: int) -> ByteStream:
+    """The next connection. That none can be taken now, for want of descriptors or memory, passes."""
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as error:
+            log.warning("port %d: no connection can be taken: %s", port, error.strerror or error)
+            await anyio.sleep(PAUSE)
+
+
+class Ends(Protocol):
+    """Who is connected; anyio's streams are that."""
+
+    async def receive(self) -> bytes:
+        """Raises anyio.EndOfStream when they have ended their side, BrokenResourceError when they are gone."""
+
+    async def send(self, item: bytes) -> None: ...
+
+    async def send_eof(self) -> None: ...
+
+
+async def joined(connection: Ends, stream: Stream) -> None:
+    """Carry between a connection and the program of `connecting` until that ends; either side may end alone."""
+    outward = _Outward(connection, stream)
+    async with together() as group:
+        group.start_soon(_inward, connection, stream, name="into the guest")
+        group.start_soon(outward.listen, name="what a relay says")
+        group.start_soon(outward.carry, name="out of the guest")
+        await stream.wait()
+        await outward.over.wait()
+        group.cancel_scope.cancel()
+
+
+async def _inward(connection: Ends, stream: Stream) -> None:
+    with contextlib.suppress(anyio.EndOfStream):
+        while True:
+            await stream.send(await connection.receive())
+    await stream.send_eof()
+
+
+class _Outward:
+    """The direction to whoever connected. `over` is set when all of it was given."""
+
+    def __init__(self, connection: Ends, stream: Stream) -> None:
+        self.over = anyio.Event()
+        self._connection = connection
+        self._stream = stream
+        self._given = 0
+        self._total = -1
+
+    async def carry(self) -> None:
+        while data := await self._stream.receive():
+            await self._connection.send(data)
+            self._given += len(data)
+            await self._end_when_all_is_given()
+        self._total = self._given
+        await self._end_when_all_is_given()
+
+    async def listen(self) -> None:
+        said = b""
+        while piece := await self._stream.receive_error():
+            said = (said + piece)[-_SAID_LIMIT:]
+            if self._total < 0 and (count := _COUNT.search(said)):
+                self._total = int(count[1])
+                await self._end_when_all_is_given()
+
+    async def _end_when_all_is_given(self) -> None:
+        if self._given == self._total and not self.over.is_set():
+            self.over.set()
+            await self._connection.send_eof()

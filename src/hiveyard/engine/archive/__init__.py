@@ -1,0 +1,1 @@
+"""Sessions as files: export a stopped session, and import an archive from another installation."""

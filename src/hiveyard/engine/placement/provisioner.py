@@ -1,0 +1,114 @@
+"""What any work stands on: the repository's copy, an image, and with them a machine to be. Each step looks first at
+what there is, so that it can be repeated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+from sqlalchemy import Connection
+
+from hiveyard import repository
+from hiveyard.core.errors import NoSuchMachine
+from hiveyard.core.events import Notice, Progress, SessionPrepared
+from hiveyard.core.machines import Image, MachineSpec, Network, Report, Shape
+from hiveyard.core.ports import Provider
+from hiveyard.engine.placement.machine_lease import Berth, machine_name
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.run_spec import Wish
+from hiveyard.kit.group import together
+from hiveyard.store import journal, views
+
+
+class Ground:
+    """The steps from a wish to a berth, for the session `id`. `image` and `shape` are what they must be, whatever
+    was wished for."""
+
+    def __init__(
+        self, id: str, wish: Wish, resources: Resources, *, image: str = "", shape: Shape | None = None
+    ) -> None:
+        self.id = id
+        self._wish = wish
+        self._fixed_image = image
+        self._fixed_shape = shape
+        self._r = resources
+        self._ledger = resources.ledger
+        self._workspace = resources.workspace(id)
+
+    async def take(self) -> None:
+        """Copy the repository to the host's side of the session."""
+        session = await self._ledger.read(lambda conn: views.session(conn, self.id))
+        if session.base is not None:
+            return
+        async with self._ledger.phase(self.id, "clone"), self._told() as report:
+            taken = await repository.take(
+                repository.parse_source(self._wish.repo),
+                self._workspace.origin,
+                base=self._wish.base,
+                include_dirty=self._wish.include_dirty,
+                report=report,
+            )
+        heads, now = await repository.heads(self._workspace.origin), self._r.clock.now()
+
+        def write(conn: Connection) -> None:
+            branch = self._wish.branch or repository.branch_name(session.slug, heads | views.branches(conn))
+            for notice in taken.notices:
+                journal.record(conn, self.id, Notice(message=notice), at=now)
+            prepared = SessionPrepared(base=taken.base, branch=branch, base_ref=taken.base_ref)
+            journal.record(conn, self.id, prepared, at=now)
+
+        await self._ledger.store.write(write)
+
+    async def image(self, provider: Provider) -> Image:
+        """Have the image, and what the provider makes from it."""
+        async with self._ledger.phase(self.id, "image"), self._told() as report:
+            image = await self._r.images.get(await self._image_name(provider), report)
+            await provider.prepare(image, self.shape, report)
+        return image
+
+    async def _image_name(self, provider: Provider) -> str:
+        """The image of the machine that is there: its recipe may have changed since. Else the one asked for."""
+        if self._fixed_image:
+            return self._fixed_image
+        with suppress(NoSuchMachine):
+            if image := (await provider.get(machine_name(self.id))).image:
+                return image
+        return self._wish.image or self._r.settings.image
+
+    @property
+    def shape(self) -> Shape:
+        wish, settings = self._wish, self._r.settings
+        return self._fixed_shape or Shape(
+            memory_mib=wish.memory_mib or settings.memory_mib,
+            cpus=wish.cpus or settings.cpus,
+            disk_gib=wish.disk_gib or settings.disk_gib,
+        )
+
+    def berth(self, provider: Provider, image: Image) -> Berth:
+        """The machine that is to be."""
+        spec = MachineSpec(
+            image=image,
+            shape=self.shape,
+            session=self._workspace.shared,
+            door=self._r.door_of(self.id),
+            network=Network(self._wish.network),
+            metadata={"session": self.id},
+        )
+        return Berth(self.id, provider, spec, self._ledger)
+
+    @asynccontextmanager
+    async def _told(self) -> AsyncIterator[Report]:
+        """A Report whose lines become Progress events, in order, journaled while the work goes on."""
+        send, receive = anyio.create_memory_object_stream[str](math.inf)
+
+        async def journal() -> None:
+            with receive:
+                async for line in receive:
+                    await self._ledger.record(self.id, Progress(message=line))
+
+        async with together() as group:
+            group.start_soon(journal, name="progress")
+            with send:
+                yield send.send_nowait

@@ -1,0 +1,1 @@
+"""Sessions: durable workspaces whose agent runs in its own terminal program."""

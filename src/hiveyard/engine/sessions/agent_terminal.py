@@ -1,0 +1,37 @@
+"""Which agents have a terminal program of their own, and what it needs to know."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from hiveyard.agents import by_name, names
+from hiveyard.core.errors import BadInput
+from hiveyard.core.ports import Seated, Turn
+from hiveyard.engine.sessions.request import SpawnRequest
+from hiveyard.engine.turns.terminal_runner import TERMINAL, SeatedAgent
+from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE, Workspace
+
+
+def seated(name: str) -> SeatedAgent:
+    """The agent called `name`. Raises UnknownAgent, and BadInput for one without a terminal program."""
+    agent = by_name(name)
+    if not isinstance(agent, Seated):
+        able = ", ".join(other for other in names() if isinstance(by_name(other), Seated))
+        raise BadInput(f"{name} has no terminal program to sit at", hint=f"--agent, one of: {able}; or hv run")
+    return cast(SeatedAgent, agent)
+
+
+def turn_of(request: SpawnRequest, workspace: Workspace, door_url: str, conversation: str | None) -> Turn:
+    """What the agent's adapter is told of the session."""
+    return Turn(
+        name=TERMINAL,
+        prompt=GUEST_PROMPT,
+        workdir=GUEST_REPO,
+        state=GUEST_STATE,
+        door_url=door_url,
+        placeholder=workspace.placeholder().reveal(),
+        model=request.model,
+        conversation=conversation,
+        repository_config=request.repository_config,
+        command=request.command,
+    )

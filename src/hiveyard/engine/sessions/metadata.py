@@ -1,0 +1,93 @@
+"""Each session's `meta.json`, kept equal to the journal: a copy for people and their tools, written after the commit.
+
+One that somebody edited so that it makes no sense any more, or that a newer Hiveyard wrote, is left as it is and told
+of: whoever resumes that session hears why it cannot be.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
+
+import anyio.to_thread
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import HiveyardError
+from hiveyard.core.events import MachineEvent, PortEvent, SessionEvent, TurnEvent
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions.view import SSH
+from hiveyard.engine.workspace.directory import Meta
+from hiveyard.store import journal, views
+from hiveyard.store.views import PortRow, SessionRow
+
+log = logging.getLogger(__name__)
+_MOVES = SessionEvent | PortEvent | MachineEvent | TurnEvent
+
+
+async def keep_metas(resources: Resources) -> None:
+    """Make all of them equal to the journal, then each at every move. Never ends."""
+    metas = _Metas(resources)
+    head = await resources.ledger.read(journal.last_seq)
+    await metas.write(await resources.ledger.read(lambda conn: _metas(conn, None)))
+    async with aclosing(resources.ledger.store.follow_pages(after=head)) as pages:
+        async for page in pages:
+            moved = {event.session for event in page if isinstance(event.body, _MOVES)}
+            if moved:
+                await metas.write(await resources.ledger.read(lambda conn, moved=moved: _metas(conn, moved)))  # type: ignore[misc]
+
+
+class _Metas:
+    def __init__(self, resources: Resources) -> None:
+        self._r = resources
+        self._failing: set[str] = set()
+
+    async def write(self, metas: Mapping[str, Meta]) -> None:
+        await anyio.to_thread.run_sync(self._write_all, metas.values())
+
+    def _write_all(self, metas: Iterable[Meta]) -> None:
+        for meta in metas:
+            workspace = self._r.workspace(meta.id)
+            if not workspace.exists:
+                continue  # it is gone, or not yet whole
+            try:
+                if workspace.meta() != meta:
+                    workspace.write(meta)
+                self._failing.discard(meta.id)
+            except (HiveyardError, OSError) as error:
+                if workspace.exists:
+                    self._complain(meta.id, error)
+
+    def _complain(self, id: str, error: Exception) -> None:
+        """Once, not at each of its moves."""
+        if id not in self._failing:
+            self._failing.add(id)
+            log.warning("the meta.json of session %s is not kept up: %s", id, error)
+
+
+def _metas(conn: Connection, ids: set[str] | None) -> dict[str, Meta]:
+    rows = views.sessions(conn, ids=ids)
+    ports: dict[str, list[PortRow]] = {}
+    for port in views.ports(conn):
+        ports.setdefault(port.session, []).append(port)
+    return {row.id: meta_of(row, ports.get(row.id, [])) for row in rows if ids is None or row.id in ids}
+
+
+def meta_of(row: SessionRow, ports: Sequence[PortRow]) -> Meta:
+    """What the directory of a session says of it."""
+    return Meta(
+        id=row.id,
+        name=row.slug,
+        repo=row.repo,
+        ref=(row.request or {}).get("base"),
+        branch=row.branch,
+        base=row.base,
+        agent=row.agent,
+        provider=row.provider,
+        status=row.phase.value,
+        reason=row.reason,
+        parent=row.parent,
+        port=next((port.host_port for port in ports if port.guest_port == SSH), None),
+        created=row.created_at,
+        updated=row.updated_at,
+    )

@@ -1,0 +1,92 @@
+"""The ports of a session at work: what was open before is open again, on the same ports of the host where that can be,
+and what changed is journaled."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.to_thread
+
+from hiveyard.core.errors import HiveyardError, StoreUnusable
+from hiveyard.core.events import AnyBody, Notice, PortClosed, PortOpened
+from hiveyard.core.ports import Provider
+from hiveyard.core.states import Phase
+from hiveyard.engine.access.host_ports import Owner
+from hiveyard.engine.access.port_forwards import SSH, Ways, ways
+from hiveyard.engine.placement.machine_lease import machine_name
+from hiveyard.engine.resources import Resources
+from hiveyard.store import views
+from hiveyard.store.views import SessionRow
+
+
+class Reach:
+    """The ways into one session, each of them journaled."""
+
+    def __init__(self, session: SessionRow, ways: Ways, resources: Resources) -> None:
+        self._session = session
+        self._ways = ways
+        self._r = resources
+        self._changing = anyio.Lock()
+
+    async def restore(self, wanted: int | None) -> None:
+        """Open ssh, on the `wanted` port the first time, and what was open before, elsewhere if it must be. Raises
+        PortTaken, NoFreePort."""
+        rows = await self._r.ledger.read(views.ports)
+        mine = {row.guest_port: row.host_port for row in rows if row.session == self._session.id}
+        others = {row.host_port for row in rows if row.session != self._session.id}
+        first = wanted if self._session.phase is Phase.CREATED else None
+        try:
+            await self._ways.open_ssh(self._r.ports, wanted=first, former=mine.get(SSH, wanted), avoid=others)
+            for guest, host in mine.items():
+                if guest != SSH:
+                    await self._ways.open(guest, former=host)
+        finally:
+            await self._journal(mine)
+
+    async def open(self, guest: int, wanted: int | None) -> int:
+        """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
+        async with self._changing:
+            before = self._ways.opened
+            port = await self._ways.open(guest, wanted=wanted)
+            await self._journal(before)
+            return port
+
+    async def close(self, guest: int) -> None:
+        """Absent is a success."""
+        async with self._changing:
+            before = self._ways.opened
+            await self._ways.close(guest)
+            if guest in before:
+                await self._r.ledger.record(self._session.id, PortClosed(host_port=before[guest]))
+
+    async def _journal(self, before: dict[int, int]) -> None:
+        """What is open now and was not, and what it took the place of."""
+        now = self._ways.opened
+        moved = {guest: host for guest, host in now.items() if before.get(guest) != host}
+        closed: list[AnyBody] = [PortClosed(host_port=before[guest]) for guest in moved if guest in before]
+        opened = [PortOpened(host_port=host, guest_port=guest) for guest, host in moved.items()]
+        if opened:
+            await self._r.ledger.record(self._session.id, *closed, *opened)
+
+
+@asynccontextmanager
+async def reaching(
+    session: SessionRow, provider: Provider, resources: Resources, *, wanted: int | None
+) -> AsyncIterator[Reach]:
+    """The ways into a session's machine, open for as long as the block lasts. Raises PortTaken, NoFreePort for one that
+    is made now; what runs already does not end for want of a way in, and its journal says so."""
+    keys = await anyio.to_thread.run_sync(resources.ssh_keys.of, session.id)
+    owner = Owner(session.id, session.slug)
+    async with ways(owner, provider, machine_name(session.id), resources.host_ports, keys) as opened:
+        reach = Reach(session, opened, resources)
+        try:
+            await reach.restore(wanted)
+        except (HiveyardError, OSError) as error:
+            if isinstance(error, StoreUnusable) or session.phase is not Phase.RUNNING:
+                raise
+            code = error.code if isinstance(error, HiveyardError) else ""
+            message = f"not all of its ports are open again: {error}"
+            await resources.ledger.record(session.id, Notice(message=message, code=code))
+        yield reach

@@ -1,0 +1,57 @@
+"""What a person asks for when they ask for a session of their own."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from hiveyard.core.errors import BadInput
+from hiveyard.core.parsing import parsed
+from hiveyard.engine.run_spec import Wish, check_prompt
+from hiveyard.store.views import SessionRow
+
+Port = Annotated[int, msgspec.Meta(ge=1024, le=65535)]
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?\Z")
+
+
+class SpawnRequest(Wish, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A session. Without `prompt` the agent waits for a person. `port` is where its ssh is reached on the host's
+    loopback. `snapshots` says when they are taken without being asked for."""
+
+    name: str | None = None
+    prompt: str | None = None
+    port: Port | None = None
+    snapshots: Literal["turns"] | None = None
+
+    def checked(self) -> SpawnRequest:
+        """Itself. Raises BadInput for what can be told to be wrong by looking at it alone."""
+        self.check_wish()
+        if self.prompt is not None:
+            check_prompt(self.prompt, "leave --prompt away, and the agent waits for you")
+        if self.name is not None:
+            check_name(self.name)
+        return self
+
+
+def check_name(name: str) -> None:
+    """Raises BadInput for what no session can be called."""
+    if not _NAME.match(name):
+        raise BadInput(f"{name[:80]!r} is no name for a session: 1 to 40 of a-z, 0-9 and -, no - at the ends")
+
+
+def spawn_from_json(data: object) -> SpawnRequest:
+    """A request from plain data. Raises BadInput."""
+    return parsed(data, SpawnRequest, "spawn request")
+
+
+def request_of(session: SessionRow) -> SpawnRequest:
+    """What a session is asked for with by now. Its budget may be 0, which nobody could ask for: children took the rest
+    of it along. Raises BadInput."""
+    asked = dict(session.request or {})
+    budget = asked.get("budget_usd")
+    if budget is None or budget > 0:
+        return spawn_from_json(asked)
+    del asked["budget_usd"]
+    return msgspec.structs.replace(spawn_from_json(asked), budget_usd=0.0)

@@ -1,0 +1,59 @@
+"""Where a session's next machine begins: at an image, or where a snapshot stands (it was forked or rewound)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import anyio.to_thread
+from sqlalchemy import Connection
+
+from hiveyard.core.commands import Command
+from hiveyard.core.events import SessionForked
+from hiveyard.core.machines import Shape
+from hiveyard.core.ports import Guest
+from hiveyard.engine.workspace import snapshot_files
+from hiveyard.engine.workspace.directory import GUEST_REPO, Workspace
+from hiveyard.store import lineage
+
+_RENAME = """
+cd -- "$1" || exit 0
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
+[[ $(<.git/HEAD) == "ref: refs/heads/$2" ]] || exit 0
+for ((i = 0; i < 20; i++)); do git branch --quiet -m -- "$2" "$3" && exit; sleep 0.1; done
+"""
+
+
+class Beginning(NamedTuple):
+    """`snapshot` is the provider's name of a live one to go on from. `rewound` is the snapshot whose files the session
+    is to have. `image` is what the machine must be made of, `shape` how large; without: as it is asked for."""
+
+    snapshot: str | None = None
+    rewound: str | None = None
+    image: str = ""
+    shape: Shape | None = None
+
+    @staticmethod
+    def of(conn: Connection, session: str) -> Beginning:
+        """Raises NotFound when it is to begin at a snapshot that is gone."""
+        begin = lineage.to_begin_at(conn, session)
+        if begin is None:
+            return Beginning()
+        if isinstance(begin, SessionForked):
+            if not begin.live:
+                return Beginning(image=begin.image)
+            return Beginning(snapshot_files.provider_name(begin.parent, begin.snapshot), image=begin.image)
+        point = lineage.point(conn, session, begin.snapshot)
+        shape = point.taken.shape if point.row.live else None
+        return Beginning(snapshot_files.snapshot_to_boot(session, point), point.row.id, point.taken.image, shape)
+
+    async def lay(self, workspace: Workspace) -> None:
+        """Have the session's files as they are to be. No machine may use them."""
+        if self.rewound is not None:
+            await anyio.to_thread.run_sync(snapshot_files.put_back, workspace, self.rewound)
+
+
+async def rename_branch(guest: Guest, before: str, after: str) -> None:
+    """Give the branch that is checked out in the guest its new name, while the agent may be at work there. Where
+    another is checked out, or git is too busy, nothing changes: the work is collected from what is checked out."""
+    argv = ("bash", "-c", _RENAME, "hv", GUEST_REPO, before, after)
+    await guest.run(Command(argv=argv, cwd="/"), timeout=60, limit=64 << 10)

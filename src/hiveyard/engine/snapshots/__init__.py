@@ -1,0 +1,1 @@
+"""Snapshots of sessions: take, fork, rewind and compare them."""

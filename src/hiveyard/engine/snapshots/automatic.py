@@ -1,0 +1,84 @@
+"""Snapshots that are taken by themselves, at the end of each turn of a session that asked for that: the latest few."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from functools import partial
+
+from anyio.abc import TaskGroup
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import HiveyardError, OrchestrationError, SessionNotRunning
+from hiveyard.core.events import Notice
+from hiveyard.core.states import Activity
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions.service import Sessions
+from hiveyard.engine.sessions.session_runner import Stay
+from hiveyard.engine.snapshots.service import Snapshots
+from hiveyard.store import lineage, views
+
+log = logging.getLogger(__name__)
+
+
+class TurnSnapshots:
+    """Takes them, and removes the oldest when there are more than the settings keep."""
+
+    def __init__(self, resources: Resources, sessions: Sessions, snapshots: Snapshots, group: TaskGroup) -> None:
+        self._r = resources
+        self._snapshots = snapshots
+        self._group = group
+        sessions.on_turn_over = self._turn_over
+
+    def _turn_over(self, stay: Stay) -> None:
+        """Nothing more is said to the agent until the snapshot is there."""
+        stay.hold()
+        self._group.start_soon(self._after_turn, stay, name=f"snapshot of {stay.id}")
+
+    async def _after_turn(self, stay: Stay) -> None:
+        await self._take(stay)
+        # One that a person pauses meanwhile is thawed by that person.
+        async with stay.changing:
+            if await stay.patiently(partial(self._activity, stay.id)) is not Activity.PAUSED:
+                stay.thaw()
+        try:
+            await self._remove_old(stay.id)
+        except Exception:
+            log.exception("session %s: its old snapshots stay for now", stay.id)
+
+    async def _take(self, stay: Stay) -> None:
+        try:
+            assert stay.sitting is not None
+            await self._snapshots.take(stay.id, f"turn-{stay.sitting.course.ended}", by_itself=True)
+        except SessionNotRunning:
+            log.info("session %s ended with its turn: there is no snapshot of that", stay.id)
+        except HiveyardError as error:
+            log.warning("session %s: no snapshot at the end of a turn: %s", stay.id, error.message)
+            await self._untaken(stay, error)
+        except Exception as error:
+            log.exception("session %s: no snapshot at the end of a turn", stay.id)
+            await self._untaken(stay, OrchestrationError(f"{type(error).__name__}: {error}"))
+
+    async def _untaken(self, stay: Stay, error: HiveyardError) -> None:
+        notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.advice}", code=error.code)
+        with contextlib.suppress(HiveyardError):
+            await self._r.ledger.record(stay.id, notice)
+
+    async def _activity(self, id: str) -> Activity | None:
+        row = await self._r.ledger.read(lambda conn: views.find_session(conn, id))
+        return None if row is None else row.activity
+
+    async def _remove_old(self, id: str) -> None:
+        """One that somebody is about to begin at stays until the next turn has ended."""
+        if not (most := self._r.settings.turn_snapshots):
+            return
+
+        def by_itself(conn: Connection) -> list[str]:
+            rows = views.snapshots(conn, id)
+            return [row.id for row in rows if lineage.point(conn, id, row.id).taken.by_itself]
+
+        for snapshot in (await self._r.ledger.read(by_itself))[:-most]:
+            try:
+                await self._snapshots.remove(id, snapshot)
+            except HiveyardError as error:
+                log.info("the snapshot %s of session %s stays for now: %s", snapshot, id, error.message)

@@ -1,0 +1,319 @@
+"""Sessions made from another as it stands, or stood at a snapshot: each with files, name, branch, door and share of the
+budget of its own. With a live snapshot their agents go on mid-thought, else they resume the conversation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import BadInput, BudgetSpent, HiveyardError, SessionNotRunning
+from hiveyard.core.events import (
+    AnyBody,
+    BudgetShared,
+    Notice,
+    SessionCreated,
+    SessionForked,
+    SessionPlaced,
+    SessionPrepared,
+    TurnCreated,
+    TurnStarted,
+)
+from hiveyard.engine.placement import capacity
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.run_spec import check_prompt
+from hiveyard.engine.sessions.request import check_name
+from hiveyard.engine.sessions.service import Sessions
+from hiveyard.engine.snapshots.service import Snapshots, uncopied
+from hiveyard.engine.turns.prompts import Prompts
+from hiveyard.engine.workspace import snapshot_files
+from hiveyard.engine.workspace.directory import Meta, Workspace
+from hiveyard.engine.workspace.integrity import check_origin
+from hiveyard.kit.copying import copy_tree
+from hiveyard.kit.names import new_id
+from hiveyard.repository import branch_name, heads
+from hiveyard.store import journal, lineage, names, views
+from hiveyard.store.lineage import Point
+from hiveyard.store.views import SessionRow
+
+MOST = 32
+"""Children of one fork."""
+_OWN = ("name", "prompt", "branch", "base", "include_dirty", "port", "record", "budget_usd")
+"""What is asked for one session and does not pass on to its children."""
+
+
+class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`count` children (null: as many as instructions, or one) of a session as it is, or as it was at `snapshot`.
+    One instruction is for all of them, else each has its own. `name` is theirs, with -2, -3, ... behind it."""
+
+    count: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
+    snapshot: str | None = None
+    instructions: list[str] = []
+    name: str | None = None
+
+    def checked(self) -> ForkRequest:
+        """Itself. Raises BadInput."""
+        for text in self.instructions:
+            check_prompt(text, 'say what to do: hv fork ID -m "try it with sqlite"')
+        if self.name is not None:
+            check_name(self.name)
+        if len(self.instructions) not in (0, 1, self.children):
+            raise BadInput(
+                f"there are {len(self.instructions)} instructions for {self.children} children",
+                hint="-m once is for all of them, else give as many -m as -n",
+            )
+        if self.children > MOST:
+            raise BadInput(f"{self.children} children are too many: at most {MOST} at once")
+        return self
+
+    @property
+    def children(self) -> int:
+        return self.count or max(1, len(self.instructions))
+
+    def instruction(self, number: int) -> str | None:
+        if not self.instructions:
+            return None
+        return self.instructions[number if len(self.instructions) > 1 else 0]
+
+
+class Forked(msgspec.Struct, frozen=True, kw_only=True):
+    """The children's ids. `live`: their agents go on mid-thought; else they resumed the conversation in new machines,
+    as `notice` says."""
+
+    snapshot: str
+    live: bool
+    children: list[str]
+    notice: str = ""
+
+
+class _Child(NamedTuple):
+    id: str
+    workspace: Workspace
+    instruction: str | None
+
+
+class Forks:
+    """Makes children."""
+
+    def __init__(self, resources: Resources, sessions: Sessions, snapshots: Snapshots, group: TaskGroup) -> None:
+        self._r = resources
+        self._sessions = sessions
+        self._snapshots = snapshots
+        self._group = group
+
+    async def fork(self, id: str, request: ForkRequest) -> Forked:
+        """Make children; returns when they are journaled and begun. All of them are made, or none.
+
+        Raises BadInput, NotFound, SessionNotRunning, SessionDamaged, BudgetSpent, NoMemory, NoSpace."""
+        request.checked()
+        session = await self._sessions.row(id)
+        _share(session, request.children)
+        await self._r.ledger.read(lambda conn: self._check_room(conn, session.request or {}, request.children))
+        if request.snapshot is not None:
+            return await self._fork(id, request, request.snapshot)
+        if self._sessions.at_work(id) is None:
+            hint = f"hv resume {session.slug}, or --from a snapshot: hv snapshots {session.slug}"
+            raise SessionNotRunning(f"{session.slug} is {session.phase}: there is nothing to fork", hint=hint)
+        point = await self._snapshots.take(id, f"fork-{new_id()}", passing=True)
+        children: list[str] = []
+        try:
+            forked = await self._fork(id, request, point.row.id)
+            children = forked.children
+            return forked
+        finally:
+            stays = [stay for child in children if (stay := self._sessions.at_work(child)) is not None]
+            self._group.start_soon(self._snapshots.let_pass, point, stays, name=f"pass {point.row.id}")
+
+    async def _fork(self, id: str, request: ForkRequest, ref: str) -> Forked:
+        """Make the children of a snapshot. Nobody removes it, or the session, meanwhile."""
+        async with self._sessions.alone(id):
+            session = await self._sessions.row(id)
+            await check_origin(self._r, session)
+            point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
+            children = [self._child(request, number) for number in range(request.children)]
+            with anyio.CancelScope(shield=True):
+                await self._bear(session, point, children, request.name)
+        notice = "" if point.row.live else _cold(session)
+        return Forked(
+            snapshot=point.row.id, live=point.row.live, children=[child.id for child in children], notice=notice
+        )
+
+    async def _bear(self, session: SessionRow, point: Point, children: Sequence[_Child], name: str | None) -> None:
+        """Have all of them made, journaled and begun, or nothing of them."""
+        try:
+            await self._make(session, point, children)
+            taken = await heads(self._r.workspace(session.id).origin)
+            birth = partial(self._write, session=session, point=point, children=children, heads=taken)
+            await self._r.ledger.store.write(partial(birth, name=name))
+        except (HiveyardError, OSError) as error:
+            for child in children:
+                await anyio.to_thread.run_sync(shutil.rmtree, child.workspace.root, True)
+            if isinstance(error, OSError):
+                raise uncopied(session.slug, error) from error
+            raise
+        await self._begin(session, children)
+
+    async def _begin(self, session: SessionRow, children: Sequence[_Child]) -> None:
+        for child in children:
+            child.workspace.unfinished.unlink()
+            self._sessions.begin(child.id)
+        stay = self._sessions.at_work(session.id)
+        if stay is not None:
+            await stay.heed_budget()
+
+    def _check_room(self, conn: Connection, request: Mapping[str, Any], count: int) -> None:
+        settings = self._r.settings
+        capacity.check(conn, settings, (request.get("memory_mib") or settings.memory_mib) * count)
+
+    def _child(self, request: ForkRequest, number: int) -> _Child:
+        id = new_id()
+        return _Child(id, self._r.workspace(id), request.instruction(number))
+
+    # --- on disk -----------------------------------------------------------------------------------------------------
+
+    async def _make(self, session: SessionRow, point: Point, children: Sequence[_Child]) -> None:
+        """The children's directories, each marked as unfinished until it is journaled."""
+        workspace, now = self._r.workspace(session.id), self._r.clock.now()
+        # Work that is brought out meanwhile would be half in their repositories.
+        async with self._r.gleaning(session.id):
+            for child in children:
+                await anyio.to_thread.run_sync(_make, workspace, point, child, session, now, self._r.settings.reserve)
+        first = children[0].workspace.heard
+        await self._r.ledger.read(lambda conn: write_heard(conn, workspace, session.id, first, point.seq))
+        for child in children[1:]:
+            os.link(first, child.workspace.heard)
+
+    # --- in the journal ----------------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        conn: Connection,
+        *,
+        session: SessionRow,
+        point: Point,
+        children: Sequence[_Child],
+        heads: set[str],
+        name: str | None,
+    ) -> None:
+        now = self._r.clock.now()
+        lineage.point(conn, session.id, point.row.id)
+        self._check_room(conn, _request(session, point), len(children))
+        # Of what is left now: others may have forked it, or it has spent some, since it was looked at.
+        share = _share(views.session(conn, session.id), len(children))
+        for child in children:
+            slug = names.free_slug(conn, name or f"{session.slug[:32]}-fork")
+            if name is not None and len(children) == 1 and slug != name:
+                raise BadInput(f"there is already a session or task called {name}", hint=f"--name {slug}")
+            branch = branch_name(slug, heads | views.branches(conn))
+            for body in _birth(session, point, slug, branch, share):
+                journal.record(conn, child.id, body, at=now)
+            turn = 1
+            if point.row.live and point.taken.turn is not None:
+                journal.record(conn, child.id, TurnStarted(agent=session.agent), at=now, turn=turn)
+                turn += 1
+            if child.instruction is not None:
+                model = str((session.request or {}).get("model") or "")
+                Prompts(child.workspace.prompts).write(turn, child.instruction)
+                journal.record(conn, child.id, TurnCreated(agent=session.agent, model=model), at=now, turn=turn)
+        if share is not None:
+            shared = BudgetShared(children=[child.id for child in children], dollars=share * len(children))
+            journal.record(conn, session.id, shared, at=now)
+
+
+def _make(parent: Workspace, point: Point, child: _Child, session: SessionRow, at: float, reserve: int) -> None:
+    own = child.workspace
+    own.root.mkdir(mode=0o700)
+    own.unfinished.touch()
+    copy_tree(snapshot_files.files_of(parent, point.row.id), own.shared, reserve=reserve)
+    shutil.copytree(parent.origin, own.origin, symlinks=True, copy_function=_shared)
+    if parent.tape.exists():
+        shutil.copyfile(parent.tape, own.tape)
+    keys = parent.keys()
+    own.keep_keys((keys.placeholder, *keys.inherited))
+    own.write(
+        Meta(
+            id=child.id,
+            name=session.slug,
+            repo=session.repo,
+            agent=session.agent,
+            provider=session.provider,
+            status="created",
+            parent=session.id,
+            created=at,
+            updated=at,
+        )
+    )
+
+
+def _shared(source: str, target: str) -> None:
+    """Objects of git are never written to again; all else is copied."""
+    if "/objects/" in source:
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def write_heard(conn: Connection, workspace: Workspace, session: str, file: Path, upto: int | None = None) -> None:
+    """Write down all that was heard of the agent until event `upto`, for a parser that has to know."""
+    with file.open("wb") as out:
+        out.writelines(line + b"\n" for line in workspace.heard_lines())
+        out.writelines(line + b"\n" for line in lineage.raw_lines(conn, session, upto))
+
+
+def _birth(session: SessionRow, point: Point, slug: str, branch: str, share: float | None) -> list[AnyBody]:
+    request = _request(session, point)
+    if share is not None:
+        request["budget_usd"] = share
+    assert session.base is not None and session.provider is not None and session.tier is not None
+    forked = SessionForked(
+        parent=session.id,
+        snapshot=point.row.id,
+        live=point.row.live,
+        branch=session.branch or "",
+        image=point.taken.image,
+        conversation=point.taken.conversation,
+        feed_offset=point.row.feed_offset,
+    )
+    born: list[AnyBody] = [
+        SessionCreated(slug=slug, repo=session.repo, agent=session.agent, request=request, parent=session.id),
+        SessionPrepared(base=session.base, branch=branch),
+        SessionPlaced(provider=session.provider, tier=session.tier, why=f"forked from {session.slug}"),
+        forked,
+    ]
+    return born if point.row.live else [*born, Notice(message=_cold(session))]
+
+
+def _request(session: SessionRow, point: Point) -> dict[str, Any]:
+    """What a child is asked for with. Memory goes on only in a machine as large as that which it was of."""
+    request = {key: value for key, value in (session.request or {}).items() if key not in _OWN}
+    shape = point.taken.shape if point.row.live else None
+    if shape is not None:
+        request |= {"memory_mib": shape.memory_mib, "cpus": shape.cpus, "disk_gib": shape.disk_gib}
+    return request
+
+
+def _cold(session: SessionRow) -> str:
+    return (
+        f"the snapshot of this {session.provider} machine has no memory: the files were copied, and the agent resumes"
+        " its conversation in a new machine; what it was doing at that moment is not done"
+    )
+
+
+def _share(session: SessionRow, children: int) -> float | None:
+    """The dollars of each child: what the parent has left is divided among it and them. Raises BudgetSpent."""
+    budget = (session.request or {}).get("budget_usd")
+    if budget is None:
+        return None
+    left = float(budget) - (session.spent.cost_usd or 0.0)
+    if left <= 0:
+        raise BudgetSpent(f"the budget of {session.slug} is spent: there is nothing to divide")
+    return left / (children + 1)

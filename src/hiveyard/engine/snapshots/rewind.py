@@ -1,0 +1,151 @@
+"""Going back to a snapshot: files, conversation and, where it is live, memory and processes are those of then.
+
+The files are laid ready first, then the journal says that it is so, then they take their place: whatever is killed in
+between, the session stands where it stood or where it is to stand.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import anyio.to_thread
+from sqlalchemy import Connection
+
+from hiveyard.core.commands import Command
+from hiveyard.core.errors import Cancelled, SessionInUse, SessionNotRunning
+from hiveyard.core.events import Failure, SessionRewound, TurnEnded, TurnStarted
+from hiveyard.core.ports import Snapshots as Live
+from hiveyard.core.states import AT_WORK, Activity, Phase, TurnState
+from hiveyard.engine.placement import capacity
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions.service import Sessions
+from hiveyard.engine.sessions.session_runner import Stay
+from hiveyard.engine.snapshots.service import uncopied
+from hiveyard.engine.turns.terminal_runner import TERMINAL
+from hiveyard.engine.workspace import snapshot_files
+from hiveyard.engine.workspace.integrity import check_origin
+from hiveyard.store import journal, lineage, views
+from hiveyard.store.lineage import Point
+from hiveyard.store.views import SessionRow
+
+log = logging.getLogger(__name__)
+_TAKEN_BACK = Failure(code=Cancelled.code, message="the session was rewound")
+
+
+class Rewinds:
+    """Takes sessions back."""
+
+    def __init__(self, resources: Resources, sessions: Sessions) -> None:
+        self._r = resources
+        self._sessions = sessions
+
+    async def rewind(self, id: str, ref: str, *, force: bool = False) -> None:
+        """Stand where the session stood at a snapshot, and go on from there; returns when that is journaled.
+
+        Raises NotFound, SessionInUse with somebody at the terminal unless `force`, SessionNotRunning for one that is
+        being made ready or cannot go on, SessionDamaged, NoMemory, NoSpace, and for a live snapshot as
+        `make_ready` of its provider: then it goes on as before."""
+        async with self._sessions.alone(id):
+            await self._sessions.until_stopped(id)
+            session = await self._sessions.row(id)
+            point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
+            stay = self._sessions.at_work(id)
+            if stay is None:
+                await self._resume_at(session, point)
+                return
+            async with stay.changing:
+                session = await self._sessions.row(id)
+                await self._check(session, stay, force)
+                await self._lay_ready(session, point)
+                with anyio.CancelScope(shield=True):
+                    stay.scope.cancel()
+                    await stay.over.wait()
+                    await self._move(session, point, left=True)
+
+    async def _resume_at(self, session: SessionRow, point: Point) -> None:
+        if session.phase is not Phase.STOPPED:
+            raise SessionNotRunning(f"{session.slug} is {session.phase}: it cannot be taken back")
+        await self._r.ledger.read(lambda conn: self._check_room(conn, session, point))
+        await self._lay_ready(session, point)
+        with anyio.CancelScope(shield=True):
+            await self._move(session, point, left=False)
+
+    def _check_room(self, conn: Connection, session: SessionRow, point: Point) -> None:
+        settings, shape = self._r.settings, point.taken.shape if point.row.live else None
+        asked = (session.request or {}).get("memory_mib") or settings.memory_mib
+        capacity.check(conn, settings, shape.memory_mib if shape is not None else asked)
+
+    async def _check(self, session: SessionRow, stay: Stay, force: bool) -> None:
+        await stay.settled(session.phase)
+        if session.phase is Phase.RUNNING and not stay.frozen:
+            await stay.until(stay.begun)
+        if not stay.begun.is_set():
+            raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
+        if force:
+            return
+        if session.activity is Activity.PAUSED:
+            raise SessionInUse(
+                f"{session.slug} is paused, and nobody can see whether somebody sits at its terminal",
+                hint=f"hv unpause {session.slug}, or hv rewind {session.slug} SNAPSHOT --force",
+            )
+        if sitters := await self._attached(session):
+            many = "somebody sits" if sitters == 1 else f"{sitters} people sit"
+            hint = f"hv rewind {session.slug} SNAPSHOT --force ends what they see"
+            raise SessionInUse(f"{many} at the terminal of {session.slug}", hint=hint)
+
+    async def _attached(self, session: SessionRow) -> int:
+        """How many terminals show the agent's."""
+        command = Command(argv=("tmux", "list-clients", "-t", f"={TERMINAL}", "-F", "x"), cwd="/")
+        async with self._sessions.guest(session.id) as guest:
+            seen = await guest.run(command, timeout=30, limit=64 << 10)
+        return seen.stdout.count(b"\n") if seen.ok else 0
+
+    async def _lay_ready(self, session: SessionRow, point: Point) -> None:
+        """What can be found wrong with the snapshot is found here, while the present is still there."""
+        workspace = self._r.workspace(session.id)
+        await check_origin(self._r, session)
+        provider = self._r.providers[session.provider or ""]
+        if point.row.live and isinstance(provider, Live):
+            await provider.make_ready(snapshot_files.provider_name(point.row.session, point.row.id))
+        try:
+            await anyio.to_thread.run_sync(snapshot_files.lay_ready, workspace, point.row.id, self._r.settings.reserve)
+        except OSError as error:
+            await anyio.to_thread.run_sync(snapshot_files.clear, workspace)
+            raise uncopied(session.slug, error) from error
+
+    async def _move(self, session: SessionRow, point: Point, *, left: bool) -> None:
+        """Journal that it is there, and have it there. `left`: it was let go of for this, and is taken up again when
+        this fails."""
+        now = self._r.clock.now()
+
+        def write(conn: Connection) -> None:
+            if views.session(conn, session.id).phase is Phase.STOPPED:
+                self._check_room(conn, session, point)
+            _rewound(conn, session, point, now)
+
+        try:
+            await self._r.ledger.store.write(write)
+        except BaseException:
+            await anyio.to_thread.run_sync(snapshot_files.clear, self._r.workspace(session.id))
+            if left and (await self._sessions.row(session.id)).phase in AT_WORK:
+                self._sessions.begin(session.id)
+            raise
+        self._sessions.begin(session.id)
+        log.info("session %s is taken back to %s", session.id, point.row.name)
+
+
+def _rewound(conn: Connection, session: SessionRow, point: Point, now: float) -> None:
+    """Raises NotFound for a snapshot that is gone."""
+    lineage.point(conn, session.id, point.row.id)
+    turns = views.turns(conn, session.id)
+    for turn in turns:
+        if turn.state is not TurnState.ENDED:
+            ended = TurnEnded(outcome="cancelled", failure=_TAKEN_BACK)
+            journal.record(conn, session.id, ended, at=now, turn=turn.number)
+    rewound = SessionRewound(snapshot=point.row.id, after_turn=point.row.after_turn)
+    journal.record(conn, session.id, rewound, at=now)
+    if point.row.live and point.taken.turn is not None:
+        # The turn that was at work goes on; the old one's story has been told to its end.
+        number = max(turn.number for turn in turns) + 1
+        journal.record(conn, session.id, TurnStarted(agent=session.agent), at=now, turn=number)

@@ -1,0 +1,385 @@
+"""Snapshots of sessions: taken of a running one, listed, removed. On a provider that can, memory and processes are in
+them; on any other they are the files and the agent's conversation."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import TaskGroup
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import (
+    BadInput,
+    CannotFreeze,
+    CannotKeepMemory,
+    HiveyardError,
+    MachineNotReady,
+    NoSpace,
+    OrchestrationError,
+)
+from hiveyard.core.events import Notice, SessionForked, SnapshotRemoved, SnapshotTaken
+from hiveyard.core.ports import Frozen, Pauses, Provider
+from hiveyard.core.ports import Snapshots as Live
+from hiveyard.core.states import AT_WORK, Activity
+from hiveyard.engine.placement.machine_lease import machine_name
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions.service import Sessions, begun
+from hiveyard.engine.sessions.session_runner import Stay
+from hiveyard.engine.turns.terminal_runner import Sitting
+from hiveyard.engine.workspace import snapshot_files
+from hiveyard.kit.copying import Copied
+from hiveyard.kit.names import new_id
+from hiveyard.kit.text import one_line
+from hiveyard.store import journal, lineage, views
+from hiveyard.store.lineage import Point
+from hiveyard.store.views import SessionRow, SnapshotRow
+
+log = logging.getLogger(__name__)
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?\Z")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class SnapshotView(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot. `live` has memory and processes, else it is the files and the conversation. `turn` was at work,
+    `after_turn` the last that had ended. `seconds` is how long the machine stood still, `size` bytes on disk beyond
+    what is shared."""
+
+    id: str
+    name: str
+    session: str
+    live: bool
+    turn: int | None
+    after_turn: int
+    seconds: float
+    size: int
+    created_at: float
+
+
+class Snapshots:
+    """All that the API may ask of snapshots, but to fork and to rewind."""
+
+    def __init__(self, resources: Resources, sessions: Sessions, group: TaskGroup) -> None:
+        self._r = resources
+        self._sessions = sessions
+        self._group = group
+
+    # --- taken -------------------------------------------------------------------------------------------------------
+
+    async def take(self, id: str, name: str | None = None, *, passing: bool = False, by_itself: bool = False) -> Point:
+        """Keep a running session as it stands; it goes on afterwards. A paused one stays paused. Where its memory
+        cannot be had, it is the files and the conversation, and that is said.
+
+        Raises SessionNotRunning, BadInput for a name that is taken or impossible, NoSpace: then there is nothing of
+        the snapshot, and the session goes on."""
+        if name is not None and not _NAME.match(name):
+            raise BadInput(f"{name[:80]!r} is no name for a snapshot: 1 to 40 of a-z, 0-9, . and -")
+        stay = await self._sessions.stay(id)
+        async with stay.changing:
+            session = await self._sessions.row(id)
+            sitting = await begun(session, stay)
+            known = await self._r.ledger.read(lambda conn: views.snapshots(conn, id))
+            live = isinstance(self._provider(session), Live)
+            asked = SnapshotTaken(
+                snapshot=new_id(), name=_free(name, known), live=live, passing=passing, by_itself=by_itself
+            )
+            try:
+                return await self._taken(session, stay, sitting, asked, known)
+            except CannotKeepMemory as error:
+                asked = msgspec.structs.replace(asked, live=False)
+                return await self._taken(
+                    session, stay, sitting, asked, known, f"the memory is not kept: {error.advice}"
+                )
+
+    async def _taken(
+        self,
+        session: SessionRow,
+        stay: Stay,
+        sitting: Sitting,
+        asked: SnapshotTaken,
+        known: Sequence[SnapshotRow],
+        lacking: str = "",
+    ) -> Point:
+        async with self._still(session, stay, live=asked.live) as moving:
+            moved = f"{moving}: the files were copied while the agent went on" if moving else ""
+            return await self._keep(session, sitting, asked, known, [why for why in (lacking, moved) if why])
+
+    @asynccontextmanager
+    async def _still(self, session: SessionRow, stay: Stay, *, live: bool) -> AsyncIterator[str]:
+        """Nobody of ours in the session's machine, which stands still; else why it does not. For a live snapshot the
+        provider holds it still by itself, for less long."""
+        provider, machine = self._provider(session), machine_name(session.id)
+        paused = session.activity is Activity.PAUSED
+        try:
+            await stay.freeze()
+            yield "" if paused or live else await _held(provider, machine)
+        finally:
+            if not paused:
+                with anyio.CancelScope(shield=True):
+                    try:
+                        if isinstance(provider, Pauses) and not live:
+                            await provider.resume(machine)
+                    finally:
+                        stay.thaw()
+
+    async def _keep(
+        self,
+        session: SessionRow,
+        sitting: Sitting,
+        asked: SnapshotTaken,
+        known: Sequence[SnapshotRow],
+        told: Sequence[str],
+    ) -> Point:
+        provider, snapshot = self._provider(session), asked.snapshot
+        try:
+            frozen, copied, feed = await self._frozen(session, sitting, asked, known)
+            machine = await provider.get(machine_name(session.id))
+            taken = msgspec.structs.replace(
+                asked,
+                seconds=frozen.seconds,
+                size=frozen.size + copied.written,
+                after_turn=sitting.course.ended,
+                turn=sitting.course.running,
+                conversation=sitting.course.conversation or "",
+                image=machine.image,
+                shape=machine.shape,
+                feed_offset=feed,
+            )
+            with anyio.CancelScope(shield=True):
+                await self._r.ledger.record(session.id, *_notices(told, copied), taken)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._drop(session, provider, snapshot)
+            raise
+        return await self._r.ledger.read(lambda conn: lineage.point(conn, session.id, snapshot))
+
+    async def _frozen(
+        self, session: SessionRow, sitting: Sitting, asked: SnapshotTaken, known: Sequence[SnapshotRow]
+    ) -> tuple[Frozen, Copied, int | None]:
+        """The machine, where that can be kept, and what `_copy` answers."""
+        provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
+
+        async def copy() -> None:
+            copies.append(await self._copy(session, sitting, asked, known))
+
+        if asked.live:
+            assert isinstance(provider, Live)
+            kept = snapshot_files.provider_name(session.id, asked.snapshot)
+            frozen = await provider.snapshot(machine_name(session.id), kept, copy, passing=asked.passing)
+        else:
+            begun = clock.monotonic()
+            await copy()
+            frozen = Frozen(clock.monotonic() - begun, 0)
+        ((copied, feed),) = copies
+        return frozen, copied, feed
+
+    async def _copy(
+        self, session: SessionRow, sitting: Sitting, asked: SnapshotTaken, known: Sequence[SnapshotRow]
+    ) -> tuple[Copied, int | None]:
+        """The files, and where the feed goes on in them: None where the agent itself goes on in memory."""
+        workspace, snapshot = self._r.workspace(session.id), asked.snapshot
+        former = known[-1].id if known else None
+
+        def copy() -> tuple[Copied, int | None]:
+            copied = snapshot_files.copy_files(workspace, snapshot, former, self._r.settings.reserve)
+            feed = None if asked.live else snapshot_files.cut_feed(workspace, snapshot, sitting.seat.feed)
+            snapshot_files.finish(workspace, snapshot)
+            return copied, feed
+
+        try:
+            return await anyio.to_thread.run_sync(copy)
+        except OSError as error:
+            raise uncopied(session.slug, error) from error
+
+    # --- listed and removed ------------------------------------------------------------------------------------------
+
+    async def list(self, id: str) -> list[SnapshotView]:
+        """Oldest first, without those that are there for a fork alone."""
+
+        def read(conn: Connection) -> list[SnapshotView]:
+            found = [lineage.point(conn, id, row.id) for row in views.snapshots(conn, id)]
+            return [view(point) for point in found if not point.taken.passing]
+
+        await self._sessions.row(id)
+        return await self._r.ledger.read(read)
+
+    async def remove(self, id: str, ref: str) -> str:
+        """Remove a snapshot; returns its id. Raises NotFound; MachineNotReady while a session is about to begin
+        there."""
+        async with self._sessions.alone(id):
+            session, now = await self._sessions.row(id), self._r.clock.now()
+            with anyio.CancelScope(shield=True):
+                snapshot = await self._r.ledger.store.write(lambda conn: _removed(conn, id, ref, now))
+                await self._drop(session, self._provider(session), snapshot)
+        return snapshot
+
+    async def remove_all(self, id: str) -> None:
+        """Remove what is kept for a session that is about to be forgotten, when those have begun that are to begin
+        there."""
+        session = await self._r.ledger.read(lambda conn: views.find_session(conn, id))
+        for row in await self._r.ledger.read(lambda conn: views.snapshots(conn, id)):
+            assert session is not None
+            for child in await self._r.ledger.read(partial(waiting_for, snapshot=row.id)):
+                if (stay := self._sessions.at_work(child)) is not None:
+                    await stay.until(stay.begun)
+            await self._drop(session, self._provider(session), row.id)
+
+    async def let_pass(self, point: Point, stays: Sequence[Stay]) -> None:
+        """Remove a snapshot that was made for a fork alone, when its children have begun. What fails here is found by
+        the next daemon."""
+        for stay in stays:
+            await stay.until(stay.begun)
+        try:
+            await self.remove(point.row.session, point.row.id)
+        except HiveyardError as error:
+            log.info("the snapshot %s of a fork stays: %s", point.row.id, error.message)
+        except Exception:
+            log.exception("the snapshot %s of a fork stays", point.row.id)
+
+    async def _drop(self, session: SessionRow, provider: Provider, snapshot: str) -> None:
+        """What fails here is found by the next daemon."""
+        try:
+            if isinstance(provider, Live) and not provider.capabilities.remote:
+                await provider.remove_snapshot(snapshot_files.provider_name(session.id, snapshot))
+        except (HiveyardError, OSError) as error:
+            log.warning("snapshot %s of %s could not be removed: %s", snapshot, session.id, error)
+        await anyio.to_thread.run_sync(snapshot_files.drop, self._r.workspace(session.id), snapshot)
+
+    async def standing_on(self, image: str) -> Sequence[str]:
+        """The live snapshots of machines of an image, which are of no use without it."""
+
+        def read(conn: Connection) -> Sequence[str]:
+            found = [(row, lineage.point(conn, row.session, row.id)) for row in views.snapshots(conn) if row.live]
+            standing = [row for row, point in found if point.taken.image == image]
+            return [f"{row.name} of {views.session(conn, row.session).slug}" for row in standing]
+
+        return await self._r.ledger.read(read)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Find what a killed daemon left of snapshots that nobody knows, and of forks that are through; remove it in
+        the background."""
+
+        def read(conn: Connection) -> tuple[dict[str, set[str]], list[Point]]:
+            known: dict[str, set[str]] = {}
+            for row in views.snapshots(conn):
+                known.setdefault(row.session, set()).add(row.id)
+            passing = [lineage.point(conn, row.session, row.id) for row in views.snapshots(conn)]
+            return known, [point for point in passing if point.taken.passing]
+
+        known, passing = await self._r.ledger.read(read)
+        workspaces = [self._r.workspace(root.name) for root in self._r.sessions.glob("*")]
+        remains = {one: snapshot_files.remains(one, known.get(one.root.name, set())) for one in workspaces}
+        live = {snapshot_files.provider_name(session, row) for session, rows in known.items() for row in rows}
+        # Sessions are not on hosts of somebody else, and a start does not wait for a network.
+        for provider in self._r.providers.values():
+            if isinstance(provider, Live) and not provider.capabilities.remote:
+                for name in sorted(await _names(provider) - live):
+                    self._group.start_soon(_remove, provider, name, name=f"remove {name}")
+        for workspace, left in remains.items():
+            for path in left:
+                log.info("removing the leftover snapshot %s", path)
+                await anyio.to_thread.run_sync(snapshot_files.drop, workspace, path.name.removeprefix(".half-"))
+        for point in passing:
+            children = await self._r.ledger.read(partial(waiting_for, snapshot=point.row.id))
+            stays = [stay for child in children if (stay := self._sessions.at_work(child)) is not None]
+            self._group.start_soon(self.let_pass, point, stays, name=f"pass {point.row.id}")
+
+    def _provider(self, session: SessionRow) -> Provider:
+        assert session.provider is not None
+        return self._r.providers[session.provider]
+
+
+def view(point: Point) -> SnapshotView:
+    row, taken = point.row, point.taken
+    return SnapshotView(
+        id=row.id,
+        name=row.name,
+        session=row.session,
+        live=row.live,
+        turn=taken.turn,
+        after_turn=row.after_turn,
+        seconds=row.seconds,
+        size=row.size,
+        created_at=row.created_at,
+    )
+
+
+def waiting_for(conn: Connection, snapshot: str) -> list[str]:
+    """Sessions that are still to begin at a snapshot, and need it for that: a child's files were copied when it was
+    made."""
+    found = []
+    for row in views.sessions(conn, phases=AT_WORK):
+        begin = lineage.to_begin_at(conn, row.id) if row.request is not None else None
+        if begin is None or begin.snapshot != snapshot or (isinstance(begin, SessionForked) and not begin.live):
+            continue
+        found.append(row.id)
+    return found
+
+
+def _removed(conn: Connection, session: str, ref: str, at: float) -> str:
+    """Journal that a snapshot is gone, unless somebody is to begin there; its id."""
+    point = lineage.point(conn, session, ref)
+    if waiting := waiting_for(conn, point.row.id):
+        raise MachineNotReady(f"{', '.join(waiting)} are about to begin at {point.row.name}", hint="hv list")
+    journal.record(conn, session, SnapshotRemoved(snapshot=point.row.id), at=at)
+    return point.row.id
+
+
+_FREE = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
+
+
+def uncopied(name: str, error: OSError) -> HiveyardError:
+    """What kept the files of session `name` from being copied, as a person can use it."""
+    if error.errno in _FULL:
+        return NoSpace(f"no space to copy the files of {name}", hint=_FREE)
+    where = f": {one_line(error.filename)}" if isinstance(error.filename, str) else ""
+    return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}{where}")
+
+
+async def _held(provider: Provider, machine: str) -> str:
+    """Have a machine stand still; why it does not where that cannot be."""
+    if not isinstance(provider, Pauses):
+        return f"{provider.name} cannot hold a machine still"
+    try:
+        await provider.pause(machine)
+    except CannotFreeze as error:
+        return error.message
+    return ""
+
+
+def _notices(told: Sequence[str], copied: Copied) -> list[Notice]:
+    left_out = [f"{copied.left_out} sockets and devices are not in the snapshot"] if copied.left_out else []
+    return [Notice(message=message) for message in (*told, *left_out)]
+
+
+def _free(name: str | None, known: Sequence[SnapshotRow]) -> str:
+    taken = {row.name for row in known}
+    if name is None:
+        return next(name for number in range(1, len(known) + 2) if (name := f"s{number}") not in taken)
+    if name in taken and not name.startswith("turn-"):
+        raise BadInput(f"there is already a snapshot called {name}", hint="choose another --name")
+    return name
+
+
+async def _names(provider: Live) -> set[str]:
+    try:
+        return await provider.snapshots()
+    except HiveyardError as error:
+        log.info("a provider cannot be asked for snapshots: %s", error.message)
+        return set()
+
+
+async def _remove(provider: Live, name: str) -> None:
+    try:
+        await provider.remove_snapshot(name)
+    except (HiveyardError, OSError) as error:
+        log.warning("the leftover snapshot %s could not be removed: %s", name, error)

@@ -1,0 +1,1 @@
+"""Tasks: queued requests that make a session, run one turn in it and collect the result."""

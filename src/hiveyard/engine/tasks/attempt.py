@@ -1,0 +1,270 @@
+"""The part of a task that happens in a machine: up, push, agent, collect; and what is saved when the machine dies."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from functools import partial
+from typing import NamedTuple, cast
+
+from hiveyard import repository
+from hiveyard.agents import by_name
+from hiveyard.core.errors import (
+    BudgetSpent,
+    Cancelled,
+    CannotExecute,
+    CommandTimeout,
+    HiveyardError,
+    MachineLost,
+    ProcessError,
+    StoreUnusable,
+)
+from hiveyard.core.events import (
+    MachineEvent,
+    Notice,
+    Outcome,
+    SessionEvent,
+    SessionRunning,
+    TaskEvent,
+    TaskStarted,
+    TurnEnded,
+)
+from hiveyard.core.machines import Image
+from hiveyard.core.ports import Guest, Turn, Verdict
+from hiveyard.core.states import Phase, TaskState
+from hiveyard.engine.placement import capacity
+from hiveyard.engine.placement.machine_lease import Berth
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.snapshots.service import uncopied
+from hiveyard.engine.tasks.request import TaskRequest
+from hiveyard.engine.turns.session_door import doorway
+from hiveyard.engine.turns.stop import Stop
+from hiveyard.engine.turns.turn_runner import Ended, TurnRun
+from hiveyard.engine.turns.verdict import Evidence, judge
+from hiveyard.engine.turns.watchdog import Life
+from hiveyard.engine.workspace.collect import harvest
+from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
+from hiveyard.store import journal, views
+from hiveyard.store.phases import cancelled_in_time
+from hiveyard.store.views import ResultRow, TurnRow
+
+FIRST = 1
+"""A task has one turn."""
+
+# A guest that is gone, or so full that nothing can be run in it any more.
+_BROKEN = (MachineLost, ProcessError, CannotExecute, CommandTimeout)
+_UNKNOWN = Ended(Verdict(False), None)
+
+
+class _Work(NamedTuple):
+    """Whether the guest gave out any work; `problem` is why it could not be collected."""
+
+    changed: bool
+    problem: HiveyardError | None = None
+
+
+class Stint:
+    """A task's time in a machine."""
+
+    def __init__(
+        self, id: str, request: TaskRequest, image: Image, berth: Berth, stop: Stop, resources: Resources
+    ) -> None:
+        self.id = id
+        self._request = request
+        self._image = image
+        self._berth = berth
+        self._stop = stop
+        self._r = resources
+        self._ledger = resources.ledger
+        self._workspace = resources.workspace(id)
+        self._agent = by_name(request.agent or resources.settings.agent)
+
+    async def run(self) -> TurnEnded:
+        """Do what is left of it; returns how the turn ended. Raises when it never began."""
+        row = await self._turn_row()
+        session = await self._ledger.read(lambda conn: views.session(conn, self.id))
+        async with doorway(self._r, session, self._request, turn=FIRST, on_budget=self._budget_spent) as door:
+            life = Life(self._r.clock, door)
+            try:
+                return await self._work(row, life)
+            except _BROKEN as error:
+                return await self._rescue(error, life)
+
+    async def _work(self, row: TurnRow | None, life: Life) -> TurnEnded:
+        if row is not None and not await self._berth.alive():
+            raise MachineLost(f"{self._berth.name} went down while nobody was watching")
+        with self._giving_way(row):
+            if row is None:
+                await self._find_room()
+            async with self._ledger.phase(self.id, "boot"):
+                await self._berth.up()
+        async with self._berth.guest() as guest:
+            with self._giving_way(row):
+                await self._push(guest)
+            async with self._ledger.phase(self.id, "agent"):
+                ended = await self._turn(life).run(guest, row)
+            work = await self._collect_or_tell(guest)
+        return await self._judged(ended, changed=work.changed, problem=work.problem)
+
+    async def _find_room(self) -> None:
+        """Wait until the machine fits beside those of other tasks. Raises NoMemory when it never will."""
+        if self._berth.provider.capabilities.remote:
+            return
+        settings = self._r.settings
+        wanted = self._request.memory_mib or settings.memory_mib
+        room_for = partial(capacity.fits, settings=settings, wanted_mib=wanted, besides=self.id)
+        seen = await self._ledger.read(journal.last_seq)
+        if await self._berth.claim(room_for):
+            return
+        waits = f"waits until a machine of {wanted} MiB fits into this host's memory beside those of other tasks"
+        await self._ledger.record(self.id, Notice(message=waits))
+        async with aclosing(self._ledger.store.follow_pages(after=seen)) as pages:
+            async for page in pages:
+                ended = any(isinstance(event.body, MachineEvent | SessionEvent | TaskEvent) for event in page)
+                if ended and await self._berth.claim(room_for):
+                    return
+
+    def _giving_way(self, row: TurnRow | None) -> AbstractContextManager[None]:
+        """Until the agent has begun there is nothing to lose when the end is asked for."""
+        return self._stop.abandoning() if row is None else nullcontext()
+
+    async def _push(self, guest: Guest) -> None:
+        """Put the repository into the guest, and say that the agent may start."""
+        task = await self._ledger.read(lambda conn: views.task(conn, self.id))
+        if task.state is not TaskState.ASSIGNED:
+            return
+        async with self._ledger.phase(self.id, "push"):
+            session = await self._ledger.read(lambda conn: views.session(conn, self.id))
+            assert session.base is not None and session.branch is not None
+            await repository.push(
+                guest, self._workspace.origin, self._workspace.shared, base=session.base, branch=session.branch
+            )
+        begin = [SessionRunning()] if session.phase is Phase.PREPARING else []
+        await self._ledger.record(self.id, *begin, TaskStarted())
+
+    def _turn(self, life: Life) -> TurnRun:
+        settings = self._r.settings
+        program = self._image.programs.get(self._agent.program, "")
+        return TurnRun(
+            session=self.id,
+            number=FIRST,
+            agent=self._agent,
+            turn=self._asked(),
+            program=f"{self._agent.program} {program}".strip(),
+            manager=self._r.manager,
+            ledger=self._ledger,
+            settings=settings,
+            host_path=self._workspace.root,
+            timeout=self._request.timeout or settings.timeout,
+            stop=self._stop,
+            life=life,
+        )
+
+    def _asked(self) -> Turn:
+        return Turn(
+            name=f"turn-{FIRST}",
+            prompt=GUEST_PROMPT,
+            workdir=GUEST_REPO,
+            state=GUEST_STATE,
+            door_url=self._berth.provider.capabilities.door_url,
+            placeholder=self._workspace.placeholder().reveal(),
+            model=self._request.model,
+            repository_config=self._request.repository_config,
+            command=self._request.command,
+        )
+
+    async def _collect(self, guest: Guest) -> ResultRow:
+        """Take the branch and the patch out of the guest; what is collected already stays."""
+        if found := await self._result():
+            return found
+        try:
+            return await harvest(self.id, guest, self._r, turn=FIRST)
+        except OSError as error:
+            raise uncopied(self.id, error) from error
+
+    async def _collect_or_tell(self, guest: Guest) -> _Work:
+        """When nothing comes out, the turn has come to its end all the same; what was made in there stays until the
+        task is removed."""
+        try:
+            return _Work((await self._collect(guest)).commits > 0)
+        except (StoreUnusable, *_BROKEN):
+            raise
+        except HiveyardError as error:
+            kept = f"its files are kept in {self._workspace.shared}"
+            message = f"the work was not collected, {kept}: {error.message}"
+            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            return _Work(False, error)
+
+    async def _judged(self, ended: Ended, *, changed: bool, problem: HiveyardError | None = None) -> TurnEnded:
+        """Decide how the turn went, and journal it. A process that is gone without an exit code and without having
+        said that it was done went down with its machine."""
+        if problem is None and ended.exit_code is None and not ended.verdict.ok:
+            problem = MachineLost(f"the agent's process in {self._berth.name} is gone and left no exit code")
+        stopped = await self._stopped()
+        outcome = judge(Evidence(ended.verdict, ended.exit_code, stopped or problem, changed))
+        await self._ledger.record(self.id, outcome, turn=FIRST)
+        return outcome
+
+    async def _stopped(self) -> HiveyardError | None:
+        """Why the turn was stopped, if it was. Who cancels while the result is collected comes too late: it is kept as
+        what it is."""
+        reason = self._stop.reason
+        if isinstance(reason, Cancelled):
+            return reason if await self._ledger.read(lambda conn: cancelled_in_time(conn, self.id)) else None
+        return reason
+
+    async def _rescue(self, lost: HiveyardError, life: Life) -> TurnEnded:
+        """The machine is of no more use, the session's directory is: a new machine on it gives out what the agent
+        said and did, and perhaps that it had come to its end."""
+        row = await self._turn_row()
+        if row is None:
+            raise lost
+        await self._berth.failed(lost)
+        ended, changed, problem = _UNKNOWN, False, None
+        try:
+            await self._berth.provider.terminate(self._berth.name)
+            await self._berth.up()
+            async with self._berth.guest() as guest:
+                ended = await self._rest(guest, row, life)
+                changed = (await self._collect(guest)).commits > 0
+        except StoreUnusable:
+            raise
+        except HiveyardError as error:
+            message = f"what the agent had done could not be collected: {error.message}"
+            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            problem = error
+        if ended.exit_code is None and not ended.verdict.ok:
+            problem = lost
+        return await self._judged(ended, changed=changed, problem=problem)
+
+    async def _rest(self, guest: Guest, row: TurnRow, life: Life) -> Ended:
+        """What the agent's process left to read."""
+        try:
+            return await self._turn(life).rest(guest, row)
+        except ProcessError as error:
+            message = f"the agent's last output could not be read: {error.message}"
+            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            return _UNKNOWN
+
+    def _budget_spent(self) -> None:
+        self._stop.ask(
+            BudgetSpent(f"the budget of ${self._request.budget_usd:.2f} is spent", hint="hv run --budget DOLLARS")
+        )
+
+    async def _turn_row(self) -> TurnRow | None:
+        rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
+        return rows[-1] if rows else None
+
+    async def _result(self) -> ResultRow | None:
+        return await self._ledger.read(lambda conn: views.result(conn, self.id))
+
+
+def turn_ended(row: TurnRow) -> TurnEnded | None:
+    """How a turn ended, from what is stored; None while it has not."""
+    if row.outcome is None:
+        return None
+    return TurnEnded(
+        outcome=cast(Outcome, row.outcome),
+        exit_code=row.exit_code,
+        failure=row.failure,
+        conversation=row.conversation,
+    )

@@ -1,0 +1,184 @@
+"""One task from its request to its result: a list of steps, each safe to repeat.
+
+A step looks at the journal first and does only what is missing. So the same list runs a new task, goes on with one
+that a killed daemon left, and collects what a dead machine left on the host. The daemon's end undoes nothing:
+machines and agents go on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
+from typing import TypeVar
+
+import anyio
+
+from hiveyard.core.errors import Cancelled, HiveyardError, StoreUnusable
+from hiveyard.core.events import (
+    AnyBody,
+    Notice,
+    SessionFailed,
+    SessionFinished,
+    SessionPreparing,
+    SessionStopped,
+    TaskAssigned,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TurnEnded,
+)
+from hiveyard.core.ports import Provider
+from hiveyard.core.states import Phase
+from hiveyard.engine.placement.machine_lease import Berth, machine_name
+from hiveyard.engine.placement.provider_choice import choose
+from hiveyard.engine.placement.provisioner import Ground
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.tasks.attempt import Stint, turn_ended
+from hiveyard.engine.tasks.request import TaskRequest, from_json
+from hiveyard.engine.turns.stop import Stop
+from hiveyard.engine.turns.verdict import as_failure
+from hiveyard.kit.group import first
+from hiveyard.store import views
+from hiveyard.store.views import SessionRow, TaskRow, TurnRow
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+PATIENCE = 5.0
+"""Seconds until a step is tried again for which the journal could not be written."""
+
+
+class Job:
+    """A task at work. `stop` is how others ask for its end; `over` is set when nothing works on it any more;
+    cancelling `scope` lets go of it as a dying daemon would."""
+
+    def __init__(self, id: str, resources: Resources) -> None:
+        self.id = id
+        self.stop = Stop()
+        self.over = anyio.Event()
+        self.scope = anyio.CancelScope()
+        self._r = resources
+        self._ledger = resources.ledger
+        self._workspace = resources.workspace(id)
+
+    async def run(self) -> None:
+        """Do what is left of the task and journal how it ended. Raises only for cancellation: then the daemon goes
+        down, and the task goes on with the next one."""
+        ends = await self._patiently(self._ending)
+        await self._patiently(lambda: self._ledger.record(self.id, *ends))
+
+    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+        """The answer of a step, which is repeated for as long as the journal cannot be written: a full disk must not
+        lose a task's end, and the agent goes on meanwhile."""
+        while True:
+            try:
+                return await step()
+            except StoreUnusable as error:
+                log.error("task %s waits for the journal: %s", self.id, error.message)
+                await self._r.clock.sleep(PATIENCE)
+
+    async def _ending(self) -> list[AnyBody]:
+        """Do what is left of the task; the events that end it. Raises StoreUnusable."""
+        try:
+            return await self._work()
+        except Exception as raised:
+            error = first(raised)
+            if isinstance(error, StoreUnusable):
+                raise error from raised
+            if not isinstance(error, HiveyardError):
+                log.exception("task %s", self.id)
+                error = HiveyardError(f"{type(error).__name__}: {error}", hint="see the daemon's log")
+            return await self._given_up(error)
+
+    async def _work(self) -> list[AnyBody]:
+        request = from_json((await self._task()).request)
+        row = await self._turn()
+        ended = turn_ended(row) if row is not None else None
+        if ended is None:
+            ended = await self._turned(request, begun=row is not None)
+        if request.keep:
+            return _ends(ended)
+        async with self._ledger.phase(self.id, "release"):
+            problems = await self._cleared()
+        return [*problems, *_ends(ended)]
+
+    async def _turned(self, request: TaskRequest, *, begun: bool) -> TurnEnded:
+        """Have the turn, to its end. One that has begun is not abandoned any more: what it left is collected."""
+        ground = Ground(self.id, request, self._r)
+        with nullcontext() if begun else self.stop.abandoning():
+            await self._take(ground)
+            provider = await self._assign(request)
+            image = await ground.image(provider)
+        berth = ground.berth(provider, image)
+        return await Stint(self.id, request, image, berth, self.stop, self._r).run()
+
+    async def _take(self, ground: Ground) -> None:
+        """Copy the repository to the host's side of the session."""
+        if (await self._session()).phase in (Phase.CREATED, Phase.STOPPED):
+            await self._ledger.record(self.id, SessionPreparing())
+        await ground.take()
+
+    async def _assign(self, request: TaskRequest) -> Provider:
+        """Decide once where the task runs."""
+        task = await self._task()
+        if task.provider is not None:
+            return self._r.providers[task.provider]
+        choice = await choose(request.provider or self._r.settings.provider, self._r.providers)
+        await self._ledger.record(
+            self.id,
+            TaskAssigned(
+                provider=choice.provider.name,
+                tier=choice.provider.tier.value,
+                machine=machine_name(self.id),
+                why=choice.why,
+            ),
+        )
+        return choice.provider
+
+    # --- the ends ----------------------------------------------------------------------------------------------------
+
+    async def _given_up(self, error: HiveyardError) -> list[AnyBody]:
+        """The task cannot go on; nothing of it may stay up."""
+        problems = await self._cleared()
+        if isinstance(error, Cancelled):
+            return [*problems, SessionStopped(reason="cancelled"), TaskCancelled(reason=error.message)]
+        failure = as_failure(error)
+        return [*problems, SessionFailed(failure=failure), TaskFailed(failure=failure)]
+
+    async def _cleared(self) -> list[AnyBody]:
+        """Remove the machine, if there is one. What keeps it from going is said, not raised: recovery tries again."""
+        task = await self._task()
+        if task.provider is None:
+            return []
+        try:
+            await Berth(self.id, self._r.providers[task.provider], None, self._ledger).release()
+        except StoreUnusable:
+            raise
+        except HiveyardError as error:
+            return [Notice(message=f"the machine could not be removed yet: {error.message}", code=error.code)]
+        except OSError as error:
+            log.exception("task %s: its machine could not be removed", self.id)
+            return [Notice(message=f"the machine could not be removed yet: {error}")]
+        return []
+
+    # --- small things ------------------------------------------------------------------------------------------------
+
+    async def _task(self) -> TaskRow:
+        return await self._ledger.read(lambda conn: views.task(conn, self.id))
+
+    async def _session(self) -> SessionRow:
+        return await self._ledger.read(lambda conn: views.session(conn, self.id))
+
+    async def _turn(self) -> TurnRow | None:
+        rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
+        return rows[-1] if rows else None
+
+
+def _ends(ended: TurnEnded) -> list[AnyBody]:
+    """The events that end a task whose turn ended so."""
+    if ended.outcome == "succeeded":
+        return [SessionFinished(), TaskCompleted()]
+    if ended.outcome == "cancelled":
+        return [SessionStopped(reason="cancelled"), TaskCancelled()]
+    assert ended.failure is not None
+    return [SessionFailed(failure=ended.failure), TaskFailed(failure=ended.failure)]

@@ -1,0 +1,26 @@
+"""What a person asks for when they ask for a task: complete, checked, and kept as it came."""
+
+from __future__ import annotations
+
+from hiveyard.core.parsing import parsed
+from hiveyard.engine.run_spec import Seconds, Wish, check_prompt
+
+
+class TaskRequest(Wish, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job for an agent. Null means: as the settings say. Paths are absolute and the host's. `timeout` is seconds,
+    `memory_mib` MiB, `disk_gib` GiB."""
+
+    prompt: str
+    timeout: Seconds | None = None
+    keep: bool = False
+
+    def checked(self) -> TaskRequest:
+        """Itself. Raises BadInput for what can be told to be wrong by looking at it alone."""
+        check_prompt(self.prompt, 'say what to do: hv run REPO -m "make the failing test pass"')
+        self.check_wish()
+        return self
+
+
+def from_json(data: object) -> TaskRequest:
+    """A request from plain data. Raises BadInput."""
+    return parsed(data, TaskRequest, "task request")

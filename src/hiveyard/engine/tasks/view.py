@@ -1,0 +1,130 @@
+"""A task as people and programs read it: one object, put together from what the journal knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import Connection
+
+from hiveyard.core.events import Failure, clip
+from hiveyard.core.states import TaskState
+from hiveyard.core.usage import Usage
+from hiveyard.engine.workspace.directory import Workspace
+from hiveyard.engine.workspace.result import Diffstat, diffstat
+from hiveyard.store import views
+from hiveyard.store.phases import phases
+from hiveyard.store.views import ResultRow, SessionRow, TaskRow, TurnRow
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_TIMEOUT, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 124, 125, 130
+PROMPT_SHOWN = 400
+"""Characters of a prompt in a list of tasks."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A task as it stands; what `hv run --json` ends with. `exit_code` is null while it runs. Times are seconds
+    (dates: since the epoch); `patch` is a path on the host."""
+
+    id: str
+    slug: str
+    status: TaskState
+    exit_code: int | None
+    repo: str
+    branch: str | None
+    base: str | None
+    commits: int
+    diffstat: Diffstat
+    patch: str | None
+    provider: str | None
+    tier: str | None
+    agent: str
+    program: str | None
+    model: str | None
+    usage: Usage
+    timings: dict[str, float]
+    error: Failure | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    prompt: str
+
+
+def report(conn: Connection, id: str, workspace: Callable[[str], Workspace]) -> Report:
+    """The report of one task. Raises NotFound."""
+    task = views.task(conn, id)
+    turns = views.turns(conn, id)
+    parts = _Parts(task, views.session(conn, id), views.result(conn, id), turns[-1] if turns else None)
+    return _report(parts, workspace, phases(conn, id))
+
+
+def reports(conn: Connection, tasks: Sequence[TaskRow], workspace: Callable[[str], Workspace]) -> list[Report]:
+    """The reports of many tasks in a few questions: with prompts cut and without the phases' times."""
+    ids = [task.id for task in tasks]
+    sessions = {row.id: row for row in views.sessions(conn, ids=ids)}
+    results = {row.session: row for row in views.results(conn, ids)}
+    turns = {row.session: row for row in views.turns_of(conn, ids)}
+    found = []
+    for task in tasks:
+        task.request["prompt"] = clip(str(task.request.get("prompt", "")), PROMPT_SHOWN)
+        parts = _Parts(task, sessions[task.id], results.get(task.id), turns.get(task.id))
+        found.append(_report(parts, workspace, {}))
+    return found
+
+
+class _Parts(NamedTuple):
+    task: TaskRow
+    session: SessionRow
+    result: ResultRow | None
+    turn: TurnRow | None
+
+
+def _report(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mapping[str, float]) -> Report:
+    task, session, result, turn = parts
+    patch = workspace(task.id).patch
+    return Report(
+        id=task.id,
+        slug=task.slug,
+        status=task.state,
+        exit_code=exit_code(task),
+        repo=session.repo,
+        branch=session.branch,
+        base=session.base,
+        commits=result.commits if result else 0,
+        diffstat=diffstat(result),
+        patch=str(patch) if result and result.commits and patch.exists() else None,
+        provider=session.provider,
+        tier=session.tier,
+        agent=session.agent,
+        program=turn.program if turn else None,
+        model=(turn.model if turn else None) or task.request.get("model"),
+        usage=session.spent,
+        timings=_timings(phases, task),
+        error=task.failure,
+        created_at=task.created_at,
+        started_at=task.started_at,
+        ended_at=task.ended_at,
+        prompt=str(task.request.get("prompt", "")),
+    )
+
+
+def exit_code(task: TaskRow) -> int | None:
+    """What `hv run` ends with for this task; None while it is not over."""
+    if not task.state.over:
+        return None
+    if task.state is TaskState.COMPLETED:
+        return EXIT_OK
+    if task.state is TaskState.CANCELLED:
+        return EXIT_INTERRUPTED
+    code = task.failure.code if task.failure else ""
+    if code == "agent.timeout":
+        return EXIT_TIMEOUT
+    return EXIT_FAILED if code.startswith(("agent", "door", "credentials")) else EXIT_ERROR
+
+
+def _timings(phases: Mapping[str, float], task: TaskRow) -> dict[str, float]:
+    """Seconds of each phase, and of the whole from request to end."""
+    timings = {phase: round(seconds, 4) for phase, seconds in phases.items()}
+    if task.ended_at is not None:
+        timings["total"] = round(task.ended_at - task.created_at, 4)
+    return timings

@@ -1,0 +1,59 @@
+"""The door of a session while its agent is at work: what was asked for says who pays, how much, and from which tape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, closing
+from pathlib import Path
+
+import anyio.to_thread
+
+from hiveyard.core.errors import BadTape
+from hiveyard.core.events import Notice
+from hiveyard.core.states import Phase
+from hiveyard.door.door import Door
+from hiveyard.door.recorder import Recorder
+from hiveyard.door.tape import Tape
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.run_spec import Wish
+from hiveyard.store.views import SessionRow
+
+
+@asynccontextmanager
+async def doorway(
+    resources: Resources, session: SessionRow, wish: Wish, *, turn: int | None = None, on_budget: Callable[[], None]
+) -> AsyncIterator[Door]:
+    """The session's door, open for as long as the block lasts; what it sees is journaled, for `turn` where there is
+    only one. Tapes are read in threads: they may be large, or lie where the disk is slow."""
+    workspace = resources.workspace(session.id)
+    with ExitStack() as files:
+        tape = await anyio.to_thread.run_sync(Tape.load, workspace.tape) if wish.tape else None
+        recorder = await _recorder(resources, session, Path(wish.record)) if wish.record else None
+        if recorder is not None:
+            files.enter_context(closing(recorder))
+        async with resources.doors.open(
+            session=session.id,
+            directory=resources.door_of(session.id),
+            placeholder=workspace.placeholder(),
+            inherited=workspace.inherited(),
+            account=wish.account or resources.settings.account,
+            budget_usd=wish.budget_usd,
+            spent=session.spent,
+            turn=turn,
+            tape=tape,
+            recorder=recorder,
+            on_budget=on_budget,
+        ) as door:
+            yield door
+
+
+async def _recorder(resources: Resources, session: SessionRow, file: Path) -> Recorder | None:
+    try:
+        return await anyio.to_thread.run_sync(Recorder, file)
+    except BadTape as error:
+        if session.phase is not Phase.RUNNING:
+            raise
+        # Its machine lives, and would be given up for the tape.
+        notice = Notice(message=f"nothing is recorded from here on: {error.message}", code=error.code)
+        await resources.ledger.record(session.id, notice)
+        return None

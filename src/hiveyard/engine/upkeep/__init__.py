@@ -1,0 +1,1 @@
+"""Keep an installation healthy: recovery after a crash, disk usage and cleanup, host checks."""

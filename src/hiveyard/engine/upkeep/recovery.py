@@ -1,0 +1,128 @@
+"""What a crash left: machines, doors and half-made sessions that belong to no open task are removed, by comparing the
+journal with what exists. Level-triggered: running it again changes nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import HiveyardError
+from hiveyard.core.events import SessionRewound
+from hiveyard.core.machines import MachineStatus
+from hiveyard.core.ports import Provider
+from hiveyard.core.states import AT_WORK
+from hiveyard.engine.placement.machine_lease import Berth, machine_name
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.workspace import snapshot_files
+from hiveyard.engine.workspace.directory import Workspace
+from hiveyard.kit.trees import remove_tree
+from hiveyard.store import journal, lineage, views
+from hiveyard.store.views import MachineRow
+
+log = logging.getLogger(__name__)
+
+
+async def tidy(resources: Resources, roots: Sequence[Path]) -> list[Path]:
+    """Remove the doors of what is over, and what a killed daemon left half made in the session directories `roots`;
+    move those that never began, or are half removed, out of the way. Where these are now, for `sweep`.
+    Nothing may begin meanwhile: it would find its own gone."""
+    wanted = await _wanted(resources)
+    for door in list(resources.door_directory.glob("*")):
+        if machine_name(door.name) not in wanted:
+            await anyio.to_thread.run_sync(partial(remove_tree, door, quiet=True))
+    await anyio.to_thread.run_sync(_tidy_all, roots)
+    for root in roots:
+        workspace = Workspace(root)
+        if snapshot_files.is_ready(workspace) and not await resources.ledger.read(
+            partial(_to_be_taken_back, id=root.name)
+        ):
+            await anyio.to_thread.run_sync(snapshot_files.clear, workspace)
+    known = frozenset(await resources.ledger.read(journal.sessions_with_events))
+    return await anyio.to_thread.run_sync(_put_away, roots, known)
+
+
+def _to_be_taken_back(conn: Connection, id: str) -> bool:
+    return isinstance(lineage.to_begin_at(conn, id), SessionRewound)
+
+
+def _tidy_all(roots: Sequence[Path]) -> None:
+    for root in roots:
+        Workspace(root).tidy()
+
+
+def _put_away(roots: Sequence[Path], known: frozenset[str]) -> list[Path]:
+    """A directory that holds work stays, even when the journal does not know it: the journal may have been lost."""
+    away = []
+    for root in roots:
+        workspace = Workspace(root)
+        try:
+            if root.name in known:
+                # Killed right before or after it was journaled: the journal counts.
+                workspace.unfinished.unlink(missing_ok=True)
+            elif not workspace.begun:
+                log.info("removing the leftover session directory %s", root)
+                away.append(workspace.put_away())
+        except OSError:
+            log.exception("%s stays as it is", root)
+    return away
+
+
+async def sweep(resources: Resources, leftovers: Sequence[Path], alone: Callable[[str], anyio.Lock]) -> None:
+    """Remove every machine of ours that no open task and no `--keep` needs, and the directories `leftovers`. What
+    fails is logged. Tasks and sessions begin meanwhile; `alone` is held by who has one begin."""
+    try:
+        await _sweep_machines(resources, alone)
+    except Exception:
+        log.exception("what an earlier daemon left was not removed")
+    for leftover in leftovers:
+        try:
+            await anyio.to_thread.run_sync(remove_tree, leftover)
+        except Exception:
+            log.exception("%s was not removed", leftover)
+
+
+async def _sweep_machines(resources: Resources, alone: Callable[[str], anyio.Lock]) -> None:
+    there = {provider.name: await _names(provider) for provider in resources.providers.values()}
+    # The journal is read last: a task that came meanwhile has its machine journaled before it is made.
+    wanted = await _wanted(resources)
+    for provider in resources.providers.values():
+        for name in sorted(there[provider.name] - wanted):
+            row = await resources.ledger.read(lambda conn, name=name: views.find_machine(conn, name))  # type: ignore[misc]
+            async with alone(row.session) if row is not None else nullcontext():
+                # It takes a while to come here: a session may have been resumed in its machine.
+                if name not in await _wanted(resources):
+                    await _remove(resources, provider, name, row)
+
+
+async def _wanted(resources: Resources) -> set[str]:
+    tasks = await resources.ledger.read(views.tasks)
+    wanted = {task.id for task in tasks if not task.state.over or task.request.get("keep")}
+    for session in await resources.ledger.read(lambda conn: views.sessions(conn, phases=AT_WORK)):
+        if session.request is not None:
+            wanted.add(session.id)
+    return {machine_name(id) for id in wanted}
+
+
+async def _names(provider: Provider) -> set[str]:
+    """What the backend has; one that does not work here has nothing that we could remove."""
+    try:
+        return await provider.names()
+    except HiveyardError as error:
+        log.info("%s cannot be asked for leftovers: %s", provider.name, error.message)
+        return set()
+
+
+async def _remove(resources: Resources, provider: Provider, name: str, row: MachineRow | None) -> None:
+    log.info("removing the leftover machine %s of %s", name, provider.name)
+    try:
+        if row is not None and row.status is not MachineStatus.STOPPED:
+            await Berth(row.session, provider, None, resources.ledger).release()
+        await provider.terminate(name)
+    except Exception:
+        log.exception("%s of %s was not removed", name, provider.name)

@@ -1,0 +1,51 @@
+"""What VMs take space for: disks and templates of images, machines and their snapshots, and what is left of such."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from hiveyard.core.machines import Holding
+from hiveyard.kit.shape import record, text
+from hiveyard.machines.qemu.sparse_memory import BASES
+
+
+def held(state: Path, cache: Path) -> list[Holding]:
+    """`state` is of this installation, `cache` may be shared with others."""
+    return [*_disks(cache / "disks"), *_templates(cache / "templates"), *_machines(state)]
+
+
+def _disks(root: Path) -> Iterator[Holding]:
+    for path in _directories(root):
+        half = path.name.startswith(".")
+        image = path.name.removeprefix(".new-").partition("-")[0]
+        yield Holding(kind="left" if half else "made", name=f"disk {path.name}", image=image, place=path)
+
+
+def _templates(root: Path) -> Iterator[Holding]:
+    for path in _directories(root):
+        half = path.name.startswith(".")
+        yield Holding(kind="left" if half else "made", name=f"template {path.name}", image=_image(path), place=path)
+
+
+def _image(template: Path) -> str:
+    try:
+        return text(record(json.loads((template / "template.json").read_bytes())).get("image"))
+    except (OSError, ValueError):
+        return ""
+
+
+def _machines(state: Path) -> Iterator[Holding]:
+    for path in _directories(state):
+        if not path.name.startswith("."):
+            yield Holding(kind="machine", name=path.name, place=path)
+    if (bases := state / ".snapshots" / BASES).is_dir():
+        yield Holding(kind="snapshot", name="memory that snapshots share", place=bases)
+    for path in _directories(state / ".snapshots"):
+        if path.name not in (".locks", BASES):
+            yield Holding(kind="snapshot", name=path.name.rpartition("+")[2], place=path)
+
+
+def _directories(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []

@@ -1,0 +1,111 @@
+"""Making a template: boot the image, wait until it is calm, warm what every machine uses first, freeze.
+
+What runs here once, every fork has done already.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import anyio
+import asyncssh
+
+from hiveyard.core.errors import BootTimeout, HiveyardError
+from hiveyard.core.machines import Report, Shape
+from hiveyard.machines.qemu.disk import Disk
+from hiveyard.machines.qemu.fuse_process import hush
+from hiveyard.machines.qemu.host import Qemu
+from hiveyard.machines.qemu.record import Rig
+from hiveyard.machines.qemu.ssh import connect
+from hiveyard.machines.qemu.start import Start, started
+from hiveyard.machines.qemu.state import console, freeze, ssh_port
+from hiveyard.machines.qemu.template import Origin, overlay
+from hiveyard.machines.qemu.user import User
+from hiveyard.machines.qemu.vm import Vm
+from hiveyard.machines.qemu.wire import Wire, connected
+
+_SETTLE = """
+systemctl is-system-running --wait >/dev/null || true
+until systemctl --quiet is-active hiveyard-ssh && [ -e /run/hiveyard/waiting ]; do sleep 0.2; done
+"""
+# udev has nothing left to do: no device ever comes or goes. Its queue must not wake up in every fork.
+_CALM = """
+rm -f /run/hiveyard/authorized_keys
+systemctl stop systemd-udevd-control.socket systemd-udevd-kernel.socket systemd-udevd.service
+systemctl list-jobs --no-legend --no-pager | head -3
+sync
+"""
+_WARM = (
+    ("bash", "-c", "cd ~ && exec true"),
+    ("bash", "-c", "cat /etc/hostname | head -c 1; git --version; sha256sum /etc/hostname; stat /; id -u"),
+    ("bash", "-c", "cd /tmp && git init -q warm && cd warm && git status --short && cd .. && rm -rf warm"),
+)
+
+
+async def make(
+    fresh: Path, label: str, qemu: Qemu, user: User, shape: Shape, disk: Disk, *, timeout: float, report: Report
+) -> None:
+    """Fill the directory `fresh` with the parts of a template. Raises BootTimeout, BootFailed, NoSpace."""
+    rig = Rig(fresh / "rig")
+    rig.run.mkdir(parents=True)
+    rig.root.chmod(0o711)
+    session = rig.root / "session"
+    session.mkdir()
+    await overlay(fresh / "disk.qcow2", "disk.raw", "raw", shape.disk_gib)
+    with (fresh / "memory").open("wb") as file:
+        file.truncate(shape.memory_mib << 20)
+    for path in (fresh / "disk.qcow2", fresh / "memory", rig.run):
+        user.owns(path)
+    report(f"booting the template with {qemu.choice.name} (once per image and size)")
+    origin = Origin((disk.layer,), disk.host_key, kernel=disk.root)
+    start = Start(
+        label=label, qemu=qemu, user=user, shape=shape, origin=origin, session=session, door=session, making=fresh
+    )
+    async with started(start, rig) as (vm, wire, _):
+        await _boot(wire, rig, timeout)
+        report("warming the template")
+        await _warm(vm, wire, rig, disk.host_key)
+        report("freezing the template")
+        (fresh / "table.json").write_bytes(await hush(rig.session))
+        await freeze(wire, fresh / "state")
+        await wire.call("quit")
+    await overlay(fresh / "blank.qcow2", "disk.qcow2", "qcow2", shape.disk_gib)
+    shutil.rmtree(rig.root)
+
+
+async def _boot(wire: Wire, rig: Rig, timeout: float) -> None:
+    try:
+        with anyio.fail_after(timeout):
+            async with connected(rig.agent) as agent:
+                await agent.synchronize()
+                await agent.script(_SETTLE)
+    except TimeoutError:
+        raise BootTimeout(
+            f"the template did not come up within {timeout:.0f}s; the last on its console:\n{await console(wire)}",
+            hint="set boot_timeout in section [qemu] of the settings; free the host's processors",
+        ) from None
+
+
+async def _warm(vm: Vm, wire: Wire, rig: Rig, host_key: str) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    public = key.export_public_key().decode().strip()
+    async with connected(rig.agent) as agent:
+        await agent.synchronize()
+        await agent.script(f"echo '{public}' > /run/hiveyard/authorized_keys\n")
+        port = await ssh_port(wire)
+        link = await connect("template", vm, port, pids=1024, key=key, host_key=host_key, permitted=_at_once)
+        try:
+            for _ in range(2):
+                for argv in _WARM:
+                    async with link.run(argv) as stream:
+                        await stream.send_eof()
+                        if (status := await stream.wait()) != 0:
+                            raise HiveyardError(f"{argv} ended with {status} in the template")
+        finally:
+            await link.close()
+        await agent.script(_CALM)
+
+
+async def _at_once() -> None:
+    """The key is in the guest already."""

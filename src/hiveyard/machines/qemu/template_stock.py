@@ -1,0 +1,211 @@
+"""What machines begin from: of each image in the cache a disk, and of each size of machine a frozen template.
+
+They are made where they are missing or damaged, by one process at a time: it holds the image's lock meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio.to_thread
+
+from hiveyard.core.errors import BootFailed, NoSuchImage, ProviderUnavailable
+from hiveyard.core.machines import Image, MachineSpec, Readiness, Report, Shape, quiet
+from hiveyard.machines.qemu.accelerator import Accelerator, Accelerators, Choice
+from hiveyard.machines.qemu.cleanup import sweep
+from hiveyard.machines.qemu.disk import Disk, Disks
+from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, processor, space_named, version
+from hiveyard.machines.qemu.locks import holding
+from hiveyard.machines.qemu.settings import QemuSettings
+from hiveyard.machines.qemu.snapshot import Snapshot
+from hiveyard.machines.qemu.template import Corrupt, Key, Origin, Template, Templates
+from hiveyard.machines.qemu.template_build import make
+from hiveyard.machines.qemu.user import User
+
+_log = logging.getLogger(__name__)
+
+
+class Stock:
+    """The images of one cache, for the QEMU and the accelerator that work here."""
+
+    def __init__(self, cache: Path, settings: QemuSettings, builder: User, candidates: Sequence[Accelerator]) -> None:
+        self._cache = cache
+        self._settings = settings
+        self._builder = builder
+        self._candidates = candidates
+        self._disks = Disks(cache / "disks", builder.group)
+        self._templates = Templates(cache / "templates")
+        self._version = ""
+
+    # What works here.
+
+    async def readiness(self) -> Readiness:
+        try:
+            number = await self._found_version()
+            kernels = self._disks.kernels()
+            accelerators = self._accelerators()
+            choice = await accelerators.choose(kernels[-1], number) if kernels else accelerators.known(number)
+        except (ProviderUnavailable, BootFailed) as error:
+            return Readiness(ok=False, detail=error.message, fix=error.hint)
+        why = choice.reason if choice else "the accelerator is found out when the first image is prepared"
+        return Readiness(ok=True, detail=f"QEMU {number}; {why}")
+
+    async def qemu_of(self, snapshot: Snapshot) -> Qemu:
+        """The QEMU of this host. Raises ProviderUnavailable when it cannot load the snapshot."""
+        number = await self._found_version()
+        kernels = self._disks.kernels()
+        choices = await self._choices(kernels[-1] if kernels else None)
+        return snapshot.qemu(self._settings.program, number, choices)
+
+    async def _choices(self, kernel: Path | None) -> list[Choice]:
+        """What a machine can run under, the best first. A boot does not wait for a trial of what failed before."""
+        number = await self._found_version()
+        accelerators = self._accelerators()
+        best = accelerators.known(number)
+        if best is None and kernel is not None:
+            best = await accelerators.choose(kernel, number)
+        return [best, *accelerators.beside(best)] if best else []
+
+    def _qemu(self, choice: Choice) -> Qemu:
+        return Qemu(self._settings.program, self._version, choice)
+
+    async def _found_version(self) -> str:
+        self._version = self._version or await version(self._settings.program)
+        return self._version
+
+    def _accelerators(self) -> Accelerators:
+        return Accelerators(
+            self._candidates,
+            wanted=self._settings.accelerator,
+            program=self._settings.program,
+            timeout=self._settings.trial_timeout,
+            user=self._builder,
+            known=self._cache / "accelerator.json",
+        )
+
+    # Images.
+
+    async def prepare(self, image: Image, shape: Shape, report: Report) -> None:
+        await self._found_version()
+        with space_named():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            async with self._making(image.id):
+                disk = await self._disks.ensure(image, shape.disk_gib, report)
+                before = self._accelerators().known(self._version)
+                qemu = self._qemu(await self._accelerators().choose(disk.kernel, self._version))
+                if before is None or before.engine != qemu.choice.engine:
+                    report(f"accelerator: {qemu.choice.reason}")
+                await anyio.to_thread.run_sync(sweep, [*self._templates.useless(qemu.version), *self._disks.useless()])
+                if self._settings.templates:
+                    await self._ensure_template(image.id, shape, disk, qemu, report)
+
+    async def release(self, image_id: str) -> None:
+        async with self._making(image_id):
+            await anyio.to_thread.run_sync(self._templates.remove_image, image_id)
+            await anyio.to_thread.run_sync(self._disks.remove, image_id)
+
+    # What one machine begins from.
+
+    async def begin(self, spec: MachineSpec) -> tuple[Qemu, Origin]:
+        """For a new machine. Raises NoSuchImage for an image that is not prepared for its size."""
+        disk = self._disk(spec)
+        choices = await self._choices(disk.kernel)
+        qemu = self._qemu(choices[0])
+        if not self._settings.templates:
+            return qemu, Origin((disk.layer,), disk.host_key, kernel=disk.root)
+        # What was prepared before there was a better choice can be used until it is prepared again.
+        for other in map(self._qemu, choices):
+            if self._templates.find(self._key(spec.image.id, spec.shape, disk, other)):
+                qemu = other
+                break
+        return qemu, (await self._template(spec, disk, qemu)).origin(disk.layer)
+
+    async def again(self, spec: MachineSpec, qemu: Qemu, broken: Origin) -> Origin:
+        """What to begin from where a machine could not begin from the template `broken`: another template. Raises
+        NoSuchImage."""
+        disk = self._disk(spec)
+        async with self._making(spec.image.id):
+            key = self._key(spec.image.id, spec.shape, disk, qemu)
+            now = self._templates.find(key)
+            if now is None or now.root != broken.frozen:
+                return (await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)).origin(disk.layer)
+            # On a host where nothing loads none comes out of this, and the former may be sound.
+            fresh = await self._new_template(key, disk, qemu, quiet)
+            await anyio.to_thread.run_sync(self._templates.retire, now)
+            return fresh.origin(disk.layer)
+
+    def _disk(self, spec: MachineSpec) -> Disk:
+        disk = self._disks.find(spec.image.id, spec.shape.disk_gib)
+        if disk is None:
+            raise _unprepared(spec)
+        return disk
+
+    async def _template(self, spec: MachineSpec, disk: Disk, qemu: Qemu) -> Template:
+        key = self._key(spec.image.id, spec.shape, disk, qemu)
+        template = self._templates.find(key)
+        if template is None:
+            # Somebody may be making it again just now.
+            async with self._making(spec.image.id):
+                template = self._templates.find(key)
+        if template is None:
+            raise _unprepared(spec)
+        try:
+            template.check()
+        except Corrupt:
+            async with self._making(spec.image.id):
+                return await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)
+        return template
+
+    async def _ensure_template(self, image: str, shape: Shape, disk: Disk, qemu: Qemu, report: Report) -> Template:
+        """A template that is whole. Call it under the image's lock."""
+        key = self._key(image, shape, disk, qemu)
+        if template := self._templates.find(key):
+            try:
+                template.check()
+                return template
+            except Corrupt as error:
+                report(f"{error.message}; making it again")
+                _log.warning("%s; making it again", error.message)
+                await anyio.to_thread.run_sync(self._templates.retire, template)
+        return await self._new_template(key, disk, qemu, report)
+
+    async def _new_template(self, key: Key, disk: Disk, qemu: Qemu, report: Report) -> Template:
+        shape = key.shape
+        check_memory(shape)
+        check_space(self._cache, shape.memory_mib + 512)
+        fresh = self._templates.place(key)
+        try:
+            label = f"hiveyard-template:{key.digest()}"
+            await make(
+                *(fresh, label, qemu, self._builder, shape, disk), timeout=self._settings.boot_timeout, report=report
+            )
+            return self._templates.keep(
+                key, fresh, host_key=disk.host_key, group=self._builder.group, sealed=qemu.seals
+            )
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _key(self, image: str, shape: Shape, disk: Disk, qemu: Qemu) -> Key:
+        return Key(
+            image=image,
+            disk=disk.host_key,
+            shape=replace(shape, pids=Shape().pids),  # a machine is told that when it is forked
+            engine=qemu.choice.engine,
+            version=qemu.version,
+            processor=processor().digest() if qemu.kvm else "",
+        )
+
+    def _making(self, image_id: str) -> AbstractAsyncContextManager[None]:
+        return holding(self._cache / "locks" / image_id)
+
+
+def _unprepared(spec: MachineSpec) -> NoSuchImage:
+    return NoSuchImage(
+        f"image {spec.image.name} is not prepared for machines of {spec.shape.memory_mib} MiB,"
+        f" {spec.shape.cpus} cpus and {spec.shape.disk_gib} GiB"
+    )

@@ -1,0 +1,173 @@
+"""The whole of Hiveyard as a person has it: real `hv` processes, the default image, real agents. Only the model and
+the money are not real."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from hiveyard.core.errors import ProviderUnavailable
+from hiveyard.paths import places
+from hiveyard.testing.model import ScriptedModel, scripted_model
+from hiveyard.testing.script import Script
+from tests.cli.conftest import Hv
+from tests.end_to_end.main_job.host import files_with
+from tests.end_to_end.main_job.probe import forms
+from tests.engine.conftest import git, repo
+from tests.support.dockerd import engine_socket
+from tests.support.leaks import searched_directory
+from tests.support.own_ports import own_ports
+
+__all__ = ["repo"]
+
+KEY = "sk-ant-Zq8TestSecret-of-nobody"
+Event = dict[str, Any]
+Report = dict[str, Any]
+
+
+class Yard(Hv):
+    """An installation with its own home and the user's cache, so that images and templates are found."""
+
+    def __init__(self, home: Path, *, config: str = "", **env: str) -> None:
+        super().__init__(home)
+        (home / "config.toml").write_text(config)
+        self.env |= {"HIVEYARD_CACHE": str(places().cache), "ANTHROPIC_API_KEY": KEY, **env}
+
+    @property
+    def sessions(self) -> Path:
+        return self.home / "data" / "sessions"
+
+    def run(self, repo: Path, *words: str, timeout: float = 900.0) -> tuple[int, Report]:
+        """`hv run --json`: its exit code and the object it ends with."""
+        done = self("run", str(repo), *words, "--json", timeout=timeout)
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.stdout.count("\n") == 1, done.stderr
+        report: Report = json.loads(done.stdout)
+        assert "status" in report, report
+        skip_what_this_host_has_not(report)
+        return done.returncode, report
+
+    def bodies(self, task: str, *types: str) -> list[Event]:
+        """The bodies of a task's events of some types (of all when none is named)."""
+        found = [event["body"] for event in self.events(task)]
+        return [body for body in found if not types or body["type"] in types]
+
+    def raw(self, task: str) -> bytes:
+        """What the agent printed, to the byte."""
+        return subprocess.run(self.argv("events", "--raw", task), env=self.env, capture_output=True).stdout
+
+    def close(self) -> None:
+        """Remove every task and session and stop the daemon; nothing may be left, and no key was ever written down."""
+        try:
+            assert self._written_keys() == []
+            tasks, sessions = self.json("ps", "-a"), self.json("list", "-a")
+            assert isinstance(tasks, list), tasks
+            for work in (*tasks, *sessions):
+                removed = self("rm", "-f", work["id"])
+                assert removed.returncode == 0, removed.stderr
+            assert list(self.sessions.iterdir()) == []
+            assert list((self.home / "run" / "doors").iterdir()) == []
+        finally:
+            stopped = self("stop-daemon")
+        assert stopped.returncode == 0, stopped.stderr
+
+    def _written_keys(self) -> list[str]:
+        """Files of the installation, machines' disks and memories too, in which a key stands; but the file for keys."""
+        keys = [value for name, value in self.env.items() if name.endswith("_API_KEY") and value]
+        found = files_with(self.home, set().union(*map(forms, keys))) if keys else []
+        return [path for path in found if Path(path) != self.home / "keys.toml"]
+
+
+def skip_what_this_host_has_not(report: Report) -> None:
+    """On a laptop a provider may be missing; in CI that is a failure."""
+    error = report["error"] or {"code": ""}
+    if error["code"] in ("provider.unavailable", "provider.no_accelerator") and not os.environ.get("CI"):
+        pytest.skip(error["message"])
+
+
+@pytest.fixture(scope="session")
+def portal() -> Iterator[BlockingPortal]:
+    with start_blocking_portal() as portal:
+        yield portal
+
+
+Speaking = Callable[..., AbstractContextManager[ScriptedModel]]
+
+
+@pytest.fixture(scope="session")
+def speaking(portal: BlockingPortal) -> Speaking:
+    """`with speaking(script) as model:` a model that follows a script."""
+
+    @contextmanager
+    def speak(script: Script, **more: Any) -> Iterator[ScriptedModel]:
+        serving = portal.wrap_async_context_manager(scripted_model(script, **more))
+        with ExitStack() as stack:
+            model = serving.__enter__()
+            # A failed test is not the server's: its task group would wrap it into one of its own.
+            stack.callback(serving.__exit__, None, None, None)
+            yield model
+
+    return speak
+
+
+@pytest.fixture(scope="session")
+def docker_socket(portal: BlockingPortal) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            engine = engine_socket(places().cache / "test-docker")
+            yield stack.enter_context(portal.wrap_async_context_manager(engine))
+        except ProviderUnavailable as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(error.message)
+
+
+Opening = Callable[..., AbstractContextManager[Yard]]
+
+
+@pytest.fixture(scope="session")
+def opening(request: pytest.FixtureRequest) -> Opening:
+    """`with opening("qemu", model) as yard:` an installation whose tasks run on a provider and ask that model."""
+
+    @contextmanager
+    def open_yard(provider: str, model: ScriptedModel | None = None, config: str = "", **env: str) -> Iterator[Yard]:
+        if provider == "docker":
+            config += f'\n[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
+        config = f'[engine]\nprovider = "{provider}"\ndisk_reserve_mib = 1\n{config}{own_ports()}'
+        # Nothing listens on port 9: without a model there is no upstream.
+        upstream = model.url if model else "http://127.0.0.1:9"
+        given = {"HIVEYARD_ANTHROPIC_UPSTREAM": upstream, "HIVEYARD_OPENAI_UPSTREAM": upstream, **env}
+        # In the home there are sockets: a short path.
+        with searched_directory() as scratch:
+            yard = Yard(scratch / "home", config=config, **given)
+            try:
+                yield yard
+            finally:
+                yard.close()
+
+    return open_yard
+
+
+def patched(repo: Path, report: Report, into: Path) -> Path:
+    """A fresh clone of the repository with the run's patch applied, after `git apply --check` agreed."""
+    git(repo.parent, "clone", "-q", str(repo), str(into))
+    git(into, "apply", "--check", report["patch"])
+    git(into, "apply", "--index", report["patch"])
+    return into
+
+
+def types(events: Sequence[Event]) -> list[str]:
+    return [event["body"]["type"] for event in events]
+
+
+def only(found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    assert len(found) == 1, found
+    return found[0]

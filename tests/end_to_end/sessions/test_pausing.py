@@ -1,0 +1,133 @@
+"""Sessions that stand still, as a person types it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.end_to_end.sessions.conftest import Stage
+
+PATIENCE = 120.0
+
+
+def eventually(true: Callable[[], bool], why: Callable[[], object] = lambda: "") -> None:
+    until = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < until, why()
+        time.sleep(0.1)
+
+
+def log(stage: Stage, id: str) -> Path:
+    return stage.home / "data" / "sessions" / id / "shared" / "log"
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def grows(path: Path) -> None:
+    at = size(path)
+    eventually(lambda: size(path) > at)
+
+
+def stands(path: Path) -> None:
+    at = size(path)
+    time.sleep(1)
+    assert size(path) == at
+
+
+def counting(stage: Stage, repo: Path) -> str:
+    """A session in which something goes on all the time."""
+    id = stage.spawn(repo, "--name", "mine", "-m", "remember apples", timeout=600)
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    loop = "nohup sh -c 'while echo x >>/session/log; do sleep 0.05; done' >/dev/null 2>&1 &"
+    assert stage("send", id, f"run {loop}", "--wait", timeout=300).returncode == 0
+    grows(log(stage, id))
+    return id
+
+
+def test_a_paused_session_stands_still_is_refused_and_goes_on(everywhere: Stage, repo: Path) -> None:
+    stage = everywhere
+    id = counting(stage, repo)
+    for _ in range(2):
+        done = stage("pause", id)
+        assert (done.returncode, done.stdout) == (0, "mine: paused\n"), done.stderr
+    stands(log(stage, id))
+    (listed,) = stage.json("list")
+    assert (listed["status"], listed["activity"]) == ("paused", "paused")
+    for words in (("send", id, "recall"), ("attach", id), ("interrupt", id), ("exec", id, "--", "true"), ("diff", id)):
+        refused = stage(*words)
+        assert refused.returncode == 125
+        assert "its machine is paused" in refused.stderr, words
+        assert "hv unpause" in refused.stderr and "Traceback" not in refused.stderr
+    # A daemon that is killed leaves it as it was.
+    stage.kill_daemon()
+    stage.wake()
+    stands(log(stage, id))
+    assert stage.session(id)["status"] == "paused"
+    for _ in range(2):
+        done = stage("unpause", id)
+        assert (done.returncode, done.stdout) == (0, "mine: running\n"), done.stderr
+    grows(log(stage, id))
+    assert "kept: apples" in stage("send", id, "recall", "--wait", timeout=300).stdout
+    types = [event["body"]["type"] for event in stage.events(id)]
+    assert (types.count("session.paused"), types.count("session.unpaused")) == (1, 1)
+
+
+def test_a_paused_session_is_stopped_resumed_and_removed(everywhere: Stage, repo: Path) -> None:
+    stage = everywhere
+    id = counting(stage, repo)
+    assert stage("pause", id).returncode == 0
+    stage.kill_daemon()
+    stage.wake()
+    stopped = stage("stop", id, timeout=120)
+    assert (stopped.returncode, stopped.stdout) == (0, "mine: stopped\n"), stopped.stderr
+    stands(log(stage, id))
+    assert stage("resume", id, timeout=600).returncode == 0
+    assert "kept: apples" in stage("send", id, "recall", "--wait", timeout=300).stdout
+    assert stage("pause", id).returncode == 0
+    assert stage("resume", id).returncode == 0
+    assert stage.session(id)["status"] == "running"
+    assert stage("pause", id).returncode == 0
+    assert stage("rm", id).returncode == 125
+    assert stage("rm", "-f", id, timeout=120).returncode == 0
+    assert stage.json("list", "-a") == []
+
+
+def test_a_machine_that_a_killed_daemon_held_still_for_a_snapshot_goes_on(stage: Stage, repo: Path) -> None:
+    id = counting(stage, repo)
+    # Much to copy, so that there is time to be killed in.
+    fill = "sh -c 'mkdir /session/much; for i in $(seq 8000); do echo $i >/session/much/$i; done'"
+    assert stage("send", id, f"run {fill}", "--wait", timeout=600).returncode == 0
+    caught = 0
+    halves = stage.home / "data" / "sessions" / id / "snapshots"
+    for _ in range(3):
+        asking = stage.start("snapshot", id)
+        eventually(lambda asking=asking: list(halves.glob(".half-*")) != [] or asking.poll() is not None)  # type: ignore[misc]
+        stage.kill_daemon()
+        asking.communicate()
+        caught += asking.returncode != 0
+        stage.wake()
+        eventually(lambda: stage.session(id)["status"] == "running")
+        grows(log(stage, id))
+        assert "kept: apples" in stage("send", id, "recall", "--wait", timeout=300).stdout
+    assert caught, "no snapshot was cut off"
+
+
+def test_a_snapshot_is_of_one_moment(stage: Stage, repo: Path) -> None:
+    """Two files that are changed together are copied together, however long the copy takes."""
+    id = counting(stage, repo)
+    much = "for i in $(seq 8000); do echo $i >/session/m/$i; done"
+    both = "while :; do i=$((i+1)); echo $i >/session/a; echo $i >/session/z; done"
+    script = f"mkdir /session/m; {much}; nohup sh -c 'i=0; {both}' >/dev/null 2>&1 &"
+    assert stage("send", id, f"run {script}", "--wait", timeout=600).returncode == 0
+    shared = stage.home / "data" / "sessions" / id / "shared"
+    eventually(lambda: (shared / "z").exists())
+    assert stage("snapshot", id, "--name", "now", timeout=300).returncode == 0
+    (kept,) = (stage.home / "data" / "sessions" / id / "snapshots").iterdir()
+    first, last = ((kept / "shared" / name).read_text().split() for name in ("a", "z"))
+    assert int((first or ["0"])[0]) - int((last or ["0"])[0]) in (0, 1) or not first or not last
+    notices = [event["body"]["message"] for event in stage.events(id) if event["body"]["type"] == "notice"]
+    assert not [said for said in notices if "went on" in said]
+    grows(log(stage, id))

@@ -1,0 +1,155 @@
+"""Leaving a session and coming back: detached, after kill -9 of everything, and many at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.sessions.conftest import Stage
+from tests.support.person import person
+
+pytestmark = pytest.mark.anyio
+MANY = 8
+
+
+def crash(stage: Stage, id: str) -> None:
+    """Kill all that runs in a session's machine: whoever has its directory for /session."""
+    shared = f"{stage.home}/data/sessions/{id}/shared"
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            mounts = [line.split()[3:5] for line in (process / "mountinfo").read_text().splitlines()]
+            if [shared, "/session"] in mounts:
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+async def test_type_see_leave_and_the_screen_is_there_again(without_vms: Stage, repo: Path) -> None:
+    stage = without_vms
+    id = stage.spawn(repo, timeout=600)
+    async with person(stage.argv("attach", id), env=stage.env) as somebody:
+        before = somebody.modes()
+        await somebody.sees("puppet")
+        somebody.type("remember typed\r")
+        await somebody.sees("done: remember typed")
+        somebody.type("\x02d")
+        assert await somebody.leaves() == 0
+        assert somebody.modes() == before
+    assert stage.said(id) == ["done: remember typed"], "a person's own turn is one, too"
+    assert stage("send", id, "run echo meanwhile", "--wait").returncode == 0
+    async with person(stage.argv("attach", id), env=stage.env) as again:
+        await again.sees("done: remember typed")
+        await again.sees("<run echo meanwhile>")
+        again.type("recall\r")
+        await again.sees("kept: typed")
+        async with person(stage.argv("attach", "--read-only", id), env=stage.env) as reader:
+            await reader.sees("kept: typed")
+            reader.type("remember nothing\r")
+            again.type("recall\r")
+            await reader.sees("kept: typed")
+            assert "nothing" not in again.screen
+        again.type("\x02d")
+        assert await again.leaves() == 0
+    assert stage.session(id)["status"] == "running"
+
+
+async def test_spawn_can_sit_down_at_once(stage: Stage, repo: Path) -> None:
+    async with person(stage.argv("spawn", str(repo), "--name", "mine", "--attach"), env=stage.env) as somebody:
+        await somebody.sees("puppet")
+        somebody.type("die 0\r")
+        assert await somebody.leaves() == 0
+    stage.until("mine", lambda body: body["type"] == "session.stopped")
+    assert [one["reason"] for one in stage.json("list")] == ["the agent's program ended with exit code 0"]
+
+
+def test_after_a_reboot_the_list_is_true_at_once_and_resume_goes_on(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "--name", "mine", "-m", "remember apples")
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    stage("send", id, "wait")
+    stage.until(id, lambda body: body.get("text") == "wait")
+    stage.kill_daemon()
+    crash(stage, id)
+    stage.wake()
+    (session,) = stage.json("list")
+    assert (session["status"], session["turns"]) == ("stopped", 2)
+    assert f"hv-{id}" in session["reason"]
+    assert stage("resume", "mine").returncode == 0
+    assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
+
+
+def test_after_a_reboot_the_first_verb_may_be_resume(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "--name", "mine", "-m", "remember apples")
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    assert stage("send", id, "run echo mine > mine.txt", "--wait").returncode == 0
+    stage.kill_daemon()
+    crash(stage, id)
+    stage.wake()
+    for verb in ("diff", "apply"):
+        assert f"{stage.home}/data/sessions/{id}/shared/repo; hv resume mine" in stage(verb, "mine").stderr
+    resumed = stage("resume", "mine")
+    assert (resumed.returncode, resumed.stdout) == (0, id + "\n"), resumed.stderr
+    assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
+    brought = stage("diff", "mine")
+    assert ("+mine" in brought.stdout, brought.stderr) == (True, "")
+
+
+def test_a_machine_that_is_lost_stops_its_session_and_resume_goes_on(without_vms: Stage, repo: Path) -> None:
+    stage = without_vms
+    id = stage.spawn(repo, "--name", "mine", "-m", "remember apples", timeout=600)
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    assert stage("send", id, "run echo mine > mine.txt", "--wait").returncode == 0
+    stage("send", id, "wait")
+    stage.until(id, lambda body: body.get("text") == "wait")
+    crash(stage, id)
+    stopped = stage.until(id, lambda body: body["type"] == "session.stopped")
+    assert f"hv-{id}" in stopped["reason"]
+    (session,) = stage.json("list")
+    assert (session["status"], session["reason"], session["turns"]) == ("stopped", stopped["reason"], 3)
+    ended = [event["body"]["outcome"] for event in stage.events(id) if event["body"]["type"] == "turn.ended"]
+    assert ended == ["succeeded", "succeeded", "failed"]
+    files = stage.home / "data" / "sessions" / id / "shared" / "repo"
+    assert (files / "mine.txt").read_text() == "mine\n"
+    resumed = stage("resume", "mine")
+    assert (resumed.returncode, resumed.stdout) == (0, id + "\n"), resumed.stderr
+    assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
+    assert stage("exec", id, "--", "cat", "mine.txt").stdout == "mine\n"
+    types = [event["body"]["type"] for event in stage.events(id)]
+    assert types.count("machine.ready") == 2
+
+
+def test_a_daemon_that_is_killed_is_not_noticed_by_the_agent(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "-m", "wait")
+    stage.until(id, lambda body: body.get("text") == "wait")
+    stage.kill_daemon()
+    stage.wake()
+    assert stage("interrupt", id).returncode == 0
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    assert stage("send", id, "recall", "--wait").returncode == 0
+    types = [event["body"]["type"] for event in stage.events(id)]
+    assert (types.count("machine.ready"), types.count("agent.started"), types.count("turn.started")) == (1, 1, 2)
+
+
+def test_eight_at_once(everywhere: Stage, repo: Path) -> None:
+    stage, patience = everywhere, 900.0
+
+    def spawn(number: int) -> str:
+        words = ("--name", f"s{number}", "--memory", "1024", "-m", f"remember {number}")
+        return stage.spawn(repo, *words, timeout=patience)
+
+    def each(*words: str) -> list[str]:
+        """What `hv` said about each of them, all asked at once."""
+        done = list(pool.map(lambda id: stage(words[0], id, *words[1:], timeout=patience), ids))
+        assert all(one.returncode == 0 for one in done), done
+        return [one.stdout.splitlines()[-1] for one in done]
+
+    with ThreadPoolExecutor(MANY) as pool:
+        ids = list(pool.map(spawn, range(MANY)))
+        assert len({one["port"] for one in stage.json("list")}) == MANY
+        assert each("send", "recall", "--wait") == [f"kept: {number}" for number in range(MANY)]
+        each("stop")
+        assert {one["status"] for one in stage.json("list")} == {"stopped"}
+        each("resume")
+        assert each("send", "recall", "--wait") == [f"kept: {number}" for number in range(MANY)]

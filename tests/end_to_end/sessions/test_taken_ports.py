@@ -1,0 +1,65 @@
+"""Ports of this host that somebody has already, as a person asks for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.end_to_end.sessions.conftest import Stage
+from tests.engine.access.test_host_ports import free, listening
+
+
+class Taken(NamedTuple):
+    """A port of this host, and whose it is."""
+
+    port: int
+    owner: str
+
+
+@pytest.fixture
+def first(stage: Stage, repo: Path) -> str:
+    """A session that is there already, and idle."""
+    id = stage.spawn(repo, "--name", "first", "-m", "remember apples")
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    return id
+
+
+@pytest.fixture(params=["ssh of another session", "a port of another session", "a port of another program"])
+def taken(request: pytest.FixtureRequest, stage: Stage, first: str) -> Iterator[Taken]:
+    if request.param == "a port of another program":
+        with listening("127.0.0.1") as port:
+            comm = Path("/proc/self/comm").read_text().strip()
+            yield Taken(port, f"another program, {comm} (pid {os.getpid()})")
+    else:
+        ssh = stage.session(first)["port"]
+        port = ssh if request.param.startswith("ssh") else stage.json("port", first, f"3000:{free()}")["host"]
+        yield Taken(port, f"session first ({first})")
+
+
+def refused(done: subprocess.CompletedProcess[str], taken: Taken) -> None:
+    """One line says whose it is, another what to do."""
+    said = f"error: port {taken.port} is taken by {taken.owner}\n  try: name another port, or none to get a free one\n"
+    assert (done.returncode, done.stdout, done.stderr) == (125, "", said)
+
+
+def test_no_session_is_made_for_a_port_that_is_taken(stage: Stage, repo: Path, taken: Taken) -> None:
+    before = stage.json("list", "-a")
+    refused(stage("spawn", str(repo), "--port", str(taken.port), "--name", "second"), taken)
+    assert stage.json("list", "-a") == before
+    stage.spawn(repo, "--name", "second")
+
+
+def test_a_port_of_a_session_does_not_move_to_one_that_is_taken(stage: Stage, repo: Path, taken: Taken) -> None:
+    second = stage.spawn(repo, "--name", "second", "-m", "remember pears")
+    stage.until(second, lambda body: body["type"] == "turn.ended")
+    refused(stage("port", second, f"3000:{taken.port}"), taken)
+    own = stage.json("port", second, f"3000:{free()}")["host"]
+    before = stage.json("list", "-a")
+    refused(stage("port", second, f"3000:{taken.port}"), taken)
+    assert stage.json("list", "-a") == before
+    assert {"guest": 3000, "host": own} in stage.session(second)["ports"]

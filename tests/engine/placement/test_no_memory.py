@@ -1,0 +1,58 @@
+"""Where the memory of one machine cannot be had: its session is kept and forked as files and conversation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core.events import Notice
+from hiveyard.engine.snapshots.fork import ForkRequest
+from tests.engine.conftest import Yard
+from tests.engine.sessions.remembering import Remembering, at_work
+from tests.engine.yards import events, spawned, told, until
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+async def test_a_snapshot_is_the_files_and_the_conversation_and_says_so(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        provider.secretive = True
+        await engine.snapshots.take(id, "early")
+        await told(engine, id, "remember pear")
+        (snapshot,) = await engine.snapshots.list(id)
+        assert not snapshot.live
+        notices = [event.body for event in await events(engine, id, "notice")]
+        assert [body.message for body in notices if isinstance(body, Notice)] == [
+            "the memory is not kept: nobody may read it"
+        ]
+        await engine.rewinds.rewind(id, "early")
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_children_resume_the_conversation_and_that_is_told(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        provider.secretive = True
+        forked = await engine.forks.fork(id, ForkRequest(count=1))
+        assert not forked.live
+        assert "resumes its conversation" in forked.notice
+        (child,) = forked.children
+        await until(engine, child, lambda view: view.status == "running")
+        assert await told(engine, child, "recall") == "kept: apple"
+        assert not provider.kept
+        for one in (id, child):
+            await engine.sessions.stop(one)

@@ -1,0 +1,93 @@
+"""The money of sessions that are stopped, and go on with more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hiveyard.core.errors import BadInput
+from hiveyard.core.events import BudgetSet, BudgetShared, ModelCalled
+from hiveyard.core.usage import Usage
+from hiveyard.engine.engine import Engine
+from hiveyard.engine.workspace.directory import Workspace
+from tests.door.house import guest, message
+from tests.engine.conftest import Yard
+from tests.engine.yards import events, spawned, until
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+async def spend(engine: Engine, id: str, dollars: float) -> None:
+    called = ModelCalled(protocol="anthropic", model="m", status=200, usage=Usage(cost_usd=dollars), seconds=1.0)
+    await engine.sessions._r.ledger.record(id, called)
+
+
+async def asked(engine: Engine, yard: Yard, id: str) -> str:
+    """What a request at the session's door is answered with. There is no key."""
+    stay = await engine.sessions.stay(id)
+    assert stay.door is not None
+    placeholder = Workspace(yard.places.sessions / id).placeholder().reveal()
+    async with guest(stay.door, key=placeholder) as client:
+        return (await client.post("/anthropic/v1/messages", json=message())).text
+
+
+async def test_a_spent_session_goes_on_with_more(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo, name="dear", budget_usd=1.0)
+        await spend(engine, id, 1.5)
+        await engine.sessions.stop(id)
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert "door.budget_spent" in await asked(engine, yard, id)
+        stopped = await until(engine, id, lambda view: view.status == "stopped")
+        assert f"hv resume {id} --budget DOLLARS" in stopped.reason
+
+        with pytest.raises(BadInput, match=r"\$1.50 is not above what dear has spent: \$1.5000") as refused:
+            await engine.sessions.resume(id, 1.5)
+        assert refused.value.hint == "hv resume dear --budget 2.50"
+        assert (await engine.sessions.view(id)).status == "stopped"
+
+        await engine.sessions.resume(id, 2.0)
+        after = await until(engine, id, lambda view: view.status == "running")
+        assert after.budget_usd == 2.0
+        assert "key_missing" in await asked(engine, yard, id)
+        assert [event.body for event in await events(engine, id, "session.budget_set")] == [BudgetSet(dollars=2.0)]
+        await engine.sessions.stop(id)
+
+
+async def test_a_session_that_runs_may_spend_more_at_once(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.resume(id, 2.0)
+        stay = await engine.sessions.stay(id)
+        assert stay.door is not None
+        assert stay.door._books.budget.limit == 2.0
+        await engine.sessions.resume(id)
+        assert (await engine.sessions.view(id)).budget_usd == 2.0
+        await engine.sessions.stop(id)
+
+
+@pytest.mark.parametrize("left", [0.0, -1.0])
+async def test_a_session_with_nothing_left_asks_nothing_and_goes_on_with_more(
+    yard: Yard, repo: Path, left: float
+) -> None:
+    """As journals tell of it in which two forks at once had taken the same money."""
+    async with yard.open() as engine:
+        id = await spawned(engine, repo, budget_usd=1.0)
+        await engine.sessions._r.ledger.record(id, BudgetShared(children=["x"], dollars=1.0 - left))
+        await engine.sessions.stop(id)
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert "door.budget_spent" in await asked(engine, yard, id)
+        await until(engine, id, lambda view: view.status == "stopped")
+        await engine.sessions.resume(id, 2.0)
+        assert (await until(engine, id, lambda view: view.status == "running")).budget_usd == 2.0
+        assert "key_missing" in await asked(engine, yard, id)
+        await engine.sessions.stop(id)

@@ -1,0 +1,84 @@
+"""Guests that hold back what a session's end waits for: it comes to its end all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.core.errors import DiskReserve
+from hiveyard.core.events import Notice
+from hiveyard.engine.engine import Engine
+from tests.engine.conftest import Yard
+from tests.engine.yards import events, spawned, told, until
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+async def unheard(engine: Engine, yard: Yard, repo: Path) -> str:
+    """A session whose guest has stopped the program by which it is heard."""
+    id = await spawned(engine, repo)
+    await told(engine, id, "run echo two > a.txt")
+    await engine.sessions.send(id, "run pkill -STOP tail; touch /session/held")
+    with anyio.fail_after(60):
+        while not (yard.places.sessions / id / "shared" / "held").exists():  # noqa: ASYNC110
+            await anyio.sleep(0.05)
+    return id
+
+
+async def no_machine(engine: Engine, id: str) -> None:
+    view = await engine.sessions.view(id)
+    assert view.status == "stopped"
+    assert await engine.snapshots._r.providers["bubblewrap"].names() == set()
+
+
+async def test_who_is_not_heard_any_more_is_stopped_and_its_work_is_brought_out(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await unheard(engine, yard, repo)
+        with anyio.fail_after(60):
+            await engine.sessions.stop(id)
+        await no_machine(engine, id)
+        assert (await engine.sessions.view(id)).reason == "stopped"
+        assert await events(engine, id, "result.collected")
+
+
+async def test_who_is_not_heard_any_more_is_stopped_when_the_disk_fills_up(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await unheard(engine, yard, repo)
+        stay = engine.sessions.at_work(id)
+        assert stay is not None
+        stay.stop.ask(DiskReserve("there is little left"))
+        with anyio.fail_after(60):
+            await stay.over.wait()
+        await no_machine(engine, id)
+
+
+@pytest.mark.parametrize("program", ["", "die 0"], ids=["asked", "ended by itself"])
+async def test_work_that_is_not_given_out_holds_up_no_end(
+    yard: Yard, repo: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr("hiveyard.engine.sessions.session_runner.COLLECTING", 0.5)
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        filters = (
+            "git config filter.slow.clean 'touch /session/held; sleep 100000'; echo '* filter=slow' >.gitattributes"
+        )
+        await told(engine, id, f"run {filters}; echo two > a.txt")
+        if program:
+            await engine.sessions.send(id, program)
+            with anyio.fail_after(60):
+                while not (yard.places.sessions / id / "shared" / "held").exists():  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+            await until(engine, id, lambda view: view.status == "running")
+        with anyio.fail_after(60):
+            await engine.sessions.stop(id)
+        await no_machine(engine, id)
+        notices = [event.body for event in await events(engine, id, "notice")]
+        assert any(isinstance(told, Notice) and "did not give it out in time" in told.message for told in notices)

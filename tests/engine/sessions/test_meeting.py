@@ -1,0 +1,208 @@
+"""Moves that meet: a removal and a writer, a sweep and a resume, a rewind and a change of the budget."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.core.errors import NoSpace, StoreUnusable
+from hiveyard.core.events import AgentPrompted, Notice
+from hiveyard.engine.sessions.request import request_of
+from hiveyard.engine.snapshots.fork import ForkRequest
+from hiveyard.engine.workspace import snapshot_files
+from hiveyard.engine.workspace.directory import Workspace
+from tests.engine.conftest import Yard, git
+from tests.engine.sessions.remembering import Remembering, at_work
+from tests.engine.yards import FullLedger, answer, at_early, events, spawned, told, until
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+def test_a_session_whose_meta_is_being_written_is_removed_whole(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(100):
+            workspace = Workspace(tmp_path / f"s{number}")
+            workspace.create(id=f"s{number}", slug="s", repo="r", agent="command", prompt="p", at=1.0)
+            meta = workspace.meta()
+
+            def write(workspace: Workspace = workspace, meta: object = meta) -> None:
+                with contextlib.suppress(OSError):
+                    workspace.write(meta)  # type: ignore[arg-type]
+
+            writing = pool.submit(write)
+            pool.submit(workspace.remove).result()
+            writing.result()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_feed_that_a_guest_made_endless_is_cut_at_once(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    feed = workspace.snapshots / ".half-p1" / "shared" / "state" / "feed.jsonl"
+    feed.parent.mkdir(parents=True)
+    feed.write_bytes(b"{}\n")
+    os.truncate(feed, 1 << 42)
+    assert snapshot_files.cut_feed(workspace, "p1", "/session/state/feed.jsonl") == 0
+    assert feed.stat().st_size == 0
+
+
+async def test_a_prompt_that_could_not_be_journaled_is_not_said(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        sitting = await engine.sessions._sitting(id)
+        whole = sitting.resources
+        sitting.resources = replace(whole, ledger=FullLedger(whole.ledger.store, whole.ledger.clock))
+        with pytest.raises(StoreUnusable, match="full"):
+            await engine.sessions.send(id, "remember pear")
+        sitting.resources = whole
+        assert await told(engine, id, "remember apple") == "done: remember apple"
+        assert [event.turn for event in await events(engine, id) if isinstance(event.body, AgentPrompted)] == [1]
+        await engine.sessions.stop(id)
+
+
+async def test_a_prompt_that_waits_is_said_when_a_person_was_heard_before_it(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.send(id, "wait")
+        await until(engine, id, lambda view: view.activity == "thinking")
+        sitting = await engine.sessions._sitting(id)
+        async with engine.sessions.guest(id) as guest:
+            await guest.write_atomic("/session/state/typed", b"remember pear")
+            typed = replace(sitting.turn, prompt="/session/state/typed")
+            assert (await guest.run(sitting.agent.say(typed))).ok
+        waiting = await engine.sessions.send(id, "remember apple")
+        await engine.sessions.interrupt(id)
+        assert await answer(engine, id, waiting) == "done: remember apple"
+        heard = [(event.turn, event.body) for event in await events(engine, id, "agent.prompted")]
+        assert [(turn, body.text) for turn, body in heard if isinstance(body, AgentPrompted)] == [
+            (1, "wait"),
+            (3, "remember pear"),
+            (2, "remember apple"),
+        ]
+        assert await told(engine, id, "recall") == "kept: pear apple"
+        await engine.sessions.stop(id)
+
+
+async def test_a_paused_session_is_taken_back_by_the_next_daemon_too(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await at_early(engine, repo)
+        await engine.sessions.pause(id)
+    async with at_work(yard, Remembering(yard, before=provider)) as engine:
+        await engine.rewinds.rewind(id, "early", force=True)
+        await until(engine, id, lambda view: view.status == "running" and view.activity != "paused")
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_files_of_a_rewind_that_was_never_journaled_go_at_the_next_start(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        await engine.sessions.stop(id)
+    (yard.places.sessions / id / "shared.rewound" / "repo").mkdir(parents=True)
+    async with yard.open() as engine:
+        assert not (yard.places.sessions / id / "shared.rewound").exists()
+        await engine.sessions.resume(id)
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_an_archive_leaves_free_what_running_sessions_need(yard: Yard, repo: Path, tmp_path: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.stop(id)
+        await engine.exports.export(id, tmp_path / "it")
+        whole = engine.imports._r
+        engine.imports._r = replace(whole, settings=replace(whole.settings, disk_reserve_mib=1 << 40))
+        with pytest.raises(NoSpace, match="no room"):
+            await engine.imports.take(tmp_path / "it", new=True)
+        assert [one.name for one in yard.places.sessions.iterdir()] == [id]
+
+
+async def test_a_lock_that_a_killed_git_left_holds_no_work_back(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "run echo x > x.txt")
+        branch = (await engine.sessions.row(id)).branch
+        origin = Workspace(yard.places.sessions / id).origin
+        lock = origin / f"refs/heads/{branch}.lock"
+        lock.parent.mkdir(exist_ok=True)
+        lock.touch()
+        await engine.sessions.stop(id)
+        assert git(origin, "show", f"{branch}:x.txt") == "x"
+
+
+async def test_an_agent_at_work_outlives_the_tape_it_was_recorded_on(yard: Yard, repo: Path, tmp_path: Path) -> None:
+    tapes = tmp_path / "tapes"
+    tapes.mkdir()
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo, record=str(tapes / "it.tape"))
+        await told(engine, id, "remember apple")
+    shutil.rmtree(tapes)
+    async with at_work(yard, again := Remembering(yard, before=provider)) as engine:
+        assert await told(engine, id, "recall") == "kept: apple"
+        said = [event.body.message for event in await events(engine, id) if isinstance(event.body, Notice)]
+        assert [line for line in said if "nothing is recorded from here on" in line] == said
+        assert (len(said), again.booted) == (1, [])
+        await engine.sessions.stop(id)
+
+
+class _Slow(Remembering):
+    """It has a machine of nobody, and lets machines go when the gate is open."""
+
+    async def names(self) -> set[str]:
+        return {*await super().names(), "hv-aaaaaaaaaa"}
+
+    async def terminate(self, name: str) -> None:
+        await self.gate.wait()
+        await super().terminate(name)
+
+
+async def test_a_session_that_is_resumed_while_leftovers_are_removed_keeps_its_door(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.stop(id)
+    provider = _Slow(yard)
+    provider.gate = anyio.Event()
+    async with at_work(yard, provider) as engine:
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        provider.gate.set()
+        await anyio.sleep(0.5)
+        assert (engine._r.door_of(id) / "door.sock").exists()
+        assert await told(engine, id, "remember apple") == "done: remember apple"
+        await engine.sessions.stop(id)
+
+
+async def test_a_budget_that_is_shared_while_the_parent_goes_back_holds_at_its_new_door(yard: Yard, repo: Path) -> None:
+    provider = _Slow(yard)
+    async with at_work(yard, provider) as engine, anyio.create_task_group() as group:
+        id = await at_early(engine, repo, budget_usd=1.0)
+        provider.gate = anyio.Event()
+        group.start_soon(engine.rewinds.rewind, id, "early")
+        await until(engine, id, lambda view: view.status != "running")
+        group.start_soon(engine.forks.fork, id, ForkRequest(snapshot="early"))
+        with anyio.fail_after(60):
+            while request_of(await engine.sessions.row(id)).budget_usd == 1.0:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        provider.gate.set()
+        await until(engine, id, lambda view: view.status == "running")
+        door = (await engine.sessions.stay(id)).door
+        assert door is not None
+        assert door._books.budget.limit == pytest.approx(0.5)
+        for child in list(yard.places.sessions.iterdir()):
+            await engine.sessions.stop(child.name)

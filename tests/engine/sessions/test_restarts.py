@@ -1,0 +1,138 @@
+"""What a new daemon does with the machines of sessions that run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.core.events import SnapshotTaken
+from hiveyard.core.machines import Machine
+from hiveyard.engine.snapshots.fork import ForkRequest
+from tests.engine.conftest import Yard
+from tests.engine.sessions.remembering import Remembering, at_work
+from tests.engine.yards import at_early, events, spawned, told, until
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+async def test_a_machine_that_lives_is_taken_up_where_none_could_be_made(yard: Yard, repo: Path) -> None:
+    async with at_work(yard, Remembering(yard)) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+    async with at_work(yard, Remembering(yard, full=True)) as engine:
+        assert await told(engine, id, "recall") == "kept: apple"
+        assert (await engine.sessions.view(id)).status == "running"
+        assert len(await events(engine, id, "machine.booting")) == 1
+        await engine.sessions.stop(id)
+
+
+async def test_a_paused_machine_is_taken_up_where_none_could_be_made(yard: Yard, repo: Path) -> None:
+    async with at_work(yard, Remembering(yard)) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        await engine.sessions.pause(id)
+    async with at_work(yard, Remembering(yard, full=True)) as engine:
+        assert (await engine.sessions.view(id)).status == "paused"
+        await engine.sessions.unpause(id)
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_a_machine_that_went_down_meanwhile_is_told_at_once(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+    await provider.terminate(f"hv-{id}")
+    async with at_work(yard, Remembering(yard, full=True)) as engine:
+        view = await engine.sessions.view(id)
+        assert (view.status, "went down while nobody was watching" in view.reason) == ("stopped", True)
+
+
+async def test_resume_of_what_went_down_meanwhile_is_no_success_before_that_is_known(yard: Yard, repo: Path) -> None:
+    """Also when the provider is so slow that a new daemon answers before it knows."""
+    provider = Slow(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+    await provider.terminate(f"hv-{id}")
+    slow = Slow(yard)
+    slow.known = anyio.Event()
+    async with at_work(yard, slow) as engine, anyio.create_task_group() as group:
+        assert (await engine.sessions.view(id)).status == "running", "what was known last"
+        group.start_soon(engine.sessions.resume, id)
+        await anyio.sleep(0.1)
+        slow.known.set()
+        await until(engine, id, lambda view: view.status == "running" and bool(slow.booted))
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_what_a_machine_took_down_with_it_is_told_until_it_is_brought_out(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "run echo pear > fruit.txt")
+    await provider.terminate(f"hv-{id}")
+    async with at_work(yard, Remembering(yard)) as engine:
+        source = await engine.source(id)
+        assert source.head is None
+        assert f"{yard.places.sessions / id / 'shared' / 'repo'}; hv resume" in source.notice
+        assert (await engine.comparisons.compare([id]))[0].notice == source.notice
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        await engine.sessions.stop(id)
+        source = await engine.source(id)
+        assert (source.diffstat.files, source.notice) == (1, "")
+
+
+class Slow(Remembering):
+    """It does not know at once which of its machines live."""
+
+    known: anyio.Event | None = None
+
+    async def get(self, name: str) -> Machine:
+        if self.known is not None:
+            await self.known.wait()
+        return await super().get(name)
+
+
+def with_memory(yard: Yard, mib: int) -> None:
+    yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, memory_mib=mib))
+
+
+async def test_a_live_snapshot_goes_on_in_machines_as_large_as_its_own_was(yard: Yard, repo: Path) -> None:
+    with_memory(yard, 768)
+    before = Remembering(yard)
+    async with at_work(yard, before) as engine:
+        id = await at_early(engine, repo)
+    with_memory(yard, 4096)
+    provider = Remembering(yard, before=before)
+    async with at_work(yard, provider) as engine:
+        # Also one that is taken now is of a machine of then.
+        await told(engine, id, "remember pear")
+        late = await engine.snapshots.take(id, "late")
+        assert isinstance(late.taken, SnapshotTaken)
+        assert late.taken.shape is not None
+        assert late.taken.shape.memory_mib == 768
+        (child,) = (await engine.forks.fork(id, ForkRequest(snapshot="early"))).children
+        await until(engine, child, lambda view: view.status == "running")
+        await engine.rewinds.rewind(id, "late")
+        await until(engine, id, lambda view: view.status == "running")
+        assert [spec.shape.memory_mib for spec in provider.booted] == [768, 768]
+        # One that begins anew is as large as it is asked for; a child was asked for as large as it is.
+        for one in (id, child):
+            await engine.sessions.stop(one)
+            await engine.sessions.resume(one)
+            await until(engine, one, lambda view: view.status == "running")
+        assert [spec.shape.memory_mib for spec in provider.booted[2:]] == [4096, 768]
+        for one in (id, child):
+            await engine.sessions.stop(one)

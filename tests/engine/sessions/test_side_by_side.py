@@ -1,0 +1,266 @@
+"""What several people, or scripts, do to one session at the same moment."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.core.errors import HiveyardError, MachineNotReady, NoMemory, NotFound, SessionNotRunning
+from hiveyard.engine.engine import Engine
+from hiveyard.engine.sessions.request import SpawnRequest
+from hiveyard.engine.snapshots.fork import ForkRequest
+from tests.engine.conftest import Yard
+from tests.engine.sessions.remembering import Remembering, at_work
+from tests.engine.yards import at_early, events, spawned, told, until
+from tests.support.puppet import NAME, register
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+async def kept(engine: Engine, repo: Path) -> str:
+    """A session that remembers an apple, and then a pear; `early` is a snapshot before that."""
+    id = await at_early(engine, repo)
+    await told(engine, id, "remember pear")
+    return id
+
+
+async def runs(engine: Engine, id: str) -> None:
+    view = await until(engine, id, lambda view: view.status in ("running", "stopped"))
+    assert view.status == "running", view
+
+
+async def test_a_stopped_session_that_is_rewound_and_resumed_goes_on_once(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await kept(engine, repo)
+        await engine.sessions.stop(id)
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.rewinds.rewind, id, "early")
+            group.start_soon(engine.sessions.resume, id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple"
+        assert len(await events(engine, id, "machine.booting")) == 2
+        await engine.sessions.stop(id)
+        assert (await engine.sessions.view(id)).status == "stopped"
+        assert engine.sessions.at_work(id) is None
+
+
+async def test_a_session_that_was_just_resumed_is_not_rewound_behind_its_back(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await kept(engine, repo)
+        await engine.sessions.stop(id)
+        refused: list[str] = []
+
+        async def rewind() -> None:
+            try:
+                await engine.rewinds.rewind(id, "early")
+            except SessionNotRunning as error:
+                refused.append(error.message)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.sessions.resume, id)
+            group.start_soon(rewind)
+        assert refused == ["its machine is not ready yet"]
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple pear"
+        await engine.sessions.stop(id)
+
+
+async def test_a_session_that_is_stopped_while_it_is_rewound_is_stopped(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await kept(engine, repo)
+        stay = engine.sessions.at_work(id)
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.rewinds.rewind, id, "early")
+            while engine.sessions.at_work(id) is stay:
+                await anyio.lowlevel.checkpoint()
+            await engine.sessions.stop(id)
+        assert (await engine.sessions.view(id)).status == "stopped"
+        await engine.sessions.resume(id)
+        await until(engine, id, lambda view: view.status == "running")
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_a_session_that_is_removed_is_not_resumed_meanwhile(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.stop(id)
+        refused: list[NotFound] = []
+
+        async def resume() -> None:
+            try:
+                await engine.sessions.resume(id)
+            except NotFound as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: engine.remove(id, force=False))
+            group.start_soon(resume)
+        assert len(refused) == 1
+        assert engine.sessions.at_work(id) is None
+        assert await engine.sessions.views(over=True) == []
+        assert not (yard.places.sessions / id).exists()
+
+
+async def test_a_session_is_not_resumed_while_it_is_exported(yard: Yard, repo: Path, tmp_path: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.sessions.stop(id)
+        done: list[str] = []
+
+        async def export() -> None:
+            await engine.exports.export(id, tmp_path / "it.tar.gz")
+            done.append("exported")
+
+        async def resume() -> None:
+            await engine.sessions.resume(id)
+            done.append("resumed")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(export)
+            group.start_soon(resume)
+        assert done == ["exported", "resumed"]
+        await engine.sessions.stop(id)
+
+
+# --- snapshots that somebody is about to use -------------------------------------------------------------------------
+
+
+async def test_a_parent_that_is_removed_waits_for_its_children_to_begin(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "remember apple")
+        provider.gate = anyio.Event()
+        (child,) = (await engine.forks.fork(id, ForkRequest())).children
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: engine.remove(id, force=True))
+            with anyio.move_on_after(2):
+                await provider.removing.wait()
+            provider.gate.set()
+        await runs(engine, child)
+        assert await told(engine, child, "recall") == "kept: apple"
+        assert provider.kept == set()
+        assert not (yard.places.sessions / id).exists()
+        await engine.sessions.stop(child)
+
+
+async def test_a_snapshot_is_forked_or_removed(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await kept(engine, repo)
+        refused: list[HiveyardError] = []
+        children: list[str] = []
+
+        async def fork() -> None:
+            try:
+                children.extend((await engine.forks.fork(id, ForkRequest(snapshot="early"))).children)
+            except NotFound as error:
+                refused.append(error)
+
+        async def remove() -> None:
+            try:
+                await engine.snapshots.remove(id, "early")
+            except MachineNotReady as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(fork)
+            group.start_soon(remove)
+        assert len(refused) == 1
+        for child in children:
+            await runs(engine, child)
+            assert await told(engine, child, "recall") == "kept: apple"
+        there = {path.name for path in yard.places.sessions.iterdir()}
+        assert there == {id, *children}
+        for one in (id, *children):
+            await engine.sessions.stop(one)
+
+
+async def test_a_session_is_taken_back_to_a_snapshot_or_that_is_removed(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await kept(engine, repo)
+        refused: list[HiveyardError] = []
+
+        async def rewind() -> None:
+            try:
+                await engine.rewinds.rewind(id, "early")
+            except NotFound as error:
+                refused.append(error)
+
+        async def remove() -> None:
+            try:
+                await engine.snapshots.remove(id, "early")
+            except MachineNotReady as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(rewind)
+            group.start_soon(remove)
+        assert len(refused) == 1
+        await runs(engine, id)
+        said = "kept: apple" if isinstance(refused[0], MachineNotReady) else "kept: apple pear"
+        assert await told(engine, id, "recall") == said
+        await engine.sessions.stop(id)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+async def both(*asked: Callable[[], Awaitable[object]]) -> list[NoMemory]:
+    """Ask for all of it at once; what was refused."""
+    refused: list[NoMemory] = []
+
+    async def ask(one: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await one()
+        except NoMemory as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as group:
+        for one in asked:
+            group.start_soon(ask, one)
+    return refused
+
+
+def with_memory(yard: Yard, mib: int) -> None:
+    yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, memory_total_mib=mib, memory_mib=2048))
+
+
+async def test_of_two_sessions_that_come_at_once_only_one_gets_the_memory(yard: Yard, repo: Path) -> None:
+    with_memory(yard, 3000)
+    wish = SpawnRequest(repo=str(repo), agent=NAME)
+    async with yard.open() as engine:
+        refused = await both(lambda: engine.sessions.spawn(wish), lambda: engine.sessions.spawn(wish))
+        assert len(refused) == 1
+        (view,) = await engine.sessions.views(over=True)
+        assert [path.name for path in yard.places.sessions.iterdir()] == [view.id]
+        await until(engine, view.id, lambda view: view.status == "running")
+        await engine.sessions.stop(view.id)
+
+
+async def test_sessions_that_go_on_and_children_get_no_memory_twice(yard: Yard, repo: Path) -> None:
+    with_memory(yard, 5000)
+    async with yard.open() as engine:
+        one, other = await spawned(engine, repo), await spawned(engine, repo)
+        for id in (one, other):
+            await engine.snapshots.take(id, "s")
+        await engine.sessions.stop(other)
+        begun = (
+            lambda: engine.sessions.resume(other),
+            lambda: engine.forks.fork(one, ForkRequest(snapshot="s")),
+            lambda: engine.forks.fork(other, ForkRequest(snapshot="s")),
+        )
+        assert len(await both(*begun)) == 2
+        for view in await engine.sessions.views(over=True):
+            await engine.sessions.stop(view.id)

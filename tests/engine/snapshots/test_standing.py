@@ -1,0 +1,97 @@
+"""What a session stands on is looked at before it is let go of, and a turn's snapshot is not lost with a daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.core.errors import NoSuchSnapshot, SessionInUse
+from hiveyard.engine.engine import Engine
+from hiveyard.engine.sessions.session_runner import Stay
+from tests.engine.conftest import Yard
+from tests.engine.sessions.remembering import Remembering, at_work
+from tests.engine.yards import at_early, events, spawned, told, until
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+async def test_a_rewind_to_what_cannot_be_begun_leaves_the_session_as_it_is(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await at_early(engine, repo)
+        await told(engine, id, "run echo late > late; echo $$ > pid")
+        provider.kept.clear()
+        with pytest.raises(NoSuchSnapshot):
+            await engine.rewinds.rewind(id, "early")
+        assert (yard.places.sessions / id / "shared" / "repo" / "late").exists()
+        assert not await events(engine, id, "session.rewound")
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_a_paused_session_is_taken_back_only_when_that_is_forced(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await at_early(engine, repo)
+        await engine.sessions.pause(id)
+        with pytest.raises(SessionInUse, match="is paused") as refused:
+            await engine.rewinds.rewind(id, "early")
+        assert "hv unpause" in refused.value.hint
+        await engine.rewinds.rewind(id, "early", force=True)
+        await until(engine, id, lambda view: view.status == "running" and view.activity != "paused")
+        assert await told(engine, id, "recall") == "kept: apple"
+        await engine.sessions.stop(id)
+
+
+async def test_an_image_is_not_removed_from_under_live_snapshots(yard: Yard, repo: Path) -> None:
+    provider = Remembering(yard)
+    async with at_work(yard, provider) as engine:
+        id = await spawned(engine, repo)
+        point = await engine.snapshots.take(id, "green")
+        slug = (await engine.sessions.view(id)).name
+        assert await engine.snapshots.standing_on(point.taken.image) == [f"green of {slug}"]
+        assert await engine.snapshots.standing_on("another") == []
+        await engine.snapshots.remove(id, "green")
+        assert await engine.snapshots.standing_on(point.taken.image) == []
+        await engine.sessions.stop(id)
+
+
+async def test_a_turns_snapshot_that_a_killed_daemon_did_not_take_is_taken_by_the_next(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        _deaf(engine)
+        id = await spawned(engine, repo, snapshots="turns")
+        await told(engine, id, "remember apple")
+        assert await engine.snapshots.list(id) == []
+    for _ in range(2):  # and by the one after that no second one
+        async with yard.open() as engine:
+            await _taken(engine, id, 1)
+            assert [one.name for one in await engine.snapshots.list(id)] == ["turn-1"]
+    async with yard.open() as engine:
+        await told(engine, id, "remember pear")
+        await _taken(engine, id, 2)
+        assert [one.name for one in await engine.snapshots.list(id)] == ["turn-1", "turn-2"]
+        await engine.sessions.stop(id)
+
+
+def _deaf(engine: Engine) -> None:
+    """The ends of turns are heard by nobody, as when the daemon dies at that moment."""
+
+    def nothing(stay: Stay) -> None:
+        return
+
+    engine.sessions.on_turn_over = nothing
+
+
+async def _taken(engine: Engine, id: str, count: int) -> None:
+    await until(engine, id, lambda view: view.status == "running")
+    with anyio.fail_after(30):
+        while len(await events(engine, id, "snapshot.taken")) < count:  # noqa: ASYNC110
+            await anyio.sleep(0.05)

@@ -1,0 +1,295 @@
+"""What is left at any moment is found again: by the next daemon, by a second caller, by who was waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+from sqlalchemy import Connection
+
+from hiveyard.core.errors import NotFound, StoreUnusable
+from hiveyard.core.events import AgentOutput, AnyBody, MachineBooting, TaskCancelAsked
+from hiveyard.engine.engine import Engine
+from hiveyard.engine.tasks.job import Job
+from hiveyard.engine.workspace.directory import Workspace
+from hiveyard.kit.names import new_id
+from hiveyard.store import journal
+from hiveyard.store.database import Store
+from tests.engine.conftest import Yard, asked, done, told
+from tests.engine.yards import spawned
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+
+SLOW = "echo x > x.txt; echo begun; sleep 600"
+
+
+async def test_a_cancel_that_no_daemon_came_to_do_still_keeps_the_work(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, SLOW))
+        await until(engine, id, "agent.output")
+        await engine._r.ledger.record(id, TaskCancelAsked())
+    async with yard.open() as engine:
+        report = await done(engine, id)
+        assert (report.status, report.exit_code, report.commits) == ("cancelled", 130, 1)
+
+
+async def test_an_agent_that_ended_before_its_machine_was_lost_has_succeeded(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo begun; sleep 1; echo x > x.txt; echo last"))
+        await until(engine, id, "agent.output")
+    await anyio.sleep(3)
+    async with yard.open() as engine:
+        await engine._r.providers["bubblewrap"].terminate(f"hv-{id}")
+        report = await done(engine, id)
+        assert (report.status, report.exit_code, report.commits) == ("completed", 0, 1)
+        assert said(await told(engine, id)) == ["begun", "last"]
+
+
+async def test_a_cancelled_task_whose_machine_dies_is_cancelled(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, SLOW))
+        await until(engine, id, "agent.output")
+        await engine._r.ledger.record(id, TaskCancelAsked())
+    async with yard.open() as engine:
+        await engine._r.providers["bubblewrap"].terminate(f"hv-{id}")
+        report = await done(engine, id)
+        assert (report.status, report.commits) == ("cancelled", 1)
+
+
+async def test_a_task_that_waits_for_a_slot_is_cancelled_at_once(yard: Yard, repo: Path) -> None:
+    yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, max_tasks=1))
+    async with yard.open() as engine:
+        first = await engine.submit(asked(repo, SLOW))
+        await until(engine, first, "agent.output")
+        second = await engine.submit(asked(repo, "true"))
+        await engine.cancel(second)
+        with anyio.fail_after(20):
+            assert (await done(engine, second)).status == "cancelled"
+        assert (await engine.report(first)).status == "running"
+        await engine.remove(first, force=True)
+
+
+async def test_after_a_restart_an_agent_at_work_does_not_wait_behind_a_queued_task(yard: Yard, repo: Path) -> None:
+    yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, max_tasks=1))
+    async with yard.open() as engine:
+        working = await engine.submit(asked(repo, "echo begun; sleep 4; echo late"))
+        await until(engine, working, "agent.output")
+        queued = await engine.submit(asked(repo, "echo queued"))
+    async with yard.open() as engine:
+        with anyio.fail_after(60):
+            await done(engine, working)
+            await done(engine, queued)
+        ends = [(await engine.report(id)).ended_at or 0 for id in (working, queued)]
+        assert ends[0] < ends[1]
+
+
+async def test_two_who_remove_a_task_at_once_remove_it_once(yard: Yard, repo: Path) -> None:
+    outcomes: list[str] = []
+
+    async def remove(engine: Engine, id: str) -> None:
+        try:
+            await engine.remove(id, force=True)
+            outcomes.append("removed")
+        except NotFound:
+            outcomes.append("not found")
+
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, SLOW))
+        await until(engine, id, "agent.output")
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(remove, engine, id)
+        assert sorted(outcomes) == ["not found", "not found", "removed"]
+        assert not yard.places.sessions.joinpath(id).exists()
+
+
+async def test_who_follows_a_task_that_is_removed_comes_to_an_end(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "true"))
+        await done(engine, id)
+
+        async def follow(task_status: anyio.abc.TaskStatus[None]) -> None:
+            last = (await told(engine, id))[-1].seq
+            task_status.started()
+            async for _ in engine.follow(id, after=last):
+                pass
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                await group.start(follow)
+                await anyio.sleep(0.1)
+                await engine.remove(id, force=False)
+
+
+async def test_directories_of_tasks_that_never_were_are_removed_and_work_is_not(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > x.txt; echo done"))
+        await done(engine, id)
+    sessions = yard.places.sessions
+    never = Workspace(sessions / "neverbegun")
+    never.create(id="neverbegun", slug="s", repo="r", agent="command", prompt="p", at=0.0)
+    half = sessions / "halfgone"
+    (half / "shared" / "repo").mkdir(parents=True)
+    yard.places.database.unlink()  # what `store.unusable` advises for a damaged journal
+    async with yard.open():
+        with anyio.fail_after(30):
+            while never.root.exists() or half.exists():  # noqa: ASYNC110 (no system tells us)
+                await anyio.sleep(0.05)
+        assert (sessions / id / "result" / "changes.patch").exists()
+
+
+async def test_what_is_put_away_already_is_removed_under_the_name_it_has(yard: Yard) -> None:
+    """A daemon may be killed time and again before it comes to that, and a name can be only so long."""
+    left = yard.places.sessions / f".{new_id() * 24}.removed"
+    left.mkdir(parents=True)
+    async with yard.open():
+        with anyio.fail_after(30):
+            while list(yard.places.sessions.iterdir()):  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+
+
+async def test_who_asks_again_after_a_kill_gets_a_directory_that_no_sweep_takes(yard: Yard, repo: Path) -> None:
+    """The daemon was killed between making the directory and the journal; who asked asks the next one at once."""
+    request = asked(repo, "echo x > x.txt", id=new_id())
+    left = Workspace(yard.places.sessions / str(request.id))
+    left.create(id=left.root.name, slug="s", repo="r", agent="command", prompt="of the first time", at=0.0)
+    async with yard.open() as engine:
+        assert not left.root.exists(), "it is out of the way before anything can be asked for"
+        report = await done(engine, await engine.submit(request))
+        assert (report.id, report.status, report.commits) == (request.id, "completed", 1)
+        assert (left.shared / "prompt.txt").read_text() == request.prompt
+        with anyio.fail_after(30):
+            while [one.name for one in yard.places.sessions.iterdir()] != [request.id]:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+
+
+async def test_a_task_that_cannot_go_on_takes_no_other_with_it(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        broken = Job("no-such-task", engine._r)
+        await engine._run(broken)
+        assert broken.over.is_set()
+        assert (await done(engine, await engine.submit(asked(repo, "echo fine")))).status == "completed"
+
+
+async def test_a_full_disk_delays_the_end_of_a_task_and_does_not_lose_it(yard: Yard, repo: Path) -> None:
+    """The journal refuses for a while, as SQLite does when the disk is full."""
+
+    class Full:
+        def __init__(self, job: Job) -> None:
+            self.ledger, self.refusals = job._ledger, 2
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.ledger, name)
+
+        async def record(self, session: str, *bodies: AnyBody, turn: int | None = None) -> None:
+            if bodies[-1].type == "task.completed" and self.refusals:
+                self.refusals -= 1
+                raise StoreUnusable("the disk is full")
+            await self.ledger.record(session, *bodies, turn=turn)
+
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "sleep 1; echo x > x.txt; echo done"))
+        job = engine._jobs[id]
+        full = Full(job)
+        job._ledger = full  # type: ignore[assignment]
+        with anyio.fail_after(60):
+            assert (await done(engine, id)).status == "completed"
+        assert full.refusals == 0
+
+
+async def test_two_may_release_the_same_machine(yard: Yard, repo: Path) -> None:
+    from hiveyard.engine.placement.machine_lease import Berth
+
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo done", keep=True))
+        await done(engine, id)
+        berth = Berth(id, engine._r.providers["bubblewrap"], None, engine._r.ledger)
+        async with anyio.create_task_group() as group:
+            group.start_soon(berth.release)
+            group.start_soon(berth.release)
+        types = [event.body.type for event in await told(engine, id)]
+        assert types.count("machine.stopping") == types.count("machine.stopped") == 1
+        assert MachineBooting.__struct_config__.tag in types
+
+
+class Killed(Exception):
+    """The daemon is gone."""
+
+
+class Dying:
+    """A store that lives until the journal has forgotten something, or until just before."""
+
+    def __init__(self, store: Store, *, before: bool) -> None:
+        self._store, self._before = store, before
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    async def write(self, write: Callable[[Connection], object]) -> object:
+        def forgetting(conn: Connection) -> tuple[object, set[str]]:
+            known = set(journal.sessions_with_events(conn))
+            made = write(conn)
+            forgotten = known - set(journal.sessions_with_events(conn))
+            if forgotten and self._before:
+                raise Killed
+            return made, forgotten
+
+        made, forgotten = await self._store.write(forgetting)
+        if forgotten:
+            raise Killed
+        return made
+
+
+@pytest.mark.parametrize("kind", ["task", "session"])
+async def test_what_the_journal_forgot_and_a_killed_daemon_left_on_disk_is_removed(
+    kind: str, yard: Yard, repo: Path
+) -> None:
+    register()
+    async with yard.open() as engine:
+        if kind == "task":
+            id = await engine.submit(asked(repo, "echo x > x.txt"))
+            await done(engine, id)
+        else:
+            id = await spawned(engine, repo)
+        root = yard.places.sessions / id
+        engine._r.ledger.store = Dying(engine._r.ledger.store, before=False)  # type: ignore[assignment]
+        with pytest.raises(Killed):
+            await engine.remove(id, force=True)
+        assert (root / "origin.git" / "HEAD").exists()
+    async with yard.open() as engine:
+        with anyio.fail_after(60):
+            while root.exists():  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+
+
+async def test_what_a_killed_daemon_was_about_to_forget_is_all_there(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > x.txt"))
+        await done(engine, id)
+        engine._r.ledger.store = Dying(engine._r.ledger.store, before=True)  # type: ignore[assignment]
+        with pytest.raises(Killed):
+            await engine.remove(id, force=False)
+    workspace = Workspace(yard.places.sessions / id)
+    async with yard.open() as engine:
+        with anyio.fail_after(60):
+            while workspace.unfinished.exists():  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        assert workspace.begun
+        assert (await engine.report(id)).commits == 1
+        await engine.remove(id, force=False)
+        assert not workspace.root.exists()
+
+
+def said(events: object) -> list[str]:
+    raw = [event.raw for event in events if isinstance(event.body, AgentOutput)]  # type: ignore[attr-defined]
+    return b"\n".join(line or b"" for line in raw).decode().splitlines()
+
+
+async def until(engine: Engine, id: str, type: str) -> None:
+    async for event in engine.follow(id, after=0):
+        if event.body.type == type:
+            return

@@ -1,0 +1,69 @@
+"""What can be told to be wrong with a request by looking at it alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hiveyard.core.errors import BadInput
+from hiveyard.engine.tasks.request import TaskRequest, from_json
+
+GOOD: dict[str, Any] = {"repo": "/r", "prompt": "do it"}
+
+
+def test_a_request_survives_being_stored() -> None:
+    request = TaskRequest(**GOOD, include_dirty=True, budget_usd=0.5, model="m")
+    assert from_json(request.as_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"prompt": ""}, "empty"),
+        ({"prompt": " \n\t"}, "empty"),
+        ({"prompt": "a\0b"}, "NUL"),
+        ({"timeout": 0.0}, r"timeout is 0.0, it must be a number \(above 0, at most 31622400\) or null"),
+        ({"timeout": -3.0}, "timeout is -3.0"),
+        ({"timeout": "soon"}, 'timeout is "soon"'),
+        ({"timeout": float("nan")}, "timeout is NaN"),
+        ({"budget_usd": 0.0}, "budget_usd is 0.0"),
+        ({"budget_usd": float("inf")}, "budget_usd is Infinity"),
+        ({"network": "wide"}, 'network is "wide", it must be one of "door", "open"'),
+        ({"keep": "yes"}, 'keep is "yes", it must be true or false'),
+        ({"agent": ["\x1b[2J"]}, r'agent is \["\\u001b\[2J"\], it must be a text or null'),
+        ({"memory_mib": 0}, r"memory_mib is 0, it must be a whole number \(at least 1"),
+        ({"memory_mib": 64}, "memory_mib is 64, the least is 128"),
+        ({"cpus": 10**30}, "cpus is 1000000000000"),
+        ({"prompt": "\udcff"}, "not Unicode"),
+        ({"tape": "/t", "record": "/r"}, "choose one"),
+        ({"tape": "t"}, "absolute"),
+        ({"agent": "command"}, "command line"),
+        ({"command": "make", "agent": "claude"}, "--command"),
+    ],
+)
+def test_a_bad_request_is_told_in_one_line(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(BadInput, match=complaint) as raised:
+        from_json({**GOOD, **change}).checked()
+    assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ({}, "a task request needs the field 'repo'"),
+        ({"repo": "/r"}, "a task request needs the field 'prompt'"),
+        ({**GOOD, "branhc": "b"}, """has no field 'branhc' \\(here it is "b"\\)"""),
+        ([], r"a task request is an object, not \[\]"),
+        (None, "not null"),
+    ],
+)
+def test_what_is_no_request_is_bad_input(data: object, complaint: str) -> None:
+    with pytest.raises(BadInput, match=complaint):
+        from_json(data)
+
+
+def test_a_misspelt_field_is_answered_with_the_one_meant() -> None:
+    with pytest.raises(BadInput) as raised:
+        from_json({**GOOD, "timout": 5})
+    assert raised.value.hint == "did you mean 'timeout'?"

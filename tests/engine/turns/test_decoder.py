@@ -1,0 +1,101 @@
+"""Lines of an agent become entries: what is known and tells nothing is no event, and is not lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from hiveyard import agents
+from hiveyard.core.events import AgentEvent, AgentOutput, AgentText
+from hiveyard.core.ports import Seated, Verdict
+from hiveyard.engine.event_writer import Entry
+from hiveyard.engine.turns.decoder import Meaning
+from hiveyard.kit.lines import LineSplitter
+from tests.transcripts.record_seats import home
+
+
+class Letters:
+    """`-` and nothing are known and tell nothing, `?` is unknown, all else is text. Knows what it was fed."""
+
+    def __init__(self) -> None:
+        self.fed: list[bytes] = []
+
+    def feed(self, line: bytes) -> Sequence[AgentEvent]:
+        self.fed.append(line)
+        said = line.decode()
+        return [] if said in ("-", "") else [AgentOutput(text=said) if said.startswith("?") else AgentText(text=said)]
+
+    def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
+        return Verdict(exit_code == 0)
+
+
+def shown(entries: Sequence[Entry]) -> list[tuple[str, bytes | None]]:
+    """Their texts, output in brackets, and their raw lines."""
+    found = []
+    for body, raw in entries:
+        assert isinstance(body, AgentOutput | AgentText)
+        found.append((f"[{body.text}]" if isinstance(body, AgentOutput) else body.text, raw))
+    return found
+
+
+def test_what_tells_nothing_goes_along_with_what_follows() -> None:
+    meaning, splitter = Meaning(Letters(), 10), LineSplitter(limit=1000, offset=10)
+    assert shown(meaning.entries(splitter.feed(b"-\n-\na\n-\n"))) == [("a", b"-\n-\na")]
+    assert meaning.read == 16, "the last line has to be read again after a restart"
+    assert meaning.entries(splitter.feed(b"-\n")) == []
+    assert meaning.read == 16
+    assert shown(meaning.entries(splitter.feed(b"b\n?1\n-\n?2\nc\n"))) == [
+        ("b", b"-\n-\nb"),
+        ("[?1\n?2]", b"?1\n-\n?2"),
+        ("c", b"c"),
+    ]
+    assert meaning.read == splitter.offset
+    assert meaning.rest() == []
+    assert meaning.entries(splitter.feed(b"-\n")) == []
+    assert shown(meaning.rest()) == [("[]", b"-")]
+    assert meaning.read == splitter.offset
+
+
+def test_empty_lines_take_their_room_too() -> None:
+    meaning, splitter = Meaning(Letters(), 0), LineSplitter(limit=1000)
+    assert meaning.entries(splitter.feed(b"\n" * 1000)) == []
+    for _ in range(400):
+        found = meaning.entries(splitter.feed(b"\n" * 1000))
+        if found:
+            break
+    assert [text for text, _ in shown(found)] == ["[]"]
+    assert meaning.read == splitter.offset
+
+
+def test_what_was_not_written_is_read_again_and_nothing_twice() -> None:
+    stream = b"-\na\n-\n-\n?\nb\n-\nc\n"
+    for cut in range(len(stream)):
+        raw: list[bytes] = []
+        first = Meaning(Letters(), 0)
+        raw += [entry.raw for entry in first.entries(LineSplitter(limit=99).feed(stream[:cut])) if entry.raw]
+        after = Letters()
+        second = Meaning(after, first.read)
+        second.replay(raw)
+        splitter = LineSplitter(limit=99, offset=first.read)
+        raw += [entry.raw for entry in second.entries(splitter.feed(stream[first.read :])) if entry.raw]
+        assert b"\n".join(raw) + b"\n" == stream
+        assert after.fed == stream.splitlines()
+
+
+def test_a_flood_that_tells_nothing_is_not_held_for_ever() -> None:
+    meaning = Meaning(Letters(), 0)
+    found = meaning.entries(LineSplitter(limit=99).feed(b"-\n" * 300_000))
+    assert [len(entry.raw or b"") for entry in found] == [599_999]
+
+
+@pytest.mark.parametrize("agent", ["claude", "opencode"])
+def test_no_line_of_a_real_feed_is_noise_in_the_journal(agent: str) -> None:
+    adapter = agents.by_name(agent)
+    assert isinstance(adapter, Seated)
+    for feed in home(agent).glob("*.feed"):
+        meaning, data = Meaning(adapter.listener(), 0), feed.read_bytes()
+        entries = meaning.entries(LineSplitter(limit=1 << 20).feed(data))
+        assert entries and not [entry for entry in entries if isinstance(entry.body, AgentOutput)], feed
+        kept = b"".join(entry.raw + b"\n" for entry in [*entries, *meaning.rest()] if entry.raw is not None)
+        assert kept == data

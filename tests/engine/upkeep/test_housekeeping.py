@@ -1,0 +1,166 @@
+"""What things cost on disk, and that only what nothing needs is freed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.engine.engine import Engine
+from hiveyard.engine.snapshots.fork import ForkRequest
+from tests.engine.conftest import Yard
+from tests.engine.yards import spawned, told, until
+from tests.support.puppet import register
+
+pytestmark = pytest.mark.anyio
+AGES = 7200.0
+
+
+@pytest.fixture(autouse=True)
+def puppet() -> None:
+    register()
+
+
+def old(path: Path) -> Path:
+    """Something that was made hours ago; only its change time cannot be set back, so the clock is asked for less."""
+    path.mkdir(parents=True)
+    (path / "data").write_bytes(os.urandom(1 << 20))
+    os.utime(path, (time.time() - AGES, time.time() - AGES))
+    return path
+
+
+def image(yard: Yard, id: str, name: str, at: float) -> Path:
+    """An image that was built, as it lies in the cache."""
+    place = yard.places.cache / "images" / id
+    place.mkdir(parents=True)
+    (place / "rootfs.tar").write_bytes(os.urandom(2 << 20))
+    about = {
+        "id": id,
+        "name": name,
+        "recipe": f"recipe of {id}",
+        "programs": {},
+        "env": {},
+        "size": 2 << 20,
+        "created_at": at,
+    }
+    (place / "image.json").write_text(json.dumps(about))
+    return place
+
+
+async def sizes(engine: Engine) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for cost in (await engine.housekeeping.costs()).costs:
+        found[cost.kind] = found.get(cost.kind, 0) + cost.size
+    return found
+
+
+async def test_sessions_snapshots_and_images_are_told_with_what_they_take(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await told(engine, id, "run head -c 4M /dev/urandom > large; truncate -s 1G hole")
+        await anyio.sleep(2.1)  # what was changed a moment ago is not taken for known
+        await engine.snapshots.take(id, "one")
+        await engine.snapshots.take(id, "two")
+        found = await sizes(engine)
+        assert 4 << 20 <= found["session"] < 8 << 20
+        assert 4 << 20 <= found["snapshot"] < 8 << 20  # the second shares with the first
+        assert found["bubblewrap machine"] > 0
+        costs = await engine.housekeeping.costs()
+        assert costs.total == sum(cost.size for cost in costs.costs)
+        assert (costs.reclaimable, costs.reclaimable_all) == (0, 0)
+        await engine.sessions.stop(id)
+
+
+async def test_only_what_nothing_needs_is_freed(yard: Yard, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._SETTLED", 0.5)
+    needed = image(yard, "aaaa000000000001", "mine", 3.0)
+    newer, older = image(yard, "bbbb000000000002", "other", 2.0), image(yard, "cccc000000000003", "other", 1.0)
+    root, stale = old(yard.places.cache / "bubblewrap" / newer.name), old(yard.places.cache / "bubblewrap" / "dead")
+    half = old(yard.places.cache / "bubblewrap" / ".dead.new-x")
+    building = old(yard.places.cache / "images" / ".building-x")
+    await anyio.sleep(0.6)
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine.snapshots.take(id, "one")
+        row = await engine.sessions.row(id)
+        assert row.request is not None
+        from hiveyard.core.events import SnapshotTaken
+
+        kept = SnapshotTaken(snapshot="p1", name="kept", live=False, image=needed.name)
+        await engine.snapshots._r.ledger.record(id, kept)
+        before = [needed, newer, older, root, stale, half, building]
+        said = await engine.housekeeping.prune(dry_run=True)
+        assert all(path.exists() for path in before)
+        done = await engine.housekeeping.prune()
+        assert done.failed == []
+        assert [cost.name for cost in done.removed] == [cost.name for cost in said.removed]
+        names = sorted(cost.name for cost in done.removed)
+        assert names == [".building-x", ".dead.new-x", "dead", "other cccc000000000003"]
+        assert done.freed == said.freed >= 5 << 20
+        assert [path.name for path in before if path.exists()] == [needed.name, newer.name, root.name]
+        assert (await engine.housekeeping.prune()).removed == []
+        done = await engine.housekeeping.prune(all=True)
+        assert done.failed == []
+        assert [path for path in before if path.exists()] == [needed]
+        await told(engine, id, "remember apple")  # the session was not disturbed
+        await engine.sessions.stop(id)
+
+
+async def test_what_a_killed_build_has_elsewhere_is_freed_too(
+    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._SETTLED", 0.5)
+    building, elsewhere = yard.places.cache / "images" / ".building-x", old(tmp_path / "hiveyard-build-x")
+    building.mkdir(parents=True)
+    record = building / "elsewhere"
+    record.write_bytes(bytes(tmp_path / "hiveyard-build-another"))
+    await anyio.sleep(0.6)
+    async with yard.open() as engine:
+        done = await engine.housekeeping.prune()
+        assert done.removed == []
+        assert "hiveyard-build-another" in done.failed[0]
+        record.write_bytes(bytes(elsewhere))
+        assert [cost.name for cost in (await engine.housekeeping.prune()).removed] == [building.name]
+    assert not building.exists()
+    assert not elsewhere.exists()
+
+
+async def test_what_a_process_has_open_stays(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._SETTLED", 0.5)
+    half = old(yard.places.cache / "bubblewrap" / ".dead.new-x")
+    await anyio.sleep(0.6)
+    async with yard.open() as engine:
+        with (half / "data").open("rb"):
+            assert (await engine.housekeeping.prune()).removed == []
+        assert half.exists()
+        assert len((await engine.housekeeping.prune()).removed) == 1
+        assert not half.exists()
+
+
+async def test_twenty_sessions_take_little_more_than_what_each_wrote(yard: Yard, repo: Path) -> None:
+    (repo / "data.bin").write_bytes(os.urandom(8 << 20))
+    from tests.engine.conftest import git
+
+    git(repo, "add", ".")
+    git(repo, "commit", "-q", "-m", "data")
+    async with yard.open() as engine:
+        id = await spawned(engine, repo, memory_mib=128)
+        one = (await sizes(engine))["session"]
+        children = (await engine.forks.fork(id, ForkRequest(count=19))).children
+        for child in children:
+            await until(engine, child, lambda view: view.status == "running")
+        found = await sizes(engine)
+        work = one - _objects(yard, id)
+        # The history is shared; the files of each are its own where the file system cannot share blocks.
+        assert found["session"] <= 3 * one + 19 * work
+        for session in (id, *children):
+            await engine.sessions.stop(session)
+
+
+def _objects(yard: Yard, id: str) -> int:
+    origin = yard.places.sessions / id / "origin.git" / "objects"
+    return sum(path.stat().st_size for path in origin.rglob("*") if path.is_file())

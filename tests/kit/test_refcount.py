@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from hiveyard.kit.refcount import Shared
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_last_who_leaves_closes_it_and_it_can_be_used_again() -> None:
+    closed: list[str] = []
+
+    async def close() -> None:
+        closed.append("closed")
+
+    shared = Shared(close)
+    for times in (1, 2):
+        first, second = shared.used(), shared.used()
+        await first.__aenter__()
+        async with second:
+            await first.__aexit__(None, None, None)
+            assert len(closed) == times - 1
+        assert len(closed) == times
+
+
+async def test_one_who_is_cancelled_closes_it_to_the_end() -> None:
+    closed: list[str] = []
+
+    async def close() -> None:
+        await anyio.lowlevel.checkpoint()
+        closed.append("closed")
+
+    with anyio.CancelScope() as scope:
+        async with Shared(close).used():
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert closed == ["closed"]

@@ -1,0 +1,161 @@
+"""Machines that stand still where no control group can be frozen: the contract again, with every process stopped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from hiveyard.core.commands import Command
+from hiveyard.core.machines import HOST
+from hiveyard.machines.bubblewrap import BubblewrapProvider
+from hiveyard.machines.bubblewrap.cgroups import Cgroups
+from hiveyard.machines.bubblewrap.signal_pause import Halt
+from tests.contract.conftest import Place, machine, place
+from tests.contract.providers import Offer
+from tests.contract.providers import bubblewrap as bubblewrap_offer
+from tests.contract.test_pauses_contract import (
+    counting,
+    goes_on,
+    pauses,
+    reaches,
+    stands_still,
+    test_a_paused_machine_is_stopped_and_booted_again,
+    test_a_paused_machine_is_terminated,
+    test_a_paused_machine_stands_still_and_goes_on,
+    test_a_restarted_daemon_lets_a_paused_machine_go_on,
+    test_pausing_under_load_is_sudden_and_may_be_cancelled,
+    test_what_is_asked_of_a_paused_machine_waits_until_it_goes_on,
+    test_what_runs_while_its_machine_is_paused_ends_as_it_would_have,
+)
+from tests.machines.bubblewrap.test_bubblewrap import hiding
+from tests.support.leaks import searched_directory
+
+__all__ = [
+    "place",
+    "test_a_paused_machine_is_stopped_and_booted_again",
+    "test_a_paused_machine_is_terminated",
+    "test_a_paused_machine_stands_still_and_goes_on",
+    "test_a_restarted_daemon_lets_a_paused_machine_go_on",
+    "test_pausing_under_load_is_sudden_and_may_be_cancelled",
+    "test_what_is_asked_of_a_paused_machine_waits_until_it_goes_on",
+    "test_what_runs_while_its_machine_is_paused_ends_as_it_would_have",
+]
+pytestmark = pytest.mark.anyio
+
+
+def without_groups(provider: object) -> BubblewrapProvider:
+    assert isinstance(provider, BubblewrapProvider)
+    provider._cgroups = Cgroups(Path("/nonexistent"))
+    return provider
+
+
+@pytest.fixture(scope="module")
+async def offer() -> AsyncIterator[Offer]:
+    with searched_directory() as scratch:
+        async with bubblewrap_offer(scratch) as found:
+            made = found.again
+
+            def again() -> BubblewrapProvider:
+                return without_groups(made())
+
+            offer = Offer(
+                provider=again(),
+                image=found.image,
+                again=again,
+                litter=found.litter,
+                killed=found.killed,
+                shape=found.shape,
+            )
+            await offer.provider.prepare(offer.image, offer.shape)
+            yield offer
+            assert not await offer.provider.names()
+
+
+@pytest.fixture
+async def on_host(offer: Offer) -> AsyncIterator[Place]:
+    """A machine with the host's programs."""
+    async with machine(replace(offer, image=HOST)) as place:
+        yield place
+
+
+# A parent that waits in the kernel, until its child has opened what nobody writes.
+STUCK = """
+import os
+os.mkfifo("/tmp/fifo")
+actions = [(os.POSIX_SPAWN_OPEN, 3, "/tmp/fifo", os.O_RDONLY, 0)]
+print("x", file=open("/session/stuck", "w"), flush=True)
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=actions)
+"""
+
+
+async def test_what_cannot_be_stopped_is_too_late_and_the_machine_goes_on(on_host: Place, tmp_path: Path) -> None:
+    await counting(on_host)
+    async with on_host.guest() as guest:
+        await guest.run(Command(argv=("setsid", "-f", "python3", "-c", STUCK)))
+    await reaches(on_host.session / "stuck", 1)
+    await anyio.sleep(0.3)
+    provider = on_host.offer.provider
+    assert isinstance(provider, BubblewrapProvider)
+    init = provider._record(on_host.name).recorded()
+    assert init is not None
+    halt = Halt(init.pid, tmp_path / "halted", patience=0.5)
+    with pytest.raises(TimeoutError):
+        await halt.begin()
+    assert not halt.stands
+    for name in ("alone", "child"):
+        await goes_on(on_host.session / name)
+    assert not (on_host.session / "woken").exists()
+
+
+async def test_processes_without_a_command_line_in_one_machine_do_not_hold_up_another(
+    on_host: Place, place: Place
+) -> None:
+    await counting(place)
+    async with on_host.guest() as guest, hiding(guest):
+        with anyio.fail_after(60):  # two seconds for each would be 80, for each look
+            await pauses(place.offer.provider).pause(place.name)
+            await stands_still(place)
+            await pauses(place.offer.provider).resume(place.name)
+    for name in ("alone", "child"):
+        await goes_on(place.session / name)
+
+
+# A daemon that is killed with the machine half or wholly stopped.
+DAEMON = """
+import sys, anyio
+from pathlib import Path
+from hiveyard.machines.bubblewrap import BubblewrapProvider
+async def main():
+    provider = BubblewrapProvider(Path(sys.argv[1]), Path(sys.argv[1]) / "none")
+    print("begin", flush=True)
+    while True:
+        await provider.pause(sys.argv[2])
+        await provider.resume(sys.argv[2])
+anyio.run(main)
+"""
+
+
+async def test_a_machine_that_a_killed_daemon_left_half_stopped_goes_on(place: Place) -> None:
+    await counting(place)
+    provider = place.offer.provider
+    assert isinstance(provider, BubblewrapProvider)
+    for after in (0.0, 0.01, 0.02, 0.05, 0.1, 0.15):
+        daemon = await anyio.open_process([sys.executable, "-c", DAEMON, str(provider._state), place.name])
+        assert daemon.stdout is not None
+        assert (await daemon.stdout.receive()).startswith(b"begin")
+        await anyio.sleep(after)
+        daemon.kill()
+        await daemon.aclose()
+        again = place.offer.again()
+        await pauses(again).pause(place.name)
+        await stands_still(place)
+        await pauses(again).resume(place.name)
+        for name in ("alone", "child"):
+            await goes_on(place.session / name)
+    assert not (place.session / "woken").exists()
+    assert not (place.session / "seen").exists()
