@@ -14,7 +14,7 @@ from hiveyard.engine.sessions.metadata import meta_of
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.names import new_id
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from hiveyard.store import journal, views
 from hiveyard.store.database import open_store
 from hiveyard.store.views import SessionRow
@@ -27,7 +27,7 @@ async def past(home: Path, *, tasks: int, sessions: int) -> None:
     """Write so many tasks and sessions of the last days into the journal of the installation at `home`, and make the
     sessions' directories; no daemon may run there."""
     clock = SystemClock()
-    where = places({"HIVEYARD_HOME": str(home)})
+    where = default_paths({"HIVEYARD_HOME": str(home)})
     where.data.mkdir(parents=True, exist_ok=True)
     async with open_store(where.database, clock=clock) as store:
         begun = clock.now() - 7 * DAY

@@ -10,7 +10,7 @@ from hiveyard.core.ports import Provider
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.machines.docker import DockerProvider, DockerSettings
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from tests.support.dockerd import engine_socket
 
 PROVIDERS = ("qemu", "docker", "bubblewrap")
@@ -19,7 +19,7 @@ PROVIDERS = ("qemu", "docker", "bubblewrap")
 @asynccontextmanager
 async def opened(name: str, state: Path) -> AsyncIterator[Provider]:
     """Raises ProviderUnavailable where there is no engine and none can be started."""
-    cache = places().cache
+    cache = default_paths().cache
     if name == "docker":
         async with engine() as socket:
             yield DockerProvider(state, DockerSettings(socket=str(socket)))
@@ -36,5 +36,5 @@ async def opened(name: str, state: Path) -> AsyncIterator[Provider]:
 @asynccontextmanager
 async def engine() -> AsyncIterator[Path]:
     """The socket of the container engine that runs here, else of a private one."""
-    async with engine_socket(places().cache / "test-docker") as socket:
+    async with engine_socket(default_paths().cache / "test-docker") as socket:
         yield socket

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 
 
 class Yard:
@@ -24,7 +24,7 @@ class Yard:
         home.mkdir()
         (home / "config.toml").write_text(config)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HIVEYARD_")}
-        self.env = {**kept, "HIVEYARD_HOME": str(home), "HIVEYARD_CACHE": str(places().cache)}
+        self.env = {**kept, "HIVEYARD_HOME": str(home), "HIVEYARD_CACHE": str(default_paths().cache)}
         script = Path(sys.executable).with_name("hv")
         self._hv = [str(script)] if script.exists() else [sys.executable, "-m", "hiveyard.cli.main"]
 

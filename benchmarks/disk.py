@@ -21,7 +21,7 @@ from benchmarks._yard import Yard, yard
 from hiveyard.core.ports import Holds
 from hiveyard.images.images import Images
 from hiveyard.kit.disk_usage import Measure
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 
 PROVIDERS = ("bubblewrap", "qemu")
 WRITTEN = 1 << 20
@@ -55,7 +55,7 @@ class Sessions:
 
     async def stand_on(self) -> float:
         """MiB of the image, and of what the provider made of it."""
-        image = await Images(places().cache).ensure(self._image, tell)
+        image = await Images(default_paths().cache).ensure(self._image, tell)
         measure = Measure()
         taken = measure.tree(image.rootfs.parent)
         async with opened(self.provider, self.home.root / "state") as provider:

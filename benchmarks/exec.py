@@ -27,7 +27,7 @@ from hiveyard.core.ports import Guest
 from hiveyard.images.images import Images
 from hiveyard.kit import process
 from hiveyard.kit.names import new_id
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 
 TRUE = Command(argv=("true",))
 MIB = 1 << 20
@@ -60,7 +60,7 @@ async def machine(stack: AsyncExitStack, name: str, image: Image, scratch: Path)
 
 
 async def measure(scratch: Path, options: argparse.Namespace) -> Figures:
-    image = await Images(places().cache).ensure(options.image, tell)
+    image = await Images(default_paths().cache).ensure(options.image, tell)
     figures = Figures("exec")
     least, trips = Timed("fork and exec of true on the host (floor)", floor), dict[str, list[Timed]]()
     async with AsyncExitStack() as stack:

@@ -25,7 +25,7 @@ from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu import QemuProvider
 from hiveyard.machines.qemu.vm import labels
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 
 _BUSY = """
 (exec >/session/log; while :; do date; sleep 0.05; done) </dev/null 2>&1 &
@@ -95,7 +95,7 @@ async def _first(provider: QemuProvider, base: MachineSpec, root: Path, kept: st
 
 
 async def measure(options: argparse.Namespace, scratch: Path) -> Figures:
-    image = await Images(places().cache).ensure(options.image, tell)
+    image = await Images(default_paths().cache).ensure(options.image, tell)
     base = MachineSpec(image=image, shape=Shape())
     figures = Figures("forking a running VM")
     async with opened("qemu", scratch / "state") as provider:

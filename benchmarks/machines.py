@@ -34,7 +34,7 @@ from hiveyard.machines.docker import DockerProvider, DockerSettings
 from hiveyard.machines.docker.container import tag
 from hiveyard.machines.docker.engine import foreign
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 
 TRUE = Command(argv=("true",))
 
@@ -93,7 +93,7 @@ async def engine_alone(timed: Timed, client: Docker, image: str) -> None:
 
 
 async def vms(figures: Figures, spec: MachineSpec, options: argparse.Namespace, scratch: Path) -> Figure:
-    cache = places().cache / "qemu"
+    cache = default_paths().cache / "qemu"
     fork, cold = Timed("qemu, VM forked"), Timed("qemu, VM booted")
     async with opened("qemu", scratch / "f") as forking:
         await forking.prepare(spec.image, spec.shape, tell)
@@ -142,7 +142,7 @@ async def namespaces(figures: Figures, spec: MachineSpec, options: argparse.Name
 
 
 async def measure(options: argparse.Namespace, scratch: Path) -> Figures:
-    image = await Images(places().cache).ensure(options.image, tell)
+    image = await Images(default_paths().cache).ensure(options.image, tell)
     spec = MachineSpec(image=image, shape=Shape(), session=scratch / "session")
     (scratch / "session").mkdir()
     figures = Figures("machines, to the first command answered")

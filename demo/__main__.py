@@ -32,7 +32,7 @@ from hiveyard.machines.docker.settings import DockerSettings
 from hiveyard.machines.qemu.host import version
 from hiveyard.machines.qemu.provider import QemuProvider
 from hiveyard.machines.qemu.settings import QemuSettings
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 
 TESTS = [
     "-m",
@@ -55,7 +55,7 @@ def main() -> int:
     started = time.monotonic()
     # Before the image, which takes minutes.
     anyio.run(version, QemuSettings().program)
-    cache = places().cache
+    cache = default_paths().cache
     with tempfile.TemporaryDirectory(prefix="hv-demo-") as scratch, _yard(Path(scratch), cache) as env:
         image, fork, cold, docker = anyio.run(_machines, Path(scratch), cache)
         repo = sample(Path(scratch))

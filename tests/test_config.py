@@ -8,17 +8,17 @@ import pytest
 
 from hiveyard import config
 from hiveyard.core.errors import BadSetting
-from hiveyard.paths import host_ports_place, places, settled
+from hiveyard.paths import default_paths, host_ports_directory, resolved_environment
 
 
 def load(tmp_path: Path, text: str) -> config.Settings:
-    here = places({"HIVEYARD_HOME": str(tmp_path), "HOME": str(tmp_path)})
+    here = default_paths({"HIVEYARD_HOME": str(tmp_path), "HOME": str(tmp_path)})
     here.config.write_text(text)
     return config.load(here)
 
 
 def test_no_file_means_the_defaults(tmp_path: Path) -> None:
-    here = places({"HIVEYARD_HOME": str(tmp_path), "HOME": str(tmp_path)})
+    here = default_paths({"HIVEYARD_HOME": str(tmp_path), "HOME": str(tmp_path)})
     assert config.load(here) == config.Settings()
 
 
@@ -72,12 +72,14 @@ def test_a_misspelt_setting_is_answered_with_the_right_one(tmp_path: Path) -> No
 
 
 def test_a_home_holds_everything_and_the_cache_can_be_moved(tmp_path: Path) -> None:
-    here = places({"HIVEYARD_HOME": "/h", "HIVEYARD_CACHE": "/c", "HOME": "/home/me"})
+    here = default_paths({"HIVEYARD_HOME": "/h", "HIVEYARD_CACHE": "/c", "HOME": "/home/me"})
     assert (here.data, here.run, here.cache) == (Path("/h/data"), Path("/h/run"), Path("/c"))
-    default = places({"HOME": "/home/me"})
+    default = default_paths({"HOME": "/home/me"})
     assert default.database == Path("/home/me/.local/share/hiveyard/hiveyard.db")
     assert default.cache == Path("/home/me/.cache/hiveyard")
-    assert places({"HOME": "/home/me", "XDG_RUNTIME_DIR": "/run/user/1000"}) == default, "cron finds the same daemon"
+    assert default_paths({"HOME": "/home/me", "XDG_RUNTIME_DIR": "/run/user/1000"}) == default, (
+        "cron finds the same daemon"
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_places_are_the_same_seen_from_anywhere(
     env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    here, ports, passed_on = places(env), host_ports_place(env), settled(env)
+    here, ports, passed_on = default_paths(env), host_ports_directory(env), resolved_environment(env)
     assert all(path.is_absolute() for path in (*here, ports))
     monkeypatch.chdir("/")
-    assert (places(passed_on), host_ports_place(passed_on)) == (here, ports)
+    assert (default_paths(passed_on), host_ports_directory(passed_on)) == (here, ports)

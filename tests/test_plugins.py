@@ -11,10 +11,10 @@ import pytest
 
 from hiveyard import agents, machines, processes
 from hiveyard.core.errors import BadInput, BadPlugin, BadSetting, UnknownAgent
-from hiveyard.discovery import with_others
+from hiveyard.discovery import with_external
 from hiveyard.engine.placement.provider_choice import automatic, choose, named
 from hiveyard.machines.external.settings import ExternalProgram
-from hiveyard.paths import Places
+from hiveyard.paths import Paths
 from tests.contract.providers import SAMPLE
 
 MODULE = """
@@ -46,8 +46,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return install
 
 
-def here(tmp_path: Path) -> Places:
-    return Places(tmp_path / "data", tmp_path / "cache", tmp_path / "run", tmp_path / "config.toml")
+def here(tmp_path: Path) -> Paths:
+    return Paths(tmp_path / "data", tmp_path / "cache", tmp_path / "run", tmp_path / "config.toml")
 
 
 def test_an_agent_of_another_distribution_is_found_by_its_name(install: Install) -> None:
@@ -125,7 +125,7 @@ async def test_a_provider_of_another_distribution_is_known_and_never_taken_unask
     install: Install, tmp_path: Path
 ) -> None:
     install("hiveyard.providers", "mine", "brought_by_a_test:Machines")
-    async with with_others({}, here(tmp_path), {}, {}) as providers:
+    async with with_external({}, here(tmp_path), {}, {}) as providers:
         assert named("mine", providers).name == "mine"
         assert not automatic(providers["mine"])
 
@@ -133,7 +133,7 @@ async def test_a_provider_of_another_distribution_is_known_and_never_taken_unask
 @pytest.mark.anyio
 async def test_a_broken_provider_holds_up_nobody_but_who_asks_for_it(install: Install, tmp_path: Path) -> None:
     install("hiveyard.providers", "mine", "brought_by_a_test:fails")
-    async with with_others({}, here(tmp_path), {}, {}) as providers:
+    async with with_external({}, here(tmp_path), {}, {}) as providers:
         assert dict(providers) == {}
         for _ in range(2):
             with pytest.raises(BadPlugin, match="licence"):
@@ -148,7 +148,7 @@ async def test_a_broken_provider_holds_up_nobody_but_who_asks_for_it(install: In
 async def test_a_program_of_the_settings_is_a_provider(tmp_path: Path) -> None:
     program = ExternalProgram(command=SAMPLE)
     environment = {"PATH": "/usr/bin:/bin", "ANTHROPIC_API_KEY": "sk-Zq8TestSecret"}
-    async with with_others({}, here(tmp_path), {"sample": program}, environment) as providers:
+    async with with_external({}, here(tmp_path), {"sample": program}, environment) as providers:
         assert (await providers["sample"].readiness()).ok
         assert not automatic(providers["sample"])
         with pytest.raises(BadInput, match="sample cannot run agents"):
@@ -163,7 +163,7 @@ async def test_a_program_of_the_settings_is_a_provider(tmp_path: Path) -> None:
 async def test_a_section_that_cannot_be_is_told(tmp_path: Path, name: str, env: tuple[str, ...], why: str) -> None:
     program = ExternalProgram(command=("/bin/true",), env=env)
     with pytest.raises(BadSetting, match=why):
-        async with with_others({"qemu": None}, here(tmp_path), {name: program}, {}):  # type: ignore[dict-item]
+        async with with_external({"qemu": None}, here(tmp_path), {name: program}, {}):  # type: ignore[dict-item]
             raise AssertionError("it was made")
 
 

@@ -25,7 +25,7 @@ from hiveyard.machines.docker.settings import DockerSettings
 from hiveyard.machines.external.settings import ExternalProgram
 from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.qemu.settings import QemuSettings
-from hiveyard.paths import Places
+from hiveyard.paths import Paths
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Settings:
     external: Mapping[str, ExternalProgram] = field(default_factory=dict)
 
 
-def load(places: Places) -> Settings:
+def load(places: Paths) -> Settings:
     """The settings of `places.config`, or the defaults when there is no such file.
 
     Raises BadSetting, naming the file and the key, for an unknown key or a value of the wrong kind.

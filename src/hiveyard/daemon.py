@@ -24,7 +24,7 @@ from hiveyard.api.server import bind, make_server
 from hiveyard.core.errors import BadSetting, DaemonRunning, HiveyardError
 from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.core.ports import Provider
-from hiveyard.discovery import with_others
+from hiveyard.discovery import with_external
 from hiveyard.door.descriptors import raise_limit
 from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
@@ -32,7 +32,7 @@ from hiveyard.door.settings import from_environment
 from hiveyard.engine.access.host_ports import HostPorts
 from hiveyard.engine.access.ssh_keys import SshKeys
 from hiveyard.engine.engine import Engine, running
-from hiveyard.engine.event_writer import Ledger
+from hiveyard.engine.event_writer import EventLog
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.resources import Resources
 from hiveyard.images.images import Images
@@ -40,7 +40,7 @@ from hiveyard.kit import event_loop
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.files import locked
 from hiveyard.kit.group import first
-from hiveyard.paths import Places, host_ports_place, places
+from hiveyard.paths import Paths, default_paths, host_ports_directory
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.tmux import Tmux
 from hiveyard.store.ballast import BALLAST
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.setswitchinterval(0.0005)
     os.umask(0o022)
     raise_limit()
-    _log_to(places().log if fd is not None else None)
+    _log_to(default_paths().log if fd is not None else None)
     ready = Ready(fd)
     try:
         anyio.run(_serve, ready, backend_options=event_loop.OPTIONS)
@@ -113,7 +113,7 @@ def _log_to(file: Path | None) -> None:
 
 
 async def _serve(ready: Ready) -> None:
-    here = places()
+    here = default_paths()
     settings = config.load(here)
     environment = config.environment()
     # From here on no child of ours inherits a key.
@@ -128,16 +128,14 @@ async def _serve(ready: Ready) -> None:
 
 
 @asynccontextmanager
-async def resources(
-    here: Places, settings: config.Settings, environment: Mapping[str, str]
-) -> AsyncIterator[Resources]:
+async def resources(here: Paths, settings: config.Settings, environment: Mapping[str, str]) -> AsyncIterator[Resources]:
     """Everything the engine needs, open for as long as the block lasts."""
     _check_agents(settings.agents, here)
     clock = SystemClock()
     for directory in (here.data, here.run, here.sessions, here.doors):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     keys = Keys(environment, here.keys)
-    others = with_others(_providers(here, settings, keys), here, settings.external, environment)
+    others = with_external(_providers(here, settings, keys), here, settings.external, environment)
     # It is part of what the disk is to keep free, and so never more than that.
     ballast = min(BALLAST, settings.engine.disk_reserve_mib << 20)
     async with others as providers, open_store(here.database, clock=clock, ballast=ballast) as store:
@@ -147,7 +145,7 @@ async def resources(
 
         async with Doors(from_environment(settings.door, environment), keys, record, clock=clock) as doors:
             yield Resources(
-                ledger=Ledger(store, clock),
+                ledger=EventLog(store, clock),
                 providers=providers,
                 manager=Detached(),
                 terminals=Tmux(),
@@ -157,7 +155,7 @@ async def resources(
                 settings=settings.engine,
                 agents=settings.agents,
                 ports=settings.ports,
-                host_ports=HostPorts(host_ports_place()),
+                host_ports=HostPorts(host_ports_directory()),
                 ssh_keys=SshKeys(here.ssh),
                 clock=clock,
                 sessions=here.sessions,
@@ -165,7 +163,7 @@ async def resources(
             )
 
 
-def _check_agents(sections: Iterable[str], here: Places) -> None:
+def _check_agents(sections: Iterable[str], here: Paths) -> None:
     known = [*agents.names(), *plugins.names("hiveyard.agents", agents.names())]
     for name in sections:
         if name not in known:
@@ -188,7 +186,7 @@ async def _mirrored(parts: Resources) -> AsyncIterator[None]:
         group.cancel_scope.cancel()
 
 
-def _providers(here: Places, settings: config.Settings, keys: Keys) -> Mapping[str, Provider]:
+def _providers(here: Paths, settings: config.Settings, keys: Keys) -> Mapping[str, Provider]:
     own = {
         "qemu": settings.qemu,
         "docker": settings.docker,
@@ -203,7 +201,7 @@ def _providers(here: Places, settings: config.Settings, keys: Keys) -> Mapping[s
     }
 
 
-async def _answer(engine: Engine, listener: socket.socket, here: Places, ready: Ready) -> None:
+async def _answer(engine: Engine, listener: socket.socket, here: Paths, ready: Ready) -> None:
     server: uvicorn.Server | None = None
 
     def shut_down() -> None:
@@ -232,7 +230,7 @@ async def _until_signal(shut_down: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _only_one(here: Places) -> Iterator[None]:
+def _only_one(here: Paths) -> Iterator[None]:
     until = time.monotonic() + LEAVING
     with ExitStack() as held:
         while True:

@@ -18,7 +18,7 @@ from hiveyard.engine.placement.provider_choice import unknown
 from hiveyard.machines.external import ExternalProvider
 from hiveyard.machines.external.program import PLAIN
 from hiveyard.machines.external.settings import ExternalProgram
-from hiveyard.paths import Places
+from hiveyard.paths import Paths
 
 log = logging.getLogger("hiveyard.daemon")
 _UNHEARD = Capabilities(door_url="", remote=True)
@@ -42,8 +42,8 @@ class Providers(dict[str, Provider]):
 
 
 @asynccontextmanager
-async def with_others(
-    own: Mapping[str, Provider], here: Places, programs: Mapping[str, ExternalProgram], environment: Mapping[str, str]
+async def with_external(
+    own: Mapping[str, Provider], here: Paths, programs: Mapping[str, ExternalProgram], environment: Mapping[str, str]
 ) -> AsyncIterator[Providers]:
     """Our own providers and those of others, whose programs run for as long as the block lasts. Raises BadSetting,
     BadInput for a name that cannot be, BadPlugin for one that is taken."""
@@ -64,7 +64,7 @@ async def with_others(
 
 
 def _external(
-    name: str, program: ExternalProgram, taken: Providers, here: Places, environment: Mapping[str, str]
+    name: str, program: ExternalProgram, taken: Providers, here: Paths, environment: Mapping[str, str]
 ) -> ExternalProvider:
     if name in taken or name in taken.broken or name == "auto":
         raise BadSetting(f"{here.config}: external.{name}: there is a provider of that name already")
@@ -74,7 +74,7 @@ def _external(
     return ExternalProvider(name, program.command, here.machines / name, env=env, settings=program, unheard=_UNHEARD)
 
 
-def _add_plugins(found: Providers, here: Places) -> None:
+def _add_plugins(found: Providers, here: Paths) -> None:
     own = ("auto", *found)
     for name in plugins.names("hiveyard.providers", own):
         try:

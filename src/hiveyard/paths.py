@@ -14,7 +14,7 @@ _OURS = ("HIVEYARD_HOME", "HIVEYARD_CACHE")
 _NAMES = (*_OURS, "HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR")
 
 
-class Places(NamedTuple):
+class Paths(NamedTuple):
     """Where things are.
 
     `data` is what must not be lost (database, sessions); `cache` can be made again (images, templates); `run` holds
@@ -63,7 +63,7 @@ class Places(NamedTuple):
         return self.data / "daemon.log"
 
 
-def settled(env: Mapping[str, str] | None = None) -> dict[str, str]:
+def resolved_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment with which a program finds the same places, whatever directory it works in. Raises BadInput
     for one that is not UTF-8."""
     whole = dict(os.environ if env is None else env)
@@ -78,26 +78,26 @@ def settled(env: Mapping[str, str] | None = None) -> dict[str, str]:
     return whole
 
 
-def host_ports_place(env: Mapping[str, str] | None = None) -> Path:
+def host_ports_directory(env: Mapping[str, str] | None = None) -> Path:
     """What all daemons of this user share, wherever each has its home: who holds which port of the host."""
-    env = settled(env)
+    env = resolved_environment(env)
     return Path(env.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"hiveyard-ports-{os.geteuid()}"
 
 
-def places(env: Mapping[str, str] | None = None) -> Places:
+def default_paths(env: Mapping[str, str] | None = None) -> Paths:
     """`$HIVEYARD_HOME` holds everything when it is set, else the XDG directories; `$HIVEYARD_CACHE` moves the cache."""
-    env = settled(env)
+    env = resolved_environment(env)
     home = Path(env.get("HOME") or Path.home())
     if root := env.get("HIVEYARD_HOME"):
         base = Path(root)
-        found = Places(base / "data", base / "cache", base / "run", base / "config.toml")
+        found = Paths(base / "data", base / "cache", base / "run", base / "config.toml")
     else:
         data = Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "hiveyard"
         cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "hiveyard"
         config = Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "hiveyard" / "config.toml"
         # Not in XDG_RUNTIME_DIR: cron and sudo do not have it, and would find no daemon and start a second one on the
         # same data; and it is removed when the user logs out, with the doors of whoever works through the night.
-        found = Places(data, cache, data / "run", config)
+        found = Paths(data, cache, data / "run", config)
     if moved := env.get("HIVEYARD_CACHE"):
         found = found._replace(cache=Path(moved))
     return found

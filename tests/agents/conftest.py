@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hiveyard.images.images import Images
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from tests.agents.real import REAL, HostYard, find_programs, host_yard
 from tests.support.leaks import searched_directory
 
@@ -34,7 +34,7 @@ async def programs() -> AsyncIterator[Mapping[str, Path]]:
     if set(found) >= set(REAL):
         yield found
         return
-    images = Images(places().cache)
+    images = Images(default_paths().cache)
     # Not below pytest's own directory, which is closed to the user that the agents run as.
     with searched_directory(prefix="hv-programs-", dir="/tmp") as scratch:
         Path(scratch).chmod(0o755)

@@ -21,7 +21,7 @@ import anyio
 from hiveyard import agents
 from hiveyard.core.commands import Command, Result
 from hiveyard.core.events import AgentEnded, AgentEvent, AgentStarted
-from hiveyard.core.ports import Parser, Seat, Seated, Turn
+from hiveyard.core.ports import AgentTerminal, HasTerminal, Parser, Turn
 from hiveyard.kit import process
 from hiveyard.testing.model import ScriptedModel, scripted_model
 from hiveyard.testing.script import Script
@@ -35,14 +35,14 @@ class Place:
     """One seat. `events` is what its feed said so far; `machine` the process whose network it is in."""
 
     yard: HostYard
-    agent: Seated
+    agent: HasTerminal
     turn: Turn
     model: ScriptedModel
     machine: int
     events: list[AgentEvent] = field(default_factory=list)
 
     @property
-    def seat(self) -> Seat:
+    def seat(self) -> AgentTerminal:
         return self.agent.seat(self.turn)
 
     @property
@@ -159,7 +159,7 @@ async def sitting(
     ):
         place = Place(
             yard=yard,
-            agent=cast(Seated, agents.by_name(program)),
+            agent=cast(HasTerminal, agents.by_name(program)),
             turn=yard.turn(prompt="", name="agent", **turn),
             model=model,
             machine=machine.pid,

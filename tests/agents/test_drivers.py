@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hiveyard import agents
 from hiveyard.agents.acp.updates import Updates
-from hiveyard.agents.shared.permission import Leave
+from hiveyard.agents.shared.permission import PermissionRequest
 from hiveyard.agents.shared.wording import changed
 from hiveyard.core.drivers import Answer, Converses, Driver, Line, Step
 from hiveyard.core.errors import BadInput
@@ -251,7 +251,7 @@ def test_nothing_that_is_long_stays_so(name: str) -> None:
 
 
 def test_what_is_asked_and_never_answered_is_forgotten_when_it_is_too_much() -> None:
-    leave = Leave()
+    leave = PermissionRequest()
     for number in range(20):
         leave.wanted(str(number), "Write", {"content": "x" * (8 << 20)}, "write")
     with pytest.raises(BadInput, match="does not wait"):

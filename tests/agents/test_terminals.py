@@ -22,7 +22,7 @@ from hiveyard.agents.claude.terminal import GUARD, _safe
 from hiveyard.agents.shared.guest_terminal import Feed, Tail, once
 from hiveyard.agents.shared.terminal_process import argv_of
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentOutput, AgentPrompted, AgentStarted
-from hiveyard.core.ports import Seated, Turn
+from hiveyard.core.ports import HasTerminal, Turn
 from tests.agents.terminal_programs import heard
 from tests.agents.test_processes import turn
 from tests.transcripts.record_seats import CASES, expect, home
@@ -31,8 +31,8 @@ ALL = [(agent, case) for agent, cases in CASES.items() for case in cases]
 SEATED = tuple(CASES)
 
 
-def adapter(name: str) -> Seated:
-    return cast(Seated, agents.by_name(name))
+def adapter(name: str) -> HasTerminal:
+    return cast(HasTerminal, agents.by_name(name))
 
 
 def lines(agent: str, case: str) -> list[bytes]:
@@ -40,7 +40,7 @@ def lines(agent: str, case: str) -> list[bytes]:
 
 
 def test_a_command_line_has_no_terminal_program() -> None:
-    assert [name for name in agents.names() if isinstance(agents.by_name(name), Seated)] == list(SEATED)
+    assert [name for name in agents.names() if isinstance(agents.by_name(name), HasTerminal)] == list(SEATED)
 
 
 @pytest.mark.parametrize("agent", SEATED)

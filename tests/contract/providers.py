@@ -31,7 +31,7 @@ from hiveyard.machines.docker.container import tag
 from hiveyard.machines.external import ExternalProvider
 from hiveyard.machines.morph import MorphProvider, MorphSettings, morph_image
 from hiveyard.machines.qemu import QemuProvider
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from tests.support.dockerd import engine_socket
 from tests.support.morph_cloud import Cloud, served
 from tests.support.morph_front import judged
@@ -116,7 +116,7 @@ async def docker(scratch: Path) -> AsyncIterator[Offer]:
     state = scratch / "state"
     # An engine has one store of images for all who use it: an id of our own, so that we may remove it.
     image = replace(small_image(scratch), id=new_id())
-    async with engine_socket(places().cache / "test-docker") as socket:
+    async with engine_socket(default_paths().cache / "test-docker") as socket:
         settings = DockerSettings(socket=str(socket))
 
         def again() -> Provider:

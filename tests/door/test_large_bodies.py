@@ -12,7 +12,7 @@ from anyio.abc import SocketStream
 
 from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.door.conversation import Place
-from hiveyard.door.model_request import Asked, understand
+from hiveyard.door.model_request import ModelRequest, understand
 from hiveyard.door.normalize import empty, settled
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.reply import Passage
@@ -150,7 +150,7 @@ async def test_bodies_at_all_doors_that_are_too_much_together_are_refused(tmp_pa
                 assert (await client.post("/openai/v1/responses", content=body)).status_code == 200
 
 
-class _Noticing(Asked):
+class _Noticing(ModelRequest):
     threads: list[int] = []  # noqa: RUF012
 
     @property

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from hiveyard.door.listening import listening
-from hiveyard.door.quota import Room
+from hiveyard.door.quota import Quota
 from hiveyard.door.settings import DoorSettings
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ async def test_opening_that_is_cancelled_leaves_the_descriptor_to_whoever_gets_i
     number = next_number()
     with anyio.CancelScope() as scope:
         scope.cancel()
-        async with listening(no_app, tmp_path / "door.sock", DoorSettings(), Room(1)):
+        async with listening(no_app, tmp_path / "door.sock", DoorSettings(), Quota(1)):
             raise AssertionError("it opened")
     assert list(tmp_path.iterdir()) == []
     one, other = socket.socketpair()

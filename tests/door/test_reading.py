@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from hiveyard.core.usage import Usage
 from hiveyard.door import conversation
-from hiveyard.door.event_quota import Allowance
+from hiveyard.door.event_quota import EventQuota
 from hiveyard.door.meter import Meter, only_usage
-from hiveyard.door.model_request import Asked, understand
+from hiveyard.door.model_request import ModelRequest, understand
 from hiveyard.door.normalize import settled
 from hiveyard.door.prices import Prices
 from hiveyard.door.routes import Protocol, Route
@@ -31,7 +31,7 @@ LINES = st.lists(
 CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=10)
 
 
-def asked(protocol: Protocol, **body: object) -> Asked:
+def asked(protocol: Protocol, **body: object) -> ModelRequest:
     return understand(Route("openai", "POST", "/x", protocol), body=json.dumps(body).encode())
 
 
@@ -218,7 +218,7 @@ def test_an_allowance_runs_out_says_so_and_fills_again() -> None:
         async def sleep(self, seconds: float) -> None: ...
 
     clock = Held()
-    allowance = Allowance(clock, most=2, per_second=1.0)
+    allowance = EventQuota(clock, most=2, per_second=1.0)
     assert [allowance.take() for _ in range(5)] == [True, True, False, False, False]
     clock.at = 1.0
     assert allowance.take() and "3 more" in allowance.omitted() and allowance.omitted() == ""

@@ -16,9 +16,9 @@ from hiveyard.daemon import resources
 from hiveyard.engine.engine import Engine, running
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.tasks.request import TaskRequest
-from hiveyard.engine.tasks.view import Report
+from hiveyard.engine.tasks.view import TaskView
 from hiveyard.machines.qemu import QemuProvider
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 
 
 class Yard:
@@ -26,7 +26,7 @@ class Yard:
 
     def __init__(self, home: Path, settings: config.Settings, environment: Mapping[str, str]) -> None:
         self.home = home
-        self.places = places({"HIVEYARD_HOME": str(home), "HOME": str(home)})
+        self.places = default_paths({"HIVEYARD_HOME": str(home), "HOME": str(home)})
         self.settings = settings
         self.environment = dict(environment)
 
@@ -83,7 +83,7 @@ def asked(repo: Path, command: str, **more: object) -> TaskRequest:
     return TaskRequest(repo=str(repo), prompt="do it", agent="command", command=command, **more)  # type: ignore[arg-type]
 
 
-async def done(engine: Engine, id: str) -> Report:
+async def done(engine: Engine, id: str) -> TaskView:
     """Wait for a task's end."""
     async for event in engine.follow(id, after=0):
         if event.body.type in ("task.completed", "task.failed", "task.cancelled"):

@@ -10,7 +10,7 @@ import anyio
 from hiveyard.core.errors import SessionNotRunning, StoreUnusable
 from hiveyard.core.events import AnyBody, Event
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.event_writer import Ledger
+from hiveyard.engine.event_writer import EventLog
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.engine.sessions.view import SessionView
 from tests.support.puppet import NAME
@@ -19,7 +19,7 @@ PATIENCE = 600.0
 """Seconds: a template of a VM is made once, and an emulated one takes its time."""
 
 
-class FullLedger(Ledger):
+class FullLedger(EventLog):
     """A ledger on a full disk."""
 
     async def record(self, session: str, *bodies: AnyBody, turn: int | None = None) -> None:

@@ -4,7 +4,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from hiveyard.kit.refcount import Shared
+from hiveyard.kit.refcount import RefCounted
 
 pytestmark = pytest.mark.anyio
 
@@ -15,7 +15,7 @@ async def test_the_last_who_leaves_closes_it_and_it_can_be_used_again() -> None:
     async def close() -> None:
         closed.append("closed")
 
-    shared = Shared(close)
+    shared = RefCounted(close)
     for times in (1, 2):
         first, second = shared.used(), shared.used()
         await first.__aenter__()
@@ -33,7 +33,7 @@ async def test_one_who_is_cancelled_closes_it_to_the_end() -> None:
         closed.append("closed")
 
     with anyio.CancelScope() as scope:
-        async with Shared(close).used():
+        async with RefCounted(close).used():
             scope.cancel()
             await anyio.sleep_forever()
     assert closed == ["closed"]

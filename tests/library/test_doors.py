@@ -25,7 +25,7 @@ from hiveyard.library import Orchestrator, Prepared
 from hiveyard.library.events import DoorReported
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.machines.morph import MorphProvider, MorphSettings, morph_image
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from hiveyard.processes.detached import Detached
 from hiveyard.testing.model import ScriptedModel, scripted_model
 from hiveyard.testing.script import Script, Step, Tokens, say, shell
@@ -267,8 +267,8 @@ LOOK = "printenv; cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\
 
 @pytest.mark.real
 async def test_a_real_claude_works_through_the_door_and_finds_no_key(yards: Yards, said: Said) -> None:
-    image = await Images(places().cache).ensure("default")
-    yards.provider = BubblewrapProvider(yards.scratch / "m", places().cache / "bubblewrap")
+    image = await Images(default_paths().cache).ensure("default")
+    yards.provider = BubblewrapProvider(yards.scratch / "m", default_paths().cache / "bubblewrap")
     script: Script = [shell(LOOK, text="I look for a key."), say("There is none.")]
     agent: Agent = Claude()
     async with upstream(*script) as model:

@@ -15,7 +15,7 @@ import pytest
 from hiveyard.agents.command import CommandLine
 from hiveyard.core.errors import BadInput, ProviderUnavailable
 from hiveyard.core.machines import HOST, Image
-from hiveyard.core.opening import Opens
+from hiveyard.core.opening import Openable
 from hiveyard.door.local_doors import LocalDoors
 from hiveyard.library import Orchestrator
 from hiveyard.machines.external import ExternalProvider
@@ -122,7 +122,7 @@ async def test_the_program_ends_with_the_last_orchestrator_and_its_machines_go_o
 
 async def test_a_program_that_cannot_be_asked_is_told_when_the_orchestrator_opens(mine: Mine) -> None:
     gone = ExternalProvider("gone", ["/nonexistent"], mine.state, env={})
-    assert isinstance(gone, Opens)
+    assert isinstance(gone, Openable)
     with pytest.raises(ProviderUnavailable, match="gone: its program /nonexistent cannot be started"):
         async with Orchestrator(gone, Detached(), CommandLine()) as yard:
             await yard.boot_and_prepare(HOST)

@@ -16,7 +16,7 @@ from hiveyard.door.local_doors import LocalDoors
 from hiveyard.images.images import Images
 from hiveyard.kit.secret import Secret
 from hiveyard.library import Orchestrator, RuntimeEvent
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from hiveyard.processes import by_name
 from hiveyard.testing.model import scripted_model
 from hiveyard.testing.script import Call, File, Step, say
@@ -34,7 +34,7 @@ async def test_claude_under_pm2_with_credentials_and_a_door(offer: Offer, said: 
     def hear(event: RuntimeEvent) -> None:
         said.add(repr(event) + msgspec.json.encode(event).decode())
 
-    image = await Images(places().cache).ensure("default")
+    image = await Images(default_paths().cache).ensure("default")
     manager, provider = by_name("pm2"), offer.provider
     async with scripted_model(SCRIPT, key=KEY) as model:
         upstream = {"ANTHROPIC_API_KEY": KEY, "HIVEYARD_ANTHROPIC_UPSTREAM": f"{model.url}/anthropic"}

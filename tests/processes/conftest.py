@@ -15,7 +15,7 @@ from hiveyard.core.ports import ProcessManager
 from hiveyard.extras.pm2 import Pm2
 from hiveyard.images.images import Images
 from hiveyard.kit.names import new_id
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from hiveyard.processes.detached import Detached
 from hiveyard.processes.tmux import Tmux
 from tests.contract.conftest import guest, offered, parameters, shared
@@ -37,7 +37,7 @@ async def offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
         if request.param == "qemu":
             yield offer
         elif request.param == LARGE:
-            image = await Images(places().cache).ensure("default", print)
+            image = await Images(default_paths().cache).ensure("default", print)
             await offer.provider.prepare(image, Shape())
             yield replace(offer, image=image, shape=Shape())
         else:

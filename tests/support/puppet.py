@@ -22,7 +22,7 @@ import msgspec
 import hiveyard.agents
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.events import AgentEvent, AgentOutput
-from hiveyard.core.ports import Parser, Seat, Turn, Verdict
+from hiveyard.core.ports import AgentTerminal, Parser, Turn, Verdict
 
 NAME = "puppet"
 
@@ -53,11 +53,11 @@ class Puppet:
     def version(self) -> Command:
         return Command(argv=("python3", "--version"))
 
-    def seat(self, turn: Turn) -> Seat:
+    def seat(self, turn: Turn) -> AgentTerminal:
         begin = ("sh", "-c", 'mkdir -p "$1"; rm -f "$1/pid"; exec python3 -u -c "$0" "$@"', PROGRAM.read_text())
         command = Command(argv=(*begin, _state(turn), turn.conversation or ""), cwd=turn.workdir)
         terminal = ProcessSpec(name=turn.name, command=command, terminal=True)
-        return Seat(terminal=terminal, feed=f"{_state(turn)}/feed.jsonl")
+        return AgentTerminal(terminal=terminal, feed=f"{_state(turn)}/feed.jsonl")
 
     def say(self, turn: Turn) -> Command:
         return Command(argv=("bash", "-c", _SAY, "puppet", _state(turn), turn.prompt))

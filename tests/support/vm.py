@@ -9,15 +9,15 @@ from pathlib import Path
 from hiveyard.core.machines import Image
 from hiveyard.images.images import Images
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 
 
 async def vm_image() -> Image:
-    return await Images(places().cache).ensure(str(Path(__file__).with_name("vm.toml")), print)
+    return await Images(default_paths().cache).ensure(str(Path(__file__).with_name("vm.toml")), print)
 
 
 def vm_provider(state: Path, settings: QemuSettings | None = None) -> QemuProvider:
-    return QemuProvider(state=state, cache=places().cache / "qemu", settings=settings or QemuSettings())
+    return QemuProvider(state=state, cache=default_paths().cache / "qemu", settings=settings or QemuSettings())
 
 
 def vm_pid(state: Path, name: str) -> int:

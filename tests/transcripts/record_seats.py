@@ -18,7 +18,7 @@ import anyio
 
 from hiveyard import agents
 from hiveyard.core.events import AgentAsked, AgentPrompted
-from hiveyard.core.ports import Seated
+from hiveyard.core.ports import HasTerminal
 from hiveyard.testing.script import Call, File, Script, Step, refuse, say, shell, tool
 from tests.agents.real import find_programs, host_yard
 from tests.agents.terminal_programs import Place, heard, sitting
@@ -182,7 +182,7 @@ def home(agent: str) -> Path:
 
 
 def expect(agent: str, case: str) -> str:
-    listener = cast(Seated, agents.by_name(agent)).listener()
+    listener = cast(HasTerminal, agents.by_name(agent)).listener()
     events = heard(listener, (home(agent) / f"{case}.feed").read_bytes())
     return describe(events, listener.verdict(0, ""))
 

@@ -40,9 +40,9 @@ from hiveyard.core.errors import (
 from hiveyard.core.events import Event, Failure
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.tasks.request import TaskRequest, from_json
-from hiveyard.engine.tasks.view import Report
+from hiveyard.engine.tasks.view import TaskView
 from hiveyard.engine.upkeep.doctor import Check
-from hiveyard.engine.workspace.result import Source
+from hiveyard.engine.workspace.result import ResultLocation
 from hiveyard.kit.text import one_line
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _add_daemon(app: FastAPI, engine: Engine, shut_down: Callable[[], None]) -> 
 
 
 def _add_tasks(app: FastAPI, engine: Engine) -> None:
-    @app.post("/v1/tasks", **takes(TaskRequest), **gives(Report, 201))
+    @app.post("/v1/tasks", **takes(TaskRequest), **gives(TaskView, 201))
     async def create(request: Request) -> Response:
         asked = from_json(await body(request))
         id = await while_wanted(request, engine.submit(asked))
@@ -119,11 +119,11 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
             await engine.cancel(id)
         return answer(await engine.report(id), 201)
 
-    @app.get("/v1/tasks", **gives(list[Report]))
+    @app.get("/v1/tasks", **gives(list[TaskView]))
     async def tasks(all: bool = False, limit: int | None = Query(None, ge=1, le=LAST_SEQ)) -> Response:
         return answer(await engine.reports(live_only=not all, limit=limit))
 
-    @app.get("/v1/tasks/{ref}", **gives(Report))
+    @app.get("/v1/tasks/{ref}", **gives(TaskView))
     async def task(ref: str) -> Response:
         return answer(await engine.report(await engine.resolve(ref)))
 
@@ -135,7 +135,7 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
         lines = event_lines(engine, id, after=after, follow=follow, raw=raw)
         return stream(lines)
 
-    @app.post("/v1/tasks/{ref}/cancel", **gives(Report, 202))
+    @app.post("/v1/tasks/{ref}/cancel", **gives(TaskView, 202))
     async def cancel(ref: str) -> Response:
         id = await engine.resolve(ref)
         await engine.cancel(id)
@@ -147,7 +147,7 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
         await engine.remove(id, force=force)
         return answer(Removed(id))
 
-    @app.get("/v1/tasks/{ref}/source", **gives(Source))
+    @app.get("/v1/tasks/{ref}/source", **gives(ResultLocation))
     async def source(ref: str) -> Response:
         return answer(await engine.source(await engine.resolve(ref)))
 

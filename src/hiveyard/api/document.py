@@ -35,13 +35,13 @@ from hiveyard.engine.snapshots.compare import Compared
 from hiveyard.engine.snapshots.fork import Forked, ForkRequest
 from hiveyard.engine.snapshots.service import SnapshotView
 from hiveyard.engine.tasks.request import TaskRequest
-from hiveyard.engine.tasks.view import Report
+from hiveyard.engine.tasks.view import TaskView
 from hiveyard.engine.upkeep.doctor import Check
 from hiveyard.engine.upkeep.housekeeping import Costs, Pruned
-from hiveyard.engine.workspace.result import Source
+from hiveyard.engine.workspace.result import ResultLocation
 
 _ASKED = (TaskRequest, SpawnRequest, ResumeAsked, Prompt, TerminalAsked, PortAsked)
-_ANSWERED = (Report, SessionView, TurnTaken, TerminalProgram, Source, Image, Check, Version, Removed, Problem)
+_ANSWERED = (TaskView, SessionView, TurnTaken, TerminalProgram, ResultLocation, Image, Check, Version, Removed, Problem)
 _OF_REACH = (OpenPort, SshConfig)
 _OF_SNAPSHOTS = (SnapshotAsked, ForkRequest, RewindAsked, SnapshotView, Forked, Compared)
 _OF_THE_SYSTEM = (ExportAsked, ImportAsked, Exported, Costs, Pruned)

@@ -18,7 +18,7 @@ from hiveyard.engine.sessions.request import SpawnRequest, spawn_from_json
 from hiveyard.engine.sessions.view import SessionView
 from hiveyard.engine.turns.terminal_runner import TERMINAL
 from hiveyard.engine.workspace.directory import GUEST_REPO
-from hiveyard.engine.workspace.result import Source
+from hiveyard.engine.workspace.result import ResultLocation
 from hiveyard.processes.terminal import attaching, shown
 
 
@@ -81,7 +81,7 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
         id = await engine.resolve(ref)
         return answer(TurnTaken(id, await sessions.send(id, prompt.text)), 202)
 
-    @app.post("/v1/sessions/{ref}/harvest", **gives(Source))
+    @app.post("/v1/sessions/{ref}/harvest", **gives(ResultLocation))
     async def harvest(ref: str) -> Response:
         id = await engine.resolve(ref)
         await sessions.harvest(id)

@@ -13,7 +13,7 @@ import click
 from hiveyard.api.client import ApiError, Client
 from hiveyard.core.errors import DaemonUnreachable
 from hiveyard.kit.files import locked
-from hiveyard.paths import Places, places, settled
+from hiveyard.paths import Paths, default_paths, resolved_environment
 
 
 class CannotStart(DaemonUnreachable):
@@ -22,7 +22,7 @@ class CannotStart(DaemonUnreachable):
 
 def connect(*, start: bool = True) -> Client:
     """A client of the running daemon; starts one when there is none. Raises what keeps the daemon from starting."""
-    here = places()
+    here = default_paths()
     client = Client(here.socket)
     if client.alive():
         return client
@@ -42,7 +42,7 @@ def connect(*, start: bool = True) -> Client:
     return client
 
 
-def _start(here: Places) -> None:
+def _start(here: Paths) -> None:
     """Start the daemon in a session of its own and wait until it says, through a pipe, how that went."""
     read, write = os.pipe()
     with here.log.open("ab") as log:
@@ -54,7 +54,7 @@ def _start(here: Places) -> None:
             pass_fds=[write],
             start_new_session=True,
             cwd="/",
-            env=settled(),
+            env=resolved_environment(),
         )
     os.close(write)
     with os.fdopen(read, "rb") as pipe:

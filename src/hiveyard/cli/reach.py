@@ -19,7 +19,7 @@ from hiveyard.cli.execute import execute
 from hiveyard.cli.names import SESSION
 from hiveyard.cli.options import JSON
 from hiveyard.core.errors import BadInput
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 
 _LONGEST_ARGV = 4 << 20  # what the daemon takes
 
@@ -58,7 +58,7 @@ def _opened(session: str, argv: Sequence[str]) -> Duplex:
             f"the command is {len(command)} bytes long, the most is {_LONGEST_ARGV}",
             hint="give it on stdin, or in a file: hv cp FILE ID:PATH",
         )
-    return Duplex(places().socket, f"/v1/sessions/{quoted(session)}/exec?size={len(command)}", command)
+    return Duplex(default_paths().socket, f"/v1/sessions/{quoted(session)}/exec?size={len(command)}", command)
 
 
 @click.command(short_help="Copy files into a session, or out of one.")

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Opens(Protocol):
+class Openable(Protocol):
     """A provider with a program of its own, or connections. Whatever is asked of it opens what it needs, and leaves it
     open."""
 

@@ -402,7 +402,7 @@ class Agent(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
+class AgentTerminal:
     """An agent's own terminal program in a session, whether or not a person sits there.
 
     `terminal` is the program, for a terminal of its own. `feed` is the guest's file to which all that
@@ -415,11 +415,11 @@ class Seat:
 
 
 @runtime_checkable
-class Seated(Protocol):
+class HasTerminal(Protocol):
     """An agent whose own terminal program a person can use, and Hiveyard can listen to and tell things. It is asked
     for by type; `Turn.conversation` goes on with one, `Turn.prompt` is not looked at by `seat`."""
 
-    def seat(self, turn: Turn) -> Seat:
+    def seat(self, turn: Turn) -> AgentTerminal:
         """What to run. The program asks nothing before it takes its first prompt (themes, trust, keys)."""
 
     def say(self, turn: Turn) -> Command:

@@ -29,7 +29,7 @@ from hiveyard.core.files import FileStep, MakeDirectory, SetMode, WriteFile
 from hiveyard.core.machines import Report
 from hiveyard.core.ports import Guest
 from hiveyard.credentials.inspection import Seen, contents, look
-from hiveyard.credentials.rollback import Former
+from hiveyard.credentials.rollback import PreviousFiles
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line
 
@@ -74,7 +74,7 @@ def announcement(profile: CredentialProfile) -> str:
 async def _attempt(guest: Guest, profiles: Sequence[CredentialProfile], mask: Mask) -> CredentialsError | None:
     """Install them; or put back what was there and return why. It is returned, not raised, so that no error hangs on
     to the one it came from."""
-    former = Former(guest)
+    former = PreviousFiles(guest)
     whole = False
     failure: CredentialsError | None = None
     try:
@@ -100,7 +100,7 @@ async def _attempt(guest: Guest, profiles: Sequence[CredentialProfile], mask: Ma
     return failure
 
 
-async def _install(guest: Guest, profile: CredentialProfile, former: Former, mask: Mask) -> None:
+async def _install(guest: Guest, profile: CredentialProfile, former: PreviousFiles, mask: Mask) -> None:
     told: CredentialsError
     try:
         before = await former.remember(profile)

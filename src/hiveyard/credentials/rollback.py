@@ -9,7 +9,7 @@ from hiveyard.core.ports import Guest
 from hiveyard.credentials.inspection import Seen, contents, look, remove_empty
 
 
-class Former:
+class PreviousFiles:
     """The former state of the paths of some profiles, as far as they were remembered."""
 
     def __init__(self, guest: Guest) -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import anyio
 from starlette.types import Receive
 
-from hiveyard.door.quota import Room
+from hiveyard.door.quota import Quota
 from hiveyard.door.settings import DoorSettings
 
 
@@ -28,7 +28,7 @@ class HungUp(Exception):
 class Bodies:
     """What one door holds of its guests' requests; `room` is the bytes that all doors may hold."""
 
-    def __init__(self, settings: DoorSettings, room: Room) -> None:
+    def __init__(self, settings: DoorSettings, room: Quota) -> None:
         self._settings = settings
         self._room = room
         self._held = 0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from hiveyard.door.event_quota import Allowance
+from hiveyard.door.event_quota import EventQuota
 from hiveyard.kit.clock import Clock
 
 _log = logging.getLogger("hiveyard.door")
@@ -39,7 +39,7 @@ def for_guests() -> int:
 def told_seldom(clock: Clock) -> Iterator[None]:
     """asyncio tells that it cannot accept a connection with a traceback, a hundred times a second: now and then is
     enough."""
-    loop, allowance = asyncio.get_running_loop(), Allowance(clock, most=3, per_second=0.01)
+    loop, allowance = asyncio.get_running_loop(), EventQuota(clock, most=3, per_second=0.01)
     before = loop.get_exception_handler()
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -19,17 +19,17 @@ from hiveyard.core.errors import BudgetSpent, HiveyardError, UpstreamFailed
 from hiveyard.core.usage import Usage
 from hiveyard.door import refusals, routes
 from hiveyard.door.bodies import Bodies, HungUp, TooMuch
-from hiveyard.door.event_quota import Allowance
+from hiveyard.door.event_quota import EventQuota
 from hiveyard.door.exchange import Exchange
-from hiveyard.door.model_request import Asked, understand
+from hiveyard.door.model_request import ModelRequest, understand
 from hiveyard.door.outgoing import Outgoing, Stalled
-from hiveyard.door.quota import Room
+from hiveyard.door.quota import Quota
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.refusals import Said
 from hiveyard.door.reply import Answers, Passage
 from hiveyard.door.routes import Refusal, Route
 from hiveyard.door.settings import DoorSettings
-from hiveyard.door.usage_recorder import Books
+from hiveyard.door.usage_recorder import UsageRecorder
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
@@ -51,12 +51,12 @@ class Door:
         *,
         path: Path,
         placeholders: Sequence[Secret],
-        books: Books,
+        books: UsageRecorder,
         answers: Answers,
         mask: Callable[[], Mask],
         settings: DoorSettings,
         recorder: Recorder | None,
-        room: Room,
+        room: Quota,
     ) -> None:
         self.path = path
         self.last_seen = books.clock.monotonic()
@@ -70,7 +70,7 @@ class Door:
         self._slots = anyio.CapacityLimiter(settings.requests)
         self._bodies = Bodies(settings, room)
         self._reading = anyio.Lock()
-        self._errors = Allowance(books.clock)
+        self._errors = EventQuota(books.clock)
 
     @property
     def turn(self) -> int | None:
@@ -165,7 +165,7 @@ class Door:
         except HiveyardError as error:
             await _say(out, refusals.of_error(route.vendor, error, request_id))
 
-    async def _ask(self, asked: Asked, out: Outgoing, request_id: str) -> None:
+    async def _ask(self, asked: ModelRequest, out: Outgoing, request_id: str) -> None:
         """Ask and pass the answer on; what goes wrong is told to the guest, if it still can be."""
         books, route = self._books, asked.route
         turn = books.turn
@@ -182,7 +182,7 @@ class Door:
         if not out.begun:
             await _say(out, said._replace(body=self._mask().data(said.body)))
 
-    async def _forward(self, asked: Asked, out: Outgoing) -> None:
+    async def _forward(self, asked: ModelRequest, out: Outgoing) -> None:
         passage = Passage(self._books.clock)
         exchange = Exchange(asked, self._books, out, passage, recorder=self._recorder)
         try:

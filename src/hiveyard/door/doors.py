@@ -22,12 +22,12 @@ from hiveyard.door.door import Door
 from hiveyard.door.keys import Keys
 from hiveyard.door.listening import listening
 from hiveyard.door.prices import Prices
-from hiveyard.door.quota import Room
+from hiveyard.door.quota import Quota
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
 from hiveyard.door.upstream import Upstream
-from hiveyard.door.usage_recorder import Books, Record
+from hiveyard.door.usage_recorder import Record, UsageRecorder
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
@@ -54,8 +54,8 @@ class Doors:
         self._broker = Broker(keys, settings, self._clock)
         self._upstream = Upstream(settings, self._broker)
         self._opened = AsyncExitStack()
-        self._connections = Room(for_guests())
-        self._bodies = Room(settings.bodies_total_mib << 20)
+        self._connections = Quota(for_guests())
+        self._bodies = Quota(settings.bodies_total_mib << 20)
         self._masked: tuple[Secret, ...] = ()
         self._mask = Mask(())
 
@@ -95,7 +95,7 @@ class Doors:
         called, in the event loop, when the money is spent and at each request after that: it must return at once.
         Raises SocketPathTooLong, or OSError as the system gives it.
         """
-        books = Books(
+        books = UsageRecorder(
             session,
             self._record,
             budget=Budget(budget_usd, spent or Usage()),

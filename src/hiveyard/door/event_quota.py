@@ -5,7 +5,7 @@ from __future__ import annotations
 from hiveyard.kit.clock import Clock
 
 
-class Allowance:
+class EventQuota:
     """A bucket of `most` facts that fills again by `per_second`. `left_out` counts what was not told since."""
 
     def __init__(self, clock: Clock, *, most: int = 30, per_second: float = 0.2) -> None:

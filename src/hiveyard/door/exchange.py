@@ -13,13 +13,13 @@ import anyio
 
 from hiveyard.core.errors import HiveyardError, KeyRefused, RateLimited, UpstreamFailed, UpstreamRefused
 from hiveyard.door.meter import Meter, only_usage
-from hiveyard.door.model_request import Asked
+from hiveyard.door.model_request import ModelRequest
 from hiveyard.door.outgoing import Outgoing, Stalled
 from hiveyard.door.recorder import LARGEST_ANSWER, Recorder
 from hiveyard.door.reply import Passage, Reply
 from hiveyard.door.sse import EventBlocks
 from hiveyard.door.tape import Entry, packed
-from hiveyard.door.usage_recorder import Books
+from hiveyard.door.usage_recorder import UsageRecorder
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line
 
@@ -30,7 +30,7 @@ class Exchange:
     """Passes one answer to the guest and sees to it that it is written down what it used."""
 
     def __init__(
-        self, asked: Asked, books: Books, send: Outgoing, passage: Passage, *, recorder: Recorder | None
+        self, asked: ModelRequest, books: UsageRecorder, send: Outgoing, passage: Passage, *, recorder: Recorder | None
     ) -> None:
         self._asked = asked
         self._books = books

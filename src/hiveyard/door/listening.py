@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from hiveyard.core.errors import SocketPathTooLong
-from hiveyard.door.quota import Room
+from hiveyard.door.quota import Quota
 from hiveyard.door.settings import DoorSettings
 from hiveyard.kit.names import new_id
 
@@ -34,7 +34,7 @@ _WAITING = 128
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, path: Path, settings: DoorSettings, room: Room) -> AsyncIterator[None]:
+async def listening(app: ASGIApp, path: Path, settings: DoorSettings, room: Quota) -> AsyncIterator[None]:
     """Serve `app` at the socket `path` for as long as the block lasts; whatever stood there is replaced at once. Each
     connection takes one of `room`.
 
@@ -134,7 +134,7 @@ async def _end(state: ServerState) -> None:
 class _Connection(H11Protocol):
     """One connection. Closed when a head takes too long, when there are too many, or when it makes no sense."""
 
-    def __init__(self, config: Config, state: ServerState, settings: DoorSettings, room: Room) -> None:
+    def __init__(self, config: Config, state: ServerState, settings: DoorSettings, room: Quota) -> None:
         super().__init__(config, state, {})
         self._room = room
         self.logger = _quiet()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from hiveyard.core.usage import Usage
-from hiveyard.door.model_request import Asked
+from hiveyard.door.model_request import ModelRequest
 from hiveyard.door.prices import IMAGES, Extra
 from hiveyard.door.sse import LONGEST, EventData
 from hiveyard.kit.shape import count, items, record, text
@@ -58,7 +58,7 @@ class Meter:
     answer which began well, `model` is who answered.
     """
 
-    def __init__(self, asked: Asked, *, streamed: bool) -> None:
+    def __init__(self, asked: ModelRequest, *, streamed: bool) -> None:
         self.count = Count()
         self.finished = False
         self.trouble = ""

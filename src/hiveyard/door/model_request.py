@@ -56,7 +56,7 @@ class Top(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ModelRequest:
     """One request: what is asked for (`route`, `query`, `headers`), and its body, empty when there is none.
 
     `counted` tells that the door asked for the count of tokens which the guest did not ask for.
@@ -130,12 +130,12 @@ class Asked:
 
 def understand(
     route: Route, *, query: bytes = b"", headers: tuple[tuple[str, str], ...] = (), body: bytes = b""
-) -> Asked:
+) -> ModelRequest:
     """Read a request. Raises BadInput when the body is not a JSON object, or asks for an answer that is made later: it
     would be paid, told by nobody, and could not be fetched."""
     if route.method == "GET":
-        return Asked(route=route, query=query, headers=headers)
-    asked = Asked(route=route, query=query, headers=headers, body=body, top=_top(body))
+        return ModelRequest(route=route, query=query, headers=headers)
+    asked = ModelRequest(route=route, query=query, headers=headers, body=body, top=_top(body))
     if bytes(asked.top.background).strip() not in _NOT_LATER:
         raise BadInput("the door passes no request on whose answer is made in the background", hint="leave it out")
     return _counted(asked) if route.protocol == "openai-chat" and asked.stream else asked
@@ -188,7 +188,7 @@ def _decoded(data: bytes) -> object:
     return found
 
 
-def _counted(asked: Asked) -> Asked:
+def _counted(asked: ModelRequest) -> ModelRequest:
     """A streamed chat completion tells its usage only when asked to, so the door asks.
 
     The chunk with the usage has no choices, and clients that did not ask for it are known to trip over that: the door
@@ -202,10 +202,12 @@ def _counted(asked: Asked) -> Asked:
         body = asked.body.rstrip()[:-1] + b',"stream_options":' + msgspec.json.encode(wanted) + b"}"
     else:
         body = _replaced(asked, msgspec.json.encode(wanted))
-    return Asked(route=asked.route, query=asked.query, headers=asked.headers, body=body, top=asked.top, counted=True)
+    return ModelRequest(
+        route=asked.route, query=asked.query, headers=asked.headers, body=body, top=asked.top, counted=True
+    )
 
 
-def _replaced(asked: Asked, options: bytes) -> bytes:
+def _replaced(asked: ModelRequest, options: bytes) -> bytes:
     """The body with other stream_options, and else as it came: said twice, a strict parser would refuse them.
 
     Where they stand is guessed, for the same words may stand further inside, and then looked up. Raises BadInput when

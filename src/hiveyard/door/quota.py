@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Room:
+class Quota:
     """`most` of something, of which `taken` are in use."""
 
     def __init__(self, most: int) -> None:

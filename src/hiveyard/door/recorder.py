@@ -15,7 +15,7 @@ import anyio.to_thread
 import msgspec
 
 from hiveyard.core.errors import BadTape
-from hiveyard.door.model_request import Asked
+from hiveyard.door.model_request import ModelRequest
 from hiveyard.door.tape import VERSION, Ask, Entry, Header, ask_of, scan
 from hiveyard.kit.files import open_regular
 
@@ -37,7 +37,7 @@ class Recorder:
         self._lock = anyio.Lock()
         self._reading = anyio.CapacityLimiter(1)
 
-    async def ask_of(self, asked: Asked, mask: Callable[[str], str]) -> Ask:
+    async def ask_of(self, asked: ModelRequest, mask: Callable[[str], str]) -> Ask:
         """See `tape.ask_of`; in a thread, for it may take a second."""
         return await anyio.to_thread.run_sync(ask_of, asked, mask, limiter=self._reading)
 

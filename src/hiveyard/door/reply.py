@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from hiveyard.door.model_request import Asked
+from hiveyard.door.model_request import ModelRequest
 from hiveyard.kit.clock import Clock
 
 
@@ -58,6 +58,6 @@ class Passage:
 class Answers(Protocol):
     """Where answers come from."""
 
-    def ask(self, asked: Asked, passage: Passage) -> AbstractAsyncContextManager[Reply]:
+    def ask(self, asked: ModelRequest, passage: Passage) -> AbstractAsyncContextManager[Reply]:
         """The answer to a request; leaving the block gives it up. `passage` tells how far it came. Raises KeyMissing,
         CredentialsError, UpstreamFailed or NotOnTape before there is an answer."""

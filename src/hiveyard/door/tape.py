@@ -37,7 +37,7 @@ import anyio.to_thread
 import msgspec
 
 from hiveyard.core.errors import BadTape, NotOnTape, UpstreamFailed
-from hiveyard.door.model_request import Asked
+from hiveyard.door.model_request import ModelRequest
 from hiveyard.door.reply import Passage, Reply
 from hiveyard.kit.files import open_regular
 from hiveyard.kit.text import one_line
@@ -98,7 +98,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return self.complete and self.status < 400
 
 
-def ask_of(asked: Asked, mask: Callable[[str], str] = str) -> Ask:
+def ask_of(asked: ModelRequest, mask: Callable[[str], str] = str) -> Ask:
     """What a request asks for. Of `GET` there is only the path."""
     path = f"/{asked.route.vendor}{asked.route.path}"
     if not asked.body:
@@ -153,7 +153,7 @@ class Tape:
         return cls(entries, name=path.name, real_time=real_time)  # a guest is told it: no host path
 
     @asynccontextmanager
-    async def ask(self, asked: Asked, _passage: Passage) -> AsyncIterator[Reply]:
+    async def ask(self, asked: ModelRequest, _passage: Passage) -> AsyncIterator[Reply]:
         """See `Answers.ask`."""
         # In a thread, for it may take a second; one after the other, so that the event loop gets its turn.
         entry = self.find(await anyio.to_thread.run_sync(ask_of, asked, limiter=self._reading))

@@ -16,7 +16,7 @@ import httpx2
 from hiveyard.core.errors import BadSetting, HiveyardError, UpstreamFailed
 from hiveyard.door import routes
 from hiveyard.door.broker import Broker, Credential
-from hiveyard.door.model_request import Asked
+from hiveyard.door.model_request import ModelRequest
 from hiveyard.door.reply import Answers, Passage, Reply
 from hiveyard.door.settings import DoorSettings
 
@@ -45,7 +45,7 @@ class Upstream:
         return _Paid(self, account)
 
     @asynccontextmanager
-    async def ask(self, asked: Asked, account: str, passage: Passage) -> AsyncIterator[Reply]:
+    async def ask(self, asked: ModelRequest, account: str, passage: Passage) -> AsyncIterator[Reply]:
         """See `Answers.ask`."""
         address = self._settings.upstream(asked.route.vendor)
         credential = await self._broker.credential(asked.route.vendor, account)
@@ -71,7 +71,9 @@ class Upstream:
         finally:
             await _closed(response)
 
-    async def _send(self, asked: Asked, credential: Credential, address: str, passage: Passage) -> httpx2.Response:
+    async def _send(
+        self, asked: ModelRequest, credential: Credential, address: str, passage: Passage
+    ) -> httpx2.Response:
         async def trace(event: str, facts: Mapping[str, object]) -> None:
             # Before that there was a connection to wait for, and perhaps a proxy to ask for one.
             if (
@@ -134,7 +136,7 @@ class _Paid:
         self._upstream = upstream
         self._account = account
 
-    def ask(self, asked: Asked, passage: Passage) -> AbstractAsyncContextManager[Reply]:
+    def ask(self, asked: ModelRequest, passage: Passage) -> AbstractAsyncContextManager[Reply]:
         return self._upstream.ask(asked, self._account, passage)
 
 
@@ -143,7 +145,7 @@ async def _closed(response: httpx2.Response) -> None:
         await response.aclose()
 
 
-def _headers(asked: Asked, credential: Credential) -> list[tuple[bytes, bytes]]:
+def _headers(asked: ModelRequest, credential: Credential) -> list[tuple[bytes, bytes]]:
     """As bytes: what a guest puts into its own is for the vendor to judge."""
     headers, key = list(asked.headers), credential.secret.reveal()
     if credential.expires:

@@ -23,9 +23,9 @@ from hiveyard.core.events import (
 )
 from hiveyard.core.usage import Usage
 from hiveyard.door.budget import Budget
-from hiveyard.door.event_quota import Allowance
+from hiveyard.door.event_quota import EventQuota
 from hiveyard.door.meter import Part
-from hiveyard.door.model_request import Asked
+from hiveyard.door.model_request import ModelRequest
 from hiveyard.door.prices import Prices
 from hiveyard.kit.clock import Clock
 from hiveyard.kit.text import one_line
@@ -36,7 +36,7 @@ Record = Callable[[str, int | None, DoorEvent | Notice], Awaitable[None]]
 _ENTRY_SECONDS = 30.0
 
 
-class Books:
+class UsageRecorder:
     """The records of one session's door. `turn` is the turn that goes on, set by whoever runs it."""
 
     def __init__(
@@ -60,10 +60,10 @@ class Books:
         self._unpriced: set[str] = set()
         self._exhausted = False
         self._last_failure: tuple[int | None, Failure] | None = None
-        self._refusals = Allowance(clock)
-        self._failures = Allowance(clock)
+        self._refusals = EventQuota(clock)
+        self._failures = EventQuota(clock)
 
-    def estimate(self, asked: Asked) -> float:
+    def estimate(self, asked: ModelRequest) -> float:
         """About what a request will cost, in dollars: all of it as fresh input, and a usual answer."""
         if self.budget.limit is None or not asked.route.protocol:
             return 0.0
@@ -72,7 +72,7 @@ class Books:
 
     async def called(
         self,
-        asked: Asked,
+        asked: ModelRequest,
         parts: Sequence[Part],
         *,
         turn: int | None,
@@ -103,7 +103,7 @@ class Books:
         if self.budget.exhausted:
             await self.exhausted(turn)
 
-    def _priced(self, asked: Asked, part: Part) -> Usage:
+    def _priced(self, asked: ModelRequest, part: Part) -> Usage:
         cost = self._prices.cost(asked.route.vendor, part.model, part.usage, part.extra)
         return msgspec.structs.replace(part.usage, cost_usd=cost)
 

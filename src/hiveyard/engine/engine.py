@@ -21,25 +21,25 @@ from hiveyard.core.states import AT_WORK, TaskState
 from hiveyard.engine.archive.exporting import Exports
 from hiveyard.engine.archive.importing import Imports
 from hiveyard.engine.placement.image_stock import ImageStock
-from hiveyard.engine.placement.machine_lease import Berth
+from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.metadata import keep_metas
+from hiveyard.engine.sessions.metadata import keep_metadata
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.snapshots.automatic import TurnSnapshots
 from hiveyard.engine.snapshots.compare import Comparisons
-from hiveyard.engine.snapshots.fork import Forks
-from hiveyard.engine.snapshots.rewind import Rewinds
+from hiveyard.engine.snapshots.fork import ForkService
+from hiveyard.engine.snapshots.rewind import RewindService
 from hiveyard.engine.snapshots.service import Snapshots
 from hiveyard.engine.tasks.job import Job
 from hiveyard.engine.tasks.request import TaskRequest
-from hiveyard.engine.tasks.view import Report, report, reports
+from hiveyard.engine.tasks.view import TaskView, report, reports
 from hiveyard.engine.upkeep.doctor import Check, examine
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
 from hiveyard.engine.upkeep.recovery import sweep, tidy
 from hiveyard.engine.validation import check, completed
 from hiveyard.engine.workspace.create import make_and_journal
 from hiveyard.engine.workspace.integrity import check_commits
-from hiveyard.engine.workspace.result import Source, source
+from hiveyard.engine.workspace.result import ResultLocation, source
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
 
@@ -59,8 +59,8 @@ class Engine:
         self.sessions = Sessions(resources, group)
         self.snapshots = Snapshots(resources, self.sessions, group)
         self.turn_snapshots = TurnSnapshots(resources, self.sessions, self.snapshots, group)
-        self.forks = Forks(resources, self.sessions, self.snapshots, group)
-        self.rewinds = Rewinds(resources, self.sessions)
+        self.forks = ForkService(resources, self.sessions, self.snapshots, group)
+        self.rewinds = RewindService(resources, self.sessions)
         self.comparisons = Comparisons(resources, self.sessions)
         self.exports = Exports(resources, self.sessions)
         self.imports = Imports(resources)
@@ -191,7 +191,7 @@ class Engine:
         now = self._r.clock.now()
         await self._r.ledger.store.write(lambda conn: _close(conn, id, now))
         for row in await self._r.ledger.read(lambda conn: views.machines(conn, live_only=False, session=id)):
-            await Berth(id, self._r.providers[row.provider], None, self._r.ledger).release()
+            await MachineLease(id, self._r.providers[row.provider], None, self._r.ledger).release()
         await self.snapshots.remove_all(id)
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_of(id), ignore_errors=True))
         await anyio.to_thread.run_sync(self._r.ssh_keys.forget, id)
@@ -206,13 +206,13 @@ class Engine:
         """The id that a person means. Raises NotFound, Ambiguous."""
         return await self._r.ledger.read(lambda conn: names.resolve(conn, ref))
 
-    async def report(self, id: str) -> Report:
+    async def report(self, id: str) -> TaskView:
         return await self._r.ledger.read(lambda conn: report(conn, id, self._r.workspace))
 
-    async def reports(self, *, live_only: bool, limit: int | None = None) -> list[Report]:
+    async def reports(self, *, live_only: bool, limit: int | None = None) -> list[TaskView]:
         """Newest first, in short: prompts are cut, and `timings` has the total only."""
 
-        def read(conn: Connection) -> list[Report]:
+        def read(conn: Connection) -> list[TaskView]:
             tasks = views.tasks(conn, states=OPEN if live_only else None, limit=limit)
             return reports(conn, tasks, self._r.workspace)
 
@@ -234,7 +234,7 @@ class Engine:
 
         return await self._r.ledger.read(read)
 
-    async def source(self, id: str) -> Source:
+    async def source(self, id: str) -> ResultLocation:
         """Where the result of a task or session lies. Raises NotFound, SessionDamaged."""
         await check_commits(self._r, await self._r.ledger.read(lambda conn: views.session(conn, id)))
         return await self._r.ledger.read(lambda conn: source(conn, id, self._r.workspace(id)))
@@ -286,7 +286,7 @@ async def running(resources: Resources) -> AsyncIterator[Engine]:
     async with anyio.create_task_group() as group:
         engine = Engine(resources, group)
         await engine.recover()
-        group.start_soon(keep_metas, resources, name="meta.json of sessions")
+        group.start_soon(keep_metadata, resources, name="meta.json of sessions")
         await engine.sessions.look()
         yield engine
         group.cancel_scope.cancel()

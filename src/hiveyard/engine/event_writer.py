@@ -23,7 +23,7 @@ class Entry(NamedTuple):
     raw: bytes | None = None
 
 
-class Ledger:
+class EventLog:
     """The store as the engine sees it, with the time filled in."""
 
     def __init__(self, store: Store, clock: Clock) -> None:

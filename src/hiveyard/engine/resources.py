@@ -14,7 +14,7 @@ from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
 from hiveyard.engine.access.host_ports import HostPorts
 from hiveyard.engine.access.ssh_keys import SshKeys
-from hiveyard.engine.event_writer import Ledger
+from hiveyard.engine.event_writer import EventLog
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.settings import AgentSettings, EngineSettings, PortSettings
 from hiveyard.engine.workspace.directory import Workspace
@@ -26,7 +26,7 @@ class Resources:
     """`manager` runs processes without a terminal, `terminals` those with one. `sessions` holds one directory per
     session; `doors` one per open door (short paths: they hold sockets)."""
 
-    ledger: Ledger
+    ledger: EventLog
     providers: Mapping[str, Provider]
     manager: ProcessManager
     terminals: ProcessManager

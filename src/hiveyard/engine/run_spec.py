@@ -21,7 +21,7 @@ Dollars = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 
 
-class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Null means: as the settings say. Paths are absolute and the host's. `memory_mib` is MiB, `disk_gib` GiB.
 
     `id` is what the asker wants to know it by, as `new_id` makes them: who asks again with it, because an answer was

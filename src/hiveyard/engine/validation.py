@@ -17,10 +17,10 @@ from hiveyard.door.tape import Tape
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.provider_choice import check_door, named
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.run_spec import Wish
+from hiveyard.engine.run_spec import RunSpec
 from hiveyard.engine.settings import AgentSettings
 
-W = TypeVar("W", bound=Wish)
+W = TypeVar("W", bound=RunSpec)
 
 
 def completed(wish: W, resources: Resources) -> W:
@@ -37,7 +37,7 @@ def completed(wish: W, resources: Resources) -> W:
     )
 
 
-async def check(wish: Wish, resources: Resources) -> None:
+async def check(wish: RunSpec, resources: Resources) -> None:
     """Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError, RepositoryError, BadTape, NoMemory."""
     settings, providers = resources.settings, resources.providers
     agent = by_name(wish.agent or settings.agent)
@@ -57,7 +57,7 @@ async def check(wish: Wish, resources: Resources) -> None:
         resources.keys.find_any(agent.protocols, wish.account or settings.account)
 
 
-def check_account(wish: Wish, resources: Resources) -> None:
+def check_account(wish: RunSpec, resources: Resources) -> None:
     """An account that is there, and is for this agent. Raises BadInput, CredentialsError."""
     account, agent = wish.account or resources.settings.account, wish.agent or resources.settings.agent
     resources.keys.check(account)
@@ -73,7 +73,7 @@ def _check_image(image: str, provider: str, resources: Resources) -> None:
         )
 
 
-def _check_tapes(wish: Wish) -> None:
+def _check_tapes(wish: RunSpec) -> None:
     """A tape that cannot be read, or a recording that cannot be made, is told now and not after the clone."""
     if wish.tape is not None:
         Tape.load(Path(wish.tape))

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 
-class Shared:
+class RefCounted:
     """Blocks may nest and run side by side; `close` is called at the end of the last, also of one that is cancelled."""
 
     def __init__(self, close: Callable[[], Awaitable[None]]) -> None:

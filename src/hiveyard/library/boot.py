@@ -16,16 +16,16 @@ from hiveyard.kit.clock import Clock
 from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.secret import Secret
 from hiveyard.library import events
-from hiveyard.library.doors import Doorways
+from hiveyard.library.doors import MachineDoors
 from hiveyard.library.scratch import Scratch, removed
 from hiveyard.library.snapshot import Snapshot
 
 
-class Booting:
+class MachineBoot:
     """Knows which machine has which directories, and closes and removes them with it."""
 
     def __init__(
-        self, provider: Provider, agent: Agent, doorways: Doorways, tell: events.Listener, clock: Clock
+        self, provider: Provider, agent: Agent, doorways: MachineDoors, tell: events.Listener, clock: Clock
     ) -> None:
         self._provider = provider
         self._agent = agent

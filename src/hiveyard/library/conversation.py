@@ -28,7 +28,7 @@ from hiveyard.kit.lines import Line, LineSplitter
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.library.errors import masked
-from hiveyard.library.prompt_log import Told
+from hiveyard.library.prompt_log import PromptLog
 
 T = TypeVar("T")
 _LINE_LIMIT = 64 << 20
@@ -85,7 +85,7 @@ class Conversation:
         self._heard_to = 0
         self._over_at = 0
         self._owed: deque[tuple[str, Step]] = deque()
-        self._told = Told(guest, spec.name)
+        self._told = PromptLog(guest, spec.name)
         self.offset = offset
 
     @property

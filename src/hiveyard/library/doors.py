@@ -21,26 +21,26 @@ from hiveyard.kit.group import together
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
 from hiveyard.library.events import DoorReported, Listener
-from hiveyard.library.secret_masks import Hushed
+from hiveyard.library.secret_masks import SecretMasks
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-class _Doorway(NamedTuple):
+class _MachineDoor(NamedTuple):
     leave: anyio.Event
     left: anyio.Event
 
 
-class Doorways:
+class MachineDoors:
     """Without `doors` there are none, and it does nothing. What happens at one is told as `DoorReported`, without the
     secrets of its machine, which a guest can put into what it asks for."""
 
-    def __init__(self, doors: Doors | None, agent: str, tell: Listener, hushed: Hushed) -> None:
+    def __init__(self, doors: Doors | None, agent: str, tell: Listener, hushed: SecretMasks) -> None:
         self._doors = doors
         self._agent = agent
         self._tell = tell
         self._hushed = hushed
-        self._held: dict[str, _Doorway] = {}
+        self._held: dict[str, _MachineDoor] = {}
         self._group: TaskGroup | None = None
         self._open_door: OpenDoor | None = None
         self._opened = AsyncExitStack()
@@ -93,7 +93,7 @@ class Doorways:
     async def _hold(self, machine: str, directory: Path, placeholder: Secret, *, task_status: TaskStatus[None]) -> None:
         """In a task of its own: whoever closes a door is not the one who opened it."""
         assert self._open_door is not None
-        doorway = _Doorway(anyio.Event(), anyio.Event())
+        doorway = _MachineDoor(anyio.Event(), anyio.Event())
         try:
             async with self._open_door(machine, directory, placeholder):
                 self._held[machine] = doorway

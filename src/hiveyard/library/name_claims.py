@@ -13,7 +13,7 @@ from hiveyard.kit.names import new_id
 from hiveyard.library.errors import preparing
 
 
-class Claims:
+class NameClaims:
     """Each name is one caller's for as long as the block lasts, at whose end there is a machine of it or none."""
 
     def __init__(self, provider: Provider) -> None:

@@ -21,7 +21,7 @@ from hiveyard.core.doors import Doors
 from hiveyard.core.drivers import Converses
 from hiveyard.core.errors import BadInput, HiveyardError, NoSuchProcess, OrchestrationError
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction
-from hiveyard.core.opening import Opens
+from hiveyard.core.opening import Openable
 from hiveyard.core.ports import Agent, Forks, Guest, ProcessManager, Provider, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.kit.clock import Clock, SystemClock
@@ -30,15 +30,15 @@ from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from hiveyard.library import events, validation
-from hiveyard.library.boot import Booting
+from hiveyard.library.boot import MachineBoot
 from hiveyard.library.conversation import Conversation, conversing
-from hiveyard.library.doors import Doorways
+from hiveyard.library.doors import MachineDoors
 from hiveyard.library.errors import Step, operating, preparing, removing, starting
-from hiveyard.library.name_claims import Claims
+from hiveyard.library.name_claims import NameClaims
 from hiveyard.library.prepared import Defaults, Prepared, encoded, make_room
-from hiveyard.library.secret_masks import Hushed
+from hiveyard.library.secret_masks import SecretMasks
 from hiveyard.library.snapshot import Snapshot
-from hiveyard.library.teardown import Ending
+from hiveyard.library.teardown import Teardown
 
 T = TypeVar("T")
 
@@ -76,15 +76,15 @@ class Orchestrator:
         self._installer = installer
         self._clock = clock or SystemClock()
         self._open = AsyncExitStack()
-        self._hushed = Hushed()
-        self._doorways = Doorways(doors, agent.name, on_event, self._hushed)
-        self._claims = Claims(provider)
-        self._booting = Booting(provider, agent, self._doorways, on_event, self._clock)
-        self._ending = Ending(provider, self._booting, self._hushed, on_event, self._clock)
+        self._hushed = SecretMasks()
+        self._doorways = MachineDoors(doors, agent.name, on_event, self._hushed)
+        self._claims = NameClaims(provider)
+        self._booting = MachineBoot(provider, agent, self._doorways, on_event, self._clock)
+        self._ending = Teardown(provider, self._booting, self._hushed, on_event, self._clock)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
-            if isinstance(self.provider, Opens):
+            if isinstance(self.provider, Openable):
                 await opening.enter_async_context(self.provider.opened())
             await opening.enter_async_context(self._doorways)
             await opening.enter_async_context(self._ending.lifetimes)

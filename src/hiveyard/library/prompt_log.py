@@ -12,7 +12,7 @@ _PLACE = "/session/told"
 _DIGITS = 18
 
 
-class Told:
+class PromptLog:
     """Of each prompt with a key, where the output of its process stood when it was told. It is kept in the guest,
     beside the process."""
 

@@ -8,7 +8,7 @@ from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
 
 
-class Hushed:
+class SecretMasks:
     """Remembers the secrets that machines know, for as long as they are there."""
 
     def __init__(self) -> None:

@@ -12,19 +12,19 @@ from hiveyard.core.machines import TtlAction
 from hiveyard.core.ports import Pauses, Provider
 from hiveyard.kit.clock import Clock
 from hiveyard.library import events
-from hiveyard.library.boot import Booting
+from hiveyard.library.boot import MachineBoot
 from hiveyard.library.errors import logged, why
 from hiveyard.library.lifetimes import Lifetimes
-from hiveyard.library.secret_masks import Hushed
+from hiveyard.library.secret_masks import SecretMasks
 
 _REMOVAL_BUDGET = 120.0
 
 
-class Ending:
+class Teardown:
     """Removes machines with all that was made for them. `lifetimes` end those whose time is over."""
 
     def __init__(
-        self, provider: Provider, booting: Booting, hushed: Hushed, tell: events.Listener, clock: Clock
+        self, provider: Provider, booting: MachineBoot, hushed: SecretMasks, tell: events.Listener, clock: Clock
     ) -> None:
         self._provider = provider
         self._booting = booting

@@ -15,7 +15,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from hiveyard.core.errors import ProviderUnavailable
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from hiveyard.testing.model import ScriptedModel, scripted_model
 from hiveyard.testing.script import Script
 from tests.cli.conftest import Hv
@@ -39,7 +39,7 @@ class Yard(Hv):
     def __init__(self, home: Path, *, config: str = "", **env: str) -> None:
         super().__init__(home)
         (home / "config.toml").write_text(config)
-        self.env |= {"HIVEYARD_CACHE": str(places().cache), "ANTHROPIC_API_KEY": KEY, **env}
+        self.env |= {"HIVEYARD_CACHE": str(default_paths().cache), "ANTHROPIC_API_KEY": KEY, **env}
 
     @property
     def sessions(self) -> Path:
@@ -122,7 +122,7 @@ def speaking(portal: BlockingPortal) -> Speaking:
 def docker_socket(portal: BlockingPortal) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
-            engine = engine_socket(places().cache / "test-docker")
+            engine = engine_socket(default_paths().cache / "test-docker")
             yield stack.enter_context(portal.wrap_async_context_manager(engine))
         except ProviderUnavailable as error:
             if os.environ.get("CI"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hiveyard.images.images import Images
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from hiveyard.testing.script import Call, File, Step, Tokens, say, shell
 from tests.end_to_end.main_job.conftest import Opening, Speaking, only, patched
 from tests.engine.conftest import git
@@ -127,4 +127,4 @@ def test_codex_changes_a_real_repository(
 
 def _program_of(image: str, agent: str) -> str:
     """The version that an image says it has."""
-    return Images(places().cache).get(image).programs[agent]
+    return Images(default_paths().cache).get(image).programs[agent]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from tests.cli.conftest import Hv
 from tests.end_to_end.main_job.conftest import docker_socket, portal
 from tests.engine.conftest import git, repo
@@ -122,7 +122,7 @@ def installed(provider: str, request: pytest.FixtureRequest) -> Iterator[Stage]:
     settings += own_ports()
     with searched_directory() as scratch:
         home = scratch / "home"
-        real = {"settings": settings, "HIVEYARD_CACHE": str(places().cache)}
+        real = {"settings": settings, "HIVEYARD_CACHE": str(default_paths().cache)}
         stage = Stage(home, **({} if provider == "bubblewrap" else real))
         yield stage
         stage.close()

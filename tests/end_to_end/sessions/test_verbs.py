@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hiveyard.api.client import Client
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from tests.end_to_end.sessions.conftest import Stage, git
 
 
@@ -254,7 +254,7 @@ def test_names_must_be_clear(stage: Stage, repo: Path) -> None:
 
 
 def test_the_start_of_two_ids_is_refused_with_both_names_and_nothing_happens(stage: Stage, repo: Path) -> None:
-    daemon = Client(places({"HIVEYARD_HOME": str(stage.home)}).socket)
+    daemon = Client(default_paths({"HIVEYARD_HOME": str(stage.home)}).socket)
     ids = {"one": "qqq2222222", "two": "qqq3333333"}
     for name, id in ids.items():
         # `hv spawn` makes ids that hardly ever begin alike.

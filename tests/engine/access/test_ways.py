@@ -11,7 +11,7 @@ import pytest
 from hiveyard.core.errors import BadInput, PortTaken
 from hiveyard.core.ports import Guest
 from hiveyard.engine.access.host_ports import HostPorts, Owner
-from hiveyard.engine.access.port_forwards import SSH, ways
+from hiveyard.engine.access.port_forwards import SSH, port_forwards
 from hiveyard.engine.access.ssh_keys import SshKeys
 from hiveyard.engine.settings import PortSettings
 from tests.contract.conftest import Place
@@ -34,7 +34,10 @@ async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     provider = shared.offer.provider
     former = free()
-    async with served(guest, 8300, "wc -c"), ways(Owner("s1", "anna"), provider, shared.name, ports, keys) as anna:
+    async with (
+        served(guest, 8300, "wc -c"),
+        port_forwards(Owner("s1", "anna"), provider, shared.name, ports, keys) as anna,
+    ):
         ssh = await anna.open_ssh(RANGE)
         assert ssh in range(42000, 42101)
         web = await anna.open(8300, former=former)
@@ -42,7 +45,7 @@ async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_
         assert anna.opened == {SSH: ssh, 8300: former}
         with anyio.fail_after(PATIENCE):
             assert await ask(web, b"123") == b"3\n"
-        async with ways(Owner("s2", "bert"), provider, shared.name, ports, keys) as bert:
+        async with port_forwards(Owner("s2", "bert"), provider, shared.name, ports, keys) as bert:
             assert await bert.open_ssh(RANGE, former=ssh) != ssh
             with pytest.raises(PortTaken, match="anna"):
                 await bert.open(8300, wanted=web)
@@ -69,7 +72,7 @@ async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_
 async def test_two_who_open_the_same_port_at_once_get_one(shared: Place, tmp_path: Path) -> None:
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     found = []
-    async with ways(Owner("s1", "anna"), shared.offer.provider, shared.name, ports, keys) as anna:
+    async with port_forwards(Owner("s1", "anna"), shared.offer.provider, shared.name, ports, keys) as anna:
 
         async def one() -> None:
             found.append(await anna.open(8302))
@@ -88,7 +91,7 @@ async def test_leaving_by_an_error_closes_them_too(shared: Place, tmp_path: Path
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     port = 0
     with contextlib.suppress(BaseExceptionGroup):
-        async with ways(Owner("s1", "anna"), shared.offer.provider, shared.name, ports, keys) as anna:
+        async with port_forwards(Owner("s1", "anna"), shared.offer.provider, shared.name, ports, keys) as anna:
             port = await anna.open(8301)
             raise RuntimeError
     assert port and await refused(port)

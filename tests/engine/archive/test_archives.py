@@ -22,7 +22,7 @@ from hiveyard.engine.archive import importing
 from hiveyard.engine.archive.sparse import written
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.sessions.request import spawn_from_json
-from hiveyard.engine.sessions.start_point import Beginning
+from hiveyard.engine.sessions.start_point import StartPoint
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.repository.submodules import BASE, bare_copy, submodules
 from hiveyard.store import lineage
@@ -472,7 +472,7 @@ async def test_a_stranger_does_not_say_where_a_session_begins(
         id = await engine.imports.take(file)
         read = engine.sessions._r.ledger.read
         assert await read(lambda conn: lineage.to_begin_at(conn, id)) is None
-        assert await read(lambda conn: Beginning.of(conn, id)) == Beginning()
+        assert await read(lambda conn: StartPoint.of(conn, id)) == StartPoint()
         assert not await events(engine, id, "session.forked", "session.paused")
         await engine.sessions.resume(id)
         await until(engine, id, lambda view: view.status == "running")

@@ -14,7 +14,7 @@ from hiveyard.core.commands import Command
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.snapshots.fork import ForkRequest
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from tests.engine.conftest import Yard
 from tests.engine.yards import answer, events, spawned, told, until
 from tests.support.leaks import searched_directory
@@ -30,7 +30,7 @@ def vms() -> Iterator[Yard]:
     settings = config.Settings(engine=EngineSettings(provider="qemu", disk_reserve_mib=1))
     with searched_directory() as scratch:
         yard = Yard(scratch / "home", settings, {})
-        yard.places = yard.places._replace(cache=places().cache)
+        yard.places = yard.places._replace(cache=default_paths().cache)
         yield yard
 
 

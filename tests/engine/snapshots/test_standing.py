@@ -9,7 +9,7 @@ import pytest
 
 from hiveyard.core.errors import NoSuchSnapshot, SessionInUse
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.sessions.session_runner import Stay
+from hiveyard.engine.sessions.session_runner import SessionRunner
 from tests.engine.conftest import Yard
 from tests.engine.sessions.remembering import Remembering, at_work
 from tests.engine.yards import at_early, events, spawned, told, until
@@ -84,7 +84,7 @@ async def test_a_turns_snapshot_that_a_killed_daemon_did_not_take_is_taken_by_th
 def _deaf(engine: Engine) -> None:
     """The ends of turns are heard by nobody, as when the daemon dies at that moment."""
 
-    def nothing(stay: Stay) -> None:
+    def nothing(stay: SessionRunner) -> None:
         return
 
     engine.sessions.on_turn_over = nothing

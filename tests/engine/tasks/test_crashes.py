@@ -202,12 +202,12 @@ async def test_a_full_disk_delays_the_end_of_a_task_and_does_not_lose_it(yard: Y
 
 
 async def test_two_may_release_the_same_machine(yard: Yard, repo: Path) -> None:
-    from hiveyard.engine.placement.machine_lease import Berth
+    from hiveyard.engine.placement.machine_lease import MachineLease
 
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo done", keep=True))
         await done(engine, id)
-        berth = Berth(id, engine._r.providers["bubblewrap"], None, engine._r.ledger)
+        berth = MachineLease(id, engine._r.providers["bubblewrap"], None, engine._r.ledger)
         async with anyio.create_task_group() as group:
             group.start_soon(berth.release)
             group.start_soon(berth.release)

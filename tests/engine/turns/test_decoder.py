@@ -8,9 +8,9 @@ import pytest
 
 from hiveyard import agents
 from hiveyard.core.events import AgentEvent, AgentOutput, AgentText
-from hiveyard.core.ports import Seated, Verdict
+from hiveyard.core.ports import HasTerminal, Verdict
 from hiveyard.engine.event_writer import Entry
-from hiveyard.engine.turns.decoder import Meaning
+from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.kit.lines import LineSplitter
 from tests.transcripts.record_seats import home
 
@@ -40,7 +40,7 @@ def shown(entries: Sequence[Entry]) -> list[tuple[str, bytes | None]]:
 
 
 def test_what_tells_nothing_goes_along_with_what_follows() -> None:
-    meaning, splitter = Meaning(Letters(), 10), LineSplitter(limit=1000, offset=10)
+    meaning, splitter = OutputDecoder(Letters(), 10), LineSplitter(limit=1000, offset=10)
     assert shown(meaning.entries(splitter.feed(b"-\n-\na\n-\n"))) == [("a", b"-\n-\na")]
     assert meaning.read == 16, "the last line has to be read again after a restart"
     assert meaning.entries(splitter.feed(b"-\n")) == []
@@ -58,7 +58,7 @@ def test_what_tells_nothing_goes_along_with_what_follows() -> None:
 
 
 def test_empty_lines_take_their_room_too() -> None:
-    meaning, splitter = Meaning(Letters(), 0), LineSplitter(limit=1000)
+    meaning, splitter = OutputDecoder(Letters(), 0), LineSplitter(limit=1000)
     assert meaning.entries(splitter.feed(b"\n" * 1000)) == []
     for _ in range(400):
         found = meaning.entries(splitter.feed(b"\n" * 1000))
@@ -72,10 +72,10 @@ def test_what_was_not_written_is_read_again_and_nothing_twice() -> None:
     stream = b"-\na\n-\n-\n?\nb\n-\nc\n"
     for cut in range(len(stream)):
         raw: list[bytes] = []
-        first = Meaning(Letters(), 0)
+        first = OutputDecoder(Letters(), 0)
         raw += [entry.raw for entry in first.entries(LineSplitter(limit=99).feed(stream[:cut])) if entry.raw]
         after = Letters()
-        second = Meaning(after, first.read)
+        second = OutputDecoder(after, first.read)
         second.replay(raw)
         splitter = LineSplitter(limit=99, offset=first.read)
         raw += [entry.raw for entry in second.entries(splitter.feed(stream[first.read :])) if entry.raw]
@@ -84,7 +84,7 @@ def test_what_was_not_written_is_read_again_and_nothing_twice() -> None:
 
 
 def test_a_flood_that_tells_nothing_is_not_held_for_ever() -> None:
-    meaning = Meaning(Letters(), 0)
+    meaning = OutputDecoder(Letters(), 0)
     found = meaning.entries(LineSplitter(limit=99).feed(b"-\n" * 300_000))
     assert [len(entry.raw or b"") for entry in found] == [599_999]
 
@@ -92,9 +92,9 @@ def test_a_flood_that_tells_nothing_is_not_held_for_ever() -> None:
 @pytest.mark.parametrize("agent", ["claude", "opencode"])
 def test_no_line_of_a_real_feed_is_noise_in_the_journal(agent: str) -> None:
     adapter = agents.by_name(agent)
-    assert isinstance(adapter, Seated)
+    assert isinstance(adapter, HasTerminal)
     for feed in home(agent).glob("*.feed"):
-        meaning, data = Meaning(adapter.listener(), 0), feed.read_bytes()
+        meaning, data = OutputDecoder(adapter.listener(), 0), feed.read_bytes()
         entries = meaning.entries(LineSplitter(limit=1 << 20).feed(data))
         assert entries and not [entry for entry in entries if isinstance(entry.body, AgentOutput)], feed
         kept = b"".join(entry.raw + b"\n" for entry in [*entries, *meaning.rest()] if entry.raw is not None)

@@ -12,21 +12,23 @@ from hiveyard.core.events import Failure
 from hiveyard.core.events.body import TEXT_LIMIT, clip
 from hiveyard.core.states import TurnState
 from hiveyard.engine.event_writer import Entry
-from hiveyard.engine.turns.turn_tracker import Course, Wording
+from hiveyard.engine.turns.turn_tracker import TurnTracker, Wording
 from hiveyard.store.views import TurnRow
 
 PROMPTED, ENDED = e.AgentPrompted(text="go"), e.AgentEnded(is_error=False)
 INTERRUPTED = e.AgentEnded(is_error=True, reason="interrupted")
 
 
-def told(course: Course, *bodies: e.AnyBody, waiting: Mapping[int, str] | None = None) -> list[tuple[int | None, str]]:
+def told(
+    course: TurnTracker, *bodies: e.AnyBody, waiting: Mapping[int, str] | None = None
+) -> list[tuple[int | None, str]]:
     """What is journaled for some lines of the feed, turns and types, while prompts are `waiting`."""
     wordings = {number: Wording(text) for number, text in (waiting or {}).items()}
     placed = course.placed([Entry(body) for body in bodies], wordings)
     return [(one.turn, one.entry.body.type) for one in placed]
 
 
-def outcomes(course: Course, *bodies: e.AnyBody) -> list[str]:
+def outcomes(course: TurnTracker, *bodies: e.AnyBody) -> list[str]:
     placed = course.placed([Entry(body) for body in bodies], {})
     return [one.entry.body.outcome for one in placed if isinstance(one.entry.body, e.TurnEnded)]
 
@@ -42,7 +44,7 @@ def row(number: int, state: TurnState) -> TurnRow:
 
 
 def test_whoever_types_begins_a_turn() -> None:
-    course = Course("claude", [], None)
+    course = TurnTracker("claude", [], None)
     assert told(course, PROMPTED, e.AgentText(text="hm"), ENDED) == [
         (1, "turn.started"),
         (1, "agent.prompted"),
@@ -55,7 +57,7 @@ def test_whoever_types_begins_a_turn() -> None:
 
 
 def test_a_prompt_of_ours_is_the_turn_that_waited_for_it() -> None:
-    course = Course("claude", [], None)
+    course = TurnTracker("claude", [], None)
     assert [course.added("")[0], course.added("")[0]] == [1, 2]
     assert course.next == 1
     assert told(course, PROMPTED, waiting={1: "go"})[0] == (1, "turn.started")
@@ -65,14 +67,14 @@ def test_a_prompt_of_ours_is_the_turn_that_waited_for_it() -> None:
 
 
 def test_what_is_typed_into_a_turn_belongs_to_it() -> None:
-    course = Course("claude", [], None)
+    course = TurnTracker("claude", [], None)
     told(course, PROMPTED)
     assert told(course, PROMPTED, ENDED) == [(1, "agent.prompted"), (1, "agent.ended"), (1, "turn.ended")]
 
 
 def test_how_a_turn_ended_is_told_apart() -> None:
     failed = e.AgentEnded(is_error=True, text="the model is overloaded")
-    course = Course("claude", [], None)
+    course = TurnTracker("claude", [], None)
     assert outcomes(course, PROMPTED, ENDED, PROMPTED, INTERRUPTED, PROMPTED, failed) == [
         "succeeded",
         "cancelled",
@@ -81,14 +83,14 @@ def test_how_a_turn_ended_is_told_apart() -> None:
 
 
 def test_an_end_without_a_turn_is_no_turn() -> None:
-    course = Course("claude", [], None)
+    course = TurnTracker("claude", [], None)
     assert told(course, ENDED) == [(None, "agent.ended")]
     assert course.last == 0
 
 
 def test_the_next_daemon_goes_on_where_the_turns_stood() -> None:
     rows = [row(1, TurnState.ENDED), row(2, TurnState.RUNNING), row(3, TurnState.PENDING)]
-    course = Course("claude", rows, "c-1")
+    course = TurnTracker("claude", rows, "c-1")
     assert (course.running, course.ended, course.next) == (2, 1, None)
     assert told(course, ENDED)[-1] == (2, "turn.ended")
     assert course.next == 3
@@ -96,7 +98,7 @@ def test_the_next_daemon_goes_on_where_the_turns_stood() -> None:
 
 
 def test_a_machine_that_goes_down_ends_the_turn_at_work_and_no_other() -> None:
-    course = Course("claude", [row(1, TurnState.RUNNING), row(2, TurnState.PENDING)], "c-1")
+    course = TurnTracker("claude", [row(1, TurnState.RUNNING), row(2, TurnState.PENDING)], "c-1")
     [(number, ended)] = course.cut(Failure(code="machine.lost", message="gone"))
     assert isinstance(ended, e.TurnEnded)
     assert (number, ended.outcome, ended.conversation) == (1, "failed", "c-1")
@@ -105,7 +107,7 @@ def test_a_machine_that_goes_down_ends_the_turn_at_work_and_no_other() -> None:
 
 
 def test_a_prompt_that_was_not_taken_ends_its_turn() -> None:
-    course = Course("claude", [], None)
+    course = TurnTracker("claude", [], None)
     number, _ = course.added("")
     ended = course.refused(number, Failure(code="agent.failed", message="it did not listen"))
     assert ended.outcome == "failed"
@@ -114,7 +116,7 @@ def test_a_prompt_that_was_not_taken_ends_its_turn() -> None:
 
 
 def test_a_prompt_of_a_person_comes_before_the_one_that_waits() -> None:
-    course = Course("claude", [row(1, TurnState.RUNNING)], "c-1")
+    course = TurnTracker("claude", [row(1, TurnState.RUNNING)], "c-1")
     assert course.added("")[0] == 2
     typed = e.AgentPrompted(text="typed meanwhile")
     begun = told(course, ENDED, typed, waiting={2: "go"})
@@ -129,7 +131,7 @@ def test_a_prompt_of_a_person_comes_before_the_one_that_waits() -> None:
 
 def test_the_next_daemon_knows_which_turn_ended_last() -> None:
     ended = row(1, TurnState.ENDED), row(3, TurnState.ENDED)
-    course = Course("claude", [*ended, row(2, TurnState.PENDING)], None)
+    course = TurnTracker("claude", [*ended, row(2, TurnState.PENDING)], None)
     assert (course.ended, course.next, course.last) == (3, 2, 3)
     assert told(course, e.AgentPrompted(text="typed"), waiting={2: "go"})[0] == (4, "turn.started")
 
@@ -150,7 +152,7 @@ def test_a_program_may_change_what_nobody_sees_of_a_prompt(kept: str, heard: str
 
 def test_a_prompt_that_was_said_and_changed_is_still_ours() -> None:
     """Else its turn waits for ever, and is said again by the next daemon."""
-    course = Course("claude", [], None)
+    course = TurnTracker("claude", [], None)
     number, _ = course.added("")
     course.said(number)
     assert course.next is None
@@ -158,7 +160,7 @@ def test_a_prompt_that_was_said_and_changed_is_still_ours() -> None:
 
 
 def test_a_prompt_that_is_taken_into_the_turn_of_a_person_begins_its_own() -> None:
-    course = Course("claude", [], None)
+    course = TurnTracker("claude", [], None)
     course.added("")
     told(course, e.AgentPrompted(text="typed"), waiting={1: "go"})
     assert told(course, e.AgentPrompted(text="typed too"), waiting={1: "go"}) == [(2, "agent.prompted")]

@@ -14,7 +14,7 @@ from hiveyard.core.commands import Command
 from hiveyard.core.machines import HOST
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 from hiveyard.machines.bubblewrap.cgroups import Cgroups
-from hiveyard.machines.bubblewrap.signal_pause import Halt
+from hiveyard.machines.bubblewrap.signal_pause import SignalPause
 from tests.contract.conftest import Place, machine, place
 from tests.contract.providers import Offer
 from tests.contract.providers import bubblewrap as bubblewrap_offer
@@ -103,7 +103,7 @@ async def test_what_cannot_be_stopped_is_too_late_and_the_machine_goes_on(on_hos
     assert isinstance(provider, BubblewrapProvider)
     init = provider._record(on_host.name).recorded()
     assert init is not None
-    halt = Halt(init.pid, tmp_path / "halted", patience=0.5)
+    halt = SignalPause(init.pid, tmp_path / "halted", patience=0.5)
     with pytest.raises(TimeoutError):
         await halt.begin()
     assert not halt.stands

@@ -23,7 +23,7 @@ from hiveyard.machines.qemu.host import Processor, processor
 from hiveyard.machines.qemu.launch import StateRefused
 from hiveyard.machines.qemu.snapshot import Snapshot, Snapshots
 from hiveyard.machines.qemu.template import PARTS, Key, Origin, Templates
-from hiveyard.machines.qemu.template_stock import Stock
+from hiveyard.machines.qemu.template_stock import TemplateStock
 from hiveyard.machines.qemu.user import User, builder
 from tests.support.leaks import searched_directory
 
@@ -138,7 +138,9 @@ async def test_a_template_that_does_not_load_is_kept_until_there_is_another(
 
 
 async def test_what_was_prepared_under_emulation_is_used_until_it_is_prepared_again(host: Host) -> None:
-    stock = Stock(host.root / "cache", QemuSettings(program=host.settings.program), User(None, None), CANDIDATES)
+    stock = TemplateStock(
+        host.root / "cache", QemuSettings(program=host.settings.program), User(None, None), CANDIDATES
+    )
     qemu, origin = await stock.begin(MachineSpec(image=IMAGE, shape=SHAPE))
     assert (qemu.choice.engine, origin.frozen) == (TCG, host.template)
     marks = json.loads((host.root / "cache" / "accelerator.json").read_bytes())
@@ -147,7 +149,9 @@ async def test_what_was_prepared_under_emulation_is_used_until_it_is_prepared_ag
 
 @pytest.mark.parametrize("engine", [KVM, TCG], ids=["kvm", "tcg"])
 async def test_a_snapshot_goes_on_after_the_host_got_another_kernel(host: Host, engine: Engine) -> None:
-    stock = Stock(host.root / "cache", QemuSettings(program=host.settings.program), User(None, None), CANDIDATES)
+    stock = TemplateStock(
+        host.root / "cache", QemuSettings(program=host.settings.program), User(None, None), CANDIDATES
+    )
     snapshot = Snapshot(Origin((), "key"), repr(engine), "9.1.0")
     assert (await stock.qemu_of(snapshot)).choice.engine == engine
 

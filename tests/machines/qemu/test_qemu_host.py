@@ -18,7 +18,7 @@ from hiveyard.machines.qemu.command import Engine
 from hiveyard.machines.qemu.disk import Disks
 from hiveyard.machines.qemu.host import processor
 from hiveyard.machines.qemu.user import User, builder
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from tests.support.vm import vm_image
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ LIAR = Accelerator(name="kvm", engine=Engine("tcg,thread=single", "max,-lm"), de
 
 async def kernel() -> Path:
     image = await vm_image()
-    disk = await Disks(places().cache / "qemu" / "disks", builder(first=QemuSettings().uid).group).ensure(
+    disk = await Disks(default_paths().cache / "qemu" / "disks", builder(first=QemuSettings().uid).group).ensure(
         image, 20, quiet
     )
     return disk.kernel

@@ -28,7 +28,7 @@ from hiveyard.machines.qemu.serial_shell import reach
 from hiveyard.machines.qemu.user import readable
 from hiveyard.machines.qemu.vm import labels, seen
 from hiveyard.machines.qemu.wire import connected
-from hiveyard.paths import places
+from hiveyard.paths import default_paths
 from tests.contract.door import ask, get, serve_door
 from tests.support.leaks import searched_directory
 from tests.support.vm import vm_image, vm_pid, vm_provider
@@ -393,7 +393,7 @@ def newest_template(yard: Yard) -> Path:
     """The newest template of the image in the tests' size."""
     found = [
         marks.parent
-        for marks in (places().cache / "qemu").glob("templates/*/template.json")
+        for marks in (default_paths().cache / "qemu").glob("templates/*/template.json")
         if json.loads(marks.read_bytes())["image"] == yard.image.id
         and (marks.parent / "memory").stat().st_size == SHAPE.memory_mib << 20
     ]
@@ -407,7 +407,7 @@ async def test_a_machine_larger_than_the_host_is_refused(yard: Yard) -> None:
 
 async def test_a_machine_can_be_booted_whole_where_templates_are_off(yard: Yard) -> None:
     whole = QemuProvider(
-        state=yard.scratch / "whole", cache=places().cache / "qemu", settings=QemuSettings(templates=False)
+        state=yard.scratch / "whole", cache=default_paths().cache / "qemu", settings=QemuSettings(templates=False)
     )
     await whole.prepare(yard.image, SHAPE)
     try:

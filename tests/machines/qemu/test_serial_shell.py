@@ -10,7 +10,7 @@ import pytest
 from anyio.abc import UNIXSocketStream
 
 from hiveyard.core.errors import CannotExecute, GuestDisconnected, HiveyardError
-from hiveyard.machines.qemu.serial_shell import Early
+from hiveyard.machines.qemu.serial_shell import SerialShell
 from hiveyard.machines.qemu.vm import seen
 from hiveyard.machines.shared.dialogue import converse
 
@@ -40,7 +40,7 @@ async def test_a_command_that_did_not_run_is_told_as_one_error(
         guests.sendall(said)
         vm = seen(os.getpid())
         assert vm is not None
-        early = Early("m", vm, await UNIXSocketStream.from_socket(ours))
+        early = SerialShell("m", vm, await UNIXSocketStream.from_socket(ours))
         with pytest.raises(error) as caught:
             async with early.run(["true"]) as spoken:
                 await converse(spoken, b"", nothing, nothing)
@@ -54,7 +54,7 @@ async def test_a_command_that_never_begins_is_given_up() -> None:
         guests.sendall(frames(b"R"))
         vm = seen(os.getpid())
         assert vm is not None
-        early = Early("m", vm, await UNIXSocketStream.from_socket(ours), patience=0.05)
+        early = SerialShell("m", vm, await UNIXSocketStream.from_socket(ours), patience=0.05)
         with pytest.raises(GuestDisconnected) as caught:
             async with early.run(["true"]) as spoken:
                 await converse(spoken, b"", nothing, nothing)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from hiveyard.agents.acp.updates import Updates
 from hiveyard.agents.shared import jsonrpc
-from hiveyard.agents.shared.permission import Leave
+from hiveyard.agents.shared.permission import PermissionRequest
 from hiveyard.agents.shared.wording import GOOSE_ERROR_HEAD, checked_model, code_of, status_in
 from hiveyard.core.drivers import Answer, Line, Step
 from hiveyard.core.errors import AgentFailed, BadInput
@@ -86,7 +86,7 @@ class Acp:
         self._waiting: set[str] = set()
         self._failure = ""
         self._updates = Updates(workdir)
-        self._leave = Leave()
+        self._leave = PermissionRequest()
 
     @property
     def ready(self) -> bool:

@@ -20,7 +20,7 @@ from hiveyard.agents.shared.system_prompt import added, writing
 from hiveyard.agents.shared.wording import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
-from hiveyard.core.ports import Parser, Seat, Turn
+from hiveyard.core.ports import AgentTerminal, Parser, Turn
 
 # With its own back-off (0.5 s, doubled each time) six tries bridge half a minute: a daemon that restarts, a busy
 # vendor. The default of ten would let a wrong key hang for minutes.
@@ -67,7 +67,7 @@ class Claude:
 
     # --- at its terminal --------------------------------------------------------------------------------------------
 
-    def seat(self, turn: Turn) -> Seat:
+    def seat(self, turn: Turn) -> AgentTerminal:
         settings = {
             **_place(turn),
             "workdir": turn.workdir,
@@ -76,7 +76,7 @@ class Claude:
             # What the repository brings is asked about at a terminal, except when it was agreed to beforehand.
             "settings": {"enableAllProjectMcpServers": True} if turn.repository_config else {},
         }
-        return Seat(
+        return AgentTerminal(
             terminal=terminal_process.seat(turn, self.name, settings, _env(turn)),
             feed=terminal_process.feed(turn, self.name),
         )

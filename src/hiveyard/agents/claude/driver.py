@@ -15,7 +15,7 @@ import msgspec
 
 from hiveyard.agents.claude.parser import ClaudeParser
 from hiveyard.agents.shared.jsonl import JSON, decoded
-from hiveyard.agents.shared.permission import Leave
+from hiveyard.agents.shared.permission import PermissionRequest
 from hiveyard.agents.shared.wording import checked_model, summary
 from hiveyard.core.drivers import Answer, Line, Step
 from hiveyard.core.errors import AgentFailed
@@ -57,7 +57,7 @@ class ClaudeStream:
         self._introduced = False
         self._working = False
         self._turn = ClaudeParser()
-        self._leave = Leave()
+        self._leave = PermissionRequest()
 
     @property
     def ready(self) -> bool:

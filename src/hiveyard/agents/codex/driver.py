@@ -19,7 +19,7 @@ import msgspec
 from hiveyard.agents.codex.parser import CodexParser
 from hiveyard.agents.shared import jsonrpc
 from hiveyard.agents.shared.jsonl import JSON
-from hiveyard.agents.shared.permission import Leave
+from hiveyard.agents.shared.permission import PermissionRequest
 from hiveyard.agents.shared.wording import checked_model, code_of, status_in, summary
 from hiveyard.core.drivers import Answer, Line, Step
 from hiveyard.core.errors import AgentFailed, BadInput
@@ -65,7 +65,7 @@ class CodexServer:
         self._last_error = ""
         self._counted: JSON = {}
         self._turn = self._new_turn()
-        self._leave = Leave()
+        self._leave = PermissionRequest()
 
     @property
     def ready(self) -> bool:

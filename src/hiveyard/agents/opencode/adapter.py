@@ -22,7 +22,7 @@ from hiveyard.agents.shared.system_prompt import added, writing
 from hiveyard.agents.shared.wording import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
-from hiveyard.core.ports import Parser, Seat, Turn
+from hiveyard.core.ports import AgentTerminal, Parser, Turn
 
 # $1 is where things are put aside; the rest is the command. What an interrupted run left there comes back first. A
 # name that the agent made anew meanwhile wins over the one put aside. Signals reach opencode by the process group;
@@ -102,13 +102,13 @@ class Opencode:
 
     # --- at its terminal --------------------------------------------------------------------------------------------
 
-    def seat(self, turn: Turn) -> Seat:
+    def seat(self, turn: Turn) -> AgentTerminal:
         settings = {
             "argv": _kept_out(turn, ("opencode", "--model", full_model("opencode", turn.model))),
             "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
             "title": turn.name,
         }
-        return Seat(
+        return AgentTerminal(
             terminal=terminal_process.seat(turn, self.name, settings, _env(turn)),
             feed=terminal_process.feed(turn, self.name),
         )

@@ -17,7 +17,7 @@ _LARGEST = 64 << 20
 """Requests that may be open at once, and bytes of their arguments: the program is a stranger."""
 
 
-class Leave:
+class PermissionRequest:
     """The requests of one conversation that are open."""
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ class _Way(NamedTuple):
     closed: anyio.Event
 
 
-class Ways:
+class PortForwards:
     """What is open now, by the guest's port. Made by `ways`."""
 
     def __init__(
@@ -137,10 +137,12 @@ class Ways:
 
 
 @asynccontextmanager
-async def ways(owner: Owner, provider: Provider, machine: str, ports: HostPorts, keys: Keys) -> AsyncIterator[Ways]:
+async def port_forwards(
+    owner: Owner, provider: Provider, machine: str, ports: HostPorts, keys: Keys
+) -> AsyncIterator[PortForwards]:
     """The ways into a machine, all closed at the end of the block."""
     async with anyio.create_task_group() as group:
-        yield Ways(group, owner, provider, machine, ports, keys)
+        yield PortForwards(group, owner, provider, machine, ports, keys)
         group.cancel_scope.cancel()
 
 

@@ -28,7 +28,7 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.snapshots.fork import write_heard
 from hiveyard.engine.workspace.directory import Workspace
-from hiveyard.engine.workspace.integrity import check_whole
+from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.copying import DEEPEST
 from hiveyard.kit.permissions import entered, opened
 from hiveyard.kit.text import one_line
@@ -72,7 +72,7 @@ class Exports:
         if not path.is_absolute() or path.exists() or not path.parent.is_dir():
             raise BadInput(f"{path} cannot be written: it is there already, or its directory is not")
         workspace = self._r.workspace(id)
-        await check_whole(self._r, session)
+        await check_integrity(self._r, session)
         try:
             # Beside the sessions: what a killed daemon leaves there is swept by the next.
             with tempfile.TemporaryDirectory(dir=self._r.sessions, prefix=".export-") as scratch:

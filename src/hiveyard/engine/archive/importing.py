@@ -53,7 +53,7 @@ from hiveyard.engine.archive.manifest import Manifest, read_manifest
 from hiveyard.engine.archive.unpacking import unpack
 from hiveyard.engine.placement.provider_choice import Choice, choose
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.agent_terminal import seated
+from hiveyard.engine.sessions.agent_terminal import terminal_agent
 from hiveyard.engine.sessions.request import SpawnRequest, check_name, request_of
 from hiveyard.engine.snapshots.service import uncopied
 from hiveyard.engine.workspace.directory import Meta, Workspace
@@ -119,7 +119,7 @@ class Imports:
         try:
             await anyio.to_thread.run_sync(_unpack, path, scratch.root, self._r.settings.reserve)
             manifest = read_manifest(_small(scratch.root / layout.MANIFEST))
-            seated(manifest.agent)
+            terminal_agent(manifest.agent)
             id = await self._id(manifest, new)
             choice = await self._place(manifest, provider)
             await _repositories(scratch, manifest)

@@ -18,7 +18,7 @@ from hiveyard.core.events import (
 )
 from hiveyard.core.machines import MachineSpec, MachineStatus
 from hiveyard.core.ports import Guest, Provider, Snapshots
-from hiveyard.engine.event_writer import Ledger
+from hiveyard.engine.event_writer import EventLog
 from hiveyard.engine.turns.verdict import as_failure
 from hiveyard.store import journal, views
 
@@ -31,12 +31,12 @@ def machine_name(session: str) -> str:
     return f"hv-{session}"
 
 
-class Berth:
+class MachineLease:
     """The machine called `hv-<session>` on one provider. Every call is safe to repeat after a crash.
 
     Without a `spec` it cannot be made."""
 
-    def __init__(self, session: str, provider: Provider, spec: MachineSpec | None, ledger: Ledger) -> None:
+    def __init__(self, session: str, provider: Provider, spec: MachineSpec | None, ledger: EventLog) -> None:
         self.session = session
         self.name = machine_name(session)
         self.provider = provider

@@ -15,19 +15,19 @@ from hiveyard.core.errors import NoSuchMachine
 from hiveyard.core.events import Notice, Progress, SessionPrepared
 from hiveyard.core.machines import Image, MachineSpec, Network, Report, Shape
 from hiveyard.core.ports import Provider
-from hiveyard.engine.placement.machine_lease import Berth, machine_name
+from hiveyard.engine.placement.machine_lease import MachineLease, machine_name
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.run_spec import Wish
+from hiveyard.engine.run_spec import RunSpec
 from hiveyard.kit.group import together
 from hiveyard.store import journal, views
 
 
-class Ground:
+class Provisioner:
     """The steps from a wish to a berth, for the session `id`. `image` and `shape` are what they must be, whatever
     was wished for."""
 
     def __init__(
-        self, id: str, wish: Wish, resources: Resources, *, image: str = "", shape: Shape | None = None
+        self, id: str, wish: RunSpec, resources: Resources, *, image: str = "", shape: Shape | None = None
     ) -> None:
         self.id = id
         self._wish = wish
@@ -86,7 +86,7 @@ class Ground:
             disk_gib=wish.disk_gib or settings.disk_gib,
         )
 
-    def berth(self, provider: Provider, image: Image) -> Berth:
+    def berth(self, provider: Provider, image: Image) -> MachineLease:
         """The machine that is to be."""
         spec = MachineSpec(
             image=image,
@@ -96,7 +96,7 @@ class Ground:
             network=Network(self._wish.network),
             metadata={"session": self.id},
         )
-        return Berth(self.id, provider, spec, self._ledger)
+        return MachineLease(self.id, provider, spec, self._ledger)
 
     @asynccontextmanager
     async def _told(self) -> AsyncIterator[Report]:

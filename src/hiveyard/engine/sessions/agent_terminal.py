@@ -6,19 +6,19 @@ from typing import cast
 
 from hiveyard.agents import by_name, names
 from hiveyard.core.errors import BadInput
-from hiveyard.core.ports import Seated, Turn
+from hiveyard.core.ports import HasTerminal, Turn
 from hiveyard.engine.sessions.request import SpawnRequest
-from hiveyard.engine.turns.terminal_runner import TERMINAL, SeatedAgent
+from hiveyard.engine.turns.terminal_runner import TERMINAL, TerminalAgent
 from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE, Workspace
 
 
-def seated(name: str) -> SeatedAgent:
+def terminal_agent(name: str) -> TerminalAgent:
     """The agent called `name`. Raises UnknownAgent, and BadInput for one without a terminal program."""
     agent = by_name(name)
-    if not isinstance(agent, Seated):
-        able = ", ".join(other for other in names() if isinstance(by_name(other), Seated))
+    if not isinstance(agent, HasTerminal):
+        able = ", ".join(other for other in names() if isinstance(by_name(other), HasTerminal))
         raise BadInput(f"{name} has no terminal program to sit at", hint=f"--agent, one of: {able}; or hv run")
-    return cast(SeatedAgent, agent)
+    return cast(TerminalAgent, agent)
 
 
 def turn_of(request: SpawnRequest, workspace: Workspace, door_url: str, conversation: str | None) -> Turn:

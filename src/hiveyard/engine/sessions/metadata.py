@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 _MOVES = SessionEvent | PortEvent | MachineEvent | TurnEvent
 
 
-async def keep_metas(resources: Resources) -> None:
+async def keep_metadata(resources: Resources) -> None:
     """Make all of them equal to the journal, then each at every move. Never ends."""
-    metas = _Metas(resources)
+    metas = _MetadataWriter(resources)
     head = await resources.ledger.read(journal.last_seq)
     await metas.write(await resources.ledger.read(lambda conn: _metas(conn, None)))
     async with aclosing(resources.ledger.store.follow_pages(after=head)) as pages:
@@ -37,7 +37,7 @@ async def keep_metas(resources: Resources) -> None:
                 await metas.write(await resources.ledger.read(lambda conn, moved=moved: _metas(conn, moved)))  # type: ignore[misc]
 
 
-class _Metas:
+class _MetadataWriter:
     def __init__(self, resources: Resources) -> None:
         self._r = resources
         self._failing: set[str] = set()

@@ -14,19 +14,19 @@ from hiveyard.core.events import AnyBody, Notice, PortClosed, PortOpened
 from hiveyard.core.ports import Provider
 from hiveyard.core.states import Phase
 from hiveyard.engine.access.host_ports import Owner
-from hiveyard.engine.access.port_forwards import SSH, Ways, ways
+from hiveyard.engine.access.port_forwards import SSH, PortForwards, port_forwards
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.store import views
 from hiveyard.store.views import SessionRow
 
 
-class Reach:
+class SessionPorts:
     """The ways into one session, each of them journaled."""
 
-    def __init__(self, session: SessionRow, ways: Ways, resources: Resources) -> None:
+    def __init__(self, session: SessionRow, port_forwards: PortForwards, resources: Resources) -> None:
         self._session = session
-        self._ways = ways
+        self._ways = port_forwards
         self._r = resources
         self._changing = anyio.Lock()
 
@@ -74,13 +74,13 @@ class Reach:
 @asynccontextmanager
 async def reaching(
     session: SessionRow, provider: Provider, resources: Resources, *, wanted: int | None
-) -> AsyncIterator[Reach]:
+) -> AsyncIterator[SessionPorts]:
     """The ways into a session's machine, open for as long as the block lasts. Raises PortTaken, NoFreePort for one that
     is made now; what runs already does not end for want of a way in, and its journal says so."""
     keys = await anyio.to_thread.run_sync(resources.ssh_keys.of, session.id)
     owner = Owner(session.id, session.slug)
-    async with ways(owner, provider, machine_name(session.id), resources.host_ports, keys) as opened:
-        reach = Reach(session, opened, resources)
+    async with port_forwards(owner, provider, machine_name(session.id), resources.host_ports, keys) as opened:
+        reach = SessionPorts(session, opened, resources)
         try:
             await reach.restore(wanted)
         except (HiveyardError, OSError) as error:

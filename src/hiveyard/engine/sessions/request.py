@@ -9,14 +9,14 @@ import msgspec
 
 from hiveyard.core.errors import BadInput
 from hiveyard.core.parsing import parsed
-from hiveyard.engine.run_spec import Wish, check_prompt
+from hiveyard.engine.run_spec import RunSpec, check_prompt
 from hiveyard.store.views import SessionRow
 
 Port = Annotated[int, msgspec.Meta(ge=1024, le=65535)]
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?\Z")
 
 
-class SpawnRequest(Wish, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SpawnRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A session. Without `prompt` the agent waits for a person. `port` is where its ssh is reached on the host's
     loopback. `snapshots` says when they are taken without being asked for."""
 

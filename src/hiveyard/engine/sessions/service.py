@@ -38,16 +38,16 @@ from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
-from hiveyard.engine.sessions.agent_terminal import seated
-from hiveyard.engine.sessions.ports import Reach
+from hiveyard.engine.sessions.agent_terminal import terminal_agent
+from hiveyard.engine.sessions.ports import SessionPorts
 from hiveyard.engine.sessions.request import SpawnRequest, request_of
-from hiveyard.engine.sessions.session_runner import Stay
+from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.sessions.view import SessionView, own, view, views_of
 from hiveyard.engine.turns.prompts import Prompts
-from hiveyard.engine.turns.terminal_runner import Sitting
+from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.validation import check, check_account, completed
 from hiveyard.engine.workspace.create import make_and_journal
-from hiveyard.engine.workspace.integrity import check_whole
+from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
 from hiveyard.store.views import SessionRow
@@ -65,10 +65,10 @@ class Sessions:
     def __init__(self, resources: Resources, group: TaskGroup) -> None:
         self._r = resources
         self._group = group
-        self._stays: dict[str, Stay] = {}
+        self._stays: dict[str, SessionRunner] = {}
         self._making = anyio.Lock()
         self._alone: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
-        self.on_turn_over: Callable[[Stay], None] = lambda stay: None
+        self.on_turn_over: Callable[[SessionRunner], None] = lambda stay: None
 
     # --- made and ended ----------------------------------------------------------------------------------------------
 
@@ -77,7 +77,7 @@ class Sessions:
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, NoMemory for what can be told beforehand: then
         there is no session."""
-        seated(request.agent or self._r.settings.agent)
+        terminal_agent(request.agent or self._r.settings.agent)
         request = completed(request.checked(), self._r)
         if (made := await self._made_before(request)) is not None:
             return made
@@ -149,7 +149,7 @@ class Sessions:
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
 
     async def _take_up(self, session: SessionRow, budget_usd: float | None) -> None:
-        await check_whole(self._r, session)
+        await check_integrity(self._r, session)
         # One that was imported, or whose keys were changed meanwhile, would fail at its first question.
         request = request_of(session)
         check_account(request, self._r)
@@ -250,7 +250,7 @@ class Sessions:
         """Raises SessionNotRunning for one whose machine takes no commands now."""
         await self._sitting(id)
 
-    async def _reach(self, id: str) -> Reach:
+    async def _reach(self, id: str) -> SessionPorts:
         await self._sitting(id)
         reach = self._stays[id].reach
         assert reach is not None
@@ -331,10 +331,10 @@ class Sessions:
 
     def begin(self, id: str) -> None:
         """Work on it from now on."""
-        stay = self._stays[id] = Stay(id, self._r, lambda stay: self.on_turn_over(stay))
+        stay = self._stays[id] = SessionRunner(id, self._r, lambda stay: self.on_turn_over(stay))
         self._group.start_soon(self._run, stay, name=f"session {id}")
 
-    async def _run(self, stay: Stay) -> None:
+    async def _run(self, stay: SessionRunner) -> None:
         try:
             with stay.scope:
                 await stay.run()
@@ -369,17 +369,17 @@ class Sessions:
         await stay.until(stay.seated)
         return await self.row(id)
 
-    def at_work(self, id: str) -> Stay | None:
+    def at_work(self, id: str) -> SessionRunner | None:
         return self._stays.get(id)
 
-    async def stay(self, id: str) -> Stay:
+    async def stay(self, id: str) -> SessionRunner:
         """Raises SessionNotRunning."""
         session = await self.row(id)
         if (stay := self._stays.get(id)) is None:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv resume {session.slug}")
         return stay
 
-    async def _sitting(self, id: str) -> Sitting:
+    async def _sitting(self, id: str) -> TerminalRunner:
         """One that stands still for the moment of a snapshot can be told things: they wait."""
         stay, session = await self.stay(id), await self.row(id)
         if session.activity is Activity.PAUSED:
@@ -405,7 +405,7 @@ class Sessions:
         return provider
 
 
-async def begun(session: SessionRow, stay: Stay) -> Sitting:
+async def begun(session: SessionRow, stay: SessionRunner) -> TerminalRunner:
     """Who sits in a session whose agent has begun. Raises SessionNotRunning for one that is still being made: what a
     killed daemon leaves frozen of such a one nobody would let go on."""
     if session.phase is not Phase.RUNNING:

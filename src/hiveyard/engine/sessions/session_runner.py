@@ -41,22 +41,22 @@ from hiveyard.core.events import (
 from hiveyard.core.ports import Guest, Pauses, Provider
 from hiveyard.core.states import Activity, Phase
 from hiveyard.door.door import Door
-from hiveyard.engine.placement.machine_lease import Berth
+from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.placement.provider_choice import choose
-from hiveyard.engine.placement.provisioner import Ground
+from hiveyard.engine.placement.provisioner import Provisioner
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.agent_terminal import seated, turn_of
-from hiveyard.engine.sessions.ports import Reach, reaching
+from hiveyard.engine.sessions.agent_terminal import terminal_agent, turn_of
+from hiveyard.engine.sessions.ports import SessionPorts, reaching
 from hiveyard.engine.sessions.request import SpawnRequest, request_of
-from hiveyard.engine.sessions.start_point import Beginning, rename_branch
+from hiveyard.engine.sessions.start_point import StartPoint, rename_branch
 from hiveyard.engine.turns.prompts import Prompts
-from hiveyard.engine.turns.session_door import doorway
+from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
-from hiveyard.engine.turns.terminal_runner import GRACE, Sitting
-from hiveyard.engine.turns.turn_tracker import Course
+from hiveyard.engine.turns.terminal_runner import GRACE, TerminalRunner
+from hiveyard.engine.turns.turn_tracker import TurnTracker
 from hiveyard.engine.turns.verdict import as_failure
 from hiveyard.engine.turns.watchdog import watch_disk
-from hiveyard.engine.workspace.collect import glean
+from hiveyard.engine.workspace.collect import collect_work
 from hiveyard.engine.workspace.directory import GUEST_REPO
 from hiveyard.kit.group import first, together
 from hiveyard.store import lineage, views
@@ -76,14 +76,16 @@ HURRIED = 15.0
 """Seconds for each of the two when the disk fills up."""
 
 
-class Stay:
+class SessionRunner:
     """A session at work. `stop` is how others ask for the machine's end; `over` is set when nothing works on it any
     more; cancelling `scope` lets go of it as a dying daemon would. `sitting` is there from when `seated` is set: its
     machine is ready; `begun` is set when it is journaled that the agent's program runs. Whoever freezes, thaws or
     replaces the machine holds `changing`. `on_turn_over` is called when a turn has ended, where that was asked for; it
     must return at once."""
 
-    def __init__(self, id: str, resources: Resources, on_turn_over: Callable[[Stay], None] = lambda stay: None) -> None:
+    def __init__(
+        self, id: str, resources: Resources, on_turn_over: Callable[[SessionRunner], None] = lambda stay: None
+    ) -> None:
         self.id = id
         self.stop = Stop()
         self.over = anyio.Event()
@@ -93,9 +95,9 @@ class Stay:
         self.door: Door | None = None
         self._on_turn_over = on_turn_over
         self.scope = anyio.CancelScope()
-        self.sitting: Sitting | None = None
-        self.reach: Reach | None = None
-        self.berth: Berth | None = None
+        self.sitting: TerminalRunner | None = None
+        self.reach: SessionPorts | None = None
+        self.berth: MachineLease | None = None
         self._leave = anyio.CancelScope()
         self._frozen: anyio.Event | None = None
         self._outside = anyio.Event()
@@ -131,7 +133,7 @@ class Stay:
         # Not to be abandoned: who stops what was just rewound finds it where it was taken back to.
         beginning = await self._lay(session)
         request = request_of(session)
-        async with doorway(self._r, session, request, on_budget=self._budget_spent) as self.door:
+        async with open_session_door(self._r, session, request, on_budget=self._budget_spent) as self.door:
             await self.heed_budget()  # what was set while there was no door to tell
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
                 berth = await self._settle(session, request, beginning)
@@ -141,22 +143,22 @@ class Stay:
                 self.seated.set()
                 return await self._inhabit(berth, self.sitting)
 
-    async def _lay(self, session: SessionRow) -> Beginning:
+    async def _lay(self, session: SessionRow) -> StartPoint:
         """Where it begins; its files are those of there when this returns."""
-        beginning = await self._ledger.read(lambda conn: Beginning.of(conn, self.id))
+        beginning = await self._ledger.read(lambda conn: StartPoint.of(conn, self.id))
         if beginning.rewound is not None and not self._laid:
             await self._release(session)
             await beginning.lay(self._workspace)
         self._laid = True
         return beginning
 
-    async def _settle(self, session: SessionRow, request: SpawnRequest, beginning: Beginning) -> Berth:
+    async def _settle(self, session: SessionRow, request: SpawnRequest, beginning: StartPoint) -> MachineLease:
         """Have the machine, ready. One that is there is used."""
         if session.phase is Phase.RUNNING:
             return await self._found(session)
         if session.phase in (Phase.CREATED, Phase.STOPPED):
             await self._ledger.record(self.id, SessionPreparing())
-        ground = Ground(self.id, request, self._r, image=beginning.image, shape=beginning.shape)
+        ground = Provisioner(self.id, request, self._r, image=beginning.image, shape=beginning.shape)
         await ground.take()
         provider = await self._place(session, request)
         berth = ground.berth(provider, await ground.image(provider))
@@ -164,12 +166,12 @@ class Stay:
             await berth.up(beginning.snapshot)
         return berth
 
-    async def _found(self, session: SessionRow) -> Berth:
+    async def _found(self, session: SessionRow) -> MachineLease:
         """The machine of one that runs, as it is. A new daemon makes nothing for it: what could not be made again, for
         want of memory or of an image, would end what still lives. Raises MachineLost."""
         assert session.provider is not None
         provider = self._r.providers[session.provider]
-        berth = Berth(self.id, provider, None, self._ledger)
+        berth = MachineLease(self.id, provider, None, self._ledger)
         if not await berth.alive():
             raise MachineLost(f"{berth.name} went down while nobody was watching")
         if session.activity is Activity.PAUSED:
@@ -189,15 +191,15 @@ class Stay:
         await self._ledger.record(self.id, placed)
         return choice.provider
 
-    async def _sitting(self, request: SpawnRequest, berth: Berth) -> Sitting:
+    async def _sitting(self, request: SpawnRequest, berth: MachineLease) -> TerminalRunner:
         conversation = await self._ledger.read(lambda conn: lineage.conversation(conn, self.id))
         rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
-        agent = seated(request.agent or self._r.settings.agent)
-        return Sitting(
+        agent = terminal_agent(request.agent or self._r.settings.agent)
+        return TerminalRunner(
             session=self.id,
             agent=agent,
             turn=turn_of(request, self._workspace, berth.provider.capabilities.door_url, conversation),
-            course=Course(agent.name, rows, conversation),
+            course=TurnTracker(agent.name, rows, conversation),
             prompts=Prompts(self._workspace.prompts),
             resources=self._r,
             on_turn_over=partial(self._on_turn_over, self) if request.snapshots == "turns" else lambda: None,
@@ -205,7 +207,7 @@ class Stay:
 
     # --- being there -------------------------------------------------------------------------------------------------
 
-    async def _inhabit(self, berth: Berth, sitting: Sitting) -> str:
+    async def _inhabit(self, berth: MachineLease, sitting: TerminalRunner) -> str:
         """Be in the guest until the program ends, and outside of it while the machine is frozen."""
         tries = 0
         while True:
@@ -225,7 +227,7 @@ class Stay:
                     log.warning("session %s: %s; going in again", self.id, error.message)
                     await self._r.clock.sleep(PATIENCE)
 
-    async def _attend(self, guest: Guest, sitting: Sitting) -> str:
+    async def _attend(self, guest: Guest, sitting: TerminalRunner) -> str:
         fresh = (await self._session()).phase is Phase.PREPARING
         if fresh:
             with self.stop.abandoning():
@@ -257,7 +259,7 @@ class Stay:
             origin, shared = self._workspace.origin, self._workspace.shared
             await repository.push(guest, origin, shared, base=session.base, branch=session.branch)
 
-    async def _end_when_asked(self, guest: Guest, sitting: Sitting, attending: anyio.CancelScope) -> None:
+    async def _end_when_asked(self, guest: Guest, sitting: TerminalRunner, attending: anyio.CancelScope) -> None:
         """Have the program ended when that is asked for, and `attending` soon after: in the guest anybody can stop what
         tells us of it."""
         hurried = isinstance(await self.stop.asked(), DiskReserve)
@@ -275,7 +277,7 @@ class Stay:
     async def _watch_disk(self) -> None:
         await watch_disk(self._r.clock, self._r.settings, self._workspace.root, self.stop)
 
-    async def _why(self, guest: Guest, sitting: Sitting) -> str:
+    async def _why(self, guest: Guest, sitting: TerminalRunner) -> str:
         if self.stop.reason is not None:
             return self.stop.reason.advice
         code = (await sitting.end(guest)).exit_code
@@ -294,12 +296,12 @@ class Stay:
             message = f"the work was not collected, its files are kept: {error.message}"
             await self._ledger.record(self.id, Notice(message=message, code=error.code))
 
-    async def glean(self, guest: Guest) -> None:
+    async def collect_work(self, guest: Guest) -> None:
         """Bring the work out, while nobody else does. Raises CommandTimeout when the end was asked for and this goes
         on: git runs what the guest tells it to."""
         async with together() as group:
             group.start_soon(self._limit_when_asked, group.cancel_scope, name="limit")
-            await glean(self.id, guest, self._r)
+            await collect_work(self.id, guest, self._r)
             group.cancel_scope.cancel()
             return
         raise CommandTimeout("the machine did not give it out in time")
@@ -371,13 +373,13 @@ class Stay:
             return self._collected
         return await self._ledger.read(lambda conn: lineage.is_out(conn, self.id))
 
-    async def _course(self) -> Course:
+    async def _course(self) -> TurnTracker:
         """Its turns; also of one whose machine was found dead, so that nobody sat down."""
         if self.sitting is not None:
             return self.sitting.course
         session = await self._session()
         rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
-        return Course(session.agent, rows, None)
+        return TurnTracker(session.agent, rows, None)
 
     async def _cleared(self) -> list[AnyBody]:
         """Remove the machine, if there is one. What keeps it from going is said, not raised: recovery tries again."""
@@ -393,13 +395,13 @@ class Stay:
     async def _release(self, session: SessionRow) -> None:
         """Remove the machine, if there is one."""
         if session.provider is not None:
-            await Berth(self.id, self._r.providers[session.provider], None, self._ledger).release()
+            await MachineLease(self.id, self._r.providers[session.provider], None, self._ledger).release()
 
     async def _taken_back(self) -> list[AnyBody]:
         """Carry out a rewind that was not, and say it when that cannot be: with its end it counts no more."""
         try:
             if not self._laid:
-                await (await self._ledger.read(lambda conn: Beginning.of(conn, self.id))).lay(self._workspace)
+                await (await self._ledger.read(lambda conn: StartPoint.of(conn, self.id))).lay(self._workspace)
         except StoreUnusable:
             raise
         except (HiveyardError, OSError) as error:
@@ -420,7 +422,7 @@ class Stay:
             group.start_soon(either, event)
             group.start_soon(either, self.over)
 
-    async def settled(self, phase: Phase) -> Sitting:
+    async def settled(self, phase: Phase) -> TerminalRunner:
         """Who sits in its machine. One that runs already is only found again by a new daemon: that is waited for.
         Raises SessionNotRunning for one that is being made ready."""
         if phase is Phase.RUNNING:

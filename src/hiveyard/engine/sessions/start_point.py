@@ -23,7 +23,7 @@ for ((i = 0; i < 20; i++)); do git branch --quiet -m -- "$2" "$3" && exit; sleep
 """
 
 
-class Beginning(NamedTuple):
+class StartPoint(NamedTuple):
     """`snapshot` is the provider's name of a live one to go on from. `rewound` is the snapshot whose files the session
     is to have. `image` is what the machine must be made of, `shape` how large; without: as it is asked for."""
 
@@ -33,18 +33,18 @@ class Beginning(NamedTuple):
     shape: Shape | None = None
 
     @staticmethod
-    def of(conn: Connection, session: str) -> Beginning:
+    def of(conn: Connection, session: str) -> StartPoint:
         """Raises NotFound when it is to begin at a snapshot that is gone."""
         begin = lineage.to_begin_at(conn, session)
         if begin is None:
-            return Beginning()
+            return StartPoint()
         if isinstance(begin, SessionForked):
             if not begin.live:
-                return Beginning(image=begin.image)
-            return Beginning(snapshot_files.provider_name(begin.parent, begin.snapshot), image=begin.image)
+                return StartPoint(image=begin.image)
+            return StartPoint(snapshot_files.provider_name(begin.parent, begin.snapshot), image=begin.image)
         point = lineage.point(conn, session, begin.snapshot)
         shape = point.taken.shape if point.row.live else None
-        return Beginning(snapshot_files.snapshot_to_boot(session, point), point.row.id, point.taken.image, shape)
+        return StartPoint(snapshot_files.snapshot_to_boot(session, point), point.row.id, point.taken.image, shape)
 
     async def lay(self, workspace: Workspace) -> None:
         """Have the session's files as they are to be. No machine may use them."""

@@ -14,7 +14,7 @@ from hiveyard.core.events import Notice
 from hiveyard.core.states import Activity
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.service import Sessions
-from hiveyard.engine.sessions.session_runner import Stay
+from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.snapshots.service import Snapshots
 from hiveyard.store import lineage, views
 
@@ -30,12 +30,12 @@ class TurnSnapshots:
         self._group = group
         sessions.on_turn_over = self._turn_over
 
-    def _turn_over(self, stay: Stay) -> None:
+    def _turn_over(self, stay: SessionRunner) -> None:
         """Nothing more is said to the agent until the snapshot is there."""
         stay.hold()
         self._group.start_soon(self._after_turn, stay, name=f"snapshot of {stay.id}")
 
-    async def _after_turn(self, stay: Stay) -> None:
+    async def _after_turn(self, stay: SessionRunner) -> None:
         await self._take(stay)
         # One that a person pauses meanwhile is thawed by that person.
         async with stay.changing:
@@ -46,7 +46,7 @@ class TurnSnapshots:
         except Exception:
             log.exception("session %s: its old snapshots stay for now", stay.id)
 
-    async def _take(self, stay: Stay) -> None:
+    async def _take(self, stay: SessionRunner) -> None:
         try:
             assert stay.sitting is not None
             await self._snapshots.take(stay.id, f"turn-{stay.sitting.course.ended}", by_itself=True)
@@ -59,7 +59,7 @@ class TurnSnapshots:
             log.exception("session %s: no snapshot at the end of a turn", stay.id)
             await self._untaken(stay, OrchestrationError(f"{type(error).__name__}: {error}"))
 
-    async def _untaken(self, stay: Stay, error: HiveyardError) -> None:
+    async def _untaken(self, stay: SessionRunner, error: HiveyardError) -> None:
         notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.advice}", code=error.code)
         with contextlib.suppress(HiveyardError):
             await self._r.ledger.record(stay.id, notice)

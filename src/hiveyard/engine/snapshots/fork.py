@@ -101,7 +101,7 @@ class _Child(NamedTuple):
     instruction: str | None
 
 
-class Forks:
+class ForkService:
     """Makes children."""
 
     def __init__(self, resources: Resources, sessions: Sessions, snapshots: Snapshots, group: TaskGroup) -> None:

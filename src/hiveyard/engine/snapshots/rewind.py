@@ -20,7 +20,7 @@ from hiveyard.core.states import AT_WORK, Activity, Phase, TurnState
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.service import Sessions
-from hiveyard.engine.sessions.session_runner import Stay
+from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.snapshots.service import uncopied
 from hiveyard.engine.turns.terminal_runner import TERMINAL
 from hiveyard.engine.workspace import snapshot_files
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _TAKEN_BACK = Failure(code=Cancelled.code, message="the session was rewound")
 
 
-class Rewinds:
+class RewindService:
     """Takes sessions back."""
 
     def __init__(self, resources: Resources, sessions: Sessions) -> None:
@@ -76,7 +76,7 @@ class Rewinds:
         asked = (session.request or {}).get("memory_mib") or settings.memory_mib
         capacity.check(conn, settings, shape.memory_mib if shape is not None else asked)
 
-    async def _check(self, session: SessionRow, stay: Stay, force: bool) -> None:
+    async def _check(self, session: SessionRow, stay: SessionRunner, force: bool) -> None:
         await stay.settled(session.phase)
         if session.phase is Phase.RUNNING and not stay.frozen:
             await stay.until(stay.begun)

@@ -32,8 +32,8 @@ from hiveyard.core.states import AT_WORK, Activity
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.service import Sessions, begun
-from hiveyard.engine.sessions.session_runner import Stay
-from hiveyard.engine.turns.terminal_runner import Sitting
+from hiveyard.engine.sessions.session_runner import SessionRunner
+from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.kit.copying import Copied
 from hiveyard.kit.names import new_id
@@ -101,8 +101,8 @@ class Snapshots:
     async def _taken(
         self,
         session: SessionRow,
-        stay: Stay,
-        sitting: Sitting,
+        stay: SessionRunner,
+        sitting: TerminalRunner,
         asked: SnapshotTaken,
         known: Sequence[SnapshotRow],
         lacking: str = "",
@@ -112,7 +112,7 @@ class Snapshots:
             return await self._keep(session, sitting, asked, known, [why for why in (lacking, moved) if why])
 
     @asynccontextmanager
-    async def _still(self, session: SessionRow, stay: Stay, *, live: bool) -> AsyncIterator[str]:
+    async def _still(self, session: SessionRow, stay: SessionRunner, *, live: bool) -> AsyncIterator[str]:
         """Nobody of ours in the session's machine, which stands still; else why it does not. For a live snapshot the
         provider holds it still by itself, for less long."""
         provider, machine = self._provider(session), machine_name(session.id)
@@ -132,7 +132,7 @@ class Snapshots:
     async def _keep(
         self,
         session: SessionRow,
-        sitting: Sitting,
+        sitting: TerminalRunner,
         asked: SnapshotTaken,
         known: Sequence[SnapshotRow],
         told: Sequence[str],
@@ -161,7 +161,7 @@ class Snapshots:
         return await self._r.ledger.read(lambda conn: lineage.point(conn, session.id, snapshot))
 
     async def _frozen(
-        self, session: SessionRow, sitting: Sitting, asked: SnapshotTaken, known: Sequence[SnapshotRow]
+        self, session: SessionRow, sitting: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
     ) -> tuple[Frozen, Copied, int | None]:
         """The machine, where that can be kept, and what `_copy` answers."""
         provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
@@ -181,7 +181,7 @@ class Snapshots:
         return frozen, copied, feed
 
     async def _copy(
-        self, session: SessionRow, sitting: Sitting, asked: SnapshotTaken, known: Sequence[SnapshotRow]
+        self, session: SessionRow, sitting: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
     ) -> tuple[Copied, int | None]:
         """The files, and where the feed goes on in them: None where the agent itself goes on in memory."""
         workspace, snapshot = self._r.workspace(session.id), asked.snapshot
@@ -231,7 +231,7 @@ class Snapshots:
                     await stay.until(stay.begun)
             await self._drop(session, self._provider(session), row.id)
 
-    async def let_pass(self, point: Point, stays: Sequence[Stay]) -> None:
+    async def let_pass(self, point: Point, stays: Sequence[SessionRunner]) -> None:
         """Remove a snapshot that was made for a fork alone, when its children have begun. What fails here is found by
         the next daemon."""
         for stay in stays:

@@ -32,16 +32,16 @@ from hiveyard.core.machines import Image
 from hiveyard.core.ports import Guest, Turn, Verdict
 from hiveyard.core.states import Phase, TaskState
 from hiveyard.engine.placement import capacity
-from hiveyard.engine.placement.machine_lease import Berth
+from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.snapshots.service import uncopied
 from hiveyard.engine.tasks.request import TaskRequest
-from hiveyard.engine.turns.session_door import doorway
+from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
-from hiveyard.engine.turns.turn_runner import Ended, TurnRun
+from hiveyard.engine.turns.turn_runner import Ended, TurnRunner
 from hiveyard.engine.turns.verdict import Evidence, judge
 from hiveyard.engine.turns.watchdog import Life
-from hiveyard.engine.workspace.collect import harvest
+from hiveyard.engine.workspace.collect import collect_result
 from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
 from hiveyard.store import journal, views
 from hiveyard.store.phases import cancelled_in_time
@@ -62,11 +62,11 @@ class _Work(NamedTuple):
     problem: HiveyardError | None = None
 
 
-class Stint:
+class TaskAttempt:
     """A task's time in a machine."""
 
     def __init__(
-        self, id: str, request: TaskRequest, image: Image, berth: Berth, stop: Stop, resources: Resources
+        self, id: str, request: TaskRequest, image: Image, berth: MachineLease, stop: Stop, resources: Resources
     ) -> None:
         self.id = id
         self._request = request
@@ -82,7 +82,7 @@ class Stint:
         """Do what is left of it; returns how the turn ended. Raises when it never began."""
         row = await self._turn_row()
         session = await self._ledger.read(lambda conn: views.session(conn, self.id))
-        async with doorway(self._r, session, self._request, turn=FIRST, on_budget=self._budget_spent) as door:
+        async with open_session_door(self._r, session, self._request, turn=FIRST, on_budget=self._budget_spent) as door:
             life = Life(self._r.clock, door)
             try:
                 return await self._work(row, life)
@@ -141,10 +141,10 @@ class Stint:
         begin = [SessionRunning()] if session.phase is Phase.PREPARING else []
         await self._ledger.record(self.id, *begin, TaskStarted())
 
-    def _turn(self, life: Life) -> TurnRun:
+    def _turn(self, life: Life) -> TurnRunner:
         settings = self._r.settings
         program = self._image.programs.get(self._agent.program, "")
-        return TurnRun(
+        return TurnRunner(
             session=self.id,
             number=FIRST,
             agent=self._agent,
@@ -177,7 +177,7 @@ class Stint:
         if found := await self._result():
             return found
         try:
-            return await harvest(self.id, guest, self._r, turn=FIRST)
+            return await collect_result(self.id, guest, self._r, turn=FIRST)
         except OSError as error:
             raise uncopied(self.id, error) from error
 

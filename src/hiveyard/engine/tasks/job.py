@@ -30,11 +30,11 @@ from hiveyard.core.events import (
 )
 from hiveyard.core.ports import Provider
 from hiveyard.core.states import Phase
-from hiveyard.engine.placement.machine_lease import Berth, machine_name
+from hiveyard.engine.placement.machine_lease import MachineLease, machine_name
 from hiveyard.engine.placement.provider_choice import choose
-from hiveyard.engine.placement.provisioner import Ground
+from hiveyard.engine.placement.provisioner import Provisioner
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.tasks.attempt import Stint, turn_ended
+from hiveyard.engine.tasks.attempt import TaskAttempt, turn_ended
 from hiveyard.engine.tasks.request import TaskRequest, from_json
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.verdict import as_failure
@@ -104,15 +104,15 @@ class Job:
 
     async def _turned(self, request: TaskRequest, *, begun: bool) -> TurnEnded:
         """Have the turn, to its end. One that has begun is not abandoned any more: what it left is collected."""
-        ground = Ground(self.id, request, self._r)
+        ground = Provisioner(self.id, request, self._r)
         with nullcontext() if begun else self.stop.abandoning():
             await self._take(ground)
             provider = await self._assign(request)
             image = await ground.image(provider)
         berth = ground.berth(provider, image)
-        return await Stint(self.id, request, image, berth, self.stop, self._r).run()
+        return await TaskAttempt(self.id, request, image, berth, self.stop, self._r).run()
 
-    async def _take(self, ground: Ground) -> None:
+    async def _take(self, ground: Provisioner) -> None:
         """Copy the repository to the host's side of the session."""
         if (await self._session()).phase in (Phase.CREATED, Phase.STOPPED):
             await self._ledger.record(self.id, SessionPreparing())
@@ -151,7 +151,7 @@ class Job:
         if task.provider is None:
             return []
         try:
-            await Berth(self.id, self._r.providers[task.provider], None, self._ledger).release()
+            await MachineLease(self.id, self._r.providers[task.provider], None, self._ledger).release()
         except StoreUnusable:
             raise
         except HiveyardError as error:

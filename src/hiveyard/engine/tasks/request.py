@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hiveyard.core.parsing import parsed
-from hiveyard.engine.run_spec import Seconds, Wish, check_prompt
+from hiveyard.engine.run_spec import RunSpec, Seconds, check_prompt
 
 
-class TaskRequest(Wish, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TaskRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A job for an agent. Null means: as the settings say. Paths are absolute and the host's. `timeout` is seconds,
     `memory_mib` MiB, `disk_gib` GiB."""
 

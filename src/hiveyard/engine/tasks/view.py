@@ -22,7 +22,7 @@ PROMPT_SHOWN = 400
 """Characters of a prompt in a list of tasks."""
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     """A task as it stands; what `hv run --json` ends with. `exit_code` is null while it runs. Times are seconds
     (dates: since the epoch); `patch` is a path on the host."""
 
@@ -50,7 +50,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
 
 
-def report(conn: Connection, id: str, workspace: Callable[[str], Workspace]) -> Report:
+def report(conn: Connection, id: str, workspace: Callable[[str], Workspace]) -> TaskView:
     """The report of one task. Raises NotFound."""
     task = views.task(conn, id)
     turns = views.turns(conn, id)
@@ -58,7 +58,7 @@ def report(conn: Connection, id: str, workspace: Callable[[str], Workspace]) -> 
     return _report(parts, workspace, phases(conn, id))
 
 
-def reports(conn: Connection, tasks: Sequence[TaskRow], workspace: Callable[[str], Workspace]) -> list[Report]:
+def reports(conn: Connection, tasks: Sequence[TaskRow], workspace: Callable[[str], Workspace]) -> list[TaskView]:
     """The reports of many tasks in a few questions: with prompts cut and without the phases' times."""
     ids = [task.id for task in tasks]
     sessions = {row.id: row for row in views.sessions(conn, ids=ids)}
@@ -79,10 +79,10 @@ class _Parts(NamedTuple):
     turn: TurnRow | None
 
 
-def _report(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mapping[str, float]) -> Report:
+def _report(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mapping[str, float]) -> TaskView:
     task, session, result, turn = parts
     patch = workspace(task.id).patch
-    return Report(
+    return TaskView(
         id=task.id,
         slug=task.slug,
         status=task.state,

@@ -14,7 +14,7 @@ _HELD = 256 << 10
 """Bytes of lines that tell nothing which wait for one that does."""
 
 
-class Meaning:
+class OutputDecoder:
     """A parser, with what it takes to feed it again after a restart.
 
     A line that is known and tells nothing is no event: it is kept in front of the next that is one, in that one's raw

@@ -15,13 +15,13 @@ from hiveyard.door.door import Door
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.run_spec import Wish
+from hiveyard.engine.run_spec import RunSpec
 from hiveyard.store.views import SessionRow
 
 
 @asynccontextmanager
-async def doorway(
-    resources: Resources, session: SessionRow, wish: Wish, *, turn: int | None = None, on_budget: Callable[[], None]
+async def open_session_door(
+    resources: Resources, session: SessionRow, wish: RunSpec, *, turn: int | None = None, on_budget: Callable[[], None]
 ) -> AsyncIterator[Door]:
     """The session's door, open for as long as the block lasts; what it sees is journaled, for `turn` where there is
     only one. Tapes are read in threads: they may be large, or lie where the disk is slow."""

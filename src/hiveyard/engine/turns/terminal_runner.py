@@ -25,12 +25,12 @@ from hiveyard.core.errors import (
     StoreUnusable,
 )
 from hiveyard.core.events import AgentPrompted, Failure, TurnEnded
-from hiveyard.core.ports import Agent, Guest, ProcessManager, Seat, Seated, Turn
+from hiveyard.core.ports import Agent, AgentTerminal, Guest, HasTerminal, ProcessManager, Turn
 from hiveyard.engine.event_writer import Entry
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.turns.decoder import Meaning
+from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.engine.turns.prompts import Prompts
-from hiveyard.engine.turns.turn_tracker import Course, Wording
+from hiveyard.engine.turns.turn_tracker import TurnTracker, Wording
 from hiveyard.engine.turns.verdict import as_failure
 from hiveyard.kit.group import together
 from hiveyard.kit.lines import Line, LineSplitter
@@ -46,19 +46,19 @@ TOLD = 1800.0
 INTERRUPT = 60.0
 
 
-class SeatedAgent(Agent, Seated, Protocol):
+class TerminalAgent(Agent, HasTerminal, Protocol):
     """An agent that has a terminal program."""
 
 
 @dataclass(kw_only=True)
-class Sitting:
+class TerminalRunner:
     """The program of one session. `turn` is what its adapter needs to know, without a prompt. `on_turn_over` is called
     when a turn has ended and that is journaled, and once when the last one has before; it must return at once."""
 
     session: str
-    agent: SeatedAgent
+    agent: TerminalAgent
     turn: Turn
-    course: Course
+    course: TurnTracker
     prompts: Prompts
     resources: Resources
     on_turn_over: Callable[[], None] = lambda: None
@@ -67,7 +67,7 @@ class Sitting:
     _looked_back: bool = False
 
     @property
-    def seat(self) -> Seat:
+    def seat(self) -> AgentTerminal:
         return self.agent.seat(self.turn)
 
     # --- the program -------------------------------------------------------------------------------------------------
@@ -102,23 +102,23 @@ class Sitting:
 
     # --- listening ---------------------------------------------------------------------------------------------------
 
-    async def _meaning(self) -> Meaning:
-        def replayed(conn: Connection) -> Meaning:
-            meaning = Meaning(self.agent.listener(), views.session(conn, self.session).feed_offset)
+    async def _meaning(self) -> OutputDecoder:
+        def replayed(conn: Connection) -> OutputDecoder:
+            meaning = OutputDecoder(self.agent.listener(), views.session(conn, self.session).feed_offset)
             meaning.replay(self.resources.workspace(self.session).heard_lines())
             meaning.replay(lineage.raw_lines(conn, self.session))
             return meaning
 
         return await self.resources.ledger.read(replayed)
 
-    async def _catch_up(self, guest: Guest, meaning: Meaning) -> int:
+    async def _catch_up(self, guest: Guest, meaning: OutputDecoder) -> int:
         """Read what was said while nobody listened, so that a prompt that was taken is not said again. Returns where
         the feed goes on."""
         if not await guest.exists(self.seat.feed):
             return meaning.read
         return await self._listen(guest, meaning, meaning.read, _NOBODY)
 
-    async def _listen(self, guest: Guest, meaning: Meaning, offset: int, pid: int | None) -> int:
+    async def _listen(self, guest: Guest, meaning: OutputDecoder, offset: int, pid: int | None) -> int:
         """Journal the feed until process `pid` has ended; returns where the last whole line ended."""
         splitter = LineSplitter(limit=self.resources.settings.line_limit_mib << 20, offset=offset)
         async with aclosing(guest.follow(self.seat.feed, offset=offset, pid=pid)) as chunks:  # type: ignore[type-var]
@@ -128,7 +128,7 @@ class Sitting:
                     offset = lines[-1].end
         return offset
 
-    async def _record(self, meaning: Meaning, lines: Sequence[Line]) -> None:
+    async def _record(self, meaning: OutputDecoder, lines: Sequence[Line]) -> None:
         # Shielded: the course must not know more than the journal when the guest is left in the middle of this.
         with anyio.CancelScope(shield=True):
             entries = meaning.entries(lines)

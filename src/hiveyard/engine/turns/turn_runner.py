@@ -16,9 +16,9 @@ from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.errors import AgentFlood, DiskReserve
 from hiveyard.core.events import TurnStarted
 from hiveyard.core.ports import Agent, Guest, ProcessManager, Turn, Verdict
-from hiveyard.engine.event_writer import Entry, Ledger
+from hiveyard.engine.event_writer import Entry, EventLog
 from hiveyard.engine.settings import EngineSettings
-from hiveyard.engine.turns.decoder import Meaning
+from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.watchdog import Life, Limit, watch, watch_disk
 from hiveyard.kit.group import together
@@ -39,7 +39,7 @@ class Ended(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnRun:
+class TurnRunner:
     """A turn that is about to run, or that ran on while nobody looked."""
 
     session: str
@@ -48,7 +48,7 @@ class TurnRun:
     turn: Turn
     program: str
     manager: ProcessManager
-    ledger: Ledger
+    ledger: EventLog
     settings: EngineSettings
     host_path: Path
     timeout: float
@@ -91,7 +91,7 @@ class TurnRun:
         await self._follow(guest, meaning)
         return await self._ended(guest, meaning)
 
-    async def _ended(self, guest: Guest, meaning: Meaning) -> Ended:
+    async def _ended(self, guest: Guest, meaning: OutputDecoder) -> Ended:
         info = await self.manager.get(guest, self.spec.name)
         said = await self.manager.logs(guest, self.spec.name, stream="stderr", lines=50)
         verdict = meaning.verdict(info.exit_code, decode(said))
@@ -104,12 +104,12 @@ class TurnRun:
             turn=self.number,
         )
 
-    async def _meaning(self, offset: int) -> Meaning:
-        meaning = Meaning(self.agent.parser(), offset)
+    async def _meaning(self, offset: int) -> OutputDecoder:
+        meaning = OutputDecoder(self.agent.parser(), offset)
         meaning.replay(await self.ledger.read(lambda conn: list(journal.raw_lines(conn, self.session, self.number))))
         return meaning
 
-    async def _follow(self, guest: Guest, meaning: Meaning) -> None:
+    async def _follow(self, guest: Guest, meaning: OutputDecoder) -> None:
         offset = meaning.read
         splitter = LineSplitter(limit=self.settings.line_limit_mib << 20, offset=offset)
         async with aclosing(self.manager.follow(guest, self.spec.name, offset=offset)) as chunks:  # type: ignore[type-var]
@@ -121,7 +121,7 @@ class TurnRun:
                     self.stop.ask(self._flood())
         await self._record(meaning, [*meaning.entries(splitter.finish()), *meaning.rest()])
 
-    async def _record(self, meaning: Meaning, entries: Sequence[Entry]) -> None:
+    async def _record(self, meaning: OutputDecoder, entries: Sequence[Entry]) -> None:
         if entries:
             await self.ledger.record_output(self.session, self.number, entries, meaning.read)
 

@@ -49,7 +49,7 @@ class Wording:
         return self._essence == _essence(heard)
 
 
-class Course:
+class TurnTracker:
     """Which turn is at work, and which wait. `ended` is the number of the last that has ended, 0 before the first: one
     that a person typed comes to its end before one with a lower number that waits. `conversation` is the agent's own
     name of what it remembers."""

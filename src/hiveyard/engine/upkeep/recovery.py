@@ -17,7 +17,7 @@ from hiveyard.core.events import SessionRewound
 from hiveyard.core.machines import MachineStatus
 from hiveyard.core.ports import Provider
 from hiveyard.core.states import AT_WORK
-from hiveyard.engine.placement.machine_lease import Berth, machine_name
+from hiveyard.engine.placement.machine_lease import MachineLease, machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
@@ -122,7 +122,7 @@ async def _remove(resources: Resources, provider: Provider, name: str, row: Mach
     log.info("removing the leftover machine %s of %s", name, provider.name)
     try:
         if row is not None and row.status is not MachineStatus.STOPPED:
-            await Berth(row.session, provider, None, resources.ledger).release()
+            await MachineLease(row.session, provider, None, resources.ledger).release()
         await provider.terminate(name)
     except Exception:
         log.exception("%s of %s was not removed", name, provider.name)

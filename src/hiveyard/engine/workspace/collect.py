@@ -11,7 +11,7 @@ from hiveyard.store import views
 from hiveyard.store.views import ResultRow
 
 
-async def harvest(id: str, guest: Guest, resources: Resources, *, turn: int) -> ResultRow:
+async def collect_result(id: str, guest: Guest, resources: Resources, *, turn: int) -> ResultRow:
     """Take the branch and the patch of task `id` out of its guest, and journal the result, which replaces an earlier
     one. Raises what `repository.collect` raises."""
     async with resources.ledger.phase(id, "collect"):
@@ -19,7 +19,7 @@ async def harvest(id: str, guest: Guest, resources: Resources, *, turn: int) -> 
     return await _told(id, got, resources, turn)
 
 
-async def glean(id: str, guest: Guest, resources: Resources) -> None:
+async def collect_work(id: str, guest: Guest, resources: Resources) -> None:
     """The same of session `id`, whose repository stays as it is. What has come out before is not told again."""
     got = await _collected(id, guest, resources, aside=True)
     known = await resources.ledger.read(lambda conn: views.result(conn, id))

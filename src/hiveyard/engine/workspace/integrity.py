@@ -13,7 +13,7 @@ from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow
 
 
-async def check_whole(resources: Resources, session: SessionRow) -> None:
+async def check_integrity(resources: Resources, session: SessionRow) -> None:
     """Raises SessionDamaged with what is missing that the session needs to go on, StoreTooNew. One whose repository
     was not cloned yet needs nothing."""
     if session.base is None:

@@ -19,7 +19,7 @@ class Diffstat(msgspec.Struct, frozen=True, kw_only=True):
     deletions: int = 0
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class ResultLocation(msgspec.Struct, frozen=True, kw_only=True):
     """`repo` is what it was made from; `origin` is the host's own bare repository that holds `branch`. `head` is null
     until something was collected, `patch` where there is nothing. `over`: it is no task whose result is to come.
     `notice` says what it lacks."""
@@ -37,10 +37,10 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     notice: str = ""
 
 
-def source(conn: Connection, id: str, workspace: Workspace) -> Source:
+def source(conn: Connection, id: str, workspace: Workspace) -> ResultLocation:
     """Raises NotFound."""
     session, result, task = views.session(conn, id), views.result(conn, id), views.find_task(conn, id)
-    return Source(
+    return ResultLocation(
         id=id,
         repo=session.repo,
         origin=str(workspace.origin),

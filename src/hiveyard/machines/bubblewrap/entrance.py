@@ -9,7 +9,7 @@ from pathlib import Path
 from hiveyard.core.errors import MachineLost
 from hiveyard.core.ports import Stream
 from hiveyard.machines.bubblewrap import terminal
-from hiveyard.machines.bubblewrap.pause import Standing
+from hiveyard.machines.bubblewrap.pause import MachinePause
 from hiveyard.machines.bubblewrap.record import Made
 from hiveyard.machines.shared.attached import AttachedStream, attached
 
@@ -19,7 +19,7 @@ _JOIN = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; 
 class Entrance:
     """An Exec for one machine. `env` is all that a program finds in its environment beside what its image sets."""
 
-    def __init__(self, name: str, standing: Standing, uid: int | None, made: Made, env: Mapping[str, str]) -> None:
+    def __init__(self, name: str, standing: MachinePause, uid: int | None, made: Made, env: Mapping[str, str]) -> None:
         self._name = name
         self._init = standing.init
         self._standing = standing

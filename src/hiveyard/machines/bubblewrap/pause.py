@@ -11,12 +11,12 @@ import anyio
 from hiveyard.core.errors import CannotFreeze
 from hiveyard.machines.bubblewrap import cgroups
 from hiveyard.machines.bubblewrap.record import Alive
-from hiveyard.machines.bubblewrap.signal_pause import Halt
+from hiveyard.machines.bubblewrap.signal_pause import SignalPause
 
 _LOOK = 0.1  # seconds
 
 
-class Standing:
+class MachinePause:
     """Whether one machine, of process `init`, stands still. `halted` is a file for `Halt`; `gate` is one for all who
     use this machine."""
 
@@ -24,7 +24,7 @@ class Standing:
         self.init = init
         self._name = name
         self._freezer = cgroups.freezer(groups)
-        self._halt = Halt(init.pid, halted)
+        self._halt = SignalPause(init.pid, halted)
         self._gate = gate
 
     async def begin(self) -> None:

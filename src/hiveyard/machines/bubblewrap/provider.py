@@ -64,7 +64,7 @@ from hiveyard.kit.trees import remove_tree
 from hiveyard.machines.bubblewrap import cgroups, layout, open_network, record
 from hiveyard.machines.bubblewrap.entrance import Entrance
 from hiveyard.machines.bubblewrap.etc import write_users
-from hiveyard.machines.bubblewrap.pause import Standing
+from hiveyard.machines.bubblewrap.pause import MachinePause
 from hiveyard.machines.bubblewrap.record import Made, Record
 from hiveyard.machines.bubblewrap.rootfs import Roots
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
@@ -374,13 +374,13 @@ class BubblewrapProvider:
         standing, made = await self._standing(name)
         return Entrance(name, standing, self._uid, made, layout.environment(self.capabilities))
 
-    async def _standing(self, name: str) -> tuple[Standing, Made]:
+    async def _standing(self, name: str) -> tuple[MachinePause, Made]:
         machine = await self.get(name)
         keep = self._record(name)
         init, made = keep.init(), keep.made()
         if init is None or made is None or machine.status is not MachineStatus.READY:
             raise MachineNotReady(f"machine {name} is {machine.status}", machine=name)
-        return Standing(name, init, made.cgroups, keep.halted, _kept(self._gates, name)), made
+        return MachinePause(name, init, made.cgroups, keep.halted, _kept(self._gates, name)), made
 
     def _record(self, name: str) -> Record:
         return Record(self._state / name)

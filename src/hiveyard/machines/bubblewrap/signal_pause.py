@@ -27,7 +27,7 @@ _QUIET = (b"T", b"t", b"Z", b"X")
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 
-class Halt:
+class SignalPause:
     """The machine of process `init`; `file` is there for as long as it stands still. `patience` is in seconds."""
 
     def __init__(self, init: int, file: Path, patience: float = _PATIENCE) -> None:

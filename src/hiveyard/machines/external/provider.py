@@ -43,7 +43,7 @@ from hiveyard.core.machines import (
     quiet,
 )
 from hiveyard.core.ports import Guest
-from hiveyard.kit.refcount import Shared
+from hiveyard.kit.refcount import RefCounted
 from hiveyard.kit.text import one_line
 from hiveyard.machines.external import wire
 from hiveyard.machines.external.entrance import Entrance
@@ -85,7 +85,7 @@ class ExternalProvider:
         self._settings = settings or ExternalSettings()
         self._program = Program(name, command, state, env, self._settings, self._greeted)
         self._known: wire.Hello | None = None
-        self._shared = Shared(self._program.aclose)
+        self._shared = RefCounted(self._program.aclose)
         self._locks: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
 
     @property

@@ -36,7 +36,7 @@ _LOOK_MOST = 3.0
 _ATTEMPTS = 3
 
 
-class Making:
+class InstanceCreation:
     """Makes instances and snapshots of one service."""
 
     def __init__(self, service: Service, settings: MorphSettings, capabilities: Capabilities) -> None:

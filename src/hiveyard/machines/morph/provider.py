@@ -49,11 +49,11 @@ from hiveyard.core.machines import (
 from hiveyard.core.ports import Frozen, Guest, Meanwhile
 from hiveyard.kit import names
 from hiveyard.kit.lock import alone
-from hiveyard.kit.refcount import Shared
+from hiveyard.kit.refcount import RefCounted
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.morph import labels, terminal
 from hiveyard.machines.morph.client import Client
-from hiveyard.machines.morph.create import TEARDOWN, Making
+from hiveyard.machines.morph.create import TEARDOWN, InstanceCreation
 from hiveyard.machines.morph.entrance import Entrance
 from hiveyard.machines.morph.service import Service
 from hiveyard.machines.morph.settings import MorphSettings
@@ -81,8 +81,8 @@ class MorphProvider:
         self.capabilities = Capabilities(home=self._settings.home, door_url="", remote=True)
         self._client = Client(self._settings, key)
         self._service = Service(self._client)
-        self._making = Making(self._service, self._settings, self.capabilities)
-        self.opened = Shared(self._client.aclose).used
+        self._making = InstanceCreation(self._service, self._settings, self.capabilities)
+        self.opened = RefCounted(self._client.aclose).used
         self._booting: set[str] = set()
         self._locks: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
 

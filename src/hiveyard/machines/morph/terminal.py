@@ -47,7 +47,9 @@ def program(
     if not _ID.match(instance):
         raise ProviderBadAnswer(f"morph: {instance[:80]!r} cannot be the name of a user of its gateway")
     host, port = settings.gateway()
-    far = by_ssh.Far(name=_NAME, user=instance, host=host, port=port, key=_opened(key), host_key=settings.ssh_host_key)
+    far = by_ssh.SshTarget(
+        name=_NAME, user=instance, host=host, port=port, key=_opened(key), host_key=settings.ssh_host_key
+    )
     who = (str(UID), capabilities.home, capabilities.user)
     return by_ssh.program(far, directory, shlex.join(("bash", "-c", scripts.SIT, "hv", *who, *argv)))
 

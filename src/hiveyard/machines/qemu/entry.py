@@ -12,7 +12,7 @@ import asyncssh
 
 from hiveyard.core.errors import GuestDisconnected, MachineLost
 from hiveyard.machines.qemu.record import Record
-from hiveyard.machines.qemu.serial_shell import Early, Spoken
+from hiveyard.machines.qemu.serial_shell import SerialShell, Spoken
 from hiveyard.machines.qemu.ssh import Channel, Link, connect
 
 _PATIENCE = 60.0
@@ -23,14 +23,14 @@ class Entries:
     """Links by the machine's name. A machine that was made again under its name gets a link of its own."""
 
     def __init__(self) -> None:
-        self._early: dict[str, Early] = {}
+        self._early: dict[str, SerialShell] = {}
         self._links: dict[str, Link] = {}
         self._locks: dict[str, anyio.Lock] = {}
 
-    def add(self, name: str, early: Early) -> None:
+    def add(self, name: str, early: SerialShell) -> None:
         self._early[name] = early
 
-    def way(self, record: Record) -> Early | Link | None:
+    def way(self, record: Record) -> SerialShell | Link | None:
         """What can run a command at once."""
         link, early = self._links.get(record.name), self._early.get(record.name)
         if link is not None and link.vm == record.vm and link.open:

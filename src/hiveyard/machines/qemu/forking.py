@@ -14,7 +14,7 @@ from hiveyard.core.machines import MachineSpec, MachineStatus
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.personalize import become
 from hiveyard.machines.qemu.record import Record, Rig
-from hiveyard.machines.qemu.serial_shell import Early, reach
+from hiveyard.machines.qemu.serial_shell import SerialShell, reach
 from hiveyard.machines.qemu.start import Running, Start, started
 from hiveyard.machines.qemu.state import console, ssh_port, thaw
 from hiveyard.machines.qemu.template import Origin, overlay
@@ -36,7 +36,7 @@ class Fork(NamedTuple):
     timeout: float
 
 
-async def bring_up(fork: Fork) -> tuple[Record, Early]:
+async def bring_up(fork: Fork) -> tuple[Record, SerialShell]:
     """The machine, ready, and the way to its first commands. What it leaves behind on
     failure is the caller's to remove.
 
@@ -105,7 +105,7 @@ async def _files(fork: Fork) -> Start:
     )
 
 
-async def _wake(fork: Fork, running: Running, key: asyncssh.SSHKey) -> tuple[int, Early]:
+async def _wake(fork: Fork, running: Running, key: asyncssh.SSHKey) -> tuple[int, SerialShell]:
     vm, wire, _ = running
     port = await ssh_port(wire)
     if fork.origin.frozen is not None:

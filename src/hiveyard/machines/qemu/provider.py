@@ -36,7 +36,7 @@ from hiveyard.core.machines import (
 )
 from hiveyard.core.ports import Frozen, Guest, Meanwhile
 from hiveyard.kit.clock import Clock, SystemClock
-from hiveyard.kit.refcount import Shared
+from hiveyard.kit.refcount import RefCounted
 from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator
 from hiveyard.machines.qemu.command import DOOR_ADDRESS
@@ -52,7 +52,7 @@ from hiveyard.machines.qemu.record import Record, Rig, read
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.machines.qemu.snapshot import Snapshot, Snapshots
 from hiveyard.machines.qemu.template import Origin
-from hiveyard.machines.qemu.template_stock import Stock
+from hiveyard.machines.qemu.template_stock import TemplateStock
 from hiveyard.machines.qemu.user import builder, user_for
 from hiveyard.machines.qemu.vm import Vm, labels
 from hiveyard.machines.shared.shell import ShellGuest, terminal_words
@@ -85,10 +85,10 @@ class QemuProvider:
         self._settings = settings or QemuSettings()
         self._clock = clock or SystemClock()
         self._builder = builder(first=self._settings.uid)
-        self._stock = Stock(cache, self._settings, self._builder, accelerators)
+        self._stock = TemplateStock(cache, self._settings, self._builder, accelerators)
         self._snapshots = Snapshots(state / ".snapshots")
         self._entries = Entries()
-        self.opened = Shared(self._entries.aclose).used
+        self.opened = RefCounted(self._entries.aclose).used
         # Two installations on one host never touch each other's processes.
         self._installation = "hiveyard-" + hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12] + ":"
 

@@ -30,7 +30,7 @@ _DYING = 2.0
 _BROKEN = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
-class Early:
+class SerialShell:
     """The port of one machine. `free`: it can run a command now. `patience`: seconds for a command to begin."""
 
     def __init__(self, name: str, vm: Vm, stream: anyio.abc.ByteStream, *, patience: float = _BEGINNING) -> None:
@@ -120,7 +120,7 @@ class Early:
 class Spoken:
     """One program; a Stream. Whoever waits for something reads frames for all."""
 
-    def __init__(self, early: Early) -> None:
+    def __init__(self, early: SerialShell) -> None:
         self._early = early
         self._held: dict[bytes, list[bytes]] = {b"O": [], b"E": []}
         self._open = {b"O", b"E"}
@@ -249,10 +249,10 @@ class Spoken:
         self._taken = anyio.Event()
 
 
-async def reach(name: str, vm: Vm, socket: Path) -> Early:
+async def reach(name: str, vm: Vm, socket: Path) -> SerialShell:
     """The port of a machine that was just made. Raises MachineLost."""
     try:
         with short(socket) as path:
-            return Early(name, vm, await anyio.connect_unix(path))
+            return SerialShell(name, vm, await anyio.connect_unix(path))
     except OSError as error:
         raise MachineLost(f"machine {name} ended before it was ready", machine=name) from error

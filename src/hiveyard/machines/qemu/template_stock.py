@@ -30,7 +30,7 @@ from hiveyard.machines.qemu.user import User
 _log = logging.getLogger(__name__)
 
 
-class Stock:
+class TemplateStock:
     """The images of one cache, for the QEMU and the accelerator that work here."""
 
     def __init__(self, cache: Path, settings: QemuSettings, builder: User, candidates: Sequence[Accelerator]) -> None:

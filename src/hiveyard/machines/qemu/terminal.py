@@ -15,7 +15,7 @@ _CHEAP = ("KexAlgorithms=curve25519-sha256", "Ciphers=aes128-gcm@openssh.com", "
 
 def program(record: Record, directory: Path, argv: Sequence[str]) -> list[str]:
     """The argv that runs `argv` on a terminal in the machine of `record`; `directory` goes with the machine."""
-    far = by_ssh.Far(
+    far = by_ssh.SshTarget(
         name=record.name,
         user="agent",
         host="127.0.0.1",

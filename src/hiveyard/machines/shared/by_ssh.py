@@ -18,7 +18,7 @@ _OPTIONS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Far:
+class SshTarget:
     """Where ssh leads. `name` is what `host_key` (a public key, as in known_hosts) is known by; `key` is a private one
     in OpenSSH's form."""
 
@@ -30,7 +30,7 @@ class Far:
     host_key: str
 
 
-def program(far: Far, directory: Path, command: str, options: Sequence[str] = ()) -> list[str]:
+def program(far: SshTarget, directory: Path, command: str, options: Sequence[str] = ()) -> list[str]:
     """The argv that runs `command`, a line for the shell there, on a terminal. `directory` is where the key can lie,
     and goes with the machine; `options` are more of ssh's own."""
     key, known = directory / "terminal_key", directory / "known_hosts"
