@@ -39,19 +39,19 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
     that they end together."""
 
     _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner", "tests/images/")
-    _SHARING = ("tests/contract/", "tests/processes/", "tests/ways/")
+    _SHARING = ("tests/contract/", "tests/processes/", "tests/engine/access/")
     _DAMAGING = "tests/machines/qemu/"
     _ANYWHERE = ("tests/agents/test_conversations", "tests/agents/test_real_programs")
     _LONG = (
         "no VMs",
         "small VMs",
         _DAMAGING,
-        "tests/sessions/test_agent_vm.py",
-        "tests/main_job/test_commoner.py",
+        "tests/end_to_end/sessions/test_agent_vm.py",
+        "tests/end_to_end/main_job/test_commoner.py",
         "tests/images/test_images.py",
-        "tests/main_job/test_recovery.py",
-        "tests/engine/test_live_forks.py",
-        "tests/orchestrator/test_everywhere.py",
+        "tests/end_to_end/main_job/test_recovery.py",
+        "tests/engine/snapshots/test_live_forks.py",
+        "tests/library/test_everywhere.py",
     )
 
     def _split_scope(self, nodeid: str) -> str:

@@ -32,7 +32,7 @@ from hiveyard.door.settings import from_environment
 from hiveyard.engine.access.host_ports import HostPorts
 from hiveyard.engine.access.ssh_keys import SshKeys
 from hiveyard.engine.engine import Engine, running
-from hiveyard.engine.event_writer import EventLog
+from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.resources import Resources
 from hiveyard.images.images import Images
@@ -145,7 +145,7 @@ async def resources(here: Paths, settings: config.Settings, environment: Mapping
 
         async with Doors(from_environment(settings.door, environment), keys, record, clock=clock) as doors:
             yield Resources(
-                ledger=EventLog(store, clock),
+                event_log=EventLog(store, clock),
                 providers=providers,
                 manager=Detached(),
                 terminals=Tmux(),
@@ -181,7 +181,7 @@ async def _mirrored(parts: Resources) -> AsyncIterator[None]:
         return workspace.events if workspace.exists else None
 
     async with anyio.create_task_group() as group:
-        await group.start(mirror, parts.ledger.store, file)
+        await group.start(mirror, parts.event_log.store, file)
         yield
         group.cancel_scope.cancel()
 

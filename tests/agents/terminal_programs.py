@@ -42,12 +42,12 @@ class Place:
     events: list[AgentEvent] = field(default_factory=list)
 
     @property
-    def seat(self) -> AgentTerminal:
-        return self.agent.seat(self.turn)
+    def agent_terminal(self) -> AgentTerminal:
+        return self.agent.agent_terminal(self.turn)
 
     @property
     def feed(self) -> bytes:
-        path = Path(self.seat.feed)
+        path = Path(self.agent_terminal.feed)
         return path.read_bytes() if path.exists() else b""
 
     async def ready(self) -> None:
@@ -61,7 +61,7 @@ class Place:
     async def sit(self, **changes: Any) -> None:
         """Start the program in the terminal `agent`."""
         self.turn = replace(self.turn, **changes)
-        command = self.seat.terminal.command
+        command = self.agent_terminal.terminal.command
         script = self.yard.root / "sit.sh"
         exports = [f"export {name}={shlex.quote(value)}" for name, value in command.env.items()]
         lines = [*exports, f"cd {shlex.quote(str(command.cwd))}", f"exec {shlex.join(command.words())}"]

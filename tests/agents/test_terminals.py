@@ -45,16 +45,20 @@ def test_a_command_line_has_no_terminal_program() -> None:
 
 @pytest.mark.parametrize("agent", SEATED)
 def test_the_terminal_is_called_agent_and_its_feed_outlives_the_machine(agent: str) -> None:
-    seat = adapter(agent).seat(turn())
-    assert (seat.terminal.name, seat.terminal.terminal, seat.terminal.command.cwd) == ("agent", True, "/session/repo")
-    assert seat.feed == f"/session/state/{agent}/feed.jsonl"
+    agent_terminal = adapter(agent).agent_terminal(turn())
+    assert (agent_terminal.terminal.name, agent_terminal.terminal.terminal, agent_terminal.terminal.command.cwd) == (
+        "agent",
+        True,
+        "/session/repo",
+    )
+    assert agent_terminal.feed == f"/session/state/{agent}/feed.jsonl"
 
 
 @pytest.mark.parametrize("agent", SEATED)
 def test_neither_prompt_nor_key_stand_in_a_command_line(agent: str) -> None:
     told = turn(prompt="/session/prompts/7.txt", conversation="known-1")
     for command in (
-        adapter(agent).seat(told).terminal.command,
+        adapter(agent).agent_terminal(told).terminal.command,
         adapter(agent).say(told),
         adapter(agent).interrupt(told),
     ):
@@ -246,12 +250,12 @@ sys.exit(run(["sh", "-c", script], {}, feed, lambda: None))
 def test_a_program_that_heeds_no_signal_is_ended_and_what_was_put_aside_comes_back(tmp_path: Path) -> None:
     feed = tmp_path / "feed"
     argv = [sys.executable, "-c", _STUBBORN, str(feed)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as seat:
-        assert seat.stdout is not None
-        assert seat.stdout.readline() == b"deaf\n"
-        seat.send_signal(signal.SIGHUP)
-        assert seat.stdout.read() == b"put back\n"
-        assert seat.wait() == 3
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as agent_terminal:
+        assert agent_terminal.stdout is not None
+        assert agent_terminal.stdout.readline() == b"deaf\n"
+        agent_terminal.send_signal(signal.SIGHUP)
+        assert agent_terminal.stdout.read() == b"put back\n"
+        assert agent_terminal.wait() == 3
     assert feed.read_text().splitlines() == ['{"seat":"started"}', '{"seat":"ended","code":3}']
 
 
@@ -305,14 +309,14 @@ def seated(place: Path, program: str) -> Iterator[tuple[Turn, subprocess.Popen[s
     told = turn(prompt=str(place / "prompt"), state=str(place))
     settings = {"argv": [sys.executable, "-c", program], "conversation": "", "title": "t"}
     sit = argv_of(told, "opencode", "sit", settings)
-    with subprocess.Popen(sit, stdout=subprocess.PIPE, text=True, start_new_session=True) as seat:
+    with subprocess.Popen(sit, stdout=subprocess.PIPE, text=True, start_new_session=True) as agent_terminal:
         feed = place / "opencode" / "feed.jsonl"
         while not feed.exists():
             time.sleep(0.05)
         try:
-            yield told, seat
+            yield told, agent_terminal
         finally:
-            os.killpg(seat.pid, signal.SIGTERM)
+            os.killpg(agent_terminal.pid, signal.SIGTERM)
 
 
 @pytest.fixture
@@ -323,14 +327,14 @@ def slow(tmp_path: Path) -> Iterator[tuple[Turn, subprocess.Popen[str]]]:
 
 def test_an_opencode_that_takes_long_is_waited_for_and_told_once(slow: tuple[Turn, subprocess.Popen[str]]) -> None:
     """A daemon that was killed leaves behind whoever tells a prompt; the next daemon tells it again."""
-    told, seat = slow
+    told, agent_terminal = slow
     say = adapter("opencode").say(told).words()
     both = [subprocess.Popen(say) for _ in range(2)]
     assert [one.wait(60) for one in both] == [0, 0]
     Path(told.prompt).write_text("go on")
     assert subprocess.run(say, check=False, timeout=60).returncode == 0
-    assert seat.stdout is not None
-    said = [json.loads(seat.stdout.readline().partition(" ")[2]) for _ in range(2)]
+    assert agent_terminal.stdout is not None
+    said = [json.loads(agent_terminal.stdout.readline().partition(" ")[2]) for _ in range(2)]
     assert [one["parts"][0]["text"] for one in said] == ["begin", "go on"]
 
 
@@ -396,18 +400,18 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
 
 def test_a_prompt_whose_teller_died_when_the_guest_was_left_is_told_once(tmp_path: Path) -> None:
     """What the program took is not said again; what it did not take is."""
-    with seated(tmp_path, _MUTE) as (told, seat):
+    with seated(tmp_path, _MUTE) as (told, agent_terminal):
         say = adapter("opencode").say(told).words()
-        assert seat.stdout is not None
+        assert agent_terminal.stdout is not None
         for text in ("begin", "lost"):
             Path(told.prompt).write_text(text)
             with subprocess.Popen(say) as cut_off:
-                assert seat.stdout.readline() == f"{text}\n"
+                assert agent_terminal.stdout.readline() == f"{text}\n"
                 cut_off.kill()
             assert subprocess.run(say, check=False, timeout=60).returncode == 0
         Path(told.prompt).write_text("go on")
         assert subprocess.run(say, check=False, timeout=60).returncode == 0
-        assert [seat.stdout.readline() for _ in range(2)] == ["lost\n", "go on\n"]
+        assert [agent_terminal.stdout.readline() for _ in range(2)] == ["lost\n", "go on\n"]
 
 
 def test_a_prompt_that_was_begun_is_looked_for_from_where_the_feed_stood(tmp_path: Path) -> None:

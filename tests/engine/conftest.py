@@ -26,14 +26,14 @@ class Yard:
 
     def __init__(self, home: Path, settings: config.Settings, environment: Mapping[str, str]) -> None:
         self.home = home
-        self.places = default_paths({"HIVEYARD_HOME": str(home), "HOME": str(home)})
+        self.paths = default_paths({"HIVEYARD_HOME": str(home), "HOME": str(home)})
         self.settings = settings
         self.environment = dict(environment)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Engine]:
         async with AsyncExitStack() as stack:
-            parts = await stack.enter_async_context(resources(self.places, self.settings, self.environment))
+            parts = await stack.enter_async_context(resources(self.paths, self.settings, self.environment))
             qemu = parts.providers["qemu"]
             assert isinstance(qemu, QemuProvider)
             stack.push_async_callback(qemu.aclose)
@@ -41,7 +41,7 @@ class Yard:
 
     async def clear(self) -> None:
         """End the machines that a test left, as one that fails does."""
-        async with resources(self.places, self.settings, self.environment) as parts:
+        async with resources(self.paths, self.settings, self.environment) as parts:
             local = parts.providers["bubblewrap"]
             for name in await local.names():
                 await local.terminate(name)
@@ -54,7 +54,7 @@ def yard(tmp_path: Path) -> Iterator[Yard]:
     )
     yard = Yard(tmp_path / "home", settings, {})
     yield yard
-    if any((yard.places.machines / "bubblewrap").glob("hv-*")):
+    if any((yard.paths.machines / "bubblewrap").glob("hv-*")):
         with start_blocking_portal() as portal:
             portal.call(yard.clear)
 

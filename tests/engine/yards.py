@@ -10,7 +10,7 @@ import anyio
 from hiveyard.core.errors import SessionNotRunning, StoreUnusable
 from hiveyard.core.events import AnyBody, Event
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.event_writer import EventLog
+from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.engine.sessions.view import SessionView
 from tests.support.puppet import NAME

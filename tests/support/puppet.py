@@ -53,7 +53,7 @@ class Puppet:
     def version(self) -> Command:
         return Command(argv=("python3", "--version"))
 
-    def seat(self, turn: Turn) -> AgentTerminal:
+    def agent_terminal(self, turn: Turn) -> AgentTerminal:
         begin = ("sh", "-c", 'mkdir -p "$1"; rm -f "$1/pid"; exec python3 -u -c "$0" "$@"', PROGRAM.read_text())
         command = Command(argv=(*begin, _state(turn), turn.conversation or ""), cwd=turn.workdir)
         terminal = ProcessSpec(name=turn.name, command=command, terminal=True)

@@ -11,11 +11,11 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from hiveyard import __version__
+from hiveyard.api.access import add_access
 from hiveyard.api.answers import answer, body, stream
 from hiveyard.api.bodies import BuildLine, Image, Problem, Removed, Version, built, problem
 from hiveyard.api.bounds import LAST_SEQ, BoundedBodies, while_wanted
 from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
-from hiveyard.api.reach import add_reach
 from hiveyard.api.sessions import add_sessions
 from hiveyard.api.snapshots import add_snapshots
 from hiveyard.api.streams import event_lines, progress_lines
@@ -83,7 +83,7 @@ def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
     _add_daemon(app, engine, shut_down)
     _add_tasks(app, engine)
     add_sessions(app, engine)
-    add_reach(app, engine)
+    add_access(app, engine)
     add_snapshots(app, engine)
     add_system(app, engine)
     _add_images(app, engine)

@@ -1,5 +1,5 @@
 """The answer to a request that runs a command in a guest: the request's body is its stdin, and goes on while the answer
-comes, which is its frames (engine/channel.py)."""
+comes, which is its frames (engine/access/exec_channel.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's side of a command in a guest: standard library only. See engine/channel.py for the frames."""
+"""The client's side of a command in a guest: standard library only. Frames: engine/access/exec_channel.py."""
 
 from __future__ import annotations
 

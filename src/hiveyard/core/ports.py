@@ -419,7 +419,7 @@ class HasTerminal(Protocol):
     """An agent whose own terminal program a person can use, and Hiveyard can listen to and tell things. It is asked
     for by type; `Turn.conversation` goes on with one, `Turn.prompt` is not looked at by `seat`."""
 
-    def seat(self, turn: Turn) -> AgentTerminal:
+    def agent_terminal(self, turn: Turn) -> AgentTerminal:
         """What to run. The program asks nothing before it takes its first prompt (themes, trust, keys)."""
 
     def say(self, turn: Turn) -> Command:

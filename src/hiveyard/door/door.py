@@ -51,7 +51,7 @@ class Door:
         *,
         path: Path,
         placeholders: Sequence[Secret],
-        books: UsageRecorder,
+        usage_recorder: UsageRecorder,
         answers: Answers,
         mask: Callable[[], Mask],
         settings: DoorSettings,
@@ -59,10 +59,10 @@ class Door:
         room: Quota,
     ) -> None:
         self.path = path
-        self.last_seen = books.clock.monotonic()
+        self.last_seen = usage_recorder.clock.monotonic()
         self.busy = 0
         self._placeholders = [key.reveal().encode() for key in placeholders]
-        self._books = books
+        self._usage_recorder = usage_recorder
         self._answers = answers
         self._mask = mask
         self._settings = settings
@@ -70,24 +70,24 @@ class Door:
         self._slots = anyio.CapacityLimiter(settings.requests)
         self._bodies = Bodies(settings, room)
         self._reading = anyio.Lock()
-        self._errors = EventQuota(books.clock)
+        self._errors = EventQuota(usage_recorder.clock)
 
     @property
     def turn(self) -> int | None:
-        return self._books.turn
+        return self._usage_recorder.turn
 
     @turn.setter
     def turn(self, turn: int | None) -> None:
-        self._books.turn = turn
+        self._usage_recorder.turn = turn
 
     @property
     def spent(self) -> Usage:
         """All that the session has used, with what it had used before this door was opened."""
-        return self._books.budget.spent
+        return self._usage_recorder.budget.spent
 
     async def limit(self, dollars: float | None) -> None:
         """Let the session spend so much in all, from the next request on."""
-        await self._books.budget.allow(dollars)
+        await self._usage_recorder.budget.allow(dollars)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -128,11 +128,11 @@ class Door:
             return Said(200, [("content-type", "text/plain"), ("content-length", "4")], b"door")
         route = routes.find(method, path, scope["query_string"])
         if isinstance(route, Refusal):
-            await self._books.refused(f"{method} {path}", route.reason)
+            await self._usage_recorder.refused(f"{method} {path}", route.reason)
             return refusals.of_status(routes.vendor_of(path), route.status, route.reason, request_id)
         if not self._knows(scope):
             reason = "the key is not the one that this door takes"
-            await self._books.refused(f"{method} {path}", reason)
+            await self._usage_recorder.refused(f"{method} {path}", reason)
             return refusals.of_status(route.vendor, 401, reason, request_id)
         return route
 
@@ -160,31 +160,31 @@ class Door:
         except HungUp:
             return
         except TooMuch as error:
-            await self._books.refused(f"{route.method} /{route.vendor}{route.path}", error.reason)
+            await self._usage_recorder.refused(f"{route.method} /{route.vendor}{route.path}", error.reason)
             await _say(out, refusals.of_status(route.vendor, error.status, error.reason, request_id))
         except HiveyardError as error:
             await _say(out, refusals.of_error(route.vendor, error, request_id))
 
     async def _ask(self, asked: ModelRequest, out: Outgoing, request_id: str) -> None:
         """Ask and pass the answer on; what goes wrong is told to the guest, if it still can be."""
-        books, route = self._books, asked.route
-        turn = books.turn
+        usage_recorder, route = self._usage_recorder, asked.route
+        turn = usage_recorder.turn
         try:
-            async with books.budget.admitted(books.estimate(asked)):
+            async with usage_recorder.budget.admitted(usage_recorder.estimate(asked)):
                 await self._forward(asked, out)
             return
         except BudgetSpent as error:
-            await books.exhausted(turn)
+            await usage_recorder.exhausted(turn)
             said = refusals.of_error(route.vendor, error, request_id)
         except HiveyardError as error:
             said = refusals.of_error(route.vendor, error, request_id)
-            await books.failed(route.protocol or route.vendor, error, turn=turn, status=said.status)
+            await usage_recorder.failed(route.protocol or route.vendor, error, turn=turn, status=said.status)
         if not out.begun:
             await _say(out, said._replace(body=self._mask().data(said.body)))
 
     async def _forward(self, asked: ModelRequest, out: Outgoing) -> None:
-        passage = Passage(self._books.clock)
-        exchange = Exchange(asked, self._books, out, passage, recorder=self._recorder)
+        passage = Passage(self._usage_recorder.clock)
+        exchange = Exchange(asked, self._usage_recorder, out, passage, recorder=self._recorder)
         try:
             async with self._answers.ask(asked, passage) as reply:
                 # Only now: the request may have been sent with a key that was new.
@@ -199,7 +199,7 @@ class Door:
             raise
 
     def _saw(self) -> None:
-        self.last_seen = self._books.clock.monotonic()
+        self.last_seen = self._usage_recorder.clock.monotonic()
 
 
 async def _hung_up(receive: Receive, scope: anyio.CancelScope) -> None:

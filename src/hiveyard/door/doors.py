@@ -95,7 +95,7 @@ class Doors:
         called, in the event loop, when the money is spent and at each request after that: it must return at once.
         Raises SocketPathTooLong, or OSError as the system gives it.
         """
-        books = UsageRecorder(
+        usage_recorder = UsageRecorder(
             session,
             self._record,
             budget=Budget(budget_usd, spent or Usage()),
@@ -107,7 +107,7 @@ class Doors:
         door = Door(
             path=directory / SOCKET,
             placeholders=(placeholder, *inherited),
-            books=books,
+            usage_recorder=usage_recorder,
             answers=self._upstream.of(account) if tape is None else tape,
             mask=self._current_mask,
             settings=self._settings,

@@ -30,16 +30,22 @@ class Exchange:
     """Passes one answer to the guest and sees to it that it is written down what it used."""
 
     def __init__(
-        self, asked: ModelRequest, books: UsageRecorder, send: Outgoing, passage: Passage, *, recorder: Recorder | None
+        self,
+        asked: ModelRequest,
+        usage_recorder: UsageRecorder,
+        send: Outgoing,
+        passage: Passage,
+        *,
+        recorder: Recorder | None,
     ) -> None:
         self._asked = asked
-        self._books = books
+        self._usage_recorder = usage_recorder
         self._mask = Mask(())
         self._send = send
         self._passage = passage
         self._recorder = recorder
-        self._turn = books.turn
-        self._started = books.clock.monotonic()
+        self._turn = usage_recorder.turn
+        self._started = usage_recorder.clock.monotonic()
         self._settled = False
         self._saved = recorder is None
         self._chunks: list[tuple[float, bytes]] = []
@@ -136,7 +142,7 @@ class Exchange:
         protocol = self._asked.route.protocol
         if reply.status >= 400:
             failure = error or self._refusal(reply)
-            await self._books.failed(
+            await self._usage_recorder.failed(
                 protocol or self._asked.route.vendor, failure, turn=self._turn, status=reply.status
             )
             return
@@ -144,11 +150,13 @@ class Exchange:
             error = error or UpstreamFailed(f"{self._asked.route.vendor} gave up its answer: {meter.trouble}")
         await self._called(reply, meter, complete=complete and error is None)
         if error is not None:
-            await self._books.failed(protocol or self._asked.route.vendor, error, turn=self._turn, status=reply.status)
+            await self._usage_recorder.failed(
+                protocol or self._asked.route.vendor, error, turn=self._turn, status=reply.status
+            )
 
     async def _called(self, reply: Reply, meter: Meter, *, complete: bool) -> None:
         if self._asked.route.protocol:
-            await self._books.called(
+            await self._usage_recorder.called(
                 self._asked,
                 meter.parts(self._passage.seconds),
                 turn=self._turn,
@@ -182,7 +190,7 @@ class Exchange:
 
     async def _record(self, recorder: Recorder, reply: Reply, *, complete: bool) -> None:
         if self._size > LARGEST_ANSWER:
-            await self._books.notice(
+            await self._usage_recorder.notice(
                 self._turn, "door.not_recorded", f"an answer of {self._size} bytes is not recorded"
             )
             return
@@ -196,10 +204,12 @@ class Exchange:
         try:
             await recorder.add(entry)
         except (OSError, ValueError) as error:
-            await self._books.notice(self._turn, "door.not_recorded", f"{recorder.path} cannot be written: {error}")
+            await self._usage_recorder.notice(
+                self._turn, "door.not_recorded", f"{recorder.path} cannot be written: {error}"
+            )
 
     def _seconds(self) -> float:
-        return self._books.clock.monotonic() - self._started
+        return self._usage_recorder.clock.monotonic() - self._started
 
 
 async def _nothing() -> AsyncIterator[bytes]:

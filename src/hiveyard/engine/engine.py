@@ -111,9 +111,9 @@ class Engine:
     async def _made_before(self, request: TaskRequest) -> str | None:
         """The task that was asked for with these words and this id before."""
         id = request.id
-        if id is None or (session := await self._r.ledger.read(lambda conn: views.find_session(conn, id))) is None:
+        if id is None or (session := await self._r.event_log.read(lambda conn: views.find_session(conn, id))) is None:
             return None
-        task = await self._r.ledger.read(lambda conn: views.find_task(conn, id))
+        task = await self._r.event_log.read(lambda conn: views.find_task(conn, id))
         request.made_before(None if task is None else task.request, "task" if task else f"session ({session.slug})")
         return id
 
@@ -166,11 +166,11 @@ class Engine:
 
     async def cancel(self, id: str) -> None:
         """Ask for a task's end; returns when that is journaled. A task that is over is a success."""
-        task = await self._r.ledger.read(lambda conn: views.task(conn, id))
+        task = await self._r.event_log.read(lambda conn: views.task(conn, id))
         if task.state.over:
             return
         if task.cancel_asked_at is None:
-            await self._r.ledger.record(id, TaskCancelAsked())
+            await self._r.event_log.record(id, TaskCancelAsked())
         if job := self._jobs.get(id):
             job.stop.ask(Cancelled("cancelled"))
 
@@ -182,32 +182,32 @@ class Engine:
 
     async def _remove(self, id: str, force: bool) -> None:
         if not force:
-            await self._r.ledger.read(lambda conn: _check_over(conn, id))
+            await self._r.event_log.read(lambda conn: _check_over(conn, id))
         await self.sessions.let_go(id)
         if job := self._jobs.get(id):
             job.scope.cancel()
             await job.over.wait()
         # Its end first: whatever interrupts the rest, no daemon takes the task up again, and rm can be repeated.
         now = self._r.clock.now()
-        await self._r.ledger.store.write(lambda conn: _close(conn, id, now))
-        for row in await self._r.ledger.read(lambda conn: views.machines(conn, live_only=False, session=id)):
-            await MachineLease(id, self._r.providers[row.provider], None, self._r.ledger).release()
+        await self._r.event_log.store.write(lambda conn: _close(conn, id, now))
+        for row in await self._r.event_log.read(lambda conn: views.machines(conn, live_only=False, session=id)):
+            await MachineLease(id, self._r.providers[row.provider], None, self._r.event_log).release()
         await self.snapshots.remove_all(id)
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_of(id), ignore_errors=True))
         await anyio.to_thread.run_sync(self._r.ssh_keys.forget, id)
         workspace = self._r.workspace(id)
         await anyio.to_thread.run_sync(workspace.doom)
-        await self._r.ledger.store.write(lambda conn: journal.forget(conn, id))
+        await self._r.event_log.store.write(lambda conn: journal.forget(conn, id))
         await anyio.to_thread.run_sync(workspace.remove)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
     async def resolve(self, ref: str) -> str:
         """The id that a person means. Raises NotFound, Ambiguous."""
-        return await self._r.ledger.read(lambda conn: names.resolve(conn, ref))
+        return await self._r.event_log.read(lambda conn: names.resolve(conn, ref))
 
     async def report(self, id: str) -> TaskView:
-        return await self._r.ledger.read(lambda conn: report(conn, id, self._r.workspace))
+        return await self._r.event_log.read(lambda conn: report(conn, id, self._r.workspace))
 
     async def reports(self, *, live_only: bool, limit: int | None = None) -> list[TaskView]:
         """Newest first, in short: prompts are cut, and `timings` has the total only."""
@@ -216,14 +216,14 @@ class Engine:
             tasks = views.tasks(conn, states=OPEN if live_only else None, limit=limit)
             return reports(conn, tasks, self._r.workspace)
 
-        return await self._r.ledger.read(read)
+        return await self._r.event_log.read(read)
 
     async def events(self, id: str, *, after: int, limit: int) -> list[Event]:
-        return await self._r.ledger.read(lambda conn: journal.events(conn, session=id, after=after, limit=limit))
+        return await self._r.event_log.read(lambda conn: journal.events(conn, session=id, after=after, limit=limit))
 
     def follow(self, id: str, *, after: int) -> AsyncGenerator[Event, None]:
         """A task's events after a sequence number, then as they come."""
-        return self._r.ledger.store.follow(after=after, session=id)
+        return self._r.event_log.store.follow(after=after, session=id)
 
     async def is_over(self, id: str) -> bool:
         """Whether no event is to come: a task is over, or a session is not at work."""
@@ -232,12 +232,12 @@ class Engine:
             task = views.find_task(conn, id)
             return task.state.over if task is not None else views.session(conn, id).phase not in AT_WORK
 
-        return await self._r.ledger.read(read)
+        return await self._r.event_log.read(read)
 
     async def source(self, id: str) -> ResultLocation:
         """Where the result of a task or session lies. Raises NotFound, SessionDamaged."""
-        await check_commits(self._r, await self._r.ledger.read(lambda conn: views.session(conn, id)))
-        return await self._r.ledger.read(lambda conn: source(conn, id, self._r.workspace(id)))
+        await check_commits(self._r, await self._r.event_log.read(lambda conn: views.session(conn, id)))
+        return await self._r.event_log.read(lambda conn: source(conn, id, self._r.workspace(id)))
 
     async def doctor(self) -> list[Check]:
         return await examine(self._r)
@@ -247,7 +247,7 @@ class Engine:
     async def recover(self) -> None:
         """Go on with every task that is not over, and remove what belongs to none."""
         leftovers = await tidy(self._r, list(self._r.sessions.glob("*")))
-        tasks = await self._r.ledger.read(lambda conn: views.tasks(conn, states=OPEN))
+        tasks = await self._r.event_log.read(lambda conn: views.tasks(conn, states=OPEN))
         # Agents that are at work wait for their doors: they come before tasks that wait for a slot, and those in order.
         for task in sorted(tasks, key=lambda task: (task.state is TaskState.PENDING, task.created_at)):
             self._begin(task.id, cancelled=task.cancel_asked_at is not None)

@@ -14,7 +14,7 @@ from hiveyard.door.doors import Doors
 from hiveyard.door.keys import Keys
 from hiveyard.engine.access.host_ports import HostPorts
 from hiveyard.engine.access.ssh_keys import SshKeys
-from hiveyard.engine.event_writer import EventLog
+from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.settings import AgentSettings, EngineSettings, PortSettings
 from hiveyard.engine.workspace.directory import Workspace
@@ -26,7 +26,7 @@ class Resources:
     """`manager` runs processes without a terminal, `terminals` those with one. `sessions` holds one directory per
     session; `doors` one per open door (short paths: they hold sockets)."""
 
-    ledger: EventLog
+    event_log: EventLog
     providers: Mapping[str, Provider]
     manager: ProcessManager
     terminals: ProcessManager
@@ -41,11 +41,11 @@ class Resources:
     clock: Clock
     sessions: Path
     door_directory: Path
-    _gleaned: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary, init=False)
+    _collecting: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary, init=False)
 
-    def gleaning(self, id: str) -> anyio.Lock:
+    def collecting(self, id: str) -> anyio.Lock:
         """Held by who brings out a session's work: the guest and the host have one place for it."""
-        return self._gleaned.setdefault(id, anyio.Lock())
+        return self._collecting.setdefault(id, anyio.Lock())
 
     def workspace(self, id: str) -> Workspace:
         return Workspace(self.sessions / id)

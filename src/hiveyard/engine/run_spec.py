@@ -47,7 +47,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     record: str | None = None
     tape: str | None = None
 
-    def check_wish(self) -> None:
+    def check_spec(self) -> None:
         """Raises BadInput for what can be told to be wrong by looking at it alone."""
         for field, said in msgspec.structs.asdict(self).items():
             if isinstance(said, str) and field != "prompt":

@@ -23,43 +23,43 @@ from hiveyard.engine.settings import AgentSettings
 W = TypeVar("W", bound=RunSpec)
 
 
-def completed(wish: W, resources: Resources) -> W:
+def completed(spec: W, resources: Resources) -> W:
     """The wish with what the settings say for its agent, to be kept so: a conversation goes on as it began, whatever
     they say later. Raises UnknownAgent, NoSuchImage."""
-    name = wish.agent or resources.settings.agent
+    name = spec.agent or resources.settings.agent
     program, default = by_name(name).program, resources.agents.get(name, AgentSettings())
     own = resources.images.bringing(program)
     return msgspec.structs.replace(
-        wish,
-        model=wish.model or default.model or None,
-        image=wish.image or default.image or (own if own != resources.settings.image else None),
-        account=wish.account or default.account or None,
+        spec,
+        model=spec.model or default.model or None,
+        image=spec.image or default.image or (own if own != resources.settings.image else None),
+        account=spec.account or default.account or None,
     )
 
 
-async def check(wish: RunSpec, resources: Resources) -> None:
+async def check(spec: RunSpec, resources: Resources) -> None:
     """Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError, RepositoryError, BadTape, NoMemory."""
     settings, providers = resources.settings, resources.providers
-    agent = by_name(wish.agent or settings.agent)
-    wanted = wish.provider or settings.provider
+    agent = by_name(spec.agent or settings.agent)
+    wanted = spec.provider or settings.provider
     if wanted != "auto":
         check_door(named(wanted, providers))
     if wanted == "auto" or not named(wanted, providers).capabilities.remote:
-        capacity.check_size(settings, wish.memory_mib)
-    image = wish.image or settings.image
+        capacity.check_size(settings, spec.memory_mib)
+    image = spec.image or settings.image
     _check_image(image, wanted, resources)
     resources.images.check_program(image, agent.program)
-    check_account(wish, resources)
-    await repository.check(repository.parse_source(wish.repo), base=wish.base, branch=wish.branch)
-    await anyio.to_thread.run_sync(_check_tapes, wish)
+    check_account(spec, resources)
+    await repository.check(repository.parse_source(spec.repo), base=spec.base, branch=spec.branch)
+    await anyio.to_thread.run_sync(_check_tapes, spec)
     # Behind an open network there may be models that no door leads to.
-    if wish.tape is None and wish.network != "open":
-        resources.keys.find_any(agent.protocols, wish.account or settings.account)
+    if spec.tape is None and spec.network != "open":
+        resources.keys.find_any(agent.protocols, spec.account or settings.account)
 
 
-def check_account(wish: RunSpec, resources: Resources) -> None:
+def check_account(spec: RunSpec, resources: Resources) -> None:
     """An account that is there, and is for this agent. Raises BadInput, CredentialsError."""
-    account, agent = wish.account or resources.settings.account, wish.agent or resources.settings.agent
+    account, agent = spec.account or resources.settings.account, spec.agent or resources.settings.agent
     resources.keys.check(account)
     resources.keys.check_agent(account, agent)
 
@@ -73,9 +73,9 @@ def _check_image(image: str, provider: str, resources: Resources) -> None:
         )
 
 
-def _check_tapes(wish: RunSpec) -> None:
+def _check_tapes(spec: RunSpec) -> None:
     """A tape that cannot be read, or a recording that cannot be made, is told now and not after the clone."""
-    if wish.tape is not None:
-        Tape.load(Path(wish.tape))
-    if wish.record is not None:
-        recorder.check(Path(wish.record))
+    if spec.tape is not None:
+        Tape.load(Path(spec.tape))
+    if spec.record is not None:
+        recorder.check(Path(spec.record))

@@ -35,11 +35,11 @@ class MachineDoors:
     """Without `doors` there are none, and it does nothing. What happens at one is told as `DoorReported`, without the
     secrets of its machine, which a guest can put into what it asks for."""
 
-    def __init__(self, doors: Doors | None, agent: str, tell: Listener, hushed: SecretMasks) -> None:
+    def __init__(self, doors: Doors | None, agent: str, tell: Listener, masks: SecretMasks) -> None:
         self._doors = doors
         self._agent = agent
         self._tell = tell
-        self._hushed = hushed
+        self._masks = masks
         self._held: dict[str, _MachineDoor] = {}
         self._group: TaskGroup | None = None
         self._open_door: OpenDoor | None = None
@@ -103,7 +103,7 @@ class MachineDoors:
             doorway.left.set()
 
     def _told(self, machine: str, fact: DoorEvent | Notice) -> None:
-        self._tell(DoorReported(machine=machine, fact=_masked(fact, self._hushed.mask(machine))))
+        self._tell(DoorReported(machine=machine, fact=_masked(fact, self._masks.mask(machine))))
 
 
 def _masked(fact: T, mask: Mask) -> T:

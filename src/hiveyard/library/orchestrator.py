@@ -46,11 +46,11 @@ T = TypeVar("T")
 class Orchestrator:
     """Boots machines, installs credentials and runs an agent in them.
 
-    `on_event` hears all that happens; without one it goes to the log `hiveyard.library`. `installer` puts the
-    credentials in. With `doors` (`hiveyard.door.local_doors.LocalDoors`) each machine has a way to models, and a placeholder
-    for a key. `defaults` are those of all turns. Used as `async with`, it serves those doors, and ends machines whose
-    `ttl_seconds` are over, where their provider does not; leaving the block closes the doors and what the provider has
-    open in this process, and ends no machine. Opening raises ProviderError where a provider Opens and cannot.
+    `on_event` receives every event; without it, events go to the log `hiveyard.library`. `installer` installs the
+    credentials. With `doors` (`hiveyard.door.local_doors.LocalDoors`) each machine has a way to models and a placeholder
+    instead of a key. `defaults` apply to all turns. Use it as `async with`: it serves the doors and ends machines whose
+    `ttl_seconds` are over, where the provider does not. Leaving the block closes the doors and what the provider has
+    open in this process; it ends no machine. Opening raises ProviderError where the provider is Openable and fails.
 
     Errors are OrchestrationErrors: `context` has the machine, the process and the operation, `__cause__` why, and no
     secret that was installed is in them. BadInput comes before anything is made.
@@ -76,11 +76,11 @@ class Orchestrator:
         self._installer = installer
         self._clock = clock or SystemClock()
         self._open = AsyncExitStack()
-        self._hushed = SecretMasks()
-        self._doorways = MachineDoors(doors, agent.name, on_event, self._hushed)
+        self._masks = SecretMasks()
+        self._doorways = MachineDoors(doors, agent.name, on_event, self._masks)
         self._claims = NameClaims(provider)
         self._booting = MachineBoot(provider, agent, self._doorways, on_event, self._clock)
-        self._ending = Teardown(provider, self._booting, self._hushed, on_event, self._clock)
+        self._ending = Teardown(provider, self._booting, self._masks, on_event, self._clock)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
@@ -131,9 +131,9 @@ class Orchestrator:
             self._ending.lifetimes.check()
         async with self._claims.new(name) as name, self._booting.attempt(name):
             validation.check_profiles(name, credential_profiles, real)
-            self._hushed.add(name, (secret for profile in credential_profiles for secret in profile.masked()))
-            self._hushed.add(name, [placeholder] if placeholder is not None else ())
-            self._hushed.add(name, origin.secrets if origin is not None else ())
+            self._masks.add(name, (secret for profile in credential_profiles for secret in profile.masked()))
+            self._masks.add(name, [placeholder] if placeholder is not None else ())
+            self._masks.add(name, origin.secrets if origin is not None else ())
 
             def kept(error: BaseException) -> bool:
                 return keep_on_error and isinstance(error, Exception)
@@ -168,7 +168,7 @@ class Orchestrator:
         parent = ready.machine.name
         names = [f"m-{new_id()}" for _ in range(count)]
         for name in names:
-            self._hushed.add(name, self._hushed.of(parent))
+            self._masks.add(name, self._masks.of(parent))
         fork = self._fork_at_once if isinstance(self.provider, Forks) else self._fork_by_snapshot
         machines = await fork(ready, names)
         return [replace(ready, machine=machines[name], spec=_forked(ready.spec)) for name in names]
@@ -224,7 +224,7 @@ class Orchestrator:
                 await self._forget(machine, asked, "snapshot")
             raise
         self._tell(events.SnapshotTaken(machine=machine, snapshot=kept.name))
-        return replace(kept, placeholder=ready.placeholder, secrets=self._hushed.of(machine))
+        return replace(kept, placeholder=ready.placeholder, secrets=self._masks.of(machine))
 
     async def remove_snapshot(self, snapshot: Snapshot) -> None:
         """Remove it, with its copy of the session directory; absent is a success. Machines that go on from it live on.
@@ -311,7 +311,7 @@ class Orchestrator:
         self, machine: Machine, turn: Turn, spec: ProcessSpec, prompt: bytes | None, keep: bool
     ) -> ProcessInfo:
         """`spec` was made of the turn before, out of here: a turn that cannot be costs no machine."""
-        self._hushed.add(machine.name, [Secret(turn.placeholder)])
+        self._masks.add(machine.name, [Secret(turn.placeholder)])
         new = False
 
         async def start() -> ProcessInfo:
@@ -386,7 +386,7 @@ class Orchestrator:
         return await operating(operation, machine.name, process).of(inside(), self._mask(machine.name))
 
     def _mask(self, name: str) -> Mask:
-        return self._hushed.mask(name)
+        return self._masks.mask(name)
 
     def _starting(self, machine: str, process: str) -> Step:
         return starting(machine, process, programs=f"{self.manager.name} and the agent {self.agent.name}")

@@ -24,11 +24,11 @@ class Teardown:
     """Removes machines with all that was made for them. `lifetimes` end those whose time is over."""
 
     def __init__(
-        self, provider: Provider, booting: MachineBoot, hushed: SecretMasks, tell: events.Listener, clock: Clock
+        self, provider: Provider, booting: MachineBoot, masks: SecretMasks, tell: events.Listener, clock: Clock
     ) -> None:
         self._provider = provider
         self._booting = booting
-        self._hushed = hushed
+        self._masks = masks
         self._tell = tell
         self.lifetimes = Lifetimes(clock, self._over)
 
@@ -65,12 +65,12 @@ class Teardown:
         """Absent is a success. Raises ProviderError."""
         await self._booting.end(name)
         self.lifetimes.forget(name)  # not before it is gone: one that stays has a time that ends
-        self._hushed.forget(name)
+        self._masks.forget(name)
         self._tell(events.MachineTerminated(machine=name))
 
     def failed_alone(self, name: str, operation: str, error: HiveyardError) -> None:
         """Tell of a failure that has no caller to go to."""
-        reason = self._hushed.mask(name).text(error.message)
+        reason = self._masks.mask(name).text(error.message)
         self._tell(events.OperationFailed(machine=name, operation=operation, code=error.code, reason=reason))
 
     async def _give_up(self, name: str, error: BaseException) -> None:
@@ -81,7 +81,7 @@ class Teardown:
                 await self.terminate(name)
                 return
             except HiveyardError as failed:
-                left = self._hushed.mask(name).text(failed.message)
+                left = self._masks.mask(name).text(failed.message)
                 self.failed_alone(name, "terminate", failed)
         if isinstance(error, OrchestrationError):
             error.context["left"] = left
@@ -89,7 +89,7 @@ class Teardown:
 
     async def _over(self, name: str, action: TtlAction) -> None:
         """Its time is over. Nobody waits for this: what fails here may end nothing else."""
-        mask = self._hushed.mask(name)
+        mask = self._masks.mask(name)
         with logged(name, action, mask):
             self._tell(events.LifetimeOver(machine=name, action=action))
         with logged(name, action, mask):

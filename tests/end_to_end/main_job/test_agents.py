@@ -37,7 +37,7 @@ TIERS = {"qemu": "vm", "docker": "container", "bubblewrap": "namespace"}
         ("bubblewrap", "opencode"),
         ("bubblewrap", "goose"),
         ("docker", "claude"),
-        ("qemu", "claude"),  # opencode in a VM: tests/sessions/test_agent_vm.py
+        ("qemu", "claude"),  # opencode in a VM: tests/end_to_end/sessions/test_agent_vm.py
     ],
 )
 def test_a_real_agent_changes_a_real_repository(

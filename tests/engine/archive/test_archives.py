@@ -61,7 +61,7 @@ async def test_a_session_goes_on_in_the_same_conversation_on_another_installatio
     async with yard.open() as engine:
         id = await exported(engine, repo, file, budget_usd=2.0)
         before = await engine.sessions.view(id)
-        key = Workspace(yard.places.sessions / id).keys().placeholder
+        key = Workspace(yard.paths.sessions / id).keys().placeholder
         with pytest.raises(BadInput, match="already a session"):
             await engine.imports.take(file)
     assert file.stat().st_mode & 0o077 == 0
@@ -76,7 +76,7 @@ async def test_a_session_goes_on_in_the_same_conversation_on_another_installatio
             before.base,
         )
         assert (after.created_at, after.budget_usd, after.turns) == (before.created_at, 2.0, 2)
-        here = Workspace(elsewhere.places.sessions / id)
+        here = Workspace(elsewhere.paths.sessions / id)
         assert here.keys().placeholder != key
         there = {path.name for path in here.root.glob("[!.]*")} - {"prompts", "events.jsonl"}
         assert there == {"door.json", "heard.jsonl", "meta.json", "origin.git", "result", "shared"}
@@ -103,7 +103,7 @@ async def test_no_key_is_in_an_archive(yard: Yard, repo: Path, tmp_path: Path) -
     file = tmp_path / "it.tar.gz"
     async with yard.open() as engine:
         id = await exported(engine, repo, file)
-        keys = Workspace(yard.places.sessions / id).keys()
+        keys = Workspace(yard.paths.sessions / id).keys()
     assert keys.placeholder.encode() not in gzip.decompress(file.read_bytes())
     with tarfile.open(file) as tar:
         assert not [name for name in tar.getnames() if "door" in name or "snapshots" in name]
@@ -131,7 +131,7 @@ async def test_holes_take_no_room_in_an_archive_nor_where_it_is_taken_in(
     odd = os.fsdecode(b"\xff" + b"o" * 120)
     async with yard.open() as engine:
         id = await exported(engine, repo, tmp_path / "first.tar.gz")
-        there = Workspace(yard.places.sessions / id).shared / "repo"
+        there = Workspace(yard.paths.sessions / id).shared / "repo"
         for name in ("large", odd):
             with (there / name).open("wb") as hole:
                 hole.write(b"begin")
@@ -155,7 +155,7 @@ async def test_holes_take_no_room_in_an_archive_nor_where_it_is_taken_in(
     assert [line.split()[2] for line in gnu.splitlines() if line.endswith("/repo/large")] == [str(largest)]
     async with elsewhere.open() as engine:
         assert await engine.imports.take(file) == id
-        here = Workspace(elsewhere.places.sessions / id).shared / "repo"
+        here = Workspace(elsewhere.paths.sessions / id).shared / "repo"
     for name in ("large", odd):
         assert (here / name).stat().st_size == largest
         assert (here / name).stat().st_blocks * 512 < 1 << 20
@@ -170,7 +170,7 @@ async def test_holes_take_no_room_in_an_archive_nor_where_it_is_taken_in(
 async def test_a_file_whose_holes_cannot_be_kept_is_not_written_whole(yard: Yard, repo: Path, tmp_path: Path) -> None:
     async with yard.open() as engine:
         id = await exported(engine, repo, tmp_path / "first.tar.gz")
-        there = Workspace(yard.places.sessions / id).shared / "repo"
+        there = Workspace(yard.paths.sessions / id).shared / "repo"
         with (there / "scattered").open("wb") as scattered:
             for number in range(9000):
                 scattered.seek(number << 26)
@@ -379,7 +379,7 @@ async def test_harm_is_refused_and_leaves_nothing(
             await engine.imports.take(file)
         assert isinstance(refused.value, BadArchive | BadInput) or refused.value.code == "agent.unknown"
         assert await engine.sessions.views(over=True) == []
-        assert list(elsewhere.places.sessions.iterdir()) == []
+        assert list(elsewhere.paths.sessions.iterdir()) == []
     assert not list(tmp_path.rglob("climbed"))
     assert not Path("/tmp/climbed").exists()
 
@@ -400,7 +400,7 @@ async def test_who_follows_hears_of_a_session_that_is_taken_in_and_nobody_holds_
         id = await exported(engine, repo, file)
 
     async def follow() -> None:
-        async with aclosing(engine._r.ledger.store.follow()) as following:
+        async with aclosing(engine._r.event_log.store.follow()) as following:
             async for event in following:
                 heard.append(event.body.type)
                 if event.body.type == "session.imported":
@@ -409,7 +409,7 @@ async def test_who_follows_hears_of_a_session_that_is_taken_in_and_nobody_holds_
     async with elsewhere.open() as engine, anyio.create_task_group() as group:
         group.start_soon(follow)
         assert await engine.imports.take(file) == id
-        held = engine._r.ledger.store._tail._held
+        held = engine._r.event_log.store._tail._held
         assert [one.event.body.type for one in held] == ["session.placed", "session.imported"]
     assert (heard[0], heard.count("turn.ended")) == ("session.created", 2)
 
@@ -420,7 +420,7 @@ async def test_what_a_stranger_may_not_ask_for_is_dropped(
     file = tmp_path / "it.tar.gz"
     async with yard.open() as engine:
         await exported(engine, repo, file)
-    wish = {
+    spec = {
         "repo": str(repo),
         "model": "m\x1b]0;owned\x07",
         "record": "/etc/climbed",
@@ -431,7 +431,7 @@ async def test_what_a_stranger_may_not_ask_for_is_dropped(
     others = [{"type": "machine.booting", "machine": "hv-other", "provider": "qemu"},
               {"type": "port.opened", "host_port": 22, "guest_port": 22}]  # fmt: skip
     with changed(file) as (data, more):
-        body("session.created", request=wish, repo="/r\x1b[2J\nx")(data, more)
+        body("session.created", request=spec, repo="/r\x1b[2J\nx")(data, more)
         journal(lambda lines: [*lines, *({"seq": 1, "at": 1e300, "session": "x", "body": one} for one in others)])(
             data, more
         )
@@ -470,7 +470,7 @@ async def test_a_stranger_does_not_say_where_a_session_begins(
         journal(lambda lines: [*lines, *({"at": 1.0, "body": one} for one in (forked, paused))])(data, more)
     async with elsewhere.open() as engine:
         id = await engine.imports.take(file)
-        read = engine.sessions._r.ledger.read
+        read = engine.sessions._r.event_log.read
         assert await read(lambda conn: lineage.to_begin_at(conn, id)) is None
         assert await read(lambda conn: StartPoint.of(conn, id)) == StartPoint()
         assert not await events(engine, id, "session.forked", "session.paused")
@@ -488,7 +488,7 @@ async def test_what_is_no_archive_is_told_in_one_line(yard: Yard, tmp_path: Path
                 await engine.imports.take(tmp_path / "x")
         with pytest.raises(BadInput, match="is no file"):
             await engine.imports.take(tmp_path)
-        assert list(yard.places.sessions.iterdir()) == []
+        assert list(yard.paths.sessions.iterdir()) == []
 
 
 async def test_a_shallow_repository_with_a_shallow_submodule_goes_along(
@@ -503,7 +503,7 @@ async def test_a_shallow_repository_with_a_shallow_submodule_goes_along(
         await engine.exports.export(id, file)
     async with elsewhere.open() as engine:
         assert await engine.imports.take(file) == id
-        origin = Workspace(elsewhere.places.sessions / id).origin
+        origin = Workspace(elsewhere.paths.sessions / id).origin
         for copy in (origin, bare_copy(origin, *submodules(origin))):
             assert git(copy, "rev-parse", "--is-shallow-repository") == "true"
             assert git(copy, "rev-list", "--count", BASE) == "1"

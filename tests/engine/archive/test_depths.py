@@ -41,9 +41,9 @@ async def test_a_session_with_a_deep_directory_is_counted_and_removed(yard: Yard
         assert [cost.size > 4 << 20 for cost in costs if cost.kind == "session"] == [True]
         with pytest.raises(OrchestrationError, match="deep"):
             await engine.snapshots.take(id)
-        assert list((yard.places.sessions / id / "snapshots").iterdir()) == []
+        assert list((yard.paths.sessions / id / "snapshots").iterdir()) == []
         await engine.remove(id, force=True)
-        assert list(yard.places.sessions.iterdir()) == []
+        assert list(yard.paths.sessions.iterdir()) == []
         assert await engine.snapshots._r.providers["bubblewrap"].names() == set()
 
 
@@ -51,11 +51,11 @@ async def test_a_stray_with_a_deep_directory_keeps_nothing_else_from_being_swept
     async with yard.open() as engine:
         provider = engine.snapshots._r.providers["bubblewrap"]
         await provider.boot("hv-stranger", MachineSpec(image=HOST, shape=Shape()))
-    stray = yard.places.sessions / "zzzzzzzzzz" / "shared"
+    stray = yard.paths.sessions / "zzzzzzzzzz" / "shared"
     stray.mkdir(parents=True)
     nest(stray, DEPTH)
     async with yard.open() as engine:
         provider = engine.snapshots._r.providers["bubblewrap"]
         with anyio.fail_after(60):
-            while list(yard.places.sessions.iterdir()) or await provider.names():  # noqa: ASYNC110
+            while list(yard.paths.sessions.iterdir()) or await provider.names():  # noqa: ASYNC110
                 await anyio.sleep(0.05)

@@ -53,7 +53,7 @@ async def test_a_task_waits_until_the_machine_of_another_is_gone(small: Yard, re
         assert (await done(engine, third)).status == "completed", "it fits beside the first"
         await until(engine, second, "notice")
         assert not [event for event in await told(engine, second) if event.body.type.startswith("machine.")]
-        (small.places.sessions / first / "shared" / "repo" / "go").touch()
+        (small.paths.sessions / first / "shared" / "repo" / "go").touch()
         reports = [await done(engine, id) for id in (first, second)]
         assert [report.status for report in reports] == ["completed", "completed"]
         assert [waited(await told(engine, id)) for id in (first, second, third)] == [False, True, False]
@@ -88,7 +88,7 @@ async def test_a_task_that_waits_for_memory_goes_on_waiting_after_a_restart_and_
         with anyio.fail_after(60):
             assert (await done(engine, third)).status == "cancelled"
         assert (await engine.report(second)).status == "assigned"
-        (small.places.sessions / first / "shared" / "repo" / "go").touch()
+        (small.paths.sessions / first / "shared" / "repo" / "go").touch()
         assert [(await done(engine, id)).commits for id in (first, second)] == [1, 1]
 
 
@@ -110,7 +110,7 @@ async def test_a_task_does_not_wait_for_a_machine_that_is_kept_until_somebody_re
         await until(engine, first, "task.started")
         second = await engine.submit(asked(repo, "echo y > y.txt"))
         await until(engine, second, "notice")
-        (small.places.sessions / first / "shared" / "repo" / "go").touch()
+        (small.paths.sessions / first / "shared" / "repo" / "go").touch()
         refused = await done(engine, second)
         assert refused.error is not None
         assert (refused.status, refused.error.code) == ("failed", "provider.no_memory")

@@ -25,7 +25,7 @@ class Remembering(BubblewrapProvider):
     it knew."""
 
     def __init__(self, yard: Yard, *, full: bool = False, before: Remembering | None = None) -> None:
-        here = yard.places
+        here = yard.paths
         super().__init__(here.machines / "bubblewrap", here.cache / "bubblewrap", yard.settings.bubblewrap)
         self.full = full
         self.kept: set[str] = before.kept if before else set()
@@ -79,7 +79,7 @@ class Remembering(BubblewrapProvider):
 @asynccontextmanager
 async def at_work(yard: Yard, provider: Provider) -> AsyncIterator[Engine]:
     """The yard's engine with this provider in the place of the one of its name."""
-    async with resources(yard.places, yard.settings, yard.environment) as parts:
+    async with resources(yard.paths, yard.settings, yard.environment) as parts:
         cast(MutableMapping[str, Provider], parts.providers)[provider.name] = provider
         async with running(parts) as engine:
             yield engine

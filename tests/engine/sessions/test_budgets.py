@@ -26,15 +26,15 @@ def puppet() -> None:
 
 async def spend(engine: Engine, id: str, dollars: float) -> None:
     called = ModelCalled(protocol="anthropic", model="m", status=200, usage=Usage(cost_usd=dollars), seconds=1.0)
-    await engine.sessions._r.ledger.record(id, called)
+    await engine.sessions._r.event_log.record(id, called)
 
 
 async def asked(engine: Engine, yard: Yard, id: str) -> str:
     """What a request at the session's door is answered with. There is no key."""
-    stay = await engine.sessions.stay(id)
-    assert stay.door is not None
-    placeholder = Workspace(yard.places.sessions / id).placeholder().reveal()
-    async with guest(stay.door, key=placeholder) as client:
+    runner = await engine.sessions.runner(id)
+    assert runner.door is not None
+    placeholder = Workspace(yard.paths.sessions / id).placeholder().reveal()
+    async with guest(runner.door, key=placeholder) as client:
         return (await client.post("/anthropic/v1/messages", json=message())).text
 
 
@@ -66,9 +66,9 @@ async def test_a_session_that_runs_may_spend_more_at_once(yard: Yard, repo: Path
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.resume(id, 2.0)
-        stay = await engine.sessions.stay(id)
-        assert stay.door is not None
-        assert stay.door._books.budget.limit == 2.0
+        runner = await engine.sessions.runner(id)
+        assert runner.door is not None
+        assert runner.door._usage_recorder.budget.limit == 2.0
         await engine.sessions.resume(id)
         assert (await engine.sessions.view(id)).budget_usd == 2.0
         await engine.sessions.stop(id)
@@ -81,7 +81,7 @@ async def test_a_session_with_nothing_left_asks_nothing_and_goes_on_with_more(
     """As journals tell of it in which two forks at once had taken the same money."""
     async with yard.open() as engine:
         id = await spawned(engine, repo, budget_usd=1.0)
-        await engine.sessions._r.ledger.record(id, BudgetShared(children=["x"], dollars=1.0 - left))
+        await engine.sessions._r.event_log.record(id, BudgetShared(children=["x"], dollars=1.0 - left))
         await engine.sessions.stop(id)
         await engine.sessions.resume(id)
         await until(engine, id, lambda view: view.status == "running")

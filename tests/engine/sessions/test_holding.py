@@ -28,7 +28,7 @@ async def unheard(engine: Engine, yard: Yard, repo: Path) -> str:
     await told(engine, id, "run echo two > a.txt")
     await engine.sessions.send(id, "run pkill -STOP tail; touch /session/held")
     with anyio.fail_after(60):
-        while not (yard.places.sessions / id / "shared" / "held").exists():  # noqa: ASYNC110
+        while not (yard.paths.sessions / id / "shared" / "held").exists():  # noqa: ASYNC110
             await anyio.sleep(0.05)
     return id
 
@@ -52,11 +52,11 @@ async def test_who_is_not_heard_any_more_is_stopped_and_its_work_is_brought_out(
 async def test_who_is_not_heard_any_more_is_stopped_when_the_disk_fills_up(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await unheard(engine, yard, repo)
-        stay = engine.sessions.at_work(id)
-        assert stay is not None
-        stay.stop.ask(DiskReserve("there is little left"))
+        runner = engine.sessions.at_work(id)
+        assert runner is not None
+        runner.stop.ask(DiskReserve("there is little left"))
         with anyio.fail_after(60):
-            await stay.over.wait()
+            await runner.over.wait()
         await no_machine(engine, id)
 
 
@@ -74,7 +74,7 @@ async def test_work_that_is_not_given_out_holds_up_no_end(
         if program:
             await engine.sessions.send(id, program)
             with anyio.fail_after(60):
-                while not (yard.places.sessions / id / "shared" / "held").exists():  # noqa: ASYNC110
+                while not (yard.paths.sessions / id / "shared" / "held").exists():  # noqa: ASYNC110
                     await anyio.sleep(0.05)
             await until(engine, id, lambda view: view.status == "running")
         with anyio.fail_after(60):

@@ -61,12 +61,12 @@ def test_a_feed_that_a_guest_made_endless_is_cut_at_once(tmp_path: Path) -> None
 async def test_a_prompt_that_could_not_be_journaled_is_not_said(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        sitting = await engine.sessions._sitting(id)
-        whole = sitting.resources
-        sitting.resources = replace(whole, ledger=FullLedger(whole.ledger.store, whole.ledger.clock))
+        terminal_runner = await engine.sessions._terminal_runner(id)
+        whole = terminal_runner.resources
+        terminal_runner.resources = replace(whole, event_log=FullLedger(whole.event_log.store, whole.event_log.clock))
         with pytest.raises(StoreUnusable, match="full"):
             await engine.sessions.send(id, "remember pear")
-        sitting.resources = whole
+        terminal_runner.resources = whole
         assert await told(engine, id, "remember apple") == "done: remember apple"
         assert [event.turn for event in await events(engine, id) if isinstance(event.body, AgentPrompted)] == [1]
         await engine.sessions.stop(id)
@@ -77,11 +77,11 @@ async def test_a_prompt_that_waits_is_said_when_a_person_was_heard_before_it(yar
         id = await spawned(engine, repo)
         await engine.sessions.send(id, "wait")
         await until(engine, id, lambda view: view.activity == "thinking")
-        sitting = await engine.sessions._sitting(id)
+        terminal_runner = await engine.sessions._terminal_runner(id)
         async with engine.sessions.guest(id) as guest:
             await guest.write_atomic("/session/state/typed", b"remember pear")
-            typed = replace(sitting.turn, prompt="/session/state/typed")
-            assert (await guest.run(sitting.agent.say(typed))).ok
+            typed = replace(terminal_runner.turn, prompt="/session/state/typed")
+            assert (await guest.run(terminal_runner.agent.say(typed))).ok
         waiting = await engine.sessions.send(id, "remember apple")
         await engine.sessions.interrupt(id)
         assert await answer(engine, id, waiting) == "done: remember apple"
@@ -112,9 +112,9 @@ async def test_files_of_a_rewind_that_was_never_journaled_go_at_the_next_start(y
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
         await engine.sessions.stop(id)
-    (yard.places.sessions / id / "shared.rewound" / "repo").mkdir(parents=True)
+    (yard.paths.sessions / id / "shared.rewound" / "repo").mkdir(parents=True)
     async with yard.open() as engine:
-        assert not (yard.places.sessions / id / "shared.rewound").exists()
+        assert not (yard.paths.sessions / id / "shared.rewound").exists()
         await engine.sessions.resume(id)
         assert await told(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
@@ -129,7 +129,7 @@ async def test_an_archive_leaves_free_what_running_sessions_need(yard: Yard, rep
         engine.imports._r = replace(whole, settings=replace(whole.settings, disk_reserve_mib=1 << 40))
         with pytest.raises(NoSpace, match="no room"):
             await engine.imports.take(tmp_path / "it", new=True)
-        assert [one.name for one in yard.places.sessions.iterdir()] == [id]
+        assert [one.name for one in yard.paths.sessions.iterdir()] == [id]
 
 
 async def test_a_lock_that_a_killed_git_left_holds_no_work_back(yard: Yard, repo: Path) -> None:
@@ -137,7 +137,7 @@ async def test_a_lock_that_a_killed_git_left_holds_no_work_back(yard: Yard, repo
         id = await spawned(engine, repo)
         await told(engine, id, "run echo x > x.txt")
         branch = (await engine.sessions.row(id)).branch
-        origin = Workspace(yard.places.sessions / id).origin
+        origin = Workspace(yard.paths.sessions / id).origin
         lock = origin / f"refs/heads/{branch}.lock"
         lock.parent.mkdir(exist_ok=True)
         lock.touch()
@@ -201,8 +201,8 @@ async def test_a_budget_that_is_shared_while_the_parent_goes_back_holds_at_its_n
                 await anyio.sleep(0.05)
         provider.gate.set()
         await until(engine, id, lambda view: view.status == "running")
-        door = (await engine.sessions.stay(id)).door
+        door = (await engine.sessions.runner(id)).door
         assert door is not None
-        assert door._books.budget.limit == pytest.approx(0.5)
-        for child in list(yard.places.sessions.iterdir()):
+        assert door._usage_recorder.budget.limit == pytest.approx(0.5)
+        for child in list(yard.paths.sessions.iterdir()):
             await engine.sessions.stop(child.name)

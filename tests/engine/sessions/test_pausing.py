@@ -33,7 +33,7 @@ async def test_a_machine_whose_pause_cannot_be_journaled_goes_on(yard: Yard, rep
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         whole = engine.sessions._r
-        engine.sessions._r = replace(whole, ledger=FullLedger(whole.ledger.store, whole.ledger.clock))
+        engine.sessions._r = replace(whole, event_log=FullLedger(whole.event_log.store, whole.event_log.clock))
         with pytest.raises(StoreUnusable, match="full"):
             await engine.sessions.pause(id)
         engine.sessions._r = whole
@@ -119,15 +119,15 @@ async def test_a_prompt_that_was_cut_off_is_told_again(yard: Yard, repo: Path) -
 async def test_a_session_that_is_being_stopped_is_not_paused(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine, anyio.create_task_group() as group:
         id = await spawned(engine, repo)
-        stay = await engine.sessions.stay(id)
+        runner = await engine.sessions.runner(id)
         with anyio.fail_after(60):
-            async with engine.sessions._r.gleaning(id):  # its work cannot be brought out yet
+            async with engine.sessions._r.collecting(id):  # its work cannot be brought out yet
                 group.start_soon(engine.sessions.stop, id)
-                while stay.stop.reason is None:  # noqa: ASYNC110
+                while runner.stop.reason is None:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
                 with pytest.raises(SessionNotRunning, match="being stopped"):
                     await engine.sessions.pause(id)
-            await stay.over.wait()
+            await runner.over.wait()
         assert (await engine.sessions.view(id)).status == "stopped"
 
 
@@ -153,16 +153,16 @@ async def test_copies_leave_free_what_running_sessions_need(yard: Yard, repo: Pa
         with pytest.raises(NoSpace, match="no space to copy") as refused:
             await engine.forks.fork(id, ForkRequest(snapshot="early"))
         assert "disk_reserve_mib" in refused.value.hint
-        assert [one.name for one in yard.places.sessions.iterdir()] == [id]
+        assert [one.name for one in yard.paths.sessions.iterdir()] == [id]
 
 
 async def test_children_are_made_when_nobody_brings_out_the_parents_work(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine, anyio.create_task_group() as group:
         id = await spawned(engine, repo)
-        async with engine.sessions._r.gleaning(id):
+        async with engine.sessions._r.collecting(id):
             group.start_soon(engine.forks.fork, id, ForkRequest())
             await anyio.sleep(1)
-            assert [one.name for one in yard.places.sessions.iterdir()] == [id]
+            assert [one.name for one in yard.paths.sessions.iterdir()] == [id]
     async with yard.open() as engine:
-        for child in yard.places.sessions.iterdir():
+        for child in yard.paths.sessions.iterdir():
             await engine.sessions.stop(child.name)

@@ -85,7 +85,7 @@ async def test_what_a_machine_took_down_with_it_is_told_until_it_is_brought_out(
     async with at_work(yard, Remembering(yard)) as engine:
         source = await engine.source(id)
         assert source.head is None
-        assert f"{yard.places.sessions / id / 'shared' / 'repo'}; hv resume" in source.notice
+        assert f"{yard.paths.sessions / id / 'shared' / 'repo'}; hv resume" in source.notice
         assert (await engine.comparisons.compare([id]))[0].notice == source.notice
         await engine.sessions.resume(id)
         await until(engine, id, lambda view: view.status == "running")

@@ -77,10 +77,10 @@ async def test_a_session_that_was_just_resumed_is_not_rewound_behind_its_back(ya
 async def test_a_session_that_is_stopped_while_it_is_rewound_is_stopped(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await kept(engine, repo)
-        stay = engine.sessions.at_work(id)
+        runner = engine.sessions.at_work(id)
         async with anyio.create_task_group() as group:
             group.start_soon(engine.rewinds.rewind, id, "early")
-            while engine.sessions.at_work(id) is stay:
+            while engine.sessions.at_work(id) is runner:
                 await anyio.lowlevel.checkpoint()
             await engine.sessions.stop(id)
         assert (await engine.sessions.view(id)).status == "stopped"
@@ -108,7 +108,7 @@ async def test_a_session_that_is_removed_is_not_resumed_meanwhile(yard: Yard, re
         assert len(refused) == 1
         assert engine.sessions.at_work(id) is None
         assert await engine.sessions.views(over=True) == []
-        assert not (yard.places.sessions / id).exists()
+        assert not (yard.paths.sessions / id).exists()
 
 
 async def test_a_session_is_not_resumed_while_it_is_exported(yard: Yard, repo: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ async def test_a_parent_that_is_removed_waits_for_its_children_to_begin(yard: Ya
         await runs(engine, child)
         assert await told(engine, child, "recall") == "kept: apple"
         assert provider.kept == set()
-        assert not (yard.places.sessions / id).exists()
+        assert not (yard.paths.sessions / id).exists()
         await engine.sessions.stop(child)
 
 
@@ -180,7 +180,7 @@ async def test_a_snapshot_is_forked_or_removed(yard: Yard, repo: Path) -> None:
         for child in children:
             await runs(engine, child)
             assert await told(engine, child, "recall") == "kept: apple"
-        there = {path.name for path in yard.places.sessions.iterdir()}
+        there = {path.name for path in yard.paths.sessions.iterdir()}
         assert there == {id, *children}
         for one in (id, *children):
             await engine.sessions.stop(one)
@@ -239,12 +239,12 @@ def with_memory(yard: Yard, mib: int) -> None:
 
 async def test_of_two_sessions_that_come_at_once_only_one_gets_the_memory(yard: Yard, repo: Path) -> None:
     with_memory(yard, 3000)
-    wish = SpawnRequest(repo=str(repo), agent=NAME)
+    spec = SpawnRequest(repo=str(repo), agent=NAME)
     async with yard.open() as engine:
-        refused = await both(lambda: engine.sessions.spawn(wish), lambda: engine.sessions.spawn(wish))
+        refused = await both(lambda: engine.sessions.spawn(spec), lambda: engine.sessions.spawn(spec))
         assert len(refused) == 1
         (view,) = await engine.sessions.views(over=True)
-        assert [path.name for path in yard.places.sessions.iterdir()] == [view.id]
+        assert [path.name for path in yard.paths.sessions.iterdir()] == [view.id]
         await until(engine, view.id, lambda view: view.status == "running")
         await engine.sessions.stop(view.id)
 

@@ -61,8 +61,8 @@ async def test_children_are_shown_with_what_each_changed(yard: Yard, repo: Path)
     register()
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        wish = ForkRequest(instructions=["run printf '1\\n2\\n' > new.txt; rm b.txt", "run echo x >> a.txt"])
-        children = (await engine.forks.fork(id, wish)).children
+        spec = ForkRequest(instructions=["run printf '1\\n2\\n' > new.txt; rm b.txt", "run echo x >> a.txt"])
+        children = (await engine.forks.fork(id, spec)).children
         for child in children:
             await answer(engine, child, 1)
         await told(engine, children[0], "run make check || echo no")

@@ -30,7 +30,7 @@ def vms() -> Iterator[Yard]:
     settings = config.Settings(engine=EngineSettings(provider="qemu", disk_reserve_mib=1))
     with searched_directory() as scratch:
         yard = Yard(scratch / "home", settings, {})
-        yard.places = yard.places._replace(cache=default_paths().cache)
+        yard.paths = yard.paths._replace(cache=default_paths().cache)
         yield yard
 
 

@@ -44,7 +44,7 @@ def puppet() -> None:
 
 
 def workspace(yard: Yard, id: str) -> Workspace:
-    return Workspace(yard.places.sessions / id)
+    return Workspace(yard.paths.sessions / id)
 
 
 async def test_a_session_goes_back_to_where_it_was_after_its_first_turn(yard: Yard, repo: Path) -> None:
@@ -73,8 +73,8 @@ async def test_children_go_on_in_the_conversation_each_with_its_own_instruction(
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
         await told(engine, id, "run echo one > one.txt")
-        wish = ForkRequest(instructions=["remember pear", "run echo two > two.txt"], name="idea")
-        forked = await engine.forks.fork(id, wish)
+        spec = ForkRequest(instructions=["remember pear", "run echo two > two.txt"], name="idea")
+        forked = await engine.forks.fork(id, spec)
         assert not forked.live
         assert "copied" in forked.notice
         first, second = forked.children
@@ -144,9 +144,9 @@ async def test_what_is_left_of_a_budget_is_divided(yard: Yard, repo: Path) -> No
         forked = await engine.forks.fork(id, ForkRequest(count=3))
         views = [await engine.sessions.view(one) for one in (id, *forked.children)]
         assert [view.budget_usd for view in views] == [1.0, 1.0, 1.0, 1.0]
-        stay = engine.sessions.at_work(id)
-        assert stay is not None and stay.door is not None
-        assert stay.door._books.budget.limit == 1.0
+        runner = engine.sessions.at_work(id)
+        assert runner is not None and runner.door is not None
+        assert runner.door._usage_recorder.budget.limit == 1.0
         for one in (id, *forked.children):
             await engine.sessions.stop(one)
 
@@ -267,10 +267,10 @@ async def test_a_rewind_whose_machine_never_comes_up_stands_too(yard: Yard, repo
         id = await at_early(engine, repo)
         await told(engine, id, "remember pear")
         # What nobody could ask for: it gives up before there is a machine.
-        await engine.sessions._r.ledger.record(id, BudgetSet(dollars=1e9))
+        await engine.sessions._r.event_log.record(id, BudgetSet(dollars=1e9))
         await engine.rewinds.rewind(id, "early")
         await until(engine, id, lambda view: view.status == "stopped")
-        await engine.sessions._r.ledger.record(id, BudgetSet(dollars=1.0))
+        await engine.sessions._r.event_log.record(id, BudgetSet(dollars=1.0))
         await engine.sessions.resume(id)
         await until(engine, id, lambda view: view.status == "running")
         assert await told(engine, id, "recall") == "kept: apple"
@@ -642,7 +642,7 @@ async def test_a_spent_budget_cannot_be_divided(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, budget_usd=1.0)
         called = ModelCalled(protocol="anthropic", model="m", status=200, usage=Usage(cost_usd=1.5), seconds=1.0)
-        await engine.snapshots._r.ledger.record(id, called)
+        await engine.snapshots._r.event_log.record(id, called)
         with pytest.raises(BudgetSpent, match="nothing to divide"):
             await engine.forks.fork(id, ForkRequest())
         await engine.sessions.stop(id)

@@ -31,7 +31,7 @@ async def test_a_rewind_to_what_cannot_be_begun_leaves_the_session_as_it_is(yard
         provider.kept.clear()
         with pytest.raises(NoSuchSnapshot):
             await engine.rewinds.rewind(id, "early")
-        assert (yard.places.sessions / id / "shared" / "repo" / "late").exists()
+        assert (yard.paths.sessions / id / "shared" / "repo" / "late").exists()
         assert not await events(engine, id, "session.rewound")
         assert await told(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
@@ -84,7 +84,7 @@ async def test_a_turns_snapshot_that_a_killed_daemon_did_not_take_is_taken_by_th
 def _deaf(engine: Engine) -> None:
     """The ends of turns are heard by nobody, as when the daemon dies at that moment."""
 
-    def nothing(stay: SessionRunner) -> None:
+    def nothing(runner: SessionRunner) -> None:
         return
 
     engine.sessions.on_turn_over = nothing

@@ -24,7 +24,7 @@ def write_keys(yard: Yard) -> None:
     keys = (
         '[accounts.work]\nanthropic = "sk-Zq8TestSecret-work"\n[accounts.home]\nanthropic = "sk-Zq8TestSecret-home"\n'
     )
-    write_atomic(yard.places.keys, keys.encode(), mode=0o600)
+    write_atomic(yard.paths.keys, keys.encode(), mode=0o600)
 
 
 async def test_a_task_is_paid_by_the_account_it_names_or_the_one_that_is_set(yard: Yard, repo: Path) -> None:
@@ -52,7 +52,7 @@ async def test_an_account_that_is_not_there_is_told_before_there_is_a_task(yard:
 
 async def test_a_sign_in_with_claude_is_for_claude_code_alone(yard: Yard, repo: Path) -> None:
     keys = '[accounts.mine]\nclaude_sign_in = "mine.json"\nopenai = "sk-Zq8TestSecret-of-this-account"\n'
-    write_atomic(yard.places.keys, keys.encode(), mode=0o600)
+    write_atomic(yard.paths.keys, keys.encode(), mode=0o600)
     async with yard.open() as engine:
         for agent in ("opencode", "command"):
             request = replace_agent(asked(repo, "true", account="mine"), agent)
@@ -66,7 +66,7 @@ async def test_a_session_whose_account_is_gone_goes_on_when_it_is_back(yard: Yar
     async with yard.open() as engine:
         id = await spawned(engine, repo, account="work")
         await engine.sessions.stop(id)
-        yard.places.keys.write_text('[accounts.home]\nanthropic = "sk-Zq8TestSecret-home"\n')
+        yard.paths.keys.write_text('[accounts.home]\nanthropic = "sk-Zq8TestSecret-home"\n')
         with pytest.raises(BadInput, match="there is no account 'work'") as caught:
             await engine.sessions.resume(id)
         assert caught.value.hint == "accounts: home"

@@ -31,7 +31,7 @@ async def test_a_cancel_that_no_daemon_came_to_do_still_keeps_the_work(yard: Yar
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, SLOW))
         await until(engine, id, "agent.output")
-        await engine._r.ledger.record(id, TaskCancelAsked())
+        await engine._r.event_log.record(id, TaskCancelAsked())
     async with yard.open() as engine:
         report = await done(engine, id)
         assert (report.status, report.exit_code, report.commits) == ("cancelled", 130, 1)
@@ -53,7 +53,7 @@ async def test_a_cancelled_task_whose_machine_dies_is_cancelled(yard: Yard, repo
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, SLOW))
         await until(engine, id, "agent.output")
-        await engine._r.ledger.record(id, TaskCancelAsked())
+        await engine._r.event_log.record(id, TaskCancelAsked())
     async with yard.open() as engine:
         await engine._r.providers["bubblewrap"].terminate(f"hv-{id}")
         report = await done(engine, id)
@@ -104,7 +104,7 @@ async def test_two_who_remove_a_task_at_once_remove_it_once(yard: Yard, repo: Pa
             for _ in range(3):
                 group.start_soon(remove, engine, id)
         assert sorted(outcomes) == ["not found", "not found", "removed"]
-        assert not yard.places.sessions.joinpath(id).exists()
+        assert not yard.paths.sessions.joinpath(id).exists()
 
 
 async def test_who_follows_a_task_that_is_removed_comes_to_an_end(yard: Yard, repo: Path) -> None:
@@ -129,12 +129,12 @@ async def test_directories_of_tasks_that_never_were_are_removed_and_work_is_not(
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt; echo done"))
         await done(engine, id)
-    sessions = yard.places.sessions
+    sessions = yard.paths.sessions
     never = Workspace(sessions / "neverbegun")
     never.create(id="neverbegun", slug="s", repo="r", agent="command", prompt="p", at=0.0)
     half = sessions / "halfgone"
     (half / "shared" / "repo").mkdir(parents=True)
-    yard.places.database.unlink()  # what `store.unusable` advises for a damaged journal
+    yard.paths.database.unlink()  # what `store.unusable` advises for a damaged journal
     async with yard.open():
         with anyio.fail_after(30):
             while never.root.exists() or half.exists():  # noqa: ASYNC110 (no system tells us)
@@ -144,18 +144,18 @@ async def test_directories_of_tasks_that_never_were_are_removed_and_work_is_not(
 
 async def test_what_is_put_away_already_is_removed_under_the_name_it_has(yard: Yard) -> None:
     """A daemon may be killed time and again before it comes to that, and a name can be only so long."""
-    left = yard.places.sessions / f".{new_id() * 24}.removed"
+    left = yard.paths.sessions / f".{new_id() * 24}.removed"
     left.mkdir(parents=True)
     async with yard.open():
         with anyio.fail_after(30):
-            while list(yard.places.sessions.iterdir()):  # noqa: ASYNC110
+            while list(yard.paths.sessions.iterdir()):  # noqa: ASYNC110
                 await anyio.sleep(0.05)
 
 
 async def test_who_asks_again_after_a_kill_gets_a_directory_that_no_sweep_takes(yard: Yard, repo: Path) -> None:
     """The daemon was killed between making the directory and the journal; who asked asks the next one at once."""
     request = asked(repo, "echo x > x.txt", id=new_id())
-    left = Workspace(yard.places.sessions / str(request.id))
+    left = Workspace(yard.paths.sessions / str(request.id))
     left.create(id=left.root.name, slug="s", repo="r", agent="command", prompt="of the first time", at=0.0)
     async with yard.open() as engine:
         assert not left.root.exists(), "it is out of the way before anything can be asked for"
@@ -163,7 +163,7 @@ async def test_who_asks_again_after_a_kill_gets_a_directory_that_no_sweep_takes(
         assert (report.id, report.status, report.commits) == (request.id, "completed", 1)
         assert (left.shared / "prompt.txt").read_text() == request.prompt
         with anyio.fail_after(30):
-            while [one.name for one in yard.places.sessions.iterdir()] != [request.id]:  # noqa: ASYNC110
+            while [one.name for one in yard.paths.sessions.iterdir()] != [request.id]:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
 
 
@@ -180,22 +180,22 @@ async def test_a_full_disk_delays_the_end_of_a_task_and_does_not_lose_it(yard: Y
 
     class Full:
         def __init__(self, job: Job) -> None:
-            self.ledger, self.refusals = job._ledger, 2
+            self.event_log, self.refusals = job._event_log, 2
 
         def __getattr__(self, name: str) -> object:
-            return getattr(self.ledger, name)
+            return getattr(self.event_log, name)
 
         async def record(self, session: str, *bodies: AnyBody, turn: int | None = None) -> None:
             if bodies[-1].type == "task.completed" and self.refusals:
                 self.refusals -= 1
                 raise StoreUnusable("the disk is full")
-            await self.ledger.record(session, *bodies, turn=turn)
+            await self.event_log.record(session, *bodies, turn=turn)
 
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "sleep 1; echo x > x.txt; echo done"))
         job = engine._jobs[id]
         full = Full(job)
-        job._ledger = full  # type: ignore[assignment]
+        job._event_log = full  # type: ignore[assignment]
         with anyio.fail_after(60):
             assert (await done(engine, id)).status == "completed"
         assert full.refusals == 0
@@ -207,10 +207,10 @@ async def test_two_may_release_the_same_machine(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo done", keep=True))
         await done(engine, id)
-        berth = MachineLease(id, engine._r.providers["bubblewrap"], None, engine._r.ledger)
+        lease = MachineLease(id, engine._r.providers["bubblewrap"], None, engine._r.event_log)
         async with anyio.create_task_group() as group:
-            group.start_soon(berth.release)
-            group.start_soon(berth.release)
+            group.start_soon(lease.release)
+            group.start_soon(lease.release)
         types = [event.body.type for event in await told(engine, id)]
         assert types.count("machine.stopping") == types.count("machine.stopped") == 1
         assert MachineBooting.__struct_config__.tag in types
@@ -255,8 +255,8 @@ async def test_what_the_journal_forgot_and_a_killed_daemon_left_on_disk_is_remov
             await done(engine, id)
         else:
             id = await spawned(engine, repo)
-        root = yard.places.sessions / id
-        engine._r.ledger.store = Dying(engine._r.ledger.store, before=False)  # type: ignore[assignment]
+        root = yard.paths.sessions / id
+        engine._r.event_log.store = Dying(engine._r.event_log.store, before=False)  # type: ignore[assignment]
         with pytest.raises(Killed):
             await engine.remove(id, force=True)
         assert (root / "origin.git" / "HEAD").exists()
@@ -270,10 +270,10 @@ async def test_what_a_killed_daemon_was_about_to_forget_is_all_there(yard: Yard,
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt"))
         await done(engine, id)
-        engine._r.ledger.store = Dying(engine._r.ledger.store, before=True)  # type: ignore[assignment]
+        engine._r.event_log.store = Dying(engine._r.event_log.store, before=True)  # type: ignore[assignment]
         with pytest.raises(Killed):
             await engine.remove(id, force=False)
-    workspace = Workspace(yard.places.sessions / id)
+    workspace = Workspace(yard.paths.sessions / id)
     async with yard.open() as engine:
         with anyio.fail_after(60):
             while workspace.unfinished.exists():  # noqa: ASYNC110

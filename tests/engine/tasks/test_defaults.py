@@ -41,8 +41,8 @@ async def test_an_agent_has_an_image_that_brings_it(
 
 
 async def test_an_agent_has_its_own_model_and_account(yard: Yard) -> None:
-    wish = await wished(yard, "opencode", model="one", account="work")
-    assert (wish.model, wish.account) == ("one", "work")
+    spec = await wished(yard, "opencode", model="one", account="work")
+    assert (spec.model, spec.account) == ("one", "work")
 
 
 async def test_a_task_keeps_the_model_that_was_set_when_it_was_made(yard: Yard, repo: Path) -> None:

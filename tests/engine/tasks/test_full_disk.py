@@ -54,7 +54,7 @@ async def test_what_cannot_be_begun_for_want_of_space_is_told_and_leaves_nothing
             await engine.submit(asked(repo, "true"))
         with pytest.raises(NoSpace, match="cannot be made: No space left on device"):
             await engine.sessions.spawn(SpawnRequest(repo=str(repo), agent=NAME))
-        assert list(yard.places.sessions.iterdir()) == []
+        assert list(yard.paths.sessions.iterdir()) == []
         (disk / "junk").unlink()
 
 
@@ -63,7 +63,7 @@ async def test_a_task_that_filled_the_disk_can_be_removed(yard: Yard, repo: Path
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo three > c.txt"))
         assert (await done(engine, id)).status == "completed"
-        workspace = yard.places.sessions / id
+        workspace = yard.paths.sessions / id
         stuff(workspace / "shared" / "junk")
         assert os.statvfs(disk).f_bavail == 0
         await engine.remove(id, force=False)
@@ -72,4 +72,4 @@ async def test_a_task_that_filled_the_disk_can_be_removed(yard: Yard, repo: Path
         # What was given up for that is there again.
         again = await engine.submit(asked(repo, "echo three > c.txt"))
         assert (await done(engine, again)).status == "completed"
-        assert (yard.places.data / "ballast").stat().st_blocks * 512 == 4 << 20
+        assert (yard.paths.data / "ballast").stat().st_blocks * 512 == 4 << 20

@@ -53,7 +53,7 @@ async def test_where_work_lies_that_cannot_be_collected_is_told(yard: Yard, repo
         id = await engine.submit(asked(repo, "echo x > ../kept.txt; rm -rf ../repo"))
         report = await done(engine, id)
         assert (report.status, report.commits) == ("failed", 0)
-        place = yard.places.sessions / id / "shared"
+        place = yard.paths.sessions / id / "shared"
         assert (place / "kept.txt").read_text() == "x\n"
         notices = [event.body.message for event in await told(engine, id) if isinstance(event.body, Notice)]
         assert any(str(place) in notice for notice in notices)
@@ -96,7 +96,7 @@ async def test_a_host_that_cannot_take_the_work_ends_the_turn_and_says_why(yard:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt; echo begun; sleep 600"))
         await _until(engine, id, "agent.output")
-        (yard.places.sessions / id / "result").touch()
+        (yard.paths.sessions / id / "result").touch()
         await engine.cancel(id)
         report = await done(engine, id)
         assert (report.status, report.exit_code, report.commits) == ("cancelled", 130, 0)
@@ -161,7 +161,7 @@ async def test_a_cancel_that_came_too_late_is_so_for_the_next_daemon_too(yard: Y
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt; exit 3"))
         await _until(engine, id, "phase.ended", phase="agent")
-        await engine._r.ledger.record(id, TaskCancelAsked())
+        await engine._r.event_log.record(id, TaskCancelAsked())
     async with yard.open() as engine:
         report = await done(engine, id)
         assert (report.status, report.exit_code, report.commits) == ("failed", 1, 1)
@@ -175,7 +175,7 @@ async def test_a_running_task_is_not_removed_unless_forced_and_then_nothing_is_l
             await engine.remove(id, force=False)
         await engine.remove(id, force=True)
         assert await engine._r.providers["bubblewrap"].names() == set()
-        assert not yard.places.sessions.joinpath(id).exists()
+        assert not yard.paths.sessions.joinpath(id).exists()
         with pytest.raises(NotFound):
             await engine.report(id)
 
@@ -253,7 +253,7 @@ async def test_a_bad_request_makes_no_task(yard: Yard, repo: Path, tmp_path: Pat
                 await engine.submit(request)
             assert "\n" not in raised.value.message
         assert await engine.reports(live_only=False) == []
-        assert list(yard.places.sessions.iterdir()) == []
+        assert list(yard.paths.sessions.iterdir()) == []
 
 
 async def test_no_key_of_the_host_is_in_the_guest(yard: Yard, repo: Path) -> None:

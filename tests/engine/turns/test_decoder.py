@@ -9,7 +9,7 @@ import pytest
 from hiveyard import agents
 from hiveyard.core.events import AgentEvent, AgentOutput, AgentText
 from hiveyard.core.ports import HasTerminal, Verdict
-from hiveyard.engine.event_writer import Entry
+from hiveyard.engine.event_log import Entry
 from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.kit.lines import LineSplitter
 from tests.transcripts.record_seats import home

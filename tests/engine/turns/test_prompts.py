@@ -25,7 +25,7 @@ async def test_a_prompt_that_is_lost_fails_its_turn_and_no_other(yard: Yard, rep
         id = await spawned(engine, repo)
         for number, text in enumerate(("wait", "remember pear", "remember plum", "remember fig"), 1):
             assert await engine.sessions.send(id, text) == number
-        prompts = yard.places.sessions / id / "prompts"
+        prompts = yard.paths.sessions / id / "prompts"
         (prompts / "2.txt").unlink()
         with (prompts / "4.txt").open("ab") as file:
             file.truncate(1 << 30)

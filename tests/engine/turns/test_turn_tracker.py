@@ -11,7 +11,7 @@ from hiveyard.core import events as e
 from hiveyard.core.events import Failure
 from hiveyard.core.events.body import TEXT_LIMIT, clip
 from hiveyard.core.states import TurnState
-from hiveyard.engine.event_writer import Entry
+from hiveyard.engine.event_log import Entry
 from hiveyard.engine.turns.turn_tracker import TurnTracker, Wording
 from hiveyard.store.views import TurnRow
 
@@ -20,16 +20,16 @@ INTERRUPTED = e.AgentEnded(is_error=True, reason="interrupted")
 
 
 def told(
-    course: TurnTracker, *bodies: e.AnyBody, waiting: Mapping[int, str] | None = None
+    tracker: TurnTracker, *bodies: e.AnyBody, waiting: Mapping[int, str] | None = None
 ) -> list[tuple[int | None, str]]:
     """What is journaled for some lines of the feed, turns and types, while prompts are `waiting`."""
     wordings = {number: Wording(text) for number, text in (waiting or {}).items()}
-    placed = course.placed([Entry(body) for body in bodies], wordings)
+    placed = tracker.placed([Entry(body) for body in bodies], wordings)
     return [(one.turn, one.entry.body.type) for one in placed]
 
 
-def outcomes(course: TurnTracker, *bodies: e.AnyBody) -> list[str]:
-    placed = course.placed([Entry(body) for body in bodies], {})
+def outcomes(tracker: TurnTracker, *bodies: e.AnyBody) -> list[str]:
+    placed = tracker.placed([Entry(body) for body in bodies], {})
     return [one.entry.body.outcome for one in placed if isinstance(one.entry.body, e.TurnEnded)]
 
 
@@ -44,38 +44,38 @@ def row(number: int, state: TurnState) -> TurnRow:
 
 
 def test_whoever_types_begins_a_turn() -> None:
-    course = TurnTracker("claude", [], None)
-    assert told(course, PROMPTED, e.AgentText(text="hm"), ENDED) == [
+    tracker = TurnTracker("claude", [], None)
+    assert told(tracker, PROMPTED, e.AgentText(text="hm"), ENDED) == [
         (1, "turn.started"),
         (1, "agent.prompted"),
         (1, "agent.text"),
         (1, "agent.ended"),
         (1, "turn.ended"),
     ]
-    assert told(course, PROMPTED)[0] == (2, "turn.started")
-    assert (course.running, course.last, course.ended) == (2, 2, 1)
+    assert told(tracker, PROMPTED)[0] == (2, "turn.started")
+    assert (tracker.running, tracker.last, tracker.ended) == (2, 2, 1)
 
 
 def test_a_prompt_of_ours_is_the_turn_that_waited_for_it() -> None:
-    course = TurnTracker("claude", [], None)
-    assert [course.added("")[0], course.added("")[0]] == [1, 2]
-    assert course.next == 1
-    assert told(course, PROMPTED, waiting={1: "go"})[0] == (1, "turn.started")
-    assert course.next is None  # one at a time
-    told(course, ENDED)
-    assert course.next == 2
+    tracker = TurnTracker("claude", [], None)
+    assert [tracker.added("")[0], tracker.added("")[0]] == [1, 2]
+    assert tracker.next == 1
+    assert told(tracker, PROMPTED, waiting={1: "go"})[0] == (1, "turn.started")
+    assert tracker.next is None  # one at a time
+    told(tracker, ENDED)
+    assert tracker.next == 2
 
 
 def test_what_is_typed_into_a_turn_belongs_to_it() -> None:
-    course = TurnTracker("claude", [], None)
-    told(course, PROMPTED)
-    assert told(course, PROMPTED, ENDED) == [(1, "agent.prompted"), (1, "agent.ended"), (1, "turn.ended")]
+    tracker = TurnTracker("claude", [], None)
+    told(tracker, PROMPTED)
+    assert told(tracker, PROMPTED, ENDED) == [(1, "agent.prompted"), (1, "agent.ended"), (1, "turn.ended")]
 
 
 def test_how_a_turn_ended_is_told_apart() -> None:
     failed = e.AgentEnded(is_error=True, text="the model is overloaded")
-    course = TurnTracker("claude", [], None)
-    assert outcomes(course, PROMPTED, ENDED, PROMPTED, INTERRUPTED, PROMPTED, failed) == [
+    tracker = TurnTracker("claude", [], None)
+    assert outcomes(tracker, PROMPTED, ENDED, PROMPTED, INTERRUPTED, PROMPTED, failed) == [
         "succeeded",
         "cancelled",
         "failed",
@@ -83,57 +83,57 @@ def test_how_a_turn_ended_is_told_apart() -> None:
 
 
 def test_an_end_without_a_turn_is_no_turn() -> None:
-    course = TurnTracker("claude", [], None)
-    assert told(course, ENDED) == [(None, "agent.ended")]
-    assert course.last == 0
+    tracker = TurnTracker("claude", [], None)
+    assert told(tracker, ENDED) == [(None, "agent.ended")]
+    assert tracker.last == 0
 
 
 def test_the_next_daemon_goes_on_where_the_turns_stood() -> None:
     rows = [row(1, TurnState.ENDED), row(2, TurnState.RUNNING), row(3, TurnState.PENDING)]
-    course = TurnTracker("claude", rows, "c-1")
-    assert (course.running, course.ended, course.next) == (2, 1, None)
-    assert told(course, ENDED)[-1] == (2, "turn.ended")
-    assert course.next == 3
-    assert course.added("")[0] == 4
+    tracker = TurnTracker("claude", rows, "c-1")
+    assert (tracker.running, tracker.ended, tracker.next) == (2, 1, None)
+    assert told(tracker, ENDED)[-1] == (2, "turn.ended")
+    assert tracker.next == 3
+    assert tracker.added("")[0] == 4
 
 
 def test_a_machine_that_goes_down_ends_the_turn_at_work_and_no_other() -> None:
-    course = TurnTracker("claude", [row(1, TurnState.RUNNING), row(2, TurnState.PENDING)], "c-1")
-    [(number, ended)] = course.cut(Failure(code="machine.lost", message="gone"))
+    tracker = TurnTracker("claude", [row(1, TurnState.RUNNING), row(2, TurnState.PENDING)], "c-1")
+    [(number, ended)] = tracker.cut(Failure(code="machine.lost", message="gone"))
     assert isinstance(ended, e.TurnEnded)
     assert (number, ended.outcome, ended.conversation) == (1, "failed", "c-1")
-    assert course.cut(None) == []
-    assert course.next == 2
+    assert tracker.cut(None) == []
+    assert tracker.next == 2
 
 
 def test_a_prompt_that_was_not_taken_ends_its_turn() -> None:
-    course = TurnTracker("claude", [], None)
-    number, _ = course.added("")
-    ended = course.refused(number, Failure(code="agent.failed", message="it did not listen"))
+    tracker = TurnTracker("claude", [], None)
+    number, _ = tracker.added("")
+    ended = tracker.refused(number, Failure(code="agent.failed", message="it did not listen"))
     assert ended.outcome == "failed"
-    assert course.next is None
-    assert course.ended == 1
+    assert tracker.next is None
+    assert tracker.ended == 1
 
 
 def test_a_prompt_of_a_person_comes_before_the_one_that_waits() -> None:
-    course = TurnTracker("claude", [row(1, TurnState.RUNNING)], "c-1")
-    assert course.added("")[0] == 2
+    tracker = TurnTracker("claude", [row(1, TurnState.RUNNING)], "c-1")
+    assert tracker.added("")[0] == 2
     typed = e.AgentPrompted(text="typed meanwhile")
-    begun = told(course, ENDED, typed, waiting={2: "go"})
+    begun = told(tracker, ENDED, typed, waiting={2: "go"})
     assert begun[1:] == [(1, "turn.ended"), (3, "turn.started"), (3, "agent.prompted")]
-    assert (course.running, course.waiting, course.next, course.ended) == (3, (2,), None, 1)
-    told(course, ENDED)
-    assert (course.next, course.ended) == (2, 3)
-    assert told(course, PROMPTED, ENDED, waiting={2: "go"})[0] == (2, "turn.started")
-    assert (course.ended, course.last, course.waiting) == (2, 3, ())
-    assert course.added("")[0] == 4
+    assert (tracker.running, tracker.waiting, tracker.next, tracker.ended) == (3, (2,), None, 1)
+    told(tracker, ENDED)
+    assert (tracker.next, tracker.ended) == (2, 3)
+    assert told(tracker, PROMPTED, ENDED, waiting={2: "go"})[0] == (2, "turn.started")
+    assert (tracker.ended, tracker.last, tracker.waiting) == (2, 3, ())
+    assert tracker.added("")[0] == 4
 
 
 def test_the_next_daemon_knows_which_turn_ended_last() -> None:
     ended = row(1, TurnState.ENDED), row(3, TurnState.ENDED)
-    course = TurnTracker("claude", [*ended, row(2, TurnState.PENDING)], None)
-    assert (course.ended, course.next, course.last) == (3, 2, 3)
-    assert told(course, e.AgentPrompted(text="typed"), waiting={2: "go"})[0] == (4, "turn.started")
+    tracker = TurnTracker("claude", [*ended, row(2, TurnState.PENDING)], None)
+    assert (tracker.ended, tracker.next, tracker.last) == (3, 2, 3)
+    assert told(tracker, e.AgentPrompted(text="typed"), waiting={2: "go"})[0] == (4, "turn.started")
 
 
 @pytest.mark.parametrize(
@@ -152,23 +152,23 @@ def test_a_program_may_change_what_nobody_sees_of_a_prompt(kept: str, heard: str
 
 def test_a_prompt_that_was_said_and_changed_is_still_ours() -> None:
     """Else its turn waits for ever, and is said again by the next daemon."""
-    course = TurnTracker("claude", [], None)
-    number, _ = course.added("")
-    course.said(number)
-    assert course.next is None
-    assert told(course, e.AgentPrompted(text="(another wording)"), waiting={1: "go"})[0] == (1, "turn.started")
+    tracker = TurnTracker("claude", [], None)
+    number, _ = tracker.added("")
+    tracker.said(number)
+    assert tracker.next is None
+    assert told(tracker, e.AgentPrompted(text="(another wording)"), waiting={1: "go"})[0] == (1, "turn.started")
 
 
 def test_a_prompt_that_is_taken_into_the_turn_of_a_person_begins_its_own() -> None:
-    course = TurnTracker("claude", [], None)
-    course.added("")
-    told(course, e.AgentPrompted(text="typed"), waiting={1: "go"})
-    assert told(course, e.AgentPrompted(text="typed too"), waiting={1: "go"}) == [(2, "agent.prompted")]
-    assert told(course, PROMPTED, ENDED, waiting={1: "go"}) == [
+    tracker = TurnTracker("claude", [], None)
+    tracker.added("")
+    told(tracker, e.AgentPrompted(text="typed"), waiting={1: "go"})
+    assert told(tracker, e.AgentPrompted(text="typed too"), waiting={1: "go"}) == [(2, "agent.prompted")]
+    assert told(tracker, PROMPTED, ENDED, waiting={1: "go"}) == [
         (2, "turn.ended"),
         (1, "turn.started"),
         (1, "agent.prompted"),
         (1, "agent.ended"),
         (1, "turn.ended"),
     ]
-    assert (course.running, course.waiting, course.ended) == (None, (), 1)
+    assert (tracker.running, tracker.waiting, tracker.ended) == (None, (), 1)

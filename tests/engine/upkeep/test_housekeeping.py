@@ -35,7 +35,7 @@ def old(path: Path) -> Path:
 
 def image(yard: Yard, id: str, name: str, at: float) -> Path:
     """An image that was built, as it lies in the cache."""
-    place = yard.places.cache / "images" / id
+    place = yard.paths.cache / "images" / id
     place.mkdir(parents=True)
     (place / "rootfs.tar").write_bytes(os.urandom(2 << 20))
     about = {
@@ -79,9 +79,9 @@ async def test_only_what_nothing_needs_is_freed(yard: Yard, repo: Path, monkeypa
     monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._SETTLED", 0.5)
     needed = image(yard, "aaaa000000000001", "mine", 3.0)
     newer, older = image(yard, "bbbb000000000002", "other", 2.0), image(yard, "cccc000000000003", "other", 1.0)
-    root, stale = old(yard.places.cache / "bubblewrap" / newer.name), old(yard.places.cache / "bubblewrap" / "dead")
-    half = old(yard.places.cache / "bubblewrap" / ".dead.new-x")
-    building = old(yard.places.cache / "images" / ".building-x")
+    root, stale = old(yard.paths.cache / "bubblewrap" / newer.name), old(yard.paths.cache / "bubblewrap" / "dead")
+    half = old(yard.paths.cache / "bubblewrap" / ".dead.new-x")
+    building = old(yard.paths.cache / "images" / ".building-x")
     await anyio.sleep(0.6)
     async with yard.open() as engine:
         id = await spawned(engine, repo)
@@ -91,7 +91,7 @@ async def test_only_what_nothing_needs_is_freed(yard: Yard, repo: Path, monkeypa
         from hiveyard.core.events import SnapshotTaken
 
         kept = SnapshotTaken(snapshot="p1", name="kept", live=False, image=needed.name)
-        await engine.snapshots._r.ledger.record(id, kept)
+        await engine.snapshots._r.event_log.record(id, kept)
         before = [needed, newer, older, root, stale, half, building]
         said = await engine.housekeeping.prune(dry_run=True)
         assert all(path.exists() for path in before)
@@ -114,7 +114,7 @@ async def test_what_a_killed_build_has_elsewhere_is_freed_too(
     yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._SETTLED", 0.5)
-    building, elsewhere = yard.places.cache / "images" / ".building-x", old(tmp_path / "hiveyard-build-x")
+    building, elsewhere = yard.paths.cache / "images" / ".building-x", old(tmp_path / "hiveyard-build-x")
     building.mkdir(parents=True)
     record = building / "elsewhere"
     record.write_bytes(bytes(tmp_path / "hiveyard-build-another"))
@@ -131,7 +131,7 @@ async def test_what_a_killed_build_has_elsewhere_is_freed_too(
 
 async def test_what_a_process_has_open_stays(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._SETTLED", 0.5)
-    half = old(yard.places.cache / "bubblewrap" / ".dead.new-x")
+    half = old(yard.paths.cache / "bubblewrap" / ".dead.new-x")
     await anyio.sleep(0.6)
     async with yard.open() as engine:
         with (half / "data").open("rb"):
@@ -162,5 +162,5 @@ async def test_twenty_sessions_take_little_more_than_what_each_wrote(yard: Yard,
 
 
 def _objects(yard: Yard, id: str) -> int:
-    origin = yard.places.sessions / id / "origin.git" / "objects"
+    origin = yard.paths.sessions / id / "origin.git" / "objects"
     return sum(path.stat().st_size for path in origin.rglob("*") if path.is_file())

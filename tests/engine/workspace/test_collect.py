@@ -26,7 +26,7 @@ async def brought_out(engine: Engine, yard: Yard, id: str) -> int:
     source = await engine.source(id)
     words = ("git", "-C", source.origin, "cat-file", "-s", f"{source.head}:big")
     size = (await anyio.run_process(words)).stdout
-    bundle = yard.places.sessions / id / "result" / "work.bundle"
+    bundle = yard.paths.sessions / id / "result" / "work.bundle"
     await anyio.run_process(("git", "-C", source.origin, "bundle", "verify", str(bundle)))
     assert source.patch is not None
     assert sorted(file.name for file in bundle.parent.iterdir()) == ["changes.patch", "work.bundle"]
@@ -66,7 +66,7 @@ async def test_who_reads_the_work_while_it_is_brought_out_again_has_the_former(y
         id = await spawned(engine, repo)
         await told(engine, id, MORE)
         await engine.sessions.harvest(id)
-        result = yard.places.sessions / id / "result"
+        result = yard.paths.sessions / id / "result"
         with (result / "work.bundle").open("rb") as reader:
             await told(engine, id, MORE)
             await engine.sessions.harvest(id)

@@ -67,7 +67,7 @@ class Claude:
 
     # --- at its terminal --------------------------------------------------------------------------------------------
 
-    def seat(self, turn: Turn) -> AgentTerminal:
+    def agent_terminal(self, turn: Turn) -> AgentTerminal:
         settings = {
             **_place(turn),
             "workdir": turn.workdir,
@@ -77,7 +77,7 @@ class Claude:
             "settings": {"enableAllProjectMcpServers": True} if turn.repository_config else {},
         }
         return AgentTerminal(
-            terminal=terminal_process.seat(turn, self.name, settings, _env(turn)),
+            terminal=terminal_process.agent_terminal(turn, self.name, settings, _env(turn)),
             feed=terminal_process.feed(turn, self.name),
         )
 

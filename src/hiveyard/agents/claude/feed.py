@@ -1,4 +1,4 @@
-"""The feed of Claude Code at its terminal (see inside/claude_seat.py): lines of its transcripts and of its hooks.
+"""The feed of Claude Code at its terminal (see terminal.py): lines of its transcripts and of its hooks.
 
 A transcript holds messages of the same shape as the stream of `claude -p`, so that parser reads them; what begins and
 ends a turn is told differently, and decided here.
@@ -31,7 +31,7 @@ from hiveyard.kit.shape import count, items, record, text
 from hiveyard.kit.text import one_line
 
 _INTERRUPTED = "[Request interrupted by user"
-_GUARD = "\u2800"  # see GUARD in inside/claude_seat.py
+_GUARD = "\u2800"  # see GUARD in terminal.py
 # What may begin a turn without being a prompt: a command of the program, one for the shell, news of a task.
 _BEGINNINGS = (
     (re.compile(r"<command-name>(.*?)</command-name>.*?<command-args>(.*?)</command-args>", re.DOTALL), r"\1 \2"),

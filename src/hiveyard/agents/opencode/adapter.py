@@ -102,14 +102,14 @@ class Opencode:
 
     # --- at its terminal --------------------------------------------------------------------------------------------
 
-    def seat(self, turn: Turn) -> AgentTerminal:
+    def agent_terminal(self, turn: Turn) -> AgentTerminal:
         settings = {
             "argv": _kept_out(turn, ("opencode", "--model", full_model("opencode", turn.model))),
             "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
             "title": turn.name,
         }
         return AgentTerminal(
-            terminal=terminal_process.seat(turn, self.name, settings, _env(turn)),
+            terminal=terminal_process.agent_terminal(turn, self.name, settings, _env(turn)),
             feed=terminal_process.feed(turn, self.name),
         )
 

@@ -1,4 +1,4 @@
-"""The feed of opencode at its terminal (see inside/opencode_seat.py): its server's events.
+"""The feed of opencode at its terminal (see terminal.py): its server's events.
 
 Their parts are those that `opencode run` prints, so its parser reads them; what begins and ends a turn is told
 differently, and decided here.

@@ -30,7 +30,7 @@ def feed(turn: Turn, agent: str) -> str:
     return f"{turn.state}/{agent}/feed.jsonl"
 
 
-def seat(turn: Turn, agent: str, settings: Mapping[str, object], env: Mapping[str, str]) -> ProcessSpec:
+def agent_terminal(turn: Turn, agent: str, settings: Mapping[str, object], env: Mapping[str, str]) -> ProcessSpec:
     """The process of the terminal: `settings` are those of the agent's module in the guest."""
     argv = argv_of(turn, agent, "sit", settings)
     command = Command(argv=argv, cwd=turn.workdir, env=env, name=agent)

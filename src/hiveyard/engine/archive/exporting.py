@@ -118,7 +118,7 @@ class Exports:
             )
             (into / layout.MANIFEST).write_bytes(msgspec.json.encode(manifest))
 
-        await self._r.ledger.read(write)
+        await self._r.event_log.read(write)
 
 
 def _write_events(conn: Connection, session: str, file: Path) -> None:

@@ -136,7 +136,7 @@ class Imports:
             return new_id()
         if not _ID.match(manifest.id):
             raise BadArchive(f"the archive's id is none: {manifest.id[:80]!r}", hint="hv import --new FILE")
-        known = await self._r.ledger.read(lambda conn: views.find_session(conn, manifest.id))
+        known = await self._r.event_log.read(lambda conn: views.find_session(conn, manifest.id))
         if known is not None or self._r.workspace(manifest.id).root.exists():
             raise BadInput(f"there is already a session {manifest.id} here", hint="hv import --new FILE")
         return manifest.id
@@ -171,7 +171,7 @@ class Imports:
         with anyio.CancelScope(shield=True):
             try:
                 write = partial(self._write, id=id, manifest=manifest, choice=choice, name=name)
-                await self._r.ledger.store.write(write)
+                await self._r.event_log.store.write(write)
             except (HiveyardError, OSError) as error:
                 await anyio.to_thread.run_sync(partial(remove_tree, own.root, quiet=True))
                 if isinstance(error, IllegalMove | NotFound):

@@ -18,7 +18,7 @@ from hiveyard.core.events import (
 )
 from hiveyard.core.machines import MachineSpec, MachineStatus
 from hiveyard.core.ports import Guest, Provider, Snapshots
-from hiveyard.engine.event_writer import EventLog
+from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.turns.verdict import as_failure
 from hiveyard.store import journal, views
 
@@ -36,17 +36,17 @@ class MachineLease:
 
     Without a `spec` it cannot be made."""
 
-    def __init__(self, session: str, provider: Provider, spec: MachineSpec | None, ledger: EventLog) -> None:
+    def __init__(self, session: str, provider: Provider, spec: MachineSpec | None, event_log: EventLog) -> None:
         self.session = session
         self.name = machine_name(session)
         self.provider = provider
         self._spec = spec
-        self._ledger = ledger
+        self._event_log = event_log
 
     async def claim(self, fits: Callable[[Connection], bool]) -> bool:
         """Journal that it is about to be made, if it fits. True when that is journaled, or was before. Raises what
         `fits` raises."""
-        body, now = MachineBooting(machine=self.name, provider=self.provider.name), self._ledger.clock.now()
+        body, now = MachineBooting(machine=self.name, provider=self.provider.name), self._event_log.clock.now()
 
         def write(conn: Connection) -> bool:
             row = views.find_machine(conn, self.name)
@@ -57,14 +57,14 @@ class MachineLease:
             journal.record(conn, self.session, body, at=now)
             return True
 
-        return await self._ledger.store.write(write)
+        return await self._event_log.store.write(write)
 
     async def up(self, snapshot: str | None = None) -> None:
         """Have it ready, from a live snapshot when one is named. Raises what `boot` raises; the failure is journaled
         then."""
         assert self._spec is not None
         await self._move(MachineBooting(machine=self.name, provider=self.provider.name), *_GONE)
-        start = self._ledger.clock.monotonic()
+        start = self._event_log.clock.monotonic()
         try:
             if snapshot is None:
                 await self.provider.boot(self.name, self._spec)
@@ -74,7 +74,7 @@ class MachineLease:
         except HiveyardError as error:
             await self.failed(error)
             raise
-        seconds = self._ledger.clock.monotonic() - start
+        seconds = self._event_log.clock.monotonic() - start
         await self._move(MachineReady(machine=self.name, seconds=seconds), MachineStatus.BOOTING)
 
     async def alive(self) -> bool:
@@ -94,7 +94,7 @@ class MachineLease:
 
     async def release(self) -> None:
         """Remove it; absent is a success."""
-        if await self._ledger.read(lambda conn: views.find_machine(conn, self.name)) is None:
+        if await self._event_log.read(lambda conn: views.find_machine(conn, self.name)) is None:
             return
         await self._move(
             MachineStopping(machine=self.name), MachineStatus.BOOTING, MachineStatus.READY, MachineStatus.ERROR
@@ -105,11 +105,11 @@ class MachineLease:
     async def _move(self, body: AnyBody, *when: MachineStatus | None) -> None:
         """Journal a move if the machine stands where the move begins. Both in one transaction: two may release the
         same machine at once."""
-        now = self._ledger.clock.now()
+        now = self._event_log.clock.now()
 
         def write(conn: Connection) -> None:
             row = views.find_machine(conn, self.name)
             if (row.status if row else None) in when:
                 journal.record(conn, self.session, body, at=now)
 
-        await self._ledger.store.write(write)
+        await self._event_log.store.write(write)

@@ -27,43 +27,43 @@ class Provisioner:
     was wished for."""
 
     def __init__(
-        self, id: str, wish: RunSpec, resources: Resources, *, image: str = "", shape: Shape | None = None
+        self, id: str, spec: RunSpec, resources: Resources, *, image: str = "", shape: Shape | None = None
     ) -> None:
         self.id = id
-        self._wish = wish
+        self._spec = spec
         self._fixed_image = image
         self._fixed_shape = shape
         self._r = resources
-        self._ledger = resources.ledger
+        self._event_log = resources.event_log
         self._workspace = resources.workspace(id)
 
     async def take(self) -> None:
         """Copy the repository to the host's side of the session."""
-        session = await self._ledger.read(lambda conn: views.session(conn, self.id))
+        session = await self._event_log.read(lambda conn: views.session(conn, self.id))
         if session.base is not None:
             return
-        async with self._ledger.phase(self.id, "clone"), self._told() as report:
+        async with self._event_log.phase(self.id, "clone"), self._told() as report:
             taken = await repository.take(
-                repository.parse_source(self._wish.repo),
+                repository.parse_source(self._spec.repo),
                 self._workspace.origin,
-                base=self._wish.base,
-                include_dirty=self._wish.include_dirty,
+                base=self._spec.base,
+                include_dirty=self._spec.include_dirty,
                 report=report,
             )
         heads, now = await repository.heads(self._workspace.origin), self._r.clock.now()
 
         def write(conn: Connection) -> None:
-            branch = self._wish.branch or repository.branch_name(session.slug, heads | views.branches(conn))
+            branch = self._spec.branch or repository.branch_name(session.slug, heads | views.branches(conn))
             for notice in taken.notices:
                 journal.record(conn, self.id, Notice(message=notice), at=now)
             prepared = SessionPrepared(base=taken.base, branch=branch, base_ref=taken.base_ref)
             journal.record(conn, self.id, prepared, at=now)
 
-        await self._ledger.store.write(write)
+        await self._event_log.store.write(write)
 
     async def image(self, provider: Provider) -> Image:
         """Have the image, and what the provider makes from it."""
-        async with self._ledger.phase(self.id, "image"), self._told() as report:
+        async with self._event_log.phase(self.id, "image"), self._told() as report:
             image = await self._r.images.get(await self._image_name(provider), report)
             await provider.prepare(image, self.shape, report)
         return image
@@ -75,28 +75,28 @@ class Provisioner:
         with suppress(NoSuchMachine):
             if image := (await provider.get(machine_name(self.id))).image:
                 return image
-        return self._wish.image or self._r.settings.image
+        return self._spec.image or self._r.settings.image
 
     @property
     def shape(self) -> Shape:
-        wish, settings = self._wish, self._r.settings
+        spec, settings = self._spec, self._r.settings
         return self._fixed_shape or Shape(
-            memory_mib=wish.memory_mib or settings.memory_mib,
-            cpus=wish.cpus or settings.cpus,
-            disk_gib=wish.disk_gib or settings.disk_gib,
+            memory_mib=spec.memory_mib or settings.memory_mib,
+            cpus=spec.cpus or settings.cpus,
+            disk_gib=spec.disk_gib or settings.disk_gib,
         )
 
-    def berth(self, provider: Provider, image: Image) -> MachineLease:
+    def lease(self, provider: Provider, image: Image) -> MachineLease:
         """The machine that is to be."""
         spec = MachineSpec(
             image=image,
             shape=self.shape,
             session=self._workspace.shared,
             door=self._r.door_of(self.id),
-            network=Network(self._wish.network),
+            network=Network(self._spec.network),
             metadata={"session": self.id},
         )
-        return MachineLease(self.id, provider, spec, self._ledger)
+        return MachineLease(self.id, provider, spec, self._event_log)
 
     @asynccontextmanager
     async def _told(self) -> AsyncIterator[Report]:
@@ -106,7 +106,7 @@ class Provisioner:
         async def journal() -> None:
             with receive:
                 async for line in receive:
-                    await self._ledger.record(self.id, Progress(message=line))
+                    await self._event_log.record(self.id, Progress(message=line))
 
         async with together() as group:
             group.start_soon(journal, name="progress")

@@ -27,14 +27,14 @@ _MOVES = SessionEvent | PortEvent | MachineEvent | TurnEvent
 
 async def keep_metadata(resources: Resources) -> None:
     """Make all of them equal to the journal, then each at every move. Never ends."""
-    metas = _MetadataWriter(resources)
-    head = await resources.ledger.read(journal.last_seq)
-    await metas.write(await resources.ledger.read(lambda conn: _metas(conn, None)))
-    async with aclosing(resources.ledger.store.follow_pages(after=head)) as pages:
+    writer = _MetadataWriter(resources)
+    head = await resources.event_log.read(journal.last_seq)
+    await writer.write(await resources.event_log.read(lambda conn: _metas(conn, None)))
+    async with aclosing(resources.event_log.store.follow_pages(after=head)) as pages:
         async for page in pages:
             moved = {event.session for event in page if isinstance(event.body, _MOVES)}
             if moved:
-                await metas.write(await resources.ledger.read(lambda conn, moved=moved: _metas(conn, moved)))  # type: ignore[misc]
+                await writer.write(await resources.event_log.read(lambda conn, moved=moved: _metas(conn, moved)))  # type: ignore[misc]
 
 
 class _MetadataWriter:
@@ -42,11 +42,11 @@ class _MetadataWriter:
         self._r = resources
         self._failing: set[str] = set()
 
-    async def write(self, metas: Mapping[str, Meta]) -> None:
-        await anyio.to_thread.run_sync(self._write_all, metas.values())
+    async def write(self, writer: Mapping[str, Meta]) -> None:
+        await anyio.to_thread.run_sync(self._write_all, writer.values())
 
-    def _write_all(self, metas: Iterable[Meta]) -> None:
-        for meta in metas:
+    def _write_all(self, writer: Iterable[Meta]) -> None:
+        for meta in writer:
             workspace = self._r.workspace(meta.id)
             if not workspace.exists:
                 continue  # it is gone, or not yet whole

@@ -33,7 +33,7 @@ class SessionPorts:
     async def restore(self, wanted: int | None) -> None:
         """Open ssh, on the `wanted` port the first time, and what was open before, elsewhere if it must be. Raises
         PortTaken, NoFreePort."""
-        rows = await self._r.ledger.read(views.ports)
+        rows = await self._r.event_log.read(views.ports)
         mine = {row.guest_port: row.host_port for row in rows if row.session == self._session.id}
         others = {row.host_port for row in rows if row.session != self._session.id}
         first = wanted if self._session.phase is Phase.CREATED else None
@@ -59,7 +59,7 @@ class SessionPorts:
             before = self._ways.opened
             await self._ways.close(guest)
             if guest in before:
-                await self._r.ledger.record(self._session.id, PortClosed(host_port=before[guest]))
+                await self._r.event_log.record(self._session.id, PortClosed(host_port=before[guest]))
 
     async def _journal(self, before: dict[int, int]) -> None:
         """What is open now and was not, and what it took the place of."""
@@ -68,7 +68,7 @@ class SessionPorts:
         closed: list[AnyBody] = [PortClosed(host_port=before[guest]) for guest in moved if guest in before]
         opened = [PortOpened(host_port=host, guest_port=guest) for guest, host in moved.items()]
         if opened:
-            await self._r.ledger.record(self._session.id, *closed, *opened)
+            await self._r.event_log.record(self._session.id, *closed, *opened)
 
 
 @asynccontextmanager
@@ -88,5 +88,5 @@ async def reaching(
                 raise
             code = error.code if isinstance(error, HiveyardError) else ""
             message = f"not all of its ports are open again: {error}"
-            await resources.ledger.record(session.id, Notice(message=message, code=code))
+            await resources.event_log.record(session.id, Notice(message=message, code=code))
         yield reach

@@ -27,7 +27,7 @@ class SpawnRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def checked(self) -> SpawnRequest:
         """Itself. Raises BadInput for what can be told to be wrong by looking at it alone."""
-        self.check_wish()
+        self.check_spec()
         if self.prompt is not None:
             check_prompt(self.prompt, "leave --prompt away, and the agent waits for you")
         if self.name is not None:

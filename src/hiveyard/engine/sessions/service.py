@@ -65,10 +65,10 @@ class Sessions:
     def __init__(self, resources: Resources, group: TaskGroup) -> None:
         self._r = resources
         self._group = group
-        self._stays: dict[str, SessionRunner] = {}
+        self._runners: dict[str, SessionRunner] = {}
         self._making = anyio.Lock()
         self._alone: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
-        self.on_turn_over: Callable[[SessionRunner], None] = lambda stay: None
+        self.on_turn_over: Callable[[SessionRunner], None] = lambda runner: None
 
     # --- made and ended ----------------------------------------------------------------------------------------------
 
@@ -97,7 +97,7 @@ class Sessions:
     async def _made_before(self, request: SpawnRequest) -> str | None:
         """The session that was asked for with these words and this id before."""
         id = request.id
-        if id is None or (session := await self._r.ledger.read(lambda conn: views.find_session(conn, id))) is None:
+        if id is None or (session := await self._r.event_log.read(lambda conn: views.find_session(conn, id))) is None:
             return None
         request.made_before(session.request, "session")
         return id
@@ -161,40 +161,40 @@ class Sessions:
             journal.record(conn, session.id, SessionPreparing(), at=now)
 
         with anyio.CancelScope(shield=True):
-            await self._r.ledger.store.write(taken_up)
+            await self._r.event_log.store.write(taken_up)
             self.begin(session.id)
 
     async def _set_budget(self, id: str, dollars: float | None) -> None:
         now = self._r.clock.now()
-        await self._r.ledger.store.write(lambda conn: _fund(conn, id, dollars, now))
-        if (stay := self._stays.get(id)) is not None:
-            await stay.heed_budget()
+        await self._r.event_log.store.write(lambda conn: _fund(conn, id, dollars, now))
+        if (runner := self._runners.get(id)) is not None:
+            await runner.heed_budget()
 
     async def stop(self, id: str) -> None:
         """End its machine and keep its files; returns when that is done. One that is stopped is a success."""
         session = await self.row(id)
-        if (stay := self._stays.get(id)) is None:
+        if (runner := self._runners.get(id)) is None:
             # One that is being rewound has nobody at work for a moment, and goes on.
             async with self.alone(id):
-                stay = self._stays.get(id)
-        if stay is None:
+                runner = self._runners.get(id)
+        if runner is None:
             return
-        if stay.frozen or session.activity is Activity.PAUSED:
+        if runner.frozen or session.activity is Activity.PAUSED:
             with contextlib.suppress(SessionNotRunning):  # it came to its end meanwhile
                 await self.unpause(id)
-        stay.stop.ask(Cancelled("stopped"))
-        await stay.over.wait()
-        if stay.scope.cancel_called:
+        runner.stop.ask(Cancelled("stopped"))
+        await runner.over.wait()
+        if runner.scope.cancel_called:
             await self.stop(id)  # it was let go of meanwhile: another may be in its place
             return
         log.info("session %s (%s) was stopped", id, session.slug)
 
     async def let_go(self, id: str) -> None:
         """Leave off work on it as a dying daemon would; what it has stays as it is."""
-        if stay := self._stays.get(id):
-            async with stay.changing:
-                stay.scope.cancel()
-                await stay.over.wait()
+        if runner := self._runners.get(id):
+            async with runner.changing:
+                runner.scope.cancel()
+                await runner.over.wait()
 
     def alone(self, id: str) -> anyio.Lock:
         """Held by who has a session begin, end or be gone: it is taken up, rewound, exported, removed by one at a
@@ -203,26 +203,26 @@ class Sessions:
 
     async def until_stopped(self, id: str) -> None:
         """Wait for the end of one that is being stopped."""
-        if (stay := self._stays.get(id)) is not None and stay.stop.reason is not None:
-            await stay.over.wait()
+        if (runner := self._runners.get(id)) is not None and runner.stop.reason is not None:
+            await runner.over.wait()
 
     # --- told --------------------------------------------------------------------------------------------------------
 
     async def send(self, id: str, text: str) -> int:
         """One more prompt in the same conversation; returns the turn's number when it is journaled."""
         check_prompt(text, 'say what to do: hv send ID "now run the tests"')
-        return await (await self._sitting(id)).add(text)
+        return await (await self._terminal_runner(id)).add(text)
 
     async def interrupt(self, id: str) -> None:
         """End the turn at work and keep the session. Raises AgentFailed."""
-        sitting, stay = await self._sitting(id), await self.stay(id)
-        async with stay.changing, self.guest(id) as guest:
-            await sitting.interrupt(guest)
+        terminal_runner, runner = await self._terminal_runner(id), await self.runner(id)
+        async with runner.changing, self.guest(id) as guest:
+            await terminal_runner.interrupt(guest)
 
     async def terminal(self, id: str, command: Command) -> Sequence[str]:
         """A program of this host that gives a person's terminal to `command` in the session's machine; see
         `Terminals.terminal`. Raises SessionNotRunning."""
-        await self._sitting(id)
+        await self._terminal_runner(id)
         session = await self.row(id)
         provider = self._provider(session)
         if not isinstance(provider, Terminals):
@@ -248,102 +248,102 @@ class Sessions:
 
     async def reachable(self, id: str) -> None:
         """Raises SessionNotRunning for one whose machine takes no commands now."""
-        await self._sitting(id)
+        await self._terminal_runner(id)
 
     async def _reach(self, id: str) -> SessionPorts:
-        await self._sitting(id)
-        reach = self._stays[id].reach
+        await self._terminal_runner(id)
+        reach = self._runners[id].reach
         assert reach is not None
         return reach
 
     async def pause(self, id: str) -> None:
         """Freeze its machine. One that is frozen is a success. Raises SessionNotRunning, CannotFreeze."""
-        stay = await self.stay(id)
-        async with stay.changing:
+        runner = await self.runner(id)
+        async with runner.changing:
             session = await self.row(id)
             provider = self._pauses(session)
             if session.activity is Activity.PAUSED:
                 return
-            await begun(session, stay)
-            if stay.stop.reason is not None:
+            await begun(session, runner)
+            if runner.stop.reason is not None:
                 raise SessionNotRunning(f"{session.slug} is being stopped")
-            await stay.freeze()
+            await runner.freeze()
             try:
                 await provider.pause(machine_name(id))
-                await self._r.ledger.record(id, SessionPaused())
+                await self._r.event_log.record(id, SessionPaused())
             except BaseException:
                 # What nobody can read of in the journal is not frozen.
                 with anyio.CancelScope(shield=True), contextlib.suppress(HiveyardError):
                     await provider.resume(machine_name(id))
-                stay.thaw()
+                runner.thaw()
                 raise
 
     async def unpause(self, id: str) -> None:
         """Let its machine go on. One that runs is a success."""
-        stay = await self.stay(id)
-        async with stay.changing:
+        runner = await self.runner(id)
+        async with runner.changing:
             session = await self.row(id)
             if session.activity is Activity.PAUSED:
                 # A daemon that has just started decides by this whether to go in.
-                await stay.settled(session.phase)
+                await runner.settled(session.phase)
                 try:
                     await self._pauses(session).resume(machine_name(id))
                 except (NoSuchMachine, MachineNotReady, MachineLost) as error:
                     log.warning("session %s was paused, and its machine is gone: %s", id, error.message)
-                await self._r.ledger.record(id, SessionUnpaused())
-            stay.thaw()
+                await self._r.event_log.record(id, SessionUnpaused())
+            runner.thaw()
 
     async def harvest(self, id: str) -> None:
         """Bring out the work of a running session as it is now; what a stopped one left was brought out then. Raises
         SessionNotRunning for one that is paused or not ready yet, CommandTimeout for one whose end is asked for
         while its machine does not give it out."""
-        while (stay := self._stays.get(id)) is not None and stay.stop.reason is None:
+        while (runner := self._runners.get(id)) is not None and runner.stop.reason is None:
             await self.reachable(id)
-            async with self._r.gleaning(id):
-                if self._stays.get(id) is not stay or stay.stop.reason is not None:
+            async with self._r.collecting(id):
+                if self._runners.get(id) is not runner or runner.stop.reason is not None:
                     continue  # others came first, and it is no longer as it was
                 async with self.guest(id) as guest:
-                    await stay.glean(guest)
+                    await runner.collect_work(guest)
                 return
         await self.until_stopped(id)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
     async def view(self, id: str) -> SessionView:
-        return await self._r.ledger.read(lambda conn: view(conn, id))
+        return await self._r.event_log.read(lambda conn: view(conn, id))
 
     async def views(self, *, over: bool, limit: int | None = None) -> list[SessionView]:
         """Newest first; `over` takes in those that cannot go on."""
-        return await self._r.ledger.read(lambda conn: views_of(conn, over=over, limit=limit))
+        return await self._r.event_log.read(lambda conn: views_of(conn, over=over, limit=limit))
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Go on with every session that was at work; one whose machine is gone becomes stopped, with the reason."""
-        for session in await self._r.ledger.read(lambda conn: views.sessions(conn, phases=AT_WORK, own=True)):
+        for session in await self._r.event_log.read(lambda conn: views.sessions(conn, phases=AT_WORK, own=True)):
             self.begin(session.id)
 
     async def look(self) -> None:
         """Wait until it is known of each session that was taken up whether its machine lives, `LOOKING` at most."""
         with anyio.move_on_after(LOOKING):
-            for id in list(self._stays):
+            for id in list(self._runners):
                 await self._looked_at(id)
 
     def begin(self, id: str) -> None:
         """Work on it from now on."""
-        stay = self._stays[id] = SessionRunner(id, self._r, lambda stay: self.on_turn_over(stay))
-        self._group.start_soon(self._run, stay, name=f"session {id}")
+        runner = self._runners[id] = SessionRunner(id, self._r, lambda runner: self.on_turn_over(runner))
+        self._group.start_soon(self._run, runner, name=f"session {id}")
 
-    async def _run(self, stay: SessionRunner) -> None:
+    async def _run(self, runner: SessionRunner) -> None:
         try:
-            with stay.scope:
-                await stay.run()
+            with runner.scope:
+                await runner.run()
         except Exception:
-            log.exception("session %s is left as it is", stay.id)
+            log.exception("session %s is left as it is", runner.id)
         finally:
-            if self._stays.get(stay.id) is stay:
-                del self._stays[stay.id]
-            stay.over.set()
+            if self._runners.get(runner.id) is runner:
+                del self._runners[runner.id]
+            runner.over.set()
 
     # --- small things ------------------------------------------------------------------------------------------------
 
@@ -355,36 +355,36 @@ class Sessions:
     async def _check_room(self, request: SpawnRequest) -> None:
         settings = self._r.settings
         wanted = request.memory_mib or settings.memory_mib
-        await self._r.ledger.read(lambda conn: capacity.check(conn, settings, wanted))
+        await self._r.event_log.read(lambda conn: capacity.check(conn, settings, wanted))
 
     async def row(self, id: str) -> SessionRow:
         """Raises NotFound, also for a task."""
-        return await self._r.ledger.read(lambda conn: own(views.session(conn, id)))
+        return await self._r.event_log.read(lambda conn: own(views.session(conn, id)))
 
     async def _looked_at(self, id: str) -> SessionRow:
         """As `row`, once it is known whether the machine of one that runs still lives. Raises NotFound."""
         session = await self.row(id)
-        if session.phase is not Phase.RUNNING or (stay := self._stays.get(id)) is None:
+        if session.phase is not Phase.RUNNING or (runner := self._runners.get(id)) is None:
             return session
-        await stay.until(stay.seated)
+        await runner.until(runner.seated)
         return await self.row(id)
 
     def at_work(self, id: str) -> SessionRunner | None:
-        return self._stays.get(id)
+        return self._runners.get(id)
 
-    async def stay(self, id: str) -> SessionRunner:
+    async def runner(self, id: str) -> SessionRunner:
         """Raises SessionNotRunning."""
         session = await self.row(id)
-        if (stay := self._stays.get(id)) is None:
+        if (runner := self._runners.get(id)) is None:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv resume {session.slug}")
-        return stay
+        return runner
 
-    async def _sitting(self, id: str) -> TerminalRunner:
+    async def _terminal_runner(self, id: str) -> TerminalRunner:
         """One that stands still for the moment of a snapshot can be told things: they wait."""
-        stay, session = await self.stay(id), await self.row(id)
+        runner, session = await self.runner(id), await self.row(id)
         if session.activity is Activity.PAUSED:
             raise SessionNotRunning("its machine is paused", hint=f"hv unpause {id}")
-        return await stay.settled(session.phase)
+        return await runner.settled(session.phase)
 
     @asynccontextmanager
     async def guest(self, id: str) -> AsyncIterator[Guest]:
@@ -405,12 +405,12 @@ class Sessions:
         return provider
 
 
-async def begun(session: SessionRow, stay: SessionRunner) -> TerminalRunner:
+async def begun(session: SessionRow, runner: SessionRunner) -> TerminalRunner:
     """Who sits in a session whose agent has begun. Raises SessionNotRunning for one that is still being made: what a
     killed daemon leaves frozen of such a one nobody would let go on."""
     if session.phase is not Phase.RUNNING:
         raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
-    return await stay.settled(session.phase)
+    return await runner.settled(session.phase)
 
 
 def _fund(conn: Connection, id: str, dollars: float | None, at: float) -> None:

@@ -84,7 +84,7 @@ class SessionRunner:
     must return at once."""
 
     def __init__(
-        self, id: str, resources: Resources, on_turn_over: Callable[[SessionRunner], None] = lambda stay: None
+        self, id: str, resources: Resources, on_turn_over: Callable[[SessionRunner], None] = lambda runner: None
     ) -> None:
         self.id = id
         self.stop = Stop()
@@ -95,16 +95,16 @@ class SessionRunner:
         self.door: Door | None = None
         self._on_turn_over = on_turn_over
         self.scope = anyio.CancelScope()
-        self.sitting: TerminalRunner | None = None
+        self.terminal_runner: TerminalRunner | None = None
         self.reach: SessionPorts | None = None
-        self.berth: MachineLease | None = None
+        self.lease: MachineLease | None = None
         self._leave = anyio.CancelScope()
         self._frozen: anyio.Event | None = None
         self._outside = anyio.Event()
         self._laid = False
         self._collected = False
         self._r = resources
-        self._ledger = resources.ledger
+        self._event_log = resources.event_log
         self._workspace = resources.workspace(id)
 
     async def run(self) -> None:
@@ -114,7 +114,7 @@ class SessionRunner:
             ends = await self.patiently(self._ending)
         finally:
             self._outside.set()
-        await self.patiently(lambda: self._ledger.record(self.id, *ends))
+        await self.patiently(lambda: self._event_log.record(self.id, *ends))
 
     async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
         """The answer of a step, which is repeated for as long as the journal cannot be written."""
@@ -136,16 +136,16 @@ class SessionRunner:
         async with open_session_door(self._r, session, request, on_budget=self._budget_spent) as self.door:
             await self.heed_budget()  # what was set while there was no door to tell
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
-                berth = await self._settle(session, request, beginning)
-            self.berth = berth
-            async with reaching(session, berth.provider, self._r, wanted=request.port) as self.reach:
-                self.sitting = await self._sitting(request, berth)
+                lease = await self._settle(session, request, beginning)
+            self.lease = lease
+            async with reaching(session, lease.provider, self._r, wanted=request.port) as self.reach:
+                self.terminal_runner = await self._terminal_runner(request, lease)
                 self.seated.set()
-                return await self._inhabit(berth, self.sitting)
+                return await self._inhabit(lease, self.terminal_runner)
 
     async def _lay(self, session: SessionRow) -> StartPoint:
         """Where it begins; its files are those of there when this returns."""
-        beginning = await self._ledger.read(lambda conn: StartPoint.of(conn, self.id))
+        beginning = await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))
         if beginning.rewound is not None and not self._laid:
             await self._release(session)
             await beginning.lay(self._workspace)
@@ -157,30 +157,30 @@ class SessionRunner:
         if session.phase is Phase.RUNNING:
             return await self._found(session)
         if session.phase in (Phase.CREATED, Phase.STOPPED):
-            await self._ledger.record(self.id, SessionPreparing())
-        ground = Provisioner(self.id, request, self._r, image=beginning.image, shape=beginning.shape)
-        await ground.take()
+            await self._event_log.record(self.id, SessionPreparing())
+        provisioner = Provisioner(self.id, request, self._r, image=beginning.image, shape=beginning.shape)
+        await provisioner.take()
         provider = await self._place(session, request)
-        berth = ground.berth(provider, await ground.image(provider))
-        async with self._ledger.phase(self.id, "boot"):
-            await berth.up(beginning.snapshot)
-        return berth
+        lease = provisioner.lease(provider, await provisioner.image(provider))
+        async with self._event_log.phase(self.id, "boot"):
+            await lease.up(beginning.snapshot)
+        return lease
 
     async def _found(self, session: SessionRow) -> MachineLease:
         """The machine of one that runs, as it is. A new daemon makes nothing for it: what could not be made again, for
         want of memory or of an image, would end what still lives. Raises MachineLost."""
         assert session.provider is not None
         provider = self._r.providers[session.provider]
-        berth = MachineLease(self.id, provider, None, self._ledger)
-        if not await berth.alive():
-            raise MachineLost(f"{berth.name} went down while nobody was watching")
+        lease = MachineLease(self.id, provider, None, self._event_log)
+        if not await lease.alive():
+            raise MachineLost(f"{lease.name} went down while nobody was watching")
         if session.activity is Activity.PAUSED:
             self._frozen = anyio.Event()
             self.begun.set()
         elif isinstance(provider, Pauses):
             # A daemon that was killed while it took a snapshot left it standing still.
-            await provider.resume(berth.name)
-        return berth
+            await provider.resume(lease.name)
+        return lease
 
     async def _place(self, session: SessionRow, request: SpawnRequest) -> Provider:
         """Decide once where the session runs."""
@@ -188,18 +188,18 @@ class SessionRunner:
             return self._r.providers[session.provider]
         choice = await choose(request.provider or self._r.settings.provider, self._r.providers)
         placed = SessionPlaced(provider=choice.provider.name, tier=choice.provider.tier.value, why=choice.why)
-        await self._ledger.record(self.id, placed)
+        await self._event_log.record(self.id, placed)
         return choice.provider
 
-    async def _sitting(self, request: SpawnRequest, berth: MachineLease) -> TerminalRunner:
-        conversation = await self._ledger.read(lambda conn: lineage.conversation(conn, self.id))
-        rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
+    async def _terminal_runner(self, request: SpawnRequest, lease: MachineLease) -> TerminalRunner:
+        conversation = await self._event_log.read(lambda conn: lineage.conversation(conn, self.id))
+        rows = await self._event_log.read(lambda conn: views.turns(conn, self.id))
         agent = terminal_agent(request.agent or self._r.settings.agent)
         return TerminalRunner(
             session=self.id,
             agent=agent,
-            turn=turn_of(request, self._workspace, berth.provider.capabilities.door_url, conversation),
-            course=TurnTracker(agent.name, rows, conversation),
+            turn=turn_of(request, self._workspace, lease.provider.capabilities.door_url, conversation),
+            tracker=TurnTracker(agent.name, rows, conversation),
             prompts=Prompts(self._workspace.prompts),
             resources=self._r,
             on_turn_over=partial(self._on_turn_over, self) if request.snapshots == "turns" else lambda: None,
@@ -207,7 +207,7 @@ class SessionRunner:
 
     # --- being there -------------------------------------------------------------------------------------------------
 
-    async def _inhabit(self, berth: MachineLease, sitting: TerminalRunner) -> str:
+    async def _inhabit(self, lease: MachineLease, terminal_runner: TerminalRunner) -> str:
         """Be in the guest until the program ends, and outside of it while the machine is frozen."""
         tries = 0
         while True:
@@ -217,9 +217,9 @@ class SessionRunner:
             self._outside = anyio.Event()
             with anyio.CancelScope() as self._leave:
                 try:
-                    async with berth.guest() as guest:
+                    async with lease.guest() as guest:
                         tries = 0
-                        return await self._attend(guest, sitting)
+                        return await self._attend(guest, terminal_runner)
                 except GuestDisconnected as error:
                     # Only the way in broke, and the agent goes on: so does whoever listens to it.
                     if (tries := tries + 1) == TRIES:
@@ -227,39 +227,41 @@ class SessionRunner:
                     log.warning("session %s: %s; going in again", self.id, error.message)
                     await self._r.clock.sleep(PATIENCE)
 
-    async def _attend(self, guest: Guest, sitting: TerminalRunner) -> str:
+    async def _attend(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
         fresh = (await self._session()).phase is Phase.PREPARING
         if fresh:
             with self.stop.abandoning():
                 await self._push(guest)
-        info = await sitting.begin(guest, fresh=fresh)
+        info = await terminal_runner.begin(guest, fresh=fresh)
         if fresh:
-            await self._ledger.record(self.id, SessionRunning())
+            await self._event_log.record(self.id, SessionRunning())
         self.begun.set()
         async with together() as group:
-            group.start_soon(self._end_when_asked, guest, sitting, group.cancel_scope, name="stop")
+            group.start_soon(self._end_when_asked, guest, terminal_runner, group.cancel_scope, name="stop")
             group.start_soon(self._watch_disk, name="watch the disk")
-            await sitting.attend(guest, info)
+            await terminal_runner.attend(guest, info)
             group.cancel_scope.cancel()
-        reason = await self._why(guest, sitting)
+        reason = await self._why(guest, terminal_runner)
         await self._collect(guest)
         return reason
 
     async def _push(self, guest: Guest) -> None:
         """Put the repository into the guest, unless it lies there from an earlier stay."""
         session = await self._session()
-        forked = await self._ledger.read(lambda conn: lineage.to_begin_at(conn, self.id))
+        forked = await self._event_log.read(lambda conn: lineage.to_begin_at(conn, self.id))
         went_along = isinstance(forked, SessionForked) and forked.live
         if went_along or await guest.exists(GUEST_REPO):
             if isinstance(forked, SessionForked) and session.branch is not None:
                 await rename_branch(guest, forked.branch, session.branch)
             return
         assert session.base is not None and session.branch is not None
-        async with self._ledger.phase(self.id, "push"):
+        async with self._event_log.phase(self.id, "push"):
             origin, shared = self._workspace.origin, self._workspace.shared
             await repository.push(guest, origin, shared, base=session.base, branch=session.branch)
 
-    async def _end_when_asked(self, guest: Guest, sitting: TerminalRunner, attending: anyio.CancelScope) -> None:
+    async def _end_when_asked(
+        self, guest: Guest, terminal_runner: TerminalRunner, attending: anyio.CancelScope
+    ) -> None:
         """Have the program ended when that is asked for, and `attending` soon after: in the guest anybody can stop what
         tells us of it."""
         hurried = isinstance(await self.stop.asked(), DiskReserve)
@@ -267,7 +269,7 @@ class SessionRunner:
             attending.deadline = anyio.current_time() + HURRIED
         try:
             # A disk that fills up leaves no time for anything.
-            await sitting.end(guest, grace=0.0 if hurried else GRACE)
+            await terminal_runner.end(guest, grace=0.0 if hurried else GRACE)
         except MachineLost:
             raise
         except HiveyardError as error:
@@ -277,24 +279,24 @@ class SessionRunner:
     async def _watch_disk(self) -> None:
         await watch_disk(self._r.clock, self._r.settings, self._workspace.root, self.stop)
 
-    async def _why(self, guest: Guest, sitting: TerminalRunner) -> str:
+    async def _why(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
         if self.stop.reason is not None:
             return self.stop.reason.advice
-        code = (await sitting.end(guest)).exit_code
+        code = (await terminal_runner.end(guest)).exit_code
         how = "is gone" if code is None else f"ended with exit code {code}"
         return f"the agent's program {how}"
 
     async def _collect(self, guest: Guest) -> None:
         """Bring the work out while there is a machine; when that fails, it still lies in the session's directory."""
         try:
-            async with self._r.gleaning(self.id):
-                await self.glean(guest)
+            async with self._r.collecting(self.id):
+                await self.collect_work(guest)
             self._collected = True
         except StoreUnusable:
             raise
         except HiveyardError as error:
             message = f"the work was not collected, its files are kept: {error.message}"
-            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            await self._event_log.record(self.id, Notice(message=message, code=error.code))
 
     async def collect_work(self, guest: Guest) -> None:
         """Bring the work out, while nobody else does. Raises CommandTimeout when the end was asked for and this goes
@@ -353,17 +355,17 @@ class SessionRunner:
         nothing to resume."""
         if error is self.stop.reason:
             return await self._ended(error.advice, None)
-        if self.berth is not None and isinstance(error, MachineLost):
-            await self.berth.failed(error)
+        if self.lease is not None and isinstance(error, MachineLost):
+            await self.lease.failed(error)
         if (await self._session()).base is None:
             return [*await self._cleared(), SessionFailed(failure=as_failure(error))]
         return await self._ended(error.message, as_failure(error))
 
     async def _ended(self, reason: str, failure: Failure | None) -> list[AnyBody]:
-        for number, body in (await self._course()).cut(failure):
-            await self._ledger.record(self.id, body, turn=number)
+        for number, body in (await self._tracker()).cut(failure):
+            await self._event_log.record(self.id, body, turn=number)
         collected = await self._is_out()
-        async with self._ledger.phase(self.id, "release"):
+        async with self._event_log.phase(self.id, "release"):
             problems = await self._cleared()
         return [*problems, *await self._taken_back(), SessionStopped(reason=reason, collected=collected)]
 
@@ -371,14 +373,14 @@ class SessionRunner:
         """Whether all that was done in it was brought out: now, or before it was to run again and did not."""
         if (await self._session()).phase is Phase.RUNNING:
             return self._collected
-        return await self._ledger.read(lambda conn: lineage.is_out(conn, self.id))
+        return await self._event_log.read(lambda conn: lineage.is_out(conn, self.id))
 
-    async def _course(self) -> TurnTracker:
+    async def _tracker(self) -> TurnTracker:
         """Its turns; also of one whose machine was found dead, so that nobody sat down."""
-        if self.sitting is not None:
-            return self.sitting.course
+        if self.terminal_runner is not None:
+            return self.terminal_runner.tracker
         session = await self._session()
-        rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
+        rows = await self._event_log.read(lambda conn: views.turns(conn, self.id))
         return TurnTracker(session.agent, rows, None)
 
     async def _cleared(self) -> list[AnyBody]:
@@ -395,13 +397,13 @@ class SessionRunner:
     async def _release(self, session: SessionRow) -> None:
         """Remove the machine, if there is one."""
         if session.provider is not None:
-            await MachineLease(self.id, self._r.providers[session.provider], None, self._ledger).release()
+            await MachineLease(self.id, self._r.providers[session.provider], None, self._event_log).release()
 
     async def _taken_back(self) -> list[AnyBody]:
         """Carry out a rewind that was not, and say it when that cannot be: with its end it counts no more."""
         try:
             if not self._laid:
-                await (await self._ledger.read(lambda conn: StartPoint.of(conn, self.id))).lay(self._workspace)
+                await (await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))).lay(self._workspace)
         except StoreUnusable:
             raise
         except (HiveyardError, OSError) as error:
@@ -427,9 +429,9 @@ class SessionRunner:
         Raises SessionNotRunning for one that is being made ready."""
         if phase is Phase.RUNNING:
             await self.until(self.seated)
-        if self.sitting is None:
+        if self.terminal_runner is None:
             raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
-        return self.sitting
+        return self.terminal_runner
 
     async def heed_budget(self) -> None:
         """Let its door know what the journal says that it may spend."""
@@ -441,4 +443,4 @@ class SessionRunner:
         self.stop.ask(BudgetSpent("its budget is spent", hint=f"hv resume {self.id} --budget DOLLARS"))
 
     async def _session(self) -> SessionRow:
-        return await self._ledger.read(lambda conn: views.session(conn, self.id))
+        return await self._event_log.read(lambda conn: views.session(conn, self.id))

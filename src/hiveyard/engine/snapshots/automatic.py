@@ -30,42 +30,42 @@ class TurnSnapshots:
         self._group = group
         sessions.on_turn_over = self._turn_over
 
-    def _turn_over(self, stay: SessionRunner) -> None:
+    def _turn_over(self, runner: SessionRunner) -> None:
         """Nothing more is said to the agent until the snapshot is there."""
-        stay.hold()
-        self._group.start_soon(self._after_turn, stay, name=f"snapshot of {stay.id}")
+        runner.hold()
+        self._group.start_soon(self._after_turn, runner, name=f"snapshot of {runner.id}")
 
-    async def _after_turn(self, stay: SessionRunner) -> None:
-        await self._take(stay)
+    async def _after_turn(self, runner: SessionRunner) -> None:
+        await self._take(runner)
         # One that a person pauses meanwhile is thawed by that person.
-        async with stay.changing:
-            if await stay.patiently(partial(self._activity, stay.id)) is not Activity.PAUSED:
-                stay.thaw()
+        async with runner.changing:
+            if await runner.patiently(partial(self._activity, runner.id)) is not Activity.PAUSED:
+                runner.thaw()
         try:
-            await self._remove_old(stay.id)
+            await self._remove_old(runner.id)
         except Exception:
-            log.exception("session %s: its old snapshots stay for now", stay.id)
+            log.exception("session %s: its old snapshots stay for now", runner.id)
 
-    async def _take(self, stay: SessionRunner) -> None:
+    async def _take(self, runner: SessionRunner) -> None:
         try:
-            assert stay.sitting is not None
-            await self._snapshots.take(stay.id, f"turn-{stay.sitting.course.ended}", by_itself=True)
+            assert runner.terminal_runner is not None
+            await self._snapshots.take(runner.id, f"turn-{runner.terminal_runner.tracker.ended}", by_itself=True)
         except SessionNotRunning:
-            log.info("session %s ended with its turn: there is no snapshot of that", stay.id)
+            log.info("session %s ended with its turn: there is no snapshot of that", runner.id)
         except HiveyardError as error:
-            log.warning("session %s: no snapshot at the end of a turn: %s", stay.id, error.message)
-            await self._untaken(stay, error)
+            log.warning("session %s: no snapshot at the end of a turn: %s", runner.id, error.message)
+            await self._untaken(runner, error)
         except Exception as error:
-            log.exception("session %s: no snapshot at the end of a turn", stay.id)
-            await self._untaken(stay, OrchestrationError(f"{type(error).__name__}: {error}"))
+            log.exception("session %s: no snapshot at the end of a turn", runner.id)
+            await self._untaken(runner, OrchestrationError(f"{type(error).__name__}: {error}"))
 
-    async def _untaken(self, stay: SessionRunner, error: HiveyardError) -> None:
+    async def _untaken(self, runner: SessionRunner, error: HiveyardError) -> None:
         notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.advice}", code=error.code)
         with contextlib.suppress(HiveyardError):
-            await self._r.ledger.record(stay.id, notice)
+            await self._r.event_log.record(runner.id, notice)
 
     async def _activity(self, id: str) -> Activity | None:
-        row = await self._r.ledger.read(lambda conn: views.find_session(conn, id))
+        row = await self._r.event_log.read(lambda conn: views.find_session(conn, id))
         return None if row is None else row.activity
 
     async def _remove_old(self, id: str) -> None:
@@ -77,7 +77,7 @@ class TurnSnapshots:
             rows = views.snapshots(conn, id)
             return [row.id for row in rows if lineage.point(conn, id, row.id).taken.by_itself]
 
-        for snapshot in (await self._r.ledger.read(by_itself))[:-most]:
+        for snapshot in (await self._r.event_log.read(by_itself))[:-most]:
             try:
                 await self._snapshots.remove(id, snapshot)
             except HiveyardError as error:

@@ -101,7 +101,7 @@ class Comparisons:
             lacks = lacking(conn, session, self._r.workspace(id))
             return session, views.result(conn, id), views.turns(conn, id), _tests(conn, id), lacks
 
-        session, result, turns, tests, lacks = await self._r.ledger.read(read)
+        session, result, turns, tests, lacks = await self._r.event_log.read(read)
         files = await self._files(session, result)
         return Compared(
             id=id,

@@ -117,7 +117,7 @@ class ForkService:
         request.checked()
         session = await self._sessions.row(id)
         _share(session, request.children)
-        await self._r.ledger.read(lambda conn: self._check_room(conn, session.request or {}, request.children))
+        await self._r.event_log.read(lambda conn: self._check_room(conn, session.request or {}, request.children))
         if request.snapshot is not None:
             return await self._fork(id, request, request.snapshot)
         if self._sessions.at_work(id) is None:
@@ -130,7 +130,7 @@ class ForkService:
             children = forked.children
             return forked
         finally:
-            stays = [stay for child in children if (stay := self._sessions.at_work(child)) is not None]
+            stays = [runner for child in children if (runner := self._sessions.at_work(child)) is not None]
             self._group.start_soon(self._snapshots.let_pass, point, stays, name=f"pass {point.row.id}")
 
     async def _fork(self, id: str, request: ForkRequest, ref: str) -> Forked:
@@ -138,7 +138,7 @@ class ForkService:
         async with self._sessions.alone(id):
             session = await self._sessions.row(id)
             await check_origin(self._r, session)
-            point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
+            point = await self._r.event_log.read(lambda conn: lineage.point(conn, id, ref))
             children = [self._child(request, number) for number in range(request.children)]
             with anyio.CancelScope(shield=True):
                 await self._bear(session, point, children, request.name)
@@ -153,7 +153,7 @@ class ForkService:
             await self._make(session, point, children)
             taken = await heads(self._r.workspace(session.id).origin)
             birth = partial(self._write, session=session, point=point, children=children, heads=taken)
-            await self._r.ledger.store.write(partial(birth, name=name))
+            await self._r.event_log.store.write(partial(birth, name=name))
         except (HiveyardError, OSError) as error:
             for child in children:
                 await anyio.to_thread.run_sync(shutil.rmtree, child.workspace.root, True)
@@ -166,9 +166,9 @@ class ForkService:
         for child in children:
             child.workspace.unfinished.unlink()
             self._sessions.begin(child.id)
-        stay = self._sessions.at_work(session.id)
-        if stay is not None:
-            await stay.heed_budget()
+        runner = self._sessions.at_work(session.id)
+        if runner is not None:
+            await runner.heed_budget()
 
     def _check_room(self, conn: Connection, request: Mapping[str, Any], count: int) -> None:
         settings = self._r.settings
@@ -184,11 +184,11 @@ class ForkService:
         """The children's directories, each marked as unfinished until it is journaled."""
         workspace, now = self._r.workspace(session.id), self._r.clock.now()
         # Work that is brought out meanwhile would be half in their repositories.
-        async with self._r.gleaning(session.id):
+        async with self._r.collecting(session.id):
             for child in children:
                 await anyio.to_thread.run_sync(_make, workspace, point, child, session, now, self._r.settings.reserve)
         first = children[0].workspace.heard
-        await self._r.ledger.read(lambda conn: write_heard(conn, workspace, session.id, first, point.seq))
+        await self._r.event_log.read(lambda conn: write_heard(conn, workspace, session.id, first, point.seq))
         for child in children[1:]:
             os.link(first, child.workspace.heard)
 

@@ -49,24 +49,24 @@ class RewindService:
         async with self._sessions.alone(id):
             await self._sessions.until_stopped(id)
             session = await self._sessions.row(id)
-            point = await self._r.ledger.read(lambda conn: lineage.point(conn, id, ref))
-            stay = self._sessions.at_work(id)
-            if stay is None:
+            point = await self._r.event_log.read(lambda conn: lineage.point(conn, id, ref))
+            runner = self._sessions.at_work(id)
+            if runner is None:
                 await self._resume_at(session, point)
                 return
-            async with stay.changing:
+            async with runner.changing:
                 session = await self._sessions.row(id)
-                await self._check(session, stay, force)
+                await self._check(session, runner, force)
                 await self._lay_ready(session, point)
                 with anyio.CancelScope(shield=True):
-                    stay.scope.cancel()
-                    await stay.over.wait()
+                    runner.scope.cancel()
+                    await runner.over.wait()
                     await self._move(session, point, left=True)
 
     async def _resume_at(self, session: SessionRow, point: Point) -> None:
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}: it cannot be taken back")
-        await self._r.ledger.read(lambda conn: self._check_room(conn, session, point))
+        await self._r.event_log.read(lambda conn: self._check_room(conn, session, point))
         await self._lay_ready(session, point)
         with anyio.CancelScope(shield=True):
             await self._move(session, point, left=False)
@@ -76,11 +76,11 @@ class RewindService:
         asked = (session.request or {}).get("memory_mib") or settings.memory_mib
         capacity.check(conn, settings, shape.memory_mib if shape is not None else asked)
 
-    async def _check(self, session: SessionRow, stay: SessionRunner, force: bool) -> None:
-        await stay.settled(session.phase)
-        if session.phase is Phase.RUNNING and not stay.frozen:
-            await stay.until(stay.begun)
-        if not stay.begun.is_set():
+    async def _check(self, session: SessionRow, runner: SessionRunner, force: bool) -> None:
+        await runner.settled(session.phase)
+        if session.phase is Phase.RUNNING and not runner.frozen:
+            await runner.until(runner.begun)
+        if not runner.begun.is_set():
             raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
         if force:
             return
@@ -125,7 +125,7 @@ class RewindService:
             _rewound(conn, session, point, now)
 
         try:
-            await self._r.ledger.store.write(write)
+            await self._r.event_log.store.write(write)
         except BaseException:
             await anyio.to_thread.run_sync(snapshot_files.clear, self._r.workspace(session.id))
             if left and (await self._sessions.row(session.id)).phase in AT_WORK:

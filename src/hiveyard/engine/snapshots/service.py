@@ -81,44 +81,44 @@ class Snapshots:
         the snapshot, and the session goes on."""
         if name is not None and not _NAME.match(name):
             raise BadInput(f"{name[:80]!r} is no name for a snapshot: 1 to 40 of a-z, 0-9, . and -")
-        stay = await self._sessions.stay(id)
-        async with stay.changing:
+        runner = await self._sessions.runner(id)
+        async with runner.changing:
             session = await self._sessions.row(id)
-            sitting = await begun(session, stay)
-            known = await self._r.ledger.read(lambda conn: views.snapshots(conn, id))
+            terminal_runner = await begun(session, runner)
+            known = await self._r.event_log.read(lambda conn: views.snapshots(conn, id))
             live = isinstance(self._provider(session), Live)
             asked = SnapshotTaken(
                 snapshot=new_id(), name=_free(name, known), live=live, passing=passing, by_itself=by_itself
             )
             try:
-                return await self._taken(session, stay, sitting, asked, known)
+                return await self._taken(session, runner, terminal_runner, asked, known)
             except CannotKeepMemory as error:
                 asked = msgspec.structs.replace(asked, live=False)
                 return await self._taken(
-                    session, stay, sitting, asked, known, f"the memory is not kept: {error.advice}"
+                    session, runner, terminal_runner, asked, known, f"the memory is not kept: {error.advice}"
                 )
 
     async def _taken(
         self,
         session: SessionRow,
-        stay: SessionRunner,
-        sitting: TerminalRunner,
+        runner: SessionRunner,
+        terminal_runner: TerminalRunner,
         asked: SnapshotTaken,
         known: Sequence[SnapshotRow],
         lacking: str = "",
     ) -> Point:
-        async with self._still(session, stay, live=asked.live) as moving:
+        async with self._still(session, runner, live=asked.live) as moving:
             moved = f"{moving}: the files were copied while the agent went on" if moving else ""
-            return await self._keep(session, sitting, asked, known, [why for why in (lacking, moved) if why])
+            return await self._keep(session, terminal_runner, asked, known, [why for why in (lacking, moved) if why])
 
     @asynccontextmanager
-    async def _still(self, session: SessionRow, stay: SessionRunner, *, live: bool) -> AsyncIterator[str]:
+    async def _still(self, session: SessionRow, runner: SessionRunner, *, live: bool) -> AsyncIterator[str]:
         """Nobody of ours in the session's machine, which stands still; else why it does not. For a live snapshot the
         provider holds it still by itself, for less long."""
         provider, machine = self._provider(session), machine_name(session.id)
         paused = session.activity is Activity.PAUSED
         try:
-            await stay.freeze()
+            await runner.freeze()
             yield "" if paused or live else await _held(provider, machine)
         finally:
             if not paused:
@@ -127,47 +127,47 @@ class Snapshots:
                         if isinstance(provider, Pauses) and not live:
                             await provider.resume(machine)
                     finally:
-                        stay.thaw()
+                        runner.thaw()
 
     async def _keep(
         self,
         session: SessionRow,
-        sitting: TerminalRunner,
+        terminal_runner: TerminalRunner,
         asked: SnapshotTaken,
         known: Sequence[SnapshotRow],
         told: Sequence[str],
     ) -> Point:
         provider, snapshot = self._provider(session), asked.snapshot
         try:
-            frozen, copied, feed = await self._frozen(session, sitting, asked, known)
+            frozen, copied, feed = await self._frozen(session, terminal_runner, asked, known)
             machine = await provider.get(machine_name(session.id))
             taken = msgspec.structs.replace(
                 asked,
                 seconds=frozen.seconds,
                 size=frozen.size + copied.written,
-                after_turn=sitting.course.ended,
-                turn=sitting.course.running,
-                conversation=sitting.course.conversation or "",
+                after_turn=terminal_runner.tracker.ended,
+                turn=terminal_runner.tracker.running,
+                conversation=terminal_runner.tracker.conversation or "",
                 image=machine.image,
                 shape=machine.shape,
                 feed_offset=feed,
             )
             with anyio.CancelScope(shield=True):
-                await self._r.ledger.record(session.id, *_notices(told, copied), taken)
+                await self._r.event_log.record(session.id, *_notices(told, copied), taken)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._drop(session, provider, snapshot)
             raise
-        return await self._r.ledger.read(lambda conn: lineage.point(conn, session.id, snapshot))
+        return await self._r.event_log.read(lambda conn: lineage.point(conn, session.id, snapshot))
 
     async def _frozen(
-        self, session: SessionRow, sitting: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
+        self, session: SessionRow, terminal_runner: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
     ) -> tuple[Frozen, Copied, int | None]:
         """The machine, where that can be kept, and what `_copy` answers."""
         provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
 
         async def copy() -> None:
-            copies.append(await self._copy(session, sitting, asked, known))
+            copies.append(await self._copy(session, terminal_runner, asked, known))
 
         if asked.live:
             assert isinstance(provider, Live)
@@ -181,7 +181,7 @@ class Snapshots:
         return frozen, copied, feed
 
     async def _copy(
-        self, session: SessionRow, sitting: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
+        self, session: SessionRow, terminal_runner: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
     ) -> tuple[Copied, int | None]:
         """The files, and where the feed goes on in them: None where the agent itself goes on in memory."""
         workspace, snapshot = self._r.workspace(session.id), asked.snapshot
@@ -189,7 +189,11 @@ class Snapshots:
 
         def copy() -> tuple[Copied, int | None]:
             copied = snapshot_files.copy_files(workspace, snapshot, former, self._r.settings.reserve)
-            feed = None if asked.live else snapshot_files.cut_feed(workspace, snapshot, sitting.seat.feed)
+            feed = (
+                None
+                if asked.live
+                else snapshot_files.cut_feed(workspace, snapshot, terminal_runner.agent_terminal.feed)
+            )
             snapshot_files.finish(workspace, snapshot)
             return copied, feed
 
@@ -208,7 +212,7 @@ class Snapshots:
             return [view(point) for point in found if not point.taken.passing]
 
         await self._sessions.row(id)
-        return await self._r.ledger.read(read)
+        return await self._r.event_log.read(read)
 
     async def remove(self, id: str, ref: str) -> str:
         """Remove a snapshot; returns its id. Raises NotFound; MachineNotReady while a session is about to begin
@@ -216,26 +220,26 @@ class Snapshots:
         async with self._sessions.alone(id):
             session, now = await self._sessions.row(id), self._r.clock.now()
             with anyio.CancelScope(shield=True):
-                snapshot = await self._r.ledger.store.write(lambda conn: _removed(conn, id, ref, now))
+                snapshot = await self._r.event_log.store.write(lambda conn: _removed(conn, id, ref, now))
                 await self._drop(session, self._provider(session), snapshot)
         return snapshot
 
     async def remove_all(self, id: str) -> None:
         """Remove what is kept for a session that is about to be forgotten, when those have begun that are to begin
         there."""
-        session = await self._r.ledger.read(lambda conn: views.find_session(conn, id))
-        for row in await self._r.ledger.read(lambda conn: views.snapshots(conn, id)):
+        session = await self._r.event_log.read(lambda conn: views.find_session(conn, id))
+        for row in await self._r.event_log.read(lambda conn: views.snapshots(conn, id)):
             assert session is not None
-            for child in await self._r.ledger.read(partial(waiting_for, snapshot=row.id)):
-                if (stay := self._sessions.at_work(child)) is not None:
-                    await stay.until(stay.begun)
+            for child in await self._r.event_log.read(partial(waiting_for, snapshot=row.id)):
+                if (runner := self._sessions.at_work(child)) is not None:
+                    await runner.until(runner.begun)
             await self._drop(session, self._provider(session), row.id)
 
     async def let_pass(self, point: Point, stays: Sequence[SessionRunner]) -> None:
         """Remove a snapshot that was made for a fork alone, when its children have begun. What fails here is found by
         the next daemon."""
-        for stay in stays:
-            await stay.until(stay.begun)
+        for runner in stays:
+            await runner.until(runner.begun)
         try:
             await self.remove(point.row.session, point.row.id)
         except HiveyardError as error:
@@ -260,7 +264,7 @@ class Snapshots:
             standing = [row for row, point in found if point.taken.image == image]
             return [f"{row.name} of {views.session(conn, row.session).slug}" for row in standing]
 
-        return await self._r.ledger.read(read)
+        return await self._r.event_log.read(read)
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -275,7 +279,7 @@ class Snapshots:
             passing = [lineage.point(conn, row.session, row.id) for row in views.snapshots(conn)]
             return known, [point for point in passing if point.taken.passing]
 
-        known, passing = await self._r.ledger.read(read)
+        known, passing = await self._r.event_log.read(read)
         workspaces = [self._r.workspace(root.name) for root in self._r.sessions.glob("*")]
         remains = {one: snapshot_files.remains(one, known.get(one.root.name, set())) for one in workspaces}
         live = {snapshot_files.provider_name(session, row) for session, rows in known.items() for row in rows}
@@ -289,8 +293,8 @@ class Snapshots:
                 log.info("removing the leftover snapshot %s", path)
                 await anyio.to_thread.run_sync(snapshot_files.drop, workspace, path.name.removeprefix(".half-"))
         for point in passing:
-            children = await self._r.ledger.read(partial(waiting_for, snapshot=point.row.id))
-            stays = [stay for child in children if (stay := self._sessions.at_work(child)) is not None]
+            children = await self._r.event_log.read(partial(waiting_for, snapshot=point.row.id))
+            stays = [runner for child in children if (runner := self._sessions.at_work(child)) is not None]
             self._group.start_soon(self.let_pass, point, stays, name=f"pass {point.row.id}")
 
     def _provider(self, session: SessionRow) -> Provider:

@@ -66,22 +66,22 @@ class TaskAttempt:
     """A task's time in a machine."""
 
     def __init__(
-        self, id: str, request: TaskRequest, image: Image, berth: MachineLease, stop: Stop, resources: Resources
+        self, id: str, request: TaskRequest, image: Image, lease: MachineLease, stop: Stop, resources: Resources
     ) -> None:
         self.id = id
         self._request = request
         self._image = image
-        self._berth = berth
+        self._lease = lease
         self._stop = stop
         self._r = resources
-        self._ledger = resources.ledger
+        self._event_log = resources.event_log
         self._workspace = resources.workspace(id)
         self._agent = by_name(request.agent or resources.settings.agent)
 
     async def run(self) -> TurnEnded:
         """Do what is left of it; returns how the turn ended. Raises when it never began."""
         row = await self._turn_row()
-        session = await self._ledger.read(lambda conn: views.session(conn, self.id))
+        session = await self._event_log.read(lambda conn: views.session(conn, self.id))
         async with open_session_door(self._r, session, self._request, turn=FIRST, on_budget=self._budget_spent) as door:
             life = Life(self._r.clock, door)
             try:
@@ -90,37 +90,37 @@ class TaskAttempt:
                 return await self._rescue(error, life)
 
     async def _work(self, row: TurnRow | None, life: Life) -> TurnEnded:
-        if row is not None and not await self._berth.alive():
-            raise MachineLost(f"{self._berth.name} went down while nobody was watching")
+        if row is not None and not await self._lease.alive():
+            raise MachineLost(f"{self._lease.name} went down while nobody was watching")
         with self._giving_way(row):
             if row is None:
                 await self._find_room()
-            async with self._ledger.phase(self.id, "boot"):
-                await self._berth.up()
-        async with self._berth.guest() as guest:
+            async with self._event_log.phase(self.id, "boot"):
+                await self._lease.up()
+        async with self._lease.guest() as guest:
             with self._giving_way(row):
                 await self._push(guest)
-            async with self._ledger.phase(self.id, "agent"):
+            async with self._event_log.phase(self.id, "agent"):
                 ended = await self._turn(life).run(guest, row)
             work = await self._collect_or_tell(guest)
         return await self._judged(ended, changed=work.changed, problem=work.problem)
 
     async def _find_room(self) -> None:
         """Wait until the machine fits beside those of other tasks. Raises NoMemory when it never will."""
-        if self._berth.provider.capabilities.remote:
+        if self._lease.provider.capabilities.remote:
             return
         settings = self._r.settings
         wanted = self._request.memory_mib or settings.memory_mib
         room_for = partial(capacity.fits, settings=settings, wanted_mib=wanted, besides=self.id)
-        seen = await self._ledger.read(journal.last_seq)
-        if await self._berth.claim(room_for):
+        seen = await self._event_log.read(journal.last_seq)
+        if await self._lease.claim(room_for):
             return
         waits = f"waits until a machine of {wanted} MiB fits into this host's memory beside those of other tasks"
-        await self._ledger.record(self.id, Notice(message=waits))
-        async with aclosing(self._ledger.store.follow_pages(after=seen)) as pages:
+        await self._event_log.record(self.id, Notice(message=waits))
+        async with aclosing(self._event_log.store.follow_pages(after=seen)) as pages:
             async for page in pages:
                 ended = any(isinstance(event.body, MachineEvent | SessionEvent | TaskEvent) for event in page)
-                if ended and await self._berth.claim(room_for):
+                if ended and await self._lease.claim(room_for):
                     return
 
     def _giving_way(self, row: TurnRow | None) -> AbstractContextManager[None]:
@@ -129,17 +129,17 @@ class TaskAttempt:
 
     async def _push(self, guest: Guest) -> None:
         """Put the repository into the guest, and say that the agent may start."""
-        task = await self._ledger.read(lambda conn: views.task(conn, self.id))
+        task = await self._event_log.read(lambda conn: views.task(conn, self.id))
         if task.state is not TaskState.ASSIGNED:
             return
-        async with self._ledger.phase(self.id, "push"):
-            session = await self._ledger.read(lambda conn: views.session(conn, self.id))
+        async with self._event_log.phase(self.id, "push"):
+            session = await self._event_log.read(lambda conn: views.session(conn, self.id))
             assert session.base is not None and session.branch is not None
             await repository.push(
                 guest, self._workspace.origin, self._workspace.shared, base=session.base, branch=session.branch
             )
         begin = [SessionRunning()] if session.phase is Phase.PREPARING else []
-        await self._ledger.record(self.id, *begin, TaskStarted())
+        await self._event_log.record(self.id, *begin, TaskStarted())
 
     def _turn(self, life: Life) -> TurnRunner:
         settings = self._r.settings
@@ -151,7 +151,7 @@ class TaskAttempt:
             turn=self._asked(),
             program=f"{self._agent.program} {program}".strip(),
             manager=self._r.manager,
-            ledger=self._ledger,
+            event_log=self._event_log,
             settings=settings,
             host_path=self._workspace.root,
             timeout=self._request.timeout or settings.timeout,
@@ -165,7 +165,7 @@ class TaskAttempt:
             prompt=GUEST_PROMPT,
             workdir=GUEST_REPO,
             state=GUEST_STATE,
-            door_url=self._berth.provider.capabilities.door_url,
+            door_url=self._lease.provider.capabilities.door_url,
             placeholder=self._workspace.placeholder().reveal(),
             model=self._request.model,
             repository_config=self._request.repository_config,
@@ -191,17 +191,17 @@ class TaskAttempt:
         except HiveyardError as error:
             kept = f"its files are kept in {self._workspace.shared}"
             message = f"the work was not collected, {kept}: {error.message}"
-            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            await self._event_log.record(self.id, Notice(message=message, code=error.code))
             return _Work(False, error)
 
     async def _judged(self, ended: Ended, *, changed: bool, problem: HiveyardError | None = None) -> TurnEnded:
         """Decide how the turn went, and journal it. A process that is gone without an exit code and without having
         said that it was done went down with its machine."""
         if problem is None and ended.exit_code is None and not ended.verdict.ok:
-            problem = MachineLost(f"the agent's process in {self._berth.name} is gone and left no exit code")
+            problem = MachineLost(f"the agent's process in {self._lease.name} is gone and left no exit code")
         stopped = await self._stopped()
         outcome = judge(Evidence(ended.verdict, ended.exit_code, stopped or problem, changed))
-        await self._ledger.record(self.id, outcome, turn=FIRST)
+        await self._event_log.record(self.id, outcome, turn=FIRST)
         return outcome
 
     async def _stopped(self) -> HiveyardError | None:
@@ -209,7 +209,7 @@ class TaskAttempt:
         what it is."""
         reason = self._stop.reason
         if isinstance(reason, Cancelled):
-            return reason if await self._ledger.read(lambda conn: cancelled_in_time(conn, self.id)) else None
+            return reason if await self._event_log.read(lambda conn: cancelled_in_time(conn, self.id)) else None
         return reason
 
     async def _rescue(self, lost: HiveyardError, life: Life) -> TurnEnded:
@@ -218,19 +218,19 @@ class TaskAttempt:
         row = await self._turn_row()
         if row is None:
             raise lost
-        await self._berth.failed(lost)
+        await self._lease.failed(lost)
         ended, changed, problem = _UNKNOWN, False, None
         try:
-            await self._berth.provider.terminate(self._berth.name)
-            await self._berth.up()
-            async with self._berth.guest() as guest:
+            await self._lease.provider.terminate(self._lease.name)
+            await self._lease.up()
+            async with self._lease.guest() as guest:
                 ended = await self._rest(guest, row, life)
                 changed = (await self._collect(guest)).commits > 0
         except StoreUnusable:
             raise
         except HiveyardError as error:
             message = f"what the agent had done could not be collected: {error.message}"
-            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            await self._event_log.record(self.id, Notice(message=message, code=error.code))
             problem = error
         if ended.exit_code is None and not ended.verdict.ok:
             problem = lost
@@ -242,7 +242,7 @@ class TaskAttempt:
             return await self._turn(life).rest(guest, row)
         except ProcessError as error:
             message = f"the agent's last output could not be read: {error.message}"
-            await self._ledger.record(self.id, Notice(message=message, code=error.code))
+            await self._event_log.record(self.id, Notice(message=message, code=error.code))
             return _UNKNOWN
 
     def _budget_spent(self) -> None:
@@ -251,11 +251,11 @@ class TaskAttempt:
         )
 
     async def _turn_row(self) -> TurnRow | None:
-        rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
+        rows = await self._event_log.read(lambda conn: views.turns(conn, self.id))
         return rows[-1] if rows else None
 
     async def _result(self) -> ResultRow | None:
-        return await self._ledger.read(lambda conn: views.result(conn, self.id))
+        return await self._event_log.read(lambda conn: views.result(conn, self.id))
 
 
 def turn_ended(row: TurnRow) -> TurnEnded | None:

@@ -58,14 +58,14 @@ class Job:
         self.over = anyio.Event()
         self.scope = anyio.CancelScope()
         self._r = resources
-        self._ledger = resources.ledger
+        self._event_log = resources.event_log
         self._workspace = resources.workspace(id)
 
     async def run(self) -> None:
         """Do what is left of the task and journal how it ended. Raises only for cancellation: then the daemon goes
         down, and the task goes on with the next one."""
         ends = await self._patiently(self._ending)
-        await self._patiently(lambda: self._ledger.record(self.id, *ends))
+        await self._patiently(lambda: self._event_log.record(self.id, *ends))
 
     async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
         """The answer of a step, which is repeated for as long as the journal cannot be written: a full disk must not
@@ -98,25 +98,25 @@ class Job:
             ended = await self._turned(request, begun=row is not None)
         if request.keep:
             return _ends(ended)
-        async with self._ledger.phase(self.id, "release"):
+        async with self._event_log.phase(self.id, "release"):
             problems = await self._cleared()
         return [*problems, *_ends(ended)]
 
     async def _turned(self, request: TaskRequest, *, begun: bool) -> TurnEnded:
         """Have the turn, to its end. One that has begun is not abandoned any more: what it left is collected."""
-        ground = Provisioner(self.id, request, self._r)
+        provisioner = Provisioner(self.id, request, self._r)
         with nullcontext() if begun else self.stop.abandoning():
-            await self._take(ground)
+            await self._take(provisioner)
             provider = await self._assign(request)
-            image = await ground.image(provider)
-        berth = ground.berth(provider, image)
-        return await TaskAttempt(self.id, request, image, berth, self.stop, self._r).run()
+            image = await provisioner.image(provider)
+        lease = provisioner.lease(provider, image)
+        return await TaskAttempt(self.id, request, image, lease, self.stop, self._r).run()
 
-    async def _take(self, ground: Provisioner) -> None:
+    async def _take(self, provisioner: Provisioner) -> None:
         """Copy the repository to the host's side of the session."""
         if (await self._session()).phase in (Phase.CREATED, Phase.STOPPED):
-            await self._ledger.record(self.id, SessionPreparing())
-        await ground.take()
+            await self._event_log.record(self.id, SessionPreparing())
+        await provisioner.take()
 
     async def _assign(self, request: TaskRequest) -> Provider:
         """Decide once where the task runs."""
@@ -124,7 +124,7 @@ class Job:
         if task.provider is not None:
             return self._r.providers[task.provider]
         choice = await choose(request.provider or self._r.settings.provider, self._r.providers)
-        await self._ledger.record(
+        await self._event_log.record(
             self.id,
             TaskAssigned(
                 provider=choice.provider.name,
@@ -151,7 +151,7 @@ class Job:
         if task.provider is None:
             return []
         try:
-            await MachineLease(self.id, self._r.providers[task.provider], None, self._ledger).release()
+            await MachineLease(self.id, self._r.providers[task.provider], None, self._event_log).release()
         except StoreUnusable:
             raise
         except HiveyardError as error:
@@ -164,13 +164,13 @@ class Job:
     # --- small things ------------------------------------------------------------------------------------------------
 
     async def _task(self) -> TaskRow:
-        return await self._ledger.read(lambda conn: views.task(conn, self.id))
+        return await self._event_log.read(lambda conn: views.task(conn, self.id))
 
     async def _session(self) -> SessionRow:
-        return await self._ledger.read(lambda conn: views.session(conn, self.id))
+        return await self._event_log.read(lambda conn: views.session(conn, self.id))
 
     async def _turn(self) -> TurnRow | None:
-        rows = await self._ledger.read(lambda conn: views.turns(conn, self.id))
+        rows = await self._event_log.read(lambda conn: views.turns(conn, self.id))
         return rows[-1] if rows else None
 
 

@@ -17,7 +17,7 @@ class TaskRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True
     def checked(self) -> TaskRequest:
         """Itself. Raises BadInput for what can be told to be wrong by looking at it alone."""
         check_prompt(self.prompt, 'say what to do: hv run REPO -m "make the failing test pass"')
-        self.check_wish()
+        self.check_spec()
         return self
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from hiveyard.core.events import AgentEvent, AgentOutput, clip
 from hiveyard.core.ports import Parser, Verdict
-from hiveyard.engine.event_writer import Entry
+from hiveyard.engine.event_log import Entry
 from hiveyard.kit.lines import Line
 from hiveyard.kit.text import decode
 

@@ -21,14 +21,14 @@ from hiveyard.store.views import SessionRow
 
 @asynccontextmanager
 async def open_session_door(
-    resources: Resources, session: SessionRow, wish: RunSpec, *, turn: int | None = None, on_budget: Callable[[], None]
+    resources: Resources, session: SessionRow, spec: RunSpec, *, turn: int | None = None, on_budget: Callable[[], None]
 ) -> AsyncIterator[Door]:
     """The session's door, open for as long as the block lasts; what it sees is journaled, for `turn` where there is
     only one. Tapes are read in threads: they may be large, or lie where the disk is slow."""
     workspace = resources.workspace(session.id)
     with ExitStack() as files:
-        tape = await anyio.to_thread.run_sync(Tape.load, workspace.tape) if wish.tape else None
-        recorder = await _recorder(resources, session, Path(wish.record)) if wish.record else None
+        tape = await anyio.to_thread.run_sync(Tape.load, workspace.tape) if spec.tape else None
+        recorder = await _recorder(resources, session, Path(spec.record)) if spec.record else None
         if recorder is not None:
             files.enter_context(closing(recorder))
         async with resources.doors.open(
@@ -36,8 +36,8 @@ async def open_session_door(
             directory=resources.door_of(session.id),
             placeholder=workspace.placeholder(),
             inherited=workspace.inherited(),
-            account=wish.account or resources.settings.account,
-            budget_usd=wish.budget_usd,
+            account=spec.account or resources.settings.account,
+            budget_usd=spec.budget_usd,
             spent=session.spent,
             turn=turn,
             tape=tape,
@@ -55,5 +55,5 @@ async def _recorder(resources: Resources, session: SessionRow, file: Path) -> Re
             raise
         # Its machine lives, and would be given up for the tape.
         notice = Notice(message=f"nothing is recorded from here on: {error.message}", code=error.code)
-        await resources.ledger.record(session.id, notice)
+        await resources.event_log.record(session.id, notice)
         return None

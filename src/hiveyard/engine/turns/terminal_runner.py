@@ -26,7 +26,7 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.events import AgentPrompted, Failure, TurnEnded
 from hiveyard.core.ports import Agent, AgentTerminal, Guest, HasTerminal, ProcessManager, Turn
-from hiveyard.engine.event_writer import Entry
+from hiveyard.engine.event_log import Entry
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.engine.turns.prompts import Prompts
@@ -58,7 +58,7 @@ class TerminalRunner:
     session: str
     agent: TerminalAgent
     turn: Turn
-    course: TurnTracker
+    tracker: TurnTracker
     prompts: Prompts
     resources: Resources
     on_turn_over: Callable[[], None] = lambda: None
@@ -67,15 +67,15 @@ class TerminalRunner:
     _looked_back: bool = False
 
     @property
-    def seat(self) -> AgentTerminal:
-        return self.agent.seat(self.turn)
+    def agent_terminal(self) -> AgentTerminal:
+        return self.agent.agent_terminal(self.turn)
 
     # --- the program -------------------------------------------------------------------------------------------------
 
     async def begin(self, guest: Guest, *, fresh: bool) -> ProcessInfo:
         """Have the program run. `fresh`: the machine is a new one, and what is known of processes is of another's.
         Raises ProcessNotStarted."""
-        terminals, terminal = self.resources.terminals, self.seat.terminal
+        terminals, terminal = self.resources.terminals, self.agent_terminal.terminal
         if fresh and (running := await _went_along(guest, terminals, terminal)):
             return running
         return await terminals.start(guest, terminal)
@@ -93,7 +93,7 @@ class TerminalRunner:
     async def _look_back(self) -> None:
         """What was to be done at the end of the last turn may have died with a daemon."""
         first, self._looked_back = not self._looked_back, True
-        if first and await self.resources.ledger.read(lambda conn: lineage.stands_after_turn(conn, self.session)):
+        if first and await self.resources.event_log.read(lambda conn: lineage.stands_after_turn(conn, self.session)):
             self.on_turn_over()
 
     async def end(self, guest: Guest, *, grace: float = GRACE) -> ProcessInfo:
@@ -109,19 +109,19 @@ class TerminalRunner:
             meaning.replay(lineage.raw_lines(conn, self.session))
             return meaning
 
-        return await self.resources.ledger.read(replayed)
+        return await self.resources.event_log.read(replayed)
 
     async def _catch_up(self, guest: Guest, meaning: OutputDecoder) -> int:
         """Read what was said while nobody listened, so that a prompt that was taken is not said again. Returns where
         the feed goes on."""
-        if not await guest.exists(self.seat.feed):
+        if not await guest.exists(self.agent_terminal.feed):
             return meaning.read
         return await self._listen(guest, meaning, meaning.read, _NOBODY)
 
     async def _listen(self, guest: Guest, meaning: OutputDecoder, offset: int, pid: int | None) -> int:
         """Journal the feed until process `pid` has ended; returns where the last whole line ended."""
         splitter = LineSplitter(limit=self.resources.settings.line_limit_mib << 20, offset=offset)
-        async with aclosing(guest.follow(self.seat.feed, offset=offset, pid=pid)) as chunks:  # type: ignore[type-var]
+        async with aclosing(guest.follow(self.agent_terminal.feed, offset=offset, pid=pid)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 if lines := splitter.feed(chunk):
                     await self._record(meaning, lines)
@@ -132,10 +132,10 @@ class TerminalRunner:
         # Shielded: the course must not know more than the journal when the guest is left in the middle of this.
         with anyio.CancelScope(shield=True):
             entries = meaning.entries(lines)
-            placed = self.course.placed(entries, await self._wordings(entries))
+            placed = self.tracker.placed(entries, await self._wordings(entries))
             if not placed:
                 return
-            await self.resources.ledger.record_feed(self.session, placed, meaning.read)
+            await self.resources.event_log.record_feed(self.session, placed, meaning.read)
         self._tell()
         if any(isinstance(entry.body, TurnEnded) for _, entry in placed):
             self.on_turn_over()
@@ -145,7 +145,7 @@ class TerminalRunner:
         fails when it is to be said."""
         prompts = sum(isinstance(entry.body, AgentPrompted) for entry in entries)
         found: dict[int, Wording] = {}
-        for number in self.course.waiting[:prompts]:
+        for number in self.tracker.waiting[:prompts]:
             with suppress(SessionDamaged):
                 found[number] = await anyio.to_thread.run_sync(self._wording, number)
         return found
@@ -163,16 +163,16 @@ class TerminalRunner:
     async def _add(self, text: str) -> int:
         # Kept before it waits: from then on it may be said at once. Whoever typed meanwhile took the number.
         number = 0
-        while number != self.course.last + 1:
-            number = self.course.last + 1
+        while number != self.tracker.last + 1:
+            number = self.tracker.last + 1
             await self.prompts.keep(number, text)
-        number, created = self.course.added(self.turn.model or "")
+        number, created = self.tracker.added(self.turn.model or "")
         # Shielded, and taken back: the course must know what the journal knows, or it is said unasked.
         with anyio.CancelScope(shield=True):
             try:
-                await self.resources.ledger.record(self.session, created, turn=number)
+                await self.resources.event_log.record(self.session, created, turn=number)
             except BaseException:
-                self.course.withdrawn(number)
+                self.tracker.withdrawn(number)
                 raise
         self._tell()
         return number
@@ -186,7 +186,7 @@ class TerminalRunner:
     async def _speak(self, guest: Guest) -> None:
         while True:
             changed = self._changed
-            if (number := self.course.next) is not None:
+            if (number := self.tracker.next) is not None:
                 await self._say(guest, number)
                 continue
             await changed.wait()
@@ -202,9 +202,9 @@ class TerminalRunner:
         except HiveyardError as error:
             failure = as_failure(error)
         if failure is None:
-            self.course.said(number)
-        elif self.course.next == number:  # when a person's turn came before it, it is said after that one
-            await self.resources.ledger.record(self.session, self.course.refused(number, failure), turn=number)
+            self.tracker.said(number)
+        elif self.tracker.next == number:  # when a person's turn came before it, it is said after that one
+            await self.resources.event_log.record(self.session, self.tracker.refused(number, failure), turn=number)
 
     def _tell(self) -> None:
         self._changed.set()

@@ -16,7 +16,7 @@ from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.errors import AgentFlood, DiskReserve
 from hiveyard.core.events import TurnStarted
 from hiveyard.core.ports import Agent, Guest, ProcessManager, Turn, Verdict
-from hiveyard.engine.event_writer import Entry, EventLog
+from hiveyard.engine.event_log import Entry, EventLog
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.engine.turns.stop import Stop
@@ -48,7 +48,7 @@ class TurnRunner:
     turn: Turn
     program: str
     manager: ProcessManager
-    ledger: EventLog
+    event_log: EventLog
     settings: EngineSettings
     host_path: Path
     timeout: float
@@ -65,13 +65,13 @@ class TurnRunner:
         started_at = row.started_at if row is not None and row.started_at is not None else None
         if started_at is None:
             await self._started(info)
-            started_at = self.ledger.clock.now()
+            started_at = self.event_log.clock.now()
         meaning = await self._meaning(row.output_offset if row is not None else 0)
         async with together() as group:
             group.start_soon(self._stop_when_asked, guest, name="stop")
             group.start_soon(
                 watch,
-                self.ledger.clock,
+                self.event_log.clock,
                 self.settings,
                 Limit(started_at + self.timeout, self.timeout),
                 self.life,
@@ -79,7 +79,7 @@ class TurnRunner:
                 name="watchdog",
             )
             group.start_soon(
-                watch_disk, self.ledger.clock, self.settings, self.host_path, self.stop, name="watch the disk"
+                watch_disk, self.event_log.clock, self.settings, self.host_path, self.stop, name="watch the disk"
             )
             await self._follow(guest, meaning)
             group.cancel_scope.cancel()
@@ -98,7 +98,7 @@ class TurnRunner:
         return Ended(verdict, info.exit_code)
 
     async def _started(self, info: ProcessInfo) -> None:
-        await self.ledger.record(
+        await self.event_log.record(
             self.session,
             TurnStarted(agent=self.agent.name, program=self.program, model=self.turn.model or "", pid=info.pid),
             turn=self.number,
@@ -106,7 +106,7 @@ class TurnRunner:
 
     async def _meaning(self, offset: int) -> OutputDecoder:
         meaning = OutputDecoder(self.agent.parser(), offset)
-        meaning.replay(await self.ledger.read(lambda conn: list(journal.raw_lines(conn, self.session, self.number))))
+        meaning.replay(await self.event_log.read(lambda conn: list(journal.raw_lines(conn, self.session, self.number))))
         return meaning
 
     async def _follow(self, guest: Guest, meaning: OutputDecoder) -> None:
@@ -123,7 +123,7 @@ class TurnRunner:
 
     async def _record(self, meaning: OutputDecoder, entries: Sequence[Entry]) -> None:
         if entries:
-            await self.ledger.record_output(self.session, self.number, entries, meaning.read)
+            await self.event_log.record_output(self.session, self.number, entries, meaning.read)
 
     def _flood(self) -> AgentFlood:
         return AgentFlood(

@@ -22,7 +22,7 @@ from hiveyard.core.events import (
 )
 from hiveyard.core.events.body import TEXT_LIMIT
 from hiveyard.core.states import TurnState
-from hiveyard.engine.event_writer import Entry
+from hiveyard.engine.event_log import Entry
 from hiveyard.store.views import TurnRow
 
 INTERRUPTED = "interrupted"

@@ -88,7 +88,7 @@ async def watch_disk(clock: Clock, settings: EngineSettings, disk: Path, stop: S
 
     `disk` is any path on the file system that the session writes to. The less is free, the sooner it looks again: a
     guest that writes FASTEST cannot fill the disk between two looks. One that reserves space and writes nothing can:
-    a VM's session is refused that (machines/served/files.py), nothing does it for the other kinds of machines."""
+    a VM's session is refused that (machines/fuse_server/files.py), nothing does it for the other kinds of machines."""
     while (mib := _free_mib(disk)) >= settings.disk_reserve_mib:
         await clock.sleep(min(max(mib / FASTEST, DISK_SOONEST), DISK_INTERVAL))
     stop.ask(

@@ -173,7 +173,7 @@ class Housekeeping:
         return found
 
     async def _sessions(self) -> list[_Thing]:
-        known = {row.id: row.slug for row in await self._r.ledger.read(views.sessions)}
+        known = {row.id: row.slug for row in await self._r.event_log.read(views.sessions)}
         found = []
         for root in sorted(self._r.sessions.iterdir()):
             name = known.get(root.name, "not in the journal")
@@ -193,7 +193,7 @@ class Housekeeping:
             if (await provider.readiness()).ok
             for machine in await provider.list()
         }
-        names = await self._r.ledger.read(self._wished)
+        names = await self._r.event_log.read(self._wished)
         for name in names:
             with suppress(HiveyardError):
                 found = self._r.images.find(name)

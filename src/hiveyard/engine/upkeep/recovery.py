@@ -39,11 +39,11 @@ async def tidy(resources: Resources, roots: Sequence[Path]) -> list[Path]:
     await anyio.to_thread.run_sync(_tidy_all, roots)
     for root in roots:
         workspace = Workspace(root)
-        if snapshot_files.is_ready(workspace) and not await resources.ledger.read(
+        if snapshot_files.is_ready(workspace) and not await resources.event_log.read(
             partial(_to_be_taken_back, id=root.name)
         ):
             await anyio.to_thread.run_sync(snapshot_files.clear, workspace)
-    known = frozenset(await resources.ledger.read(journal.sessions_with_events))
+    known = frozenset(await resources.event_log.read(journal.sessions_with_events))
     return await anyio.to_thread.run_sync(_put_away, roots, known)
 
 
@@ -93,7 +93,7 @@ async def _sweep_machines(resources: Resources, alone: Callable[[str], anyio.Loc
     wanted = await _wanted(resources)
     for provider in resources.providers.values():
         for name in sorted(there[provider.name] - wanted):
-            row = await resources.ledger.read(lambda conn, name=name: views.find_machine(conn, name))  # type: ignore[misc]
+            row = await resources.event_log.read(lambda conn, name=name: views.find_machine(conn, name))  # type: ignore[misc]
             async with alone(row.session) if row is not None else nullcontext():
                 # It takes a while to come here: a session may have been resumed in its machine.
                 if name not in await _wanted(resources):
@@ -101,9 +101,9 @@ async def _sweep_machines(resources: Resources, alone: Callable[[str], anyio.Loc
 
 
 async def _wanted(resources: Resources) -> set[str]:
-    tasks = await resources.ledger.read(views.tasks)
+    tasks = await resources.event_log.read(views.tasks)
     wanted = {task.id for task in tasks if not task.state.over or task.request.get("keep")}
-    for session in await resources.ledger.read(lambda conn: views.sessions(conn, phases=AT_WORK)):
+    for session in await resources.event_log.read(lambda conn: views.sessions(conn, phases=AT_WORK)):
         if session.request is not None:
             wanted.add(session.id)
     return {machine_name(id) for id in wanted}
@@ -122,7 +122,7 @@ async def _remove(resources: Resources, provider: Provider, name: str, row: Mach
     log.info("removing the leftover machine %s of %s", name, provider.name)
     try:
         if row is not None and row.status is not MachineStatus.STOPPED:
-            await MachineLease(row.session, provider, None, resources.ledger).release()
+            await MachineLease(row.session, provider, None, resources.event_log).release()
         await provider.terminate(name)
     except Exception:
         log.exception("%s of %s was not removed", name, provider.name)

@@ -14,7 +14,7 @@ from hiveyard.store.views import ResultRow
 async def collect_result(id: str, guest: Guest, resources: Resources, *, turn: int) -> ResultRow:
     """Take the branch and the patch of task `id` out of its guest, and journal the result, which replaces an earlier
     one. Raises what `repository.collect` raises."""
-    async with resources.ledger.phase(id, "collect"):
+    async with resources.event_log.phase(id, "collect"):
         got = await _collected(id, guest, resources, aside=False)
     return await _told(id, got, resources, turn)
 
@@ -22,22 +22,22 @@ async def collect_result(id: str, guest: Guest, resources: Resources, *, turn: i
 async def collect_work(id: str, guest: Guest, resources: Resources) -> None:
     """The same of session `id`, whose repository stays as it is. What has come out before is not told again."""
     got = await _collected(id, guest, resources, aside=True)
-    known = await resources.ledger.read(lambda conn: views.result(conn, id))
+    known = await resources.event_log.read(lambda conn: views.result(conn, id))
     if known is None or known.head != got.head:
         await _told(id, got, resources, None)
 
 
 async def _collected(id: str, guest: Guest, resources: Resources, *, aside: bool) -> Collected:
     workspace = resources.workspace(id)
-    session = await resources.ledger.read(lambda conn: views.session(conn, id))
+    session = await resources.event_log.read(lambda conn: views.session(conn, id))
     assert session.base is not None and session.branch is not None
     place = workspace.origin, workspace.result
     return await repository.collect(guest, *place, base=session.base, branch=session.branch, aside=aside)
 
 
 async def _told(id: str, got: Collected, resources: Resources, turn: int | None) -> ResultRow:
-    ledger = resources.ledger
-    session = await ledger.read(lambda conn: views.session(conn, id))
+    event_log = resources.event_log
+    session = await event_log.read(lambda conn: views.session(conn, id))
     assert session.base is not None and session.branch is not None
     result = ResultCollected(
         branch=session.branch,
@@ -49,7 +49,7 @@ async def _told(id: str, got: Collected, resources: Resources, turn: int | None)
         deletions=got.deletions,
         leftover=got.leftover,
     )
-    await ledger.record(id, *[Notice(message=notice) for notice in got.notices], result, turn=turn)
-    collected = await ledger.read(lambda conn: views.result(conn, id))
+    await event_log.record(id, *[Notice(message=notice) for notice in got.notices], result, turn=turn)
+    collected = await event_log.read(lambda conn: views.result(conn, id))
     assert collected is not None
     return collected

@@ -21,7 +21,7 @@ async def make_and_journal(
     and what `write` raises."""
     try:
         await anyio.to_thread.run_sync(make)
-        await resources.ledger.store.write(write)
+        await resources.event_log.store.write(write)
     except (HiveyardError, OSError) as error:
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(root, ignore_errors=True))
         if isinstance(error, OSError):

@@ -19,7 +19,7 @@ async def check_integrity(resources: Resources, session: SessionRow) -> None:
     if session.base is None:
         return
     await check_origin(resources, session)
-    wanted = await resources.ledger.read(lambda conn: _wanted(conn, session.id))
+    wanted = await resources.event_log.read(lambda conn: _wanted(conn, session.id))
     await anyio.to_thread.run_sync(resources.workspace(session.id).check_shared, wanted)
 
 
@@ -34,7 +34,7 @@ async def check_commits(resources: Resources, session: SessionRow) -> None:
     if session.base is None:
         return
     workspace = resources.workspace(session.id)
-    result = await resources.ledger.read(lambda conn: views.result(conn, session.id))
+    result = await resources.event_log.read(lambda conn: views.result(conn, session.id))
     for commit in dict.fromkeys([session.base, *([result.head] if result else [])]):
         if not await _has(workspace.origin, commit):
             raise workspace.damaged(f"origin.git lacks commit {commit[:12]}")

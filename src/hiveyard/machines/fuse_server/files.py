@@ -19,7 +19,7 @@ from hiveyard.machines.fuse_server.tree import ROOT, Opened, Tree, beneath, fail
 GUEST_UID = 1000
 VALID = 1  # seconds that the guest may believe what it was told of a file: a change by the host is seen after that
 LONGEST = (128 << 10) + 8192
-# Bytes of the host's disk that no guest gets all at once: the watchdog of turns (engine/watchdog.py) needs the time
+# Bytes of the host's disk that no guest gets all at once: the watchdog of turns needs the time
 # that it takes to write so much. Its own reserve is as large, unless the settings say otherwise.
 RESERVE = 1 << 30
 

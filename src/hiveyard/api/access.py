@@ -23,7 +23,7 @@ LONGEST_ARGV = 4 << 20
 Port = Annotated[int, Path(ge=1, le=65535)]
 
 
-def add_reach(app: FastAPI, engine: Engine) -> None:
+def add_access(app: FastAPI, engine: Engine) -> None:
     sessions = engine.sessions
 
     @app.post("/v1/sessions/{ref}/ports", **takes(PortAsked), **gives(OpenPort))
