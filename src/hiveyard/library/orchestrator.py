@@ -47,10 +47,11 @@ class Orchestrator:
     """Boots machines, installs credentials and runs an agent in them.
 
     `on_event` receives every event; without it, events go to the log `hiveyard.library`. `installer` installs the
-    credentials. With `doors` (`hiveyard.door.local_doors.LocalDoors`) each machine has a way to models and a placeholder
-    instead of a key. `defaults` apply to all turns. Use it as `async with`: it serves the doors and ends machines whose
-    `ttl_seconds` are over, where the provider does not. Leaving the block closes the doors and what the provider has
-    open in this process; it ends no machine. Opening raises ProviderError where the provider is Openable and fails.
+    credentials. With `doors` (`hiveyard.door.local_doors.LocalDoors`) each machine has a way to models and a
+    placeholder instead of a key. `defaults` apply to all turns. Use it as `async with`: it serves the doors and
+    ends machines whose `ttl_seconds` are over, where the provider does not. Leaving the block closes the doors and
+    what the provider has open in this process; it ends no machine. Opening raises ProviderError where the provider
+    is Openable and fails.
 
     Errors are OrchestrationErrors: `context` has the machine, the process and the operation, `__cause__` why, and no
     secret that was installed is in them. BadInput comes before anything is made.
