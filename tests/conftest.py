@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", help="of the tests marked long, run those of this part (see tests/__main__.py)")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if part := config.getoption("--part"):
         kept = [item for item in items if any(part in mark.args for mark in item.iter_markers("long"))]

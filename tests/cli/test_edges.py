@@ -286,12 +286,12 @@ def test_a_machine_larger_than_the_host_is_refused_in_one_line(provider: str, hv
 
 @pytest.mark.parametrize("relative", ["HIVEYARD_HOME", "HIVEYARD_CACHE"])
 def test_a_place_told_from_where_the_person_is_is_the_same_for_the_daemon(
-    relative: str, hv: Hv, tmp_path: Path
+    relative: str, own_hv: Hv, tmp_path: Path
 ) -> None:
-    env = {**hv.env, relative: "not-absolute"}
+    env = {**own_hv.env, relative: "not-absolute"}
 
     def said(*words: str) -> str:
-        argv = hv.argv(*words)
+        argv = own_hv.argv(*words)
         return subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120).stdout
 
     assert said("ps", "--json") == "[]\n"

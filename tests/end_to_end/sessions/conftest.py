@@ -148,6 +148,14 @@ def stage(bubblewrap_stage: Stage) -> Iterator[Stage]:
     yield from lent(bubblewrap_stage)
 
 
+@pytest.fixture
+def own_stage(tmp_path: Path) -> Iterator[Stage]:
+    """An installation for one test, which changes its home, its settings or its daemon's environment."""
+    stage = Stage(tmp_path / "home")
+    yield stage
+    stage.close()
+
+
 QUICK = ("bubblewrap", pytest.param("docker", marks=pytest.mark.real))
 
 
