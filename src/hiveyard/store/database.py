@@ -23,9 +23,10 @@ from hiveyard.core.events import AnyBody, Event
 from hiveyard.kit.clock import Clock
 from hiveyard.store import journal
 from hiveyard.store.outbox import Outbox
+from hiveyard.store.shrinking import Shrinker, Space
 from hiveyard.store.sqlite import SqliteBackend
 from hiveyard.store.tail import Tail
-from hiveyard.store.writer import AnyJob, Writer
+from hiveyard.store.writer import AnyJob, Commit, Writer
 
 T = TypeVar("T")
 
@@ -47,8 +48,9 @@ class Backend(Protocol):
 class Store:
     """One open journal. Use it from the event loop that opened it."""
 
-    def __init__(self, backend: Backend, writer: Writer, tail: Tail, clock: Clock) -> None:
+    def __init__(self, backend: Backend, writer: Writer, tail: Tail, clock: Clock, shrinker: Shrinker | None) -> None:
         self._backend = backend
+        self._shrinker = shrinker
         self._writer = writer
         self._tail = tail
         self._clock = clock
@@ -102,6 +104,19 @@ class Store:
                 await anyio.lowlevel.checkpoint()
                 yield page
 
+    async def space(self) -> Space | None:
+        """Return the disk space that the journal takes and could free; None when another server has it."""
+        return await self._backend.space() if isinstance(self._backend, SqliteBackend) else None
+
+    async def shrink(self) -> None:
+        """Return what removed rows have left over in an SQLite file to the file system.
+
+        For a file of an older version, writes wait until all rows are written anew. Raises StoreError, StoreUnusable.
+        """
+        if self._shrinker is not None and isinstance(self._backend, SqliteBackend):
+            await self._backend.vacuum()
+            await self._shrinker.shrink()
+
     async def _stored_page(self, position: int, session: str | None) -> tuple[list[Event], int]:
         """The next page from the database, and where to go on."""
         floor = self._tail.floor
@@ -127,17 +142,40 @@ async def open_store(
     failure: Exception | None = None
     async with _opened(_backend(where, ballast)) as backend:
         tail = Tail(await backend.read(journal.last_seq), max_events=tail_events)
-        writer = Writer(backend.commit, tail, backend.failure)
+        shrinker = Shrinker(backend.release) if isinstance(backend, SqliteBackend) else None
+        writer = Writer(_committing(backend, shrinker), tail, backend.failure)
+        shrinking = anyio.CancelScope()
         async with anyio.create_task_group() as group:
             group.start_soon(writer.run, name="journal writer")
+            if shrinker is not None:
+                group.start_soon(_run_within, shrinking, shrinker, name="journal shrinker")
             try:
-                yield Store(backend, writer, tail, clock)
+                yield Store(backend, writer, tail, clock, shrinker)
             except Exception as error:  # noqa: BLE001 (kept out of the task group, which would wrap it)
                 failure = error
             finally:
                 writer.close()
+                shrinking.cancel()
     if failure is not None:
         raise failure
+
+
+def _committing(backend: Backend, shrinker: Shrinker | None) -> Commit:
+    """Return the backend's `commit`, after which the shrinker frees what a removed session had."""
+
+    async def commit(jobs: Sequence[AnyJob]) -> Outbox:
+        outbox = await backend.commit(jobs)
+        if shrinker is not None and outbox.forgotten:
+            shrinker.wake()
+        return outbox
+
+    return commit
+
+
+async def _run_within(scope: anyio.CancelScope, shrinker: Shrinker) -> None:
+    with scope:
+        shrinker.wake()  # an earlier daemon may not have finished
+        await shrinker.run()
 
 
 @asynccontextmanager

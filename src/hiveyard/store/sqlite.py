@@ -5,6 +5,7 @@ Only this module knows that SQLite blocks: all it does runs in worker threads.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hiveyard.core.errors import HiveyardError, StoreUnusable
 from hiveyard.kit.files import sync_dir
+from hiveyard.store import shrinking
 from hiveyard.store.ballast import Ballast
 from hiveyard.store.failures import sqlite_failure, sqlite_full
 from hiveyard.store.migrate import migrate
@@ -27,6 +29,7 @@ from hiveyard.store.writer import AnyJob, commit_group
 
 T = TypeVar("T")
 READERS = 4
+_log = logging.getLogger(__name__)
 WAL_KEPT = 64 << 20  # bytes of the write-ahead log that stay on disk after a burst
 
 
@@ -62,6 +65,18 @@ class SqliteBackend:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._close, limiter=self._writing)
 
+    async def space(self) -> shrinking.Space:
+        """Return the bytes that the file takes, and how many of them can be freed."""
+        return await anyio.to_thread.run_sync(self._maintain, shrinking.space, limiter=self._writing)
+
+    async def release(self) -> shrinking.Left:
+        """Free a few pages of removed rows, between two commits."""
+        return await anyio.to_thread.run_sync(self._maintain, shrinking.release, limiter=self._writing)
+
+    async def vacuum(self) -> None:
+        """Make `release` possible for a file of an older version. Commits wait meanwhile. Raises StoreError."""
+        await anyio.to_thread.run_sync(self._maintain, shrinking.vacuum, limiter=self._writing)
+
     def failure(self, error: Exception) -> HiveyardError:
         return sqlite_failure(str(self._path), str(self._path.parent), error)
 
@@ -69,6 +84,7 @@ class SqliteBackend:
         try:
             self._create_file()
             self._with_room(self._migrate)
+            self._enable_shrinking()
             self._ballast.restore()
         except (SQLAlchemyError, sqlite3.Error) as error:
             self._close()
@@ -83,6 +99,22 @@ class SqliteBackend:
     def _migrate(self) -> None:
         with self._writer.connect() as conn:
             migrate(conn, str(self._path))
+
+    def _enable_shrinking(self) -> None:
+        try:
+            self._maintain(shrinking.enable)
+        except (HiveyardError, OSError) as error:
+            _log.warning("the journal will not shrink: %s", error)
+
+    def _maintain(self, work: Callable[[sqlite3.Connection, Path], T]) -> T:
+        """Do something outside of any transaction, on the connection that writes. Raises StoreUnusable."""
+        try:
+            if self._conn is None:
+                self._conn = self._writer.connect()
+            return work(_driver(self._conn), self._path)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            self._drop_connection()
+            raise self.failure(error) from error
 
     def _with_room(self, work: Callable[[], T]) -> T:
         """Do something that is done whole or not at all: again, with a piece of the ballast less, when the disk is
@@ -107,6 +139,8 @@ class SqliteBackend:
     def _connect_writer(self) -> sqlite3.Connection:
         conn = self._connect("rw")
         try:
+            # Before anything is in the file; later it has no effect until a VACUUM.
+            conn.execute("PRAGMA auto_vacuum=INCREMENTAL")
             mode = conn.execute("PRAGMA journal_mode=WAL").fetchone()[0]
             conn.execute("PRAGMA synchronous=FULL")
             conn.execute(f"PRAGMA journal_size_limit={WAL_KEPT}")
@@ -181,6 +215,10 @@ def _begins_with(engine: Engine, statement: str) -> None:
 
 def _savepoint(conn: Connection, statement: str) -> None:
     # Past SQLAlchemy, which would spend more on these two statements than SQLite on the whole write.
+    _driver(conn).execute(statement)
+
+
+def _driver(conn: Connection) -> sqlite3.Connection:
     driver = conn.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
-    driver.execute(statement)
+    return driver
