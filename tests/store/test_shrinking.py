@@ -1,4 +1,4 @@
-"""The SQLite file gives its free pages back, also one that an older version made, and loses nothing on the way."""
+"""The SQLite file returns its free pages, also one of an older version, and loses no events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLOOD = 40 << 20
 
 
 def old_journal(path: Path, flood: int = 0) -> None:
-    """Make the journal of a version that did not know auto_vacuum, with `flood` bytes of free pages."""
+    """Create the journal of a version without auto_vacuum, with `flood` bytes of free pages."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.execute("PRAGMA journal_mode=WAL")
         conn.executescript(OLD.read_text())
@@ -113,7 +113,7 @@ async def test_a_reader_of_the_log_does_not_hold_up_writes_while_the_journal_shr
         await until(lambda: size(path) < shrinking.SMALL_LOG + (4 << 20))
 
 
-async def test_a_journal_of_an_older_version_is_opened_whole_and_can_shrink_from_then_on(tmp_path: Path) -> None:
+async def test_a_journal_of_an_older_version_opens_completely_and_can_shrink(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     old_journal(path, flood=FLOOD)
     assert pragma(path, "auto_vacuum") == 0
@@ -132,7 +132,7 @@ async def test_a_journal_of_an_older_version_is_opened_whole_and_can_shrink_from
     assert pragma(path, "auto_vacuum") == 2
 
 
-async def test_a_large_journal_of_an_older_version_shrinks_when_it_is_asked_to(
+async def test_a_large_journal_of_an_older_version_shrinks_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shrinking, "SMALL", 0)
@@ -148,7 +148,7 @@ async def test_a_large_journal_of_an_older_version_shrinks_when_it_is_asked_to(
     assert pragma(path, "auto_vacuum") == 2
 
 
-async def test_a_journal_that_is_asked_to_shrink_shrinks_at_once(tmp_path: Path) -> None:
+async def test_a_journal_shrinks_on_request(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     async with open_store(path, clock=SystemClock()) as store:
         await flood(store, "s1")

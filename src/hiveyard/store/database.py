@@ -1,4 +1,4 @@
-"""The store: write, read, follow, on SQLite or PostgreSQL. It must not know what is written.
+"""The store: write, read and follow, on SQLite or PostgreSQL. It must not know the content of what is written.
 
 async with open_store(path, clock=clock) as store:
     event = await store.write(lambda conn: record(conn, session, body, at=clock.now()))
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Backend(Protocol):
-    """A database. Errors of its driver come out as those of core/errors, by way of `failure`."""
+    """A database. `failure` turns an error of its driver into one of core/errors."""
 
     async def open(self) -> None: ...
 
@@ -56,13 +56,13 @@ class Store:
         self._clock = clock
 
     async def write(self, fn: Callable[[Connection], T]) -> T:
-        """Run `fn` in a transaction; returns what it returned, once that is durable.
+        """Run `fn` in a transaction, and return its value once the transaction is durable.
 
-        `fn` runs in another thread, never at the same time as another write, after all that was submitted before.
-        When it raises, what it did is undone and the error is raised here; the writes beside it are not touched.
-        It is run again when the disk was full and has room now.
-        It must not commit, roll back or wait for anything but the database. Raises StoreUnusable when the commit
-        failed. Cancelling the caller does not cancel the write: it was not begun, or it is done whole.
+        `fn` runs in another thread, after all earlier writes and never at the same time as another one. If it raises,
+        its changes are undone and the error is raised here; other writes are not affected. It runs again if the disk
+        was full and has space now. It must not commit, roll back, or wait for anything but the database.
+        Raises StoreUnusable if the commit failed. Cancelling the caller does not cancel the write: it is done
+        completely, or it was not started.
         """
         return await self._writer.submit(fn)
 
@@ -73,21 +73,24 @@ class Store:
         return await self.write(lambda conn: journal.record_many(conn, session, entries, at=at, turn=turn))
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
-        """Run `fn` on a connection that can only read and sees one moment; it never waits for a write. What was
-        acknowledged before is seen. Raises what `fn` raises, and StoreUnusable."""
+        """Run `fn` on a read-only connection with one consistent state, which has all acknowledged writes.
+
+        Never waits for a write. Raises what `fn` raises, and StoreUnusable."""
         self._writer.check_open()
         return await self._backend.read(fn)
 
     async def follow(self, *, after: int = 0, session: str | None = None) -> AsyncGenerator[Event, None]:
-        """All events (of a session) with a greater number than `after`: those stored, then each as it is committed,
-        in order, none left out and none twice. Ends only when the session is forgotten: use `contextlib.aclosing`."""
+        """Yield all events (of a session) with a number greater than `after`, in order and each exactly once.
+
+        First come the stored events, then each new one when it is committed. Ends only when the session is forgotten:
+        use `contextlib.aclosing`."""
         async with aclosing(self.follow_pages(after=after, session=session)) as pages:
             async for page in pages:
                 for event in page:
                     yield event
 
     async def follow_pages(self, *, after: int = 0, session: str | None = None) -> AsyncGenerator[list[Event], None]:
-        """As `follow`, with all that is there at once as one list, never empty, of at most `journal.PAGE_EVENTS`."""
+        """As `follow`, but yield all available events as one list: never empty, at most `journal.PAGE_EVENTS`."""
         position = after
         while True:
             piece = self._tail.after(position, session, journal.PAGE_EVENTS)
@@ -118,12 +121,12 @@ class Store:
             await self._shrinker.shrink()
 
     async def _stored_page(self, position: int, session: str | None) -> tuple[list[Event], int]:
-        """The next page from the database, and where to go on."""
+        """Return the next page from the database, and the position after it."""
         floor = self._tail.floor
         page = await self.read(lambda conn: journal.events(conn, after=position, session=session))
         if page:
             return page, page[-1].seq
-        # All up to the floor was committed before this read, so there is nothing left before it.
+        # Everything up to the floor was committed before this read, so nothing is left before it.
         return [], max(position, floor)
 
 
@@ -131,13 +134,13 @@ class Store:
 async def open_store(
     where: Path | str, *, clock: Clock, tail_events: int = 8192, ballast: int = 0
 ) -> AsyncIterator[Store]:
-    """The journal in the SQLite file `where` (a Path; made when absent), or at a database URL (a str:
-    `postgresql://...`, `sqlite:///...`), for as long as the block lasts; what was submitted is written before it ends.
+    """Open the journal in the SQLite file `where` (a Path; created if absent), or at a database URL (a str:
+    `postgresql://...`, `sqlite:///...`). All submitted writes are done before the block ends.
 
-    `tail_events` is how many of the latest events are kept in memory for followers (and at most 32 MiB of them);
-    `ballast` the bytes that a file holds beside an SQLite file, so that on a full disk there is still room for writes.
-    Raises StoreUnusable for a database that is locked, damaged, not ours or cannot be reached; StoreTooNew for one
-    that a newer version made; BadInput for a URL of another kind.
+    `tail_events` is the number of latest events kept in memory for followers (at most 32 MiB of them). `ballast` is
+    the number of bytes that a file beside an SQLite file reserves, so that writes still work on a full disk.
+    Raises StoreUnusable for a database that is locked, damaged, another program's, or cannot be reached; StoreTooNew
+    for one of a newer version; BadInput for a URL of another kind.
     """
     failure: Exception | None = None
     async with _opened(_backend(where, ballast)) as backend:
@@ -151,7 +154,7 @@ async def open_store(
                 group.start_soon(_run_within, shrinking, shrinker, name="journal shrinker")
             try:
                 yield Store(backend, writer, tail, clock, shrinker)
-            except Exception as error:  # noqa: BLE001 (kept out of the task group, which would wrap it)
+            except Exception as error:  # noqa: BLE001 (raised outside the task group, which would wrap it)
                 failure = error
             finally:
                 writer.close()
@@ -193,7 +196,7 @@ def _backend(where: Path | str, ballast: int) -> Backend:
     try:
         url = sqlalchemy.make_url(where)
     except sqlalchemy.exc.ArgumentError:
-        raise BadInput("the journal's address is no database URL", hint="postgresql://user@host/name") from None
+        raise BadInput("the address of the journal is not a database URL", hint="postgresql://user@host/name") from None
     if url.get_backend_name() == "sqlite" and url.database:
         return SqliteBackend(Path(url.database), ballast=ballast)
     if url.get_backend_name() == "postgresql":
@@ -202,4 +205,4 @@ def _backend(where: Path | str, ballast: int) -> Backend:
         except ModuleNotFoundError as error:
             raise BadInput(f"PostgreSQL needs {error.name}", hint=f"pip install {error.name}") from error
         return PostgresBackend(url)
-    raise BadInput(f"the journal cannot live in {url.get_backend_name()}", hint="postgresql://user@host/name")
+    raise BadInput(f"the journal cannot be stored in {url.get_backend_name()}", hint="postgresql://user@host/name")
