@@ -141,6 +141,7 @@ async def test_what_a_process_has_open_stays(yard: Yard, monkeypatch: pytest.Mon
         assert not half.exists()
 
 
+@pytest.mark.long("storms")
 async def test_twenty_sessions_take_little_more_than_what_each_wrote(yard: Yard, repo: Path) -> None:
     (repo / "data.bin").write_bytes(os.urandom(8 << 20))
     from tests.engine.conftest import git
