@@ -78,10 +78,10 @@ def crowd(request: pytest.FixtureRequest) -> int:
     return 5 if "qemu" in request.node.callspec.id else 50
 
 
-# In `make test`, `detached` and `tmux` pass the whole contract on bubblewrap, and `detached` in containers. The runner is
-# the same everywhere, so other combinations have what differs: in an emulated VM, where each test takes many seconds,
-# what depends on the guest's kernel and file systems; with PM2 and with tmux in containers, how processes begin, show and
-# end. The rest is `make long PART=processes`; crowds and kills are `make long PART=storms`.
+# In `make test`, `detached` and `tmux` pass the whole contract on bubblewrap, and `detached` passes it in containers.
+# The runner is the same everywhere, so other combinations run what differs: in an emulated VM, where each test takes
+# many seconds, what depends on the guest's kernel and file systems; with PM2, and with tmux in containers, how
+# processes start, show and end. The rest is `make long PART=processes`; crowds and kills are `make long PART=storms`.
 IN_VMS = {
     "test_a_started_process_is_running_and_has_a_pid",
     "test_exit_codes_are_exact",
