@@ -10,7 +10,25 @@ from typing import Any, TypeVar
 
 import click
 
+from hiveyard.core import units
 from hiveyard.core.errors import BadInput
+
+
+class Unit(click.ParamType[float]):
+    """A duration or a size with its unit."""
+
+    def __init__(self, parse: Callable[[str], float], name: str) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return self._parse(str(value))
+        except BadInput as error:
+            self.fail(error.message, param, ctx)
+
+
+DURATION = Unit(units.seconds, "DURATION")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,9 +44,9 @@ _WISHES = (
     click.option("--network", type=click.Choice(["door", "open"]), default="door", help="What the machine reaches."),
     click.option("--budget", "budget_usd", type=float, metavar="DOLLARS", help="Stop the agent when this is spent."),
     click.option("--account", metavar="NAME", help="Whose keys are used, of those in keys.toml."),
-    click.option("--memory", "memory_mib", type=int, metavar="MIB", help="Memory of the machine."),
-    click.option("--cpus", type=int, help="Processors of the machine."),
-    click.option("--disk", "disk_gib", type=int, metavar="GIB", help="Disk of the machine."),
+    click.option("--memory", "memory_mib", type=Unit(units.mebibytes, "SIZE"), help="Memory: 512m, 2g, or MiB."),
+    click.option("--cpus", type=float, metavar="N", help="Processors; a fraction limits the time of one."),
+    click.option("--disk", "disk_gib", type=Unit(units.gibibytes, "SIZE"), help="Disk of a VM: 40g, or GiB."),
     click.option("--record", type=click.Path(), help="Keep the traffic with the model in a tape."),
     click.option("--tape", type=click.Path(), help="Answer the model's requests from a tape, with no network."),
 )

@@ -11,7 +11,7 @@ import click
 from hiveyard.api.client import quoted
 from hiveyard.cli import show, transcript
 from hiveyard.cli.live import ask, live
-from hiveyard.cli.options import prompt_of, wished, wishes
+from hiveyard.cli.options import DURATION, prompt_of, wished, wishes
 from hiveyard.cli.problems import INTERRUPTED, as_problem
 from hiveyard.core.errors import BadInput, Cancelled
 from hiveyard.kit.names import new_id
@@ -27,7 +27,7 @@ from hiveyard.kit.names import new_id
 )
 @wishes
 @click.option("--base", "--ref", "base", metavar="REV", help="The commit to start from (default: HEAD).")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Stop the agent after this time.")
+@click.option("--timeout", type=DURATION, help="Stop the agent after this time: 90s, 10m, 1h30m, or seconds.")
 @click.option("--keep", is_flag=True, help="Keep the machine when the agent has ended.")
 @click.option("-d", "--detach", is_flag=True, help="Print the id and return.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
