@@ -242,12 +242,13 @@ SPEAKERS = ("serve", "attach", "exec", "cp")
 
 
 def test_the_help_names_every_verb_and_every_verb_has_json_where_there_is_something_to_read(hv: Hv) -> None:
-    from hiveyard.cli.main import VERBS, cli
+    from hiveyard.cli.main import cli
+    from hiveyard.cli.verbs import VERBS
 
     text = hv("--help").stdout
     for verb in VERBS:
         assert verb in text
-        command = cli.get_command(None, verb)  # type: ignore[arg-type]
+        command = cli.get_command(None, verb)
         assert command is not None
         readers = getattr(command, "commands", {verb: command}).values()
         for reader in readers:

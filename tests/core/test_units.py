@@ -39,7 +39,7 @@ def test_a_size_has_a_unit_or_that_of_its_field(text: str, mebibytes: int, gibib
 
 
 def test_any_other_size_is_refused_with_its_unit() -> None:
-    with pytest.raises(BadInput, match="'2x' is not a size: use a number of MiB, or one with .* 512m or 2g"):
+    with pytest.raises(BadInput, match=r"'2x' is not a size: use a number of MiB, or one with .* 512m or 2g"):
         units.mebibytes("2x")
     with pytest.raises(BadInput, match="number of GiB"):
         units.gibibytes("big")

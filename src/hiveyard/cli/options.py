@@ -32,6 +32,10 @@ DURATION = Unit(units.seconds, "DURATION")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+FORMAT = click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), help="How to print them; json is the same as --json."
+)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 _WISHES = (
@@ -85,12 +89,17 @@ def located(repo: str) -> str:
     return repo if not repo or (elsewhere and not there) else str(path.absolute())
 
 
-def prompt_of(message: str | None, file: str | None) -> str | None:
-    """What `-m` or `--prompt-file` say to do; None when neither does."""
-    if message is not None and file is not None:
-        raise BadInput("-m and --prompt-file both say what to do: give one of them")
+def prompt_of(message: str | None, file: str | None, text: str | None = None) -> str | None:
+    """Return the prompt: `-m`, `--prompt-file` or an argument, of which one may be given; `-` is stdin. None without
+    any. Raises BadInput."""
+    given = {"-m": message, "--prompt-file": file, "the argument": text}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise BadInput(f"{' and '.join(names)} both say what to do: give one of them")
+    if message == "-" or text == "-":
+        file = "-"
     if file is None:
-        return message
+        return message if message is not None else text
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode()
