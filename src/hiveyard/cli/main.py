@@ -41,7 +41,7 @@ class LazyGroup(click.Group):
         if name in AMBIGUOUS:
             raise BadInput(f"hv has no verb {name!r}", hint=AMBIGUOUS[name])
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            close = difflib.get_close_matches(name, VERBS, n=2, cutoff=0.6)
+            close = difflib.get_close_matches(name, VERBS, n=2, cutoff=0.75)
             meant = " or ".join(f"hv {one}" for one in close)
             hint = f"did you mean {meant}?" if close else "hv --help"
             raise BadInput(f"hv has no verb {one_line(name, 80)!r}", hint=hint)
