@@ -1,7 +1,7 @@
-"""A session's time in a machine: from the copy of the repository to the end of the agent's own terminal program.
+"""Run a session in one machine: from the copy of the repository to the end of the agent's own terminal program.
 
-Like a task's job it looks at the journal first and does what is missing: so the same steps begin a session, go on
-with one that a killed daemon left, and resume one that was stopped. Nothing here needs anybody at the terminal.
+Each step looks at the journal and does only what is missing. So the same steps start a session, continue one that a
+killed daemon left, and resume one that was stopped. Nobody needs to be attached to the terminal.
 """
 
 from __future__ import annotations
@@ -425,8 +425,8 @@ class SessionRunner:
             group.start_soon(either, self.over)
 
     async def settled(self, phase: Phase) -> TerminalRunner:
-        """Who sits in its machine. One that runs already is only found again by a new daemon: that is waited for.
-        Raises SessionNotRunning for one that is being made ready."""
+        """Return the terminal runner. A session that runs already is only found again by a new daemon: wait for that.
+        Raises SessionNotRunning for one that is being prepared."""
         if phase is Phase.RUNNING:
             await self.until(self.seated)
         if self.terminal_runner is None:

@@ -1,7 +1,7 @@
-"""What everything costs on disk, and freeing what nothing needs.
+"""Report disk usage, and free what nothing needs.
 
-Never freed is what a session, a task or a snapshot needs, or what a process of this host has open or mounted. Images
-are shared by installations that share a cache: what another one had made of an image it makes again.
+Files that a session, a task or a snapshot needs, or that a process of this host has open or mounted, are never freed.
+Installations that share a cache share images: an installation rebuilds what another one made of an image.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """What was freed, or would be. `failed` says what could not be."""
+    """The things that were freed, or would be. `failed` lists what could not be freed."""
 
     removed: list[Cost]
     freed: int

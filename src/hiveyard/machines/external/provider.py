@@ -161,7 +161,7 @@ class ExternalProvider:
         return machine
 
     def _check(self, spec: MachineSpec) -> None:
-        """What machines elsewhere cannot have is refused, not left out."""
+        """Refuse a spec with parts that remote machines cannot have. Raises BadInput."""
         if not self.capabilities.remote:
             return
         if spec.network is not Network.OPEN:
