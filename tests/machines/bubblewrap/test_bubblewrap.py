@@ -15,6 +15,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from hiveyard.core.commands import Command
@@ -23,6 +24,7 @@ from hiveyard.core.machines import HOST, MachineSpec, MachineStatus, Shape
 from hiveyard.core.ports import Guest
 from hiveyard.kit import process
 from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
+from hiveyard.machines.bubblewrap.cgroups import Cgroups
 from hiveyard.machines.bubblewrap.provider import _disk_error
 from tests.contract.door import outlive_a_full_table, serve_door
 from tests.contract.rootfs import small_image
@@ -180,6 +182,54 @@ async def test_a_fork_bomb_ends_with_its_machine_and_the_host_goes_on(host: Bubb
     assert await host.names() == set()
 
 
+async def _stop_a_command(host: BubblewrapProvider, group: TaskGroup) -> None:
+    """Run a command in machine `t` that stops itself, and return when the program on the host that entered for it has
+    stopped, too."""
+
+    async def run() -> None:
+        with pytest.raises(MachineLost):
+            async with host.guest("t") as guest:
+                await guest.run(Command(shell="kill -STOP $$ # 7654322"))
+
+    group.start_soon(run)
+    with anyio.fail_after(20):
+        while not any(_program(pid) == b"nsenter" and _stopped(pid) for pid in _mentioning("7654322")):  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
+def _stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
+
+
+@pytest.mark.parametrize("delegated", [True, False], ids=["with control groups", "without"])
+async def test_a_machine_in_which_a_command_stopped_itself_is_stopped_and_removed(
+    host: BubblewrapProvider, scratch: Path, *, delegated: bool
+) -> None:
+    if not delegated:
+        host._cgroups = Cgroups(scratch / "none")
+    await host.boot("t", MachineSpec(image=HOST))
+    async with anyio.create_task_group() as group:
+        await _stop_a_command(host, group)
+        with anyio.fail_after(10):
+            await host.stop("t")
+    assert (await host.get("t")).status is MachineStatus.STOPPED
+    await host.terminate("t")
+    assert await host.names() == set()
+
+
+async def test_a_command_that_stopped_itself_does_not_outlive_its_machine_and_a_killed_daemon(
+    host: BubblewrapProvider, scratch: Path
+) -> None:
+    async with _daemon(scratch, STOPPING) as lines:
+        assert await lines.receive_until(b"\n", 100) == b"up"
+        with anyio.fail_after(20):
+            while not any(_program(pid) == b"nsenter" and _stopped(pid) for pid in _mentioning("7654323")):  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+    with anyio.fail_after(10):
+        await host.terminate("t")
+    await _nobody_mentions("7654323")
+
+
 async def test_processes_are_limited(host: BubblewrapProvider) -> None:
     script = "for i in {1..200}; do sleep 7654321 & done"
     async with (
@@ -270,10 +320,19 @@ anyio.run(main)
 """
 
 
+STOPPING = DAEMON.replace(
+    "await anyio.sleep(1000)",
+    """
+    async with provider.guest("t") as guest:
+        await guest.run(Command(shell="kill -STOP $$ # 7654323"))
+""".strip(),
+)
+
+
 @asynccontextmanager
-async def _daemon(scratch: Path) -> AsyncIterator[BufferedByteReceiveStream]:
+async def _daemon(scratch: Path, code: str = DAEMON) -> AsyncIterator[BufferedByteReceiveStream]:
     """A daemon that has begun to boot machine `t`, and is killed with no warning at the end of the block."""
-    process = await anyio.open_process([sys.executable, "-c", DAEMON, str(scratch)])
+    process = await anyio.open_process([sys.executable, "-c", code, str(scratch)])
     assert process.stdout is not None
     lines = BufferedByteReceiveStream(process.stdout)
     assert await lines.receive_until(b"\n", 100) == b"begin"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hiveyard.machines.bubblewrap.record import Alive, _started
+from hiveyard.machines.bubblewrap.record import Alive, started
 
 WITHOUT_A_COMMAND_LINE = """
 import ctypes, os, signal
@@ -39,7 +39,7 @@ def begun(code: str) -> subprocess.Popen[bytes]:
 
 def test_who_gave_its_command_line_away_lives() -> None:
     with begun(WITHOUT_A_COMMAND_LINE) as program:
-        alive = Alive(program.pid, _started(program.pid))
+        alive = Alive(program.pid, started(program.pid))
         assert alive.lives()
         assert not alive.gone()
         alive.kill()
@@ -49,7 +49,7 @@ def test_who_gave_its_command_line_away_lives() -> None:
 
 def test_who_lost_its_first_thread_is_not_gone_and_can_be_killed() -> None:
     with begun(WITHOUT_ITS_FIRST_THREAD) as program:
-        alive = Alive(program.pid, _started(program.pid))
+        alive = Alive(program.pid, started(program.pid))
         assert not alive.gone()
         alive.kill()
         assert program.wait(30) == -9
@@ -59,7 +59,7 @@ def test_who_lost_its_first_thread_is_not_gone_and_can_be_killed() -> None:
 @pytest.mark.parametrize("later", [1, -1])
 def test_another_process_of_that_number_is_not_taken_for_it(later: int) -> None:
     with subprocess.Popen(["sleep", "60"]) as program:
-        other = Alive(program.pid, _started(program.pid) + later)
+        other = Alive(program.pid, started(program.pid) + later)
         assert other.gone()
         assert not other.lives()
         other.kill()

@@ -139,6 +139,15 @@ def thaw(group: Path) -> None:
         (group / _FREEZE).write_text("0")
 
 
+def members(groups: Sequence[str]) -> set[int]:
+    """Return the processes in any of a machine's groups; a group that does not exist has none."""
+    found: set[int] = set()
+    for group in groups:
+        with contextlib.suppress(OSError):
+            found.update(map(int, Path(group, "cgroup.procs").read_text().split()))
+    return found - {0}  # the kernel's number for a process of another pid namespace
+
+
 async def remove(groups: list[str]) -> None:
     """Remove the groups of a dead machine. One that does not empty in a second stays until a daemon starts anew."""
     for group in groups:

@@ -61,7 +61,7 @@ from hiveyard.core.machines import (
 from hiveyard.core.ports import Guest
 from hiveyard.kit import process
 from hiveyard.kit.trees import remove_tree
-from hiveyard.machines.bubblewrap import cgroups, layout, open_network, record
+from hiveyard.machines.bubblewrap import cgroups, layout, members, open_network, record
 from hiveyard.machines.bubblewrap.entrance import Entrance
 from hiveyard.machines.bubblewrap.etc import write_users
 from hiveyard.machines.bubblewrap.pause import MachinePause
@@ -337,14 +337,15 @@ class BubblewrapProvider:
 
     async def _end(self, keep: Record, made: Made) -> None:
         """Return when nothing of the machine runs any more."""
-        doomed = {alive for alive in (keep.recorded(),) if alive is not None}
+        init = keep.recorded()
+        doomed = {init} if init is not None else set()
         for alive in doomed:  # before the first look, which a machine at work can draw out
             alive.kill()
         with anyio.move_on_after(_END_BUDGET) as budget:
             while True:
                 # Who is gone is asked before the look: of one that ends during it a child may begin behind its back.
                 doomed = {alive for alive in doomed if not alive.gone()}
-                doomed |= await anyio.to_thread.run_sync(record.started_for, made.ident)
+                doomed |= await anyio.to_thread.run_sync(members.find, made.ident, made.cgroups, init)
                 if not doomed:
                     break
                 for alive in doomed:

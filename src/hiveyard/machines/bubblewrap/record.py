@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from hiveyard.kit import cmdline, files
+from hiveyard.kit import files
 from hiveyard.kit.trees import remove_tree
 
 _EXITING = 0x00000004  # PF_EXITING of <linux/sched.h>
@@ -55,8 +55,8 @@ class Alive(NamedTuple):
 
     def gone(self) -> bool:
         """Whether it has ended for good; a machine's process 1 has when all of the machine has."""
-        started = _started(self.pid)
-        return started < 0 or started != self.started
+        now = started(self.pid)
+        return now < 0 or now != self.started
 
     def kill(self) -> None:
         if not self.gone():
@@ -112,13 +112,7 @@ class Record:
             remove_tree(self.directory)
 
 
-def started_for(ident: str) -> set[Alive]:
-    """All that was started for a machine and is outside of it, and its process 1."""
-    word = ident.encode()
-    return {Alive(pid, _started(pid)) for pid, words in cmdline.words(cmdline.everyone()) if word in words}
-
-
-def _started(pid: int) -> int:
+def started(pid: int) -> int:
     """When a process started; -1 when there is none, or only what its parent has not looked at yet."""
     fields = _fields(pid)
     return int(fields[19]) if fields else -1

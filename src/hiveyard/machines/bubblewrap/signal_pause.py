@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -19,10 +18,10 @@ import anyio.to_thread
 import msgspec
 
 from hiveyard.kit import cmdline, files
+from hiveyard.machines.bubblewrap import members
 
 _PATIENCE = 10.0  # seconds: a process that waits for a disk stops only when that has answered
 _LOOK = 0.001
-_ENTERING = (b"/bin/sh", b"env", b"setpriv", b"nsenter")
 _QUIET = (b"T", b"t", b"Z", b"X")
 _GONE = (FileNotFoundError, ProcessLookupError)
 
@@ -98,34 +97,19 @@ async def _members(init: int) -> list[int]:
 
 
 def _found(init: int) -> list[int]:
-    try:
-        space = Path(f"/proc/{init}/ns/user").stat().st_ino
-    except _GONE:
-        return []
     pids = cmdline.everyone()
-    inside = {pid for pid in pids if _is_in(pid, space)}
-    others = cmdline.words(pid for pid in pids if pid not in inside)
-    entering = {pid for pid, words in others if _enters(words, init)}
-    parents = {pid: _parent(pid) for pid in sorted(inside | entering)}
+    found = members.inside(init, pids)
+    if not found:
+        return []
+    others = cmdline.words(pid for pid in pids if pid not in found)
+    found |= {pid for pid, words in others if members.enters(words, init)}
+    parents = {pid: _parent(pid) for pid in sorted(found)}
     return sorted(parents, key=lambda pid: len(list(_ancestors(pid, parents))))
 
 
 def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
     while (pid := parents.get(pid, 0)) in parents:
         yield pid
-
-
-def _is_in(pid: int, space: int) -> bool:
-    # A machine cannot make user namespaces, so its own is the mark of all that is in it. That of nsenter may be hidden
-    # from us; its command line is not.
-    try:
-        return Path(f"/proc/{pid}/ns/user").stat().st_ino == space
-    except OSError:
-        return False
-
-
-def _enters(words: list[bytes], init: int) -> bool:
-    return words[0] in _ENTERING and (b"--target", b"%d" % init) in pairwise(words)
 
 
 def _parent(pid: int) -> int:
