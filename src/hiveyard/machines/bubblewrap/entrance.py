@@ -13,19 +13,31 @@ from hiveyard.machines.bubblewrap.pause import MachinePause
 from hiveyard.machines.bubblewrap.record import Made
 from hiveyard.machines.shared.attached import AttachedStream, attached
 
+_ENV = "/usr/bin/env"
 _JOIN = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
 
 
 class Entrance:
-    """An Exec for one machine. `env` is all that a program finds in its environment beside what its image sets."""
+    """An Exec for one machine. `env` is all that a program finds in its environment beside what its image sets;
+    `confine` is the program that puts it under the machine's filter of system calls, where there is one."""
 
-    def __init__(self, name: str, standing: MachinePause, uid: int | None, made: Made, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        standing: MachinePause,
+        uid: int | None,
+        made: Made,
+        env: Mapping[str, str],
+        confine: Path | None,
+    ) -> None:
         self._name = name
         self._init = standing.init
         self._standing = standing
         self._uid = uid
-        prefix = _prefix(self._init.pid, uid, [group for group in made.cgroups if Path(group).is_dir()])
-        self._prefix = [*prefix, *_setting(made.env)]
+        joined = _join([group for group in made.cgroups if Path(group).is_dir()])
+        # Before anything of the machine's can see the program: then nothing can use it to get around the filter.
+        confined = [] if confine is None else [str(confine), _ENV, "--"]
+        self._prefix = [*joined, *confined, *_enter(self._init.pid, uid), *_setting(made.env)]
         self._env = dict(env)
 
     @asynccontextmanager
@@ -69,9 +81,12 @@ class _MachineStream:
         return status
 
 
-def _prefix(pid: int, uid: int | None, cgroups: Sequence[str]) -> list[str]:
-    prefix = ["/bin/sh", "-c", _JOIN, "hiveyard-enter", *cgroups, "--"] if cgroups else []
-    prefix += ["setpriv", "--inh-caps=-all", "--no-new-privs"]
+def _join(cgroups: Sequence[str]) -> list[str]:
+    return ["/bin/sh", "-c", _JOIN, "hiveyard-enter", *cgroups, "--"] if cgroups else []
+
+
+def _enter(pid: int, uid: int | None) -> list[str]:
+    prefix = ["setpriv", "--inh-caps=-all", "--no-new-privs"]
     if uid is not None:
         prefix += [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
     prefix += ["nsenter", "--target", str(pid), "--user", "--mount", "--pid", "--net", "--ipc", "--uts"]

@@ -93,12 +93,22 @@ def _become_machine(plan: dict[str, Any], info: int, ready: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.set_inheritable(info, True)
         argv = [word.replace("@stage", stage) for word in plan["argv"]]
-        argv[1:1] = ["--info-fd", str(info)]
+        argv[1:1] = ["--info-fd", str(info), *_filter(plan["seccomp"])]
         os.chdir("/")
         os.execve(argv[0], argv, plan["env"])
     except BaseException as error:
         os.write(2, f"{error}\n".encode(errors="replace"))
         os._exit(1)
+
+
+def _filter(program: str) -> list[str]:
+    """The options that make bubblewrap start process 1 under a seccomp filter, which comes as hexadecimal digits."""
+    if not program:
+        return []
+    fd = os.memfd_create("seccomp", 0)
+    os.write(fd, bytes.fromhex(program))
+    os.lseek(fd, 0, os.SEEK_SET)
+    return ["--seccomp", str(fd)]
 
 
 def _connect(plan: dict[str, Any], child: int, life: int, deadline: float) -> bool:

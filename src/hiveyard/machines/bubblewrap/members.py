@@ -14,7 +14,7 @@ from hiveyard.kit import cmdline
 from hiveyard.machines.bubblewrap import cgroups
 from hiveyard.machines.bubblewrap.record import Alive, started
 
-ENTERING = (b"sh", b"env", b"setpriv", b"nsenter")
+ENTERING = (b"sh", b"confine", b"env", b"setpriv", b"nsenter")
 """The programs that lead into a machine, in the order in which each becomes the next."""
 
 

@@ -68,6 +68,7 @@ from hiveyard.machines.bubblewrap.pause import MachinePause
 from hiveyard.machines.bubblewrap.record import Made, Record
 from hiveyard.machines.bubblewrap.rootfs import Roots
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
+from hiveyard.machines.shared import seccomp
 from hiveyard.machines.shared.namespaces import what_to_allow
 from hiveyard.machines.shared.shell import ShellGuest, terminal_words
 
@@ -231,6 +232,7 @@ class BubblewrapProvider:
         keep.directory.mkdir(parents=True)
         keep.write(made)
         keep.home.mkdir()
+        seccomp.install(keep.confine, 0o700)
         if spec.image != HOST:
             skeleton = self._roots.find(spec.image) / "home" / "agent"
             shutil.copytree(skeleton, keep.home, symlinks=True, dirs_exist_ok=True)
@@ -254,6 +256,7 @@ class BubblewrapProvider:
             "argv": argv,
             "env": layout.environment(self.capabilities),
             "stage": stage,
+            "seccomp": seccomp.program().hex() if seccomp.available() else "",
             "uid": self._uid,
             "pids": spec.shape.pids,
             "cgroups": made.cgroups,
@@ -373,7 +376,9 @@ class BubblewrapProvider:
 
     async def _entrance(self, name: str) -> Entrance:
         standing, made = await self._standing(name)
-        return Entrance(name, standing, self._uid, made, layout.environment(self.capabilities))
+        # Anew for a machine that an older version of Hiveyard booted.
+        confine = seccomp.install(self._record(name).confine, 0o700)
+        return Entrance(name, standing, self._uid, made, layout.environment(self.capabilities), confine)
 
     async def _standing(self, name: str) -> tuple[MachinePause, Made]:
         machine = await self.get(name)

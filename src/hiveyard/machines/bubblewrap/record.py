@@ -4,6 +4,7 @@ machine.json  what it was made of; there before anything is started
 pid           its process 1, with the time it started, so that another process with that number is not taken for it
 console.log   what its start said
 home/         its /home/agent
+confine       what puts a program that enters the machine under its filter of system calls; see seccomp.py
 halted        there while all its processes are stopped; see halting.py
 """
 
@@ -74,6 +75,7 @@ class Record:
         self.log = directory / "console.log"
         self.pid_file = directory / "pid"
         self.halted = directory / "halted"
+        self.confine = directory / "confine"
         self._made = directory / "machine.json"
 
     def write(self, made: Made) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiodocker.types import JSONValue
 
@@ -19,6 +19,9 @@ INSTALLATION, MACHINE, IMAGE, CREATED, PIDS, METADATA = (
 )
 TRIAL = "trial"
 """In the place of an installation, on containers that are run to see whether that works."""
+CONFINE = "/run/hiveyard-confine"
+CONFINED = (CONFINE, "/usr/bin/env", "--")
+"""What a program in a container begins with. Env finds it by its name."""
 GUEST_UID = 1000
 """The image's own user."""
 
@@ -86,31 +89,39 @@ class Shared(NamedTuple):
 
 
 def config(
-    name: str, spec: MachineSpec, shared: Shared, installation: str, owner: Owner, cpus: int
+    name: str,
+    spec: MachineSpec,
+    shared: Shared,
+    installation: str,
+    owner: Owner,
+    cpus: int,
+    confine: Path | None = None,
 ) -> dict[str, JSONValue]:
-    """The body of `containers/create`. `cpus` is how many the engine has: it refuses a limit above that."""
+    """The body of `containers/create`. `cpus` is how many the engine has: it refuses a limit above that. `confine` is
+    the program on the host that puts another one under our filter of system calls."""
     capabilities = Capabilities()
     door = _DOOR if shared.door else ""
     volumes: dict[str, JSONValue] = {capabilities.home: {}} if owner.at_home else {}
     if shared.session is None:
         volumes[capabilities.session] = {}
+    init: list[JSONValue] = ["bash", "-c", _INIT, "hiveyard-init", door, str(_DOOR_PORT)]
     return {
         "Hostname": name,
         "Image": tag(spec.image.id),
         "User": str(owner),
         "WorkingDir": "/",
         "Env": [f"{key}={value}" for key, value in environment(spec.image).items()],
-        "Entrypoint": ["bash", "-c", _INIT, "hiveyard-init", door, str(_DOOR_PORT)],
+        "Entrypoint": [*CONFINED, *init] if confine else init,
         "Cmd": [],
         "Volumes": volumes,
         "Labels": labels(name, spec, installation),
         "NetworkDisabled": spec.network is not Network.OPEN,
-        "HostConfig": _host_config(spec, shared, owner, cpus, capabilities),
+        "HostConfig": _host_config(spec, mounts(shared, capabilities, confine), owner, cpus, capabilities),
     }
 
 
 def _host_config(
-    spec: MachineSpec, shared: Shared, owner: Owner, cpus: int, capabilities: Capabilities
+    spec: MachineSpec, mounts: list[JSONValue], owner: Owner, cpus: int, capabilities: Capabilities
 ) -> dict[str, JSONValue]:
     memory = spec.shape.memory_mib * _MIB
     tmpfs = {
@@ -121,7 +132,7 @@ def _host_config(
     if not owner.at_home:
         tmpfs[capabilities.home] = f"rw,exec,nosuid,nodev,mode=0755,uid={owner.uid},gid={owner.gid},size={memory // 2}"
     return {
-        "Mounts": mounts(shared, capabilities),
+        "Mounts": mounts,
         "Tmpfs": tmpfs,
         "ReadonlyRootfs": True,
         "NetworkMode": "default" if spec.network is Network.OPEN else "none",
@@ -140,13 +151,21 @@ def _host_config(
     }
 
 
-def mounts(shared: Shared, capabilities: Capabilities) -> list[JSONValue]:
+def mounts(shared: Shared, capabilities: Capabilities, confine: Path | None) -> list[JSONValue]:
     found: list[JSONValue] = []
     if shared.session is not None:
         found.append({"Type": "bind", "Source": str(shared.session), "Target": capabilities.session})
     if shared.door is not None:
         found.append({"Type": "bind", "Source": str(shared.door), "Target": _DOOR, "ReadOnly": True})
+    if confine is not None:
+        found.append({"Type": "bind", "Source": str(confine.absolute()), "Target": CONFINE, "ReadOnly": True})
     return found
+
+
+def is_confined(seen: Mapping[str, Any]) -> bool:
+    """Whether a container, as the engine shows it, has the program that applies our filter of system calls; one that an
+    older version of Hiveyard made has not."""
+    return any(mount.get("Destination") == CONFINE for mount in seen.get("Mounts") or [])
 
 
 def environment(image: Image) -> dict[str, str]:

@@ -36,9 +36,19 @@ _EXEC_OTHER = r'eval "set -- $1"; exec "$@"'
 
 
 class Entrance:
-    """Opens programs in one container, whose limit is `pids` processes. `client` lives as long as the guest's block."""
+    """Opens programs in one container, whose limit is `pids` processes. `client` lives as long as the guest's block;
+    `prefix` is what every program begins with."""
 
-    def __init__(self, machine: str, container: str, user: str, pids: int, engine: Engine, client: Docker) -> None:
+    def __init__(
+        self,
+        machine: str,
+        container: str,
+        user: str,
+        pids: int,
+        engine: Engine,
+        client: Docker,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self._machine = machine
         self._pids = pids
         self._roomy = False
@@ -46,6 +56,7 @@ class Entrance:
         self._user = user
         self._engine = engine
         self._client = client
+        self._prefix = prefix
 
     @asynccontextmanager
     async def open(self, argv: Sequence[str]) -> AsyncIterator[Stream]:
@@ -75,7 +86,7 @@ class Entrance:
 
     async def _create(self, argv: Sequence[str]) -> str:
         execution = await self._client.containers.container(self._container).exec(
-            list(_as_text(argv)), stdin=True, stdout=True, stderr=True, user=self._user
+            [*self._prefix, *_as_text(argv)], stdin=True, stdout=True, stderr=True, user=self._user
         )
         return execution.id
 

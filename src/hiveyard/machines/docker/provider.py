@@ -62,6 +62,7 @@ from hiveyard.machines.docker.entrance import LIVING, PAUSED_LOOK, Entrance, pau
 from hiveyard.machines.docker.hijack import hijacked
 from hiveyard.machines.docker.ownership import Sharing
 from hiveyard.machines.docker.settings import DockerSettings
+from hiveyard.machines.shared import seccomp
 from hiveyard.machines.shared.installation import installation
 from hiveyard.machines.shared.shell import ShellGuest, terminal_words
 
@@ -167,7 +168,9 @@ class DockerProvider:
         about = await self._engine.about()
         owner = ownership.owner(about)
         async with self._sharing.shown(name, Shared(spec.session, spec.door), owner) as shared:
-            body = container.config(name, spec, shared, installation(self._state), owner, about.cpus)
+            # Execution alone: the kernel lets no program of the guest look into a process whose file it cannot read.
+            confine = seccomp.install(self._state / f"confine-{seccomp.fingerprint()}", 0o111)
+            body = container.config(name, spec, shared, installation(self._state), owner, about.cpus, confine)
             ident = await self._create(client, name, spec, body)
             with foreign(f"starting the container of {name}"):
                 await self._until_ready(client, name, ident)
@@ -264,12 +267,13 @@ class DockerProvider:
         check_machine_name(name)
         about = await self._engine.about()
         async with self._engine.connect() as client:
-            while paused(await self._ready(client, name)):  # noqa: ASYNC110 (an engine does not tell)
+            while paused(seen := await self._ready(client, name)):  # noqa: ASYNC110 (an engine does not tell)
                 await anyio.sleep(PAUSED_LOOK)
         token = secrets.token_hex(8)
         argv = terminal_words(token, command, self.capabilities)
-        who = str(ownership.owner(about))
-        return terminal.program(str(self._engine.socket), f"/v{about.api}", self._container(name), who, token, argv)
+        who, confined = str(ownership.owner(about)), container.CONFINED if container.is_confined(seen) else ()
+        socket, api = str(self._engine.socket), f"/v{about.api}"
+        return terminal.program(socket, api, self._container(name), who, token, argv, confined)
 
     @asynccontextmanager
     async def guest(self, name: str) -> AsyncIterator[Guest]:
@@ -278,7 +282,8 @@ class DockerProvider:
         async with self._engine.connect() as client:
             seen = await self._ready(client, name)
             pids = int(_labels(seen)[container.PIDS])
-            entrance = Entrance(name, self._container(name), str(owner), pids, self._engine, client)
+            prefix = container.CONFINED if container.is_confined(seen) else ()
+            entrance = Entrance(name, self._container(name), str(owner), pids, self._engine, client, prefix)
             try:
                 yield ShellGuest(entrance, self.capabilities)
             finally:

@@ -1,4 +1,7 @@
-"""A terminal in a container for a person on the host: `python terminal.py SOCKET API CONTAINER USER TOKEN ARGUMENT...`.
+"""Join this terminal to a new one in a container.
+
+`python terminal.py SOCKET API CONTAINER USER TOKEN N WORD{N} ARGUMENT...`: the N words are what every program in the
+container begins with.
 
 It speaks to the engine itself, because the engine may be Podman's and no `docker` program may be there. It imports
 nothing of the package that costs time.
@@ -25,18 +28,22 @@ _PATIENCE = 5.0  # seconds for the engine to know the exit code of what has ende
 _SIZED = 'stty rows "$1" cols "$2"; shift 2; exec "$@"'
 
 
-def program(socket_path: str, api: str, container: str, user: str, token: str, argv: Sequence[str]) -> list[str]:
+def program(
+    socket_path: str, api: str, container: str, user: str, token: str, argv: Sequence[str], prefix: Sequence[str]
+) -> list[str]:
     """The argv that runs `argv` on a terminal in a container. `api` is the version of the engine's API as a path;
-    `token` is in the environment of what it runs."""
-    return [sys.executable, "-P", __file__, socket_path, api, container, user, token, *argv]
+    `token` is in the environment of what it runs; `prefix` is what every program in the container begins with."""
+    here = [sys.executable, "-P", __file__, socket_path, api, container, user, token]
+    return [*here, str(len(prefix)), *prefix, *argv]
 
 
 def main(argv: Sequence[str]) -> int:
-    socket_path, api, container, user, token, *words = argv
+    socket_path, api, container, user, token, count, *words = argv
+    prefix, words = words[: int(count)], words[int(count) :]
     engine = _Engine(socket_path, api)
     try:
         rows, columns = size_of(0)
-        sized = ["bash", "-c", _SIZED, "hv", str(rows), str(columns), *words]
+        sized = [*prefix, "bash", "-c", _SIZED, "hv", str(rows), str(columns), *words]
         run = engine.create(container, user, sized, terminal=True)
         connection = engine.start(run)
     except (OSError, _RefusedError) as error:
@@ -48,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
         # The engine keeps a terminal that nobody looks at any more, and tells of no end while one waits to be read.
         connection.close()
         with contextlib.suppress(OSError, _RefusedError):
-            engine.start(engine.create(container, user, ["bash", "-c", HANG_UP, "hv", token], terminal=False)).recv(1)
+            hang_up = [*prefix, "bash", "-c", HANG_UP, "hv", token]
+            engine.start(engine.create(container, user, hang_up, terminal=False)).recv(1)
         return 128 + signal.SIGHUP
     return engine.exit_code(run)
 
