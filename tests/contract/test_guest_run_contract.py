@@ -125,10 +125,50 @@ async def test_a_command_cannot_pretend_that_it_was_not_started(guest: Guest) ->
     assert (await guest.run(Command(shell=script))).status == 126
 
 
-async def test_a_command_too_long_for_a_command_line_is_refused_with_advice(guest: Guest) -> None:
-    with pytest.raises(CannotExecute) as caught:
-        await guest.run(Command(argv=("true", "x" * 200_000)))
+LONGEST = (128 << 10) - 1
+"""Bytes that the kernel takes in one argument."""
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(10, 100 << 10), (14, LONGEST), (40_000, 5)], ids=["1 MiB", "the longest", "many"]
+)
+async def test_as_many_arguments_arrive_as_the_kernel_takes(guest: Guest, count: int, size: int) -> None:
+    words = [secrets.token_hex(size // 2 + 1)[:size] for _ in range(count)]
+    words[0] = ("\n'\\\u00fc \udcff\x01\x7f" * size)[: size // 3]
+    expected = b"".join(os.fsencode(word) + b"\0" for word in [*ODD_WORDS, *words])
+    script = 'cat; for w; do printf "%s\\0" "$w"; done; printf "%s" "$LONG"; exit 7'
+    command = Command(argv=("bash", "-c", script, "hv", *ODD_WORDS, *words), env={"LONG": "x" * 100_000, "UID": "7"})
+    result = await guest.run(command, stdin=b"the input|")
+    assert result.status == 7
+    assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(b"the input|" + expected + b"x" * 100_000).digest()
+
+
+async def test_a_long_command_can_be_talked_with(guest: Guest) -> None:
+    command = Command(argv=("bash", "-c", 'read -r line; echo "$line ${#1}"', "hv", "x" * LONGEST))
+    async with guest.open(command) as stream:
+        await stream.send(b"hello\n")
+        said = b""
+        while piece := await stream.receive():
+            said += piece
+        assert await stream.wait() == 0
+    assert said == b"hello %d\n" % LONGEST
+
+
+@pytest.mark.parametrize(
+    "words", [("x" * (LONGEST + 1),), ("x" * 100_000,) * 30, ("x" * 100_000,) * 70], ids=["one", "3 MB", "7 MB"]
+)
+async def test_a_command_too_long_for_the_kernel_is_refused_with_advice(guest: Guest, words: tuple[str, ...]) -> None:
+    with pytest.raises(CannotExecute, match="long") as caught:
+        await guest.run(Command(argv=("true", *words)))
     assert "stdin" in caught.value.hint
+
+
+async def test_a_long_command_that_cannot_start_is_an_error_that_names_it(guest: Guest) -> None:
+    long = ("x" * 100_000,) * 3
+    with pytest.raises(CannotExecute, match="no-such-program"):
+        await guest.run(Command(argv=("no-such-program", *long)))
+    with pytest.raises(CannotExecute, match="/no/such/directory"):
+        await guest.run(Command(argv=("true", *long), cwd="/no/such/directory"))
 
 
 async def test_impossible_commands_are_bad_input(guest: Guest) -> None:

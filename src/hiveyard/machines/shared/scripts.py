@@ -35,6 +35,25 @@ printf '\n%s exec\n' "$__t" >&2
 exit 126
 """
 
+# TOKEN CWD N SIZE
+# The same for a command that is too long for some ways into a guest. Stdin begins with SIZE bytes: NAME=VALUE{N}
+# PROGRAM ARGUMENT... as quoted words of bash, then TOKEN, so that a part of them is not taken for all.
+RUN_LONG: Final = r"""
+shopt -s execfail
+__t=$1 __n=$3
+cd -- "$2" 2>/dev/null || { printf '%s cwd\n' "$__t" >&2; exit 125; }
+printf '%s %d\n' "$__t" $$ >&2
+__w=$(dd bs=64K count="$4" iflag=fullblock,count_bytes status=none)
+[[ $__w == *" $__t" ]] || { printf 'not all of it arrived\n%s exec\n' "$__t" >&2; exit 126; }
+eval "set -- ${__w% *}"
+unset __w
+while ((__n-- > 0)); do export "$1"; shift; done
+export HIVEYARD_RUN=$__t
+exec -- "$@"
+printf '\n%s exec\n' "$__t" >&2
+exit 126
+"""
+
 # TOKEN CWD N NAME=VALUE{N} PROGRAM ARGUMENT...
 # The same for a program that has a terminal: what went wrong is said there, to the person who sits at it.
 TERMINAL: Final = r"""

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 
@@ -40,7 +40,12 @@ from hiveyard.machines.shared.batch import Step, step, trips
 from hiveyard.machines.shared.dialogue import Commanded, Kept, Opened, converse
 from hiveyard.machines.shared.file_errors import file_error
 
-_ARGV_LIMIT = 120_000
+_ARGV_LIMIT = 120_000  # bytes that every way into a guest carries as arguments; longer commands go by stdin
+# The kernel's limits: for one argument or variable (MAX_ARG_STRLEN, with the NUL at its end), and for all together
+# where the stack is not limited. It usually is, to 8 MiB, which gives a quarter of that: then the kernel refuses.
+_WORD_LIMIT = (128 << 10) - 1
+_WORDS_LIMIT = 6 << 20
+_TOO_LONG = "give large input by stdin or by a file"
 _ANSWER_LIMIT = 4096
 _HELD_LIMIT = 1 << 20
 _KILL_BUDGET = 20.0
@@ -83,6 +88,7 @@ _BASH_OWN = frozenset(
         "_",
         "__t",
         "__n",
+        "__w",
     )
 )
 
@@ -119,14 +125,14 @@ class ShellGuest:
         limit: int = 16 << 20,
     ) -> Result:
         token = secrets.token_hex(8)
-        argv = self._run_argv(token, command)
+        argv, early = _invocation(token, command, self._capabilities)
         out, err = Kept(limit), Commanded(token, limit)
         status, limited = None, math.inf if timeout is None else timeout
         deadline = anyio.current_time() + limited
         with anyio.CancelScope(deadline=deadline) as beginning:
             async with self._opened(token, argv) as stream:
                 beginning.deadline = math.inf
-                status = await self._status_by(deadline, converse(stream, stdin, out.add, err.add), token, err)
+                status = await self._status_by(deadline, converse(stream, early + stdin, out.add, err.add), token, err)
         if status is None:
             shown = one_line(" ".join(command.words()))
             raise CommandTimeout(f"{shown!r} did not end within {limited:g}s and was killed")
@@ -160,17 +166,17 @@ class ShellGuest:
     async def open(self, command: Command) -> AsyncIterator[Stream]:
         token = secrets.token_hex(8)
         said = Commanded(token, _HELD_LIMIT)
-        async with self._opened(token, self._run_argv(token, command)) as stream:
+        argv, early = _invocation(token, command, self._capabilities)
+        async with self._opened(token, argv) as stream:
             opened = Opened(stream, said, partial(self._check_opened, command, said))
             try:
+                if early:
+                    await stream.send(early)
                 await opened.started()
                 yield opened
             finally:
                 if not opened.over:
                     await self._kill_before_leaving(token, said)
-
-    def _run_argv(self, token: str, command: Command) -> tuple[str, ...]:
-        return _words(scripts.RUN, token, command, self._capabilities)
 
     def _check_opened(self, command: Command, err: Commanded, status: int) -> None:
         """In the block of `open`, out of which errors do not go through that."""
@@ -183,7 +189,8 @@ class ShellGuest:
         if err.failure == "cwd":
             raise CannotExecute(f"cannot run {shown!r}: the directory {command.cwd or '~'} cannot be entered")
         if err.failure == "exec":
-            raise CannotExecute(f"cannot run {shown!r}: {one_line(decode(bytes(err.data))) or 'it cannot be started'}")
+            why = one_line(decode(bytes(err.data))) or "it cannot be started"
+            raise CannotExecute(f"cannot run {shown!r}: {why}", hint=_TOO_LONG if "too long" in why else "")
         if err.pid is None:
             said = one_line(decode(err.unread()))
             raise CannotExecute(f"the guest's bash did not start: exit code {status}: {said}")
@@ -321,24 +328,60 @@ class ShellGuest:
 def terminal_words(token: str, command: Command, capabilities: Capabilities) -> tuple[str, ...]:
     """The argv, for a guest, of a command that a provider gives a terminal of its own. `token` is in its environment
     as HIVEYARD_RUN. Raises BadInput, CannotExecute."""
-    return _words(scripts.TERMINAL, token, command, capabilities)
+    cwd, env, words = _parts(command, capabilities)
+    argv = ("bash", "-c", scripts.TERMINAL, "hv", token, cwd, str(len(env)), *env, *words)
+    if (size := _size(argv)) > _ARGV_LIMIT:
+        raise CannotExecute(
+            f"the command with its environment is {size} bytes long, at most {_ARGV_LIMIT} fit", hint=_TOO_LONG
+        )
+    return argv
 
 
-def _words(script: str, token: str, command: Command, capabilities: Capabilities) -> tuple[str, ...]:
+class _Invocation(NamedTuple):
+    """The argv that runs a command in a guest, and the bytes that its stdin begins with."""
+
+    argv: tuple[str, ...]
+    early: bytes = b""
+
+
+def _invocation(token: str, command: Command, capabilities: Capabilities) -> _Invocation:
+    cwd, env, words = _parts(command, capabilities)
+    argv = ("bash", "-c", scripts.RUN, "hv", token, cwd, str(len(env)), *env, *words)
+    if _size(argv) <= _ARGV_LIMIT:
+        return _Invocation(argv)
+    encoded = [word.encode("utf-8", "surrogateescape") for word in (*env, *words)]
+    if (longest := max(map(len, encoded))) > _WORD_LIMIT:
+        raise CannotExecute(
+            f"one argument or variable of the command is {longest} bytes long, at most {_WORD_LIMIT} fit",
+            hint=_TOO_LONG,
+        )
+    if (size := sum(len(word) + 1 for word in encoded)) > _WORDS_LIMIT:
+        raise CannotExecute(
+            f"the command with its environment is {size} bytes long, at most {_WORDS_LIMIT} fit", hint=_TOO_LONG
+        )
+    early = b"".join(b"'%s' " % word.replace(b"'", rb"'\''") for word in encoded) + token.encode()
+    return _Invocation(("bash", "-c", scripts.RUN_LONG, "hv", token, cwd, str(len(env)), str(len(early))), early)
+
+
+def _parts(command: Command, capabilities: Capabilities) -> tuple[str, list[str], tuple[str, ...]]:
+    """The directory of a command, the variables that bash sets for it, and its words."""
     words = command.words()
     own = [f"{name}={value}" for name, value in command.env.items() if name in _BASH_OWN]
     if own:
         words = ("env", "--", *own, *words)
     env = [f"{name}={value}" for name, value in command.env.items() if name not in _BASH_OWN]
-    cwd = _absolute(command.cwd or "~", capabilities)
-    argv = ("bash", "-c", script, "hv", token, cwd, str(len(env)), *env, *words)
-    size = sum(len(word.encode("utf-8", "surrogateescape")) + 1 for word in argv)
-    if size > _ARGV_LIMIT:
-        raise CannotExecute(
-            f"the command with its environment is {size} bytes long, at most {_ARGV_LIMIT} fit",
-            hint="give large input by stdin or by a file",
-        )
-    return argv
+    return _absolute(command.cwd or "~", capabilities), env, tuple(words)
+
+
+def _size(argv: Sequence[str]) -> int:
+    """How long the arguments are on their way: some ways write a word that is not UTF-8 as escapes, four times as
+    long."""
+    return sum(_length(word) + 1 for word in argv)
+
+
+def _length(word: str) -> int:
+    encoded = word.encode("utf-8", "surrogateescape")
+    return len(encoded) if word.isascii() or encoded == word.encode("utf-8", "replace") else 4 * len(encoded)
 
 
 def _absolute(path: str, capabilities: Capabilities) -> str:
