@@ -101,12 +101,12 @@ async def test_what_cannot_be_stopped_is_too_late_and_the_machine_goes_on(on_hos
     await anyio.sleep(0.3)
     provider = on_host.offer.provider
     assert isinstance(provider, BubblewrapProvider)
-    init = provider._record(on_host.name).recorded()
+    init = provider._directory(on_host.name).recorded()
     assert init is not None
-    halt = SignalPause(init.pid, tmp_path / "halted", patience=0.5)
+    halt = SignalPause(init.pid, tmp_path / "halted", timeout=0.5)
     with pytest.raises(TimeoutError):
         await halt.begin()
-    assert not halt.stands
+    assert not halt.paused
     for name in ("alone", "child"):
         await goes_on(on_host.session / name)
     assert not (on_host.session / "woken").exists()

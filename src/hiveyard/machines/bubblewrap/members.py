@@ -12,13 +12,13 @@ from pathlib import Path
 
 from hiveyard.kit import cmdline
 from hiveyard.machines.bubblewrap import cgroups
-from hiveyard.machines.bubblewrap.record import Alive, started
+from hiveyard.machines.bubblewrap.record import HostProcess, start_time
 
 ENTERING = (b"sh", b"confine", b"env", b"setpriv", b"nsenter")
 """The programs that lead into a machine, in the order in which each becomes the next."""
 
 
-def find(ident: str, groups: Sequence[str], init: Alive | None) -> set[Alive]:
+def find(ident: str, groups: Sequence[str], init: HostProcess | None) -> set[HostProcess]:
     """Return every process of a machine that has not ended.
 
     They are found by `ident` in their command line, by the machine's control groups and, while its process 1 `init`
@@ -29,13 +29,13 @@ def find(ident: str, groups: Sequence[str], init: Alive | None) -> set[Alive]:
     target = 0
     if init is not None:
         own = inside(init.pid, pids)
-        if not init.gone():  # else its number may belong to another process
+        if not init.has_ended():  # else its number may belong to another process
             target = init.pid
             found |= own
     for pid, words in cmdline.words(pid for pid in pids if pid not in found):
         if word in words or (target and enters(words, target)):
             found.add(pid)
-    return {Alive(pid, started(pid)) for pid in found}
+    return {HostProcess(pid, start_time(pid)) for pid in found}
 
 
 def inside(init: int, pids: Iterable[int]) -> set[int]:
