@@ -274,7 +274,7 @@ async def test_a_batch_believes_no_number_of_a_step(home: Path, number: str) -> 
 
 async def test_a_batch_that_was_killed_blames_no_step(home: Path) -> None:
     guest = _guest(Answering(home, "kill -KILL $$"))
-    with pytest.raises(GuestFileError, match="killed what did 2 steps") as caught:
+    with pytest.raises(GuestFileError, match="killed the script for 2 steps") as caught:
         await guest.batch([MakeDirectory(path="/a"), MakeDirectory(path="/b")])
     assert caught.value.context == {"operation": "batch"}
 
