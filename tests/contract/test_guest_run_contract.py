@@ -1,4 +1,4 @@
-"""What every guest does with commands."""
+"""The contract of guests for running commands."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def test_a_command_cannot_pretend_that_it_was_not_started(guest: Guest) ->
 
 
 LONGEST = (128 << 10) - 1
-"""Bytes that the kernel takes in one argument."""
+"""The kernel's limit for one argument, in bytes."""
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ async def test_a_child_that_holds_the_outputs_open_does_not_hold_up_the_result(g
     await guest.run(Command(argv=("bash", "-c", f"kill {pid}")))
 
 
-# One of each way in which a process can get away from its parent. Each sleeps for a time that names its test.
+# One process for each way to detach from a parent. The time for which they sleep identifies the test.
 TREE = """
 sleep $1 &
 (sleep $1 & )
@@ -234,7 +234,7 @@ async def _living(guest: Guest, seconds: str) -> list[str]:
       [[ " ${words[*]} " == *" $1 "* ]] && echo "${words[*]}"
     done; true"""
     result = await guest.run(Command(argv=("bash", "-c", script, "list", seconds)))
-    # The question itself is a process with that word.
+    # The script itself is a process with that word.
     return [line for line in result.stdout.decode().splitlines() if "mapfile" not in line and "done; true" not in line]
 
 
@@ -250,7 +250,7 @@ async def test_cancelling_kills_all_that_a_command_started(guest: Guest, folder:
     seconds, command = _tree(folder)
     async with anyio.create_task_group() as group:
         group.start_soon(guest.run, command)
-        while not await guest.exists(f"{folder}/all"):  # noqa: ASYNC110 (it is the guest that makes it)
+        while not await guest.exists(f"{folder}/all"):  # noqa: ASYNC110 (the guest creates it)
             await anyio.sleep(0.05)
         assert len(await _living(guest, seconds)) >= 8
         group.cancel_scope.cancel()
@@ -273,7 +273,7 @@ async def test_a_timeout_does_not_touch_other_commands(guest: Guest) -> None:
 
 
 async def test_a_burst_of_forks_is_ended_by_the_timeout(guest: Guest) -> None:
-    # 127 processes that come to be while they are killed; never more, should they not be.
+    # 127 processes that are created while they are killed, and no more even if they are not.
     script = "burst() { sleep 0.2; (($1 > 0)) && { burst $(($1 - 1)) & burst $(($1 - 1)) & }; sleep 1000; }; burst 6"
     with pytest.raises(CommandTimeout):
         await guest.run(Command(argv=("bash", "-c", script, "burst", "2000003")), timeout=0.9)

@@ -1,4 +1,4 @@
-"""The system calls that a machine on the host's own kernel may not make, tried inside of it."""
+"""Try forbidden system calls in machines that share the host's kernel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _on_the_hosts_kernel(offer: Offer) -> None:
 
 
 async def _try(guest: Guest, folder: str, name: str, *arguments: int | bytes) -> str:
-    """Make a system call in the guest; the name of its error, or nothing."""
+    """Make a system call in the guest, and return the name of its error, or nothing."""
     await guest.write_atomic(f"{folder}/call", one_call(name, arguments), mode=0o755)
     done = await guest.run(Command(argv=("./call",), cwd=folder))
     return errno.errorcode.get(done.status, "") if done.status else ""
@@ -43,7 +43,7 @@ async def _try(guest: Guest, folder: str, name: str, *arguments: int | bytes) ->
     [
         ("socket", (40, 1, 0)),  # AF_VSOCK
         ("socket", (38, 5, 0)),  # AF_ALG
-        ("socket", (40 | 1 << 32, 1, 0)),  # the kernel looks at the lower half alone
+        ("socket", (40 | 1 << 32, 1, 0)),  # the kernel uses only the lower half
         ("socketpair", (30, 1, 0, NOTHING)),  # AF_TIPC
         ("keyctl", (0, (1 << 64) - 3, 0)),  # KEYCTL_GET_KEYRING_ID of the session
         ("add_key", (b"user", b"name", b"content", 7, (1 << 64) - 4)),
@@ -75,7 +75,7 @@ async def test_the_usual_sockets_can_be_opened(guest: Guest, folder: str, family
 
 @pytest.mark.parametrize("mode", [SET_USER_ID, SET_GROUP_ID])
 async def test_no_file_of_a_guest_gets_a_set_id_bit(place: Place, mode: int) -> None:
-    """On the host's disk it belongs to the daemon's user, root perhaps."""
+    """On the host's disk the file belongs to the daemon's user, which may be root."""
     async with place.guest() as guest:
         folder = "/session/d"
         await guest.mkdir(folder)
@@ -93,7 +93,7 @@ async def test_no_file_of_a_guest_gets_a_set_id_bit(place: Place, mode: int) -> 
         for name, arguments in calls:
             assert await _try(guest, folder, name, *arguments) == "EPERM", name
         assert not (await guest.run(Command(argv=("chmod", f"{mode:o}", f"{folder}/f")))).ok
-        # Without O_CREAT nothing is made of the mode, and callers leave anything there.
+        # Without O_CREAT the mode is not used, and may be anything.
         assert await _try(guest, folder, "openat", AT_FDCWD, b"f", 0, mode) == ""
         assert (await guest.run(Command(argv=("chmod", "1750", f"{folder}/f")))).ok
     assert stat.S_IMODE(Path(place.session, "d/f").stat().st_mode) == 0o1750

@@ -1,4 +1,4 @@
-"""Whether a process of a machine lives, whatever it does to be taken for another or for none."""
+"""Test that a machine's process is identified, whatever it does to look like another one or like none."""
 
 from __future__ import annotations
 

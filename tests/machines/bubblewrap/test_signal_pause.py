@@ -1,4 +1,4 @@
-"""Machines that stand still where no control group can be frozen: the contract again, with every process stopped."""
+"""Freeze machines on hosts without a freezer: run the contract again with every process stopped by signals."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ async def offer() -> AsyncIterator[Offer]:
 
 @pytest.fixture
 async def on_host(offer: Offer) -> AsyncIterator[Place]:
-    """A machine with the host's programs."""
+    """Boot a machine with the host's programs."""
     async with machine(replace(offer, image=HOST)) as place:
         yield place
 
 
-# A parent that waits in the kernel, until its child has opened what nobody writes.
+# A parent that waits in the kernel until its child has opened a pipe that no process writes to.
 STUCK = """
 import os
 os.mkfifo("/tmp/fifo")
@@ -125,7 +125,7 @@ async def test_processes_without_a_command_line_in_one_machine_do_not_hold_up_an
         await goes_on(place.session / name)
 
 
-# A daemon that is killed with the machine half or wholly stopped.
+# A daemon that is killed when the machine is partly or completely stopped.
 DAEMON = """
 import sys, anyio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is particular to machines that are containers; the contract suite has the rest."""
+"""Test the properties that only containers have; the contract suite tests the rest."""
 
 from __future__ import annotations
 

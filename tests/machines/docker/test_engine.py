@@ -127,7 +127,7 @@ async def test_without_an_engine_the_provider_is_not_ready_and_says_what_to_do(t
     path = tmp_path / "engine.sock"
     if bound:
         with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(path))  # nobody listens
+            server.bind(str(path))  # no process listens
     provider = DockerProvider(tmp_path / "state", DockerSettings(socket=str(path)))
     readiness = await provider.readiness()
     assert not readiness.ok
