@@ -103,7 +103,7 @@ class Cgroups:
         return self._root / _PARENT if self._v2 else self._root / controller / _PARENT
 
 
-def _quota(cpus: int) -> int:
+def _quota(cpus: float) -> int:
     """Return `cpus` as microseconds of each period. A quarter of one of the host's processors is never given away."""
     most = (os.cpu_count() or 1) - 0.25
     return int(min(cpus, most) * _PERIOD)
