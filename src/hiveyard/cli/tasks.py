@@ -18,7 +18,10 @@ from hiveyard.cli.options import JSON
 from hiveyard.cli.run import watch
 from hiveyard.cli.sessions import summary
 from hiveyard.cli.work import find
-from hiveyard.kit.text import one_line
+from hiveyard.kit.text import decode, one_line, printable
+
+ALREADY_ENDED = 1
+"""The exit code of `hv cancel` for a task that had ended before."""
 
 
 @click.command(short_help="List tasks.")
@@ -80,8 +83,9 @@ def logs(work: str, follow: bool, as_json: bool) -> None:
         looks.summary(found)
         return
     path = f"/v1/tasks/{quoted(found['id'])}/events"
-    for event in live(found["id"]) if follow else connect().stream("GET", path):
-        for line in [json.dumps(event)] if as_json else transcript.lines(event):
+    complete = transcript.shows_all(found) and not as_json
+    for event in live(found["id"], raw=complete) if follow else connect().stream("GET", path, raw=complete):
+        for line in [json.dumps(event)] if as_json else transcript.lines(event, complete=complete):
             click.echo(line)
 
 
@@ -99,16 +103,31 @@ def events(work: str, follow: bool, raw: bool, after: int, as_json: bool) -> Non
         if not raw:
             click.echo(json.dumps(event))
         elif "raw" in event:
-            sys.stdout.buffer.write(base64.b64decode(event["raw"]) + b"\n")
-            sys.stdout.buffer.flush()
+            _print_raw(base64.b64decode(event["raw"]))
+
+
+def _print_raw(lines: bytes) -> None:
+    """Print an agent's raw lines: unchanged into a file or a pipe, without escapes on a terminal."""
+    if sys.stdout.isatty():
+        for line in decode(lines).split("\n"):
+            click.echo(printable(line))
+        return
+    sys.stdout.buffer.write(lines + b"\n")
+    sys.stdout.buffer.flush()
 
 
 @click.command(short_help="Ask an agent to stop.")
 @TASK
 @JSON
-def cancel(task: str, as_json: bool) -> None:
-    """Ask an agent to stop and wait for its end; what it has done is collected."""
+def cancel(task: str, as_json: bool) -> int:
+    """Ask an agent to stop and wait for its end; what it has done is collected. The exit code is 1 when the task had
+    already ended."""
     client = connect()
+    before = client.call("GET", f"/v1/tasks/{quoted(task)}")
+    if before["ended_at"] is not None:
+        click.echo(json.dumps(before) if as_json else f"{before['slug']} has already ended: {before['status']}")
+        return ALREADY_ENDED
     found = client.call("POST", f"/v1/tasks/{quoted(task)}/cancel")
     watch(found, quiet=True)
     click.echo(json.dumps(found) if as_json else f"{found['slug']}: {found['status']}")
+    return 0
