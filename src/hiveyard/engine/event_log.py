@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
+import anyio
 from sqlalchemy import Connection
 
-from hiveyard.core.events import AnyBody, PhaseEnded
+from hiveyard.core.events import AnyBody, PhaseEnded, Progress
+from hiveyard.core.machines import Report
 from hiveyard.kit.clock import Clock
+from hiveyard.kit.group import together
+from hiveyard.kit.progress import heartbeat
 from hiveyard.store import journal
 from hiveyard.store.database import Store
 
@@ -61,6 +66,23 @@ class EventLog:
 
     async def read(self, question: Callable[[Connection], T]) -> T:
         return await self.store.read(question)
+
+    @asynccontextmanager
+    async def progress(self, session: str, step: str) -> AsyncIterator[Report]:
+        """Yield a Report whose lines become Progress events, in order, while the block runs. After seconds without a
+        line, the last one (or `step`) is repeated with the time that it takes."""
+        send, receive = anyio.create_memory_object_stream[str](math.inf)
+
+        async def write() -> None:
+            with receive:
+                async for line in receive:
+                    await self.record(session, Progress(message=line))
+
+        async with together() as group:
+            group.start_soon(write, name="progress")
+            with send:
+                async with heartbeat(send.send_nowait, step) as report:
+                    yield report
 
     @asynccontextmanager
     async def phase(self, session: str, name: str) -> AsyncIterator[None]:

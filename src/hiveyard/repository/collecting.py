@@ -11,12 +11,15 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hiveyard.core.commands import Command, Result
 from hiveyard.core.errors import BadBundle, GuestNoSpace, RepositoryError
+from hiveyard.core.machines import Report, quiet
 from hiveyard.core.ports import Guest
+from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.kit.text import decode, one_line
 from hiveyard.repository import scripts
 from hiveyard.repository.branches import collide, heads
@@ -111,6 +114,7 @@ async def collect(
     limit: int = LIMIT,
     memory: int = MEMORY,
     aside: bool = False,
+    report: Report = quiet,
 ) -> Collected:
     """Commit what is left in the guest's `/session/repo` and bring it to `branch` of the host's bare `origin`.
 
@@ -121,9 +125,10 @@ async def collect(
     await check_branch_name(branch)
     bounds = _Bounds(limit, memory)
     result.mkdir(parents=True, exist_ok=True)
-    links, notices = await _submodules(guest, origin, result, branch, bounds, aside)
     bundle = result / BUNDLE
-    said = await _bring(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, bounds)
+    async with measured(report, "reading the work out of the machine", partial(disk_usage, *_parts(result, origin))):
+        links, notices = await _submodules(guest, origin, result, branch, bounds, aside)
+        said = await _bring(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, bounds)
     notices = [*_told(said), *notices]
     if said.head == base:
         return Collected(base, 0, 0, 0, 0, False, None, None, tuple(notices))
@@ -188,10 +193,20 @@ async def _bring(guest: Guest, tree: Tree, bundle: Path, bounds: _Bounds) -> _Sa
     return said
 
 
+def _part(file: Path) -> Path:
+    return file.with_name(f".{file.name}.part")
+
+
+def _parts(result: Path, origin: Path) -> list[Path]:
+    """The bundles that are being written, of submodules too."""
+    inner = [result / "submodules" / one.copy for one in submodules(origin)]
+    return [_part(directory / BUNDLE) for directory in (*inner, result)]
+
+
 @contextmanager
 def _whole(file: Path) -> Iterator[Path]:
     """Where to write what becomes `file` at the end of the block: who reads that meanwhile has the former one."""
-    part = file.with_name(f".{file.name}.part")
+    part = _part(file)
     try:
         yield part
         part.replace(file)

@@ -257,7 +257,8 @@ class SessionRunner:
         assert session.base is not None and session.branch is not None
         async with self._event_log.phase(self.id, "push"):
             origin, shared = self._workspace.origin, self._workspace.shared
-            await repository.push(guest, origin, shared, base=session.base, branch=session.branch)
+            async with self._event_log.progress(self.id, "giving the repository to the machine") as report:
+                await repository.push(guest, origin, shared, base=session.base, branch=session.branch, report=report)
 
     async def _end_when_asked(
         self, guest: Guest, terminal_runner: TerminalRunner, attending: anyio.CancelScope

@@ -32,7 +32,10 @@ async def _collected(id: str, guest: Guest, resources: Resources, *, aside: bool
     session = await resources.event_log.read(lambda conn: views.session(conn, id))
     assert session.base is not None and session.branch is not None
     place = workspace.origin, workspace.result
-    return await repository.collect(guest, *place, base=session.base, branch=session.branch, aside=aside)
+    async with resources.event_log.progress(id, "collecting the work") as report:
+        return await repository.collect(
+            guest, *place, base=session.base, branch=session.branch, aside=aside, report=report
+        )
 
 
 async def _told(id: str, got: Collected, resources: Resources, turn: int | None) -> ResultRow:

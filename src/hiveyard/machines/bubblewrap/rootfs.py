@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -13,6 +14,7 @@ import anyio
 from hiveyard.core.errors import BadInput, NoSpace, NoSuchImage, ProviderError
 from hiveyard.core.machines import Holding, Image, Report
 from hiveyard.kit import files, process
+from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.kit.trees import remove_tree
 
 _EDITION = ".2"  # changes with the way of unpacking; roots of older versions of Hiveyard have no suffix
@@ -48,11 +50,11 @@ class Roots:
         try:
             if not target.is_dir():
                 report(f"unpacking image {image.name} (once)")
-                await self._unpack(image, target)
+                await self._unpack(image, target, report)
         finally:
             lock.__exit__(None, None, None)
 
-    async def _unpack(self, image: Image, target: Path) -> None:
+    async def _unpack(self, image: Image, target: Path, report: Report) -> None:
         if not image.rootfs.is_file():
             raise NoSuchImage(
                 f"the root file system of image {image.name} does not exist: {image.rootfs}", image=image.id
@@ -63,7 +65,8 @@ class Roots:
         owner = ("--numeric-owner", "--same-owner") if os.geteuid() == 0 else ("--no-same-owner",)
         try:
             argv = ["tar", "-C", str(fresh), *_NO_DEVICES, *owner, "-xpf", str(image.rootfs)]
-            done = await process.run(argv)
+            async with measured(report, "unpacking", partial(disk_usage, fresh)):
+                done = await process.run(argv)
             if not done.ok:
                 full = "No space left" in done.complaint()
                 kind = NoSpace if full else ProviderError

@@ -19,6 +19,7 @@ from aiodocker.exceptions import DockerError
 from hiveyard.core.errors import NoSuchImage, ProviderError
 from hiveyard.core.machines import Holding, Image, Report
 from hiveyard.kit.lock import alone
+from hiveyard.kit.progress import measured, size
 from hiveyard.machines.docker.container import GUEST_UID, REPOSITORY, tag
 from hiveyard.machines.docker.engine import engine_errors
 
@@ -61,7 +62,25 @@ async def import_image(client: Docker, image: Image, locks: Path, report: Report
                 f"the file of image {image.id} is gone: {image.rootfs}", hint=f"hv image build {image.name}"
             )
         report(f"importing {image.name} into the container engine (once per image)")
-        await _import(client, image.id, _root(image.rootfs))
+        sent = _Sent(image.rootfs.stat().st_size)
+        async with measured(report, "importing", sent.text):
+            await _import(client, image.id, sent.counted(_root(image.rootfs)))
+
+
+class _Sent:
+    """Counts the bytes of an image that were sent."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._sent = 0
+
+    async def counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            yield piece
+            self._sent += len(piece)
+
+    def text(self) -> str:
+        return f"{size(self._sent)} of {size(self._total)}"
 
 
 async def remove_image(client: Docker, image_id: str) -> None:
