@@ -10,15 +10,23 @@ import msgspec
 
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import Shape
+from hiveyard.core.units import DURATION_PATTERN, SIZE_PATTERN
 from hiveyard.kit.names import is_id
 from hiveyard.kit.text import one_line
 
 PROMPT_LIMIT = 16 << 20
 """Most bytes of a prompt: far above what any model reads, far below what would hurt."""
 
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=366 * 86400.0)]
+# In the OpenAPI document these are also texts with a unit.
+Seconds = Annotated[
+    float,
+    msgspec.Meta(gt=0, le=366 * 86400.0, extra_json_schema={"type": ["number", "string"], "pattern": DURATION_PATTERN}),
+]
 Dollars = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
-Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+Size = Annotated[
+    int, msgspec.Meta(ge=1, le=1 << 24, extra_json_schema={"type": ["integer", "string"], "pattern": SIZE_PATTERN})
+]
+Cpus = Annotated[float, msgspec.Meta(ge=0.1, le=1 << 16)]
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,7 +50,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     budget_usd: Dollars | None = None
     account: str | None = None
     memory_mib: Size | None = None
-    cpus: Size | None = None
+    cpus: Cpus | None = None
     disk_gib: Size | None = None
     record: str | None = None
     tape: str | None = None
@@ -54,8 +62,12 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 check_text(field, said)
         if self.id is not None and not is_id(self.id):
             raise BadInput(f"{one_line(self.id, 80)!r} is no id: 10 letters and digits, as hv makes them")
-        sizes = {"memory_mib": self.memory_mib, "cpus": self.cpus, "disk_gib": self.disk_gib}
-        Shape(**{name: size for name, size in sizes.items() if size is not None})
+        usual = Shape()
+        Shape(
+            memory_mib=self.memory_mib or usual.memory_mib,
+            cpus=self.cpus or usual.cpus,
+            disk_gib=self.disk_gib or usual.disk_gib,
+        )
         if self.tape and self.record:
             raise BadInput("--tape answers from a recording and --record makes one: choose one of them")
         for what, name in (("tape", self.tape), ("recording", self.record)):

@@ -21,8 +21,8 @@ class EngineSettings:
     """Memory of a machine, in MiB."""
     memory_total_mib: int = 0
     """Memory that all machines together may be promised, in MiB; 0 is the host's, less 1 GiB. Tasks wait for it."""
-    cpus: int = 2
-    """Processors of a machine."""
+    cpus: float = 2
+    """Processors of a machine; a VM has a whole number of them."""
     disk_gib: int = 20
     """Size of a machine's own disk, in GiB; what is not used takes no space."""
     timeout: float = 7200.0

@@ -50,6 +50,7 @@ async def test_who_is_not_heard_any_more_is_stopped_and_its_work_is_brought_out(
         assert await events(engine, id, "result.collected")
 
 
+@pytest.mark.long("storms")
 async def test_who_is_not_heard_any_more_is_stopped_when_the_disk_fills_up(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await unheard(engine, yard, repo)

@@ -101,7 +101,7 @@ class Cgroups:
         return self._root / _PARENT if self._v2 else self._root / controller / _PARENT
 
 
-def _quota(cpus: int) -> int:
+def _quota(cpus: float) -> int:
     """Microseconds of each period: `cpus` processors, and never the last quarter of one, which is the host's."""
     most = (os.cpu_count() or 1) - 0.25
     return int(min(cpus, most) * _PERIOD)

@@ -132,7 +132,7 @@ def _host_config(
         "Privileged": False,
         "Memory": memory,
         "MemorySwap": memory,  # the same as Memory: no swap
-        "NanoCpus": min(spec.shape.cpus, cpus) * 1_000_000_000,
+        "NanoCpus": int(min(spec.shape.cpus, cpus) * 1_000_000_000),
         "PidsLimit": spec.shape.pids,
         "ShmSize": memory // _TMPFS_SHARE,
         "RestartPolicy": {"Name": "no"},

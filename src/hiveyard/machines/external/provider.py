@@ -239,7 +239,7 @@ def _image(image: Image) -> dict[str, object]:
 def _shape(shape: Shape) -> dict[str, object]:
     return {
         "memory_mib": shape.memory_mib,
-        "cpus": shape.cpus,
+        "cpus": shape.whole_cpus,
         "disk_gib": shape.disk_gib,
         "pids": shape.pids,
     }

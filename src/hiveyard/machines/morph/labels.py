@@ -51,7 +51,7 @@ def _lifetime(spec: MachineSpec) -> dict[str, str]:
 
 def of_prepared(image_id: str, shape: Shape, home: str) -> str:
     own = "" if home == Capabilities().home else home
-    return f"{image_id}/{shape.cpus}/{shape.memory_mib}/{shape.disk_gib}{own}"
+    return f"{image_id}/{shape.whole_cpus}/{shape.memory_mib}/{shape.disk_gib}{own}"
 
 
 def stopped(instance: Instance) -> bool:

@@ -36,7 +36,7 @@ class Service:
 
     async def boot_base(self, image: str, shape: Shape, metadata: Mapping[str, str], ttl: int) -> Instance:
         body = {
-            "vcpus": shape.cpus,
+            "vcpus": shape.whole_cpus,
             "memory": shape.memory_mib,
             "disk_size": shape.disk_gib << 10,
             "metadata": dict(metadata),

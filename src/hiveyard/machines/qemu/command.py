@@ -92,7 +92,7 @@ def arguments(plan: Plan) -> list[str]:
         *("-global", "migration.send-configuration=off"),
         *("-machine", MACHINE + (",memory-backend=ram" if plan.memory else "")),
         *("-accel", plan.engine.accel, "-cpu", plan.engine.cpu),
-        *("-smp", str(plan.shape.cpus), "-m", f"{plan.shape.memory_mib}M"),
+        *("-smp", str(plan.shape.whole_cpus), "-m", f"{plan.shape.memory_mib}M"),
         *_memory(plan),
         *_kernel(plan),
         *_disk(plan),

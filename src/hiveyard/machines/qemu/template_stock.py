@@ -194,7 +194,7 @@ class TemplateStock:
         return Key(
             image=image,
             disk=disk.host_key,
-            shape=replace(shape, pids=Shape().pids),  # a machine is told that when it is forked
+            shape=replace(shape, cpus=shape.whole_cpus, pids=Shape().pids),  # a machine is told that when it is forked
             engine=qemu.choice.engine,
             version=qemu.version,
             processor=processor().digest() if qemu.kvm else "",
