@@ -36,6 +36,10 @@ class EngineSettings:
     """Most output of one turn that is kept, in MiB; an agent that writes more is stopped."""
     line_limit_mib: int = 16
     """Longest line of an agent's output, in MiB; what is longer is cut."""
+    collect_timeout: float = 300.0
+    """Longest time in seconds that it may take to collect the work from a machine."""
+    collect_file_mib: int = 512
+    """Size in MiB above which a file that is not committed is left out of the result; a notice names it."""
     max_tasks: int = 16
     """Tasks that run at the same time; more wait for their turn."""
     turn_snapshots: int = 10
@@ -58,6 +62,8 @@ class EngineSettings:
             "silence",
             "output_limit_mib",
             "line_limit_mib",
+            "collect_timeout",
+            "collect_file_mib",
             "max_tasks",
         ):
             if not getattr(self, name) > 0:

@@ -296,8 +296,7 @@ class Sessions:
 
     async def harvest(self, id: str) -> None:
         """Bring out the work of a running session as it is now; what a stopped one left was brought out then. Raises
-        SessionNotRunning for one that is paused or not ready yet, CommandTimeout for one whose end is asked for
-        while its machine does not give it out."""
+        SessionNotRunning for one that is paused or not ready yet, CollectTimeout."""
         while (runner := self._runners.get(id)) is not None and runner.stop.reason is None:
             await self.reachable(id)
             async with self._r.collecting(id):

@@ -18,7 +18,7 @@ import anyio.to_thread
 from hiveyard import repository
 from hiveyard.core.errors import (
     BudgetSpent,
-    CommandTimeout,
+    CollectTimeout,
     DiskReserve,
     GuestDisconnected,
     HiveyardError,
@@ -70,10 +70,8 @@ TRIES = 24
 """Times in a row that going into the guest breaks until its machine is taken for lost."""
 HEARING = 15.0
 """Seconds that are waited for the end of what is heard of a program that was ended: its guest can hold it back."""
-COLLECTING = 300.0
-"""Seconds for bringing the work out once the end was asked for."""
 HURRIED = 15.0
-"""Seconds for each of the two when the disk fills up."""
+"""Seconds for that, and for collecting the work, when the disk fills up."""
 
 
 class SessionRunner:
@@ -300,18 +298,17 @@ class SessionRunner:
             await self._event_log.record(self.id, Notice(message=message, code=error.code))
 
     async def collect_work(self, guest: Guest) -> None:
-        """Bring the work out, while nobody else does. Raises CommandTimeout when the end was asked for and this goes
-        on: git runs what the guest tells it to."""
+        """Collect the work while no other caller does. Raises CollectTimeout, sooner when the disk fills up."""
         async with together() as group:
             group.start_soon(self._limit_when_asked, group.cancel_scope, name="limit")
             await collect_work(self.id, guest, self._r)
             group.cancel_scope.cancel()
             return
-        raise CommandTimeout("the machine did not give it out in time")
+        raise CollectTimeout(f"collecting took longer than {HURRIED:g}s while the disk filled up, and was stopped")
 
     async def _limit_when_asked(self, collecting: anyio.CancelScope) -> None:
-        hurried = isinstance(await self.stop.asked(), DiskReserve)
-        collecting.deadline = anyio.current_time() + (HURRIED if hurried else COLLECTING)
+        if isinstance(await self.stop.asked(), DiskReserve):
+            collecting.deadline = anyio.current_time() + HURRIED
 
     # --- freezing ----------------------------------------------------------------------------------------------------
 
