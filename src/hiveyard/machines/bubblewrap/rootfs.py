@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 
 from hiveyard.core.errors import BadInput, NoSpace, NoSuchImage, ProviderError
-from hiveyard.core.machines import Holding, Image, Report
+from hiveyard.core.machines import Image, Report, StoredItem
 from hiveyard.kit import files, process
 from hiveyard.kit.trees import remove_tree
 
@@ -79,7 +79,7 @@ class Roots:
                 gone = path.rename(path.with_name(f".{image_id}.new-gone"))
                 await anyio.to_thread.run_sync(remove_tree, gone)
 
-    def holdings(self) -> list[Holding]:
+    def stored_items(self) -> list[StoredItem]:
         """The unpacked images; and what is left of half-unpacked ones, and of those that were unpacked anew."""
         if not self._directory.is_dir():
             return []
@@ -88,7 +88,7 @@ class Roots:
             image = path.name.removeprefix(".").partition(".")[0]
             # Machines may still live on a root of a version before: whoever discards it has to see to that.
             left = path.name.startswith(".") or (path.name == image and path.with_name(image + _EDITION).is_dir())
-            found.append(Holding(kind="left" if left else "made", name=path.name, image=image, place=path))
+            found.append(StoredItem(kind="left" if left else "made", name=path.name, image=image, place=path))
         return found
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import anyio
 
 from hiveyard.core.commands import Command, Result
-from hiveyard.core.context import about, of_guests
+from hiveyard.core.context import error_context, of_guests
 from hiveyard.core.errors import (
     BadInput,
     CannotExecute,
@@ -175,7 +175,7 @@ class ShellGuest:
     def _check_opened(self, command: Command, err: Commanded, status: int) -> None:
         """In the block of `open`, out of which errors do not go through that."""
         named = {"machine": self.machine, "command": command.name or ""}
-        with about("open", lambda: {what: name for what, name in named.items() if name}):
+        with error_context("open", lambda: {what: name for what, name in named.items() if name}):
             self._check_started(command, err, status)
 
     def _check_started(self, command: Command, err: Commanded, status: int) -> None:
