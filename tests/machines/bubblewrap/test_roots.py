@@ -48,10 +48,10 @@ async def test_what_a_version_before_unpacked_is_unpacked_anew_and_left_to_be_re
     old = unpacked_before(tmp_path / "cache", image)
     with pytest.raises(NoSuchImage):
         roots.find(image)
-    assert [(found.kind, found.place) for found in roots.holdings()] == [("made", old)]
+    assert [(found.kind, found.place) for found in roots.stored_items()] == [("made", old)]
     await roots.unpack(image, quiet)
     assert (roots.find(image) / FILES[2]).exists()
-    found = {holding.place: (holding.kind, holding.image) for holding in roots.holdings()}
+    found = {holding.place: (holding.kind, holding.image) for holding in roots.stored_items()}
     assert found == {old: ("left", image.id), roots.find(image): ("made", image.id)}
 
 
@@ -63,4 +63,4 @@ async def test_an_image_that_is_let_go_of_leaves_nothing(tmp_path: Path, anew: b
         await roots.unpack(image, quiet)
     await roots.release(image.id)
     await roots.release(image.id)
-    assert roots.holdings() == []
+    assert roots.stored_items() == []

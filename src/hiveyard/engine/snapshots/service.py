@@ -26,7 +26,7 @@ from hiveyard.core.errors import (
     OrchestrationError,
 )
 from hiveyard.core.events import Notice, SessionForked, SnapshotRemoved, SnapshotTaken
-from hiveyard.core.ports import Frozen, Pauses, Provider
+from hiveyard.core.ports import Pauses, Provider, SnapshotStats
 from hiveyard.core.ports import Snapshots as Live
 from hiveyard.core.states import AT_WORK, Activity
 from hiveyard.engine.placement.machine_lease import machine_name
@@ -162,7 +162,7 @@ class Snapshots:
 
     async def _frozen(
         self, session: SessionRow, terminal_runner: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
-    ) -> tuple[Frozen, Copied, int | None]:
+    ) -> tuple[SnapshotStats, Copied, int | None]:
         """The machine, where that can be kept, and what `_copy` answers."""
         provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
 
@@ -172,11 +172,11 @@ class Snapshots:
         if asked.live:
             assert isinstance(provider, Live)
             kept = snapshot_files.provider_name(session.id, asked.snapshot)
-            frozen = await provider.snapshot(machine_name(session.id), kept, copy, passing=asked.passing)
+            frozen = await provider.snapshot(machine_name(session.id), kept, copy, temporary=asked.passing)
         else:
             begun = clock.monotonic()
             await copy()
-            frozen = Frozen(clock.monotonic() - begun, 0)
+            frozen = SnapshotStats(clock.monotonic() - begun, 0)
         ((copied, feed),) = copies
         return frozen, copied, feed
 

@@ -45,7 +45,6 @@ from hiveyard.core.errors import (
 from hiveyard.core.machines import (
     HOST,
     Capabilities,
-    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -54,6 +53,7 @@ from hiveyard.core.machines import (
     Readiness,
     Report,
     Shape,
+    StoredItem,
     Tier,
     check_machine_name,
     quiet,
@@ -162,11 +162,13 @@ class BubblewrapProvider:
     async def release_image(self, image_id: str) -> None:
         await self._roots.release(image_id)
 
-    async def holdings(self) -> list[Holding]:
-        machines = [Holding(kind="machine", name=name, place=self._state / name) for name in sorted(await self.names())]
-        return [*self._roots.holdings(), *machines]
+    async def stored_items(self) -> list[StoredItem]:
+        machines = [
+            StoredItem(kind="machine", name=name, place=self._state / name) for name in sorted(await self.names())
+        ]
+        return [*self._roots.stored_items(), *machines]
 
-    async def discard(self, holding: Holding) -> None:
+    async def discard(self, holding: StoredItem) -> None:
         assert holding.kind == "left" and holding.place is not None
         await anyio.to_thread.run_sync(remove_tree, holding.place)
 

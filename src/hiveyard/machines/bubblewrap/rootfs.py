@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from hiveyard.core.errors import BadInput, NoSpace, NoSuchImage, ProviderError
-from hiveyard.core.machines import Holding, Image, Report
+from hiveyard.core.machines import Image, Report, StoredItem
 from hiveyard.kit import files, process
 from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.kit.trees import remove_tree
@@ -86,7 +86,7 @@ class Roots:
                 gone = path.rename(path.with_name(f".{image_id}.new-gone"))
                 await anyio.to_thread.run_sync(remove_tree, gone)
 
-    def holdings(self) -> list[Holding]:
+    def stored_items(self) -> list[StoredItem]:
         """List the unpacked images, and the remains of interrupted unpackings and of older editions."""
         if not self._directory.is_dir():
             return []
@@ -95,7 +95,7 @@ class Roots:
             image = path.name.removeprefix(".").partition(".")[0]
             # Machines may still use a root of an older edition: the caller of `discard` checks that.
             left = path.name.startswith(".") or (path.name == image and path.with_name(image + _EDITION).is_dir())
-            found.append(Holding(kind="left" if left else "made", name=path.name, image=image, place=path))
+            found.append(StoredItem(kind="left" if left else "made", name=path.name, image=image, place=path))
         return found
 
 

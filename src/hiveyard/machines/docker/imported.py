@@ -17,7 +17,7 @@ from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
 from hiveyard.core.errors import NoSuchImage, ProviderError
-from hiveyard.core.machines import Holding, Image, Report
+from hiveyard.core.machines import Image, Report, StoredItem
 from hiveyard.kit.lock import alone
 from hiveyard.kit.progress import measured, size
 from hiveyard.machines.docker.container import GUEST_UID, REPOSITORY, tag
@@ -97,7 +97,7 @@ async def remove_image(client: Docker, image_id: str) -> None:
                 raise
 
 
-async def holdings(client: Docker) -> list[Holding]:
+async def stored_items(client: Docker) -> list[StoredItem]:
     """List our images in the engine, with the sizes that it reports."""
     with engine_errors("listing images"):
         listed = await client.images.list(filter=REPOSITORY)
@@ -106,7 +106,7 @@ async def holdings(client: Docker) -> list[Holding]:
         for name in made.get("RepoTags") or []:
             repository, _, image = name.rpartition(":")
             if repository == REPOSITORY:
-                found.append(Holding(kind="made", name=name, image=image, size=int(made["Size"])))
+                found.append(StoredItem(kind="made", name=name, image=image, size=int(made["Size"])))
     return found
 
 

@@ -41,7 +41,6 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.machines import (
     Capabilities,
-    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -49,6 +48,7 @@ from hiveyard.core.machines import (
     Readiness,
     Report,
     Shape,
+    StoredItem,
     Tier,
     check_machine_name,
     quiet,
@@ -139,11 +139,11 @@ class DockerProvider:
         async with self._engine.connect() as client:
             await imported.remove_image(client, image_id)
 
-    async def holdings(self) -> list[Holding]:
+    async def stored_items(self) -> list[StoredItem]:
         async with self._engine.connect() as client:
-            return await imported.holdings(client)
+            return await imported.stored_items(client)
 
-    async def discard(self, holding: Holding) -> None:
+    async def discard(self, holding: StoredItem) -> None:
         """Do nothing: an engine removes the remains of its imports itself."""
 
     # --- machines -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import anyio
 
 from hiveyard.core.commands import Command, Result
-from hiveyard.core.context import about, of_guests
+from hiveyard.core.context import error_context, of_guests
 from hiveyard.core.errors import (
     BadInput,
     CannotExecute,
@@ -182,7 +182,7 @@ class ShellGuest:
     def _check_opened(self, command: Command, err: CommandStderr, status: int) -> None:
         """Check as in `open`: errors raised inside its block do not pass through its decorator."""
         named = {"machine": self.machine, "command": command.name or ""}
-        with about("open", lambda: {what: name for what, name in named.items() if name}):
+        with error_context("open", lambda: {what: name for what, name in named.items() if name}):
             self._check_started(command, err, status)
 
     def _check_started(self, command: Command, err: CommandStderr, status: int) -> None:
