@@ -116,7 +116,7 @@ def test_two_plugins_with_one_name_are_reported(install: Install) -> None:
 @pytest.mark.parametrize("name", ["../up", "A", "x" * 40])
 def test_an_invalid_name_is_reported(install: Install, name: str) -> None:
     install("hiveyard.agents", name, "brought_by_a_test:Agent")
-    with pytest.raises(BadPlugin, match="no name"):
+    with pytest.raises(BadPlugin, match="invalid name"):
         agents.by_name("robot")
 
 

@@ -1,4 +1,4 @@
-"""No test prints a secret: each secret in the tests has the mark, and output is searched for the mark after each test."""
+"""No test prints a secret: each secret in the tests has the mark, and output is searched for it after each test."""
 
 from __future__ import annotations
 
