@@ -19,8 +19,8 @@ from tests.support.changed import tests_of_changes
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOWEST = 15
-# Most unit tests wait for other programs most of the time, so there is one worker more than there are processors.
-WORKERS = (os.cpu_count() or 1) + 1
+# Most unit tests wait for other programs most of the time, so there are two workers for each processor.
+WORKERS = 2 * (os.cpu_count() or 1)
 SPREAD = ("--numprocesses", str(WORKERS), "--dist", "worksteal")
 # Rows of tests (tests/conftest.py), three side by side: most wait, and a VM takes a processor.
 ROWS = ("--numprocesses", "3", "--dist", "loadscope")

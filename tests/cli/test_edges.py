@@ -65,7 +65,7 @@ def unread(hv: Hv, *words: str) -> subprocess.CompletedProcess[bytes]:
         (["rm", "--help"], 0, b""),
         (["version"], 0, b""),
         (["version", "--json"], 0, b""),
-        (["dance", "--json"], 2, b"error: No such command 'dance'.\n  try: hv --help\n"),
+        (["dance", "--json"], 2, b"error: hv has no verb 'dance'\n  try: hv --help\n"),
     ],
 )
 def test_a_reader_who_went_is_no_problem_and_hides_none(hv: Hv, words: list[str], status: int, said: bytes) -> None:

@@ -82,8 +82,8 @@ class _Bounded(Talker):
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
-    def live(self, turn: Turn) -> ProcessSpec:
-        return replace(super().live(turn), output_limit=self._limit)
+    def live_process(self, turn: Turn) -> ProcessSpec:
+        return replace(super().live_process(turn), output_limit=self._limit)
 
 
 @pytest.mark.parametrize("limit", [64 << 10, 70_000])

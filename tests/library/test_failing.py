@@ -106,7 +106,7 @@ async def test_a_process_manager_that_is_not_in_the_image_leaves_no_machine(yard
     ("agent", "wishes", "says"),
     [
         (CommandLine(), {"name": "hello"}, "needs a command line"),
-        (CommandLine(), {"name": "x" * 300, "command": "true"}, "is no name for a process"),
+        (CommandLine(), {"name": "x" * 300, "command": "true"}, "is not a valid process name"),
         (CommandLine(), {"name": "hello", "command": "true", "system": "x"}, "takes no system prompt"),
         (Claude(), {"name": "hello", "model": "--yolo"}, "is no name of a model"),
         (Claude(), {"name": "hello", "system": "x\0"}, "system prompt has control characters"),

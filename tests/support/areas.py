@@ -31,7 +31,8 @@ class Recorder:
 
 def register(config: pytest.Config) -> None:
     """Record the tests of this run, if the runner asked for it. Workers of xdist report to their controller."""
-    if (path := os.environ.get(VARIABLE)) and not hasattr(config, "workerinput"):
+    # Removed from the environment: a pytest that a test runs has nothing to add.
+    if path := os.environ.pop(VARIABLE, None):
         config.pluginmanager.register(Recorder(Path(path)))
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import anyio
 
-from hiveyard.core.errors import ComeBack, CredentialsError, KeyMissing
+from hiveyard.core.errors import CredentialsError, HasRetryAfter, KeyMissing
 from hiveyard.credentials.claude_oauth import OAuthSettings, Tokens, refresh
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.files import locked
@@ -111,7 +111,7 @@ class Refresher:
                 fresh = await refresh(self._settings, stored, clock=self._clock)
             except CredentialsError as error:
                 if error.retry:
-                    wait = (error.retry_after if isinstance(error, ComeBack) else None) or 0.0
+                    wait = (error.retry_after if isinstance(error, HasRetryAfter) else None) or 0.0
                     self._not_before = self._clock.now() + max(_RETRY_SECONDS, wait)
                 if self._is_valid(stored, refused):
                     return stored

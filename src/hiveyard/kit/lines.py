@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """One line without its newline. `end` is the stream offset just after it; `cut` tells that it was too long."""
+    """One line without its newline. `end` is the stream offset just after it; `cut` is how many bytes at its end were
+    left out because the line was too long."""
 
     data: bytes
     end: int
-    cut: bool
+    cut: int
 
 
 class LineSplitter:
-    """Feed bytes, get whole lines. A line over `limit` bytes keeps its first `limit` bytes and is marked as cut.
+    """Feed bytes, get whole lines. A line over `limit` bytes keeps its first `limit` bytes; `cut` counts the others.
 
     `offset` is where in the stream the first fed byte stands, so that a reader can go on where it stopped.
     """
@@ -23,7 +24,7 @@ class LineSplitter:
         self._limit = limit
         self.offset = offset
         self._held = bytearray()
-        self._cut = False
+        self._cut = 0
 
     def feed(self, data: bytes) -> list[Line]:
         lines: list[Line] = []
@@ -42,12 +43,11 @@ class LineSplitter:
 
     def _hold(self, piece: bytes) -> None:
         room = self._limit - len(self._held)
-        if len(piece) > room:
-            self._cut = True
+        self._cut += max(0, len(piece) - room)
         self._held += piece[:room]
 
     def _take(self, end: int) -> Line:
         line = Line(bytes(self._held), end, self._cut)
         self._held.clear()
-        self._cut = False
+        self._cut = 0
         return line

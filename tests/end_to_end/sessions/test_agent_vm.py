@@ -48,7 +48,7 @@ def by_ssh(yard: Yard, id: str, command: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("provider", ["docker", "qemu"])
+@pytest.mark.parametrize("provider", ["docker", pytest.param("qemu", marks=pytest.mark.long("agents"))])
 def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
     with speaking([], scripts=SCRIPTS) as model, opening(provider, model) as yard:
         id = spawned(yard, repo, "--prompt", "[[script:first]] make the third", "--name", "third")

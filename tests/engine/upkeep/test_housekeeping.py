@@ -64,7 +64,7 @@ async def sizes(engine: Engine) -> dict[str, int]:
 async def test_sessions_snapshots_and_images_are_told_with_what_they_take(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "run head -c 4M /dev/urandom > large; truncate -s 1G hole")
+        await told(engine, id, "run head -c 4M /dev/urandom > large; truncate -s 64M hole")
         await anyio.sleep(2.1)  # what was changed a moment ago is not taken for known
         await engine.snapshots.take(id, "one")
         await engine.snapshots.take(id, "two")
@@ -166,6 +166,7 @@ async def test_what_a_process_has_open_stays(yard: Yard, monkeypatch: pytest.Mon
         assert not half.exists()
 
 
+@pytest.mark.long("storms")
 async def test_twenty_sessions_take_little_more_than_what_each_wrote(yard: Yard, repo: Path) -> None:
     (repo / "data.bin").write_bytes(os.urandom(8 << 20))
     from tests.engine.conftest import git

@@ -1,4 +1,4 @@
-"""Sessions as people and programs read them."""
+"""Views of sessions for people and programs."""
 
 from __future__ import annotations
 
