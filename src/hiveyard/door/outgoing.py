@@ -1,4 +1,4 @@
-"""The way back to the guest, who may leave unread what is sent."""
+"""Send answers to the guest, with a timeout for a guest that does not read."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from starlette.types import Message, Send
 
 
 class Stalled(Exception):
-    """The guest leaves its answer unread."""
+    """The guest does not read its answer."""
 
 
 class Outgoing:
-    """Knows whether an answer has begun, and raises Stalled when the guest takes nothing for `stall` seconds."""
+    """The sender of an answer. `started` is whether it has begun. Raises Stalled if the guest reads nothing for `stall`
+    seconds."""
 
-    def __init__(self, send: Send, saw: Callable[[], None], stall: float) -> None:
-        self.begun = False
+    def __init__(self, send: Send, touch: Callable[[], None], stall: float) -> None:
+        self.started = False
         self._send = send
-        self._saw = saw
+        self._touch = touch
         self._stall = stall
 
     async def __call__(self, message: Message) -> None:
-        self.begun = True
-        self._saw()
+        self.started = True
+        self._touch()
         with anyio.move_on_after(self._stall) as deadline:
             await self._send(message)
         if deadline.cancelled_caught:
