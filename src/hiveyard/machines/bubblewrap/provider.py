@@ -216,7 +216,7 @@ class BubblewrapProvider:
             waited = self._settings.boot_timeout
             raise BootTimeout(f"machine {name} was not ready in {waited:g}s", hint="hv doctor", machine=name)
         if not done.ok or keep.init() is None:
-            said = keep.complaint() or done.complaint(500) or "it did not say why"
+            said = keep.complaint() or done.error_output(500) or "it did not say why"
             raise BootFailed(f"machine {name} did not start: {said[-500:]}", hint="hv doctor", machine=name)
 
     def _lay_out(self, keep: Record, ident: str, spec: MachineSpec) -> Made:

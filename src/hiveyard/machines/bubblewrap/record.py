@@ -115,7 +115,7 @@ class Record:
 def started_for(ident: str) -> set[Alive]:
     """All that was started for a machine and is outside of it, and its process 1."""
     word = ident.encode()
-    return {Alive(pid, _started(pid)) for pid, words in cmdline.words(cmdline.everyone()) if word in words}
+    return {Alive(pid, _started(pid)) for pid, words in cmdline.words(cmdline.all_pids()) if word in words}
 
 
 def _started(pid: int) -> int:

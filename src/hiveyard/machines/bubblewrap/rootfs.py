@@ -62,9 +62,9 @@ class Roots:
             argv = ["tar", "-C", str(fresh), *_NO_DEVICES, *owner, "-xpf", str(image.rootfs)]
             done = await process.run(argv)
             if not done.ok:
-                full = "No space left" in done.complaint()
+                full = "No space left" in done.error_output()
                 kind = NoSpace if full else ProviderError
-                raise kind(f"cannot unpack {image.rootfs}: {done.complaint(300)}", hint=f"df -h {self._directory}")
+                raise kind(f"cannot unpack {image.rootfs}: {done.error_output(300)}", hint=f"df -h {self._directory}")
             for point in _MOUNT_POINTS:
                 (fresh / point).mkdir(parents=True, exist_ok=True)
             fresh.chmod(0o755)

@@ -102,7 +102,7 @@ def _found(init: int) -> list[int]:
         space = Path(f"/proc/{init}/ns/user").stat().st_ino
     except _GONE:
         return []
-    pids = cmdline.everyone()
+    pids = cmdline.all_pids()
     inside = {pid for pid in pids if _is_in(pid, space)}
     others = cmdline.words(pid for pid in pids if pid not in inside)
     entering = {pid for pid, words in others if _enters(words, init)}

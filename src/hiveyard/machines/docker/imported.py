@@ -18,7 +18,7 @@ from aiodocker.exceptions import DockerError
 
 from hiveyard.core.errors import NoSuchImage, ProviderError
 from hiveyard.core.machines import Image, Report, StoredItem
-from hiveyard.kit.lock import alone
+from hiveyard.kit.lock import file_lock
 from hiveyard.machines.docker.container import GUEST_UID, REPOSITORY, tag
 from hiveyard.machines.docker.engine import foreign
 
@@ -52,7 +52,7 @@ async def import_image(client: Docker, image: Image, locks: Path, report: Report
     """Have the image in the engine. Several tasks and processes may ask at once: one imports, the others wait."""
     if await present(client, image.id):
         return
-    async with alone(locks / f"import-{image.id}.lock"):
+    async with file_lock(locks / f"import-{image.id}.lock"):
         if await present(client, image.id):
             return
         if not image.rootfs.is_file():

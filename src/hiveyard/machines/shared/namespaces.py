@@ -21,7 +21,7 @@ async def check_user_namespaces(otherwise: str) -> None:
     `otherwise` when no setting of the kernel is the reason."""
     done = await process.run(_TRIAL.split(), timeout=20)
     if not done.ok:
-        said = f"this user gets no user namespace: {done.complaint(200)}"
+        said = f"this user gets no user namespace: {done.error_output(200)}"
         raise ProviderUnavailable(said, hint=what_to_allow(otherwise))
 
 
