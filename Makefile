@@ -1,6 +1,6 @@
 # Every target works alone on a fresh machine: what is missing is set up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test unit real long demo bench lock clean
+.PHONY: help setup check format test unit real quick long demo bench lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -24,24 +24,21 @@ format: $(READY) ## Bring the code into its form
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: unit real ## All tests
+# What each group and each part is: docs/testing.md.
+test: $(READY) ## All tests but the long ones, with a summary by area
+	$(BIN)/python -m tests unit real
 
-# A machine that is short of processors can make a test late: one that fails is run once more, alone, and the first
-# run's failure stays in the output.
-tested = $(BIN)/python -m pytest -m $(1) $(2) || \
-	{ [ $$? = 1 ] && $(BIN)/python -m pytest -m $(1) --last-failed --last-failed-no-failures none; }
-
-# Most of these wait for programs most of the time: one more of them than there are processors. Who has done its part
-# takes of the others'.
 unit: $(READY) ## Tests that boot nothing
-	$(call tested,"not real and not cloud",--numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal)
+	$(BIN)/python -m tests unit
 
-# Rows of tests, three side by side (tests/conftest.py): most wait, and a VM takes a processor.
 real: $(READY) ## Tests that boot machines and run agents
-	$(call tested,"real and not cloud and not long",--numprocesses 3 --dist loadscope)
+	$(BIN)/python -m tests real
 
-long: $(READY) ## Eight agents at once in VMs: an hour under emulation, so it is not among all tests
-	$(BIN)/python -m pytest -m long
+quick: check ## Lint, types, and the unit tests of what changed
+	$(BIN)/python -m tests quick
+
+long: $(READY) ## Storms, matrices and soaks, in parts of at most an hour: make long PART=vms
+	$(BIN)/python -m tests long $(PART)
 
 demo: $(READY) ## A real agent mends a real repository in a forked VM, without a key or a network
 	@scripts/demo

@@ -11,6 +11,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
 from hiveyard.kit import event_loop
+from tests.support import areas
 from tests.support.searching import Searching
 
 # How long examples take to make says what else the machine is doing.
@@ -23,8 +24,21 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", event_loop.OPTIONS
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", help="of the tests marked long, run those of this part (see tests/__main__.py)")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if part := config.getoption("--part"):
+        kept = [item for item in items if any(part in mark.args for mark in item.iter_markers("long"))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Searching())
+    areas.register(config)
     # A runner in the background ignores Ctrl-C, and all it starts would; the tests send it to see what it does.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -45,7 +45,7 @@ def test_each_external_provider_has_a_section(tmp_path: Path) -> None:
         ("[engine\n", "not TOML"),
         ("[motor]\nx = 1\n", "no setting 'motor'"),
         ("[engine]\nmemory = 1\n", "no setting 'memory'"),
-        ('[engine]\nmemory_mib = "big"\n', "memory_mib cannot be 'big'"),
+        ('[engine]\nmemory_mib = "big"\n', "memory_mib 'big' is not a size"),
         ("[engine]\nmemory_mib = true\n", "memory_mib cannot be True"),
         ("engine = 3\n", "engine is a section"),
         ("external = 3\n", "external is a section of sections"),

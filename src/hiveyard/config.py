@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hiveyard.core.errors import BadSetting
+from hiveyard.core import units
+from hiveyard.core.errors import BadInput, BadSetting
 from hiveyard.door.keys import VARIABLES
 from hiveyard.door.settings import DoorSettings
 from hiveyard.engine.settings import AgentSettings, EngineSettings, PortSettings
@@ -73,11 +74,27 @@ def parse(kind: type[T], table: Mapping[str, object], where: str) -> T:
                 f"{where}: there is no setting {key!r}",
                 hint=f"did you mean {close[0]!r}?" if close else "known here: " + ", ".join(sorted(hints)),
             )
-    values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in table.items()}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        try:
+            number = _number(hints[key], key, value)
+        except BadInput as error:
+            raise BadSetting(f"{where}: {key} {error.message}") from None
+        values[key] = _value(hints[key], number, f"{where}: {key}")
     try:
         return kind(**values)
     except ValueError as error:
         raise BadSetting(f"{where}: {error}") from error
+
+
+def _number(hint: Any, key: str, value: object) -> object:
+    """Return a duration or a size with a unit (`"10m"`, `"2g"`) as a number. Raises BadInput."""
+    if not isinstance(value, str):
+        return value
+    if hint is float and key != "cpus":  # every other number with a fraction is a time
+        return units.seconds(value)
+    parse = units.of_field(key) if hint is int else None
+    return value if parse is None else parse(value)
 
 
 def _value(hint: Any, value: object, where: str) -> Any:

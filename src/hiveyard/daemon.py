@@ -50,24 +50,29 @@ from hiveyard.store.mirror import mirror
 log = logging.getLogger("hiveyard.daemon")
 LOG_BYTES = 8 << 20
 """Size at which the log is put aside, in place of the one before."""
+LOG_LEVEL = "HIVEYARD_LOG_LEVEL"
+"""The environment variable with the level of a daemon that a verb starts."""
+LOG_LEVELS = ("debug", "info", "warning", "error")
 LEAVING = 20.0
 """Seconds that a daemon which has stopped answering may take to be gone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until a signal or `hv stop-daemon`; running agents go on without it.
-
-    `--ready-fd` is a pipe on which to say `ready`, or as JSON why not."""
-    parser = argparse.ArgumentParser(prog="hiveyard.daemon")
-    parser.add_argument("--ready-fd", type=int)
-    fd = parser.parse_args(argv).ready_fd
+    """Run the daemon until a signal or `hv stop-daemon`. Running agents continue without it."""
+    parser = argparse.ArgumentParser(prog="hiveyard.daemon", description="Run Hiveyard's daemon in the foreground.")
+    parser.add_argument("--ready-fd", type=int, help="a pipe on which to write `ready`, or a JSON error")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, help=f"default: ${LOG_LEVEL}, else info")
+    parser.add_argument("-v", "--verbose", action="store_true", help="the same as --log-level debug")
+    options = parser.parse_args(argv)
+    fd: int | None = options.ready_fd
     # sqlite3 lets go of the interpreter at every step: at Python's own 5 ms a busy loop starves the journal's writer.
     sys.setswitchinterval(0.0005)
     os.umask(0o022)
     raise_limit()
-    _log_to(default_paths().log if fd is not None else None)
     ready = Ready(fd)
     try:
+        level = "debug" if options.verbose else options.log_level or _level_of(config.environment())
+        _log_to(default_paths().log if fd is not None else None, level)
         anyio.run(_serve, ready, backend_options=event_loop.OPTIONS)
     except Exception as raised:
         error = first(raised)
@@ -101,13 +106,24 @@ class Ready:
             pipe.write(text)
 
 
-def _log_to(file: Path | None) -> None:
-    """To a file that does not grow for ever, or to stderr."""
+def _level_of(environment: Mapping[str, str]) -> str:
+    level = environment.get(LOG_LEVEL, "").lower() or "info"
+    if level not in LOG_LEVELS:
+        raise BadSetting(f"{LOG_LEVEL} is {level!r}", hint=f"one of: {', '.join(LOG_LEVELS)}")
+    return level
+
+
+def _log_to(file: Path | None, level: str) -> None:
+    """Log to a file of bounded size, or to stderr. `level` is for Hiveyard's own messages: libraries would log headers
+    at level debug."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handler = RotatingFileHandler(file, maxBytes=LOG_BYTES, backupCount=1)
-    logging.basicConfig(handlers=[handler], level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    number = logging.getLevelNamesMapping()[level.upper()]
+    layout = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(handlers=[handler], level=max(number, logging.INFO), format=layout)
+    logging.getLogger("hiveyard").setLevel(number)
     for chatty in ("asyncssh", "httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -15,10 +15,10 @@ import pytest
 from hiveyard.api.client import ApiError, Client
 from hiveyard.api.streams import progress_lines
 from hiveyard.core.machines import HOST, Image, Report
-from tests.cli.conftest import Hv, hv
+from tests.cli.conftest import Hv, hv, shared_home
 from tests.engine.conftest import repo
 
-__all__ = ["hv", "repo"]
+__all__ = ["hv", "repo", "shared_home"]
 
 
 def client(hv: Hv) -> Client:

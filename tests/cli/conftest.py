@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import repo
-from tests.support.leaks import has_mark, marked_files
+from tests.support.leaks import has_mark, marked_files, searched_directory
 
 __all__ = ["repo"]
 
@@ -33,7 +33,7 @@ class Hv:
         self.home = home
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("HIVEYARD_")}
         self.env["HIVEYARD_HOME"] = str(home)
-        home.mkdir(parents=True)
+        home.mkdir(parents=True, exist_ok=True)
         (home / "config.toml").write_text(CONFIG)
 
     def argv(self, *words: str) -> list[str]:
@@ -67,16 +67,39 @@ class Hv:
         if pid := self.daemon_pid():
             os.kill(pid, signal.SIGKILL)
 
+    def clear(self) -> None:
+        """Remove every task."""
+        if tasks := [task["id"] for task in self.json("ps", "-a")]:
+            assert self("rm", "-f", *tasks).returncode == 0
+
     def events(self, task: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self("events", task).stdout.splitlines()]
 
 
+@pytest.fixture(scope="session")
+def shared_home() -> Iterator[Path]:
+    """The home of an installation that many tests use one after the other; the first verb starts its daemon."""
+    with searched_directory() as scratch:
+        hv = Hv(scratch / "home")
+        yield hv.home
+        assert hv("stop-daemon").returncode == 0
+
+
 @pytest.fixture
-def hv(tmp_path: Path) -> Iterator[Hv]:
+def hv(shared_home: Path) -> Iterator[Hv]:
+    """The shared installation, without tasks. A test may kill its daemon, and may not change its settings."""
+    hv = Hv(shared_home)
+    yield hv
+    hv.env = Hv(shared_home).env
+    hv.clear()
+
+
+@pytest.fixture
+def own_hv(tmp_path: Path) -> Iterator[Hv]:
+    """An installation for one test: with settings or an environment of its own, or without a daemon."""
     hv = Hv(tmp_path / "home")
     yield hv
     if not (hv.home / "data").is_dir():
         return  # no daemon was ever there
-    if tasks := [task["id"] for task in hv.json("ps", "-a")]:
-        assert hv("rm", "-f", *tasks).returncode == 0
+    hv.clear()
     assert hv("stop-daemon").returncode == 0

@@ -17,6 +17,12 @@ from tests.cli.conftest import Hv
 BUBBLEWRAP_NEEDS = ("nsenter", "setpriv", "tar", "unshare", "sh")
 
 
+@pytest.fixture(name="hv")
+def fresh_hv(own_hv: Hv) -> Hv:
+    """Each test changes the environment or the settings."""
+    return own_hv
+
+
 def checks(hv: Hv) -> dict[str, dict[str, Any]]:
     return {check["name"]: check for check in hv.json("doctor")}
 

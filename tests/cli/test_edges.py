@@ -65,7 +65,7 @@ def unread(hv: Hv, *words: str) -> subprocess.CompletedProcess[bytes]:
         (["rm", "--help"], 0, b""),
         (["version"], 0, b""),
         (["version", "--json"], 0, b""),
-        (["dance", "--json"], 2, b"error: No such command 'dance'.\n  try: hv --help\n"),
+        (["dance", "--json"], 2, b"error: hv has no verb 'dance'\n  try: hv --help\n"),
     ],
 )
 def test_a_reader_who_went_is_no_problem_and_hides_none(hv: Hv, words: list[str], status: int, said: bytes) -> None:
@@ -159,37 +159,37 @@ def test_the_shell_completes_verbs_and_options(hv: Hv, words: str, wanted: str) 
     assert wanted in done.stdout, done.stderr
 
 
-def test_the_shell_completes_names_of_tasks_and_starts_no_daemon_for_it(hv: Hv, repo: Path) -> None:
+def test_the_shell_completes_names_of_tasks_and_starts_no_daemon_for_it(own_hv: Hv, repo: Path) -> None:
     def offered(words: str) -> list[str]:
-        env = {**hv.env, "_HV_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-        done = subprocess.run(hv.argv(), env=env, capture_output=True, text=True)
+        env = {**own_hv.env, "_HV_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run(own_hv.argv(), env=env, capture_output=True, text=True)
         assert done.stderr == ""
         return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
     assert offered("hv show ") == []
-    assert hv.daemon_pid() is None
+    assert own_hv.daemon_pid() is None
     for name in ("mend the basket", "mend the roof", "paint"):
-        hv("run", str(repo), "-m", name, "--command", "echo x")
+        own_hv("run", str(repo), "-m", name, "--command", "echo x")
     assert offered("hv diff mend") == ["mend-the-roof", "mend-the-basket"]
     assert offered("hv rm paint pa") == ["paint"]
 
 
-def test_a_damaged_journal_is_told_at_the_start(hv: Hv) -> None:
-    database = hv.home / "data" / "hiveyard.db"
+def test_a_damaged_journal_is_told_at_the_start(own_hv: Hv) -> None:
+    database = own_hv.home / "data" / "hiveyard.db"
     database.parent.mkdir(parents=True)
     database.write_bytes(b"not a database" * 1000)
-    done = hv("ps")
+    done = own_hv("ps")
     database.unlink()
     assert done.returncode == 125
     assert str(database) in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_daemon_that_cannot_begin_at_all_says_why(hv: Hv) -> None:
-    (hv.home / "data").mkdir()
-    (hv.home / "data" / "sessions").write_text("in the way")
-    done = hv("ps")
-    (hv.home / "data" / "sessions").unlink()
+def test_a_daemon_that_cannot_begin_at_all_says_why(own_hv: Hv) -> None:
+    (own_hv.home / "data").mkdir()
+    (own_hv.home / "data" / "sessions").write_text("in the way")
+    done = own_hv("ps")
+    (own_hv.home / "data" / "sessions").unlink()
     assert done.returncode == 125
     assert "sessions" in done.stderr
 
@@ -206,35 +206,35 @@ def test_who_comes_while_a_daemon_goes_gets_the_next_one(hv: Hv, repo: Path) -> 
     assert (hv.home / "run" / "api.sock").exists()
 
 
-def test_two_who_start_the_daemon_at_once_get_the_same(hv: Hv) -> None:
-    first, second = hv.start("ps", "--json"), hv.start("ps", "--json")
+def test_two_who_start_the_daemon_at_once_get_the_same(own_hv: Hv) -> None:
+    first, second = own_hv.start("ps", "--json"), own_hv.start("ps", "--json")
     assert (first.communicate(timeout=60)[0], second.communicate(timeout=60)[0]) == ("[]\n", "[]\n")
     assert (first.returncode, second.returncode) == (0, 0)
 
 
-def test_a_daemon_that_never_stays_ends_the_watching(hv: Hv, repo: Path) -> None:
-    run = hv.start("run", str(repo), "-m", "slow", "--command", "echo begun; sleep 600")
+def test_a_daemon_that_never_stays_ends_the_watching(own_hv: Hv, repo: Path) -> None:
+    run = own_hv.start("run", str(repo), "-m", "slow", "--command", "echo begun; sleep 600")
     assert run.stdout is not None
     for line in run.stdout:
         if "begun" in line:
             break
-    config = (hv.home / "config.toml").read_text()
-    (hv.home / "config.toml").write_text("[engine]\nnonsense = 1\n")
-    hv.kill_daemon()
+    config = (own_hv.home / "config.toml").read_text()
+    (own_hv.home / "config.toml").write_text("[engine]\nnonsense = 1\n")
+    own_hv.kill_daemon()
     err = run.communicate(timeout=60)[1]
-    (hv.home / "config.toml").write_text(config)
+    (own_hv.home / "config.toml").write_text(config)
     assert run.returncode == 2, err
     assert "nonsense" in err
 
 
-def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(hv: Hv, repo: Path) -> None:
-    hv.env["MORPH_API_KEY"] = "morph_Zq8TestSecret"
-    done = hv("run", str(repo), "-m", "x", "--command", "true", "--provider", "morph", "--json")
+def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(own_hv: Hv, repo: Path) -> None:
+    own_hv.env["MORPH_API_KEY"] = "morph_Zq8TestSecret"
+    done = own_hv("run", str(repo), "-m", "x", "--command", "true", "--provider", "morph", "--json")
     assert done.returncode == 2
     error = json.loads(done.stdout)["error"]
     assert error["message"].startswith("morph cannot run agents yet")
     assert "\n" not in error["message"]
-    for file in hv.home.rglob("*"):
+    for file in own_hv.home.rglob("*"):
         if file.is_file() and not file.is_symlink():
             assert b"a-secret-of-this-test" not in file.read_bytes(), file
 
@@ -258,16 +258,16 @@ class _Unavailable(BaseHTTPRequestHandler):
         return
 
 
-def test_a_start_asks_no_cloud_for_snapshots_of_sessions(hv: Hv) -> None:
-    hv.env["MORPH_API_KEY"] = "morph_Zq8TestSecret"
+def test_a_start_asks_no_cloud_for_snapshots_of_sessions(own_hv: Hv) -> None:
+    own_hv.env["MORPH_API_KEY"] = "morph_Zq8TestSecret"
     with _Service() as service:
-        config = (hv.home / "config.toml").read_text()
+        config = (own_hv.home / "config.toml").read_text()
         address = f"http://127.0.0.1:{service.server_address[1]}"
-        (hv.home / "config.toml").write_text(f'{config}\n[morph]\nurl = "{address}"\n')
+        (own_hv.home / "config.toml").write_text(f'{config}\n[morph]\nurl = "{address}"\n')
         answering = threading.Thread(target=service.serve_forever, args=(0.05,))
         answering.start()
         try:
-            assert hv.json("ps") == []
+            assert own_hv.json("ps") == []
             assert service.asked.get(timeout=60) == "/instance", "what is left of machines, behind the start"
         finally:
             service.shutdown()
@@ -286,12 +286,12 @@ def test_a_machine_larger_than_the_host_is_refused_in_one_line(provider: str, hv
 
 @pytest.mark.parametrize("relative", ["HIVEYARD_HOME", "HIVEYARD_CACHE"])
 def test_a_place_told_from_where_the_person_is_is_the_same_for_the_daemon(
-    relative: str, hv: Hv, tmp_path: Path
+    relative: str, own_hv: Hv, tmp_path: Path
 ) -> None:
-    env = {**hv.env, relative: "not-absolute"}
+    env = {**own_hv.env, relative: "not-absolute"}
 
     def said(*words: str) -> str:
-        argv = hv.argv(*words)
+        argv = own_hv.argv(*words)
         return subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120).stdout
 
     assert said("ps", "--json") == "[]\n"

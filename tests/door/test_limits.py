@@ -91,6 +91,21 @@ async def test_broken_http_ends_the_connection_and_nothing_else(tmp_path: Path, 
     assert len(up.requests) == 1
 
 
+@pytest.mark.parametrize("status", [200, 401], ids=["answered", "refused"])
+async def test_a_connection_is_closed_after_a_request_with_two_lengths(tmp_path: Path, status: int) -> None:
+    key = PLACEHOLDER if status == 200 else "wrong"
+    request = (
+        f"POST /openai/v1/responses HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: 4\r\n"
+        "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    ).encode()
+    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened:
+        answer = await ask(opened, request + head("/openai/v1/models"))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"connection: close" in answer.lower()
+    assert answer.count(b"HTTP/1.1 ") == 1  # what came after it is not answered
+    assert len(up.requests) == (1 if status == 200 else 0)
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":1}{"b":2}', b'"' + b"a" * 1000]
 )

@@ -17,6 +17,7 @@ from hiveyard.engine.engine import Engine, running
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.tasks.request import TaskRequest
 from hiveyard.engine.tasks.view import TaskView
+from hiveyard.machines.docker import DockerSettings
 from hiveyard.machines.qemu import QemuProvider
 from hiveyard.paths import default_paths
 
@@ -51,6 +52,7 @@ class Yard:
 def yard(tmp_path: Path) -> Iterator[Yard]:
     settings = config.Settings(
         engine=EngineSettings(provider="bubblewrap", image="host", disk_reserve_mib=1, timeout=120.0),
+        docker=DockerSettings(socket=str(tmp_path / "no-engine.sock")),  # the host's own keeps images of its user
     )
     yard = Yard(tmp_path / "home", settings, {})
     yield yard

@@ -43,9 +43,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("few_descriptors")
-@pytest.mark.parametrize(
-    "depth", [1, 64, 65, 66, 1500, 5000]
-)  # 5000: paths too long for any system call
+@pytest.mark.parametrize("depth", [1, 64, 65, 66, 1500, 5000])  # 5000: paths too long for any system call
 def test_trees_of_any_depth_are_walked_and_removed(tree: Path, depth: int) -> None:
     nest(tree, depth)
     (tree / "beside").mkdir()

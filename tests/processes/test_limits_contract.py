@@ -256,4 +256,4 @@ def test_every_process_manager_is_found_by_its_name(kind: str) -> None:
 def test_an_unknown_process_manager_is_told_what_there_is() -> None:
     with pytest.raises(BadInput, match="systemd") as caught:
         by_name("systemd")
-    assert "detached, tmux, pm2, shell" in caught.value.hint
+    assert caught.value.hint == "one of: detached, tmux, shell, pm2"

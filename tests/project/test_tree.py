@@ -75,9 +75,3 @@ def test_scripts_are_sound_bash() -> None:
         assert os.access(script, os.X_OK) != (script.suffix == ".sh"), f"{script.name} cannot be executed, or can"
         if script.read_text().startswith("#!/usr/bin/env bash"):
             subprocess.run(["bash", "-n", str(script)], check=True)
-
-
-def test_modules_stay_small_enough_to_read() -> None:
-    for path in (ROOT / "src").rglob("*.py"):
-        lines = len(path.read_text().splitlines())
-        assert lines <= 450, f"{path.relative_to(ROOT)} has {lines} lines: perhaps one noun wants out"

@@ -12,7 +12,7 @@ import pytest
 from hiveyard import repository
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadBundle, RepositoryError
-from hiveyard.repository.collecting import LIMIT
+from hiveyard.repository.collecting import LARGEST, LIMIT
 from hiveyard.repository.git import answer
 from tests.repository.conftest import Repo, Session, init
 
@@ -27,9 +27,9 @@ async def begin(repo: Repo, session: Session, *, dirty: bool = False) -> str:
     return taken.base
 
 
-async def end(session: Session, base: str, *, limit: int = LIMIT) -> repository.Collected:
+async def end(session: Session, base: str, *, limit: int = LIMIT, largest: int = LARGEST) -> repository.Collected:
     return await repository.collect(
-        session.guest, session.origin, session.result, base=base, branch=BRANCH, limit=limit
+        session.guest, session.origin, session.result, base=base, branch=BRANCH, limit=limit, largest=largest
     )
 
 
@@ -254,7 +254,7 @@ class Forger:
 
 BUNDLE = "/session/.result.bundle"
 COMMIT = "echo x > x; git add x; git commit -qm x; h=$(git rev-parse HEAD); git update-ref refs/hiveyard/result $h;"
-SAY = f'; echo "$h $(stat -c %s {BUNDLE}) ."'
+SAY = f'; echo "$h $(stat -c %s {BUNDLE}) 0 ."'
 FORGERIES = {
     "no bundle": f"h=$(git rev-parse HEAD); head -c 100000 /dev/urandom > {BUNDLE} {SAY}",
     "a cut bundle": COMMIT + f"git bundle create -q - refs/hiveyard/result ^HEAD~1 | head -c 200 > {BUNDLE} {SAY}",
@@ -284,11 +284,12 @@ FORGERIES = {
     + "; printf '%s\\n%s\\n' $h $(git rev-parse HEAD^{tree}) | git pack-objects -q --stdout >> "
     + BUNDLE
     + SAY,
-    "a link to a file outside": f"h=$(git rev-parse HEAD); ln -sf /etc/passwd {BUNDLE}; echo $h 100 .",
-    "a size that is not so": f"h={'2' * 40}; echo x > {BUNDLE}; echo $h 90000000 .",
-    "an endless size": f"h={'2' * 40}; echo $h 999999999999999 .",
+    "a link to a file outside": f"h=$(git rev-parse HEAD); ln -sf /etc/passwd {BUNDLE}; echo $h 100 0 .",
+    "a size that is not so": f"h={'2' * 40}; echo x > {BUNDLE}; echo $h 90000000 0 .",
+    "an endless size": f"h={'2' * 40}; echo $h 999999999999999 0 .",
     "an answer that is none": "head -c 1000000 /dev/urandom",
-    "a size that is a negative number": f"h={'2' * 40}; echo $h -5 .",
+    "a size that is a negative number": f"h={'2' * 40}; echo $h -5 0 .",
+    "large files that are not named": f"h={'2' * 40}; echo $h 0 999999999 .; echo no list",
 }
 
 
@@ -338,7 +339,7 @@ async def test_what_takes_too_much_memory_to_read_is_refused(what: str, repo: Re
         head, bundle = forged(base, (COMMIT_TYPE, commit + b"x" * large))
     assert len(bundle) < 1 << 20
     (session.shared / ".result.bundle").write_bytes(bundle)
-    forger = Forger(session, f"echo '{head} {len(bundle)} .'")
+    forger = Forger(session, f"echo '{head} {len(bundle)} 0 .'")
     places = session.origin, session.result
     with pytest.raises(BadBundle, match="more than 128 MiB of memory"):
         await repository.collect(forger, *places, base=base, branch=BRANCH, memory=memory)  # type: ignore[arg-type]

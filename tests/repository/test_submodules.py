@@ -416,6 +416,7 @@ async def test_a_submodule_that_is_too_large_is_left_out(repo: Repo, private: Re
     assert submodules(session.origin) == []
 
 
+@pytest.mark.long("storms")  # it writes 300 MiB, and git reads them
 async def test_a_submodule_that_takes_too_much_memory_is_left_out(repo: Repo, private: Repo, session: Session) -> None:
     told = private.path.parent / "message"
     told.write_text("x" * (300 << 20))

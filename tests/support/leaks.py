@@ -141,6 +141,9 @@ def marked_files(directory: Path) -> list[str]:
     return found
 
 
+_PAGE = 4096
+
+
 def _of_a_guest(name: str, beside: list[str]) -> bool:
     return name == "home" and "machine.json" in beside
 
@@ -148,7 +151,8 @@ def _of_a_guest(name: str, beside: list[str]) -> bool:
 def _file_has_mark(path: Path) -> bool:
     with suppress(OSError, ValueError):  # what is at work comes and goes, and what is empty by now has no map
         facts = path.lstat()
-        if stat.S_ISREG(facts.st_mode) and facts.st_size:
+        hole = facts.st_blocks == 0 and facts.st_size > _PAGE  # a small file may lie in its inode
+        if stat.S_ISREG(facts.st_mode) and facts.st_size and not hole:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 places = written(file.fileno(), len(content)) or [Extent(0, len(content))]  # not in holes
                 return any(content.find(form, at, at + size) >= 0 for at, size in places for form in _MARKS_AS_BYTES)

@@ -78,7 +78,7 @@ class Client:
         try:
             return json.loads(self._checked(response))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise DaemonUnreachable(f"the daemon broke off its answer: {error}", hint="hv ps -a") from error
+            raise DaemonUnreachable(f"{broken_off(error)} before its answer was complete", hint="hv ps -a") from error
         finally:
             connection.close()
 
@@ -94,10 +94,10 @@ class Client:
                 elif line.startswith(b"event: end"):
                     return
         except (OSError, http.client.HTTPException) as error:
-            raise DaemonUnreachable(f"the daemon broke off: {error}") from error
+            raise DaemonUnreachable(f"{broken_off(error)} before its answer was complete", hint="hv ps -a") from error
         finally:
             connection.close()
-        raise DaemonUnreachable("the daemon ended before its answer did")
+        raise DaemonUnreachable("the daemon ended before its answer was complete", hint="hv ps -a")
 
     def _send(
         self, method: str, path: str, body: object, query: dict[str, object]
@@ -115,7 +115,7 @@ class Client:
             return connection, connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise DaemonUnreachable(f"no daemon answers on {self._path}: {error}", hint="hv serve") from error
+            raise _no_answer(self._path, error) from error
 
     def _checked(self, response: http.client.HTTPResponse) -> bytes:
         data = response.read()
@@ -126,6 +126,20 @@ class Client:
             raise ApiError(error["code"], error["message"], error.get("hint", ""))
         except (ValueError, KeyError, TypeError):
             raise ApiError("internal", f"the daemon answered {response.status}: {data[:200]!r}", "") from None
+
+
+def _no_answer(path: Path, error: Exception) -> DaemonUnreachable:
+    if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
+        return DaemonUnreachable(f"{broken_off(error)} before it answered", hint="hv ps -a")
+    return DaemonUnreachable(f"no daemon answers on {path}: {error}", hint="hv serve")
+
+
+def broken_off(error: Exception) -> str:
+    """Return how a connection to the daemon broke. Python's own words for a closed connection say nothing to a user."""
+    closed = (http.client.IncompleteRead, http.client.RemoteDisconnected, ConnectionError)
+    if isinstance(error, closed) or not str(error):
+        return "the daemon ended"
+    return f"the connection to the daemon broke ({error})"
 
 
 def quoted(ref: str) -> str:

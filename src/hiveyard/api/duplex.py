@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from hiveyard.api.client import ApiError
+from hiveyard.api.client import ApiError, broken_off
 from hiveyard.core.errors import DaemonUnreachable
 
 _HEAD = struct.Struct(">cI")
@@ -74,7 +74,7 @@ class Duplex:
                 raise http.client.HTTPException("a frame without end")
             data = self._exactly(length)
         except (OSError, http.client.HTTPException, struct.error) as error:
-            raise DaemonUnreachable(f"the daemon broke off: {error}") from error
+            raise DaemonUnreachable(f"{broken_off(error)} before the command did: its exit code is unknown") from error
         if letter == b"!":
             error_data = json.loads(data)
             raise ApiError(error_data["code"], error_data["message"], error_data["hint"])

@@ -16,6 +16,7 @@ from hiveyard.core.events import Event, SessionFailed, SessionStopped, TaskCance
 from hiveyard.core.machines import Image, Report
 from hiveyard.engine.engine import Engine
 from hiveyard.kit.group import first, together
+from hiveyard.kit.progress import heartbeat
 
 log = logging.getLogger(__name__)
 PAGE = 500
@@ -97,7 +98,8 @@ async def progress_lines(work: Callable[[Report], Awaitable[Image]]) -> AsyncGen
     async def run() -> None:
         async with send:
             try:
-                image = await work(report)
+                async with heartbeat(report, "building") as beating:
+                    image = await work(beating)
             except Exception as raised:
                 error = first(raised)
                 if not isinstance(error, HiveyardError):

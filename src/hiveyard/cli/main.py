@@ -2,60 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
-from hiveyard.cli.problems import readers, told
-
-
-class Verb(NamedTuple):
-    """Where a verb is, and its line in the help."""
-
-    place: str
-    help: str
-
-
-VERBS: dict[str, Verb] = {
-    "run": Verb("hiveyard.cli.run:run", "Let an agent work on a copy of a repository, in a machine of its own."),
-    "spawn": Verb("hiveyard.cli.spawn:spawn", "Start a session that you can leave and come back to."),
-    "list": Verb("hiveyard.cli.sessions:list_", "List sessions."),
-    "attach": Verb("hiveyard.cli.terminal:attach", "Sit down at a session's agent."),
-    "exec": Verb("hiveyard.cli.access:exec_", "Run a command in a session."),
-    "cp": Verb("hiveyard.cli.access:cp", "Copy files into a session, or out of one."),
-    "port": Verb("hiveyard.cli.access:port", "Open a port of a session on this host."),
-    "ssh-config": Verb("hiveyard.cli.access:ssh_config", "Print how ssh reaches a session."),
-    "send": Verb("hiveyard.cli.prompts:send", "Tell a session's agent what to do next."),
-    "interrupt": Verb("hiveyard.cli.prompts:interrupt", "End a session's turn, and keep the session."),
-    "stop": Verb("hiveyard.cli.sessions:stop", "Stop sessions, and keep their files."),
-    "resume": Verb("hiveyard.cli.spawn:resume", "Go on with a session that was stopped."),
-    "pause": Verb("hiveyard.cli.sessions:pause", "Freeze sessions where they stand."),
-    "unpause": Verb("hiveyard.cli.sessions:unpause", "Let frozen sessions go on."),
-    "snapshot": Verb("hiveyard.cli.snapshots:snapshot", "Keep a session as it is."),
-    "snapshots": Verb("hiveyard.cli.snapshots:snapshots", "List or remove snapshots of a session."),
-    "fork": Verb("hiveyard.cli.snapshots:fork", "Go on from a session several times."),
-    "rewind": Verb("hiveyard.cli.snapshots:rewind", "Go back to a snapshot."),
-    "compare": Verb("hiveyard.cli.snapshots:compare", "Show sessions side by side."),
-    "ps": Verb("hiveyard.cli.tasks:ps", "List tasks."),
-    "show": Verb("hiveyard.cli.tasks:show", "Show one task or session."),
-    "logs": Verb("hiveyard.cli.tasks:logs", "Show what an agent did, as it was shown while it happened."),
-    "events": Verb("hiveyard.cli.tasks:events", "Print events as JSON lines."),
-    "diff": Verb("hiveyard.cli.results:diff", "Show what an agent changed."),
-    "apply": Verb("hiveyard.cli.results:apply", "Bring an agent's branch into your repository."),
-    "cancel": Verb("hiveyard.cli.tasks:cancel", "Ask an agent to stop, and keep what it has done."),
-    "rm": Verb("hiveyard.cli.removal:rm", "Remove tasks and sessions, and all that belongs to them."),
-    "export": Verb("hiveyard.cli.system:export", "Write a stopped session into a file."),
-    "import": Verb("hiveyard.cli.system:import_", "Take in a session that was exported."),
-    "system": Verb("hiveyard.cli.system:system", "Show what is on disk, and free what nothing needs."),
-    "image": Verb("hiveyard.cli.image:image", "Build, list and remove images."),
-    "doctor": Verb("hiveyard.cli.doctor:doctor", "Check what Hiveyard needs on this host."),
-    "serve": Verb("hiveyard.cli.serve:serve", "Run the daemon in the foreground."),
-    "stop-daemon": Verb("hiveyard.cli.serve:stop_daemon", "Stop the daemon; running agents go on."),
-    "version": Verb("hiveyard.cli.serve:version", "Print the version of hv and of the daemon."),
-    "completion": Verb("hiveyard.cli.completion:completion", "Print the completion script of a shell."),
-}
+from hiveyard import __version__
+from hiveyard.cli.problems import readers, told, wanted_color
+from hiveyard.cli.verbs import ALIASES, AMBIGUOUS, GROUPS, INNER, VERBS
+from hiveyard.core.errors import BadInput
+from hiveyard.kit.text import one_line
 
 
 class LazyGroup(click.Group):
@@ -64,13 +22,30 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in VERBS:
             return None
-        module, _, name = VERBS[cmd_name].place.partition(":")
-        command = getattr(importlib.import_module(module), name)
+        module, _, attribute = VERBS[name].place.partition(":")
+        command = getattr(importlib.import_module(f"hiveyard.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
+        command.epilog = _epilog(VERBS[name].examples)
+        for inner in getattr(command, "commands", {}).values():
+            inner.epilog = _epilog(INNER[f"{name} {inner.name}"])
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in AMBIGUOUS:
+            raise BadInput(f"hv has no verb {name!r}", hint=AMBIGUOUS[name])
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            close = difflib.get_close_matches(name, VERBS, n=2, cutoff=0.75)
+            meant = " or ".join(f"hv {one}" for one in close)
+            hint = f"did you mean {meant}?" if close else "hv --help"
+            raise BadInput(f"hv has no verb {one_line(name, 80)!r}", hint=hint)
+        return super().resolve_command(ctx, args)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -83,25 +58,32 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
+        for title, verbs in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<12}", verb.help) for name, verb in verbs.items()])
+
+
+def _epilog(examples: tuple[str, str]) -> str:
+    # \\b keeps click from joining the lines.
+    return "\b\nExamples:\n" + "\n".join(f"  hv {example}" for example in examples)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=False)
+@click.version_option(__version__, "-V", "--version", prog_name="hv", message="%(prog)s %(version)s")
 def cli() -> None:
     """Hiveyard runs coding agents in isolated machines.
 
     \b
-      hv run ./my-repo -m "make the failing test pass"
-      hv diff SLUG
-      hv apply SLUG
+      hv run ./my-repo "make the failing test pass"
+      hv diff
+      hv apply
     """
 
 
 def main() -> None:
     """The program. Exit codes: 0 the agent succeeded, 1 it failed, 2 usage, 124 timeout, 125 Hiveyard could not do
     it, 130 interrupted."""
-    sys.exit(told(lambda: cli.main(prog_name="hv", standalone_mode=False)))
+    sys.exit(told(lambda: cli.main(prog_name="hv", standalone_mode=False, color=wanted_color())))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ def _newest(what: str) -> list[dict[str, Any]]:
 
 TASK = click.argument("task", shell_complete=tasks)
 SESSION = click.argument("session", shell_complete=sessions)
+ONLY_SESSION = click.argument("session", metavar="[SESSION]", required=False, shell_complete=sessions)
 SESSIONS = click.argument("sessions", nargs=-1, required=True, metavar="SESSION...", shell_complete=sessions)
 WORK = click.argument("work", metavar="ID", shell_complete=works)
+ONLY = click.argument("work", metavar="[ID]", required=False, shell_complete=works)
 WORKS = click.argument("works", nargs=-1, metavar="ID...", shell_complete=works)

@@ -10,10 +10,32 @@ from typing import Any, TypeVar
 
 import click
 
+from hiveyard.core import units
 from hiveyard.core.errors import BadInput
+
+
+class Unit(click.ParamType[float]):
+    """A duration or a size with its unit."""
+
+    def __init__(self, parse: Callable[[str], float], name: str) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return self._parse(str(value))
+        except BadInput as error:
+            self.fail(error.message, param, ctx)
+
+
+DURATION = Unit(units.seconds, "DURATION")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+FORMAT = click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), help="How to print them; json is the same as --json."
+)
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only the ids.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 _WISHES = (
@@ -26,9 +48,9 @@ _WISHES = (
     click.option("--network", type=click.Choice(["door", "open"]), default="door", help="What the machine reaches."),
     click.option("--budget", "budget_usd", type=float, metavar="DOLLARS", help="Stop the agent when this is spent."),
     click.option("--account", metavar="NAME", help="Whose keys are used, of those in keys.toml."),
-    click.option("--memory", "memory_mib", type=int, metavar="MIB", help="Memory of the machine."),
-    click.option("--cpus", type=int, help="Processors of the machine."),
-    click.option("--disk", "disk_gib", type=int, metavar="GIB", help="Disk of the machine."),
+    click.option("--memory", "memory_mib", type=Unit(units.mebibytes, "SIZE"), help="Memory: 512m, 2g, or MiB."),
+    click.option("--cpus", type=float, metavar="N", help="Processors; a fraction limits the time of one."),
+    click.option("--disk", "disk_gib", type=Unit(units.gibibytes, "SIZE"), help="Disk of a VM: 40g, or GiB."),
     click.option("--record", type=click.Path(), help="Keep the traffic with the model in a tape."),
     click.option("--tape", type=click.Path(), help="Answer the model's requests from a tape, with no network."),
 )
@@ -67,12 +89,17 @@ def located(repo: str) -> str:
     return repo if not repo or (elsewhere and not there) else str(path.absolute())
 
 
-def prompt_of(message: str | None, file: str | None) -> str | None:
-    """What `-m` or `--prompt-file` say to do; None when neither does."""
-    if message is not None and file is not None:
-        raise BadInput("-m and --prompt-file both say what to do: give one of them")
+def prompt_of(message: str | None, file: str | None, text: str | None = None) -> str | None:
+    """Return the prompt: `-m`, `--prompt-file` or an argument, of which one may be given; `-` is stdin. None without
+    any. Raises BadInput."""
+    given = {"-m": message, "--prompt-file": file, "the argument": text}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise BadInput(f"{' and '.join(names)} both say what to do: give one of them")
+    if message == "-" or text == "-":
+        file = "-"
     if file is None:
-        return message
+        return message if message is not None else text
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from typing import Any
 
@@ -12,32 +11,19 @@ import click
 from hiveyard.cli import show
 from hiveyard.cli.connect import connect
 from hiveyard.cli.names import WORKS
-from hiveyard.cli.options import JSON
+from hiveyard.cli.options import DURATION, JSON
 from hiveyard.cli.problems import Halfway
 from hiveyard.cli.work import find
 from hiveyard.core.errors import BadInput, HiveyardError, MachineNotReady
 
 _OVER = ("stopped", "failed")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-class Age(click.ParamType[float]):
-    """A time that has passed, in seconds: `90s`, `30m`, `12h`, `7d`, `2w`."""
-
-    name = "AGE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        match = re.fullmatch(r"(\d{1,6})([smhdw])", str(value))
-        if match is None:
-            self.fail(f"{value!r} is no age: try 12h or 7d")
-        return float(int(match[1]) * _UNITS[match[2]])
 
 
 @click.command(short_help="Remove tasks and sessions.")
 @WORKS
 @click.option("-f", "--force", is_flag=True, help="Also what runs; its work is lost.")
 @click.option("--finished", is_flag=True, help="All tasks that are over, and sessions that are stopped or failed.")
-@click.option("--older-than", type=Age(), help="Of those, only what ended so long ago: 12h, 7d.")
+@click.option("--older-than", type=DURATION, help="Of those, only what ended so long ago: 12h, 7d.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @JSON
 def rm(

@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import click
 
-from hiveyard.cli.names import WORK
+from hiveyard.cli.names import ONLY
 from hiveyard.cli.options import JSON
-from hiveyard.cli.work import either
+from hiveyard.cli.work import either, only
 from hiveyard.core.errors import NothingToApply
 from hiveyard.kit.text import decode, printable
 
@@ -22,12 +22,13 @@ _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
 @click.command(short_help="Show what an agent changed.")
-@WORK
+@ONLY
 @click.option("--stat", is_flag=True, help="Only count.")
 @JSON
-def diff(work: str, stat: bool, as_json: bool) -> int:
+def diff(work: str | None, stat: bool, as_json: bool) -> int:
     """Show what a task or session changed, from its base to its branch. Piped, it is a patch, byte for byte. Of a
-    session that runs it is the work as it stands now."""
+    session that runs it is the work as it stands now. Without ID, of the only task or session there is."""
+    work = work or only("diff")
     if as_json:
         found = _found(work)
         click.echo(
@@ -60,14 +61,15 @@ def _print(line: bytes) -> None:
 
 
 @click.command(short_help="Bring an agent's branch into your repository.")
-@WORK
+@ONLY
 @click.option("--merge", is_flag=True, help="Also fast-forward the branch you are on.")
 @click.option("-b", "--branch", metavar="NAME", help="What it is called there (default: as it is in the task).")
 @click.option("--into", type=click.Path(file_okay=False), help="The repository to bring it into.")
 @JSON
-def apply(work: str, merge: bool, branch: str | None, into: str | None, as_json: bool) -> None:
+def apply(work: str | None, merge: bool, branch: str | None, into: str | None, as_json: bool) -> None:
     """Bring the branch of a task or session into your repository. Your checkout stays as it is, unless --merge is
-    given; nothing is ever overwritten."""
+    given; nothing is ever overwritten. Without ID, of the only task or session there is."""
+    work = work or only("apply")
     from hiveyard import repository
 
     if (source := _source(work)) is None:

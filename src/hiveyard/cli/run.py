@@ -11,7 +11,7 @@ import click
 from hiveyard.api.client import quoted
 from hiveyard.cli import show, transcript
 from hiveyard.cli.live import ask, live
-from hiveyard.cli.options import prompt_of, wished, wishes
+from hiveyard.cli.options import DURATION, prompt_of, wished, wishes
 from hiveyard.cli.problems import INTERRUPTED, as_problem
 from hiveyard.core.errors import BadInput, Cancelled
 from hiveyard.kit.names import new_id
@@ -19,7 +19,8 @@ from hiveyard.kit.names import new_id
 
 @click.command(short_help="Let an agent work on a copy of a repository.")
 @click.argument("repo", default=".")
-@click.option("-m", "--message", "--prompt", "prompt", help="What to do.")
+@click.argument("text", required=False, metavar="[PROMPT]")
+@click.option("-m", "--message", "--prompt", "prompt", help="The same as PROMPT; - is stdin.")
 @click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read what to do from a file; - is stdin.")
 @click.option("--agent", help="claude, opencode, codex, goose or command.")
 @click.option(
@@ -27,12 +28,12 @@ from hiveyard.kit.names import new_id
 )
 @wishes
 @click.option("--base", "--ref", "base", metavar="REV", help="The commit to start from (default: HEAD).")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Stop the agent after this time.")
+@click.option("--timeout", type=DURATION, help="Stop the agent after this time: 90s, 10m, 1h30m, or seconds.")
 @click.option("--keep", is_flag=True, help="Keep the machine when the agent has ended.")
 @click.option("-d", "--detach", is_flag=True, help="Print the id and return.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 def run(detach: bool, as_json: bool, **options: Any) -> int:
-    """Let an agent work on a copy of REPO (a path, a URL, or owner/repo of GitHub), in a machine of its own.
+    """Let an agent do PROMPT on a copy of REPO (a path, a URL, or owner/repo of GitHub), in a machine of its own.
 
     Your checkout is not touched. The result is a branch and a patch: see `hv diff` and `hv apply`. Ctrl-C asks the
     agent to stop and collects what there is; a second one leaves at once and the agent goes on stopping.
@@ -67,9 +68,11 @@ def _run(request: dict[str, Any], task: dict[str, Any], *, detach: bool, as_json
 
 
 def _request(options: dict[str, Any]) -> dict[str, Any]:
-    prompt = prompt_of(options.pop("prompt"), options.pop("prompt_file"))
+    prompt = prompt_of(options.pop("prompt"), options.pop("prompt_file"), options.pop("text"))
+    if prompt is None and (command := options["command"]) and "{{prompt" not in command:
+        prompt = command  # a command that takes no prompt says itself what to do
     if prompt is None:
-        raise BadInput("nothing says what to do", hint='hv run REPO -m "make the failing test pass"')
+        raise BadInput("nothing says what to do", hint='hv run REPO "make the failing test pass"')
     request = wished(options)
     if request.get("command"):
         request.setdefault("agent", "command")
@@ -79,23 +82,24 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
 _STATUS = {"task.assigned": "assigned", "task.started": "running"}
 
 
-def watch(task: dict[str, Any], *, quiet: bool, asks: bool = True) -> None:
+def watch(task: dict[str, Any], *, quiet: bool, asks: bool = True, after: int = 0) -> None:
     """Show a task's events until it is over; a daemon that goes away is started again and the task goes on.
 
     `task` follows what is known of it, and is the task as it ended on return. With `quiet` the transcript goes to
     stderr. With `asks` the first Ctrl-C asks for the task's end; else it leaves, as does a reader who goes. Raises
     DaemonUnreachable when no daemon stays."""
     path = f"/v1/tasks/{quoted(task['id'])}"
-    seen, interrupted = 0, False
+    complete = transcript.shows_all(task)
+    seen, interrupted = after, False
     while True:
         try:
             if interrupted:
                 click.echo("asking the agent to stop (Ctrl-C again leaves at once)", err=True)
                 ask("POST", f"{path}/cancel")
-            for event in live(task["id"], after=seen):
+            for event in live(task["id"], after=seen, raw=complete):
                 seen = event["seq"]
                 task["status"] = _STATUS.get(event["body"]["type"], task["status"])
-                for line in transcript.lines(event):
+                for line in transcript.lines(event, complete=complete):
                     _show(task, line, err=quiet)
             task.update(ask("GET", path))
             return

@@ -11,7 +11,7 @@ from hiveyard.api.client import quoted
 from hiveyard.cli import show
 from hiveyard.cli.connect import connect
 from hiveyard.cli.names import SESSIONS
-from hiveyard.cli.options import JSON
+from hiveyard.cli.options import FORMAT, JSON, QUIET
 from hiveyard.cli.problems import Halfway
 from hiveyard.core.errors import HiveyardError
 from hiveyard.kit.text import one_line
@@ -24,14 +24,19 @@ _ACTIVITIES = {"waiting": "waiting for you"}
 @click.command("list", short_help="List sessions.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also sessions that failed and cannot go on.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="The newest N of them.")
+@QUIET
+@FORMAT
 @JSON
-def list_(everything: bool, limit: int | None, as_json: bool) -> None:
+def list_(everything: bool, limit: int | None, quiet: bool, form: str | None, as_json: bool) -> None:
     """List sessions that run or can go on, the newest first. LAST is since when nothing has happened, PORT is for ssh,
     WHY is why a session stopped."""
     query = {"all": everything} | ({} if limit is None else {"limit": limit})
     found = connect().call("GET", "/v1/sessions", **query)
-    if as_json:
+    if as_json or form == "json":
         click.echo(json.dumps(found, indent=2))
+        return
+    if quiet:
+        show.ids(found)
         return
     found = show.plain(found)
     names = {session["id"]: session["name"] for session in found}

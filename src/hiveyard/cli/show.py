@@ -25,6 +25,12 @@ def plain(found: Any) -> Any:
     return [plain(one) for one in found] if isinstance(found, list) else found
 
 
+def ids(found: Sequence[dict[str, Any]]) -> None:
+    """Print ids, one on a line, for other commands."""
+    for one in found:
+        click.echo(one["id"])
+
+
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
     """Columns as wide as they need; lines are cut to the terminal when it is one."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]

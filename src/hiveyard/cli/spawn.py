@@ -21,8 +21,11 @@ ATTACH = click.option("--attach", is_flag=True, help="Sit down at the agent when
 
 @click.command(short_help="Start a session that you can leave and come back to.")
 @click.argument("where", required=False, metavar="[REPO]")
+@click.argument("text", required=False, metavar="[PROMPT]")
 @click.option("--repo", help="The repository: a path (default: here), a URL, or owner/repo of GitHub.")
-@click.option("-m", "--prompt", "--message", "prompt", help="What to do first; without it the agent waits for you.")
+@click.option(
+    "-m", "--prompt", "--message", "prompt", help="The same as PROMPT; - is stdin. Without one the agent waits for you."
+)
 @click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read that from a file; - is stdin.")
 @click.option("--ref", "--base", "base", metavar="REV", help="The branch or commit to start from (default: HEAD).")
 @click.option("--agent", help="claude or opencode.")
@@ -79,7 +82,7 @@ def _request(where: str | None, options: dict[str, Any]) -> dict[str, Any]:
     repo = options.pop("repo")
     if repo is not None and where is not None:
         raise BadInput(f"--repo {repo} and {where} both say which repository: give one of them")
-    prompt = prompt_of(options.pop("prompt"), options.pop("prompt_file"))
+    prompt = prompt_of(options.pop("prompt"), options.pop("prompt_file"), options.pop("text"))
     request = wished({**options, "repo": repo or where or "."})
     return request if prompt is None else {**request, "prompt": prompt}
 

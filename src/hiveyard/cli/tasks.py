@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -13,24 +16,32 @@ from hiveyard.cli import show as looks
 from hiveyard.cli import transcript
 from hiveyard.cli.connect import connect
 from hiveyard.cli.live import live
-from hiveyard.cli.names import TASK, WORK
-from hiveyard.cli.options import JSON
+from hiveyard.cli.names import ONLY, TASK, WORK
+from hiveyard.cli.options import FORMAT, JSON, QUIET
 from hiveyard.cli.run import watch
 from hiveyard.cli.sessions import summary
-from hiveyard.cli.work import find
-from hiveyard.kit.text import one_line
+from hiveyard.cli.work import find, only
+from hiveyard.kit.text import decode, one_line, printable
+
+ALREADY_ENDED = 1
+"""The exit code of `hv cancel` for a task that had ended before."""
 
 
 @click.command(short_help="List tasks.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also tasks that are over.")
 @click.option("-n", "--limit", type=int, metavar="N", help="The newest N of them.")
+@QUIET
+@FORMAT
 @JSON
-def ps(everything: bool, limit: int | None, as_json: bool) -> None:
+def ps(everything: bool, limit: int | None, quiet: bool, form: str | None, as_json: bool) -> None:
     """List tasks that are not over, the newest first."""
     query = {"all": everything} | ({} if limit is None else {"limit": limit})
     tasks = connect().call("GET", "/v1/tasks", **query)
-    if as_json:
+    if as_json or form == "json":
         click.echo(json.dumps(tasks, indent=2))
+        return
+    if quiet:
+        looks.ids(tasks)
         return
     rows = [
         [
@@ -50,11 +61,11 @@ def ps(everything: bool, limit: int | None, as_json: bool) -> None:
 
 
 @click.command(short_help="Show one task or session.")
-@WORK
+@ONLY
 @JSON
-def show(work: str, as_json: bool) -> None:
-    """Show one task or session: ID is an id, the start of one, or a name."""
-    is_session, found = find(work)
+def show(work: str | None, as_json: bool) -> None:
+    """Show one task or session: ID is an id, the start of one, or a name. Without it, the only one there is."""
+    is_session, found = find(work or only("show"))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -69,20 +80,46 @@ def show(work: str, as_json: bool) -> None:
 
 
 @click.command(short_help="Show what an agent did.")
-@WORK
+@ONLY
 @click.option("-f", "--follow", is_flag=True, help="Stay until the task is over, or the session stops.")
+@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Begin with the last N lines.")
 @JSON
-def logs(work: str, follow: bool, as_json: bool) -> None:
-    """Show what an agent did, as it was shown while it happened."""
-    is_session, found = find(work)
+def logs(work: str | None, follow: bool, tail: int | None, as_json: bool) -> None:
+    """Show what an agent did, as it was shown while it happened. Without ID, of the only task or session there is."""
+    is_session, found = find(work or only("logs"))
+    seen = 0 if tail is None else _print_tail(found, tail, as_json=as_json)
     if follow and not as_json and not is_session:
-        watch(found, quiet=False, asks=False)
+        watch(found, quiet=False, asks=False, after=seen)
         looks.summary(found)
         return
-    path = f"/v1/tasks/{quoted(found['id'])}/events"
-    for event in live(found["id"]) if follow else connect().stream("GET", path):
-        for line in [json.dumps(event)] if as_json else transcript.lines(event):
+    for _, lines in _rendered(found, after=seen, follow=follow, as_json=as_json):
+        for line in lines:
             click.echo(line)
+
+
+def _print_tail(found: dict[str, Any], count: int, *, as_json: bool) -> int:
+    """Print the last lines so far, and return the number of the event that they end with."""
+    last: deque[str] = deque(maxlen=count)
+    seen = 0
+    for seq, lines in _rendered(found, after=0, follow=False, as_json=as_json):
+        seen = seq
+        last.extend(lines)
+    for line in last:
+        click.echo(line)
+    return seen
+
+
+def _rendered(found: dict[str, Any], *, after: int, follow: bool, as_json: bool) -> Iterator[tuple[int, list[str]]]:
+    """Return the number of each event of a task or session, and its lines."""
+    raw = transcript.shows_all(found) and not as_json
+    for event in _events(found["id"], after=after, follow=follow, raw=raw):
+        yield event["seq"], [json.dumps(event)] if as_json else transcript.lines(event, complete=raw)
+
+
+def _events(ref: str, *, after: int, follow: bool, raw: bool) -> Iterator[dict[str, Any]]:
+    if follow:
+        return live(ref, after=after, raw=raw)
+    return connect().stream("GET", f"/v1/tasks/{quoted(ref)}/events", after=after, raw=raw)
 
 
 @click.command(short_help="Print events as JSON lines.")
@@ -93,22 +130,35 @@ def logs(work: str, follow: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, hidden=True, help="Events are JSON anyway.")
 def events(work: str, follow: bool, raw: bool, after: int, as_json: bool) -> None:
     """Print the events of a task or session as JSON lines."""
-    path = f"/v1/tasks/{quoted(work)}/events"
-    stream = connect().stream("GET", path, after=after, raw=raw)
-    for event in live(work, after=after, raw=raw) if follow else stream:
+    for event in _events(work, after=after, follow=follow, raw=raw):
         if not raw:
             click.echo(json.dumps(event))
         elif "raw" in event:
-            sys.stdout.buffer.write(base64.b64decode(event["raw"]) + b"\n")
-            sys.stdout.buffer.flush()
+            _print_raw(base64.b64decode(event["raw"]))
+
+
+def _print_raw(lines: bytes) -> None:
+    """Print an agent's raw lines: unchanged into a file or a pipe, without escapes on a terminal."""
+    if sys.stdout.isatty():
+        for line in decode(lines).split("\n"):
+            click.echo(printable(line))
+        return
+    sys.stdout.buffer.write(lines + b"\n")
+    sys.stdout.buffer.flush()
 
 
 @click.command(short_help="Ask an agent to stop.")
 @TASK
 @JSON
-def cancel(task: str, as_json: bool) -> None:
-    """Ask an agent to stop and wait for its end; what it has done is collected."""
+def cancel(task: str, as_json: bool) -> int:
+    """Ask an agent to stop and wait for its end; what it has done is collected. The exit code is 1 when the task had
+    already ended."""
     client = connect()
+    before = client.call("GET", f"/v1/tasks/{quoted(task)}")
+    if before["ended_at"] is not None:
+        click.echo(json.dumps(before) if as_json else f"{before['slug']} has already ended: {before['status']}")
+        return ALREADY_ENDED
     found = client.call("POST", f"/v1/tasks/{quoted(task)}/cancel")
     watch(found, quiet=True)
     click.echo(json.dumps(found) if as_json else f"{found['slug']}: {found['status']}")
+    return 0

@@ -7,16 +7,17 @@ import click
 from hiveyard.api.client import quoted
 from hiveyard.cli.attach import own_terminal, sit_down
 from hiveyard.cli.connect import connect
-from hiveyard.cli.names import SESSION
+from hiveyard.cli.names import ONLY_SESSION
+from hiveyard.cli.work import only
 
 
 @click.command(short_help="Sit down at a session's agent.")
-@SESSION
+@ONLY_SESSION
 @click.option("--read-only", is_flag=True, help="Only look.")
-def attach(session: str, read_only: bool) -> int:
+def attach(session: str | None, read_only: bool) -> int:
     """Sit down at the agent's own terminal program. Ctrl-B D leaves, and the agent goes on. Several people may sit
-    there at once."""
-    return show_agent(session, read_only=read_only)
+    there at once. Without SESSION, at the only one that runs."""
+    return show_agent(session or only("attach", sessions_only=True), read_only=read_only)
 
 
 def show_agent(session: str, *, read_only: bool = False) -> int:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import click
+
 from hiveyard.api.client import ApiError, quoted
 from hiveyard.cli.connect import connect
-from hiveyard.core.errors import NotFound
+from hiveyard.core.errors import BadInput, NotFound
+
+SHOWN = 20
+"""Most candidates that are listed."""
 
 
 class Work(NamedTuple):
@@ -18,6 +23,26 @@ class Work(NamedTuple):
     @property
     def id(self) -> str:
         return str(self.found["id"])
+
+
+def only(verb: str, *, sessions_only: bool = False) -> str:
+    """Return the id of the only task or session there is, and say on stderr which it is. Raises BadInput, with all
+    candidates, when there are several, and when there is none."""
+    client = connect()
+    found = client.call("GET", "/v1/sessions", all=not sessions_only)
+    if sessions_only:
+        found = [session for session in found if session["status"] == "running"]
+    else:
+        found += client.call("GET", "/v1/tasks", all=True)
+    names = [one.get("name") or one["slug"] for one in found]
+    if len(found) == 1:
+        click.echo(f"{names[0]}  ({found[0]['id']})", err=True)
+        return str(found[0]["id"])
+    what = "running session" if sessions_only else "task or session"
+    if not found:
+        raise BadInput(f"there is no {what} yet; hv {verb} takes an ID", hint='hv spawn . "what to do"')
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    raise BadInput(f"hv {verb} needs an ID, one of: {', '.join(names[:SHOWN])}{more}", hint=f"hv {verb} {names[0]}")
 
 
 def find(ref: str) -> Work:

@@ -73,6 +73,10 @@ class BadBundle(RepositoryError):
     code = "repository.bad_bundle"
 
 
+class CollectTimeout(RepositoryError):
+    code = "repository.collect_timeout"
+
+
 class ProviderError(HiveyardError):
     code = "provider"
 

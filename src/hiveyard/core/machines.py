@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -80,22 +81,27 @@ HOST = Image(id="host", name="host", rootfs=Path("/"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The size of a machine."""
+    """The size of a machine. `cpus` may be a fraction: a limit on CPU time, if the kernel supports it."""
 
     memory_mib: int = 2048
-    cpus: int = 2
+    cpus: float = 2
     disk_gib: int = 20
     pids: int = 1024
 
     def __post_init__(self) -> None:
         for what, value, least in (
             ("memory_mib", self.memory_mib, 128),
-            ("cpus", self.cpus, 1),
+            ("cpus", self.cpus, 0.1),
             ("disk_gib", self.disk_gib, 1),
             ("pids", self.pids, 16),
         ):
             if value < least:
                 raise BadInput(f"{what} is {value}, the minimum is {least}")
+
+    @property
+    def whole_cpus(self) -> int:
+        """`cpus` rounded up, for machines with CPUs of their own."""
+        return math.ceil(self.cpus)
 
 
 TtlAction = Literal["stop", "terminate", "pause"]

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import inspect
 
 from hiveyard.core.errors import BadInput
+from hiveyard.core.units import converted
 from hiveyard.kit.text import one_line
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -21,9 +22,13 @@ _SHOWN = 80
 
 
 def parsed(data: object, kind: type[S], what: str) -> S:
-    """Return `data` as a struct. `what` is its name in errors (`task request`). Raises BadInput."""
+    """Return `data` as a struct. `what` is its name in errors (`task request`).
+
+    Durations and sizes may be texts with a unit (see units.py). Raises BadInput, which names the field, its value and
+    the valid values."""
     if not isinstance(data, dict):
         raise BadInput(f"a {what} must be an object, not {_shown(data)}")
+    data = converted(data)
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for name, value in data.items():
         if name not in fields:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import anyio
 import h11
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -184,11 +184,28 @@ class _Connection(H11Protocol):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         cycle = self.cycle  # once it is answered, the next request may come before we get here
-        await self._inner(scope, receive, send)
+        await self._inner(scope, receive, _closing(send) if _ambiguous(scope) else send)
         if not cycle.response_complete:
             # The answer was cut: what was sent goes out, the end that HTTP would have does not.
             self.transport.close()
             self.loop.call_later(_FLUSH_SECONDS, self.transport.abort)
+
+
+def _ambiguous(scope: Scope) -> bool:
+    """Whether a request has two lengths, so that another server might see another request begin in its body."""
+    names = {name for name, _ in scope["headers"]}
+    return {b"content-length", b"transfer-encoding"} <= names
+
+
+def _closing(send: Send) -> Send:
+    """Say in the answer that it is the last one on its connection (RFC 9112, 6.1); h11 closes it then."""
+
+    async def closing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return closing
 
 
 def _quiet() -> logging.Logger:

@@ -1,4 +1,4 @@
-"""What a person may set about tasks and turns."""
+"""Settings of tasks and turns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Policy for tasks that do not say otherwise themselves."""
+    """Defaults for tasks and sessions whose request does not set them."""
 
     agent: str = "claude"
     """The agent of a task that names none."""
@@ -21,8 +21,8 @@ class EngineSettings:
     """Memory of a machine, in MiB."""
     memory_total_mib: int = 0
     """Memory that all machines together may be promised, in MiB; 0 is the host's, less 1 GiB. Tasks wait for it."""
-    cpus: int = 2
-    """Processors of a machine."""
+    cpus: float = 2
+    """Processors of a machine; a VM has a whole number of them."""
     disk_gib: int = 20
     """Size of a machine's own disk, in GiB; what is not used takes no space."""
     timeout: float = 7200.0
@@ -36,6 +36,10 @@ class EngineSettings:
     """Most output of one turn that is kept, in MiB; an agent that writes more is stopped."""
     line_limit_mib: int = 16
     """Longest line of an agent's output, in MiB; what is longer is cut."""
+    collect_timeout: float = 300.0
+    """Longest time in seconds that it may take to collect the work from a machine."""
+    collect_file_mib: int = 512
+    """Size in MiB above which a file that is not committed is left out of the result; a notice names it."""
     max_tasks: int = 16
     """Tasks that run at the same time; more wait for their turn."""
     turn_snapshots: int = 10
@@ -43,7 +47,7 @@ class EngineSettings:
 
     @property
     def reserve(self) -> int:
-        """`disk_reserve_mib` in bytes."""
+        """Return `disk_reserve_mib` in bytes."""
         return self.disk_reserve_mib << 20
 
     def __post_init__(self) -> None:
@@ -58,6 +62,8 @@ class EngineSettings:
             "silence",
             "output_limit_mib",
             "line_limit_mib",
+            "collect_timeout",
+            "collect_file_mib",
             "max_tasks",
         ):
             if not getattr(self, name) > 0:
@@ -66,7 +72,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """What one agent is begun with when nobody says otherwise; empty means as for all of them."""
+    """Defaults for one agent; empty means the general default."""
 
     model: str = ""
     """Its model; empty means the program's own choice."""
@@ -78,7 +84,7 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortSettings:
-    """Where ports of this host that lead into sessions are taken from."""
+    """The range of host ports for ssh into sessions."""
 
     first: int = 2222
     """First port for ssh into sessions."""

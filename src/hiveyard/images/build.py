@@ -49,7 +49,7 @@ _VERSION = re.compile(r"\d+(?:\.\d+)+[0-9A-Za-z.+-]*")
 
 
 class Built(NamedTuple):
-    """What came out: the tar, the versions of the recipe's programs, and of all packages."""
+    """The result of a build: the tar, the versions of the recipe's programs, and those of all packages."""
 
     rootfs: Path
     programs: dict[str, str]

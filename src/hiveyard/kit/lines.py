@@ -6,24 +6,25 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """A line without its newline. `end` is the stream offset after it. `cut` means that it was too long."""
+    """A line without its newline. `end` is the stream offset after it. `cut` is the number of bytes left out at its
+    end."""
 
     data: bytes
     end: int
-    cut: bool
+    cut: int
 
 
 class LineSplitter:
     """A splitter that takes bytes and returns complete lines.
 
-    A line over `limit` bytes keeps its first `limit` bytes and is marked as cut. `offset` is the position of the first
-    byte in the stream, so that a reader can continue where it stopped."""
+    A line over `limit` bytes keeps its first `limit` bytes; `cut` counts the others. `offset` is the position of the
+    first byte in the stream, so that a reader can continue where it stopped."""
 
     def __init__(self, *, limit: int, offset: int = 0) -> None:
         self._limit = limit
         self.offset = offset
         self._held = bytearray()
-        self._cut = False
+        self._cut = 0
 
     def feed(self, data: bytes) -> list[Line]:
         lines: list[Line] = []
@@ -42,12 +43,11 @@ class LineSplitter:
 
     def _hold(self, piece: bytes) -> None:
         room = self._limit - len(self._held)
-        if len(piece) > room:
-            self._cut = True
+        self._cut += max(0, len(piece) - room)
         self._held += piece[:room]
 
     def _take(self, end: int) -> Line:
         line = Line(bytes(self._held), end, self._cut)
         self._held.clear()
-        self._cut = False
+        self._cut = 0
         return line

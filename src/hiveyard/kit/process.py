@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,6 +18,15 @@ from typing import IO, NamedTuple
 import anyio
 import anyio.abc
 from anyio.abc import Process
+
+from hiveyard.kit.text import one_line
+
+log = logging.getLogger("hiveyard.process")
+"""Each command that is started, at level DEBUG."""
+_WORD, _SCRIPT, _COMMAND = 160, 60, 2000
+"""Characters that are logged of one word, of a script, and of a whole command."""
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SECRET_NAME = re.compile(r"(?i)\A(--?)?[a-z0-9_-]*(key|token|secret|passw|auth|credential)[a-z0-9_-]*=")
 
 
 class Completed(NamedTuple):
@@ -96,6 +107,8 @@ async def running(
         pass_fds=pass_fds,
         start_new_session=True,
     )
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("pid %d: %s", process.pid, readable(argv))
     try:
         yield process
     finally:
@@ -108,6 +121,22 @@ async def running(
             signal_group(process.pid, signal.SIGKILL)
             with anyio.move_on_after(5):
                 await process.aclose()
+        log.debug("pid %d ended with %s", process.pid, process.returncode)
+
+
+def readable(argv: Sequence[str]) -> str:
+    """Return a command for a log, on one line: long words and scripts are cut, and what may be a secret is replaced
+    by `***`. No secret belongs into an argv; this is for those of addresses and options that users give."""
+    words = []
+    for before, word in zip(("", *argv), argv, strict=False):
+        limit = _SCRIPT if before == "-c" and ("\n" in word or " " in word) else _WORD
+        words.append(one_line(_without_secrets(word), limit))
+    return one_line(shlex.join(words), _COMMAND)
+
+
+def _without_secrets(word: str) -> str:
+    word = _USERINFO.sub("***", word)
+    return word[: match.end()] + "***" if (match := _SECRET_NAME.match(word)) else word
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:

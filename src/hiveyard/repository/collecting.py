@@ -11,12 +11,15 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hiveyard.core.commands import Command, Result
 from hiveyard.core.errors import BadBundle, GuestNoSpace, RepositoryError
+from hiveyard.core.machines import Report, quiet
 from hiveyard.core.ports import Guest
+from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.kit.text import decode, one_line
 from hiveyard.repository import scripts
 from hiveyard.repository.branches import collide, heads
@@ -37,12 +40,15 @@ MESSAGE = {
 PATCH, BUNDLE = "changes.patch", "work.bundle"
 LIMIT = 1 << 30
 """Most bytes of a bundle, of a patch and of one file in the work."""
+LARGEST = 512 << 20
+"""Bytes above which a file that is not committed is left out of the work."""
 
 _RESULT = "refs/hiveyard/result"
 _WINDOW = 32 << 20
 _TIMEOUT = 3600.0
 _HEADER_LIMIT = 64 << 10
-_ANSWER = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64}) (\d{1,15}) ([a-z]{0,20})\.\Z")
+_ANSWER = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64}) (\d{1,15}) (\d{1,9}) ([a-z]{0,20})\.\Z")
+_LARGE_FILE = re.compile(rb"(\d{1,19})/([^\0]{1,4096})\0")
 _NOTES = {
     "r": "the repository in the machine was unusable: the work is one commit, made from its files",
     "m": "a merge or rebase was in progress: the work is what its files were then",
@@ -68,19 +74,23 @@ class Tree(NamedTuple):
 
 
 class _Bounds(NamedTuple):
-    """Most bytes of a bundle, a patch or a file, and of the memory of a git process that reads them."""
+    """Limits in bytes: `size` of a bundle, a patch or a file, `memory` of a git process that reads them, `largest` of
+    a file that is not committed."""
 
     size: int
     memory: int
+    largest: int
 
 
 class _Said(NamedTuple):
-    """The guest's answer: the commit, the size of its bundle, notes, and as much of the bundle as came along."""
+    """The guest's answer: the commit, the size of its bundle, notes, as much of the bundle as came along, and a notice
+    about files that were left out because they are large."""
 
     head: str
     size: int
     notes: str
     begun: bytes
+    large: str = ""
 
 
 class Collected(NamedTuple):
@@ -110,7 +120,9 @@ async def collect(
     branch: str,
     limit: int = LIMIT,
     memory: int = MEMORY,
+    largest: int = LARGEST,
     aside: bool = False,
+    report: Report = quiet,
 ) -> Collected:
     """Commit what is left in the guest's `/session/repo` and bring it to `branch` of the host's bare `origin`.
 
@@ -119,11 +131,12 @@ async def collect(
     Safe to repeat. Raises BadBundle for what comes out and is not what it should be, is larger than `limit` bytes or
     takes more than `memory` bytes to read, RepositoryError, GuestNoSpace and what the guest raises."""
     await check_branch_name(branch)
-    bounds = _Bounds(limit, memory)
+    bounds = _Bounds(limit, memory, largest)
     result.mkdir(parents=True, exist_ok=True)
-    links, notices = await _submodules(guest, origin, result, branch, bounds, aside)
     bundle = result / BUNDLE
-    said = await _bring(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, bounds)
+    async with measured(report, "reading the work out of the machine", partial(disk_usage, *_parts(result, origin))):
+        links, notices = await _submodules(guest, origin, result, branch, bounds, aside)
+        said = await _bring(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, bounds)
     notices = [*_told(said), *notices]
     if said.head == base:
         return Collected(base, 0, 0, 0, 0, False, None, None, tuple(notices))
@@ -168,12 +181,13 @@ async def _submodule(
 
 
 def _told(said: _Said) -> list[str]:
-    return [_NOTES[note] for note in dict.fromkeys(said.notes) if note in _NOTES]
+    notes = [_NOTES[note] for note in dict.fromkeys(said.notes) if note in _NOTES]
+    return [*notes, *([said.large] if said.large else [])]
 
 
 async def _bring(guest: Guest, tree: Tree, bundle: Path, bounds: _Bounds) -> _Said:
     """Have the tree's work in its bare repository, on its branch, and in `bundle` when there is any."""
-    said = await _commit_leftover(guest, tree)
+    said = await _commit_leftover(guest, tree, bounds.largest)
     if said.size == 0:
         await _move(tree, tree.base)
         return said._replace(head=tree.base)
@@ -188,10 +202,20 @@ async def _bring(guest: Guest, tree: Tree, bundle: Path, bounds: _Bounds) -> _Sa
     return said
 
 
+def _part(file: Path) -> Path:
+    return file.with_name(f".{file.name}.part")
+
+
+def _parts(result: Path, origin: Path) -> list[Path]:
+    """The bundles that are being written, of submodules too."""
+    inner = [result / "submodules" / one.copy for one in submodules(origin)]
+    return [_part(directory / BUNDLE) for directory in (*inner, result)]
+
+
 @contextmanager
 def _whole(file: Path) -> Iterator[Path]:
     """Where to write what becomes `file` at the end of the block: who reads that meanwhile has the former one."""
-    part = file.with_name(f".{file.name}.part")
+    part = _part(file)
     try:
         yield part
         part.replace(file)
@@ -214,12 +238,12 @@ async def _move(tree: Tree, head: str) -> None:
     await answer(*words, at=tree.origin)
 
 
-async def _commit_leftover(guest: Guest, tree: Tree) -> _Said:
+async def _commit_leftover(guest: Guest, tree: Tree, largest: int) -> _Said:
     """Rebuilds the guest's repository when git cannot use it."""
-    said = await _ask_to_collect(guest, tree, "")
+    said = await _ask_to_collect(guest, tree, largest, "")
     if said.status == scripts.BROKEN and not tree.aside:
         await _rebuild(guest, tree)
-        said = await _ask_to_collect(guest, tree, "r")
+        said = await _ask_to_collect(guest, tree, largest, "r")
     if tree.module and said.status in (scripts.NO_TREE, scripts.NO_SUBMODULE):
         return _Said(tree.base, 0, "", b"")  # it was removed, or its files are those of the repository around it now
     _raise_for(said)
@@ -227,12 +251,29 @@ async def _commit_leftover(guest: Guest, tree: Tree) -> _Said:
     match = _ANSWER.match(decode(line))
     if match is None:
         raise BadBundle(f"the machine's answer about the work makes no sense: {one_line(decode(line))}")
-    return _Said(match[1], int(match[2]), match[3], begun)
+    large, begun = _large_files(int(match[3]), begun, largest)
+    return _Said(match[1], int(match[2]), match[4], begun, large)
 
 
-async def _ask_to_collect(guest: Guest, tree: Tree, notes: str) -> Result:
-    person = await identity(tree.origin)
-    words = (ROOT, tree.path, tree.module, tree.base, *person, MESSAGE[tree.aside], str(scripts.INLINE), notes)
+def _large_files(count: int, answer: bytes, largest: int) -> tuple[str, bytes]:
+    """Return the notice about files that were left out, and the rest of the answer. Raises BadBundle."""
+    shown = []
+    for _ in range(min(count, scripts.SHOWN)):
+        entry = _LARGE_FILE.match(answer)
+        if entry is None:
+            raise BadBundle("the machine's answer about large files makes no sense")
+        shown.append(f"{one_line(decode(entry[2]), 120)} ({int(entry[1]) >> 20} MiB)")
+        answer = answer[entry.end() :]
+    if not shown:
+        return "", answer
+    shown += [f"and {count - len(shown)} more"] if count > len(shown) else []
+    files = "a file of" if count == 1 else f"{count} files of"
+    return f"{files} more than {largest >> 20} MiB left out of the result: {', '.join(shown)}", answer
+
+
+async def _ask_to_collect(guest: Guest, tree: Tree, largest: int, notes: str) -> Result:
+    person, limits = await identity(tree.origin), map(str, (scripts.INLINE, scripts.SHOWN, largest))
+    words = (ROOT, tree.path, tree.module, tree.base, *person, MESSAGE[tree.aside], *limits, notes)
     more = ("1" if tree.aside else "", *tree.links)
     command = Command(argv=("bash", "-c", scripts.COLLECT, "hv", *words, *more), cwd="/")
     return await guest.run(command, timeout=_TIMEOUT, limit=scripts.INLINE + (64 << 10))

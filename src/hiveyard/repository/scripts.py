@@ -1,7 +1,8 @@
-"""The bash that works on the repository inside a guest; each is one round trip. Needs bash, coreutils, tar and git.
+"""Bash scripts that work on the repository inside a guest, each in one round trip.
 
-What git finds in a guest is hostile to the guest alone; hooks are off so that a broken one does not lose work. In an
-emulated guest each start of a program costs some 50 ms: what bash can do itself, and what git can do at once, it does.
+They need bash, coreutils, findutils, grep, tar and git. A hostile repository harms only its own guest; hooks are off
+so that a broken hook loses no work. In an emulated guest each start of a program takes about 50 ms, so the scripts
+start as few as possible.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ NO_TREE: Final = 51
 NO_SUBMODULE: Final = 52
 INLINE: Final = 1 << 20
 """Most bytes of a bundle that come with the answer; a larger one is read out of its file."""
+SHOWN: Final = 10
+"""Large files whose names come with the answer; of more only the number does."""
 
 _GIT: Final = r"""
 export LC_ALL=C GIT_CEILING_DIRECTORIES=$root GIT_LFS_SKIP_SMUDGE=1 GIT_TERMINAL_PROMPT=0 GIT_EDITOR=true
@@ -47,17 +50,21 @@ rm -f -- "$root/origin.tar"
 """
 )
 
-# ROOT PATH MODULE BASE NAME EMAIL MESSAGE INLINE REBUILT ASIDE LINK... Commits what is left in ROOT/PATH, makes
-# ROOT/.result.bundle and prints `HEAD SIZE NOTES`; SIZE 0: nothing was done. NOTES are letters, see git_collecting.py.
-# A bundle of at most INLINE bytes follows the line, and its file is removed. MODULE is where a submodule's own
-# repository is below ROOT; its HEAD is moved to what is given out, so that the repository around it points there.
-# With ASIDE nothing of that is seen in there, where somebody may be at work: HEAD, index and branches stay as they are;
-# each LINK is `COMMIT PATH` of a submodule, for the repository around it.
+# ROOT PATH MODULE BASE NAME EMAIL MESSAGE INLINE SHOWN LARGEST NOTES ASIDE LINK...
+# Commits the uncommitted work in ROOT/PATH, writes ROOT/.result.bundle and prints `HEAD SIZE LARGE NOTES.`; SIZE 0
+# means that there is no work. NOTES are letters, see collecting.py. LARGE is the number of uncommitted files of more
+# than LARGEST bytes, which are left out; the first SHOWN of them follow as `BYTES/NAME`, each with a NUL behind it.
+# Then comes the bundle if it has at most INLINE bytes; its file is removed.
+# MODULE is the place of a submodule's own repository below ROOT. Its HEAD is moved to the result, so that the
+# repository around it records that commit.
+# With ASIDE the repository does not change, because an agent may be at work in it: HEAD, index and branches stay as
+# they are; each LINK is `COMMIT PATH` of a submodule, for the repository around it.
 COLLECT: Final = (
     "root=$1\n"
     + _GIT
     + r"""
-repo=$root/$2 module=$3 base=$4 name=$5 email=$6 message=$7 inline=$8 notes=${9:-} aside=${10:-} links=("${@:11}")
+repo=$root/$2 module=$3 base=$4 name=$5 email=$6 message=$7 inline=$8 shown=$9 largest=${10}
+notes=${11} aside=${12} links=("${@:13}")
 export GIT_AUTHOR_NAME=$name GIT_AUTHOR_EMAIL=$email GIT_COMMITTER_NAME=$name GIT_COMMITTER_EMAIL=$email
 bundle=$root/.result.bundle own=$repo/.git
 [[ -d $repo && ! -L $repo ]] || exit 51
@@ -125,16 +132,59 @@ find_unknown() {
     [[ $path == */ ]] && nested+=("${path%/}")
   done < <(git ls-files --others --exclude-standard -z 2>/dev/null)
 }
-# Of a path that a known file is below, git takes all that is there.
-take_in() {
+# Files above LARGEST, by their path with a slash before it (an empty key is an error).
+declare -A large
+find_large() {
+  local entry
+  while IFS= read -r -d '' entry; do
+    ((${entry%%/*} > largest)) && large["/${entry#*/}"]=${entry%%/*}
+  done < <(xargs -0 -r stat --printf '%s/%n\0' -- 2>/dev/null | grep -zE "^[0-9]{${#largest},}/")
+}
+list_nested() {
   local file
   (
     unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
     git -C "$1" ls-files -z --cached --others --exclude-standard
-  ) 2>/dev/null | while IFS= read -r -d '' file; do [[ $file == */ ]] || printf '%s/%s\0' "$1" "$file"; done |
+  ) 2>/dev/null | while IFS= read -r -d '' file; do [[ $file == */ ]] || printf '%s/%s\0' "$1" "$file"; done
+}
+# Of a path that a known file is below, git takes all that is there.
+take_in() {
+  local file
+  find_large < <(list_nested "$1")
+  list_nested "$1" | while IFS= read -r -d '' file; do [[ ${large["/$file"]} ]] || printf '%s\0' "$file"; done |
     git update-index --add --remove -z --stdin 2>/dev/null
 }
-add() { git add --all --ignore-errors -- . 2>/dev/null; }
+# Git reads a sparse file of a terabyte to its end. So each file that it would read is measured first, and the large
+# ones are excluded. These commands read no content; `git status` and `git ls-files --modified` may.
+add() {
+  find_large < <(
+    git diff-files -z --name-only --ignore-submodules=all 2>/dev/null
+    git ls-files -z --others --exclude-standard 2>/dev/null
+  )
+  local keys=("${!large[@]}")
+  if ((${#keys[@]})); then
+    printf '%s\0' . "${keys[@]/#\//:(exclude,literal)}" |
+      git add --all --ignore-errors --pathspec-from-file=- --pathspec-file-nul 2>/dev/null
+  else
+    git add --all --ignore-errors -- . 2>/dev/null
+  fi
+}
+# A large file that was staged, but not committed: the index gets back what HEAD has. Fails when there is none.
+unstage_large() {
+  local entry path i ids=() paths=() before=() sizes=() back=()
+  while IFS= read -r -d '' entry && IFS= read -r -d '' path; do
+    set -- $entry
+    [[ $2 != 000000 && $2 != 160000 ]] && ids+=("$4") paths+=("$path") before+=("${1#:} $3")
+  done < <(git diff-index --cached --raw --no-abbrev -z --no-renames "$head" 2>/dev/null)
+  ((${#ids[@]})) || return 1
+  mapfile -t sizes < <(printf '%s\n' "${ids[@]}" | git cat-file --batch-check='%(objectsize)' 2>/dev/null)
+  for i in "${!ids[@]}"; do
+    [[ ${sizes[i]} =~ ^[0-9]+$ ]] && ((sizes[i] > largest)) || continue
+    large["/${paths[i]}"]=${sizes[i]}
+    back+=("${before[i]}"$'\t'"${paths[i]}")
+  done
+  ((${#back[@]})) && printf '%s\0' "${back[@]}" | git update-index -z --index-info
+}
 add
 added=$? nested=()
 find_links
@@ -171,6 +221,7 @@ dated() {
   export GIT_COMMITTER_DATE GIT_AUTHOR_DATE
 }
 tree=$(git write-tree) || exit 50
+if [[ $tree != "$has" ]] && unstage_large; then tree=$(git write-tree) || exit 50; fi
 if [[ $tree != "$has" ]]; then
   [[ ! $aside ]] || dated "$head"
   head=$(git commit-tree "$tree" -p "$head" -m "$message") && move HEAD "$head" || exit 50
@@ -202,7 +253,11 @@ if [[ $head != "$base" ]]; then
   } >"$bundle" || exit 50
   size=$(stat -c %s -- "$bundle")
 fi
-printf '%s %s %s.\n' "$head" "$size" "$notes"
+printf '%s %s %s %s.\n' "$head" "$size" "${#large[@]}" "$notes"
+for path in "${!large[@]}"; do
+  ((shown-- > 0)) || break
+  printf '%s%s\0' "${large["$path"]}" "$path"
+done
 if ((size && size <= inline)); then
   cat -- "$bundle"
   rm -f -- "$bundle"

@@ -30,15 +30,19 @@ OPENAI_KEY = "sk-Zq8TestSecret-of-nobody"
 TIERS = {"qemu": "vm", "docker": "container", "bubblewrap": "namespace"}
 
 
+# Each agent once, and each provider once, in `make test`; the rest of the matrix in `make long PART=agents`.
+ONCE = (
+    ("bubblewrap", "claude"),
+    ("bubblewrap", "opencode"),
+    ("bubblewrap", "goose"),
+    ("docker", "claude"),
+    ("qemu", "claude"),
+)
+REST = (("docker", "opencode"), ("docker", "goose"), ("qemu", "opencode"), ("qemu", "goose"))
+
+
 @pytest.mark.parametrize(
-    ("provider", "agent"),
-    [
-        ("bubblewrap", "claude"),
-        ("bubblewrap", "opencode"),
-        ("bubblewrap", "goose"),
-        ("docker", "claude"),
-        ("qemu", "claude"),  # opencode in a VM: tests/end_to_end/sessions/test_agent_vm.py
-    ],
+    ("provider", "agent"), [*ONCE, *(pytest.param(*pair, marks=pytest.mark.long("agents")) for pair in REST)]
 )
 def test_a_real_agent_changes_a_real_repository(
     provider: str, agent: str, opening: Opening, speaking: Speaking, repo: Path, tmp_path: Path

@@ -77,6 +77,7 @@ kill -9 $asker; wait
 """
 
 
+@pytest.mark.long("storms")
 @pytest.mark.real
 def test_what_a_killed_build_of_theirs_left_goes_with_the_next(commoner: Commoner) -> None:
     (commoner.home / "endless.toml").write_text(ENDLESS)

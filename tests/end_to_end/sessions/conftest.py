@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.support.own_ports import own_ports
 
 __all__ = ["docker_socket", "git", "portal", "repo"]
 Session = dict[str, Any]
+SETTINGS = '[engine]\nprovider = "{}"\nagent = "puppet"\ndisk_reserve_mib = 1\n'
 
 
 class Stage(Hv):
@@ -86,46 +88,72 @@ class Stage(Hv):
             follower.communicate()
         raise AssertionError("the events ended")
 
+    def clear(self) -> None:
+        """Remove every session. The daemon goes on; a killed one is started again."""
+        if self.daemon_pid() is None:
+            self.wake()
+        if sessions := [session["id"] for session in self.json("list", "-a")]:
+            assert self("rm", "-f", *sessions).returncode == 0
+        assert list((self.home / "data" / "sessions").iterdir()) == []
+
     def close(self) -> None:
         """Remove every session and stop the daemon; nothing may be left."""
         try:
-            self._close()
+            self.clear()
+            assert self("stop-daemon").returncode == 0
         finally:
-            # What one test leaves must not be the next one's failure.
             for daemon in self.daemons:
                 daemon.kill()
-                daemon.wait()
+                daemon.wait(30)
 
-    def _close(self) -> None:
-        if self.daemon_pid() is None:
-            self.wake()
-        for session in self.json("list", "-a"):
-            assert self("rm", "-f", session["id"]).returncode == 0
-        assert list((self.home / "data" / "sessions").iterdir()) == []
-        assert self("stop-daemon").returncode == 0
-        for daemon in self.daemons:
-            daemon.wait(30)
+
+@contextmanager
+def opened(settings: str, **env: str) -> Iterator[Stage]:
+    with searched_directory() as scratch:
+        stage = Stage(scratch / "home", settings, **env)
+        yield stage
+        stage.close()
+
+
+# One installation for each provider, shared by all tests of a process.
+@pytest.fixture(scope="session")
+def bubblewrap_stage() -> Iterator[Stage]:
+    with opened(SETTINGS.format("bubblewrap") + 'image = "host"\n' + own_ports()) as stage:
+        yield stage
+
+
+@pytest.fixture(scope="session")
+def docker_stage(docker_socket: Path) -> Iterator[Stage]:
+    settings = f'{SETTINGS.format("docker")}[docker]\nsocket = "{docker_socket}"\n{own_ports()}'
+    with opened(settings, HIVEYARD_CACHE=str(default_paths().cache)) as stage:
+        yield stage
+
+
+@pytest.fixture(scope="session")
+def qemu_stage() -> Iterator[Stage]:
+    with opened(SETTINGS.format("qemu") + own_ports(), HIVEYARD_CACHE=str(default_paths().cache)) as stage:
+        yield stage
+
+
+def lent(stage: Stage) -> Iterator[Stage]:
+    """The shared installation, without sessions before and after the test."""
+    env = dict(stage.env)
+    yield stage
+    stage.env = env
+    stage.clear()
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(bubblewrap_stage: Stage) -> Iterator[Stage]:
+    yield from lent(bubblewrap_stage)
+
+
+@pytest.fixture
+def own_stage(tmp_path: Path) -> Iterator[Stage]:
+    """An installation for one test, which changes its home, its settings or its daemon's environment."""
     stage = Stage(tmp_path / "home")
     yield stage
     stage.close()
-
-
-def installed(provider: str, request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """One whose machines are of that provider."""
-    settings = f'[engine]\nprovider = "{provider}"\nagent = "puppet"\ndisk_reserve_mib = 1\n'
-    if provider == "docker":
-        settings += f'[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
-    settings += own_ports()
-    with searched_directory() as scratch:
-        home = scratch / "home"
-        real = {"settings": settings, "HIVEYARD_CACHE": str(default_paths().cache)}
-        stage = Stage(home, **({} if provider == "bubblewrap" else real))
-        yield stage
-        stage.close()
 
 
 QUICK = ("bubblewrap", pytest.param("docker", marks=pytest.mark.real))
@@ -134,10 +162,10 @@ QUICK = ("bubblewrap", pytest.param("docker", marks=pytest.mark.real))
 @pytest.fixture(params=[*QUICK, pytest.param("qemu", marks=pytest.mark.real)])
 def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """An installation for each provider that its sessions run on."""
-    yield from installed(request.param, request)
+    yield from lent(request.getfixturevalue(f"{request.param}_stage"))
 
 
 @pytest.fixture(params=QUICK)
 def without_vms(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """As `everywhere`, for stories that VMs have tests of their own for: an emulated one takes its time."""
-    yield from installed(request.param, request)
+    """As `everywhere`, for stories that VMs have tests of their own for."""
+    yield from lent(request.getfixturevalue(f"{request.param}_stage"))

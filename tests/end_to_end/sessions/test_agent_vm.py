@@ -48,7 +48,7 @@ def by_ssh(yard: Yard, id: str, command: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("provider", ["docker", "qemu"])
+@pytest.mark.parametrize("provider", ["docker", pytest.param("qemu", marks=pytest.mark.long("agents"))])
 def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
     with speaking([], scripts=SCRIPTS) as model, opening(provider, model) as yard:
         id = spawned(yard, repo, "--prompt", "[[script:first]] make the third", "--name", "third")
@@ -77,7 +77,7 @@ def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: S
         assert yard("stop", id, timeout=PATIENCE).returncode == 0
 
 
-@pytest.mark.parametrize("provider", ["docker", pytest.param("qemu", marks=pytest.mark.long)])
+@pytest.mark.parametrize("provider", ["docker", pytest.param("qemu", marks=pytest.mark.long("vms"))])
 def test_eight_at_once(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
     """As above, all at once. In emulated VMs on two processors that takes an hour."""
     with speaking([], scripts=SCRIPTS) as model, opening(provider, model) as yard, ThreadPoolExecutor(EIGHT) as pool:

@@ -156,36 +156,36 @@ def other_git(stage: Stage, verb: str, script: str) -> None:
     stage.wake()
 
 
-def test_ctrl_c_while_it_comes_up_leaves_nothing(stage: Stage, repo: Path) -> None:
-    other_git(stage, "clone", "sleep 600")
-    spawn = stage.start("spawn", str(repo), "--name", "slow")
-    while not stage.json("list"):
+def test_ctrl_c_while_it_comes_up_leaves_nothing(own_stage: Stage, repo: Path) -> None:
+    other_git(own_stage, "clone", "sleep 600")
+    spawn = own_stage.start("spawn", str(repo), "--name", "slow")
+    while not own_stage.json("list"):
         assert spawn.poll() is None
     spawn.send_signal(signal.SIGINT)
     out, err = spawn.communicate(timeout=60)
     assert (spawn.returncode, out) == (130, ""), err
     assert "stopped and removed slow" in err
-    assert stage.json("list", "-a") == []
+    assert own_stage.json("list", "-a") == []
 
 
 def test_what_a_daemon_that_was_killed_had_gathered_for_an_export_goes(
-    stage: Stage, repo: Path, tmp_path: Path
+    own_stage: Stage, repo: Path, tmp_path: Path
 ) -> None:
-    id = stage.spawn(repo)
-    stage("stop", id)
+    id = own_stage.spawn(repo)
+    own_stage("stop", id)
     over = tmp_path / "over"
-    other_git(stage, "bundle", f"while [ ! -e {over} ]; do sleep 0.1; done")
-    export = stage.start("export", id, str(tmp_path / "it"))
-    sessions = stage.home / "data" / "sessions"
+    other_git(own_stage, "bundle", f"while [ ! -e {over} ]; do sleep 0.1; done")
+    export = own_stage.start("export", id, str(tmp_path / "it"))
+    sessions = own_stage.home / "data" / "sessions"
     try:
         wait(lambda: bool(list(sessions.rglob(".export-*"))))
-        pid = stage.daemon_pid()
+        pid = own_stage.daemon_pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         export.communicate(timeout=60)
     finally:
         over.touch()
-    stage.wake()
+    own_stage.wake()
     # It is out of the way at once, and gone when the new daemon comes to sweep.
     wait(lambda: [path.name for path in sessions.iterdir()] == [id])
 
@@ -197,15 +197,15 @@ def wait(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_what_fails_to_come_up_says_so_and_what_to_type(stage: Stage, repo: Path) -> None:
-    other_git(stage, "clone", "exit 1")
-    failed = stage("spawn", str(repo), "--name", "gone")
+def test_what_fails_to_come_up_says_so_and_what_to_type(own_stage: Stage, repo: Path) -> None:
+    other_git(own_stage, "clone", "exit 1")
+    failed = own_stage("spawn", str(repo), "--name", "gone")
     assert failed.returncode == 125
     assert failed.stdout == ""
     assert "gone" in failed.stderr and "try:" in failed.stderr
-    assert [one["status"] for one in stage.json("list", "-a")] == ["failed"]
-    assert stage.json("list") == []
-    assert stage("rm", "gone").returncode == 0
+    assert [one["status"] for one in own_stage.json("list", "-a")] == ["failed"]
+    assert own_stage.json("list") == []
+    assert own_stage("rm", "gone").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -298,18 +298,18 @@ def test_what_is_over_is_removed_by_age(stage: Stage, repo: Path) -> None:
     assert [one["id"] for one in stage.json("list", "-a")] == [running]
 
 
-def test_what_is_over_goes_at_any_age_and_what_runs_or_stands_still_stays(stage: Stage, repo: Path) -> None:
+def test_what_is_over_goes_at_any_age_and_what_runs_or_stands_still_stays(own_stage: Stage, repo: Path) -> None:
     names = ("running", "frozen", "stopped")
-    running, frozen, stopped = (stage.spawn(repo, "--name", name) for name in names)
-    assert stage("pause", frozen).returncode == 0
-    assert stage("stop", stopped).returncode == 0
-    other_git(stage, "clone", "exit 1")
-    assert stage("spawn", str(repo), "--name", "failed").returncode == 125
-    failed = stage.session("failed")["id"]
-    assert stage.json("rm", "--finished", "--older-than", "1h") == []
-    assert sorted(stage.json("rm", "--finished", "--older-than", "0s")) == sorted([stopped, failed])
-    assert {(one["id"], one["status"]) for one in stage.json("list", "-a")} == {
+    running, frozen, stopped = (own_stage.spawn(repo, "--name", name) for name in names)
+    assert own_stage("pause", frozen).returncode == 0
+    assert own_stage("stop", stopped).returncode == 0
+    other_git(own_stage, "clone", "exit 1")
+    assert own_stage("spawn", str(repo), "--name", "failed").returncode == 125
+    failed = own_stage.session("failed")["id"]
+    assert own_stage.json("rm", "--finished", "--older-than", "1h") == []
+    assert sorted(own_stage.json("rm", "--finished", "--older-than", "0s")) == sorted([stopped, failed])
+    assert {(one["id"], one["status"]) for one in own_stage.json("list", "-a")} == {
         (running, "running"),
         (frozen, "paused"),
     }
-    assert {path.name for path in (stage.home / "data" / "sessions").iterdir()} == {running, frozen}
+    assert {path.name for path in (own_stage.home / "data" / "sessions").iterdir()} == {running, frozen}

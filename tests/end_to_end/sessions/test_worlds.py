@@ -97,30 +97,34 @@ def test_the_disk_is_told_and_freed(stage: Stage, repo: Path) -> None:
     assert "would free" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("fork", "ID", "-m", " "), "the prompt is empty"),
-        (("fork", "ID", "-n", "40"), "count"),
-        (("fork", "ID", "-n", "3", "-m", "a", "-m", "b"), "2 instructions for 3 children"),
-        (("fork", "ID", "--from", "nowhere"), "no snapshot 'nowhere'"),
-        (("rewind", "ID", "nowhere"), "no snapshot 'nowhere'"),
-        (("snapshot", "ID", "--name", "../x"), "no name for a snapshot"),
-        (("snapshots", "ID", "--remove", "x"), "no snapshot 'x'"),
-        (("compare", "ID", "nobody"), "no task or session is called 'nobody'"),
-        (("import", "/nowhere"), "is no file"),
-        (("export", "nobody", "x"), "no task or session is called 'nobody'"),
-    ],
+IMPOSSIBLE: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("fork", "ID", "-m", " "), "the prompt is empty"),
+    (("fork", "ID", "-n", "40"), "count"),
+    (("fork", "ID", "-n", "3", "-m", "a", "-m", "b"), "2 instructions for 3 children"),
+    (("fork", "ID", "--from", "nowhere"), "no snapshot 'nowhere'"),
+    (("rewind", "ID", "nowhere"), "no snapshot 'nowhere'"),
+    (("snapshot", "ID", "--name", "../x"), "no name for a snapshot"),
+    (("snapshots", "ID", "--remove", "x"), "no snapshot 'x'"),
+    (("compare", "ID", "nobody"), "no task or session is called 'nobody'"),
+    (("import", "/nowhere"), "is no file"),
+    (("export", "nobody", "x"), "no task or session is called 'nobody'"),
 )
-def test_what_cannot_be_is_told_in_one_line(stage: Stage, repo: Path, words: tuple[str, ...], said: str) -> None:
+
+
+def test_an_impossible_request_is_one_clear_line(stage: Stage, repo: Path, subtests: pytest.Subtests) -> None:
     id = stage.spawn(repo)
-    done = stage(*(id if word == "ID" else word for word in words))
-    assert done.returncode in (2, 125)
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    for words, complaint in IMPOSSIBLE:
+        with subtests.test(words=words):
+            done = stage(*(id if word == "ID" else word for word in words))
+            assert done.returncode in (2, 125)
+            assert complaint in done.stderr
+            assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("after", [0.0, 0.05, 0.1, 0.2, 0.4])
+LATER = [pytest.param(after, marks=pytest.mark.long("storms")) for after in (0.05, 0.2, 0.4)]
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1, *LATER])
 def test_a_daemon_that_is_killed_in_the_middle_leaves_the_old_or_the_new(
     stage: Stage, repo: Path, after: float
 ) -> None:

@@ -537,7 +537,7 @@ UNREADABLE = """
 import os, sys, tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from hiveyard.engine.exporting import _Writing
+from hiveyard.engine.archive.exporting import _Writing
 os.setgid(65534)
 os.setuid(65534)
 place = Path(sys.argv[1])

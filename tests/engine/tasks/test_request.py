@@ -25,7 +25,7 @@ def test_a_request_survives_being_stored() -> None:
         ({"prompt": "a\0b"}, "NUL"),
         ({"timeout": 0.0}, r"timeout is 0.0, it must be a number \(above 0, at most 31622400\) or null"),
         ({"timeout": -3.0}, "timeout is -3.0"),
-        ({"timeout": "soon"}, 'timeout is "soon"'),
+        ({"timeout": "soon"}, "timeout 'soon' is not a duration"),
         ({"timeout": float("nan")}, "timeout is NaN"),
         ({"budget_usd": 0.0}, "budget_usd is 0.0"),
         ({"budget_usd": float("inf")}, "budget_usd is Infinity"),

@@ -1,4 +1,4 @@
-"""Root file systems as they are unpacked, and what is left of those that a version before unpacked otherwise."""
+"""Unpack root file systems, and find the remains of older editions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = ("dev/node", "dev/deep/node", "usr/lib/node_modules/p/dev/index.js", "us
 
 
 def archive(place: Path, start: str) -> Image:
-    """An image whose members' names begin with `start`."""
+    """Return an image whose members' names begin with `start`."""
     with tarfile.open(place / "rootfs.tar", "w") as tar:
         for name in FILES:
             member = tarfile.TarInfo(start + name)

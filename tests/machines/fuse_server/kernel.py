@@ -21,7 +21,7 @@ import hiveyard
 ROOT = 1
 PROGRAM = f"""import sys
 sys.path.insert(0, {str(Path(hiveyard.__file__).parent.parent)!r})
-from hiveyard.machines.served.server import main
+from hiveyard.machines.fuse_server.server import main
 main()"""
 PAUSE, FENCE, GO = -1001, -1002, -1003
 LOOKUP, FORGET, SETATTR, MKDIR, UNLINK, OPEN, READ, WRITE, RELEASE = 1, 2, 4, 9, 10, 14, 15, 16, 18

@@ -83,6 +83,7 @@ async def yard() -> AsyncIterator[Yard]:
         await provider.aclose()
 
 
+@pytest.mark.long("storms")
 async def test_the_program_that_a_guest_runs_in_knows_nothing_of_our_environment(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +248,7 @@ async def test_a_guest_that_ends_what_connects_us_is_connected_again(yard: Yard)
         assert await says(guest, "echo alive; cat /proc/self/oom_score_adj") == "alive\n0"
 
 
+@pytest.mark.long("storms")
 async def test_a_guest_whose_ssh_server_died_for_good_is_lost_and_says_what_was_tried(yard: Yard) -> None:
     async with yard.machine() as name:
         async with connected(Rig(yard.state / name).agent) as agent:
@@ -348,6 +350,7 @@ async def test_a_snapshot_may_read_the_memory_where_only_parents_may(yard: Yard)
         assert (await yard.says(name, script)).split() == ["1", "no", "yes", "yes"]
 
 
+@pytest.mark.long("storms")
 async def test_a_template_that_was_written_to_is_made_again_and_says_so(yard: Yard) -> None:
     template = newest_template(yard)
     with (template / "memory").open("r+b") as memory:
@@ -375,6 +378,7 @@ async def test_a_state_that_does_not_load_is_replaced_while_machines_boot(yard: 
         group.start_soon(boot)
 
 
+@pytest.mark.long("storms")
 async def test_a_state_that_looks_whole_and_does_not_load_is_replaced(yard: Yard) -> None:
     template = newest_template(yard)
     (template / "state").write_bytes(b"no state at all")

@@ -151,6 +151,7 @@ async def test_processes_go_on_in_the_parent_and_in_both_children(litter: Litter
         assert len(ids) == 3
 
 
+@pytest.mark.long("storms")
 async def test_a_snapshot_of_a_child_is_a_snapshot(litter: Litter) -> None:
     async with counting(litter) as parent:
         child = await litter.child(await litter.snapshot(parent))
@@ -165,6 +166,7 @@ async def test_a_snapshot_of_a_child_is_a_snapshot(litter: Litter) -> None:
         assert await litter.says(again, "cat ~/deep") == "deep"
 
 
+@pytest.mark.long("storms")
 async def test_a_template_that_is_made_again_stays_for_who_stands_on_it(litter: Litter) -> None:
     async with counting(litter) as parent:
         at, pid = await litter.counted(parent)

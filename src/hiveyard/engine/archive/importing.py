@@ -1,8 +1,8 @@
-"""Taking in a session that was exported elsewhere.
+"""Import a session that was exported elsewhere.
 
-Whoever made the archive may mean harm: it is unpacked into one place by walking without links, git checks each object
-before anything uses it, the journal is replayed event by event through the tables of states, and what it asks for is
-cut down to what may come from a stranger.
+The archive's author may be hostile. The archive is unpacked into one directory without following links, git checks each
+object before it is used, the journal is replayed event by event through the state tables, and the request is reduced to
+what a stranger may ask for.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class Imports:
                 journal.record(conn, id, body, at=at, turn=line.turn, raw=line.raw)
 
     def _created(self, body: SessionCreated, free: str, id: str, manifest: Manifest) -> SessionCreated:
-        """What was asked for, as far as a stranger may ask."""
+        """Return the first event, with the request reduced to what a stranger may ask for."""
         known = set(SpawnRequest.__struct_fields__)
         asked: dict[str, Any] = {
             key: value for key, value in (body.request or {}).items() if key in known and key not in _NOT_TAKEN

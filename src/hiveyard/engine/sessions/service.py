@@ -1,4 +1,4 @@
-"""Sessions that a person has: made, told things, frozen, stopped, resumed. The engine's second door beside tasks."""
+"""The service for sessions: create, prompt, pause, stop and resume them. Tasks have their own entry in the engine."""
 
 from __future__ import annotations
 
@@ -238,7 +238,8 @@ class Sessions:
         await (await self._reach(id)).close(guest)
 
     async def ssh_config(self, id: str) -> str:
-        """What makes `ssh hv-NAME` lead into the session. Raises SessionNotRunning for one that had no port yet."""
+        """Return the configuration by which `ssh hv-NAME` reaches the session. Raises SessionNotRunning for one that
+        has had no port yet."""
         seen = await self.view(id)
         if seen.port is None:
             raise SessionNotRunning(f"{seen.name} has no port for ssh yet", hint=f"hv resume {seen.name}")
@@ -295,8 +296,7 @@ class Sessions:
 
     async def harvest(self, id: str) -> None:
         """Bring out the work of a running session as it is now; what a stopped one left was brought out then. Raises
-        SessionNotRunning for one that is paused or not ready yet, CommandTimeout for one whose end is asked for
-        while its machine does not give it out."""
+        SessionNotRunning for one that is paused or not ready yet, CollectTimeout."""
         while (runner := self._runners.get(id)) is not None and runner.stop.reason is None:
             await self.reachable(id)
             async with self._r.collecting(id):
@@ -406,8 +406,8 @@ class Sessions:
 
 
 async def begun(session: SessionRow, runner: SessionRunner) -> TerminalRunner:
-    """Who sits in a session whose agent has begun. Raises SessionNotRunning for one that is still being made: what a
-    killed daemon leaves frozen of such a one nobody would let go on."""
+    """Return the runner of a session whose agent has started. Raises SessionNotRunning for one that is still being
+    prepared: if a daemon were killed while such a session is paused, nothing would unpause it."""
     if session.phase is not Phase.RUNNING:
         raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
     return await runner.settled(session.phase)

@@ -1,7 +1,7 @@
-"""A session's time in a machine: from the copy of the repository to the end of the agent's own terminal program.
+"""Run a session in one machine: from the copy of the repository to the end of the agent's own terminal program.
 
-Like a task's job it looks at the journal first and does what is missing: so the same steps begin a session, go on
-with one that a killed daemon left, and resume one that was stopped. Nothing here needs anybody at the terminal.
+Each step looks at the journal and does only what is missing. So the same steps start a session, continue one that a
+killed daemon left, and resume one that was stopped. Nobody needs to be attached to the terminal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import anyio.to_thread
 from hiveyard import repository
 from hiveyard.core.errors import (
     BudgetSpent,
-    CommandTimeout,
+    CollectTimeout,
     DiskReserve,
     GuestDisconnected,
     HiveyardError,
@@ -70,10 +70,8 @@ TRIES = 24
 """Times in a row that going into the guest breaks until its machine is taken for lost."""
 HEARING = 15.0
 """Seconds that are waited for the end of what is heard of a program that was ended: its guest can hold it back."""
-COLLECTING = 300.0
-"""Seconds for bringing the work out once the end was asked for."""
 HURRIED = 15.0
-"""Seconds for each of the two when the disk fills up."""
+"""Seconds for that, and for collecting the work, when the disk fills up."""
 
 
 class SessionRunner:
@@ -257,7 +255,8 @@ class SessionRunner:
         assert session.base is not None and session.branch is not None
         async with self._event_log.phase(self.id, "push"):
             origin, shared = self._workspace.origin, self._workspace.shared
-            await repository.push(guest, origin, shared, base=session.base, branch=session.branch)
+            async with self._event_log.progress(self.id, "giving the repository to the machine") as report:
+                await repository.push(guest, origin, shared, base=session.base, branch=session.branch, report=report)
 
     async def _end_when_asked(
         self, guest: Guest, terminal_runner: TerminalRunner, attending: anyio.CancelScope
@@ -299,18 +298,17 @@ class SessionRunner:
             await self._event_log.record(self.id, Notice(message=message, code=error.code))
 
     async def collect_work(self, guest: Guest) -> None:
-        """Bring the work out, while nobody else does. Raises CommandTimeout when the end was asked for and this goes
-        on: git runs what the guest tells it to."""
+        """Collect the work while no other caller does. Raises CollectTimeout, sooner when the disk fills up."""
         async with together() as group:
             group.start_soon(self._limit_when_asked, group.cancel_scope, name="limit")
             await collect_work(self.id, guest, self._r)
             group.cancel_scope.cancel()
             return
-        raise CommandTimeout("the machine did not give it out in time")
+        raise CollectTimeout(f"collecting took longer than {HURRIED:g}s while the disk filled up, and was stopped")
 
     async def _limit_when_asked(self, collecting: anyio.CancelScope) -> None:
-        hurried = isinstance(await self.stop.asked(), DiskReserve)
-        collecting.deadline = anyio.current_time() + (HURRIED if hurried else COLLECTING)
+        if isinstance(await self.stop.asked(), DiskReserve):
+            collecting.deadline = anyio.current_time() + HURRIED
 
     # --- freezing ----------------------------------------------------------------------------------------------------
 
@@ -425,8 +423,8 @@ class SessionRunner:
             group.start_soon(either, self.over)
 
     async def settled(self, phase: Phase) -> TerminalRunner:
-        """Who sits in its machine. One that runs already is only found again by a new daemon: that is waited for.
-        Raises SessionNotRunning for one that is being made ready."""
+        """Return the terminal runner. A session that runs already is only found again by a new daemon: wait for that.
+        Raises SessionNotRunning for one that is being prepared."""
         if phase is Phase.RUNNING:
             await self.until(self.seated)
         if self.terminal_runner is None:

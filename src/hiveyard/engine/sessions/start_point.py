@@ -1,4 +1,4 @@
-"""Where a session's next machine begins: at an image, or where a snapshot stands (it was forked or rewound)."""
+"""The start point of a session's next machine: an image, or a snapshot that it was forked from or rewound to."""
 
 from __future__ import annotations
 

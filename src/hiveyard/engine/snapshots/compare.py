@@ -1,4 +1,4 @@
-"""Sessions side by side: what each changed, which tests its agent ran and how they ended, time, tokens and money."""
+"""Compare sessions: the changes of each, the tests its agent ran and their outcome, time, tokens and money."""
 
 from __future__ import annotations
 

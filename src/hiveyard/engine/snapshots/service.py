@@ -1,5 +1,5 @@
-"""Snapshots of sessions: taken of a running one, listed, removed. On a provider that can, memory and processes are in
-them; on any other they are the files and the agent's conversation."""
+"""Take, list and remove snapshots of sessions. Where the provider can, a snapshot contains memory and processes;
+elsewhere it contains the files and the agent's conversation."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ class Snapshots:
             log.exception("the snapshot %s of a fork stays", point.row.id)
 
     async def _drop(self, session: SessionRow, provider: Provider, snapshot: str) -> None:
-        """What fails here is found by the next daemon."""
+        """Remove a snapshot's files. The next daemon finds what could not be removed."""
         try:
             if isinstance(provider, Live) and not provider.capabilities.remote:
                 await provider.remove_snapshot(snapshot_files.provider_name(session.id, snapshot))
@@ -342,7 +342,7 @@ _FREE = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
 
 
 def uncopied(name: str, error: OSError) -> HiveyardError:
-    """What kept the files of session `name` from being copied, as a person can use it."""
+    """Return the error for files of session `name` that could not be copied."""
     if error.errno in _FULL:
         return NoSpace(f"no space to copy the files of {name}", hint=_FREE)
     where = f": {one_line(error.filename)}" if isinstance(error.filename, str) else ""

@@ -41,7 +41,7 @@ from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.turn_runner import Ended, TurnRunner
 from hiveyard.engine.turns.verdict import Evidence, judge
 from hiveyard.engine.turns.watchdog import Life
-from hiveyard.engine.workspace.collect import collect_result
+from hiveyard.engine.workspace.collect import collect, record_result
 from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
 from hiveyard.store import journal, views
 from hiveyard.store.phases import cancelled_in_time
@@ -49,6 +49,8 @@ from hiveyard.store.views import ResultRow, TurnRow
 
 FIRST = 1
 """A task has one turn."""
+CANCEL_GRACE = 5.0
+"""Seconds that collecting may still take when the user cancels it: a result that is almost there is kept."""
 
 # A guest that is gone, or so full that nothing can be run in it any more.
 _BROKEN = (MachineLost, ProcessError, CannotExecute, CommandTimeout)
@@ -135,9 +137,9 @@ class TaskAttempt:
         async with self._event_log.phase(self.id, "push"):
             session = await self._event_log.read(lambda conn: views.session(conn, self.id))
             assert session.base is not None and session.branch is not None
-            await repository.push(
-                guest, self._workspace.origin, self._workspace.shared, base=session.base, branch=session.branch
-            )
+            origin, shared = self._workspace.origin, self._workspace.shared
+            async with self._event_log.progress(self.id, "giving the repository to the machine") as report:
+                await repository.push(guest, origin, shared, base=session.base, branch=session.branch, report=report)
         begin = [SessionRunning()] if session.phase is Phase.PREPARING else []
         await self._event_log.record(self.id, *begin, TaskStarted())
 
@@ -169,17 +171,21 @@ class TaskAttempt:
             placeholder=self._workspace.placeholder().reveal(),
             model=self._request.model,
             repository_config=self._request.repository_config,
-            command=self._request.command,
+            command=_with_stderr(self._request.command),
         )
 
     async def _collect(self, guest: Guest) -> ResultRow:
-        """Take the branch and the patch out of the guest; what is collected already stays."""
+        """Collect the branch and the patch from the guest, unless that is done. Raises Cancelled for a user who cancels
+        meanwhile."""
         if found := await self._result():
             return found
         try:
-            return await collect_result(self.id, guest, self._r, turn=FIRST)
+            async with self._event_log.phase(self.id, "collect"):
+                with self._stop.cancellable(CANCEL_GRACE):
+                    got = await collect(self.id, guest, self._r, aside=False)
         except OSError as error:
             raise uncopied(self.id, error) from error
+        return await record_result(self.id, got, self._r, turn=FIRST)
 
     async def _collect_or_tell(self, guest: Guest) -> _Work:
         """When nothing comes out, the turn has come to its end all the same; what was made in there stays until the
@@ -205,8 +211,7 @@ class TaskAttempt:
         return outcome
 
     async def _stopped(self) -> HiveyardError | None:
-        """Why the turn was stopped, if it was. Who cancels while the result is collected comes too late: it is kept as
-        what it is."""
+        """Why the turn was stopped, if it was. A user who cancels after the agent has ended does not stop the turn."""
         reason = self._stop.reason
         if isinstance(reason, Cancelled):
             return reason if await self._event_log.read(lambda conn: cancelled_in_time(conn, self.id)) else None
@@ -256,6 +261,11 @@ class TaskAttempt:
 
     async def _result(self) -> ResultRow | None:
         return await self._event_log.read(lambda conn: views.result(conn, self.id))
+
+
+def _with_stderr(line: str | None) -> str | None:
+    """Return a command line that prints its stderr on stdout: only stdout is journaled."""
+    return None if line is None else f"exec 2>&1\n{line}"
 
 
 def turn_ended(row: TurnRow) -> TurnEnded | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import anyio
 
-from hiveyard.core.errors import HiveyardError
+from hiveyard.core.errors import Cancelled, HiveyardError
 
 
 class Stop:
@@ -17,13 +17,17 @@ class Stop:
         self._asked = anyio.Event()
         self._reason: HiveyardError | None = None
         self._scopes: set[anyio.CancelScope] = set()
+        self._cancellable: dict[anyio.CancelScope, float] = {}
 
     @property
     def reason(self) -> HiveyardError | None:
         return self._reason
 
     def ask(self, reason: HiveyardError) -> None:
-        """Ask for the end. A second reason changes nothing."""
+        """Request the end. A second reason does not replace the first; `Cancelled` still ends `cancellable` blocks."""
+        if isinstance(reason, Cancelled):
+            for scope, grace in self._cancellable.items():
+                scope.deadline = min(scope.deadline, anyio.current_time() + grace)
         if self._reason is not None:
             return
         self._reason = reason
@@ -51,3 +55,16 @@ class Stop:
                 raise self._reason
         finally:
             self._scopes.discard(scope)
+
+    @contextmanager
+    def cancellable(self, grace: float) -> Iterator[None]:
+        """Cancel the block `grace` seconds after a user cancels while it runs, then raise Cancelled. A request from
+        before the block does not count."""
+        with anyio.CancelScope() as scope:
+            self._cancellable[scope] = grace
+            try:
+                yield
+            finally:
+                del self._cancellable[scope]
+        if scope.cancelled_caught:
+            raise Cancelled("cancelled while the work was collected")

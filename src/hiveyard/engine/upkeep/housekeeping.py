@@ -1,7 +1,7 @@
-"""What everything costs on disk, and freeing what nothing needs.
+"""Report disk usage, and free what nothing needs.
 
-Never freed is what a session, a task or a snapshot needs, or what a process of this host has open or mounted. Images
-are shared by installations that share a cache: what another one had made of an image it makes again.
+Files that a session, a task or a snapshot needs, or that a process of this host has open or mounted, are never freed.
+Installations that share a cache share images: an installation rebuilds what another one made of an image.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """What was freed, or would be. `failed` says what could not be."""
+    """The things that were freed, or would be. `failed` lists what could not be freed."""
 
     removed: list[Cost]
     freed: int
@@ -126,6 +126,8 @@ class Housekeeping:
             await thing.provider.discard(thing.holding)
         elif thing.provider is not None:
             await thing.provider.release_image(thing.image)
+        elif thing.kind == "database":
+            await self._r.event_log.store.shrink()
         elif thing.place is not None:
             await anyio.to_thread.run_sync(remove_tree, thing.place)
 
@@ -133,6 +135,7 @@ class Housekeeping:
 
     async def _measured(self) -> list[tuple[_Thing, Cost]]:
         things = [*self._images(await self._needed()), *await self._held(), *await self._sessions()]
+        things += await self._database()
 
         def measure() -> list[tuple[_Thing, Cost]]:
             measure, used = Measure(), _used()
@@ -183,6 +186,18 @@ class Housekeeping:
                     _Thing("snapshot", f"{path.name} of {name}", path)
                     for path in sorted((root / "snapshots").iterdir())
                 ]
+        return found
+
+    async def _database(self) -> list[_Thing]:
+        """The journal's file, and apart from it the free pages that it could do without."""
+        space = await self._r.event_log.store.space()
+        if space is None:
+            return []
+        found = [_Thing("database", space.path.name, None, size=space.size - space.free)]
+        if space.free:
+            why = "events of removed sessions were there"
+            free = _Thing("database", f"{space.path.name}, free pages", None, space.free, freed_by="prune", why=why)
+            found.append(free)
         return found
 
     async def _needed(self) -> set[str]:

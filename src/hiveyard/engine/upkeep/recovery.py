@@ -1,5 +1,5 @@
-"""What a crash left: machines, doors and half-made sessions that belong to no open task are removed, by comparing the
-journal with what exists. Level-triggered: running it again changes nothing."""
+"""Clean up after a crash: compare the journal with what exists, and remove machines, doors and half-made sessions that
+belong to no open task. Level-triggered: running it again changes nothing."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def _wanted(resources: Resources) -> set[str]:
 
 
 async def _names(provider: Provider) -> set[str]:
-    """What the backend has; one that does not work here has nothing that we could remove."""
+    """Return the machines of a backend; none for one that does not work here, since nothing of it could be removed."""
     try:
         return await provider.names()
     except HiveyardError as error:

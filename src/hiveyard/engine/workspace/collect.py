@@ -1,8 +1,11 @@
-"""Bringing an agent's work out of its guest, and writing down what it was."""
+"""Collect an agent's work from its guest, and record the result."""
 
 from __future__ import annotations
 
+import anyio
+
 from hiveyard import repository
+from hiveyard.core.errors import CollectTimeout
 from hiveyard.core.events import Notice, ResultCollected
 from hiveyard.core.ports import Guest
 from hiveyard.engine.resources import Resources
@@ -11,31 +14,42 @@ from hiveyard.store import views
 from hiveyard.store.views import ResultRow
 
 
-async def collect_result(id: str, guest: Guest, resources: Resources, *, turn: int) -> ResultRow:
-    """Take the branch and the patch of task `id` out of its guest, and journal the result, which replaces an earlier
-    one. Raises what `repository.collect` raises."""
-    async with resources.event_log.phase(id, "collect"):
-        got = await _collected(id, guest, resources, aside=False)
-    return await _told(id, got, resources, turn)
-
-
 async def collect_work(id: str, guest: Guest, resources: Resources) -> None:
-    """The same of session `id`, whose repository stays as it is. What has come out before is not told again."""
-    got = await _collected(id, guest, resources, aside=True)
+    """Collect the work of session `id` and record the result, unless it is the recorded one already. The repository in
+    the guest does not change. Raises as `collect`."""
+    got = await collect(id, guest, resources, aside=True)
     known = await resources.event_log.read(lambda conn: views.result(conn, id))
     if known is None or known.head != got.head:
-        await _told(id, got, resources, None)
+        await record_result(id, got, resources, turn=None)
 
 
-async def _collected(id: str, guest: Guest, resources: Resources, *, aside: bool) -> Collected:
-    workspace = resources.workspace(id)
+async def collect(id: str, guest: Guest, resources: Resources, *, aside: bool) -> Collected:
+    """Copy the branch and the patch of a task or session out of its guest. With `aside` the repository in the guest
+    does not change. Raises CollectTimeout after `collect_timeout` seconds, and what `repository.collect` raises."""
+    workspace, settings = resources.workspace(id), resources.settings
     session = await resources.event_log.read(lambda conn: views.session(conn, id))
     assert session.base is not None and session.branch is not None
-    place = workspace.origin, workspace.result
-    return await repository.collect(guest, *place, base=session.base, branch=session.branch, aside=aside)
+    # Git in the guest runs the filters that the guest configures, and reads files of any size.
+    with anyio.move_on_after(settings.collect_timeout):
+        async with resources.event_log.progress(id, "collecting the work") as report:
+            return await repository.collect(
+                guest,
+                workspace.origin,
+                workspace.result,
+                base=session.base,
+                branch=session.branch,
+                largest=settings.collect_file_mib << 20,
+                aside=aside,
+                report=report,
+            )
+    raise CollectTimeout(
+        f"collecting took longer than {settings.collect_timeout:g}s and was stopped",
+        hint="[engine] collect_timeout in the settings moves the limit",
+    )
 
 
-async def _told(id: str, got: Collected, resources: Resources, turn: int | None) -> ResultRow:
+async def record_result(id: str, got: Collected, resources: Resources, *, turn: int | None) -> ResultRow:
+    """Record the result of a task or session, which replaces an earlier one."""
     event_log = resources.event_log
     session = await event_log.read(lambda conn: views.session(conn, id))
     assert session.base is not None and session.branch is not None

@@ -161,7 +161,7 @@ class ExternalProvider:
         return machine
 
     def _check(self, spec: MachineSpec) -> None:
-        """What machines elsewhere cannot have is refused, not left out."""
+        """Refuse a spec with parts that remote machines cannot have. Raises BadInput."""
         if not self.capabilities.remote:
             return
         if spec.network is not Network.OPEN:
@@ -239,7 +239,7 @@ def _image(image: Image) -> dict[str, object]:
 def _shape(shape: Shape) -> dict[str, object]:
     return {
         "memory_mib": shape.memory_mib,
-        "cpus": shape.cpus,
+        "cpus": shape.whole_cpus,
         "disk_gib": shape.disk_gib,
         "pids": shape.pids,
     }

@@ -389,7 +389,7 @@ def morph_image(id: str) -> Image:
 
 
 def _check(name: str, spec: MachineSpec) -> None:
-    """What cannot be had is refused, not left out."""
+    """Refuse a spec with parts that Morph Cloud cannot provide. Raises BadInput."""
     check_machine_name(name)
     if spec.network is not Network.OPEN:
         raise BadInput("Morph Cloud cannot close the network of a machine", hint="ask for it: network open")

@@ -36,7 +36,7 @@ class Service:
 
     async def boot_base(self, image: str, shape: Shape, metadata: Mapping[str, str], ttl: int) -> Instance:
         body = {
-            "vcpus": shape.cpus,
+            "vcpus": shape.whole_cpus,
             "memory": shape.memory_mib,
             "disk_size": shape.disk_gib << 10,
             "metadata": dict(metadata),
@@ -145,7 +145,7 @@ class Service:
     async def executing(
         self, instance: str, command: Sequence[str], silence: float
     ) -> AsyncIterator[AsyncIterator[Said]]:
-        """What a command says, as it says it; `silence` is the longest time in seconds between two pieces."""
+        """Run a command and yield its output as it arrives; `silence` is the most seconds between two pieces."""
         path = f"/instance/{_part(instance)}/exec/sse"
         async with (
             self._client.stream(path, {"command": list(command)}, silence) as response,

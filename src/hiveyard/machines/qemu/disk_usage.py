@@ -1,4 +1,4 @@
-"""What VMs take space for: disks and templates of images, machines and their snapshots, and what is left of such."""
+"""Disk usage of VMs: disks and templates of images, machines and their snapshots, and leftovers of them."""
 
 from __future__ import annotations
 

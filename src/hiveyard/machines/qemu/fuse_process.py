@@ -21,7 +21,7 @@ _TABLE_LIMIT = 128 << 20  # all that a guest may know, unless it makes the names
 _PATIENCE = 10.0
 _PROGRAM = f"""import sys
 sys.path.insert(0, {str(Path(hiveyard.__file__).parent.parent)!r})
-from hiveyard.machines.served.server import main
+from hiveyard.machines.fuse_server.server import main
 main()"""
 
 

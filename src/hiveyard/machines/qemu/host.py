@@ -1,4 +1,4 @@
-"""What the host has: which QEMU, how much memory, how much disk."""
+"""The host's QEMU, memory and disk."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _available_mib() -> int:
 
 
 class Processor(NamedTuple):
-    """What a state frozen under kvm depends on: which processor it is, and what the kernel says that it can."""
+    """The processor that a state frozen under kvm depends on: its model and the features that the kernel reports."""
 
     name: str
     flags: tuple[str, ...]

@@ -73,7 +73,7 @@ class Snapshot(NamedTuple):
         return qemu
 
     def settle(self, place: Path) -> Origin:
-        """What a machine begins from, with the snapshot's files at `place`, a directory that is made. Raises
+        """Return the origin of a machine, with the snapshot's files in the new directory `place`. Raises
         NoSuchSnapshot when it was removed meanwhile."""
         root = self.origin.frozen
         assert root is not None

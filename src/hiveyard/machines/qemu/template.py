@@ -38,7 +38,7 @@ PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "table.json")
 
 
 class Origin(NamedTuple):
-    """What a machine begins from. `frozen` is a directory with its memory, state and table of files, `kernel` one with
+    """The origin of a machine. `frozen` is a directory with its memory, state and table of files, `kernel` one with
     kernel and initrd where it boots instead; `under` are the disks below its own, lowest first. `again`: it has been
     another machine before."""
 
