@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from hiveyard.core.usage import Usage
 from hiveyard.door import conversation
-from hiveyard.door.event_quota import EventQuota
 from hiveyard.door.meter import Meter, only_usage
 from hiveyard.door.model_request import ModelRequest, parse_request
 from hiveyard.door.normalize import normalized
 from hiveyard.door.prices import Prices
+from hiveyard.door.quota import EventQuota
 from hiveyard.door.routes import Protocol, Route
 from hiveyard.door.sse import EventBlocks, EventData
 

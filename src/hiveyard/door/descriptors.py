@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from hiveyard.door.event_quota import EventQuota
+from hiveyard.door.quota import EventQuota
 from hiveyard.kit.clock import Clock
 
 _log = logging.getLogger("hiveyard.door")

@@ -19,14 +19,12 @@ from hiveyard.core.errors import BudgetSpent, HiveyardError, UpstreamFailed
 from hiveyard.core.usage import Usage
 from hiveyard.door import refusals, routes
 from hiveyard.door.bodies import Bodies, HungUp, TooMuch
-from hiveyard.door.event_quota import EventQuota
 from hiveyard.door.exchange import Exchange
 from hiveyard.door.model_request import ModelRequest, parse_request
-from hiveyard.door.outgoing import Outgoing, Stalled
-from hiveyard.door.quota import Quota
+from hiveyard.door.quota import EventQuota, Quota
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.refusals import LocalReply
-from hiveyard.door.reply import Answers, Progress
+from hiveyard.door.reply import Answers, Outgoing, Progress, Stalled
 from hiveyard.door.routes import Refusal, Route
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.usage_recorder import UsageRecorder

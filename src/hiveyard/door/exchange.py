@@ -14,9 +14,8 @@ import anyio
 from hiveyard.core.errors import HiveyardError, KeyRefused, RateLimited, UpstreamFailed, UpstreamRefused
 from hiveyard.door.meter import Meter, only_usage
 from hiveyard.door.model_request import ModelRequest
-from hiveyard.door.outgoing import Outgoing, Stalled
 from hiveyard.door.recorder import LARGEST_ANSWER, Recorder
-from hiveyard.door.reply import Progress, Reply
+from hiveyard.door.reply import Outgoing, Progress, Reply, Stalled
 from hiveyard.door.sse import EventBlocks
 from hiveyard.door.tape import Entry, encode_chunk
 from hiveyard.door.usage_recorder import UsageRecorder

@@ -1,11 +1,14 @@
-"""Define an answer, and the protocol of its sources: the vendors and tapes."""
+"""Define an answer, the protocol of its sources (the vendors and tapes), and its sender to the guest."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import anyio
+from starlette.types import Message, Send
 
 from hiveyard.door.model_request import ModelRequest
 from hiveyard.kit.clock import Clock
@@ -62,3 +65,26 @@ class Answers(Protocol):
         """Return the answer to a request; leaving the block cancels it. `progress` is updated meanwhile.
 
         Raises KeyMissing, CredentialsError, UpstreamFailed or NotOnTape if there is no answer."""
+
+
+class Stalled(Exception):
+    """The guest does not read its answer."""
+
+
+class Outgoing:
+    """The sender of an answer. `started` is whether it has begun. Raises Stalled if the guest reads nothing for `stall`
+    seconds."""
+
+    def __init__(self, send: Send, touch: Callable[[], None], stall: float) -> None:
+        self.started = False
+        self._send = send
+        self._touch = touch
+        self._stall = stall
+
+    async def __call__(self, message: Message) -> None:
+        self.started = True
+        self._touch()
+        with anyio.move_on_after(self._stall) as deadline:
+            await self._send(message)
+        if deadline.cancelled_caught:
+            raise Stalled

@@ -25,10 +25,10 @@ from hiveyard.core.events import (
 )
 from hiveyard.core.usage import Usage
 from hiveyard.door.budget import Budget
-from hiveyard.door.event_quota import EventQuota
 from hiveyard.door.meter import Part
 from hiveyard.door.model_request import ModelRequest
 from hiveyard.door.prices import Prices
+from hiveyard.door.quota import EventQuota
 from hiveyard.kit.clock import Clock
 from hiveyard.kit.text import one_line
 

@@ -64,7 +64,7 @@ from hiveyard.repository.git import answer, git
 from hiveyard.repository.packs import MEMORY, held, refusal, take_in
 from hiveyard.repository.submodules import bare_copy
 from hiveyard.store import journal, names, views
-from hiveyard.store.outbox import unnoted
+from hiveyard.store.outbox import uncollected
 
 _ID = re.compile(r"[2-9bcdfghjkmnpqrstvwxz]{10}\Z")
 _TANGLED = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -188,7 +188,7 @@ class Imports:
         free = names.free_slug(conn, wanted)
         if name is not None and free != name:
             raise BadInput(f"there is already a session or task called {name}", hint=f"--name {free}")
-        with unnoted(conn):
+        with uncollected(conn):
             self._replay(conn, free, id, manifest)
         session = views.session(conn, id)
         if session.phase is not Phase.STOPPED or session.base is None:

@@ -246,7 +246,7 @@ class SessionRunner:
     async def _push(self, guest: Guest) -> None:
         """Put the repository into the guest, unless it lies there from an earlier stay."""
         session = await self._session()
-        forked = await self._event_log.read(lambda conn: lineage.to_begin_at(conn, self.id))
+        forked = await self._event_log.read(lambda conn: lineage.pending_start(conn, self.id))
         went_along = isinstance(forked, SessionForked) and forked.live
         if went_along or await guest.exists(GUEST_REPO):
             if isinstance(forked, SessionForked) and session.branch is not None:
@@ -371,7 +371,7 @@ class SessionRunner:
         """Whether all that was done in it was brought out: now, or before it was to run again and did not."""
         if (await self._session()).phase is Phase.RUNNING:
             return self._collected
-        return await self._event_log.read(lambda conn: lineage.is_out(conn, self.id))
+        return await self._event_log.read(lambda conn: lineage.is_collected(conn, self.id))
 
     async def _tracker(self) -> TurnTracker:
         """Its turns; also of one whose machine was found dead, so that nobody sat down."""

@@ -35,7 +35,7 @@ class StartPoint(NamedTuple):
     @staticmethod
     def of(conn: Connection, session: str) -> StartPoint:
         """Raises NotFound when it is to begin at a snapshot that is gone."""
-        begin = lineage.to_begin_at(conn, session)
+        begin = lineage.pending_start(conn, session)
         if begin is None:
             return StartPoint()
         if isinstance(begin, SessionForked):

@@ -48,7 +48,7 @@ async def tidy(resources: Resources, roots: Sequence[Path]) -> list[Path]:
 
 
 def _to_be_taken_back(conn: Connection, id: str) -> bool:
-    return isinstance(lineage.to_begin_at(conn, id), SessionRewound)
+    return isinstance(lineage.pending_start(conn, id), SessionRewound)
 
 
 def _tidy_all(roots: Sequence[Path]) -> None:

@@ -57,7 +57,7 @@ def source(conn: Connection, id: str, workspace: Workspace) -> ResultLocation:
 
 def lacking(conn: Connection, session: SessionRow, workspace: Workspace) -> str:
     """What the result of a session lacks whose machine ended before it gave out what was done last."""
-    if session.phase is not Phase.STOPPED or lineage.is_out(conn, session.id):
+    if session.phase is not Phase.STOPPED or lineage.is_collected(conn, session.id):
         return ""
     lost = "its machine ended before what was done last was brought out"
     return f"{lost}: that lies in {workspace.shared / 'repo'}; hv resume {session.slug} brings it along"
