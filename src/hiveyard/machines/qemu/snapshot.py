@@ -33,6 +33,7 @@ from hiveyard.core.ports import Meanwhile, SnapshotStats
 from hiveyard.kit import files
 from hiveyard.kit.copying import copy_content
 from hiveyard.kit.group import together
+from hiveyard.kit.lock import file_lock
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
 from hiveyard.machines.qemu import memory, sparse_memory
@@ -41,7 +42,6 @@ from hiveyard.machines.qemu.cleanup import stand_on
 from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
 from hiveyard.machines.qemu.fuse_process import hush, speak
 from hiveyard.machines.qemu.host import Processor, Qemu, processor
-from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.pause import catch_up, halted, runs, stop, unhalted
 from hiveyard.machines.qemu.record import Record, Rig, layers
 from hiveyard.machines.qemu.state import save
@@ -120,7 +120,7 @@ class Snapshots:
 
     async def remove(self, name: str) -> None:
         place = self._place(name)
-        async with holding(self._root / ".locks" / name):
+        async with file_lock(self._root / ".locks" / name):
             for path in (*self._root.glob(f".new-*+{name}"), place):
                 await anyio.to_thread.run_sync(_discard, path)
             (self._root / ".locks" / name).unlink(missing_ok=True)
@@ -142,7 +142,7 @@ class Snapshots:
         def ready(path: Path) -> None:
             hand_over(path, group, writable=writable)
 
-        async with holding(self._root / ".locks" / name):
+        async with file_lock(self._root / ".locks" / name):
             await anyio.to_thread.run_sync(sparse_memory.unfold, place, ready)
         await anyio.to_thread.run_sync(sparse_memory.forget, self._bases)
 
@@ -152,7 +152,7 @@ class Snapshots:
         """Take a snapshot of the machine of `record`, with its memory `whole` or as small as may be. Call it under the
         machine's lock."""
         place = self._place(name)
-        async with holding(self._root / ".locks" / name):
+        async with file_lock(self._root / ".locks" / name):
             fresh = self._root / f".new-{record.name}+{name}"
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
