@@ -60,7 +60,9 @@ and a provider that does not answer holds nobody up."""
 
 
 class Sessions:
-    """All that the API may ask of sessions. Each is worked on by one Stay at a time, in `group`."""
+    """The interface of sessions for the API. One SessionRunner at a time works on a session, in `group`. It has many
+    methods because each verb of sessions is one of them; the work itself is in the runner and in the other modules of
+    this room."""
 
     def __init__(self, resources: Resources, group: TaskGroup) -> None:
         self._r = resources
@@ -366,7 +368,7 @@ class Sessions:
         session = await self.row(id)
         if session.phase is not Phase.RUNNING or (runner := self._runners.get(id)) is None:
             return session
-        await runner.until(runner.seated)
+        await runner.until(runner.ready)
         return await self.row(id)
 
     def at_work(self, id: str) -> SessionRunner | None:
