@@ -18,7 +18,7 @@ from benchmarks._figures import Figure, Figures
 from benchmarks._providers import opened
 from benchmarks._timed import tell
 from benchmarks._yard import Yard, yard
-from hiveyard.core.ports import Holds
+from hiveyard.core.ports import HasStorage
 from hiveyard.images.images import Images
 from hiveyard.kit.disk_usage import Measure
 from hiveyard.paths import default_paths
@@ -59,8 +59,8 @@ class Sessions:
         measure = Measure()
         taken = measure.tree(image.rootfs.parent)
         async with opened(self.provider, self.home.root / "state") as provider:
-            if isinstance(provider, Holds):
-                for held in await provider.holdings():
+            if isinstance(provider, HasStorage):
+                for held in await provider.stored_items():
                     if held.kind == "made" and held.image == image.id and held.place is not None:
                         taken += measure.tree(held.place)
         return taken / (1 << 20)

@@ -54,7 +54,7 @@ async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, ro
         async with provider.guest(parent) as guest:
             await guest.run(Command(shell=_BUSY), timeout=120)
         alone = memory(parent)
-        taken = await provider.snapshot(parent, kept, passing=True)
+        taken = await provider.snapshot(parent, kept, temporary=True)
         still.seconds.append(taken.seconds)
         copy_tree(root / parent, root / "copy")
         for _ in range(children):

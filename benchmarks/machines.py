@@ -32,7 +32,7 @@ from hiveyard.kit import process
 from hiveyard.kit.names import new_id
 from hiveyard.machines.docker import DockerProvider, DockerSettings
 from hiveyard.machines.docker.container import tag
-from hiveyard.machines.docker.engine import foreign
+from hiveyard.machines.docker.engine import engine_errors
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
 from hiveyard.paths import default_paths
 
@@ -67,7 +67,7 @@ async def docker_run(socket: Path, image: str) -> None:
     """From nothing to the end of `true`, as a person types it; the container is gone then."""
     words = ["docker", "--host", f"unix://{socket}", "run", "--rm", "--network", "none", image, "true"]
     if not (ran := await process.run(words)).ok:
-        raise ProviderError(f"docker run: {ran.complaint()}")
+        raise ProviderError(f"docker run: {ran.error_output()}")
 
 
 async def engine_alone(timed: Timed, client: Docker, image: str) -> None:
@@ -85,7 +85,7 @@ async def engine_alone(timed: Timed, client: Docker, image: str) -> None:
                 pass
 
     try:
-        with foreign("asking the engine"):
+        with engine_errors("asking the engine"):
             await timed.of(start)
     finally:
         for container in made:

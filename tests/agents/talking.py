@@ -16,7 +16,7 @@ import anyio
 
 from hiveyard import agents
 from hiveyard.core.commands import Command, ProcessSpec
-from hiveyard.core.drivers import Converses
+from hiveyard.core.drivers import HasDriver
 from hiveyard.core.machines import HOST, Capabilities, MachineSpec, Network
 from hiveyard.core.ports import Guest, Turn
 from hiveyard.library.conversation import Conversation, conversing
@@ -33,7 +33,7 @@ class Stage:
     """A ready machine with a repository, and an agent that has not been started."""
 
     guest: Guest
-    agent: Converses
+    agent: HasDriver
     capabilities: Capabilities
     model: ScriptedModel
     path: str
@@ -61,7 +61,7 @@ class Stage:
         return Turn(**parts)
 
     def spec(self, turn: Turn) -> ProcessSpec:
-        spec = self.agent.live(turn)
+        spec = self.agent.live_process(turn)
         return replace(spec, command=replace(spec.command, env={"PATH": self.path, **spec.command.env}))
 
 
@@ -87,7 +87,7 @@ async def stage(
                 assert made.ok, made.stderr
                 yield Stage(
                     guest=guest,
-                    agent=cast(Converses, agents.by_name(agent)),
+                    agent=cast(HasDriver, agents.by_name(agent)),
                     capabilities=provider.capabilities,
                     model=served,
                     path=":".join([*shown, "/usr/local/bin:/usr/bin:/bin"]),

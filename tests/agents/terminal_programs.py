@@ -73,7 +73,7 @@ class Place:
         await self.until(lambda: self._count(AgentStarted) > starts)
 
     async def say(self, text: str) -> Result:
-        return await self.run(self.agent.say(self._prompted(text)))
+        return await self.run(self.agent.send_prompt(self._prompted(text)))
 
     async def interrupt(self) -> Result:
         return await self.run(self.agent.interrupt(self.turn))
@@ -111,7 +111,7 @@ class Place:
     async def until(self, condition: Callable[[], bool]) -> None:
         with anyio.move_on_after(LIMIT):
             while True:
-                self.events = heard(self.agent.listener(), self.feed)
+                self.events = heard(self.agent.feed_parser(), self.feed)
                 if condition():
                     return
                 await anyio.sleep(0.1)

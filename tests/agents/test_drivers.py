@@ -15,7 +15,7 @@ from hiveyard import agents
 from hiveyard.agents.acp.updates import Updates
 from hiveyard.agents.shared.permission import PermissionRequest
 from hiveyard.agents.shared.wording import changed
-from hiveyard.core.drivers import Answer, Converses, Driver, Line, Step
+from hiveyard.core.drivers import Answer, Driver, HasDriver, Line, Step
 from hiveyard.core.errors import BadInput
 from hiveyard.core.events import (
     AgentAsked,
@@ -71,7 +71,7 @@ _MESSAGES = st.fixed_dictionaries(
 
 def driver(name: str) -> Driver:
     agent = agents.by_name(name)
-    assert isinstance(agent, Converses)
+    assert isinstance(agent, HasDriver)
     return agent.driver(turn(ask=True))
 
 
@@ -85,7 +85,7 @@ def _stored(events: object) -> None:
 
 
 def _hear(one: Driver, lines: list[bytes]) -> list[Step]:
-    return [one.begin(), *(one.feed(line) for line in lines), one.gone(1, "gone")]
+    return [one.start(), *(one.feed(line) for line in lines), one.exited(1, "gone")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,7 +151,7 @@ def _answer(line: Line) -> object:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_asks_and_the_first_answer_counts(name: str) -> None:
     one = driver(name)
-    steps = [one.begin(), *(one.feed(line) for line in SAID[name])]
+    steps = [one.start(), *(one.feed(line) for line in SAID[name])]
     (started,) = _events(steps, AgentStarted)
     assert isinstance(started, AgentStarted)
     assert one.conversation == started.conversation != ""
@@ -164,7 +164,7 @@ def test_it_asks_and_the_first_answer_counts(name: str) -> None:
     assert _answer(line) == ALLOWED[name]
     with pytest.raises(BadInput, match="does not wait for an answer"):
         one.answer(asked.request, Answer(allow=False))
-    (ended,) = one.gone(None, "").events
+    (ended,) = one.exited(None, "").events
     assert isinstance(ended, AgentEnded)
     assert ended.is_error
 
@@ -187,7 +187,7 @@ def test_only_those_that_can_take_other_arguments(name: str) -> None:
 @pytest.mark.parametrize("name", ["opencode", "goose", "codex"])
 def test_a_program_that_begins_no_conversation_says_why(name: str) -> None:
     one = driver(name)
-    one.begin()
+    one.start()
     assert not one.ready
     step = one.feed(b'{"id":"initialize","error":{"code":-1,"message":"no such thing"}}')
     assert "no such thing" in str(step.events)
@@ -205,7 +205,7 @@ def test_a_prompt_is_one_line_whatever_is_in_it(name: str) -> None:
     (line,) = one.prompt("k", hard)
     assert line.data.count(b"\n") == 1
     assert hard in _texts(json.loads(line.data))
-    (prompted,) = one.begun(hard)
+    (prompted,) = one.prompt_sent(hard)
     assert isinstance(prompted, AgentPrompted)
     assert prompted.text == hard
     assert not one.ready
@@ -334,7 +334,7 @@ def test_leave_that_is_asked_for_after_an_interrupt_is_dropped(name: str) -> Non
         *before, asking = SAID[name]
         for said in before:
             one.feed(said)
-        one.begun("go")
+        one.prompt_sent("go")
         one.interrupt("i")
         step = one.feed(asking)
         assert _events([step], AgentAsked) == []
@@ -387,7 +387,7 @@ def test_what_codex_left_in_the_background_begins_no_turn_when_it_ends() -> None
     late = _told_by_codex("item/completed", threadId="th-1", turnId="t1", item=_RUN)
     assert _events([one.feed(late)], AgentToolReturned), "it is told all the same"
     assert one.ready
-    one.begun("go on")
+    one.prompt_sent("go on")
     one.feed(_told_by_codex("turn/started", turn={"id": "t2"}))
     one.feed(late)
     assert one.feed(over) == Step()

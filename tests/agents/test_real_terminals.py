@@ -119,7 +119,7 @@ async def test_a_prompt_is_told_once_however_its_teller_was_cut_off(agent: str, 
             await place.press("half a thou")
         for wait in (0.2, 0.4, 0.6, 0.9):
             texts.append(f"cut off after {wait} s")
-            words = place.agent.say(place._prompted(texts[-1])).words()
+            words = place.agent.send_prompt(place._prompted(texts[-1])).words()
             await place.run(Command(argv=("timeout", "-s", "KILL", str(wait), *words)))
             assert (await place.say(texts[-1])).ok
             await place.ended(len(texts))

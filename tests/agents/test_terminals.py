@@ -59,19 +59,19 @@ def test_neither_prompt_nor_key_stand_in_a_command_line(agent: str) -> None:
     told = turn(prompt="/session/prompts/7.txt", conversation="known-1")
     for command in (
         adapter(agent).agent_terminal(told).terminal.command,
-        adapter(agent).say(told),
+        adapter(agent).send_prompt(told),
         adapter(agent).interrupt(told),
     ):
         assert "hv-placeholder" not in json.dumps(command.words())
         assert sum(map(len, command.words())) < 60_000
-    assert "/session/prompts/7.txt" in json.dumps(adapter(agent).say(told).words())
+    assert "/session/prompts/7.txt" in json.dumps(adapter(agent).send_prompt(told).words())
 
 
 @pytest.mark.parametrize("agent", SEATED)
 def test_what_is_said_to_no_program_ends_with_a_reason(agent: str, tmp_path: Path) -> None:
     prompt = tmp_path / "prompt"
     prompt.write_text(" \n")
-    argv = adapter(agent).say(turn(prompt=str(prompt), state=str(tmp_path))).words()
+    argv = adapter(agent).send_prompt(turn(prompt=str(prompt), state=str(tmp_path))).words()
     done = subprocess.run(argv, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (1, b"the prompt is empty\n")
     argv = adapter(agent).interrupt(turn(state=str(tmp_path))).words()
@@ -85,14 +85,14 @@ def test_a_feed_gives_the_events_that_stand_beside_it(agent: str, case: str) -> 
 
 @pytest.mark.parametrize(("agent", "case"), ALL, ids=str)
 def test_every_line_of_a_feed_is_understood(agent: str, case: str) -> None:
-    events = heard(adapter(agent).listener(), b"".join(lines(agent, case)))
+    events = heard(adapter(agent).feed_parser(), b"".join(lines(agent, case)))
     assert [event for event in events if isinstance(event, AgentOutput)] == []
 
 
 @pytest.mark.parametrize(("agent", "case"), ALL, ids=str)
 def test_each_turn_begins_with_a_prompt_and_ends_once(agent: str, case: str) -> None:
     working = False
-    for event in heard(adapter(agent).listener(), b"".join(lines(agent, case))):
+    for event in heard(adapter(agent).feed_parser(), b"".join(lines(agent, case))):
         if isinstance(event, AgentEnded):
             assert working
             working = False
@@ -107,22 +107,22 @@ def test_each_turn_begins_with_a_prompt_and_ends_once(agent: str, case: str) -> 
 def test_a_restarted_daemon_goes_on_where_it_was(agent: str, case: str) -> None:
     feed = lines(agent, case)
     for at in range(0, len(feed), 5):
-        again = adapter(agent).listener()
+        again = adapter(agent).feed_parser()
         first = heard(again, b"".join(feed[:at]))
-        assert first + heard(again, b"".join(feed[at:])) == heard(adapter(agent).listener(), b"".join(feed))
+        assert first + heard(again, b"".join(feed[at:])) == heard(adapter(agent).feed_parser(), b"".join(feed))
 
 
 @pytest.mark.parametrize("agent", SEATED)
 @pytest.mark.parametrize("case", ["interrupted-speaking", "interrupted-tool"])
 def test_an_interrupted_turn_says_so(agent: str, case: str) -> None:
-    events = heard(adapter(agent).listener(), b"".join(lines(agent, case)))
+    events = heard(adapter(agent).feed_parser(), b"".join(lines(agent, case)))
     end = next(event for event in events if isinstance(event, AgentEnded))
     assert (end.is_error, end.reason) == (True, "interrupted")
 
 
 def test_opencode_goes_on_behind_a_summary_and_tells_each_prompt_once() -> None:
     """Before a summary there is an error; behind the second one the program repeats the prompt to the model."""
-    events = heard(adapter("opencode").listener(), b"".join(lines("opencode", "compacted")))
+    events = heard(adapter("opencode").feed_parser(), b"".join(lines("opencode", "compacted")))
     assert [event.text for event in events if isinstance(event, AgentPrompted)] == [
         "[[script:long]] please",
         "[[script:longer]] please",
@@ -152,7 +152,7 @@ _ABORTED = {"name": "MessageAbortedError", "data": {}}
 def test_a_summary_is_not_the_last_step_of_opencode(last: list[bytes], reason: str) -> None:
     feed = lines("opencode", "compacted")
     summed = next(at for at in range(len(feed)) if b'"reason":"stop"' in feed[at]) + 1
-    events = heard(adapter("opencode").listener(), b"".join([*feed[:summed], *last, opencode_told("session.idle")]))
+    events = heard(adapter("opencode").feed_parser(), b"".join([*feed[:summed], *last, opencode_told("session.idle")]))
     assert [(end.is_error, end.reason) for end in events if isinstance(end, AgentEnded)] == [(True, reason)]
 
 
@@ -160,7 +160,7 @@ def test_an_error_behind_the_last_step_of_opencode_is_its_end() -> None:
     feed = lines("opencode", "compacted")
     idle = next(at for at in range(len(feed)) if b'"session.idle"' in feed[at])
     failed = opencode_told("session.error", error=_FAILED)
-    events = heard(adapter("opencode").listener(), b"".join([*feed[:idle], failed, feed[idle]]))
+    events = heard(adapter("opencode").feed_parser(), b"".join([*feed[:idle], failed, feed[idle]]))
     assert [event for event in events if isinstance(event, AgentEnded)] == [
         AgentEnded(is_error=True, text="no more", reason="error")
     ]
@@ -168,7 +168,7 @@ def test_an_error_behind_the_last_step_of_opencode_is_its_end() -> None:
 
 @pytest.mark.parametrize("agent", SEATED)
 def test_a_question_is_asked_once(agent: str) -> None:
-    events = heard(adapter(agent).listener(), b"".join(lines(agent, "asked")))
+    events = heard(adapter(agent).feed_parser(), b"".join(lines(agent, "asked")))
     assert [event for event in events if isinstance(event, AgentAsked)] == [AgentAsked(message="Which way?")]
 
 
@@ -177,7 +177,7 @@ def test_a_program_that_is_gone_ends_its_turn_whether_or_not_it_could_say_so(age
     feed = lines(agent, "edit")
     begun = next(at for at in range(len(feed)) if b"script:edit" in feed[at]) + 1
     for sign in (b'{"seat":"ended","code":137}\n', b'{"seat":"started"}\n'):
-        events = heard(adapter(agent).listener(), b"".join([*feed[:begun], b'{"torn\n', sign]))
+        events = heard(adapter(agent).feed_parser(), b"".join([*feed[:begun], b'{"torn\n', sign]))
         assert [event.reason for event in events if isinstance(event, AgentEnded)] == ["gone"]
 
 
@@ -195,7 +195,7 @@ _TYPES = ("user", "assistant", "system", "attachment", "message.updated", "messa
 @pytest.mark.parametrize("agent", SEATED)
 @given(kind=st.sampled_from(_TYPES), body=st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=6))
 def test_no_line_of_a_hostile_guest_breaks_the_listener(agent: str, kind: str, body: dict[str, object]) -> None:
-    listener = adapter(agent).listener()
+    listener = adapter(agent).feed_parser()
     events = {"type": kind, "properties": body}
     hooks = [{"hook": {**body, "hook_event_name": name}} for name in ("SessionStart", "PermissionRequest", "Stop")]
     for line in ({"said": {**body, "type": kind}}, {"said": events}, *hooks, body):
@@ -328,7 +328,7 @@ def slow(tmp_path: Path) -> Iterator[tuple[Turn, subprocess.Popen[str]]]:
 def test_an_opencode_that_takes_long_is_waited_for_and_told_once(slow: tuple[Turn, subprocess.Popen[str]]) -> None:
     """A daemon that was killed leaves behind whoever tells a prompt; the next daemon tells it again."""
     told, agent_terminal = slow
-    say = adapter("opencode").say(told).words()
+    say = adapter("opencode").send_prompt(told).words()
     both = [subprocess.Popen(say) for _ in range(2)]
     assert [one.wait(60) for one in both] == [0, 0]
     Path(told.prompt).write_text("go on")
@@ -401,7 +401,7 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
 def test_a_prompt_whose_teller_died_when_the_guest_was_left_is_told_once(tmp_path: Path) -> None:
     """What the program took is not said again; what it did not take is."""
     with seated(tmp_path, _MUTE) as (told, agent_terminal):
-        say = adapter("opencode").say(told).words()
+        say = adapter("opencode").send_prompt(told).words()
         assert agent_terminal.stdout is not None
         for text in ("begin", "lost"):
             Path(told.prompt).write_text(text)

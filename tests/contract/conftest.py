@@ -1,4 +1,4 @@
-"""One provider after the other, and one machine of each that the tests of guests share."""
+"""Run the contract on each provider. The tests of guests share one machine of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .providers import CASES, LOCAL, Case, Offer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A ready machine with what its host shares with it."""
+    """A ready machine with the directories that its host shares with it."""
 
     offer: Offer
     name: str
@@ -49,14 +49,14 @@ async def offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
 
 @pytest.fixture(scope="session", name="offer", params=parameters(LOCAL))
 async def local_offer(request: pytest.FixtureRequest) -> AsyncIterator[Offer]:
-    """For what is built on guests alone, which the contract of guests covers: one cloud more tells nothing new."""
+    """The local providers, for features that use only guests: the contract of guests covers the clouds."""
     async with offered(request.param) as offer:
         yield offer
 
 
 @asynccontextmanager
 async def offered(name: str) -> AsyncIterator[Offer]:
-    # In the path of a machine's state there may be sockets: a short path.
+    # There may be sockets in a machine's state directory, so its path must be short.
     with searched_directory() as scratch:
         async with CASES[name].open(scratch) as offer:
             readiness = await offer.provider.readiness()
@@ -70,14 +70,14 @@ async def offered(name: str) -> AsyncIterator[Offer]:
 
 
 def only_local(offer: Offer) -> None:
-    """Skip a test about what only machines on this host have."""
+    """Skip a test of features that only machines on this host have."""
     if not offer.local:
         pytest.skip(f"{offer.provider.name} has its machines elsewhere: no shared directory, no door, an open network")
 
 
 @asynccontextmanager
 async def machine(offer: Offer) -> AsyncIterator[Place]:
-    """A machine of a test's own."""
+    """Boot a machine for one test."""
     name = f"t-{new_id()}"
     with searched_directory() as scratch:
         session, door = Path(scratch, "session"), Path(scratch, "door")
@@ -101,7 +101,7 @@ async def place(offer: Offer) -> AsyncIterator[Place]:
 
 @pytest.fixture(scope="session")
 async def shared(offer: Offer) -> AsyncIterator[Place]:
-    """The machine of all tests that leave it as it was."""
+    """The machine that all tests use which leave it unchanged."""
     async with machine(offer) as place:
         with serve_door(place.door, "the door of the shared machine"):
             yield place
@@ -115,7 +115,7 @@ async def guest(shared: Place) -> AsyncIterator[Guest]:
 
 @pytest.fixture
 async def folder(guest: Guest) -> AsyncIterator[str]:
-    """An empty directory in the guest, for one test."""
+    """Create an empty directory in the guest for one test."""
     path = f"/session/{new_id()}"
     await guest.mkdir(path)
     yield path

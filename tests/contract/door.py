@@ -1,4 +1,4 @@
-"""A tiny HTTP server on a door's socket, in a thread of its own, and how a guest asks it with nothing but bash."""
+"""Run a small HTTP server on a door's socket in a thread, and send requests to it with bash alone."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ room() {
 until read -r name </proc/$!/comm; [[ $name == sleep ]]; do rest 0.1; done
 trap room EXIT
 exec 3<>/dev/tcp/127.0.0.1/8377
-read -r -u 3  # until nobody listens any more: one process fewer
+read -r -u 3  # until the reader is gone: one process fewer
 rest 0.05
 sleep 7654322 >/dev/null 2>&1 8<&- 3<&- &
 rest 20
 exit 0
 """
-_TOO_LATE = 254  # process 1 was faster: nothing was tried
+_TOO_LATE = 254  # process 1 was faster: nothing was tested
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
     def get_request(self) -> tuple[object, tuple[str, int]]:  # type: ignore[override]
-        # The HTTP handler wants to know a peer's address; a unix socket has none.
+        # The HTTP handler needs a peer's address; a unix socket has none.
         request, _ = super().get_request()
         return request, ("door", 0)
 
 
 @contextmanager
 def serve_door(directory: Path, answer: str) -> Iterator[None]:
-    """Answer every GET on `door.sock` with a text, for as long as the block lasts."""
+    """Answer every GET on `door.sock` with a text during the block."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -60,7 +60,7 @@ def serve_door(directory: Path, answer: str) -> Iterator[None]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Tests read no access log."""
+            """Write no access log."""
 
     with _served(directory, Handler):
         yield
@@ -68,7 +68,7 @@ def serve_door(directory: Path, answer: str) -> Iterator[None]:
 
 @contextmanager
 def broken_door(directory: Path) -> Iterator[None]:
-    """Break off every connection on `door.sock` in which something was said, unread, for as long as the block lasts."""
+    """Close every connection on `door.sock` after the first data, without reading it, during the block."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -83,7 +83,7 @@ def _served(directory: Path, handler: type[socketserver.BaseRequestHandler]) -> 
     path = directory / "door.sock"
     path.unlink(missing_ok=True)
     with _Server(str(path), handler) as server:
-        path.chmod(0o666)  # as the real door does: machines have users of their own
+        path.chmod(0o666)  # like the real door: machines run as other users
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
@@ -95,7 +95,7 @@ def _served(directory: Path, handler: type[socketserver.BaseRequestHandler]) -> 
 
 
 def ask(capabilities: Capabilities, path: str) -> Command:
-    """A command that prints the whole HTTP answer of the door."""
+    """Return a command that prints the complete HTTP answer of the door."""
     return get(*_address(capabilities.door_url), path)
 
 
@@ -113,8 +113,8 @@ def _address(url: str) -> tuple[str, int]:
 
 
 async def outlive_a_full_table(guest: Guest, capabilities: Capabilities, answer: bytes) -> None:
-    """Fill the machine's process table, knock at its door, wait for longer than bash tries to fork, and make room:
-    then the door answers again."""
+    """Fill the machine's process table, connect to its door, wait for longer than bash tries to fork, and end the other
+    processes. Then the door answers again."""
     while (done := await guest.run(Command(shell=_FULL), timeout=120)).status == _TOO_LATE:
         pass
     assert done.ok, done

@@ -1,4 +1,4 @@
-"""The providers that the contract suite runs over.
+"""Define the providers that the contract suite runs on.
 
 To add one: write an async context manager factory that takes an empty scratch directory and yields an `Offer`, and
 list it in CASES. The suite calls `prepare` itself.
@@ -50,12 +50,12 @@ SAMPLE = (sys.executable, str(Path(__file__).parents[2] / "examples" / "provider
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A provider that works here, and what the suite needs to know to try it.
+    """A provider that works on this host, with the functions that the suite needs.
 
-    `again` makes another provider object on the same state, as a daemon does that starts anew. `litter` leaves what a
-    daemon leaves that dies in the middle of `boot`. `killed` ends a machine from outside, as when its host kills it,
-    and `twin` is the id of one more image: None where that cannot be had. `sets` says whether a machine takes the
-    environment of its image when it boots.
+    `again` creates another provider object on the same state, as a restarted daemon does. `litter` leaves what a
+    daemon leaves that dies during `boot`. `killed` ends a machine from outside, as its host might, and `twin` is the id
+    of one more image; both are None if that is not possible. `sets` says whether a machine takes the environment of
+    its image when it boots.
     """
 
     provider: Provider
@@ -70,7 +70,7 @@ class Offer:
 
     @property
     def crash(self) -> Callable[[str], Awaitable[None]]:
-        """Ends a machine from outside. Skips the test where nobody can."""
+        """Kill a machine from outside, or skip the test if that is not possible."""
         if self.killed is None:
             pytest.skip(f"nobody but {self.provider.name} itself can kill one of its machines")
         return self.killed
@@ -81,14 +81,14 @@ class Offer:
         return not self.provider.capabilities.remote
 
     def spec(self, image: Image | None = None) -> MachineSpec:
-        """A machine as it is asked for when nothing is shared with it."""
+        """Return the spec of a machine without shared directories."""
         network = Network.DOOR if self.local else Network.OPEN
         return MachineSpec(image=image or self.image, shape=self.shape, network=network, ttl=self.ttl)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """`mark` is that of its tests: `real` where VMs or containers are booted, `cloud` where that costs money."""
+    """A row of the suite. `mark` is set on its tests: `real` for VMs and containers, `cloud` if it costs money."""
 
     open: Callable[[Path], AbstractAsyncContextManager[Offer]]
     mark: Literal["real", "cloud"] | None = None
@@ -114,7 +114,7 @@ async def bubblewrap(scratch: Path) -> AsyncIterator[Offer]:
 @asynccontextmanager
 async def docker(scratch: Path) -> AsyncIterator[Offer]:
     state = scratch / "state"
-    # An engine has one store of images for all who use it: an id of our own, so that we may remove it.
+    # An engine has one store of images for all its users: with an id of its own the image can be removed.
     image = replace(small_image(scratch), id=new_id())
     async with engine_socket(default_paths().cache / "test-docker") as socket:
         settings = DockerSettings(socket=str(socket))
@@ -128,7 +128,7 @@ async def docker(scratch: Path) -> AsyncIterator[Offer]:
                 os.kill(made["State"]["Pid"], signal.SIGKILL)
 
         async def litter(name: str) -> None:
-            # As when the daemon dies between `create` and `start`.
+            # As if the daemon died between `create` and `start`.
             labels = {"hiveyard.installation": installation(state), "hiveyard.machine": name}
             body: JSONObject = {"Image": tag(image.id), "Cmd": ["bash"], "Labels": labels}
             async with Docker(url=f"unix://{socket}") as client:
@@ -152,7 +152,7 @@ async def qemu(scratch: Path) -> AsyncIterator[Offer]:
         os.kill(vm_pid(state, name), signal.SIGKILL)
 
     async def litter(name: str) -> None:
-        # As when the daemon dies between making the disk and starting QEMU.
+        # As if the daemon died between creating the disk and starting QEMU.
         (state / name / "run").mkdir(parents=True)
         (state / name / "run" / "disk.qcow2").write_bytes(b"QFI")
 
@@ -164,8 +164,8 @@ async def qemu(scratch: Path) -> AsyncIterator[Offer]:
 
 @asynccontextmanager
 async def morph(scratch: Path) -> AsyncIterator[Offer]:
-    """The fake of the tests, and Prism before it where the service's own description is at hand. It needs root, as it
-    is itself in its machines."""
+    """The fake service of the tests, behind Prism if the service's API description is available. It needs root because
+    its machines do."""
     if os.geteuid() != 0:
         pytest.skip("the fake Morph Cloud makes its machines as root")
     cloud = Cloud(scratch / "cloud", "morph_Zq8TestSecret", ("5ma11", TWIN))
@@ -193,8 +193,7 @@ async def morph(scratch: Path) -> AsyncIterator[Offer]:
 
 @asynccontextmanager
 async def morph_cloud(scratch: Path) -> AsyncIterator[Offer]:
-    """The real service: `pytest -m cloud`, with its key in the environment. Whatever happens here, it ends our machines
-    by itself after a while."""
+    """The real service: `pytest -m cloud`, with its key in the environment. It ends machines by itself later."""
     key = Secret(os.environ[MORPH_KEY])
     settings = MorphSettings(url=os.environ.get("MORPH_BASE_URL", MorphSettings().url))
     image = morph_image("morphvm-minimal")
@@ -221,7 +220,7 @@ async def morph_cloud(scratch: Path) -> AsyncIterator[Offer]:
 
 
 async def half_made(url: str, key: Secret, image: str, state: Path, name: str) -> None:
-    """What is left in Morph Cloud when the daemon dies before it has brought an instance to its end."""
+    """Create an instance as a daemon leaves it that dies before it terminates the instance."""
     own = {"hiveyard-installation": installation(state), "hiveyard-machine": name}
     async with httpx2.AsyncClient(headers={"authorization": f"Bearer {key.reveal()}"}, timeout=60) as client:
         done = await client.post(f"{url}/image/{image}/boot", json={"metadata": own, "ttl_seconds": 600})
@@ -230,7 +229,7 @@ async def half_made(url: str, key: Secret, image: str, state: Path, name: str) -
 
 @asynccontextmanager
 async def external(scratch: Path) -> AsyncIterator[Offer]:
-    """The sample of docs/external-provider.md, as a program of its own for each provider object."""
+    """The sample of docs/external-provider.md, as a separate program for each provider object."""
     state = scratch / "state"
     made: list[ExternalProvider] = []
 

@@ -1,5 +1,5 @@
-"""A root file system made of the host's own bash, coreutils and socat with the libraries they need: made in a second,
-without a network, and enough for every test of the contract."""
+"""Build a root file system from the host's bash, coreutils and socat with their libraries. It takes a second, needs no
+network, and is enough for every test of the contract."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GROUP = "root:x:0:\nagent:x:1000:\n"
 
 
 def small_image(scratch: Path, *, npm: Path | None = None) -> Image:
-    """`npm` is the directory of an npm installation whose programs it gets, too, with this host's Node."""
+    """Build the image. `npm` is the directory of an npm installation whose programs are added with this host's Node."""
     tree = scratch / "small"
     _fill(tree)
     if npm is not None:

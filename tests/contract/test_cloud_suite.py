@@ -1,4 +1,4 @@
-"""What `pytest -m cloud` asks of the real service is what the suite asks of every provider."""
+"""Test that `pytest -m cloud` runs the same contract on the real service as on every provider."""
 
 from __future__ import annotations
 

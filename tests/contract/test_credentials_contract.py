@@ -1,4 +1,4 @@
-"""What every installation of credentials does, in every kind of machine."""
+"""The contract of installing credentials, in every kind of machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ODD = ("a b", "'", '"', "$(touch hacked)", "a\nb", "-rf", "*", "ü😀", "...")
 
 @pytest.fixture
 def said() -> Iterator[Said]:
-    """What is said in a test; at its end it must hold no secret."""
+    """Collect the output of a test. At its end it must contain no secret."""
     with listening() as said:
         yield said
     said.none_of([KEY])
@@ -51,14 +51,14 @@ def installer(said: Said) -> DefaultCredentialsInstaller:
 
 @pytest.fixture
 async def home(guest: Guest) -> AsyncIterator[None]:
-    """Leaves the home of the shared machine as it was."""
+    """Restore the home directory of the shared machine."""
     yield
     for name in (".claude", ".codex", ".config", ".local"):
         await guest.remove_tree(f"~/{name}")
 
 
 def profile(folder: str, content: str = KEY, **more: object) -> CredentialProfile:
-    """One directory, and one file in it with a secret."""
+    """Return a profile of one directory and one file in it with a secret."""
     parts: dict[str, object] = {
         "name": "probe",
         "directories": (CredentialDirectory(path=f"{folder}/d"),),
@@ -70,7 +70,7 @@ def profile(folder: str, content: str = KEY, **more: object) -> CredentialProfil
 
 
 async def stat(guest: Guest, path: str) -> str:
-    """The mode of a path, and whether it is the user's own."""
+    """Return the mode of a path, and whether it belongs to the user."""
     script = 'stat -c "%a $([[ -O $1 ]] && printf own)" -- "$1"'
     return (await guest.run(Command(argv=("bash", "-c", script, "stat", path)))).stdout.decode().strip()
 
@@ -83,7 +83,7 @@ async def below(guest: Guest, folder: str) -> list[str]:
 async def failing(
     said: Said, installer: DefaultCredentialsInstaller, guest: Guest, *which: CredentialProfile
 ) -> CredentialsError:
-    """The error of an installation that must fail."""
+    """Return the error of an installation that must fail."""
     with pytest.raises(CredentialsError) as caught:
         await installer.install(guest, which)
     said.add_error(caught.value)
@@ -180,7 +180,7 @@ async def test_profiles_are_installed_in_their_order(
     guest: Guest, folder: str, installer: DefaultCredentialsInstaller
 ) -> None:
     def step(number: int) -> CredentialProfile:
-        # Passes only when what the one before it installs is there and what comes after is not.
+        # Passes only if what the previous one installs exists, and what the next one installs does not.
         check = Command(shell=f"set -- *; [[ $# == {number + 1} && -e {number} ]]", cwd=folder)
         file = CredentialFile(path=f"{folder}/{number}", content=Secret(KEY))
         return CredentialProfile(name=f"step-{number}", files=[file], check=check)
@@ -211,7 +211,7 @@ async def test_a_real_secret_that_was_asked_for_is_announced(
     done = await installer.install(guest, [plain, real], real=["claude-api-key"])
     assert [one.real for one in done] == [False, True]
     assert [line for line in said.lines if "a real secret into the guest" in line] == [
-        "the profile claude-api-key puts a real secret into the guest, where all that runs can read it:"
+        "the profile claude-api-key puts a real secret into the guest, where every program can read it:"
         " ~/.claude/settings.json"
     ]
     settings = json.loads(await guest.read("~/.claude/settings.json"))
@@ -269,7 +269,7 @@ async def test_a_full_disk_is_an_error_and_what_was_there_is_back(
     await guest.mkdir(folder)
     await guest.write(f"{folder}/first", b"old", mode=0o640)
     try:
-        # Room for `first` is left, and for what was there before it, but none for `second`.
+        # There is space for `first` and for the previous content, but not for `second`.
         await guest.run(Command(shell="head -c 256K /dev/zero >room; cat /dev/zero >fill", cwd=folder), timeout=300)
         await guest.remove(f"{folder}/room")
         first = CredentialFile(path=f"{folder}/first", content=Secret("new"))
@@ -315,7 +315,7 @@ async def test_a_check_that_fails_is_an_error_with_its_words_and_nothing_stays(
     script = "echo 'not signed in:'; cat d/key; exit 3"
     error = await failing(said, installer, guest, profile(folder, check=Command(shell=script, cwd=folder)))
     assert isinstance(error, CredentialsCheckFailed)
-    assert "ended with 3: not signed in: ***" in error.message
+    assert "exited with 3: not signed in: ***" in error.message
     assert await below(guest, folder) == []
 
 
@@ -338,7 +338,7 @@ async def test_a_check_may_quote_a_file_whose_secrets_nobody_named(
     command = Command(shell=f"{check}; echo; echo type it again; exit 3", cwd=f"{folder}/d")
     files = [CredentialFile(path=f"{folder}/d/key", **file)]
     error = await failing(said, installer, guest, profile(folder, files=files, secrets=(), check=command))
-    assert re.search(r"ended with 3: no \*{8,}", error.message)
+    assert re.search(r"exited with 3: no \*{8,}", error.message)
     assert error.message.endswith(" type it again"), "what is too short to be a secret is no star"
 
 
@@ -401,7 +401,7 @@ async def test_an_installation_that_is_cancelled_leaves_nothing(
     async with anyio.create_task_group() as group:
         group.start_soon(installer.install, guest, [hanging])
         with anyio.fail_after(120):
-            while not await guest.exists(f"{folder}/started"):  # noqa: ASYNC110 - a file has no event
+            while not await guest.exists(f"{folder}/started"):  # noqa: ASYNC110 - a file sends no event
                 await anyio.sleep(0.05)
         group.cancel_scope.cancel()
     assert await below(guest, folder) == [f"{folder}/started"]

@@ -1,4 +1,4 @@
-"""What every guest does with files."""
+"""The contract of guests for files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every guest does with files that grow."""
+"""The contract of guests for following files that grow."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def _all(pieces: AsyncIterator[bytes]) -> bytes:
 
 
 async def _start(guest: Guest, script: str, *arguments: str) -> int:
-    """Start a script in the guest that nobody waits for; its pid."""
+    """Start a script in the guest in the background, and return its pid."""
     start = 'bash -c "$1" "$@" </dev/null >/dev/null 2>&1 & echo $!'
     result = await guest.run(Command(argv=("setsid", "bash", "-c", start, "start", script, *arguments)))
     return int(result.stdout)
@@ -138,12 +138,12 @@ async def test_a_listener_that_leaves_takes_its_processes_along(guest: Guest, fo
 
 async def _mentioned(guest: Guest, path: str, wanted: bool) -> None:
     with anyio.fail_after(20):
-        while bool(await _mentioning(guest, path)) is not wanted:  # noqa: ASYNC110 (they are in a guest)
+        while bool(await _mentioning(guest, path)) is not wanted:  # noqa: ASYNC110 (a guest sends no event)
             await anyio.sleep(0.05)
 
 
 async def _mentioning(guest: Guest, path: str) -> int:
-    """How many processes of the guest have this path as a word of their command line."""
+    """Count the processes of the guest with this path as a word of their command line."""
     script = r"""read -r path; n=0
     for d in /proc/[0-9]*; do
       { mapfile -d '' -t words <"$d/cmdline"; } 2>/dev/null

@@ -1,4 +1,4 @@
-"""What every guest does with a command that is talked with while it runs."""
+"""The contract of guests for interacting with a command while it runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def line(stream: Stream) -> bytes:
 
 async def gone(guest: Guest, pid: bytes) -> None:
     with anyio.fail_after(PATIENCE):
-        while await guest.exists(f"/proc/{int(pid)}"):  # noqa: ASYNC110 - what is waited for is in another machine
+        while await guest.exists(f"/proc/{int(pid)}"):  # noqa: ASYNC110 - the process is in another machine
             await anyio.sleep(0.05)
 
 

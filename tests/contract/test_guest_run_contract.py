@@ -1,4 +1,4 @@
-"""What every guest does with commands."""
+"""The contract of guests for running commands."""
 
 from __future__ import annotations
 
@@ -125,10 +125,50 @@ async def test_a_command_cannot_pretend_that_it_was_not_started(guest: Guest) ->
     assert (await guest.run(Command(shell=script))).status == 126
 
 
-async def test_a_command_too_long_for_a_command_line_is_refused_with_advice(guest: Guest) -> None:
-    with pytest.raises(CannotExecute) as caught:
-        await guest.run(Command(argv=("true", "x" * 200_000)))
+LONGEST = (128 << 10) - 1
+"""The kernel's limit for one argument, in bytes."""
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(10, 100 << 10), (14, LONGEST), (40_000, 5)], ids=["1 MiB", "the longest", "many"]
+)
+async def test_as_many_arguments_arrive_as_the_kernel_takes(guest: Guest, count: int, size: int) -> None:
+    words = [secrets.token_hex(size // 2 + 1)[:size] for _ in range(count)]
+    words[0] = ("\n'\\\u00fc \udcff\x01\x7f" * size)[: size // 3]
+    expected = b"".join(os.fsencode(word) + b"\0" for word in [*ODD_WORDS, *words])
+    script = 'cat; for w; do printf "%s\\0" "$w"; done; printf "%s" "$LONG"; exit 7'
+    command = Command(argv=("bash", "-c", script, "hv", *ODD_WORDS, *words), env={"LONG": "x" * 100_000, "UID": "7"})
+    result = await guest.run(command, stdin=b"the input|")
+    assert result.status == 7
+    assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(b"the input|" + expected + b"x" * 100_000).digest()
+
+
+async def test_a_long_command_can_be_talked_with(guest: Guest) -> None:
+    command = Command(argv=("bash", "-c", 'read -r line; echo "$line ${#1}"', "hv", "x" * LONGEST))
+    async with guest.open(command) as stream:
+        await stream.send(b"hello\n")
+        said = b""
+        while piece := await stream.receive():
+            said += piece
+        assert await stream.wait() == 0
+    assert said == b"hello %d\n" % LONGEST
+
+
+@pytest.mark.parametrize(
+    "words", [("x" * (LONGEST + 1),), ("x" * 100_000,) * 30, ("x" * 100_000,) * 70], ids=["one", "3 MB", "7 MB"]
+)
+async def test_a_command_too_long_for_the_kernel_is_refused_with_advice(guest: Guest, words: tuple[str, ...]) -> None:
+    with pytest.raises(CannotExecute, match="long") as caught:
+        await guest.run(Command(argv=("true", *words)))
     assert "stdin" in caught.value.hint
+
+
+async def test_a_long_command_that_cannot_start_is_an_error_that_names_it(guest: Guest) -> None:
+    long = ("x" * 100_000,) * 3
+    with pytest.raises(CannotExecute, match="no-such-program"):
+        await guest.run(Command(argv=("no-such-program", *long)))
+    with pytest.raises(CannotExecute, match="/no/such/directory"):
+        await guest.run(Command(argv=("true", *long), cwd="/no/such/directory"))
 
 
 async def test_impossible_commands_are_bad_input(guest: Guest) -> None:
@@ -166,7 +206,7 @@ async def test_a_child_that_holds_the_outputs_open_does_not_hold_up_the_result(g
     await guest.run(Command(argv=("bash", "-c", f"kill {pid}")))
 
 
-# One of each way in which a process can get away from its parent. Each sleeps for a time that names its test.
+# One process for each way to detach from a parent. The time for which they sleep identifies the test.
 TREE = """
 sleep $1 &
 (sleep $1 & )
@@ -194,7 +234,7 @@ async def _living(guest: Guest, seconds: str) -> list[str]:
       [[ " ${words[*]} " == *" $1 "* ]] && echo "${words[*]}"
     done; true"""
     result = await guest.run(Command(argv=("bash", "-c", script, "list", seconds)))
-    # The question itself is a process with that word.
+    # The script itself is a process with that word.
     return [line for line in result.stdout.decode().splitlines() if "mapfile" not in line and "done; true" not in line]
 
 
@@ -210,7 +250,7 @@ async def test_cancelling_kills_all_that_a_command_started(guest: Guest, folder:
     seconds, command = _tree(folder)
     async with anyio.create_task_group() as group:
         group.start_soon(guest.run, command)
-        while not await guest.exists(f"{folder}/all"):  # noqa: ASYNC110 (it is the guest that makes it)
+        while not await guest.exists(f"{folder}/all"):  # noqa: ASYNC110 (the guest creates it)
             await anyio.sleep(0.05)
         assert len(await _living(guest, seconds)) >= 8
         group.cancel_scope.cancel()
@@ -233,7 +273,7 @@ async def test_a_timeout_does_not_touch_other_commands(guest: Guest) -> None:
 
 
 async def test_a_burst_of_forks_is_ended_by_the_timeout(guest: Guest) -> None:
-    # 127 processes that come to be while they are killed; never more, should they not be.
+    # 127 processes that are created while they are killed, and no more even if they are not.
     script = "burst() { sleep 0.2; (($1 > 0)) && { burst $(($1 - 1)) & burst $(($1 - 1)) & }; sleep 1000; }; burst 6"
     with pytest.raises(CommandTimeout):
         await guest.run(Command(argv=("bash", "-c", script, "burst", "2000003")), timeout=0.9)

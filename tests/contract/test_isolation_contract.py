@@ -1,4 +1,4 @@
-"""What a machine shares with its host, and what it does not."""
+"""The contract of isolation: what a machine shares with its host, and what it does not."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_a_door_that_is_away_is_waited_for(place: Place) -> None:
 
 
 async def test_what_the_door_breaks_off_ends_without_a_byte(place: Place) -> None:
-    """What leads there must not tell the guest why: an agent would take that for an answer."""
+    """The forwarder must print no error to the guest: an agent would take it for an answer."""
     async with place.guest() as guest:
         with broken_door(place.door):
             result = await guest.run(ask(place.offer.provider.capabilities, "/"), timeout=60)
@@ -92,7 +92,7 @@ async def test_what_the_door_breaks_off_ends_without_a_byte(place: Place) -> Non
 
 @contextmanager
 def _listener(host: str) -> Iterator[tuple[int, list[str]]]:
-    """Something to reach on the host, that remembers who came."""
+    """Run a server on the host that records its connections."""
     came: list[str] = []
     with socket.create_server((host, 0)) as server:
 
@@ -141,7 +141,7 @@ async def test_names_are_not_resolved(guest: Guest) -> None:
 
 
 async def test_the_host_is_not_seen(guest: Guest, shared: Place) -> None:
-    # A directory that only the host has: the one in which the shared session lies.
+    # A directory that only the host has: the parent of the shared session.
     assert not await guest.exists(str(shared.session))
     listing = await guest.run(Command(shell="cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"))
     assert b"pytest" not in listing.stdout

@@ -1,4 +1,4 @@
-"""What every provider that can freeze a machine does with one."""
+"""The contract of providers that can freeze a machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def _local(offer: Offer) -> None:
-    # The tests look at what a machine writes to the directory that it shares.
+    # The tests read what a machine writes to its shared directory.
     only_local(offer)
 
 
@@ -41,13 +41,13 @@ def pauses(provider: object) -> Pauses:
 
 
 async def counting(place: Place) -> None:
-    """Start the counters; returns when they count and the sleeper sleeps."""
+    """Start the counters, and wait until they count and the third process has stopped."""
     async with place.guest() as guest:
         argv = ("setsid", "-f", "bash", "-c", f"exec </dev/null >/dev/null 2>&1; {COUNTERS}")
         assert (await guest.run(Command(argv=argv))).ok
         asleep = "grep -ls '^State:.T' /proc/[0-9]*/status"
         with anyio.fail_after(60):
-            while not (await guest.run(Command(shell=asleep))).stdout:  # noqa: ASYNC110 (it is in a machine)
+            while not (await guest.run(Command(shell=asleep))).stdout:  # noqa: ASYNC110 (a guest sends no event)
                 await anyio.sleep(0.05)
     for name in ("alone", "child"):
         await goes_on(place.session / name)
@@ -63,7 +63,7 @@ async def goes_on(path: Path) -> None:
 
 async def reaches(path: Path, count: int) -> None:
     with anyio.fail_after(60):
-        while lines(path) < count:  # noqa: ASYNC110 (it is a guest that writes it)
+        while lines(path) < count:  # noqa: ASYNC110 (a guest writes it)
             await anyio.sleep(0.02)
 
 
@@ -126,7 +126,7 @@ async def test_what_runs_while_its_machine_is_paused_ends_as_it_would_have(place
     async with anyio.create_task_group() as group:
         group.start_soon(run)
         with anyio.fail_after(60):
-            while not (place.session / "running").exists():  # noqa: ASYNC110 (it is a guest that makes it)
+            while not (place.session / "running").exists():  # noqa: ASYNC110 (a guest creates it)
                 await anyio.sleep(0.02)
         for _ in range(3):
             await pauses(provider).pause(place.name)
@@ -172,7 +172,7 @@ async def test_a_paused_machine_is_terminated(place: Place) -> None:
 
 
 async def test_pausing_under_load_is_sudden_and_may_be_cancelled(place: Place) -> None:
-    """Processes that come and go all the time are all caught."""
+    """Processes that start and exit all the time are all stopped."""
     provider = place.offer.provider
     forks = "while :; do (echo x >>/session/alone; /bin/true | /bin/true) & wait; done"
     async with place.guest() as guest:

@@ -1,4 +1,4 @@
-"""What every provider does with machines."""
+"""The contract of providers."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ async def test_a_machine_that_is_stopped_under_a_command_is_an_error_and_not_an_
 
 async def _appears(place: Place, path: str) -> None:
     async with place.guest() as guest:
-        while not await guest.exists(path):  # noqa: ASYNC110 (it is a guest that makes it)
+        while not await guest.exists(path):  # noqa: ASYNC110 (a guest creates it)
             await anyio.sleep(0.02)
 
 
@@ -269,7 +269,7 @@ async def test_the_environment_of_an_image_is_that_of_every_command(offer: Offer
     command = Command(shell='echo "$GREETING $LANG $HOME $USER $ODD"')
     expected = b"hello world C /home/agent agent a=b\n'\"$HOME\n"
     async with machine(replace(offer, image=replace(offer.image, env=env))) as place:
-        # As a daemon that starts anew finds it.
+        # As after a restart of the daemon.
         for provider in (offer.provider, offer.again()):
             async with provider.guest(place.name) as guest:
                 assert (await guest.run(command)).stdout == expected

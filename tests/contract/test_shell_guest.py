@@ -1,5 +1,5 @@
-"""The shared guest on ways in that go wrong: cut, garbled, silent and hostile ones. The programs are real, and run
-on this host."""
+"""Test the shared guest on transports that fail: truncated, corrupted, silent and hostile ones. The programs are real
+and run on this host."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Way:
-    """A way in that just starts programs here; the tests spoil it."""
+    """A transport that starts programs on this host. The tests make it fail."""
 
     def __init__(self, home: Path) -> None:
         self.env = {"HOME": str(home), "USER": "agent", "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
@@ -65,7 +65,7 @@ def _guest(way: Way) -> ShellGuest:
 
 
 class Garbling(Way):
-    """One byte of what is sent changes on its way."""
+    """A transport that changes one byte of the input."""
 
     def spoiled(self, stream: AttachedStream) -> Stream:
         class Spoiled(AttachedStream):
@@ -76,7 +76,7 @@ class Garbling(Way):
 
 
 class Cutting(Way):
-    """The second half of what is sent is lost, and nobody says so."""
+    """A transport that loses the second half of the input without an error."""
 
     def spoiled(self, stream: AttachedStream) -> Stream:
         class Spoiled(AttachedStream):
@@ -87,7 +87,7 @@ class Cutting(Way):
 
 
 class Dying(Way):
-    """The machine is lost while a program runs."""
+    """A transport whose machine is lost while a program runs."""
 
     def spoiled(self, stream: AttachedStream) -> Stream:
         class Spoiled(AttachedStream):
@@ -114,7 +114,7 @@ async def test_a_write_that_was_changed_on_its_way_is_not_taken(home: Path, kind
 
 
 async def test_a_mode_that_a_file_system_does_not_keep_is_not_taken(home: Path) -> None:
-    # Where the umask alone makes the mode, it is checked too: here a `stat` that sees another one.
+    # The mode is also checked if the umask alone sets it: here by a `stat` that prints another one.
     (home / "bin").mkdir()
     (home / "bin/stat").write_text("#!/bin/sh\necho 3 777\n")
     (home / "bin/stat").chmod(0o755)
@@ -138,7 +138,7 @@ async def test_a_machine_that_is_lost_during_a_timeout_is_lost_and_not_late(home
 
 
 class Still(Way):
-    """A machine that stands still for as long as nobody says otherwise: what is asked of it waits."""
+    """A transport to a frozen machine: requests wait until it continues."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -169,7 +169,7 @@ async def test_a_command_that_waits_for_its_machine_to_go_on_is_late_or_cancelle
 
 
 class Starting(Way):
-    """A way in that never tells that the first program has begun; `pid` is a file of that program."""
+    """A transport that never reports the start of the first program. `pid` is a file of that program."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -189,7 +189,7 @@ async def test_what_began_although_nobody_heard_of_it_is_killed(home: Path) -> N
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             group.start_soon(_guest(way).run, Command(shell=script))
-            while not way.pid.exists():  # noqa: ASYNC110 (it is another program that makes it)
+            while not way.pid.exists():  # noqa: ASYNC110 (another program creates it)
                 await anyio.sleep(0.02)
             group.cancel_scope.cancel()
     assert way.opened == 2
@@ -197,7 +197,7 @@ async def test_what_began_although_nobody_heard_of_it_is_killed(home: Path) -> N
 
 
 class Chattering(Way):
-    """The guest's bash has something to say before it begins."""
+    """A guest whose bash prints a warning first."""
 
     def words(self, argv: Sequence[str]) -> Sequence[str]:
         script = 'echo "bash: warning: setlocale: LC_ALL: cannot change locale" >&2; exec "$@"'
@@ -224,7 +224,7 @@ async def test_a_guest_without_bash_says_so(home: Path) -> None:
 
 
 class Flooding(Way):
-    """A guest that talks without end instead of beginning."""
+    """A guest that prints without end instead of starting the command."""
 
     def words(self, argv: Sequence[str]) -> Sequence[str]:
         return ("bash", "-c", "head -c 50000000 /dev/zero >&2; exit 0")
@@ -250,11 +250,11 @@ async def test_each_verb_is_one_round_trip(home: Path) -> None:
 
 
 _SPOKEN = "printf '%s %d\\n' \"$1\" $$ >&2; "
-"""What the script says with which commands are run, before the command says something."""
+"""The output of the RUN script before that of the command."""
 
 
 class Answering(Way):
-    """In place of every program there is one that says what it is told to."""
+    """A transport that runs one given program instead of every other."""
 
     def __init__(self, home: Path, script: str) -> None:
         super().__init__(home)
@@ -274,7 +274,7 @@ async def test_a_batch_believes_no_number_of_a_step(home: Path, number: str) -> 
 
 async def test_a_batch_that_was_killed_blames_no_step(home: Path) -> None:
     guest = _guest(Answering(home, "kill -KILL $$"))
-    with pytest.raises(GuestFileError, match="killed what did 2 steps") as caught:
+    with pytest.raises(GuestFileError, match="killed the script for 2 steps") as caught:
         await guest.batch([MakeDirectory(path="/a"), MakeDirectory(path="/b")])
     assert caught.value.context == {"operation": "batch"}
 

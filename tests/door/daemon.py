@@ -1,4 +1,4 @@
-"""A daemon with one door, as a process that a test can kill: `python daemon.py URL DIRECTORY KEY PLACEHOLDER`."""
+"""Run a daemon with one door as a process that a test can kill: `python daemon.py URL DIRECTORY KEY PLACEHOLDER`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A daemon dies in the middle of an answer; the next one opens the same door."""
+"""A daemon dies during an answer, and the next one opens the same door."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hiveyard.core.usage import Usage
 from hiveyard.kit.process import running, signal_group
 
 from . import bodies
-from .house import KEY, PLACEHOLDER, Told, door, message
+from .house import KEY, PLACEHOLDER, MemoryJournal, door, message
 from .upstream import Request, streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_after_kill_9_the_same_path_answers_the_same_guest_again(tmp_path: Path) -> None:
-    told, hung_up = Told(), anyio.Event()
+async def test_after_kill_9_the_same_socket_answers_the_same_guest(tmp_path: Path) -> None:
+    journal, hung_up = MemoryJournal(), anyio.Event()
     first = True
 
     async def never_end(number: int) -> None:
@@ -54,8 +54,8 @@ async def test_after_kill_9_the_same_path_answers_the_same_guest_again(tmp_path:
         assert (tmp_path / "door.sock").is_socket(), "a killed daemon leaves its socket behind"
         with pytest.raises(httpx2.ConnectError):
             await client.get("/")
-        async with door(up.url, told, tmp_path, spent=Usage(cost_usd=0.25, requests=3)) as opened:
+        async with door(up.url, journal, tmp_path, spent=Usage(cost_usd=0.25, requests=3)) as opened:
             again = await client.post("/anthropic/v1/messages", json=message())
             assert again.content == bodies.ANTHROPIC_WHOLE
             assert opened.spent.requests == 4 and (opened.spent.cost_usd or 0) > 0.25
-    assert len(told.of(ModelCalled)) == 1
+    assert len(journal.of(ModelCalled)) == 1

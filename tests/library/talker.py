@@ -28,7 +28,7 @@ class Talk:
     def ready(self) -> bool:
         return self._up and not self._working
 
-    def begin(self) -> Step:
+    def start(self) -> Step:
         return Step()
 
     def feed(self, line: bytes) -> Step:
@@ -45,13 +45,13 @@ class Talk:
             self._asked.add(rest)
         return Step(said.get(kind, [AgentText(text=word) for word in rest.split()]))
 
-    def gone(self, exit_code: int | None, stderr: str) -> Step:
+    def exited(self, exit_code: int | None, stderr: str) -> Step:
         return Step()
 
     def prompt(self, key: str, text: str) -> Sequence[Line]:
         return [Line(key, f"{text}\n".encode())]
 
-    def begun(self, text: str) -> Sequence[AgentEvent]:
+    def prompt_sent(self, text: str) -> Sequence[AgentEvent]:
         self._working = True
         return [AgentPrompted(text=text)]
 
@@ -72,7 +72,7 @@ class Talk:
 
 
 class Talker(CommandLine):
-    def live(self, turn: Turn) -> ProcessSpec:
+    def live_process(self, turn: Turn) -> ProcessSpec:
         command = Command(argv=("bash", "-c", _PROGRAM), cwd=turn.workdir, env={"KEY": turn.placeholder})
         return ProcessSpec(name=turn.name, command=command, inbox=True)
 

@@ -82,8 +82,8 @@ class _Bounded(Talker):
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
-    def live(self, turn: Turn) -> ProcessSpec:
-        return replace(super().live(turn), output_limit=self._limit)
+    def live_process(self, turn: Turn) -> ProcessSpec:
+        return replace(super().live_process(turn), output_limit=self._limit)
 
 
 @pytest.mark.parametrize("limit", [64 << 10, 70_000])
@@ -313,7 +313,7 @@ async def test_an_answer_that_could_not_be_told_is_told_before_what_comes_next(y
         assert words([event async for event in until_ended(talk)]) == ["first", "second"]
 
 
-async def test_an_error_in_the_block_comes_out_as_it_is(yards: Yards) -> None:
+async def test_an_error_in_the_block_is_raised_unchanged(yards: Yards) -> None:
     async with prepared(yards) as (yard, ready):
         with pytest.raises(BadInput, match="nobody waits for one"):
             async with yard.converse(ready.machine, ready.turn("live")) as talk:

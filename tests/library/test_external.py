@@ -15,7 +15,7 @@ import pytest
 from hiveyard.agents.command import CommandLine
 from hiveyard.core.errors import BadInput, ProviderUnavailable
 from hiveyard.core.machines import HOST, Image
-from hiveyard.core.opening import Openable
+from hiveyard.core.ports import Openable
 from hiveyard.door.local_doors import LocalDoors
 from hiveyard.library import Orchestrator
 from hiveyard.machines.external import ExternalProvider

@@ -7,7 +7,7 @@ import pytest
 
 from hiveyard.core.errors import BadInput, ProviderError
 from hiveyard.core.machines import HOST, Machine, MachineSpec
-from hiveyard.core.ports import Frozen, Meanwhile
+from hiveyard.core.ports import Meanwhile, SnapshotStats
 from hiveyard.door.local_doors import LocalDoors
 from hiveyard.library.events import OperationFailed
 from hiveyard.machines.bubblewrap import BubblewrapProvider
@@ -20,11 +20,11 @@ class _Remembering(BubblewrapProvider):
     """Keeps snapshots that have no memory in them, and removes none."""
 
     async def snapshot(
-        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
-    ) -> Frozen:
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, temporary: bool = False
+    ) -> SnapshotStats:
         if meanwhile is not None:
             await meanwhile()
-        return Frozen(0.0, 0)
+        return SnapshotStats(0.0, 0)
 
     async def make_ready(self, snapshot: str) -> None:
         pass

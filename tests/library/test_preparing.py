@@ -18,7 +18,7 @@ from hiveyard.core.commands import Command
 from hiveyard.core.credentials import CredentialDirectory, CredentialFile, CredentialProfile
 from hiveyard.core.errors import BadInput, NotPrepared, OperationFailed, ProviderError
 from hiveyard.core.machines import HOST, Machine, MachineSpec, MachineStatus, TtlAction
-from hiveyard.core.ports import Frozen, Meanwhile
+from hiveyard.core.ports import Meanwhile, SnapshotStats
 from hiveyard.kit.secret import Secret
 from hiveyard.library import Orchestrator, Prepared, RuntimeEvent, Snapshot, events
 from hiveyard.machines.bubblewrap import BubblewrapProvider
@@ -247,9 +247,9 @@ class Keeping(BubblewrapProvider):
         self.asked: list[tuple[str, str]] = []
 
     async def snapshot(
-        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
-    ) -> Frozen:
-        return Frozen(0.0, 0)
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, temporary: bool = False
+    ) -> SnapshotStats:
+        return SnapshotStats(0.0, 0)
 
     async def make_ready(self, snapshot: str) -> None:
         pass
@@ -348,7 +348,7 @@ async def test_a_name_is_free_again_when_its_machine_failed(yards: Yards) -> Non
         ({"machine_info_mode": 0o644}, "0640 or 0600, not 0644"),
         ({"snapshot": "before"}, "keeps no snapshots"),
         ({"ttl_seconds": 0}, "at least 1 second, not 0"),
-        ({"name": "Not A Name"}, "no machine name"),
+        ({"name": "Not A Name"}, "not a valid machine name"),
     ],
 )
 async def test_what_cannot_be_is_refused_before_anything_is_made(

@@ -13,7 +13,7 @@ import pytest
 from hiveyard.core.commands import ProcessStatus
 from hiveyard.core.errors import BadInput, NoSpace, NotPrepared, OperationFailed
 from hiveyard.core.machines import HOST, Machine, MachineSpec
-from hiveyard.core.ports import Frozen, Meanwhile
+from hiveyard.core.ports import Meanwhile, SnapshotStats
 from hiveyard.door.local_doors import LocalDoors
 from hiveyard.library import Orchestrator, Prepared, Snapshot
 from hiveyard.library.events import SnapshotTaken
@@ -34,14 +34,14 @@ class _Forgetful(BubblewrapProvider):
         self.kept: set[str] = set()
 
     async def snapshot(
-        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
-    ) -> Frozen:
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, temporary: bool = False
+    ) -> SnapshotStats:
         assert meanwhile is not None
         await meanwhile()
         if self.full:
             raise NoSpace(f"no room for {snapshot}, says {KEY}")
         self.kept.add(snapshot)
-        return Frozen(0.0, 0)
+        return SnapshotStats(0.0, 0)
 
     async def make_ready(self, snapshot: str) -> None:
         pass
@@ -134,7 +134,7 @@ async def test_a_machine_of_a_snapshot_that_fails_leaves_its_session_directory_a
     spec = MachineSpec(image=HOST, session=yards.scratch / "mine")
     if there:
         (yards.scratch / "mine").mkdir()
-    with pytest.raises(NotPrepared, match="its check ended"):
+    with pytest.raises(NotPrepared, match="its check exited"):
         await yard.boot_and_prepare(spec, snapshot=kept, credential_profiles=[profile(check=QUOTING)])
     forgetful.kept.clear()
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""Each test that asks for `where` runs on SQLite and on PostgreSQL."""
+"""Fixtures of the store's tests. Each test that uses `where` runs on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fresh_database(server: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def shared_database(postgres: Server) -> Iterator[str]:
-    """One for all tests: to make one costs more than most of them."""
+    """A database for all tests: to create one takes longer than most tests."""
     with fresh_database(postgres) as url:
         anyio.run(_migrated, url)
         yield url
@@ -70,7 +70,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def nowhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Where]:
-    """A database with nothing in it."""
+    """An empty database."""
     if request.param == "sqlite":
         yield tmp_path / "journal.db"
         return

@@ -1,4 +1,4 @@
-"""The rows as they must follow from a list of events: plain dictionaries, no database."""
+"""Compute the rows that must follow from a list of events, as plain dictionaries without a database."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fold(events: Iterable[e.Event]) -> States:
 
 
 def take(states: States, session: str, body: e.AnyBody, turn: int | None = None) -> None:
-    """Raises IllegalMove."""
+    """Apply one event. Raises IllegalMove."""
     if isinstance(body, _TASK):
         states.tasks[session] = step(NEXT_TASK, states.tasks.get(session), body, session)
     if isinstance(body, _SESSION):
@@ -91,7 +91,7 @@ def take(states: States, session: str, body: e.AnyBody, turn: int | None = None)
 
 
 def stored(conn: Connection) -> States:
-    """The same from the rows."""
+    """Read the same states from the rows."""
     sessions = views.sessions(conn)
     return States(
         tasks={row.id: row.state for row in views.tasks(conn)},

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: private data, a unix socket, an unprivileged user."""
+"""Run a PostgreSQL server for the tests: private data, a unix socket, an unprivileged user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Server:
     sockets: Path
 
     def create_database(self, name: str) -> str:
-        """Returns its URL."""
+        """Create a database, and return its URL."""
         self._sql(f'CREATE DATABASE "{name}"')
         return f"postgresql://{NAME}@/{name}?host={self.sockets}"
 
@@ -42,12 +42,12 @@ class Server:
 
 
 def name_of(url: str) -> str:
-    """The database in a URL that `create_database` gave."""
+    """Return the name of the database in a URL from `create_database`."""
     return url.removeprefix(f"postgresql://{NAME}@/").split("?")[0]
 
 
 def find_tools() -> Path | None:
-    """The directory of initdb: Debian keeps it out of PATH."""
+    """Return the directory of initdb, which Debian does not put in PATH."""
     packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if packaged:
         return packaged[-1].parent
@@ -66,7 +66,7 @@ def running_server(tools: Path) -> Iterator[Server]:
     init = [tools / "initdb", "-D", data, "-U", NAME, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]
     try:
         subprocess.run(init, check=True, capture_output=True, cwd=home, **user)  # type: ignore[call-overload]
-        # The server outlives what the tests kill; what they need of it is its answers, not its disk.
+        # The server is not killed by the tests, so it need not wait for the disk.
         serve = [tools / "postgres", "-D", data, "-k", home, "-c", "listen_addresses=", "-c", "fsync=off"]
         with (home / "log").open("wb") as log:
             process = subprocess.Popen(serve, stdout=log, stderr=log, cwd=home, **user)  # type: ignore[call-overload]

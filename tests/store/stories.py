@@ -1,4 +1,4 @@
-"""Events that make sense together, for tests to record."""
+"""Sequences of events for tests to record."""
 
 from __future__ import annotations
 

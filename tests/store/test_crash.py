@@ -1,4 +1,4 @@
-"""kill -9 in the midst of appends, and a disk that is full."""
+"""kill -9 during appends, and a full disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KILLS = 6
 
 
 def append_and_kill(path: Path, first: int, lines: int) -> dict[str, list[int]]:
-    """The acknowledged numbers per session of a program that was killed after about so many."""
+    """Kill a program after about `lines` acknowledged writes; return their numbers per session."""
     acknowledged: dict[str, list[int]] = {}
     argv = [sys.executable, str(APPENDER), str(path), str(first)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
@@ -85,7 +85,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def fill(store: Store) -> list[int]:
-    """Append until the store refuses; the numbers that were acknowledged."""
+    """Append until the store refuses; return the acknowledged numbers."""
     acknowledged: list[int] = []
     for _ in range(2000):
         try:
@@ -97,7 +97,7 @@ async def fill(store: Store) -> list[int]:
     raise AssertionError("the disk never became full")
 
 
-async def test_a_full_disk_is_said_so_and_what_was_acknowledged_stays(small_disk: Path) -> None:
+async def test_a_full_disk_is_reported_and_acknowledged_events_stay(small_disk: Path) -> None:
     path = small_disk / "journal.db"
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1 << 20))
@@ -106,7 +106,7 @@ async def test_a_full_disk_is_said_so_and_what_was_acknowledged_stays(small_disk
         acknowledged = await fill(store)
         assert acknowledged == list(range(3, 3 + len(acknowledged)))
         assert [event.seq for event in await all_events(store)] == [1, 2, *acknowledged]
-        # Room again: it goes on without being opened anew.
+        # With free space again it works without being opened again.
         ballast.unlink()
         [event] = await store.append("s1", e.Notice(message="room"))
         assert event.seq > max(acknowledged)
@@ -129,7 +129,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def stuff(disk: Path) -> Path:
-    """A file that takes the disk to its last byte."""
+    """Fill the disk to its last byte with a file."""
     path = disk / "junk"
     with path.open("wb", buffering=0) as file:
         for size in (1 << 20, 1):
@@ -146,7 +146,7 @@ def taken(path: Path) -> int:
     return path.stat().st_blocks * 512 if path.exists() else 0
 
 
-async def test_on_a_full_disk_there_is_room_to_write_what_frees_some(disk: Path) -> None:
+async def test_on_a_full_disk_the_ballast_makes_space_for_writes(disk: Path) -> None:
     path, ballast, size = disk / "journal.db", disk / "ballast", 2 << 20
     async with open_store(path, clock=SystemClock(), ballast=size) as store:
         await store.append("s1", *beginning())
@@ -164,7 +164,7 @@ async def test_on_a_full_disk_there_is_room_to_write_what_frees_some(disk: Path)
             with pytest.raises(ValueError, match="of this one"):
                 await store.write(wrong)
         assert taken(ballast) < size
-        # Whoever filled the disk takes what was given up, too.
+        # The process that filled the disk takes the released space, too.
         stuff(disk)
         await store.append("s1", e.AgentOutput(text="three" * 5000))
         texts = [event.body.text[:3] for event in await all_events(store) if isinstance(event.body, e.AgentOutput)]
@@ -217,7 +217,7 @@ anyio.run(main)
 """
 
 
-async def test_a_file_that_may_not_grow_is_said_so_and_what_was_acknowledged_stays(tmp_path: Path) -> None:
+async def test_a_file_that_may_not_grow_is_reported_and_acknowledged_events_stay(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     done = await run([sys.executable, "-c", LIMITED, str(path)], timeout=120)
     assert done.stderr.decode() == f"store.unusable df -h {tmp_path}\n"

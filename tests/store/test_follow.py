@@ -1,4 +1,4 @@
-"""Stored, then live: no gap, no double."""
+"""Followers get stored events, then new ones, without gaps or duplicates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiveyard.core.errors import StoreUnusable
 from hiveyard.kit.clock import SystemClock
 from hiveyard.store import journal
 from hiveyard.store.database import Store, open_store
-from hiveyard.store.outbox import unnoted
+from hiveyard.store.outbox import uncollected
 
 from .conftest import Where, fresh_database
 from .postgres_server import Server, name_of
@@ -23,7 +23,7 @@ from .stories import FAILURE, beginning
 pytestmark = pytest.mark.anyio
 WRITERS = 50
 EACH = 40
-PATIENCE = 60  # seconds; a gap would be waited for without end
+PATIENCE = 60  # seconds; a reader would wait for a gap forever
 
 
 async def take(store: Store, count: int, *, after: int = 0, session: str | None = None) -> list[e.Event]:
@@ -98,8 +98,8 @@ async def test_a_reader_of_one_session_gets_that_session_only(store: Store) -> N
     assert texts == [str(number) for number in range(EACH)]
 
 
-async def test_a_reader_of_a_quiet_session_among_loud_ones_is_woken(where: Where) -> None:
-    """Its position falls behind the tail again and again while there is nothing for it."""
+async def test_a_reader_of_a_quiet_session_among_busy_ones_is_woken(where: Where) -> None:
+    """The reader's position falls behind the tail repeatedly while there are no events for it."""
     async with open_store(where, clock=SystemClock(), tail_events=16) as store:
         await begin_all(store)
         taken: list[e.Event] = []
@@ -115,17 +115,17 @@ async def test_a_reader_of_a_quiet_session_among_loud_ones_is_woken(where: Where
         assert taken[-1].body == e.AgentText(text="at last")
 
 
-async def test_a_reader_goes_on_where_it_stopped(where: Where) -> None:
+async def test_a_reader_continues_where_it_stopped(where: Where) -> None:
     async with open_store(where, clock=SystemClock()) as store:
         recorded = await store.append("s1", *beginning(), *(e.AgentText(text=str(n)) for n in range(10)))
         first = await take(store, 5)
-        # After a restart of the daemon the number still says where.
+        # The number is still valid after a restart of the daemon.
     async with open_store(where, clock=SystemClock()) as store:
         rest = await take(store, 7, after=first[-1].seq)
         assert first + rest == recorded
 
 
-async def test_a_reader_from_the_future_waits_for_it(store: Store) -> None:
+async def test_a_reader_after_a_future_number_waits_for_it(store: Store) -> None:
     await store.append("s1", *beginning())
     async with anyio.create_task_group() as group:
 
@@ -138,7 +138,7 @@ async def test_a_reader_from_the_future_waits_for_it(store: Store) -> None:
             await store.append("s1", e.AgentText(text=str(number)))
 
 
-async def test_a_reader_that_stands_still_makes_nothing_grow(where: Where) -> None:
+async def test_a_reader_that_stops_reading_uses_no_memory(where: Where) -> None:
     async with open_store(where, clock=SystemClock(), tail_events=32) as store:
         await store.append("s1", *beginning())
         async with aclosing(store.follow()) as events:
@@ -163,9 +163,9 @@ async def test_large_events_are_bounded_in_the_tail_by_their_bytes(store: Store)
     assert len(await take(store, 22)) == 22
 
 
-async def test_what_is_too_much_to_hold_reaches_readers_by_way_of_the_database(store: Store) -> None:
+async def test_events_left_out_of_memory_reach_readers_through_the_database(store: Store) -> None:
     def many(conn: Connection) -> None:
-        with unnoted(conn):
+        with uncollected(conn):
             journal.record_many(conn, "s1", [(e.AgentText(text=str(n)), None) for n in range(1000)], at=1.0)
         journal.record(conn, "s1", e.AgentText(text="last"), at=1.0)
 
@@ -189,15 +189,15 @@ async def test_what_is_too_much_to_hold_reaches_readers_by_way_of_the_database(s
     assert sorted(taken, key=len)[-1] == stored
 
 
-async def test_followers_are_not_told_of_what_was_forgotten(store: Store) -> None:
+async def test_followers_get_no_events_of_a_forgotten_session(store: Store) -> None:
     await store.append("s1", *beginning(), e.TaskFailed(failure=FAILURE))
     await store.append("s2", *beginning())
     await store.write(lambda conn: journal.forget(conn, "s1"))
     assert [event.session for event in await take(store, 2)] == ["s2", "s2"]
 
 
-async def test_what_another_process_wrote_is_not_left_out(tmp_path: Path) -> None:
-    """Two daemons on one file are not meant to be; should it happen, a reader misses nothing for it."""
+async def test_events_of_another_process_are_not_left_out(tmp_path: Path) -> None:
+    """Two daemons on one file are not supported, but even then a reader misses nothing."""
     path = tmp_path / "journal.db"
     async with open_store(path, clock=SystemClock()) as one, open_store(path, clock=SystemClock()) as two:
         await one.append("s1", *beginning())

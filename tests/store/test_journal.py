@@ -1,4 +1,4 @@
-"""What is recorded is what is read, and the rows follow."""
+"""Recorded events are read back unchanged, and the rows follow from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_events_come_back_as_they_were_recorded(store: Store) -> None:
 
 
 async def test_every_kind_of_event_can_be_kept(store: Store) -> None:
-    """A kind whose fields do not survive JSON would show here."""
+    """A type whose fields are lost in JSON would fail here."""
     await store.append("s1", *beginning())
     others: list[e.AnyBody] = [
         e.Progress(message="half way"),
@@ -75,7 +75,9 @@ async def test_a_finished_task_leaves_its_rows(store: Store) -> None:
         (e.AgentAsked(message="may I?"), Activity.WAITING),
     ],
 )
-async def test_only_who_waits_for_a_person_is_waiting(store: Store, body: e.AnyBody, activity: Activity) -> None:
+async def test_only_a_session_that_waits_for_the_user_is_waiting(
+    store: Store, body: e.AnyBody, activity: Activity
+) -> None:
     await store.append("s1", *beginning(), *middle(), e.AgentToolCalled(call="1", tool="sh", summary="sh"), body)
     assert (await store.read(lambda conn: views.session(conn, "s1"))).activity is activity
 
@@ -112,7 +114,7 @@ async def test_money_and_tokens_add_up_and_an_unknown_price_adds_nothing(store: 
     assert session.spent == Usage(input_tokens=111, output_tokens=222, cost_usd=0.75, requests=3)
 
 
-async def test_the_wish_to_cancel_is_kept_from_its_first_time(store: Store) -> None:
+async def test_the_first_cancel_request_is_kept(store: Store) -> None:
     await store.append("s1", *beginning())
     await store.write(lambda conn: journal.record(conn, "s1", e.TaskCancelAsked(), at=5.0))
     await store.write(lambda conn: journal.record(conn, "s1", e.TaskCancelAsked(), at=6.0))
@@ -138,7 +140,7 @@ async def test_an_illegal_move_is_refused_and_changes_nothing(store: Store, body
     assert await store.read(stored) == fold(await store.read(journal.events))
 
 
-async def test_an_illegal_move_that_is_caught_inside_the_write_leaves_nothing_of_itself(store: Store) -> None:
+async def test_an_illegal_move_that_is_caught_inside_the_write_changes_nothing(store: Store) -> None:
     await store.append("s1", *beginning())
 
     def write(conn: Connection) -> None:
@@ -152,7 +154,7 @@ async def test_an_illegal_move_that_is_caught_inside_the_write_leaves_nothing_of
 
 async def test_a_turn_event_needs_the_number_of_its_turn(store: Store) -> None:
     await store.append("s1", *beginning())
-    with pytest.raises(IllegalMove, match="number of its turn"):
+    with pytest.raises(IllegalMove, match="no turn number"):
         await store.append("s1", e.TurnStarted(agent="claude"))
 
 
@@ -167,7 +169,7 @@ async def test_an_event_for_a_session_that_is_not_there_is_refused(store: Store,
     assert await store.read(journal.last_seq) == 0
 
 
-async def test_hiveyard_itself_may_say_something(store: Store) -> None:
+async def test_hiveyard_itself_may_record_events(store: Store) -> None:
     await store.append("", e.Notice(message="hello"))
     assert len(await store.read(journal.events)) == 1
 
@@ -189,7 +191,7 @@ async def test_a_nul_that_a_guest_wrote_does_not_stop_the_journal(store: Store) 
     assert (await store.read(lambda conn: views.task(conn, "s1"))).failure == nul
 
 
-async def test_an_event_of_a_newer_version_reads_as_a_notice_and_its_line_stays_whole(store: Store) -> None:
+async def test_an_event_of_a_newer_version_reads_as_a_notice_and_its_line_is_unchanged(store: Store) -> None:
     await store.append("s1", *beginning())
     body = '{"type":"dream.dreamt","about":"sheep"}'
 
@@ -228,7 +230,7 @@ async def test_a_page_is_bounded_in_number_and_in_bytes_and_never_empty(store: S
     assert [len(page) for page in (five, small, one)] == [5, 3, 1]
 
 
-async def test_output_moves_on_together_with_its_events(store: Store) -> None:
+async def test_the_output_offset_advances_together_with_its_events(store: Store) -> None:
     await store.append("s1", *beginning())
     await store.append("s1", e.TurnStarted(agent="claude"), turn=1)
 
@@ -237,7 +239,7 @@ async def test_output_moves_on_together_with_its_events(store: Store) -> None:
         journal.advance_output(conn, "s1", 1, until, since=begun)
 
     await store.write(lambda conn: take(conn, 0, 10))
-    # A reader that had begun before a crash and one that began after it: one of them counts.
+    # Of a reader from before a crash and one from after it, only one succeeds.
     with pytest.raises(IllegalMove, match="is at 10"):
         await store.write(lambda conn: take(conn, 0, 15))
     await store.write(lambda conn: take(conn, 10, 15))
@@ -252,7 +254,7 @@ async def test_output_moves_on_together_with_its_events(store: Store) -> None:
     assert (run.output_offset, run.stderr_offset) == (15, 3)
 
 
-async def test_a_forgotten_task_is_gone_wholly_and_its_numbers_are_not_used_again(store: Store) -> None:
+async def test_a_forgotten_task_is_removed_completely_and_its_numbers_are_not_used_again(store: Store) -> None:
     await store.append("other", *beginning("other"))
     last = (await store.append("s1", *beginning(), *middle(), *turn(), *end(), turn=1))[-1].seq
     await store.write(lambda conn: journal.forget(conn, "s1"))
@@ -267,7 +269,7 @@ async def test_a_forgotten_task_is_gone_wholly_and_its_numbers_are_not_used_agai
     assert event.seq > last
 
 
-async def test_what_is_not_over_cannot_be_forgotten(store: Store) -> None:
+async def test_an_active_session_cannot_be_forgotten(store: Store) -> None:
     await store.append("s1", *beginning())
     with pytest.raises(IllegalMove, match="pending"):
         await store.write(lambda conn: journal.forget(conn, "s1"))

@@ -1,4 +1,4 @@
-"""What counts of a session's past after rewinds, forks and imports."""
+"""A session's current events after rewinds, forks and imports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def rewind(store: Store, snapshot: str) -> None:
     await store.append("s1", e.SessionRewound(snapshot=snapshot), e.SessionRunning())
 
 
-async def test_what_a_rewind_took_back_does_not_count(store: Store) -> None:
+async def test_events_that_a_rewind_undid_do_not_count(store: Store) -> None:
     await begin(store)
     await say(store, "one", conversation="c1")
     await store.append("s1", e.SnapshotTaken(snapshot="p1", name="first", live=False))
@@ -48,7 +48,7 @@ async def test_what_a_rewind_took_back_does_not_count(store: Store) -> None:
     assert await store.read(lambda conn: lineage.conversation(conn, "s1")) == "c2"
 
 
-async def test_a_snapshot_has_the_past_that_it_had_then(store: Store) -> None:
+async def test_a_snapshot_has_the_events_of_its_time(store: Store) -> None:
     await begin(store)
     await say(store, "one")
     await store.append("s1", e.SnapshotTaken(snapshot="p1", name="first", live=True))
@@ -62,7 +62,7 @@ async def test_a_snapshot_has_the_past_that_it_had_then(store: Store) -> None:
     assert await raw(store, point.seq) == [b"one", b"three"]
 
 
-async def test_an_import_begins_a_past_of_its_own(store: Store) -> None:
+async def test_an_import_starts_a_new_range_of_events(store: Store) -> None:
     await begin(store)
     await say(store, "one", conversation="c1")
     await store.append("s1", e.SessionImported(exported_at=1.0, conversation="c9", feed_offset=12))
@@ -71,28 +71,28 @@ async def test_an_import_begins_a_past_of_its_own(store: Store) -> None:
     assert await store.read(lambda conn: lineage.conversation(conn, "s1")) == "c9"
 
 
-async def test_a_session_is_to_begin_at_a_point_until_it_runs(store: Store) -> None:
+async def test_a_session_has_a_pending_start_until_it_runs(store: Store) -> None:
     await store.append("s1", e.SessionCreated(slug="s1", repo="r", agent="a"))
     fork = e.SessionForked(parent="s0", snapshot="p1", live=True, conversation="c0", feed_offset=3)
     await store.append("s1", fork, e.SessionPreparing())
-    assert await store.read(lambda conn: lineage.to_begin_at(conn, "s1")) == fork
+    assert await store.read(lambda conn: lineage.pending_start(conn, "s1")) == fork
     assert await store.read(lambda conn: lineage.conversation(conn, "s1")) == "c0"
     await store.append("s1", e.SessionRunning())
-    assert await store.read(lambda conn: lineage.to_begin_at(conn, "s1")) is None
+    assert await store.read(lambda conn: lineage.pending_start(conn, "s1")) is None
 
 
 @pytest.mark.parametrize(
     "turning",
     [e.SessionForked(parent="s0", snapshot="p1", live=True, image="evil.toml"), e.SessionRewound(snapshot="p1")],
 )
-async def test_what_came_before_an_import_is_nowhere_to_begin(store: Store, turning: e.AnyBody) -> None:
+async def test_forks_and_rewinds_before_an_import_are_no_pending_start(store: Store, turning: e.AnyBody) -> None:
     created = e.SessionCreated(slug="s1", repo="r", agent="a")
     await store.append("s1", created, e.SessionPreparing(), e.SessionRunning(), e.SessionStopped(), turning)
     await store.append("s1", e.SessionImported(exported_at=1.0))
-    assert await store.read(lambda conn: lineage.to_begin_at(conn, "s1")) is None
+    assert await store.read(lambda conn: lineage.pending_start(conn, "s1")) is None
 
 
-async def test_a_snapshot_that_is_not_there_is_told_with_those_that_are(store: Store) -> None:
+async def test_an_unknown_snapshot_is_reported_with_the_known_ones(store: Store) -> None:
     await begin(store)
     await store.append("s1", e.SnapshotTaken(snapshot="p1", name="first", live=False))
     with pytest.raises(NotFound) as caught:

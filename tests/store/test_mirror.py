@@ -1,4 +1,4 @@
-"""The files are equal to the journal, whatever happened to them."""
+"""The event files are equal to the journal, also after damage."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def expected(store: Store, session: str) -> bytes:
 
 
 async def settled(store: Store, home: Path, session: str) -> None:
-    """Wait until the file is as the journal is; the test's own time limit is the only one."""
+    """Wait until the file is equal to the journal. Only the test's own time limit applies."""
     wanted = await expected(store, session)
     path = home / session / "events.jsonl"
     with anyio.fail_after(30):
@@ -98,7 +98,7 @@ TORN = b'{"seq":3,"at":1.0,"session":"s1","tur'
         pytest.param(lambda data: b"x" * 300_000 + b"\n", id="one long line"),
     ],
 )
-async def test_at_start_a_damaged_file_is_made_whole(home: Path, damage: Callable[[bytes], bytes]) -> None:
+async def test_a_damaged_file_is_repaired_at_start(home: Path, damage: Callable[[bytes], bytes]) -> None:
     path = home / "s1" / "events.jsonl"
     async with opened(home) as store:
         async with mirroring(store, home):
@@ -107,13 +107,13 @@ async def test_at_start_a_damaged_file_is_made_whole(home: Path, damage: Callabl
         path.write_bytes(damage(path.read_bytes()))
         await store.append("s1", e.Notice(message="while nobody mirrored"))
     async with opened(home) as store, mirroring(store, home):
-        # Whole already when the mirror says that it has started.
+        # It is complete once the mirror has started.
         assert path.read_bytes() == await expected(store, "s1")
         await store.append("s1", e.Notice(message="and on"))
         await settled(store, home, "s1")
 
 
-async def test_a_file_that_is_removed_while_it_grows_comes_back_whole(home: Path) -> None:
+async def test_a_file_that_is_removed_while_it_grows_is_written_again(home: Path) -> None:
     async with opened(home) as store, mirroring(store, home):
         await store.append("s1", *beginning())
         await settled(store, home, "s1")
@@ -122,7 +122,7 @@ async def test_a_file_that_is_removed_while_it_grows_comes_back_whole(home: Path
         await settled(store, home, "s1")
 
 
-async def test_a_directory_that_comes_after_its_first_events_gets_them_all(home: Path) -> None:
+async def test_a_directory_that_is_made_after_its_first_events_gets_all_of_them(home: Path) -> None:
     async with opened(home) as store, mirroring(store, home):
         await store.append("s3", *beginning())
         (home / "s3").mkdir()
@@ -130,7 +130,7 @@ async def test_a_directory_that_comes_after_its_first_events_gets_them_all(home:
         await settled(store, home, "s3")
 
 
-async def test_a_directory_that_is_gone_stops_nothing(home: Path) -> None:
+async def test_a_removed_directory_stops_nothing(home: Path) -> None:
     async with opened(home) as store, mirroring(store, home):
         for session in ("s1", "s2"):
             await store.append(session, *beginning())
@@ -144,7 +144,7 @@ async def test_a_directory_that_is_gone_stops_nothing(home: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "directory"])
-async def test_what_a_guest_put_in_its_place_is_not_written_to(home: Path, kind: str) -> None:
+async def test_a_link_or_device_of_a_guest_is_not_written_to(home: Path, kind: str) -> None:
     path, victim = home / "s1" / "events.jsonl", home / "victim"
     victim.write_text("mine")
     if kind == "symlink":
@@ -163,7 +163,7 @@ async def test_what_a_guest_put_in_its_place_is_not_written_to(home: Path, kind:
     assert victim.read_text() == "mine"
 
 
-async def test_what_hiveyard_says_of_itself_needs_no_file(home: Path) -> None:
+async def test_events_of_hiveyard_itself_need_no_file(home: Path) -> None:
     async with opened(home) as store, mirroring(store, home):
         await store.append("", e.Notice(message="hello"))
         await store.append("s1", *beginning())

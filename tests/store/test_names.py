@@ -1,4 +1,4 @@
-"""Slugs and ids that people type."""
+"""Slugs and ids that users type."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ async def test_a_reference_is_an_id_or_a_slug_or_the_start_of_an_id(store: Store
     assert await store.read(lambda conn: resolve(conn, ref)) == key
 
 
-async def test_a_start_that_fits_several_names_them(store: Store) -> None:
+async def test_an_ambiguous_start_is_reported_with_the_candidates(store: Store) -> None:
     with pytest.raises(Ambiguous, match=r"gamma1 \(fix-it\), gamma2 \(fix-it-2\)") as caught:
         await store.read(lambda conn: resolve(conn, "ga"))
     assert caught.value.hint == "hv list -a, or hv ps -a"
 
 
 @pytest.mark.parametrize("ref", ["", "nothing", "%", "_", "fix-i", "GAMMA1"])
-async def test_what_fits_nothing_is_said_so(store: Store, ref: str) -> None:
+async def test_an_unknown_reference_is_not_found(store: Store, ref: str) -> None:
     with pytest.raises(NotFound) as caught:
         await store.read(lambda conn: resolve(conn, ref))
     assert caught.value.code == "not_found" and caught.value.hint == "hv list -a, or hv ps -a"

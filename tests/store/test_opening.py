@@ -1,4 +1,4 @@
-"""What a database must be, and what is said of one that is not."""
+"""Opening a database, and the errors for one that cannot be used."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_an_empty_database_gets_the_tables_that_the_code_describes(nowhere
         assert await store.read(differences) == []
 
 
-async def test_opening_again_finds_all_that_was_there(nowhere: Where) -> None:
+async def test_opening_again_finds_all_events(nowhere: Where) -> None:
     async with open_store(nowhere, clock=SystemClock()) as store:
         recorded = await store.append("s1", *beginning())
     async with open_store(nowhere, clock=SystemClock()) as store:
@@ -89,17 +89,17 @@ async def test_commits_of_the_file_wait_for_the_disk(tmp_path: Path) -> None:
     assert values == ["wal", 2]  # 2 is FULL
 
 
-async def test_a_file_that_is_no_database_is_named_with_a_way_out(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_database_is_an_error_with_a_hint(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     path.write_bytes(b"something else entirely\n" * 1000)
-    with pytest.raises(StoreUnusable, match="no SQLite database") as caught:
+    with pytest.raises(StoreUnusable, match="not an SQLite database") as caught:
         async with open_store(path, clock=SystemClock()):
             pass
     assert caught.value.hint == f"for e in '' -wal -shm; do mv {path}$e {path}.broken$e; done"
     assert path.read_bytes().startswith(b"something else")
 
 
-async def test_a_damaged_file_is_said_to_be_damaged(tmp_path: Path) -> None:
+async def test_a_damaged_file_is_reported_as_damaged(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     async with open_store(path, clock=SystemClock()) as store:
         await store.append("s1", *beginning(), *(e.AgentText(text="x" * 5000) for _ in range(50)))
@@ -127,7 +127,7 @@ async def test_a_file_where_a_directory_should_be_is_an_error_with_a_hint(tmp_pa
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://localhost/x", "sqlite://", ""])
-async def test_an_address_that_is_none_is_bad_input(url: str) -> None:
+async def test_an_invalid_address_is_bad_input(url: str) -> None:
     with pytest.raises(BadInput):
         async with open_store(url, clock=SystemClock()):
             pass
@@ -139,7 +139,7 @@ async def test_a_url_of_a_file_is_that_file(tmp_path: Path) -> None:
     assert (tmp_path / "journal.db").is_file()
 
 
-async def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
+async def test_an_unreachable_server_is_reported_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(StoreUnusable) as caught:
         async with open_store(f"postgresql://hive:Zq8TestSecret@/x?host={tmp_path}", clock=SystemClock()):
             pass
@@ -185,7 +185,7 @@ async def test_a_write_waits_for_another_process_that_is_writing(tmp_path: Path)
         with held_by_another_process(tmp_path / "journal.db") as holder:
             async with anyio.create_task_group() as group:
                 group.start_soon(store.append, "s1", e.Notice(message="waited"))
-                # Reading goes on meanwhile.
+                # Reads work meanwhile.
                 assert len(await store.read(journal.events)) == 2
                 assert holder.stdin is not None
                 holder.stdin.write(b"\n")
@@ -193,7 +193,7 @@ async def test_a_write_waits_for_another_process_that_is_writing(tmp_path: Path)
         assert len(await store.read(journal.events)) == 3
 
 
-async def test_a_lock_that_is_never_given_up_is_an_error_after_a_while_and_no_more(tmp_path: Path) -> None:
+async def test_a_lock_that_is_never_released_is_an_error_and_later_writes_work(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     async with open_store(path, clock=SystemClock()) as store:
         await store.append("s1", *beginning())
@@ -202,8 +202,8 @@ async def test_a_lock_that_is_never_given_up_is_an_error_after_a_while_and_no_mo
     try:
         with held_by_another_process(path), pytest.raises(sqlalchemy.exc.OperationalError) as caught:
             await backend.commit([Job(lambda conn: journal.record(conn, "s1", e.Notice(message="x"), at=1.0))])
-        told = backend.failure(caught.value)
-        assert isinstance(told, StoreUnusable) and "another process" in told.message and told.hint
+        error = backend.failure(caught.value)
+        assert isinstance(error, StoreUnusable) and "another process" in error.message and error.hint
         outbox = await backend.commit([Job(lambda conn: journal.record(conn, "s1", e.Notice(message="x"), at=1.0))])
         assert len(outbox.appended) == 1
     finally:

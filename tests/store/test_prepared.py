@@ -1,4 +1,4 @@
-"""Statements that go past SQLAlchemy behave, to their callers, as those that do not."""
+"""Prepared statements behave like SQLAlchemy's own for their callers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ALL = Prepared(select(_ports.host_port, _ports.session).order_by(_ports.host_po
 ROW = {"host_port": 2201, "session": "s1 ' ☂", "guest_port": 22, "created_at": 1.5}
 
 
-async def test_the_first_row_is_what_comes_back_and_none_when_there_is_none(store: Store) -> None:
+async def test_the_first_row_is_returned_or_none(store: Store) -> None:
     def insert_two(conn: Connection) -> list[tuple[Any, ...] | None]:
         return [_ALL.first(conn, {}), _INSERT.first(conn, ROW), _INSERT.first(conn, ROW | {"host_port": 2202})]
 
@@ -30,7 +30,7 @@ async def test_the_first_row_is_what_comes_back_and_none_when_there_is_none(stor
     assert await store.read(lambda conn: _ALL.first(conn, {})) == (2201, "s1 ' ☂")
 
 
-async def test_a_row_that_the_database_refuses_is_our_error_and_is_undone_alone(store: Store) -> None:
+async def test_a_refused_row_is_a_store_error_and_only_its_write_is_undone(store: Store) -> None:
     await store.write(lambda conn: _INSERT.first(conn, ROW))
     with pytest.raises(StoreError, match="refused a row"):
         await store.write(lambda conn: _INSERT.first(conn, ROW))

@@ -1,4 +1,4 @@
-"""Whatever is recorded, in whatever order: the rows are what a fold of the kept events gives."""
+"""For any recorded events in any order, the rows are equal to a fold of the stored events."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_rows_equal_a_fold_of_the_events(conn: Connection, story: list[tuple[str
         transaction.rollback()
 
 
-def test_a_session_thinks_on_after_a_pause_in_the_middle_of_a_turn(conn: Connection) -> None:
+def test_a_session_is_thinking_after_a_pause_in_a_turn(conn: Connection) -> None:
     def after(*bodies: e.AnyBody) -> Activity:
         for body in bodies:
             journal.record(conn, "s1", body, at=1.0, turn=1)
@@ -111,7 +111,7 @@ def test_a_session_thinks_on_after_a_pause_in_the_middle_of_a_turn(conn: Connect
         transaction.rollback()
 
 
-def test_a_session_that_was_taken_back_has_no_reason_to_stand(conn: Connection) -> None:
+def test_a_rewound_session_has_no_stop_reason(conn: Connection) -> None:
     with conn.begin() as transaction:
         taken = e.SnapshotTaken(snapshot="p2", name="second", live=False)
         stopped = e.SessionStopped(reason="the machine went down")

@@ -1,4 +1,4 @@
-"""The latest events, kept within bounds."""
+"""The latest events, held within limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def numbers(tail: Tail, position: int, session: str | None = None) -> list[int] 
     return None if piece is None else [event.seq for event in piece.events]
 
 
-async def test_it_reaches_back_to_its_floor_and_says_so() -> None:
+async def test_the_tail_starts_after_its_floor() -> None:
     tail = Tail(10)
     tail.publish(some(11, 12), [])
     assert numbers(tail, 10) == [11, 12]
@@ -30,7 +30,7 @@ async def test_it_reaches_back_to_its_floor_and_says_so() -> None:
     assert numbers(tail, 9) is None
 
 
-async def test_it_drops_the_oldest_when_there_are_too_many_or_they_are_too_large() -> None:
+async def test_the_tail_drops_the_oldest_events_over_a_limit() -> None:
     for tail, size in ((Tail(0, max_events=10), 1), (Tail(0, max_bytes=100), 10)):
         for n in range(1, 51):
             tail.publish(some(n, size=size), [])
@@ -39,14 +39,14 @@ async def test_it_drops_the_oldest_when_there_are_too_many_or_they_are_too_large
         assert numbers(tail, tail.floor) == list(range(tail.floor + 1, 51))
 
 
-async def test_one_event_larger_than_all_it_may_hold_is_passed_on_to_the_database() -> None:
+async def test_an_event_over_the_limit_is_read_from_the_database() -> None:
     tail = Tail(0, max_bytes=100)
     tail.publish(some(1, size=1000), [])
     assert numbers(tail, 0) is None
     assert numbers(tail, 1) == []
 
 
-async def test_a_hole_sends_readers_to_the_database_and_wakes_all_of_them() -> None:
+async def test_a_gap_sends_readers_to_the_database_and_wakes_all_of_them() -> None:
     tail = Tail(0)
     tail.publish(some(1, 2), [])
     waiting = tail.growth("another")
@@ -56,7 +56,7 @@ async def test_a_hole_sends_readers_to_the_database_and_wakes_all_of_them() -> N
     assert waiting.is_set()
 
 
-async def test_a_hole_among_events_that_come_together_sends_readers_to_the_database_too() -> None:
+async def test_a_gap_within_a_commit_sends_readers_to_the_database_too() -> None:
     tail = Tail(0)
     tail.publish(some(1), [])
     waiting = tail.growth("another")
@@ -67,21 +67,21 @@ async def test_a_hole_among_events_that_come_together_sends_readers_to_the_datab
     assert numbers(tail, 7) == [8, 9, 10]
 
 
-async def test_only_readers_of_what_came_are_woken() -> None:
+async def test_only_readers_of_the_new_events_are_woken() -> None:
     tail = Tail(0)
     mine, other, everything = tail.growth("s"), tail.growth("other"), tail.growth(None)
     tail.publish(some(1), [])
     assert (mine.is_set(), other.is_set(), everything.is_set()) == (True, False, True)
 
 
-async def test_a_position_moves_past_the_events_of_others() -> None:
+async def test_a_position_moves_past_the_events_of_other_sessions() -> None:
     tail = Tail(0)
     tail.publish(some(1, 2, 3, session="other"), [])
     piece = tail.after(0, "s", 2)
     assert piece is not None and (piece.events, piece.position) == ([], 2)
 
 
-async def test_readers_that_left_leave_nothing_behind() -> None:
+async def test_readers_that_ended_leave_nothing_behind() -> None:
     tail = Tail(0)
     for n in range(100):
         tail.growth(str(n))

@@ -1,4 +1,4 @@
-"""Writes share a commit and nothing else."""
+"""Writes share a commit, and nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def said(store: Store) -> list[str]:
     return [event.body.message for event in events if isinstance(event.body, e.Notice)]
 
 
-async def test_a_write_that_raises_is_undone_alone(store: Store) -> None:
+async def test_only_the_write_that_raises_is_undone(store: Store) -> None:
     outcomes: dict[int, object] = {}
 
     async def write(number: int) -> None:
@@ -56,7 +56,7 @@ async def test_a_write_that_raises_is_undone_alone(store: Store) -> None:
     assert len(set(numbers)) == 20
 
 
-async def test_a_statement_that_fails_is_an_error_of_ours_and_spares_the_writes_beside_it(store: Store) -> None:
+async def test_a_failed_statement_is_a_store_error_and_other_writes_are_not_affected(store: Store) -> None:
     failures: list[Exception] = []
 
     async def bad() -> None:
@@ -73,7 +73,7 @@ async def test_a_statement_that_fails_is_an_error_of_ours_and_spares_the_writes_
     assert len(failures) == 1 and "no_such_table" in str(failures[0])
 
 
-async def test_a_row_that_is_there_twice_is_refused(store: Store) -> None:
+async def test_a_duplicate_row_is_refused(store: Store) -> None:
     await store.append("", e.Notice(message="x"))
     twice = text("INSERT INTO events (seq, at, session, body) VALUES (1, 1.0, '', '{}')")
     with pytest.raises(StoreError, match="refused") as caught:
@@ -81,14 +81,14 @@ async def test_a_row_that_is_there_twice_is_refused(store: Store) -> None:
     assert not isinstance(caught.value, StoreUnusable)
 
 
-async def test_writes_happen_in_the_order_they_were_asked_for(store: Store) -> None:
+async def test_writes_happen_in_the_order_of_their_submission(store: Store) -> None:
     async with anyio.create_task_group() as group:
         for number in range(200):
             group.start_soon(store.write, lambda conn, number=number: say(conn, str(number)))
     assert await said(store) == [str(number) for number in range(200)]
 
 
-async def test_what_was_acknowledged_is_read(store: Store) -> None:
+async def test_acknowledged_writes_are_read(store: Store) -> None:
     async def write_and_read(number: int) -> None:
         for _ in range(10):
             seq = await store.write(lambda conn: say(conn, str(number)))
@@ -99,8 +99,8 @@ async def test_what_was_acknowledged_is_read(store: Store) -> None:
             group.start_soon(write_and_read, number)
 
 
-async def test_a_reader_sees_one_moment(tmp_path: Path) -> None:
-    """On SQLite, where a read runs in a thread and can wait inside."""
+async def test_a_reader_sees_one_consistent_state(tmp_path: Path) -> None:
+    """Test on SQLite, where a read runs in a thread and can wait."""
     looked, written = anyio.Event(), anyio.Event()
 
     def look_twice(conn: Connection) -> tuple[int, int]:
@@ -147,7 +147,7 @@ async def test_a_caller_that_was_cancelled_before_writes_nothing(store: Store) -
     assert await said(store) == []
 
 
-async def test_closing_writes_what_waits_and_takes_no_more(where: Where) -> None:
+async def test_closing_completes_waiting_writes_and_refuses_further_ones(where: Where) -> None:
     async with anyio.create_task_group() as group:
         async with open_store(where, clock=SystemClock()) as store:
             for number in range(20):
@@ -161,13 +161,13 @@ async def test_closing_writes_what_waits_and_takes_no_more(where: Where) -> None
         assert await said(store) == [str(number) for number in range(20)]
 
 
-async def test_an_error_in_the_block_comes_out_as_it_is(where: Where) -> None:
+async def test_an_error_in_the_block_is_raised_unchanged(where: Where) -> None:
     with pytest.raises(NotFound, match="mine"):
         async with open_store(where, clock=SystemClock()):
             raise NotFound("mine")
 
 
-async def test_a_write_that_was_undone_is_not_told_to_followers(store: Store) -> None:
+async def test_an_undone_write_does_not_reach_followers(store: Store) -> None:
     def undone(conn: Connection) -> None:
         say(conn, "undone")
         raise IllegalMove("no")
@@ -180,8 +180,8 @@ async def test_a_write_that_was_undone_is_not_told_to_followers(store: Store) ->
         break
 
 
-async def test_the_store_goes_on_after_a_group_that_failed(store: Store) -> None:
-    """A write that breaks the transaction itself takes its group along, and only that."""
+async def test_the_store_works_after_a_failed_group(store: Store) -> None:
+    """A write that breaks the transaction fails its group, and nothing else."""
     await store.append("s1", *beginning())
     with pytest.raises(StoreUnusable):
         await store.write(lambda conn: conn.exec_driver_sql("ROLLBACK"))

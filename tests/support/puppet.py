@@ -59,13 +59,13 @@ class Puppet:
         terminal = ProcessSpec(name=turn.name, command=command, terminal=True)
         return AgentTerminal(terminal=terminal, feed=f"{_state(turn)}/feed.jsonl")
 
-    def say(self, turn: Turn) -> Command:
+    def send_prompt(self, turn: Turn) -> Command:
         return Command(argv=("bash", "-c", _SAY, "puppet", _state(turn), turn.prompt))
 
     def interrupt(self, turn: Turn) -> Command:
         return Command(shell=f"kill -USR1 $(cat {_state(turn)}/pid)")
 
-    def listener(self) -> Parser:
+    def feed_parser(self) -> Parser:
         return _Listener()
 
 

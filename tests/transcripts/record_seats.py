@@ -182,7 +182,7 @@ def home(agent: str) -> Path:
 
 
 def expect(agent: str, case: str) -> str:
-    listener = cast(HasTerminal, agents.by_name(agent)).listener()
+    listener = cast(HasTerminal, agents.by_name(agent)).feed_parser()
     events = heard(listener, (home(agent) / f"{case}.feed").read_bytes())
     return describe(events, listener.verdict(0, ""))
 

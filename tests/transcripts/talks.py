@@ -38,7 +38,7 @@ class Replay:
         self._driver = driver
         self._prompts = iter(PROMPTS)
         self._asked = 0
-        self._take(driver.begin())
+        self._take(driver.start())
 
     def line(self, line: bytes) -> None:
         if line.startswith(b"> "):
@@ -53,7 +53,7 @@ class Replay:
             number = PROMPTS.index(name)
             text = f"[[script:{name}]] turn {number}"
             self._tell(self._driver.prompt(f"p{number}", text))
-            self.events += self._driver.begun(text)
+            self.events += self._driver.prompt_sent(text)
         elif b'"request_id":"i1"' in line or b"session/cancel" in line:
             self._take(self._driver.interrupt("i1"))
 

@@ -1,4 +1,4 @@
-"""Any command line as an agent. Its exit code is its verdict, its output is what it says.
+"""Run any command line as an agent. Its exit code is its verdict, its output is its work.
 
 `{{prompt_file}}` becomes the path of the prompt, `{{prompt}}` the prompt itself as one word, read from that file when
 the line runs: the text is never pasted into the line, so nothing in it can be taken for shell. Linux passes at most
@@ -23,6 +23,8 @@ PROMPT_WORD_LIMIT = (128 << 10) - 1
 """Bytes that fit into one word of a command line."""
 
 _PLACE = re.compile(r"\{\{(prompt_file|prompt)\}\}")
+_LAST_LIMIT = 4096
+"""Bytes that are kept of the last line of output, for the message of a failure."""
 _TOO_LONG = 79  # an exit code that programs do not use; told apart by the words on stderr
 _TOO_LONG_SAYS = "hiveyard: the prompt is longer than a command line takes"
 
@@ -96,10 +98,11 @@ class CommandParser:
     """Each line is output, and any output is work."""
 
     def __init__(self) -> None:
-        self._said = False
+        self._last = b""
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
-        self._said = self._said or bool(line.strip())
+        if line.strip():
+            self._last = line[-_LAST_LIMIT:]
         return [AgentOutput(text=clip(decode(line)))]
 
     def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
@@ -107,7 +110,9 @@ class CommandParser:
             limit = f"a prompt of more than {PROMPT_WORD_LIMIT} bytes"
             return Verdict(False, BadInput.code, limit + " does not fit into {{prompt}}: use {{prompt_file}}")
         if exit_code != 0:
-            return Verdict(False, AgentFailed.code, ending("the command", exit_code, stderr))
-        if not self._said:
+            # A task's command has its stderr in its output.
+            last = stderr.strip() or decode(self._last)
+            return Verdict(False, AgentFailed.code, ending("the command", exit_code, last))
+        if not self._last:
             return Verdict(False, NothingDone.code, "the command printed nothing")
         return Verdict(True)

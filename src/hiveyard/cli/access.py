@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -18,7 +20,8 @@ from hiveyard.cli.copy import from_guest, to_guest
 from hiveyard.cli.execute import execute
 from hiveyard.cli.names import SESSION
 from hiveyard.cli.options import JSON
-from hiveyard.core.errors import BadInput
+from hiveyard.core.errors import BadInput, DaemonUnreachable
+from hiveyard.kit.text import one_line
 from hiveyard.paths import default_paths
 
 _LONGEST_ARGV = 4 << 20  # what the daemon takes
@@ -44,8 +47,17 @@ def exec_(session: str, command: tuple[str, ...], no_terminal: bool) -> int:
     if not no_terminal and sys.stdin.isatty() and sys.stdout.isatty():
         asked = {"argv": list(command), **own_terminal()}
         return sit_down(client.call("POST", f"/v1/sessions/{quoted(session)}/terminal", asked)["argv"])
-    with _opened(session, command) as duplex:
+    with _again("exec", "-T", session, "--", *command), _opened(session, command) as duplex:
         return execute(duplex)
+
+
+@contextmanager
+def _again(*words: str) -> Iterator[None]:
+    """Give the error of a daemon that has ended the command line that tries again: hv starts the next daemon."""
+    try:
+        yield
+    except DaemonUnreachable as error:
+        raise DaemonUnreachable(error.message, hint=one_line(f"hv {shlex.join(words)}", 400)) from error
 
 
 def _opened(session: str, argv: Sequence[str]) -> Duplex:
@@ -72,7 +84,7 @@ def cp(source: str, target: str) -> None:
     if (taken is None) == (given is None):
         raise BadInput("one of the two is in a session, and the other is not", hint="hv cp ID:PATH PATH")
     left = 0
-    with _Bar() as bar:
+    with _again("cp", source, target), _Bar() as bar:
         if taken is not None:
             left = from_guest(lambda argv: _opened(taken, argv), inside, Path(target), bar.update).left_out
         elif given is not None:

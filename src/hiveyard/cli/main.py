@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from hiveyard import __version__
-from hiveyard.cli.problems import readers, told
+from hiveyard.cli.problems import readers, told, wanted_color
 from hiveyard.cli.verbs import ALIASES, AMBIGUOUS, GROUPS, INNER, VERBS
 from hiveyard.core.errors import BadInput
 from hiveyard.kit.text import one_line
@@ -41,7 +41,7 @@ class LazyGroup(click.Group):
         if name in AMBIGUOUS:
             raise BadInput(f"hv has no verb {name!r}", hint=AMBIGUOUS[name])
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            close = difflib.get_close_matches(name, VERBS, n=2, cutoff=0.6)
+            close = difflib.get_close_matches(name, VERBS, n=2, cutoff=0.75)
             meant = " or ".join(f"hv {one}" for one in close)
             hint = f"did you mean {meant}?" if close else "hv --help"
             raise BadInput(f"hv has no verb {one_line(name, 80)!r}", hint=hint)
@@ -83,7 +83,7 @@ def cli() -> None:
 def main() -> None:
     """The program. Exit codes: 0 the agent succeeded, 1 it failed, 2 usage, 124 timeout, 125 Hiveyard could not do
     it, 130 interrupted."""
-    sys.exit(told(lambda: cli.main(prog_name="hv", standalone_mode=False)))
+    sys.exit(told(lambda: cli.main(prog_name="hv", standalone_mode=False, color=wanted_color())))
 
 
 if __name__ == "__main__":

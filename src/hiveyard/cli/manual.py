@@ -63,8 +63,8 @@ def page(root: click.Context) -> Iterator[str]:
 
 def _verb(context: click.Context) -> Iterator[str]:
     command = context.command
-    usage = " ".join(command.collect_usage_pieces(context))
-    yield from (f'.SS "{context.command_path} {_text(usage)}"', _text(_plain(command.help or "")))
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    yield from (f'.SS "{_text(usage)}"', _text(_plain(command.help or "")))
     for parameter in command.params:
         if isinstance(parameter, click.Option) and (record := parameter.get_help_record(context)):
             yield from (".TP", rf"\fB{_text(record[0])}\fR", _text(record[1]))

@@ -69,13 +69,19 @@ def told(program: Callable[[], object]) -> int:
 
 
 def _drop_unread() -> None:
-    """What is still to be written and cannot be goes nowhere, or Python complains of it once more at exit."""
+    """Discard output that cannot be written, or Python complains about it once more at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def wanted_color() -> bool | None:
+    """Return False when the user wants neither color nor bold text (https://no-color.org); else None: click decides by
+    the terminal."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 class Halfway(HiveyardError):
@@ -98,9 +104,10 @@ def say(error: HiveyardError) -> int:
     the same error when nobody reads it."""
     _as_json(error)
     with suppress(OSError):
-        click.echo(click.style("error: ", fg="red", bold=True) + printable(error.message), err=True)
+        color = wanted_color()
+        click.echo(click.style("error: ", fg="red", bold=True) + printable(error.message), err=True, color=color)
         if error.hint:
-            click.echo(click.style("  try: ", bold=True) + printable(error.hint), err=True)
+            click.echo(click.style("  try: ", bold=True) + printable(error.hint), err=True, color=color)
     return USAGE if error.code.startswith(_USAGE) else ERROR
 
 

@@ -89,16 +89,17 @@ def watch(task: dict[str, Any], *, quiet: bool, asks: bool = True, after: int = 
     stderr. With `asks` the first Ctrl-C asks for the task's end; else it leaves, as does a reader who goes. Raises
     DaemonUnreachable when no daemon stays."""
     path = f"/v1/tasks/{quoted(task['id'])}"
+    complete = transcript.shows_all(task)
     seen, interrupted = after, False
     while True:
         try:
             if interrupted:
                 click.echo("asking the agent to stop (Ctrl-C again leaves at once)", err=True)
                 ask("POST", f"{path}/cancel")
-            for event in live(task["id"], after=seen):
+            for event in live(task["id"], after=seen, raw=complete):
                 seen = event["seq"]
                 task["status"] = _STATUS.get(event["body"]["type"], task["status"])
-                for line in transcript.lines(event):
+                for line in transcript.lines(event, complete=complete):
                     _show(task, line, err=quiet)
             task.update(ask("GET", path))
             return

@@ -13,11 +13,14 @@ from hiveyard.core.errors import DaemonUnreachable
 
 
 @click.command(short_help="Run the daemon in the foreground.")
-def serve() -> int:
-    """Run the daemon in the foreground; Ctrl-C stops it and running agents go on."""
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="What is logged on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Log each command that the daemon runs: --log-level debug.")
+def serve(log_level: str | None, verbose: bool) -> int:
+    """Run the daemon in the foreground; Ctrl-C stops it and running agents continue. The default level is
+    $HIVEYARD_LOG_LEVEL, else info. A daemon that another verb starts has that level, too, and logs to a file."""
     from hiveyard import daemon
 
-    return daemon.main([])
+    return daemon.main([*(["--log-level", log_level] if log_level else []), *(["-v"] if verbose else [])])
 
 
 @click.command("stop-daemon", short_help="Stop the daemon.")

@@ -6,6 +6,8 @@ import base64
 import json
 import sys
 from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -19,7 +21,10 @@ from hiveyard.cli.options import FORMAT, JSON, QUIET
 from hiveyard.cli.run import watch
 from hiveyard.cli.sessions import summary
 from hiveyard.cli.work import find, only
-from hiveyard.kit.text import one_line
+from hiveyard.kit.text import decode, one_line, printable
+
+ALREADY_ENDED = 1
+"""The exit code of `hv cancel` for a task that had ended before."""
 
 
 @click.command(short_help="List tasks.")
@@ -82,27 +87,39 @@ def show(work: str | None, as_json: bool) -> None:
 def logs(work: str | None, follow: bool, tail: int | None, as_json: bool) -> None:
     """Show what an agent did, as it was shown while it happened. Without ID, of the only task or session there is."""
     is_session, found = find(work or only("logs"))
-    seen = 0 if tail is None else _print_tail(found["id"], tail, as_json=as_json)
+    seen = 0 if tail is None else _print_tail(found, tail, as_json=as_json)
     if follow and not as_json and not is_session:
         watch(found, quiet=False, asks=False, after=seen)
         looks.summary(found)
         return
-    path = f"/v1/tasks/{quoted(found['id'])}/events"
-    for event in live(found["id"], after=seen) if follow else connect().stream("GET", path, after=seen):
-        for line in [json.dumps(event)] if as_json else transcript.lines(event):
+    for _, lines in _rendered(found, after=seen, follow=follow, as_json=as_json):
+        for line in lines:
             click.echo(line)
 
 
-def _print_tail(id: str, count: int, *, as_json: bool) -> int:
+def _print_tail(found: dict[str, Any], count: int, *, as_json: bool) -> int:
     """Print the last lines so far, and return the number of the event that they end with."""
     last: deque[str] = deque(maxlen=count)
     seen = 0
-    for event in connect().stream("GET", f"/v1/tasks/{quoted(id)}/events"):
-        seen = event["seq"]
-        last.extend([json.dumps(event)] if as_json else transcript.lines(event))
+    for seq, lines in _rendered(found, after=0, follow=False, as_json=as_json):
+        seen = seq
+        last.extend(lines)
     for line in last:
         click.echo(line)
     return seen
+
+
+def _rendered(found: dict[str, Any], *, after: int, follow: bool, as_json: bool) -> Iterator[tuple[int, list[str]]]:
+    """Return the number of each event of a task or session, and its lines."""
+    raw = transcript.shows_all(found) and not as_json
+    for event in _events(found["id"], after=after, follow=follow, raw=raw):
+        yield event["seq"], [json.dumps(event)] if as_json else transcript.lines(event, complete=raw)
+
+
+def _events(ref: str, *, after: int, follow: bool, raw: bool) -> Iterator[dict[str, Any]]:
+    if follow:
+        return live(ref, after=after, raw=raw)
+    return connect().stream("GET", f"/v1/tasks/{quoted(ref)}/events", after=after, raw=raw)
 
 
 @click.command(short_help="Print events as JSON lines.")
@@ -113,22 +130,35 @@ def _print_tail(id: str, count: int, *, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, hidden=True, help="Events are JSON anyway.")
 def events(work: str, follow: bool, raw: bool, after: int, as_json: bool) -> None:
     """Print the events of a task or session as JSON lines."""
-    path = f"/v1/tasks/{quoted(work)}/events"
-    stream = connect().stream("GET", path, after=after, raw=raw)
-    for event in live(work, after=after, raw=raw) if follow else stream:
+    for event in _events(work, after=after, follow=follow, raw=raw):
         if not raw:
             click.echo(json.dumps(event))
         elif "raw" in event:
-            sys.stdout.buffer.write(base64.b64decode(event["raw"]) + b"\n")
-            sys.stdout.buffer.flush()
+            _print_raw(base64.b64decode(event["raw"]))
+
+
+def _print_raw(lines: bytes) -> None:
+    """Print an agent's raw lines: unchanged into a file or a pipe, without escapes on a terminal."""
+    if sys.stdout.isatty():
+        for line in decode(lines).split("\n"):
+            click.echo(printable(line))
+        return
+    sys.stdout.buffer.write(lines + b"\n")
+    sys.stdout.buffer.flush()
 
 
 @click.command(short_help="Ask an agent to stop.")
 @TASK
 @JSON
-def cancel(task: str, as_json: bool) -> None:
-    """Ask an agent to stop and wait for its end; what it has done is collected."""
+def cancel(task: str, as_json: bool) -> int:
+    """Ask an agent to stop and wait for its end; what it has done is collected. The exit code is 1 when the task had
+    already ended."""
     client = connect()
+    before = client.call("GET", f"/v1/tasks/{quoted(task)}")
+    if before["ended_at"] is not None:
+        click.echo(json.dumps(before) if as_json else f"{before['slug']} has already ended: {before['status']}")
+        return ALREADY_ENDED
     found = client.call("POST", f"/v1/tasks/{quoted(task)}/cancel")
     watch(found, quiet=True)
     click.echo(json.dumps(found) if as_json else f"{found['slug']}: {found['status']}")
+    return 0

@@ -1,117 +1,229 @@
-"""Events as a person reads them while they happen."""
+"""Render a task's or session's events as lines for a terminal.
+
+Nothing is left out silently: where text is shortened, the line says how much is missing and which command shows it.
+"""
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from hiveyard.cli.show import span
-from hiveyard.kit.text import one_line, printable
+from hiveyard.kit.text import decode, one_line, printable
 
 Body = dict[str, Any]
+Render = Callable[[Body, "Limits"], list[str]]
+
+NOTE_COLUMNS = 400
+"""Characters of a note, a prompt or an error."""
+OUTPUT_LINES, OUTPUT_COLUMNS = 40, 400
+TOOL_LINES, TOOL_COLUMNS = 8, 200
+DIFF_LINES = 40
+_CLIPPED = re.compile(r"\n\[(\d+) more characters\]\Z")
+"""The end of an event's text that the journal has clipped (core/events/body.py)."""
 
 
-def lines(event: dict[str, Any]) -> list[str]:
-    """The lines of one event; none for what only programs care about."""
+class Limits:
+    """How much of an event is shown, and the command that shows the rest. `complete` shows an agent's plain output
+    completely, as the raw lines of its events have it."""
+
+    def __init__(self, id: str, *, complete: bool = False) -> None:
+        self.complete = complete
+        self._id = id
+
+    def missing(self, *amounts: str, raw: bool = True) -> str:
+        """Return the line that stands for what is not shown."""
+        command = f"hv events {self._id}" + (" --raw" if raw else "")
+        return _dim(f"  [{', '.join(amounts)}: {command}]")
+
+
+def lines(event: dict[str, Any], *, complete: bool = False) -> list[str]:
+    """Return the lines of one event; no line for an event that matters to programs only. With `complete` the event has
+    to be one of a raw stream."""
     body = event["body"]
     if body["type"] == "result.collected" and event["turn"] is None:
         return []  # of a session that goes on: nothing was committed there
-    show = _SHOW.get(body["type"])
-    return show(body) if show else []
+    render = _RENDER.get(body["type"])
+    if render is None:
+        return []
+    if complete and "raw" in event and body["type"] == "agent.output":
+        body = {**body, "text": decode(base64.b64decode(event["raw"]))}
+    return render(body, Limits(event["session"], complete=complete))
+
+
+def shows_all(work: dict[str, Any]) -> bool:
+    """Whether the output of a task or session is shown completely: the plain output of a command is its work."""
+    return bool(work["agent"] == "command")
 
 
 def _dim(text: str) -> str:
     return click.style(text, dim=True)
 
 
-def _note(text: str) -> list[str]:
-    return [_dim("· " + one_line(text, 400))]
+def _line(text: str, limits: Limits) -> str:
+    """`text` on one line, with what is missing at its end."""
+    flat = one_line(text, len(text))
+    if len(flat) <= NOTE_COLUMNS:
+        return flat
+    return flat[:NOTE_COLUMNS] + "…" + limits.missing(_count(len(flat) - NOTE_COLUMNS, "more character"), raw=False)
 
 
-def _failure(body: Body) -> list[str]:
-    return [click.style("! ", fg="red") + one_line(body["failure"]["message"], 400)]
+def _note(text: str, limits: Limits) -> list[str]:
+    return [_dim("· " + _line(text, limits))]
 
 
-def _text(body: Body) -> list[str]:
-    return printable(body["text"]).rstrip().splitlines()
+def _warning(text: str, limits: Limits) -> list[str]:
+    return [click.style("! ", fg="yellow") + _line(text, limits)]
 
 
-def _thinking(body: Body) -> list[str]:
-    return [_dim("  " + line) for line in printable(body["text"]).strip().splitlines()]
+def _failure(body: Body, limits: Limits) -> list[str]:
+    return [click.style("! ", fg="red") + _line(body["failure"]["message"], limits)]
 
 
-def _called(body: Body) -> list[str]:
-    return [click.style("▸ ", fg="cyan") + one_line(body["summary"], 300)]
+def _message(body: Body, limits: Limits) -> list[str]:
+    return _warning(body.get("message", ""), limits)
 
 
-def _returned(body: Body) -> list[str]:
-    output = printable(body.get("output", "")).strip().splitlines()
-    shown = [_dim("  " + line[:200]) for line in output[:8]]
-    if len(output) > 8:
-        shown.append(_dim(f"  [{len(output) - 8} more lines]"))
+def _prompted(body: Body, limits: Limits) -> list[str]:
+    return [click.style("❯ ", fg="magenta") + _line(body["text"], limits)]
+
+
+def _clean(text: str) -> list[str]:
+    """Return the printable lines of `text`. Each is cleaned alone: an escape sequence without an end must not swallow
+    the lines behind it."""
+    return [printable(line) for line in text.rstrip("\n").split("\n")] if text.strip("\n") else []
+
+
+def _text(body: Body, limits: Limits) -> list[str]:
+    text, clipped = _unclipped(body["text"])
+    shown = _clean(text.rstrip())
+    return [*shown, *([limits.missing(clipped)] if clipped else [])]
+
+
+def _thinking(body: Body, limits: Limits) -> list[str]:
+    text, clipped = _unclipped(body["text"])
+    shown = [_dim("  " + line) for line in _clean(text.strip())]
+    return [*shown, *([limits.missing(clipped)] if clipped else [])]
+
+
+def _called(body: Body, limits: Limits) -> list[str]:
+    return [click.style("▸ ", fg="cyan") + _line(body["summary"], limits)]
+
+
+def _returned(body: Body, limits: Limits) -> list[str]:
+    text, clipped = _unclipped(body.get("output", ""))
+    shown = _folded(_clean(text.strip()), clipped, limits, TOOL_LINES, TOOL_COLUMNS, indent="  ")
     if body.get("is_error"):
         shown.insert(0, click.style("  the tool failed", fg="red"))
     return shown
 
 
-def _edited(body: Body) -> list[str]:
-    shown = [click.style("✎ ", fg="cyan") + one_line(body["path"], 300)]
-    for line in printable(body.get("diff", "")).splitlines()[:40]:
-        colour = {"+": "green", "-": "red"}.get(line[:1])
-        shown.append("  " + (click.style(line, fg=colour) if colour else _dim(line)))
+def _edited(body: Body, limits: Limits) -> list[str]:
+    shown = [click.style("✎ ", fg="cyan") + _line(body["path"], limits)]
+    text, clipped = _unclipped(body.get("diff", ""))
+    diff = _clean(text)
+    for line in diff[:DIFF_LINES]:
+        color = {"+": "green", "-": "red"}.get(line[:1])
+        shown.append("  " + (click.style(line, fg=color) if color else _dim(line)))
+    amounts = [_count(len(diff) - DIFF_LINES, "more line")] if len(diff) > DIFF_LINES else []
+    if clipped:
+        amounts.append(clipped)
+    return [*shown, *([limits.missing(*amounts, raw=bool(clipped))] if amounts else [])]
+
+
+def _output(body: Body, limits: Limits) -> list[str]:
+    """Lines without another meaning. Those of JSON are an agent program's own protocol: they are only counted."""
+    if limits.complete:
+        return [printable(line) for line in body["text"].split("\n")]
+    text, clipped = _unclipped(body["text"])
+    found = _clean(text)
+    plain = [line for line in found if not line.startswith('{"')]
+    shown = _folded(plain, clipped, limits, OUTPUT_LINES, OUTPUT_COLUMNS)
+    if len(plain) < len(found):
+        shown.append(limits.missing(_count(len(found) - len(plain), "line") + " of JSON not shown"))
     return shown
 
 
-def _trouble(body: Body) -> list[str]:
-    return [click.style("! ", fg="yellow") + one_line(body.get("message", ""), 400)]
+def _folded(found: list[str], clipped: str, limits: Limits, most: int, columns: int, indent: str = "") -> list[str]:
+    """The first `most` lines up to a width, then how much is missing."""
+    shown = [_dim(indent + line[:columns] + ("…" if len(line) > columns else "")) for line in found[:most]]
+    wide = sum(max(0, len(line) - columns) for line in found[:most])
+    amounts = [_count(len(found) - most, "more line")] if len(found) > most else []
+    if wide:
+        amounts.append(_count(wide, "more character") + " in long lines")
+    if clipped:
+        amounts.append(clipped)
+    return [*shown, *([limits.missing(*amounts)] if amounts else [])]
 
 
-def _output(body: Body) -> list[str]:
-    """Lines without a meaning here. Those that are JSON are a program's own, for `hv events --raw`."""
-    shown = [line for line in printable(body["text"]).rstrip().splitlines() if not line.startswith('{"')]
-    return [_dim(line[:400]) for line in shown[:40]]
+def _unclipped(text: str) -> tuple[str, str]:
+    """Split off the note that the journal puts at the end of a clipped text."""
+    if match := _CLIPPED.search(text):
+        return text[: match.start()], _count(int(match[1]), "more character")
+    return text, ""
 
 
-def _started(body: Body) -> list[str]:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _started(body: Body, limits: Limits) -> list[str]:
     words = [body.get("program", ""), body.get("model", "")]
-    return _note("agent: " + " ".join(word for word in words if word)) if any(words) else []
+    return _note("agent: " + " ".join(word for word in words if word), limits) if any(words) else []
 
 
-_SHOW: dict[str, Callable[[Body], list[str]]] = {
-    "progress": lambda b: _note(b["message"]),
-    "notice": lambda b: _trouble(b),
-    "task.assigned": lambda b: _note(f"machine: {b['provider']} (tier {b['tier']}); {b['why']}"),
-    "task.cancel_asked": lambda b: _note("stopping the agent"),
-    "machine.ready": lambda b: _note(f"machine {b['machine']} ready in {span(b.get('seconds', 0.0))}"),
+def _turn_ended(body: Body, limits: Limits) -> list[str]:
+    return _note(f"the turn was {body['outcome']}", limits) if body["outcome"] == "cancelled" else []
+
+
+def _collected(body: Body, limits: Limits) -> list[str]:
+    return _note("the agent's uncommitted changes were committed", limits) if body.get("leftover") else []
+
+
+def _noted(words: Callable[[Body], str]) -> Render:
+    return lambda body, limits: _note(words(body), limits)
+
+
+def _warned(words: Callable[[Body], str]) -> Render:
+    return lambda body, limits: _warning(words(body), limits)
+
+
+_placed = _noted(lambda b: f"machine: {b['provider']} (tier {b['tier']}); {b['why']}")
+_RENDER: dict[str, Render] = {
+    "progress": _noted(lambda b: b["message"]),
+    "notice": _message,
+    "task.assigned": _placed,
+    "task.cancel_asked": _noted(lambda b: "stopping the agent"),
+    "machine.ready": _noted(lambda b: f"machine {b['machine']} ready in {span(b.get('seconds', 0.0))}"),
     "machine.failed": _failure,
-    "session.placed": lambda b: _note(f"machine: {b['provider']} (tier {b['tier']}); {b['why']}"),
-    "session.running": lambda b: _note("the session runs"),
-    "session.paused": lambda b: _note("frozen"),
-    "session.unpaused": lambda b: _note("goes on"),
-    "session.budget_set": lambda b: _note(f"the budget is ${b['dollars']:.2f} now"),
-    "session.stopped": lambda b: _note(f"the session stopped: {b['reason']}"),
+    "session.placed": _placed,
+    "session.running": _noted(lambda b: "the session runs"),
+    "session.paused": _noted(lambda b: "paused"),
+    "session.unpaused": _noted(lambda b: "continued"),
+    "session.budget_set": _noted(lambda b: f"the budget is now ${b['dollars']:.2f}"),
+    "session.stopped": _noted(lambda b: f"the session stopped: {b['reason']}"),
     "session.failed": _failure,
-    "session.prepared": lambda b: _note(f"branch {b['branch']} from {b['base'][:12]}"),
+    "session.prepared": _noted(lambda b: f"branch {b['branch']} from {b['base'][:12]}"),
     "turn.started": _started,
-    "turn.ended": lambda b: _note(f"the turn was {b['outcome']}") if b["outcome"] == "cancelled" else [],
-    "agent.prompted": lambda b: [click.style("❯ ", fg="magenta") + one_line(b["text"], 400)],
-    "agent.asked": lambda b: _trouble({"message": f"waits for you: {b['message']}"}),
+    "turn.ended": _turn_ended,
+    "agent.prompted": _prompted,
+    "agent.asked": _warned(lambda b: f"waits for you: {b['message']}"),
     "agent.text": _text,
     "agent.thinking": _thinking,
     "agent.tool_called": _called,
     "agent.tool_returned": _returned,
     "agent.edited": _edited,
-    "agent.error": _trouble,
-    "agent.retrying": lambda b: _trouble({"message": f"trying the model again ({b['attempt']}): {b.get('message')}"}),
-    "agent.rate_limited": _trouble,
-    "agent.permission_denied": lambda b: _trouble({"message": f"{b['tool']} was denied: {b.get('message', '')}"}),
+    "agent.error": _message,
+    "agent.retrying": _warned(lambda b: f"retrying the model (attempt {b['attempt']}): {b.get('message')}"),
+    "agent.rate_limited": _message,
+    "agent.permission_denied": _warned(lambda b: f"{b['tool']} was denied: {b.get('message', '')}"),
     "agent.output": _output,
     "model.failed": _failure,
-    "door.refused": lambda b: _trouble({"message": f"the door refused {b['what']}: {b['reason']}"}),
-    "budget.exhausted": lambda b: _trouble(
-        {"message": f"the budget of ${b['budget_usd']:.2f} is spent (${b['spent_usd']:.4f})"}
-    ),
-    "result.collected": lambda b: _note("what the agent left uncommitted was committed") if b.get("leftover") else [],
+    "door.refused": _warned(lambda b: f"the door refused {b['what']}: {b['reason']}"),
+    "budget.exhausted": _warned(lambda b: f"the budget of ${b['budget_usd']:.2f} is spent (${b['spent_usd']:.4f})"),
+    "result.collected": _collected,
 }

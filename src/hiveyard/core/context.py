@@ -1,4 +1,4 @@
-"""What an error is about: the operation that failed, and the machine, process or file that it was done to."""
+"""Add context to errors: the operation that failed, and the machine, process or file that it concerns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MACHINE_VERBS = (
     "fork",
     "get",
     "guest",
-    "holdings",
+    "stored_items",
     "list",
     "make_ready",
     "names",
@@ -49,7 +49,7 @@ GUEST_VERBS = (
     "write",
     "write_atomic",
 )
-# What the parameters of verbs are called in a context. Of what is no text, its name is meant.
+# Keys in a context, by parameter. A value that is not a text is represented by its `name`.
 _OF_MACHINES = {"name": "machine", "snapshot": "snapshot", "image": "image", "image_id": "image"}
 _OF_PROCESSES = {"name": "process", "spec": "process"}
 _OF_GUESTS = {"command": "command", "path": "path"}
@@ -57,30 +57,32 @@ _OF_GUESTS = {"command": "command", "path": "path"}
 
 @runtime_checkable
 class Located(Protocol):
-    """The inside of a machine that can be told whose it is; a provider that is `of_machines` does so."""
+    """The inside of a machine, with the machine's name. `of_machines` sets it on the guests that a provider returns."""
 
     machine: str
 
 
 def of_machines(cls: type[T]) -> type[T]:
-    """A provider whose verbs name in the context of each HiveyardError they raise the operation that was called, and
-    the machine (snapshot, image) where nobody nearer to the failure did. Its guests that are Located know theirs."""
-    return _telling(cls, MACHINE_VERBS, _OF_MACHINES)
+    """Decorate a provider so that its methods add the operation and the machine, snapshot or image to each
+    HiveyardError.
+
+    Keys that were set closer to the failure are kept. Guests that are Located get the name of their machine."""
+    return _decorate(cls, MACHINE_VERBS, _OF_MACHINES)
 
 
 def of_processes(cls: type[T]) -> type[T]:
-    """The same for a process manager: the operation, the process, and the machine of a guest that is Located."""
-    return _telling(cls, PROCESS_VERBS, _OF_PROCESSES)
+    """Decorate a process manager in the same way: the operation, the process, and the machine of a Located guest."""
+    return _decorate(cls, PROCESS_VERBS, _OF_PROCESSES)
 
 
 def of_guests(cls: type[T]) -> type[T]:
-    """The same for a guest: the operation, the machine where it is Located, the path, and the name of a command."""
-    return _telling(cls, GUEST_VERBS, _OF_GUESTS)
+    """Decorate a guest in the same way: the operation, the machine if it is Located, the path, the command's name."""
+    return _decorate(cls, GUEST_VERBS, _OF_GUESTS)
 
 
 @contextmanager
-def about(operation: str, named: Callable[[], Mapping[str, str]]) -> Iterator[None]:
-    """Errors of the block are of this operation, and about what is `named`, unless they are about another already."""
+def error_context(operation: str, named: Callable[[], Mapping[str, str]]) -> Iterator[None]:
+    """Set the operation of each HiveyardError that the block raises, and add what `named` returns unless it is set."""
     try:
         yield
     except HiveyardError as error:
@@ -90,55 +92,55 @@ def about(operation: str, named: Callable[[], Mapping[str, str]]) -> Iterator[No
         raise
 
 
-def _telling(cls: type[T], verbs: Sequence[str], kinds: Mapping[str, str]) -> type[T]:
+def _decorate(cls: type[T], verbs: Sequence[str], kinds: Mapping[str, str]) -> type[T]:
     for verb in verbs:
         if (method := vars(cls).get(verb)) is not None:
-            setattr(cls, verb, _told(method, kinds))
+            setattr(cls, verb, _with_context(method, kinds))
     return cls
 
 
-def _told(method: Callable[..., Any], kinds: Mapping[str, str]) -> Callable[..., Any]:
-    """The method, of whichever form: a coroutine, a generator, or what gives a context manager."""
+def _with_context(method: Callable[..., Any], kinds: Mapping[str, str]) -> Callable[..., Any]:
+    """Wrap a method of any form: a coroutine, a generator, or a function that returns a context manager."""
     signature = inspect.signature(method)
 
-    def telling(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
-        return about(method.__name__, lambda: _named(signature.bind(*args, **kwargs).arguments, kinds))
+    def context(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
+        return error_context(method.__name__, lambda: _named(signature.bind(*args, **kwargs).arguments, kinds))
 
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
-        with telling(args, kwargs):
+        with context(args, kwargs):
             return await method(*args, **kwargs)
 
     async def generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        with telling(args, kwargs):
+        with context(args, kwargs):
             async with aclosing(method(*args, **kwargs)) as pieces:
                 async for piece in pieces:
                     yield piece
 
     def plain(*args: Any, **kwargs: Any) -> Any:
-        with telling(args, kwargs):
-            made = method(*args, **kwargs)
-        if not isinstance(made, AbstractAsyncContextManager):
-            return made
-        return _Entered(made, telling(args, kwargs), _named(signature.bind(*args, **kwargs).arguments, kinds))
+        with context(args, kwargs):
+            result = method(*args, **kwargs)
+        if not isinstance(result, AbstractAsyncContextManager):
+            return result
+        return _EnterContext(result, context(args, kwargs), _named(signature.bind(*args, **kwargs).arguments, kinds))
 
     if inspect.iscoroutinefunction(method):
         return wraps(method)(coroutine)
     return wraps(method)(generator if inspect.isasyncgenfunction(method) else plain)
 
 
-class _Entered(AbstractAsyncContextManager[T]):
-    """Only errors of its beginning are told: what comes out of the block is the caller's own."""
+class _EnterContext(AbstractAsyncContextManager[T]):
+    """A context manager that adds context to errors of its entry only: errors of the block are the caller's own."""
 
     def __init__(
-        self, made: AbstractAsyncContextManager[T], telling: AbstractContextManager[None], named: Mapping[str, str]
+        self, inner: AbstractAsyncContextManager[T], context: AbstractContextManager[None], named: Mapping[str, str]
     ) -> None:
-        self._made = made
-        self._telling = telling
+        self._inner = inner
+        self._context = context
         self._named = named
 
     async def __aenter__(self) -> T:
-        with self._telling:
-            thing = await self._made.__aenter__()
+        with self._context:
+            thing = await self._inner.__aenter__()
         if isinstance(thing, Located) and "machine" in self._named:
             thing.machine = self._named["machine"]
         return thing
@@ -146,11 +148,11 @@ class _Entered(AbstractAsyncContextManager[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return await self._made.__aexit__(kind, raised, trace)
+        return await self._inner.__aexit__(kind, raised, trace)
 
 
 def _named(given: Mapping[str, Any], kinds: Mapping[str, str]) -> Mapping[str, str]:
-    """What a method was given, its object included, as it is called in a context. A guest knows whose inside it is."""
+    """Return the context of a call from its arguments, including `self`. The machine comes from a Located guest."""
     named = {
         kinds[name]: value if isinstance(value, str) else value.name for name, value in given.items() if name in kinds
     }

@@ -1,8 +1,7 @@
-"""Credentials for a guest: what a program in it needs to find, and the seam that puts it there.
+"""Credential profiles: the files that a program in a guest needs, and the seam that installs them.
 
-A profile holds the placeholder of a session's door, or a real secret (`real`). A real one in a guest can be read by
-everything that runs there: it is installed only when its profile was asked for by name, and that is announced.
-"""
+A profile holds the placeholder of a session's door, or a real secret (`real`). Every program in a guest can read a real
+secret there, so it is installed only if its profile was requested by name, and the installation is announced."""
 
 from __future__ import annotations
 
@@ -22,15 +21,15 @@ from hiveyard.kit.text import one_line
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 _OTHERS = 0o077
 LARGEST_FILE = 1 << 20
-"""Bytes that a credential file may have."""
-_SHORTEST = 8
-"""Characters of a line that is masked by itself. Shorter ones (`{`, `type`, a port) stand in whatever anybody says, and
-with stars in their place nobody could read it."""
+"""The largest size of a credential file, in bytes."""
+_MIN_LINE = 8
+"""The shortest line that is masked, in characters. Shorter lines (`{`, `type`, a port) appear in any text, and masking
+them would make it unreadable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialDirectory:
-    """A directory that the guest's user owns, with exactly this mode, also when it was there before."""
+    """A directory owned by the guest's user with exactly this mode, even if it existed before."""
 
     path: str
     mode: int = 0o700
@@ -42,10 +41,9 @@ class CredentialDirectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialFile:
-    """A file that the guest's user owns. `content` is its text, or with `encoding` base64 the base64 of its bytes.
+    """A file owned by the guest's user. `content` is its text, or the base64 of its bytes with `encoding` base64.
 
-    `secret` is False for one that anybody may see: only such a file may have a mode that lets others read it.
-    """
+    `secret` is False for a file that anybody may read. Only such a file may have a mode that lets others read it."""
 
     path: str
     content: Secret
@@ -58,39 +56,44 @@ class CredentialFile:
         _check_mode(self.path, self.mode)
         if self.secret and self.mode & _OTHERS:
             raise BadInput(
-                f"the credential file {_shown(self.path)} would have mode {self.mode:04o}: others could read it",
-                hint="mode 0600, or secret=False when there is no secret in it",
+                f"the credential file {_shown(self.path)} has mode {self.mode:04o}, so other users could read it",
+                hint="use mode 0600, or secret=False if it contains no secret",
             )
         if len(self.data()) > LARGEST_FILE:
             raise BadInput(f"the credential file {_shown(self.path)} is larger than {LARGEST_FILE} bytes")
 
     def data(self) -> bytes:
-        """The file's bytes. Raises BadInput for what is not in `encoding`."""
+        """Return the file's bytes. Raises BadInput if the content is not in `encoding`."""
         text = self.content.reveal()
         with contextlib.suppress(ValueError):  # the error itself holds the content
             return text.encode() if self.encoding == "utf-8" else base64.b64decode(text, validate=True)
         raise BadInput(f"the content for {_shown(self.path)} is not {self.encoding}")
 
     def masked(self) -> list[Secret]:
-        """What of it must not be shown: the content as it was given and as it lies there, and each of its lines, which
-        is what programs quote; all without the space around it. Nothing of a file that anybody may see."""
+        """Return the texts of this file that must be masked: the given content, the decoded content, and each of its
+        lines.
+
+        Programs quote single lines in their output. All texts are stripped of surrounding whitespace. A file with
+        `secret` False has none."""
         if not self.secret:
             return []
-        whole = self.data().decode("utf-8", "surrogateescape")
-        lines = {line.strip() for line in whole.split("\n")}
-        parts = {self.content.reveal().strip(), whole.strip(), *(line for line in lines if len(line) >= _SHORTEST)}
+        decoded = self.data().decode("utf-8", "surrogateescape")
+        lines = {line.strip() for line in decoded.split("\n")}
+        parts = {
+            self.content.reveal().strip(),
+            decoded.strip(),
+            *(line for line in lines if len(line) >= _MIN_LINE),
+        }
         return [Secret(part) for part in parts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialProfile:
-    """What one program needs in a guest: directories (parents first), files, and a command that tells whether they
-    work.
+    """The credentials of one program: directories (parents first), files, and a command that checks whether they work.
 
-    `secrets` are the values inside the files that must never be shown; the files' whole contents are masked too, and
-    each line of them. `real`: they are worth something outside of this session. `check` must not take its words from a
-    secret: its argv and environment can be seen in the guest.
-    """
+    `secrets` are the values inside the files that must never be shown. The contents of the files, and each line of
+    them, are masked too. `real` means that they are valid outside of this session. `check` must not contain a secret:
+    its argv and environment are visible in the guest. `check_seconds` is its timeout."""
 
     name: str
     directories: Sequence[CredentialDirectory] = ()
@@ -102,19 +105,19 @@ class CredentialProfile:
 
     def __post_init__(self) -> None:
         if not _NAME.match(self.name):
-            raise BadInput(f"{_shown(self.name)} is no name for a profile: 1 to 63 of a-z, 0-9 and -")
+            raise BadInput(f"{_shown(self.name)} is not a valid profile name: use 1 to 63 of a-z, 0-9 and -")
         if not self.files and not self.directories:
             raise BadInput(f"the profile {self.name} has neither a file nor a directory")
         if not self.check_seconds > 0:
-            raise BadInput(f"the check of {self.name} has {self.check_seconds} seconds: it must be more than 0")
+            raise BadInput(f"the check of {self.name} must have more than 0 seconds, not {self.check_seconds}")
 
     def masked(self) -> list[Secret]:
-        """All that must not be shown."""
+        """Return all texts that must be masked."""
         return [*self.secrets, *(secret for file in self.files for secret in file.masked())]
 
 
 class Installed(NamedTuple):
-    """A profile that is in a guest, read back and, where it has a check, checked."""
+    """A profile that was installed in a guest, read back and, if it has a check, checked."""
 
     profile: str
     paths: tuple[str, ...]
@@ -123,17 +126,18 @@ class Installed(NamedTuple):
 
 
 class CredentialsInstaller(Protocol):
-    """Puts profiles into a guest."""
+    """Installs credential profiles in a guest."""
 
     async def install(
         self, guest: Guest, profiles: Sequence[CredentialProfile], *, real: Collection[str] = ()
     ) -> list[Installed]:
-        """Install profiles in their order: of each the directories in their order, then the files in theirs, then
-        everything is read back (kind, owner, mode, content), then its check is run.
+        """Install profiles in order. For each: make its directories, then its files, read everything back, run its
+        check.
 
-        `real` names the profiles that may bring a real secret. All or nothing: when this raises, is cancelled or
-        returns, no profile is half installed; what a failed installation replaced is back. Installing again is safe.
-        No error, and nothing it comes from, shows a secret.
+        Kind, owner, mode and content are read back. `real` names the profiles that may contain a real secret. The
+        installation is atomic: when this raises, is cancelled or returns, no profile is partly installed, and
+        everything that a failed installation replaced is restored. Installing again is safe. No error, and no cause of
+        an error, shows a secret.
 
         Raises BadInput (two profiles write the same path) and RealSecretRefused before anything is written;
         CredentialsNotInstalled, CredentialsCheckFailed; MachineLost."""
@@ -143,19 +147,19 @@ def _check_path(path: str) -> None:
     if "\0" in path:
         raise BadInput(f"a path cannot contain a NUL character: {_shown(path)}")
     if not path.startswith(("/", "~/")):
-        raise BadInput(f"a credential's path is absolute or starts with ~/, not {_shown(path)}")
+        raise BadInput(f"a credential's path must be absolute or start with ~/, not {_shown(path)}")
     parts = path.split("/")
     if ".." in parts or "." in parts:
-        raise BadInput(f"a credential's path has no . or .. in it: {_shown(path)}", hint="write out where it leads to")
+        raise BadInput(f"a credential's path cannot contain . or ..: {_shown(path)}", hint="use the resolved path")
     if not parts[-1] or "//" in path:
-        raise BadInput(f"a credential's path has no double slash and no slash at its end: {_shown(path)}")
+        raise BadInput(f"a credential's path cannot contain a double slash or end with a slash: {_shown(path)}")
 
 
 def _check_mode(path: str, mode: int) -> None:
     if not 0 <= mode <= 0o777:
-        raise BadInput(f"mode {mode:o} of {_shown(path)} is none: it is 0 to 0777")
+        raise BadInput(f"mode {mode:o} of {_shown(path)} is not valid: it must be 0 to 0777")
     if not mode & 0o400:
-        raise BadInput(f"mode {mode:04o} of {_shown(path)} would not let the guest's own user read it")
+        raise BadInput(f"mode {mode:04o} of {_shown(path)} does not let the guest's user read it")
 
 
 def _shown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The seam to what gives machines of this host their ways to models."""
+"""The seam to the doors: the connections from machines of this host to models."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from hiveyard.core.events import DoorEvent, Notice
 from hiveyard.kit.secret import Secret
 
 OpenDoor = Callable[[str, Path, Secret], AbstractAsyncContextManager[object]]
-"""A machine's name, a directory of this host, the placeholder: a door at `door.sock` in that directory, which takes
-the placeholder and no other key, open for as long as the block lasts. Raises DoorError, CredentialsError."""
+"""Open a door for a machine while the block runs. Takes the machine's name, a host directory and the placeholder.
+
+The door is a socket `door.sock` in that directory and accepts only the placeholder as a key. Raises DoorError,
+CredentialsError."""
 
 
 class Doors(Protocol):
-    """What gives machines of this host their ways to models; the real keys stay with it."""
+    """Opens doors from machines of this host to models. The real keys never leave it."""
 
     def check(self, protocols: Sequence[str]) -> None:
-        """Raises CredentialsError when it could answer none of these protocols; none asked for is a success."""
+        """Raise CredentialsError if none of these protocols can be served. An empty list is a success."""
 
     def check_agent(self, agent: str) -> None:
-        """Raises BadInput when models may not be paid for on behalf of the agent of that name."""
+        """Raise BadInput if the configured account may not be used by this agent."""
 
     def serving(self, tell: Callable[[str, DoorEvent | Notice], None]) -> AbstractAsyncContextManager[OpenDoor]:
-        """Opens doors for as long as the block lasts, each of them closed before its end. `tell` is called on the event
-        loop with the name of a machine and what happened at its door; no key is in that."""
+        """Open doors while the block runs; each door is closed before the block ends.
+
+        `tell` is called on the event loop with a machine's name and an event of its door. The events contain no key."""

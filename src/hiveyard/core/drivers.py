@@ -1,9 +1,9 @@
-"""The seam to agent programs that stay: they take one prompt after the other on their stdin, ask leave for what they
-are about to do, and can be interrupted, while all of it stands in their output.
+"""The seam to agent programs that take several prompts on their stdin.
 
-A driver speaks one protocol of such programs. It does no I/O and no await, and knows no clock: lines of output go in,
-events and lines for the program's stdin come out, so that the same output always means the same.
-"""
+Such a program takes one prompt after another, asks for permission for its actions, and can be interrupted. Its output
+reports all of this. A driver speaks one protocol of such programs. It does no I/O, never waits and has no clock: it
+takes lines of output and returns events and lines for the program's stdin. The same output therefore always gives the
+same result."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hiveyard.core.ports import Turn
 
 
 class Line(NamedTuple):
-    """Something to be written to a program's stdin. Two lines of one `key` are one line, written once."""
+    """A line for a program's stdin. Two lines with the same `key` are the same line, written once."""
 
     key: str
     data: bytes
 
 
 class Step(NamedTuple):
-    """What a driver makes of something: what happened, and what the program is to be told, in this order."""
+    """The result of an input to a driver: events, and lines for the program's stdin, in this order."""
 
     events: Sequence[AgentEvent] = ()
     lines: Sequence[Line] = ()
@@ -32,8 +32,8 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What was decided about something that an agent asked leave for. `message` tells the agent why it may not;
-    `input` are other arguments for what it asked, a JSON object."""
+    """The decision on a permission request. `message` tells the agent the reason for a denial. `input` replaces the
+    arguments of the requested action, as a JSON object."""
 
     allow: bool
     message: str = ""
@@ -41,57 +41,61 @@ class Answer:
 
 
 class Driver(Protocol):
-    """One conversation with a program, from its start on.
+    """One conversation with a program, from its start.
 
-    After a crash a new driver is given all output again, from the first line. What it wants to tell the program is the
-    same then, under the same keys, and has been told already. Output is hostile: what is not understood becomes
-    AgentOutput, and never an error.
-    """
+    After a crash, a new driver is fed all output again from the first line. It then returns the same lines under the
+    same keys, and those that were written before are not written again. Output is untrusted: a line that is not
+    understood gives AgentOutput, never an error."""
 
     @property
     def ready(self) -> bool:
-        """Whether it takes a prompt now: the program is up, and no turn is at work."""
+        """Whether the program accepts a prompt now: it has started and no turn is running."""
 
     @property
     def conversation(self) -> str | None:
-        """The program's own id of the conversation, to go on with in another process, when it is known."""
+        """The program's own id of the conversation, if known. Another process can continue the conversation with it."""
 
-    def begin(self) -> Step:
-        """What the program is told before all else."""
+    def start(self) -> Step:
+        """Return the first lines for the program."""
 
     def feed(self, line: bytes) -> Step:
-        """What a line of its stdout means. AgentStarted when the program is up, AgentEnded at the end of each turn,
-        with the code of an error when it failed; AgentAsked with a `request` for what `answer` is to decide."""
+        """Process a line of the program's stdout.
 
-    def gone(self, exit_code: int | None, stderr: str) -> Step:
-        """The program is gone (`exit_code` None: without one). A turn at work ends here."""
+        Gives AgentStarted when the program has started, AgentEnded at the end of each turn (with an error code if it
+        failed), and AgentAsked with a `request` for each decision that `answer` must make."""
+
+    def exited(self, exit_code: int | None, stderr: str) -> Step:
+        """Process the end of the program, which ends a running turn. `exit_code` is None if there is none."""
 
     def prompt(self, key: str, text: str) -> Sequence[Line]:
-        """What begins a turn; asked for when `ready` only."""
+        """Return the lines that begin a turn. Called only when `ready`."""
 
-    def begun(self, text: str) -> Sequence[AgentEvent]:
-        """The program was told a prompt that it had not been told before: a turn is at work from here on."""
+    def prompt_sent(self, text: str) -> Sequence[AgentEvent]:
+        """Process that a new prompt was sent to the program: a turn is running from now on."""
 
     def steer(self, key: str, text: str) -> Step:
-        """Something more for the turn at work. Raises BadInput where the program takes no such thing."""
+        """Add text to the current turn. Raises BadInput if the program does not support this."""
 
     def interrupt(self, key: str) -> Step:
-        """The turn at work ends soon, with AgentEnded. Nothing at work: nothing is done."""
+        """End the current turn soon, with AgentEnded. Does nothing if no turn is running."""
 
     def answer(self, request: str, answer: Answer) -> Step:
-        """The first answer counts. Raises BadInput for a request that is not open, and for other arguments where the
-        program takes none."""
+        """Answer a permission request. Only the first answer counts.
+
+        Raises BadInput for a request that is not open, and for an `input` that the program does not support."""
 
     def choose(self, key: str, model: str) -> Step:
-        """Turns to come use this model. Raises BadInput where the program cannot change it."""
+        """Select the model for later turns. Raises BadInput if the program cannot change it."""
 
 
 @runtime_checkable
-class Converses(Protocol):
-    """An agent with a driver. It is asked for by type."""
+class HasDriver(Protocol):
+    """An agent with a driver. Callers test for it with isinstance."""
 
-    def live(self, turn: Turn) -> ProcessSpec:
-        """The process that stays, with an inbox. `Turn.conversation` goes on with one; `Turn.prompt` is not used."""
+    def live_process(self, turn: Turn) -> ProcessSpec:
+        """Return the process that stays running, with an inbox.
+
+        `Turn.conversation` continues a conversation. `Turn.prompt` is not used."""
 
     def driver(self, turn: Turn) -> Driver:
-        """A new one, for the process of `live`."""
+        """Return a new driver for the process of `live_process`."""

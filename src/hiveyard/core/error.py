@@ -1,4 +1,4 @@
-"""What all errors that Hiveyard raises on purpose have in common; `core/errors.py` is the tree of them."""
+"""The base of all errors that Hiveyard raises on purpose. `core/errors.py` has the tree."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class HiveyardError(Exception):
-    """What failed, on which thing, with the real values."""
+    """An error whose message says what failed, on which thing, with the actual values."""
 
     code: ClassVar[str] = "internal"
     retry: ClassVar[bool] = False
@@ -19,12 +19,12 @@ class HiveyardError(Exception):
 
     @property
     def advice(self) -> str:
-        """The message and what to type, in one line: for whoever reads of it later."""
+        """The message and the hint in one line, for logs and events."""
         return f"{self.message}: {self.hint}" if self.hint else self.message
 
 
-class ComeBack(HiveyardError):
-    """One of a service that may say when to come back: `retry_after`, in seconds from now; None when it did not."""
+class HasRetryAfter(HiveyardError):
+    """An error of a service that may report when to try again: `retry_after`, in seconds from now, or None."""
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None, **context: str) -> None:
         super().__init__(message, hint=hint, **context)

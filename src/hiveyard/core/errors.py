@@ -1,27 +1,26 @@
-"""Every error Hiveyard raises on purpose, in one tree.
+"""All errors that Hiveyard raises on purpose, in one tree.
 
     HiveyardError
-      BadInput            the person asked for something that cannot be: exit code 2
+      BadInput            an invalid request: exit code 2
       NotFound            a name that matches nothing, or more than one thing
-      RepositoryError     the user's repository, or what came back from the guest
-      ProviderError       machines, images, templates and what happens inside a guest
-        GuestFileError    a file verb inside a guest
-      ProcessError        processes that a process manager keeps
+      RepositoryError     the user's repository, or the result that came back from the guest
+      ProviderError       machines, images, templates and the inside of a guest
+        GuestFileError    a file operation inside a guest
+      ProcessError        processes of a process manager
       AgentError          an agent program or its configuration
       CredentialsError    keys
-      DoorError           the way from a guest to a model
-      ServiceError        services on the internet beside machines
+      DoorError           the connection from a guest to a model
+      ServiceError        internet services other than machines
       StoreError          the journal
       OrchestrationError  the engine, the daemon, and the orchestrator of the library
 
-`code` is stable: it goes to the API, to `--json` and to the docs. `retry` tells whether the same call, later, has a
-chance. `hint` is a command to paste or one short sentence. `context` names what it happened to.
-"""
+`code` is stable: it appears in the API, in `--json` and in the docs. `retry` says whether the same call may succeed
+later. `hint` is a command to paste or one short sentence. `context` names the machine, process or file concerned."""
 
 from __future__ import annotations
 
 from hiveyard.core.credentials_errors import *  # noqa: F403
-from hiveyard.core.error import ComeBack as ComeBack
+from hiveyard.core.error import HasRetryAfter as HasRetryAfter
 from hiveyard.core.error import HiveyardError as HiveyardError
 from hiveyard.core.service_errors import *  # noqa: F403
 
@@ -83,7 +82,7 @@ class ProviderError(HiveyardError):
 
 
 class ProviderUnavailable(ProviderError):
-    """The backend itself is missing, not running, or may not be used by this user."""
+    """The backend is missing, is not running, or may not be used by this user."""
 
     code = "provider.unavailable"
 
@@ -93,31 +92,31 @@ class NoAccelerator(ProviderUnavailable):
 
 
 class ProviderRefused(ProviderError):
-    """A cloud found something wrong with the request itself (400, 409, 422): it would refuse it again."""
+    """A cloud refused the request as invalid (400, 409, 422). It would refuse it again."""
 
     code = "provider.refused"
 
 
 class ProviderUnauthorized(ProviderError):
-    """A cloud does not take the key (401, 403)."""
+    """A cloud refused the key (401, 403)."""
 
     code = "provider.unauthorized"
 
 
 class ProviderNotFound(ProviderError):
-    """A cloud does not know what it was asked about (404)."""
+    """A cloud does not know the thing that the request names (404)."""
 
     code = "provider.not_found"
 
 
-class ProviderRateLimited(ComeBack, ProviderError):
-    """A cloud was asked too much (429)."""
+class ProviderRateLimited(HasRetryAfter, ProviderError):
+    """A cloud received too many requests (429)."""
 
     code, retry = "provider.rate_limited", True
 
 
-class ProviderFailed(ComeBack, ProviderUnavailable):
-    """A cloud failed in a way of its own (5xx), or a provider's own program ended."""
+class ProviderFailed(HasRetryAfter, ProviderUnavailable):
+    """A cloud answered with a server error (5xx), or a provider's own program ended."""
 
     code, retry = "provider.failed", True
 
@@ -135,7 +134,7 @@ class ProviderTimeout(ProviderUnavailable):
 
 
 class ProviderBadAnswer(ProviderError):
-    """What a cloud, or a provider's own program, answered is none: HTML, too large, or not of its own schema."""
+    """The answer of a cloud or of a provider's own program is invalid: HTML, too large, or against its own schema."""
 
     code = "provider.bad_answer"
 
@@ -165,19 +164,19 @@ class NoSuchSnapshot(ProviderError):
 
 
 class MachineNotReady(ProviderError):
-    """The machine exists and is in a state in which the call makes no sense."""
+    """The machine exists, but the call is not possible in its current state."""
 
     code = "machine.not_ready"
 
 
 class CannotFreeze(ProviderError):
-    """The machine, or its host, does not let it stand still; it goes on."""
+    """The machine or its host cannot be paused. The machine keeps running."""
 
     code, retry = "machine.cannot_freeze", True
 
 
 class CannotKeepMemory(ProviderError):
-    """No snapshot can be taken of the memory of this machine as it runs; it goes on."""
+    """The memory of this running machine cannot be saved. The machine keeps running."""
 
     code = "machine.cannot_keep_memory"
 
@@ -191,25 +190,25 @@ class BootFailed(ProviderError):
 
 
 class MachineLost(ProviderError):
-    """The machine died, or cannot be reached any more, while it was being used."""
+    """The machine died, or became unreachable, while it was in use."""
 
     code, retry = "machine.lost", True
 
 
 class GuestDisconnected(MachineLost):
-    """The way into the guest broke under a command; the machine itself lives. What ran may run on."""
+    """The connection to the guest broke during a command. The machine runs, and the command may still run too."""
 
     code = "machine.disconnected"
 
 
 class CannotExecute(ProviderError):
-    """The guest could not start the command: no such program, no such directory, no permission."""
+    """The guest could not start the command: no such program or directory, or no permission."""
 
     code = "guest.cannot_execute"
 
 
 class CommandTimeout(ProviderError):
-    """A command ran longer than its limit; it and all it started have been killed."""
+    """A command ran longer than its limit. It and all processes that it started were killed."""
 
     code = "guest.command_timeout"
 
@@ -243,13 +242,13 @@ class GuestNoSpace(GuestFileError):
 
 
 class GuestFileTooLarge(GuestFileError):
-    """The file is larger than the reader's limit; nothing of it was returned."""
+    """The file is larger than the limit of the read. Nothing of it was returned."""
 
     code = "guest.file_too_large"
 
 
 class GuestWriteUnverified(GuestFileError):
-    """What was read back after a write is not what was written."""
+    """The content that was read back is not the content that was written."""
 
     code = "guest.write_unverified"
 
@@ -267,13 +266,13 @@ class ProcessNotStarted(ProcessError):
 
 
 class ProcessEnded(ProcessError):
-    """It takes no input any more: it has ended, or its inbox was closed."""
+    """The process takes no more input: it has ended, or its inbox was closed."""
 
     code = "process.ended"
 
 
 class OutputDropped(ProcessError):
-    """What was asked for of an output that is rotated is kept no more."""
+    """The requested part of a rotated output was dropped."""
 
     code = "process.output_dropped"
 
@@ -287,13 +286,13 @@ class UnknownAgent(AgentError):
 
 
 class AgentFailed(AgentError):
-    """The agent said itself that it could not do the work."""
+    """The agent reported that it could not do the work."""
 
     code = "agent.failed"
 
 
 class AgentSilent(AgentError):
-    """No sign of life for longer than the watchdog allows."""
+    """The agent showed no activity for longer than the watchdog allows."""
 
     code, retry = "agent.silent", True
 
@@ -311,7 +310,7 @@ class AgentFlood(AgentError):
 
 
 class NothingDone(AgentError):
-    """The agent ended well by its own account, and there is no sign that it did anything."""
+    """The agent reported success, but there is no sign that it did anything."""
 
     code = "agent.nothing_done"
 
@@ -325,7 +324,7 @@ class UpstreamFailed(DoorError):
 
 
 class UpstreamRefused(DoorError):
-    """The vendor found something wrong with the request itself: it would refuse it again."""
+    """The vendor refused the request as invalid. It would refuse it again."""
 
     code = "door.upstream_refused"
 
@@ -367,25 +366,25 @@ class OrchestrationError(HiveyardError):
 
 
 class Cancelled(OrchestrationError):
-    """A person asked for the end."""
+    """The user asked to cancel."""
 
     code = "engine.cancelled"
 
 
 class BadPlugin(OrchestrationError):
-    """What another distribution brings cannot be imported, fails, or has a name that is taken."""
+    """A plugin of another distribution cannot be imported, fails, or has a name that is taken."""
 
     code = "plugin.unusable"
 
 
 class SessionNotRunning(OrchestrationError):
-    """It was asked for something that needs its machine, or to go on when nothing of it stopped."""
+    """The session is in a state in which the call is not possible: mostly, it has no running machine."""
 
     code = "session.not_running"
 
 
 class PortTaken(OrchestrationError):
-    """Somebody else listens on the port of this host that was asked for."""
+    """Another program listens on the requested port of this host."""
 
     code = "port.taken"
 
@@ -397,43 +396,43 @@ class NoFreePort(OrchestrationError):
 
 
 class SessionInUse(OrchestrationError):
-    """Somebody sits at its terminal."""
+    """A user is attached to the session's terminal."""
 
     code = "session.in_use"
 
 
 class SessionDamaged(OrchestrationError):
-    """Its directory is not what Hiveyard left there."""
+    """The session's directory is not as Hiveyard left it."""
 
     code = "session.damaged"
 
 
 class BadArchive(OrchestrationError):
-    """What should be an exported session is none, or is not safe to take."""
+    """The file is not an exported session, or is not safe to import."""
 
     code = "session.bad_archive"
 
 
 class DiskReserve(OrchestrationError):
-    """The host's disk came so near to full that the turn was stopped."""
+    """The host's disk was almost full, and the turn was stopped."""
 
     code, retry = "engine.disk_reserve", True
 
 
 class NotPrepared(OrchestrationError):
-    """An orchestrator got no machine ready: booting it, its credentials or its `.machine.json` failed."""
+    """An orchestrator could not prepare a machine: the boot, its credentials or its `.machine.json` failed."""
 
     code = "orchestrator.not_prepared"
 
 
 class SessionNotStarted(OrchestrationError):
-    """An orchestrator's machine is ready, and the agent's process was not started in it."""
+    """An orchestrator's machine is ready, but the agent's process was not started in it."""
 
     code = "orchestrator.session_not_started"
 
 
 class OperationFailed(OrchestrationError):
-    """Something that an orchestrator was asked about a machine or a process in it could not be done."""
+    """An operation of an orchestrator on a machine or a process in it failed."""
 
     code = "orchestrator.operation_failed"
 

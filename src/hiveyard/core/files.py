@@ -1,4 +1,4 @@
-"""What can be done to the files of a guest, as values, so that many of them make one round trip (`Guest.batch`)."""
+"""File operations in a guest as values, so that many of them need one round trip (`Guest.batch`)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from hiveyard.core.errors import BadInput
 from hiveyard.kit.text import one_line
 
-_WHO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+_OWNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteFile:
-    """As `Guest.write_atomic`. `owner` and `group` are names or numbers of the guest; None leaves it to the guest's own
-    user. Raises BadInput for what cannot be such a name."""
+    """Writes a file like `Guest.write_atomic`.
+
+    `owner` and `group` are names or numbers of the guest; None is the guest's own user. Raises BadInput for an invalid
+    name."""
 
     path: str
     data: bytes
@@ -24,17 +26,17 @@ class WriteFile:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        for who in (self.owner, self.group):
-            if who is not None and not _WHO.fullmatch(who):
-                raise BadInput(f"{one_line(who, 80)!r} is no name or number of a user or group")
+        for name in (self.owner, self.group):
+            if name is not None and not _OWNER.fullmatch(name):
+                raise BadInput(f"{one_line(name, 80)!r} is not a valid name or number of a user or group")
 
-    def __repr__(self) -> str:  # its content may be a secret
+    def __repr__(self) -> str:  # the content may be a secret
         return f"WriteFile({self.path!r}, {len(self.data)} bytes, mode={self.mode:04o})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeDirectory:
-    """As `Guest.mkdir`."""
+    """Makes a directory like `Guest.mkdir`."""
 
     path: str
     mode: int = 0o755
@@ -43,7 +45,7 @@ class MakeDirectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetMode:
-    """Give a file or directory that is there a mode; no symlink is followed to it."""
+    """Sets the mode of an existing file or directory. A symlink is not followed."""
 
     path: str
     mode: int
@@ -51,7 +53,7 @@ class SetMode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remove:
-    """As `Guest.remove`."""
+    """Removes a file like `Guest.remove`."""
 
     path: str
 

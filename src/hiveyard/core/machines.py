@@ -1,4 +1,4 @@
-"""Machines, and what they are made from."""
+"""Machines, and the images and sizes that they are made from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MACHINE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 
 
 class Tier(enum.StrEnum):
-    """How strongly a machine is kept apart from its host. Order: `vm` > `container` > `namespace`."""
+    """The strength of a machine's isolation from its host: `vm` > `container` > `namespace`."""
 
     VM = "vm"
     CONTAINER = "container"
@@ -32,7 +32,7 @@ class MachineStatus(enum.StrEnum):
 
 
 class Network(enum.StrEnum):
-    """What a guest reaches: the session's door and nothing else, or also the outside."""
+    """The network access of a guest: the session's door only, or the outside too."""
 
     DOOR = "door"
     OPEN = "open"
@@ -40,17 +40,16 @@ class Network(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What callers may assume of every machine of a provider.
+    """Facts that hold for every machine of a provider.
 
-    `home` is what `~` means. `user` is who commands run as. `session` is where the shared directory appears.
-    `door_url` is the address, inside the guest, of the session's door (no slash at the end); empty where machines have
-    no door, so that no agent in them reaches a model. `remote` machines are on somebody else's host and cost money:
-    they are used only when asked for by name, always reach the outside, and share no directory with this host.
+    `home` is the meaning of `~`. `user` runs the commands. `session` is the guest path of the shared directory.
+    `door_url` is the address of the session's door inside the guest (no slash at its end); it is empty if machines have
+    no door, and then no agent in them reaches a model. `remote` machines run on another host and cost money: they are
+    used only if requested by name, always have network access, and share no directory with this host.
 
-    `home` and `user` are facts of the machines: a recipe makes that user, with that home in `/etc/passwd` and files in
-    it. A provider whose machines have another home says so here, and all else goes by that; where `prepare` makes the
-    user, in a base image of a cloud, the home can be set.
-    """
+    `home` and `user` describe the machines: an image recipe makes that user, with that home in `/etc/passwd` and with
+    files in it. A provider whose machines have another home declares it here, and everything else uses that value. If
+    `prepare` makes the user, in a base image of a cloud, the home can be set."""
 
     home: str = "/home/agent"
     user: str = "agent"
@@ -61,11 +60,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A root filesystem, named by its content.
+    """A root filesystem, identified by its content.
 
-    `id` is the first 16 hex digits of a hash over the recipe and what it resolved to; `rootfs` is a tar file with
-    numeric owners; `programs` are the versions of agent programs inside; `env` is set for every command in a machine.
-    """
+    `id` is the first 16 hex digits of a hash over the recipe and everything that it resolved to. `rootfs` is a tar file
+    with numeric owners. `programs` are the versions of the agent programs inside. `env` is set for every command in a
+    machine."""
 
     id: str
     name: str
@@ -77,12 +76,12 @@ class Image:
 
 
 HOST = Image(id="host", name="host", rootfs=Path("/"))
-"""The host's own programs in place of an image, read-only: only a provider of tier `namespace` can use it."""
+"""The host's own programs in place of an image, read-only. Only a provider of tier `namespace` supports it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How large a machine is. `cpus` may be a fraction: a limit on processor time where the kernel sets one."""
+    """The size of a machine. `cpus` may be a fraction: a limit on CPU time, if the kernel supports it."""
 
     memory_mib: int = 2048
     cpus: float = 2
@@ -97,29 +96,28 @@ class Shape:
             ("pids", self.pids, 16),
         ):
             if value < least:
-                raise BadInput(f"{what} is {value}, the least is {least}")
+                raise BadInput(f"{what} is {value}, the minimum is {least}")
 
     @property
     def whole_cpus(self) -> int:
-        """`cpus` rounded up, for machines that have processors of their own."""
+        """`cpus` rounded up, for machines with CPUs of their own."""
         return math.ceil(self.cpus)
 
 
 TtlAction = Literal["stop", "terminate", "pause"]
-"""What is done to a machine when its time is over."""
+"""The action at the end of a machine's time to live."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
-    """What a machine is made of.
+    """A description of a machine to make.
 
-    `session` is a host directory that appears at the guest's `/session`, writable, and outlives the machine.
-    `door` is a host directory that holds the session's door, a unix socket called `door.sock`; the socket may be
-    absent at boot and may come and go (a daemon that restarts makes it anew): connections wait for it.
-    `metadata` is kept with the machine and given back by `get` and `list`.
-    `ttl` is how many seconds the machine may live, None without end, and `ttl_action` what is done then: by the backend
-    of a `remote` provider, whether or not anybody of ours is there; others leave it to their caller.
-    """
+    `session` is a host directory that appears at the guest's `/session`; it is writable and outlives the machine.
+    `door` is a host directory with the session's door, a unix socket called `door.sock`. The socket may be absent at
+    boot, and may disappear and return (a daemon that restarts makes a new one): connections wait for it. `metadata` is
+    stored with the machine and returned by `get` and `list`. `ttl` is how many seconds the machine may live (None: no
+    limit), and `ttl_action` the action then. The backend of a `remote` provider does it, whether or not Hiveyard still
+    runs; for other providers it is up to the caller."""
 
     image: Image
     shape: Shape = Shape()
@@ -133,10 +131,10 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A machine as its backend sees it now. `shape` is None where the backend does not tell.
+    """The current state of a machine, as its backend sees it. `shape` is None if the backend does not report it.
 
-    `ends_at` is when its time is over, in seconds since the epoch as `created_at` is, and `ttl_action` what is done to
-    it then; both are None where the backend ends nothing by itself. `Orchestrator` adds what it sees to itself."""
+    `ends_at` is the end of its time to live, in seconds since the epoch like `created_at`, and `ttl_action` the action
+    then. Both are None if the backend ends nothing by itself; `Orchestrator` sets the end that it enforces itself."""
 
     name: str
     status: MachineStatus
@@ -151,10 +149,12 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
-    """Something of a provider's that takes space. `kind` is what it is: `made` from an image by `prepare`, a `machine`,
-    a `snapshot`, or what is `left` of half-made ones. `image` is an id, empty where it is of none. It lies at `place`,
-    or in a backend that says its `size` in bytes."""
+class StoredItem:
+    """An item of a provider that takes disk space.
+
+    `kind` is `made` (by `prepare` from an image), `machine`, `snapshot`, or `left` (remains of half-made items).
+    `image` is the id of its image, or empty. The item is at the path `place`, or in a backend that reports its `size`
+    in bytes."""
 
     kind: Literal["made", "machine", "snapshot", "left"]
     name: str
@@ -165,10 +165,9 @@ class Holding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """Whether a provider works on this host, in words for `hv doctor`.
+    """The answer to whether a provider works on this host, in words for `hv doctor`.
 
-    `detail` is what was found (versions, the accelerator and why); `fix` is what to do when `ok` is false.
-    """
+    `detail` is what was found (versions, the accelerator and why). `fix` says what to do if `ok` is false."""
 
     ok: bool
     detail: str
@@ -176,15 +175,16 @@ class Readiness:
 
 
 Report = Callable[[str], None]
-"""Called with one line, present tense, when a long step begins: `booting the template (once per image)`."""
+"""A progress callback. It gets one line, in the present tense, when a long step begins:
+`booting the template (once per image)`."""
 
 
 def quiet(line: str) -> None:
-    """A Report for callers who do not listen."""
+    """Ignore a progress line: a Report for callers that do not need one."""
 
 
 def check_machine_name(name: str) -> str:
-    """`name` when it can be a host name; BadInput otherwise. Every provider calls it first."""
+    """Return `name` if it is a valid host name, otherwise raise BadInput. Every provider calls this first."""
     if not _MACHINE_NAME.match(name):
-        raise BadInput(f"{name[:80]!r} is no machine name: 1 to 63 of a-z, 0-9 and -, no - at the ends")
+        raise BadInput(f"{name[:80]!r} is not a valid machine name: use 1 to 63 of a-z, 0-9 and -, no - at the ends")
     return name

@@ -1,4 +1,4 @@
-"""Structs from plain data that somebody wrote; what is wrong is told by field, value and what it may be."""
+"""Parse plain data into structs. Errors name the field, its value and the valid values."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from hiveyard.kit.text import one_line
 S = TypeVar("S", bound=msgspec.Struct)
 _PLACE = re.compile(r" - at `\$\.(\w+)`\Z")
 _SHOWN = 80
-"""Characters shown of a value that is wrong."""
+"""The number of characters shown of an invalid value."""
 
 
 def parsed(data: object, kind: type[S], what: str) -> S:
-    """Return `data` as a struct; `what` names it (`task request`). Durations and sizes may be texts with a unit (see
-    units.py). Raises BadInput, which names the field, its value and what it may be."""
+    """Return `data` as a struct. `what` is its name in errors (`task request`).
+
+    Durations and sizes may be texts with a unit (see units.py). Raises BadInput, which names the field, its value and
+    the valid values."""
     if not isinstance(data, dict):
-        raise BadInput(f"a {what} is an object, not {_shown(data)}")
+        raise BadInput(f"a {what} must be an object, not {_shown(data)}")
     data = converted(data)
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     for name, value in data.items():
@@ -37,7 +39,7 @@ def parsed(data: object, kind: type[S], what: str) -> S:
     try:
         return msgspec.convert(data, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise BadInput(_complaint(str(error), data, fields, what)) from error
+        raise BadInput(_message(str(error), data, fields, what)) from error
 
 
 def _unknown(name: str, value: object, fields: Iterable[str], what: str) -> BadInput:
@@ -48,21 +50,21 @@ def _unknown(name: str, value: object, fields: Iterable[str], what: str) -> BadI
     )
 
 
-def _complaint(said: str, data: dict[str, Any], fields: Mapping[str, msgspec.structs.FieldInfo], what: str) -> str:
-    place = _PLACE.search(said)
+def _message(reason: str, data: dict[str, Any], fields: Mapping[str, msgspec.structs.FieldInfo], what: str) -> str:
+    place = _PLACE.search(reason)
     if place is None or place[1] not in fields:
-        return f"this is no {what}: {said}"
+        return f"the {what} is not valid: {reason}"
     name = place[1]
     return f"{name} is {_shown(data[name])}, it must be {_words(inspect.type_info(fields[name].type))}"
 
 
 def _shown(value: object) -> str:
-    """As JSON, which is how it was written."""
+    """Return the value as JSON, which is how the user wrote it."""
     return one_line(json.dumps(value, ensure_ascii=False, default=repr), _SHOWN)
 
 
 def _words(kind: inspect.Type) -> str:
-    """A type in words: `a number above 0 or null`."""
+    """Describe a type: `a number above 0 or null`."""
     if isinstance(kind, inspect.Metadata):
         return _words(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -75,8 +77,8 @@ def _words(kind: inspect.Type) -> str:
 def _number(noun: str) -> Callable[[Any], str]:
     def words(kind: inspect.IntType | inspect.FloatType) -> str:
         limits = (("above", kind.gt), ("at least", kind.ge), ("below", kind.lt), ("at most", kind.le))
-        said = ", ".join(f"{word} {limit:.10g}" for word, limit in limits if limit is not None)
-        return f"{noun} ({said})" if said else noun
+        bounds = ", ".join(f"{word} {limit:.10g}" for word, limit in limits if limit is not None)
+        return f"{noun} ({bounds})" if bounds else noun
 
     return words
 

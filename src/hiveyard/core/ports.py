@@ -1,23 +1,31 @@
-"""The seams: what the engine asks of machines, guests, processes and agents.
+"""The contracts between the engine and machines, guests, process managers and agents.
 
-Each Protocol is a contract; one contract suite in the tests runs over every implementation. Implementations turn
-foreign errors into those named here, at their own edge. Anything not named raises ProviderError (ProcessError,
-AgentError) of the fitting kind.
-"""
+Each Protocol is a contract. One suite of contract tests runs over all implementations. An implementation converts
+foreign errors into the errors named here at its own edge. For a failure that no error here describes, it raises a
+ProviderError (ProcessError, AgentError) of the fitting kind.
+
+Abilities that only some providers have are in `core/abilities.py`. This module knows no implementation."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from hiveyard.core.abilities import Forks as Forks
+from hiveyard.core.abilities import HasStorage as HasStorage
+from hiveyard.core.abilities import Meanwhile as Meanwhile
+from hiveyard.core.abilities import Openable as Openable
+from hiveyard.core.abilities import Pauses as Pauses
+from hiveyard.core.abilities import Snapshots as Snapshots
+from hiveyard.core.abilities import SnapshotStats as SnapshotStats
+from hiveyard.core.abilities import Terminals as Terminals
 from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, Result
 from hiveyard.core.events import AgentEvent
 from hiveyard.core.files import FileStep
 from hiveyard.core.machines import (
     Capabilities,
-    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -30,32 +38,36 @@ from hiveyard.core.machines import (
 
 
 class Stream(Protocol):
-    """A program that runs in a guest. Only `wait` tells how it went; the other verbs just come to an end."""
+    """A program that runs in a guest. Only `wait` reports failures; the other methods never raise for a program that
+    ended."""
 
     async def send(self, data: bytes) -> None:
-        """Give it to the program's stdin, waiting while that is full. What it does not want is dropped."""
+        """Write to the program's stdin, and wait while the pipe is full. Data that the program does not read is
+        dropped."""
 
     async def send_eof(self) -> None:
-        """End its stdin. Twice is once."""
+        """Close the program's stdin. Calling it again does nothing."""
 
     async def receive(self) -> bytes:
-        """The next piece of stdout, of any size; b"" at its end, and when the machine is lost."""
+        """Return the next piece of stdout, of any size; b"" at the end of the output and when the machine is lost."""
 
     async def receive_error(self) -> bytes:
-        """The same for stderr."""
+        """Return the next piece of stderr, like `receive`."""
 
     async def wait(self) -> int:
-        """The exit code, 128 + N when signal N killed it, as soon as the program itself has ended, even when
-        children of it hold its outputs open. Raises MachineLost when the machine died or cannot be reached;
-        GuestDisconnected when it lives and only the connection broke."""
+        """Wait until the program has ended and return its exit code, 128 + N if signal N killed it.
+
+        Returns as soon as the program itself has ended, even if its children still hold its outputs open. Raises
+        MachineLost if the machine died or cannot be reached, GuestDisconnected if the machine is alive and only the
+        connection broke."""
 
 
 class Guest(Protocol):
-    """The inside of one ready machine, as the unprivileged user of its Capabilities.
+    """The inside of one ready machine, seen as the unprivileged user of its Capabilities.
 
-    Paths are absolute or start with `~`; they may hold any character but NUL. Every verb raises MachineLost when the
-    machine dies or cannot be reached any more. Nothing a guest answers is trusted: sizes are bounded, shapes checked.
-    """
+    Paths are absolute or start with `~`. They may contain any character except NUL. Every method raises MachineLost if
+    the machine dies or can no longer be reached. Answers from a guest are not trusted: sizes are limited and formats
+    are checked."""
 
     async def run(
         self,
@@ -65,25 +77,28 @@ class Guest(Protocol):
         timeout: float | None = None,
         limit: int = 16 << 20,
     ) -> Result:
-        """Run a command to its end. A failing command is a Result, not an error.
+        """Run a command and wait until it ends. A failing command is a Result, not an error.
 
-        Raises CommandTimeout after `timeout` seconds, when the command and all that it started are dead;
-        CannotExecute when its program or its cwd does not exist or may not be used. Cancelling kills it likewise.
-        """
+        At most `limit` bytes of each output are kept. Raises CommandTimeout after `timeout` seconds, once the command
+        and all processes that it started are dead; CannotExecute if the program or the working directory does not exist
+        or may not be used. Cancelling the call kills the command in the same way."""
 
     def open(self, command: Command) -> AbstractAsyncContextManager[Stream]:
-        """Run a command and talk with it, for as long as the block lasts: it, and all that it started, are killed at
-        the end of the block, unless `wait` has told its exit code.
+        """Run a command and exchange data with it while the block runs.
 
-        Both outputs have to be read: what nobody reads may be dropped, or hold the other one up. Raises CannotExecute
-        for a cwd that may not be used; for a program that cannot be started `wait` raises it."""
+        At the end of the block the command and all processes that it started are killed, unless `wait` has returned its
+        exit code. Read both outputs: output that is not read may be dropped, or may block the other output. Raises
+        CannotExecute for a working directory that may not be used; if the program cannot be started, `wait` raises
+        it."""
 
     async def read(self, path: str, *, offset: int = 0, limit: int = 64 << 20) -> bytes:
-        """The bytes of a file from `offset` to its end. Raises GuestFileTooLarge when that is more than `limit`,
-        GuestFileNotFound, GuestIsADirectory, GuestPermissionDenied."""
+        """Return the bytes of a file from `offset` to its end.
+
+        Raises GuestFileTooLarge if these are more than `limit`, GuestFileNotFound, GuestIsADirectory,
+        GuestPermissionDenied."""
 
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
-        """Write a file in place; its directory must exist (else GuestFileNotFound)."""
+        """Write a file in place. Raises GuestFileNotFound if its directory does not exist."""
 
     async def write_atomic(
         self,
@@ -95,256 +110,185 @@ class Guest(Protocol):
         owner: str | None = None,
         group: str | None = None,
     ) -> None:
-        """Write a file so that a reader sees the old content or the new. Parents are made. The file's size, digest
-        and mode are read back before this returns; GuestWriteUnverified when they differ (the old content stays).
+        """Write a file so that a reader sees either the old or the new content.
 
-        It belongs to the guest's own user, or to `owner` and `group` (names or numbers); GuestPermissionDenied where
-        that user may not give it away."""
+        With `parents`, missing parent directories are made. The file belongs to the guest's own user, or to `owner` and
+        `group` (names or numbers). The size, digest and mode are read back before this returns. Raises
+        GuestWriteUnverified if they differ (the old content stays), GuestPermissionDenied if the guest's user may not
+        give the file away."""
 
     async def exists(self, path: str) -> bool:
-        """Whether something is there, of any kind; links are followed, so one to nowhere is nothing. Raises
-        GuestPermissionDenied where a directory on the way may not be looked into."""
+        """Return whether a file of any kind exists at `path`.
+
+        Symlinks are followed, so a dangling link does not exist. Raises GuestPermissionDenied if a directory on the way
+        may not be searched."""
 
     async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = True) -> None:
-        """Make a directory; one that exists is a success, a file in its place is GuestNotADirectory."""
+        """Make a directory. An existing directory is a success. Raises GuestNotADirectory if a file is in its place."""
 
     async def remove(self, path: str) -> None:
-        """Remove a file; an absent one is a success, a directory is GuestIsADirectory."""
+        """Remove a file. An absent file is a success. Raises GuestIsADirectory for a directory."""
 
     async def batch(self, steps: Sequence[FileStep]) -> None:
-        """Do small things to files in their order, all in one round trip (several where their contents are large).
+        """Do several small file operations in order, in one round trip (in several if their contents are large).
 
-        Each does what the verb of its name does and raises what that raises, with `step`, its place from 0, in the
-        context. What comes before one that fails stays done, what comes after it is not begun."""
+        Each step does what the method of the same name does and raises what that method raises, with `step`, its index
+        from 0, in the error's context. The steps before a failed one stay done; the steps after it are not started."""
 
     async def remove_tree(self, path: str) -> None:
-        """Remove a directory and all below it, or a file; absent is a success. `/`, `~` and `/session` are refused
-        with BadInput."""
+        """Remove a directory with everything in it, or a file. An absent path is a success.
+
+        Raises BadInput for `/`, `~` and `/session`."""
 
     def follow(self, path: str, *, offset: int = 0, pid: int | None = None) -> AsyncIterator[bytes]:
-        """What is in a file from `offset`, then what is added to it, as it comes.
+        """Yield the content of a file from `offset`, then the data that is appended to it, as it arrives.
 
-        Waits for a file that is not there yet. Ends when process `pid` of the guest has ended and all that was
-        written has been given; without `pid` it goes on until the caller stops. Use `contextlib.aclosing`.
-        """
+        Waits for a file that does not exist yet. Ends when process `pid` of the guest has ended and all its output was
+        yielded; without `pid` it continues until the caller stops. Use `contextlib.aclosing`."""
 
 
 class Provider(Protocol):
-    """Makes machines of one kind. Each call is safe to repeat after a crash; the machine's name is the only handle."""
+    """Makes machines of one kind. Every call is safe to repeat after a crash. The machine's name is its only handle."""
 
     name: str
     tier: Tier
 
     @property
     def capabilities(self) -> Capabilities:
-        """The same for as long as it is used. Raises BadInput where they are not known yet (`core.opening`)."""
+        """The capabilities of all machines of this provider. They do not change while the provider is used.
+
+        Raises BadInput while they are not known yet (see Openable)."""
 
     async def readiness(self) -> Readiness:
-        """Whether this provider works here, found out by trying. Never raises for a host that lacks something."""
+        """Return whether this provider works on this host, found out by trying it. Never raises because the host lacks
+        something."""
 
     async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
-        """Make from an image all that `boot` needs (disk, template, imported image); what is there is kept.
+        """Make everything that `boot` needs from an image (disk, template, imported image). Existing parts are kept.
 
-        Safe to call at once from several tasks or processes: one does the work, the others wait.
-        Raises ProviderUnavailable, NoSpace, BootTimeout."""
+        Several tasks or processes may call it at once: one does the work and the others wait. Raises
+        ProviderUnavailable, NoSpace, BootTimeout."""
 
     async def boot(self, name: str, spec: MachineSpec) -> Machine:
-        """Make the machine and return it `ready`: a command can be run. Callers never poll.
+        """Make a machine, wait until it runs commands, and return it with the status `ready`. Callers never poll.
 
-        A ready machine of that name is returned as it is; half-made remains of one are replaced. When it fails or
-        is cancelled nothing is left. Raises NoSuchImage when `prepare` was not done, BootTimeout, BootFailed,
-        NoMemory, NoSpace, ProviderUnavailable."""
+        If a ready machine of that name exists, it is returned unchanged; the remains of a half-made one are replaced.
+        If the call fails or is cancelled, nothing is left over. Raises NoSuchImage if `prepare` was not called,
+        BootTimeout, BootFailed, NoMemory, NoSpace, ProviderUnavailable."""
 
     async def get(self, name: str) -> Machine:
-        """The machine as it is now. Raises NoSuchMachine."""
+        """Return the machine's current state. Raises NoSuchMachine."""
 
     async def list(self) -> list[Machine]:
-        """The machines of this installation as they are now, in any status, in the order of their names; what is left
-        of half-made ones may be in `names` alone. One that goes away meanwhile is left out."""
+        """Return the current state of this installation's machines, in any status, sorted by name.
+
+        Remains of half-made machines may be missing here and appear only in `names`. A machine that is removed during
+        the call is left out."""
 
     async def names(self) -> set[str]:
-        """Names of all that exists in the backend and was made by this installation: machines in any status and
-        what is left of half-made ones. `terminate` of each leaves nothing."""
+        """Return the names of everything in the backend that this installation made: machines in any status and the
+        remains of half-made ones.
+
+        After `terminate` of each name nothing is left over."""
 
     async def stop(self, name: str) -> None:
-        """End the machine and keep its name and metadata (`stopped`). One that is stopped already is a success.
+        """Stop the machine and keep its name and metadata (status `stopped`). A stopped machine is a success.
+
         Raises NoSuchMachine."""
 
     async def terminate(self, name: str) -> None:
-        """Remove the machine and all that belongs to it, except the session directory. Absent is a success."""
+        """Remove the machine and everything that belongs to it, except the session directory. An absent machine is a
+        success."""
 
     def guest(self, name: str) -> AbstractAsyncContextManager[Guest]:
-        """The inside of a ready machine, for as long as the block lasts; blocks may nest and run side by side.
+        """Connect to the inside of a ready machine while the block runs. Blocks may be nested and may run concurrently.
+
         Raises NoSuchMachine, MachineNotReady, MachineLost."""
 
     async def release_image(self, image_id: str) -> None:
-        """Remove what `prepare` made from an image. Absent is a success."""
-
-
-@runtime_checkable
-class Terminals(Protocol):
-    """A provider whose machines a person can sit down at."""
-
-    async def terminal(self, name: str, command: Command) -> Sequence[str]:
-        """A program of this host, to be run by this user on a terminal: it gives that to `command` in the ready
-        machine, until the command ends.
-
-        Keys (Ctrl-C, Ctrl-Z) and the window's size reach the command; the program ends with its exit code, and with
-        another than 0 when the machine died. The command has a terminal of the guest, never the host's own. When the
-        host's terminal goes away the command is hung up on; when the program itself is killed, it may live on.
-        Raises NoSuchMachine, MachineNotReady, MachineLost, CannotExecute."""
-
-
-Meanwhile = Callable[[], Coroutine[object, object, None]]
-"""What else is to be done while a machine stands still."""
-
-
-class Frozen(NamedTuple):
-    """A snapshot that was taken: how long the machine stood still for it, in seconds, and the bytes it takes on disk
-    beyond what it shares."""
-
-    seconds: float
-    size: int
-
-
-@runtime_checkable
-class Snapshots(Protocol):
-    """A provider that can keep a running machine as it stands, with memory, processes, devices and disk, and make
-    others that go on from there. It Pauses too.
-
-    Snapshots have names of their own, are not changed by anybody and outlive the machine. Their session directory is
-    not part of them: the caller copies that `meanwhile`."""
-
-    async def snapshot(
-        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
-    ) -> Frozen:
-        """Keep the machine `name` as it stands; one that is there of that name is replaced. A machine that is frozen
-        stays so, any other stands still for as short as may be; `meanwhile` is called once while it does. `passing`:
-        machines begin there at once, and then it goes, so it need not be small. When `meanwhile` or anything fails or
-        is cancelled the machine is as before and nothing is left of the snapshot. Raises what `meanwhile` does,
-        NoSuchMachine, MachineNotReady, MachineLost, NoSpace; CannotKeepMemory where this one's memory cannot be had."""
-
-    async def make_ready(self, snapshot: str) -> None:
-        """See to it that `boot_from` finds all it needs of the snapshot, for a caller who gives something up for that
-        first. Raises NoSuchSnapshot, ProviderUnavailable when this host cannot go on with it, NoSpace, ProviderError
-        for one that is damaged."""
-
-    async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
-        """A ready machine `name` that goes on where the snapshot stands: same memory, same processes, their
-        connections to a door broken off; its own name, keys, session directory, door and disk. `spec.image` and
-        `spec.shape` are those of the snapshot's machine. For the rest as `boot`. Raises NoSuchSnapshot too."""
-
-    async def snapshots(self) -> set[str]:
-        """Names of all that exist, and what is left of half-made ones."""
-
-    async def remove_snapshot(self, snapshot: str) -> None:
-        """Absent is a success. Machines that go on from it live on."""
-
-
-@runtime_checkable
-class Forks(Protocol):
-    """A provider of remote machines that makes others of a running one in one step. Where machines share directories
-    with this host, whoever forks has to copy some meanwhile, as Snapshots lets them."""
-
-    async def fork(self, name: str, children: Sequence[str], spec: MachineSpec) -> Sequence[Machine]:
-        """Ready machines, in the order of `children`, that go on where the machine `name` stands, which stands still
-        for a moment: same memory, same processes, names of their own. `spec` is the machine's own; they live as long
-        as it says from now on. When this fails or is cancelled none of them is left. Raises BadInput for a name that is
-        taken or given twice, NoSuchMachine, MachineNotReady, and for the rest as `boot`."""
-
-
-@runtime_checkable
-class Holds(Protocol):
-    """A provider that can tell what it takes space for."""
-
-    async def holdings(self) -> list[Holding]:
-        """All of it, as it is now; made by this installation or in a cache that several share."""
-
-    async def discard(self, holding: Holding) -> None:
-        """Remove what is `left`; absent is a success."""
-
-
-@runtime_checkable
-class Pauses(Protocol):
-    """A provider that can freeze a machine where it stands, and let it go on. A frozen machine is still `ready`; what
-    is asked of its guest waits until it goes on, or until its `timeout` is over. It stays frozen when its daemon dies,
-    and can be stopped and terminated as any other."""
-
-    async def pause(self, name: str) -> None:
-        """Freeze it; one that is frozen is a success. Raises NoSuchMachine, MachineNotReady; CannotFreeze, when it
-        goes on."""
-
-    async def resume(self, name: str) -> None:
-        """Let it go on; one that runs is a success. Raises NoSuchMachine, MachineNotReady."""
+        """Remove what `prepare` made from an image. An absent image is a success."""
 
 
 class ProcessManager(Protocol):
-    """Keeps processes alive in a guest when nobody is connected. It holds no state of its own: all is in the guest,
-    below `/session`, so that output and exit codes outlive a lost connection, a killed daemon and the machine."""
+    """Keeps processes running in a guest while nobody is connected.
+
+    It holds no state of its own. Everything is in the guest, below `/session`, so that output and exit codes survive a
+    lost connection, a killed daemon and the end of the machine."""
 
     name: str
 
     async def start(self, guest: Guest, spec: ProcessSpec) -> ProcessInfo:
-        """Start a process, or return the one of that name that was started before (running or ended): starting
-        twice starts once. Of several instances all are started and the first is returned. Raises ProcessNotStarted;
-        BadInput for what this process manager cannot do at all."""
+        """Start a process, or return the existing process of that name, running or ended: starting twice starts once.
+
+        If several instances are requested, all are started and the first is returned. Raises ProcessNotStarted;
+        BadInput for a request that this process manager does not support."""
 
     async def get(self, guest: Guest, name: str) -> ProcessInfo:
-        """Raises NoSuchProcess."""
+        """Return the process's current state. Raises NoSuchProcess."""
 
     async def list(self, guest: Guest) -> list[ProcessInfo]:
-        """All that were started and not removed, running or ended, each of several instances by itself, in no order."""
+        """Return all processes that were started and not removed, running or ended, in any order. Each instance is
+        listed."""
 
     async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
-        """Give a message to a process that was started with an `inbox`; returns when it is stored in the guest, which
-        is never later because the process does not read. True: it was stored. False: one of the same `key` was stored
-        before (by an earlier call, or an earlier try of this one), and nothing was done; so a sender that does not know
-        how far it came sends again. Any bytes, 16 MiB at most, any key.
+        """Store a message for a process that was started with an `inbox`.
 
-        Messages arrive whole, once, and in the order in which they were stored; those of several senders do not mix. A
-        sender that is killed at any point has stored its message or none of it. When the process is restarted, the new
-        run begins with the first message that the former did not read to its last byte, from its first one: what a run
-        had read is not given again, done with or not. Messages that are not read when the process ends are never given.
+        Returns as soon as the message is stored in the guest, whether or not the process reads. Returns True if it was
+        stored, and False if a message with the same `key` was stored before (by another call, or by an earlier attempt
+        of this one); then nothing is done. A sender that does not know whether its message arrived therefore sends it
+        again. The message may contain any bytes, at most 16 MiB; the key may be any text.
 
-        Raises NoSuchProcess; ProcessEnded when it has ended or its inbox was closed, and no such key was stored before;
-        BadInput for a message that is too long or a process without an inbox; ProcessError when the guest has no
-        room."""
+        Each message arrives complete and once, in the order of storing; messages of several senders are not mixed. A
+        sender that is killed has stored its message completely or not at all. After a restart the new run begins with
+        the first message that the previous run did not read to its last byte, from its first byte. A message that was
+        read is not delivered again, even if the run did not finish with it. Messages that are unread when the process
+        ends for good are never delivered.
+
+        Raises NoSuchProcess; ProcessEnded if the process has ended or its inbox was closed, and no message with that
+        key was stored before; BadInput for a message that is too long or a process without an inbox; ProcessError if
+        the guest's disk is full."""
 
     async def close_inbox(self, guest: Guest, name: str) -> None:
-        """End its stdin after all that was sent, in this run and any later one. Twice is once, and a process that has
-        ended is a success. Raises NoSuchProcess, BadInput for a process without an inbox."""
+        """Close the process's stdin after all messages that were sent, in this run and in later ones.
+
+        Closing it again, or after the process has ended, is a success. Raises NoSuchProcess, and BadInput for a process
+        without an inbox."""
 
     async def stop(self, guest: Guest, name: str, *, grace: float = 5.0) -> ProcessInfo:
-        """SIGINT to the process and all it started; SIGKILL after `grace` seconds; no restart. Ended already is a
-        success. By the name of the first of several instances all are stopped, by another's that one. Raises
-        NoSuchProcess."""
+        """Send SIGINT to the process and everything that it started, then SIGKILL after `grace` seconds. It is not
+        restarted.
+
+        A process that has ended is a success. The name of the first of several instances stops all of them; the name of
+        another stops only that one. Raises NoSuchProcess."""
 
     async def logs(self, guest: Guest, name: str, *, stream: str = "stdout", lines: int = 100) -> bytes:
-        """The last lines of an output (`stdout` or `stderr`), at most 1 MiB. Raises NoSuchProcess."""
+        """Return the last lines of an output (`stdout` or `stderr`), at most 1 MiB. Raises NoSuchProcess."""
 
     def follow(self, guest: Guest, name: str, *, stream: str = "stdout", offset: int = 0) -> AsyncIterator[bytes]:
-        """An output from `offset`, then live; ends when the process has ended and all was given. Of an output that is
-        rotated, 0 means the oldest byte that is kept (`ProcessInfo.dropped`), every other offset what it always means;
-        what is dropped while it is being followed comes as NUL bytes. Raises NoSuchProcess, OutputDropped."""
+        """Yield an output from `offset`, then live, until the process has ended and all its output was yielded.
+
+        For a rotated output, offset 0 means the oldest byte that is kept (`ProcessInfo.dropped`); other offsets keep
+        their meaning. Bytes that are dropped while they are followed are yielded as NUL bytes. Raises NoSuchProcess,
+        OutputDropped."""
 
     async def remove(self, guest: Guest, name: str) -> None:
-        """Forget an ended process, with its later instances, and its output; absent is a success. Raises ProcessError
-        while it runs."""
+        """Remove an ended process, its other instances and its output. An absent process is a success.
+
+        Raises ProcessError while it runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What an agent is asked to do, as its adapter needs to know it. All paths are the guest's.
+    """One prompt for an agent, with everything that its adapter needs to know. All paths are paths in the guest.
 
-    `prompt` is a file. `state` is a directory for the agent's own state, which outlives the machine. `door_url` has
-    no slash at the end; `placeholder` is the key that only this session's door accepts. `model` None is the agent's
-    own choice. `conversation` is the agent's own id of a conversation to go on with. `repository_config` lets
-    configuration in the repository that runs code on start take effect. `command` is the line of the `command` agent.
-    `ask`: in a conversation, it asks leave before it changes or runs anything; a turn of one prompt asks nobody, since
-    nobody could answer. `system` is text that is added to the
-    agent's own system prompt, the same for all turns of a conversation: some programs keep what that began with, some
-    know only what the turn at hand brings.
-    """
+    `prompt` is a file. `state` is a directory for the agent's own state; it outlives the machine. `door_url` has no
+    slash at its end. `placeholder` is the key that only this session's door accepts. `model` None selects the agent's
+    default. `conversation` is the agent's own id of a conversation to continue. With `repository_config`, configuration
+    files in the repository that run code at the start take effect. `command` is the command line of the `command`
+    agent. With `ask`, an agent in a conversation asks for permission before it changes or runs anything; a turn of one
+    prompt never asks, because nobody could answer. `system` is appended to the agent's own system prompt. It is the
+    same for all turns of a conversation: some programs keep the text from the first turn, others use only the text of
+    the current turn."""
 
     name: str
     prompt: str
@@ -361,10 +305,9 @@ class Turn:
 
 
 class Verdict(NamedTuple):
-    """What an agent's own events say about its turn, before the work tree is looked at.
+    """The outcome of a turn according to the agent's own events, before the work tree is checked.
 
-    `ok` False comes with a `code` of the error list and a `reason`. `conversation` is the id to go on with.
-    """
+    If `ok` is False, `code` is an error code and `reason` a message. `conversation` is the id for continuing."""
 
     ok: bool
     code: str = ""
@@ -373,42 +316,46 @@ class Verdict(NamedTuple):
 
 
 class Parser(Protocol):
-    """Gives one turn's raw output its meaning. Deterministic: the same lines give the same events, so that a
-    restarted daemon replays what is stored and goes on."""
+    """Converts the raw output of one turn into events.
+
+    It is deterministic: the same lines give the same events. A restarted daemon can therefore replay the stored output
+    and continue."""
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
-        """The events of one stdout line; a line that is not understood gives AgentOutput, never an error."""
+        """Return the events of one line of stdout. A line that is not understood gives AgentOutput, never an error."""
 
     def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
-        """The outcome after the last line. `exit_code` None: the process is gone without one."""
+        """Return the outcome, after the last line. `exit_code` None means that the process is gone without an exit
+        code."""
 
 
 class Agent(Protocol):
-    """The adapter of one agent program: pure, stateless, knows no provider and no process manager."""
+    """The adapter of one agent program. It is stateless, does no I/O, and knows no provider and no process manager."""
 
     name: str
-    program: str  # how the image's list of programs calls it; "" when it needs none
-    protocols: Sequence[str]  # which doors it needs: "anthropic", "openai"
+    program: str  # its name in the image's list of programs; "" if it needs none
+    protocols: Sequence[str]  # the model APIs that it uses: "anthropic", "openai"
 
     def process(self, turn: Turn) -> ProcessSpec:
-        """The process that does the turn. The prompt goes in by file or stdin, never by argv; `Turn.ask` changes
-        nothing. Raises BadInput for a turn that it cannot do, a `system` that its program takes nowhere among them."""
+        """Return the process that runs the turn.
+
+        The prompt is passed in a file or on stdin, never in argv. `Turn.ask` has no effect. Raises BadInput for a turn
+        that the agent cannot run, such as one with a `system` text that its program cannot take."""
 
     def parser(self) -> Parser:
-        """A new one, for the output of one turn from its first line; it knows of no other."""
+        """Return a new parser for the output of one turn, from its first line. It knows of no other turn."""
 
     def version(self) -> Command:
-        """A command that prints the program's version on its first line."""
+        """Return a command that prints the program's version on its first line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentTerminal:
-    """An agent's own terminal program in a session, whether or not a person sits there.
+    """An agent's own terminal program in a session, with or without a user at it.
 
-    `terminal` is the program, for a terminal of its own. `feed` is the guest's file to which all that
-    happens in the program is added, a JSON object a line, whoever typed; it outlives the machine and grows over all
-    turns and resumes of a conversation.
-    """
+    `terminal` is the program; it needs a terminal of its own. `feed` is a file in the guest to which everything that
+    happens in the program is appended, one JSON object per line, whoever typed it. The file outlives the machine and
+    grows over all turns and resumes of a conversation."""
 
     terminal: ProcessSpec
     feed: str
@@ -416,21 +363,28 @@ class AgentTerminal:
 
 @runtime_checkable
 class HasTerminal(Protocol):
-    """An agent whose own terminal program a person can use, and Hiveyard can listen to and tell things. It is asked
-    for by type; `Turn.conversation` goes on with one, `Turn.prompt` is not looked at by `seat`."""
+    """An agent with a terminal program that a user can use while Hiveyard reads its feed and sends prompts to it.
+
+    Callers test for it with isinstance. `Turn.conversation` continues a conversation; `agent_terminal` ignores
+    `Turn.prompt`."""
 
     def agent_terminal(self, turn: Turn) -> AgentTerminal:
-        """What to run. The program asks nothing before it takes its first prompt (themes, trust, keys)."""
+        """Return the program to run. It asks no question (theme, trust, keys) before it accepts its first prompt."""
 
-    def say(self, turn: Turn) -> Command:
-        """A command for the guest that gives the program the text in the file `turn.prompt`, any text, as one prompt,
-        and ends with 0 when it was taken. It waits for a program that is still starting, and ends with another
-        code and a reason on stderr when none will take it. The prompt then comes back as AgentPrompted."""
+    def send_prompt(self, turn: Turn) -> Command:
+        """Return a command for the guest that sends the text in the file `turn.prompt` to the program as one prompt.
+
+        The command exits with 0 once the prompt was accepted. It waits for a program that is still starting, and exits
+        with another code and a reason on stderr if no program accepts the prompt. The prompt then appears in the feed
+        as AgentPrompted."""
 
     def interrupt(self, turn: Turn) -> Command:
-        """A command for the guest that ends the turn at work and keeps the program and its conversation. Nothing at
-        work is a success."""
+        """Return a command for the guest that ends the current turn and keeps the program and its conversation.
 
-    def listener(self) -> Parser:
-        """Gives lines of the feed their meaning, over all turns: AgentStarted (with the conversation's id) when the
-        program runs, AgentPrompted begins a turn, AgentEnded ends one, AgentAsked when a person must answer."""
+        The command succeeds if no turn is running."""
+
+    def feed_parser(self) -> Parser:
+        """Return a parser for the lines of the feed, over all turns.
+
+        AgentStarted (with the conversation's id) means that the program runs, AgentPrompted begins a turn, AgentEnded
+        ends one, and AgentAsked means that the user must answer."""

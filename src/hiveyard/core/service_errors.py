@@ -1,9 +1,8 @@
-"""Errors of services on the internet beside machines: a branch of the tree in `core/errors.py`, which gives them
-out."""
+"""Errors of internet services other than machines: a branch of the tree in `core/errors.py`."""
 
 from __future__ import annotations
 
-from hiveyard.core.error import ComeBack, HiveyardError
+from hiveyard.core.error import HasRetryAfter, HiveyardError
 
 
 class ServiceError(HiveyardError):
@@ -11,48 +10,48 @@ class ServiceError(HiveyardError):
 
 
 class ServiceRefused(ServiceError):
-    """It found something wrong with the request itself (400, 409, 422): it would refuse it again."""
+    """The service refused the request as invalid (400, 409, 422). It would refuse it again."""
 
     code = "service.refused"
 
 
 class ServiceUnauthorized(ServiceError):
-    """It does not take the token, or that may not do this (401, 403)."""
+    """The service refused the token, or the token has no permission for this (401, 403)."""
 
     code = "service.unauthorized"
 
 
 class ServiceNotFound(ServiceError):
-    """It does not know what it was asked about (404)."""
+    """The service does not know the thing that the request names (404)."""
 
     code = "service.not_found"
 
 
-class ServiceRateLimited(ComeBack, ServiceError):
-    """It was asked too much (429)."""
+class ServiceRateLimited(HasRetryAfter, ServiceError):
+    """The service received too many requests (429)."""
 
     code, retry = "service.rate_limited", True
 
 
-class ServiceFailed(ComeBack, ServiceError):
-    """It failed in a way of its own (5xx)."""
+class ServiceFailed(HasRetryAfter, ServiceError):
+    """The service answered with a server error (5xx)."""
 
     code, retry = "service.failed", True
 
 
 class ServiceUnreachable(ServiceError):
-    """There is no connection to it, or it broke in the middle of an answer."""
+    """There is no connection to the service, or it broke in the middle of an answer."""
 
     code, retry = "service.unreachable", True
 
 
 class ServiceTimeout(ServiceError):
-    """It did not answer in time."""
+    """The service did not answer in time."""
 
     code, retry = "service.timeout", True
 
 
 class ServiceBadAnswer(ServiceError):
-    """What it answered is none: HTML, too large, or not of its own schema."""
+    """The service's answer is invalid: HTML, too large, or against its own schema."""
 
     code = "service.bad_answer"

@@ -1,4 +1,4 @@
-"""States and the tables by which events move them. Nothing else does."""
+"""States, and the tables of the events that change them. Nothing else changes a state."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Phase(enum.StrEnum):
 
 
 AT_WORK = (Phase.CREATED, Phase.PREPARING, Phase.RUNNING)
-"""The phases in which something is being done for a session, or may come."""
+"""The phases in which work for a session is in progress, or will follow."""
 
 
 class Activity(enum.StrEnum):
-    """What a running session is doing just now. `waiting` is for a person; for a model it is `thinking`."""
+    """The current activity of a running session. `waiting` means for the user; waiting for a model is `thinking`."""
 
     IDLE = "idle"
     THINKING = "thinking"
@@ -96,7 +96,7 @@ NEXT_MACHINE: Mapping[MachineStatus | None, Mapping[type[e.Body], MachineStatus]
     },
     MachineStatus.READY: {e.MachineStopping: MachineStatus.STOPPING, e.MachineFailed: MachineStatus.ERROR},
     MachineStatus.STOPPING: {e.MachineStopped: MachineStatus.STOPPED, e.MachineFailed: MachineStatus.ERROR},
-    # A machine of the same name may be made again: a name is derived from the work, not from the attempt.
+    # A machine of the same name may be made again: the name comes from the task or session, not from the attempt.
     MachineStatus.STOPPED: {e.MachineBooting: MachineStatus.BOOTING},
     MachineStatus.ERROR: {e.MachineStopping: MachineStatus.STOPPING, e.MachineBooting: MachineStatus.BOOTING},
 }
@@ -108,8 +108,8 @@ NEXT_TURN: Mapping[TurnState | None, Mapping[type[e.Body], TurnState]] = {
     TurnState.ENDED: {},
 }
 
-# An activity is a glance, not a state that anything depends on: any event may change it, whatever it was before.
-# A session that goes on after a pause in the middle of a turn thinks (projections.py).
+# An activity is for display, and nothing depends on it: any event may set it, whatever it was before.
+# A session that is resumed in the middle of a turn is `thinking` (projections.py).
 ACTIVITY: Mapping[type[e.Body], Activity] = {
     e.TurnStarted: Activity.THINKING,
     e.AgentPrompted: Activity.THINKING,
@@ -132,7 +132,7 @@ ACTIVITY: Mapping[type[e.Body], Activity] = {
 
 
 def step(table: Mapping[S | None, Mapping[type[e.Body], S]], state: S | None, body: e.Body, what: str) -> S:
-    """The state after an event. Raises IllegalMove, naming `what` it is about, when the table has no such move."""
+    """Return the state after an event. Raises IllegalMove, naming `what`, if the table has no such transition."""
     try:
         return table[state][type(body)]
     except KeyError:

@@ -1,4 +1,4 @@
-"""Tokens and money."""
+"""Counts of tokens and money."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import msgspec
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What calls to a model used. `input_tokens` are those not read from a cache. Costs are US dollars, None when
-    the price is not known (then money budgets count it as 0, and the event says so)."""
+    """The usage of calls to a model.
+
+    `input_tokens` excludes tokens read from a cache. `cost_usd` is None if the price is unknown; money budgets then
+    count it as 0, and the event says so."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -28,7 +30,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _sum(a: float | None, b: float | None) -> float | None:
-    """Unknown prices do not erase the known ones."""
+    """Add two costs. An unknown cost does not erase a known one."""
     if a is None or b is None:
         return a if b is None else b
     return a + b

@@ -1,6 +1,6 @@
-"""The engine: takes tasks, runs them side by side, and puts right at every start what a crash left.
+"""The engine: accepts tasks, runs them concurrently, and repairs at every start what a crash left.
 
-It decides; it does not speak HTTP and it prints nothing.
+It decides; it speaks no HTTP and prints nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hiveyard.engine.upkeep.doctor import Check, examine
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
 from hiveyard.engine.upkeep.recovery import sweep, tidy
 from hiveyard.engine.validation import check, completed
-from hiveyard.engine.workspace.create import make_and_journal
+from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_commits
 from hiveyard.engine.workspace.result import ResultLocation, source
 from hiveyard.kit.names import new_id, slug
@@ -48,7 +48,7 @@ OPEN = (TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING)
 
 
 class Engine:
-    """All that the API may ask for. Made by `running`."""
+    """The interface of the engine for the API. Made by `running`."""
 
     def __init__(self, resources: Resources, group: TaskGroup) -> None:
         self._r = resources
@@ -72,7 +72,7 @@ class Engine:
         return self._r.images
 
     async def remove_image(self, ref: str) -> str:
-        """As `ImageStock.remove`; also MachineNotReady while a live snapshot stands on it."""
+        """Remove an image, as `ImageStock.remove`. Also raises MachineNotReady while a live snapshot depends on it."""
         image = self.images.built(ref).id
         if standing := await self.snapshots.standing_on(image):
             name, _, session = standing[0].partition(" of ")
@@ -90,10 +90,11 @@ class Engine:
     # --- tasks -------------------------------------------------------------------------------------------------------
 
     async def submit(self, request: TaskRequest) -> str:
-        """Take a task; returns its id once it is journaled and begun.
+        """Accept a task; return its id once it is journaled and started.
 
-        Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, NoMemory for what can be told beforehand: then
-        there is no task."""
+        Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
+        task was created.
+        """
         request = completed(request.checked(), self._r)
         if (made := await self._made_before(request)) is not None:
             return made
@@ -109,7 +110,7 @@ class Engine:
         return id
 
     async def _made_before(self, request: TaskRequest) -> str | None:
-        """The task that was asked for with these words and this id before."""
+        """Return the task that was created before with the same id and the same request."""
         id = request.id
         if id is None or (session := await self._r.event_log.read(lambda conn: views.find_session(conn, id))) is None:
             return None
@@ -118,7 +119,7 @@ class Engine:
         return id
 
     async def _create(self, id: str, request: TaskRequest) -> None:
-        """Make the session's directory, then journal the task."""
+        """Create the session's directory, then journal the task."""
         name, agent, now = slug(request.prompt), request.agent or self._r.settings.agent, self._r.clock.now()
         workspace = self._r.workspace(id)
 
@@ -132,7 +133,7 @@ class Engine:
             journal.record(conn, id, TaskCreated(slug=free, request=request.as_json()), at=now)
             journal.record(conn, id, SessionCreated(slug=free, repo=request.repo, agent=agent), at=now)
 
-        await make_and_journal(self._r, workspace.root, make, write)
+        await create_and_record(self._r, workspace.root, make, write)
 
     def _begin(self, id: str, *, cancelled: bool = False) -> None:
         job = self._jobs[id] = Job(id, self._r)
@@ -152,7 +153,7 @@ class Engine:
             job.over.set()
 
     async def _run_in_turn(self, job: Job) -> None:
-        """Wait for a slot, or for a request to end: ending needs none."""
+        """Wait for a slot, or for a request to end the task, which needs no slot."""
         try:
             with job.stop.abandoning():
                 await self._slots.acquire()
@@ -165,7 +166,7 @@ class Engine:
             self._slots.release()
 
     async def cancel(self, id: str) -> None:
-        """Ask for a task's end; returns when that is journaled. A task that is over is a success."""
+        """Ask for a task's end; return when that is journaled. Succeeds for a task that is over."""
         task = await self._r.event_log.read(lambda conn: views.task(conn, id))
         if task.state.over:
             return
@@ -176,7 +177,7 @@ class Engine:
 
     async def remove(self, id: str, *, force: bool) -> None:
         """Remove a task or session and all that belongs to it. Raises MachineNotReady for one that runs, unless
-        `force`; NotFound for one that somebody else has just removed."""
+        `force`; NotFound for one that was removed meanwhile."""
         async with self.sessions.alone(id):
             await self._remove(id, force)
 
@@ -196,21 +197,21 @@ class Engine:
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_of(id), ignore_errors=True))
         await anyio.to_thread.run_sync(self._r.ssh_keys.forget, id)
         workspace = self._r.workspace(id)
-        await anyio.to_thread.run_sync(workspace.doom)
+        await anyio.to_thread.run_sync(workspace.mark_unfinished)
         await self._r.event_log.store.write(lambda conn: journal.forget(conn, id))
         await anyio.to_thread.run_sync(workspace.remove)
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
     async def resolve(self, ref: str) -> str:
-        """The id that a person means. Raises NotFound, Ambiguous."""
+        """Return the id for a name, an id or the start of one. Raises NotFound, Ambiguous."""
         return await self._r.event_log.read(lambda conn: names.resolve(conn, ref))
 
     async def report(self, id: str) -> TaskView:
         return await self._r.event_log.read(lambda conn: report(conn, id, self._r.workspace))
 
     async def reports(self, *, live_only: bool, limit: int | None = None) -> list[TaskView]:
-        """Newest first, in short: prompts are cut, and `timings` has the total only."""
+        """Return tasks, newest first, in short: prompts are cut, and `timings` has only the total."""
 
         def read(conn: Connection) -> list[TaskView]:
             tasks = views.tasks(conn, states=OPEN if live_only else None, limit=limit)
@@ -222,11 +223,11 @@ class Engine:
         return await self._r.event_log.read(lambda conn: journal.events(conn, session=id, after=after, limit=limit))
 
     def follow(self, id: str, *, after: int) -> AsyncGenerator[Event, None]:
-        """A task's events after a sequence number, then as they come."""
+        """Yield a task's events after a sequence number, then new ones as they come."""
         return self._r.event_log.store.follow(after=after, session=id)
 
     async def is_over(self, id: str) -> bool:
-        """Whether no event is to come: a task is over, or a session is not at work."""
+        """Return whether no event will follow: a task is over, or a session is not running."""
 
         def read(conn: Connection) -> bool:
             task = views.find_task(conn, id)
@@ -235,7 +236,7 @@ class Engine:
         return await self._r.event_log.read(read)
 
     async def source(self, id: str) -> ResultLocation:
-        """Where the result of a task or session lies. Raises NotFound, SessionDamaged."""
+        """Return the location of a task's or session's result. Raises NotFound, SessionDamaged."""
         await check_commits(self._r, await self._r.event_log.read(lambda conn: views.session(conn, id)))
         return await self._r.event_log.read(lambda conn: source(conn, id, self._r.workspace(id)))
 
@@ -245,7 +246,7 @@ class Engine:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Go on with every task that is not over, and remove what belongs to none."""
+        """Continue every task that is not over, and remove what belongs to no task."""
         leftovers = await tidy(self._r, list(self._r.sessions.glob("*")))
         tasks = await self._r.event_log.read(lambda conn: views.tasks(conn, states=OPEN))
         # Agents that are at work wait for their doors: they come before tasks that wait for a slot, and those in order.
@@ -272,7 +273,7 @@ def _check_over(conn: Connection, id: str) -> None:
 
 
 def _close(conn: Connection, id: str, at: float) -> None:
-    """Journal the end of what was let go of: only what is over can be forgotten."""
+    """Journal the end of a task that was abandoned: only a task that is over can be removed."""
     task = views.find_task(conn, id)
     if task is not None and not task.state.over:
         journal.record(conn, id, TaskCancelled(reason="removed"), at=at)
@@ -282,7 +283,7 @@ def _close(conn: Connection, id: str, at: float) -> None:
 
 @asynccontextmanager
 async def running(resources: Resources) -> AsyncIterator[Engine]:
-    """The engine at work; leaving the block lets go of the tasks and does not end them."""
+    """Run the engine. Leaving the block detaches from running tasks and does not end them."""
     async with anyio.create_task_group() as group:
         engine = Engine(resources, group)
         await engine.recover()

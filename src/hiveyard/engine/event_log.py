@@ -1,15 +1,20 @@
-"""How the engine writes down what happened: bodies in, journaled events out, in one transaction."""
+"""The event log of the engine: append events and the state they lead to in one transaction, and read rows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
+import anyio
 from sqlalchemy import Connection
 
-from hiveyard.core.events import AnyBody, PhaseEnded
+from hiveyard.core.events import AnyBody, PhaseEnded, Progress
+from hiveyard.core.machines import Report
 from hiveyard.kit.clock import Clock
+from hiveyard.kit.group import together
+from hiveyard.kit.progress import heartbeat
 from hiveyard.store import journal
 from hiveyard.store.database import Store
 
@@ -17,27 +22,28 @@ T = TypeVar("T")
 
 
 class Entry(NamedTuple):
-    """A body with the raw line it came from, if it came from one."""
+    """An event's body, with the raw output line that it came from, if any."""
 
     body: AnyBody
     raw: bytes | None = None
 
 
 class EventLog:
-    """The store as the engine sees it, with the time filled in."""
+    """The engine's access to the store; it adds the time to each event."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self.store = store
         self.clock = clock
 
     async def record(self, session: str, *bodies: AnyBody, turn: int | None = None) -> None:
-        """Append events and move the states they move, all or none. Returns when they are durable.
+        """Append events and apply their state changes, all or none. Return when they are durable.
 
-        Raises IllegalMove when a state does not allow it."""
+        Raises IllegalMove when a state does not allow one of them.
+        """
         await self.store.append(session, *bodies, turn=turn)
 
     async def record_output(self, session: str, turn: int, entries: Sequence[Entry], offset: int) -> None:
-        """Append what lines of an agent's output meant, together with how far the output has been read."""
+        """Append the events of an agent's output lines, together with how far the output has been read."""
         now = self.clock.now()
 
         def write(conn: Connection) -> None:
@@ -48,7 +54,7 @@ class EventLog:
         await self.store.write(write)
 
     async def record_feed(self, session: str, placed: Sequence[tuple[int | None, Entry]], offset: int) -> None:
-        """Append what lines of a session's feed meant, each with its turn, and how far the feed has been read."""
+        """Append the events of a session's feed, each with its turn, and how far the feed has been read."""
         now = self.clock.now()
 
         def write(conn: Connection) -> None:
@@ -62,8 +68,25 @@ class EventLog:
         return await self.store.read(question)
 
     @asynccontextmanager
+    async def progress(self, session: str, step: str) -> AsyncIterator[Report]:
+        """Yield a Report whose lines become Progress events, in order, while the block runs. After seconds without a
+        line, the last one (or `step`) is repeated with the time that it takes."""
+        send, receive = anyio.create_memory_object_stream[str](math.inf)
+
+        async def write() -> None:
+            with receive:
+                async for line in receive:
+                    await self.record(session, Progress(message=line))
+
+        async with together() as group:
+            group.start_soon(write, name="progress")
+            with send:
+                async with heartbeat(send.send_nowait, step) as report:
+                    yield report
+
+    @asynccontextmanager
     async def phase(self, session: str, name: str) -> AsyncIterator[None]:
-        """Record how long the block took, when it ends well."""
+        """Record how long the block took, if it succeeds."""
         start = self.clock.monotonic()
         yield
         await self.record(session, PhaseEnded(phase=name, seconds=self.clock.monotonic() - start))

@@ -1,4 +1,4 @@
-"""What a task needs to run: everything the daemon wired together, in one hand."""
+"""The parts that the daemon wired together, as one object that the engine's modules take."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from hiveyard.kit.clock import Clock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """`manager` runs processes without a terminal, `terminals` those with one. `sessions` holds one directory per
-    session; `doors` one per open door (short paths: they hold sockets)."""
+    """The daemon's parts. `manager` runs processes without a terminal, `terminals` those with one. `sessions` contains
+    one directory per session, `doors` one per open door (short paths: they hold sockets)."""
 
     event_log: EventLog
     providers: Mapping[str, Provider]
@@ -44,7 +44,7 @@ class Resources:
     _collecting: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary, init=False)
 
     def collecting(self, id: str) -> anyio.Lock:
-        """Held by who brings out a session's work: the guest and the host have one place for it."""
+        """Return the lock held while a session's work is being collected: guest and host have one place for it."""
         return self._collecting.setdefault(id, anyio.Lock())
 
     def workspace(self, id: str) -> Workspace:

@@ -1,4 +1,4 @@
-"""What tasks and sessions are both asked for with: on which repository, by which agent, in what machine."""
+"""The part of a request that tasks and sessions share: repository, agent, machine."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ Cpus = Annotated[float, msgspec.Meta(ge=0.1, le=1 << 16)]
 
 
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Null means: as the settings say. Paths are absolute and the host's. `memory_mib` is MiB, `disk_gib` GiB.
+    """The common fields of requests. Null means: as the settings say. Paths are absolute and the host's. `memory_mib`
+    is MiB, `disk_gib` GiB.
 
-    `id` is what the asker wants to know it by, as `new_id` makes them: who asks again with it, because an answer was
-    lost, gets what was made the first time."""
+    `id` is chosen by the caller, as `new_id` makes it. A request that is repeated with the same id, because an answer
+    was lost, returns what the first one created.
+    """
 
     repo: str
     id: str | None = None
@@ -56,7 +58,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tape: str | None = None
 
     def check_spec(self) -> None:
-        """Raises BadInput for what can be told to be wrong by looking at it alone."""
+        """Validate the fields by themselves. Raises BadInput."""
         for field, said in msgspec.structs.asdict(self).items():
             if isinstance(said, str) and field != "prompt":
                 check_text(field, said)
@@ -82,7 +84,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise BadInput(f"--command is for the command agent, and the agent is {self.agent}")
 
     def as_json(self) -> dict[str, Any]:
-        """The wish as plain data, without what was not said and without what it is known by."""
+        """Return the request as plain data, without unset fields and without its id."""
         return {
             key: value
             for key, value in msgspec.to_builtins(self).items()
@@ -90,14 +92,15 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         }
 
     def made_before(self, made: Mapping[str, Any] | None, what: str) -> bool:
-        """Whether `what`, which is known by its id, was made of this wish. Raises BadInput when of another one."""
+        """Return whether `what`, found by the id, was created from this request. Raises BadInput if it was created from
+        another one."""
         if made is not None and dict(made) == self.as_json():
             return True
         raise BadInput(f"there is a {what} {self.id} already, and it was asked for with other words")
 
 
 def check_text(name: str, value: str) -> None:
-    """Raises BadInput for what no journal keeps: the name of a file that is no UTF-8."""
+    """Raise BadInput for a text that the journal cannot store, such as a file name that is not UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -105,7 +108,7 @@ def check_text(name: str, value: str) -> None:
 
 
 def check_prompt(prompt: str, hint: str) -> None:
-    """Raises BadInput for what no agent can be told; `hint` is what to type instead of nothing."""
+    """Raise BadInput for a prompt that no agent can take; `hint` is the command to type instead of an empty one."""
     if not prompt.strip():
         raise BadInput("the prompt is empty", hint=hint)
     if "\0" in prompt:

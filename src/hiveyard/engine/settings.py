@@ -1,4 +1,4 @@
-"""What a person may set about tasks and turns."""
+"""Settings of tasks and turns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Policy for tasks that do not say otherwise themselves."""
+    """Defaults for tasks and sessions whose request does not set them."""
 
     agent: str = "claude"
     """The agent of a task that names none."""
@@ -47,7 +47,7 @@ class EngineSettings:
 
     @property
     def reserve(self) -> int:
-        """`disk_reserve_mib` in bytes."""
+        """Return `disk_reserve_mib` in bytes."""
         return self.disk_reserve_mib << 20
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """What one agent is begun with when nobody says otherwise; empty means as for all of them."""
+    """Defaults for one agent; empty means the general default."""
 
     model: str = ""
     """Its model; empty means the program's own choice."""
@@ -84,7 +84,7 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortSettings:
-    """Where ports of this host that lead into sessions are taken from."""
+    """The range of host ports for ssh into sessions."""
 
     first: int = 2222
     """First port for ssh into sessions."""

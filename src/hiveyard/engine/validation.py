@@ -1,4 +1,4 @@
-"""What can be told to be wrong with a wish before anything is made."""
+"""Validate a run request before anything is created."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ W = TypeVar("W", bound=RunSpec)
 
 
 def completed(spec: W, resources: Resources) -> W:
-    """The wish with what the settings say for its agent, to be kept so: a conversation goes on as it began, whatever
-    they say later. Raises UnknownAgent, NoSuchImage."""
+    """Return the request with the settings' values for its agent filled in. They are stored with it: a conversation
+    continues as it began, whatever the settings say later. Raises UnknownAgent, NoSuchImage."""
     name = spec.agent or resources.settings.agent
     program, default = by_name(name).program, resources.agents.get(name, AgentSettings())
     own = resources.images.bringing(program)
@@ -38,7 +38,8 @@ def completed(spec: W, resources: Resources) -> W:
 
 
 async def check(spec: RunSpec, resources: Resources) -> None:
-    """Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError, RepositoryError, BadTape, NoMemory."""
+    """Validate a request against this host. Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError,
+    RepositoryError, BadTape, NoMemory."""
     settings, providers = resources.settings, resources.providers
     agent = by_name(spec.agent or settings.agent)
     wanted = spec.provider or settings.provider
@@ -58,7 +59,7 @@ async def check(spec: RunSpec, resources: Resources) -> None:
 
 
 def check_account(spec: RunSpec, resources: Resources) -> None:
-    """An account that is there, and is for this agent. Raises BadInput, CredentialsError."""
+    """Check that the account exists and may be used for this agent. Raises BadInput, CredentialsError."""
     account, agent = spec.account or resources.settings.account, spec.agent or resources.settings.agent
     resources.keys.check(account)
     resources.keys.check_agent(account, agent)
@@ -74,7 +75,7 @@ def _check_image(image: str, provider: str, resources: Resources) -> None:
 
 
 def _check_tapes(spec: RunSpec) -> None:
-    """A tape that cannot be read, or a recording that cannot be made, is told now and not after the clone."""
+    """Check that the tape can be read and that the recording can be created, before the clone starts."""
     if spec.tape is not None:
         Tape.load(Path(spec.tape))
     if spec.record is not None:

@@ -49,7 +49,7 @@ _VERSION = re.compile(r"\d+(?:\.\d+)+[0-9A-Za-z.+-]*")
 
 
 class Built(NamedTuple):
-    """What came out: the tar, the versions of the recipe's programs, and of all packages."""
+    """The result of a build: the tar, the versions of the recipe's programs, and those of all packages."""
 
     rootfs: Path
     programs: dict[str, str]
@@ -158,7 +158,7 @@ async def _remove_within(root: Path) -> str:
         done = await process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", str(root)], timeout=_REMOVAL)
     except OSError as error:
         return repr(error)
-    return one_line(done.complaint(), 600)
+    return one_line(done.error_output(), 600)
 
 
 async def _prepare(recipe: Recipe, network: HostNetwork, work: Path, report: Report) -> None:

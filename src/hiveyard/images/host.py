@@ -1,4 +1,4 @@
-"""What the host tells a build about the network: Debian mirrors, certificates, proxies, npm's registries.
+"""The host's network configuration for a build: Debian mirrors, certificates, proxies, npm registries.
 
 It is handed to the build's sandbox and to no image. Only keys that decide where and how to download are taken along,
 never a whole configuration file.

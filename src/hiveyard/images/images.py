@@ -117,7 +117,7 @@ class Images:
         raise NoSuchImage(f"the image {recipe.name} is not built yet", hint=f"hv image build {ref}")
 
     def resolve(self, ref: str = DEFAULT) -> Image | Recipe:
-        """What `ref` means: a built image, or the recipe that `build` would make it from. Raises as `get`."""
+        """Resolve `ref` to a built image, or to the recipe that `build` would use. Raises as `get`."""
         if image := self._by_id(ref):
             return image
         recipe = self.recipe(ref)
@@ -157,7 +157,7 @@ class Images:
         return image
 
     def remains(self) -> Sequence[Path]:
-        """What builds that are at work, or were killed, have on disk here."""
+        """Return the files of builds that run or were killed."""
         return sorted(self.directory.glob(".building-*"))
 
     async def discard(self, left: Path) -> None:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What an image is made of.
+    """The recipe of an image.
 
     `packages` are Debian's (`name` or `name=version`); `npm` are pinned programs (`name@1.2.3`), installed globally
     with Node `node` ("" brings none); `run` are scripts for `sh`, run as root inside at the end of the build;
@@ -71,7 +71,7 @@ def digest(content: object) -> str:
 
 
 def debian_arch() -> str:
-    """What Debian calls this machine's processor. Raises BadInput where no image can be made."""
+    """Return Debian's name for this machine's architecture. Raises BadInput where no image can be built."""
     machine = platform.machine()
     try:
         return _ARCHITECTURES[machine]

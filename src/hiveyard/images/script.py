@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
 
 def dpkg_options() -> list[str]:
-    """What is not unpacked at all: drivers for hardware that no machine has, documentation, translations."""
+    """Return dpkg's options that leave out drivers for hardware no machine has, documentation and translations."""
     kernel = [f"path-exclude=/lib/modules/*/kernel/{part}/*" for part in _KERNEL_LEFT_OUT.split()]
     share = [f"path-exclude=/usr/share/{part}/*" for part in _DOCUMENTATION.split()]
     return [*kernel, *share, "path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright"]

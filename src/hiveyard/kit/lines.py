@@ -1,4 +1,4 @@
-"""Bytes that arrive in pieces, cut into lines of bounded length."""
+"""Split bytes that arrive in pieces into lines of limited length."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """One line without its newline. `end` is the stream offset just after it; `cut` tells that it was too long."""
+    """A line without its newline. `end` is the stream offset after it. `cut` is the number of bytes left out at its
+    end."""
 
     data: bytes
     end: int
-    cut: bool
+    cut: int
 
 
 class LineSplitter:
-    """Feed bytes, get whole lines. A line over `limit` bytes keeps its first `limit` bytes and is marked as cut.
+    """A splitter that takes bytes and returns complete lines.
 
-    `offset` is where in the stream the first fed byte stands, so that a reader can go on where it stopped.
-    """
+    A line over `limit` bytes keeps its first `limit` bytes; `cut` counts the others. `offset` is the position of the
+    first byte in the stream, so that a reader can continue where it stopped."""
 
     def __init__(self, *, limit: int, offset: int = 0) -> None:
         self._limit = limit
         self.offset = offset
         self._held = bytearray()
-        self._cut = False
+        self._cut = 0
 
     def feed(self, data: bytes) -> list[Line]:
         lines: list[Line] = []
@@ -37,17 +38,16 @@ class LineSplitter:
         return lines
 
     def finish(self) -> list[Line]:
-        """What is left without a newline at the end of the stream: no line or one."""
+        """Return the rest at the end of the stream, if there is one without a newline."""
         return [self._take(self.offset)] if self._held or self._cut else []
 
     def _hold(self, piece: bytes) -> None:
         room = self._limit - len(self._held)
-        if len(piece) > room:
-            self._cut = True
+        self._cut += max(0, len(piece) - room)
         self._held += piece[:room]
 
     def _take(self, end: int) -> Line:
         line = Line(bytes(self._held), end, self._cut)
         self._held.clear()
-        self._cut = False
+        self._cut = 0
         return line

@@ -1,4 +1,4 @@
-"""A lock of a file for tasks as well as processes."""
+"""A file lock between tasks as well as processes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import anyio
 
 from hiveyard.kit import files
 
-_LOOK = 0.05  # seconds
+_POLL = 0.05  # seconds
 
 
 @asynccontextmanager
-async def alone(path: Path) -> AsyncIterator[None]:
-    """`files.locked`; waiting for it holds nobody else up and can be cancelled."""
+async def file_lock(path: Path) -> AsyncIterator[None]:
+    """Hold `files.locked` while the block runs. Waiting for the lock blocks no other task and can be cancelled."""
     while True:
         lock = files.locked(path, wait=False)
         try:
             lock.__enter__()
             break
         except BlockingIOError:
-            await anyio.sleep(_LOOK)
+            await anyio.sleep(_POLL)
     try:
         yield
     finally:

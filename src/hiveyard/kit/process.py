@@ -1,9 +1,11 @@
-"""The only door to other programs: argv lists, own process group, bounded output, an end for every child."""
+"""The only way to run other programs: argv lists, own process group, limited output, an end for every child."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,9 +19,18 @@ import anyio
 import anyio.abc
 from anyio.abc import Process
 
+from hiveyard.kit.text import one_line
+
+log = logging.getLogger("hiveyard.process")
+"""Each command that is started, at level DEBUG."""
+_WORD, _SCRIPT, _COMMAND = 160, 60, 2000
+"""Characters that are logged of one word, of a script, and of a whole command."""
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SECRET_NAME = re.compile(r"(?i)\A(--?)?[a-z0-9_-]*(key|token|secret|passw|auth|credential)[a-z0-9_-]*=")
+
 
 class Completed(NamedTuple):
-    """How a program ended. `status` is its exit code, or minus the signal that killed it."""
+    """The result of a program. `status` is its exit code, or minus the number of the signal that killed it."""
 
     argv: tuple[str, ...]
     status: int
@@ -30,19 +41,20 @@ class Completed(NamedTuple):
     def ok(self) -> bool:
         return self.status == 0
 
-    def complaint(self, limit: int = 2000) -> str:
-        """The last of what it said on stderr (else stdout), for an error message."""
-        said = self.stderr.strip() or self.stdout.strip()
-        return said[-limit:].decode("utf-8", "replace")
+    def error_output(self, limit: int = 2000) -> str:
+        """Return the end of stderr (or of stdout if stderr is empty), for an error message."""
+        output = self.stderr.strip() or self.stdout.strip()
+        return output[-limit:].decode("utf-8", "replace")
 
     def command(self) -> str:
-        """The command as one can paste it into a shell."""
+        """Return the command in a form that can be pasted into a shell."""
         return shlex.join(self.argv)
 
 
 def find(program: str) -> str | None:
-    """Where a program is, None when it is not installed. Also where distributions put the tools of administrators:
-    Debian leaves those out of a person's PATH."""
+    """Return the path of a program, or None if it is not installed.
+
+    Also searches the directories of administration tools, which Debian leaves out of a user's PATH."""
     path = os.environ.get("PATH", os.defpath)
     return shutil.which(program, path=os.pathsep.join((path, "/usr/local/sbin", "/usr/sbin", "/sbin")))
 
@@ -56,12 +68,11 @@ async def run(
     timeout: float | None = None,
     limit: int = 64 << 20,
 ) -> Completed:
-    """Run a program to its end; a failing one is an answer, not an error.
+    """Run a program and wait until it ends. A failing program is a result, not an error.
 
-    `env` replaces the environment when given. At most `limit` bytes of each output are kept; the rest is read and
-    dropped. When cancelled, or after `timeout` seconds (TimeoutError), the program and its process group are killed.
-    Raises FileNotFoundError or PermissionError when the program cannot be started.
-    """
+    `env` replaces the environment if given. At most `limit` bytes of each output are kept; the rest is read and
+    dropped. If the call is cancelled, or after `timeout` seconds (TimeoutError), the program and its process group are
+    killed. Raises FileNotFoundError or PermissionError if the program cannot be started."""
     out, err = bytearray(), bytearray()
     async with running(argv, stdin=subprocess.PIPE, cwd=cwd, env=env, grace=0.0) as process:
         with anyio.fail_after(timeout):
@@ -85,7 +96,7 @@ async def running(
     pass_fds: Sequence[int] = (),
     grace: float = 5.0,
 ) -> AsyncIterator[Process]:
-    """Run a program, and all of its process group, for as long as the block lasts and never longer."""
+    """Run a program with its process group while the block runs, and never longer."""
     process = await anyio.open_process(
         list(argv),
         stdin=stdin,
@@ -96,10 +107,12 @@ async def running(
         pass_fds=pass_fds,
         start_new_session=True,
     )
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("pid %d: %s", process.pid, readable(argv))
     try:
         yield process
     finally:
-        # Shielded: when we are cancelled, the child still gets its grace before the kill.
+        # Shielded: if we are cancelled, the child still gets its grace period before the kill.
         with anyio.CancelScope(shield=True):
             if process.returncode is None and grace > 0:
                 signal_group(process.pid, signal.SIGTERM)
@@ -108,11 +121,27 @@ async def running(
             signal_group(process.pid, signal.SIGKILL)
             with anyio.move_on_after(5):
                 await process.aclose()
+        log.debug("pid %d ended with %s", process.pid, process.returncode)
+
+
+def readable(argv: Sequence[str]) -> str:
+    """Return a command for a log, on one line: long words and scripts are cut, and what may be a secret is replaced
+    by `***`. No secret belongs into an argv; this is for those of addresses and options that users give."""
+    words = []
+    for before, word in zip(("", *argv), argv, strict=False):
+        limit = _SCRIPT if before == "-c" and ("\n" in word or " " in word) else _WORD
+        words.append(one_line(_without_secrets(word), limit))
+    return one_line(shlex.join(words), _COMMAND)
+
+
+def _without_secrets(word: str) -> str:
+    word = _USERINFO.sub("***", word)
+    return word[: match.end()] + "***" if (match := _SECRET_NAME.match(word)) else word
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Send a signal to the process group that `pid` leads; a group that is gone is a success."""
-    # PermissionError: a program that changed its user is no longer ours to signal; its own teardown follows.
+    """Send a signal to the process group that `pid` leads. A group that no longer exists is a success."""
+    # PermissionError: we may not signal a program that changed its user; it is cleaned up in another way.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 
@@ -124,7 +153,7 @@ async def _feed(process: Process, data: bytes) -> None:
             await process.stdin.send(data)
         await process.stdin.aclose()
     except (anyio.BrokenResourceError, anyio.ClosedResourceError, BrokenPipeError, ConnectionResetError):
-        pass  # the program does not want its input: its own exit code tells what that means
+        pass  # the program does not read its input: its exit code says whether that is a failure
 
 
 async def _drain(stream: anyio.abc.ByteReceiveStream | None, into: bytearray, limit: int) -> None:

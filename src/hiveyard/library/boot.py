@@ -58,12 +58,12 @@ class MachineBoot:
         self._tell(events.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
         return machine
 
-    async def keep(self, name: str, spec: MachineSpec, asked: Snapshot, *, passing: bool = False) -> Snapshot:
+    async def keep(self, name: str, spec: MachineSpec, asked: Snapshot, *, temporary: bool = False) -> Snapshot:
         """Keep a machine as it stands, with its session directory, which is copied to where it is `asked`, or to a
         place of ours; it goes on. Raises ProviderError."""
         assert isinstance(self._provider, Snapshots)
         if self._provider.capabilities.remote:
-            await self._provider.snapshot(name, asked.name, passing=passing)
+            await self._provider.snapshot(name, asked.name, temporary=temporary)
             return asked
         source = spec.session or self._scratch.of(name, "session")
         if source is None:
@@ -73,7 +73,7 @@ class MachineBoot:
         async def copy() -> None:
             await _copied(source, kept)
 
-        await self._provider.snapshot(name, asked.name, copy, passing=passing)
+        await self._provider.snapshot(name, asked.name, copy, temporary=temporary)
         return replace(asked, session=kept)
 
     async def fork(self, parent: str, names: Sequence[str], spec: MachineSpec) -> dict[str, Machine]:

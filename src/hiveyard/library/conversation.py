@@ -161,7 +161,7 @@ class Conversation:
 
     async def _read(self) -> None:
         """The output from its first line to its last; the driver answers what it has to."""
-        await self._heard(0, self._driver.begin)
+        await self._heard(0, self._driver.start)
         splitter = LineSplitter(limit=_LINE_LIMIT)
         while True:
             try:
@@ -194,7 +194,7 @@ class Conversation:
     async def _over(self, offset: int) -> None:
         info = await self._manager.get(self._guest, self._process)
         stderr = await self._manager.logs(self._guest, self._process, stream="stderr")
-        await self._heard(offset + 1, lambda: self._driver.gone(info.exit_code, stderr.decode("utf-8", "replace")))
+        await self._heard(offset + 1, lambda: self._driver.exited(info.exit_code, stderr.decode("utf-8", "replace")))
         self._ended = info
 
     async def _heard(self, offset: int, meaning: Callable[[], Step], size: int = 0) -> None:
@@ -257,7 +257,7 @@ class Conversation:
             # Nobody knew of it: if it is not new to the inbox now, our own try was cut off and made again.
             if at is not None:
                 await self._told.note(key, self._heard_to)
-            await self._publish(self._driver.begun(text))
+            await self._publish(self._driver.prompt_sent(text))
             return _Begun(former, over=False)
 
     async def _told_at(self, key: str) -> int | None:

@@ -18,11 +18,10 @@ import anyio
 from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.credentials import CredentialProfile, CredentialsInstaller, Installed
 from hiveyard.core.doors import Doors
-from hiveyard.core.drivers import Converses
+from hiveyard.core.drivers import HasDriver
 from hiveyard.core.errors import BadInput, HiveyardError, NoSuchProcess, OrchestrationError
 from hiveyard.core.machines import Image, Machine, MachineSpec, TtlAction
-from hiveyard.core.opening import Openable
-from hiveyard.core.ports import Agent, Forks, Guest, ProcessManager, Provider, Turn
+from hiveyard.core.ports import Agent, Forks, Guest, Openable, ProcessManager, Provider, Turn
 from hiveyard.credentials import DefaultCredentialsInstaller
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.group import together
@@ -184,7 +183,7 @@ class Orchestrator:
         parent, asked = ready.machine.name, Snapshot(name=f"fork-{new_id()}")
         machines: dict[str, Machine] = {}
         try:
-            keeping = self._booting.keep(parent, ready.spec, asked, passing=True)
+            keeping = self._booting.keep(parent, ready.spec, asked, temporary=True)
             origin = await preparing("fork", parent).of(keeping, self._mask(parent))
             async with self._ending.all_on_failure(names), together() as group:
                 for name in names:
@@ -261,9 +260,9 @@ class Orchestrator:
         removes the machine. Raises as that, and BadInput for an agent that takes one prompt only; a conversation raises
         errors of its own."""
         agent = self.agent
-        if not isinstance(agent, Converses):
+        if not isinstance(agent, HasDriver):
             raise BadInput(f"the agent {agent.name} takes one prompt only", hint="start_session, for each prompt one")
-        driver, spec = agent.driver(turn), agent.live(turn)
+        driver, spec = agent.driver(turn), agent.live_process(turn)
         await self._start(machine, turn, spec, None, keep_on_error or offset > 0)
         mask = self._mask(machine.name)
         async with AsyncExitStack() as inside:

@@ -1,6 +1,7 @@
-"""Providers: they make machines, each of its own kind.
+"""Create machines. Each provider makes machines of one kind.
 
-Programs of ours that are run with no other package (`python -I -S`) are in here, so this brings in nothing by itself.
+This package also contains programs that run without other packages (`python -I -S`), so importing it imports nothing
+else.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["by_name", "names"]
 
-if not TYPE_CHECKING:  # else every name would do for a type checker
+if not TYPE_CHECKING:  # otherwise a type checker would accept every name
 
     def __getattr__(name: str) -> object:
         if name not in __all__:

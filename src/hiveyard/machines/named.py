@@ -1,4 +1,4 @@
-"""Providers by their names. None is imported before it is asked for."""
+"""Find providers by name. A provider is imported only when it is requested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiveyard.kit.secret import Secret
 T = TypeVar("T")
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     state: Path
     cache: Path
     settings: object
@@ -22,7 +22,7 @@ class _Asked(NamedTuple):
 
 
 def names() -> tuple[str, ...]:
-    """The providers that come with Hiveyard, but for programs (`hiveyard.machines.external`)."""
+    """Return the names of the providers in Hiveyard, without external programs (`hiveyard.machines.external`)."""
     return tuple(_MAKERS)
 
 
@@ -34,17 +34,17 @@ def by_name(
     settings: object = None,
     key: Callable[[], Secret] | None = None,
 ) -> Provider:
-    """The provider called `name`, ours or a plugin's, with a directory of its own for its machines and one for what it
-    makes of images; neither has to be there.
+    """Return the provider called `name`, one of Hiveyard's or a plugin's.
 
-    `settings` are its own (`hiveyard.machines.qemu.QemuSettings`, ...), the defaults unless given, and none for a
-    plugin's; a cloud asks `key` for its key whenever it needs it. Raises BadInput for an unknown name, other settings
-    and a cloud without `key`; BadPlugin."""
-    asked = _Asked(state, cache, settings, key)
+    `state` is its directory for machines and `cache` the one for files that it derives from images; neither has to
+    exist. `settings` are an object of its own class (`hiveyard.machines.qemu.QemuSettings`, ...), by default with
+    default values; a plugin takes none. A cloud calls `key` whenever it needs its key. Raises BadInput for an unknown
+    name, other settings, and a cloud without `key`; BadPlugin."""
+    request = _Request(state, cache, settings, key)
     if name in _MAKERS:
-        return _MAKERS[name](asked)
+        return _MAKERS[name](request)
     if settings is not None:
-        raise BadInput(f"{name[:80]!r} is none of Hiveyard's own, and only those take settings")
+        raise BadInput(f"{name[:80]!r} is not one of Hiveyard's providers, and only those take settings")
     own = ("auto", *_MAKERS)
     made = plugins.make("hiveyard.providers", name, own, state, cache)
     if made is None:
@@ -53,33 +53,33 @@ def by_name(
     return cast(Provider, made)
 
 
-def _qemu(asked: _Asked) -> Provider:
+def _qemu(request: _Request) -> Provider:
     from hiveyard.machines.qemu import QemuProvider, QemuSettings
 
-    return QemuProvider(asked.state, asked.cache, _settings(QemuSettings, asked))
+    return QemuProvider(request.state, request.cache, _settings(QemuSettings, request))
 
 
-def _docker(asked: _Asked) -> Provider:
+def _docker(request: _Request) -> Provider:
     from hiveyard.machines.docker import DockerProvider, DockerSettings
 
-    return DockerProvider(asked.state, _settings(DockerSettings, asked))
+    return DockerProvider(request.state, _settings(DockerSettings, request))
 
 
-def _bubblewrap(asked: _Asked) -> Provider:
+def _bubblewrap(request: _Request) -> Provider:
     from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
 
-    return BubblewrapProvider(asked.state, asked.cache, _settings(BubblewrapSettings, asked))
+    return BubblewrapProvider(request.state, request.cache, _settings(BubblewrapSettings, request))
 
 
-def _morph(asked: _Asked) -> Provider:
+def _morph(request: _Request) -> Provider:
     from hiveyard.machines.morph import MorphProvider, MorphSettings
 
-    if asked.key is None:
+    if request.key is None:
         raise BadInput("morph needs a key", hint="key=lambda: Secret(os.environ['MORPH_API_KEY'])")
-    return MorphProvider(asked.state, asked.key, _settings(MorphSettings, asked))
+    return MorphProvider(request.state, request.key, _settings(MorphSettings, request))
 
 
-_MAKERS: Mapping[str, Callable[[_Asked], Provider]] = {
+_MAKERS: Mapping[str, Callable[[_Request], Provider]] = {
     "qemu": _qemu,
     "docker": _docker,
     "bubblewrap": _bubblewrap,
@@ -87,9 +87,9 @@ _MAKERS: Mapping[str, Callable[[_Asked], Provider]] = {
 }
 
 
-def _settings(kind: type[T], asked: _Asked) -> T:
-    if asked.settings is None:
+def _settings(kind: type[T], request: _Request) -> T:
+    if request.settings is None:
         return kind()
-    if not isinstance(asked.settings, kind):
-        raise BadInput(f"the settings are {type(asked.settings).__name__}, not {kind.__name__}")
-    return asked.settings
+    if not isinstance(request.settings, kind):
+        raise BadInput(f"the settings are {type(request.settings).__name__}, not {kind.__name__}")
+    return request.settings

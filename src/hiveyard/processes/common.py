@@ -1,4 +1,4 @@
-"""What all scripts of process managers share: exit codes, functions in bash, how the state of a process is read.
+"""Parts that all scripts of process managers share: exit codes, bash functions, reading a process's state.
 
 It needs bash 5, coreutils, setsid and flock. Arguments are positional: no name, path or value is ever part of a script.
 """

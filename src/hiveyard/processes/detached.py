@@ -265,7 +265,7 @@ def _fields(spec: ProcessSpec, number: int) -> bytes:
 
 
 def _parse(data: bytes) -> list[_Seen]:
-    """What the status scripts print, eleven fields a process. What has another shape is left out."""
+    """Parse the output of the status scripts, eleven fields per process. Malformed lines are left out."""
     fields = data.split(b"\0")
     rows = [fields[at : at + 11] for at in range(0, len(fields) - 11, 11)]
     return [seen for row in rows if (seen := _seen([decode(field) for field in row])) is not None]

@@ -11,12 +11,15 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hiveyard.core.commands import Command, Result
 from hiveyard.core.errors import BadBundle, GuestNoSpace, RepositoryError
+from hiveyard.core.machines import Report, quiet
 from hiveyard.core.ports import Guest
+from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.kit.text import decode, one_line
 from hiveyard.repository import scripts
 from hiveyard.repository.branches import collide, heads
@@ -119,6 +122,7 @@ async def collect(
     memory: int = MEMORY,
     largest: int = LARGEST,
     aside: bool = False,
+    report: Report = quiet,
 ) -> Collected:
     """Commit the uncommitted work in the guest's `/session/repo` and fetch all work to `branch` of the host's `origin`.
 
@@ -130,9 +134,10 @@ async def collect(
     await check_branch_name(branch)
     limits = _Limits(limit, memory, largest)
     result.mkdir(parents=True, exist_ok=True)
-    links, notices = await _submodules(guest, origin, result, branch, limits, aside)
     bundle = result / BUNDLE
-    answer = await _collect_tree(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, limits)
+    async with measured(report, "reading the work out of the machine", partial(disk_usage, *_parts(result, origin))):
+        links, notices = await _submodules(guest, origin, result, branch, limits, aside)
+        answer = await _collect_tree(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, limits)
     notices = [*_notices(answer), *notices]
     if answer.head == base:
         return Collected(base, 0, 0, 0, 0, False, None, None, tuple(notices))
@@ -200,10 +205,20 @@ async def _collect_tree(guest: Guest, tree: Tree, bundle: Path, limits: _Limits)
     return answer
 
 
+def _part(file: Path) -> Path:
+    return file.with_name(f".{file.name}.part")
+
+
+def _parts(result: Path, origin: Path) -> list[Path]:
+    """Return the files to which bundles are written, including those of submodules."""
+    inner = [result / "submodules" / submodule.copy for submodule in submodules(origin)]
+    return [_part(directory / BUNDLE) for directory in (*inner, result)]
+
+
 @contextmanager
 def _replacing(file: Path) -> Iterator[Path]:
     """Yield a path to write to; at the end of the block it replaces `file`. Until then readers get the old content."""
-    part = file.with_name(f".{file.name}.part")
+    part = _part(file)
     try:
         yield part
         part.replace(file)

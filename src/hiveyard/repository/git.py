@@ -171,7 +171,7 @@ async def git_with_progress(*words: str, report: Report = quiet, timeout: float 
 
 def complaint(done: Completed) -> str:
     """Return the line of git's stderr that names the problem."""
-    lines = [line for line in re.split(r"[\r\n]+", done.complaint()) if line.strip()]
+    lines = [line for line in re.split(r"[\r\n]+", done.error_output()) if line.strip()]
     wrong = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR:"))]
     return one_line((wrong or lines or [f"exit code {done.status}"])[0])
 

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,7 +20,9 @@ import anyio.to_thread
 
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import GuestNoSpace, RepositoryError
+from hiveyard.core.machines import Report, quiet
 from hiveyard.core.ports import Guest
+from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.kit.text import decode, one_line
 from hiveyard.repository import scripts
 from hiveyard.repository.git import TRUSTED, complaint, config, git, git_output
@@ -38,18 +41,21 @@ class Part(NamedTuple):
     source: Path
 
 
-async def push(guest: Guest, origin: Path, shared: Path, *, base: str, branch: str) -> None:
+async def push(guest: Guest, origin: Path, shared: Path, *, base: str, branch: str, report: Report = quiet) -> None:
     """Create `/session/repo` in the guest, on `branch` at `base`, with its history and tags.
 
     Safe to repeat: an existing repository does not change. `shared` is the host's side of `/session`. Raises
     RepositoryError, GuestNoSpace, and the guest's errors."""
     if not os.path.lexists(shared / "repo"):
         with tempfile.TemporaryDirectory(dir=origin.parent, prefix=".push-") as scratch:
-            parts = await _parts(origin, Path(scratch), base, branch)
-            await anyio.to_thread.run_sync(_write_tar, parts, shared, TAR)
+            async with measured(report, "packing the repository", partial(disk_usage, Path(scratch))):
+                parts = await _parts(origin, Path(scratch), base, branch)
+            async with measured(report, "giving the repository to the machine", partial(disk_usage, shared / TAR)):
+                await anyio.to_thread.run_sync(_write_tar, parts, shared, TAR)
     paths = [submodule.path for submodule in submodules(origin)]
     command = Command(argv=("bash", "-c", scripts.PUSH, "hv", ROOT, *paths), cwd="/")
-    result = await guest.run(command, timeout=_TIMEOUT, limit=1 << 20)
+    async with measured(report, "checking out files in the machine", partial(disk_usage, shared / "repo")):
+        result = await guest.run(command, timeout=_TIMEOUT, limit=1 << 20)
     if not result.ok:
         error = decode(result.stderr)
         if "No space left on device" in error:

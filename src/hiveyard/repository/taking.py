@@ -12,6 +12,7 @@ import anyio.to_thread
 
 from hiveyard.core.errors import BadInput, NoSpace, RepositoryError, UnknownRevision
 from hiveyard.core.machines import Report, quiet
+from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.repository.git import INERT_SOURCE, TRUSTED, complaint, config, git, git_output, git_with_progress
 from hiveyard.repository.source import RepositorySource, open_local, resolve_local, unreachable
 from hiveyard.repository.submodules import BASE, foreign_filters_off, take_submodules
@@ -46,16 +47,18 @@ async def take(
         await anyio.to_thread.run_sync(partial(shutil.rmtree, old, ignore_errors=True))
     into.parent.mkdir(parents=True, exist_ok=True)
     top = None if source.path is None else await open_local(source.path)
-    if top is not None:
-        taken = await _take_local(top, half, base, include_dirty)
-    else:
-        if include_dirty:
-            raise BadInput(f"{source} is not on this host: --include-dirty needs a work tree")
-        taken = await _take_remote(source, half, base, report)
+    async with measured(report, "copying the repository", partial(disk_usage, half)):
+        if top is not None:
+            taken = await _take_local(top, half, base, include_dirty)
+        else:
+            if include_dirty:
+                raise BadInput(f"{source} is not on this host: --include-dirty needs a work tree")
+            taken = await _take_remote(source, half, base, report)
     await git_output("update-ref", BASE, taken.base, at=half)
     await git_output("config", "hiveyard.baseref", taken.base_ref, at=half)
     address = source.url or (await config(top, "remote.origin.url") if top is not None else "")
-    submodules = await take_submodules(half, taken.base, local=top, address=address, report=report)
+    async with measured(report, "copying submodules", partial(disk_usage, half)):
+        submodules = await take_submodules(half, taken.base, local=top, address=address, report=report)
     half.rename(into)
     return taken._replace(notices=taken.notices + submodules)
 

@@ -1,4 +1,7 @@
-"""Space that is held for nothing, and given up when the disk is full: what frees some has to be journaled first."""
+"""Disk space in reserve, released when the disk is full.
+
+Commands that free disk space, such as `hv rm`, must write to the journal first.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,27 @@ import os
 from pathlib import Path
 
 BALLAST = 32 << 20  # bytes
-_PIECES = 4  # it goes in so many, since who filled the disk may take each of them too
-_PLENTY = 4  # times its size must be free before it is made: else it would be what fills the disk
+_PIECES = 4  # released one at a time: the process that filled the disk may take each of them, too
+_PLENTY = 4  # times its size must be free before it is made, so that it never fills the disk itself
 
 
 class Ballast:
-    """A file of `size` bytes beside the journal, where the disk has plenty of room; 0: there is none."""
+    """A file of `size` bytes beside the journal. It is made only on a disk with enough free space; never if 0."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._path = path
         self._size = size
-        self._whole = size == 0
+        self._complete = size == 0
 
     def restore(self) -> None:
-        """Have it whole, if there is plenty of room. Costs next to nothing while it is."""
-        if self._whole:
+        """Make the file complete if the disk has enough free space. Returns at once when it is complete."""
+        if self._complete:
             return
         free = os.statvfs(self._path.parent)
         if free.f_bavail * free.f_frsize < _PLENTY * self._size:
             return
-        # Where it cannot be made it is not asked for again: no write is to wait for that each time.
-        self._whole = True
+        # Not tried again where it fails: else each write would wait for the attempt.
+        self._complete = True
         try:
             self._make()
         except OSError:
@@ -41,7 +44,7 @@ class Ballast:
             os.close(fd)
 
     def release(self) -> bool:
-        """Give up a piece of it. False: there is none left."""
+        """Release a piece. Return False when nothing is left."""
         if self._size == 0:
             return False
         try:
@@ -52,5 +55,5 @@ class Ballast:
                 self._path.unlink()
         except OSError:
             return False
-        self._whole = False
+        self._complete = False
         return True

@@ -1,4 +1,4 @@
-"""The store: write, read, follow, on SQLite or PostgreSQL. It must not know what is written.
+"""The store: write, read and follow, on SQLite or PostgreSQL. It must not know the content of what is written.
 
 async with open_store(path, clock=clock) as store:
     event = await store.write(lambda conn: record(conn, session, body, at=clock.now()))
@@ -23,15 +23,16 @@ from hiveyard.core.events import AnyBody, Event
 from hiveyard.kit.clock import Clock
 from hiveyard.store import journal
 from hiveyard.store.outbox import Outbox
+from hiveyard.store.shrinking import Shrinker, Space
 from hiveyard.store.sqlite import SqliteBackend
 from hiveyard.store.tail import Tail
-from hiveyard.store.writer import AnyJob, Writer
+from hiveyard.store.writer import AnyJob, Commit, Writer
 
 T = TypeVar("T")
 
 
 class Backend(Protocol):
-    """A database. Errors of its driver come out as those of core/errors, by way of `failure`."""
+    """A database. `failure` turns an error of its driver into one of core/errors."""
 
     async def open(self) -> None: ...
 
@@ -47,20 +48,21 @@ class Backend(Protocol):
 class Store:
     """One open journal. Use it from the event loop that opened it."""
 
-    def __init__(self, backend: Backend, writer: Writer, tail: Tail, clock: Clock) -> None:
+    def __init__(self, backend: Backend, writer: Writer, tail: Tail, clock: Clock, shrinker: Shrinker | None) -> None:
         self._backend = backend
+        self._shrinker = shrinker
         self._writer = writer
         self._tail = tail
         self._clock = clock
 
     async def write(self, fn: Callable[[Connection], T]) -> T:
-        """Run `fn` in a transaction; returns what it returned, once that is durable.
+        """Run `fn` in a transaction, and return its value once the transaction is durable.
 
-        `fn` runs in another thread, never at the same time as another write, after all that was submitted before.
-        When it raises, what it did is undone and the error is raised here; the writes beside it are not touched.
-        It is run again when the disk was full and has room now.
-        It must not commit, roll back or wait for anything but the database. Raises StoreUnusable when the commit
-        failed. Cancelling the caller does not cancel the write: it was not begun, or it is done whole.
+        `fn` runs in another thread, after all earlier writes and never at the same time as another one. If it raises,
+        its changes are undone and the error is raised here; other writes are not affected. It runs again if the disk
+        was full and has space now. It must not commit, roll back, or wait for anything but the database.
+        Raises StoreUnusable if the commit failed. Cancelling the caller does not cancel the write: it is done
+        completely, or it was not started.
         """
         return await self._writer.submit(fn)
 
@@ -71,21 +73,24 @@ class Store:
         return await self.write(lambda conn: journal.record_many(conn, session, entries, at=at, turn=turn))
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
-        """Run `fn` on a connection that can only read and sees one moment; it never waits for a write. What was
-        acknowledged before is seen. Raises what `fn` raises, and StoreUnusable."""
+        """Run `fn` on a read-only connection with one consistent state, which has all acknowledged writes.
+
+        Never waits for a write. Raises what `fn` raises, and StoreUnusable."""
         self._writer.check_open()
         return await self._backend.read(fn)
 
     async def follow(self, *, after: int = 0, session: str | None = None) -> AsyncGenerator[Event, None]:
-        """All events (of a session) with a greater number than `after`: those stored, then each as it is committed,
-        in order, none left out and none twice. Ends only when the session is forgotten: use `contextlib.aclosing`."""
+        """Yield all events (of a session) with a number greater than `after`, in order and each exactly once.
+
+        First come the stored events, then each new one when it is committed. Ends only when the session is forgotten:
+        use `contextlib.aclosing`."""
         async with aclosing(self.follow_pages(after=after, session=session)) as pages:
             async for page in pages:
                 for event in page:
                     yield event
 
     async def follow_pages(self, *, after: int = 0, session: str | None = None) -> AsyncGenerator[list[Event], None]:
-        """As `follow`, with all that is there at once as one list, never empty, of at most `journal.PAGE_EVENTS`."""
+        """As `follow`, but yield all available events as one list: never empty, at most `journal.PAGE_EVENTS`."""
         position = after
         while True:
             piece = self._tail.after(position, session, journal.PAGE_EVENTS)
@@ -102,13 +107,26 @@ class Store:
                 await anyio.lowlevel.checkpoint()
                 yield page
 
+    async def space(self) -> Space | None:
+        """Return the disk space that the journal takes and could free; None when another server has it."""
+        return await self._backend.space() if isinstance(self._backend, SqliteBackend) else None
+
+    async def shrink(self) -> None:
+        """Return what removed rows have left over in an SQLite file to the file system.
+
+        For a file of an older version, writes wait until all rows are written anew. Raises StoreError, StoreUnusable.
+        """
+        if self._shrinker is not None and isinstance(self._backend, SqliteBackend):
+            await self._backend.vacuum()
+            await self._shrinker.shrink()
+
     async def _stored_page(self, position: int, session: str | None) -> tuple[list[Event], int]:
-        """The next page from the database, and where to go on."""
+        """Return the next page from the database, and the position after it."""
         floor = self._tail.floor
         page = await self.read(lambda conn: journal.events(conn, after=position, session=session))
         if page:
             return page, page[-1].seq
-        # All up to the floor was committed before this read, so there is nothing left before it.
+        # Everything up to the floor was committed before this read, so nothing is left before it.
         return [], max(position, floor)
 
 
@@ -116,28 +134,51 @@ class Store:
 async def open_store(
     where: Path | str, *, clock: Clock, tail_events: int = 8192, ballast: int = 0
 ) -> AsyncIterator[Store]:
-    """The journal in the SQLite file `where` (a Path; made when absent), or at a database URL (a str:
-    `postgresql://...`, `sqlite:///...`), for as long as the block lasts; what was submitted is written before it ends.
+    """Open the journal in the SQLite file `where` (a Path; created if absent), or at a database URL (a str:
+    `postgresql://...`, `sqlite:///...`). All submitted writes are done before the block ends.
 
-    `tail_events` is how many of the latest events are kept in memory for followers (and at most 32 MiB of them);
-    `ballast` the bytes that a file holds beside an SQLite file, so that on a full disk there is still room for writes.
-    Raises StoreUnusable for a database that is locked, damaged, not ours or cannot be reached; StoreTooNew for one
-    that a newer version made; BadInput for a URL of another kind.
+    `tail_events` is the number of latest events kept in memory for followers (at most 32 MiB of them). `ballast` is
+    the number of bytes that a file beside an SQLite file reserves, so that writes still work on a full disk.
+    Raises StoreUnusable for a database that is locked, damaged, another program's, or cannot be reached; StoreTooNew
+    for one of a newer version; BadInput for a URL of another kind.
     """
     failure: Exception | None = None
     async with _opened(_backend(where, ballast)) as backend:
         tail = Tail(await backend.read(journal.last_seq), max_events=tail_events)
-        writer = Writer(backend.commit, tail, backend.failure)
+        shrinker = Shrinker(backend.release) if isinstance(backend, SqliteBackend) else None
+        writer = Writer(_committing(backend, shrinker), tail, backend.failure)
+        shrinking = anyio.CancelScope()
         async with anyio.create_task_group() as group:
             group.start_soon(writer.run, name="journal writer")
+            if shrinker is not None:
+                group.start_soon(_run_within, shrinking, shrinker, name="journal shrinker")
             try:
-                yield Store(backend, writer, tail, clock)
-            except Exception as error:  # noqa: BLE001 (kept out of the task group, which would wrap it)
+                yield Store(backend, writer, tail, clock, shrinker)
+            except Exception as error:  # noqa: BLE001 (raised outside the task group, which would wrap it)
                 failure = error
             finally:
                 writer.close()
+                shrinking.cancel()
     if failure is not None:
         raise failure
+
+
+def _committing(backend: Backend, shrinker: Shrinker | None) -> Commit:
+    """Return the backend's `commit`, after which the shrinker frees what a removed session had."""
+
+    async def commit(jobs: Sequence[AnyJob]) -> Outbox:
+        outbox = await backend.commit(jobs)
+        if shrinker is not None and outbox.forgotten:
+            shrinker.wake()
+        return outbox
+
+    return commit
+
+
+async def _run_within(scope: anyio.CancelScope, shrinker: Shrinker) -> None:
+    with scope:
+        shrinker.wake()  # an earlier daemon may not have finished
+        await shrinker.run()
 
 
 @asynccontextmanager
@@ -155,7 +196,7 @@ def _backend(where: Path | str, ballast: int) -> Backend:
     try:
         url = sqlalchemy.make_url(where)
     except sqlalchemy.exc.ArgumentError:
-        raise BadInput("the journal's address is no database URL", hint="postgresql://user@host/name") from None
+        raise BadInput("the address of the journal is not a database URL", hint="postgresql://user@host/name") from None
     if url.get_backend_name() == "sqlite" and url.database:
         return SqliteBackend(Path(url.database), ballast=ballast)
     if url.get_backend_name() == "postgresql":
@@ -164,4 +205,4 @@ def _backend(where: Path | str, ballast: int) -> Backend:
         except ModuleNotFoundError as error:
             raise BadInput(f"PostgreSQL needs {error.name}", hint=f"pip install {error.name}") from error
         return PostgresBackend(url)
-    raise BadInput(f"the journal cannot live in {url.get_backend_name()}", hint="postgresql://user@host/name")
+    raise BadInput(f"the journal cannot be stored in {url.get_backend_name()}", hint="postgresql://user@host/name")

@@ -1,4 +1,4 @@
-"""Errors of databases, told in our words with what to do."""
+"""Translate errors of databases into ours, with a hint."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ _SQLITE_HINTS = {
     "SQLITE_IOERR": ("the disk failed or is full", "df -h {directory}"),
     "SQLITE_BUSY": ("another process is writing to it", "hv stop-daemon"),
     "SQLITE_LOCKED": ("another process is writing to it", "hv stop-daemon"),
-    # With its log: SQLite removes one that stands beside a new file, and the newest events are in there.
-    "SQLITE_NOTADB": ("it is no SQLite database", _ASIDE),
+    # With its log: SQLite removes a log that it finds beside a new file, and the newest events are in there.
+    "SQLITE_NOTADB": ("it is not an SQLite database", _ASIDE),
     "SQLITE_CORRUPT": ("it is damaged", _ASIDE),
     "SQLITE_CANTOPEN": ("it cannot be opened", "ls -ld {directory} {path}"),
-    "SQLITE_READONLY": ("it may not be written", "ls -ld {directory} {path}"),
-    "SQLITE_PERM": ("it may not be used", "ls -ld {directory} {path}"),
+    "SQLITE_READONLY": ("it is read-only", "ls -ld {directory} {path}"),
+    "SQLITE_PERM": ("permission denied", "ls -ld {directory} {path}"),
 }
-# What it says of a disk that is full, of a quota, and when the log's index finds no room. Other errors of the disk are
-# none of these: after them nobody can tell what was stored.
+# The errors for a full disk, for a disk quota, and for no space for the log's index. After other disk errors it is
+# unknown what was stored.
 _SQLITE_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMMAP")
 
 
 def sqlite_failure(path: str, directory: str, error: Exception) -> HiveyardError:
-    """What a failed call on the SQLite file `path` means."""
+    """Return our error for a failed call on the SQLite file `path`."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(error, IntegrityError):
         return StoreError(f"the journal refused a row: {cause}")
     name = getattr(cause, "sqlite_errorname", "") if isinstance(cause, sqlite3.Error) else ""
-    said, hint = next((told for start, told in _SQLITE_HINTS.items() if name.startswith(start)), ("it failed", ""))
+    known = (entry for start, entry in _SQLITE_HINTS.items() if name.startswith(start))
+    reason, hint = next(known, ("it failed", ""))
     detail = f"{cause} ({name})" if name else str(cause)
     return StoreUnusable(
-        f"the journal {path}: {said}: {detail}", hint=hint.format(path=quote(path), directory=quote(directory))
+        f"the journal {path}: {reason}: {detail}", hint=hint.format(path=quote(path), directory=quote(directory))
     )
 
 
 def sqlite_full(error: Exception) -> bool:
-    """Whether a call on SQLite failed for want of space, so that nothing was stored."""
+    """Whether a call on SQLite failed because the disk is full, so that nothing was stored."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     return getattr(cause, "sqlite_errorname", "") in _SQLITE_FULL
 
 
 def postgres_failure(shown_url: str, error: BaseException) -> HiveyardError:
-    """What a failed call on PostgreSQL means; `shown_url` has no password."""
+    """Return our error for a failed call on PostgreSQL. `shown_url` has no password."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(error, IntegrityError):
         return StoreError(f"the journal refused a row: {cause}")

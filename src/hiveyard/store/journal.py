@@ -1,10 +1,10 @@
-"""The journal: append an event together with the state it leads to, and read what was appended.
+"""The journal: append an event together with the state that follows from it, and read events.
 
-Functions take a connection inside a transaction: `Store.write` and `Store.read` give one. They are plain SQL that
-SQLite and PostgreSQL share. They must not know who follows.
+Functions take a connection inside a transaction, as `Store.write` and `Store.read` provide it. They use SQL that SQLite
+and PostgreSQL share, and must not know the followers.
 
-An event that this version has no type for (the database was used by a newer Hiveyard, then this one) reads as a
-`Notice` with the code `unknown_event` that quotes the stored JSON; nothing is lost, and the mirror copies it as it is.
+An event of a type that this version does not know (a newer Hiveyard used the database before) is read as a `Notice`
+with the code `unknown_event` that quotes the stored JSON. Nothing is lost, and the mirror copies the event as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNKNOWN_EVENT = "unknown_event"
 PAGE_EVENTS = 512
 PAGE_BYTES = 4 << 20
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_EVENT_OVERHEAD = 500  # bytes a small event takes in memory beside its texts, measured
+_EVENT_OVERHEAD = 500  # bytes that a small event takes in memory in addition to its texts, measured
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyBody] = msgspec.json.Decoder(AnyBody)
@@ -39,14 +39,14 @@ _FROM_HERE: Select[_Columns] = (
     select(schema.events)
     .where(_events.seq > bindparam("after"))
     .order_by(_events.seq)
-    # Fetched piece by piece, so that a page of large events is not held whole before it is cut.
+    # Fetched in small batches, so that a page of large events is never in memory completely before it is cut.
     .execution_options(yield_per=64)
 )
 _OF_SESSION = _FROM_HERE.where(_events.session == bindparam("session"))
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """An event as the mirror writes it: the same JSON as Event's, with the body as it is stored."""
+    """An event as the mirror writes it: the same JSON as of `Event`, with the body as it is stored."""
 
     seq: int
     at: float
@@ -59,11 +59,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 def record(
     conn: Connection, session: str, body: AnyBody, *, at: float, turn: int | None = None, raw: bytes | None = None
 ) -> Event:
-    """Append an event and move the rows it is about. `at` is seconds since the epoch.
+    """Append an event and update the rows that follow from it. `at` is in seconds since the epoch.
 
-    `session` is the id of a task or session that exists (or is created by this very event); "" is Hiveyard itself.
-    Raises IllegalMove when the tables of core/states have no such move, NotFound for an unknown session; then
-    nothing was changed.
+    `session` is the id of a task or session that exists or that this event creates; "" stands for Hiveyard itself.
+    Raises IllegalMove if core/states does not allow the transition, and NotFound for an unknown session. Nothing is
+    changed then.
     """
     text, body = _encode(body)
     projections.apply(conn, session, body, at=at, turn=turn)
@@ -83,18 +83,18 @@ def record_many(
     at: float,
     turn: int | None = None,
 ) -> list[Event]:
-    """Append events of one session in their order; each comes with its raw line or None. Raises as `record` does."""
+    """Append events of one session in order, each with its raw line or None. Raises as `record` does."""
     return [record(conn, session, body, at=at, turn=turn, raw=raw) for body, raw in entries]
 
 
 def advance_output(
     conn: Connection, session: str, turn: int, offset: int, *, stream: str = "stdout", since: int | None = None
 ) -> None:
-    """Note that a turn's output (`stdout` or `stderr`) is in the journal up to byte `offset`.
+    """Record that a turn's output (`stdout` or `stderr`) is in the journal up to byte `offset`.
 
-    Call it in the transaction that records the events of those bytes: then following goes on, after a crash at any
-    moment, with the very next byte. `since` is the offset the caller began at; when another has moved it meanwhile,
-    or it would go back, raises IllegalMove. Raises NotFound for an unknown turn.
+    Call it in the transaction that records the events of those bytes. Reading then continues with the next byte after
+    a crash at any moment. `since` is the offset at which the caller started. Raises IllegalMove if the stored offset
+    differs from it, or is greater than `offset`; NotFound for an unknown turn.
     """
     column = {"stdout": schema.turns.c.output_offset, "stderr": schema.turns.c.stderr_offset}[stream]
     here = (schema.turns.c.session == session) & (schema.turns.c.number == turn)
@@ -105,14 +105,14 @@ def advance_output(
     now = conn.execute(select(column).where(here)).scalar()
     if now is None:
         raise NotFound(f"session {session} has no turn {turn}")
-    begun = "" if since is None else f" from {since}"
-    raise IllegalMove(f"{stream} of turn {turn} of session {session} is at {now}: it cannot move{begun} to {offset}")
+    start = "" if since is None else f" from {since}"
+    raise IllegalMove(f"{stream} of turn {turn} of session {session} is at {now}: it cannot move{start} to {offset}")
 
 
 def advance_feed(conn: Connection, session: str, offset: int) -> None:
-    """Note that a session's feed is in the journal up to byte `offset`; the same rule as for `advance_output`.
+    """Record that a session's feed is in the journal up to byte `offset`, by the same rule as `advance_output`.
 
-    Raises IllegalMove when it would go back; NotFound for an unknown session."""
+    Raises IllegalMove if the stored offset is greater; NotFound for an unknown session."""
     column = schema.sessions.c.feed_offset
     here = schema.sessions.c.id == session
     change = update(schema.sessions).where(here, column <= offset).values({column: literal(offset, column.type)})
@@ -131,8 +131,9 @@ def events(
     limit: int = PAGE_EVENTS,
     max_bytes: int = PAGE_BYTES,
 ) -> list[Event]:
-    """The next events after a sequence number, in order: at most `limit`, and no more once they pass `max_bytes`
-    of JSON and raw lines together (never less than one). An empty list means that there are none yet."""
+    """Return the next events after a sequence number, in order; an empty list if there are none yet.
+
+    Returns at most `limit` events. The one whose JSON and raw line exceed `max_bytes` in total is the last."""
     query = _after(after, session).limit(limit)
     return [_event(row) for row in _bounded(conn, query, max_bytes)]
 
@@ -140,7 +141,7 @@ def events(
 def lines(
     conn: Connection, session: str, *, after: int = 0, upto: int | None = None, limit: int = PAGE_EVENTS
 ) -> list[tuple[int, bytes]]:
-    """The next events of a session (up to a sequence number) as JSON lines, newline included, with their numbers."""
+    """Return the next events of a session (up to a sequence number): their numbers, and JSON lines with the newline."""
     query = _after(after, session).limit(limit)
     if upto is not None:
         query = query.where(_events.seq <= upto)
@@ -148,12 +149,12 @@ def lines(
 
 
 def event_line(event: Event) -> bytes:
-    """An event as the one JSON line that stands for it on disk and in streams."""
+    """Return an event as the JSON line used in files and streams."""
     return _encoder.encode(event) + b"\n"
 
 
 def last_seq(conn: Connection, session: str | None = None) -> int:
-    """The greatest sequence number in the journal (of a session), 0 when there is none."""
+    """Return the greatest sequence number in the journal (of a session), or 0."""
     query = select(func.max(_events.seq))
     if session is not None:
         query = query.where(_events.session == session)
@@ -167,14 +168,15 @@ def has(conn: Connection, session: str, seq: int) -> bool:
 
 
 def sessions_with_events(conn: Connection) -> list[str]:
-    """All tasks and sessions; each has at least the event that made it."""
+    """Return the ids of all tasks and sessions. Each has at least the event that created it."""
     known = union(select(schema.tasks.c.id), select(schema.sessions.c.id)).subquery()
     return list(conn.execute(select(known.c.id).order_by(known.c.id)).scalars())
 
 
 def raw_lines(conn: Connection, session: str, turn: int) -> Iterator[bytes]:
-    """The raw output lines of a turn in the order they came, read piece by piece: go through them where you have the
-    connection (`store.read(lambda conn: replay(raw_lines(conn, ...)))`), not after it."""
+    """Yield the raw output lines of a turn in order, read in small batches.
+
+    Consume them while the connection is open: `store.read(lambda conn: replay(raw_lines(conn, ...)))`."""
     query = (
         select(_events.raw)
         .where(_events.session == session, _events.turn == turn, _events.raw.is_not(None))
@@ -189,11 +191,11 @@ _OF_SESSIONS = (schema.results, schema.turns, schema.machines, schema.ports, sch
 
 
 def forget(conn: Connection, session: str) -> None:
-    """Remove a finished task or session wholly, events too; their sequence numbers are never used again.
+    """Remove a finished task or session with its events. Their sequence numbers are never used again.
 
-    Raises NotFound; IllegalMove while it is not over or a machine of it may still exist.
+    Raises NotFound; IllegalMove while it is active or one of its machines may still exist.
     """
-    _check_over(conn, session)
+    _check_finished(conn, session)
     for table in _OF_SESSIONS:
         conn.execute(delete(table).where(table.c.session == session))
     for table in (schema.sessions, schema.tasks):
@@ -201,17 +203,17 @@ def forget(conn: Connection, session: str) -> None:
     outbox.note_forgotten(conn, session)
 
 
-def _check_over(conn: Connection, session: str) -> None:
+def _check_finished(conn: Connection, session: str) -> None:
     task = views.find_task(conn, session)
     workspace = views.find_session(conn, session)
     if task is None and workspace is None:
         raise names.unknown(session)
     if task is not None and not task.state.over:
-        raise IllegalMove(f"{task.slug} is {task.state}: it cannot be forgotten now", hint=f"hv cancel {task.slug}")
+        raise IllegalMove(f"{task.slug} is {task.state}: it cannot be removed now", hint=f"hv cancel {task.slug}")
     if workspace is not None and workspace.phase in (Phase.PREPARING, Phase.RUNNING):
-        raise IllegalMove(f"{workspace.slug} is {workspace.phase}: it cannot be forgotten now")
+        raise IllegalMove(f"{workspace.slug} is {workspace.phase}: it cannot be removed now")
     for machine in views.machines(conn, live_only=True, session=session):
-        raise IllegalMove(f"machine {machine.name} of {session} is {machine.status}: it has to be removed first")
+        raise IllegalMove(f"machine {machine.name} of {session} is {machine.status}: remove it first")
 
 
 def _after(after: int, session: str | None) -> Select[_Columns]:
@@ -221,7 +223,7 @@ def _after(after: int, session: str | None) -> Select[_Columns]:
 
 
 def _bounded(conn: Connection, query: Select[_Columns], max_bytes: int) -> Sequence[Row[_Columns]]:
-    """Rows until their sizes pass `max_bytes`."""
+    """Return rows until their total size exceeds `max_bytes`."""
     rows: list[Row[_Columns]] = []
     size = 0
     with conn.execute(query) as result:
@@ -244,11 +246,11 @@ def _line(row: Row[_Columns]) -> bytes:
 
 
 def _encode(body: AnyBody) -> tuple[str, AnyBody]:
-    """The JSON of a body, and the body that it stands for."""
+    """Return the JSON of a body, and the body that this JSON decodes to."""
     try:
         return _encoder.encode(body).decode(), body
     except UnicodeEncodeError:
-        # Half of a surrogate pair, which a guest can write as a JSON escape, has no UTF-8 form.
+        # A guest can write half of a surrogate pair as a JSON escape; it has no UTF-8 form.
         text = json.dumps(msgspec.to_builtins(body), ensure_ascii=False, separators=(",", ":"))
         text = _LONE_SURROGATE.sub("\ufffd", text)
         return text, _decoder.decode(text)

@@ -1,4 +1,4 @@
-"""What a session's present stands on: of its events those that a rewind did not take back."""
+"""Read a session's current events: those that no rewind undid and that its import did not replace."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from hiveyard.store.views import SnapshotRow
 
 _events = schema.events.c
 _decoder: msgspec.json.Decoder[AnyBody] = msgspec.json.Decoder(AnyBody)
-_TURNINGS = ("session.forked", "session.rewound", "session.imported", "session.running", "session.stopped")
-"""The latest of these tells whether a session is still to begin somewhere."""
+_STARTS = ("session.forked", "session.rewound", "session.imported", "session.running", "session.stopped")
+"""The latest of these events tells whether the session has a start point that it has not used yet."""
 _ELSEWHERE = ("session.forked", "session.rewound", "session.imported")
-_STARTS = 20
-"""How many of an agent's latest introductions are looked through for one that names its conversation."""
+_MAX_INTRODUCTIONS = 20
+"""The number of an agent's latest `agent.started` events that are searched for the name of its conversation."""
 
 
-class Stretch(NamedTuple):
-    """Events with numbers above `after` and up to `upto`."""
+class Range(NamedTuple):
+    """The events with numbers greater than `after`, up to `upto`."""
 
     after: int
     upto: int
 
 
 class Point(NamedTuple):
-    """A snapshot, the event that told of it, and the number of that."""
+    """A snapshot, the event that recorded it, and the number of that event."""
 
     row: SnapshotRow
     taken: SnapshotTaken
@@ -46,43 +46,43 @@ class Point(NamedTuple):
 
 
 def point(conn: Connection, session: str, ref: str) -> Point:
-    """The snapshot of a session with that id or name. Raises NotFound."""
+    """Return the snapshot of a session with that id or name. Raises NotFound."""
     rows = views.snapshots(conn, session)
     for row in [*(row for row in rows if row.id == ref), *(row for row in reversed(rows) if row.name == ref)]:
         seq, taken = _taken(conn, session, row.id)
         return Point(row, taken, seq)
     known = ", ".join(row.name for row in rows[-10:])
-    hint = f"there are {known}" if known else f"hv snapshot {session}"
+    hint = f"snapshots: {known}" if known else f"hv snapshot {session}"
     raise NotFound(f"session {session} has no snapshot {ref[:80]!r}", hint=hint)
 
 
-def stretches(conn: Connection, session: str, upto: int | None = None) -> list[Stretch]:
-    """What counts of a session's events, as of event `upto` (None: now), in order."""
+def current_ranges(conn: Connection, session: str, upto: int | None = None) -> list[Range]:
+    """Return the ranges of a session's current events, as of event `upto` (None: now), in order."""
     end = 2**63 - 1 if upto is None else upto
-    found: list[Stretch] = []
-    while turning := _last(conn, session, end, "session.rewound", "session.imported"):
-        seq, body = turning
-        found.append(Stretch(seq, end))
+    found: list[Range] = []
+    while last := _last(conn, session, end, "session.rewound", "session.imported"):
+        seq, body = last
+        found.append(Range(seq, end))
         if not isinstance(body, SessionRewound):
             return found
         end, _ = _taken(conn, session, body.snapshot)
-    return [Stretch(0, end), *reversed(found)]
+    return [Range(0, end), *reversed(found)]
 
 
 def raw_lines(conn: Connection, session: str, upto: int | None = None) -> Iterator[bytes]:
-    """The raw lines that count, read piece by piece: go through them where you have the connection."""
-    for stretch in stretches(conn, session, upto):
-        query = select(_events.raw).where(*_within(session, stretch), _events.raw.is_not(None)).order_by(_events.seq)
+    """Yield the raw lines of the current events. Consume them while the connection is open."""
+    for part in current_ranges(conn, session, upto):
+        query = select(_events.raw).where(*_within(session, part), _events.raw.is_not(None)).order_by(_events.seq)
         for row in conn.execute(query.execution_options(yield_per=64)):
             yield row.raw
 
 
 def conversation(conn: Connection, session: str, upto: int | None = None) -> str | None:
-    """The agent's own name of the conversation that it said it is in, last."""
-    for stretch in reversed(stretches(conn, session, upto)):
+    """Return the conversation that the agent named last, by the agent's own name for it."""
+    for part in reversed(current_ranges(conn, session, upto)):
         named = or_(*map(_is, ("agent.started", "session.forked")))
-        query = select(_events.body).where(*_within(session, stretch), named)
-        for row in conn.execute(query.order_by(_events.seq.desc()).limit(_STARTS)):
+        query = select(_events.body).where(*_within(session, part), named)
+        for row in conn.execute(query.order_by(_events.seq.desc()).limit(_MAX_INTRODUCTIONS)):
             if name := str(msgspec.json.decode(row.body).get("conversation", "")):
                 return name
     imported = _last(conn, session, 2**63 - 1, "session.imported")
@@ -91,26 +91,27 @@ def conversation(conn: Connection, session: str, upto: int | None = None) -> str
     return None
 
 
-def to_begin_at(conn: Connection, session: str) -> SessionForked | SessionRewound | None:
-    """Where the session is still to begin: it was forked or rewound, and has not run since. What came before an import
-    was written by whoever made the archive, and tells nothing of where anything begins here."""
-    last = _last(conn, session, 2**63 - 1, *_TURNINGS)
+def pending_start(conn: Connection, session: str) -> SessionForked | SessionRewound | None:
+    """Return the fork or rewind that the session has not run from yet; None if there is none.
+
+    Forks and rewinds before an import do not count: the author of the archive wrote them."""
+    last = _last(conn, session, 2**63 - 1, *_STARTS)
     return last[1] if last is not None and isinstance(last[1], SessionForked | SessionRewound) else None
 
 
 def has_run(conn: Connection, session: str) -> bool:
-    """Whether an agent was ever at work in its files, here or in the session that it was forked from."""
+    """Whether an agent ever worked in the session's files, here or in the session that it was forked from."""
     return _last(conn, session, 2**63 - 1, "session.running", "session.forked") is not None
 
 
-def is_out(conn: Connection, session: str) -> bool:
-    """Whether all that was done until the session was stopped, last, was brought out of its files."""
+def is_collected(conn: Connection, session: str) -> bool:
+    """Whether all work was collected when the session stopped last."""
     last = _last(conn, session, 2**63 - 1, "session.stopped")
     return last is None or not isinstance(last[1], SessionStopped) or last[1].collected
 
 
-def stands_after_turn(conn: Connection, session: str) -> bool:
-    """Whether the session stands where its last turn ended, and no snapshot was taken since."""
+def is_at_turn_end(conn: Connection, session: str) -> bool:
+    """Whether nothing happened since the last turn ended: no turn, snapshot, fork, rewind or import."""
     last = _last(conn, session, 2**63 - 1, "turn.ended", "turn.started", "snapshot.taken", *_ELSEWHERE)
     return last is not None and isinstance(last[1], TurnEnded)
 
@@ -127,13 +128,13 @@ def _taken(conn: Connection, session: str, snapshot: str) -> tuple[int, Snapshot
 
 
 def _last(conn: Connection, session: str, upto: int, *types: str) -> tuple[int, AnyBody] | None:
-    query = select(_events.seq, _events.body).where(*_within(session, Stretch(0, upto)), or_(*map(_is, types)))
+    query = select(_events.seq, _events.body).where(*_within(session, Range(0, upto)), or_(*map(_is, types)))
     row = conn.execute(query.order_by(_events.seq.desc()).limit(1)).first()
     return None if row is None else (row.seq, _decoder.decode(row.body))
 
 
-def _within(session: str, stretch: Stretch) -> tuple[ColumnElement[bool], ...]:
-    return (_events.session == session, _events.seq > stretch.after, _events.seq <= stretch.upto)
+def _within(session: str, part: Range) -> tuple[ColumnElement[bool], ...]:
+    return (_events.session == session, _events.seq > part.after, _events.seq <= part.upto)
 
 
 def _is(type: str) -> ColumnElement[bool]:

@@ -1,4 +1,4 @@
-"""Brings a database to this version's tables, in one transaction, when the daemon opens it."""
+"""Migrate a database to the tables of this version, in one transaction, when the daemon opens it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from sqlalchemy import Connection, inspect, text
 from hiveyard.core.errors import StoreTooNew, StoreUnusable
 
 HEAD = "0002"
-"""The newest revision in migrations/versions; a test holds it to that. A database that has it needs no Alembic,
-whose import alone takes longer than the rest of opening."""
+"""The newest revision in migrations/versions; a test checks that. A database at this revision needs no Alembic, whose
+import takes longer than the rest of opening."""
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 
 
 def migrate(conn: Connection, shown: str) -> None:
-    """Create or upgrade the tables. Raises StoreTooNew when a newer Hiveyard made them; StoreUnusable when the
-    database holds something else. `shown` names the database in errors."""
+    """Create or upgrade the tables. `shown` names the database in errors.
+
+    Raises StoreTooNew if a newer Hiveyard made them; StoreUnusable for the database of another program."""
     with conn.begin():
         current = _revision(conn, shown)
         if current != HEAD:
@@ -41,14 +42,14 @@ def _upgrade(conn: Connection, current: str | None, shown: str) -> None:
     from alembic.script import ScriptDirectory
 
     config = Config()
-    # A Config reads % as its own; a path may hold one.
+    # A Config interprets %, and a path may contain one.
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = conn
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if current is not None and current not in known:
         raise StoreTooNew(
-            f"{shown} was made by a newer Hiveyard: its tables are at {current}, this one knows up to {HEAD}",
+            f"{shown} was made by a newer Hiveyard: its tables are at {current}, this version knows up to {HEAD}",
             hint="pip install --upgrade hiveyard",
         )
     command.upgrade(config, "head")

@@ -1,8 +1,8 @@
-"""The same events as JSON lines in a file of each session, for people and their tools.
+"""Mirror the events of each session as JSON lines in a file, for users and their tools.
 
-The files are copies: they are written after the commit, and made equal to the journal again at start, after an error
-and whenever one is not as long as it was left. A guest may be able to reach a session's directory, so that nothing in
-it is trusted: no symlink is followed there, only regular files are written. What stands above it is the host's own.
+The files are copies, written after the commit. They are made equal to the journal again at start, after an error, and
+when a file does not have its last known length. A guest may reach a session's directory, so nothing in it is trusted:
+no symlink is followed there, and only regular files are written. The directories above it belong to the host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hiveyard.store.database import Store
 PathOf = Callable[[str], "Path | None"]
 LONGEST_LINE = 64 << 20
 _AGAIN = 1.0
-"""Seconds until a journal that could not be read is tried again."""
+"""Seconds until a journal that could not be read is read again."""
 _log = structlog.get_logger(__name__)
 
 
@@ -40,10 +40,10 @@ async def mirror(
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Keep a file of JSON lines per session equal to the journal. Started when all files have caught up; never ends.
+    """Keep a file of JSON lines per session equal to the journal. Never ends; started once all files are complete.
 
-    `path_of` gives the file of a session, None when the session has no directory (any more). Directories are not
-    made. A file that cannot be written is logged and caught up with at the next event of its session.
+    `path_of` returns the file of a session, or None if the session has no directory. Directories are not created. A
+    file that cannot be written is logged, and completed at the next event of its session.
     """
     files = EventFiles(store, path_of)
     head = await store.read(journal.last_seq)
@@ -63,7 +63,7 @@ async def mirror(
 
 
 class EventFiles:
-    """The files, and how long each was left."""
+    """The event files, with the last known length of each."""
 
     def __init__(self, store: Store, path_of: PathOf) -> None:
         self._store = store
@@ -73,37 +73,37 @@ class EventFiles:
 
     async def add(self, page: Sequence[Event]) -> None:
         """Append events, each to the file of its session."""
-        behind = await anyio.to_thread.run_sync(self._append_all, self._addressed(page))
+        behind = await anyio.to_thread.run_sync(self._append_all, self._by_file(page))
         for session in behind:
             await self.catch_up(session, page[-1].seq)
 
     async def catch_up(self, session: str, upto: int) -> None:
-        """Make a file equal to the journal up to a sequence number: a torn end is cut, what is missing is added."""
+        """Make a file equal to the journal up to a sequence number: cut an incomplete end, append missing events."""
         path = self._path_of(session)
         if path is None:
             self._sizes.pop(session, None)
             return
         try:
-            seq = await self._trusted(session, path)
+            seq = await self._cut_to_journal(session, path)
             while page := await self._stored(session, seq, upto):
                 self._sizes[session] = await anyio.to_thread.run_sync(_append, path, [line for _, line in page])
                 seq = page[-1][0]
         except FileNotFoundError:
-            self._sizes.pop(session, None)  # its directory is gone, or not yet there
+            self._sizes.pop(session, None)  # its directory was removed, or is not made yet
         except (OSError, StoreUnusable) as error:
             self._sizes.pop(session, None)
-            self._complain(session, path, error)
+            self._warn_once(session, path, error)
         else:
             self._failing.discard(session)
 
-    def _complain(self, session: str, path: Path, error: Exception) -> None:
-        """Once, not at each of the thousand events that follow."""
+    def _warn_once(self, session: str, path: Path, error: Exception) -> None:
+        """Log a failure once, not at each of the events that follow."""
         if session not in self._failing:
             self._failing.add(session)
             _log.warning("the event file is behind the journal", session=session, path=str(path), error=str(error))
 
-    async def _trusted(self, session: str, path: Path) -> int:
-        """Cut the file after its last event that the journal has too; returns that event's number, or 0."""
+    async def _cut_to_journal(self, session: str, path: Path) -> int:
+        """Cut the file after its last event that is also in the journal; return that event's number, or 0."""
         end = await anyio.to_thread.run_sync(_last_line, path, session)
         known = end.seq and await self._store.read(lambda conn: journal.has(conn, session, end.seq))
         kept = end if known else _End(0, 0)
@@ -114,18 +114,18 @@ class EventFiles:
     async def _stored(self, session: str, after: int, upto: int) -> list[tuple[int, bytes]]:
         return await self._store.read(lambda conn: journal.lines(conn, session, after=after, upto=upto))
 
-    def _addressed(self, page: Sequence[Event]) -> Mapping[str, tuple[Path, list[Event]]]:
+    def _by_file(self, page: Sequence[Event]) -> Mapping[str, tuple[Path, list[Event]]]:
         by_session: dict[str, list[Event]] = defaultdict(list)
         for event in page:
             by_session[event.session].append(event)
         paths = {session: self._path_of(session) for session in by_session if session}
         return {session: (path, by_session[session]) for session, path in paths.items() if path is not None}
 
-    def _append_all(self, addressed: Mapping[str, tuple[Path, list[Event]]]) -> list[str]:
-        """Runs in a worker thread; returns the sessions whose files are not as they were left."""
+    def _append_all(self, by_file: Mapping[str, tuple[Path, list[Event]]]) -> list[str]:
+        """Append in a worker thread; return the sessions whose files changed or failed."""
         return [
             session
-            for session, (path, events) in addressed.items()
+            for session, (path, events) in by_file.items()
             if not self._append_to(session, path, map(journal.event_line, events))
         ]
 
@@ -141,7 +141,7 @@ class EventFiles:
 
 
 class _End(NamedTuple):
-    """Up to where a file is whole: the number of the last event, and the size of the file up to its end."""
+    """The last complete event of a file: its number, and the size of the file up to its end."""
 
     seq: int
     size: int
@@ -165,7 +165,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _append(path: Path, lines: Iterable[bytes], *, expected: int | None = None) -> int:
-    """Returns the new size. Raises OSError, also when the size before is not the expected one."""
+    """Append lines and return the new size. Raises OSError, also if the size before is not the expected one."""
     with _opened(path) as fd:
         size = os.fstat(fd).st_size
         if expected is not None and size != expected:
@@ -184,18 +184,18 @@ def _cut(path: Path, size: int) -> None:
 
 
 def _last_line(path: Path, session: str) -> _End:
-    """The last whole line, when it is an event of this session; the file's very start otherwise."""
+    """Find the last complete line if it is an event of this session; else return the start of the file."""
     with _opened(path) as fd:
         size = os.fstat(fd).st_size
-        reach = 64 << 10
+        length = 64 << 10
         while True:
-            start = max(0, size - reach)
+            start = max(0, size - length)
             block = os.pread(fd, size - start, start)
             end = block.rfind(b"\n") + 1
             begin = block.rfind(b"\n", 0, end - 1) + 1 if end else 0
-            if begin or start == 0 or reach > LONGEST_LINE:
+            if begin or start == 0 or length > LONGEST_LINE:
                 break
-            reach *= 4
+            length *= 4
     try:
         line = msgspec.json.decode(block[begin:end], type=_Start)
     except (msgspec.DecodeError, UnicodeError, RecursionError):

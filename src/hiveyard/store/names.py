@@ -1,4 +1,4 @@
-"""What people type to name a task or session: its id, the start of its id, or its slug."""
+"""Resolve the references that users type for a task or session: its id, the start of its id, or its slug."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _LIST = "hv list -a, or hv ps -a"
 
 
 def resolve(conn: Connection, ref: str) -> str:
-    """The id that `ref` means: an exact id, else an exact slug, else the only id that starts with it.
+    """Return the id that `ref` names: an exact id, else an exact slug, else the only id that starts with it.
 
-    Raises NotFound, and Ambiguous with the candidates when there are several.
+    Raises NotFound; Ambiguous, with the candidates, if there are several.
     """
     if ref:
         size = func.length(ref)
@@ -24,20 +24,20 @@ def resolve(conn: Connection, ref: str) -> str:
     raise NotFound(f"no task or session is called {ref[:80]!r}", hint=_LIST)
 
 
-def free_slug(conn: Connection, wanted: str) -> str:
-    """`wanted`, or with -2, -3, ... when others have it. In a write it stays free until the end of that write."""
-    taken = {slug for _, slug in _matching(conn, *(_starts(table.c.slug, wanted) for table in (tasks, sessions)))}
+def free_slug(conn: Connection, base: str) -> str:
+    """Return `base`, or `base` with -2, -3, ... if it is taken. In a write it stays free until the write ends."""
+    taken = {slug for _, slug in _matching(conn, *(_starts(table.c.slug, base) for table in (tasks, sessions)))}
     number = 1
-    slug = wanted
+    slug = base
     while slug in taken:
         number += 1
-        slug = f"{wanted}-{number}"
+        slug = f"{base}-{number}"
     return slug
 
 
 def unknown(session: str) -> NotFound:
-    """The error for an id that stands for nothing."""
-    return NotFound(f"there is no task or session {session[:80]}: it was removed, or never made", hint=_LIST)
+    """Return the error for an unknown id."""
+    return NotFound(f"there is no task or session {session[:80]}: it was removed, or never existed", hint=_LIST)
 
 
 def _starts(column: ColumnElement[str], text: str) -> ColumnElement[bool]:
@@ -45,7 +45,7 @@ def _starts(column: ColumnElement[str], text: str) -> ColumnElement[bool]:
 
 
 def _matching(conn: Connection, task: ColumnElement[bool], session: ColumnElement[bool]) -> list[tuple[str, str]]:
-    """Id and slug of all that fit, each id once, in the order of their slugs."""
+    """Return id and slug of all matches, each id once, sorted by slug."""
     found = union(
         select(tasks.c.id, tasks.c.slug).where(task),
         select(sessions.c.id, sessions.c.slug).where(session),

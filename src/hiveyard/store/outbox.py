@@ -1,7 +1,7 @@
-"""What the transaction at hand has appended and removed, kept beside its connection until the commit.
+"""Collect what the current transaction appends and removes, until the commit.
 
-The writer hands it to the followers once it is durable. A connection without one (a plain one, in a script or a
-migration) is no mistake: then nobody follows.
+The writer publishes it to the followers once it is durable. A connection without an outbox, as in a script or a
+migration, has no followers.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _KEY = "hiveyard.outbox"
 
 
 class Appended(NamedTuple):
-    """An event and about how many bytes it holds in memory."""
+    """An event, and about how many bytes it takes in memory."""
 
     event: Event
     size: int
 
 
 class Mark(NamedTuple):
-    """A place in an outbox to go back to."""
+    """A position in an outbox to return to."""
 
     appended: int
     forgotten: int
@@ -34,6 +34,8 @@ class Mark(NamedTuple):
 
 @dataclass(slots=True)
 class Outbox:
+    """The events appended, and the sessions removed, by one transaction."""
+
     appended: list[Appended] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
 
@@ -46,15 +48,16 @@ class Outbox:
 
 
 def attach(conn: Connection) -> Outbox:
-    """A fresh outbox on `conn`."""
+    """Attach an empty outbox to `conn`, and return it."""
     outbox = conn.info[_KEY] = Outbox()
     return outbox
 
 
 @contextmanager
-def unnoted(conn: Connection) -> Iterator[None]:
-    """Leaves what is appended in this block out, however much it is: followers find it in the database, sent there by
-    the gap before the next event. So append one more after it, in the same write."""
+def uncollected(conn: Connection) -> Iterator[None]:
+    """Do not collect the events that this block appends: they may be too many for memory.
+
+    Append one more event after the block in the same write. The gap before it sends followers to the database."""
     outbox = conn.info.pop(_KEY, None)
     try:
         yield

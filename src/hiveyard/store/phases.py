@@ -1,4 +1,4 @@
-"""How long the steps of a task took, read from its events."""
+"""Read the durations of a task's phases from its events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CANCEL_ASKED = '{"type":"task.cancel_asked"'
 
 
 def phases(conn: Connection, session: str) -> dict[str, float]:
-    """Seconds of each phase in the order they first ended; one that was repeated counts with all its parts."""
+    """Return the seconds of each phase, in the order of their first end. Repetitions are added up."""
     events = schema.events.c
     query = select(events.body).where(events.session == session, events.body.like(_KIND)).order_by(events.seq)
     seconds: dict[str, float] = {}
@@ -26,7 +26,7 @@ def phases(conn: Connection, session: str) -> dict[str, float]:
 
 
 def cancelled_in_time(conn: Connection, session: str) -> bool:
-    """Whether the end was asked for before the agent had come to its own."""
+    """Whether the task's cancellation was requested before its agent ended."""
     events = schema.events.c
     either = or_(events.body.startswith(_AGENT_ENDED), events.body.startswith(_CANCEL_ASKED))
     query = select(events.body).where(events.session == session, either).order_by(events.seq).limit(1)

@@ -1,9 +1,9 @@
-"""The journal in PostgreSQL: asyncpg, and the same functions by way of `run_sync`.
+"""The journal in PostgreSQL: asyncpg, and the functions of the journal called through `run_sync`.
 
-One connection writes, and it holds an advisory lock of the database for as long as it lives. That is what makes
-numbers appear in their order: were there two writers, number n+1 could be committed and read before n, and a reader
-that had gone past n would never see it. A row that holds the counter would do as well, at the price of a row lock,
-an update and a dead row for every event; and it would hide a second daemon, which the lock tells at once.
+One connection writes, and holds an advisory lock on the database while it is open. The lock makes sequence numbers
+appear in order: with two writers, number n+1 could be committed and read before n, and a reader past n would never see
+it. A row with the counter would also work, but costs a row lock, an update and a dead row for every event; and it would
+hide a second daemon, which the lock reports at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hiveyard.store.writer import AnyJob, commit_group
 T = TypeVar("T")
 READERS = 4
 _LOCK = 0x48495645  # "HIVE"; the lock is per database
-_TROUBLE = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+_DRIVER_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 class PostgresBackend:
@@ -43,9 +43,9 @@ class PostgresBackend:
         self._conn: AsyncConnection | None = None
 
     async def open(self) -> None:
-        """Take the lock and bring the tables to this version. Raises StoreUnusable, StoreTooNew."""
+        """Take the lock and migrate the tables to this version. Raises StoreUnusable, StoreTooNew."""
         try:
-            async with self._told():
+            async with self._translated():
                 conn = await self._writer()
                 await conn.run_sync(migrate, self._shown)
         except BaseException:
@@ -56,12 +56,12 @@ class PostgresBackend:
         try:
             conn = await self._writer()
             return await conn.run_sync(commit_group, jobs, _savepoint)
-        except _TROUBLE:
+        except _DRIVER_ERRORS:
             await self._drop_connection()
             raise
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
-        async with self._reading, self._told(), self._readers.connect() as conn, conn.begin():
+        async with self._reading, self._translated(), self._readers.connect() as conn, conn.begin():
             return await conn.run_sync(fn)
 
     async def aclose(self) -> None:
@@ -73,14 +73,14 @@ class PostgresBackend:
         return postgres_failure(self._shown, error)
 
     @asynccontextmanager
-    async def _told(self) -> AsyncIterator[None]:
+    async def _translated(self) -> AsyncIterator[None]:
         try:
             yield
-        except _TROUBLE as error:
+        except _DRIVER_ERRORS as error:
             raise self.failure(error) from error
 
     async def _writer(self) -> AsyncConnection:
-        """The one connection that writes, with its lock; a new one when the old one was lost."""
+        """Return the connection that writes and holds the lock. Open a new one if it was lost."""
         if self._conn is None:
             conn = await self._engine.connect()
             try:
@@ -93,13 +93,13 @@ class PostgresBackend:
 
     async def _lock(self, conn: AsyncConnection) -> None:
         async with conn.begin():
-            # Commits wait for the disk, whatever the server's own setting is.
+            # Commits wait for the disk, even if the server's own setting differs.
             await conn.execute(text("SET SESSION synchronous_commit = on"))
             if not await conn.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK}):
                 raise StoreUnusable(f"the journal at {self._shown}: another daemon writes to it", hint="hv stop-daemon")
 
     async def _drop_connection(self) -> None:
-        """Close it for good: back in the pool it would keep the lock."""
+        """Close the connection. In the pool it would keep the lock."""
         conn, self._conn = self._conn, None
         if conn is not None:
             await conn.invalidate()

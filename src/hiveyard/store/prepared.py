@@ -1,7 +1,7 @@
-"""Statements that run for every event: compiled once for each kind of database, then handed to its driver as they are.
+"""Prepare the statements that run for every event: compiled once per kind of database, then passed to its driver.
 
-SQLAlchemy's work for one call is several times that of SQLite's. Only types that the drivers take and give unchanged
-(numbers, texts, bytes) may be in such a statement, and nothing but its first row is read.
+For one such call SQLAlchemy needs several times the work of SQLite. Such a statement may use only types that the
+drivers accept and return unchanged (numbers, texts, bytes), and only its first row is read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.sql.elements import ClauseElement
 
 
 class Prepared:
-    """One statement; `columns` are those of an INSERT without values."""
+    """A statement. `columns` are the columns of an INSERT without values."""
 
     def __init__(self, statement: Executable, columns: tuple[str, ...] = ()) -> None:
         assert isinstance(statement, ClauseElement)
@@ -25,8 +25,8 @@ class Prepared:
         self._compiled: dict[str, tuple[str, list[str]]] = {}
 
     def first(self, conn: Connection, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """Execute it within the transaction at hand, with a value for each name; its first row, None when there is
-        none. Raises DBAPIError, as `conn.execute` does."""
+        """Execute the statement in the current transaction, with a value for each name, and return its first row or
+        None. Raises DBAPIError, as `conn.execute` does."""
         text, order = self._compiled.get(conn.dialect.name) or self._compile(conn)
         cursor = conn.connection.cursor()
         try:
@@ -42,6 +42,6 @@ class Prepared:
     def _compile(self, conn: Connection) -> tuple[str, list[str]]:
         compiled = self._statement.compile(dialect=conn.dialect, column_keys=list(self._columns) or None)
         assert isinstance(compiled, SQLCompiler)
-        assert compiled.positiontup is not None, f"{conn.dialect.driver} does not take its parameters in order"
+        assert compiled.positiontup is not None, f"{conn.dialect.driver} does not take positional parameters"
         found = self._compiled[conn.dialect.name] = (str(compiled), compiled.positiontup)
         return found

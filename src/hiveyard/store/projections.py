@@ -1,5 +1,8 @@
-"""How rows follow from events. Each function checks the move first and writes then, so that an illegal one changes
-nothing. The rows can be made again from the events alone; a test does."""
+"""Update the rows that follow from events.
+
+Each function checks the transition before it writes, so that an illegal one changes nothing. The rows can be rebuilt
+from the events alone; a test does.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,12 @@ Values = dict[str, Any]
 
 
 def apply(conn: Connection, session: str, body: e.AnyBody, *, at: float, turn: int | None) -> None:
-    """Move the rows that an event is about. Raises IllegalMove; NotFound when there is no such session."""
+    """Update the rows that an event concerns. Raises IllegalMove; NotFound for an unknown session."""
     move = _MOVES.get(type(body))
     if move is not None:
         move(conn, session, body, at, turn)
     if move is None or type(body) in ACTIVITY:
-        _glance(conn, session, body, at)
+        _update_activity(conn, session, body, at)
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -120,41 +123,41 @@ def _placed(conn: Connection, session: str, body: e.Body, at: float, turn: int |
 
 
 def _rewound(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
-    """The feed stands where it stood: what comes next in it is new."""
+    """Reset the feed's offset to the snapshot's: what comes after it in the feed is new."""
     assert isinstance(body, e.SessionRewound)
     _session(conn, session, body, at, turn)
     feed = select(snapshots.c.feed_offset).where(snapshots.c.id == body.snapshot).scalar_subquery()
     _update_session(conn, session, {"feed_offset": func.coalesce(feed, 0)})
 
 
-def _begun_elsewhere(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+def _started_elsewhere(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     assert isinstance(body, e.SessionForked | e.SessionImported)
     if not _update_session(conn, session, {"feed_offset": body.feed_offset, "updated_at": at}):
         raise unknown(session)
 
 
 def _budget_shared(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
-    """The session may spend so much less. Its own event keeps what was asked for."""
+    """Lower the session's budget. Its own creation event keeps the requested one."""
     assert isinstance(body, e.BudgetShared)
-    request = _asked(conn, session)
+    request = _request(conn, session)
     if request.get("budget_usd") is not None:
-        _ask(conn, session, request | {"budget_usd": request["budget_usd"] - body.dollars}, at)
+        _set_request(conn, session, request | {"budget_usd": request["budget_usd"] - body.dollars}, at)
 
 
 def _budget_set(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     assert isinstance(body, e.BudgetSet)
-    if not _ask(conn, session, _asked(conn, session) | {"budget_usd": body.dollars}, at):
+    if not _set_request(conn, session, _request(conn, session) | {"budget_usd": body.dollars}, at):
         raise unknown(session)
 
 
-def _asked(conn: Connection, session: str) -> Values:
-    """What the session was asked for with, as of now."""
-    asked = conn.execute(select(sessions.c.request).where(sessions.c.id == session)).scalar()
-    request: Values = msgspec.json.decode(asked) if asked else {}
+def _request(conn: Connection, session: str) -> Values:
+    """Return the session's request in its current form."""
+    stored = conn.execute(select(sessions.c.request).where(sessions.c.id == session)).scalar()
+    request: Values = msgspec.json.decode(stored) if stored else {}
     return request
 
 
-def _ask(conn: Connection, session: str, request: Values, at: float) -> int:
+def _set_request(conn: Connection, session: str, request: Values, at: float) -> int:
     return _update_session(conn, session, {"request": msgspec.json.encode(request).decode(), "updated_at": at})
 
 
@@ -168,26 +171,26 @@ _SPEND = (
 )
 
 
-def _spent(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
-    """One ModelCalled is one request, whatever its usage counts; an unknown price adds nothing."""
+def _add_usage(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    """Add up usage. One ModelCalled counts as one request; an unknown price adds nothing."""
     assert isinstance(body, e.ModelCalled)
     used = {f"more_{name}": getattr(body.usage, name) or 0 for name in _ZERO_USAGE} | {"more_requests": 1}
     if not conn.execute(_SPEND, {"key": session, "at": at, **used}).rowcount:
         _check_known(conn, session)
 
 
-_SHOW = (
+_SET_ACTIVITY = (
     update(sessions)
     .where(sessions.c.id == bindparam("key"))
-    .values(activity=bindparam("doing"), updated_at=bindparam("at"))
+    .values(activity=bindparam("new_activity"), updated_at=bindparam("at"))
 )
 
 
 _IN_TURN = select(turns.c.number).where(turns.c.session == bindparam("key"), turns.c.state == TurnState.RUNNING)
 
 
-def _glance(conn: Connection, session: str, body: e.Body, at: float) -> None:
-    """Show what the session is doing; an event for a session that is gone is refused."""
+def _update_activity(conn: Connection, session: str, body: e.Body, at: float) -> None:
+    """Set the session's activity. Refuse an event of an unknown session."""
     row = _ACTIVITY.first(conn, {"key": session})
     if row is None:
         _check_known(conn, session)
@@ -196,7 +199,7 @@ def _glance(conn: Connection, session: str, body: e.Body, at: float) -> None:
     if isinstance(body, e.SessionUnpaused) and conn.execute(_IN_TURN, {"key": session}).first():
         activity = Activity.THINKING
     if activity is not None and row[0] != activity:
-        conn.execute(_SHOW, {"key": session, "doing": activity, "at": at})
+        conn.execute(_SET_ACTIVITY, {"key": session, "new_activity": activity, "at": at})
 
 
 # --- machines -------------------------------------------------------------------------------------------------------
@@ -224,7 +227,7 @@ def _machine(conn: Connection, session: str, body: e.Body, at: float, turn: int 
 
 
 def _port(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
-    """A port of the host leads to one place: opened again, it leads there."""
+    """Set the target of a host port. A port has one target; opening it again replaces the target."""
     assert isinstance(body, e.PortEvent)
     _check_known(conn, session)
     conn.execute(delete(ports).where(ports.c.host_port == body.host_port))
@@ -251,7 +254,7 @@ def _snapshot(conn: Connection, session: str, body: e.Body, at: float, turn: int
 
 def _turn(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     if turn is None:
-        raise IllegalMove(f"session {session}: {body.type} came without the number of its turn")
+        raise IllegalMove(f"session {session}: {body.type} has no turn number")
     _check_known(conn, session)
     here = (turns.c.session == session) & (turns.c.number == turn)
     row = conn.execute(select(turns.c.state).where(here)).first()
@@ -274,7 +277,7 @@ def _turn(conn: Connection, session: str, body: e.Body, at: float, turn: int | N
 
 
 def _agent_started(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
-    """The agent's own word on its conversation is kept at once: after a crash there may be no other."""
+    """Store the agent's own name for its conversation at once: after a crash there may be no other source."""
     assert isinstance(body, e.AgentStarted)
     values = {"conversation": _text(body.conversation), "model": _text(body.model)}
     if turn is not None and (known := {name: value for name, value in values.items() if value}):
@@ -289,7 +292,7 @@ def _result(conn: Connection, session: str, body: e.Body, at: float, turn: int |
         conn.execute(insert(results), {"session": session, **values})
 
 
-# --- what all share -------------------------------------------------------------------------------------------------
+# --- shared by all --------------------------------------------------------------------------------------------------
 
 
 def _update_session(conn: Connection, session: str, values: Values) -> int:
@@ -297,7 +300,7 @@ def _update_session(conn: Connection, session: str, values: Values) -> int:
 
 
 def _check_known(conn: Connection, session: str) -> None:
-    """Refuse events for what does not exist or was forgotten: nothing would ever remove them."""
+    """Raise NotFound for a session that does not exist or was removed: nothing would ever remove its events."""
     if session and not any(_exists(conn, table, session) for table in (tasks, sessions)):
         raise unknown(session)
 
@@ -306,9 +309,9 @@ def _exists(conn: Connection, table: Table, key: str) -> bool:
     return conn.execute(select(table.c.id).where(table.c.id == key)).first() is not None
 
 
-def _text(said: str) -> str:
-    """What a guest said, as a column can hold it: PostgreSQL knows no NUL in a text. The event keeps it."""
-    return said.replace("\0", "\ufffd")
+def _text(text: str) -> str:
+    """Replace NUL in a guest's text: a text column of PostgreSQL cannot hold it. The event keeps it."""
+    return text.replace("\0", "\ufffd")
 
 
 def _json(failure: e.Failure) -> str:
@@ -325,8 +328,8 @@ _MOVES: Mapping[type[e.Body], Move] = {
     e.SessionPrepared: _prepared,
     e.SessionPlaced: _placed,
     e.SessionRewound: _rewound,
-    e.SessionForked: _begun_elsewhere,
-    e.SessionImported: _begun_elsewhere,
+    e.SessionForked: _started_elsewhere,
+    e.SessionImported: _started_elsewhere,
     e.BudgetShared: _budget_shared,
     e.BudgetSet: _budget_set,
     **dict.fromkeys((e.PortOpened, e.PortClosed), _port),
@@ -335,5 +338,5 @@ _MOVES: Mapping[type[e.Body], Move] = {
     **dict.fromkeys((e.TurnCreated, e.TurnStarted, e.TurnEnded), _turn),
     e.AgentStarted: _agent_started,
     e.ResultCollected: _result,
-    e.ModelCalled: _spent,
+    e.ModelCalled: _add_usage,
 }

@@ -1,4 +1,7 @@
-"""The tables. `migrations/` makes them; a test holds the two equal. Types are those SQLite and PostgreSQL share."""
+"""Define the tables. `migrations/` creates them, and a test checks that both are equal.
+
+Columns use only types that SQLite and PostgreSQL share.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, Larg
 
 metadata = MetaData()
 
-# SQLite counts rows up only for a column that is called INTEGER to the letter; AUTOINCREMENT never uses one again.
+# SQLite numbers rows only in a column whose type is exactly INTEGER. AUTOINCREMENT never uses a number again.
 Sequence = BigInteger().with_variant(Integer(), "sqlite")
 
 events = Table(

@@ -1,10 +1,11 @@
-"""The journal in one SQLite file: WAL, synchronous=FULL, one connection that writes, a few that only read.
+"""The journal in one SQLite file: WAL, synchronous=FULL, one connection that writes, and a few that only read.
 
-Only this module knows that SQLite blocks: all it does runs in worker threads.
+SQLite blocks; this module runs all of its calls in worker threads.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hiveyard.core.errors import HiveyardError, StoreUnusable
 from hiveyard.kit.files import sync_dir
+from hiveyard.store import shrinking
 from hiveyard.store.ballast import Ballast
 from hiveyard.store.failures import sqlite_failure, sqlite_full
 from hiveyard.store.migrate import migrate
@@ -27,12 +29,13 @@ from hiveyard.store.writer import AnyJob, commit_group
 
 T = TypeVar("T")
 READERS = 4
-WAL_KEPT = 64 << 20  # bytes of the write-ahead log that stay on disk after a burst
+_log = logging.getLogger(__name__)
+WAL_KEPT = 64 << 20  # bytes of the write-ahead log that stay on disk after a burst of writes
 
 
 class SqliteBackend:
-    """Connections to one file. `busy` is how many seconds a write waits for another process's write, `ballast` the
-    bytes held for when the disk is full."""
+    """The connections to one file. `busy` is how many seconds a write waits for a write of another process; `ballast`
+    is the number of bytes reserved for when the disk is full."""
 
     def __init__(self, path: Path, *, busy: float = 5.0, ballast: int = 0) -> None:
         self._path = path
@@ -45,11 +48,11 @@ class SqliteBackend:
         )
         self._conn: Connection | None = None
         self._ballast = Ballast(path.with_name("ballast"), ballast)
-        _begins_with(self._writer, "BEGIN IMMEDIATE")
-        _begins_with(self._readers, "BEGIN")
+        _set_begin(self._writer, "BEGIN IMMEDIATE")
+        _set_begin(self._readers, "BEGIN")
 
     async def open(self) -> None:
-        """Make the file when it is absent and bring its tables to this version. Raises StoreUnusable, StoreTooNew."""
+        """Create the file if absent, and migrate its tables to this version. Raises StoreUnusable, StoreTooNew."""
         await anyio.to_thread.run_sync(self._open, limiter=self._writing)
 
     async def commit(self, jobs: Sequence[AnyJob]) -> Outbox:
@@ -62,13 +65,26 @@ class SqliteBackend:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._close, limiter=self._writing)
 
+    async def space(self) -> shrinking.Space:
+        """Return the bytes that the file takes, and how many of them can be freed."""
+        return await anyio.to_thread.run_sync(self._maintain, shrinking.space, limiter=self._writing)
+
+    async def release(self) -> shrinking.Left:
+        """Free a few pages of removed rows, between two commits."""
+        return await anyio.to_thread.run_sync(self._maintain, shrinking.release, limiter=self._writing)
+
+    async def vacuum(self) -> None:
+        """Make `release` possible for a file of an older version. Commits wait meanwhile. Raises StoreError."""
+        await anyio.to_thread.run_sync(self._maintain, shrinking.vacuum, limiter=self._writing)
+
     def failure(self, error: Exception) -> HiveyardError:
         return sqlite_failure(str(self._path), str(self._path.parent), error)
 
     def _open(self) -> None:
         try:
             self._create_file()
-            self._with_room(self._migrate)
+            self._retrying(self._migrate)
+            self._enable_shrinking()
             self._ballast.restore()
         except (SQLAlchemyError, sqlite3.Error) as error:
             self._close()
@@ -84,9 +100,24 @@ class SqliteBackend:
         with self._writer.connect() as conn:
             migrate(conn, str(self._path))
 
-    def _with_room(self, work: Callable[[], T]) -> T:
-        """Do something that is done whole or not at all: again, with a piece of the ballast less, when the disk is
-        full."""
+    def _enable_shrinking(self) -> None:
+        try:
+            self._maintain(shrinking.enable)
+        except (HiveyardError, OSError) as error:
+            _log.warning("the journal will not shrink: %s", error)
+
+    def _maintain(self, work: Callable[[sqlite3.Connection, Path], T]) -> T:
+        """Do something outside of any transaction, on the connection that writes. Raises StoreUnusable."""
+        try:
+            if self._conn is None:
+                self._conn = self._writer.connect()
+            return work(_driver(self._conn), self._path)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            self._drop_connection()
+            raise self.failure(error) from error
+
+    def _retrying(self, work: Callable[[], T]) -> T:
+        """Run a transaction. While the disk is full, release a piece of the ballast and run it again."""
         while True:
             try:
                 return work()
@@ -96,7 +127,7 @@ class SqliteBackend:
                     raise
 
     def _create_file(self) -> None:
-        """Prompts and outputs are in it: for its owner only. SQLite gives its other files the same mode."""
+        """Create the file, for its owner only: it holds prompts and outputs. SQLite's other files get the same mode."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -107,6 +138,8 @@ class SqliteBackend:
     def _connect_writer(self) -> sqlite3.Connection:
         conn = self._connect("rw")
         try:
+            # Before anything is in the file; later it has no effect until a VACUUM.
+            conn.execute("PRAGMA auto_vacuum=INCREMENTAL")
             mode = conn.execute("PRAGMA journal_mode=WAL").fetchone()[0]
             conn.execute("PRAGMA synchronous=FULL")
             conn.execute(f"PRAGMA journal_size_limit={WAL_KEPT}")
@@ -125,8 +158,8 @@ class SqliteBackend:
         return self._connect("ro")
 
     def _connect(self, mode: str) -> sqlite3.Connection:
-        # Handed from one worker thread to another, never used by two at once. Transactions are begun by hand: the
-        # module's own way begins none for reads, and two reads in a row would see two states.
+        # Several worker threads use a connection, but never two at once. Transactions are begun by hand: the sqlite3
+        # module begins none for reads, and two reads in a row would see two states.
         return sqlite3.connect(
             f"file:{quote(str(self._path.absolute()))}?mode={mode}",
             uri=True,
@@ -137,13 +170,13 @@ class SqliteBackend:
         )
 
     def _commit(self, jobs: Sequence[AnyJob]) -> Outbox:
-        outbox = self._with_room(lambda: self._commit_once(jobs))
+        outbox = self._retrying(lambda: self._commit_once(jobs))
         self._ballast.restore()
         return outbox
 
     def _commit_once(self, jobs: Sequence[AnyJob]) -> Outbox:
         for job in jobs:
-            job.again()
+            job.reset()
         if self._conn is None:
             self._conn = self._writer.connect()
         return commit_group(self._conn, jobs, _savepoint, sqlite_full)
@@ -156,7 +189,7 @@ class SqliteBackend:
             raise self.failure(error) from error
 
     def _drop_connection(self) -> None:
-        """After a failed commit nobody knows what a connection holds: the next group begins with a new one."""
+        """Close the connection after a failed commit: its state is unknown, and the next group uses a new one."""
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.invalidate()
@@ -164,7 +197,7 @@ class SqliteBackend:
         self._writer.dispose()
 
     def _close(self) -> None:
-        # The writer last: the last connection to leave folds the log into the file and removes it.
+        # The writer last: the last connection to close moves the log into the file and removes it.
         self._readers.dispose()
         if self._conn is not None:
             self._conn.close()
@@ -172,7 +205,7 @@ class SqliteBackend:
         self._writer.dispose()
 
 
-def _begins_with(engine: Engine, statement: str) -> None:
+def _set_begin(engine: Engine, statement: str) -> None:
     def begin(conn: Connection) -> None:
         conn.exec_driver_sql(statement)
 
@@ -180,7 +213,11 @@ def _begins_with(engine: Engine, statement: str) -> None:
 
 
 def _savepoint(conn: Connection, statement: str) -> None:
-    # Past SQLAlchemy, which would spend more on these two statements than SQLite on the whole write.
+    # Not through SQLAlchemy, which would spend more on these two statements than SQLite on the rest of the write.
+    _driver(conn).execute(statement)
+
+
+def _driver(conn: Connection) -> sqlite3.Connection:
     driver = conn.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
-    driver.execute(statement)
+    return driver

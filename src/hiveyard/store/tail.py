@@ -1,8 +1,8 @@
-"""The latest committed events, held once for all followers.
+"""Hold the latest committed events in memory, once for all followers.
 
-A follower keeps only its position. While its position is within the tail it takes from here; when it was too slow,
-or starts further back, it reads from the database until it has caught up. So nothing grows with slow readers.
-It belongs to the event loop's thread and must not know where events come from.
+A follower keeps only its position. It reads from the tail while its position is within it. A follower that was too
+slow, or starts earlier, reads from the database until it has caught up. So slow readers use no memory. The tail belongs
+to the event loop's thread, and must not know where events come from.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from hiveyard.store.outbox import Appended
 
 
 class Piece(NamedTuple):
-    """Events that come next, and the position after them (further on when others were passed over)."""
+    """The next events, and the position after them, which is greater if other sessions' events were skipped."""
 
     events: list[Event]
     position: int
 
 
 class Tail:
-    """Events with a sequence number greater than `floor`, all of them that are committed and published."""
+    """All committed and published events with a sequence number greater than `floor`."""
 
     def __init__(self, floor: int, *, max_events: int = 8192, max_bytes: int = 32 << 20) -> None:
         self.floor = floor
@@ -39,13 +39,13 @@ class Tail:
         self._growing: WeakValueDictionary[str | None, anyio.Event] = WeakValueDictionary()
 
     def publish(self, appended: Sequence[Appended], forgotten: Collection[str]) -> None:
-        """Take in what a commit made durable, in the order of its numbers, and wake who waits for it."""
+        """Add what a commit made durable, in the order of its numbers, and wake the followers that wait for it."""
         touched = {one.event.session for one in appended}
         if appended:
-            appended = _unbroken(appended)
+            appended = _after_last_gap(appended)
             if appended[0].event.seq != self._end + 1:
-                # A hole: another process wrote, a write was too large to be held, or PostgreSQL skipped a number. The
-                # database knows what is in it.
+                # A gap: another process wrote, a write was too large for memory, or PostgreSQL skipped a number.
+                # Followers read the gap from the database.
                 self._restart(appended[0].event.seq - 1)
                 touched = set(self._growing)  # type: ignore[arg-type]
             self._held += appended
@@ -59,7 +59,7 @@ class Tail:
         self._wake(touched)
 
     def after(self, position: int, session: str | None, limit: int) -> Piece | None:
-        """At most `limit` events after a position (of one session); None when the tail does not reach back to it."""
+        """Return at most `limit` events after a position (of one session); None if the position is before the tail."""
         if position < self.floor:
             return None
         start = bisect_right(self._held, position, key=_seq)
@@ -70,11 +70,13 @@ class Tail:
         return Piece(chosen, piece[-1].event.seq)
 
     def forgot(self, session: str | None) -> bool:
-        """Whether the session was removed: its events are gone and no more will come. Ids are never used again."""
+        """Whether the session was removed. No event of it will follow: ids are never used again."""
         return session in self._forgotten
 
     def growth(self, session: str | None) -> anyio.Event:
-        """Set when events (of that session) are published. Ask for it in the same breath as `after`."""
+        """Return an event that is set when events (of that session) are published.
+
+        Call it directly after `after`, without waiting for anything in between."""
         return self._growing.setdefault(session, anyio.Event())
 
     def _wake(self, touched: Collection[str | None]) -> None:
@@ -91,15 +93,15 @@ class Tail:
         self._size = sum(one.size for one in held)
 
     def _trim(self) -> None:
-        """Drop the older half when it is too much: rarely, so that the cost is spread over many events."""
+        """Drop the older half when the limits are exceeded: rarely, so that the cost is spread over many events."""
         while self._held and (len(self._held) > self._max_events or self._size > self._max_bytes):
             cut = (len(self._held) + 1) // 2
             self.floor = self._held[cut - 1].event.seq
             self._keep(self._held[cut:])
 
 
-def _unbroken(appended: Sequence[Appended]) -> Sequence[Appended]:
-    """What comes after the last hole."""
+def _after_last_gap(appended: Sequence[Appended]) -> Sequence[Appended]:
+    """Return the events after the last gap in the numbers."""
     start = len(appended) - 1
     if _seq(appended[start]) - _seq(appended[0]) == start:
         return appended

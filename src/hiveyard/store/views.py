@@ -1,4 +1,4 @@
-"""Rows as they are read: frozen, typed, and the questions that give them. Nothing here writes."""
+"""Read rows as frozen dataclasses. Nothing here writes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hiveyard.store import schema
 from hiveyard.store.names import unknown
 
 AnyRow = Row[Any]
-_MOST_NAMES = 500
+_MAX_IDS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRow:
-    """A queued job; its id is its session's id. Times are seconds since the epoch. `provider`, `tier` and `machine`
-    are None until it is assigned; `cancel_asked_at` stands from the first request for its end."""
+    """A task. Its id is also its session's id. Times are in seconds since the epoch. `provider`, `tier` and `machine`
+    are None until it is assigned. `cancel_asked_at` is the time of the first request to cancel it."""
 
     id: str
     slug: str
@@ -42,9 +42,9 @@ class TaskRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRow:
-    """A workspace. `machine` is the one it had last; `machines` tells whether it still is. `spent` sums up what went
-    through the door, known prices only. `activity` means something while `phase` is running. `request` is there for
-    one that no task made. `reason` is why it stopped. `feed_offset` tells how many bytes of its feed are in the
+    """A session. `machine` is its last machine; the table `machines` says whether it still exists. `spent` is the total
+    usage of its door, with known prices only. `activity` is valid while `phase` is running. `request` is None for a
+    session that a task made. `reason` is why it stopped. `feed_offset` is how many bytes of its feed are in the
     journal."""
 
     id: str
@@ -70,7 +70,7 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRow:
-    """A machine as the journal knows it; `reason` is why it is in error. The backend may know better."""
+    """A machine as recorded in the journal; its backend may differ. `reason` is why it is in error."""
 
     name: str
     session: str
@@ -83,7 +83,7 @@ class MachineRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRow:
-    """One run of the agent. The offsets tell how many bytes of its output are in the journal."""
+    """One run of the agent. The offsets are how many bytes of its output are in the journal."""
 
     session: str
     number: int
@@ -105,7 +105,7 @@ class TurnRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultRow:
-    """What was taken out of a session: counts against `base`, commits on `branch` up to `head`."""
+    """The collected result of a session: commits on `branch` up to `head`, and counts against `base`."""
 
     session: str
     branch: str
@@ -121,7 +121,7 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortRow:
-    """A port of the host that leads into a session's guest; guest port 22 is the way in by ssh."""
+    """A host port that is forwarded into a session's guest. Guest port 22 is ssh."""
 
     host_port: int
     session: str
@@ -131,8 +131,8 @@ class PortRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRow:
-    """A point of a session to go back to. `live` has memory and processes; `feed_offset` is how much of the feed had
-    been read then."""
+    """A snapshot of a session. A `live` one has memory and processes. `feed_offset` is how many bytes of the feed had
+    been read when it was taken."""
 
     id: str
     session: str
@@ -146,7 +146,7 @@ class SnapshotRow:
 
 
 def task(conn: Connection, id: str) -> TaskRow:
-    """Raises NotFound."""
+    """Return a task. Raises NotFound."""
     if (found := find_task(conn, id)) is not None:
         return found
     if (session := find_session(conn, id)) is not None:
@@ -161,7 +161,7 @@ def find_task(conn: Connection, id: str) -> TaskRow | None:
 
 
 def tasks(conn: Connection, *, states: Collection[TaskState] | None = None, limit: int | None = None) -> list[TaskRow]:
-    """Newest first."""
+    """Return tasks, newest first."""
     columns = schema.tasks.c
     query = select(schema.tasks).order_by(columns.created_at.desc(), columns.id).limit(limit)
     if states is not None:
@@ -170,7 +170,7 @@ def tasks(conn: Connection, *, states: Collection[TaskState] | None = None, limi
 
 
 def session(conn: Connection, id: str) -> SessionRow:
-    """Raises NotFound."""
+    """Return a session. Raises NotFound."""
     if (found := find_session(conn, id)) is None:
         raise unknown(id)
     return found
@@ -189,7 +189,7 @@ def sessions(
     own: bool = False,
     limit: int | None = None,
 ) -> list[SessionRow]:
-    """Newest first; with `own` only those that no task made."""
+    """Return sessions, newest first; with `own` only those that no task made."""
     columns = schema.sessions.c
     query = select(schema.sessions).order_by(columns.created_at.desc(), columns.id).limit(limit)
     if phases is not None:
@@ -202,13 +202,13 @@ def sessions(
 
 
 def branches(conn: Connection) -> set[str]:
-    """The branches that tasks and sessions work on, or did."""
+    """Return the branches that tasks and sessions work on or worked on."""
     column = schema.sessions.c.branch
     return {str(row[0]) for row in conn.execute(select(column).where(column.is_not(None)))}
 
 
 def ports(conn: Connection, session: str | None = None) -> list[PortRow]:
-    """Those of a session, or all, in the order of their host ports."""
+    """Return the ports of a session, or all, sorted by host port."""
     query = select(schema.ports).order_by(schema.ports.c.host_port)
     if session is not None:
         query = query.where(schema.ports.c.session == session)
@@ -216,7 +216,7 @@ def ports(conn: Connection, session: str | None = None) -> list[PortRow]:
 
 
 def snapshots(conn: Connection, session: str | None = None) -> list[SnapshotRow]:
-    """Those of a session, or all, oldest first."""
+    """Return the snapshots of a session, or all, oldest first."""
     query = select(schema.snapshots).order_by(schema.snapshots.c.created_at, schema.snapshots.c.id)
     if session is not None:
         query = query.where(schema.snapshots.c.session == session)
@@ -224,21 +224,21 @@ def snapshots(conn: Connection, session: str | None = None) -> list[SnapshotRow]
 
 
 def turns(conn: Connection, session: str) -> list[TurnRow]:
-    """In the order of their numbers."""
+    """Return the turns of a session, sorted by number."""
     columns = schema.turns.c
     query = select(schema.turns).where(columns.session == session).order_by(columns.number)
     return [_turn(row) for row in conn.execute(query)]
 
 
 def turns_of(conn: Connection, sessions: Collection[str]) -> list[TurnRow]:
-    """The turns of many sessions, each session's in the order of their numbers."""
+    """Return the turns of several sessions, sorted by session and number."""
     columns = schema.turns.c
     query = select(schema.turns).where(_among(columns.session, sessions)).order_by(columns.session, columns.number)
     return [_turn(row) for row in conn.execute(query)]
 
 
-def turns_begun(conn: Connection, sessions: Collection[str]) -> dict[str, int]:
-    """How many turns of each session have begun; those of which none has are left out."""
+def turns_started(conn: Connection, sessions: Collection[str]) -> dict[str, int]:
+    """Return how many turns of each session have started. Sessions without one are left out."""
     columns = schema.turns.c
     query = select(columns.session, func.count()).where(
         _among(columns.session, sessions), columns.started_at.is_not(None)
@@ -246,23 +246,24 @@ def turns_begun(conn: Connection, sessions: Collection[str]) -> dict[str, int]:
     return {row[0]: row[1] for row in conn.execute(query.group_by(columns.session))}
 
 
-class Last(NamedTuple):
-    """The last event of a session: its number, and when it was."""
+class LastEvent(NamedTuple):
+    """The last event of a session: its number and its time."""
 
     seq: int
     at: float
 
 
-def last_events(conn: Connection, sessions: Collection[str]) -> dict[str, Last]:
+def last_events(conn: Connection, sessions: Collection[str]) -> dict[str, LastEvent]:
+    """Return the last event of each session."""
     events, keys = schema.events.c, schema.sessions.c.id
     theirs = schema.events.alias().c
     newest = select(func.max(theirs.seq)).where(theirs.session == keys).correlate(schema.sessions).scalar_subquery()
     query = select(keys, events.seq, events.at).join_from(schema.sessions, schema.events, events.seq == newest)
-    return {row[0]: Last(row[1], row[2]) for row in conn.execute(query.where(_among(keys, sessions)))}
+    return {row[0]: LastEvent(row[1], row[2]) for row in conn.execute(query.where(_among(keys, sessions)))}
 
 
 def turn(conn: Connection, session: str, number: int) -> TurnRow:
-    """Raises NotFound."""
+    """Return a turn. Raises NotFound."""
     columns = schema.turns.c
     row = conn.execute(select(schema.turns).where(columns.session == session, columns.number == number)).first()
     if row is None:
@@ -271,7 +272,7 @@ def turn(conn: Connection, session: str, number: int) -> TurnRow:
 
 
 def machines(conn: Connection, *, live_only: bool = True, session: str | None = None) -> list[MachineRow]:
-    """Oldest first. Live is all but `stopped`: one in error may still hold something in its backend."""
+    """Return machines, oldest first. All but `stopped` are live: one in error may still exist in its backend."""
     columns = schema.machines.c
     query = select(schema.machines).order_by(columns.created_at, columns.name)
     if live_only:
@@ -287,20 +288,20 @@ def find_machine(conn: Connection, name: str) -> MachineRow | None:
 
 
 def result(conn: Connection, session: str) -> ResultRow | None:
-    """None until something was collected."""
+    """Return the result of a session; None until something was collected."""
     row = conn.execute(select(schema.results).where(schema.results.c.session == session)).first()
     return None if row is None else ResultRow(**row._mapping)
 
 
 def results(conn: Connection, sessions: Collection[str]) -> list[ResultRow]:
-    """Of those sessions that have one."""
+    """Return the results of the sessions that have one."""
     query = select(schema.results).where(_among(schema.results.c.session, sessions))
     return [ResultRow(**row._mapping) for row in conn.execute(query)]
 
 
 def _among(column: ColumnElement[str], ids: Collection[str]) -> ColumnElement[bool]:
-    """More names than a statement may have parameters: then the rows of all, and the caller takes what it knows."""
-    return column.in_(ids) if len(ids) <= _MOST_NAMES else true()
+    """Match the ids, or every row if there are more ids than a statement may have parameters: the caller selects."""
+    return column.in_(ids) if len(ids) <= _MAX_IDS else true()
 
 
 def _by_key(conn: Connection, table: Table, key: str) -> AnyRow | None:

@@ -1,7 +1,7 @@
-"""Writes in groups: all that wait at the same moment share one transaction and one commit.
+"""Group writes: all writes that wait at the same moment share one transaction and one commit.
 
-While a group is being committed the next one gathers by itself, so that one lone writer waits for one sync of the
-disk and many writers share it. Each write has a savepoint of its own. The module must not know which database it is.
+While one group is committed, the next one forms. So a single writer waits for one sync of the disk, and many writers
+share one. Each write has its own savepoint. The module must not know which database it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GROUP_LIMIT = 512
 
 
 class Job(Generic[T]):
-    """One write: what to do, and what came of it."""
+    """One write: its function, and its value or error."""
 
     __slots__ = ("done", "error", "fn", "value")
 
@@ -35,8 +35,8 @@ class Job(Generic[T]):
         self.value: T | None = None
         self.error: Exception | None = None
 
-    def again(self) -> None:
-        """Nothing has come of it yet."""
+    def reset(self) -> None:
+        """Clear the value and error before another attempt."""
         self.value = self.error = None
 
     def result(self) -> T:
@@ -49,8 +49,9 @@ AnyJob = Job[Any]
 
 
 class Commit(Protocol):
-    """Runs a group in one transaction and returns what it appended; job results are filled in. Raises when nothing
-    of the group was stored, or when nobody can tell."""
+    """Run a group in one transaction, set each job's value or error, and return what was appended.
+
+    Raises if nothing of the group was stored, or if that is unknown."""
 
     def __call__(self, jobs: Sequence[AnyJob]) -> Awaitable[Outbox]: ...
 
@@ -65,8 +66,8 @@ def commit_group(
     savepoint: Callable[[Connection, str], object],
     fatal: Callable[[Exception], bool] = _never,
 ) -> Outbox:
-    """Run the jobs in one transaction. A job that raises is undone alone; an error of the database itself, of the
-    commit, or one that is `fatal`, undoes all and is raised."""
+    """Run the jobs in one transaction. If a job raises, only that job is undone. An error of the database or of the
+    commit, or one that is `fatal`, undoes the whole group and is raised."""
     outbox = attach(conn)
     with conn.begin():
         for job in jobs:
@@ -88,16 +89,16 @@ def _run(
     except Exception as error:
         if fatal(error):
             raise
-        # Whatever it is belongs to the caller of this one write.
+        # It concerns only the caller of this write.
         job.error = error
         outbox.back_to(mark)
-        # Raises when the database gave up the whole transaction, as SQLite does when its disk is full.
+        # Raises if the database rolled back the whole transaction, as SQLite does when the disk is full.
         savepoint(conn, "ROLLBACK TO SAVEPOINT job")
     savepoint(conn, "RELEASE SAVEPOINT job")
 
 
 class Writer:
-    """The queue in front of the one connection that writes. Belongs to the event loop's thread."""
+    """The queue of writes for the one connection that writes. It belongs to the event loop's thread."""
 
     def __init__(self, commit: Commit, tail: Tail, failure: Callable[[Exception], HiveyardError]) -> None:
         self._commit = commit
@@ -113,7 +114,7 @@ class Writer:
         job = Job(fn)
         self._jobs.append(job)
         self._wake.set()
-        # A caller that is cancelled here does not take its write back: it is committed, whole, like the others.
+        # Cancelling the caller here does not cancel its write, which is committed like the others.
         await job.done.wait()
         return job.result()
 
@@ -122,12 +123,12 @@ class Writer:
             raise StoreUnusable("the journal is closed")
 
     def close(self) -> None:
-        """Take no more; what waits is still written before `run` returns."""
+        """Refuse further writes. Those that wait are still written before `run` returns."""
         self._closed = True
         self._wake.set()
 
     async def run(self) -> None:
-        # Shielded: whoever was accepted gets an answer, and a commit is never left half way.
+        # Shielded: each accepted write gets an answer, and no commit is interrupted.
         with anyio.CancelScope(shield=True):
             try:
                 while self._jobs or not self._closed:
@@ -154,16 +155,16 @@ class Writer:
     def _answer(self, jobs: Iterable[AnyJob], of_group: Exception | None) -> None:
         for job in jobs:
             if of_group is not None or job.error is not None:
-                job.error = self._told(job.error, of_group)
+                job.error = self._error_of(job.error, of_group)
             job.done.set()
 
-    def _told(self, own: Exception | None, of_group: Exception | None) -> Exception:
-        """The error for one caller: its own when it made one, else the group's; a driver's in our words."""
+    def _error_of(self, own: Exception | None, of_group: Exception | None) -> Exception:
+        """Return the error for one caller: its own if there is one, else the group's. Translate a driver's error."""
         cause = own or of_group
         assert cause is not None
         if cause is own and not isinstance(own, SQLAlchemyError):
             return own
-        told = cause if isinstance(cause, HiveyardError) else self._failure(cause)
-        if told is not cause:
-            told.__cause__ = cause
-        return told
+        error = cause if isinstance(cause, HiveyardError) else self._failure(cause)
+        if error is not cause:
+            error.__cause__ = cause
+        return error

@@ -11,7 +11,7 @@ import anyio
 
 from hiveyard.core.errors import CannotKeepMemory, NoMemory, NoSuchSnapshot
 from hiveyard.core.machines import Image, Machine, MachineSpec, Report, Shape, quiet
-from hiveyard.core.ports import Frozen, Meanwhile, Provider
+from hiveyard.core.ports import Meanwhile, Provider, SnapshotStats
 from hiveyard.daemon import resources
 from hiveyard.engine.engine import Engine, running
 from hiveyard.machines.bubblewrap import BubblewrapProvider
@@ -50,14 +50,14 @@ class Remembering(BubblewrapProvider):
         return replace(await super().get(name), shape=self.shapes.get(name))
 
     async def snapshot(
-        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
-    ) -> Frozen:
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, temporary: bool = False
+    ) -> SnapshotStats:
         if self.secretive:
             raise CannotKeepMemory("nobody may read it")
         if meanwhile is not None:
             await meanwhile()
         self.kept.add(snapshot)
-        return Frozen(0.0, 0)
+        return SnapshotStats(0.0, 0)
 
     async def make_ready(self, snapshot: str) -> None:
         if snapshot not in self.kept:

@@ -81,7 +81,7 @@ async def test_a_prompt_that_waits_is_said_when_a_person_was_heard_before_it(yar
         async with engine.sessions.guest(id) as guest:
             await guest.write_atomic("/session/state/typed", b"remember pear")
             typed = replace(terminal_runner.turn, prompt="/session/state/typed")
-            assert (await guest.run(terminal_runner.agent.say(typed))).ok
+            assert (await guest.run(terminal_runner.agent.send_prompt(typed))).ok
         waiting = await engine.sessions.send(id, "remember apple")
         await engine.sessions.interrupt(id)
         assert await answer(engine, id, waiting) == "done: remember apple"

@@ -33,7 +33,7 @@ def test_a_request_survives_being_stored() -> None:
         ({"keep": "yes"}, 'keep is "yes", it must be true or false'),
         ({"agent": ["\x1b[2J"]}, r'agent is \["\\u001b\[2J"\], it must be a text or null'),
         ({"memory_mib": 0}, r"memory_mib is 0, it must be a whole number \(at least 1"),
-        ({"memory_mib": 64}, "memory_mib is 64, the least is 128"),
+        ({"memory_mib": 64}, "memory_mib is 64, the minimum is 128"),
         ({"cpus": 10**30}, "cpus is 1000000000000"),
         ({"prompt": "\udcff"}, "not Unicode"),
         ({"tape": "/t", "record": "/r"}, "choose one"),
@@ -54,7 +54,7 @@ def test_a_bad_request_is_told_in_one_line(change: dict[str, Any], complaint: st
         ({}, "a task request needs the field 'repo'"),
         ({"repo": "/r"}, "a task request needs the field 'prompt'"),
         ({**GOOD, "branhc": "b"}, """has no field 'branhc' \\(here it is "b"\\)"""),
-        ([], r"a task request is an object, not \[\]"),
+        ([], r"a task request must be an object, not \[\]"),
         (None, "not null"),
     ],
 )

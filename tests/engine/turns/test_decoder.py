@@ -94,7 +94,7 @@ def test_no_line_of_a_real_feed_is_noise_in_the_journal(agent: str) -> None:
     adapter = agents.by_name(agent)
     assert isinstance(adapter, HasTerminal)
     for feed in home(agent).glob("*.feed"):
-        meaning, data = OutputDecoder(adapter.listener(), 0), feed.read_bytes()
+        meaning, data = OutputDecoder(adapter.feed_parser(), 0), feed.read_bytes()
         entries = meaning.entries(LineSplitter(limit=1 << 20).feed(data))
         assert entries and not [entry for entry in entries if isinstance(entry.body, AgentOutput)], feed
         kept = b"".join(entry.raw + b"\n" for entry in [*entries, *meaning.rest()] if entry.raw is not None)

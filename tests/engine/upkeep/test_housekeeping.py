@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -12,6 +14,7 @@ import pytest
 
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.snapshots.fork import ForkRequest
+from hiveyard.store import shrinking
 from tests.engine.conftest import Yard
 from tests.engine.yards import spawned, told, until
 from tests.support.puppet import register
@@ -73,6 +76,28 @@ async def test_sessions_snapshots_and_images_are_told_with_what_they_take(yard: 
         assert costs.total == sum(cost.size for cost in costs.costs)
         assert (costs.reclaimable, costs.reclaimable_all) == (0, 0)
         await engine.sessions.stop(id)
+
+
+async def test_the_database_has_a_row_and_its_free_pages_are_freed(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shrinking, "SMALL", 0)  # else it shrinks when it is opened
+    database = yard.paths.database
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(database, isolation_level=None)) as conn:
+        conn.executescript((Path(__file__).parents[2] / "store" / "journals" / "0002.sql").read_text())
+        conn.execute("DELETE FROM ports")
+        conn.execute("CREATE TABLE flood (data BLOB)")
+        conn.execute("INSERT INTO flood VALUES (zeroblob(?))", (16 << 20,))
+        conn.execute("DROP TABLE flood")
+    async with yard.open() as engine:
+        rows = [cost for cost in (await engine.housekeeping.costs()).costs if cost.kind == "database"]
+        assert [cost.name for cost in rows] == ["hiveyard.db", "hiveyard.db, free pages"]
+        assert [cost.freed_by for cost in rows] == ["", "prune"]
+        assert 0 < rows[0].size < 2 << 20 and rows[1].size > 15 << 20
+        done = await engine.housekeeping.prune()
+        assert [cost.name for cost in done.removed if cost.kind == "database"] == ["hiveyard.db, free pages"]
+        assert done.failed == [] and database.stat().st_size < 2 << 20
+        [row] = [cost for cost in (await engine.housekeeping.costs()).costs if cost.kind == "database"]
+        assert row.freed_by == "" and row.size < 12 << 20
 
 
 async def test_only_what_nothing_needs_is_freed(yard: Yard, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

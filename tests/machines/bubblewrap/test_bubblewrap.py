@@ -1,4 +1,4 @@
-"""What is particular to machines made of namespaces; the rest is in the contract suite."""
+"""Test the properties that only bubblewrap machines have; the contract suite tests the rest."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from hiveyard.core.commands import Command
@@ -23,6 +24,7 @@ from hiveyard.core.machines import HOST, MachineSpec, MachineStatus, Shape
 from hiveyard.core.ports import Guest
 from hiveyard.kit import process
 from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
+from hiveyard.machines.bubblewrap.cgroups import Cgroups
 from hiveyard.machines.bubblewrap.provider import _disk_error
 from tests.contract.door import outlive_a_full_table, serve_door
 from tests.contract.rootfs import small_image
@@ -40,13 +42,13 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture
 def host(scratch: Path) -> BubblewrapProvider:
-    """Machines that live on the host's programs: nothing to prepare."""
+    """A provider for machines with the host's programs, which need no preparation."""
     return BubblewrapProvider(scratch / "state", scratch / "cache", BubblewrapSettings())
 
 
 @asynccontextmanager
 async def _guest(provider: BubblewrapProvider, spec: MachineSpec) -> AsyncIterator[Guest]:
-    """A guest in a machine `t` that is gone after the block."""
+    """Return a guest in a machine `t`, which is terminated after the block."""
     await provider.boot("t", spec)
     try:
         async with provider.guest("t") as guest:
@@ -56,7 +58,7 @@ async def _guest(provider: BubblewrapProvider, spec: MachineSpec) -> AsyncIterat
 
 
 def _mentioning(word: str) -> list[int]:
-    """Processes of this host with `word` somewhere in their command line."""
+    """Return the processes of this host with `word` in their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -80,7 +82,7 @@ async def test_readiness_is_found_out_by_a_machine_that_leaves_nothing(host: Bub
 
 
 class Late(BubblewrapProvider):
-    """Whoever lists its machines is late: one of them has been removed since."""
+    """A provider whose list of names contains a machine that was removed since."""
 
     async def names(self) -> set[str]:
         return {"removed", *await super().names()}
@@ -180,6 +182,53 @@ async def test_a_fork_bomb_ends_with_its_machine_and_the_host_goes_on(host: Bubb
     assert await host.names() == set()
 
 
+async def _stop_a_command(host: BubblewrapProvider, group: TaskGroup) -> None:
+    """Run a command in machine `t` that stops itself, and wait until the host program that runs it has stopped, too."""
+
+    async def run() -> None:
+        with pytest.raises(MachineLost):
+            async with host.guest("t") as guest:
+                await guest.run(Command(shell="kill -STOP $$ # 7654322"))
+
+    group.start_soon(run)
+    with anyio.fail_after(20):
+        while not any(_program(pid) == b"nsenter" and _stopped(pid) for pid in _mentioning("7654322")):  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
+def _stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
+
+
+@pytest.mark.parametrize("delegated", [True, False], ids=["with control groups", "without"])
+async def test_a_machine_in_which_a_command_stopped_itself_is_stopped_and_removed(
+    host: BubblewrapProvider, scratch: Path, *, delegated: bool
+) -> None:
+    if not delegated:
+        host._cgroups = Cgroups(scratch / "none")
+    await host.boot("t", MachineSpec(image=HOST))
+    async with anyio.create_task_group() as group:
+        await _stop_a_command(host, group)
+        with anyio.fail_after(10):
+            await host.stop("t")
+    assert (await host.get("t")).status is MachineStatus.STOPPED
+    await host.terminate("t")
+    assert await host.names() == set()
+
+
+async def test_a_command_that_stopped_itself_does_not_outlive_its_machine_and_a_killed_daemon(
+    host: BubblewrapProvider, scratch: Path
+) -> None:
+    async with _daemon(scratch, STOPPING) as lines:
+        assert await lines.receive_until(b"\n", 100) == b"up"
+        with anyio.fail_after(20):
+            while not any(_program(pid) == b"nsenter" and _stopped(pid) for pid in _mentioning("7654323")):  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+    with anyio.fail_after(10):
+        await host.terminate("t")
+    await _nobody_mentions("7654323")
+
+
 async def test_processes_are_limited(host: BubblewrapProvider) -> None:
     script = "for i in {1..200}; do sleep 7654321 & done"
     async with (
@@ -242,7 +291,7 @@ async def test_the_number_of_a_process_that_is_gone_is_not_taken_for_the_machine
 ) -> None:
     async with _guest(host, MachineSpec(image=HOST)):
         ident = (scratch / "state/t/machine.json").read_text().split('"ident":"')[1].split('"')[0]
-        assert len(_mentioning(ident)) >= 2  # bubblewrap, process 1, and what that is about to make another program of
+        assert len(_mentioning(ident)) >= 2  # bubblewrap, process 1, and perhaps a new child of it
         (scratch / "state/t/pid").write_text(f"{os.getpid()} 1\n")
         assert (await host.get("t")).status is MachineStatus.ERROR
         await host.terminate("t")
@@ -270,10 +319,19 @@ anyio.run(main)
 """
 
 
+STOPPING = DAEMON.replace(
+    "await anyio.sleep(1000)",
+    """
+    async with provider.guest("t") as guest:
+        await guest.run(Command(shell="kill -STOP $$ # 7654323"))
+""".strip(),
+)
+
+
 @asynccontextmanager
-async def _daemon(scratch: Path) -> AsyncIterator[BufferedByteReceiveStream]:
-    """A daemon that has begun to boot machine `t`, and is killed with no warning at the end of the block."""
-    process = await anyio.open_process([sys.executable, "-c", DAEMON, str(scratch)])
+async def _daemon(scratch: Path, code: str = DAEMON) -> AsyncIterator[BufferedByteReceiveStream]:
+    """Start a daemon that boots machine `t`, and kill it with SIGKILL at the end of the block."""
+    process = await anyio.open_process([sys.executable, "-c", code, str(scratch)])
     assert process.stdout is not None
     lines = BufferedByteReceiveStream(process.stdout)
     assert await lines.receive_until(b"\n", 100) == b"begin"
@@ -312,9 +370,11 @@ async def test_a_daemon_killed_while_it_boots_leaves_nothing_that_is_not_found(
 
 
 async def _nobody_mentions(text: str) -> None:
-    """A child that the killed daemon had just forked still bears its command line, until it finds its plan cut off."""
+    """Wait until no process has `text` in its command line.
+
+    A child that the killed daemon had just forked has the daemon's, until it finds its plan incomplete."""
     with anyio.fail_after(30):
-        while _mentioning(text):  # noqa: ASYNC110 (they are nobody's children that we could wait for)
+        while _mentioning(text):  # noqa: ASYNC110 (they are not our children)
             await anyio.sleep(0.05)
 
 
@@ -331,7 +391,7 @@ async def test_a_machine_that_does_not_become_ready_is_too_late(scratch: Path) -
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root there are no id-mapped mounts")
 async def test_where_no_namespace_can_be_made_that_is_said_at_once(scratch: Path) -> None:
-    """As in a container without the right to; here because nobody in a chroot may make one."""
+    """As in a container without the privilege; here because a chroot forbids it."""
     code = "import anyio; from tests.machines.bubblewrap.test_bubblewrap import tell; anyio.run(tell)"
     outside = f'mount --rbind / "$1"; cd {Path.cwd()}; exec chroot "$1" env --chdir={Path.cwd()} "$2" -c "$3"'
     (scratch / "root").mkdir()
@@ -382,10 +442,10 @@ async def test_what_an_image_sets_is_not_for_the_programs_of_the_host(host: Bubb
             assert b"LD_PRELOAD" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
-# Processes that give their command lines away for good.
+# Processes that erase their command lines.
 @asynccontextmanager
 async def hiding(guest: Guest) -> AsyncIterator[None]:
-    """While the block lasts, forty of them live."""
+    """Run forty of them during the block."""
     async with guest.open(Command(argv=("python3", "-c", hidden.PROGRAM, "40"))) as stream:
         lines = 0
         while lines < 40:
@@ -402,7 +462,7 @@ async def test_processes_without_a_command_line_do_not_delay_the_end_of_their_ma
 
 @pytest.fixture
 def small(scratch: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+    """Mount a file system of 1 MiB."""
     place = scratch / "disk"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]).returncode:

@@ -1,4 +1,4 @@
-"""What a host lets us limit, found out without leaving anything where nothing is limited."""
+"""Discover the controllers of a host, and leave nothing behind where none can be used."""
 
 from __future__ import annotations
 

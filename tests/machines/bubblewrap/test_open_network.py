@@ -1,4 +1,4 @@
-"""A machine with an open network reaches the outside and its door, and nothing on the host's loopback."""
+"""Test that a machine with an open network reaches the outside and its door, but not the host's loopback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.leaks import searched_directory
 
 pytestmark = pytest.mark.anyio
 KNOCK = 'exec 3<>"/dev/tcp/$1/$2" && head -n 1 <&3'
-# All of slirp4netns's own that lead anywhere, and those that programs try.
+# The addresses of slirp4netns that lead somewhere, and those that programs try.
 ALIASES = ("127.0.0.1", "10.0.2.2", "10.0.2.3", "10.0.2.1", "10.0.2.254", "0.0.0.0")
 
 
@@ -53,7 +53,7 @@ async def opened(scratch: Path) -> AsyncIterator[tuple[BubblewrapProvider, Guest
 
 @contextmanager
 def greeting(address: str) -> Iterator[int]:
-    """A server at an address of this host; gives its port."""
+    """Run a server at an address of this host, and return its port."""
     with socket.create_server((address, 0)) as server:
 
         def serve() -> None:
@@ -73,7 +73,7 @@ def greeting(address: str) -> Iterator[int]:
 
 
 def own_address() -> str:
-    """This host's address on its network: for a machine, a computer outside like any other."""
+    """Return this host's address on its network. For a machine it is like any other computer."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))
         return str(probe.getsockname()[0])
@@ -85,7 +85,7 @@ async def knock(guest: Guest, address: str, port: int) -> str:
 
 
 def carriers(scratch: Path) -> list[int]:
-    """Processes of slirp4netns that log into this state."""
+    """Return the slirp4netns processes that log into this state directory."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -127,10 +127,10 @@ async def test_who_carries_the_network_has_no_rights_and_ends_with_the_machine(s
         assert "CapEff:\t0000000000000000" in status
         assert "Seccomp:\t2" in status
         assert "Uid:\t0" not in status
-        # Also when nobody ends it: the machine dies under the daemon.
+        # Also when the machine dies by itself.
         os.kill(int((scratch / "state" / "t" / "pid").read_text().split()[0]), signal.SIGKILL)
         with anyio.fail_after(10):
-            while carriers(scratch):  # noqa: ASYNC110 (the kernel gives no event)
+            while carriers(scratch):  # noqa: ASYNC110 (the kernel sends no event)
                 await anyio.sleep(0.05)
         assert await provider.names() == {"t"}
 

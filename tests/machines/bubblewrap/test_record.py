@@ -1,4 +1,4 @@
-"""Whether a process of a machine lives, whatever it does to be taken for another or for none."""
+"""Test that a machine's process is identified, whatever it does to look like another one or like none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hiveyard.machines.bubblewrap.record import Alive, _started
+from hiveyard.machines.bubblewrap.record import HostProcess, start_time
 
 WITHOUT_A_COMMAND_LINE = """
 import ctypes, os, signal
@@ -39,29 +39,29 @@ def begun(code: str) -> subprocess.Popen[bytes]:
 
 def test_who_gave_its_command_line_away_lives() -> None:
     with begun(WITHOUT_A_COMMAND_LINE) as program:
-        alive = Alive(program.pid, _started(program.pid))
-        assert alive.lives()
-        assert not alive.gone()
+        alive = HostProcess(program.pid, start_time(program.pid))
+        assert alive.is_running()
+        assert not alive.has_ended()
         alive.kill()
-    assert not alive.lives()
-    assert alive.gone()
+    assert not alive.is_running()
+    assert alive.has_ended()
 
 
 def test_who_lost_its_first_thread_is_not_gone_and_can_be_killed() -> None:
     with begun(WITHOUT_ITS_FIRST_THREAD) as program:
-        alive = Alive(program.pid, _started(program.pid))
-        assert not alive.gone()
+        alive = HostProcess(program.pid, start_time(program.pid))
+        assert not alive.has_ended()
         alive.kill()
         assert program.wait(30) == -9
-    assert alive.gone()
+    assert alive.has_ended()
 
 
 @pytest.mark.parametrize("later", [1, -1])
 def test_another_process_of_that_number_is_not_taken_for_it(later: int) -> None:
     with subprocess.Popen(["sleep", "60"]) as program:
-        other = Alive(program.pid, _started(program.pid) + later)
-        assert other.gone()
-        assert not other.lives()
+        other = HostProcess(program.pid, start_time(program.pid) + later)
+        assert other.has_ended()
+        assert not other.is_running()
         other.kill()
         assert program.poll() is None
         program.kill()

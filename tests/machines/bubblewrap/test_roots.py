@@ -1,4 +1,4 @@
-"""Root file systems as they are unpacked, and what is left of those that a version before unpacked otherwise."""
+"""Unpack root file systems, and find the remains of older editions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = ("dev/node", "dev/deep/node", "usr/lib/node_modules/p/dev/index.js", "us
 
 
 def archive(place: Path, start: str) -> Image:
-    """An image whose members' names begin with `start`."""
+    """Return an image whose members' names begin with `start`."""
     with tarfile.open(place / "rootfs.tar", "w") as tar:
         for name in FILES:
             member = tarfile.TarInfo(start + name)
@@ -48,10 +48,10 @@ async def test_what_a_version_before_unpacked_is_unpacked_anew_and_left_to_be_re
     old = unpacked_before(tmp_path / "cache", image)
     with pytest.raises(NoSuchImage):
         roots.find(image)
-    assert [(found.kind, found.place) for found in roots.holdings()] == [("made", old)]
+    assert [(found.kind, found.place) for found in roots.stored_items()] == [("made", old)]
     await roots.unpack(image, quiet)
     assert (roots.find(image) / FILES[2]).exists()
-    found = {holding.place: (holding.kind, holding.image) for holding in roots.holdings()}
+    found = {holding.place: (holding.kind, holding.image) for holding in roots.stored_items()}
     assert found == {old: ("left", image.id), roots.find(image): ("made", image.id)}
 
 
@@ -63,4 +63,4 @@ async def test_an_image_that_is_let_go_of_leaves_nothing(tmp_path: Path, anew: b
         await roots.unpack(image, quiet)
     await roots.release(image.id)
     await roots.release(image.id)
-    assert roots.holdings() == []
+    assert roots.stored_items() == []

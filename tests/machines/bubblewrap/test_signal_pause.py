@@ -1,4 +1,4 @@
-"""Machines that stand still where no control group can be frozen: the contract again, with every process stopped."""
+"""Freeze machines on hosts without a freezer: run the contract again with every process stopped by signals."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ async def offer() -> AsyncIterator[Offer]:
 
 @pytest.fixture
 async def on_host(offer: Offer) -> AsyncIterator[Place]:
-    """A machine with the host's programs."""
+    """Boot a machine with the host's programs."""
     async with machine(replace(offer, image=HOST)) as place:
         yield place
 
 
-# A parent that waits in the kernel, until its child has opened what nobody writes.
+# A parent that waits in the kernel until its child has opened a pipe that no process writes to.
 STUCK = """
 import os
 os.mkfifo("/tmp/fifo")
@@ -101,12 +101,12 @@ async def test_what_cannot_be_stopped_is_too_late_and_the_machine_goes_on(on_hos
     await anyio.sleep(0.3)
     provider = on_host.offer.provider
     assert isinstance(provider, BubblewrapProvider)
-    init = provider._record(on_host.name).recorded()
+    init = provider._directory(on_host.name).recorded()
     assert init is not None
-    halt = SignalPause(init.pid, tmp_path / "halted", patience=0.5)
+    halt = SignalPause(init.pid, tmp_path / "halted", timeout=0.5)
     with pytest.raises(TimeoutError):
         await halt.begin()
-    assert not halt.stands
+    assert not halt.paused
     for name in ("alone", "child"):
         await goes_on(on_host.session / name)
     assert not (on_host.session / "woken").exists()
@@ -125,7 +125,7 @@ async def test_processes_without_a_command_line_in_one_machine_do_not_hold_up_an
         await goes_on(place.session / name)
 
 
-# A daemon that is killed with the machine half or wholly stopped.
+# A daemon that is killed when the machine is partly or completely stopped.
 DAEMON = """
 import sys, anyio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is particular to machines that are containers; the contract suite has the rest."""
+"""Test the properties that only containers have; the contract suite tests the rest."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ async def test_a_foreign_container_of_our_name_is_told_and_left_alone(offer: Off
     async with client(offer) as docker:
         foreign = await docker.containers.create(body, name=container_name(provider(offer)._state, name))
         try:
-            with pytest.raises(BootFailed, match="is taken by a container of somebody else"):
+            with pytest.raises(BootFailed, match="is used by a container that is not of this installation"):
                 await offer.provider.boot(name, MachineSpec(image=offer.image, shape=offer.shape))
             assert name not in await offer.provider.names()
             await foreign.show()

@@ -1,4 +1,4 @@
-"""Finding a container engine, and its errors as ours. No engine is needed here."""
+"""Find a container engine, and translate its errors. No engine is needed here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hiveyard.core.errors import NoMemory, NoSpace, ProviderError, ProviderUnava
 from hiveyard.core.machines import Image, MachineSpec, Network, Shape
 from hiveyard.machines.docker import DockerProvider, DockerSettings
 from hiveyard.machines.docker.container import Owner, Shared, config
-from hiveyard.machines.docker.engine import find_socket, first_usable, translated
-from hiveyard.machines.docker.ownership import give
+from hiveyard.machines.docker.engine import find_socket, first_usable, translate
+from hiveyard.machines.docker.ownership import give_ownership
 from tests.support.leaks import searched_directory
 
 
@@ -55,7 +55,7 @@ def socket_at(path: Path, mode: int = 0o777) -> Path:
 
 @contextmanager
 def somebody() -> Iterator[None]:
-    """Inside the block we are nobody special."""
+    """Inside the block this process is an unprivileged user."""
     if os.geteuid() != 0:
         yield
         return
@@ -117,7 +117,7 @@ def test_a_socket_that_is_not_there_is_told_by_its_path(tmp_path: Path) -> None:
 
 def test_a_file_is_no_engine(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ProviderUnavailable, match="is no socket"):
+    with pytest.raises(ProviderUnavailable, match="is not a socket"):
         find_socket(str(tmp_path / "file"), {})
 
 
@@ -127,7 +127,7 @@ async def test_without_an_engine_the_provider_is_not_ready_and_says_what_to_do(t
     path = tmp_path / "engine.sock"
     if bound:
         with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(path))  # nobody listens
+            server.bind(str(path))  # no process listens
     provider = DockerProvider(tmp_path / "state", DockerSettings(socket=str(path)))
     readiness = await provider.readiness()
     assert not readiness.ok
@@ -149,7 +149,7 @@ async def test_without_an_engine_the_provider_is_not_ready_and_says_what_to_do(t
     ],
 )
 def test_what_the_engine_says_becomes_an_error_of_ours(status: int, said: str, kind: type[ProviderError]) -> None:
-    error = translated(DockerError(status, said), "making a container")
+    error = translate(DockerError(status, said), "making a container")
     assert type(error) is kind
     assert said in error.message
     assert "making a container" in error.message
@@ -183,7 +183,7 @@ def test_a_tree_is_given_away_without_following_what_a_guest_put_there(tmp_path:
     (tree / "below" / "file").touch()
     (tree / "link").symlink_to(outside / "file")
     (tree / "way").symlink_to(outside)
-    give(tree, Owner(uid=1234, gid=1235))
+    give_ownership(tree, Owner(uid=1234, gid=1235))
     assert (tree / "below" / "file").stat().st_uid == 1234
     assert (tree / "below").stat().st_gid == 1235
     assert (tree / "link").lstat().st_uid == 1234

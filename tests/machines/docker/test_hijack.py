@@ -1,4 +1,4 @@
-"""The raw outputs of a process, from an engine that is only a socket here."""
+"""Read the raw outputs of a process, from an engine that is only a socket here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def frame(number: int, data: bytes) -> bytes:
 
 @asynccontextmanager
 async def engine() -> AsyncIterator[tuple[Hijacked, anyio.abc.SocketStream]]:
-    """A connection to an engine, and what the engine has of it."""
+    """Return a connection to an engine, and the engine's end of it."""
     ours, theirs = socket.socketpair()
     async with (
         await anyio.abc.UNIXSocketStream.from_socket(ours) as here,
@@ -34,7 +34,7 @@ async def engine() -> AsyncIterator[tuple[Hijacked, anyio.abc.SocketStream]]:
 
 
 class Counted(deque[bytes]):
-    """Pieces that are counted one by one only by who takes them."""
+    """Read an output piece by piece."""
 
     def __iter__(self) -> Iterator[bytes]:
         raise AssertionError("all that is held was gone through for one piece")

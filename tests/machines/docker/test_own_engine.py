@@ -1,4 +1,4 @@
-"""An engine of our own: that it leaves nothing, and what happens to machines when an engine goes away."""
+"""Run an engine for tests: it leaves nothing behind, and machines are lost when it stops."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_an_engine_that_goes_away_under_a_command_is_a_lost_machine(scratc
             await provider.prepare(image, SMALL)
             await provider.boot("m1", spec)
             group.start_soon(work, provider)
-            while not (session / "running").exists():  # noqa: ASYNC110 (it is a guest that makes it)
+            while not (session / "running").exists():  # noqa: ASYNC110 (the guest creates it)
                 await anyio.sleep(0.02)
     assert len(lost) == 1
     with pytest.raises(ProviderUnavailable):

@@ -13,7 +13,7 @@ import pytest
 from anyio.abc import SocketStream
 
 from hiveyard.core.errors import (
-    ComeBack,
+    HasRetryAfter,
     HiveyardError,
     KeyMissing,
     ProviderBadAnswer,
@@ -187,7 +187,9 @@ async def test_what_may_pass_is_asked_again(first: int) -> None:
 
 @pytest.mark.parametrize(("status", "kind"), [(429, ProviderRateLimited), (503, ProviderFailed)])
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_a_service_that_wants_to_be_left_alone_for_long_is(form: str, status: int, kind: type[ComeBack]) -> None:
+async def test_a_service_that_wants_to_be_left_alone_for_long_is(
+    form: str, status: int, kind: type[HasRetryAfter]
+) -> None:
     later = datetime.now(UTC) + timedelta(seconds=7200)
     said = "7200" if form == "seconds" else format_datetime(later, usegmt=True)
     answer = whole(b"{}", status=status, more=f"retry-after: {said}\r\n")

@@ -55,13 +55,13 @@ class Litter:
         await self.provider.boot(name, self.spec(name, **more))
         return name
 
-    async def snapshot(self, name: str, *, passing: bool = False) -> str:
+    async def snapshot(self, name: str, *, temporary: bool = False) -> str:
         kept = f"s-{new_id()}"
 
         async def files() -> None:
             copy_tree(self.root / name, self.root / kept)
 
-        await self.provider.snapshot(name, kept, files, passing=passing)
+        await self.provider.snapshot(name, kept, files, temporary=temporary)
         self.kept.append(kept)
         return kept
 
@@ -157,9 +157,9 @@ async def test_a_snapshot_of_a_child_is_a_snapshot(litter: Litter) -> None:
         child = await litter.child(await litter.snapshot(parent))
         await litter.says(child, "echo deep >~/deep")
         at, pid = await litter.counted(child)
-        passing = await litter.snapshot(child, passing=True)
-        assert "memory" in litter.files(passing)
-        grandchild = await litter.child(passing)
+        temporary = await litter.snapshot(child, temporary=True)
+        assert "memory" in litter.files(temporary)
+        grandchild = await litter.child(temporary)
         assert (await litter.counted(grandchild, beyond=at + 1))[1] == pid
         assert await litter.says(grandchild, "cat ~/deep") == "deep"
         again = await litter.child(await litter.snapshot(child))

@@ -12,7 +12,7 @@ from anyio.abc import UNIXSocketStream
 from hiveyard.core.errors import CannotExecute, GuestDisconnected, HiveyardError
 from hiveyard.machines.qemu.serial_shell import SerialShell
 from hiveyard.machines.qemu.vm import seen
-from hiveyard.machines.shared.dialogue import converse
+from hiveyard.machines.shared.dialogue import communicate
 
 pytestmark = pytest.mark.anyio
 
@@ -43,7 +43,7 @@ async def test_a_command_that_did_not_run_is_told_as_one_error(
         early = SerialShell("m", vm, await UNIXSocketStream.from_socket(ours))
         with pytest.raises(error) as caught:
             async with early.run(["true"]) as spoken:
-                await converse(spoken, b"", nothing, nothing)
+                await communicate(spoken, b"", nothing, nothing)
         assert caught.value.message == words
         await early.aclose()
 
@@ -57,6 +57,6 @@ async def test_a_command_that_never_begins_is_given_up() -> None:
         early = SerialShell("m", vm, await UNIXSocketStream.from_socket(ours), patience=0.05)
         with pytest.raises(GuestDisconnected) as caught:
             async with early.run(["true"]) as spoken:
-                await converse(spoken, b"", nothing, nothing)
+                await communicate(spoken, b"", nothing, nothing)
         assert caught.value.message == "machine m did not begin a command within 0.05s"
         assert not early.free

@@ -96,7 +96,7 @@ class Acp:
     def conversation(self) -> str | None:
         return self._conversation
 
-    def begin(self) -> Step:
+    def start(self) -> Step:
         asked = schema.InitializeRequest(
             protocol_version=PROTOCOL_VERSION,
             client_capabilities=schema.ClientCapabilities(),
@@ -112,7 +112,7 @@ class Acp:
             return self._asked(said) if said.id else Step(self._notified(said, line))
         return self._answered(jsonrpc.own(said.id), said)
 
-    def gone(self, exit_code: int | None, stderr: str) -> Step:
+    def exited(self, exit_code: int | None, stderr: str) -> Step:
         last = one_line(stderr.strip().rpartition("\n")[2]) or f"it is gone (exit code {exit_code})"
         self._phase, self._failure = "closed", self._failure or last
         return self._over(AgentEnded(is_error=True, reason=last, code=code_of(0, stderr))) if self._working else Step()
@@ -125,7 +125,7 @@ class Acp:
         content: list[object] = [schema.TextContentBlock(type="text", text=text)]
         return [self._in_session(f"{_TURN}{key}", "session_prompt", schema.PromptRequest, prompt=content)]
 
-    def begun(self, text: str) -> Sequence[AgentEvent]:
+    def prompt_sent(self, text: str) -> Sequence[AgentEvent]:
         self._told = True
         self._begin()
         return [AgentPrompted(text=clip(text))]

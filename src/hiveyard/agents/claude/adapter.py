@@ -57,7 +57,7 @@ class Claude:
 
     # --- in a conversation ------------------------------------------------------------------------------------------
 
-    def live(self, turn: Turn) -> ProcessSpec:
+    def live_process(self, turn: Turn) -> ProcessSpec:
         argv = _argv(turn, "--input-format", "stream-json", "--permission-prompt-tool", "stdio")
         command = Command(argv=argv, cwd=turn.workdir, env=_env(turn), name=self.name)
         return ProcessSpec(name=turn.name, command=command, inbox=True)
@@ -81,13 +81,13 @@ class Claude:
             feed=terminal_process.feed(turn, self.name),
         )
 
-    def say(self, turn: Turn) -> Command:
+    def send_prompt(self, turn: Turn) -> Command:
         return Command(argv=terminal_process.argv_of(turn, self.name, "say", {**_place(turn), "prompt": turn.prompt}))
 
     def interrupt(self, turn: Turn) -> Command:
         return Command(argv=terminal_process.argv_of(turn, self.name, "interrupt", _place(turn)))
 
-    def listener(self) -> Parser:
+    def feed_parser(self) -> Parser:
         return ClaudeListener()
 
 

@@ -67,7 +67,7 @@ class ClaudeStream:
     def conversation(self) -> str | None:
         return self._conversation
 
-    def begin(self) -> Step:
+    def start(self) -> Step:
         return Step((), [_request(_GREETING, {"subtype": "initialize"})] if self._dialect.greet else ())
 
     def feed(self, line: bytes) -> Step:
@@ -90,7 +90,7 @@ class ClaudeStream:
             self._over()
         return Step(events)
 
-    def gone(self, exit_code: int | None, stderr: str) -> Step:
+    def exited(self, exit_code: int | None, stderr: str) -> Step:
         if not self._working:
             return Step()
         verdict = self._turn.verdict(exit_code, stderr)
@@ -102,7 +102,7 @@ class ClaudeStream:
     def prompt(self, key: str, text: str) -> Sequence[Line]:
         return [_said(key, text)]
 
-    def begun(self, text: str) -> Sequence[AgentEvent]:
+    def prompt_sent(self, text: str) -> Sequence[AgentEvent]:
         self._working = True
         return [AgentPrompted(text=clip(text))]
 

@@ -58,7 +58,7 @@ class Codex:
 
     # --- in a conversation ------------------------------------------------------------------------------------------
 
-    def live(self, turn: Turn) -> ProcessSpec:
+    def live_process(self, turn: Turn) -> ProcessSpec:
         trust = [f'projects={{{_toml(turn.workdir)}={{trust_level="trusted"}}}}'] if turn.repository_config else []
         settings = [word for setting in (*_settings(turn), *trust) for word in ("--config", setting)]
         argv = ("sh", "-c", _HOME, "codex-home", "codex", "app-server", *settings)

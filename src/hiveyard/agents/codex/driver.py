@@ -75,7 +75,7 @@ class CodexServer:
     def conversation(self) -> str | None:
         return self._conversation
 
-    def begin(self) -> Step:
+    def start(self) -> Step:
         about = {"clientInfo": {"name": "hiveyard", "title": "Hiveyard", "version": "1"}}
         return Step((), [jsonrpc.request(_BEGIN, "initialize", about)])
 
@@ -87,7 +87,7 @@ class CodexServer:
             return self._asked(said) if said.id else self._notified(said)
         return self._answered(jsonrpc.own(said.id), said)
 
-    def gone(self, exit_code: int | None, stderr: str) -> Step:
+    def exited(self, exit_code: int | None, stderr: str) -> Step:
         last = one_line(stderr.strip().rpartition("\n")[2]) or f"it is gone (exit code {exit_code})"
         self._failure = self._failure or last
         if not self._working:
@@ -103,7 +103,7 @@ class CodexServer:
         params = {"threadId": self._conversation, "input": _input(text), **model}
         return [jsonrpc.request(f"{_TURN}{key}", "turn/start", params)]
 
-    def begun(self, text: str) -> Sequence[AgentEvent]:
+    def prompt_sent(self, text: str) -> Sequence[AgentEvent]:
         self._begin()
         return [AgentPrompted(text=clip(text))]
 

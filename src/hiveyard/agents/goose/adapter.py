@@ -79,7 +79,7 @@ class Goose:
 
     # --- in a conversation ------------------------------------------------------------------------------------------
 
-    def live(self, turn: Turn) -> ProcessSpec:
+    def live_process(self, turn: Turn) -> ProcessSpec:
         argv = writing(turn, _more(turn), ("sh", "-c", _LIVE, "goose-live", _on(turn), "goose", "acp"))
         env = _env(turn) | {"GOOSE_MODE": "approve" if turn.ask else "auto"}
         return ProcessSpec(

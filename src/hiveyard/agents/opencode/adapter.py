@@ -89,7 +89,7 @@ class Opencode:
 
     # --- in a conversation ------------------------------------------------------------------------------------------
 
-    def live(self, turn: Turn) -> ProcessSpec:
+    def live_process(self, turn: Turn) -> ProcessSpec:
         argv = ["opencode", "acp", "--cwd", turn.workdir, "--print-logs", "--log-level", "ERROR"]
         command = Command(argv=_kept_out(turn, argv), cwd=turn.workdir, env=_env(turn), name=self.name)
         return ProcessSpec(name=turn.name, command=command, inbox=True)
@@ -113,13 +113,13 @@ class Opencode:
             feed=terminal_process.feed(turn, self.name),
         )
 
-    def say(self, turn: Turn) -> Command:
+    def send_prompt(self, turn: Turn) -> Command:
         return Command(argv=terminal_process.argv_of(turn, self.name, "say", {"prompt": turn.prompt}))
 
     def interrupt(self, turn: Turn) -> Command:
         return Command(argv=terminal_process.argv_of(turn, self.name, "interrupt", {}))
 
-    def listener(self) -> Parser:
+    def feed_parser(self) -> Parser:
         return OpencodeListener()
 
 

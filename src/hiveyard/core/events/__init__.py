@@ -1,8 +1,7 @@
-"""Facts in the past tense. Everything that is shown, counted or recovered is read from these.
+"""Events: facts in the past tense. Everything that is shown, counted or recovered is read from them.
 
-An `Event` is a body with its place in the journal. Bodies are a tagged union (`type` in JSON), one module for each
-noun; a new one goes into its module's union and into the list here.
-"""
+An `Event` is a body with its position in the journal. Bodies are a tagged union (`type` in JSON), with one module for
+each noun. Add a new body to its module's union and to the list here."""
 
 from hiveyard.core.events.agent import (
     AgentAsked,

@@ -1,6 +1,6 @@
-"""What an agent says and does, as its adapter understood it.
+"""Events of an agent, as its adapter parsed them from the program's output.
 
-It comes out of a guest: bounded here, cleaned when shown."""
+The texts come from a guest. They are limited in length here and cleaned when they are shown."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ import msgspec
 from hiveyard.core.events.body import TEXT_LIMIT, Body, clip
 from hiveyard.core.usage import Usage
 
-_LONGEST = TEXT_LIMIT + 100
-"""With the note of a text that was clipped before."""
+_MAX_TEXT = TEXT_LIMIT + 100
+"""Includes the note at the end of a text that was clipped before."""
 
 
-class _Words(Body, frozen=True, kw_only=True):
-    """Texts that are too long are clipped, whatever they stand for."""
+class _AgentBody(Body, frozen=True, kw_only=True):
+    """A body whose long texts are clipped."""
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if isinstance(value, str) and len(value) > _LONGEST:
+            if isinstance(value, str) and len(value) > _MAX_TEXT:
                 msgspec.structs.force_setattr(self, name, clip(value))
 
 
-class AgentStarted(_Words, frozen=True, kw_only=True, tag="agent.started"):
-    """The program introduced itself."""
+class AgentStarted(_AgentBody, frozen=True, kw_only=True, tag="agent.started"):
+    """The program reported its conversation, model and version."""
 
     conversation: str = ""
     model: str = ""
     version: str = ""
 
 
-class AgentPrompted(_Words, frozen=True, kw_only=True, tag="agent.prompted"):
-    """Somebody told it what to do: Hiveyard, or a person at its terminal. A turn begins."""
+class AgentPrompted(_AgentBody, frozen=True, kw_only=True, tag="agent.prompted"):
+    """The agent got a prompt, from Hiveyard or from a user at its terminal. A turn begins."""
 
     text: str
 
 
-class AgentAsked(_Words, frozen=True, kw_only=True, tag="agent.asked"):
-    """It waits for an answer: of a person at its terminal, or, with a `request`, to that request. It wants leave to
-    call `tool` with `input`, a JSON object, which is empty when it is too long to be told."""
+class AgentAsked(_AgentBody, frozen=True, kw_only=True, tag="agent.asked"):
+    """The agent waits for an answer: from a user at its terminal, or to `request` if it is set.
+
+    It then asks for permission to call `tool` with `input`, a JSON object. `input` is empty if it is too long to
+    report."""
 
     message: str
     request: str = ""
@@ -47,28 +49,28 @@ class AgentAsked(_Words, frozen=True, kw_only=True, tag="agent.asked"):
     input: str = ""
 
 
-class AgentText(_Words, frozen=True, kw_only=True, tag="agent.text"):
-    """It said something."""
+class AgentText(_AgentBody, frozen=True, kw_only=True, tag="agent.text"):
+    """The agent wrote a text."""
 
     text: str
 
 
-class AgentThinking(_Words, frozen=True, kw_only=True, tag="agent.thinking"):
-    """It thought aloud."""
+class AgentThinking(_AgentBody, frozen=True, kw_only=True, tag="agent.thinking"):
+    """The agent wrote its reasoning."""
 
     text: str
 
 
-class AgentToolCalled(_Words, frozen=True, kw_only=True, tag="agent.tool_called"):
-    """It used a tool. `summary` is one readable line (`Bash: pytest -q`)."""
+class AgentToolCalled(_AgentBody, frozen=True, kw_only=True, tag="agent.tool_called"):
+    """The agent called a tool. `summary` is one readable line (`Bash: pytest -q`)."""
 
     call: str
     tool: str
     summary: str
 
 
-class AgentToolReturned(_Words, frozen=True, kw_only=True, tag="agent.tool_returned"):
-    """The tool answered. `output` is the start of what it gave."""
+class AgentToolReturned(_AgentBody, frozen=True, kw_only=True, tag="agent.tool_returned"):
+    """A tool answered. `output` is the beginning of its answer."""
 
     call: str
     tool: str = ""
@@ -76,51 +78,51 @@ class AgentToolReturned(_Words, frozen=True, kw_only=True, tag="agent.tool_retur
     is_error: bool = False
 
 
-class AgentEdited(_Words, frozen=True, kw_only=True, tag="agent.edited"):
-    """It changed a file; `diff` is unified, empty when the program does not tell."""
+class AgentEdited(_AgentBody, frozen=True, kw_only=True, tag="agent.edited"):
+    """The agent changed a file. `diff` is a unified diff, empty if the program does not report one."""
 
     path: str
     diff: str = ""
     call: str = ""
 
 
-class AgentUsage(_Words, frozen=True, kw_only=True, tag="agent.usage"):
-    """What the program itself counts for this turn so far. The door's count is the one that is billed."""
+class AgentUsage(_AgentBody, frozen=True, kw_only=True, tag="agent.usage"):
+    """The turn's usage so far, as the program counts it. The door's count is the one that is billed."""
 
     usage: Usage
 
 
-class AgentError(_Words, frozen=True, kw_only=True, tag="agent.error"):
-    """The program reported an error; it may go on."""
+class AgentError(_AgentBody, frozen=True, kw_only=True, tag="agent.error"):
+    """The program reported an error. It may continue."""
 
     message: str
     code: str = ""
 
 
-class AgentRetrying(_Words, frozen=True, kw_only=True, tag="agent.retrying"):
-    """A call to the model failed and is tried again."""
+class AgentRetrying(_AgentBody, frozen=True, kw_only=True, tag="agent.retrying"):
+    """A call to the model failed and is retried."""
 
     attempt: int
     message: str = ""
 
 
-class AgentRateLimited(_Words, frozen=True, kw_only=True, tag="agent.rate_limited"):
-    """The account is at its limit; `resets_at` in seconds since the epoch when it is known."""
+class AgentRateLimited(_AgentBody, frozen=True, kw_only=True, tag="agent.rate_limited"):
+    """The account is at its limit, until `resets_at` (seconds since the epoch) if that is known."""
 
     message: str
     resets_at: float | None = None
 
 
-class AgentPermissionDenied(_Words, frozen=True, kw_only=True, tag="agent.permission_denied"):
-    """The program refused itself a tool for want of permission."""
+class AgentPermissionDenied(_AgentBody, frozen=True, kw_only=True, tag="agent.permission_denied"):
+    """The program denied itself a tool, because it lacks the permission."""
 
     tool: str
     message: str = ""
 
 
-class AgentEnded(_Words, frozen=True, kw_only=True, tag="agent.ended"):
-    """The program says that it is done; `text` is its last word. `code` is one of the error list, where the end of a
-    live turn is judged at once."""
+class AgentEnded(_AgentBody, frozen=True, kw_only=True, tag="agent.ended"):
+    """The program reported that it is done. `text` is its last text. `code` is an error code, if a turn of a live
+    conversation failed."""
 
     is_error: bool
     text: str = ""
@@ -128,8 +130,8 @@ class AgentEnded(_Words, frozen=True, kw_only=True, tag="agent.ended"):
     code: str = ""
 
 
-class AgentOutput(_Words, frozen=True, kw_only=True, tag="agent.output"):
-    """A line that has no other meaning here; kept as it came."""
+class AgentOutput(_AgentBody, frozen=True, kw_only=True, tag="agent.output"):
+    """A line without another meaning here, unchanged."""
 
     text: str
 

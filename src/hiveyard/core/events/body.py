@@ -1,15 +1,15 @@
-"""What all event bodies are made of."""
+"""The base of all event bodies."""
 
 from __future__ import annotations
 
 import msgspec
 
 TEXT_LIMIT = 64 << 10
-"""Characters kept of one text in an event; the raw line keeps all of it."""
+"""The number of characters kept of one text in an event. The raw line keeps all of it."""
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
-    """What all event bodies are."""
+    """The base of all event bodies. Fields with their default value are left out of the JSON."""
 
     @property
     def type(self) -> str:
@@ -19,7 +19,7 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_def
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """An error as data: its stable code, what happened, and what to type."""
+    """An error as data: its stable code, its message, and a command or sentence that helps."""
 
     code: str
     message: str
@@ -27,7 +27,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def clip(text: str, limit: int = TEXT_LIMIT) -> str:
-    """`text`, or its first `limit` characters with a note of how many were left out."""
+    """Return `text`, or its first `limit` characters with a note of how many were left out."""
     if len(text) <= limit:
         return text
     return text[:limit] + f"\n[{len(text) - limit} more characters]"

@@ -1,4 +1,4 @@
-"""What went through a door, or was kept from it."""
+"""Events of doors: requests to models, answered or refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hiveyard.core.usage import Usage
 
 
 class ModelCalled(Body, frozen=True, kw_only=True, tag="model.called"):
-    """One request to a model was answered. `status` is the HTTP status; `complete` False: the stream was cut."""
+    """A request to a model was answered. `status` is the HTTP status. `complete` is False if the stream was cut."""
 
     protocol: str
     model: str
@@ -29,14 +29,14 @@ class ModelFailed(Body, frozen=True, kw_only=True, tag="model.failed"):
 
 
 class DoorRefused(Body, frozen=True, kw_only=True, tag="door.refused"):
-    """Something in the guest asked the door for what it may not have."""
+    """The door refused a request from the guest."""
 
     what: str
     reason: str
 
 
 class BudgetExhausted(Body, frozen=True, kw_only=True, tag="budget.exhausted"):
-    """The money for this task is spent; no further request is let through."""
+    """The money for this task is spent. No further request is forwarded."""
 
     budget_usd: float
     spent_usd: float

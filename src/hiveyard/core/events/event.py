@@ -1,4 +1,4 @@
-"""A body with its place in the journal."""
+"""A body with its position in the journal."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ AnyBody = (
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """A body with its place: `seq` only grows, over all sessions; `at` is seconds since the epoch.
+    """A body with its position: `seq` increases over all sessions. `at` is seconds since the epoch.
 
-    `raw` is the line of the agent's output that it came from, on the first event of each line.
-    """
+    `raw` is the line of the agent's output that the event came from, on the first event of each line."""
 
     SCHEMA: ClassVar[int] = 1
 

@@ -1,4 +1,4 @@
-"""Facts about machines, which come and go."""
+"""Events of machines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hiveyard.core.events.body import Body, Failure
 
 
 class MachineBooting(Body, frozen=True, kw_only=True, tag="machine.booting"):
-    """A machine was asked for."""
+    """A machine was requested."""
 
     machine: str
     provider: str
@@ -26,13 +26,13 @@ class MachineStopping(Body, frozen=True, kw_only=True, tag="machine.stopping"):
 
 
 class MachineStopped(Body, frozen=True, kw_only=True, tag="machine.stopped"):
-    """The machine is gone, as wanted."""
+    """The machine was removed as requested."""
 
     machine: str
 
 
 class MachineFailed(Body, frozen=True, kw_only=True, tag="machine.failed"):
-    """The machine did not come up or died; `failure` says what is known."""
+    """The machine did not start, or it died. `failure` has the details."""
 
     machine: str
     failure: Failure

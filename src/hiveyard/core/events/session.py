@@ -1,4 +1,4 @@
-"""Facts about sessions: workspaces that outlive their machines."""
+"""Events of sessions: workspaces that outlive their machines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from hiveyard.core.events.body import Body, Failure
 
 
 class SessionCreated(Body, frozen=True, kw_only=True, tag="session.created"):
-    """A workspace with a directory of its own exists. `request` is there for one that no task made: what was asked
-    for, complete. `parent` is the session that it was forked from."""
+    """A workspace with a directory of its own exists.
+
+    `request` is the complete request, if no task made the session. `parent` is the session that it was forked from."""
 
     slug: str
     repo: str
@@ -19,7 +20,7 @@ class SessionCreated(Body, frozen=True, kw_only=True, tag="session.created"):
 
 
 class SessionPrepared(Body, frozen=True, kw_only=True, tag="session.prepared"):
-    """The repository was copied: work starts at `base` on branch `branch`."""
+    """The repository was copied. Work starts at commit `base` on branch `branch`."""
 
     base: str
     branch: str
@@ -31,11 +32,11 @@ class SessionPreparing(Body, frozen=True, kw_only=True, tag="session.preparing")
 
 
 class SessionRunning(Body, frozen=True, kw_only=True, tag="session.running"):
-    """A machine is up and the agent may work."""
+    """A machine is running and the agent may work."""
 
 
 class SessionPlaced(Body, frozen=True, kw_only=True, tag="session.placed"):
-    """It was decided where the session runs; `why` says how `auto` decided."""
+    """The place for the session was chosen. `why` says how `auto` decided."""
 
     provider: str
     tier: str
@@ -43,24 +44,25 @@ class SessionPlaced(Body, frozen=True, kw_only=True, tag="session.placed"):
 
 
 class SessionPaused(Body, frozen=True, kw_only=True, tag="session.paused"):
-    """Its machine is frozen where it stands."""
+    """The session's machine was paused."""
 
 
 class SessionUnpaused(Body, frozen=True, kw_only=True, tag="session.unpaused"):
-    """Its machine goes on where it stood."""
+    """The session's machine continued."""
 
 
 class SessionRewound(Body, frozen=True, kw_only=True, tag="session.rewound"):
-    """The session stands again where it stood at a snapshot, after turn `after_turn`."""
+    """The session was set back to a snapshot, after turn `after_turn`."""
 
     snapshot: str
     after_turn: int = 0
 
 
 class SessionForked(Body, frozen=True, kw_only=True, tag="session.forked"):
-    """The session begins where `parent` stood at a snapshot of it: `live` with memory and processes, else with its
-    files and its `conversation`. `branch` is what the parent worked on, `image` what its machine
-    was made of. The feed counts from byte `feed_offset`."""
+    """The session begins as a copy of `parent` at a snapshot.
+
+    With `live` it has the parent's memory and processes, otherwise its files and its `conversation`. `branch` is the
+    parent's branch, `image` the image of its machine. The feed is read from byte `feed_offset`."""
 
     parent: str
     snapshot: str
@@ -72,8 +74,8 @@ class SessionForked(Body, frozen=True, kw_only=True, tag="session.forked"):
 
 
 class SessionImported(Body, frozen=True, kw_only=True, tag="session.imported"):
-    """The session came from another installation, where it had been `exported_at`; it goes on in `conversation`. The
-    feed counts from byte `feed_offset`."""
+    """The session came from another installation, where it was exported at `exported_at`. It continues `conversation`.
+    The feed is read from byte `feed_offset`."""
 
     exported_at: float
     conversation: str = ""
@@ -81,20 +83,21 @@ class SessionImported(Body, frozen=True, kw_only=True, tag="session.imported"):
 
 
 class BudgetShared(Body, frozen=True, kw_only=True, tag="session.budget_shared"):
-    """`children` were forked from the session and took `dollars` of its budget along."""
+    """`children` were forked from the session and took `dollars` of its budget."""
 
     children: list[str]
     dollars: float
 
 
 class BudgetSet(Body, frozen=True, kw_only=True, tag="session.budget_set"):
-    """From now on the session may spend `dollars` in all, what it has spent included."""
+    """The session's budget is now `dollars` in all, including the amount that it has spent already."""
 
     dollars: float
 
 
 class SessionStopped(Body, frozen=True, kw_only=True, tag="session.stopped"):
-    """No machine any more; the files are kept. What was done last lies in these alone unless it was `collected`."""
+    """The session has no machine any more. Its files are kept. If `collected` is False, the latest work is only in
+    these files."""
 
     reason: str = ""
     collected: bool = True
@@ -105,7 +108,7 @@ class SessionFinished(Body, frozen=True, kw_only=True, tag="session.finished"):
 
 
 class SessionFailed(Body, frozen=True, kw_only=True, tag="session.failed"):
-    """The session cannot go on."""
+    """The session cannot continue."""
 
     failure: Failure
 

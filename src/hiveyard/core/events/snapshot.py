@@ -1,4 +1,4 @@
-"""Facts about snapshots: points of a session to go back to and to fork from."""
+"""Events of snapshots: states of a session to rewind to and to fork from."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from hiveyard.core.machines import Shape
 
 
 class SnapshotTaken(Body, frozen=True, kw_only=True, tag="snapshot.taken"):
-    """The session as it stood can be gone back to and forked from. `live` has memory and processes, else it is the
-    files alone. `seconds` is how long the machine stood still, `size` the bytes it took on disk, `after_turn` the
-    number of the last turn that had ended, `turn` of the one at work. `conversation` is the agent's own name of what it
-    remembers. `image` is the machine's, and `shape`, where that is known.
-    The feed counts from byte `feed_offset`; None: from where it has been read to. `passing`: it was made for
-    a fork alone, and goes when its children have begun. `by_itself`: at the end of a turn, and goes when there are
-    enough later ones."""
+    """A snapshot of the session was taken.
+
+    With `live` it contains memory and processes, otherwise only the files. `seconds` is how long the machine was
+    paused, `size` the bytes on disk, `after_turn` the last turn that had ended, `turn` the turn in progress.
+    `conversation` is the agent's own id of its conversation. `image` and `shape` are the machine's, if known. The feed
+    is read from byte `feed_offset`; None means from the position that was reached. `passing`: it was made for a fork
+    only, and is removed when the children have started. `by_itself`: it was made at the end of a turn, and is removed
+    when there are enough later ones."""
 
     snapshot: str
     name: str
@@ -31,7 +32,7 @@ class SnapshotTaken(Body, frozen=True, kw_only=True, tag="snapshot.taken"):
 
 
 class SnapshotRemoved(Body, frozen=True, kw_only=True, tag="snapshot.removed"):
-    """A snapshot and what only it needed are gone."""
+    """A snapshot, and everything that only it needed, was removed."""
 
     snapshot: str
 

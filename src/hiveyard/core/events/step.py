@@ -1,4 +1,4 @@
-"""Facts about the steps of any work: how they go and how long they took. They move no state."""
+"""Events of the steps of any work: their progress and duration. They change no state."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from hiveyard.core.events.body import Body
 
 
 class PhaseEnded(Body, frozen=True, kw_only=True, tag="phase.ended"):
-    """A step of the work took so many seconds (`clone`, `image`, `boot`, `push`, `agent`, `collect`, ...)."""
+    """A step of the work (`clone`, `image`, `boot`, `push`, `agent`, `collect`, ...) took `seconds`."""
 
     phase: str
     seconds: float
 
 
 class Progress(Body, frozen=True, kw_only=True, tag="progress"):
-    """A long step says where it is."""
+    """A long step reports its progress."""
 
     message: str
 
 
 class Notice(Body, frozen=True, kw_only=True, tag="notice"):
-    """Something a person should know and need not act on."""
+    """Something for the user to know that needs no action."""
 
     message: str
     code: str = ""

@@ -1,4 +1,4 @@
-"""Facts about tasks: jobs that were asked for."""
+"""Events of tasks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hiveyard.core.events.body import Body, Failure
 
 
 class TaskCreated(Body, frozen=True, kw_only=True, tag="task.created"):
-    """A job was accepted. `request` is the request as it came, complete: the task can be done again from it."""
+    """A task was accepted. `request` is complete: the task can be repeated from it."""
 
     slug: str
     request: dict[str, Any]
 
 
 class TaskAssigned(Body, frozen=True, kw_only=True, tag="task.assigned"):
-    """It was decided where the task runs; `why` says how `auto` decided."""
+    """The place for the task was chosen. `why` says how `auto` decided."""
 
     provider: str
     tier: str
@@ -24,7 +24,7 @@ class TaskAssigned(Body, frozen=True, kw_only=True, tag="task.assigned"):
 
 
 class TaskStarted(Body, frozen=True, kw_only=True, tag="task.started"):
-    """The agent is at work."""
+    """The agent started to work."""
 
 
 class TaskCompleted(Body, frozen=True, kw_only=True, tag="task.completed"):
@@ -32,17 +32,17 @@ class TaskCompleted(Body, frozen=True, kw_only=True, tag="task.completed"):
 
 
 class TaskFailed(Body, frozen=True, kw_only=True, tag="task.failed"):
-    """The task ended without success; what there was of a result was collected."""
+    """The task ended without success. The result so far was collected."""
 
     failure: Failure
 
 
 class TaskCancelAsked(Body, frozen=True, kw_only=True, tag="task.cancel_asked"):
-    """A person asked for the end of the task; the end itself follows."""
+    """The user asked to cancel the task. The end itself follows."""
 
 
 class TaskCancelled(Body, frozen=True, kw_only=True, tag="task.cancelled"):
-    """A person ended the task; what there was of a result was collected."""
+    """The task was cancelled by the user. The result so far was collected."""
 
     reason: str = ""
 

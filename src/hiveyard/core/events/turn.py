@@ -1,4 +1,4 @@
-"""Facts about turns: one run of an agent each, and what came of it."""
+"""Events of turns: one run of an agent each, and its outcome."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Outcome = Literal["succeeded", "failed", "cancelled", "timeout"]
 
 
 class TurnCreated(Body, frozen=True, kw_only=True, tag="turn.created"):
-    """A prompt waits for its turn."""
+    """A prompt was queued."""
 
     agent: str
     model: str = ""
@@ -26,7 +26,7 @@ class TurnStarted(Body, frozen=True, kw_only=True, tag="turn.started"):
 
 
 class TurnEnded(Body, frozen=True, kw_only=True, tag="turn.ended"):
-    """The turn's outcome, decided by the agent's events, its exit code and the work tree together."""
+    """The turn ended. Its outcome is decided by the agent's events, its exit code and the work tree together."""
 
     outcome: Outcome
     exit_code: int | None = None
@@ -35,7 +35,7 @@ class TurnEnded(Body, frozen=True, kw_only=True, tag="turn.ended"):
 
 
 class ResultCollected(Body, frozen=True, kw_only=True, tag="result.collected"):
-    """The branch, patch and counts were taken out of the guest and stand on the host."""
+    """The branch, the patch and the counts were collected and are on the host."""
 
     branch: str
     base: str
@@ -44,7 +44,7 @@ class ResultCollected(Body, frozen=True, kw_only=True, tag="result.collected"):
     files: int = 0
     insertions: int = 0
     deletions: int = 0
-    leftover: bool = False  # the last commit was made by Hiveyard from what the agent had left uncommitted
+    leftover: bool = False  # Hiveyard made the last commit from changes that the agent had not committed
 
 
 TurnEvent = TurnCreated | TurnStarted | TurnEnded | ResultCollected

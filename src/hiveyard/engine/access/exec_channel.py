@@ -1,7 +1,7 @@
-"""A command in a guest as two streams of bytes: its stdin goes in, frames come out.
+"""A command in a guest as two byte streams: stdin in, frames out.
 
-A frame is a letter, the length of what follows in four bytes, and that: `o` stdout, `e` stderr; the last one is `x`,
-the exit code in digits, or `!`, why there is none, as JSON.
+A frame is a letter, the length of its content in four bytes, and the content: `o` is stdout, `e` stderr. The last frame
+is `x` with the exit code in digits, or `!` with the error as JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Connections to a port of the host, carried into a machine: each is a program in the guest that is talked with.
+"""Forward connections to a host port into a machine. Each connection is served by a program in the guest.
 
-Any guest will do, whatever network it has. What a machine sends back is bytes for whoever connected, and no more.
+This works for any guest, whatever its network. Bytes from the machine go to the client and nowhere else.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ async def _accepted(listener: SocketListener, port: int) -> ByteStream:
 
 
 class Ends(Protocol):
-    """Who is connected; anyio's streams are that."""
+    """The two directions of a client's connection, as anyio's streams have them."""
 
     async def receive(self) -> bytes:
         """Raises anyio.EndOfStream when they have ended their side, BrokenResourceError when they are gone."""

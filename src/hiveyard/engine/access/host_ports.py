@@ -1,8 +1,8 @@
-"""Ports of this host that lead into machines: found, reserved and held, side by side with all other programs.
+"""Ports of this host that lead into machines: choose, reserve and hold them beside all other programs.
 
-A port is held by listening on it. All daemons of a user choose under one lock and write down, in a directory they
-share, whose port it is, so that each can name what it finds taken. What is written there by a daemon that has ended
-counts for nothing.
+A port is held by listening on it. All daemons of a user choose ports under one lock and record the owner of each port
+in a shared directory, so that each can name the owner of a port that is taken. Records of a daemon that has ended are
+ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NO_SUCH_FAMILY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 
 class Owner(NamedTuple):
-    """Whose a port is: a session's id, and what people call it."""
+    """The owner of a port: a session's id and its name."""
 
     session: str
     name: str
@@ -187,7 +187,7 @@ def _bound(family: int, address: str, port: int) -> socket.socket:
 
 
 def _program(port: int) -> str:
-    """Who listens on a port, as far as the kernel tells us."""
+    """Return the program that listens on a port, as far as the kernel tells."""
     inodes = {f"socket:[{inode}]" for inode in _inodes(port)}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

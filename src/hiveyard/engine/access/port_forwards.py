@@ -1,4 +1,4 @@
-"""The ways from this host into one session's machine: its ssh port, and ports of the host that lead to the guest's."""
+"""Forwarded ports of one session's machine: its ssh port, and host ports that lead to ports of the guest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Way(NamedTuple):
 
 
 class PortForwards:
-    """What is open now, by the guest's port. Made by `ways`."""
+    """The ports that are open now, by the guest's port. Made by `port_forwards`."""
 
     def __init__(
         self, group: TaskGroup, owner: Owner, provider: Provider, machine: str, ports: HostPorts, keys: Keys
@@ -140,7 +140,7 @@ class PortForwards:
 async def port_forwards(
     owner: Owner, provider: Provider, machine: str, ports: HostPorts, keys: Keys
 ) -> AsyncIterator[PortForwards]:
-    """The ways into a machine, all closed at the end of the block."""
+    """Yield the port forwards of a machine; all are closed at the end of the block."""
     async with anyio.create_task_group() as group:
         yield PortForwards(group, owner, provider, machine, ports, keys)
         group.cancel_scope.cancel()

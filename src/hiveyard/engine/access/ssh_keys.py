@@ -1,10 +1,11 @@
-"""The keys of a session's way in by ssh, and the lines by which a person's own ssh uses them.
+"""Keys for ssh into a session, and the configuration lines with which a user's own ssh uses them.
 
-They are the host's alone, never in a guest nor in a session's directory, and stay the same over all its machines.
+The keys stay on the host, outside of guests and of session directories, and are the same over all machines of a
+session.
 
-    <root>/<session>/key           what lets a person in (0600), and nobody else
-    <root>/<session>/host_key      what shows that this port is that session's (0600)
-    <root>/<session>/known_hosts   the public half of it, for ssh
+    <root>/<session>/key           the private key that lets the user in (0600)
+    <root>/<session>/host_key      the private key that identifies the session's port (0600)
+    <root>/<session>/known_hosts   the public half of host_key, for ssh
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class SshKeys:
 
 
 def alias(session: str) -> str:
-    """What ssh calls the host of a session's port, whichever port that is."""
+    """Return the host name that ssh uses for a session's port, whichever port that is."""
     return f"hiveyard-{session}"
 
 

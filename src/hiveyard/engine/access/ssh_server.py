@@ -1,8 +1,8 @@
-"""ssh into a session, the same for every provider: the server is here, its programs run in the guest.
+"""An ssh server for a session, the same for every provider: the server runs here, its programs run in the guest.
 
-A person's ssh, scp, sftp, rsync and editors find what they expect: commands, a shell with a terminal, the guest's own
-sftp server, connections to ports of the guest. The image needs no sshd, and the keys never leave the host. Only the
-session's own key lets anybody in, as the guest's user; nothing leads from the guest to the host.
+It supports what ssh, scp, sftp, rsync and editors use: commands, a shell with a terminal, the guest's own sftp server,
+and connections to ports of the guest. The image needs no sshd, and the keys never leave the host. Only the session's
+own key is accepted, for the guest's user. No connection leads from the guest to the host.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def serving(held: Held, provider: Provider, machine: str, keys: Keys) -> A
 
 
 class _Way:
-    """What all connections to one machine share."""
+    """State that all connections to one machine share."""
 
     def __init__(self, provider: Provider, machine: str, keys: Keys, group: TaskGroup) -> None:
         self.provider = provider
@@ -123,7 +123,7 @@ class _Server(asyncssh.SSHServer):
 
 
 class _Pipe:
-    """What comes on a channel, held until it is taken; and when the channel may be written to."""
+    """A buffer for data that arrives on a channel, with flow control for writes to it."""
 
     def __init__(self) -> None:
         self.chan: asyncssh.SSHTCPChannel[bytes] | asyncssh.SSHServerChannel[bytes] | None = None
@@ -157,7 +157,7 @@ class _Pipe:
         self._writable.set()
 
     async def take(self) -> bytes:
-        """What has come; b"" at the end."""
+        """Return the data that has arrived; b"" at the end."""
         while not self._held and not self._ended:
             self._changed = anyio.Event()
             await self._changed.wait()

@@ -1,4 +1,4 @@
-"""A stopped session as one file, without any key: see archive.py."""
+"""Export a stopped session into one file, without any key. The format is in manifest.py."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _LEVEL = 1  # of gzip: what is large in a session is packed already
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written. `left_out` counts sockets, pipes and devices."""
+    """The result of an export. `left_out` counts sockets, pipes and devices."""
 
     path: str
     size: int
@@ -85,7 +85,7 @@ class Exports:
         return Exported(path=str(path), size=path.stat().st_size, left_out=left_out)
 
     async def _gather(self, session: SessionRow, workspace: Workspace, into: Path) -> None:
-        """What is not a file of the session yet."""
+        """Write the parts of the archive that are not files of the session yet."""
         await git_output("bundle", "create", "--quiet", str(into / layout.BUNDLE), "--all", at=workspace.origin)
         inner = submodules(workspace.origin)
         (into / layout.SUBMODULES).mkdir()

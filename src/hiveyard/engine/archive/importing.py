@@ -1,8 +1,8 @@
-"""Taking in a session that was exported elsewhere.
+"""Import a session that was exported elsewhere.
 
-Whoever made the archive may mean harm: it is unpacked into one place by walking without links, git checks each object
-before anything uses it, the journal is replayed event by event through the tables of states, and what it asks for is
-cut down to what may come from a stranger.
+The archive's author may be hostile. The archive is unpacked into one directory without following links, git checks each
+object before it is used, the journal is replayed event by event through the state tables, and the request is reduced to
+what a stranger may ask for.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ from hiveyard.repository.git import git, git_output
 from hiveyard.repository.packs import MEMORY, index_pack, limit_memory, pack_error
 from hiveyard.repository.submodules import bare_copy
 from hiveyard.store import journal, names, views
-from hiveyard.store.outbox import unnoted
+from hiveyard.store.outbox import uncollected
 
 _ID = re.compile(r"[2-9bcdfghjkmnpqrstvwxz]{10}\Z")
 _TANGLED = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -155,7 +155,7 @@ class Imports:
 
         def settle() -> None:
             scratch.unfinished.touch()
-            scratch.keep_keys(())
+            scratch.create_keys(())
             (scratch.root / layout.EVENTS).rename(scratch.root / "events.imported")
             scratch.write(
                 Meta(
@@ -188,7 +188,7 @@ class Imports:
         free = names.free_slug(conn, wanted)
         if name is not None and free != name:
             raise BadInput(f"there is already a session or task called {name}", hint=f"--name {free}")
-        with unnoted(conn):
+        with uncollected(conn):
             self._replay(conn, free, id, manifest)
         session = views.session(conn, id)
         if session.phase is not Phase.STOPPED or session.base is None:
@@ -221,7 +221,7 @@ class Imports:
                 journal.record(conn, id, body, at=at, turn=line.turn, raw=line.raw)
 
     def _created(self, body: SessionCreated, free: str, id: str, manifest: Manifest) -> SessionCreated:
-        """What was asked for, as far as a stranger may ask."""
+        """Return the first event, with the request reduced to what a stranger may ask for."""
         known = set(SpawnRequest.__struct_fields__)
         asked: dict[str, Any] = {
             key: value for key, value in (body.request or {}).items() if key in known and key not in _NOT_TAKEN

@@ -1,13 +1,13 @@
-"""What an exported session is: one gzipped tar, whose directory `session/` holds
+"""The format of an exported session: one gzipped tar with a directory `session/` that contains
 
-    manifest.json     who it is, and what its journal stood at
+    manifest.json     the session's identity, and the position of its journal
     events.jsonl      its events, as in the journal
-    heard.jsonl       all that was heard of the agent and still counts, for a parser that has to know
-    origin.bundle     where work started and what came back; submodules/<copy>.bundle the same of each submodule
+    heard.jsonl       the agent's raw output that still counts, for a parser that needs it
+    origin.bundle     the base and the collected work; submodules/<copy>.bundle the same for each submodule
     prompts/ result/ tape.jsonl
     shared/           the guest's /session
 
-There is no key in it: neither the door's nor a vendor's. Snapshots stay behind. Whoever takes it in believes nothing.
+It contains no key, neither the door's nor a vendor's, and no snapshots. The importer trusts nothing in it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Offset = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an archive says of itself."""
+    """The contents of manifest.json."""
 
     version: int = VERSION
     id: Short

@@ -1,7 +1,6 @@
-"""Files with holes in a tar: what was written, and where, as GNU tar and Python have them (PAX format, sparse 1.0, in
-"Storing Sparse Files" of GNU tar's manual). Before the content stands how many extents there are and of each where it
-begins and how long it is, a number a line, filled up to whole blocks of the archive.
-"""
+"""Sparse files in a tar, in the format of GNU tar and Python (PAX format, sparse 1.0; "Storing Sparse Files" in GNU
+tar's manual). A map comes before the content: the number of extents, then the offset and length of each, one number a
+line, padded to whole blocks."""
 
 from __future__ import annotations
 
@@ -67,8 +66,7 @@ def sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Extent]) 
 
 
 class _Written(io.RawIOBase):
-    """What comes first, and then the extents of a file, one behind the other. What was cut off meanwhile is read as
-    zeros."""
+    """A stream of the map and then the extents of a file. Data that was truncated meanwhile is read as zeros."""
 
     def __init__(self, head: bytes, source: IO[bytes], extents: Sequence[Extent]) -> None:
         self._head = memoryview(head)

@@ -1,8 +1,8 @@
-"""An archive from a stranger, unpacked into one place and nowhere else.
+"""Unpack an untrusted archive into one directory and nowhere else.
 
-Each name is walked from that place on without following a link; links are made as they are, when all else is there;
-devices and sockets are left out; no file gets more rights than its owner's could give; sizes are bounded by the space,
-and what is held in memory by numbers of its own.
+Each name is resolved from that directory without following a link. Links are created last, as they are. Devices and
+sockets are left out. No file gets more permissions than its owner's. Sizes are bounded by the free space, and memory by
+limits of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _STRANGE = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, L
 
 
 class Unpacked(NamedTuple):
-    """How many files, directories and links there were, of how many bytes; and what was left out."""
+    """The number of files, directories and links, their bytes, and what was left out."""
 
     entries: int
     size: int

@@ -3,22 +3,18 @@ what there is, so that it can be repeated."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 
-import anyio
 from sqlalchemy import Connection
 
 from hiveyard import repository
 from hiveyard.core.errors import NoSuchMachine
-from hiveyard.core.events import Notice, Progress, SessionPrepared
+from hiveyard.core.events import Notice, SessionPrepared
 from hiveyard.core.machines import Image, MachineSpec, Network, Report, Shape
 from hiveyard.core.ports import Provider
 from hiveyard.engine.placement.machine_lease import MachineLease, machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import RunSpec
-from hiveyard.kit.group import together
 from hiveyard.store import journal, views
 
 
@@ -42,7 +38,7 @@ class Provisioner:
         session = await self._event_log.read(lambda conn: views.session(conn, self.id))
         if session.base is not None:
             return
-        async with self._event_log.phase(self.id, "clone"), self._told() as report:
+        async with self._event_log.phase(self.id, "clone"), self._progress("copying the repository") as report:
             taken = await repository.take(
                 repository.parse_source(self._spec.repo),
                 self._workspace.origin,
@@ -63,7 +59,7 @@ class Provisioner:
 
     async def image(self, provider: Provider) -> Image:
         """Have the image, and what the provider makes from it."""
-        async with self._event_log.phase(self.id, "image"), self._told() as report:
+        async with self._event_log.phase(self.id, "image"), self._progress("preparing the image") as report:
             image = await self._r.images.get(await self._image_name(provider), report)
             await provider.prepare(image, self.shape, report)
         return image
@@ -98,17 +94,5 @@ class Provisioner:
         )
         return MachineLease(self.id, provider, spec, self._event_log)
 
-    @asynccontextmanager
-    async def _told(self) -> AsyncIterator[Report]:
-        """A Report whose lines become Progress events, in order, journaled while the work goes on."""
-        send, receive = anyio.create_memory_object_stream[str](math.inf)
-
-        async def journal() -> None:
-            with receive:
-                async for line in receive:
-                    await self._event_log.record(self.id, Progress(message=line))
-
-        async with together() as group:
-            group.start_soon(journal, name="progress")
-            with send:
-                yield send.send_nowait
+    def _progress(self, step: str) -> AbstractAsyncContextManager[Report]:
+        return self._event_log.progress(self.id, step)

@@ -1,4 +1,4 @@
-"""Which agents have a terminal program of their own, and what it needs to know."""
+"""The agents that have a terminal program of their own, and the turn that such a program is started with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def terminal_agent(name: str) -> TerminalAgent:
 
 
 def turn_of(request: SpawnRequest, workspace: Workspace, door_url: str, conversation: str | None) -> Turn:
-    """What the agent's adapter is told of the session."""
+    """Return the turn that describes the session to the agent's adapter."""
     return Turn(
         name=TERMINAL,
         prompt=GUEST_PROMPT,

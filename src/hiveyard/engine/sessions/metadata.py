@@ -1,7 +1,7 @@
-"""Each session's `meta.json`, kept equal to the journal: a copy for people and their tools, written after the commit.
+"""Each session's `meta.json`: a copy of the journal's state for people and their tools, written after the commit.
 
-One that somebody edited so that it makes no sense any more, or that a newer Hiveyard wrote, is left as it is and told
-of: whoever resumes that session hears why it cannot be.
+A file that was edited into something invalid, or that a newer Hiveyard wrote, is left as it is and reported. Resuming
+that session then fails with the reason.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _metas(conn: Connection, ids: set[str] | None) -> dict[str, Meta]:
 
 
 def meta_of(row: SessionRow, ports: Sequence[PortRow]) -> Meta:
-    """What the directory of a session says of it."""
+    """Return the metadata that a session's directory contains."""
     return Meta(
         id=row.id,
         name=row.slug,

@@ -1,5 +1,5 @@
-"""The ports of a session at work: what was open before is open again, on the same ports of the host where that can be,
-and what changed is journaled."""
+"""Ports of a running session. Ports that were open before are opened again, on the same host ports where possible, and
+changes are journaled."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class SessionPorts:
                 await self._r.event_log.record(self._session.id, PortClosed(host_port=before[guest]))
 
     async def _journal(self, before: dict[int, int]) -> None:
-        """What is open now and was not, and what it took the place of."""
+        """Record the ports that were opened, and the ones that they replace."""
         now = self._ways.opened
         moved = {guest: host for guest, host in now.items() if before.get(guest) != host}
         closed: list[AnyBody] = [PortClosed(host_port=before[guest]) for guest in moved if guest in before]

@@ -1,4 +1,4 @@
-"""What a person asks for when they ask for a session of their own."""
+"""The request for a session."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def spawn_from_json(data: object) -> SpawnRequest:
 
 
 def request_of(session: SessionRow) -> SpawnRequest:
-    """What a session is asked for with by now. Its budget may be 0, which nobody could ask for: children took the rest
-    of it along. Raises BadInput."""
+    """Return the session's request as of now. Its budget may be 0, which no request can ask for: forks took the rest of
+    it. Raises BadInput."""
     asked = dict(session.request or {})
     budget = asked.get("budget_usd")
     if budget is None or budget > 0:

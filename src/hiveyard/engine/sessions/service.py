@@ -1,4 +1,4 @@
-"""Sessions that a person has: made, told things, frozen, stopped, resumed. The engine's second door beside tasks."""
+"""The service for sessions: create, prompt, pause, stop and resume them. Tasks have their own entry in the engine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from hiveyard.engine.sessions.view import SessionView, own, view, views_of
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.validation import check, check_account, completed
-from hiveyard.engine.workspace.create import make_and_journal
+from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
@@ -60,7 +60,9 @@ and a provider that does not answer holds nobody up."""
 
 
 class Sessions:
-    """All that the API may ask of sessions. Each is worked on by one Stay at a time, in `group`."""
+    """The interface of sessions for the API. One SessionRunner at a time works on a session, in `group`. It has many
+    methods because each verb of sessions is one of them; the work itself is in the runner and in the other modules of
+    this room."""
 
     def __init__(self, resources: Resources, group: TaskGroup) -> None:
         self._r = resources
@@ -132,7 +134,7 @@ class Sessions:
             if request.prompt is not None:
                 journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST)
 
-        await make_and_journal(self._r, workspace.root, make, write)
+        await create_and_record(self._r, workspace.root, make, write)
 
     async def resume(self, id: str, budget_usd: float | None = None) -> None:
         """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success.
@@ -238,7 +240,8 @@ class Sessions:
         await (await self._reach(id)).close(guest)
 
     async def ssh_config(self, id: str) -> str:
-        """What makes `ssh hv-NAME` lead into the session. Raises SessionNotRunning for one that had no port yet."""
+        """Return the configuration by which `ssh hv-NAME` reaches the session. Raises SessionNotRunning for one that
+        has had no port yet."""
         seen = await self.view(id)
         if seen.port is None:
             raise SessionNotRunning(f"{seen.name} has no port for ssh yet", hint=f"hv resume {seen.name}")
@@ -365,7 +368,7 @@ class Sessions:
         session = await self.row(id)
         if session.phase is not Phase.RUNNING or (runner := self._runners.get(id)) is None:
             return session
-        await runner.until(runner.seated)
+        await runner.until(runner.ready)
         return await self.row(id)
 
     def at_work(self, id: str) -> SessionRunner | None:
@@ -405,8 +408,8 @@ class Sessions:
 
 
 async def begun(session: SessionRow, runner: SessionRunner) -> TerminalRunner:
-    """Who sits in a session whose agent has begun. Raises SessionNotRunning for one that is still being made: what a
-    killed daemon leaves frozen of such a one nobody would let go on."""
+    """Return the runner of a session whose agent has started. Raises SessionNotRunning for one that is still being
+    prepared: if a daemon were killed while such a session is paused, nothing would unpause it."""
     if session.phase is not Phase.RUNNING:
         raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
     return await runner.settled(session.phase)

@@ -1,7 +1,7 @@
-"""A session's time in a machine: from the copy of the repository to the end of the agent's own terminal program.
+"""Run a session in one machine: from the copy of the repository to the end of the agent's own terminal program.
 
-Like a task's job it looks at the journal first and does what is missing: so the same steps begin a session, go on
-with one that a killed daemon left, and resume one that was stopped. Nothing here needs anybody at the terminal.
+Each step looks at the journal and does only what is missing. So the same steps start a session, continue one that a
+killed daemon left, and resume one that was stopped. Nobody needs to be attached to the terminal.
 """
 
 from __future__ import annotations
@@ -75,11 +75,15 @@ HURRIED = 15.0
 
 
 class SessionRunner:
-    """A session at work. `stop` is how others ask for the machine's end; `over` is set when nothing works on it any
-    more; cancelling `scope` lets go of it as a dying daemon would. `sitting` is there from when `seated` is set: its
-    machine is ready; `begun` is set when it is journaled that the agent's program runs. Whoever freezes, thaws or
-    replaces the machine holds `changing`. `on_turn_over` is called when a turn has ended, where that was asked for; it
-    must return at once."""
+    """A running session.
+
+    `stop` is asked to end its machine; `over` is set when nothing works on the session any more; cancelling `scope`
+    detaches from it, as a dying daemon would. `terminal_runner` exists once the machine is ready (`ready` is set);
+    `begun` is set once the journal says that the agent's program runs. `changing` is held while the machine is paused,
+    unpaused or replaced. `on_turn_over` is called at the end of each turn and must return at once.
+
+    It has many methods because each step of a session is one.
+    """
 
     def __init__(
         self, id: str, resources: Resources, on_turn_over: Callable[[SessionRunner], None] = lambda runner: None
@@ -87,7 +91,7 @@ class SessionRunner:
         self.id = id
         self.stop = Stop()
         self.over = anyio.Event()
-        self.seated = anyio.Event()
+        self.ready = anyio.Event()
         self.begun = anyio.Event()
         self.changing = anyio.Lock()
         self.door: Door | None = None
@@ -138,7 +142,7 @@ class SessionRunner:
             self.lease = lease
             async with reaching(session, lease.provider, self._r, wanted=request.port) as self.reach:
                 self.terminal_runner = await self._terminal_runner(request, lease)
-                self.seated.set()
+                self.ready.set()
                 return await self._inhabit(lease, self.terminal_runner)
 
     async def _lay(self, session: SessionRow) -> StartPoint:
@@ -246,7 +250,7 @@ class SessionRunner:
     async def _push(self, guest: Guest) -> None:
         """Put the repository into the guest, unless it lies there from an earlier stay."""
         session = await self._session()
-        forked = await self._event_log.read(lambda conn: lineage.to_begin_at(conn, self.id))
+        forked = await self._event_log.read(lambda conn: lineage.pending_start(conn, self.id))
         went_along = isinstance(forked, SessionForked) and forked.live
         if went_along or await guest.exists(GUEST_REPO):
             if isinstance(forked, SessionForked) and session.branch is not None:
@@ -255,7 +259,8 @@ class SessionRunner:
         assert session.base is not None and session.branch is not None
         async with self._event_log.phase(self.id, "push"):
             origin, shared = self._workspace.origin, self._workspace.shared
-            await repository.push(guest, origin, shared, base=session.base, branch=session.branch)
+            async with self._event_log.progress(self.id, "giving the repository to the machine") as report:
+                await repository.push(guest, origin, shared, base=session.base, branch=session.branch, report=report)
 
     async def _end_when_asked(
         self, guest: Guest, terminal_runner: TerminalRunner, attending: anyio.CancelScope
@@ -370,7 +375,7 @@ class SessionRunner:
         """Whether all that was done in it was brought out: now, or before it was to run again and did not."""
         if (await self._session()).phase is Phase.RUNNING:
             return self._collected
-        return await self._event_log.read(lambda conn: lineage.is_out(conn, self.id))
+        return await self._event_log.read(lambda conn: lineage.is_collected(conn, self.id))
 
     async def _tracker(self) -> TurnTracker:
         """Its turns; also of one whose machine was found dead, so that nobody sat down."""
@@ -422,10 +427,10 @@ class SessionRunner:
             group.start_soon(either, self.over)
 
     async def settled(self, phase: Phase) -> TerminalRunner:
-        """Who sits in its machine. One that runs already is only found again by a new daemon: that is waited for.
-        Raises SessionNotRunning for one that is being made ready."""
+        """Return the terminal runner. A session that runs already is only found again by a new daemon: wait for that.
+        Raises SessionNotRunning for one that is being prepared."""
         if phase is Phase.RUNNING:
-            await self.until(self.seated)
+            await self.until(self.ready)
         if self.terminal_runner is None:
             raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
         return self.terminal_runner

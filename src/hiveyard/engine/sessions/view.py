@@ -1,4 +1,4 @@
-"""Sessions as people and programs read them."""
+"""Views of sessions for people and programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hiveyard.core.events import Failure
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.core.usage import Usage
 from hiveyard.store import views
-from hiveyard.store.views import Last, PortRow, SessionRow
+from hiveyard.store.views import LastEvent, PortRow, SessionRow
 
 SSH = 22
 CAN_GO_ON = (*AT_WORK, Phase.STOPPED)
@@ -74,7 +74,7 @@ def views_of(conn: Connection, *, over: bool, limit: int | None = None) -> list[
 
 def _views(conn: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:
     ids = [row.id for row in rows]
-    begun, last, ports = views.turns_begun(conn, ids), views.last_events(conn, ids), _ports(views.ports(conn))
+    begun, last, ports = views.turns_started(conn, ids), views.last_events(conn, ids), _ports(views.ports(conn))
     return [_view(row, begun.get(row.id, 0), ports.get(row.id, []), last[row.id]) for row in rows]
 
 
@@ -85,7 +85,7 @@ def _ports(rows: Sequence[PortRow]) -> Mapping[str, list[OpenPort]]:
     return found
 
 
-def _view(row: SessionRow, turns: int, ports: list[OpenPort], last: Last) -> SessionView:
+def _view(row: SessionRow, turns: int, ports: list[OpenPort], last: LastEvent) -> SessionView:
     request = row.request or {}
     paused = row.phase is Phase.RUNNING and row.activity is Activity.PAUSED
     return SessionView(

@@ -1,4 +1,4 @@
-"""Snapshots that are taken by themselves, at the end of each turn of a session that asked for that: the latest few."""
+"""Automatic snapshots at the end of each turn, for sessions that asked for them. The latest few are kept."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Sessions made from another as it stands, or stood at a snapshot: each with files, name, branch, door and share of the
-budget of its own. With a live snapshot their agents go on mid-thought, else they resume the conversation."""
+"""Fork a session, as it is or from a snapshot. Each child has its own files, name, branch, door and share of the
+budget. With a live snapshot the agents continue mid-thought; otherwise they resume the conversation."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def _make(parent: Workspace, point: Point, child: _Child, session: SessionRow, a
     if parent.tape.exists():
         shutil.copyfile(parent.tape, own.tape)
     keys = parent.keys()
-    own.keep_keys((keys.placeholder, *keys.inherited))
+    own.create_keys((keys.placeholder, *keys.inherited))
     own.write(
         Meta(
             id=child.id,
@@ -293,7 +293,7 @@ def _birth(session: SessionRow, point: Point, slug: str, branch: str, share: flo
 
 
 def _request(session: SessionRow, point: Point) -> dict[str, Any]:
-    """What a child is asked for with. Memory goes on only in a machine as large as that which it was of."""
+    """Return the request of a child. A live snapshot needs a machine of the same size."""
     request = {key: value for key, value in (session.request or {}).items() if key not in _OWN}
     shape = point.taken.shape if point.row.live else None
     if shape is not None:

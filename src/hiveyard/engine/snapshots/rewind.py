@@ -1,7 +1,7 @@
-"""Going back to a snapshot: files, conversation and, where it is live, memory and processes are those of then.
+"""Rewind a session to a snapshot: files, conversation and, for a live snapshot, memory and processes.
 
-The files are laid ready first, then the journal says that it is so, then they take their place: whatever is killed in
-between, the session stands where it stood or where it is to stand.
+The files are prepared first, then the journal records the rewind, then they replace the present ones. If the daemon is
+killed in between, the session is as it was before or as it is to be.
 """
 
 from __future__ import annotations
@@ -95,21 +95,24 @@ class RewindService:
             raise SessionInUse(f"{many} at the terminal of {session.slug}", hint=hint)
 
     async def _attached(self, session: SessionRow) -> int:
-        """How many terminals show the agent's."""
+        """Return how many terminals are attached to the agent's."""
         command = Command(argv=("tmux", "list-clients", "-t", f"={TERMINAL}", "-F", "x"), cwd="/")
         async with self._sessions.guest(session.id) as guest:
             seen = await guest.run(command, timeout=30, limit=64 << 10)
         return seen.stdout.count(b"\n") if seen.ok else 0
 
     async def _lay_ready(self, session: SessionRow, point: Point) -> None:
-        """What can be found wrong with the snapshot is found here, while the present is still there."""
+        """Prepare the snapshot's files beside the present ones, so that a fault in the snapshot is found before
+        anything is replaced."""
         workspace = self._r.workspace(session.id)
         await check_origin(self._r, session)
         provider = self._r.providers[session.provider or ""]
         if point.row.live and isinstance(provider, Live):
             await provider.make_ready(snapshot_files.provider_name(point.row.session, point.row.id))
         try:
-            await anyio.to_thread.run_sync(snapshot_files.lay_ready, workspace, point.row.id, self._r.settings.reserve)
+            await anyio.to_thread.run_sync(
+                snapshot_files.prepare_restore, workspace, point.row.id, self._r.settings.reserve
+            )
         except OSError as error:
             await anyio.to_thread.run_sync(snapshot_files.clear, workspace)
             raise uncopied(session.slug, error) from error

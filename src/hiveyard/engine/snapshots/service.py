@@ -1,5 +1,5 @@
-"""Snapshots of sessions: taken of a running one, listed, removed. On a provider that can, memory and processes are in
-them; on any other they are the files and the agent's conversation."""
+"""Take, list and remove snapshots of sessions. Where the provider can, a snapshot contains memory and processes;
+elsewhere it contains the files and the agent's conversation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hiveyard.core.errors import (
     OrchestrationError,
 )
 from hiveyard.core.events import Notice, SessionForked, SnapshotRemoved, SnapshotTaken
-from hiveyard.core.ports import Frozen, Pauses, Provider
+from hiveyard.core.ports import Pauses, Provider, SnapshotStats
 from hiveyard.core.ports import Snapshots as Live
 from hiveyard.core.states import AT_WORK, Activity
 from hiveyard.engine.placement.machine_lease import machine_name
@@ -162,7 +162,7 @@ class Snapshots:
 
     async def _frozen(
         self, session: SessionRow, terminal_runner: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
-    ) -> tuple[Frozen, Copied, int | None]:
+    ) -> tuple[SnapshotStats, Copied, int | None]:
         """The machine, where that can be kept, and what `_copy` answers."""
         provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
 
@@ -172,11 +172,11 @@ class Snapshots:
         if asked.live:
             assert isinstance(provider, Live)
             kept = snapshot_files.provider_name(session.id, asked.snapshot)
-            frozen = await provider.snapshot(machine_name(session.id), kept, copy, passing=asked.passing)
+            frozen = await provider.snapshot(machine_name(session.id), kept, copy, temporary=asked.passing)
         else:
             begun = clock.monotonic()
             await copy()
-            frozen = Frozen(clock.monotonic() - begun, 0)
+            frozen = SnapshotStats(clock.monotonic() - begun, 0)
         ((copied, feed),) = copies
         return frozen, copied, feed
 
@@ -248,7 +248,7 @@ class Snapshots:
             log.exception("the snapshot %s of a fork stays", point.row.id)
 
     async def _drop(self, session: SessionRow, provider: Provider, snapshot: str) -> None:
-        """What fails here is found by the next daemon."""
+        """Remove a snapshot's files. The next daemon finds what could not be removed."""
         try:
             if isinstance(provider, Live) and not provider.capabilities.remote:
                 await provider.remove_snapshot(snapshot_files.provider_name(session.id, snapshot))
@@ -322,7 +322,7 @@ def waiting_for(conn: Connection, snapshot: str) -> list[str]:
     made."""
     found = []
     for row in views.sessions(conn, phases=AT_WORK):
-        begin = lineage.to_begin_at(conn, row.id) if row.request is not None else None
+        begin = lineage.pending_start(conn, row.id) if row.request is not None else None
         if begin is None or begin.snapshot != snapshot or (isinstance(begin, SessionForked) and not begin.live):
             continue
         found.append(row.id)
@@ -342,7 +342,7 @@ _FREE = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
 
 
 def uncopied(name: str, error: OSError) -> HiveyardError:
-    """What kept the files of session `name` from being copied, as a person can use it."""
+    """Return the error for files of session `name` that could not be copied."""
     if error.errno in _FULL:
         return NoSpace(f"no space to copy the files of {name}", hint=_FREE)
     where = f": {one_line(error.filename)}" if isinstance(error.filename, str) else ""

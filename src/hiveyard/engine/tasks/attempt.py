@@ -137,9 +137,9 @@ class TaskAttempt:
         async with self._event_log.phase(self.id, "push"):
             session = await self._event_log.read(lambda conn: views.session(conn, self.id))
             assert session.base is not None and session.branch is not None
-            await repository.push(
-                guest, self._workspace.origin, self._workspace.shared, base=session.base, branch=session.branch
-            )
+            origin, shared = self._workspace.origin, self._workspace.shared
+            async with self._event_log.progress(self.id, "giving the repository to the machine") as report:
+                await repository.push(guest, origin, shared, base=session.base, branch=session.branch, report=report)
         begin = [SessionRunning()] if session.phase is Phase.PREPARING else []
         await self._event_log.record(self.id, *begin, TaskStarted())
 
@@ -171,7 +171,7 @@ class TaskAttempt:
             placeholder=self._workspace.placeholder().reveal(),
             model=self._request.model,
             repository_config=self._request.repository_config,
-            command=self._request.command,
+            command=_with_stderr(self._request.command),
         )
 
     async def _collect(self, guest: Guest) -> ResultRow:
@@ -261,6 +261,11 @@ class TaskAttempt:
 
     async def _result(self) -> ResultRow | None:
         return await self._event_log.read(lambda conn: views.result(conn, self.id))
+
+
+def _with_stderr(line: str | None) -> str | None:
+    """Return a command line that prints its stderr on stdout: only stdout is journaled."""
+    return None if line is None else f"exec 2>&1\n{line}"
 
 
 def turn_ended(row: TurnRow) -> TurnEnded | None:

@@ -1,74 +1,87 @@
-"""Raw lines of an agent, given their meaning: entries for the journal, nothing lost, floods folded together."""
+"""Decode an agent's raw output lines into journal entries. No line is lost; lines without a meaning are folded into one
+entry."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hiveyard.core.events import AgentEvent, AgentOutput, clip
+from hiveyard.core.events import AgentEvent, AgentOutput, Notice, clip
 from hiveyard.core.ports import Parser, Verdict
 from hiveyard.engine.event_log import Entry
 from hiveyard.kit.lines import Line
 from hiveyard.kit.text import decode
 
-_HELD = 256 << 10
-"""Bytes of lines that tell nothing which wait for one that does."""
+_PENDING_LIMIT = 256 << 10
+"""Bytes of lines without an event that wait for a line with one."""
 
 
 class OutputDecoder:
-    """A parser, with what it takes to feed it again after a restart.
+    """A parser, with the state to feed it again after a restart.
 
-    A line that is known and tells nothing is no event: it is kept in front of the next that is one, in that one's raw
-    lines. `read` is the offset up to which all lines are in the entries that were given: from there on they have to be
-    read again after a restart."""
+    A line that is known and has no event is kept in front of the next line that has one, in the raw lines of that
+    entry. `read` is the offset up to which all lines are in the entries that were returned: after a restart, reading
+    continues from there."""
 
     def __init__(self, parser: Parser, read: int) -> None:
         self.read = read
         self._parser = parser
         self._end = read
         self._raw: list[bytes] = []
-        self._plain: list[bytes] = []
+        self._output: list[bytes] = []
 
     def replay(self, raw: Iterable[bytes]) -> None:
-        """Bring the parser to where it was, from what is stored."""
+        """Bring the parser to its former state from the stored lines."""
         for stored in raw:
             for line in stored.split(b"\n"):
                 self._parser.feed(line)
 
     def entries(self, lines: Sequence[Line]) -> list[Entry]:
-        """The entries of some lines. Lines without a meaning that follow each other become one entry, so that a
-        program that prints a gigabyte costs thousands of rows and not millions."""
+        """Return the entries of some lines. Consecutive lines of plain output become one entry, so that a program that
+        prints a gigabyte costs thousands of rows and not millions. A line that was cut is followed by a Notice of how
+        much is missing."""
         found: list[Entry] = []
         for line in lines:
             events = self._parser.feed(line.data)
-            if _telling(events) and self._plain:
+            has_meaning = _has_meaning(events)
+            if has_meaning and self._output:
                 found.append(self._folded())
             self._raw.append(line.data)
             self._end = line.end
-            if _telling(events):
-                found.append(Entry(events[0], self._taken()))
+            if has_meaning:
+                found.append(Entry(events[0], self._take_raw()))
                 found += [Entry(event) for event in events[1:]]
             elif events:
-                self._plain.append(line.data)
-        if self._plain or self._end - self.read > _HELD:
+                self._output.append(line.data)
+            if line.cut:
+                found += [*self.rest(), Entry(_cut_notice(line))]
+        if self._output or self._end - self.read > _PENDING_LIMIT:
             found.append(self._folded())
         return found
 
     def rest(self) -> list[Entry]:
-        """The entry of lines that told nothing, when no other is to come."""
+        """Return the entry of the pending lines, when no other line is to come."""
         return [self._folded()] if self._raw else []
 
     def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
         return self._parser.verdict(exit_code, stderr)
 
     def _folded(self) -> Entry:
-        said, self._plain = b"\n".join(self._plain), []
-        return Entry(AgentOutput(text=clip(decode(said))), self._taken())
+        output, self._output = b"\n".join(self._output), []
+        return Entry(AgentOutput(text=clip(decode(output))), self._take_raw())
 
-    def _taken(self) -> bytes:
+    def _take_raw(self) -> bytes:
         raw, self._raw, self.read = b"\n".join(self._raw), [], self._end
         return raw
 
 
-def _telling(events: Sequence[AgentEvent]) -> bool:
-    """Whether there is more in it than output."""
+def _has_meaning(events: Sequence[AgentEvent]) -> bool:
+    """Whether there is more in the events than plain output."""
     return any(not isinstance(event, AgentOutput) for event in events) or len(events) > 1
+
+
+def _cut_notice(line: Line) -> Notice:
+    kept = len(line.data)
+    return Notice(
+        message=f"a line of the agent's output was cut after {kept} bytes, {line.cut} bytes were left out;"
+        " engine.line_limit_mib in the settings moves the limit"
+    )

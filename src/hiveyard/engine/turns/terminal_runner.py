@@ -93,7 +93,7 @@ class TerminalRunner:
     async def _look_back(self) -> None:
         """What was to be done at the end of the last turn may have died with a daemon."""
         first, self._looked_back = not self._looked_back, True
-        if first and await self.resources.event_log.read(lambda conn: lineage.stands_after_turn(conn, self.session)):
+        if first and await self.resources.event_log.read(lambda conn: lineage.is_at_turn_end(conn, self.session)):
             self.on_turn_over()
 
     async def end(self, guest: Guest, *, grace: float = GRACE) -> ProcessInfo:
@@ -104,7 +104,7 @@ class TerminalRunner:
 
     async def _meaning(self) -> OutputDecoder:
         def replayed(conn: Connection) -> OutputDecoder:
-            meaning = OutputDecoder(self.agent.listener(), views.session(conn, self.session).feed_offset)
+            meaning = OutputDecoder(self.agent.feed_parser(), views.session(conn, self.session).feed_offset)
             meaning.replay(self.resources.workspace(self.session).heard_lines())
             meaning.replay(lineage.raw_lines(conn, self.session))
             return meaning
@@ -194,7 +194,7 @@ class TerminalRunner:
     async def _say(self, guest: Guest, number: int) -> None:
         try:
             path = await self.prompts.hand_over(guest, number)
-            say = self.agent.say(replace(self.turn, prompt=path))
+            say = self.agent.send_prompt(replace(self.turn, prompt=path))
             done = await guest.run(say, timeout=TOLD, limit=64 << 10)
             failure = None if done.ok else _not_taken(one_line(decode(done.stderr)) or f"exit code {done.status}")
         except (StoreUnusable, MachineLost):

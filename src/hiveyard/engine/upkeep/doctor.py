@@ -1,4 +1,4 @@
-"""What Hiveyard needs on this host, each thing found out by trying it."""
+"""Check what Hiveyard needs on this host, by trying each thing."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ async def _git() -> Check:
         said = "it is not in the daemon's PATH" if isinstance(error, FileNotFoundError) else str(error)
         return Check("git", False, True, f"git does not start: {said}", fix)
     if not done.ok:
-        return Check("git", False, True, f"git --version ends with {done.status}: {one_line(done.complaint())}", fix)
+        return Check("git", False, True, f"git --version ends with {done.status}: {one_line(done.error_output())}", fix)
     return Check("git", True, True, one_line(decode(done.stdout)))
 
 
 async def _identity() -> Check:
-    """Whose name stands on commits that Hiveyard makes of what an agent left uncommitted."""
+    """Check the name on commits that Hiveyard makes of an agent's uncommitted work."""
     fix = "git config --global user.name NAME; git config --global user.email ADDRESS"
     try:
         done = [await run(["git", "config", "--global", f"user.{part}"], timeout=TIMEOUT) for part in ("name", "email")]
@@ -116,7 +116,7 @@ def _free(directory: Path) -> int:
 
 
 def _builder(*, needed: bool) -> Check:
-    """What builds images."""
+    """Check the tools that build images."""
     try:
         check_tools()
     except ProviderUnavailable as error:

@@ -1,7 +1,7 @@
-"""What everything costs on disk, and freeing what nothing needs.
+"""Report disk usage, and free what nothing needs.
 
-Never freed is what a session, a task or a snapshot needs, or what a process of this host has open or mounted. Images
-are shared by installations that share a cache: what another one had made of an image it makes again.
+Files that a session, a task or a snapshot needs, or that a process of this host has open or mounted, are never freed.
+Installations that share a cache share images: an installation rebuilds what another one made of an image.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sqlalchemy import Connection
 
 from hiveyard.core.errors import HiveyardError
 from hiveyard.core.events import SessionForked
-from hiveyard.core.machines import Holding, Image
-from hiveyard.core.ports import Holds, Provider
+from hiveyard.core.machines import Image, StoredItem
+from hiveyard.core.ports import HasStorage, Provider
 from hiveyard.core.states import AT_WORK, Phase, TaskState
 from hiveyard.engine.resources import Resources
 from hiveyard.kit.disk_usage import Measure
@@ -59,7 +59,7 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """What was freed, or would be. `failed` says what could not be."""
+    """The things that were freed, or would be. `failed` lists what could not be freed."""
 
     removed: list[Cost]
     freed: int
@@ -78,7 +78,7 @@ class _Thing(NamedTuple):
     freed_by: When = ""
     why: str = ""
     provider: Provider | None = None
-    holding: Holding | None = None
+    holding: StoredItem | None = None
     image: str = ""
 
 
@@ -122,10 +122,12 @@ class Housekeeping:
         elif thing.kind == "left" and thing.place is not None:
             await self._r.images.discard(thing.place)
         elif thing.holding is not None and thing.holding.kind == "left":
-            assert isinstance(thing.provider, Holds)
+            assert isinstance(thing.provider, HasStorage)
             await thing.provider.discard(thing.holding)
         elif thing.provider is not None:
             await thing.provider.release_image(thing.image)
+        elif thing.kind == "database":
+            await self._r.event_log.store.shrink()
         elif thing.place is not None:
             await anyio.to_thread.run_sync(remove_tree, thing.place)
 
@@ -133,6 +135,7 @@ class Housekeeping:
 
     async def _measured(self) -> list[tuple[_Thing, Cost]]:
         things = [*self._images(await self._needed()), *await self._held(), *await self._sessions()]
+        things += await self._database()
 
         def measure() -> list[tuple[_Thing, Cost]]:
             measure, used = Measure(), _used()
@@ -185,6 +188,18 @@ class Housekeeping:
                 ]
         return found
 
+    async def _database(self) -> list[_Thing]:
+        """The journal's file, and apart from it the free pages that it could do without."""
+        space = await self._r.event_log.store.space()
+        if space is None:
+            return []
+        found = [_Thing("database", space.path.name, None, size=space.size - space.free)]
+        if space.free:
+            why = "events of removed sessions were there"
+            free = _Thing("database", f"{space.path.name}, free pages", None, space.free, freed_by="prune", why=why)
+            found.append(free)
+        return found
+
     async def _needed(self) -> set[str]:
         """Ids of images that something stands on, or will be made of when it goes on."""
         ids = {
@@ -205,7 +220,7 @@ class Housekeeping:
         wished = {str(task.request.get("image") or default) for task in views.tasks(conn, states=_OPEN)}
         for row in views.sessions(conn, phases=_CAN_GO_ON, own=True):
             wished.add(str((row.request or {}).get("image") or default))
-            begin = lineage.to_begin_at(conn, row.id) if row.phase in AT_WORK else None
+            begin = lineage.pending_start(conn, row.id) if row.phase in AT_WORK else None
             if isinstance(begin, SessionForked):
                 wished.add(begin.image)
         for snapshot in views.snapshots(conn):
@@ -221,7 +236,7 @@ def _fate(image: Image, needed: set[str], current: dict[str, str]) -> tuple[When
     return "prune --all", "no session uses it"
 
 
-def _fate_of(holding: Holding, needed: set[str], built: set[str]) -> tuple[When, str]:
+def _fate_of(holding: StoredItem, needed: set[str], built: set[str]) -> tuple[When, str]:
     if holding.kind == "left":
         old = holding.place is not None and _old(holding.place)
         return ("prune", "half made") if old else ("", "being made")
@@ -239,11 +254,11 @@ def _old(path: Path) -> bool:
         return False
 
 
-async def _holdings(provider: Provider) -> list[Holding]:
-    if not isinstance(provider, Holds):
+async def _holdings(provider: Provider) -> list[StoredItem]:
+    if not isinstance(provider, HasStorage):
         return []
     try:
-        return await provider.holdings()
+        return await provider.stored_items()
     except HiveyardError as error:
         log.info("%s cannot tell what it holds: %s", provider.name, error.message)
         return []

@@ -1,5 +1,5 @@
-"""What a crash left: machines, doors and half-made sessions that belong to no open task are removed, by comparing the
-journal with what exists. Level-triggered: running it again changes nothing."""
+"""Clean up after a crash: compare the journal with what exists, and remove machines, doors and half-made sessions that
+belong to no open task. Level-triggered: running it again changes nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def tidy(resources: Resources, roots: Sequence[Path]) -> list[Path]:
 
 
 def _to_be_taken_back(conn: Connection, id: str) -> bool:
-    return isinstance(lineage.to_begin_at(conn, id), SessionRewound)
+    return isinstance(lineage.pending_start(conn, id), SessionRewound)
 
 
 def _tidy_all(roots: Sequence[Path]) -> None:
@@ -65,9 +65,9 @@ def _put_away(roots: Sequence[Path], known: frozenset[str]) -> list[Path]:
             if root.name in known:
                 # Killed right before or after it was journaled: the journal counts.
                 workspace.unfinished.unlink(missing_ok=True)
-            elif not workspace.begun:
+            elif not workspace.has_started:
                 log.info("removing the leftover session directory %s", root)
-                away.append(workspace.put_away())
+                away.append(workspace.rename_for_removal())
         except OSError:
             log.exception("%s stays as it is", root)
     return away
@@ -110,7 +110,7 @@ async def _wanted(resources: Resources) -> set[str]:
 
 
 async def _names(provider: Provider) -> set[str]:
-    """What the backend has; one that does not work here has nothing that we could remove."""
+    """Return the machines of a backend; none for one that does not work here, since nothing of it could be removed."""
     try:
         return await provider.names()
     except HiveyardError as error:

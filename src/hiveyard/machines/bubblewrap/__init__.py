@@ -1,4 +1,4 @@
-"""Machines of tier `namespace`, by bubblewrap."""
+"""Run machines of tier `namespace` with bubblewrap."""
 
 from hiveyard.machines.bubblewrap.provider import BubblewrapProvider
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings

@@ -1,7 +1,8 @@
-"""Memory, processor and process limits for all of a machine together, and its freezer, where this host lets us.
+"""Limit the memory, processors and processes of a machine, and freeze it, with control groups.
 
-Root can, on cgroup v1 and v2; others usually cannot: then `Cgroups.controllers` is empty and the caller says so. The
-freezer is that of v2 alone, which a host with v1 has beside it: what v1 has frozen cannot be killed.
+Root can create groups, on cgroup v1 and v2. Other users usually cannot: then `Cgroups.controllers` is empty, and the
+caller reports it. Only the freezer of v2 is used, which hosts with v1 often have, too: processes frozen by v1 cannot be
+killed.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from hiveyard.core.machines import Shape
 
 _ROOT = Path("/sys/fs/cgroup")
 _PARENT = "hiveyard"
-_ABANDONED = 300  # seconds
+_ABANDONED = 300  # seconds after which an empty group is removed
 _PERIOD = 100_000  # microseconds, the kernel's own default
 _FREEZE = "cgroup.freeze"
-_PATIENCE = 10.0  # seconds: a process that waits for a disk is frozen only when that has answered
+_FREEZE_TIMEOUT = 10.0  # seconds: a process that waits for a disk is frozen only when the disk has answered
 
 
 class Cgroups:
-    """Finds out once what can be limited, then makes and removes one group per machine (and controller, in v1)."""
+    """The control groups of all machines: one for each machine and, with v1, each controller."""
 
     def __init__(self, root: Path = _ROOT) -> None:
         self._root = root
@@ -34,10 +35,10 @@ class Cgroups:
         self._freezer: Path | None = None
 
     def discover(self) -> None:
-        """Make the parent group, and see which controllers obey and whether there is a freezer."""
+        """Create the parent group, and find the controllers that can be used and the freezer."""
         found = []
         for controller in ("memory", "pids", "cpu"):
-            # Within containers it may be a directory like any other.
+            # In a container it may be an ordinary directory.
             if not (self._parent(controller).parent / "cgroup.procs").is_file():
                 continue
             with contextlib.suppress(OSError):
@@ -47,7 +48,7 @@ class Cgroups:
                         (group / "cgroup.subtree_control").write_text(f"+{controller}")
                 if os.access(self._parent(controller), os.W_OK):
                     if controller == "cpu":
-                        self._yield_to_the_host()
+                        self._lower_priority()
                     found.append(controller)
                     _sweep(self._parent(controller))
         self.controllers = tuple(found)
@@ -64,13 +65,14 @@ class Cgroups:
                     _sweep(parent)
 
     def groups(self, ident: str) -> list[str]:
-        """Directories of a machine's groups; whoever writes itself into their `cgroup.procs` is limited."""
+        """Return the directories of a machine's groups. A process joins them by writing to their `cgroup.procs`."""
         parents = {self._parent(controller) for controller in self.controllers}
         if self._freezer is not None:
             parents.add(self._freezer)
         return sorted(str(parent / ident) for parent in parents)
 
-    def make(self, ident: str, shape: Shape) -> None:
+    def create(self, ident: str, shape: Shape) -> None:
+        """Create a machine's groups with the limits of `shape`."""
         limits = {
             "memory": {"memory.max" if self._v2 else "memory.limit_in_bytes": shape.memory_mib << 20},
             "pids": {"pids.max": shape.pids},
@@ -91,9 +93,9 @@ class Cgroups:
                     )
                     (group / swap[0]).write_text(str(swap[1]))
 
-    def _yield_to_the_host(self) -> None:
-        """All machines together weigh half of what one process of the host does, so that thousands of processes in a
-        machine do not starve the daemon that has to end them."""
+    def _lower_priority(self) -> None:
+        """Give all machines together half the weight of one process of the host, so that thousands of processes in a
+        machine do not starve the daemon that has to kill them."""
         file, weight = ("cpu.weight", 50) if self._v2 else ("cpu.shares", 512)
         (self._parent("cpu") / file).write_text(str(weight))
 
@@ -102,30 +104,32 @@ class Cgroups:
 
 
 def _quota(cpus: float) -> int:
-    """Microseconds of each period: `cpus` processors, and never the last quarter of one, which is the host's."""
+    """Return `cpus` as microseconds of each period. A quarter of one of the host's processors is never given away."""
     most = (os.cpu_count() or 1) - 0.25
     return int(min(cpus, most) * _PERIOD)
 
 
 def _sweep(parent: Path) -> None:
-    """Remove groups that nobody is in and nobody is about to enter: the kernel was too slow with their last process."""
+    """Remove groups that are empty and that no process is about to enter. They are left over when the kernel needs long
+    to remove their last process."""
     for group in parent.glob("hiveyard-*"):
-        with contextlib.suppress(OSError):  # not empty: a machine lives in it
+        with contextlib.suppress(OSError):  # not empty: a machine uses it
             if group.stat().st_mtime < time.time() - _ABANDONED:
                 group.rmdir()
 
 
 def freezer(groups: Sequence[str]) -> Path | None:
-    """The one of a machine's groups that can be frozen."""
+    """Return the one of a machine's groups that can be frozen."""
     return next((Path(group) for group in groups if Path(group, _FREEZE).is_file()), None)
 
 
 async def freeze(group: Path) -> None:
-    """Return when nothing in a group runs; who enters it later stands still too. Raises TimeoutError; then it goes on,
-    as it does when this is cancelled."""
+    """Freeze a group, and return when nothing in it runs. A process that enters it later is frozen, too.
+
+    Raises TimeoutError. Then, and when it is cancelled, the group is thawed again."""
     try:
         (group / _FREEZE).write_text("1")
-        with anyio.fail_after(_PATIENCE):
+        with anyio.fail_after(_FREEZE_TIMEOUT):
             while "frozen 1" not in (group / "cgroup.events").read_text():  # noqa: ASYNC110 (a file of the kernel)
                 await anyio.sleep(0.001)
     except BaseException:
@@ -134,13 +138,23 @@ async def freeze(group: Path) -> None:
 
 
 def thaw(group: Path) -> None:
-    """A group that went with its machine is a success."""
+    """Let a group continue. A group that no longer exists is a success."""
     with contextlib.suppress(FileNotFoundError):
         (group / _FREEZE).write_text("0")
 
 
+def members(groups: Sequence[str]) -> set[int]:
+    """Return the processes in any of a machine's groups; a group that does not exist has none."""
+    found: set[int] = set()
+    for group in groups:
+        with contextlib.suppress(OSError):
+            found.update(map(int, Path(group, "cgroup.procs").read_text().split()))
+    return found - {0}  # the kernel's number for a process of another pid namespace
+
+
 async def remove(groups: list[str]) -> None:
-    """Remove the groups of a dead machine. One that does not empty in a second stays until a daemon starts anew."""
+    """Remove the groups of a machine that has ended. A group that is not empty after a second stays until a daemon
+    starts again."""
     for group in groups:
         for _ in range(50):
             try:
@@ -148,6 +162,6 @@ async def remove(groups: list[str]) -> None:
             except FileNotFoundError:
                 break
             except OSError:
-                await anyio.sleep(0.02)  # the kernel has not buried the last process yet
+                await anyio.sleep(0.02)  # the kernel has not removed the last process yet
             else:
                 break

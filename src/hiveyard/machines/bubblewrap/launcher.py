@@ -1,21 +1,21 @@
-"""Starts one machine and lets go of it: `python -I -S launcher.py ID`, a plan as JSON on stdin.
+"""Start one machine and leave it running: `python -I -S launcher.py ID`, with a plan as JSON on stdin.
 
-It is a program of its own, because namespaces and user ids can be changed only by a process that has one thread; it
-imports nothing of the package. It ends with 0 when the machine is ready, with 1 when it failed (the log says why), with
-2 when the time was over. The machine is no child of anybody then, and goes on when its daemon is killed. ID is in the
-command line of all that is started, so that remains can be found.
+It is a separate program because only a process with one thread can change its namespaces and user ids. It imports
+nothing of the package. It exits with 0 when the machine is ready, with 1 when the start failed (the log says why) and
+with 2 after a timeout. The machine is then nobody's child and keeps running when its daemon is killed. ID is in the
+command line of everything that is started, so that leftover processes can be found.
 
-What bubblewrap is started in:
-  as root   a private mount namespace in which the session's files, owned by root on disk, belong to an unprivileged
-            user id (id-mapped mounts), and then that user id: a machine is never root, not even as "nobody else's".
-            With a network, slirp4netns runs beside the machine as that user id too. It ends with the machine.
-  always    a user namespace A, in which devpts is mounted (that needs a user 0) and no more user namespaces than
-            bubblewrap's own can be made. Bubblewrap's, B, is a child of A and owns all the machine's namespaces, so
-            that one nsenter can enter them.
+Bubblewrap is started in these namespaces:
+  as root   a private mount namespace in which the session's files, which root owns on disk, belong to an unprivileged
+            user id (id-mapped mounts). Bubblewrap runs as that user id: a machine is never root, in no namespace.
+            With a network, slirp4netns runs beside the machine as the same user. It ends with the machine.
+  always    a user namespace A, in which devpts is mounted (that needs user 0) and which allows only one more user
+            namespace. That is B, bubblewrap's own. It owns all namespaces of the machine, so that one nsenter can
+            join them.
 """
 
 # ruff: noqa: PTH101, PTH102, PTH105, PTH110, PTH112, PTH116, PTH123, S103, S104, S108, S606, BLE001
-# pathlib would cost more time than all the rest, and every error becomes a line of the log and an exit code.
+# Importing pathlib would take longer than everything else. Every error becomes a line of the log and an exit code.
 import contextlib
 import ctypes
 import errno
@@ -40,7 +40,8 @@ _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE, _OPEN_TREE_CLONE = -100, 0x1000, 0x800
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_IDMAP = 0x00100000
 _SIOCADDRT, _RTF_UP, _RTF_REJECT = 0x890B, 0x0001, 0x0200
-# More specific than slirp4netns's own network, 10.0.2.0/24; the way out by its gateway needs no route to the gateway.
+# These routes are more specific than that of slirp4netns's own network, 10.0.2.0/24. Packets still leave through its
+# gateway, which needs no route to the gateway itself.
 _ALIASES = (("10.0.2.0", "255.255.255.128"), ("10.0.2.128", "255.255.255.128"))
 _STAGES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 
@@ -73,7 +74,8 @@ def main() -> int:
     child = json.loads(_read(info, deadline, b"}\n") or b"{}").get("child-pid")
     if child is not None:
         _record(plan["pid_file"], f"{child} {_start_time(child)}\n")
-        # The network comes last: bubblewrap mistakes news of another device for the answer about its loopback.
+        # The network comes last: bubblewrap would mistake a message about another device for the answer about its
+        # loopback.
         up = _read(ready, deadline, b"ready\n") and (plan["network"] is None or _connect(plan, child, life, deadline))
         if up:
             return 0
@@ -85,7 +87,7 @@ def _become_machine(plan: dict[str, Any], info: int, ready: int) -> None:
         os.setsid()
         _outputs(plan["log"], ready)
         _enter(plan["cgroups"])
-        _spare()
+        _protect_from_oom()
         stage = _namespace(plan)
         _mount("devpts", f"{stage}/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
         _write("/proc/sys/user/max_user_namespaces", "1")
@@ -93,7 +95,7 @@ def _become_machine(plan: dict[str, Any], info: int, ready: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.set_inheritable(info, True)
         argv = [word.replace("@stage", stage) for word in plan["argv"]]
-        argv[1:1] = ["--info-fd", str(info)]
+        argv[1:1] = ["--info-fd", str(info), *_filter(plan["seccomp"])]
         os.chdir("/")
         os.execve(argv[0], argv, plan["env"])
     except BaseException as error:
@@ -101,8 +103,18 @@ def _become_machine(plan: dict[str, Any], info: int, ready: int) -> None:
         os._exit(1)
 
 
+def _filter(program: str) -> list[str]:
+    """Return the options for process 1 to start under a seccomp filter, which comes as hexadecimal digits."""
+    if not program:
+        return []
+    fd = os.memfd_create("seccomp", 0)
+    os.write(fd, bytes.fromhex(program))
+    os.lseek(fd, 0, os.SEEK_SET)
+    return ["--seccomp", str(fd)]
+
+
 def _connect(plan: dict[str, Any], child: int, life: int, deadline: float) -> bool:
-    """Have slirp4netns carry the machine's network for as long as anybody has the other end of `life`."""
+    """Run slirp4netns for the machine's network for as long as a process has the other end of `life` open."""
     up, up_child = os.pipe()
     if os.fork() == 0:
         _become_network(plan, child, life, up_child)
@@ -133,7 +145,8 @@ def _become_network(plan: dict[str, Any], child: int, life: int, up: int) -> Non
 
 
 def _become_user(uid: int | None, device: str = "") -> None:
-    """Give up root for good; with `device`, one that only root may open on this host, in a view of our own."""
+    """Become an unprivileged user for good. `device` is one that only root can open here: it is made accessible first,
+    in a mount namespace of this process."""
     if uid is None:
         return
     if device and os.path.exists(device):
@@ -153,8 +166,8 @@ def _become_user(uid: int | None, device: str = "") -> None:
 
 
 def _block_aliases(plan: dict[str, Any], child: int) -> None:
-    """Let nothing in the machine reach an address of slirp4netns's own: one of them leads to wherever the host's
-    resolver listens, on any port, and that may be the host's loopback."""
+    """Block the addresses of slirp4netns itself for the machine. One of them leads to the address of the host's
+    resolver, on any port, which may be the host's loopback."""
     try:
         _outputs(plan["log"], None)
         _become_user(plan["uid"])
@@ -186,15 +199,15 @@ def _enter(cgroups: list[str]) -> None:
         _write(f"{directory}/cgroup.procs", "0")
 
 
-def _spare() -> None:
-    """When a machine's memory is full, its process 1 is not what goes, where we may say so. Commands do not
-    inherit this."""
+def _protect_from_oom() -> None:
+    """Keep the kernel from killing process 1 first when the machine's memory is full, if that is permitted. Commands do
+    not inherit this."""
     with contextlib.suppress(PermissionError):
         _write("/proc/self/oom_score_adj", "-900")
 
 
 def _namespace(plan: dict[str, Any]) -> str:
-    """Namespace A with all of the plan's directories under one stage; gives the stage."""
+    """Enter namespace A, mount all of the plan's directories under one stage, and return the stage."""
     if plan["uid"] is not None:
         _unshare(_NEWNS)
         stage = _stage(plan)
@@ -214,7 +227,7 @@ def _new_user(uid: int, gid: int) -> None:
 
 
 def _stage(plan: dict[str, Any]) -> str:
-    """Bring the directories to where an unprivileged user can reach them, wherever they are."""
+    """Mount the directories at paths that an unprivileged user can reach."""
     _mount("none", "/", "", _MS_REC | _MS_PRIVATE, "")
     owner = _id_map(plan["uid"]) if plan["uid"] is not None else -1
     trees = {name: _tree(entry["path"], owner if entry["own"] else -1) for name, entry in plan["stage"].items()}
@@ -229,7 +242,7 @@ def _stage(plan: dict[str, Any]) -> str:
 
 
 def _tree(path: str, owner: int) -> int:
-    """A detached copy of the mount at `path`; with `owner`, root's files in it belong to that namespace's user."""
+    """Return a detached copy of the mount at `path`. With `owner`, root's files belong to that namespace's user."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
     tree = _check(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), f"open {path}")
     if owner >= 0:
@@ -247,26 +260,26 @@ def _tree(path: str, owner: int) -> int:
 
 
 def _id_map(uid: int) -> int:
-    """A user namespace in which user 0 is `uid`: what an id-mapped mount takes its map from."""
+    """Return a user namespace in which user 0 is `uid`, for id-mapped mounts."""
     wait, go = os.pipe()
-    asked, ask = os.pipe()
+    done, finish = os.pipe()
     child = os.fork()
     if child == 0:
         if _libc.unshare(_NEWUSER) < 0:
             os.write(go, str(ctypes.get_errno()).encode())
             os._exit(1)
         os.write(go, b"0")
-        os.close(ask)
-        os.read(asked, 1)
+        os.close(finish)
+        os.read(done, 1)
         os._exit(0)
-    os.close(asked)
+    os.close(done)
     os.close(go)
     if number := int(os.read(wait, 8) or errno.EPERM):
         raise OSError(number, f"a user namespace for id-mapped mounts: {os.strerror(number)}")
     for kind in ("uid_map", "gid_map"):
         _write(f"/proc/{child}/{kind}", f"0 {uid} 1")
     fd = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    os.close(ask)
+    os.close(finish)
     os.waitpid(child, 0)
     os.close(wait)
     return fd
@@ -311,17 +324,17 @@ def _start_time(pid: int) -> str:
 
 
 def _read(fd: int, deadline: float, until: bytes) -> bytes:
-    """What comes up to `until`; nothing when the other side ends or the time is over before."""
-    said = b""
-    while not said.endswith(until):
+    """Read up to `until`. Return nothing if the other side closes, or the time ends, before."""
+    data = b""
+    while not data.endswith(until):
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([fd], [], [], left)[0]:
             return b""
         piece = os.read(fd, 4096)
         if not piece:
             return b""
-        said += piece
-    return said
+        data += piece
+    return data
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a machine sees: the bubblewrap command line, as a pure function of what it is made of.
+"""Build the bubblewrap command line and the files of /etc, which decide what a machine sees.
 
-`@stage/NAME` stands for a directory that the launcher brings there; see launcher.py.
+`@stage/NAME` is replaced by a directory that the launcher mounts; see launcher.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ UID = 1000
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _HOST_USR = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-# What programs need of the host's /etc; the rest of it is nobody's business.
+# What programs need of the host's /etc. The rest is not shown.
 _HOST_ETC = (
     "alternatives bash.bashrc ca-certificates ca-certificates.conf crypto-policies debian_version fonts ld.so.cache"
     " ld.so.conf ld.so.conf.d localtime magic mime.types os-release pki profile profile.d protocols services ssl"
@@ -24,11 +24,12 @@ _HOST_ETC = (
 )
 _TMPFS_SHARE = 4  # of the machine's memory, for each of /tmp, /dev/shm
 
-# Process 1: signals from inside do not reach it, it reaps orphans, and it holds the door's end of the guest open.
-# A machine on trial has a fourth argument: the seconds after which it ends, should nobody be left to end it.
-# Connections wait up to 5 minutes for a door that is away while the daemon restarts.
-# Where the process table is full, socat and this bash end, each over a fork: the bash becomes a new one without a fork
-# and tries until the door can be opened again. Bash catches signals while it has a trap on EXIT, so they are ignored.
+# Process 1: signals from inside do not reach it. It reaps orphans and forwards connections to the door.
+# A trial machine has a fourth argument: the seconds after which it ends, in case its daemon is killed.
+# Connections wait up to 5 minutes for the door while the daemon restarts.
+# When the process table is full, socat and this bash exit because they cannot fork. The bash then executes a new one,
+# which needs no fork, and tries again until socat runs. Bash catches signals while it has a trap on EXIT, so they are
+# ignored.
 _INIT = r"""
 ident=$1 door=$2 port=$3 life=$4 again=$5
 rest() { read -r -t "$1" -u 9; }
@@ -64,7 +65,7 @@ done
 
 
 def environment(capabilities: Capabilities) -> dict[str, str]:
-    """All that a program in the machine finds in its environment: nothing of the host's."""
+    """Return the whole environment of a program in the machine. It holds nothing of the host's."""
     return {
         "HOME": capabilities.home,
         "USER": capabilities.user,
@@ -76,12 +77,12 @@ def environment(capabilities: Capabilities) -> dict[str, str]:
 
 
 def command_line(
-    bwrap: str, name: str, ident: str, spec: MachineSpec, root: Sequence[str], shown: Sequence[str], life: str
+    bwrap: str, name: str, ident: str, spec: MachineSpec, root: Sequence[str], host_paths: Sequence[str], lifetime: str
 ) -> list[str]:
-    """The argv that starts the machine.
+    """Return the argv that starts the machine.
 
-    `root` are the options that make its root file system; `shown` are host directories to show in it, read-only;
-    `life` is the longest it may last, in seconds, or empty.
+    `root` are the options for its root file system. `host_paths` are host directories that it can read. `lifetime` is
+    the time in seconds after which it ends, or empty.
     """
     tmpfs = str(spec.shape.memory_mib * (1 << 20) // _TMPFS_SHARE)
     argv = [bwrap, "--unshare-user", "--uid", str(UID), "--gid", str(UID)]
@@ -101,7 +102,7 @@ def command_line(
     argv += ["--size", str(64 << 20), "--tmpfs", "/run"]
     argv += ["--size", str(1 << 20), "--tmpfs", "/home"]
     argv += ["--bind", "@stage/home", "/home/agent", "--remount-ro", "/home"]
-    for path in shown:
+    for path in host_paths:
         argv += ["--ro-bind-try", path, path]
     if spec.session is not None:
         argv += ["--bind", "@stage/session", "/session"]
@@ -109,15 +110,16 @@ def command_line(
         argv += ["--ro-bind", "@stage/door", DOOR]
     door_arguments = [DOOR, str(DOOR_PORT)] if spec.door is not None else ["", ""]
     argv += ["--remount-ro", "/", "--chdir", "/"]
-    return [*argv, "--", "/bin/bash", "-c", _INIT, "hiveyard-init", ident, *door_arguments, life]
+    return [*argv, "--", "/bin/bash", "-c", _INIT, "hiveyard-init", ident, *door_arguments, lifetime]
 
 
 def image_root() -> list[str]:
+    """Return the options for a root file system unpacked from an image."""
     return ["--ro-bind", "@stage/root", "/"]
 
 
 def host_root() -> list[str]:
-    """The host's programs and nothing else of it; `@stage/etc` has the files that name users."""
+    """Return the options for a root of the host's programs alone. `@stage/etc` has the files that name users."""
     argv = ["--ro-bind", "/usr", "/usr"]
     for name in _HOST_USR:
         path = Path("/", name)
@@ -130,3 +132,15 @@ def host_root() -> list[str]:
     for name in ("passwd", "group", "nsswitch.conf", "hosts"):
         argv += ["--ro-bind", f"@stage/etc/{name}", f"/etc/{name}"]
     return [*argv, "--dir", "/session"]
+
+
+def write_users(etc: Path, capabilities: Capabilities, network: Network) -> None:
+    """Write the files of /etc that name users, for a machine with the host's programs."""
+    etc.mkdir()
+    user, uid = capabilities.user, UID
+    shells = f"{user}:x:{uid}:{uid}::{capabilities.home}:/bin/bash\nnobody:x:65534:65534::/:/usr/sbin/nologin\n"
+    (etc / "passwd").write_text(f"root:x:0:0::/root:/usr/sbin/nologin\n{shells}")
+    (etc / "group").write_text(f"root:x:0:\n{user}:x:{uid}:\nnogroup:x:65534:\n")
+    hosts = "files dns" if network is Network.OPEN else "files"
+    (etc / "nsswitch.conf").write_text(f"passwd: files\ngroup: files\nhosts: {hosts}\n")
+    (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")

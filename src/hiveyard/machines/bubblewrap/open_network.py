@@ -1,7 +1,7 @@
-"""What a machine with an open network needs of its host: slirp4netns, and resolvers that can be reached from there.
+"""Find what an open network needs on the host: slirp4netns, and resolvers that a machine can reach.
 
-slirp4netns speaks for the machine in the host's network, as an ordinary program of its user: what that program could
-reach the machine can, but for the host's loopback. Nobody can reach the machine.
+slirp4netns makes the machine's connections in the host's network, as an ordinary program of its user. The machine can
+reach what that program can reach, except for the host's loopback. The machine itself cannot be reached.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from hiveyard.core.errors import ProviderUnavailable
 
 PROGRAM = "slirp4netns"
 _TUN = Path("/dev/net/tun")
-# Where a resolver on the host's loopback says whom it asks itself.
+# The second is where systemd-resolved, a resolver on the host's loopback, lists its own servers.
 _CONFIGURATIONS = (Path("/etc/resolv.conf"), Path("/run/systemd/resolve/resolv.conf"))
 
 
 def program() -> str:
-    """Its path. Raises ProviderUnavailable."""
+    """Return the path of slirp4netns. Raises ProviderUnavailable."""
     found = shutil.which(PROGRAM)
     if found is None:
         raise ProviderUnavailable(
@@ -31,9 +31,9 @@ def program() -> str:
 
 
 def resolv_conf(configurations: tuple[Path, ...] = _CONFIGURATIONS) -> str:
-    """The machine's /etc/resolv.conf: the host's resolvers but for those on its loopback.
+    """Return the machine's /etc/resolv.conf: the host's resolvers, without those on its loopback.
 
-    Raises ProviderUnavailable when there is no other."""
+    Raises ProviderUnavailable if none is left."""
     for file in configurations:
         if servers := _servers(file):
             return "".join(f"nameserver {server}\n" for server in servers)
@@ -49,7 +49,7 @@ def _servers(file: Path) -> list[str]:
     except OSError:
         return []
     words = [line.split() for line in lines]
-    return [said[1] for said in words if len(said) > 1 and said[0] == "nameserver" and _usable(said[1])]
+    return [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and _usable(line[1])]
 
 
 def _usable(address: str) -> bool:

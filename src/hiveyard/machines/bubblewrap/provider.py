@@ -1,15 +1,15 @@
-"""Machines made of Linux namespaces by bubblewrap: tier `namespace`, no daemon, no root, a few milliseconds each.
+"""Run machines of Linux namespaces with bubblewrap: tier `namespace`, no daemon, no root, a few milliseconds each.
 
-    user, pid, mount, ipc, uts and network namespaces of their own; the root file system read-only; /tmp and /run in
-    memory; /home/agent fresh; only /session outlives the machine. No capabilities, no new privileges, no further
-    user namespaces.
+Each machine has its own user, pid, mount, ipc, uts and network namespaces. The root file system is read-only, /tmp and
+/run are in memory, /home/agent is new, and only /session outlives the machine. A machine has no capabilities, gets no
+new privileges, cannot create user namespaces, and its system calls are filtered (shared/seccomp.py).
 
-Whose files are they? The machine's user 1000 is, outside, the daemon's own user when the daemon is not root. When it
-is root, machines run as the user `uid` of the settings, and id-mapped mounts make what they write to /session belong
-to root on disk: the daemon can always read and delete it, and a machine is never root. That needs Linux 5.12 and a
-file system that can do it (ext4, xfs, btrfs, f2fs; tmpfs from 6.3 on).
+File ownership: if the daemon is not root, the machine's user 1000 is the daemon's user on the host. If it is root,
+machines run as the user `uid` of the settings, and id-mapped mounts make the files in /session belong to root on disk.
+So the daemon can always read and delete them, and a machine is never root. That needs Linux 5.12 and a file system that
+supports it (ext4, xfs, btrfs, f2fs; tmpfs from 6.3 on).
 
-The kernel is shared with the host: what a kernel bug gives to a local user it gives to a machine.
+The kernel is shared with the host: a kernel bug that helps a local user helps a machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ from hiveyard.core.errors import (
 from hiveyard.core.machines import (
     HOST,
     Capabilities,
-    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -54,6 +53,7 @@ from hiveyard.core.machines import (
     Readiness,
     Report,
     Shape,
+    StoredItem,
     Tier,
     check_machine_name,
     quiet,
@@ -61,28 +61,29 @@ from hiveyard.core.machines import (
 from hiveyard.core.ports import Guest
 from hiveyard.kit import process
 from hiveyard.kit.trees import remove_tree
-from hiveyard.machines.bubblewrap import cgroups, layout, open_network, record
+from hiveyard.machines.bubblewrap import cgroups, layout, members, open_network, record
 from hiveyard.machines.bubblewrap.entrance import Entrance
-from hiveyard.machines.bubblewrap.etc import write_users
 from hiveyard.machines.bubblewrap.pause import MachinePause
-from hiveyard.machines.bubblewrap.record import Made, Record
+from hiveyard.machines.bubblewrap.record import MachineDirectory, Manifest
 from hiveyard.machines.bubblewrap.rootfs import Roots
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
+from hiveyard.machines.shared import seccomp
 from hiveyard.machines.shared.namespaces import what_to_allow
 from hiveyard.machines.shared.shell import ShellGuest, terminal_words
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 _PROGRAMS = ("bwrap", "nsenter", "setpriv", "tar")
-_FULL = (f"[Errno {errno.ENOSPC}]", f"[Errno {errno.EDQUOT}]")  # shutil.Error has the errors of a tree as text only
+_FULL = (f"[Errno {errno.ENOSPC}]", f"[Errno {errno.EDQUOT}]")  # shutil.Error has the errors of a tree only as text
 _TRIAL = ".trial"
-_TRIAL_LIFE = 60  # seconds: a daemon killed while it tries leaves nothing for long
-_END_BUDGET = 30.0  # seconds until processes that do not die are an error
+_TRIAL_LIFETIME = 60  # seconds after which a trial machine ends, in case its daemon is killed
+_KILL_TIMEOUT = 30.0  # seconds until a process that cannot be killed is an error
 _INSTALL = "sudo apt-get install bubblewrap util-linux tar"
 
 
 @of_machines
 class BubblewrapProvider:
-    """`state` holds a directory for each machine, `cache` the unpacked images. Both belong to this provider alone."""
+    """A provider. `state` holds a directory for each machine, `cache` the unpacked images. Only this provider may use
+    them."""
 
     name = "bubblewrap"
     tier = Tier.NAMESPACE
@@ -95,11 +96,11 @@ class BubblewrapProvider:
         self._cgroups = cgroups.Cgroups()
         self._uid = self._settings.uid if os.geteuid() == 0 else None
         self._booting: set[str] = set()
-        # One change of a machine at a time; and nobody goes in while it is being stopped.
+        # One change of a machine at a time. No program may enter it while its processes are being stopped.
         self._locks: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
         self._gates: weakref.WeakValueDictionary[str, anyio.Lock] = weakref.WeakValueDictionary()
         self._discovered = False
-        self._life = ""
+        self._lifetime = ""
         if self._uid == 0:
             raise BadInput("machines.bubblewrap.uid is 0: a machine must not be root")
 
@@ -118,12 +119,12 @@ class BubblewrapProvider:
         return Readiness(ok=True, detail=f"{version}; {self._limits()}")
 
     async def _try(self) -> None:
-        """Boot a machine apart from the others, run a command in it, and end it."""
+        """Boot a trial machine in a directory of its own, run a command in it, and terminate it."""
         trial = BubblewrapProvider(self._state / _TRIAL, Path("/nonexistent"), self._settings)
-        trial._life = str(_TRIAL_LIFE)
-        for left in await trial.list():
-            if left.created_at < time.time() - _TRIAL_LIFE:
-                await trial.terminate(left.name)
+        trial._lifetime = str(_TRIAL_LIFETIME)
+        for old in await trial.list():
+            if old.created_at < time.time() - _TRIAL_LIFETIME:
+                await trial.terminate(old.name)
         name = f"trial-{secrets.token_hex(4)}"
         try:
             await trial.boot(name, MachineSpec(image=HOST))
@@ -136,7 +137,7 @@ class BubblewrapProvider:
                     (self._state / _TRIAL).rmdir()
 
     def _limits(self) -> str:
-        """What holds a machine in, in words."""
+        """Describe the limits of a machine."""
         self._discover()
         limited = self._cgroups.controllers
         both = (
@@ -161,11 +162,13 @@ class BubblewrapProvider:
     async def release_image(self, image_id: str) -> None:
         await self._roots.release(image_id)
 
-    async def holdings(self) -> list[Holding]:
-        machines = [Holding(kind="machine", name=name, place=self._state / name) for name in sorted(await self.names())]
-        return [*self._roots.holdings(), *machines]
+    async def stored_items(self) -> list[StoredItem]:
+        machines = [
+            StoredItem(kind="machine", name=name, place=self._state / name) for name in sorted(await self.names())
+        ]
+        return [*self._roots.stored_items(), *machines]
 
-    async def discard(self, holding: Holding) -> None:
+    async def discard(self, holding: StoredItem) -> None:
         assert holding.kind == "left" and holding.place is not None
         await anyio.to_thread.run_sync(remove_tree, holding.place)
 
@@ -173,8 +176,8 @@ class BubblewrapProvider:
 
     async def boot(self, name: str, spec: MachineSpec) -> Machine:
         check_machine_name(name)
-        async with _kept(self._locks, name):
-            if self._record(name).init() is not None:
+        async with _lock_of(self._locks, name):
+            if self._directory(name).init() is not None:
                 return await self.get(name)
             await self._destroy(name)
             root = self._root_options(spec.image)
@@ -193,34 +196,34 @@ class BubblewrapProvider:
         bwrap = shutil.which("bwrap")
         if bwrap is None:
             raise ProviderUnavailable("bwrap is not installed", hint=_INSTALL)
-        keep = self._record(name)
+        directory = self._directory(name)
         ident = f"hiveyard-{secrets.token_hex(8)}"
         network = resolvers = None
         if spec.network is Network.OPEN:
             network, resolvers = {"program": open_network.program(), "ident": ident}, open_network.resolv_conf()
         try:
-            made = self._lay_out(keep, ident, spec)
+            manifest = self._prepare_directory(directory, ident, spec)
             if resolvers is not None:
-                keep.etc.mkdir(exist_ok=True)
-                (keep.etc / "resolv.conf").write_text(resolvers)
+                directory.etc.mkdir(exist_ok=True)
+                (directory.etc / "resolv.conf").write_text(resolvers)
         except OSError as error:
-            raise _disk_error(error, keep.directory) from error
+            raise _disk_error(error, directory.path) from error
         shown = self._settings.host_paths if spec.image == HOST else ()
-        plan = self._plan(keep, made, spec, layout.command_line(bwrap, name, ident, spec, root, shown, self._life))
+        argv = layout.command_line(bwrap, name, ident, spec, root, shown, self._lifetime)
+        plan = self._plan(directory, manifest, spec, argv)
         plan["network"] = network
-        argv = [sys.executable, "-I", "-S", str(_LAUNCHER), ident]
-        done = await process.run(argv, stdin=msgspec.json.encode(plan))
+        done = await process.run([sys.executable, "-I", "-S", str(_LAUNCHER), ident], stdin=msgspec.json.encode(plan))
         if done.status == 2:
-            waited = self._settings.boot_timeout
-            raise BootTimeout(f"machine {name} was not ready in {waited:g}s", hint="hv doctor", machine=name)
-        if not done.ok or keep.init() is None:
-            said = keep.complaint() or done.complaint(500) or "it did not say why"
-            raise BootFailed(f"machine {name} did not start: {said[-500:]}", hint="hv doctor", machine=name)
+            timeout = self._settings.boot_timeout
+            raise BootTimeout(f"machine {name} was not ready in {timeout:g}s", hint="hv doctor", machine=name)
+        if not done.ok or directory.init() is None:
+            why = directory.log_tail() or done.error_output(500) or "it reported no reason"
+            raise BootFailed(f"machine {name} did not start: {why[-500:]}", hint="hv doctor", machine=name)
 
-    def _lay_out(self, keep: Record, ident: str, spec: MachineSpec) -> Made:
-        """Write down what is going to exist, then make it."""
+    def _prepare_directory(self, directory: MachineDirectory, ident: str, spec: MachineSpec) -> Manifest:
+        """Record what is going to exist, then create it."""
         self._discover()
-        made = Made(
+        manifest = Manifest(
             ident=ident,
             image=spec.image.id,
             created_at=time.time(),
@@ -228,37 +231,41 @@ class BubblewrapProvider:
             cgroups=self._cgroups.groups(ident),
             env=dict(spec.image.env),
         )
-        keep.directory.mkdir(parents=True)
-        keep.write(made)
-        keep.home.mkdir()
+        directory.path.mkdir(parents=True)
+        directory.write(manifest)
+        directory.home.mkdir()
+        seccomp.install(directory.confine, 0o700)
         if spec.image != HOST:
             skeleton = self._roots.find(spec.image) / "home" / "agent"
-            shutil.copytree(skeleton, keep.home, symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(skeleton, directory.home, symlinks=True, dirs_exist_ok=True)
         else:
-            write_users(keep.etc, self.capabilities, spec.network)
-        for directory in (spec.session, spec.door):
-            if directory is not None:
-                directory.mkdir(parents=True, exist_ok=True)
-        self._cgroups.make(ident, spec.shape)
-        return made
+            layout.write_users(directory.etc, self.capabilities, spec.network)
+        for shared in (spec.session, spec.door):
+            if shared is not None:
+                shared.mkdir(parents=True, exist_ok=True)
+        self._cgroups.create(ident, spec.shape)
+        return manifest
 
-    def _plan(self, keep: Record, made: Made, spec: MachineSpec, argv: list[str]) -> dict[str, object]:
-        """What the launcher is told. `own`: a directory whose files the machine's user owns."""
-        own = {"home": keep.home, "session": spec.session, "door": spec.door}
+    def _plan(
+        self, directory: MachineDirectory, manifest: Manifest, spec: MachineSpec, argv: list[str]
+    ) -> dict[str, object]:
+        """Return the launcher's input. `own` marks a directory whose files the machine's user owns."""
+        own = {"home": directory.home, "session": spec.session, "door": spec.door}
         stage = {name: {"path": str(path), "own": True} for name, path in own.items() if path is not None}
         if spec.image != HOST:
             stage["root"] = {"path": str(self._roots.find(spec.image)), "own": False}
-        if keep.etc.is_dir():
-            stage["etc"] = {"path": str(keep.etc), "own": False}
+        if directory.etc.is_dir():
+            stage["etc"] = {"path": str(directory.etc), "own": False}
         return {
             "argv": argv,
             "env": layout.environment(self.capabilities),
             "stage": stage,
+            "seccomp": seccomp.program().hex() if seccomp.available() else "",
             "uid": self._uid,
             "pids": spec.shape.pids,
-            "cgroups": made.cgroups,
-            "log": str(keep.log),
-            "pid_file": str(keep.pid_file),
+            "cgroups": manifest.cgroups,
+            "log": str(directory.log),
+            "pid_file": str(directory.pid_file),
             "timeout": self._settings.boot_timeout,
         }
 
@@ -270,36 +277,36 @@ class BubblewrapProvider:
 
     async def get(self, name: str) -> Machine:
         check_machine_name(name)
-        keep = self._record(name)
-        if not keep.directory.is_dir():
+        directory = self._directory(name)
+        if not directory.path.is_dir():
             raise NoSuchMachine(f"no machine {name}", hint="hv ps", machine=name)
-        made = keep.made() or record.unknown()
-        status, reason = self._status(name, keep, made)
+        manifest = directory.manifest() or record.unknown()
+        status, reason = self._status(name, directory, manifest)
         return Machine(
             name=name,
             status=status,
             provider=self.name,
-            image=made.image,
-            created_at=made.created_at,
+            image=manifest.image,
+            created_at=manifest.created_at,
             reason=reason,
-            metadata=made.metadata,
+            metadata=manifest.metadata,
         )
 
-    def _status(self, name: str, keep: Record, made: Made) -> tuple[MachineStatus, str]:
+    def _status(self, name: str, directory: MachineDirectory, manifest: Manifest) -> tuple[MachineStatus, str]:
         if name in self._booting:
             return MachineStatus.BOOTING, ""
-        if keep.init() is not None:
+        if directory.init() is not None:
             return MachineStatus.READY, ""
-        if made.stopped:
+        if manifest.stopped:
             return MachineStatus.STOPPED, ""
-        if keep.pid_file.exists():
+        if directory.pid_file.exists():
             return MachineStatus.ERROR, "its process 1 is gone: it was killed, or its host restarted"
         return MachineStatus.ERROR, "its start was interrupted"
 
     async def list(self) -> list[Machine]:
         found = []
         for name in sorted(await self.names()):
-            with contextlib.suppress(NoSuchMachine):  # it may be removed meanwhile
+            with contextlib.suppress(NoSuchMachine):  # it may have been removed since
                 found.append(await self.get(name))
         return found
 
@@ -314,45 +321,48 @@ class BubblewrapProvider:
 
     async def stop(self, name: str) -> None:
         check_machine_name(name)
-        async with _kept(self._locks, name):
+        async with _lock_of(self._locks, name):
             await self.get(name)
-            keep = self._record(name)
-            if (made := keep.made()) is not None:
-                await self._end(keep, made)
-            keep.write(msgspec.structs.replace(made or record.unknown(), stopped=True))
+            directory = self._directory(name)
+            if (manifest := directory.manifest()) is not None:
+                await self._kill(directory, manifest)
+            directory.write(msgspec.structs.replace(manifest or record.unknown(), stopped=True))
 
     async def terminate(self, name: str) -> None:
         check_machine_name(name)
-        async with _kept(self._locks, name):
+        async with _lock_of(self._locks, name):
             await self._destroy(name)
 
     async def _destroy(self, name: str) -> None:
-        keep = self._record(name)
-        if not keep.directory.is_dir():
+        directory = self._directory(name)
+        if not directory.path.is_dir():
             return
-        made = keep.made()
-        if made is not None:
-            await self._end(keep, made)
-        await anyio.to_thread.run_sync(keep.remove)
+        manifest = directory.manifest()
+        if manifest is not None:
+            await self._kill(directory, manifest)
+        await anyio.to_thread.run_sync(directory.remove)
 
-    async def _end(self, keep: Record, made: Made) -> None:
-        """Return when nothing of the machine runs any more."""
-        doomed = {alive for alive in (keep.recorded(),) if alive is not None}
-        for alive in doomed:  # before the first look, which a machine at work can draw out
-            alive.kill()
-        with anyio.move_on_after(_END_BUDGET) as budget:
+    async def _kill(self, directory: MachineDirectory, manifest: Manifest) -> None:
+        """Kill all processes of a machine, and return when they have ended."""
+        init = directory.recorded()
+        processes = {init} if init is not None else set()
+        for one in processes:  # first: a busy machine makes the search below take long
+            one.kill()
+        with anyio.move_on_after(_KILL_TIMEOUT) as budget:
             while True:
-                # Who is gone is asked before the look: of one that ends during it a child may begin behind its back.
-                doomed = {alive for alive in doomed if not alive.gone()}
-                doomed |= await anyio.to_thread.run_sync(record.started_for, made.ident)
-                if not doomed:
+                # Before the search: a process that ends during it may have started a child that the search missed.
+                processes = {one for one in processes if not one.has_ended()}
+                processes |= await anyio.to_thread.run_sync(members.find, manifest.ident, manifest.cgroups, init)
+                if not processes:
                     break
-                for alive in doomed:
-                    alive.kill()
+                for one in processes:
+                    one.kill()
                 await anyio.sleep(0.02)
         if budget.cancelled_caught:
-            raise ProviderError(f"{keep.directory.name} cannot be killed", hint=f"grep -l {made.ident} /proc/*/cmdline")
-        await cgroups.remove(made.cgroups)
+            raise ProviderError(
+                f"{directory.path.name} cannot be killed", hint=f"grep -l {manifest.ident} /proc/*/cmdline"
+            )
+        await cgroups.remove(manifest.cgroups)
 
     @asynccontextmanager
     async def guest(self, name: str) -> AsyncIterator[Guest]:
@@ -363,31 +373,33 @@ class BubblewrapProvider:
         return await (await self._entrance(name)).terminal(words)
 
     async def pause(self, name: str) -> None:
-        async with _kept(self._locks, name):
-            await (await self._standing(name))[0].begin()
+        async with _lock_of(self._locks, name):
+            await (await self._pause(name))[0].begin()
 
     async def resume(self, name: str) -> None:
-        async with _kept(self._locks, name):
-            await (await self._standing(name))[0].end()
+        async with _lock_of(self._locks, name):
+            await (await self._pause(name))[0].end()
 
     async def _entrance(self, name: str) -> Entrance:
-        standing, made = await self._standing(name)
-        return Entrance(name, standing, self._uid, made, layout.environment(self.capabilities))
+        pause, manifest = await self._pause(name)
+        # A machine that an older version of Hiveyard booted has no such file yet.
+        confine = seccomp.install(self._directory(name).confine, 0o700)
+        return Entrance(name, pause, self._uid, manifest, layout.environment(self.capabilities), confine)
 
-    async def _standing(self, name: str) -> tuple[MachinePause, Made]:
+    async def _pause(self, name: str) -> tuple[MachinePause, Manifest]:
         machine = await self.get(name)
-        keep = self._record(name)
-        init, made = keep.init(), keep.made()
-        if init is None or made is None or machine.status is not MachineStatus.READY:
+        directory = self._directory(name)
+        init, manifest = directory.init(), directory.manifest()
+        if init is None or manifest is None or machine.status is not MachineStatus.READY:
             raise MachineNotReady(f"machine {name} is {machine.status}", machine=name)
-        return MachinePause(name, init, made.cgroups, keep.halted, _kept(self._gates, name)), made
+        return MachinePause(name, init, manifest.cgroups, directory.halted, _lock_of(self._gates, name)), manifest
 
-    def _record(self, name: str) -> Record:
-        return Record(self._state / name)
+    def _directory(self, name: str) -> MachineDirectory:
+        return MachineDirectory(self._state / name)
 
 
-def _kept(locks: weakref.WeakValueDictionary[str, anyio.Lock], name: str) -> anyio.Lock:
-    """The lock of one machine, which lives for as long as somebody has it."""
+def _lock_of(locks: weakref.WeakValueDictionary[str, anyio.Lock], name: str) -> anyio.Lock:
+    """Return the lock of one machine. It exists for as long as it is used."""
     lock = locks.get(name)
     if lock is None:
         lock = locks[name] = anyio.Lock()
@@ -395,7 +407,7 @@ def _kept(locks: weakref.WeakValueDictionary[str, anyio.Lock], name: str) -> any
 
 
 def _disk_error(error: OSError, directory: Path) -> HiveyardError:
-    said = [why for *_, why in error.args[0]] if isinstance(error, shutil.Error) else [str(error)]
-    if any(why.startswith(_FULL) for why in said):
+    reasons = [why for *_, why in error.args[0]] if isinstance(error, shutil.Error) else [str(error)]
+    if any(why.startswith(_FULL) for why in reasons):
         return NoSpace(f"no space for a machine at {directory}", hint=f"df -h {directory}")
-    return BootFailed(f"cannot prepare {directory}: {said[0]}")
+    return BootFailed(f"cannot prepare {directory}: {reasons[0]}")

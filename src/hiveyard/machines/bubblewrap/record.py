@@ -1,10 +1,11 @@
-"""What is kept of one machine on the host: a directory `state/NAME/`, and how to tell whether it lives.
+"""Read and write the directory of one machine on the host, `state/NAME/`, and identify its processes.
 
-machine.json  what it was made of; there before anything is started
-pid           its process 1, with the time it started, so that another process with that number is not taken for it
-console.log   what its start said
+machine.json  how it was created; written before anything is started
+pid           its process 1 and the time that started, so that a later process with the same number is not taken for it
+console.log   the output of its start
 home/         its /home/agent
-halted        there while all its processes are stopped; see halting.py
+confine       the program that applies the filter of system calls to a program that enters the machine; see seccomp.py
+halted        exists while all its processes are stopped by signals; see signal_pause.py
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from hiveyard.kit import cmdline, files
+from hiveyard.kit import files
 from hiveyard.kit.trees import remove_tree
 
 _EXITING = 0x00000004  # PF_EXITING of <linux/sched.h>
 
 
-class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of machine.json. `ident` is in the command line of all that was started for the machine; `env` is
-    what its image sets for every command."""
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of machine.json. `ident` is in the command line of every process that was started for the machine.
+    `env` are the variables that its image sets for every command."""
 
     ident: str
     image: str
@@ -37,71 +38,72 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
 
 
-def unknown() -> Made:
-    """What is known of a machine that was never written down: it never ran, and nothing is called as it is."""
-    return Made(ident=f"hiveyard-{secrets.token_hex(8)}", image="", created_at=0.0, metadata={}, cgroups=[])
+def unknown() -> Manifest:
+    """Return a manifest for a machine without one. It never ran, and no process has this `ident`."""
+    return Manifest(ident=f"hiveyard-{secrets.token_hex(8)}", image="", created_at=0.0, metadata={}, cgroups=[])
 
 
-class Alive(NamedTuple):
-    """A process that cannot be mistaken for another: its number and the clock tick it started at."""
+class HostProcess(NamedTuple):
+    """A process of the host: its number and the clock tick at which it started, which together are unique."""
 
     pid: int
     started: int
 
-    def lives(self) -> bool:
-        """Whether it runs: not from the moment on at which it begins to end."""
+    def is_running(self) -> bool:
+        """Whether it runs. A process that has begun to exit does not."""
         fields = _fields(self.pid)
         return bool(fields) and int(fields[19]) == self.started and not int(fields[6]) & _EXITING
 
-    def gone(self) -> bool:
-        """Whether it has ended for good; a machine's process 1 has when all of the machine has."""
-        started = _started(self.pid)
-        return started < 0 or started != self.started
+    def has_ended(self) -> bool:
+        """Whether it has ended. A machine's process 1 has ended when all other processes of the machine have."""
+        now = start_time(self.pid)
+        return now < 0 or now != self.started
 
     def kill(self) -> None:
-        if not self.gone():
+        if not self.has_ended():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
 
-class Record:
+class MachineDirectory:
     """The directory of one machine."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.home = directory / "home"
-        self.etc = directory / "etc"
-        self.log = directory / "console.log"
-        self.pid_file = directory / "pid"
-        self.halted = directory / "halted"
-        self._made = directory / "machine.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.home = path / "home"
+        self.etc = path / "etc"
+        self.log = path / "console.log"
+        self.pid_file = path / "pid"
+        self.halted = path / "halted"
+        self.confine = path / "confine"
+        self._manifest = path / "machine.json"
 
-    def write(self, made: Made) -> None:
-        # Not synced to disk: a power cut ends the machine too, and what it leaves here is removed as half-made.
-        files.write_atomic(self._made, msgspec.json.encode(made), mode=0o600, durable=False)
+    def write(self, manifest: Manifest) -> None:
+        # Not synced to disk: a power cut ends the machine, too, and a directory without a manifest is removed.
+        files.write_atomic(self._manifest, msgspec.json.encode(manifest), mode=0o600, durable=False)
 
-    def made(self) -> Made | None:
-        """What the machine was made of; None when that was never written whole: then nothing of it ever ran."""
+    def manifest(self) -> Manifest | None:
+        """Return the manifest, None if it was never completely written. Then nothing of the machine ever ran."""
         try:
-            return msgspec.json.decode(self._made.read_bytes(), type=Made)
+            return msgspec.json.decode(self._manifest.read_bytes(), type=Manifest)
         except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
             return None
 
-    def recorded(self) -> Alive | None:
-        """The machine's process 1 as it was written down, whether or not it lives."""
+    def recorded(self) -> HostProcess | None:
+        """Return the machine's process 1 as recorded, also if it has ended."""
         try:
             pid, started = self.pid_file.read_text().split()
-            return Alive(int(pid), int(started))
+            return HostProcess(int(pid), int(started))
         except (FileNotFoundError, ValueError):
             return None
 
-    def init(self) -> Alive | None:
-        """The machine's process 1 if it lives."""
-        alive = self.recorded()
-        return alive if alive is not None and alive.lives() else None
+    def init(self) -> HostProcess | None:
+        """Return the machine's process 1 if it runs."""
+        process = self.recorded()
+        return process if process is not None and process.is_running() else None
 
-    def complaint(self) -> str:
-        """The end of what the machine's start said."""
+    def log_tail(self) -> str:
+        """Return the end of the output of the machine's start."""
         try:
             return self.log.read_bytes()[-2000:].decode("utf-8", "replace").strip()
         except FileNotFoundError:
@@ -109,26 +111,21 @@ class Record:
 
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            remove_tree(self.directory)
+            remove_tree(self.path)
 
 
-def started_for(ident: str) -> set[Alive]:
-    """All that was started for a machine and is outside of it, and its process 1."""
-    word = ident.encode()
-    return {Alive(pid, _started(pid)) for pid, words in cmdline.words(cmdline.everyone()) if word in words}
-
-
-def _started(pid: int) -> int:
-    """When a process started; -1 when there is none, or only what its parent has not looked at yet."""
+def start_time(pid: int) -> int:
+    """Return the clock tick at which a process started, -1 if it does not exist or is a zombie."""
     fields = _fields(pid)
     return int(fields[19]) if fields else -1
 
 
 def _fields(pid: int) -> list[bytes]:
-    """What the kernel says of a process that has not ended: from its state on, which is field 3 of proc(5)."""
+    """Return the fields of /proc/PID/stat from the state on, which is field 3 of proc(5); none for a process that has
+    ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
-    # A guest may have its first thread end alone, which looks as if all of the process had.
+    # A guest's first thread may exit while others run. The process then looks like a zombie.
     return [] if fields[0] in (b"Z", b"X") and int(fields[17]) < 2 else fields

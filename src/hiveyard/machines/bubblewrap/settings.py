@@ -1,4 +1,4 @@
-"""What may be set about the namespace provider."""
+"""Settings of the namespace provider."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class BubblewrapSettings:
     """`[bubblewrap]` in the settings file."""
 
     host_paths: tuple[str, ...] = ()
-    """More host directories to show, read-only, to machines with `--image host`: `["/opt"]`."""
+    """More host directories that machines with `--image host` can read: `["/opt"]`."""
     uid: int = 61999
     """Host user and group id that machines run as when the daemon is root. It should own nothing."""
     boot_timeout: float = 30.0

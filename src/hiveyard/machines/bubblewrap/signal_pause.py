@@ -1,8 +1,8 @@
-"""A machine whose every process is stopped by a signal: how one stands still where its host has no freezer for it.
+"""Stop every process of a machine with a signal. This freezes a machine on hosts without a usable freezer.
 
-Nobody in the machine shall see a child of their own stop, or a shell would take its job for stopped: so parents are
-stopped before their children, and go on after them. What had stopped itself before stays stopped: such are written
-down, before the first signal, in a file that also says that the machine stands still.
+No process may see its own child stop, or a shell would report its job as stopped. So parents are stopped before their
+children and continue after them. Processes that had stopped before stay stopped: they are recorded before the first
+signal, in a file that also marks the machine as frozen.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -19,36 +18,37 @@ import anyio.to_thread
 import msgspec
 
 from hiveyard.kit import cmdline, files
+from hiveyard.machines.bubblewrap import members
 
-_PATIENCE = 10.0  # seconds: a process that waits for a disk stops only when that has answered
-_LOOK = 0.001
-_ENTERING = (b"/bin/sh", b"env", b"setpriv", b"nsenter")
+_TIMEOUT = 10.0  # seconds: a process that waits for a disk stops only when the disk has answered
+_POLL = 0.001
 _QUIET = (b"T", b"t", b"Z", b"X")
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 
 class SignalPause:
-    """The machine of process `init`; `file` is there for as long as it stands still. `patience` is in seconds."""
+    """The machine of process 1 `init`. `file` exists while it is frozen. `timeout` is in seconds."""
 
-    def __init__(self, init: int, file: Path, patience: float = _PATIENCE) -> None:
+    def __init__(self, init: int, file: Path, timeout: float = _TIMEOUT) -> None:
         self._init = init
         self._file = file
-        self._patience = patience
+        self._timeout = timeout
 
     @property
-    def stands(self) -> bool:
+    def paused(self) -> bool:
         return self._file.exists()
 
     async def begin(self) -> None:
-        """Return when nothing in the machine runs. Raises TimeoutError; then the machine goes on, as it does when this
-        is cancelled. What a killed daemon began is brought to its end."""
-        fresh = not self.stands
+        """Stop the machine's processes, and return when none of them runs. This completes what a killed daemon began.
+
+        Raises TimeoutError. Then, and when it is cancelled, the machine continues."""
+        fresh = not self.paused
         asleep = await self._quiet_ones() if fresh else self._asleep()
         self._write(asleep)
         stopped: set[int] = set()
         try:
-            with anyio.fail_after(self._patience):
-                # Whoever ran until now may have forked, or woken a sleeper.
+            with anyio.fail_after(self._timeout):
+                # A process that ran until now may have forked, or continued a stopped one.
                 while awake := await _stop_all(self._init):
                     stopped |= awake
                     others = await self._quiet_ones() - stopped if fresh else set[int]()
@@ -59,8 +59,8 @@ class SignalPause:
             raise
 
     async def end(self) -> None:
-        """Let it go on. One that does not stand still is left alone."""
-        if not self.stands:
+        """Let the machine continue. Do nothing if it is not frozen."""
+        if not self.paused:
             return
         asleep = self._asleep()
         for pid in reversed(await _members(self._init)):
@@ -80,52 +80,37 @@ class SignalPause:
 
 
 async def _stop_all(init: int) -> set[int]:
-    """Stop all that run, each before its children are looked at; gives those."""
+    """Stop all processes that run, each before its children are examined, and return them."""
     awake = set()
     for pid in await _members(init):
         if not _quiet(pid):
             awake.add(pid)
             _signal(pid, signal.SIGSTOP)
-            while not _quiet(pid):  # noqa: ASYNC110 (the kernel does not tell)
-                await anyio.sleep(_LOOK)
+            while not _quiet(pid):  # noqa: ASYNC110 (the kernel sends no event)
+                await anyio.sleep(_POLL)
     return awake
 
 
 async def _members(init: int) -> list[int]:
-    """All processes of a machine, parents before their children, with those of the host that are on their way in or
-    wait for one that is."""
+    """Return all processes of a machine, parents before their children, with the host's programs that are entering it
+    or wait for one that has."""
     return await anyio.to_thread.run_sync(_found, init)
 
 
 def _found(init: int) -> list[int]:
-    try:
-        space = Path(f"/proc/{init}/ns/user").stat().st_ino
-    except _GONE:
+    pids = cmdline.all_pids()
+    found = members.inside(init, pids)
+    if not found:
         return []
-    pids = cmdline.everyone()
-    inside = {pid for pid in pids if _is_in(pid, space)}
-    others = cmdline.words(pid for pid in pids if pid not in inside)
-    entering = {pid for pid, words in others if _enters(words, init)}
-    parents = {pid: _parent(pid) for pid in sorted(inside | entering)}
+    others = cmdline.words(pid for pid in pids if pid not in found)
+    found |= {pid for pid, words in others if members.enters(words, init)}
+    parents = {pid: _parent(pid) for pid in sorted(found)}
     return sorted(parents, key=lambda pid: len(list(_ancestors(pid, parents))))
 
 
 def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
     while (pid := parents.get(pid, 0)) in parents:
         yield pid
-
-
-def _is_in(pid: int, space: int) -> bool:
-    # A machine cannot make user namespaces, so its own is the mark of all that is in it. That of nsenter may be hidden
-    # from us; its command line is not.
-    try:
-        return Path(f"/proc/{pid}/ns/user").stat().st_ino == space
-    except OSError:
-        return False
-
-
-def _enters(words: list[bytes], init: int) -> bool:
-    return words[0] in _ENTERING and (b"--target", b"%d" % init) in pairwise(words)
 
 
 def _parent(pid: int) -> int:
@@ -136,7 +121,7 @@ def _parent(pid: int) -> int:
 
 
 def _quiet(pid: int) -> bool:
-    """Whether no thread of it can run: it is stopped, or has ended."""
+    """Whether no thread of a process can run, because it is stopped or has ended."""
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
     except _GONE:
@@ -152,7 +137,7 @@ def _stopped(task: Path) -> bool:
 
 
 def _after_name(stat: Path) -> list[bytes]:
-    """The fields of a stat file that follow the name, which may hold anything."""
+    """Return the fields of a stat file after the process name, which may contain anything."""
     return stat.read_bytes().rpartition(b") ")[2].split()
 
 

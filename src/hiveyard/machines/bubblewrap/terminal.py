@@ -1,8 +1,8 @@
-"""A terminal in a machine for a person on the host: `python terminal.py PTS UID PROGRAM ARGUMENT...`.
+"""Join this terminal to a new one in a machine: `python terminal.py PTS UID PROGRAM ARGUMENT...`.
 
-The terminal is one of the machine's own. It is made from outside, through the directory PTS of its devices, so that
-it belongs to the machine's user, and no program in the machine ever holds a descriptor of the host's terminal (with
-one it could type there). PROGRAM enters the machine. It imports nothing of the package that costs time.
+The new terminal is one of the machine's own devices. It is created from the host, through the machine's directory PTS,
+so that it belongs to the machine's user. No program in the machine gets a descriptor of the host's terminal, with which
+it could type there. PROGRAM enters the machine. This imports nothing of the package that takes long.
 """
 
 from __future__ import annotations
@@ -17,35 +17,37 @@ from collections.abc import Mapping, Sequence
 
 from hiveyard.machines.shared.terminal import HungUp, join, set_size
 
-# These numbers are the same on every architecture that Hiveyard runs on. PEER opens the other end without a path.
+# These numbers are the same on every architecture that Hiveyard supports. PEER opens the other end without a path.
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
-_NOBODY = "-"
+_SAME_USER = "-"
 
 
 def program(init: int, uid: int | None, env: Mapping[str, str], entering: Sequence[str]) -> list[str]:
-    """The argv that runs a command on a terminal in the machine of process `init`. `uid` is the machine's user as
-    the host sees it, None when it is this user; `env` is all of its environment; `entering` enters and runs it."""
+    """Return the argv that runs a command on a terminal in the machine of process 1 `init`.
+
+    `uid` is the machine's user on the host, None if that is this user. `env` is the whole environment. `entering`
+    enters the machine and runs the command."""
     clean = [f"{name}={value}" for name, value in env.items()]
-    here = [sys.executable, "-P", __file__, f"/proc/{init}/root/dev/pts", _NOBODY if uid is None else str(uid)]
+    here = [sys.executable, "-P", __file__, f"/proc/{init}/root/dev/pts", _SAME_USER if uid is None else str(uid)]
     return [*here, "env", "-i", *clean, *entering]
 
 
 def main(argv: Sequence[str]) -> int:
     directory, uid, *words = argv
-    master, slave = _terminal(directory, None if uid == _NOBODY else int(uid))
+    master, slave = _terminal(directory, None if uid == _SAME_USER else int(uid))
     child = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
     try:
         join(master, lambda size: set_size(master, size), over=lambda: child.poll() is not None)
     except HungUp:
-        os.close(master)  # the kernel hangs up on whoever is in the machine
+        os.close(master)  # the kernel sends SIGHUP to the programs in the machine
         return 128 + signal.SIGHUP
     status = child.wait()
     return 128 - status if status < 0 else status
 
 
 def _terminal(directory: str, uid: int | None) -> tuple[int, int]:
-    """Both ends of a new terminal among the devices in `directory`, owned by `uid`."""
+    """Return both ends of a new terminal among the devices in `directory`, owned by `uid`."""
     devices = os.open(directory, os.O_PATH | os.O_DIRECTORY)
     if uid is not None:
         os.setegid(uid)

@@ -1,4 +1,4 @@
-"""Machines of tier `container`, by Docker Engine or Podman."""
+"""Run machines of tier `container` with Docker Engine or Podman."""
 
 from hiveyard.machines.docker.provider import DockerProvider
 from hiveyard.machines.docker.settings import DockerSettings

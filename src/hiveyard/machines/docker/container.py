@@ -1,4 +1,4 @@
-"""What a container is made of, as a pure function of what was asked for. It makes none."""
+"""Build the configuration of a container from a machine's spec. Nothing here talks to an engine."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiodocker.types import JSONValue
 
 from hiveyard.core.machines import Capabilities, Image, MachineSpec, Network
 
-REPOSITORY = "localhost/hiveyard"  # Podman calls all local images so, and nobody can take it for a registry's
+REPOSITORY = "localhost/hiveyard"  # Podman names local images like this, and it cannot be a registry's name
 INSTALLATION, MACHINE, IMAGE, CREATED, PIDS, METADATA = (
     f"hiveyard.{word}" for word in ("installation", "machine", "image", "created", "pids", "metadata")
 )
 TRIAL = "trial"
-"""In the place of an installation, on containers that are run to see whether that works."""
+"""The installation label of trial containers."""
+CONFINE = "/run/hiveyard-confine"
+CONFINED = (CONFINE, "/usr/bin/env", "--")
+"""The first words of every program in a container. env looks it up in PATH."""
 GUEST_UID = 1000
-"""The image's own user."""
+"""The user of our images."""
 
 _DOOR, _DOOR_PORT = "/run/hiveyard", 8377
 _MIB = 1 << 20
-_TRIAL_LIFE = 60  # seconds: a trial takes one
-_TMPFS_SHARE = 4  # of the machine's memory, for each of /tmp and /dev/shm
+_TRIAL_LIFETIME = 60  # seconds; a trial takes one
+_TMPFS_SHARE = 4  # of the machine's memory, for each of /tmp, /var/tmp and /dev/shm
 
-# Process 1: signals from inside do not reach it, bash reaps orphans, and it holds the door's end of the machine open.
-# Connections wait up to 5 minutes for a door that is away while the daemon restarts.
-# Where the process table is full, socat and this bash end, each over a fork: the bash becomes a new one without a fork
-# and tries until the door can be opened again. Bash catches signals while it has a trap on EXIT, so they are ignored.
+# Process 1: signals from inside do not reach it. It reaps orphans and forwards connections to the door.
+# Connections wait up to 5 minutes for the door while the daemon restarts.
+# When the process table is full, socat and this bash exit because they cannot fork. The bash then executes a new one,
+# which needs no fork, and tries again until socat runs. Bash catches signals while it has a trap on EXIT, so they are
+# ignored.
 _INIT = r"""
 door=$1 port=$2 again=$3
 [[ $again ]] || exec 9<> <(:)
@@ -58,15 +62,15 @@ done
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Who everything in a container runs as, and so whose the shared directories have to be."""
+    """The user that everything in a container runs as. The shared directories must belong to it."""
 
     uid: int
     gid: int
-    keep_id: bool = False  # rootless Podman: the same numbers inside as outside
+    keep_id: bool = False  # rootless Podman: the same user ids inside and outside
 
     @property
-    def at_home(self) -> bool:
-        """Whether the image's home directory belongs to who lives in it."""
+    def owns_home(self) -> bool:
+        """Whether the image's home directory belongs to this user."""
         return self.uid == GUEST_UID
 
     def __str__(self) -> str:
@@ -74,43 +78,53 @@ class Owner:
 
 
 def tag(image_id: str) -> str:
-    """What the engine calls an image of ours."""
+    """Return the engine's name of one of our images."""
     return f"{REPOSITORY}:{image_id}"
 
 
 class Shared(NamedTuple):
-    """Where on the host the directories are that a container sees; None is not shared."""
+    """The host directories that a container sees. None is not shared."""
 
     session: Path | None
     door: Path | None
 
 
 def config(
-    name: str, spec: MachineSpec, shared: Shared, installation: str, owner: Owner, cpus: int
+    name: str,
+    spec: MachineSpec,
+    shared: Shared,
+    installation: str,
+    owner: Owner,
+    cpus: int,
+    confine: Path | None = None,
 ) -> dict[str, JSONValue]:
-    """The body of `containers/create`. `cpus` is how many the engine has: it refuses a limit above that."""
+    """Return the body of `containers/create`.
+
+    `cpus` is how many processors the engine has: it refuses a higher limit. `confine` is the program on the host that
+    applies our filter of system calls to another one."""
     capabilities = Capabilities()
     door = _DOOR if shared.door else ""
-    volumes: dict[str, JSONValue] = {capabilities.home: {}} if owner.at_home else {}
+    volumes: dict[str, JSONValue] = {capabilities.home: {}} if owner.owns_home else {}
     if shared.session is None:
         volumes[capabilities.session] = {}
+    init: list[JSONValue] = ["bash", "-c", _INIT, "hiveyard-init", door, str(_DOOR_PORT)]
     return {
         "Hostname": name,
         "Image": tag(spec.image.id),
         "User": str(owner),
         "WorkingDir": "/",
         "Env": [f"{key}={value}" for key, value in environment(spec.image).items()],
-        "Entrypoint": ["bash", "-c", _INIT, "hiveyard-init", door, str(_DOOR_PORT)],
+        "Entrypoint": [*CONFINED, *init] if confine else init,
         "Cmd": [],
         "Volumes": volumes,
         "Labels": labels(name, spec, installation),
         "NetworkDisabled": spec.network is not Network.OPEN,
-        "HostConfig": _host_config(spec, shared, owner, cpus, capabilities),
+        "HostConfig": _host_config(spec, mounts(shared, capabilities, confine), owner, cpus, capabilities),
     }
 
 
 def _host_config(
-    spec: MachineSpec, shared: Shared, owner: Owner, cpus: int, capabilities: Capabilities
+    spec: MachineSpec, mounts: list[JSONValue], owner: Owner, cpus: int, capabilities: Capabilities
 ) -> dict[str, JSONValue]:
     memory = spec.shape.memory_mib * _MIB
     tmpfs = {
@@ -118,10 +132,10 @@ def _host_config(
         "/var/tmp": f"rw,exec,nosuid,nodev,mode=1777,size={memory // _TMPFS_SHARE}",  # noqa: S108
         "/run": "rw,nosuid,nodev,mode=0755,size=16m",
     }
-    if not owner.at_home:
+    if not owner.owns_home:
         tmpfs[capabilities.home] = f"rw,exec,nosuid,nodev,mode=0755,uid={owner.uid},gid={owner.gid},size={memory // 2}"
     return {
-        "Mounts": mounts(shared, capabilities),
+        "Mounts": mounts,
         "Tmpfs": tmpfs,
         "ReadonlyRootfs": True,
         "NetworkMode": "default" if spec.network is Network.OPEN else "none",
@@ -140,17 +154,26 @@ def _host_config(
     }
 
 
-def mounts(shared: Shared, capabilities: Capabilities) -> list[JSONValue]:
+def mounts(shared: Shared, capabilities: Capabilities, confine: Path | None) -> list[JSONValue]:
     found: list[JSONValue] = []
     if shared.session is not None:
         found.append({"Type": "bind", "Source": str(shared.session), "Target": capabilities.session})
     if shared.door is not None:
         found.append({"Type": "bind", "Source": str(shared.door), "Target": _DOOR, "ReadOnly": True})
+    if confine is not None:
+        found.append({"Type": "bind", "Source": str(confine.absolute()), "Target": CONFINE, "ReadOnly": True})
     return found
 
 
+def is_confined(seen: Mapping[str, Any]) -> bool:
+    """Whether a container, as the engine describes it, has the program that applies our filter of system calls.
+
+    One that an older version of Hiveyard created does not."""
+    return any(mount.get("Destination") == CONFINE for mount in seen.get("Mounts") or [])
+
+
 def environment(image: Image) -> dict[str, str]:
-    """All that a program in the machine finds in its environment: nothing of the host's."""
+    """Return the whole environment of a program in the machine. It holds nothing of the host's."""
     capabilities = Capabilities()
     return {
         "HOME": capabilities.home,
@@ -164,7 +187,7 @@ def environment(image: Image) -> dict[str, str]:
 
 
 def labels(name: str, spec: MachineSpec, installation: str) -> Mapping[str, str]:
-    """All that is kept of a machine is on its container."""
+    """Return the labels of a machine's container. They are the only record of the machine."""
     return {
         INSTALLATION: installation,
         MACHINE: name,
@@ -179,10 +202,10 @@ def trial_labels() -> Mapping[str, str]:
     return {INSTALLATION: TRIAL, CREATED: repr(time.time())}
 
 
-def is_left(labels: Mapping[str, str]) -> bool:
-    """Whether a trial's container was made so long ago that nobody is left to remove it."""
+def is_left_over(labels: Mapping[str, str]) -> bool:
+    """Whether a trial's container is so old that the daemon that created it must be gone."""
     try:
         created = float(labels.get(CREATED, "0"))
     except ValueError:
         created = 0.0
-    return created < time.time() - _TRIAL_LIFE
+    return created < time.time() - _TRIAL_LIFETIME

@@ -1,6 +1,6 @@
-"""The container engine at the other end of a unix socket: finding it, asking it, and turning its errors into ours.
+"""Find the container engine at a unix socket, connect to it, and translate its errors to ours.
 
-Docker Engine and Podman speak the same API. Nothing here knows machines.
+Docker Engine and Podman have the same API. Nothing here knows machines.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from aiodocker.exceptions import DockerError
 from hiveyard.core.errors import NoMemory, NoSpace, ProviderError, ProviderUnavailable
 from hiveyard.kit.text import one_line
 
-_UNREACHABLE = 900  # aiodocker's own number for "nobody answers"
+_UNREACHABLE = 900  # aiodocker's status when nothing answers
 _START = "sudo apt-get install -y docker.io && sudo systemctl start docker"
 _OLDEST_API = (1, 40)
 
 
 class About(NamedTuple):
-    """The engine as it describes itself. `cpus` is how many it may hand out."""
+    """The engine's description of itself. `cpus` is how many processors containers can use."""
 
     name: str
     version: str
@@ -41,7 +41,7 @@ class About(NamedTuple):
 
 
 class Engine:
-    """One engine. `socket` "" finds it anew at each connection: it may be started later than we are."""
+    """One engine. With `socket` "" it is searched at each connection, because it may be started after the daemon."""
 
     def __init__(self, socket: str) -> None:
         self._named = socket
@@ -49,31 +49,31 @@ class Engine:
 
     @property
     def socket(self) -> Path:
-        """Raises ProviderUnavailable when there is none that we may use."""
+        """The engine's socket. Raises ProviderUnavailable if there is none that this user may use."""
         return find_socket(self._named, os.environ)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Docker]:
-        """A client, closed at the end of the block. Raises ProviderUnavailable."""
+        """Return a client, which is closed at the end of the block. Raises ProviderUnavailable."""
         path = self.socket
         api = f"v{self._about.api}" if self._about else "auto"
         # No limit: each running command keeps a connection of its own.
         connector = aiohttp.UnixConnector(str(path), limit=0)
         async with aiohttp.ClientSession(connector=connector) as session:
-            # With a connector of its own, the address is only a name for the headers.
+            # With its own connector, the client uses the URL only for the headers.
             yield Docker(url="unix://localhost", connector=connector, session=session, api_version=api)
 
     async def about(self) -> About:
-        """Raises ProviderUnavailable when it does not answer, or is too old."""
+        """Return the engine's description. Raises ProviderUnavailable if it does not answer or is too old."""
         if self._about is None:
             async with self.connect() as client:
-                with foreign("asking the container engine"):
+                with engine_errors("asking the container engine"):
                     self._about = _read_about(await client.version(), await client.system.info())
         return self._about
 
 
 def find_socket(named: str, env: Mapping[str, str]) -> Path:
-    """The socket to use: the setting, else DOCKER_HOST, else the first that we may use. Raises ProviderUnavailable."""
+    """Return the socket of the setting, else of DOCKER_HOST, else the first usable one. Raises ProviderUnavailable."""
     host = env.get("DOCKER_HOST", "")
     if not named and host and not host.startswith(("unix://", "/")):
         raise ProviderUnavailable(
@@ -90,7 +90,7 @@ def find_socket(named: str, env: Mapping[str, str]) -> Path:
 
 
 def first_usable(places: Sequence[Path]) -> Path:
-    """The first socket that this user may use. Raises ProviderUnavailable, about the first that exists."""
+    """Return the first socket that this user may use. Raises ProviderUnavailable, about the first that exists."""
     refused: ProviderUnavailable | None = None
     for place in filter(_is_socket, places):
         try:
@@ -105,7 +105,7 @@ def first_usable(places: Sequence[Path]) -> Path:
 def _is_socket(path: Path) -> bool:
     try:
         return path.is_socket()
-    except OSError:  # somebody else's directory, for one
+    except OSError:  # such as a directory of another user
         return False
 
 
@@ -115,7 +115,7 @@ def _usable(path: Path) -> Path:
     except OSError as error:
         raise ProviderUnavailable(f"no container engine at {path}: {error.strerror}", hint=_START) from None
     if not stat.S_ISSOCK(mode):
-        raise ProviderUnavailable(f"{path} is no socket: no container engine there", hint=_START)
+        raise ProviderUnavailable(f"{path} is not a socket: no container engine there", hint=_START)
     if not os.access(path, os.W_OK):
         raise ProviderUnavailable(
             f"this user may not use the container engine at {path}", hint="sudo usermod -aG docker $USER; newgrp docker"
@@ -139,7 +139,7 @@ def _read_about(version: Mapping[str, object], info: Mapping[str, object]) -> Ab
         limits=tuple(what for what, key in limits.items() if info.get(key)),
     )
     if tuple(map(_number, api.split("."))) < _OLDEST_API:
-        raise ProviderUnavailable(f"{about.name} {about.version} speaks API {api}; 1.40 is the oldest that will do")
+        raise ProviderUnavailable(f"{about.name} {about.version} has API {api}; 1.40 is the oldest that is supported")
     return about
 
 
@@ -148,12 +148,12 @@ def _number(value: object) -> int:
 
 
 @contextmanager
-def foreign(doing: str) -> Iterator[None]:
-    """Errors of the engine and of the way to it, inside the block, as ours; `doing` says what was tried."""
+def engine_errors(doing: str) -> Iterator[None]:
+    """Translate errors of the engine, and of the connection to it, inside the block. `doing` describes the attempt."""
     try:
         yield
     except DockerError as error:
-        raise translated(error, doing) from error
+        raise translate(error, doing) from error
     except (TimeoutError, aiohttp.ClientError, ConnectionError, FileNotFoundError) as error:
         raise ProviderUnavailable(
             f"{doing}: the container engine does not answer: {error}", hint="hv doctor"
@@ -164,13 +164,13 @@ def foreign(doing: str) -> Iterator[None]:
         raise
 
 
-def translated(error: DockerError, doing: str) -> ProviderError:
-    said = one_line(str(error.message), 400)
-    low = said.lower()
+def translate(error: DockerError, doing: str) -> ProviderError:
+    message = one_line(str(error.message), 400)
+    low = message.lower()
     if error.status == _UNREACHABLE:
-        return ProviderUnavailable(f"{doing}: {said}", hint="hv doctor")
+        return ProviderUnavailable(f"{doing}: {message}", hint="hv doctor")
     if "no space left" in low or "disk quota exceeded" in low:
-        return NoSpace(f"{doing}: the engine has no space left: {said}", hint="docker system df")
+        return NoSpace(f"{doing}: the engine has no space left: {message}", hint="docker system df")
     if "cannot allocate memory" in low or "out of memory" in low:
-        return NoMemory(f"{doing}: the engine has no memory left: {said}", hint="free -m")
-    return ProviderError(f"{doing}: the engine said {error.status}: {said}")
+        return NoMemory(f"{doing}: the engine has no memory left: {message}", hint="free -m")
+    return ProviderError(f"{doing}: the engine answered {error.status}: {message}")

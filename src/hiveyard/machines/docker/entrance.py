@@ -1,4 +1,4 @@
-"""The way into a container: the engine's exec API as the Exec of a ShellGuest."""
+"""Run programs in a container with the engine's exec API, as the Exec of a ShellGuest."""
 
 from __future__ import annotations
 
@@ -18,34 +18,45 @@ from hiveyard.kit.text import one_line
 from hiveyard.machines.docker.engine import Engine
 from hiveyard.machines.docker.hijack import Hijacked, hijacked
 
-LIVING = ("running", "paused")
-"""What an engine calls the state of a container whose processes exist."""
+EXISTING = ("running", "paused")
+"""The states of a container whose processes exist."""
 _REFUSED, _KILLED = 126, 137
 _CONFLICT = 409
-_ROOM = 64  # processes
-# What can come from an engine that is asked about a machine: for who uses the machine, all of it means the same.
+_EXTRA_PIDS = 64
+# Errors of a request about a machine. To the user of the machine they all mean the same.
 _GONE = (DockerError, ProviderUnavailable, aiohttp.ClientError, OSError)
-# Seconds. Most commands end before the first look, and the end of their output tells so; the engine may know of the
-# end of a process a moment after that of its output.
-_FIRST_LOOK = 0.1
-_SECOND_LOOK = 0.005
-_LAST_LOOK = 1.0
-PAUSED_LOOK = 0.1
+# Seconds between polls. Most commands end before the first one, and the end of their output shows it. The engine may
+# learn of the end of a process a moment after that of its output.
+_FIRST_POLL = 0.1
+_SECOND_POLL = 0.005
+_LAST_POLL = 1.0
+PAUSED_POLL = 0.1
 _ATTACHED: dict[str, object] = {"Detach": False, "Tty": False}
 _EXEC_OTHER = r'eval "set -- $1"; exec "$@"'
 
 
 class Entrance:
-    """Opens programs in one container, whose limit is `pids` processes. `client` lives as long as the guest's block."""
+    """An Exec for one container, whose limit is `pids` processes. `client` stays open for as long as the guest is used.
+    `prefix` are the first words of every program."""
 
-    def __init__(self, machine: str, container: str, user: str, pids: int, engine: Engine, client: Docker) -> None:
+    def __init__(
+        self,
+        machine: str,
+        container: str,
+        user: str,
+        pids: int,
+        engine: Engine,
+        client: Docker,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self._machine = machine
         self._pids = pids
-        self._roomy = False
+        self._limit_raised = False
         self._container = container
         self._user = user
         self._engine = engine
         self._client = client
+        self._prefix = prefix
 
     @asynccontextmanager
     async def open(self, argv: Sequence[str]) -> AsyncIterator[Stream]:
@@ -59,28 +70,28 @@ class Entrance:
             await connection.__aexit__(None, None, None)
 
     async def _begin(self, argv: Sequence[str]) -> tuple[str, AbstractAsyncContextManager[Hijacked], Hijacked]:
-        """Start a program, as soon as the container does not stand still: an engine refuses until then."""
+        """Start a program, after the container was unpaused: an engine refuses before."""
         while True:
             try:
                 exec_id = await self._create(argv)
                 connection = hijacked(self._engine.socket, self._start(exec_id), _ATTACHED)
                 return exec_id, connection, await connection.__aenter__()
             except DockerError as error:
-                if error.status != _CONFLICT or (await self._seen())["State"]["Status"] not in LIVING:
+                if error.status != _CONFLICT or (await self._seen())["State"]["Status"] not in EXISTING:
                     raise
-            await anyio.sleep(PAUSED_LOOK)
+            await anyio.sleep(PAUSED_POLL)
 
     def _start(self, exec_id: str) -> str:
         return f"/{self._client.api_version}/exec/{exec_id}/start"
 
     async def _create(self, argv: Sequence[str]) -> str:
         execution = await self._client.containers.container(self._container).exec(
-            list(_as_text(argv)), stdin=True, stdout=True, stderr=True, user=self._user
+            [*self._prefix, *_as_text(argv)], stdin=True, stdout=True, stderr=True, user=self._user
         )
         return execution.id
 
     async def ended(self, exec_id: str) -> int | None:
-        """The exit code of a program, None while it runs. Raises MachineLost."""
+        """Return the exit code of a program, None while it runs. Raises MachineLost."""
         try:
             answer = await self._client.containers.exec(exec_id).inspect()
         except _GONE as error:
@@ -93,36 +104,36 @@ class Entrance:
         if code == _KILLED:
             await self._check_alive()
         if code == _REFUSED:
-            await self._limit_processes(self._pids + _ROOM)
+            await self._limit_processes(self._pids + _EXTRA_PIDS)
         return code
 
     async def close(self) -> None:
-        """Take back what room was made; the machine may be gone meanwhile."""
-        if self._roomy:
+        """Restore the limit on processes, unless the machine has ended."""
+        if self._limit_raised:
             with contextlib.suppress(MachineLost):
                 await self._limit_processes(self._pids)
 
     async def _limit_processes(self, pids: int) -> None:
-        """In a machine that a fork bomb has filled nothing can be started, not even what is to end the bomb: so the
-        next program gets some room."""
+        """Set the limit on processes. It is raised for the next program when a fork bomb has filled the machine:
+        otherwise nothing can be started, not even the program that kills the bomb."""
         url = f"http://engine/{self._client.api_version}/containers/{self._container}/update"
         try:
             async with self._client.session.post(url, json={"PidsLimit": pids}) as response:
-                self._roomy = response.ok and pids > self._pids
+                self._limit_raised = response.ok and pids > self._pids
         except _GONE as error:
             raise self._lost(error) from error
 
     async def _check_alive(self) -> None:
-        """A command that was killed alone is a result; one that went down with its machine is not.
+        """Raise MachineLost if the machine has ended. A command that was killed in a running machine is a result.
 
-        The engine says `running` for a moment after process 1 has died; a program cannot be started then any more.
+        The engine reports `running` for a moment after process 1 has ended, but it cannot start a program then.
         """
         try:
             if await self._starts("true"):
                 return
-            with anyio.move_on_after(_LAST_LOOK):
+            with anyio.move_on_after(_LAST_POLL):
                 while await self._running():  # noqa: ASYNC110
-                    await anyio.sleep(_SECOND_LOOK)
+                    await anyio.sleep(_SECOND_POLL)
                 raise self._lost(None)
         except _GONE as error:
             raise self._lost(error) from error
@@ -140,7 +151,7 @@ class Entrance:
                 while await output.receive(error=False):
                     pass
             while (answer := await probe.inspect()).get("Running"):  # noqa: ASYNC110
-                await anyio.sleep(_SECOND_LOOK)  # the engine has no call that waits for an exec
+                await anyio.sleep(_SECOND_POLL)  # the engine has no request that waits for an exec
         except DockerError:
             return False
         return bool(answer.get("ExitCode") == 0)
@@ -151,12 +162,12 @@ class Entrance:
 
 
 def paused(seen: Mapping[str, Any]) -> bool:
-    """Whether a container, as the engine shows it, stands still."""
+    """Whether a container, as the engine describes it, is paused."""
     return bool(seen) and seen["State"]["Status"] == "paused"
 
 
 class _ExecStream:
-    """One program. The engine tells its end by closing the output, but only when its children have closed it too."""
+    """The Stream of one program. The engine closes the output when the program and its children have closed it."""
 
     def __init__(self, entrance: Entrance, exec_id: str, hijack: Hijacked) -> None:
         self._entrance = entrance
@@ -176,23 +187,23 @@ class _ExecStream:
         return await self._hijack.receive(error=True)
 
     async def wait(self) -> int:
-        patience = _FIRST_LOOK
-        with anyio.move_on_after(patience):
+        delay = _FIRST_POLL
+        with anyio.move_on_after(delay):
             await self._hijack.over.wait()
-            patience = _SECOND_LOOK
+            delay = _SECOND_POLL
         while (status := await self._entrance.ended(self._id)) is None:
             if self._hijack.over.is_set():
-                await anyio.sleep(patience)
+                await anyio.sleep(delay)
             else:
-                with anyio.move_on_after(patience):
+                with anyio.move_on_after(delay):
                     await self._hijack.over.wait()
-                    patience = _SECOND_LOOK
-            patience = min(_LAST_LOOK, patience * 1.5)
+                    delay = _SECOND_POLL
+            delay = min(_LAST_POLL, delay * 1.5)
         return status
 
 
 def _as_text(argv: Sequence[str]) -> Sequence[str]:
-    """`argv` as JSON can carry it. Words that are not UTF-8 go as escapes, which bash turns into bytes."""
+    """Return `argv` in a form that JSON can represent. Words that are not UTF-8 become escapes, which bash decodes."""
     if all(_is_text(word) for word in argv):
         return argv
     return ("bash", "-c", _EXEC_OTHER, "bash", " ".join(map(_escaped, argv)))

@@ -1,6 +1,6 @@
-"""A connection to the engine that turned from HTTP into the raw input and outputs of a process.
+"""Connect to the raw input and outputs of a process: an HTTP connection to the engine that was upgraded.
 
-aiodocker can open one too, but cannot end the input alone, which is how a program learns that its stdin is over.
+aiodocker can open one, too, but cannot close the input alone, which ends a program's stdin.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _PIECE = 256 << 10
 _HEAD_LIMIT = 64 << 10
 _FRAME = struct.Struct(">BxxxL")
 _STDERR = 2
-_HELD_LIMIT = 1 << 20  # bytes kept of one output while the other is read; then that waits until they are taken
+_HELD_LIMIT = 1 << 20  # bytes buffered of one output while the other is read; then reading waits
 
 
 class Hijacked:
-    """stdin, stdout and stderr of a process. Every end looks the same from here: the output is over."""
+    """The stdin, stdout and stderr of a process. `over` is set at the end of the output, whatever the reason."""
 
     def __init__(self, socket: anyio.abc.SocketStream, early: bytes) -> None:
         self.over = anyio.Event()
         self._socket = socket
         self._raw = bytearray(early)
         self._held: dict[bool, deque[bytes]] = {False: deque(), True: deque()}
-        self._size = {False: 0, True: 0}  # bytes that are held of each
+        self._size = {False: 0, True: 0}  # bytes buffered of each
         self._reading = False
         self._changed = anyio.Event()
-        self._left = 0  # bytes of the present frame that are still to come
+        self._left = 0  # bytes of the current frame that have not arrived
         self._is_error = False
 
     async def send(self, data: bytes) -> None:
@@ -51,7 +51,7 @@ class Hijacked:
             return
 
     async def receive(self, *, error: bool) -> bytes:
-        """The next piece of stdout or stderr; b"" at the end. Of two who wait, one reads for both."""
+        """Return the next piece of stdout or stderr, b"" at the end. If two callers wait, one reads for both."""
         while not self._held[error] and not self.over.is_set():
             if self._reading or self._size[not error] >= _HELD_LIMIT:
                 await self._changed.wait()
@@ -59,7 +59,7 @@ class Hijacked:
                 await self._read()
         if not self._held[error]:
             return b""
-        self._tell()
+        self._notify()
         piece = self._held[error].popleft()
         self._size[error] -= len(piece)
         return piece
@@ -73,15 +73,15 @@ class Hijacked:
                 self._size[is_error] += len(piece)
         finally:
             self._reading = False
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
-        # Wakes all who wait now, and nobody who comes later.
+    def _notify(self) -> None:
+        # This wakes the tasks that wait now, and none that wait later.
         self._changed.set()
         self._changed = anyio.Event()
 
     async def _next(self) -> tuple[bool, bytes]:
-        """A piece and which output it belongs to; an empty one at the end, or when more has to be read first."""
+        """Return a piece and whether it is of stderr. It is empty at the end, and when more has to be read first."""
         if not self._left and len(self._raw) >= _FRAME.size:
             number, self._left = _FRAME.unpack_from(self._raw)
             self._is_error = number == _STDERR
@@ -100,7 +100,7 @@ class Hijacked:
 
 @asynccontextmanager
 async def hijacked(socket: Path, path: str, body: dict[str, object]) -> AsyncIterator[Hijacked]:
-    """POST to the engine and take the connection over. Raises DockerError as the engine says it, OSError."""
+    """POST to the engine and take over the connection. Raises DockerError with the engine's message, OSError."""
     async with await anyio.connect_unix(socket) as stream:
         payload = json.dumps(body).encode()
         head = (
@@ -111,27 +111,27 @@ async def hijacked(socket: Path, path: str, body: dict[str, object]) -> AsyncIte
             await stream.send(head.encode() + payload)
             status, rest = await _answer(stream)
             if status not in (101, 200):
-                raise DockerError(status, await _complaint(stream, rest))
+                raise DockerError(status, await _error_message(stream, rest))
         except (anyio.BrokenResourceError, anyio.EndOfStream) as error:
             raise ConnectionError("the engine closed the connection") from error
         yield Hijacked(stream, rest)
 
 
 async def _answer(stream: anyio.abc.ByteReceiveStream) -> tuple[int, bytes]:
-    """The status of the answer, and what came after its head."""
+    """Return the status of the answer, and the bytes after its head."""
     data = bytearray()
     while (end := data.find(b"\r\n\r\n")) < 0:
         if len(data) > _HEAD_LIMIT:
-            raise ConnectionError("the engine's answer has no end")
+            raise ConnectionError("the engine's answer has no end of its head")
         data += await stream.receive(_PIECE)
     words = data.split(b"\r\n", 1)[0].split()
     if len(words) < 2 or not words[1].isdigit():
-        raise ConnectionError(f"the engine's answer is no HTTP: {bytes(data[:80])!r}")
+        raise ConnectionError(f"the engine's answer is not HTTP: {bytes(data[:80])!r}")
     return int(words[1]), bytes(data[end + 4 :])
 
 
-async def _complaint(stream: anyio.abc.ByteReceiveStream, rest: bytes) -> str:
-    """The message of an error's JSON body, however it is framed."""
+async def _error_message(stream: anyio.abc.ByteReceiveStream, rest: bytes) -> str:
+    """Return the message in an error's JSON body, with any framing."""
     data = bytearray(rest)
     with anyio.move_on_after(5):
         while b"}" not in data and len(data) < _HEAD_LIMIT:

@@ -1,4 +1,4 @@
-"""Images in the engine's own store, imported from our tar files: no registry is asked for anything."""
+"""Import images from our tar files into the engine's store. No registry is used."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from aiodocker import Docker
 from aiodocker.exceptions import DockerError
 
 from hiveyard.core.errors import NoSuchImage, ProviderError
-from hiveyard.core.machines import Holding, Image, Report
-from hiveyard.kit.lock import alone
+from hiveyard.core.machines import Image, Report, StoredItem
+from hiveyard.kit.lock import file_lock
+from hiveyard.kit.progress import measured, size
 from hiveyard.machines.docker.container import GUEST_UID, REPOSITORY, tag
-from hiveyard.machines.docker.engine import foreign
+from hiveyard.machines.docker.engine import engine_errors
 
 _PIECE = 1 << 20
 _TRIAL = "trial"
@@ -38,7 +39,8 @@ _NEEDED = (
 
 
 async def present(client: Docker, image_id: str) -> bool:
-    with foreign(f"looking for the image {image_id}"):
+    """Whether the engine has an image."""
+    with engine_errors(f"looking for the image {image_id}"):
         try:
             await client.images.inspect(tag(image_id))
         except DockerError as error:
@@ -49,10 +51,10 @@ async def present(client: Docker, image_id: str) -> bool:
 
 
 async def import_image(client: Docker, image: Image, locks: Path, report: Report) -> None:
-    """Have the image in the engine. Several tasks and processes may ask at once: one imports, the others wait."""
+    """Import an image unless the engine has it. Of several tasks and processes one imports, the others wait."""
     if await present(client, image.id):
         return
-    async with alone(locks / f"import-{image.id}.lock"):
+    async with file_lock(locks / f"import-{image.id}.lock"):
         if await present(client, image.id):
             return
         if not image.rootfs.is_file():
@@ -60,11 +62,29 @@ async def import_image(client: Docker, image: Image, locks: Path, report: Report
                 f"the file of image {image.id} is gone: {image.rootfs}", hint=f"hv image build {image.name}"
             )
         report(f"importing {image.name} into the container engine (once per image)")
-        await _import(client, image.id, _root(image.rootfs))
+        sent = _Sent(image.rootfs.stat().st_size)
+        async with measured(report, "importing", sent.text):
+            await _import(client, image.id, sent.counted(_root(image.rootfs)))
+
+
+class _Sent:
+    """Counts the bytes of an image that were sent."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._sent = 0
+
+    async def counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            yield piece
+            self._sent += len(piece)
+
+    def text(self) -> str:
+        return f"{size(self._sent)} of {size(self._total)}"
 
 
 async def remove_image(client: Docker, image_id: str) -> None:
-    with foreign(f"removing the image {image_id}"):
+    with engine_errors(f"removing the image {image_id}"):
         try:
             await client.images.delete(tag(image_id))
         except DockerError as error:
@@ -77,42 +97,42 @@ async def remove_image(client: Docker, image_id: str) -> None:
                 raise
 
 
-async def holdings(client: Docker) -> list[Holding]:
-    """Images of ours in the engine, with the bytes that it says they take."""
-    with foreign("listing images"):
+async def stored_items(client: Docker) -> list[StoredItem]:
+    """List our images in the engine, with the sizes that it reports."""
+    with engine_errors("listing images"):
         listed = await client.images.list(filter=REPOSITORY)
     found = []
     for made in listed:
         for name in made.get("RepoTags") or []:
             repository, _, image = name.rpartition(":")
             if repository == REPOSITORY:
-                found.append(Holding(kind="made", name=name, image=image, size=int(made["Size"])))
+                found.append(StoredItem(kind="made", name=name, image=image, size=int(made["Size"])))
     return found
 
 
 async def import_trial(client: Docker) -> str:
-    """An image of one program that does nothing and ends well; returns its tag. Made anew when it is not there."""
+    """Import an image of one program that exits with 0, unless the engine has it. Returns its tag."""
     if not await present(client, _TRIAL):
-        await _import(client, _TRIAL, _whole(_trial_tar()))
+        await _import(client, _TRIAL, _single(_trial_tar()))
     return tag(_TRIAL)
 
 
 async def _import(client: Docker, name: str, content: AsyncIterator[bytes]) -> None:
-    query = {"fromSrc": "-", "repo": tag(name)}  # Podman does not look at a tag on its own
+    query = {"fromSrc": "-", "repo": tag(name)}  # Podman ignores a separate tag parameter
     headers = {"Content-Type": "application/x-tar"}
-    # The engine reads up to the end of the archive and answers when the image is whole.
-    patience = aiohttp.ClientTimeout(total=None, sock_connect=10)
-    with foreign(f"importing the image {name}"):
+    # The engine reads the whole archive and answers when the image is complete.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+    with engine_errors(f"importing the image {name}"):
         url = f"http://engine/{client.api_version}/images/create"
-        async with client.session.post(url, params=query, data=content, headers=headers, timeout=patience) as response:
-            said = await response.text()
-        # Once it has begun to answer, the engine can tell of an error only in the text.
-        if response.status >= 400 or '"error"' in said:
-            raise DockerError(response.status, said[-400:])
+        async with client.session.post(url, params=query, data=content, headers=headers, timeout=timeout) as response:
+            answer = await response.text()
+        # Once it has begun to answer, the engine can report an error only in the text.
+        if response.status >= 400 or '"error"' in answer:
+            raise DockerError(response.status, answer[-400:])
 
 
 async def _root(rootfs: Path) -> AsyncIterator[bytes]:
-    """The tar of an image, without its kernel, behind the directories that every machine needs and it lacks."""
+    """Return the tar of an image without its kernel, after the directories that machines need and the image lacks."""
     present, ranges = await anyio.to_thread.run_sync(_parts, rootfs)
     yield _directories(present)
     async with await anyio.open_file(rootfs, "rb") as file:
@@ -121,18 +141,18 @@ async def _root(rootfs: Path) -> AsyncIterator[bytes]:
             while start < end:
                 piece = await file.read(min(_PIECE, end - start))
                 if not piece:
-                    raise OSError(errno.EIO, "the image was cut while it was read", str(rootfs))
+                    raise OSError(errno.EIO, "the image was truncated while it was read", str(rootfs))
                 start += len(piece)
                 yield piece
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-async def _whole(data: bytes) -> AsyncIterator[bytes]:
+async def _single(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
 def _parts(rootfs: Path) -> tuple[set[str], list[tuple[int, int]]]:
-    """The directories of a tar, and the byte ranges of what a container can use of it."""
+    """Return the directories in a tar, and the byte ranges that a container can use."""
     directories: set[str] = set()
     ranges: list[tuple[int, int]] = []
     with tarfile.open(rootfs, "r:") as tar:
@@ -149,7 +169,7 @@ def _parts(rootfs: Path) -> tuple[set[str], list[tuple[int, int]]]:
 
 
 def _directories(present: set[str]) -> bytes:
-    """The start of a tar, without its end: more members follow. No path may be there twice."""
+    """Return the start of a tar without its end: more members follow. No path may occur twice."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for path, mode, uid in _NEEDED:
@@ -162,7 +182,7 @@ def _directories(present: set[str]) -> bytes:
 
 
 def _trial_tar() -> bytes:
-    program = _end_well()
+    program = _exit_zero()
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
         entry = tarfile.TarInfo("./trial")
@@ -171,8 +191,8 @@ def _trial_tar() -> bytes:
     return data.getvalue()
 
 
-def _end_well() -> bytes:
-    """A static ELF program of one system call, exit(0): the smallest thing whose success proves that things run."""
+def _exit_zero() -> bytes:
+    """Return a static ELF program of one system call, exit(0): the smallest program that proves that programs run."""
     if platform.machine() == "x86_64":
         machine, code = 62, bytes.fromhex("31ff b83c000000 0f05")
     else:

@@ -1,8 +1,8 @@
-"""Whose files a container's are, and how directories of the daemon's become the guest's own.
+"""Share directories of the daemon with a container in such a way that the guest owns their files.
 
-A daemon that is root shows its directories by id-mapped mounts: what is root's on disk is the guest's inside, in both
-directions and at once. Such a mount is needed only until the container has its own copy of it. Where there are none
-(Linux before 5.12, some file systems) the session directory is given to the guest's number for good.
+A daemon that is root uses id-mapped mounts: a file that belongs to root on disk belongs to the guest inside, in both
+directions and at once. Such a mount is needed only until the container has its own copy of it. Where they are not
+supported (Linux before 5.12, some file systems), the session directory is given to the guest's user id for good.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def owner(about: About) -> Owner:
-    """Who runs in a container of this daemon. Raises ProviderUnavailable where the answer would have to be root.
+    """Return the user of this daemon's containers. Raises ProviderUnavailable if that would have to be root.
 
-    When the daemon is root it is the image's own user; else it is the daemon's, so that both sides may write to the
+    It is the image's user if the daemon is root. Else it is the daemon's user, so that both sides can write to the
     session directory.
     """
     uid, gid = (GUEST_UID, GUEST_UID) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
@@ -47,7 +47,7 @@ def owner(about: About) -> Owner:
 
 
 class Sharing:
-    """Directories as the engine has to mount them. `stage` is where the mounts are, for the moment of a boot."""
+    """Directories prepared for the engine to mount. `stage` holds id-mapped mounts during a boot."""
 
     def __init__(self, stage: Path) -> None:
         self._stage = stage
@@ -55,28 +55,28 @@ class Sharing:
         self._making = anyio.Lock()
 
     @asynccontextmanager
-    async def shown(self, name: str, shared: Shared, owner: Owner) -> AsyncIterator[Shared]:
-        """Paths to mount into the container of machine `name`, good for as long as the block lasts.
+    async def exposed(self, name: str, shared: Shared, owner: Owner) -> AsyncIterator[Shared]:
+        """Return the paths to mount into the container of machine `name`. They are valid during the block.
 
-        Directories that are absent are made. Raises NoSpace, BootFailed.
+        Missing directories are created. Raises NoSpace, BootFailed.
         """
         try:
             for directory in shared:
                 if directory is not None:
                     directory.mkdir(parents=True, exist_ok=True)
-            found = await self._show(name, shared, owner) if os.geteuid() == 0 else shared
+            found = await self._expose(name, shared, owner) if os.geteuid() == 0 else shared
         except OSError as error:
-            self.forget(name)
+            self.unmount(name)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoSpace(f"no space for {error.filename}", hint=f"df -h {error.filename}") from error
             raise BootFailed(f"cannot share {error.filename} with {name}: {error.strerror}", machine=name) from error
         try:
             yield Shared(*(directory and directory.absolute() for directory in found))
         finally:
-            self.forget(name)
+            self.unmount(name)
 
-    def forget(self, name: str) -> None:
-        """Take away the mounts of a machine's boot, also those that a killed daemon left."""
+    def unmount(self, name: str) -> None:
+        """Unmount what was mounted for a machine's boot, also by a daemon that was killed."""
         for word in Shared._fields:
             place = self._stage / f"{name}.{word}"
             with contextlib.suppress(FileNotFoundError):
@@ -84,10 +84,10 @@ class Sharing:
                     pass
                 place.rmdir()
 
-    async def _show(self, name: str, shared: Shared, owner: Owner) -> Shared:
+    async def _expose(self, name: str, shared: Shared, owner: Owner) -> Shared:
         self._stage.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            await self._need_map(owner)
+            await self._ensure_map(owner)
             places = []
             for word, directory in zip(Shared._fields, shared, strict=True):
                 places.append(directory and self._mount(directory, self._stage / f"{name}.{word}"))
@@ -95,12 +95,12 @@ class Sharing:
         except OSError as error:
             if error.errno not in idmap.CANNOT:
                 raise
-        self.forget(name)
+        self.unmount(name)
         if shared.session is not None:
-            await anyio.to_thread.run_sync(give, shared.session, owner)
+            await anyio.to_thread.run_sync(give_ownership, shared.session, owner)
         return shared
 
-    async def _need_map(self, owner: Owner) -> None:
+    async def _ensure_map(self, owner: Owner) -> None:
         async with self._making:
             if self._map < 0:
                 self._map = await idmap.user_namespace(owner.uid)
@@ -116,9 +116,9 @@ class Sharing:
         return place
 
 
-def give(tree: Path, owner: Owner) -> None:
-    """Make a directory and all below it belong to the guest. Follows no symlink: guests write there."""
-    # By descriptors: another machine on the same directory cannot swap a part of the path under us.
+def give_ownership(tree: Path, owner: Owner) -> None:
+    """Change the owner of a directory and everything below it to the guest. Follows no symlink: guests write there."""
+    # By descriptors: another machine with the same directory could replace a part of the path.
     for directories, files, at in walk(tree):
         os.fchown(at, owner.uid, owner.gid)
         for name in (*directories, *files):

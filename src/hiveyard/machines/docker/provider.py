@@ -1,12 +1,13 @@
-"""Machines made of containers by Docker Engine or Podman: tier `container`, a fraction of a second each.
+"""Run machines as containers of Docker Engine or Podman: tier `container`, a fraction of a second each.
 
-    one user without privileges, no capabilities, no new privileges, the engine's seccomp filter; the root file system
-    read-only; /tmp and /run in memory; /home/agent fresh; memory, processors and processes limited; no network but a
-    loopback on which the session's door answers (or the engine's default network, when it is asked for).
+A container has one unprivileged user, no capabilities and no new privileges. System calls are filtered by the engine
+and by our own filter (shared/seccomp.py). The root file system is read-only, /tmp and /run are in memory, /home/agent
+is new. Memory, processors and processes are limited. The network is a loopback with the session's door, or the engine's
+default network if that is requested.
 
-All that is kept of a machine is on its container (labels); only that it was stopped on purpose is a file here.
+The record of a machine is its container's labels. Only whether it was stopped on purpose is a file of the provider.
 
-The kernel is shared with the host: what a kernel bug gives to a local user it gives to a machine.
+The kernel is shared with the host: a kernel bug that helps a local user helps a machine.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.machines import (
     Capabilities,
-    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -48,6 +48,7 @@ from hiveyard.core.machines import (
     Readiness,
     Report,
     Shape,
+    StoredItem,
     Tier,
     check_machine_name,
     quiet,
@@ -57,21 +58,22 @@ from hiveyard.kit import files, names
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.docker import container, imported, ownership, terminal
 from hiveyard.machines.docker.container import Owner, Shared
-from hiveyard.machines.docker.engine import Engine, foreign
-from hiveyard.machines.docker.entrance import LIVING, PAUSED_LOOK, Entrance, paused
+from hiveyard.machines.docker.engine import Engine, engine_errors
+from hiveyard.machines.docker.entrance import EXISTING, PAUSED_POLL, Entrance, paused
 from hiveyard.machines.docker.hijack import hijacked
 from hiveyard.machines.docker.ownership import Sharing
 from hiveyard.machines.docker.settings import DockerSettings
+from hiveyard.machines.shared import seccomp
 from hiveyard.machines.shared.installation import installation
 from hiveyard.machines.shared.shell import ShellGuest, terminal_words
 
-_SAID_LIMIT = 4096
-_TEARDOWN = 60.0  # seconds: an engine under load takes its time to remove a container
+_OUTPUT_LIMIT = 4096
+_TEARDOWN = 60.0  # seconds: an engine under load may need long to remove a container
 
 
 @of_machines
 class DockerProvider:
-    """`state` belongs to this provider alone; it names the installation, whose containers are all it touches."""
+    """A provider. Only it may use `state`, which names the installation. It changes no containers of others."""
 
     name = "docker"
     tier = Tier.CONTAINER
@@ -100,14 +102,14 @@ class DockerProvider:
         return Readiness(ok=True, detail=detail)
 
     async def _trial(self, owner: Owner) -> None:
-        """Run a container for a moment, confined as all of ours are."""
+        """Run a container for a moment, with the same restrictions as those of machines."""
         async with self._engine.connect() as client:
             image = await imported.import_trial(client)
             nothing = MachineSpec(image=Image(id="trial", name="trial", rootfs=Path()), shape=Shape(memory_mib=128))
             body = container.config("trial", nothing, Shared(None, None), installation(self._state), owner, cpus=1)
             body |= {"Image": image, "Entrypoint": ["/trial"], "Labels": dict(container.trial_labels())}
-            with foreign("trying a container"):
-                await self._forget_trials(client)
+            with engine_errors("trying a container"):
+                await self._remove_old_trials(client)
                 made = await client.containers.create(body, name=f"hiveyard-trial-{names.new_id()}")
                 try:
                     await made.start()
@@ -116,14 +118,14 @@ class DockerProvider:
                     with anyio.CancelScope(shield=True):
                         await made.delete(force=True, v=True)
         if ended.get("StatusCode") != 0:
-            raise ProviderError(f"a container for trial ended with {ended.get('StatusCode')}", hint="docker info")
+            raise ProviderError(f"a trial container exited with {ended.get('StatusCode')}", hint="docker info")
 
-    async def _forget_trials(self, client: Docker) -> None:
-        """Remove what daemons left that were killed while they tried."""
+    async def _remove_old_trials(self, client: Docker) -> None:
+        """Remove trial containers of daemons that were killed."""
         wanted = {"label": [f"{container.INSTALLATION}={container.TRIAL}"]}
         for made in await client.containers.list(all=True, filters=json.dumps(wanted)):
-            if container.is_left(made["Labels"]):
-                with _tolerating(404, 409):  # somebody else removes it
+            if container.is_left_over(made["Labels"]):
+                with _tolerating(404, 409):  # another process removes it
                     await made.delete(force=True, v=True)
 
     # --- images -------------------------------------------------------------------------------------------------
@@ -137,12 +139,12 @@ class DockerProvider:
         async with self._engine.connect() as client:
             await imported.remove_image(client, image_id)
 
-    async def holdings(self) -> list[Holding]:
+    async def stored_items(self) -> list[StoredItem]:
         async with self._engine.connect() as client:
-            return await imported.holdings(client)
+            return await imported.stored_items(client)
 
-    async def discard(self, holding: Holding) -> None:
-        """An engine removes what is left of its own imports itself."""
+    async def discard(self, holding: StoredItem) -> None:
+        """Do nothing: an engine removes the remains of its imports itself."""
 
     # --- machines -----------------------------------------------------------------------------------------------
 
@@ -166,43 +168,45 @@ class DockerProvider:
     async def _start(self, client: Docker, name: str, spec: MachineSpec) -> None:
         about = await self._engine.about()
         owner = ownership.owner(about)
-        async with self._sharing.shown(name, Shared(spec.session, spec.door), owner) as shared:
-            body = container.config(name, spec, shared, installation(self._state), owner, about.cpus)
+        async with self._sharing.exposed(name, Shared(spec.session, spec.door), owner) as shared:
+            # Executable but not readable: then no program of the guest can trace it before the filter is applied.
+            confine = seccomp.install(self._state / f"confine-{seccomp.fingerprint()}", 0o111)
+            body = container.config(name, spec, shared, installation(self._state), owner, about.cpus, confine)
             ident = await self._create(client, name, spec, body)
-            with foreign(f"starting the container of {name}"):
+            with engine_errors(f"starting the container of {name}"):
                 await self._until_ready(client, name, ident)
 
     async def _create(self, client: Docker, name: str, spec: MachineSpec, body: dict[str, JSONValue]) -> str:
-        """Shielded: a request that is let go of may still make a container, when nobody looks for it any more."""
+        """Create a container. Shielded: a cancelled request could still create one, which nobody would remove."""
         ident = self._container(name)
-        with foreign(f"making the container of {name}"):
+        with engine_errors(f"creating the container of {name}"):
             try:
                 with anyio.fail_after(self._settings.boot_timeout, shield=True):
-                    made = await client.containers.create(body, name=ident)
+                    created = await client.containers.create(body, name=ident)
             except DockerError as error:
                 raise _refused(error, name, spec, ident) from error
-        return made.id
+        return created.id
 
     async def _until_ready(self, client: Docker, name: str, ident: str) -> None:
-        """Start it, and wait until process 1 says that the machine is as it has to be."""
+        """Start the container, and wait until process 1 reports that the machine is ready."""
         path = f"/{client.api_version}/containers/{ident}/attach?stream=1&stdout=1&stderr=1"
-        said = bytearray()
-        async with hijacked(self._engine.socket, path, {}) as output:
+        output = bytearray()
+        async with hijacked(self._engine.socket, path, {}) as process:
             try:
                 with anyio.fail_after(self._settings.boot_timeout):
                     await client.containers.container(ident).start()
-                    while not said.endswith(b"ready\n") and len(said) < _SAID_LIMIT:
-                        piece = await output.receive(error=False)
+                    while not output.endswith(b"ready\n") and len(output) < _OUTPUT_LIMIT:
+                        piece = await process.receive(error=False)
                         if not piece:
                             break
-                        said += piece
+                        output += piece
             except TimeoutError:
-                patience = self._settings.boot_timeout
-                raise BootTimeout(f"{name} was not ready within {patience:g}s", hint="hv doctor") from None
+                timeout = self._settings.boot_timeout
+                raise BootTimeout(f"{name} was not ready within {timeout:g}s", hint="hv doctor") from None
             except DockerError as error:
                 raise BootFailed(f"{name} did not start: {one_line(str(error.message), 400)}") from error
-        if not said.endswith(b"ready\n"):
-            why = one_line(decode(bytes(said))) or "its process 1 ended without a word"
+        if not output.endswith(b"ready\n"):
+            why = one_line(decode(bytes(output))) or "its process 1 ended without output"
             raise BootFailed(f"{name} did not start: {why}", machine=name)
 
     async def get(self, name: str) -> Machine:
@@ -216,14 +220,14 @@ class DockerProvider:
     async def list(self) -> list[Machine]:
         found = []
         for name in sorted(await self.names()):
-            with contextlib.suppress(NoSuchMachine):  # it went away while we looked
+            with contextlib.suppress(NoSuchMachine):  # it was removed since
                 found.append(await self.get(name))
         return found
 
     async def names(self) -> set[str]:
         wanted = {"label": [f"{container.INSTALLATION}={installation(self._state)}"]}
         async with self._engine.connect() as client:
-            with foreign("listing containers"):
+            with engine_errors("listing containers"):
                 found = await client.containers.list(all=True, filters=json.dumps(wanted))
         return {made["Labels"][container.MACHINE] for made in found if container.MACHINE in made["Labels"]}
 
@@ -233,9 +237,9 @@ class DockerProvider:
             if await self._inspect(client, name) is None:
                 raise _absent(name)
             files.write_atomic(self._stopped(name), b"")
-            await self._unpause(client, name)  # Podman does not stop what stands still
-            # Nothing in a machine waits for a farewell: its processes are stopped before, by who started them.
-            with foreign(f"stopping {name}"), _tolerating(304, 409):
+            await self._unpause(client, name)  # Podman does not stop a paused container
+            # No program in a machine needs a grace period: its processes are stopped before by whatever started them.
+            with engine_errors(f"stopping {name}"), _tolerating(304, 409):
                 await client.containers.container(self._container(name)).stop(t=0)
 
     async def terminate(self, name: str) -> None:
@@ -247,12 +251,12 @@ class DockerProvider:
         check_machine_name(name)
         async with self._lock(name), self._engine.connect() as client:
             if not paused(await self._ready(client, name)):
-                # Shielded: a request that is let go of may freeze it later, when it was let go on already.
-                with foreign(f"freezing {name}"), anyio.fail_after(_TEARDOWN, shield=True):
+                # Shielded: a cancelled request could still freeze it later, after it was resumed.
+                with engine_errors(f"freezing {name}"), anyio.fail_after(_TEARDOWN, shield=True):
                     try:
                         await client.containers.container(self._container(name)).pause()
                     except DockerError as error:
-                        raise _unfrozen(error, name) from error
+                        raise _cannot_freeze(error, name) from error
 
     async def resume(self, name: str) -> None:
         check_machine_name(name)
@@ -264,12 +268,13 @@ class DockerProvider:
         check_machine_name(name)
         about = await self._engine.about()
         async with self._engine.connect() as client:
-            while paused(await self._ready(client, name)):  # noqa: ASYNC110 (an engine does not tell)
-                await anyio.sleep(PAUSED_LOOK)
+            while paused(seen := await self._ready(client, name)):  # noqa: ASYNC110 (an engine sends no event)
+                await anyio.sleep(PAUSED_POLL)
         token = secrets.token_hex(8)
         argv = terminal_words(token, command, self.capabilities)
-        who = str(ownership.owner(about))
-        return terminal.program(str(self._engine.socket), f"/v{about.api}", self._container(name), who, token, argv)
+        who, confined = str(ownership.owner(about)), container.CONFINED if container.is_confined(seen) else ()
+        socket, api = str(self._engine.socket), f"/v{about.api}"
+        return terminal.program(socket, api, self._container(name), who, token, argv, confined)
 
     @asynccontextmanager
     async def guest(self, name: str) -> AsyncIterator[Guest]:
@@ -278,36 +283,37 @@ class DockerProvider:
         async with self._engine.connect() as client:
             seen = await self._ready(client, name)
             pids = int(_labels(seen)[container.PIDS])
-            entrance = Entrance(name, self._container(name), str(owner), pids, self._engine, client)
+            prefix = container.CONFINED if container.is_confined(seen) else ()
+            entrance = Entrance(name, self._container(name), str(owner), pids, self._engine, client, prefix)
             try:
                 yield ShellGuest(entrance, self.capabilities)
             finally:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                     await entrance.close()
 
-    # --- within -------------------------------------------------------------------------------------------------
+    # --- internals -------------------------------------------------------------------------------------------------
 
     async def _remove(self, client: Docker, name: str) -> None:
-        """Remove a container with its volumes; absent is a success."""
-        with foreign(f"removing {name}"):
+        """Remove a container with its volumes; a missing one is a success."""
+        with engine_errors(f"removing {name}"):
             while await self._inspect(client, name) is not None:
-                # 409: it is being removed by somebody else; the next look sees how that went.
+                # 409: another process is removing it; the next look shows the result.
                 with _tolerating(404, 409):
                     await client.containers.container(self._container(name)).delete(force=True, v=True)
                     break
                 await anyio.sleep(0.05)
-        self._sharing.forget(name)
+        self._sharing.unmount(name)
         self._stopped(name).unlink(missing_ok=True)
 
     async def _unpause(self, client: Docker, name: str) -> None:
-        """Let a container go on; one that runs, and one that has ended, is a success."""
+        """Let a container continue; one that runs or has ended is a success."""
         if paused(await self._inspect(client, name) or {}):
-            with foreign(f"letting {name} go on"), _tolerating(404):
+            with engine_errors(f"unpausing {name}"), _tolerating(404):
                 await client.containers.container(self._container(name)).unpause()
 
     async def _inspect(self, client: Docker, name: str) -> Mapping[str, Any] | None:
-        """The container of a machine as the engine shows it; None when there is none of this installation."""
-        with foreign(f"looking at {name}"):
+        """Return the engine's description of a machine's container, None if this installation has none."""
+        with engine_errors(f"inspecting {name}"):
             try:
                 seen = await client.containers.container(self._container(name)).show()
             except DockerError as error:
@@ -317,7 +323,7 @@ class DockerProvider:
         return seen if _labels(seen).get(container.INSTALLATION) == installation(self._state) else None
 
     async def _ready(self, client: Docker, name: str) -> Mapping[str, Any]:
-        """The container of a machine that is ready. Raises NoSuchMachine, MachineNotReady."""
+        """Return the description of a ready machine's container. Raises NoSuchMachine, MachineNotReady."""
         seen = await self._inspect(client, name)
         if seen is None:
             raise _absent(name)
@@ -346,7 +352,7 @@ class DockerProvider:
     def _status(self, name: str, state: Mapping[str, Any]) -> tuple[MachineStatus, str]:
         if name in self._booting:
             return MachineStatus.BOOTING, ""
-        if state["Status"] in LIVING:
+        if state["Status"] in EXISTING:
             return MachineStatus.READY, ""
         if self._stopped(name).exists():
             return MachineStatus.STOPPED, ""
@@ -379,7 +385,7 @@ def _tolerating(*statuses: int) -> Iterator[None]:
             raise
 
 
-def _unfrozen(error: DockerError, name: str) -> CannotFreeze:
+def _cannot_freeze(error: DockerError, name: str) -> CannotFreeze:
     return CannotFreeze(f"{name} cannot be frozen: {one_line(str(error.message), 400)}", machine=name)
 
 
@@ -398,5 +404,7 @@ def _refused(error: DockerError, name: str, spec: MachineSpec, ident: str) -> Ex
             f"the image {spec.image.id} is not in the container engine", hint=f"hv image build {spec.image.name}"
         )
     if error.status == 409:
-        return BootFailed(f"the name {ident} is taken by a container of somebody else", hint=f"docker rm -f {ident}")
+        return BootFailed(
+            f"the name {ident} is used by a container that is not of this installation", hint=f"docker rm -f {ident}"
+        )
     return error

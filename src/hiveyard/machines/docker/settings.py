@@ -1,4 +1,4 @@
-"""What may be set about the container provider."""
+"""Settings of the container provider."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DockerSettings:
-    """`[machines.docker]` in the settings file."""
+    """`[docker]` in the settings file."""
 
     socket: str = ""
-    """The engine's unix socket; empty takes DOCKER_HOST, else Docker's own place, else the user's Podman."""
+    """The engine's unix socket. Empty: DOCKER_HOST, else Docker's default socket, else the user's Podman socket."""
     boot_timeout: float = 60.0
-    """Seconds a container may take until a command can be run in it."""
+    """Seconds until a container can run a command."""

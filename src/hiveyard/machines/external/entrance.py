@@ -56,7 +56,7 @@ class Entrance:
             raise self.lost(error.message, error.hint) from error
 
     async def broken(self, error: ProviderError) -> MachineLost:
-        """What the end of the program means for who uses the machine: it may live, and be found by the next one."""
+        """Return the error for a program that has ended: the machine may live, and the next program finds it."""
         try:
             machine = await self._look()
         except ProviderError as worse:

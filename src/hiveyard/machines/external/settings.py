@@ -1,4 +1,4 @@
-"""What may be set about an external provider."""
+"""Settings of an external provider."""
 
 from __future__ import annotations
 

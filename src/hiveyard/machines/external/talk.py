@@ -103,7 +103,7 @@ class Talk:
         return id
 
     def forget(self, id: int) -> None:
-        """What is still said about it is dropped."""
+        """Forget a request: later lines about it are dropped."""
         self._boxes.pop(id, None)
 
     async def ask(
@@ -247,7 +247,7 @@ class Talk:
         return wire.parse(self._mask.data(data))
 
     async def _death(self) -> ProviderError:
-        """What to say of a program that has closed its stdout."""
+        """Return the error for a program that has closed its stdout."""
         status = None
         with anyio.move_on_after(_LAST_WORDS):
             status = await self._stream.wait()

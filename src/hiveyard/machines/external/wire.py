@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from hiveyard.core.errors import BadInput, ComeBack, HiveyardError, ProviderBadAnswer, ProviderError
+from hiveyard.core.errors import BadInput, HasRetryAfter, HiveyardError, ProviderBadAnswer, ProviderError
 from hiveyard.core.machines import Capabilities, MachineStatus, Tier, TtlAction
 from hiveyard.kit.text import one_line
 
@@ -95,7 +95,7 @@ Date = Annotated[float, msgspec.Meta(ge=0, lt=_NO_DATE)]
 """In seconds since the epoch; what is no date is no answer."""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A machine."""
 
     name: str
@@ -144,6 +144,6 @@ def failure(who: str, said: Failed) -> HiveyardError:
     kind = kinds.get(said.code)
     if kind is None:
         return ProviderError(f"{who}: {message} ({one_line(said.code, 40)})", hint=hint)
-    if issubclass(kind, ComeBack):
+    if issubclass(kind, HasRetryAfter):
         return kind(f"{who}: {message}", hint=hint, retry_after=said.retry_after)
     return kind(f"{who}: {message}", hint=hint)

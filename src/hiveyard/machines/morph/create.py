@@ -97,9 +97,8 @@ class InstanceCreation:
         make: Callable[[Mapping[str, str]], Awaitable[T]],
         find: Callable[[Mapping[str, str]], Awaitable[T | None]],
     ) -> T:
-        """What `make` makes with the labels `own` and one that nobody else has. When its answer is lost, `find` looks
-        whether it was made, and only then it is made again. Shielded: what is being made while we are cancelled would
-        be nobody's."""
+        """Call `make` with the labels `own` and a unique one. If its answer is lost, `find` checks whether it was made
+        before it is made again. Shielded from cancellation, which could leave an instance without an owner."""
         marked = {**own, labels.ATTEMPT: secrets.token_hex(8)}
         with anyio.CancelScope(shield=True):
             for attempt in range(_ATTEMPTS):

@@ -1,4 +1,4 @@
-"""What is written on instances and snapshots of Morph Cloud, so that a daemon that starts anew finds its own.
+"""Labels of instances and snapshots of Morph Cloud, by which a restarted daemon finds its own.
 
 The service keeps metadata as texts; all of ours begin with `hiveyard-`.
 """
@@ -60,12 +60,12 @@ def stopped(instance: Instance) -> bool:
 
 
 def lifetime(instance: Instance) -> str:
-    """What a pause of it means that comes when its time is over. Older instances say only what one means now."""
+    """Return what a pause at the end of its lifetime means. Older instances record only the present meaning."""
     return instance.metadata.get(LIFETIME) or instance.metadata.get(PAUSED, FROZEN)
 
 
 def metadata(instance: Instance) -> Mapping[str, str]:
-    """What the maker of the machine wanted to be kept with it. Others can write labels: nonsense is none."""
+    """Return the metadata that the machine was created with. Malformed labels, which others may write, are ignored."""
     try:
         found = json.loads(instance.metadata.get(METADATA, "{}"))
     except ValueError:

@@ -31,7 +31,7 @@ _PAUSE = 0.3
 
 
 class Way(Protocol):
-    """What a program needs of its machine."""
+    """The access to its machine that a program needs."""
 
     streaming: bool
 

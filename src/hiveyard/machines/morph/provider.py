@@ -46,9 +46,9 @@ from hiveyard.core.machines import (
     check_machine_name,
     quiet,
 )
-from hiveyard.core.ports import Frozen, Guest, Meanwhile
+from hiveyard.core.ports import Guest, Meanwhile, SnapshotStats
 from hiveyard.kit import names
-from hiveyard.kit.lock import alone
+from hiveyard.kit.lock import file_lock
 from hiveyard.kit.refcount import RefCounted
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.morph import labels, terminal
@@ -100,7 +100,7 @@ class MorphProvider:
 
     async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
         """`image.id` is that of a base image of the service (see `morph_image`); its rootfs is not looked at."""
-        async with alone(self._state / f"prepare-{names.slug(image.id)}.lock"):
+        async with file_lock(self._state / f"prepare-{names.slug(image.id)}.lock"):
             if await self._prepared(image, shape) is None:
                 await self._making.prepare(installation(self._state), image, shape, report)
 
@@ -237,8 +237,8 @@ class MorphProvider:
         return settled if spec.ttl is None else await self._service.live(child.id, spec)
 
     async def snapshot(
-        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
-    ) -> Frozen:
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, temporary: bool = False
+    ) -> SnapshotStats:
         """`seconds` is how long the service took; its space is not on this host. The machine is paused only for
         `meanwhile`."""
         check_machine_name(snapshot)
@@ -258,7 +258,7 @@ class MorphProvider:
                     raise
             for old in before:
                 await self._service.drop(old.id)
-            return Frozen(anyio.current_time() - begun, 0)
+            return SnapshotStats(anyio.current_time() - begun, 0)
 
     @asynccontextmanager
     async def _still(self, instance: Instance | None) -> AsyncIterator[None]:
@@ -389,7 +389,7 @@ def morph_image(id: str) -> Image:
 
 
 def _check(name: str, spec: MachineSpec) -> None:
-    """What cannot be had is refused, not left out."""
+    """Refuse a spec with parts that Morph Cloud cannot provide. Raises BadInput."""
     check_machine_name(name)
     if spec.network is not Network.OPEN:
         raise BadInput("Morph Cloud cannot close the network of a machine", hint="ask for it: network open")

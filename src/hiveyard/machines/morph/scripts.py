@@ -1,8 +1,8 @@
-"""What the service's exec runs in a guest, as root. It knows neither stdin nor bytes, and gives up when it likes.
+"""Scripts that the service's exec runs in a guest, as root. Exec has no stdin, carries only text, and may break off.
 
-So each program of ours gets a keeper in the guest. Its outputs are cut into numbered pieces that stay until we have
-them, its stdin is put together from numbered pieces that we sent: whatever a broken connection lost is asked for, or
-sent, again. Pieces travel as base64. All lies in a directory that only root can enter.
+So each program gets a keeper in the guest. Its outputs are cut into numbered pieces that stay until the host has them,
+and its stdin is assembled from numbered pieces that the host sent: a piece that a broken connection lost is requested
+or sent again. Pieces travel as base64. All files are in a directory that only root can enter.
 
 Needed in the guest: bash, coreutils, setpriv and setsid of util-linux.
 """

@@ -145,7 +145,7 @@ class Service:
     async def executing(
         self, instance: str, command: Sequence[str], silence: float
     ) -> AsyncIterator[AsyncIterator[Said]]:
-        """What a command says, as it says it; `silence` is the longest time in seconds between two pieces."""
+        """Run a command and yield its output as it arrives; `silence` is the most seconds between two pieces."""
         path = f"/instance/{_part(instance)}/exec/sse"
         async with (
             self._client.stream(path, {"command": list(command)}, silence) as response,

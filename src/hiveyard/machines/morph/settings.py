@@ -1,4 +1,4 @@
-"""What may be set about the Morph Cloud provider."""
+"""Settings of the Morph Cloud provider."""
 
 from __future__ import annotations
 

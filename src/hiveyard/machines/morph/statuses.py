@@ -1,4 +1,4 @@
-"""What the statuses of Morph Cloud mean. An unknown one is an error state of that machine, never an error of ours."""
+"""Statuses of Morph Cloud and their meaning. An unknown status is an error state of the machine, not an exception."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Status(NamedTuple):
 
 
 def ttl_action_of(instance: Instance) -> TtlAction | None:
-    """What the service does when the instance's time is over, in our words; None for what is not known."""
+    """Return the action at the end of the instance's lifetime; None for an unknown one."""
     match instance.ttl.ttl_action:
         case "stop":
             return "terminate"

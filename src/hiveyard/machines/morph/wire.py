@@ -1,4 +1,4 @@
-"""What Morph Cloud says, as far as it is used here. More may come; what is missing or of another kind is an error.
+"""Messages of Morph Cloud, as far as they are used. Other fields are ignored; a missing or malformed one is an error.
 
 Statuses stay texts: the service may have new ones; see statuses.py.
 """
@@ -107,7 +107,7 @@ class Complaint(msgspec.Struct, frozen=True, kw_only=True):
     message: Any = None
 
     def words(self) -> str:
-        """What is wrong, in words; empty when it does not say."""
+        """Return the message of the complaint; empty when it has none."""
         if isinstance(self.detail, list):
             return "; ".join(_violation(one) for one in self.detail[:5])
         said = self.detail or self.message

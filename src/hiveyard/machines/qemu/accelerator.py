@@ -91,7 +91,7 @@ class Accelerators:
         self._again = again
 
     def known(self, version: str) -> Choice | None:
-        """What was found before under the same circumstances, however long ago."""
+        """Return the result of an earlier trial under the same circumstances, however old it is."""
         found = self._found(version)
         for each in self._candidates:
             if each.name == found.get("name"):
@@ -99,7 +99,7 @@ class Accelerators:
         return None
 
     def beside(self, choice: Choice) -> list[Choice]:
-        """What needs nothing of the host, and so still runs what was frozen when it was the choice."""
+        """Return the choice that needs nothing from the host, and so still runs templates that were frozen under it."""
         reason = "what it begins from was frozen under it"
         others = [each for each in self._candidates if not each.hardware and each.engine != choice.engine]
         return [Choice(each.name, each.engine, reason) for each in others]
@@ -113,7 +113,7 @@ class Accelerators:
             return self._settled(version) or await self._tried(kernel, version)
 
     def _settled(self, version: str) -> Choice | None:
-        """What is known and need not be found out again yet."""
+        """Return the known results that need no new trial yet."""
         before = self.known(version)
         return None if before is None or self._due(version, before) else before
 
@@ -143,7 +143,7 @@ class Accelerators:
         )
 
     async def _trial(self, each: Accelerator, kernel: Path) -> tuple[str, float]:
-        """What is wrong with a candidate ("" for nothing), and the seconds it took."""
+        """Try a candidate. Return what is wrong with it ("" for nothing) and the seconds that the trial took."""
         began = time.monotonic()
         patience = self._timeout * (1 if each.hardware else _EMULATED)
         with Handles() as handles:

@@ -22,7 +22,7 @@ _APPEND = "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 panic=-1 audit=0"
 
 
 class Engine(NamedTuple):
-    """What runs the guest's instructions: `-accel` and `-cpu`, and what the kernel should know about it."""
+    """The engine that runs the guest's instructions: `-accel`, `-cpu` and kernel parameters for it."""
 
     accel: str
     cpu: str
@@ -62,8 +62,8 @@ class Sockets(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What one QEMU process is made of. Paths are as QEMU opens them, below /proc/self/fd. `session` is a connected
-    socket to what serves the session's directory."""
+    """The parts of one QEMU process. Paths are as QEMU opens them, below /proc/self/fd. `session` is a connected
+    socket to the server of the session's directory."""
 
     program: str
     label: str

@@ -13,6 +13,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ from hiveyard.core.errors import BadInput, NoSpace, NoSuchImage, ProviderError
 from hiveyard.core.machines import Image, Report
 from hiveyard.kit import files, process
 from hiveyard.kit.names import new_id
+from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.machines.qemu.cleanup import remove_unused, use
 from hiveyard.machines.qemu.command import Layer
 from hiveyard.machines.qemu.user import GUEST_UID
@@ -109,7 +111,8 @@ class Disks:
         fresh.mkdir(parents=True)
         fresh.chmod(0o755)
         try:
-            disk = await _make(image, disk_gib, fresh, self._group)
+            async with measured(report, "making the disk", partial(disk_usage, fresh)):
+                disk = await _make(image, disk_gib, fresh, self._group)
             shutil.rmtree(root, ignore_errors=True)
             fresh.replace(root)
             return disk._replace(root=root)
@@ -286,7 +289,7 @@ async def _tool(*argv: str, stdin: bytes = b"") -> None:
     done = await process.run((*_as_root(), program, *argv[1:]), stdin=stdin)
     if done.ok:
         return
-    said = done.complaint()
+    said = done.error_output()
     if "No space left" in said:
         raise NoSpace(f"making a disk: {said}", hint="df -h")
     raise ProviderError(f"making a disk: {done.command()} said: {said}")

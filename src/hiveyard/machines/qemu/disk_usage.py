@@ -1,4 +1,4 @@
-"""What VMs take space for: disks and templates of images, machines and their snapshots, and what is left of such."""
+"""Disk usage of VMs: disks and templates of images, machines and their snapshots, and leftovers of them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from hiveyard.core.machines import Holding
+from hiveyard.core.machines import StoredItem
 from hiveyard.kit.shape import record, text
 from hiveyard.machines.qemu.sparse_memory import BASES
 
 
-def held(state: Path, cache: Path) -> list[Holding]:
+def held(state: Path, cache: Path) -> list[StoredItem]:
     """`state` is of this installation, `cache` may be shared with others."""
     return [*_disks(cache / "disks"), *_templates(cache / "templates"), *_machines(state)]
 
 
-def _disks(root: Path) -> Iterator[Holding]:
+def _disks(root: Path) -> Iterator[StoredItem]:
     for path in _directories(root):
         half = path.name.startswith(".")
         image = path.name.removeprefix(".new-").partition("-")[0]
-        yield Holding(kind="left" if half else "made", name=f"disk {path.name}", image=image, place=path)
+        yield StoredItem(kind="left" if half else "made", name=f"disk {path.name}", image=image, place=path)
 
 
-def _templates(root: Path) -> Iterator[Holding]:
+def _templates(root: Path) -> Iterator[StoredItem]:
     for path in _directories(root):
         half = path.name.startswith(".")
-        yield Holding(kind="left" if half else "made", name=f"template {path.name}", image=_image(path), place=path)
+        yield StoredItem(kind="left" if half else "made", name=f"template {path.name}", image=_image(path), place=path)
 
 
 def _image(template: Path) -> str:
@@ -36,15 +36,15 @@ def _image(template: Path) -> str:
         return ""
 
 
-def _machines(state: Path) -> Iterator[Holding]:
+def _machines(state: Path) -> Iterator[StoredItem]:
     for path in _directories(state):
         if not path.name.startswith("."):
-            yield Holding(kind="machine", name=path.name, place=path)
+            yield StoredItem(kind="machine", name=path.name, place=path)
     if (bases := state / ".snapshots" / BASES).is_dir():
-        yield Holding(kind="snapshot", name="memory that snapshots share", place=bases)
+        yield StoredItem(kind="snapshot", name="memory that snapshots share", place=bases)
     for path in _directories(state / ".snapshots"):
         if path.name not in (".locks", BASES):
-            yield Holding(kind="snapshot", name=path.name.rpartition("+")[2], place=path)
+            yield StoredItem(kind="snapshot", name=path.name.rpartition("+")[2], place=path)
 
 
 def _directories(root: Path) -> list[Path]:

@@ -31,7 +31,7 @@ class Entries:
         self._early[name] = early
 
     def way(self, record: Record) -> SerialShell | Link | None:
-        """What can run a command at once."""
+        """Return the way in that can run a command at once."""
         link, early = self._links.get(record.name), self._early.get(record.name)
         if link is not None and link.vm == record.vm and link.open:
             return link

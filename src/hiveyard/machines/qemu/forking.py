@@ -79,7 +79,7 @@ async def bring_up(fork: Fork) -> tuple[Record, SerialShell]:
 
 
 async def _files(fork: Fork) -> Start:
-    """What the machine needs on disk, and how to start it."""
+    """Create the machine's files on disk, and return how to start it."""
     top = fork.rig.run / "disk.qcow2"
     if fork.origin.frozen is not None:
         shutil.copyfile(fork.origin.frozen / "blank.qcow2", top)

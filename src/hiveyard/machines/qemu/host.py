@@ -1,4 +1,4 @@
-"""What the host has: which QEMU, how much memory, how much disk."""
+"""The host's QEMU, memory and disk."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def version(program: str) -> str:
     said = await process.run([program, "--version"], timeout=20)
     found = _VERSION.search(said.stdout.decode("utf-8", "replace"))
     if not said.ok or found is None:
-        raise ProviderUnavailable(f"{program} --version says: {said.complaint(200)}", hint="make setup")
+        raise ProviderUnavailable(f"{program} --version says: {said.error_output(200)}", hint="make setup")
     return ".".join(part or "0" for part in found.groups())
 
 
@@ -108,7 +108,7 @@ def _available_mib() -> int:
 
 
 class Processor(NamedTuple):
-    """What a state frozen under kvm depends on: which processor it is, and what the kernel says that it can."""
+    """The processor that a state frozen under kvm depends on: its model and the features that the kernel reports."""
 
     name: str
     flags: tuple[str, ...]

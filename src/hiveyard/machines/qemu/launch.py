@@ -62,7 +62,7 @@ class Handles:
         return f"/proc/self/fd/{self._keep(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))}"
 
     def opened(self, fd: int) -> str:
-        """What is open already, likewise; it is closed with the others."""
+        """Add a descriptor that is open already; it is closed with the others."""
         return f"/proc/self/fd/{self._keep(fd)}"
 
     def file(self, path: Path) -> str:

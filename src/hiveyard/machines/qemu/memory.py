@@ -57,8 +57,8 @@ def mapped(fd: int) -> File:
 
 
 def changes(pid: int, base: File) -> Iterator[Piece]:
-    """What process `pid` changed in its private mapping of the file `base`, in the order of that. Raises
-    CannotKeepMemory without the right to read it."""
+    """Yield the pages that process `pid` changed in its private mapping of the file `base`, in the file's order. Raises
+    CannotKeepMemory without the right to read them."""
     memory = _opened(pid)
     try:
         for mapping in _mappings(pid, base):

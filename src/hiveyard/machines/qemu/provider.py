@@ -22,7 +22,6 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.machines import (
     Capabilities,
-    Holding,
     Image,
     Machine,
     MachineSpec,
@@ -30,11 +29,12 @@ from hiveyard.core.machines import (
     Readiness,
     Report,
     Shape,
+    StoredItem,
     Tier,
     check_machine_name,
     quiet,
 )
-from hiveyard.core.ports import Frozen, Guest, Meanwhile
+from hiveyard.core.ports import Guest, Meanwhile, SnapshotStats
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.refcount import RefCounted
 from hiveyard.machines.qemu import terminal
@@ -103,10 +103,10 @@ class QemuProvider:
     async def release_image(self, image_id: str) -> None:
         await self._stock.release(image_id)
 
-    async def holdings(self) -> list[Holding]:
+    async def stored_items(self) -> list[StoredItem]:
         return await anyio.to_thread.run_sync(held, self._state, self._cache)
 
-    async def discard(self, holding: Holding) -> None:
+    async def discard(self, holding: StoredItem) -> None:
         assert holding.kind == "left" and holding.place is not None
         await remove_tree(holding.place)
 
@@ -170,12 +170,14 @@ class QemuProvider:
             await go_on(record, rig)
 
     async def snapshot(
-        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, passing: bool = False
-    ) -> Frozen:
+        self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, temporary: bool = False
+    ) -> SnapshotStats:
         async with self._standing(name) as (record, rig):
             check_space(self._state, record.shape.memory_mib // 4 + 256)
             with space_named():
-                return await self._snapshots.take(snapshot, record, rig, self._builder.group, meanwhile, whole=passing)
+                return await self._snapshots.take(
+                    snapshot, record, rig, self._builder.group, meanwhile, whole=temporary
+                )
 
     async def make_ready(self, snapshot: str) -> None:
         await self._unfolded(snapshot)

@@ -1,4 +1,4 @@
-"""What is on disk about one machine, so that any process of this installation can find it, use it and end it.
+"""The record of one machine on disk, with which any process of this installation can find, use and end it.
 
 <state>/<name>/machine.json   this record, written before QEMU starts and again when the machine is ready
 <state>/<name>/*.sock         QMP, the guest agent, what waits to become the machine, its first commands, and

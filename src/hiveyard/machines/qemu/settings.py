@@ -1,4 +1,4 @@
-"""What may be set about the vm provider."""
+"""Settings of the qemu provider."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import anyio
 
 from hiveyard.core.errors import BadInput, CannotKeepMemory, NoSuchSnapshot, ProviderError, ProviderUnavailable
-from hiveyard.core.ports import Frozen, Meanwhile
+from hiveyard.core.ports import Meanwhile, SnapshotStats
 from hiveyard.kit import files
 from hiveyard.kit.copying import copy_content
 from hiveyard.kit.group import together
@@ -73,7 +73,7 @@ class Snapshot(NamedTuple):
         return qemu
 
     def settle(self, place: Path) -> Origin:
-        """What a machine begins from, with the snapshot's files at `place`, a directory that is made. Raises
+        """Return the origin of a machine, with the snapshot's files in the new directory `place`. Raises
         NoSuchSnapshot when it was removed meanwhile."""
         root = self.origin.frozen
         assert root is not None
@@ -148,7 +148,7 @@ class Snapshots:
 
     async def take(
         self, name: str, record: Record, rig: Rig, group: int | None, meanwhile: Meanwhile | None, *, whole: bool
-    ) -> Frozen:
+    ) -> SnapshotStats:
         """Take a snapshot of the machine of `record`, with its memory `whole` or as small as may be. Call it under the
         machine's lock."""
         place = self._place(name)
@@ -188,7 +188,7 @@ class _Taking:
         self._group = group
         self._bases = bases
 
-    async def take(self, meanwhile: Meanwhile | None) -> Frozen:
+    async def take(self, meanwhile: Meanwhile | None) -> SnapshotStats:
         if not self._record.origin:
             raise CannotKeepMemory(
                 f"machine {self._record.name} was booted whole: only forks of a template can be frozen",
@@ -206,7 +206,7 @@ class _Taking:
                 changed = await self._freeze(wire, base, top, node, meanwhile)
         await anyio.to_thread.run_sync(self._finish, top)
         size = sum(path.stat().st_blocks * 512 for path in self._fresh.iterdir() if path.name != "base")
-        return Frozen(self._seconds, max(size, changed))
+        return SnapshotStats(self._seconds, max(size, changed))
 
     def _begin_memory(self) -> memory.File:
         try:

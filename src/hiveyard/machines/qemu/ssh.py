@@ -63,7 +63,7 @@ class Link(asyncssh.SSHClient):
         return not self.open
 
     async def lost(self) -> MachineLost:
-        """What to say of a connection that broke. A QEMU that dies closes its sockets some time before it is gone."""
+        """Return the error for a broken connection. A QEMU that dies closes its sockets before its process is gone."""
         if await self.vm.gone(within=_DYING):
             return MachineLost(f"machine {self.name} is gone: its QEMU process ended", machine=self.name)
         return GuestDisconnected(f"the connection to machine {self.name} broke", machine=self.name)

@@ -23,10 +23,11 @@ from hiveyard.machines.qemu.wire import Wire, qmp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What to start.
+    """A start of one QEMU.
 
-    `origin` is what it begins from. `making` is a directory with a file `memory` that the guest writes through to and
-    the overlay `disk.qcow2`, which makes a template. `session` and `door` are host directories.
+    `origin` is the template, snapshot or disk to begin from. `making` is a directory with a file `memory` that the
+    guest writes through to and the overlay `disk.qcow2`, which makes a template. `session` and `door` are host
+    directories.
     """
 
     label: str

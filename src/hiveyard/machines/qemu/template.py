@@ -38,7 +38,7 @@ PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "table.json")
 
 
 class Origin(NamedTuple):
-    """What a machine begins from. `frozen` is a directory with its memory, state and table of files, `kernel` one with
+    """The origin of a machine. `frozen` is a directory with its memory, state and table of files, `kernel` one with
     kernel and initrd where it boots instead; `under` are the disks below its own, lowest first. `again`: it has been
     another machine before."""
 
@@ -210,4 +210,4 @@ async def overlay(path: Path, backing: str, kind: str, disk_gib: int) -> None:
         ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", kind, str(path), f"{disk_gib}G"]
     )
     if not done.ok:
-        raise ProviderError(f"making an overlay: {done.command()} said: {done.complaint()}")
+        raise ProviderError(f"making an overlay: {done.command()} said: {done.error_output()}")

@@ -6,6 +6,7 @@ What runs here once, every fork has done already.
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -13,6 +14,7 @@ import asyncssh
 
 from hiveyard.core.errors import BootTimeout, HiveyardError
 from hiveyard.core.machines import Report, Shape
+from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.machines.qemu.disk import Disk
 from hiveyard.machines.qemu.fuse_process import hush
 from hiveyard.machines.qemu.host import Qemu
@@ -62,7 +64,8 @@ async def make(
     start = Start(
         label=label, qemu=qemu, user=user, shape=shape, origin=origin, session=session, door=session, making=fresh
     )
-    async with started(start, rig) as (vm, wire, _):
+    written = partial(disk_usage, *(fresh / name for name in ("memory", "state", "disk.qcow2")))
+    async with measured(report, "making the template", written), started(start, rig) as (vm, wire, _):
         await _boot(wire, rig, timeout)
         report("warming the template")
         await _warm(vm, wire, rig, disk.host_key)

@@ -1,6 +1,6 @@
-"""What machines begin from: of each image in the cache a disk, and of each size of machine a frozen template.
+"""The disks and templates that machines start from: one disk per image, one frozen template per size of machine.
 
-They are made where they are missing or damaged, by one process at a time: it holds the image's lock meanwhile.
+Missing and damaged ones are made by one process at a time, which holds the image's lock meanwhile.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class TemplateStock:
         return snapshot.qemu(self._settings.program, number, choices)
 
     async def _choices(self, kernel: Path | None) -> list[Choice]:
-        """What a machine can run under, the best first. A boot does not wait for a trial of what failed before."""
+        """Return the accelerators to try, the best first. A boot does not wait for a new trial of one that failed."""
         number = await self._found_version()
         accelerators = self._accelerators()
         best = accelerators.known(number)
@@ -126,7 +126,7 @@ class TemplateStock:
         return qemu, (await self._template(spec, disk, qemu)).origin(disk.layer)
 
     async def again(self, spec: MachineSpec, qemu: Qemu, broken: Origin) -> Origin:
-        """What to begin from where a machine could not begin from the template `broken`: another template. Raises
+        """Return another origin for a machine that could not start from the template `broken`. Raises
         NoSuchImage."""
         disk = self._disk(spec)
         async with self._making(spec.image.id):

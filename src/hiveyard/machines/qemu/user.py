@@ -1,4 +1,4 @@
-"""Who QEMU runs as: never root, no host group beyond what it needs, and inside its own user namespace the guest's user.
+"""The user that QEMU runs as: never root, with no group it does not need; in its namespace it is the guest's user.
 
 The namespace is why a session's files look the same from both sides: QEMU's one host user is uid 1000 in there, so
 that the guest's user owns what the host gave it, and the host owns what the guest made.

@@ -39,7 +39,7 @@ class Wire:
         self._lines: list[bytes] = []
 
     async def call(self, command: str, **arguments: object) -> object:
-        """What the command returns. Raises Refused, or MachineLost when the other end is gone."""
+        """Send a command and return its result. Raises Refused, or MachineLost when the other end is gone."""
         await self._send({"execute": command, "arguments": arguments})
         return await self._answer(command)
 

@@ -1,7 +1,7 @@
-"""A program in a guest as a child process of ours: for providers whose way in is a program on the host.
+"""Run a program in a guest as a child process, for providers that enter a machine with a program on the host.
 
-The pipes are plain file descriptors, so that letting go of them is certain: a child of the program that keeps its
-outputs open keeps nothing open here.
+The pipes are plain file descriptors, so that closing them always works: a child of the program that keeps its outputs
+open keeps nothing open here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from anyio.abc import Process
 from hiveyard.kit.process import signal_group
 
 _PIECE = 256 << 10
-# A program that its host has let go of ends by itself, when its stdin ends or nobody takes its output.
+# Seconds. When its pipes are closed, a program usually ends by itself: its stdin ends, and it cannot write.
 _GRACE = 0.5
 
 
 class AttachedStream:
-    """The Stream of a child. `wait` gives the child's own exit code; whether the machine died under it is for the
-    provider to find out."""
+    """The Stream of a child. `wait` returns the child's exit code. The provider checks whether the machine has died."""
 
     def __init__(self, process: Process, stdin: int, stdout: int, stderr: int) -> None:
         self._process = process
@@ -54,29 +53,29 @@ class AttachedStream:
         status = await self._process.wait()
         return 128 - status if status < 0 else status
 
-    def let_go(self) -> None:
+    def close(self) -> None:
         for pipe in (self._stdin, self._stdout, self._stderr):
             pipe.close()
 
 
 @asynccontextmanager
 async def attached(argv: Sequence[bytes], env: Mapping[str, str]) -> AsyncIterator[AttachedStream]:
-    """Run a program in a session of its own, with nothing but `env`. When the block is left, its pipes are closed;
-    if it does not end of that in a moment, its process group is killed."""
-    with contextlib.ExitStack() as ours, contextlib.ExitStack() as childs:
-        stdin, to_child = _pipe(childs, ours, inward=True)
-        from_child, stdout = _pipe(ours, childs, inward=False)
-        errors, stderr = _pipe(ours, childs, inward=False)
+    """Run a program in a new session, with `env` as its whole environment. At the end of the block its pipes are
+    closed. If it does not exit soon after, its process group is killed."""
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        stdin, to_child = _pipe(theirs, ours, inward=True)
+        from_child, stdout = _pipe(ours, theirs, inward=False)
+        errors, stderr = _pipe(ours, theirs, inward=False)
         process = await anyio.open_process(
             list(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd="/", start_new_session=True
         )
-        childs.close()
+        theirs.close()
         ours.pop_all()
         stream = AttachedStream(process, to_child, from_child, errors)
         try:
             yield stream
         finally:
-            stream.let_go()
+            stream.close()
             with anyio.CancelScope(shield=True):
                 with anyio.move_on_after(_GRACE):
                     await process.wait()
@@ -86,7 +85,7 @@ async def attached(argv: Sequence[bytes], env: Mapping[str, str]) -> AsyncIterat
 
 
 def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack, *, inward: bool) -> tuple[int, int]:
-    """A pipe of which our end does not block; each end is closed by its stack."""
+    """Create a pipe whose end in this process does not block. Each stack closes one end."""
     read, write = os.pipe()
     readers.callback(os.close, read)
     writers.callback(os.close, write)
@@ -95,7 +94,7 @@ def _pipe(readers: contextlib.ExitStack, writers: contextlib.ExitStack, *, inwar
 
 
 class _Pipe:
-    """Our end of a pipe; closed, it reads as ended and writes into nothing."""
+    """This process's end of a pipe. After `close`, reading returns the end and writing discards."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -120,7 +119,7 @@ class _Pipe:
                 with contextlib.suppress(anyio.ClosedResourceError):
                     await anyio.wait_writable(self._fd)
             except BrokenPipeError:
-                self.close()  # the program does not want its input: its own exit code tells what that means
+                self.close()  # the program does not read its input; its exit code shows whether that is an error
 
     def close(self) -> None:
         if self._fd >= 0:

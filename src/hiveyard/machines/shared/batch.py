@@ -1,4 +1,4 @@
-"""Steps with files as words and bytes for the BATCH script, and how many of them one round trip can carry."""
+"""Encode steps with files as arguments and data for the BATCH script, and group them into round trips."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DATA_LIMIT = 4 << 20
 
 
 class Step(NamedTuple):
-    """One step. `verb` says it in an error; `words` are for the script, the path being the second of them."""
+    """One step. `verb` describes it in an error. `words` are the script's arguments; the second is the path."""
 
     verb: str
     path: str
@@ -26,30 +26,30 @@ class Step(NamedTuple):
         return sum(len(word.encode("utf-8", "surrogateescape")) + 1 for word in self.words)
 
 
-def step(wanted: FileStep, absolute: str) -> Step:
-    """`absolute` is its path as the guest takes it."""
-    if isinstance(wanted, WriteFile):
-        who = "" if wanted.owner is None else wanted.owner
-        who += "" if wanted.group is None else f":{wanted.group}"
-        parents, size = "1" if wanted.parents else "", str(len(wanted.data))
-        digest = hashlib.sha256(wanted.data).hexdigest()
-        words = ("put", absolute, f"{wanted.mode:o}", parents, size, digest, secrets.token_hex(8), who)
-        return Step("write", wanted.path, words, wanted.data)
-    if isinstance(wanted, MakeDirectory):
-        made = ("make", absolute, f"{wanted.mode:o}", "1" if wanted.parents else "")
-        return Step("make the directory", wanted.path, _filled(*made))
-    if isinstance(wanted, SetMode):
-        return Step("change the mode of", wanted.path, _filled("mode", absolute, f"{wanted.mode:o}"))
-    assert isinstance(wanted, Remove)
-    return Step("remove", wanted.path, _filled("take", absolute))
+def encode(step: FileStep, absolute: str) -> Step:
+    """Encode a step. `absolute` is its path in the guest."""
+    if isinstance(step, WriteFile):
+        owner = "" if step.owner is None else step.owner
+        owner += "" if step.group is None else f":{step.group}"
+        parents, size = "1" if step.parents else "", str(len(step.data))
+        digest = hashlib.sha256(step.data).hexdigest()
+        words = ("put", absolute, f"{step.mode:o}", parents, size, digest, secrets.token_hex(8), owner)
+        return Step("write", step.path, words, step.data)
+    if isinstance(step, MakeDirectory):
+        made = ("make", absolute, f"{step.mode:o}", "1" if step.parents else "")
+        return Step("make the directory", step.path, _padded(*made))
+    if isinstance(step, SetMode):
+        return Step("change the mode of", step.path, _padded("mode", absolute, f"{step.mode:o}"))
+    assert isinstance(step, Remove)
+    return Step("remove", step.path, _padded("take", absolute))
 
 
-def _filled(*words: str) -> tuple[str, ...]:
+def _padded(*words: str) -> tuple[str, ...]:
     return (*words, *("",) * (8 - len(words)))
 
 
-def trips(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
-    """The steps in order, as many together as may travel at once; one that is large goes alone."""
+def round_trips(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
+    """Group the steps in order, as many as fit into one round trip. A large step has one of its own."""
     first = words = data = 0
     for number, one in enumerate(steps):
         words, data = words + one.size, data + len(one.data)

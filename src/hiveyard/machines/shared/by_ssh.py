@@ -1,5 +1,5 @@
-"""The person's own `ssh` to a machine, on a terminal: with a key of the machine's, nothing of the person's
-configuration, and nobody believed at the other end but who has the pinned host key."""
+"""Connect the user's terminal to a machine with the `ssh` program: with the machine's key, without the user's
+configuration, and only to a server with the pinned host key."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SshTarget:
-    """Where ssh leads. `name` is what `host_key` (a public key, as in known_hosts) is known by; `key` is a private one
-    in OpenSSH's form."""
+    """The server. `name` stands for it in known_hosts, with the public key `host_key`. `key` is a private key in the
+    format of OpenSSH."""
 
     name: str
     user: str
@@ -30,18 +30,18 @@ class SshTarget:
     host_key: str
 
 
-def program(far: SshTarget, directory: Path, command: str, options: Sequence[str] = ()) -> list[str]:
-    """The argv that runs `command`, a line for the shell there, on a terminal. `directory` is where the key can lie,
-    and goes with the machine; `options` are more of ssh's own."""
+def program(target: SshTarget, directory: Path, command: str, options: Sequence[str] = ()) -> list[str]:
+    """Return the argv that runs `command`, a line for the server's shell, on a terminal. The key is written to
+    `directory`, which is removed with the machine. `options` are more options of ssh."""
     key, known = directory / "terminal_key", directory / "known_hosts"
-    # Not synced: both are written anew each time.
-    write_atomic(key, far.key.encode(), mode=0o600, durable=False)
-    write_atomic(known, f"{far.name} {far.host_key.strip()}\n".encode(), mode=0o600, durable=False)
-    own = (f"HostKeyAlias={far.name}", f"UserKnownHostsFile={_quoted(known)}", f"IdentityFile={_quoted(key)}")
-    said = [word for option in (*_OPTIONS, *options, *own) for word in ("-o", option)]
-    return ["ssh", "-F", "none", "-tt", *said, "-p", str(far.port), "-l", far.user, "--", far.host, command]
+    # Not synced to disk: both are written each time.
+    write_atomic(key, target.key.encode(), mode=0o600, durable=False)
+    write_atomic(known, f"{target.name} {target.host_key.strip()}\n".encode(), mode=0o600, durable=False)
+    own = (f"HostKeyAlias={target.name}", f"UserKnownHostsFile={_quoted(known)}", f"IdentityFile={_quoted(key)}")
+    words = [word for option in (*_OPTIONS, *options, *own) for word in ("-o", option)]
+    return ["ssh", "-F", "none", "-tt", *words, "-p", str(target.port), "-l", target.user, "--", target.host, command]
 
 
 def _quoted(path: Path) -> str:
-    """A path as one word of ssh's configuration, in which % begins a token."""
+    """Quote a path as one word of ssh's configuration, in which % begins a token."""
     return '"' + str(path).replace("%", "%%") + '"'

@@ -1,6 +1,6 @@
-"""Talking with one program in a guest: feed it, keep the first part of what it says, know when it is over.
+"""Exchange data with one program in a guest: write its stdin, keep the first part of its output, detect its end.
 
-It knows nothing of scripts or of files; see shell.py for these.
+Nothing here knows scripts or files; see shell.py for these.
 """
 
 from __future__ import annotations
@@ -13,35 +13,36 @@ import anyio
 from hiveyard.core.ports import Stream
 from hiveyard.kit.group import together
 
-CANNOT = 126  # the exit code of the RUN script when its program cannot be started; programs may have it as well
+CANNOT = 126  # the exit code of the RUN script when its program cannot be started; a program may exit with it, too
 
 _PIECE = 1 << 20
 _PREFACE_LIMIT = 64 << 10
 
-# A program may end and leave children that hold its outputs open: what is on its way is waited for, they are not.
+# Seconds. A program may exit and leave children that keep its outputs open. Output that is on its way is waited for:
+# until none has come for _SILENCE, and for _DRAIN_TIMEOUT at most.
 _SILENCE = 0.5
-_AFTERMATH = 30.0
+_DRAIN_TIMEOUT = 30.0
 
 
-class Kept:
-    """The first `limit` bytes of an output; `cut` tells that there were more."""
+class BoundedOutput:
+    """The first `limit` bytes of an output. `truncated` is set when there were more."""
 
     def __init__(self, limit: int) -> None:
         self.data = bytearray()
-        self.cut = False
+        self.truncated = False
         self._limit = limit
 
     def add(self, piece: bytes) -> None:
         room = self._limit - len(self.data)
-        self.cut = self.cut or len(piece) > room
+        self.truncated = self.truncated or len(piece) > room
         if room > 0:
             self.data += piece[:room]
 
 
-class Commanded(Kept):
-    """The stderr of the RUN script: the line that says how the command started, then the command's own.
+class CommandStderr(BoundedOutput):
+    """The stderr of the RUN script: a line about the start of the command, then the stderr of the command.
 
-    `pid` is the command's; `failure` is "cwd" or "exec" when it did not start.
+    `pid` is the command's. `failure` is "cwd" or "exec" if the command did not start.
     """
 
     def __init__(self, token: str, limit: int) -> None:
@@ -59,11 +60,11 @@ class Commanded(Kept):
         self._watch_for_exec(piece)
 
     def unread(self) -> bytes:
-        """What came instead of the first line."""
+        """Return what was received instead of the first line."""
         return bytes(self._preface or b"")
 
     def _begin(self, preface: bytearray, piece: bytes) -> bytes:
-        # A guest's bash may complain (of its locale, say) before it comes to our script.
+        # A guest's bash may print warnings (about its locale, for example) before it runs the script.
         room = _PREFACE_LIMIT - len(preface)
         preface += piece[:room]
         start = preface.find(self._token + b" ")
@@ -87,8 +88,8 @@ class Commanded(Kept):
                 del self.data[-len(trailer) :]
 
 
-async def converse(stream: Stream, data: bytes, out: Callable[[bytes], None], err: Callable[[bytes], None]) -> int:
-    """Give `data` to a program, hand on what it says, and return its exit code. Raises MachineLost, CannotExecute."""
+async def communicate(stream: Stream, data: bytes, out: Callable[[bytes], None], err: Callable[[bytes], None]) -> int:
+    """Write `data` to a program, pass on its output, and return its exit code. Raises MachineLost, CannotExecute."""
     readers = [_Reader(stream.receive, out), _Reader(stream.receive_error, err)]
     async with together() as group:
         group.start_soon(_feed, stream, data, name="feed a command in the guest")
@@ -96,60 +97,60 @@ async def converse(stream: Stream, data: bytes, out: Callable[[bytes], None], er
             group.start_soon(reader.read, name="read a command in the guest")
         status = await stream.wait()
         over = anyio.current_time()
-        with anyio.move_on_after(_AFTERMATH):
+        with anyio.move_on_after(_DRAIN_TIMEOUT):
             for reader in readers:
                 await reader.finish(over)
         group.cancel_scope.cancel()
     return status
 
 
-class Opened:
-    """The Stream of a command: that of the RUN script without what the script itself says.
+class CommandStream:
+    """The Stream of a command: that of the RUN script without the script's own output.
 
-    `over` tells that the exit code is known. `check` raises CannotExecute for a command that was never started."""
+    `over` is set when the exit code is known. `check` raises CannotExecute for a command that was never started."""
 
-    def __init__(self, stream: Stream, said: Commanded, check: Callable[[int], None]) -> None:
+    def __init__(self, stream: Stream, stderr: CommandStderr, check: Callable[[int], None]) -> None:
         self.over = False
         self.send = stream.send
         self.send_eof = stream.send_eof
         self.receive = stream.receive
         self._stream = stream
-        self._said = said
+        self._stderr = stderr
         self._check = check
         self._ended = False
         self._turn = anyio.Lock()
 
     async def started(self) -> None:
-        """Return when the command runs."""
-        while self._said.pid is None and not self._said.failure and not self._ended:
-            await self._hear()
-        if self._said.pid is None:
+        """Wait until the command runs."""
+        while self._stderr.pid is None and not self._stderr.failure and not self._ended:
+            await self._read_error()
+        if self._stderr.pid is None:
             await self.wait()
 
     async def receive_error(self) -> bytes:
         async with self._turn:
-            while not self._said.data and not self._ended:
-                await self._hear()
-            piece = bytes(self._said.data)
-            self._said.data.clear()
+            while not self._stderr.data and not self._ended:
+                await self._read_error()
+            piece = bytes(self._stderr.data)
+            self._stderr.data.clear()
             return piece
 
     async def wait(self) -> int:
         status = await self._stream.wait()
         self.over = True
         if status == CANNOT:
-            # What tells that it was never started is the last on its stderr.
+            # If it was never started, the end of its stderr reports that.
             with anyio.move_on_after(_SILENCE):
                 async with self._turn:
-                    while not self._said.failure and not self._ended:
-                        await self._hear()
+                    while not self._stderr.failure and not self._ended:
+                        await self._read_error()
         self._check(status)
         return status
 
-    async def _hear(self) -> None:
+    async def _read_error(self) -> None:
         piece = await self._stream.receive_error()
         self._ended = not piece
-        self._said.add(piece)
+        self._stderr.add(piece)
 
 
 class _Reader:
@@ -166,7 +167,7 @@ class _Reader:
         self._ended.set()
 
     async def finish(self, over: float) -> None:
-        """Return at the end of the output, or after a silence; the program itself ended at `over`."""
+        """Wait for the end of the output, or until none has come for a while. The program ended at `over`."""
         while not self._ended.is_set():
             patience = max(over, self._last) + _SILENCE - anyio.current_time()
             if patience <= 0:

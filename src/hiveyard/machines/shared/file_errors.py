@@ -1,4 +1,4 @@
-"""What the exit codes of the file scripts mean."""
+"""Translate the exit codes of the file scripts to errors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _KNOWN: dict[int, tuple[type[GuestFileError], str]] = {
     scripts.IS_DIRECTORY: (GuestIsADirectory, "is a directory"),
     scripts.NOT_DIRECTORY: (GuestNotADirectory, "not a directory, or a parent of it is not"),
     scripts.DENIED: (GuestPermissionDenied, "permission denied"),
-    scripts.UNVERIFIED: (GuestWriteUnverified, "what was read back is not what was written"),
+    scripts.UNVERIFIED: (GuestWriteUnverified, "the content read back differs from the content written"),
     scripts.NOT_REGULAR: (GuestFileError, "not a regular file"),
 }
-# The scripts run in the C locale: these texts are the C library's own.
-_SAID: dict[str, type[GuestFileError]] = {
+# The scripts run in the C locale: these messages are the C library's.
+_MESSAGES: dict[str, type[GuestFileError]] = {
     "No space left on device": GuestNoSpace,
     "Disk quota exceeded": GuestNoSpace,
     "Directory not empty": GuestDirectoryNotEmpty,
@@ -33,10 +33,10 @@ _SAID: dict[str, type[GuestFileError]] = {
 }
 
 
-def file_error(verb: str, path: str, status: int, said: bytes) -> GuestFileError:
-    """The error of a script that ended with `status` and said `said`."""
-    words = decode(said)
+def file_error(verb: str, path: str, status: int, stderr: bytes) -> GuestFileError:
+    """Return the error of a script that exited with `status` and printed `stderr`."""
+    words = decode(stderr)
     kind, why = _KNOWN.get(status, (GuestFileError, f"exit code {status}: {one_line(words)}"))
     if status not in _KNOWN:
-        kind = next((kind for text, kind in _SAID.items() if text in words), kind)
+        kind = next((kind for text, kind in _MESSAGES.items() if text in words), kind)
     return kind(f"cannot {verb} {path} in the guest: {why}", path=path)

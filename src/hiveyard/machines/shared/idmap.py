@@ -1,7 +1,7 @@
-"""Id-mapped mounts: a directory whose files are root's on disk and a guest's own where it is shown.
+"""Make id-mapped mounts of directories: their files belong to root on disk, and to a guest's user in the mount.
 
-True for every file at once and in both directions, whenever either side makes one. Needs root, Linux 5.12 and a file
-system that can do it; elsewhere these raise OSError, of which `CANNOT` are the numbers.
+This holds for all files in both directions, also for those that either side creates later. It needs root, Linux 5.12
+and a file system that supports it. Without them these functions raise OSError with a number in `CANNOT`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _MountAttr(ctypes.Structure):
 
 
 async def user_namespace(uid: int) -> int:
-    """A descriptor of a user namespace in which root is `uid`: the map of a mount. The caller closes it."""
+    """Return a descriptor of a user namespace in which root is `uid`, for the map of a mount. The caller closes it."""
     async with process.running(["unshare", "--user", "cat"], stdin=subprocess.PIPE, grace=0.0) as child:
         directory = Path(f"/proc/{child.pid}")
         own = Path("/proc/self/ns/user").readlink()
@@ -48,12 +48,13 @@ async def user_namespace(uid: int) -> int:
                 (directory / kind).write_text(f"0 {uid} 1")
             return os.open(directory / "ns" / "user", os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError):
-            raise OSError(errno.ENOSYS, "there are no user namespaces here", "unshare") from None
+            raise OSError(errno.ENOSYS, "user namespaces are not available", "unshare") from None
 
 
 def mapped(directory: Path, namespace: int, flags: int = 0) -> int:
-    """A descriptor of a mount of `directory` that is nowhere, with the map of `namespace` and mount flags such as
-    NOSUID; it ends with the last descriptor. The caller closes it."""
+    """Return a detached mount of `directory` as a descriptor, with the map of `namespace` and flags such as NOSUID.
+
+    The mount ends with its last descriptor. The caller closes it."""
     tree = _call(_OPEN_TREE, _AT_FDCWD, os.fsencode(directory), _OPEN_TREE_CLONE | os.O_CLOEXEC, about=directory)
     try:
         attr = _MountAttr(flags | _MOUNT_ATTR_IDMAP, 0, 0, namespace)
@@ -66,7 +67,7 @@ def mapped(directory: Path, namespace: int, flags: int = 0) -> int:
 
 
 def put(tree: int, place: Path) -> None:
-    """Give a mount of `mapped` a place."""
+    """Attach a mount of `mapped` at a path."""
     _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(place), _MOVE_MOUNT_F_EMPTY_PATH, about=place)
 
 

@@ -1,4 +1,4 @@
-"""The name by which an installation knows its own in a backend that others use too."""
+"""Name an installation, so that it finds its own machines in a backend that others use, too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hiveyard.kit.names import new_id
 
 
 def installation(state: Path) -> str:
-    """The name of the installation whose directory is `state`; made once, also when several ask at the same time."""
+    """Return the name of the installation whose directory is `state`. It is created once, also for concurrent calls."""
     file = state / "installation"
     with contextlib.suppress(FileNotFoundError):
         return file.read_text()

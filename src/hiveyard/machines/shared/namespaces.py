@@ -1,4 +1,4 @@
-"""Whether a user without rights may make user namespaces here, and what to type when not."""
+"""Check whether an unprivileged user may create user namespaces, and say which command allows it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from hiveyard.core.errors import ProviderUnavailable
 from hiveyard.kit import process
 
-# Ubuntu 24.04 lets anybody make one and takes all capabilities in it away, so one of them is used.
+# Ubuntu 24.04 lets any user create one, but without capabilities. So the trial uses a capability.
 _TRIAL = "unshare --map-root-user --map-auto -- setpriv --reuid=1 --regid=1 --clear-groups true"
 _SETTINGS = (
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
@@ -17,17 +17,18 @@ _SETTINGS = (
 
 
 async def check_user_namespaces(otherwise: str) -> None:
-    """Raises ProviderUnavailable when this user gets none with all ids of theirs (/etc/subuid); the hint is
-    `otherwise` when no setting of the kernel is the reason."""
+    """Raise ProviderUnavailable if this user cannot create one with all their ids (/etc/subuid).
+
+    The hint is `otherwise` if no setting of the kernel is the reason."""
     done = await process.run(_TRIAL.split(), timeout=20)
     if not done.ok:
-        said = f"this user gets no user namespace: {done.complaint(200)}"
-        raise ProviderUnavailable(said, hint=what_to_allow(otherwise))
+        message = f"this user gets no user namespace: {done.error_output(200)}"
+        raise ProviderUnavailable(message, hint=what_to_allow(otherwise))
 
 
 def what_to_allow(otherwise: str, proc: Path = Path("/proc/sys")) -> str:
-    """The usual reason why a host has user namespaces and nobody may use them, as the command that changes it until the
-    next start of the host, and where the same lasts."""
+    """Return the command that allows user namespaces until the next reboot, and where to set it for good, if one of the
+    usual kernel settings forbids them."""
     for name, refusal, wanted in _SETTINGS:
         setting = proc / name
         if setting.is_file() and setting.read_text().strip() == refusal:

@@ -1,15 +1,15 @@
-"""The bash scripts by which a guest does what the host asks; each is one round trip.
+"""Bash scripts that run in a guest. Each is one round trip.
 
-They use builtins where they can, because in an emulated machine every fork costs milliseconds. Arguments are
-positional, so no path or value is ever part of a script. They tell the host how it went by exit code, never by text.
-Needed in the guest: bash and coreutils.
+They use builtins where possible, because in an emulated machine every fork takes milliseconds. Arguments are
+positional, so no path or value is ever part of a script. They report the result by exit code, never by text. They need
+bash and coreutils in the guest.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# Exit codes of the file scripts. What has none of its own is FAILED, explained by what the tool said.
+# Exit codes of the file scripts. Other errors are FAILED, and the tool's message explains them.
 NOT_FOUND: Final = 40
 IS_DIRECTORY: Final = 41
 NOT_DIRECTORY: Final = 42
@@ -19,9 +19,9 @@ FAILED: Final = 45
 NOT_REGULAR: Final = 46
 
 # TOKEN CWD N NAME=VALUE{N} PROGRAM ARGUMENT...
-# The program replaces the shell, so its exit code and signals are its own. A first line on stderr, `TOKEN PID`, tells
-# the host where the command's output begins and which process to kill; `TOKEN cwd` or a last line `TOKEN exec` tells
-# that it never started. The token is in the environment of the command, so that what it starts can be found.
+# The program replaces the shell, so its exit code and signals are its own. A first line on stderr, `TOKEN PID`, shows
+# where the command's output begins and which process to kill. `TOKEN cwd`, or a last line `TOKEN exec`, reports that it
+# never started. The token is in the environment of the command, so that the processes it starts can be found.
 RUN: Final = r"""
 shopt -s execfail
 __t=$1 __n=$3
@@ -35,8 +35,27 @@ printf '\n%s exec\n' "$__t" >&2
 exit 126
 """
 
+# TOKEN CWD N SIZE
+# The same for a command that is too long for some ways into a guest. Stdin begins with SIZE bytes: NAME=VALUE{N}
+# PROGRAM ARGUMENT... as quoted words of bash, then TOKEN, so that a part of them is not taken for all.
+RUN_LONG: Final = r"""
+shopt -s execfail
+__t=$1 __n=$3
+cd -- "$2" 2>/dev/null || { printf '%s cwd\n' "$__t" >&2; exit 125; }
+printf '%s %d\n' "$__t" $$ >&2
+__w=$(dd bs=64K count="$4" iflag=fullblock,count_bytes status=none)
+[[ $__w == *" $__t" ]] || { printf 'not all of it arrived\n%s exec\n' "$__t" >&2; exit 126; }
+eval "set -- ${__w% *}"
+unset __w
+while ((__n-- > 0)); do export "$1"; shift; done
+export HIVEYARD_RUN=$__t
+exec -- "$@"
+printf '\n%s exec\n' "$__t" >&2
+exit 126
+"""
+
 # TOKEN CWD N NAME=VALUE{N} PROGRAM ARGUMENT...
-# The same for a program that has a terminal: what went wrong is said there, to the person who sits at it.
+# The same for a program on a terminal: errors are printed there for the user.
 TERMINAL: Final = r"""
 shopt -s execfail
 __t=$1 __n=$3
@@ -49,7 +68,7 @@ exit 126
 """
 
 # TOKEN
-# Hangs up on all that carries TOKEN, as the kernel does when a terminal goes away.
+# Sends SIGHUP to all processes with TOKEN, as the kernel does when a terminal is closed.
 HANG_UP: Final = r"""
 for d in /proc/[0-9]*; do
   e=()
@@ -60,8 +79,8 @@ exit 0
 """
 
 # TOKEN PID
-# Kills the process PID, its session, its process group, whatever carries TOKEN in its environment, and all children
-# of these. They are stopped first, all of them, so that nothing forks away from the kill. Exit 1: some are left.
+# Kills the process PID, its session, its process group, all processes with TOKEN in their environment, and all children
+# of these. All of them are stopped first, so that none can fork before the kill. Exit 1: some are left.
 KILL: Final = r"""
 t=$1 first=$2
 shopt -s nullglob
@@ -145,8 +164,8 @@ EXISTS: Final = (
 )
 
 # {KIND PATH MODE PARENTS SIZE SHA256 TOKEN OWNER}...; the contents are stdin, one after the other.
-# Steps in their order, until one fails: its number is said then, but for the last, whose exit code is the script's own
-# because it needs no shell of its own.
+# Does steps in their order until one fails, and prints its number. The last one needs no subshell: its exit code is
+# that of the script, and its number is not printed.
 BATCH: Final = (
     _FILES
     + r"""
@@ -207,7 +226,7 @@ done
 """
 )
 
-# PATH; trees made read-only by their owner (caches of package managers) go too.
+# PATH; trees that their owner made read-only (caches of package managers) are removed, too.
 REMOVE_TREE: Final = (
     _FILES
     + r"""
@@ -220,8 +239,8 @@ exit 45
 """
 )
 
-# PATH FIRST-BYTE(from 1) PID(or empty). Nothing comes on stdin: its end tells that nobody listens any more, and that
-# is the only sign that reaches a guest by every way in.
+# PATH FIRST-BYTE(from 1) PID(or empty). Nothing is sent to stdin: its end shows that the reader is gone. That is the
+# only signal that every provider passes on.
 FOLLOW: Final = (
     _FILES
     + r"""

@@ -1,7 +1,7 @@
-"""The inside of any machine that can run bash, made from one ability: to open a program in it.
+"""Implement a Guest for any machine that can run bash, on top of one ability: to start a program in it.
 
-A provider implements `Exec`; `ShellGuest` is the whole Guest on top of it. It must not know which backend it talks
-to, and it believes nothing that comes back: every answer is bounded, every exit code is checked.
+A provider implements `Exec`, and `ShellGuest` does the rest. It must not know which backend it uses. It trusts no
+answer of a guest: every answer is limited in size, and every exit code is checked.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import anyio
 
 from hiveyard.core.commands import Command, Result
-from hiveyard.core.context import about, of_guests
+from hiveyard.core.context import error_context, of_guests
 from hiveyard.core.errors import (
     BadInput,
     CannotExecute,
@@ -36,20 +36,25 @@ from hiveyard.core.machines import Capabilities
 from hiveyard.core.ports import Stream
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.shared import scripts
-from hiveyard.machines.shared.batch import Step, step, trips
-from hiveyard.machines.shared.dialogue import Commanded, Kept, Opened, converse
+from hiveyard.machines.shared.batch import Step, encode, round_trips
+from hiveyard.machines.shared.dialogue import BoundedOutput, CommandStderr, CommandStream, communicate
 from hiveyard.machines.shared.file_errors import file_error
 
-_ARGV_LIMIT = 120_000
+_ARGV_LIMIT = 120_000  # bytes that every way into a guest carries as arguments; longer commands go by stdin
+# The kernel's limits: for one argument or variable (MAX_ARG_STRLEN, with the NUL at its end), and for all together
+# where the stack is not limited. It usually is, to 8 MiB, which gives a quarter of that: then the kernel refuses.
+_WORD_LIMIT = (128 << 10) - 1
+_WORDS_LIMIT = 6 << 20
+_TOO_LONG = "give large input by stdin or by a file"
 _ANSWER_LIMIT = 4096
 _HELD_LIMIT = 1 << 20
 _KILL_BUDGET = 20.0
 _KILL_PAUSE = 0.2
-_BEGUN_KILL_BUDGET = 2.0  # a machine that stands still cannot be told
-_SIGNALLED = 128
-_STAYED = 1  # the KILL script's exit code when it could not end all
+_BEGUN_KILL_BUDGET = 2.0  # a frozen machine does not answer
+_SIGNALLED = 128  # exit codes above it are signals
+_STAYED = 1  # the KILL script's exit code when it could not kill all processes
 
-# Bash keeps these for itself and cannot export what the caller wants them to be; env(1) can.
+# Bash sets these variables itself and cannot export the caller's values; env(1) can.
 _BASH_OWN = frozenset(
     (
         "BASH",
@@ -83,27 +88,28 @@ _BASH_OWN = frozenset(
         "_",
         "__t",
         "__n",
+        "__w",
     )
 )
 
 
 class Exec(Protocol):
-    """The one thing a provider does for a guest."""
+    """The ability of a provider to start programs in a guest."""
 
     def open(self, argv: Sequence[str]) -> AbstractAsyncContextManager[Stream]:
         """Run `argv` in the guest as its unprivileged user, without a terminal, in a session of its own (setsid)
-        where that can be had, with HOME, USER, PATH and LANG set. Words hold any character but NUL; file names that
-        are not UTF-8 come as surrogates (encode with `surrogateescape`).
+        where that is possible, with HOME, USER, PATH and LANG set. Words hold any character but NUL; file names that
+        are not UTF-8 are given as surrogates (encode with `surrogateescape`).
 
-        A machine that stands still is waited for, until whoever waits is cancelled. Leaving the block closes stdin and
-        lets go of the outputs; it never waits for long. It need not kill: the guest does. Raises MachineLost;
-        GuestDisconnected when the machine lives; CannotExecute when it has no room for one more program.
+        If the machine is frozen, wait until it continues. Leaving the block closes stdin and the outputs; it never
+        waits for long. It need not kill the program: the guest does. Raises MachineLost; GuestDisconnected if the
+        machine still runs; CannotExecute if it has no capacity for one more program.
         """
 
 
 @of_guests
 class ShellGuest:
-    """A Guest on top of an Exec. `machine` is whose inside it is, for errors; a provider `of_machines` sets it."""
+    """A Guest on top of an Exec. `machine` is the machine's name for errors; `of_machines` sets it."""
 
     def __init__(self, exec: Exec, capabilities: Capabilities, machine: str = "") -> None:
         self.machine = machine
@@ -119,22 +125,23 @@ class ShellGuest:
         limit: int = 16 << 20,
     ) -> Result:
         token = secrets.token_hex(8)
-        argv = self._run_argv(token, command)
-        out, err = Kept(limit), Commanded(token, limit)
+        argv, early = _invocation(token, command, self._capabilities)
+        out, err = BoundedOutput(limit), CommandStderr(token, limit)
         status, limited = None, math.inf if timeout is None else timeout
         deadline = anyio.current_time() + limited
         with anyio.CancelScope(deadline=deadline) as beginning:
             async with self._opened(token, argv) as stream:
                 beginning.deadline = math.inf
-                status = await self._status_by(deadline, converse(stream, stdin, out.add, err.add), token, err)
+                talk = communicate(stream, early + stdin, out.add, err.add)
+                status = await self._status_by(deadline, talk, token, err)
         if status is None:
             shown = one_line(" ".join(command.words()))
             raise CommandTimeout(f"{shown!r} did not end within {limited:g}s and was killed")
         self._check_started(command, err, status)
-        return Result(status, bytes(out.data), bytes(err.data), out.cut or err.cut)
+        return Result(status, bytes(out.data), bytes(err.data), out.truncated or err.truncated)
 
-    async def _status_by(self, deadline: float, talk: Awaitable[int], token: str, err: Commanded) -> int | None:
-        """The exit code of a command; None when it was late, and is dead."""
+    async def _status_by(self, deadline: float, talk: Awaitable[int], token: str, err: CommandStderr) -> int | None:
+        """Return the exit code of a command, None if it was killed at the deadline."""
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
                 return await talk
@@ -151,73 +158,74 @@ class ShellGuest:
             try:
                 stream = await stack.enter_async_context(self._exec.open(argv))
             except anyio.get_cancelled_exc_class():
-                # It may have begun, and nobody have heard of it.
-                await self._kill_before_leaving(token, Commanded(token, 0), _BEGUN_KILL_BUDGET)
+                # It may have started already.
+                await self._kill_before_leaving(token, CommandStderr(token, 0), _BEGUN_KILL_BUDGET)
                 raise
             yield stream
 
     @asynccontextmanager
     async def open(self, command: Command) -> AsyncIterator[Stream]:
         token = secrets.token_hex(8)
-        said = Commanded(token, _HELD_LIMIT)
-        async with self._opened(token, self._run_argv(token, command)) as stream:
-            opened = Opened(stream, said, partial(self._check_opened, command, said))
+        err = CommandStderr(token, _HELD_LIMIT)
+        argv, early = _invocation(token, command, self._capabilities)
+        async with self._opened(token, argv) as stream:
+            opened = CommandStream(stream, err, partial(self._check_opened, command, err))
             try:
+                if early:
+                    await stream.send(early)
                 await opened.started()
                 yield opened
             finally:
                 if not opened.over:
-                    await self._kill_before_leaving(token, said)
+                    await self._kill_before_leaving(token, err)
 
-    def _run_argv(self, token: str, command: Command) -> tuple[str, ...]:
-        return _words(scripts.RUN, token, command, self._capabilities)
-
-    def _check_opened(self, command: Command, err: Commanded, status: int) -> None:
-        """In the block of `open`, out of which errors do not go through that."""
+    def _check_opened(self, command: Command, err: CommandStderr, status: int) -> None:
+        """Check as in `open`: errors raised inside its block do not pass through its decorator."""
         named = {"machine": self.machine, "command": command.name or ""}
-        with about("open", lambda: {what: name for what, name in named.items() if name}):
+        with error_context("open", lambda: {what: name for what, name in named.items() if name}):
             self._check_started(command, err, status)
 
-    def _check_started(self, command: Command, err: Commanded, status: int) -> None:
+    def _check_started(self, command: Command, err: CommandStderr, status: int) -> None:
         shown = one_line(command.words()[0])
         if err.failure == "cwd":
             raise CannotExecute(f"cannot run {shown!r}: the directory {command.cwd or '~'} cannot be entered")
         if err.failure == "exec":
-            raise CannotExecute(f"cannot run {shown!r}: {one_line(decode(bytes(err.data))) or 'it cannot be started'}")
+            why = one_line(decode(bytes(err.data))) or "it cannot be started"
+            raise CannotExecute(f"cannot run {shown!r}: {why}", hint=_TOO_LONG if "too long" in why else "")
         if err.pid is None:
-            said = one_line(decode(err.unread()))
-            raise CannotExecute(f"the guest's bash did not start: exit code {status}: {said}")
+            output = one_line(decode(err.unread()))
+            raise CannotExecute(f"the guest's bash did not start: exit code {status}: {output}")
 
-    async def _kill(self, token: str, err: Commanded, budget: float = _KILL_BUDGET) -> None:
-        """End a command and all that it started; returns when they are gone. Raises MachineLost when they stay."""
+    async def _kill(self, token: str, err: CommandStderr, budget: float = _KILL_BUDGET) -> None:
+        """Kill a command and all that it started, and wait until they have ended. Raises MachineLost if some remain."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(budget) as scope:
             argv = ("bash", "-c", scripts.KILL, "hv", token, str(err.pid or -1))
-            # In a guest that is full of processes it may take several attempts to start one more.
+            # In a guest whose process table is full it may take several attempts to start one more program.
             while (status := await self._status(argv)) not in (0, _STAYED):  # noqa: ASYNC110
                 await anyio.sleep(_KILL_PAUSE)
             if status == 0:
                 return
-        why = "did not answer" if scope.cancelled_caught else f"said {status}"
-        raise MachineLost(f"the guest could not end the processes of a command: it {why}")
+        why = "did not answer" if scope.cancelled_caught else f"answered {status}"
+        raise MachineLost(f"the guest could not kill the processes of a command: it {why}")
 
     async def _status(self, argv: Sequence[str]) -> int | None:
-        """The exit code of a program; None when the guest could not start it, or broke off."""
+        """Return the exit code of a program, None if the guest could not start it or disconnected."""
         with contextlib.suppress(CannotExecute, GuestDisconnected):
             async with self._exec.open(argv) as stream:
                 # Its stdin stays open until it ends: the script sleeps by waiting for it.
                 return await stream.wait()
         return None
 
-    async def _kill_before_leaving(self, token: str, err: Commanded, budget: float = _KILL_BUDGET) -> None:
-        # A machine that is gone or stuck is found out by whoever cancelled us; it must not hide the cancelling.
+    async def _kill_before_leaving(self, token: str, err: CommandStderr, budget: float = _KILL_BUDGET) -> None:
+        # The canceller finds out itself that a machine is lost or stuck; that error must not hide the cancellation.
         with contextlib.suppress(ProviderError):
             await self._kill(token, err, budget)
 
     async def read(self, path: str, *, offset: int = 0, limit: int = 64 << 20) -> bytes:
-        out = Kept(limit + 1)
+        out = BoundedOutput(limit + 1)
         await self._file("read", scripts.READ, path, str(offset), str(limit + 1), out=out)
         if len(out.data) > limit:
-            raise GuestFileTooLarge(f"{path} has more than the {limit} bytes that were asked for", path=path)
+            raise GuestFileTooLarge(f"{path} has more than the requested {limit} bytes", path=path)
         return bytes(out.data)
 
     async def write(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
@@ -250,7 +258,7 @@ class ShellGuest:
 
     async def batch(self, steps: Sequence[FileStep]) -> None:
         done = 0
-        for trip in trips([step(one, self._path(one.path)) for one in steps]):
+        for trip in round_trips([encode(one, self._path(one.path)) for one in steps]):
             if (failed := await self._trip(trip)) is not None:
                 number, error = failed
                 if number is not None:
@@ -258,29 +266,32 @@ class ShellGuest:
                 raise error
             done += len(trip)
 
-    async def _step(self, wanted: FileStep) -> None:
-        if (failed := await self._trip([step(wanted, self._path(wanted.path))])) is not None:
+    async def _step(self, step: FileStep) -> None:
+        if (failed := await self._trip([encode(step, self._path(step.path))])) is not None:
             raise failed[1]
 
     async def _trip(self, steps: Sequence[Step]) -> tuple[int | None, GuestFileError] | None:
-        """Do steps in one round trip. Returns which failed, where that is known, and why."""
-        words, out, said = [word for one in steps for word in one.words], Kept(_ANSWER_LIMIT), Kept(_ANSWER_LIMIT)
+        """Do steps in one round trip. Returns the number of the failed one, if it is known, and the error."""
+        words = [word for one in steps for word in one.words]
+        out, err = BoundedOutput(_ANSWER_LIMIT), BoundedOutput(_ANSWER_LIMIT)
         async with self._exec.open(("bash", "-c", scripts.BATCH, "hv", *words)) as stream:
-            status = await converse(stream, b"".join(one.data for one in steps), out.add, said.add)
+            status = await communicate(stream, b"".join(one.data for one in steps), out.add, err.add)
         if status == 0:
             return None
         number = bytes(out.data).strip()
         if not number and status > _SIGNALLED and len(steps) > 1:
-            return None, GuestFileError(f"the guest killed what did {len(steps)} steps with files: exit code {status}")
+            return None, GuestFileError(
+                f"the guest killed the script for {len(steps)} steps with files: exit code {status}"
+            )
         failed = min(int(number) if number.isdigit() and len(number) < 6 else len(steps), len(steps) - 1)
-        return failed, file_error(steps[failed].verb, steps[failed].path, status, bytes(said.data))
+        return failed, file_error(steps[failed].verb, steps[failed].path, status, bytes(err.data))
 
     async def remove_tree(self, path: str) -> None:
         target = self._path(path)
         bare = posixpath.normpath("/" + target.lstrip("/"))
         for kept in (self._capabilities.home, self._capabilities.session):
             if posixpath.commonpath([bare, kept]) == bare:
-                raise BadInput(f"{path} is not for removing: {kept} is needed by the machine")
+                raise BadInput(f"{path} cannot be removed: the machine needs {kept}")
         await self._file("remove", scripts.REMOVE_TREE, target.rstrip("/"))
 
     async def follow(self, path: str, *, offset: int = 0, pid: int | None = None) -> AsyncGenerator[bytes, None]:
@@ -294,22 +305,22 @@ class ShellGuest:
                         yield piece
                     status = await stream.wait()
             except GuestDisconnected:
-                continue  # connecting again is bounded in time: it ends in MachineLost
+                continue  # connecting again has a time limit: it ends in MachineLost
             if status > _SIGNALLED:
-                # Whoever may kill all of the guest's processes kills this one too.
+                # A command that kills all processes of the guest kills this one, too.
                 status = None
                 await anyio.sleep(_KILL_PAUSE)
         if status != 0:
             raise file_error("follow", path, status, b"")
 
     async def _file(
-        self, verb: str, script: str, path: str, *extra: str, stdin: bytes = b"", out: Kept | None = None
+        self, verb: str, script: str, path: str, *extra: str, stdin: bytes = b"", out: BoundedOutput | None = None
     ) -> None:
-        said = Kept(_ANSWER_LIMIT)
+        err = BoundedOutput(_ANSWER_LIMIT)
         async with self._exec.open(self._script(script, path, *extra)) as stream:
-            status = await converse(stream, stdin, (out or Kept(_ANSWER_LIMIT)).add, said.add)
+            status = await communicate(stream, stdin, (out or BoundedOutput(_ANSWER_LIMIT)).add, err.add)
         if status != 0:
-            raise file_error(verb, path, status, bytes(said.data))
+            raise file_error(verb, path, status, bytes(err.data))
 
     def _script(self, script: str, path: str, *extra: str) -> tuple[str, ...]:
         return ("bash", "-c", script, "hv", self._path(path), *extra)
@@ -319,30 +330,67 @@ class ShellGuest:
 
 
 def terminal_words(token: str, command: Command, capabilities: Capabilities) -> tuple[str, ...]:
-    """The argv, for a guest, of a command that a provider gives a terminal of its own. `token` is in its environment
-    as HIVEYARD_RUN. Raises BadInput, CannotExecute."""
-    return _words(scripts.TERMINAL, token, command, capabilities)
+    """Return the argv that runs a command on a terminal in a guest. `token` is in its environment as HIVEYARD_RUN.
+
+    Raises BadInput, CannotExecute."""
+    cwd, env, words = _parts(command, capabilities)
+    argv = ("bash", "-c", scripts.TERMINAL, "hv", token, cwd, str(len(env)), *env, *words)
+    if (size := _size(argv)) > _ARGV_LIMIT:
+        raise CannotExecute(
+            f"the command with its environment is {size} bytes long, at most {_ARGV_LIMIT} fit", hint=_TOO_LONG
+        )
+    return argv
 
 
-def _words(script: str, token: str, command: Command, capabilities: Capabilities) -> tuple[str, ...]:
+class _Invocation(NamedTuple):
+    """The argv that runs a command in a guest, and the bytes that its stdin begins with."""
+
+    argv: tuple[str, ...]
+    early: bytes = b""
+
+
+def _invocation(token: str, command: Command, capabilities: Capabilities) -> _Invocation:
+    cwd, env, words = _parts(command, capabilities)
+    argv = ("bash", "-c", scripts.RUN, "hv", token, cwd, str(len(env)), *env, *words)
+    if _size(argv) <= _ARGV_LIMIT:
+        return _Invocation(argv)
+    encoded = [word.encode("utf-8", "surrogateescape") for word in (*env, *words)]
+    if (longest := max(map(len, encoded))) > _WORD_LIMIT:
+        raise CannotExecute(
+            f"one argument or variable of the command is {longest} bytes long, at most {_WORD_LIMIT} fit",
+            hint=_TOO_LONG,
+        )
+    if (size := sum(len(word) + 1 for word in encoded)) > _WORDS_LIMIT:
+        raise CannotExecute(
+            f"the command with its environment is {size} bytes long, at most {_WORDS_LIMIT} fit", hint=_TOO_LONG
+        )
+    early = b"".join(b"'%s' " % word.replace(b"'", rb"'\''") for word in encoded) + token.encode()
+    return _Invocation(("bash", "-c", scripts.RUN_LONG, "hv", token, cwd, str(len(env)), str(len(early))), early)
+
+
+def _parts(command: Command, capabilities: Capabilities) -> tuple[str, list[str], tuple[str, ...]]:
+    """Return the directory of a command, the variables that bash sets for it, and its words."""
     words = command.words()
     own = [f"{name}={value}" for name, value in command.env.items() if name in _BASH_OWN]
     if own:
         words = ("env", "--", *own, *words)
     env = [f"{name}={value}" for name, value in command.env.items() if name not in _BASH_OWN]
-    cwd = _absolute(command.cwd or "~", capabilities)
-    argv = ("bash", "-c", script, "hv", token, cwd, str(len(env)), *env, *words)
-    size = sum(len(word.encode("utf-8", "surrogateescape")) + 1 for word in argv)
-    if size > _ARGV_LIMIT:
-        raise CannotExecute(
-            f"the command with its environment is {size} bytes long, at most {_ARGV_LIMIT} fit",
-            hint="give large input by stdin or by a file",
-        )
-    return argv
+    return _absolute(command.cwd or "~", capabilities), env, tuple(words)
+
+
+def _size(argv: Sequence[str]) -> int:
+    """Return the size of arguments on their way. Docker's API needs a word that is not UTF-8 as escapes, which are four
+    times as long."""
+    return sum(_length(word) + 1 for word in argv)
+
+
+def _length(word: str) -> int:
+    encoded = word.encode("utf-8", "surrogateescape")
+    return len(encoded) if word.isascii() or encoded == word.encode("utf-8", "replace") else 4 * len(encoded)
 
 
 def _absolute(path: str, capabilities: Capabilities) -> str:
-    """`path` as the guest takes it: absolute, with the home directory in the place of `~`."""
+    """Return `path` for the guest: absolute, with `~` replaced by the home directory."""
     if "\0" in path:
         raise BadInput(f"a path cannot contain a NUL character: {path[:80]!r}")
     if path == "~" or path.startswith("~/"):

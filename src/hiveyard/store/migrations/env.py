@@ -1,4 +1,4 @@
-"""Run by Alembic, on the connection and in the transaction that `migrate` holds."""
+"""Run by Alembic, on the connection and in the transaction of `migrate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions that no task made: what was asked for, where they stopped, their ports and snapshots."""
+"""Add sessions without a task: their request, stop reason, ports and snapshots."""
 
 from __future__ import annotations
 
