@@ -46,7 +46,7 @@ from hiveyard.engine.sessions.view import SessionView, own, view, views_of
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.validation import check, check_account, completed
-from hiveyard.engine.workspace.create import make_and_journal
+from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
@@ -134,7 +134,7 @@ class Sessions:
             if request.prompt is not None:
                 journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST)
 
-        await make_and_journal(self._r, workspace.root, make, write)
+        await create_and_record(self._r, workspace.root, make, write)
 
     async def resume(self, id: str, budget_usd: float | None = None) -> None:
         """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success.
