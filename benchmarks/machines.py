@@ -67,7 +67,7 @@ async def docker_run(socket: Path, image: str) -> None:
     """From nothing to the end of `true`, as a person types it; the container is gone then."""
     words = ["docker", "--host", f"unix://{socket}", "run", "--rm", "--network", "none", image, "true"]
     if not (ran := await process.run(words)).ok:
-        raise ProviderError(f"docker run: {ran.complaint()}")
+        raise ProviderError(f"docker run: {ran.error_output()}")
 
 
 async def engine_alone(timed: Timed, client: Docker, image: str) -> None:

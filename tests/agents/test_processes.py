@@ -234,7 +234,7 @@ async def opencode(tmp_path: Path, script: str, *, trusted: bool = False) -> pro
 
 async def git(tmp_path: Path, *words: str) -> str:
     done = await process.run(["git", *words], cwd=tmp_path / "repo", env=GIT_ENV)
-    assert done.ok, done.complaint()
+    assert done.ok, done.error_output()
     return done.stdout.decode()
 
 

@@ -273,7 +273,7 @@ def _usage(played: Played) -> tuple[int, int]:
 async def _commit(yard: HostYard) -> None:
     for words in (("add", "-A"), ("commit", "-qm", "more")):
         done = await process.run(["git", *words], cwd=yard.repo, env=GIT_ENV)
-        assert done.ok, done.complaint()
+        assert done.ok, done.error_output()
 
 
 async def _status(yard: HostYard) -> list[str]:

@@ -1,4 +1,4 @@
-"""Copying trees that a guest made."""
+"""Copies of trees that a guest made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def settled(path: Path) -> None:
-    """Wait until the files of a tree are old enough to be told from later ones."""
+    """Wait until the files of a tree are old enough to be distinguished from later ones."""
     newest = max(file.lstat().st_ctime_ns for file in path.rglob("*"))
     while time.time_ns() < newest + 2_100_000_000:
         time.sleep(0.05)
@@ -57,7 +57,7 @@ def test_links_are_copied_and_never_followed(tree: Path, tmp_path: Path) -> None
     assert found.stdout == b""
 
 
-def test_sockets_are_left_out_and_pipes_made_anew(tree: Path, tmp_path: Path) -> None:
+def test_sockets_are_left_out_and_pipes_are_recreated(tree: Path, tmp_path: Path) -> None:
     os.mkfifo(tree / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tree / "s"))
@@ -67,7 +67,7 @@ def test_sockets_are_left_out_and_pipes_made_anew(tree: Path, tmp_path: Path) ->
     assert stat.S_ISFIFO((tmp_path / "copy" / "pipe").stat().st_mode)
 
 
-def test_nothing_in_a_copy_runs_as_its_owner(tree: Path, tmp_path: Path) -> None:
+def test_setuid_and_setgid_bits_are_not_copied(tree: Path, tmp_path: Path) -> None:
     (tree / "below" / "b.sh").chmod(0o6755)
     copy_tree(tree, tmp_path / "copy")
     assert stat.S_IMODE((tmp_path / "copy" / "below" / "b.sh").stat().st_mode) == 0o755
@@ -90,7 +90,7 @@ def test_holes_stay_holes(tree: Path, tmp_path: Path) -> None:
         assert file.read() == b"end"
 
 
-def test_names_of_one_file_stay_names_of_one_file(tree: Path, tmp_path: Path) -> None:
+def test_hard_links_stay_hard_links(tree: Path, tmp_path: Path) -> None:
     os.link(tree / "a.txt", tree / "below" / "again")
     copy_tree(tree, tmp_path / "copy")
     one, other = tmp_path / "copy" / "a.txt", tmp_path / "copy" / "below" / "again"
@@ -98,12 +98,12 @@ def test_names_of_one_file_stay_names_of_one_file(tree: Path, tmp_path: Path) ->
     assert not one.samefile(tree / "a.txt")
 
 
-def test_a_second_copy_shares_what_did_not_change(tree: Path, tmp_path: Path) -> None:
+def test_a_second_copy_shares_unchanged_files(tree: Path, tmp_path: Path) -> None:
     settled(tree)
     first = copy_tree(tree, tmp_path / "first")
     times = (tree / "a.txt").stat()
     (tree / "a.txt").write_text("two\n")
-    # A guest can set back the time that `ls` shows, and it can keep the size.
+    # A guest can reset the modification time and keep the size.
     os.utime(tree / "a.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
     second = copy_tree(tree, tmp_path / "second", Former(tmp_path / "first", first.marks))
     assert second.shared == 1
@@ -112,13 +112,13 @@ def test_a_second_copy_shares_what_did_not_change(tree: Path, tmp_path: Path) ->
     assert (tmp_path / "first" / "a.txt").read_text() == "one\n"
 
 
-def test_what_was_changed_a_moment_ago_is_not_taken_for_known(tree: Path, tmp_path: Path) -> None:
+def test_a_file_that_just_changed_is_not_marked_as_unchanged(tree: Path, tmp_path: Path) -> None:
     (tree / "a.txt").write_text("now\n")
     done = copy_tree(tree, tmp_path / "copy")
     assert b"a.txt" not in done.marks
 
 
-def test_a_name_that_is_no_text_is_known_again(tree: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_not_text_is_recognized(tree: Path, tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tree) + b"/below/\xff")).write_text("odd\n")
     settled(tree)
     first = copy_tree(tree, tmp_path / "first")
@@ -127,7 +127,7 @@ def test_a_name_that_is_no_text_is_known_again(tree: Path, tmp_path: Path) -> No
     assert (second.files, second.shared) == (3, 3)
 
 
-def test_a_tree_without_an_end_is_an_error_and_not_a_crash(tree: Path, tmp_path: Path) -> None:
+def test_a_tree_that_is_too_deep_is_an_error(tree: Path, tmp_path: Path) -> None:
     here = os.open(tree, os.O_RDONLY)
     for _ in range(DEEPEST + 10):
         os.mkdir("d", dir_fd=here)
@@ -140,7 +140,7 @@ def test_a_tree_without_an_end_is_an_error_and_not_a_crash(tree: Path, tmp_path:
     assert caught.value.errno == errno.ENAMETOOLONG
 
 
-def test_a_swap_of_directories_for_links_while_we_look_leads_nowhere(tree: Path, tmp_path: Path) -> None:
+def test_directories_replaced_by_links_during_the_copy_are_not_followed(tree: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "key").write_text("of the host")
@@ -166,7 +166,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_is_told_as_the_system_tells_it(tree: Path, small: Path) -> None:
+def test_a_full_disk_raises_the_error_of_the_system(tree: Path, small: Path) -> None:
     (tree / "large").write_bytes(os.urandom(16 << 20))
     with pytest.raises(OSError, match="No space") as caught:
         copy_tree(tree, small / "copy")
@@ -244,13 +244,13 @@ copy_tree(Path(sys.argv[1], "tree"), Path(sys.argv[1], "copy"))
 """
 
 
-def test_what_its_owner_may_not_read_is_copied_with_its_mode() -> None:
+def test_files_without_read_permission_are_copied_with_their_mode() -> None:
     with TemporaryDirectory() as place:
         done = nobody(UNREADABLE, place)
         assert done.returncode == 0, done.stderr
 
 
-def test_a_file_of_somebody_else_that_cannot_be_read_is_told_with_its_path() -> None:
+def test_an_unreadable_file_of_another_user_is_an_error_with_its_path() -> None:
     with TemporaryDirectory() as place:
         below = Path(place, "tree", "below")
         below.mkdir(parents=True)
@@ -259,10 +259,10 @@ def test_a_file_of_somebody_else_that_cannot_be_read_is_told_with_its_path() -> 
         assert done.stderr.endswith("PermissionError: [Errno 13] Permission denied: 'below/file'\n"), done.stderr
 
 
-def test_a_part_of_the_disk_is_left_free_and_what_is_shared_needs_none(tree: Path, tmp_path: Path) -> None:
+def test_reserved_disk_space_stays_free_and_shared_files_need_none(tree: Path, tmp_path: Path) -> None:
     settled(tree)
     before = copy_tree(tree, tmp_path / "before")
-    with pytest.raises(OSError, match="kept free"):
+    with pytest.raises(OSError, match="reserved"):
         copy_tree(tree, tmp_path / "another", reserve=1 << 60)
     again = copy_tree(tree, tmp_path / "again", Former(tmp_path / "before", before.marks), reserve=1 << 60)
     assert (again.files, again.shared) == (2, 2)

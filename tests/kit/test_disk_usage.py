@@ -1,4 +1,4 @@
-"""What trees take on a disk."""
+"""Sizes of trees on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_holes_take_nothing_and_names_of_one_file_count_once(tmp_path: Path) -> 
     assert second < 64 << 10
 
 
-def test_what_is_left_out_is_not_counted_and_links_lead_nowhere(tmp_path: Path) -> None:
+def test_left_out_entries_and_link_targets_are_not_counted(tmp_path: Path) -> None:
     (tmp_path / "a" / "snapshots").mkdir(parents=True)
     (tmp_path / "a" / "snapshots" / "large").write_bytes(os.urandom(1 << 20))
     (tmp_path / "elsewhere").write_bytes(os.urandom(1 << 20))
@@ -36,7 +36,7 @@ def test_what_is_left_out_is_not_counted_and_links_lead_nowhere(tmp_path: Path) 
     assert Measure().tree(tmp_path / "nothing") == 0
 
 
-def test_what_is_deep_counts_too(tmp_path: Path) -> None:
+def test_deep_files_are_counted(tmp_path: Path) -> None:
     nest(tmp_path, 1500)
     deepest = Path(tmp_path, *["d"] * 1500)
     (deepest / "large").write_bytes(os.urandom(1 << 20))

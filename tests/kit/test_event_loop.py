@@ -1,5 +1,4 @@
-"""A number that somebody lets go of while it is registered is heard for its next owner; a wait that is cancelled when
-its socket becomes ready is no error."""
+"""A descriptor that is closed while registered works for its next owner. A cancelled wait reports no error."""
 
 from __future__ import annotations
 
@@ -16,16 +15,17 @@ from anyio.abc import SocketAttribute, UNIXSocketStream
 from hiveyard.kit import event_loop
 
 
-def closed_in_this_breath(stream: UNIXSocketStream) -> int:
-    """Close a stream, as far as that goes before the loop has its turn; the number that is free now."""
+def close_now(stream: UNIXSocketStream) -> int:
+    """Close a stream as far as possible before the loop runs again. Return the free descriptor number."""
     number: int = stream.extra(SocketAttribute.raw_socket).fileno()
     stream.aclose().send(None)
     return number
 
 
-async def is_heard(path: str) -> bool:
-    """Whether the next owner of a number is, which gets it before the loop has heard that a stream is closed from which
-    somebody receives."""
+async def next_owner_gets_events(path: str) -> bool:
+    """Return whether the next owner of a descriptor gets events.
+
+    It gets the number before the loop knows that the previous stream, from which a task receives, is closed."""
     heard = asyncio.Event()
     async with await anyio.create_unix_listener(path), anyio.create_task_group() as group:
         stream = await anyio.connect_unix(path)
@@ -36,7 +36,7 @@ async def is_heard(path: str) -> bool:
 
         group.start_soon(receive)
         await anyio.wait_all_tasks_blocked()
-        number = closed_in_this_breath(stream)
+        number = close_now(stream)
         one, other = socket.socketpair()
         assert number in (one.fileno(), other.fileno())
         owner, speaker = (one, other) if one.fileno() == number else (other, one)
@@ -49,14 +49,15 @@ async def is_heard(path: str) -> bool:
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_the_next_owner_of_a_number_is_heard(tmp_path: Path, ours: bool) -> None:
-    """asyncio's own selector shows that there is something to mend."""
+def test_the_next_owner_of_a_descriptor_number_gets_events(tmp_path: Path, ours: bool) -> None:
+    """asyncio's own selector shows the bug."""
     options = event_loop.OPTIONS if ours else {}
-    assert anyio.run(is_heard, str(tmp_path / "socket"), backend_options=options) is ours
+    assert anyio.run(next_owner_gets_events, str(tmp_path / "socket"), backend_options=options) is ours
 
 
-async def complaints() -> list[str]:
-    """What the loop reports when a stream becomes readable in the round in which its reader is cancelled."""
+async def reported_errors() -> list[str]:
+    """Return the errors that the loop reports when a stream becomes readable in the round in which its reader is
+    cancelled."""
     running, said = asyncio.get_running_loop(), list[str]()
     running.set_exception_handler(lambda _, context: said.append(context["message"]))
     one, other = socket.socketpair()
@@ -74,6 +75,6 @@ async def complaints() -> list[str]:
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_wait_that_was_cancelled_is_not_told(ours: bool) -> None:
-    said = anyio.run(complaints, backend_options=event_loop.OPTIONS if ours else {})
+def test_a_cancelled_wait_reports_no_error(ours: bool) -> None:
+    said = anyio.run(reported_errors, backend_options=event_loop.OPTIONS if ours else {})
     assert (said == []) is ours, said

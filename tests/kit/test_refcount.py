@@ -9,7 +9,7 @@ from hiveyard.kit.refcount import RefCounted
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_last_who_leaves_closes_it_and_it_can_be_used_again() -> None:
+async def test_the_last_user_closes_it_and_it_can_be_used_again() -> None:
     closed: list[str] = []
 
     async def close() -> None:
@@ -25,7 +25,7 @@ async def test_the_last_who_leaves_closes_it_and_it_can_be_used_again() -> None:
         assert len(closed) == times
 
 
-async def test_one_who_is_cancelled_closes_it_to_the_end() -> None:
+async def test_a_cancelled_user_closes_it_completely() -> None:
     closed: list[str] = []
 
     async def close() -> None:

@@ -1,4 +1,4 @@
-"""Walking and removing trees that a guest made."""
+"""Walks and removals of trees that a guest made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.nobody import nobody
 
 
 def nest(place: Path, depth: int) -> None:
-    """Put so many directories into each other, with a file in each."""
+    """Make nested directories of a depth, with a file in each."""
     here = os.open(place, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir("d", dir_fd=here)
@@ -43,8 +43,8 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("few_descriptors")
-@pytest.mark.parametrize("depth", [1, 64, 65, 66, 1500, 5000])  # the last has paths that no system call takes
-def test_no_depth_is_too_deep(tree: Path, depth: int) -> None:
+@pytest.mark.parametrize("depth", [1, 64, 65, 66, 1500, 5000])  # 5000: paths too long for any system call
+def test_trees_of_any_depth_are_walked_and_removed(tree: Path, depth: int) -> None:
     nest(tree, depth)
     (tree / "beside").mkdir()
     (tree / "beside" / "f").touch()
@@ -55,7 +55,7 @@ def test_no_depth_is_too_deep(tree: Path, depth: int) -> None:
     assert not tree.exists()
 
 
-def test_each_directory_is_met_once_and_before_what_is_in_it(tree: Path) -> None:
+def test_each_directory_is_yielded_once_and_before_its_content(tree: Path) -> None:
     for path in ("a/b/c", "a/d", "e"):
         (tree / path).mkdir(parents=True)
         (tree / path / "f").touch()
@@ -68,7 +68,7 @@ def test_each_directory_is_met_once_and_before_what_is_in_it(tree: Path) -> None
     assert all(met.index(os.path.dirname(path) or ".") < met.index(path) for path in met[1:])
 
 
-def test_what_is_taken_out_is_not_gone_into(tree: Path) -> None:
+def test_a_removed_name_is_not_entered(tree: Path) -> None:
     for path in ("a/b", "c/d"):
         (tree / path).mkdir(parents=True)
     seen = 0
@@ -78,7 +78,7 @@ def test_what_is_taken_out_is_not_gone_into(tree: Path) -> None:
     assert seen == 3
 
 
-def test_what_is_moved_away_while_we_look_does_not_lead_elsewhere(tree: Path, tmp_path: Path) -> None:
+def test_a_directory_that_is_moved_during_the_walk_does_not_lead_outside(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "else" / "secret").mkdir(parents=True)
     nest(tree, 100)
     for name in ("x", "y"):
@@ -111,7 +111,7 @@ def test_links_are_removed_and_not_followed(tree: Path, tmp_path: Path) -> None:
     assert (kept / "below").is_dir()
 
 
-def test_a_swap_of_directories_for_links_while_we_remove_leads_nowhere(tmp_path: Path) -> None:
+def test_directories_replaced_by_links_during_removal_are_not_followed(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     script = 'cd "$1"; while :; do mkdir -p t/a/b; touch t/a/b/f; mv -T t/a t/x; ln -s "$2" t/a; rm -rf t; done'
@@ -127,7 +127,7 @@ def test_a_swap_of_directories_for_links_while_we_remove_leads_nowhere(tmp_path:
     assert (kept / "file").exists()
 
 
-def test_absent_is_a_success_and_a_file_goes_too(tmp_path: Path) -> None:
+def test_an_absent_path_is_a_success_and_a_file_is_removed(tmp_path: Path) -> None:
     remove_tree(tmp_path / "nothing")
     remove_tree(tmp_path / "nowhere" / "nothing")
     (tmp_path / "file").touch()
@@ -151,13 +151,13 @@ assert list(tree.iterdir()) == []
 """
 
 
-def test_what_its_owner_may_not_write_to_any_more_goes_too() -> None:
+def test_directories_without_write_permission_are_removed() -> None:
     with TemporaryDirectory() as place:
         done = nobody(TAKEN, place)
         assert done.returncode == 0, done.stderr
 
 
-def test_what_cannot_go_is_told_and_all_else_goes(tree: Path) -> None:
+def test_an_entry_that_cannot_be_removed_is_an_error_and_all_others_are_removed(tree: Path) -> None:
     for path in ("a/b", "c/d/e"):
         (tree / path).mkdir(parents=True)
         (tree / path / "f").touch()

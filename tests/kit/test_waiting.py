@@ -1,4 +1,4 @@
-"""A main thread that waits hears signals which another thread was given."""
+"""A waiting main thread handles signals that were delivered to another thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def raise_heard(number: int, frame: object) -> None:
 
 @pytest.fixture
 def other_thread_has_signals() -> Iterator[None]:
-    """SIGUSR1 raises Heard; the system may give it to any thread but the main one."""
+    """SIGUSR1 raises Heard. The system may deliver it to any thread except the main one."""
     assert threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGUSR1, raise_heard)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -35,7 +35,7 @@ def other_thread_has_signals() -> Iterator[None]:
 
 
 class Awaited(Future[str]):
-    """One that tells when somebody waits for it."""
+    """A future that reports when somebody waits for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Awaited(Future[str]):
 
 
 def later(future: Awaited, *, signals: bool) -> threading.Thread:
-    """A thread that takes a signal, or none, when somebody waits, and gives the future its result two seconds after."""
+    """Start a thread that takes a signal, or none, once somebody waits, and sets the result two seconds later."""
 
     def run() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
@@ -63,7 +63,7 @@ def later(future: Awaited, *, signals: bool) -> threading.Thread:
 
 
 @pytest.mark.usefixtures("other_thread_has_signals")
-def test_a_signal_that_another_thread_was_given_ends_the_wait() -> None:
+def test_a_signal_delivered_to_another_thread_ends_the_wait() -> None:
     future = Awaited()
     thread = later(future, signals=True)
     with pytest.raises(Heard):
@@ -74,21 +74,21 @@ def test_a_signal_that_another_thread_was_given_ends_the_wait() -> None:
 
 
 @pytest.mark.usefixtures("other_thread_has_signals")
-def test_without_a_signal_it_gives_the_result() -> None:
+def test_without_a_signal_it_returns_the_result() -> None:
     future = Awaited()
     thread = later(future, signals=False)
     assert waiting.result(future) == "done"
     thread.join()
 
 
-def test_it_raises_what_the_work_raised() -> None:
+def test_it_raises_the_error_of_the_work() -> None:
     future: Future[str] = Future()
     future.set_exception(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         waiting.result(future)
 
 
-def test_a_loop_of_the_main_thread_hears_its_signals_afterwards() -> None:
+def test_an_event_loop_of_the_main_thread_gets_its_signals_afterwards() -> None:
     async def wait_for_a_signal() -> bool:
         heard = asyncio.Event()
         future = Awaited()
@@ -104,7 +104,7 @@ def test_a_loop_of_the_main_thread_hears_its_signals_afterwards() -> None:
     assert asyncio.run(wait_for_a_signal())
 
 
-def test_in_another_thread_it_waits_as_well() -> None:
+def test_it_also_waits_in_another_thread() -> None:
     future: Future[str] = Future()
     told: list[str] = []
     thread = threading.Thread(target=lambda: told.append(waiting.result(future)))

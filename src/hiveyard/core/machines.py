@@ -81,7 +81,7 @@ HOST = Image(id="host", name="host", rootfs=Path("/"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The size of a machine. `cpus` may be a fraction: a limit on processor time where the kernel sets one."""
+    """The size of a machine. `cpus` may be a fraction: a limit on CPU time, if the kernel supports it."""
 
     memory_mib: int = 2048
     cpus: float = 2
@@ -100,7 +100,7 @@ class Shape:
 
     @property
     def whole_cpus(self) -> int:
-        """`cpus` rounded up, for machines that have processors of their own."""
+        """`cpus` rounded up, for machines with CPUs of their own."""
         return math.ceil(self.cpus)
 
 

@@ -22,8 +22,10 @@ _SHOWN = 80
 
 
 def parsed(data: object, kind: type[S], what: str) -> S:
-    """Return `data` as a struct; `what` names it (`task request`). Durations and sizes may be texts with a unit (see
-    units.py). Raises BadInput, which names the field, its value and what it may be."""
+    """Return `data` as a struct. `what` is its name in errors (`task request`).
+
+    Durations and sizes may be texts with a unit (see units.py). Raises BadInput, which names the field, its value and
+    the valid values."""
     if not isinstance(data, dict):
         raise BadInput(f"a {what} must be an object, not {_shown(data)}")
     data = converted(data)

@@ -17,10 +17,11 @@ _SURCHARGES = {("speed", "fast"): 6.0, ("inference_geo", "us"): 1.1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """What else the price of the same tokens depends on.
+    """Facts besides the tokens that a price depends on.
 
     `cache_write_1h` is how many of the cache-write tokens are kept for an hour, `web_searches` how often the vendor
-    searched the web. `terms` are the service terms, such as {"service_tier": "priority"}."""
+    searched the web. `terms` are the service terms, such as {"service_tier": "priority"}.
+    """
 
     cache_write_1h: int = 0
     web_searches: int = 0

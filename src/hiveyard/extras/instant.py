@@ -38,7 +38,7 @@ from hiveyard.core.errors import (
     ServiceUnreachable,
 )
 from hiveyard.kit.address import loopback
-from hiveyard.kit.responses import Answers, Complaint, Kinds
+from hiveyard.kit.responses import Answers, ErrorDetail, Kinds
 from hiveyard.kit.rest import Limits, RestClient
 from hiveyard.kit.secret import Secret
 
@@ -244,18 +244,18 @@ _STATUS = {"record-expired": 401, "permission-denied": 403}
 _OF_TOKENS = ("token", "instant-user")
 
 
-def _complaint(status: int, body: bytes) -> Complaint:
+def _complaint(status: int, body: bytes) -> ErrorDetail:
     try:
         said = msgspec.json.decode(body, type=_Said)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Complaint(status, "")
+        return ErrorDetail(status, "")
     if status == 400 and said.type == "record-not-found":
         record = said.hint.get("record-type") if isinstance(said.hint, dict) else said.message
         # A token that nobody has is such a record, too.
         status = 401 if any(word in str(record) for word in _OF_TOKENS) else 404
     elif status == 400:
         status = _STATUS.get(said.type, status)
-    return Complaint(status, said.message)
+    return ErrorDetail(status, said.message)
 
 
 # --- what is asked for, checked before it is ------------------------------------------------------------------------

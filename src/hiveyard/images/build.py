@@ -158,7 +158,7 @@ async def _remove_within(root: Path) -> str:
         done = await process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", str(root)], timeout=_REMOVAL)
     except OSError as error:
         return repr(error)
-    return one_line(done.complaint(), 600)
+    return one_line(done.error_output(), 600)
 
 
 async def _prepare(recipe: Recipe, network: HostNetwork, work: Path, report: Report) -> None:

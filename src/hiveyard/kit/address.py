@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 
 def loopback(host: str) -> bool:
-    """Whether what is sent to `host` stays on this computer."""
+    """Return whether traffic to `host` stays on this computer."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Time, as something that is handed in, so that tests can hold it."""
+"""A clock that is passed in, so that tests can control time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class Clock(Protocol):
     """Wall time for records, monotonic time for durations, and a sleep that follows them."""
 
     def now(self) -> float:
-        """Seconds since the epoch, UTC."""
+        """Return seconds since the epoch, UTC."""
 
     def monotonic(self) -> float:
-        """Seconds from an arbitrary point; never goes back."""
+        """Return seconds from an arbitrary start; never goes back."""
 
     async def sleep(self, seconds: float) -> None: ...
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The system's clock."""
 
     def now(self) -> float:
         return time.time()

@@ -1,4 +1,4 @@
-"""The command lines of the host's processes, by which what was started for something is found."""
+"""Read the command lines of host processes, to find the processes that were started for something."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ _PROC = Path("/proc")
 _KERNEL, _EXITING = 0x00200000, 0x00000004  # PF_KTHREAD, PF_EXITING of <linux/sched.h>
 _PATIENCE = 2.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.001, 0.05
-_MOST = 64 << 10  # bytes of one that are read: a guest may have many, of megabytes
+_MOST = 64 << 10  # bytes read of each: a guest may have many, of megabytes
 _GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
 class Time(Protocol):
-    """What the module `time` has."""
+    """The part of the module `time` that is used here."""
 
     def monotonic(self) -> float: ...
 
     def sleep(self, seconds: float, /) -> None: ...
 
 
-def everyone() -> list[int]:
-    """The numbers of all processes."""
+def all_pids() -> list[int]:
+    """Return the ids of all processes."""
     return [int(entry) for entry in os.listdir(_PROC) if entry.isdigit()]  # noqa: PTH208 (no Path for each)
 
 
 def words(pids: Iterable[int], *, proc: Path = _PROC, time: Time = time) -> Iterator[tuple[int, list[bytes]]]:
-    """Those of `pids` that have a command line, each with its words, without their ends.
+    """Yield the processes of `pids` that have a command line, each with its words.
 
-    In the middle of execve a process has no command line, and whoever looks then would miss it: on a busy host for as
-    long as others have the processor. So such are looked at again, all together, in this thread, for two seconds at
-    most. A process can also give its own away for good; those of guests are waited for only as `_of_a_guest` says.
-    """
+    During execve a process has no command line, and a single look would miss it: on a busy host for as long as other
+    processes have the CPU. Such processes are looked at again, all together and in this thread, for at most two
+    seconds. A process can also clear its own command line for good; for processes of guests, see `_of_a_guest`."""
     without = yield from _look(pids, proc)
     end, pause = time.monotonic() + _PATIENCE, _FIRST_PAUSE
     while without and time.monotonic() < end:
@@ -45,7 +44,7 @@ def words(pids: Iterable[int], *, proc: Path = _PROC, time: Time = time) -> Iter
 
 
 def _look(pids: Iterable[int], proc: Path) -> Generator[tuple[int, list[bytes]], None, list[int]]:
-    """Gives those that may have a command line soon."""
+    """Yield the processes with a command line. Return those that may have one soon."""
     without = []
     for pid in pids:
         process = proc / str(pid)
@@ -69,7 +68,9 @@ def _may_have_one_soon(process: Path) -> bool:
 
 
 def _of_a_guest(process: Path) -> bool:
-    """Whether a guest started it: it is in a pid namespace below ours, and not its process 1, which the host starts."""
+    """Return whether a guest started the process.
+
+    Such a process is in a pid namespace below ours and is not its process 1, which the host starts."""
     for line in (process / "status").read_bytes().splitlines():
         if line.startswith(b"NSpid:"):
             return line.split()[2:] not in ([], [b"1"])

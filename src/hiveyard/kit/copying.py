@@ -1,5 +1,6 @@
-"""Trees that somebody else wrote, copied without believing them: no link is followed, no device or socket is made,
-holes stay holes, and blocks are shared where the file system can."""
+"""Copy untrusted trees: no symlink is followed, no device or socket is made, holes stay holes.
+
+Blocks are shared if the file system supports it."""
 
 from __future__ import annotations
 
@@ -16,16 +17,16 @@ from typing import NamedTuple
 from hiveyard.kit.permissions import entered, opened, settled
 
 DEEPEST = 200
-"""Directories within each other; each level holds two descriptors."""
+"""The largest depth of nested directories. Each level holds two descriptors."""
 _FICLONE = 0x40049409
 _CANNOT = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM)
 _PIECE = 1 << 26
-_RACY = 2 * 10**9  # nanoseconds: a file that was just changed may change again within one tick of the clock
+_RACY = 2 * 10**9  # nanoseconds: a file that just changed may change again within one tick of the clock
 _INSIDE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Mark(NamedTuple):
-    """What tells a file's content apart from any other: no program can set a change time."""
+    """The identity of a file's content. No program can set a change time."""
 
     inode: int
     changed_ns: int
@@ -33,7 +34,7 @@ class Mark(NamedTuple):
 
 
 class Former(NamedTuple):
-    """A copy made before, which nobody has written to since: files that have not changed are taken from there."""
+    """A previous copy that nobody has written to since. Files that have not changed are linked from there."""
 
     root: Path
     marks: Mapping[bytes, Mark]
@@ -41,9 +42,11 @@ class Former(NamedTuple):
 
 @dataclass(slots=True)
 class Copied:
-    """What was copied. `shared` counts files that were taken from a former copy, `left_out` sockets and devices;
-    `written` is the bytes that it took on disk; `marks`, by path within the tree, are for the next copy of it: a name
-    need not be text."""
+    """The result of a copy.
+
+    `shared` counts files that were linked from a previous copy, `left_out` counts sockets and devices, `written` is the
+    bytes that the copy takes on disk. `marks`, by path within the tree, are for the next copy of the tree; paths are
+    bytes because a name need not be text."""
 
     files: int = 0
     shared: int = 0
@@ -53,12 +56,13 @@ class Copied:
 
 
 def copy_tree(source: Path, target: Path, former: Former | None = None, *, reserve: int = 0) -> Copied:
-    """Copy the directory `source` to `target`, which must not exist; modes (without setuid), owners and times too.
+    """Copy the directory `source` to `target`, which must not exist, with modes (without setuid and setgid), owners and
+    times.
 
-    What its owner may not read is copied, too, when that is us. The tree may change meanwhile: what goes away is left
-    out. `reserve` bytes of the disk stay free. Raises OSError as the system gives it (ENOSPC, ...), PermissionError
-    with the path within the tree, ENAMETOOLONG for directories more than DEEPEST deep; what was copied so far stays,
-    for the caller to remove."""
+    Files that their owner may not read are copied too, if we own them. The tree may change during the copy: files that
+    disappear are left out. `reserve` bytes of the disk stay free. Raises OSError of the system (ENOSPC, ...),
+    PermissionError with the path within the tree, ENAMETOOLONG for directories that are more than DEEPEST deep. The
+    files copied so far stay, and the caller removes them."""
     copying = _Copying(target, former, reserve)
     from_fd = opened(source, _INSIDE | os.O_DIRECTORY)
     try:
@@ -93,12 +97,12 @@ class _Copying:
                 try:
                     self._entry(source, target, name, inner, depth)
                 except FileNotFoundError:
-                    continue  # it went away
+                    continue  # it was removed during the copy
                 except PermissionError as error:
                     if error.filename != name:
                         raise
                     raise PermissionError(error.errno, error.strerror, inner) from error
-        _dress(target, os.fstat(source), mode)
+        _set_metadata(target, os.fstat(source), mode)
 
     def _entry(self, source: int, target: int, name: str, path: str, depth: int) -> None:
         status = os.stat(name, dir_fd=source, follow_symlinks=False)
@@ -122,7 +126,7 @@ class _Copying:
             inner = opened(name, _INSIDE | os.O_DIRECTORY, source)
         except (NotADirectoryError, OSError) as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                return  # it was swapped for something else while we looked
+                return  # it was replaced by something else during the copy
             raise
         try:
             os.mkdir(name, 0o700, dir_fd=target)
@@ -153,20 +157,20 @@ class _Copying:
         mark = Mark(status.st_ino, status.st_ctime_ns, status.st_size)
         if status.st_ctime_ns < self._began - _RACY:
             self.done.marks[os.fsencode(path)] = mark
-        if self._again(status, target, name, path) or self._as_before(mark, status, target, name, path):
+        if self._linked_again(status, target, name, path) or self._linked_from_former(mark, status, target, name, path):
             return
         copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
         try:
             if not share_content(fd, copy):
-                _check_room(copy, status.st_blocks * 512 + self._reserve if self._reserve else 0)
+                _check_space(copy, status.st_blocks * 512 + self._reserve if self._reserve else 0)
                 copy_content(fd, copy)
                 self.done.written += os.fstat(copy).st_blocks * 512
-            _dress(copy, status)
+            _set_metadata(copy, status)
         finally:
             os.close(copy)
 
-    def _again(self, status: os.stat_result, target: int, name: str, path: str) -> bool:
-        """A further name of a file that is copied already."""
+    def _linked_again(self, status: os.stat_result, target: int, name: str, path: str) -> bool:
+        """Return whether the file is another name of a file that was copied already, and was linked to it."""
         if status.st_nlink < 2:
             return False
         key = (status.st_dev, status.st_ino)
@@ -175,11 +179,11 @@ class _Copying:
         try:
             os.link(self._target / first, name, dst_dir_fd=target, follow_symlinks=False)
         except PermissionError:
-            return False  # nobody may go into the directory where the first one is
+            return False  # the directory of the first name may not be entered
         return True
 
-    def _as_before(self, mark: Mark, status: os.stat_result, target: int, name: str, path: str) -> bool:
-        """Taken from the former copy, when it is the same to the bit."""
+    def _linked_from_former(self, mark: Mark, status: os.stat_result, target: int, name: str, path: str) -> bool:
+        """Return whether the file is unchanged since the previous copy, and was linked from there."""
         key = os.fsencode(path)
         if self._former is None or self._former.marks.get(key) != mark or key not in self.done.marks:
             return False
@@ -194,7 +198,7 @@ class _Copying:
 
 
 def share_content(source: int, target: int) -> bool:
-    """Have another, empty file share the blocks of one; False where the file system cannot."""
+    """Make an empty file share the blocks of another. Return False if the file system does not support it."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:
@@ -205,7 +209,8 @@ def share_content(source: int, target: int) -> bool:
 
 
 def copy_content(source: int, target: int) -> bool:
-    """The bytes of one file into another, empty one: their blocks shared (True), or else copied without the holes."""
+    """Copy the content of a file into an empty one. Return True if blocks are shared, False if it was copied without
+    holes."""
     if share_content(source, target):
         return True
     size = os.fstat(source).st_size
@@ -223,14 +228,14 @@ def copy_content(source: int, target: int) -> bool:
     return False
 
 
-def _check_room(target: int, wanted: int) -> None:
+def _check_space(target: int, needed: int) -> None:
     disk = os.fstatvfs(target)
-    if wanted > disk.f_bavail * disk.f_frsize:
-        raise OSError(errno.ENOSPC, "a part of the disk is kept free")
+    if needed > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, "the rest of the disk is reserved")
 
 
 def _copy_range(source: int, target: int, at: int, end: int) -> int:
-    """Returns `end`, or 0 when the file ended before."""
+    """Copy a range of bytes. Return `end`, or 0 if the file ended before."""
     while at < end:
         try:
             done = os.copy_file_range(source, target, min(end - at, _PIECE), at, at)
@@ -244,9 +249,10 @@ def _copy_range(source: int, target: int, at: int, end: int) -> int:
     return end
 
 
-def _dress(target: int, status: os.stat_result, mode: int | None = None) -> None:
-    """Owner, times and mode (unless it is given) as in `status`. Nothing that a guest made becomes somebody else's
-    program."""
+def _set_metadata(target: int, status: os.stat_result, mode: int | None = None) -> None:
+    """Set owner, times and mode (unless given) as in `status`.
+
+    Setuid and setgid bits are dropped, so that no file of a guest runs with the rights of another user."""
     now = os.fstat(target)
     if (now.st_uid, now.st_gid) != (status.st_uid, status.st_gid):
         os.fchown(target, status.st_uid, status.st_gid)

@@ -1,4 +1,4 @@
-"""What trees really take on a disk: holes take nothing, and what several files share is counted once."""
+"""Measure the space that trees take on disk: holes take none, and shared blocks are counted once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ _FIEMAP = 0xC020660B
 _HEAD, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQQQIIII")
 _LAST, _SHARED = 0x1, 0x2000
 _AT_ONCE = 256
-_SMALL = 64 << 10  # bytes: below that it costs more to ask than it may tell
+_SMALL = 64 << 10  # bytes: for smaller files the query costs more than it can save
 
 
 class Measure:
-    """Counts bytes on disk, each file and each shared block only the first time that it is met."""
+    """A counter of bytes on disk. Each file and each shared block is counted only the first time."""
 
     def __init__(self) -> None:
         self._files: set[tuple[int, int]] = set()
         self._blocks: set[tuple[int, int, int]] = set()
 
     def tree(self, path: Path, *, without: frozenset[str] = frozenset()) -> int:
-        """The bytes of a file, or of a directory and all below it, that were not counted before. Entries of its top
-        that are named in `without` are left out. No link is followed; what goes away meanwhile counts nothing."""
+        """Return the bytes, not counted before, of a file, or of a directory with everything in it.
+
+        Entries of the top directory that are in `without` are left out. Symlinks are not followed. Files that disappear
+        during the call count nothing."""
         try:
             status = path.lstat()
         except FileNotFoundError:
@@ -57,28 +59,29 @@ class Measure:
         size = status.st_blocks * 512
         if at is None or size < _SMALL or not stat.S_ISREG(status.st_mode):
             return size
-        return size - self._met(status.st_dev, name, at)
+        return size - self._counted_before(status.st_dev, name, at)
 
-    def _met(self, device: int, name: str, at: int) -> int:
-        """The bytes of a file whose blocks were counted with another."""
+    def _counted_before(self, device: int, name: str, at: int) -> int:
+        """Return the bytes of a file whose blocks were counted with another file."""
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
         except OSError:
             return 0
         try:
-            met = 0
+            counted = 0
             for physical, length in shared_extents(fd):
                 block = (device, physical, length)
-                met += length if block in self._blocks else 0
+                counted += length if block in self._blocks else 0
                 self._blocks.add(block)
-            return met
+            return counted
         finally:
             os.close(fd)
 
 
 def shared_extents(fd: int) -> list[tuple[int, int]]:
-    """Where on the disk blocks of a file lie that other files may have too: place and length, in bytes. Nothing where
-    the file system cannot tell."""
+    """Return the blocks of a file that other files may share, as (position, length) on the disk, in bytes.
+
+    Returns an empty list if the file system cannot report it."""
     found: list[tuple[int, int]] = []
     start, last = 0, False
     while not last:

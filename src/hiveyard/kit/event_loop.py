@@ -1,13 +1,13 @@
-"""The event loop of our own processes: asyncio's, without two of its quarrels with anyio.
+"""The event loop of Hiveyard's processes: asyncio's, with workarounds for two conflicts with anyio.
 
-When a socket is closed before the loop is told, and its number goes to another socket in the same breath, asyncio's
-selector finds the number known and leaves the kernel alone; then it drops the number on behalf of the first. The second
-is never heard: whoever waits for it waits for ever. anyio closes that way a stream from which another task receives,
-and asyncssh a listener that is cancelled while it opens.
+The first: a socket is closed before the loop is informed, and its descriptor number is reused at once by another
+socket. asyncio's selector then takes the number for registered and does not register it with the kernel. Later it
+unregisters the number on behalf of the first socket. The second socket gets no events, and a task that waits for it
+hangs. anyio closes a stream in this way while another task receives from it, and asyncssh a listener that is cancelled
+while it opens.
 
-When a socket becomes ready in the same round in which the task that waits for it is cancelled, anyio gives the news to
-a future that wants none any more, and the loop reports an error that is none.
-"""
+The second: a socket becomes ready in the same round in which the task that waits for it is cancelled. anyio then sets a
+future that is already done, and the loop reports an error although nothing is wrong."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import selectors
 from collections.abc import Callable
 from typing import Any, TypeVarTuple
 
-_Given = TypeVarTuple("_Given")
+_Args = TypeVarTuple("_Args")
 
 
 class Selector(selectors.DefaultSelector):
-    """One that registers anew what it takes for registered."""
+    """A selector that registers a descriptor again where it seems to be registered."""
 
     def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         self.unregister(fileobj)
@@ -28,29 +28,29 @@ class Selector(selectors.DefaultSelector):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """One that tells a future of a socket only while somebody waits for it."""
+    """A loop that sets the future of a socket only while it is pending."""
 
     def __init__(self) -> None:
         super().__init__(Selector())
 
-    def add_reader(self, fd: Any, callback: Callable[[*_Given], Any], *args: *_Given) -> None:
-        super().add_reader(fd, _while_awaited(callback), *args)
+    def add_reader(self, fd: Any, callback: Callable[[*_Args], Any], *args: *_Args) -> None:
+        super().add_reader(fd, _while_pending(callback), *args)
 
-    def add_writer(self, fd: Any, callback: Callable[[*_Given], Any], *args: *_Given) -> None:
-        super().add_writer(fd, _while_awaited(callback), *args)
+    def add_writer(self, fd: Any, callback: Callable[[*_Args], Any], *args: *_Args) -> None:
+        super().add_writer(fd, _while_pending(callback), *args)
 
 
-def _while_awaited(callback: Callable[[*_Given], Any]) -> Callable[[*_Given], Any]:
+def _while_pending(callback: Callable[[*_Args], Any]) -> Callable[[*_Args], Any]:
     future = getattr(callback, "__self__", None)
     if not isinstance(future, asyncio.Future):
         return callback
 
-    def tell(*args: *_Given) -> None:
+    def call(*args: *_Args) -> None:
         if not future.done():
             callback(*args)
 
-    return tell
+    return call
 
 
 OPTIONS: dict[str, Any] = {"loop_factory": Loop}
-"""For `anyio.run` and its portals, as `backend_options`."""
+"""The `backend_options` for `anyio.run` and its portals."""

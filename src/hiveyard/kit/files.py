@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and paths that do not lead astray."""
+"""Write files atomically, open files in untrusted trees, and lock files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True, parents: bool = True) -> None:
-    """Put `data` at `path` so that a reader, or a crash, sees the old content or the new one and nothing between.
+    """Write `data` to `path` so that a reader, or a crash, sees either the old or the new content.
 
-    Raises OSError as the system gives it (ENOSPC, EACCES, ...); the temporary file is gone then. The directory is made,
-    unless `parents` is false.
-    """
+    Raises OSError of the system (ENOSPC, EACCES, ...); the temporary file is then removed. Missing directories are
+    made, unless `parents` is false."""
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
@@ -37,7 +36,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = 
 
 
 def sync_dir(path: Path) -> None:
-    """Make names created or removed in a directory survive a power cut."""
+    """Make the creation and removal of names in a directory survive a power failure."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -46,24 +45,25 @@ def sync_dir(path: Path) -> None:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
-    """A file descriptor for a regular file, through links. Raises OSError as the system gives it, and at once for what
-    is none: a FIFO, on which opening and reading would wait for somebody at its other end, a device, a directory."""
+    """Open a regular file, following symlinks, and return its descriptor.
+
+    Raises OSError of the system, and immediately for anything else: a device, a directory, or a FIFO, on which opening
+    and reading would block."""
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     if not _is_regular(fd):
         os.close(fd)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return fd
 
 
 def open_beneath(root: Path, relative: str) -> int:
-    """A read-only file descriptor for a regular file under `root`, following no symlink on the way.
+    """Open a regular file under `root` for reading, without following any symlink, and return its descriptor.
 
-    For trees that a guest can write. Raises FileNotFoundError, or PermissionError when the path climbs out of
-    `root`, crosses a symlink or ends at something that is not a regular file. Opening a FIFO does not block.
-    """
+    For trees that a guest can write to. Raises FileNotFoundError, or PermissionError if the path leaves `root`, crosses
+    a symlink or is not a regular file. A FIFO does not block."""
     parts = Path(relative).parts
     if not parts or Path(relative).is_absolute() or ".." in parts:
-        raise PermissionError(errno.EPERM, "the path leaves its directory", relative)
+        raise PermissionError(errno.EPERM, "the path leaves the directory", relative)
     here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in parts[:-1]:
@@ -94,20 +94,19 @@ def _is_regular(fd: int) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (made when absent) for as long as the block lasts.
+    """Hold an exclusive lock on `path` while the block runs. The file is made if it is absent.
 
-    With `wait=False` raises BlockingIOError at once when another process holds it. The lock dies with its process.
-    Whoever holds it may unlink `path`.
-    """
+    With `wait=False` raises BlockingIOError immediately if another process holds the lock. The lock ends with its
+    process. The holder may unlink `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        fd = _taken(path, wait=wait)
+        fd = _lock(path, wait=wait)
         stack.callback(os.close, fd)
         yield
 
 
-def _taken(path: Path, *, wait: bool) -> int:
-    """A descriptor that holds the lock of the file that is at `path` now, not of one that was unlinked meanwhile."""
+def _lock(path: Path, *, wait: bool) -> int:
+    """Return a descriptor that holds the lock of the current file at `path`, not of one that was unlinked meanwhile."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -1,4 +1,4 @@
-"""A task group for work that has one result: its failure comes out as itself and not wrapped in a group."""
+"""A task group for work with one result: its failure is raised as itself, not wrapped in a group."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 
 @asynccontextmanager
 async def together() -> AsyncIterator[TaskGroup]:
-    """An anyio task group. When it fails, the first failure is raised, with the whole group as its cause."""
+    """Run an anyio task group. If it fails, raise its first failure, with the whole group as the cause."""
     try:
         async with anyio.create_task_group() as group:
             yield group
@@ -20,7 +20,7 @@ async def together() -> AsyncIterator[TaskGroup]:
 
 
 def first(failure: BaseException) -> BaseException:
-    """A failure, or the first one in a group of them."""
+    """Return a failure, or the first failure of a group."""
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]
     return failure

@@ -1,4 +1,4 @@
-"""Bytes that arrive in pieces, cut into lines of bounded length."""
+"""Split bytes that arrive in pieces into lines of limited length."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """One line without its newline. `end` is the stream offset just after it; `cut` is how many bytes at its end were
-    left out because the line was too long."""
+    """A line without its newline. `end` is the stream offset after it. `cut` is the number of bytes left out at its
+    end."""
 
     data: bytes
     end: int
@@ -15,10 +15,10 @@ class Line(NamedTuple):
 
 
 class LineSplitter:
-    """Feed bytes, get whole lines. A line over `limit` bytes keeps its first `limit` bytes; `cut` counts the others.
+    """A splitter that takes bytes and returns complete lines.
 
-    `offset` is where in the stream the first fed byte stands, so that a reader can go on where it stopped.
-    """
+    A line over `limit` bytes keeps its first `limit` bytes; `cut` counts the others. `offset` is the position of the
+    first byte in the stream, so that a reader can continue where it stopped."""
 
     def __init__(self, *, limit: int, offset: int = 0) -> None:
         self._limit = limit
@@ -38,7 +38,7 @@ class LineSplitter:
         return lines
 
     def finish(self) -> list[Line]:
-        """What is left without a newline at the end of the stream: no line or one."""
+        """Return the rest at the end of the stream, if there is one without a newline."""
         return [self._take(self.offset)] if self._held or self._cut else []
 
     def _hold(self, piece: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Keys taken out of whatever passes, also when one is cut in two by the edge of a chunk."""
+"""Mask secrets in data, also if a secret is split between two chunks."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from urllib.parse import quote
 
 from hiveyard.kit.secret import Secret
 
-_SHORTEST = 8  # forms shorter than this occur by chance
+_MIN_FORM = 8  # bytes; shorter forms occur by chance
 
 
 class Mask:
-    """Replaces each form of each secret (plain, percent-encoded, JSON-escaped, base64) by stars of the same length.
+    """Replaces each form of each secret (plain, percent-encoded, JSON-escaped, hex, base64) by stars of the same
+    length.
 
-    The length stays so that a Content-Length stays true.
-    """
+    The length stays the same so that a Content-Length stays correct."""
 
     def __init__(self, secrets: Iterable[Secret]) -> None:
         self._secrets = tuple(secrets)
 
-    # Only when something is to be masked: many a mask is made for an error that never comes.
+    # Computed on first use: many masks are made for an error that never happens.
     @cached_property
     def _forms(self) -> tuple[bytes, ...]:
-        """Longest first: one may be part of another."""
-        forms = {form for secret in self._secrets for form in _forms(secret.reveal()) if len(form) >= _SHORTEST}
+        """All forms, longest first, because one may be part of another."""
+        forms = {form for secret in self._secrets for form in _forms(secret.reveal()) if len(form) >= _MIN_FORM}
         return tuple(sorted(forms, key=len, reverse=True))
 
     @cached_property
-    def _beginning(self) -> re.Pattern[bytes] | None:
-        """Where a form may begin: its first two bytes, or its first at the very end."""
+    def _start(self) -> re.Pattern[bytes] | None:
+        """A pattern for the possible start of a form: its first two bytes, or its first byte at the end of the data."""
         pairs = b"|".join(sorted({re.escape(form[:2]) for form in self._forms}))
         firsts = b"|".join(sorted({re.escape(form[:1]) for form in self._forms}))
         return re.compile(rb"(?=%b)|(?=(?:%b)\Z)" % (pairs, firsts)) if self._forms else None
@@ -49,19 +49,19 @@ class Mask:
     def stream(self) -> MaskedStream:
         return MaskedStream(self)
 
-    def begun(self, data: bytes) -> int:
-        """How many bytes at the end of `data` may be the beginning of a secret."""
-        if self._beginning is None:
+    def partial(self, data: bytes) -> int:
+        """Return how many bytes at the end of `data` may be the beginning of a secret."""
+        if self._start is None:
             return 0
         tail = data[1 - len(self._forms[0]) :]
-        for found in self._beginning.finditer(tail):
+        for found in self._start.finditer(tail):
             if any(form.startswith(tail[found.start() :]) for form in self._forms):
                 return len(tail) - found.start()
         return 0
 
 
 class MaskedStream:
-    """A stream with its secrets masked. Holds back only bytes that may be the beginning of one."""
+    """A stream whose secrets are masked. It delays only bytes that may be the beginning of a secret."""
 
     def __init__(self, mask: Mask) -> None:
         self._mask = mask
@@ -69,7 +69,7 @@ class MaskedStream:
 
     def feed(self, data: bytes) -> bytes:
         data = self._mask.data(self._held + data)
-        held = self._mask.begun(data)
+        held = self._mask.partial(data)
         self._held = data[len(data) - held :]
         return data[: len(data) - held]
 
@@ -79,13 +79,13 @@ class MaskedStream:
 
 
 def _forms(value: str) -> Iterable[bytes]:
-    data = value.encode("utf-8", "surrogateescape")  # as in `Mask.text`: a secret may be bytes of any kind
+    data = value.encode("utf-8", "surrogateescape")  # as in `Mask.text`: a secret may contain any bytes
     yield data
     yield quote(data, safe="").encode()
     yield json.dumps(value)[1:-1].encode()
     yield data.hex().encode()
     for lead in range(3):
-        # Base64 of a longer text holds that of the key at one of three alignments; edges depend on their neighbours.
+        # The base64 of a longer text contains the key at one of three alignments. The edges depend on the neighbours.
         padded = bytes(lead) + data
         first, last = -(-lead * 8 // 6), len(padded) * 8 // 6
         yield base64.b64encode(padded)[first:last]

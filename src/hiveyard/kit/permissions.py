@@ -1,7 +1,7 @@
-"""Rights that the owner of a file or directory took from themselves, lent to them for as long as it takes to read it.
+"""Read files and directories whose owner has removed their own read permission.
 
-Root needs none of this; a daemon without rights owns what its guests make, and they may make it unreadable.
-"""
+The permission is added for as long as the reading takes. Root needs none of this. An unprivileged daemon owns the files
+of its guests, and guests may make them unreadable."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(slots=True)
-class _Loan:
-    mode: int  # as its owner set it
+class _Grant:
+    mode: int  # the original mode
     users: int = 0
 
 
 _changing = threading.Lock()
-_loans: dict[tuple[int, int], _Loan] = {}
+_grants: dict[tuple[int, int], _Grant] = {}
 
 
 def opened(name: str | Path, flags: int, at: int | None = None) -> int:
-    """`os.open` to read without following a link, also a file or directory of ours that we may not read: its mode is
-    the same afterwards. Raises OSError."""
+    """Open for reading without following a symlink, like `os.open`, even a file or directory of ours without read
+    permission.
+
+    Its mode is the same afterwards. Raises OSError."""
     try:
         return os.open(name, flags, dir_fd=at)
     except PermissionError:
@@ -53,27 +55,29 @@ def _opened(here: Path, flags: int) -> int:
 
 
 def settled(fd: int) -> os.stat_result:
-    """`os.fstat` of a file, with the mode that it has when nobody is just opening it."""
+    """Return `os.fstat` of a file with its original mode, not one that `opened` sets for a moment."""
     with _changing:
         return os.fstat(fd)
 
 
 @contextmanager
 def entered(fd: int) -> Iterator[int]:
-    """For as long as the block lasts, what is in an open directory of ours can be reached; its mode as it was set.
-    Several may be in there at once: the last one out puts the mode back."""
+    """Make the content of an open directory of ours accessible while the block runs, and yield the directory's original
+    mode.
+
+    Several blocks may use it at once; the last one restores the mode."""
     with _changing:
         status = os.fstat(fd)
         key = (status.st_dev, status.st_ino)
-        loan = _loans.get(key) or _Loan(stat.S_IMODE(status.st_mode))
-        if not loan.mode & 0o100 and status.st_uid == os.geteuid():
-            os.fchmod(fd, loan.mode | 0o100)
-            _loans[key] = loan
-        loan.users += 1
+        grant = _grants.get(key) or _Grant(stat.S_IMODE(status.st_mode))
+        if not grant.mode & 0o100 and status.st_uid == os.geteuid():
+            os.fchmod(fd, grant.mode | 0o100)
+            _grants[key] = grant
+        grant.users += 1
     try:
-        yield loan.mode
+        yield grant.mode
     finally:
         with _changing:
-            loan.users -= 1
-            if loan.users == 0 and _loans.pop(key, None) is not None:
-                os.fchmod(fd, loan.mode)
+            grant.users -= 1
+            if grant.users == 0 and _grants.pop(key, None) is not None:
+                os.fchmod(fd, grant.mode)

@@ -1,4 +1,4 @@
-"""The only door to other programs: argv lists, own process group, bounded output, an end for every child."""
+"""The only way to run other programs: argv lists, own process group, limited output, an end for every child."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SECRET_NAME = re.compile(r"(?i)\A(--?)?[a-z0-9_-]*(key|token|secret|passw|auth|
 
 
 class Completed(NamedTuple):
-    """How a program ended. `status` is its exit code, or minus the signal that killed it."""
+    """The result of a program. `status` is its exit code, or minus the number of the signal that killed it."""
 
     argv: tuple[str, ...]
     status: int
@@ -41,19 +41,20 @@ class Completed(NamedTuple):
     def ok(self) -> bool:
         return self.status == 0
 
-    def complaint(self, limit: int = 2000) -> str:
-        """The last of what it said on stderr (else stdout), for an error message."""
-        said = self.stderr.strip() or self.stdout.strip()
-        return said[-limit:].decode("utf-8", "replace")
+    def error_output(self, limit: int = 2000) -> str:
+        """Return the end of stderr (or of stdout if stderr is empty), for an error message."""
+        output = self.stderr.strip() or self.stdout.strip()
+        return output[-limit:].decode("utf-8", "replace")
 
     def command(self) -> str:
-        """The command as one can paste it into a shell."""
+        """Return the command in a form that can be pasted into a shell."""
         return shlex.join(self.argv)
 
 
 def find(program: str) -> str | None:
-    """Where a program is, None when it is not installed. Also where distributions put the tools of administrators:
-    Debian leaves those out of a person's PATH."""
+    """Return the path of a program, or None if it is not installed.
+
+    Also searches the directories of administration tools, which Debian leaves out of a user's PATH."""
     path = os.environ.get("PATH", os.defpath)
     return shutil.which(program, path=os.pathsep.join((path, "/usr/local/sbin", "/usr/sbin", "/sbin")))
 
@@ -67,12 +68,11 @@ async def run(
     timeout: float | None = None,
     limit: int = 64 << 20,
 ) -> Completed:
-    """Run a program to its end; a failing one is an answer, not an error.
+    """Run a program and wait until it ends. A failing program is a result, not an error.
 
-    `env` replaces the environment when given. At most `limit` bytes of each output are kept; the rest is read and
-    dropped. When cancelled, or after `timeout` seconds (TimeoutError), the program and its process group are killed.
-    Raises FileNotFoundError or PermissionError when the program cannot be started.
-    """
+    `env` replaces the environment if given. At most `limit` bytes of each output are kept; the rest is read and
+    dropped. If the call is cancelled, or after `timeout` seconds (TimeoutError), the program and its process group are
+    killed. Raises FileNotFoundError or PermissionError if the program cannot be started."""
     out, err = bytearray(), bytearray()
     async with running(argv, stdin=subprocess.PIPE, cwd=cwd, env=env, grace=0.0) as process:
         with anyio.fail_after(timeout):
@@ -96,7 +96,7 @@ async def running(
     pass_fds: Sequence[int] = (),
     grace: float = 5.0,
 ) -> AsyncIterator[Process]:
-    """Run a program, and all of its process group, for as long as the block lasts and never longer."""
+    """Run a program with its process group while the block runs, and never longer."""
     process = await anyio.open_process(
         list(argv),
         stdin=stdin,
@@ -112,7 +112,7 @@ async def running(
     try:
         yield process
     finally:
-        # Shielded: when we are cancelled, the child still gets its grace before the kill.
+        # Shielded: if we are cancelled, the child still gets its grace period before the kill.
         with anyio.CancelScope(shield=True):
             if process.returncode is None and grace > 0:
                 signal_group(process.pid, signal.SIGTERM)
@@ -140,8 +140,8 @@ def _without_secrets(word: str) -> str:
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Send a signal to the process group that `pid` leads; a group that is gone is a success."""
-    # PermissionError: a program that changed its user is no longer ours to signal; its own teardown follows.
+    """Send a signal to the process group that `pid` leads. A group that no longer exists is a success."""
+    # PermissionError: we may not signal a program that changed its user; it is cleaned up in another way.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 
@@ -153,7 +153,7 @@ async def _feed(process: Process, data: bytes) -> None:
             await process.stdin.send(data)
         await process.stdin.aclose()
     except (anyio.BrokenResourceError, anyio.ClosedResourceError, BrokenPipeError, ConnectionResetError):
-        pass  # the program does not want its input: its own exit code tells what that means
+        pass  # the program does not read its input: its exit code says whether that is a failure
 
 
 async def _drain(stream: anyio.abc.ByteReceiveStream | None, into: bytearray, limit: int) -> None:

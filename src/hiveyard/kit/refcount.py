@@ -1,4 +1,4 @@
-"""What is let go of when the last of those who use it does."""
+"""A resource that is released with its last user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import anyio
 
 
 class RefCounted:
-    """Blocks may nest and run side by side; `close` is called at the end of the last, also of one that is cancelled."""
+    """A counter of users. `close` is called at the end of the last block, even of a cancelled one.
+
+    Blocks may be nested and may run concurrently."""
 
     def __init__(self, close: Callable[[], Awaitable[None]]) -> None:
         self._close = close

@@ -1,8 +1,6 @@
-"""Asking a service that speaks JSON over HTTP: one pool of connections, the key added at the last moment, sizes and
-times bounded, what may pass tried again.
+"""A client for JSON over HTTP: a connection pool, limited sizes and times, retries.
 
-It knows requests and answers, and not what they are about.
-"""
+The key is added at the last moment. The client does not know the meaning of requests and answers."""
 
 from __future__ import annotations
 
@@ -24,16 +22,16 @@ T = TypeVar("T")
 ATTEMPTS = 8
 _POOL = httpx2.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=20.0)
 _FIRST_WAIT = 0.5
-_LONGEST_WAIT = 10.0
-_COMPLAINT_LIMIT = 64 << 10
+_MAX_WAIT = 10.0
+_ERROR_LIMIT = 64 << 10
 
 Nothing: Any = type(None)
-"""The kind of an answer that is not looked at."""
+"""The `kind` for an answer that is ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Seconds that one request may take, seconds for which what may pass is tried again, bytes of an answer."""
+    """The timeout of a request in seconds, the time for retries in seconds, and the largest answer in bytes."""
 
     request: float = 30.0
     patience: float = 60.0
@@ -41,7 +39,7 @@ class Limits:
 
 
 class RestClient:
-    """The client of the service at `url`. `aclose` at the end."""
+    """A client of the service at `url`. Call `aclose` at the end."""
 
     def __init__(self, url: str, answers: Answers, limits: Limits) -> None:
         self.answers = answers
@@ -50,7 +48,7 @@ class RestClient:
         self._http: httpx2.AsyncClient | None = None
 
     async def aclose(self) -> None:
-        # Taken out first: who asks meanwhile, or after this was cancelled, gets one that is not closed.
+        # Removed first: a request during the close, or after a cancelled close, then gets a new client.
         http, self._http = self._http, None
         if http is not None:
             await http.aclose()
@@ -68,9 +66,11 @@ class RestClient:
         timeout: float | None = None,
         attempts: int = ATTEMPTS,
     ) -> T:
-        """The answer to a request, as `kind`. One that failed for a reason that may pass is made again, with growing
-        pauses or when the service says, unless `again` is false and it may have been done all the same: then its maker
-        looks. `key` None: the service asks for none. Raises the errors of `answers.kinds`."""
+        """Send a request and return the answer as `kind`.
+
+        A request that failed for a temporary reason is retried, with growing pauses or when the service says. With
+        `again` false it is not retried if the service may have executed it; the caller then checks. `key` None sends no
+        key. Raises the errors of `answers.kinds`."""
         doing = f"{method} {path}"
         seconds = timeout or self._limits.request
         async for attempt in stamina.retry_context(
@@ -78,7 +78,7 @@ class RestClient:
             attempts=attempts,
             timeout=self._limits.patience,
             wait_initial=_FIRST_WAIT,
-            wait_max=_LONGEST_WAIT,
+            wait_max=_MAX_WAIT,
         ):
             with attempt, self.answers.translated(doing), anyio.fail_after(seconds):
                 async with self._sent(method, path, key, query, body, seconds) as response:
@@ -116,26 +116,26 @@ class RestClient:
         response = await self._connected().send(request, stream=True)
         try:
             if response.status_code // 100 != 2:
-                said = await _beginning(response)
-                raise self.answers.refusal(f"{method} {path}", response, said, key)
+                body = await _read_error(response)
+                raise self.answers.refusal(f"{method} {path}", response, body, key)
             yield response
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(2):
                 await response.aclose()
 
     def _pause(self, error: Exception, *, again: bool) -> bool | float:
-        """Whether to try again, or after how many seconds."""
+        """Return whether to retry, or after how many seconds."""
         never_sent = isinstance(error.__cause__, httpx2.ConnectError)
-        limited = type(error) is self.answers.kinds.rate_limited  # what was turned away was not done
+        limited = type(error) is self.answers.kinds.rate_limited  # a rejected request was not executed
         if not getattr(error, "retry", False) or not (again or never_sent or limited):
             return False
         if isinstance(wait := getattr(error, "retry_after", None), float):
-            # Not all at the same moment.
+            # Random, so that not all clients retry at the same moment.
             return wait + random.random() if wait < self._limits.patience else False  # noqa: S311
         return True
 
     def _connected(self) -> httpx2.AsyncClient:
-        """The client, made when it is first needed: reading the certificate authorities takes a moment."""
+        """Return the client, made at its first use: reading the certificate authorities takes a moment."""
         if self._http is None:
             for noisy in ("httpx2", "httpcore2"):
                 # At DEBUG these log headers.
@@ -148,11 +148,11 @@ class RestClient:
         return self._http
 
 
-async def _beginning(response: httpx2.Response) -> bytes:
-    """As much of a complaint as is worth reading."""
-    said = bytearray()
+async def _read_error(response: httpx2.Response) -> bytes:
+    """Return the beginning of the body of an error response."""
+    body = bytearray()
     async for piece in response.aiter_bytes():
-        said += piece[: _COMPLAINT_LIMIT - len(said)]
-        if len(said) >= _COMPLAINT_LIMIT:
+        body += piece[: _ERROR_LIMIT - len(body)]
+        if len(body) >= _ERROR_LIMIT:
             break
-    return bytes(said)
+    return bytes(body)

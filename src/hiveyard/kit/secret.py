@@ -4,11 +4,10 @@ from __future__ import annotations
 
 
 class Secret:
-    """A value whose text forms are all `***`; only `reveal()` gives it away.
+    """A value whose text forms are all `***`. Only `reveal()` returns it.
 
-    It does not pickle and does not compare with plain strings, so that a secret which strays into a log, an event
-    or an exception shows nothing.
-    """
+    It does not pickle and does not equal a plain string, so that a secret that reaches a log, an event or an exception
+    by mistake shows nothing."""
 
     __slots__ = ("_value",)
 
@@ -16,7 +15,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The plain value. Call it at the very edge where the secret is used and nowhere else."""
+        """Return the plain value. Call it only at the edge where the secret is used."""
         return self._value
 
     def __bool__(self) -> bool:

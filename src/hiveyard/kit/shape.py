@@ -1,4 +1,4 @@
-"""JSON from strangers, read without trusting its shape: what is not as expected is empty, and never an error."""
+"""Read untrusted JSON. A value of an unexpected type becomes an empty value, never an error."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from collections.abc import Mapping, Sequence
 
 
 def record(value: object, *path: str) -> Mapping[str, object]:
-    """The object at `path` below `value`, or an empty one."""
+    """Return the object at `path` below `value`, or an empty one."""
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
 def items(value: object) -> Sequence[object]:
-    """The elements of an array, or none."""
+    """Return the elements of an array, or an empty sequence."""
     return value if isinstance(value, list) else ()
 
 
 def text(value: object) -> str:
-    """A string, or an empty one. A NUL, which no database takes, and halves of surrogate pairs, which no UTF-8
-    carries, are replaced."""
+    """Return a string, or an empty one.
+
+    NUL, which no database stores, and unpaired surrogates, which UTF-8 cannot encode, are replaced."""
     if not isinstance(value, str):
         return ""
-    whole = value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return whole.replace("\0", "\ufffd")
+    valid = value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return valid.replace("\0", "\ufffd")
 
 
 def count(value: object) -> int:
-    """A number that counts something: whole, not negative, below 2**53; else 0."""
+    """Return a number that counts something (an integer from 0 to below 2**53), or 0."""
     found = number(value)
     return int(found) if found is not None and 0 <= found < 2**53 else 0
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None; true and false are no numbers."""
+    """Return a finite number, or None. true and false are not numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Text from strangers, made safe to show."""
+"""Make untrusted text safe to show."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ _CONTROL = re.compile(
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]",
     re.DOTALL,
 )
-# Bidirectional overrides make text read differently from what it is (Trojan Source, CVE-2021-42574).
+# Bidirectional overrides make text look different from its content (Trojan Source, CVE-2021-42574).
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    """`text` without terminal escapes, control characters (tab and newline stay) and bidirectional overrides."""
+    """Return `text` without terminal escapes, control characters (except tab and newline) and bidirectional
+    overrides."""
     return _BIDI.sub("", _CONTROL.sub("", text))
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """The start of `text` on one line, printable, at most `limit` characters, with `…` where it was cut."""
+    """Return the beginning of `text` as one printable line of at most `limit` characters, with `…` where it was cut."""
     flat = " ".join(printable(text[: 4 * limit]).split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
 def decode(data: bytes) -> str:
-    """UTF-8 with a replacement character for what is not; a NUL becomes the replacement character too."""
+    """Decode UTF-8. Invalid bytes and NUL become the replacement character."""
     return data.decode("utf-8", "replace").replace("\x00", "\ufffd")

@@ -1,7 +1,6 @@
-"""Trees that somebody else filled, walked and removed whatever their depth, without following a link.
+"""Walk and remove untrusted trees of any depth without following symlinks.
 
-A guest can put directories into each other by the thousand, and move them about while we look.
-"""
+A guest can nest thousands of directories, and move them during the walk."""
 
 from __future__ import annotations
 
@@ -16,15 +15,16 @@ from pathlib import Path
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _HELD = 64
-"""Directories on the way down that are kept open; back to those below it leads `..`."""
+"""The number of directories on the path that are kept open. The others are reopened by `..`."""
 _FULL = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def walk(root: Path) -> Iterator[tuple[list[str], list[str], int]]:
-    """Each directory of a tree, from the top down: the names of the directories in it, of all else, and a descriptor
-    that is open until the next step. A name that is taken out of the first list is not gone into.
+    """Yield each directory of a tree, from the top down: its subdirectories, its other entries, and a descriptor.
 
-    What goes away or moves meanwhile, or may not be read, is left out. Raises OSError for the root alone."""
+    The descriptor is open until the next step. Names that the caller removes from the first list are not entered.
+    Entries that disappear or move during the walk, or may not be read, are left out. Raises OSError for the root
+    only."""
     levels = [_Level(os.open(root, _DIRECTORY))]
     try:
         yield levels[0].names()
@@ -47,7 +47,7 @@ def walk(root: Path) -> Iterator[tuple[list[str], list[str], int]]:
 
 
 class _Level:
-    """A directory on the way down; `left` is what was not gone into yet."""
+    """A directory on the path. `left` are the subdirectories not yet entered."""
 
     def __init__(self, fd: int) -> None:
         status = os.fstat(fd)
@@ -64,7 +64,8 @@ class _Level:
         return self.left, files, self.fd
 
     def reopen(self, below: int) -> bool:
-        """Whether it is open: from a directory in it, if that still is in it."""
+        """Return whether the directory is open. If needed it is reopened from its subdirectory, unless that was
+        moved."""
         if self.fd is None:
             with contextlib.suppress(OSError):
                 self.fd = os.open("..", _DIRECTORY, dir_fd=below)
@@ -80,7 +81,7 @@ class _Level:
 
 
 def _ascend(levels: list[_Level]) -> None:
-    """Leave the last directory for the one above; when it was moved out of there, for the next that is open."""
+    """Leave the last directory for its parent. If it was moved out of there, continue with the next open directory."""
     done = levels.pop()
     assert done.fd is not None
     while levels and not levels[-1].reopen(done.fd):
@@ -89,12 +90,12 @@ def _ascend(levels: list[_Level]) -> None:
 
 
 def remove_tree(path: Path, *, quiet: bool = False) -> None:
-    """Remove what is at `path`, a directory with all below it, also when its owner took the right to write from
-    directories. Absent is a success.
+    """Remove a file, or a directory with everything in it, even if its owner removed the write permission. Absent is a
+    success.
 
-    All that can be removed is; then OSError is raised for the first that cannot, unless `quiet`."""
+    Everything that can be removed is removed; then the first OSError is raised, unless `quiet`."""
     removing = _Removing()
-    with removing.noting():
+    with removing.noting_errors():
         parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             removing.all(parent, path.name)
@@ -105,7 +106,8 @@ def remove_tree(path: Path, *, quiet: bool = False) -> None:
 
 
 class _Removing:
-    """Directories that are not empty are moved up into the first before they are emptied: so any depth is one level."""
+    """A removal. Directories that are not empty are moved to the top before they are emptied, so any depth is one
+    level."""
 
     def __init__(self) -> None:
         self.failed: OSError | None = None
@@ -113,7 +115,7 @@ class _Removing:
         self._moved = 0
 
     @contextlib.contextmanager
-    def noting(self) -> Iterator[None]:
+    def noting_errors(self) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError:
@@ -127,51 +129,51 @@ class _Removing:
             return
         top = _entered(parent, name)
         try:
-            waiting = self._cleared(top, top)
+            waiting = self._clear(top, top)
             while waiting:
-                with self.noting():
-                    waiting += self._gone(waiting.pop(), top)
+                with self.noting_errors():
+                    waiting += self._remove_directory(waiting.pop(), top)
         finally:
             os.close(top)
         os.rmdir(name, dir_fd=parent)
 
-    def _gone(self, name: str, top: int) -> list[str]:
-        """Remove a directory in the top; the names there of what was in it and is not empty."""
+    def _remove_directory(self, name: str, top: int) -> list[str]:
+        """Remove a directory in the top. Return the names in the top of its subdirectories that are not empty."""
         here = _entered(top, name)
         try:
-            moved = self._cleared(here, top)
+            moved = self._clear(here, top)
         finally:
             os.close(here)
-        with self.noting():
+        with self.noting_errors():
             os.rmdir(name, dir_fd=top)
         return moved
 
-    def _cleared(self, here: int, top: int) -> list[str]:
-        """Remove what is in a directory, or move it to the top; the names there of what is not empty."""
+    def _clear(self, here: int, top: int) -> list[str]:
+        """Remove or lift all entries of a directory. Return the names in the top of those that are not empty."""
         with os.scandir(here) as entries:
             found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
         full = []
         for name, is_directory in found:
-            with self.noting():
+            with self.noting_errors():
                 if not is_directory:
                     os.unlink(name, dir_fd=here)
                 elif not _removed(name, here):
-                    full.append(name if here == top else self._lifted(name, here, top))
+                    full.append(name if here == top else self._lift(name, here, top))
         return full
 
-    def _lifted(self, name: str, here: int, top: int) -> str:
+    def _lift(self, name: str, here: int, top: int) -> str:
         self._moved += 1
         fresh = f"{self._prefix}-{self._moved}"
         try:
             os.rename(name, fresh, src_dir_fd=here, dst_dir_fd=top)
         except PermissionError:
-            os.close(_entered(here, name))  # with the right to write it can be moved
+            os.close(_entered(here, name))  # with write permission it can be moved
             os.rename(name, fresh, src_dir_fd=here, dst_dir_fd=top)
         return fresh
 
 
 def _removed(name: str, at: int) -> bool:
-    """Whether a directory is gone; else it is not empty."""
+    """Return whether a directory was removed; otherwise it is not empty."""
     try:
         os.rmdir(name, dir_fd=at)
     except OSError as error:
@@ -182,7 +184,7 @@ def _removed(name: str, at: int) -> bool:
 
 
 def _entered(at: int, name: str) -> int:
-    """A directory, opened, with all rights for its owner."""
+    """Open a directory, with all permissions for its owner."""
     place = os.open(name, _PLACE, dir_fd=at)
     try:
         status = os.fstat(place)

@@ -1,8 +1,8 @@
-"""Waiting in a thread for work that is done in another, so that Ctrl-C is always heard.
+"""Wait in a thread for work in another thread, so that Ctrl-C always works.
 
-The system hands a signal to any thread that looks for one; Python only notes it there, for its main thread to act on. A
-main thread asleep on a lock, as in `Future.result`, is not woken by that. It is by the wakeup descriptor.
-"""
+The system delivers a signal to any thread that accepts it. Python only notes it there, and its main thread runs the
+handler. A main thread that sleeps on a lock, as in `Future.result`, is not woken by that. The wakeup descriptor wakes
+it."""
 
 from __future__ import annotations
 
@@ -17,43 +17,47 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_DONE = b"\0"  # no signal has this number
+_DONE = b"\0"  # not the number of any signal
 
 
 def result(future: Future[T]) -> T:
-    """What `future` comes to. Raises what the work raised, and in the main thread what a signal's handler raises."""
+    """Return the result of `future`. Raises what the work raised, and in the main thread what a signal handler
+    raises."""
     if threading.current_thread() is threading.main_thread():
         _sleep_until(future)
     return future.result()
 
 
 def _sleep_until(future: Future[T]) -> None:
-    hearing, waking = _ends(os.getpid())
-    before = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+    receiver, sender = _ends(os.getpid())
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     try:
-        future.add_done_callback(lambda _: _wake(waking))
+        future.add_done_callback(lambda _: _wake(sender))
         while not future.done():
-            _pass_on(hearing.recv(64).replace(_DONE, b""), before)
+            _pass_on(receiver.recv(64).replace(_DONE, b""), before)
     finally:
         signal.set_wakeup_fd(before)
 
 
 @functools.cache
 def _ends(process: int) -> tuple[socket.socket, socket.socket]:
-    """Never closed: a signal may come while one is taken away, and its number must not be somebody else's by then."""
-    hearing, waking = socket.socketpair()
-    waking.setblocking(False)
-    return hearing, waking
+    """Return a socket pair that is never closed.
+
+    A signal may arrive while a socket is being removed, and its number must not belong to another file by then."""
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    return receiver, sender
 
 
-def _wake(waking: socket.socket) -> None:
-    # Full: somebody is being woken.
+def _wake(sender: socket.socket) -> None:
+    # Full: a wakeup is already pending.
     with contextlib.suppress(BlockingIOError):
-        waking.send(_DONE)
+        sender.send(_DONE)
 
 
 def _pass_on(signals: bytes, before: int) -> None:
-    """Tell whoever had the descriptor: the event loop of this thread, which stands still and reads it later."""
+    """Pass signals to the previous owner of the descriptor: this thread's event loop, which is blocked and reads it
+    later."""
     if signals and before != -1:
         with contextlib.suppress(BlockingIOError):
             os.write(before, signals)

@@ -1,7 +1,7 @@
-"""What a request to a model asks, told alike for the three protocols.
+"""The conversation in a request to a model, in one form for the three protocols.
 
-The number of the reply to give is read from the request itself: the replies that follow the last prompt are counted.
-So the server keeps no state of conversations, and resumed, parallel and restarted ones just work.
+The number of the next reply is computed from the request: it counts the replies after the last prompt. So the server
+keeps no state of conversations, and resumed, parallel and restarted ones work.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class ToolCall(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What is said, before a protocol gives it its form. `id` is the same for the same place of a conversation."""
+    """A reply before a protocol gives it its form. `id` is the same for the same place of a conversation."""
 
     id: str
     model: str

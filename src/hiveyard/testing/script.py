@@ -1,4 +1,4 @@
-"""What a scripted model says: a list of steps, one for each reply to a prompt.
+"""The script of a scripted model: a list of steps, one for each reply to a prompt.
 
 A step is data, so that a script can stand in a JSON file, in Python, or in the prompt itself:
 
@@ -26,7 +26,7 @@ _MARKER = re.compile(rf"{_NAMED.pattern}|{_CARRIED.pattern}")
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all parts of a script are."""
+    """The base of all parts of a script."""
 
 
 class File(Piece, frozen=True, kw_only=True):

@@ -26,8 +26,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What to send. `cut`: only the first half of the chunks goes out, then the connection breaks. `gate`: the second
-    half waits for it."""
+    """An answer to send. `cut`: only the first half of the chunks is sent, then the connection breaks. `gate`: the
+    second half waits for it."""
 
     chunks: Sequence[bytes]
     status: int = 200

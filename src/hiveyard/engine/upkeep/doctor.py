@@ -73,7 +73,7 @@ async def _git() -> Check:
         said = "it is not in the daemon's PATH" if isinstance(error, FileNotFoundError) else str(error)
         return Check("git", False, True, f"git does not start: {said}", fix)
     if not done.ok:
-        return Check("git", False, True, f"git --version ends with {done.status}: {one_line(done.complaint())}", fix)
+        return Check("git", False, True, f"git --version ends with {done.status}: {one_line(done.error_output())}", fix)
     return Check("git", True, True, one_line(decode(done.stdout)))
 
 

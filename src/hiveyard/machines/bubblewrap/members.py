@@ -24,7 +24,7 @@ def find(ident: str, groups: Sequence[str], init: HostProcess | None) -> set[Hos
     They are found by `ident` in their command line, by the machine's control groups and, while its process 1 `init`
     has not ended, by its user namespace and by the command lines of programs that enter it.
     """
-    word, pids = ident.encode(), cmdline.everyone()
+    word, pids = ident.encode(), cmdline.all_pids()
     found = cgroups.members(groups)
     target = 0
     if init is not None:

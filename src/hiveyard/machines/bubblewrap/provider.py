@@ -217,7 +217,7 @@ class BubblewrapProvider:
             timeout = self._settings.boot_timeout
             raise BootTimeout(f"machine {name} was not ready in {timeout:g}s", hint="hv doctor", machine=name)
         if not done.ok or directory.init() is None:
-            why = directory.log_tail() or done.complaint(500) or "it reported no reason"
+            why = directory.log_tail() or done.error_output(500) or "it reported no reason"
             raise BootFailed(f"machine {name} did not start: {why[-500:]}", hint="hv doctor", machine=name)
 
     def _prepare_directory(self, directory: MachineDirectory, ident: str, spec: MachineSpec) -> Manifest:

@@ -68,9 +68,9 @@ class Roots:
             async with measured(report, "unpacking", partial(disk_usage, fresh)):
                 done = await process.run(argv)
             if not done.ok:
-                full = "No space left" in done.complaint()
+                full = "No space left" in done.error_output()
                 kind = NoSpace if full else ProviderError
-                raise kind(f"cannot unpack {image.rootfs}: {done.complaint(300)}", hint=f"df -h {self._directory}")
+                raise kind(f"cannot unpack {image.rootfs}: {done.error_output(300)}", hint=f"df -h {self._directory}")
             for point in _MOUNT_POINTS:
                 (fresh / point).mkdir(parents=True, exist_ok=True)
             fresh.chmod(0o755)

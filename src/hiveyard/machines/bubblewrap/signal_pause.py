@@ -98,7 +98,7 @@ async def _members(init: int) -> list[int]:
 
 
 def _found(init: int) -> list[int]:
-    pids = cmdline.everyone()
+    pids = cmdline.all_pids()
     found = members.inside(init, pids)
     if not found:
         return []

@@ -18,7 +18,7 @@ from aiodocker.exceptions import DockerError
 
 from hiveyard.core.errors import NoSuchImage, ProviderError
 from hiveyard.core.machines import Image, Report, StoredItem
-from hiveyard.kit.lock import alone
+from hiveyard.kit.lock import file_lock
 from hiveyard.kit.progress import measured, size
 from hiveyard.machines.docker.container import GUEST_UID, REPOSITORY, tag
 from hiveyard.machines.docker.engine import engine_errors
@@ -54,7 +54,7 @@ async def import_image(client: Docker, image: Image, locks: Path, report: Report
     """Import an image unless the engine has it. Of several tasks and processes one imports, the others wait."""
     if await present(client, image.id):
         return
-    async with alone(locks / f"import-{image.id}.lock"):
+    async with file_lock(locks / f"import-{image.id}.lock"):
         if await present(client, image.id):
             return
         if not image.rootfs.is_file():

@@ -102,9 +102,9 @@ class Client:
             raise ProviderUnavailable("there is no key for morph", hint=error.hint) from error
 
 
-def _complaint(status: int, body: bytes) -> responses.Complaint:
+def _complaint(status: int, body: bytes) -> responses.ErrorDetail:
     try:
         words = msgspec.json.decode(body, type=Complaint).words()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         words = decode(body[:_SHOWN])
-    return responses.Complaint(status, words)
+    return responses.ErrorDetail(status, words)

@@ -48,7 +48,7 @@ from hiveyard.core.machines import (
 )
 from hiveyard.core.ports import Guest, Meanwhile, SnapshotStats
 from hiveyard.kit import names
-from hiveyard.kit.lock import alone
+from hiveyard.kit.lock import file_lock
 from hiveyard.kit.refcount import RefCounted
 from hiveyard.kit.secret import Secret
 from hiveyard.machines.morph import labels, terminal
@@ -100,7 +100,7 @@ class MorphProvider:
 
     async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
         """`image.id` is that of a base image of the service (see `morph_image`); its rootfs is not looked at."""
-        async with alone(self._state / f"prepare-{names.slug(image.id)}.lock"):
+        async with file_lock(self._state / f"prepare-{names.slug(image.id)}.lock"):
             if await self._prepared(image, shape) is None:
                 await self._making.prepare(installation(self._state), image, shape, report)
 

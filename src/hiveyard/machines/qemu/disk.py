@@ -289,7 +289,7 @@ async def _tool(*argv: str, stdin: bytes = b"") -> None:
     done = await process.run((*_as_root(), program, *argv[1:]), stdin=stdin)
     if done.ok:
         return
-    said = done.complaint()
+    said = done.error_output()
     if "No space left" in said:
         raise NoSpace(f"making a disk: {said}", hint="df -h")
     raise ProviderError(f"making a disk: {done.command()} said: {said}")

@@ -68,7 +68,7 @@ async def version(program: str) -> str:
     said = await process.run([program, "--version"], timeout=20)
     found = _VERSION.search(said.stdout.decode("utf-8", "replace"))
     if not said.ok or found is None:
-        raise ProviderUnavailable(f"{program} --version says: {said.complaint(200)}", hint="make setup")
+        raise ProviderUnavailable(f"{program} --version says: {said.error_output(200)}", hint="make setup")
     return ".".join(part or "0" for part in found.groups())
 
 

@@ -210,4 +210,4 @@ async def overlay(path: Path, backing: str, kind: str, disk_gib: int) -> None:
         ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", kind, str(path), f"{disk_gib}G"]
     )
     if not done.ok:
-        raise ProviderError(f"making an overlay: {done.command()} said: {done.complaint()}")
+        raise ProviderError(f"making an overlay: {done.command()} said: {done.error_output()}")

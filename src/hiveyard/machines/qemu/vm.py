@@ -77,7 +77,7 @@ def seen(pid: int) -> Vm | None:
 
 def labels() -> Iterator[tuple[str, Vm]]:
     """The label (`-name`) of each process of this host that has one, QEMU or a program about to become QEMU."""
-    for pid, words in cmdline.words(cmdline.everyone()):
+    for pid, words in cmdline.words(cmdline.all_pids()):
         if b"-nodefaults" in words and b"-name" in words[:-1]:
             vm = seen(pid)
             if vm is not None:

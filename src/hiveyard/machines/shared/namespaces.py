@@ -22,7 +22,7 @@ async def check_user_namespaces(otherwise: str) -> None:
     The hint is `otherwise` if no setting of the kernel is the reason."""
     done = await process.run(_TRIAL.split(), timeout=20)
     if not done.ok:
-        message = f"this user gets no user namespace: {done.complaint(200)}"
+        message = f"this user gets no user namespace: {done.error_output(200)}"
         raise ProviderUnavailable(message, hint=what_to_allow(otherwise))
 
 
