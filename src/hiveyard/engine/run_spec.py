@@ -91,7 +91,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if value is not None and value is not False and key != "id"
         }
 
-    def made_before(self, made: Mapping[str, Any] | None, what: str) -> bool:
+    def check_same(self, made: Mapping[str, Any] | None, what: str) -> bool:
         """Return whether `what`, found by the id, was created from this request. Raises BadInput if it was created from
         another one."""
         if made is not None and dict(made) == self.as_json():

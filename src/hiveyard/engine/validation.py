@@ -23,7 +23,7 @@ from hiveyard.engine.settings import AgentSettings
 W = TypeVar("W", bound=RunSpec)
 
 
-def completed(spec: W, resources: Resources) -> W:
+def with_defaults(spec: W, resources: Resources) -> W:
     """Return the request with the settings' values for its agent filled in. They are stored with it: a conversation
     continues as it began, whatever the settings say later. Raises UnknownAgent, NoSuchImage."""
     name = spec.agent or resources.settings.agent
@@ -37,7 +37,7 @@ def completed(spec: W, resources: Resources) -> W:
     )
 
 
-async def check(spec: RunSpec, resources: Resources) -> None:
+async def validate(spec: RunSpec, resources: Resources) -> None:
     """Validate a request against this host. Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError,
     RepositoryError, BadTape, NoMemory."""
     settings, providers = resources.settings, resources.providers

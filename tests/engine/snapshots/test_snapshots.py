@@ -27,7 +27,7 @@ from hiveyard.core.errors import (
 from hiveyard.core.events import BudgetSet, Notice, SessionForked, SnapshotTaken
 from hiveyard.engine.snapshots.automatic import TurnSnapshots
 from hiveyard.engine.snapshots.fork import ForkRequest
-from hiveyard.engine.snapshots.service import Snapshots, uncopied
+from hiveyard.engine.snapshots.service import Snapshots, copy_error
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.store.lineage import Point
@@ -94,7 +94,7 @@ async def test_children_go_on_in_the_conversation_each_with_its_own_instruction(
         keys = {workspace(yard, one).keys().placeholder for one in (id, first, second)}
         assert len(keys) == 3
         assert workspace(yard, first).keys().inherited == (workspace(yard, id).keys().placeholder,)
-        await engine.sessions.harvest(second)
+        await engine.sessions.collect(second)
         at = workspace(yard, second).origin
         assert "two.txt" in git(at, "diff", "--name-only", views[1].base or "", "hv/idea-2")
         # The snapshot was made for the fork alone.
@@ -144,7 +144,7 @@ async def test_what_is_left_of_a_budget_is_divided(yard: Yard, repo: Path) -> No
         forked = await engine.forks.fork(id, ForkRequest(count=3))
         views = [await engine.sessions.view(one) for one in (id, *forked.children)]
         assert [view.budget_usd for view in views] == [1.0, 1.0, 1.0, 1.0]
-        runner = engine.sessions.at_work(id)
+        runner = engine.sessions.find_runner(id)
         assert runner is not None and runner.door is not None
         assert runner.door._usage_recorder.budget.limit == 1.0
         for one in (id, *forked.children):
@@ -649,6 +649,6 @@ async def test_a_spent_budget_cannot_be_divided(yard: Yard, repo: Path) -> None:
 
 
 def test_what_cannot_be_copied_is_told_with_its_path() -> None:
-    told = uncopied("bee", PermissionError(13, "Permission denied", "work/a\x1b[2Jb"))
+    told = copy_error("bee", PermissionError(13, "Permission denied", "work/a\x1b[2Jb"))
     assert told.message == "the files of bee cannot be copied: Permission denied: work/ab"
-    assert uncopied("bee", OSError("odd")).message == "the files of bee cannot be copied: odd"
+    assert copy_error("bee", OSError("odd")).message == "the files of bee cannot be copied: odd"

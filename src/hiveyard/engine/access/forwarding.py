@@ -18,13 +18,13 @@ from anyio.abc import ByteStream, SocketListener
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.core.ports import Guest, Stream
-from hiveyard.engine.access.host_ports import Held
+from hiveyard.engine.access.host_ports import ReservedPort
 from hiveyard.kit.group import together
 
 log = logging.getLogger(__name__)
-AT_ONCE = 256
+MAX_CONNECTIONS = 256
 """Connections of one port that are carried at the same time; more wait."""
-PAUSE = 1.0
+ACCEPT_RETRY_DELAY = 1.0
 """Seconds until connections are taken again after that has failed."""
 
 # PORT. A dev server may listen on ::1 alone. Either direction may end long before the other: what we are told has ended
@@ -41,26 +41,26 @@ exec <&- 3<&-
 wait
 """
 _COUNT = re.compile(rb"^(\d{1,18}) bytes", re.MULTILINE)
-_SAID_LIMIT = 4096
+_STDERR_LIMIT = 4096
 
 Guests = Callable[[], AbstractAsyncContextManager[Guest]]
 
 
-def connecting(port: int) -> Command:
+def connect_command(port: int) -> Command:
     """The command that joins its stdin and stdout to a port of the guest's own loopback."""
     if not 1 <= port <= 65535:
         raise BadInput(f"{port} is no port: 1 to 65535")
     return Command(argv=("bash", "-c", _CONNECT, "hv", str(port)), cwd="/")
 
 
-async def relay(held: Held, guests: Guests, command: Command) -> None:
+async def relay(held: ReservedPort, guests: Guests, command: Command) -> None:
     """Carry all connections to a port, each to a `command` of its own, until cancelled."""
-    room = anyio.Semaphore(AT_ONCE)
+    slots = anyio.Semaphore(MAX_CONNECTIONS)
 
     async def carry(connection: ByteStream) -> None:
         try:
             async with connection, guests() as guest, guest.open(command) as stream:
-                await joined(connection, stream)
+                await join_streams(connection, stream)
         except HiveyardError as error:
             log.info("port %d: %s", held.port, error.message)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
@@ -68,13 +68,13 @@ async def relay(held: Held, guests: Guests, command: Command) -> None:
         except Exception:
             log.exception("port %d: a connection failed", held.port)
         finally:
-            room.release()
+            slots.release()
 
     listener = await SocketListener.from_socket(held.socket)
     async with together() as group:
         while True:
             # Who waits for room is not accepted yet: anybody on this host may connect, and descriptors are few.
-            await room.acquire()
+            await slots.acquire()
             group.start_soon(carry, await _accepted(listener, held.port), name=f"a connection to port {held.port}")
 
 
@@ -85,10 +85,10 @@ async def _accepted(listener: SocketListener, port: int) -> ByteStream:
             return await listener.accept()
         except OSError as error:
             log.warning("port %d: no connection can be taken: %s", port, error.strerror or error)
-            await anyio.sleep(PAUSE)
+            await anyio.sleep(ACCEPT_RETRY_DELAY)
 
 
-class Ends(Protocol):
+class Connection(Protocol):
     """The two directions of a client's connection, as anyio's streams have them."""
 
     async def receive(self) -> bytes:
@@ -99,7 +99,7 @@ class Ends(Protocol):
     async def send_eof(self) -> None: ...
 
 
-async def joined(connection: Ends, stream: Stream) -> None:
+async def join_streams(connection: Connection, stream: Stream) -> None:
     """Carry between a connection and the program of `connecting` until that ends; either side may end alone."""
     outward = _Outward(connection, stream)
     async with together() as group:
@@ -111,7 +111,7 @@ async def joined(connection: Ends, stream: Stream) -> None:
         group.cancel_scope.cancel()
 
 
-async def _inward(connection: Ends, stream: Stream) -> None:
+async def _inward(connection: Connection, stream: Stream) -> None:
     with contextlib.suppress(anyio.EndOfStream):
         while True:
             await stream.send(await connection.receive())
@@ -121,7 +121,7 @@ async def _inward(connection: Ends, stream: Stream) -> None:
 class _Outward:
     """The direction to whoever connected. `over` is set when all of it was given."""
 
-    def __init__(self, connection: Ends, stream: Stream) -> None:
+    def __init__(self, connection: Connection, stream: Stream) -> None:
         self.over = anyio.Event()
         self._connection = connection
         self._stream = stream
@@ -137,10 +137,10 @@ class _Outward:
         await self._end_when_all_is_given()
 
     async def listen(self) -> None:
-        said = b""
+        output = b""
         while piece := await self._stream.receive_error():
-            said = (said + piece)[-_SAID_LIMIT:]
-            if self._total < 0 and (count := _COUNT.search(said)):
+            output = (output + piece)[-_STDERR_LIMIT:]
+            if self._total < 0 and (count := _COUNT.search(output)):
                 self._total = int(count[1])
                 await self._end_when_all_is_given()
 

@@ -36,7 +36,7 @@ class Owner(NamedTuple):
     name: str
 
 
-class Held(NamedTuple):
+class ReservedPort(NamedTuple):
     """A port that is ours for as long as the socket, which listens, is open."""
 
     port: int
@@ -56,10 +56,10 @@ class _Claim:
 
 
 class HostPorts:
-    """`place` is the directory that all daemons of this user share; it is made, and must be theirs alone."""
+    """`directory` is the directory that all daemons of this user share; it is made, and must be theirs alone."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
 
     async def reserve(
         self,
@@ -69,7 +69,7 @@ class HostPorts:
         preferred: Iterable[int] = (),
         among: Iterable[int] = (0,),
         avoid: Collection[int] = (),
-    ) -> Held:
+    ) -> ReservedPort:
         """Listen on a port of the loopback.
 
         `wanted` is that one and no other; else the first that is free of `preferred`, then of `among`, with those to
@@ -79,14 +79,14 @@ class HostPorts:
         others = [*preferred, *sorted(among, key=lambda port: port in avoid)]
         return await anyio.to_thread.run_sync(self._reserve, owner, wanted, others)
 
-    async def release(self, held: Held) -> None:
+    async def release(self, held: ReservedPort) -> None:
         """Let go of a port. Twice is once."""
         held.socket.close()
         await anyio.to_thread.run_sync(self._forget, held.port)
 
-    def _reserve(self, owner: Owner, wanted: int | None, others: list[int]) -> Held:
+    def _reserve(self, owner: Owner, wanted: int | None, others: list[int]) -> ReservedPort:
         self._prepare()
-        with locked(self._place / "lock"):
+        with locked(self._directory / "lock"):
             if wanted is not None:
                 return self._hold(owner, wanted)
             for port in others:
@@ -99,7 +99,7 @@ class HostPorts:
             hint="set first and last in section [ports] of the settings, or name a port",
         )
 
-    def _hold(self, owner: Owner, port: int) -> Held:
+    def _hold(self, owner: Owner, port: int) -> ReservedPort:
         try:
             listener = _listening(port)
         except PermissionError:
@@ -112,15 +112,15 @@ class HostPorts:
             ) from None
         number = listener.getsockname()[1]
         claim = _Claim(session=owner.session, name=owner.name, pid=os.getpid(), started=_started(os.getpid()))
-        write_atomic(self._place / str(number), json.dumps(asdict(claim)).encode(), mode=0o600, durable=False)
-        return Held(number, listener)
+        write_atomic(self._directory / str(number), json.dumps(asdict(claim)).encode(), mode=0o600, durable=False)
+        return ReservedPort(number, listener)
 
     def _forget(self, port: int) -> None:
         self._prepare()
-        with locked(self._place / "lock"):
+        with locked(self._directory / "lock"):
             claim = self._claim(port)
             if claim is not None and claim.pid == os.getpid():
-                (self._place / str(port)).unlink(missing_ok=True)
+                (self._directory / str(port)).unlink(missing_ok=True)
 
     def _holder(self, port: int) -> str:
         claim = self._claim(port)
@@ -130,20 +130,23 @@ class HostPorts:
 
     def _claim(self, port: int) -> _Claim | None:
         try:
-            said = json.loads((self._place / str(port)).read_bytes())
+            claim = json.loads((self._directory / str(port)).read_bytes())
             return _Claim(
-                session=str(said["session"]), name=str(said["name"]), pid=int(said["pid"]), started=str(said["started"])
+                session=str(claim["session"]),
+                name=str(claim["name"]),
+                pid=int(claim["pid"]),
+                started=str(claim["started"]),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _prepare(self) -> None:
-        self._place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        seen = self._place.lstat()
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        seen = self._directory.lstat()
         # It may lie where everybody can make directories.
         if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o022:
             raise OrchestrationError(
-                f"{self._place} is not a directory of this user alone", hint=f"ls -ld {self._place}"
+                f"{self._directory} is not a directory of this user alone", hint=f"ls -ld {self._directory}"
             )
 
 

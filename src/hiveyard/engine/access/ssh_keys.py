@@ -38,16 +38,16 @@ class SshKeys:
 
     def of(self, session: str) -> Keys:
         """The keys of a session, made when they are not there."""
-        place = self._root / session
+        directory = self._root / session
         self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place.mkdir(exist_ok=True, mode=0o700)
-        user, host = _kept(place / "key"), _kept(place / "host_key")
+        directory.mkdir(exist_ok=True, mode=0o700)
+        user, host = _load_or_create(directory / "key"), _load_or_create(directory / "host_key")
         public = host.export_public_key().decode().strip()
-        known = place / "known_hosts"
+        known = directory / "known_hosts"
         line = f"{alias(session)} {public}\n".encode()
         if not known.exists() or known.read_bytes() != line:
             write_atomic(known, line, mode=0o600)
-        return Keys(user, host, place / "key", known)
+        return Keys(user, host, directory / "key", known)
 
     def forget(self, session: str) -> None:
         """Remove them; absent is a success."""
@@ -77,7 +77,7 @@ def config(name: str, session: str, port: int, user: str, keys: Keys) -> str:
 """
 
 
-def _kept(file: Path) -> asyncssh.SSHKey:
+def _load_or_create(file: Path) -> asyncssh.SSHKey:
     try:
         return asyncssh.import_private_key(file.read_bytes())
     except FileNotFoundError:

@@ -24,8 +24,8 @@ from hiveyard.core.commands import Command
 from hiveyard.core.errors import HiveyardError
 from hiveyard.core.ports import Provider, Stream, Terminals
 from hiveyard.engine.access.exec_channel import outputs
-from hiveyard.engine.access.forwarding import connecting, joined
-from hiveyard.engine.access.host_ports import Held
+from hiveyard.engine.access.forwarding import connect_command, join_streams
+from hiveyard.engine.access.host_ports import ReservedPort
 from hiveyard.engine.access.ssh_keys import Keys
 from hiveyard.kit import process
 from hiveyard.kit.group import together
@@ -38,7 +38,7 @@ _HIGH = 1 << 20
 _LOGIN = 30.0
 _FAILED = 255
 _LOCAL_MODES = 3
-_OURS = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SFTP = (
     "for p in /usr/lib/openssh/sftp-server /usr/lib/ssh/sftp-server /usr/libexec/openssh/sftp-server"
     ' /usr/libexec/sftp-server; do [[ -x $p ]] && exec "$p"; done;'
@@ -47,16 +47,16 @@ _SFTP = (
 
 
 @asynccontextmanager
-async def serving(held: Held, provider: Provider, machine: str, keys: Keys) -> AsyncIterator[None]:
+async def serve_ssh(held: ReservedPort, provider: Provider, machine: str, keys: Keys) -> AsyncIterator[None]:
     """Let people into `machine` by ssh on a port of the host, for as long as the block lasts."""
     async with anyio.create_task_group() as group:
-        way = _Way(provider, machine, keys, group)
+        target = _Target(provider, machine, keys, group)
         # It serves a moment before it returns. Cancelled there, nobody but the loop would know the listener, and who
         # gets its descriptor's number next would be deaf.
         with anyio.CancelScope(shield=True):
             server = await asyncssh.listen(
                 sock=held.socket,
-                server_factory=lambda: _Server(way),
+                server_factory=lambda: _Server(target),
                 server_host_keys=[keys.host],
                 encoding=None,
                 line_editor=False,
@@ -72,12 +72,12 @@ async def serving(held: Held, provider: Provider, machine: str, keys: Keys) -> A
             yield
         finally:
             server.close()
-            for connection in list(way.connections):
+            for connection in list(target.connections):
                 connection.abort()
             group.cancel_scope.cancel()
 
 
-class _Way:
+class _Target:
     """State that all connections to one machine share."""
 
     def __init__(self, provider: Provider, machine: str, keys: Keys, group: TaskGroup) -> None:
@@ -92,34 +92,34 @@ class _Way:
 class _Server(asyncssh.SSHServer):
     """One connection."""
 
-    def __init__(self, way: _Way) -> None:
-        self._way = way
+    def __init__(self, target: _Target) -> None:
+        self._target = target
         self._connection: asyncssh.SSHServerConnection | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
-        self._way.connections.add(conn)
+        self._target.connections.add(conn)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._connection is not None:
-            self._way.connections.discard(self._connection)
+            self._target.connections.discard(self._connection)
 
     def public_key_auth_supported(self) -> bool:
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        return username == self._way.user and key.public_data == self._way.keys.user.public_data
+        return username == self._target.user and key.public_data == self._target.keys.user.public_data
 
     def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
-        return _Session(self._way)
+        return _Session(self._target)
 
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
     ) -> asyncssh.SSHTCPSession[bytes]:
-        if dest_host not in _OURS:
+        if dest_host not in _LOOPBACK:
             code = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
             raise asyncssh.ChannelOpenError(code, "only ports of the machine's own loopback can be reached")
-        return _Forwarded(self._way, dest_port)
+        return _Forwarded(self._target, dest_port)
 
 
 class _Pipe:
@@ -175,10 +175,10 @@ class _Pipe:
 
 
 class _Forwarded(asyncssh.SSHTCPSession[bytes]):
-    """A connection to a port of the guest; what `joined` takes for one."""
+    """A connection to a port of the guest; what `join_streams` takes for one."""
 
-    def __init__(self, way: _Way, port: int) -> None:
-        self._way = way
+    def __init__(self, target: _Target, port: int) -> None:
+        self._target = target
         self._port = port
         self._pipe = _Pipe()
         self.data_received = lambda data, datatype: self._pipe.put(data)  # type: ignore[method-assign]
@@ -189,7 +189,7 @@ class _Forwarded(asyncssh.SSHTCPSession[bytes]):
         self._pipe.chan = chan
 
     def session_started(self) -> None:
-        self._way.group.start_soon(self._carry, name="a connection by ssh into a guest")
+        self._target.group.start_soon(self._carry, name="a connection by ssh into a guest")
 
     def eof_received(self) -> bool:
         self._pipe.end()
@@ -217,12 +217,15 @@ class _Forwarded(asyncssh.SSHTCPSession[bytes]):
     async def _carry(self) -> None:
         chan = self._pipe.chan
         try:
-            async with self._way.provider.guest(self._way.machine) as guest, guest.open(connecting(self._port)) as to:
-                await joined(self, to)
+            async with (
+                self._target.provider.guest(self._target.machine) as guest,
+                guest.open(connect_command(self._port)) as to,
+            ):
+                await join_streams(self, to)
         except (HiveyardError, anyio.BrokenResourceError) as error:
-            log.info("port %d of %s: %s", self._port, self._way.machine, error)
+            log.info("port %d of %s: %s", self._port, self._target.machine, error)
         except Exception:
-            log.exception("port %d of %s: a connection failed", self._port, self._way.machine)
+            log.exception("port %d of %s: a connection failed", self._port, self._target.machine)
         finally:
             if chan is not None:
                 chan.close()
@@ -231,8 +234,8 @@ class _Forwarded(asyncssh.SSHTCPSession[bytes]):
 class _Session(asyncssh.SSHServerSession[bytes]):
     """A command, a shell or a subsystem."""
 
-    def __init__(self, way: _Way) -> None:
-        self._way = way
+    def __init__(self, target: _Target) -> None:
+        self._target = target
         self._pipe = _Pipe()
         self._chan: asyncssh.SSHServerChannel[bytes] | None = None
         self._command = Command(argv=("bash", "-l"))
@@ -251,7 +254,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
     def pty_requested(
         self, term_type: str | None, term_size: tuple[int, int, int, int], term_modes: Mapping[int, int]
     ) -> bool:
-        if not isinstance(self._way.provider, Terminals):
+        if not isinstance(self._target.provider, Terminals):
             return False
         self._term = term_type or "xterm"
         self.terminal_size_changed(*term_size)
@@ -269,7 +272,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         return subsystem == "sftp"
 
     def session_started(self) -> None:
-        self._way.group.start_soon(self._run, name="a session by ssh in a guest")
+        self._target.group.start_soon(self._run, name="a session by ssh in a guest")
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         self._pipe.put(data)
@@ -298,21 +301,21 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             except HiveyardError as error:
                 await self._pipe.give(f"error: {printable(error.message)}\r\n".encode(), asyncssh.EXTENDED_DATA_STDERR)
             except Exception:
-                log.exception("a session by ssh into %s failed", self._way.machine)
+                log.exception("a session by ssh into %s failed", self._target.machine)
         if not chan.is_closing():
             chan.exit(status)
 
     async def _plain(self) -> int:
-        async with self._way.provider.guest(self._way.machine) as guest, guest.open(self._command) as stream:
+        async with self._target.provider.guest(self._target.machine) as guest, guest.open(self._command) as stream:
             return await _talk(self._pipe, stream)
 
     async def _on_terminal(self) -> int:
         """The provider's own program for terminals, on a terminal of this host that nobody sees."""
-        provider = self._way.provider
+        provider = self._target.provider
         assert isinstance(provider, Terminals)
         assert self._command.argv is not None
         command = shown(self._command.argv, term=self._term, colors=self._colors())
-        argv = await provider.terminal(self._way.machine, command)
+        argv = await provider.terminal(self._target.machine, command)
         master, slave = pty.openpty()
         try:
             self._resize = lambda rows, columns: _resize(master, rows, columns)
@@ -337,8 +340,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
 
     def _colors(self) -> str:
         assert self._chan is not None
-        said = self._chan.get_environment_bytes().get(b"COLORTERM", b"")
-        return one_line(said.decode("utf-8", "replace"), 40)
+        value = self._chan.get_environment_bytes().get(b"COLORTERM", b"")
+        return one_line(value.decode("utf-8", "replace"), 40)
 
     async def _keys(self, master: int) -> None:
         # What comes before the program has taken the terminal over would be echoed twice. To make it raw here would

@@ -54,8 +54,8 @@ from hiveyard.engine.archive.unpacking import unpack
 from hiveyard.engine.placement.provider_choice import Choice, choose
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.agent_terminal import terminal_agent
-from hiveyard.engine.sessions.request import SpawnRequest, check_name, request_of
-from hiveyard.engine.snapshots.service import uncopied
+from hiveyard.engine.sessions.request import SpawnRequest, check_name, session_request
+from hiveyard.engine.snapshots.service import copy_error
 from hiveyard.engine.workspace.directory import Meta, Workspace
 from hiveyard.kit.names import new_id, slug
 from hiveyard.kit.text import one_line
@@ -67,35 +67,35 @@ from hiveyard.store import journal, names, views
 from hiveyard.store.outbox import uncollected
 
 _ID = re.compile(r"[2-9bcdfghjkmnpqrstvwxz]{10}\Z")
-_TANGLED = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_LONGEST = 64 << 20
-_HEADER = _SMALL = 4 << 20
+_INCONSISTENT = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_MAX_LINE = 64 << 20
+_HEADER = _MAX_SMALL = 4 << 20
 _TIMEOUT = 3600.0
 _REF = re.compile(r"refs/(?:heads|tags|remotes|hiveyard)/[^\s~^:?*\[\\\x00-\x1f\x7f]{1,400}\Z")
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 # Of what was asked for: what names a place of the other host, or would open this one's network.
-_NOT_TAKEN = ("record", "tape", "network", "port", "include_dirty", "provider")
+_DROPPED_FIELDS = ("record", "tape", "network", "port", "include_dirty", "provider")
 # Of what was asked for: names that are shown as they are.
-_SHOWN = ("model", "account", "branch", "base")
+_PRINTED_FIELDS = ("model", "account", "branch", "base")
 # What would decide here what this host does, or tell of what it does not have. A fork names an image to build and
 # another session's snapshot to go on from; where the session came from, `SessionImported` says.
-_ELSEWHERE = MachineEvent | PortEvent | SnapshotEvent | TaskEvent | SessionForked | SessionPaused | SessionUnpaused
+_NOT_IMPORTED = MachineEvent | PortEvent | SnapshotEvent | TaskEvent | SessionForked | SessionPaused | SessionUnpaused
 
 
-_MOST = 2**31 - 1
+_MAX_TURN = 2**31 - 1
 """The largest number of a turn."""
-_LARGEST = 2**53
+_MAX_NUMBER = 2**53
 """The largest number in an event: sums of them fit into a database's."""
 # The journal is replayed in one write, for which all others wait. A turn may say 256 MiB (`output_limit_mib`), and a
 # million events are those of some thousand turns.
-_JOURNAL = 1 << 30
-_LINES = 1_000_000
+_MAX_JOURNAL_BYTES = 1 << 30
+_MAX_EVENTS = 1_000_000
 _PIECE = 1 << 20
 
 
 class _Line(msgspec.Struct):
     at: float
-    turn: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
+    turn: Annotated[int, msgspec.Meta(ge=1, le=_MAX_TURN)] | None = None
     body: msgspec.Raw = msgspec.Raw(b"")
     raw: bytes | None = None
 
@@ -106,7 +106,9 @@ class Imports:
     def __init__(self, resources: Resources) -> None:
         self._r = resources
 
-    async def take(self, path: Path, *, new: bool = False, name: str | None = None, provider: str | None = None) -> str:
+    async def import_archive(
+        self, path: Path, *, new: bool = False, name: str | None = None, provider: str | None = None
+    ) -> str:
         """Take in the archive at `path`; returns the session's id. It is stopped: resume it.
 
         Its own id is kept, unless one of that id is here: then it must be `new`. Raises BadInput, BadArchive, NoSpace,
@@ -118,15 +120,15 @@ class Imports:
         scratch = Workspace(self._r.sessions / f".import-{new_id()}")
         try:
             await anyio.to_thread.run_sync(_unpack, path, scratch.root, self._r.settings.reserve)
-            manifest = read_manifest(_small(scratch.root / layout.MANIFEST))
+            manifest = read_manifest(_read_small(scratch.root / layout.MANIFEST))
             terminal_agent(manifest.agent)
             id = await self._id(manifest, new)
             choice = await self._place(manifest, provider)
             await _repositories(scratch, manifest)
-            await self._settle(scratch, id, manifest)
+            await self._move_into_place(scratch, id, manifest)
             return await self._record(id, manifest, choice, name)
         except OSError as error:
-            raise uncopied(str(path), error) from error
+            raise copy_error(str(path), error) from error
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(partial(remove_tree, scratch.root, quiet=True))
@@ -149,11 +151,11 @@ class Imports:
         works = before is not None and (await before.readiness()).ok
         return await choose(manifest.provider if works else "auto", self._r.providers)
 
-    async def _settle(self, scratch: Workspace, id: str, manifest: Manifest) -> None:
+    async def _move_into_place(self, scratch: Workspace, id: str, manifest: Manifest) -> None:
         """Make a session's directory of what was unpacked, marked as unfinished until it is journaled."""
         own, now = self._r.workspace(id), self._r.clock.now()
 
-        def settle() -> None:
+        def move() -> None:
             scratch.unfinished.touch()
             scratch.create_keys(())
             (scratch.root / layout.EVENTS).rename(scratch.root / "events.imported")
@@ -164,7 +166,7 @@ class Imports:
             )
             scratch.root.rename(own.root)
 
-        await anyio.to_thread.run_sync(settle)
+        await anyio.to_thread.run_sync(move)
 
     async def _record(self, id: str, manifest: Manifest, choice: Choice, name: str | None) -> str:
         own = self._r.workspace(id)
@@ -194,12 +196,12 @@ class Imports:
         if session.phase is not Phase.STOPPED or session.base is None:
             raise BadArchive(f"the archive's session is {session.phase.value}, not stopped")
         try:
-            request_of(session)
+            session_request(session)
         except BadInput as error:
             raise BadArchive(f"what the archive's session asked for makes no sense: {error.message}") from None
         result = views.result(conn, id)
-        said = [(session.base, session.branch)] + ([(result.base, result.branch)] if result else [])
-        if set(said) != {(manifest.base, manifest.branch)} or (result and not _SHA.match(result.head)):
+        recorded = [(session.base, session.branch)] + ([(result.base, result.branch)] if result else [])
+        if set(recorded) != {(manifest.base, manifest.branch)} or (result and not _SHA.match(result.head)):
             raise BadArchive("the archive's journal and its manifest tell of different work")
         placed = SessionPlaced(provider=choice.provider.name, tier=choice.provider.tier.value, why=choice.why)
         imported = SessionImported(
@@ -215,20 +217,20 @@ class Imports:
             if isinstance(body, SessionCreated):
                 body, began = self._created(body, free, id, manifest), True
             _check_numbers(body)
-            _check_paid(body)
+            _check_usage(body)
             at = line.at if math.isfinite(line.at) and 0 <= line.at <= now else now
-            if began and not isinstance(body, _ELSEWHERE):
+            if began and not isinstance(body, _NOT_IMPORTED):
                 journal.record(conn, id, body, at=at, turn=line.turn, raw=line.raw)
 
     def _created(self, body: SessionCreated, free: str, id: str, manifest: Manifest) -> SessionCreated:
         """Return the first event, with the request reduced to what a stranger may ask for."""
         known = set(SpawnRequest.__struct_fields__)
         asked: dict[str, Any] = {
-            key: value for key, value in (body.request or {}).items() if key in known and key not in _NOT_TAKEN
+            key: value for key, value in (body.request or {}).items() if key in known and key not in _DROPPED_FIELDS
         }
         repo = one_line(body.repo, 4096)
         asked |= {"repo": repo, "agent": manifest.agent}
-        asked |= {name: one_line(asked[name]) for name in _SHOWN if isinstance(asked.get(name), str)}
+        asked |= {name: one_line(asked[name]) for name in _PRINTED_FIELDS if isinstance(asked.get(name), str)}
         asked.pop("name", None)
         if not self._has_image(asked.get("image")):
             asked.pop("image", None)
@@ -256,11 +258,11 @@ def _check_numbers(value: object) -> None:
     if isinstance(value, msgspec.Struct):
         for field in msgspec.structs.astuple(value):
             _check_numbers(field)
-    elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
+    elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:
         raise BadArchive("the archive's journal tells of a number that is none of a session's")
 
 
-def _check_paid(body: AnyBody) -> None:
+def _check_usage(body: AnyBody) -> None:
     """Nobody gets money back for what was asked: it would be spent here, above the budget."""
     if isinstance(body, ModelCalled) and any((amount or 0) < 0 for amount in msgspec.structs.astuple(body.usage)):
         raise BadArchive("the archive's journal tells of a model that was asked for less than nothing")
@@ -274,7 +276,7 @@ def _unpack(path: Path, into: Path, reserve: int) -> None:
     except (BadInput, gzip.BadGzipFile, EOFError) as error:
         raise BadArchive(f"{path} is no exported session: {error}", hint="hv export ID FILE makes one") from None
     except OSError as error:
-        if error.errno in _TANGLED:
+        if error.errno in _INCONSISTENT:
             raise BadArchive(f"the archive's entries do not fit together: {error.strerror}") from error
         raise
     for entry in into.iterdir():
@@ -290,19 +292,21 @@ def _unpack(path: Path, into: Path, reserve: int) -> None:
     into.chmod(0o700)
 
 
-def _small(file: Path) -> bytes:
+def _read_small(file: Path) -> bytes:
     """All of a file that is read at once. Raises BadArchive when it is longer than any of its kind."""
     with file.open("rb") as small:
-        data = small.read(_SMALL + 1)
-    if len(data) > _SMALL:
-        raise BadArchive(f"the archive's {file.name} is longer than {_SMALL} bytes")
+        data = small.read(_MAX_SMALL + 1)
+    if len(data) > _MAX_SMALL:
+        raise BadArchive(f"the archive's {file.name} is longer than {_MAX_SMALL} bytes")
     return data
 
 
 def _check_length(file: Path) -> None:
     """A small archive can hold a journal that would be replayed for hours."""
-    if file.stat().st_size > _JOURNAL or _lines(file) > _LINES:
-        raise BadArchive(f"the archive's journal is longer than {_JOURNAL >> 20} MiB, or than {_LINES} events")
+    if file.stat().st_size > _MAX_JOURNAL_BYTES or _lines(file) > _MAX_EVENTS:
+        raise BadArchive(
+            f"the archive's journal is longer than {_MAX_JOURNAL_BYTES >> 20} MiB, or than {_MAX_EVENTS} events"
+        )
 
 
 def _lines(file: Path) -> int:
@@ -325,7 +329,7 @@ def _check_plain(directory: Path) -> None:
 def _events(file: Path) -> Iterator[tuple[_Line, AnyBody]]:
     decoder = msgspec.json.Decoder(AnyBody)
     with file.open("rb") as lines:
-        while text := lines.readline(_LONGEST):
+        while text := lines.readline(_MAX_LINE):
             try:
                 line = msgspec.json.decode(text, type=_Line)
             except msgspec.MsgspecError as error:
@@ -353,8 +357,8 @@ async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
         await git_output("cat-file", "-e", manifest.base + "^{commit}", at=scratch.origin)
         await git_output("check-ref-format", "--branch", manifest.branch, at=scratch.origin)
         for key, value in (("name", manifest.identity[0]), ("email", manifest.identity[1])):
-            await git_output("config", f"hiveyard.{key}", _plain(value), at=scratch.origin)
-        await git_output("config", "hiveyard.baseref", _plain(manifest.base_ref), at=scratch.origin)
+            await git_output("config", f"hiveyard.{key}", _printable(value), at=scratch.origin)
+        await git_output("config", "hiveyard.baseref", _printable(manifest.base_ref), at=scratch.origin)
     except RepositoryError as error:
         raise BadArchive(f"the archive's repository is not sound: {error.message}") from error
 
@@ -365,7 +369,7 @@ async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: P
     await git_output(*words, str(origin), at=origin.parent)
     refs, offset = _header(bundle)
     if shallow.exists():
-        lines = _small(shallow).decode("ascii", "replace").split()
+        lines = _read_small(shallow).decode("ascii", "replace").split()
         if not all(map(_SHA.match, lines)):
             raise BadArchive("the archive's repository ends at what is no commit")
         (origin / "shallow").write_text("".join(f"{line}\n" for line in lines))
@@ -402,5 +406,5 @@ def _header(bundle: Path) -> tuple[dict[str, str], int]:
     return refs, len(top) + len(blank)
 
 
-def _plain(value: str) -> str:
+def _printable(value: str) -> str:
     return "".join(character for character in value if character.isprintable())[:200]

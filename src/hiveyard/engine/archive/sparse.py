@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import IO, NamedTuple
 
-_MOST = 4096
+_MAX_EXTENTS = 4096
 """Extents of one file: they are held in memory. What is more broken up is written with its smallest holes."""
-_LARGEST = (8 << 30) - 1
+_MAX_SIZE = (8 << 30) - 1
 """Bytes that the size field of a header holds; the one in a PAX header is taken for that with holes by some."""
 
 
@@ -24,7 +24,7 @@ class Extent(NamedTuple):
     size: int
 
 
-def written(fd: int, size: int) -> list[Extent] | None:
+def data_extents(fd: int, size: int) -> list[Extent] | None:
     """Where there is something in the file of so many bytes; None when it is too much for this format."""
     found: list[Extent] = []
     at = 0
@@ -39,14 +39,14 @@ def written(fd: int, size: int) -> list[Extent] | None:
             break
         at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
         found.append(Extent(begin, at - begin))
-        if len(found) > 2 * _MOST:
-            found = _joined(found)
-    found = _joined(found) if len(found) > _MOST else found
+        if len(found) > 2 * _MAX_EXTENTS:
+            found = _merge_extents(found)
+    found = _merge_extents(found) if len(found) > _MAX_EXTENTS else found
     os.lseek(fd, 0, os.SEEK_SET)
-    return found if sum(one.size for one in found) < _LARGEST - (1 << 20) else None
+    return found if sum(one.size for one in found) < _MAX_SIZE - (1 << 20) else None
 
 
-def sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Extent]) -> IO[bytes]:
+def make_sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Extent]) -> IO[bytes]:
     """Make `info` that of a file with holes; returns what is to be written as its content."""
     # The last tells how long the file is, where it ends with a hole.
     ends = [*extents, Extent(info.size, 0)]
@@ -62,10 +62,10 @@ def sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Extent]) 
     }
     info.name = f"{above}/GNUSparseFile.0/{name}"
     info.size = len(head) + sum(one.size for one in extents)
-    return io.BufferedReader(_Written(head, source, extents))
+    return io.BufferedReader(_SparseStream(head, source, extents))
 
 
-class _Written(io.RawIOBase):
+class _SparseStream(io.RawIOBase):
     """A stream of the map and then the extents of a file. Data that was truncated meanwhile is read as zeros."""
 
     def __init__(self, head: bytes, source: IO[bytes], extents: Sequence[Extent]) -> None:
@@ -95,10 +95,10 @@ class _Written(io.RawIOBase):
         return piece
 
 
-def _joined(extents: Sequence[Extent]) -> list[Extent]:
-    """At most _MOST extents, with the smallest holes filled."""
+def _merge_extents(extents: Sequence[Extent]) -> list[Extent]:
+    """At most _MAX_EXTENTS extents, with the smallest holes filled."""
     holes = [later.at - one.at - one.size for one, later in pairwise(extents)]
-    kept = set(heapq.nlargest(_MOST - 1, range(len(holes)), key=holes.__getitem__))
+    kept = set(heapq.nlargest(_MAX_EXTENTS - 1, range(len(holes)), key=holes.__getitem__))
     found = [extents[0]]
     for hole, one in enumerate(extents[1:]):
         last = found[-1]

@@ -25,17 +25,17 @@ from hiveyard.kit.text import one_line
 _RESERVE = 64 << 20  # bytes of the disk that are left free
 _ENTRY = 4096  # bytes that an entry takes, however small it is
 _PIECE = 1 << 20
-_MOST = 2_000_000
+_MAX_ENTRIES = 2_000_000
 """Entries of one archive."""
-_HEADER = 1 << 18
+_MAX_HEADER = 1 << 18
 """Bytes of all that comes before the content of one entry: tarfile holds it whole."""
-_NAMES = 1 << 28
+_MAX_NAME_BYTES = 1 << 28
 """Bytes of the names of links and directories, which are held to the end."""
-_GLOBAL = 64
+_MAX_GLOBAL_HEADERS = 64
 """What an archive says of all its entries: each of them has a copy."""
-_LATEST = 1 << 33
+_MAX_TIME = 1 << 33
 """Seconds since the epoch, and before it, that a file's time can be."""
-_STRANGE = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, LookupError, RecursionError)
+_MALFORMED = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, LookupError, RecursionError)
 """What tarfile, and what is underneath, raises for what makes no sense."""
 
 
@@ -66,7 +66,7 @@ class _Unpacking:
         self._target = target
         self._mode = mode
         self._report = report
-        self._room = shutil.disk_usage(target.parent).free - reserve
+        self._space = shutil.disk_usage(target.parent).free - reserve
         self._entries = self._size = self._left_out = self._names = 0
         self._root: tuple[str, ...] | None = None
         self._links: list[tuple[tuple[str, ...], str]] = []
@@ -81,7 +81,7 @@ class _Unpacking:
                     tar.members.clear()  # it keeps them all
                     with stream.content():
                         self._add(parent, tar, member)
-        except _STRANGE as error:
+        except _MALFORMED as error:
             raise BadInput(f"this is no whole archive: {one_line(str(error))}") from error
         else:
             self._finish(parent)
@@ -92,21 +92,21 @@ class _Unpacking:
     def _add(self, parent: int, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         path = self._path(member.name)
         self._entries += 1
-        self._check_room()
-        if self._entries > _MOST or len(tar.pax_headers) > _GLOBAL:
-            raise BadInput(f"the archive has more than {_MOST} entries, or says too much of all of them")
+        self._check_space()
+        if self._entries > _MAX_ENTRIES or len(tar.pax_headers) > _MAX_GLOBAL_HEADERS:
+            raise BadInput(f"the archive has more than {_MAX_ENTRIES} entries, or says too much of all of them")
         if member.isdir():
-            self._hold(len(member.name))
+            self._count_names(len(member.name))
             self._directory(parent, path, member.mode & self._mode)
         elif member.isreg():
             self._file(parent, path, tar, member)
         elif member.issym():
             if "\0" in member.linkname:
                 raise BadInput(f"a link in the archive leads to what can be no path: {one_line(member.linkname)!r}")
-            self._hold(len(member.name) + len(member.linkname))
+            self._count_names(len(member.name) + len(member.linkname))
             self._links.append((path, member.linkname))
         elif member.islnk():
-            self._same(parent, path, self._path(member.linkname))
+            self._hard_link(parent, path, self._path(member.linkname))
         else:
             self._left_out += 1
 
@@ -122,24 +122,24 @@ class _Unpacking:
         return (self._target.name, *parts[len(self._root) :])
 
     def _directory(self, parent: int, path: tuple[str, ...], mode: int) -> None:
-        with _opened(parent, path[:-1]) as above:
+        with _open_directory(parent, path[:-1]) as above:
             try:
                 os.mkdir(path[-1], 0o700, dir_fd=above)
             except FileExistsError:
-                with _opened(above, path[-1:]):
+                with _open_directory(above, path[-1:]):
                     return  # it is one
             self._modes.append((path, mode))
 
     def _file(self, parent: int, path: tuple[str, ...], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         source = _content(tar, member)
-        with _opened(parent, path[:-1]) as above, _replacing(above, path[-1]) as fd:
+        with _open_directory(parent, path[:-1]) as above, _replace_file(above, path[-1]) as fd:
             # Of a file with holes only what was written is read: holes may be larger than any disk.
             for at, size in _extents(tar, member):
                 os.lseek(fd, at, os.SEEK_SET)
                 self._copy(source, size, fd)
             _extend(fd, member)
             os.fchmod(fd, member.mode & self._mode)
-            changed = member.mtime if -_LATEST < member.mtime < _LATEST else 0
+            changed = member.mtime if -_MAX_TIME < member.mtime < _MAX_TIME else 0
             os.utime(fd, (changed, changed))
 
     def _copy(self, source: IO[bytes], size: int, fd: int) -> None:
@@ -151,38 +151,38 @@ class _Unpacking:
             _write(fd, piece)
             size -= len(piece)
 
-    def _same(self, parent: int, path: tuple[str, ...], other: tuple[str, ...]) -> None:
+    def _hard_link(self, parent: int, path: tuple[str, ...], other: tuple[str, ...]) -> None:
         """A second name of a file that is in the archive already."""
-        with _opened(parent, path[:-1]) as above, _opened(parent, other[:-1]) as there:
+        with _open_directory(parent, path[:-1]) as above, _open_directory(parent, other[:-1]) as there:
             if not stat.S_ISREG(os.stat(other[-1], dir_fd=there, follow_symlinks=False).st_mode):
                 raise BadInput(f"the archive links to what is no file: {one_line(other[-1])!r}")
             _clear(above, path[-1])
             os.link(other[-1], path[-1], src_dir_fd=there, dst_dir_fd=above, follow_symlinks=False)
 
-    def _hold(self, size: int) -> None:
+    def _count_names(self, size: int) -> None:
         self._names += size
-        if self._names > _NAMES:
-            raise BadInput(f"the names of links and directories in the archive are longer than {_NAMES} bytes")
+        if self._names > _MAX_NAME_BYTES:
+            raise BadInput(f"the names of links and directories in the archive are longer than {_MAX_NAME_BYTES} bytes")
 
     def _count(self, size: int) -> None:
         self._size += size
         self._report(size)
-        self._check_room()
+        self._check_space()
 
-    def _check_room(self) -> None:
-        if self._size + self._entries * _ENTRY > self._room:
-            raise NoSpace(f"there is no room for what is in the archive: more than {self._room} bytes", hint="df -h")
+    def _check_space(self) -> None:
+        if self._size + self._entries * _ENTRY > self._space:
+            raise NoSpace(f"there is no room for what is in the archive: more than {self._space} bytes", hint="df -h")
 
     def _finish(self, parent: int) -> None:
         if self._root is None:
             raise BadInput("the archive is empty")
         for path, to in self._links:
-            with _opened(parent, path[:-1]) as above:
+            with _open_directory(parent, path[:-1]) as above:
                 _clear(above, path[-1])
                 os.symlink(to, path[-1], dir_fd=above)
         # The deepest first: one that may not be written to has got all that is in it.
         for path, mode in sorted(self._modes, key=lambda entry: -len(entry[0])):
-            with _opened(parent, path) as made:
+            with _open_directory(parent, path) as made:
                 os.fchmod(made, mode)
 
 
@@ -219,29 +219,29 @@ def _extend(fd: int, member: tarfile.TarInfo) -> None:
 
 
 class _Stream:
-    """An archive of which no more than _HEADER bytes are read between the contents of two entries."""
+    """An archive of which no more than _MAX_HEADER bytes are read between the contents of two entries."""
 
     def __init__(self, archive: IO[bytes]) -> None:
         self._archive = archive
-        self._left: int | None = _HEADER
+        self._left: int | None = _MAX_HEADER
 
     @contextlib.contextmanager
     def content(self) -> Iterator[None]:
         self._left = None
         yield
-        self._left = _HEADER
+        self._left = _MAX_HEADER
 
     def read(self, size: int) -> bytes:
         data = self._archive.read(size)
         if self._left is not None:
             self._left -= len(data)
             if self._left < 0:
-                raise BadInput(f"what the archive says of one entry is longer than {_HEADER} bytes")
+                raise BadInput(f"what the archive says of one entry is longer than {_MAX_HEADER} bytes")
         return data
 
 
 @contextlib.contextmanager
-def _opened(root: int, path: tuple[str, ...]) -> Iterator[int]:
+def _open_directory(root: int, path: tuple[str, ...]) -> Iterator[int]:
     """A directory below another, reached through no link."""
     here = os.dup(root)
     try:
@@ -255,7 +255,7 @@ def _opened(root: int, path: tuple[str, ...]) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _replacing(above: int, name: str) -> Iterator[int]:
+def _replace_file(above: int, name: str) -> Iterator[int]:
     """A new file, which takes the place of what is called so when the block has come to its end."""
     part = f".hv-copy.{os.getpid()}.{secrets.token_hex(6)}"
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=above)

@@ -21,7 +21,7 @@ def terminal_agent(name: str) -> TerminalAgent:
     return cast(TerminalAgent, agent)
 
 
-def turn_of(request: SpawnRequest, workspace: Workspace, door_url: str, conversation: str | None) -> Turn:
+def terminal_turn(request: SpawnRequest, workspace: Workspace, door_url: str, conversation: str | None) -> Turn:
     """Return the turn that describes the session to the agent's adapter."""
     return Turn(
         name=TERMINAL,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import anyio.to_thread
 from sqlalchemy import Connection
@@ -29,12 +30,12 @@ async def keep_metadata(resources: Resources) -> None:
     """Make all of them equal to the journal, then each at every move. Never ends."""
     writer = _MetadataWriter(resources)
     head = await resources.event_log.read(journal.last_seq)
-    await writer.write(await resources.event_log.read(lambda conn: _metas(conn, None)))
+    await writer.write(await resources.event_log.read(partial(_read_metadata, ids=None)))
     async with aclosing(resources.event_log.store.follow_pages(after=head)) as pages:
         async for page in pages:
             moved = {event.session for event in page if isinstance(event.body, _MOVES)}
             if moved:
-                await writer.write(await resources.event_log.read(lambda conn, moved=moved: _metas(conn, moved)))  # type: ignore[misc]
+                await writer.write(await resources.event_log.read(partial(_read_metadata, ids=moved)))
 
 
 class _MetadataWriter:
@@ -65,15 +66,15 @@ class _MetadataWriter:
             log.warning("the meta.json of session %s is not kept up: %s", id, error)
 
 
-def _metas(conn: Connection, ids: set[str] | None) -> dict[str, Meta]:
+def _read_metadata(conn: Connection, ids: set[str] | None) -> dict[str, Meta]:
     rows = views.sessions(conn, ids=ids)
     ports: dict[str, list[PortRow]] = {}
     for port in views.ports(conn):
         ports.setdefault(port.session, []).append(port)
-    return {row.id: meta_of(row, ports.get(row.id, [])) for row in rows if ids is None or row.id in ids}
+    return {row.id: build_meta(row, ports.get(row.id, [])) for row in rows if ids is None or row.id in ids}
 
 
-def meta_of(row: SessionRow, ports: Sequence[PortRow]) -> Meta:
+def build_meta(row: SessionRow, ports: Sequence[PortRow]) -> Meta:
     """Return the metadata that a session's directory contains."""
     return Meta(
         id=row.id,

@@ -26,7 +26,7 @@ class SessionPorts:
 
     def __init__(self, session: SessionRow, port_forwards: PortForwards, resources: Resources) -> None:
         self._session = session
-        self._ways = port_forwards
+        self._forwards = port_forwards
         self._r = resources
         self._changing = anyio.Lock()
 
@@ -38,32 +38,32 @@ class SessionPorts:
         others = {row.host_port for row in rows if row.session != self._session.id}
         first = wanted if self._session.phase is Phase.CREATED else None
         try:
-            await self._ways.open_ssh(self._r.ports, wanted=first, former=mine.get(SSH, wanted), avoid=others)
+            await self._forwards.open_ssh(self._r.ports, wanted=first, previous=mine.get(SSH, wanted), avoid=others)
             for guest, host in mine.items():
                 if guest != SSH:
-                    await self._ways.open(guest, former=host)
+                    await self._forwards.open(guest, previous=host)
         finally:
             await self._journal(mine)
 
     async def open(self, guest: int, wanted: int | None) -> int:
         """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
         async with self._changing:
-            before = self._ways.opened
-            port = await self._ways.open(guest, wanted=wanted)
+            before = self._forwards.opened
+            port = await self._forwards.open(guest, wanted=wanted)
             await self._journal(before)
             return port
 
     async def close(self, guest: int) -> None:
         """Absent is a success."""
         async with self._changing:
-            before = self._ways.opened
-            await self._ways.close(guest)
+            before = self._forwards.opened
+            await self._forwards.close(guest)
             if guest in before:
                 await self._r.event_log.record(self._session.id, PortClosed(host_port=before[guest]))
 
     async def _journal(self, before: dict[int, int]) -> None:
         """Record the ports that were opened, and the ones that they replace."""
-        now = self._ways.opened
+        now = self._forwards.opened
         moved = {guest: host for guest, host in now.items() if before.get(guest) != host}
         closed: list[AnyBody] = [PortClosed(host_port=before[guest]) for guest in moved if guest in before]
         opened = [PortOpened(host_port=host, guest_port=guest) for guest, host in moved.items()]
@@ -72,7 +72,7 @@ class SessionPorts:
 
 
 @asynccontextmanager
-async def reaching(
+async def open_session_ports(
     session: SessionRow, provider: Provider, resources: Resources, *, wanted: int | None
 ) -> AsyncIterator[SessionPorts]:
     """The ways into a session's machine, open for as long as the block lasts. Raises PortTaken, NoFreePort for one that
@@ -80,13 +80,13 @@ async def reaching(
     keys = await anyio.to_thread.run_sync(resources.ssh_keys.of, session.id)
     owner = Owner(session.id, session.slug)
     async with port_forwards(owner, provider, machine_name(session.id), resources.host_ports, keys) as opened:
-        reach = SessionPorts(session, opened, resources)
+        ports = SessionPorts(session, opened, resources)
         try:
-            await reach.restore(wanted)
+            await ports.restore(wanted)
         except (HiveyardError, OSError) as error:
             if isinstance(error, StoreUnusable) or session.phase is not Phase.RUNNING:
                 raise
             code = error.code if isinstance(error, HiveyardError) else ""
             message = f"not all of its ports are open again: {error}"
             await resources.event_log.record(session.id, Notice(message=message, code=code))
-        yield reach
+        yield ports

@@ -46,7 +46,7 @@ def spawn_from_json(data: object) -> SpawnRequest:
     return parsed(data, SpawnRequest, "spawn request")
 
 
-def request_of(session: SessionRow) -> SpawnRequest:
+def session_request(session: SessionRow) -> SpawnRequest:
     """Return the session's request as of now. Its budget may be 0, which no request can ask for: forks took the rest of
     it. Raises BadInput."""
     asked = dict(session.request or {})

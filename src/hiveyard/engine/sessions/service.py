@@ -40,12 +40,12 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
 from hiveyard.engine.sessions.agent_terminal import terminal_agent
 from hiveyard.engine.sessions.ports import SessionPorts
-from hiveyard.engine.sessions.request import SpawnRequest, request_of
+from hiveyard.engine.sessions.request import SpawnRequest, session_request
 from hiveyard.engine.sessions.session_runner import SessionRunner
-from hiveyard.engine.sessions.view import SessionView, own, view, views_of
+from hiveyard.engine.sessions.view import SessionView, require_session, session_views, view
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.terminal_runner import TerminalRunner
-from hiveyard.engine.validation import check, check_account, completed
+from hiveyard.engine.validation import check_account, validate, with_defaults
 from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.names import new_id, slug
@@ -53,8 +53,8 @@ from hiveyard.store import journal, names, views
 from hiveyard.store.views import SessionRow
 
 log = logging.getLogger(__name__)
-FIRST = 1
-LOOKING = 5.0
+FIRST_TURN = 1
+MACHINE_CHECK_TIMEOUT = 5.0
 """Seconds that a new daemon waits to hear which machines live, before it answers anybody: what is known is told truly,
 and a provider that does not answer holds nobody up."""
 
@@ -68,8 +68,8 @@ class Sessions:
         self._r = resources
         self._group = group
         self._runners: dict[str, SessionRunner] = {}
-        self._making = anyio.Lock()
-        self._alone: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._creating = anyio.Lock()
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self.on_turn_over: Callable[[SessionRunner], None] = lambda runner: None
 
     # --- made and ended ----------------------------------------------------------------------------------------------
@@ -80,28 +80,28 @@ class Sessions:
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, NoMemory for what can be told beforehand: then
         there is no session."""
         terminal_agent(request.agent or self._r.settings.agent)
-        request = completed(request.checked(), self._r)
-        if (made := await self._made_before(request)) is not None:
-            return made
-        await check(request, self._r)
-        await self._check_room(request)
-        async with self._making:
-            if (made := await self._made_before(request)) is not None:
-                return made
+        request = with_defaults(request.checked(), self._r)
+        if (existing := await self._existing(request)) is not None:
+            return existing
+        await validate(request, self._r)
+        await self._check_capacity(request)
+        async with self._creating:
+            if (existing := await self._existing(request)) is not None:
+                return existing
             id = request.id or new_id()
             if request.port is not None:
                 await self._check_port(id, request.port)
             with anyio.CancelScope(shield=True):
                 await self._create(id, request)
-                self.begin(id)
+                self.start(id)
         return id
 
-    async def _made_before(self, request: SpawnRequest) -> str | None:
+    async def _existing(self, request: SpawnRequest) -> str | None:
         """The session that was asked for with these words and this id before."""
         id = request.id
         if id is None or (session := await self._r.event_log.read(lambda conn: views.find_session(conn, id))) is None:
             return None
-        request.made_before(session.request, "session")
+        request.check_same(session.request, "session")
         return id
 
     async def _create(self, id: str, request: SpawnRequest) -> None:
@@ -122,7 +122,7 @@ class Sessions:
                 tape=request.tape,
             )
             if request.prompt is not None:
-                Prompts(workspace.prompts).write(FIRST, request.prompt)
+                Prompts(workspace.prompts).write(FIRST_TURN, request.prompt)
 
         def write(conn: Connection) -> None:
             free = names.free_slug(conn, wanted)
@@ -132,7 +132,7 @@ class Sessions:
             created = SessionCreated(slug=free, repo=request.repo, agent=agent, request=request.as_json())
             journal.record(conn, id, created, at=now)
             if request.prompt is not None:
-                journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST)
+                journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST_TURN)
 
         await create_and_record(self._r, workspace.root, make, write)
 
@@ -140,44 +140,44 @@ class Sessions:
         """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success.
         `budget_usd` is what it may spend in all from now on, also when it is at work; None leaves that as it is. Raises
         NoMemory, SessionNotRunning, BadInput (its account is not there, ...)."""
-        async with self.alone(id):
+        async with self.lock(id):
             await self.until_stopped(id)
-            session = await self._looked_at(id)
+            session = await self._row_with_machine_checked(id)
             if session.phase in AT_WORK:
                 await self._set_budget(id, budget_usd)
             elif session.phase is Phase.STOPPED:
-                await self._take_up(session, budget_usd)
+                await self._resume(session, budget_usd)
             else:
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
 
-    async def _take_up(self, session: SessionRow, budget_usd: float | None) -> None:
+    async def _resume(self, session: SessionRow, budget_usd: float | None) -> None:
         await check_integrity(self._r, session)
         # One that was imported, or whose keys were changed meanwhile, would fail at its first question.
-        request = request_of(session)
+        request = session_request(session)
         check_account(request, self._r)
         settings, now = self._r.settings, self._r.clock.now()
 
-        def taken_up(conn: Connection) -> None:
+        def write(conn: Connection) -> None:
             capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
-            _fund(conn, session.id, budget_usd, now)
+            _record_budget(conn, session.id, budget_usd, now)
             journal.record(conn, session.id, SessionPreparing(), at=now)
 
         with anyio.CancelScope(shield=True):
-            await self._r.event_log.store.write(taken_up)
-            self.begin(session.id)
+            await self._r.event_log.store.write(write)
+            self.start(session.id)
 
     async def _set_budget(self, id: str, dollars: float | None) -> None:
         now = self._r.clock.now()
-        await self._r.event_log.store.write(lambda conn: _fund(conn, id, dollars, now))
+        await self._r.event_log.store.write(lambda conn: _record_budget(conn, id, dollars, now))
         if (runner := self._runners.get(id)) is not None:
-            await runner.heed_budget()
+            await runner.apply_budget()
 
     async def stop(self, id: str) -> None:
         """End its machine and keep its files; returns when that is done. One that is stopped is a success."""
         session = await self.row(id)
         if (runner := self._runners.get(id)) is None:
             # One that is being rewound has nobody at work for a moment, and goes on.
-            async with self.alone(id):
+            async with self.lock(id):
                 runner = self._runners.get(id)
         if runner is None:
             return
@@ -191,17 +191,17 @@ class Sessions:
             return
         log.info("session %s (%s) was stopped", id, session.slug)
 
-    async def let_go(self, id: str) -> None:
+    async def detach(self, id: str) -> None:
         """Leave off work on it as a dying daemon would; what it has stays as it is."""
         if runner := self._runners.get(id):
-            async with runner.changing:
+            async with runner.machine_lock:
                 runner.scope.cancel()
                 await runner.over.wait()
 
-    def alone(self, id: str) -> anyio.Lock:
+    def lock(self, id: str) -> anyio.Lock:
         """Held by who has a session begin, end or be gone: it is taken up, rewound, exported, removed by one at a
         time."""
-        return self._alone.setdefault(id, anyio.Lock())
+        return self._locks.setdefault(id, anyio.Lock())
 
     async def until_stopped(self, id: str) -> None:
         """Wait for the end of one that is being stopped."""
@@ -218,7 +218,7 @@ class Sessions:
     async def interrupt(self, id: str) -> None:
         """End the turn at work and keep the session. Raises AgentFailed."""
         terminal_runner, runner = await self._terminal_runner(id), await self.runner(id)
-        async with runner.changing, self.guest(id) as guest:
+        async with runner.machine_lock, self.guest(id) as guest:
             await terminal_runner.interrupt(guest)
 
     async def terminal(self, id: str, command: Command) -> Sequence[str]:
@@ -233,11 +233,11 @@ class Sessions:
 
     async def open_port(self, id: str, guest: int, wanted: int | None) -> int:
         """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
-        return await (await self._reach(id)).open(guest, wanted)
+        return await (await self._ports(id)).open(guest, wanted)
 
     async def close_port(self, id: str, guest: int) -> None:
         """Absent is a success."""
-        await (await self._reach(id)).close(guest)
+        await (await self._ports(id)).close(guest)
 
     async def ssh_config(self, id: str) -> str:
         """Return the configuration by which `ssh hv-NAME` reaches the session. Raises SessionNotRunning for one that
@@ -253,21 +253,21 @@ class Sessions:
         """Raises SessionNotRunning for one whose machine takes no commands now."""
         await self._terminal_runner(id)
 
-    async def _reach(self, id: str) -> SessionPorts:
+    async def _ports(self, id: str) -> SessionPorts:
         await self._terminal_runner(id)
-        reach = self._runners[id].reach
-        assert reach is not None
-        return reach
+        ports = self._runners[id].ports
+        assert ports is not None
+        return ports
 
     async def pause(self, id: str) -> None:
         """Freeze its machine. One that is frozen is a success. Raises SessionNotRunning, CannotFreeze."""
         runner = await self.runner(id)
-        async with runner.changing:
+        async with runner.machine_lock:
             session = await self.row(id)
             provider = self._pauses(session)
             if session.activity is Activity.PAUSED:
                 return
-            await begun(session, runner)
+            await require_started(session, runner)
             if runner.stop.reason is not None:
                 raise SessionNotRunning(f"{session.slug} is being stopped")
             await runner.freeze()
@@ -284,11 +284,11 @@ class Sessions:
     async def unpause(self, id: str) -> None:
         """Let its machine go on. One that runs is a success."""
         runner = await self.runner(id)
-        async with runner.changing:
+        async with runner.machine_lock:
             session = await self.row(id)
             if session.activity is Activity.PAUSED:
                 # A daemon that has just started decides by this whether to go in.
-                await runner.settled(session.phase)
+                await runner.wait_until_ready(session.phase)
                 try:
                     await self._pauses(session).resume(machine_name(id))
                 except (NoSuchMachine, MachineNotReady, MachineLost) as error:
@@ -296,12 +296,12 @@ class Sessions:
                 await self._r.event_log.record(id, SessionUnpaused())
             runner.thaw()
 
-    async def harvest(self, id: str) -> None:
+    async def collect(self, id: str) -> None:
         """Bring out the work of a running session as it is now; what a stopped one left was brought out then. Raises
         SessionNotRunning for one that is paused or not ready yet, CollectTimeout."""
         while (runner := self._runners.get(id)) is not None and runner.stop.reason is None:
             await self.reachable(id)
-            async with self._r.collecting(id):
+            async with self._r.collect_lock(id):
                 if self._runners.get(id) is not runner or runner.stop.reason is not None:
                     continue  # others came first, and it is no longer as it was
                 async with self.guest(id) as guest:
@@ -316,22 +316,22 @@ class Sessions:
 
     async def views(self, *, over: bool, limit: int | None = None) -> list[SessionView]:
         """Newest first; `over` takes in those that cannot go on."""
-        return await self._r.event_log.read(lambda conn: views_of(conn, over=over, limit=limit))
+        return await self._r.event_log.read(lambda conn: session_views(conn, over=over, limit=limit))
 
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Go on with every session that was at work; one whose machine is gone becomes stopped, with the reason."""
         for session in await self._r.event_log.read(lambda conn: views.sessions(conn, phases=AT_WORK, own=True)):
-            self.begin(session.id)
+            self.start(session.id)
 
-    async def look(self) -> None:
-        """Wait until it is known of each session that was taken up whether its machine lives, `LOOKING` at most."""
-        with anyio.move_on_after(LOOKING):
+    async def wait_for_machines(self) -> None:
+        """Wait until it is known of each recovered session whether its machine lives; at most `MACHINE_CHECK_TIMEOUT`."""
+        with anyio.move_on_after(MACHINE_CHECK_TIMEOUT):
             for id in list(self._runners):
-                await self._looked_at(id)
+                await self._row_with_machine_checked(id)
 
-    def begin(self, id: str) -> None:
+    def start(self, id: str) -> None:
         """Work on it from now on."""
         runner = self._runners[id] = SessionRunner(id, self._r, lambda runner: self.on_turn_over(runner))
         self._group.start_soon(self._run, runner, name=f"session {id}")
@@ -354,24 +354,24 @@ class Sessions:
         held = await self._r.host_ports.reserve(Owner(id, id), wanted=port)
         await self._r.host_ports.release(held)
 
-    async def _check_room(self, request: SpawnRequest) -> None:
+    async def _check_capacity(self, request: SpawnRequest) -> None:
         settings = self._r.settings
         wanted = request.memory_mib or settings.memory_mib
         await self._r.event_log.read(lambda conn: capacity.check(conn, settings, wanted))
 
     async def row(self, id: str) -> SessionRow:
         """Raises NotFound, also for a task."""
-        return await self._r.event_log.read(lambda conn: own(views.session(conn, id)))
+        return await self._r.event_log.read(lambda conn: require_session(views.session(conn, id)))
 
-    async def _looked_at(self, id: str) -> SessionRow:
+    async def _row_with_machine_checked(self, id: str) -> SessionRow:
         """As `row`, once it is known whether the machine of one that runs still lives. Raises NotFound."""
         session = await self.row(id)
         if session.phase is not Phase.RUNNING or (runner := self._runners.get(id)) is None:
             return session
-        await runner.until(runner.ready)
+        await runner.wait_for(runner.ready)
         return await self.row(id)
 
-    def at_work(self, id: str) -> SessionRunner | None:
+    def find_runner(self, id: str) -> SessionRunner | None:
         return self._runners.get(id)
 
     async def runner(self, id: str) -> SessionRunner:
@@ -386,7 +386,7 @@ class Sessions:
         runner, session = await self.runner(id), await self.row(id)
         if session.activity is Activity.PAUSED:
             raise SessionNotRunning("its machine is paused", hint=f"hv unpause {id}")
-        return await runner.settled(session.phase)
+        return await runner.wait_until_ready(session.phase)
 
     @asynccontextmanager
     async def guest(self, id: str) -> AsyncIterator[Guest]:
@@ -407,15 +407,15 @@ class Sessions:
         return provider
 
 
-async def begun(session: SessionRow, runner: SessionRunner) -> TerminalRunner:
+async def require_started(session: SessionRow, runner: SessionRunner) -> TerminalRunner:
     """Return the runner of a session whose agent has started. Raises SessionNotRunning for one that is still being
     prepared: if a daemon were killed while such a session is paused, nothing would unpause it."""
     if session.phase is not Phase.RUNNING:
         raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
-    return await runner.settled(session.phase)
+    return await runner.wait_until_ready(session.phase)
 
 
-def _fund(conn: Connection, id: str, dollars: float | None, at: float) -> None:
+def _record_budget(conn: Connection, id: str, dollars: float | None, at: float) -> None:
     """Journal what a session may spend in all from now on; None: as before. Raises BadInput."""
     if dollars is None:
         return

@@ -45,9 +45,9 @@ from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.placement.provider_choice import choose
 from hiveyard.engine.placement.provisioner import Provisioner
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.agent_terminal import terminal_agent, turn_of
-from hiveyard.engine.sessions.ports import SessionPorts, reaching
-from hiveyard.engine.sessions.request import SpawnRequest, request_of
+from hiveyard.engine.sessions.agent_terminal import terminal_agent, terminal_turn
+from hiveyard.engine.sessions.ports import SessionPorts, open_session_ports
+from hiveyard.engine.sessions.request import SpawnRequest, session_request
 from hiveyard.engine.sessions.start_point import StartPoint, rename_branch
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.session_door import open_session_door
@@ -64,13 +64,13 @@ from hiveyard.store.views import SessionRow
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-PATIENCE = 5.0
+RETRY_DELAY = 5.0
 """Seconds until a step is tried again for which the journal could not be written, or the way into the guest broke."""
-TRIES = 24
+GUEST_RETRIES = 24
 """Times in a row that going into the guest breaks until its machine is taken for lost."""
-HEARING = 15.0
+EXIT_TIMEOUT = 15.0
 """Seconds that are waited for the end of what is heard of a program that was ended: its guest can hold it back."""
-HURRIED = 15.0
+DISK_FULL_TIMEOUT = 15.0
 """Seconds for that, and for collecting the work, when the disk fills up."""
 
 
@@ -92,18 +92,18 @@ class SessionRunner:
         self.stop = Stop()
         self.over = anyio.Event()
         self.ready = anyio.Event()
-        self.begun = anyio.Event()
-        self.changing = anyio.Lock()
+        self.started = anyio.Event()
+        self.machine_lock = anyio.Lock()
         self.door: Door | None = None
         self._on_turn_over = on_turn_over
         self.scope = anyio.CancelScope()
         self.terminal_runner: TerminalRunner | None = None
-        self.reach: SessionPorts | None = None
+        self.ports: SessionPorts | None = None
         self.lease: MachineLease | None = None
-        self._leave = anyio.CancelScope()
+        self._guest_scope = anyio.CancelScope()
         self._frozen: anyio.Event | None = None
-        self._outside = anyio.Event()
-        self._laid = False
+        self._left_guest = anyio.Event()
+        self._files_ready = False
         self._collected = False
         self._r = resources
         self._event_log = resources.event_log
@@ -113,62 +113,62 @@ class SessionRunner:
         """Be there until the session stops, and journal why. Raises only for cancellation: then the daemon goes down,
         and the session goes on with the next one."""
         try:
-            ends = await self.patiently(self._ending)
+            ends = await self.retry_store(self._run_to_end)
         finally:
-            self._outside.set()
-        await self.patiently(lambda: self._event_log.record(self.id, *ends))
+            self._left_guest.set()
+        await self.retry_store(lambda: self._event_log.record(self.id, *ends))
 
-    async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
+    async def retry_store(self, step: Callable[[], Awaitable[T]]) -> T:
         """The answer of a step, which is repeated for as long as the journal cannot be written."""
         while True:
             try:
                 return await step()
             except StoreUnusable as error:
                 log.error("session %s waits for the journal: %s", self.id, error.message)
-                await self._r.clock.sleep(PATIENCE)
+                await self._r.clock.sleep(RETRY_DELAY)
 
-    # --- beginning ---------------------------------------------------------------------------------------------------
+    # --- start ---------------------------------------------------------------------------------------------------
 
     async def _work(self) -> str:
         """Be there; returns why it ended."""
         session = await self._session()
         # Not to be abandoned: who stops what was just rewound finds it where it was taken back to.
-        beginning = await self._lay(session)
-        request = request_of(session)
+        start = await self._prepare_files(session)
+        request = session_request(session)
         async with open_session_door(self._r, session, request, on_budget=self._budget_spent) as self.door:
-            await self.heed_budget()  # what was set while there was no door to tell
+            await self.apply_budget()  # what was set while there was no door to tell
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
-                lease = await self._settle(session, request, beginning)
+                lease = await self._prepare_machine(session, request, start)
             self.lease = lease
-            async with reaching(session, lease.provider, self._r, wanted=request.port) as self.reach:
+            async with open_session_ports(session, lease.provider, self._r, wanted=request.port) as self.ports:
                 self.terminal_runner = await self._terminal_runner(request, lease)
                 self.ready.set()
-                return await self._inhabit(lease, self.terminal_runner)
+                return await self._run_in_guest(lease, self.terminal_runner)
 
-    async def _lay(self, session: SessionRow) -> StartPoint:
+    async def _prepare_files(self, session: SessionRow) -> StartPoint:
         """Where it begins; its files are those of there when this returns."""
-        beginning = await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))
-        if beginning.rewound is not None and not self._laid:
+        start = await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))
+        if start.rewound is not None and not self._files_ready:
             await self._release(session)
-            await beginning.lay(self._workspace)
-        self._laid = True
-        return beginning
+            await start.restore_files(self._workspace)
+        self._files_ready = True
+        return start
 
-    async def _settle(self, session: SessionRow, request: SpawnRequest, beginning: StartPoint) -> MachineLease:
+    async def _prepare_machine(self, session: SessionRow, request: SpawnRequest, start: StartPoint) -> MachineLease:
         """Have the machine, ready. One that is there is used."""
         if session.phase is Phase.RUNNING:
-            return await self._found(session)
+            return await self._reconnect(session)
         if session.phase in (Phase.CREATED, Phase.STOPPED):
             await self._event_log.record(self.id, SessionPreparing())
-        provisioner = Provisioner(self.id, request, self._r, image=beginning.image, shape=beginning.shape)
+        provisioner = Provisioner(self.id, request, self._r, image=start.image, shape=start.shape)
         await provisioner.take()
         provider = await self._place(session, request)
         lease = provisioner.lease(provider, await provisioner.image(provider))
         async with self._event_log.phase(self.id, "boot"):
-            await lease.up(beginning.snapshot)
+            await lease.up(start.snapshot)
         return lease
 
-    async def _found(self, session: SessionRow) -> MachineLease:
+    async def _reconnect(self, session: SessionRow) -> MachineLease:
         """The machine of one that runs, as it is. A new daemon makes nothing for it: what could not be made again, for
         want of memory or of an image, would end what still lives. Raises MachineLost."""
         assert session.provider is not None
@@ -178,7 +178,7 @@ class SessionRunner:
             raise MachineLost(f"{lease.name} went down while nobody was watching")
         if session.activity is Activity.PAUSED:
             self._frozen = anyio.Event()
-            self.begun.set()
+            self.started.set()
         elif isinstance(provider, Pauses):
             # A daemon that was killed while it took a snapshot left it standing still.
             await provider.resume(lease.name)
@@ -200,7 +200,7 @@ class SessionRunner:
         return TerminalRunner(
             session=self.id,
             agent=agent,
-            turn=turn_of(request, self._workspace, lease.provider.capabilities.door_url, conversation),
+            turn=terminal_turn(request, self._workspace, lease.provider.capabilities.door_url, conversation),
             tracker=TurnTracker(agent.name, rows, conversation),
             prompts=Prompts(self._workspace.prompts),
             resources=self._r,
@@ -209,27 +209,27 @@ class SessionRunner:
 
     # --- being there -------------------------------------------------------------------------------------------------
 
-    async def _inhabit(self, lease: MachineLease, terminal_runner: TerminalRunner) -> str:
+    async def _run_in_guest(self, lease: MachineLease, terminal_runner: TerminalRunner) -> str:
         """Be in the guest until the program ends, and outside of it while the machine is frozen."""
         tries = 0
         while True:
             while (frozen := self._frozen) is not None:
-                self._outside.set()
+                self._left_guest.set()
                 await frozen.wait()
-            self._outside = anyio.Event()
-            with anyio.CancelScope() as self._leave:
+            self._left_guest = anyio.Event()
+            with anyio.CancelScope() as self._guest_scope:
                 try:
                     async with lease.guest() as guest:
                         tries = 0
-                        return await self._attend(guest, terminal_runner)
+                        return await self._run_agent(guest, terminal_runner)
                 except GuestDisconnected as error:
                     # Only the way in broke, and the agent goes on: so does whoever listens to it.
-                    if (tries := tries + 1) == TRIES:
+                    if (tries := tries + 1) == GUEST_RETRIES:
                         raise
                     log.warning("session %s: %s; going in again", self.id, error.message)
-                    await self._r.clock.sleep(PATIENCE)
+                    await self._r.clock.sleep(RETRY_DELAY)
 
-    async def _attend(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
+    async def _run_agent(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
         fresh = (await self._session()).phase is Phase.PREPARING
         if fresh:
             with self.stop.abandoning():
@@ -237,7 +237,7 @@ class SessionRunner:
         info = await terminal_runner.begin(guest, fresh=fresh)
         if fresh:
             await self._event_log.record(self.id, SessionRunning())
-        self.begun.set()
+        self.started.set()
         async with together() as group:
             group.start_soon(self._end_when_asked, guest, terminal_runner, group.cancel_scope, name="stop")
             group.start_soon(self._watch_disk, name="watch the disk")
@@ -269,7 +269,7 @@ class SessionRunner:
         tells us of it."""
         hurried = isinstance(await self.stop.asked(), DiskReserve)
         if hurried:
-            attending.deadline = anyio.current_time() + HURRIED
+            attending.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
         try:
             # A disk that fills up leaves no time for anything.
             await terminal_runner.end(guest, grace=0.0 if hurried else GRACE)
@@ -277,7 +277,7 @@ class SessionRunner:
             raise
         except HiveyardError as error:
             log.warning("session %s: its program could not be ended: %s", self.id, error.message)
-        attending.deadline = min(attending.deadline, anyio.current_time() + HEARING)
+        attending.deadline = min(attending.deadline, anyio.current_time() + EXIT_TIMEOUT)
 
     async def _watch_disk(self) -> None:
         await watch_disk(self._r.clock, self._r.settings, self._workspace.root, self.stop)
@@ -292,7 +292,7 @@ class SessionRunner:
     async def _collect(self, guest: Guest) -> None:
         """Bring the work out while there is a machine; when that fails, it still lies in the session's directory."""
         try:
-            async with self._r.collecting(self.id):
+            async with self._r.collect_lock(self.id):
                 await self.collect_work(guest)
             self._collected = True
         except StoreUnusable:
@@ -304,15 +304,17 @@ class SessionRunner:
     async def collect_work(self, guest: Guest) -> None:
         """Collect the work while no other caller does. Raises CollectTimeout, sooner when the disk fills up."""
         async with together() as group:
-            group.start_soon(self._limit_when_asked, group.cancel_scope, name="limit")
+            group.start_soon(self._limit_collecting, group.cancel_scope, name="limit")
             await collect_work(self.id, guest, self._r)
             group.cancel_scope.cancel()
             return
-        raise CollectTimeout(f"collecting took longer than {HURRIED:g}s while the disk filled up, and was stopped")
+        raise CollectTimeout(
+            f"collecting took longer than {DISK_FULL_TIMEOUT:g}s while the disk filled up, and was stopped"
+        )
 
-    async def _limit_when_asked(self, collecting: anyio.CancelScope) -> None:
+    async def _limit_collecting(self, collecting: anyio.CancelScope) -> None:
         if isinstance(await self.stop.asked(), DiskReserve):
-            collecting.deadline = anyio.current_time() + HURRIED
+            collecting.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
 
     # --- freezing ----------------------------------------------------------------------------------------------------
 
@@ -323,12 +325,12 @@ class SessionRunner:
     def hold(self) -> None:
         """Leave the guest as soon as may be, and say nothing more to the agent."""
         self._frozen = self._frozen or anyio.Event()
-        self._leave.cancel()
+        self._guest_scope.cancel()
 
     async def freeze(self) -> None:
         """Leave the guest, which may be frozen when this returns."""
         self.hold()
-        await self._outside.wait()
+        await self._left_guest.wait()
 
     def thaw(self) -> None:
         """Go in again."""
@@ -338,7 +340,7 @@ class SessionRunner:
 
     # --- ending ------------------------------------------------------------------------------------------------------
 
-    async def _ending(self) -> list[AnyBody]:
+    async def _run_to_end(self) -> list[AnyBody]:
         """Be there; the events that end it. Raises StoreUnusable."""
         try:
             reason = await self._work()
@@ -349,29 +351,29 @@ class SessionRunner:
             if not isinstance(error, HiveyardError):
                 log.exception("session %s", self.id)
                 error = OrchestrationError(f"{type(error).__name__}: {error}", hint="see the daemon's log")
-            return await self._given_up(error)
-        return await self._ended(reason, None)
+            return await self._fail(error)
+        return await self._end_events(reason, None)
 
-    async def _given_up(self, error: HiveyardError) -> list[AnyBody]:
+    async def _fail(self, error: HiveyardError) -> list[AnyBody]:
         """It cannot go on; what there is of it is kept, so that it can be resumed. Without a repository there is
         nothing to resume."""
         if error is self.stop.reason:
-            return await self._ended(error.advice, None)
+            return await self._end_events(error.advice, None)
         if self.lease is not None and isinstance(error, MachineLost):
             await self.lease.failed(error)
         if (await self._session()).base is None:
-            return [*await self._cleared(), SessionFailed(failure=as_failure(error))]
-        return await self._ended(error.message, as_failure(error))
+            return [*await self._remove_machine(), SessionFailed(failure=as_failure(error))]
+        return await self._end_events(error.message, as_failure(error))
 
-    async def _ended(self, reason: str, failure: Failure | None) -> list[AnyBody]:
+    async def _end_events(self, reason: str, failure: Failure | None) -> list[AnyBody]:
         for number, body in (await self._tracker()).cut(failure):
             await self._event_log.record(self.id, body, turn=number)
-        collected = await self._is_out()
+        collected = await self._is_collected()
         async with self._event_log.phase(self.id, "release"):
-            problems = await self._cleared()
-        return [*problems, *await self._taken_back(), SessionStopped(reason=reason, collected=collected)]
+            problems = await self._remove_machine()
+        return [*problems, *await self._finish_rewind(), SessionStopped(reason=reason, collected=collected)]
 
-    async def _is_out(self) -> bool:
+    async def _is_collected(self) -> bool:
         """Whether all that was done in it was brought out: now, or before it was to run again and did not."""
         if (await self._session()).phase is Phase.RUNNING:
             return self._collected
@@ -385,7 +387,7 @@ class SessionRunner:
         rows = await self._event_log.read(lambda conn: views.turns(conn, self.id))
         return TurnTracker(session.agent, rows, None)
 
-    async def _cleared(self) -> list[AnyBody]:
+    async def _remove_machine(self) -> list[AnyBody]:
         """Remove the machine, if there is one. What keeps it from going is said, not raised: recovery tries again."""
         try:
             await self._release(await self._session())
@@ -401,11 +403,13 @@ class SessionRunner:
         if session.provider is not None:
             await MachineLease(self.id, self._r.providers[session.provider], None, self._event_log).release()
 
-    async def _taken_back(self) -> list[AnyBody]:
+    async def _finish_rewind(self) -> list[AnyBody]:
         """Carry out a rewind that was not, and say it when that cannot be: with its end it counts no more."""
         try:
-            if not self._laid:
-                await (await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))).lay(self._workspace)
+            if not self._files_ready:
+                await (await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))).restore_files(
+                    self._workspace
+                )
         except StoreUnusable:
             raise
         except (HiveyardError, OSError) as error:
@@ -415,7 +419,7 @@ class SessionRunner:
 
     # --- small things ------------------------------------------------------------------------------------------------
 
-    async def until(self, event: anyio.Event) -> None:
+    async def wait_for(self, event: anyio.Event) -> None:
         """Wait for one of its events, or for its end."""
         async with anyio.create_task_group() as group:
 
@@ -426,20 +430,20 @@ class SessionRunner:
             group.start_soon(either, event)
             group.start_soon(either, self.over)
 
-    async def settled(self, phase: Phase) -> TerminalRunner:
+    async def wait_until_ready(self, phase: Phase) -> TerminalRunner:
         """Return the terminal runner. A session that runs already is only found again by a new daemon: wait for that.
         Raises SessionNotRunning for one that is being prepared."""
         if phase is Phase.RUNNING:
-            await self.until(self.ready)
+            await self.wait_for(self.ready)
         if self.terminal_runner is None:
             raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
         return self.terminal_runner
 
-    async def heed_budget(self) -> None:
+    async def apply_budget(self) -> None:
         """Let its door know what the journal says that it may spend."""
         session = await self._session()
         if self.door is not None:
-            await self.door.limit(request_of(session).budget_usd)
+            await self.door.limit(session_request(session).budget_usd)
 
     def _budget_spent(self) -> None:
         self.stop.ask(BudgetSpent("its budget is spent", hint=f"hv resume {self.id} --budget DOLLARS"))

@@ -46,7 +46,7 @@ class StartPoint(NamedTuple):
         shape = point.taken.shape if point.row.live else None
         return StartPoint(snapshot_files.snapshot_to_boot(session, point), point.row.id, point.taken.image, shape)
 
-    async def lay(self, workspace: Workspace) -> None:
+    async def restore_files(self, workspace: Workspace) -> None:
         """Have the session's files as they are to be. No machine may use them."""
         if self.rewound is not None:
             await anyio.to_thread.run_sync(snapshot_files.restore, workspace, self.rewound)

@@ -15,7 +15,7 @@ from hiveyard.store import views
 from hiveyard.store.views import LastEvent, PortRow, SessionRow
 
 SSH = 22
-CAN_GO_ON = (*AT_WORK, Phase.STOPPED)
+RESUMABLE = (*AT_WORK, Phase.STOPPED)
 """The phases of those that people still care for."""
 
 
@@ -57,19 +57,19 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
 
 def view(conn: Connection, id: str) -> SessionView:
     """One session. Raises NotFound."""
-    return _views(conn, [own(views.session(conn, id))])[0]
+    return _views(conn, [require_session(views.session(conn, id))])[0]
 
 
-def own(row: SessionRow) -> SessionRow:
+def require_session(row: SessionRow) -> SessionRow:
     """Itself. Raises NotFound for a task's."""
     if row.request is None:
         raise NotFound(f"{row.slug} is a task, not a session", hint=f"hv show {row.slug}; hv cancel {row.slug}")
     return row
 
 
-def views_of(conn: Connection, *, over: bool, limit: int | None = None) -> list[SessionView]:
+def session_views(conn: Connection, *, over: bool, limit: int | None = None) -> list[SessionView]:
     """Those that no task made, newest first; `over` takes in what cannot go on."""
-    return _views(conn, views.sessions(conn, phases=None if over else CAN_GO_ON, own=True, limit=limit))
+    return _views(conn, views.sessions(conn, phases=None if over else RESUMABLE, own=True, limit=limit))
 
 
 def _views(conn: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:

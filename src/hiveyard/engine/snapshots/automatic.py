@@ -38,8 +38,8 @@ class TurnSnapshots:
     async def _after_turn(self, runner: SessionRunner) -> None:
         await self._take(runner)
         # One that a person pauses meanwhile is thawed by that person.
-        async with runner.changing:
-            if await runner.patiently(partial(self._activity, runner.id)) is not Activity.PAUSED:
+        async with runner.machine_lock:
+            if await runner.retry_store(partial(self._activity, runner.id)) is not Activity.PAUSED:
                 runner.thaw()
         try:
             await self._remove_old(runner.id)
@@ -54,12 +54,12 @@ class TurnSnapshots:
             log.info("session %s ended with its turn: there is no snapshot of that", runner.id)
         except HiveyardError as error:
             log.warning("session %s: no snapshot at the end of a turn: %s", runner.id, error.message)
-            await self._untaken(runner, error)
+            await self._record_failure(runner, error)
         except Exception as error:
             log.exception("session %s: no snapshot at the end of a turn", runner.id)
-            await self._untaken(runner, OrchestrationError(f"{type(error).__name__}: {error}"))
+            await self._record_failure(runner, OrchestrationError(f"{type(error).__name__}: {error}"))
 
-    async def _untaken(self, runner: SessionRunner, error: HiveyardError) -> None:
+    async def _record_failure(self, runner: SessionRunner, error: HiveyardError) -> None:
         notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.advice}", code=error.code)
         with contextlib.suppress(HiveyardError):
             await self._r.event_log.record(runner.id, notice)

@@ -22,7 +22,7 @@ from hiveyard.repository.git import git
 from hiveyard.store import journal, views
 from hiveyard.store.views import ResultRow, SessionRow, TurnRow
 
-MOST = 16
+MAX_SESSIONS = 16
 """Sessions that are compared at once."""
 _FILES = 2000
 _SHOWN = 200
@@ -83,15 +83,15 @@ class Comparisons:
 
     async def compare(self, ids: list[str]) -> list[Compared]:
         """In the order of their names. Raises NotFound, SessionDamaged, BadInput for too many."""
-        if len(ids) > MOST:
-            raise BadInput(f"{len(ids)} sessions are too many to compare: at most {MOST}")
+        if len(ids) > MAX_SESSIONS:
+            raise BadInput(f"{len(ids)} sessions are too many to compare: at most {MAX_SESSIONS}")
         return [await self._one(id) for id in dict.fromkeys(ids)]
 
     async def _one(self, id: str) -> Compared:
         notice = ""
         await self._sessions.row(id)
         try:
-            await self._sessions.harvest(id)
+            await self._sessions.collect(id)
         except HiveyardError as error:
             notice = f"the work is not that of now: {error.message}"
         await check_commits(self._r, await self._sessions.row(id))

@@ -31,7 +31,7 @@ from hiveyard.core.ports import Snapshots as Live
 from hiveyard.core.states import AT_WORK, Activity
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.service import Sessions, begun
+from hiveyard.engine.sessions.service import Sessions, require_started
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.workspace import snapshot_files
@@ -82,23 +82,23 @@ class Snapshots:
         if name is not None and not _NAME.match(name):
             raise BadInput(f"{name[:80]!r} is no name for a snapshot: 1 to 40 of a-z, 0-9, . and -")
         runner = await self._sessions.runner(id)
-        async with runner.changing:
+        async with runner.machine_lock:
             session = await self._sessions.row(id)
-            terminal_runner = await begun(session, runner)
+            terminal_runner = await require_started(session, runner)
             known = await self._r.event_log.read(lambda conn: views.snapshots(conn, id))
             live = isinstance(self._provider(session), Live)
             asked = SnapshotTaken(
-                snapshot=new_id(), name=_free(name, known), live=live, passing=passing, by_itself=by_itself
+                snapshot=new_id(), name=_free_name(name, known), live=live, passing=passing, by_itself=by_itself
             )
             try:
-                return await self._taken(session, runner, terminal_runner, asked, known)
+                return await self._take(session, runner, terminal_runner, asked, known)
             except CannotKeepMemory as error:
                 asked = msgspec.structs.replace(asked, live=False)
-                return await self._taken(
+                return await self._take(
                     session, runner, terminal_runner, asked, known, f"the memory is not kept: {error.advice}"
                 )
 
-    async def _taken(
+    async def _take(
         self,
         session: SessionRow,
         runner: SessionRunner,
@@ -107,19 +107,19 @@ class Snapshots:
         known: Sequence[SnapshotRow],
         lacking: str = "",
     ) -> Point:
-        async with self._still(session, runner, live=asked.live) as moving:
+        async with self._held_still(session, runner, live=asked.live) as moving:
             moved = f"{moving}: the files were copied while the agent went on" if moving else ""
             return await self._keep(session, terminal_runner, asked, known, [why for why in (lacking, moved) if why])
 
     @asynccontextmanager
-    async def _still(self, session: SessionRow, runner: SessionRunner, *, live: bool) -> AsyncIterator[str]:
+    async def _held_still(self, session: SessionRow, runner: SessionRunner, *, live: bool) -> AsyncIterator[str]:
         """Nobody of ours in the session's machine, which stands still; else why it does not. For a live snapshot the
         provider holds it still by itself, for less long."""
         provider, machine = self._provider(session), machine_name(session.id)
         paused = session.activity is Activity.PAUSED
         try:
             await runner.freeze()
-            yield "" if paused or live else await _held(provider, machine)
+            yield "" if paused or live else await _pause(provider, machine)
         finally:
             if not paused:
                 with anyio.CancelScope(shield=True):
@@ -135,7 +135,7 @@ class Snapshots:
         terminal_runner: TerminalRunner,
         asked: SnapshotTaken,
         known: Sequence[SnapshotRow],
-        told: Sequence[str],
+        notices: Sequence[str],
     ) -> Point:
         provider, snapshot = self._provider(session), asked.snapshot
         try:
@@ -153,7 +153,7 @@ class Snapshots:
                 feed_offset=feed,
             )
             with anyio.CancelScope(shield=True):
-                await self._r.event_log.record(session.id, *_notices(told, copied), taken)
+                await self._r.event_log.record(session.id, *_notices(notices, copied), taken)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._drop(session, provider, snapshot)
@@ -200,7 +200,7 @@ class Snapshots:
         try:
             return await anyio.to_thread.run_sync(copy)
         except OSError as error:
-            raise uncopied(session.slug, error) from error
+            raise copy_error(session.slug, error) from error
 
     # --- listed and removed ------------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class Snapshots:
     async def remove(self, id: str, ref: str) -> str:
         """Remove a snapshot; returns its id. Raises NotFound; MachineNotReady while a session is about to begin
         there."""
-        async with self._sessions.alone(id):
+        async with self._sessions.lock(id):
             session, now = await self._sessions.row(id), self._r.clock.now()
             with anyio.CancelScope(shield=True):
                 snapshot = await self._r.event_log.store.write(lambda conn: _removed(conn, id, ref, now))
@@ -230,16 +230,16 @@ class Snapshots:
         session = await self._r.event_log.read(lambda conn: views.find_session(conn, id))
         for row in await self._r.event_log.read(lambda conn: views.snapshots(conn, id)):
             assert session is not None
-            for child in await self._r.event_log.read(partial(waiting_for, snapshot=row.id)):
-                if (runner := self._sessions.at_work(child)) is not None:
-                    await runner.until(runner.begun)
+            for child in await self._r.event_log.read(partial(sessions_starting_at, snapshot=row.id)):
+                if (runner := self._sessions.find_runner(child)) is not None:
+                    await runner.wait_for(runner.started)
             await self._drop(session, self._provider(session), row.id)
 
-    async def let_pass(self, point: Point, stays: Sequence[SessionRunner]) -> None:
+    async def remove_after_fork(self, point: Point, runners: Sequence[SessionRunner]) -> None:
         """Remove a snapshot that was made for a fork alone, when its children have begun. What fails here is found by
         the next daemon."""
-        for runner in stays:
-            await runner.until(runner.begun)
+        for runner in runners:
+            await runner.wait_for(runner.started)
         try:
             await self.remove(point.row.session, point.row.id)
         except HiveyardError as error:
@@ -256,7 +256,7 @@ class Snapshots:
             log.warning("snapshot %s of %s could not be removed: %s", snapshot, session.id, error)
         await anyio.to_thread.run_sync(snapshot_files.drop, self._r.workspace(session.id), snapshot)
 
-    async def standing_on(self, image: str) -> Sequence[str]:
+    async def live_snapshots_of(self, image: str) -> Sequence[str]:
         """The live snapshots of machines of an image, which are of no use without it."""
 
         def read(conn: Connection) -> Sequence[str]:
@@ -293,9 +293,9 @@ class Snapshots:
                 log.info("removing the leftover snapshot %s", path)
                 await anyio.to_thread.run_sync(snapshot_files.drop, workspace, path.name.removeprefix(".half-"))
         for point in passing:
-            children = await self._r.event_log.read(partial(waiting_for, snapshot=point.row.id))
-            stays = [runner for child in children if (runner := self._sessions.at_work(child)) is not None]
-            self._group.start_soon(self.let_pass, point, stays, name=f"pass {point.row.id}")
+            children = await self._r.event_log.read(partial(sessions_starting_at, snapshot=point.row.id))
+            runners = [runner for child in children if (runner := self._sessions.find_runner(child)) is not None]
+            self._group.start_soon(self.remove_after_fork, point, runners, name=f"pass {point.row.id}")
 
     def _provider(self, session: SessionRow) -> Provider:
         assert session.provider is not None
@@ -317,7 +317,7 @@ def view(point: Point) -> SnapshotView:
     )
 
 
-def waiting_for(conn: Connection, snapshot: str) -> list[str]:
+def sessions_starting_at(conn: Connection, snapshot: str) -> list[str]:
     """Sessions that are still to begin at a snapshot, and need it for that: a child's files were copied when it was
     made."""
     found = []
@@ -332,24 +332,24 @@ def waiting_for(conn: Connection, snapshot: str) -> list[str]:
 def _removed(conn: Connection, session: str, ref: str, at: float) -> str:
     """Journal that a snapshot is gone, unless somebody is to begin there; its id."""
     point = lineage.point(conn, session, ref)
-    if waiting := waiting_for(conn, point.row.id):
+    if waiting := sessions_starting_at(conn, point.row.id):
         raise MachineNotReady(f"{', '.join(waiting)} are about to begin at {point.row.name}", hint="hv list")
     journal.record(conn, session, SnapshotRemoved(snapshot=point.row.id), at=at)
     return point.row.id
 
 
-_FREE = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
+_SPACE_HINT = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
 
 
-def uncopied(name: str, error: OSError) -> HiveyardError:
+def copy_error(name: str, error: OSError) -> HiveyardError:
     """Return the error for files of session `name` that could not be copied."""
     if error.errno in _FULL:
-        return NoSpace(f"no space to copy the files of {name}", hint=_FREE)
+        return NoSpace(f"no space to copy the files of {name}", hint=_SPACE_HINT)
     where = f": {one_line(error.filename)}" if isinstance(error.filename, str) else ""
     return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}{where}")
 
 
-async def _held(provider: Provider, machine: str) -> str:
+async def _pause(provider: Provider, machine: str) -> str:
     """Have a machine stand still; why it does not where that cannot be."""
     if not isinstance(provider, Pauses):
         return f"{provider.name} cannot hold a machine still"
@@ -360,12 +360,12 @@ async def _held(provider: Provider, machine: str) -> str:
     return ""
 
 
-def _notices(told: Sequence[str], copied: Copied) -> list[Notice]:
+def _notices(notices: Sequence[str], copied: Copied) -> list[Notice]:
     left_out = [f"{copied.left_out} sockets and devices are not in the snapshot"] if copied.left_out else []
-    return [Notice(message=message) for message in (*told, *left_out)]
+    return [Notice(message=message) for message in (*notices, *left_out)]
 
 
-def _free(name: str | None, known: Sequence[SnapshotRow]) -> str:
+def _free_name(name: str | None, known: Sequence[SnapshotRow]) -> str:
     taken = {row.name for row in known}
     if name is None:
         return next(name for number in range(1, len(known) + 2) if (name := f"s{number}") not in taken)

@@ -34,7 +34,7 @@ class Check(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-async def examine(resources: Resources) -> list[Check]:
+async def run_checks(resources: Resources) -> list[Check]:
     """All checks, the host first, then each provider, then keys. At least one provider is needed."""
     reserve = 2 * resources.settings.disk_reserve_mib
     images = resources.images
@@ -43,8 +43,8 @@ async def examine(resources: Resources) -> list[Check]:
         _python(),
         await _git(),
         await _identity(),
-        await _place("sessions", resources.sessions, reserve, needed=True, variable="HIVEYARD_HOME"),
-        await _place("cache", images.directory, ROOM >> 20, needed=wants_images, variable="HIVEYARD_CACHE"),
+        await _directory("sessions", resources.sessions, reserve, needed=True, variable="HIVEYARD_HOME"),
+        await _directory("cache", images.directory, ROOM >> 20, needed=wants_images, variable="HIVEYARD_CACHE"),
         _builder(needed=wants_images and not images.list()),
     ]
     found = {name: await provider.readiness() for name, provider in resources.providers.items()}
@@ -91,7 +91,7 @@ async def _identity() -> Check:
     return Check("identity", False, False, detail, fix)
 
 
-async def _place(name: str, directory: Path, mib: int, *, needed: bool, variable: str) -> Check:
+async def _directory(name: str, directory: Path, mib: int, *, needed: bool, variable: str) -> Check:
     """A directory that must take files, with enough space."""
     try:
         free = await anyio.to_thread.run_sync(_free, directory)

@@ -28,35 +28,35 @@ from hiveyard.store.views import MachineRow
 log = logging.getLogger(__name__)
 
 
-async def tidy(resources: Resources, roots: Sequence[Path]) -> list[Path]:
+async def clean_up(resources: Resources, roots: Sequence[Path]) -> list[Path]:
     """Remove the doors of what is over, and what a killed daemon left half made in the session directories `roots`;
-    move those that never began, or are half removed, out of the way. Where these are now, for `sweep`.
+    move those that never began, or are half removed, out of the way. Where these are now, for `remove_leftovers`.
     Nothing may begin meanwhile: it would find its own gone."""
-    wanted = await _wanted(resources)
+    needed = await _needed_machines(resources)
     for door in list(resources.door_directory.glob("*")):
-        if machine_name(door.name) not in wanted:
+        if machine_name(door.name) not in needed:
             await anyio.to_thread.run_sync(partial(remove_tree, door, quiet=True))
-    await anyio.to_thread.run_sync(_tidy_all, roots)
+    await anyio.to_thread.run_sync(_clean_up_all, roots)
     for root in roots:
         workspace = Workspace(root)
         if snapshot_files.is_ready(workspace) and not await resources.event_log.read(
-            partial(_to_be_taken_back, id=root.name)
+            partial(_has_pending_rewind, id=root.name)
         ):
             await anyio.to_thread.run_sync(snapshot_files.clear, workspace)
     known = frozenset(await resources.event_log.read(journal.sessions_with_events))
-    return await anyio.to_thread.run_sync(_put_away, roots, known)
+    return await anyio.to_thread.run_sync(_set_aside, roots, known)
 
 
-def _to_be_taken_back(conn: Connection, id: str) -> bool:
+def _has_pending_rewind(conn: Connection, id: str) -> bool:
     return isinstance(lineage.pending_start(conn, id), SessionRewound)
 
 
-def _tidy_all(roots: Sequence[Path]) -> None:
+def _clean_up_all(roots: Sequence[Path]) -> None:
     for root in roots:
         Workspace(root).tidy()
 
 
-def _put_away(roots: Sequence[Path], known: frozenset[str]) -> list[Path]:
+def _set_aside(roots: Sequence[Path], known: frozenset[str]) -> list[Path]:
     """A directory that holds work stays, even when the journal does not know it: the journal may have been lost."""
     away = []
     for root in roots:
@@ -73,11 +73,11 @@ def _put_away(roots: Sequence[Path], known: frozenset[str]) -> list[Path]:
     return away
 
 
-async def sweep(resources: Resources, leftovers: Sequence[Path], alone: Callable[[str], anyio.Lock]) -> None:
+async def remove_leftovers(resources: Resources, leftovers: Sequence[Path], lock: Callable[[str], anyio.Lock]) -> None:
     """Remove every machine of ours that no open task and no `--keep` needs, and the directories `leftovers`. What
     fails is logged. Tasks and sessions begin meanwhile; `alone` is held by who has one begin."""
     try:
-        await _sweep_machines(resources, alone)
+        await _remove_leftover_machines(resources, lock)
     except Exception:
         log.exception("what an earlier daemon left was not removed")
     for leftover in leftovers:
@@ -87,26 +87,26 @@ async def sweep(resources: Resources, leftovers: Sequence[Path], alone: Callable
             log.exception("%s was not removed", leftover)
 
 
-async def _sweep_machines(resources: Resources, alone: Callable[[str], anyio.Lock]) -> None:
+async def _remove_leftover_machines(resources: Resources, lock: Callable[[str], anyio.Lock]) -> None:
     there = {provider.name: await _names(provider) for provider in resources.providers.values()}
     # The journal is read last: a task that came meanwhile has its machine journaled before it is made.
-    wanted = await _wanted(resources)
+    needed = await _needed_machines(resources)
     for provider in resources.providers.values():
-        for name in sorted(there[provider.name] - wanted):
+        for name in sorted(there[provider.name] - needed):
             row = await resources.event_log.read(lambda conn, name=name: views.find_machine(conn, name))  # type: ignore[misc]
-            async with alone(row.session) if row is not None else nullcontext():
+            async with lock(row.session) if row is not None else nullcontext():
                 # It takes a while to come here: a session may have been resumed in its machine.
-                if name not in await _wanted(resources):
+                if name not in await _needed_machines(resources):
                     await _remove(resources, provider, name, row)
 
 
-async def _wanted(resources: Resources) -> set[str]:
+async def _needed_machines(resources: Resources) -> set[str]:
     tasks = await resources.event_log.read(views.tasks)
-    wanted = {task.id for task in tasks if not task.state.over or task.request.get("keep")}
+    needed = {task.id for task in tasks if not task.state.over or task.request.get("keep")}
     for session in await resources.event_log.read(lambda conn: views.sessions(conn, phases=AT_WORK)):
         if session.request is not None:
-            wanted.add(session.id)
-    return {machine_name(id) for id in wanted}
+            needed.add(session.id)
+    return {machine_name(id) for id in needed}
 
 
 async def _names(provider: Provider) -> set[str]:
