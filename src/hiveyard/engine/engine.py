@@ -74,17 +74,17 @@ class Engine:
     async def remove_image(self, ref: str) -> str:
         """Remove an image, as `ImageStock.remove`. Also raises MachineNotReady while a live snapshot depends on it."""
         image = self.images.built(ref).id
-        if standing := await self.snapshots.live_snapshots_of(image):
-            name, _, session = standing[0].partition(" of ")
+        if dependents := await self.snapshots.live_snapshots_of(image):
+            name, _, session = dependents[0].partition(" of ")
             raise MachineNotReady(
-                f"the image {image} is what snapshots stand on: {', '.join(standing)}",
+                f"the image {image} is used by snapshots: {', '.join(dependents)}",
                 hint=f"hv snapshots {session} --remove {name}",
             )
         return await self.images.remove(image)
 
     @property
     def running(self) -> int:
-        """How many tasks are being worked on."""
+        """Return the number of tasks that are running or wait for a slot."""
         return len(self._jobs)
 
     # --- tasks -------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class Engine:
             if (existing := await self._existing(request)) is not None:
                 return existing
             id = request.id or new_id()
-            # From here on it is done whole, also when the caller goes away: a task that is journaled is begun.
+            # Shielded, in case the caller goes away: a task that is journaled is also started.
             with anyio.CancelScope(shield=True):
                 await self._create(id, request)
                 self._start(id)
@@ -146,8 +146,8 @@ class Engine:
             with job.scope:
                 await self._run_in_turn(job)
         except Exception:
-            # One task must not take the others down with it; the next daemon tries again.
-            log.exception("task %s is left as it is", job.id)
+            # One task must not end the others; the next daemon tries again.
+            log.exception("task %s failed with an internal error; the next daemon continues it", job.id)
         finally:
             self._jobs.pop(job.id, None)
             job.over.set()
@@ -188,7 +188,7 @@ class Engine:
         if job := self._jobs.get(id):
             job.scope.cancel()
             await job.over.wait()
-        # Its end first: whatever interrupts the rest, no daemon takes the task up again, and rm can be repeated.
+        # Journal the end first: if the rest is interrupted, no daemon continues the task, and rm can be repeated.
         now = self._r.clock.now()
         await self._r.event_log.store.write(lambda conn: _close(conn, id, now))
         for row in await self._r.event_log.read(lambda conn: views.machines(conn, live_only=False, session=id)):
@@ -201,7 +201,7 @@ class Engine:
         await self._r.event_log.store.write(lambda conn: journal.forget(conn, id))
         await anyio.to_thread.run_sync(workspace.remove)
 
-    # --- answers -----------------------------------------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------------------------
 
     async def resolve(self, ref: str) -> str:
         """Return the id for a name, an id or the start of one. Raises NotFound, Ambiguous."""
@@ -243,13 +243,14 @@ class Engine:
     async def doctor(self) -> list[Check]:
         return await run_checks(self._r)
 
-    # --- life --------------------------------------------------------------------------------------------------------
+    # --- recovery ----------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Continue every task that is not over, and remove what belongs to no task."""
         leftovers = await clean_up(self._r, list(self._r.sessions.glob("*")))
         tasks = await self._r.event_log.read(lambda conn: views.tasks(conn, states=OPEN))
-        # Agents that are at work wait for their doors: they come before tasks that wait for a slot, and those in order.
+        # Agents that are running need their doors back, so they start before tasks that wait for a slot, which keep
+        # their order.
         for task in sorted(tasks, key=lambda task: (task.state is TaskState.PENDING, task.created_at)):
             self._start(task.id, cancelled=task.cancel_asked_at is not None)
         await self.sessions.recover()
@@ -273,7 +274,7 @@ def _check_over(conn: Connection, id: str) -> None:
 
 
 def _close(conn: Connection, id: str, at: float) -> None:
-    """Journal the end of a task that was abandoned: only a task that is over can be removed."""
+    """Journal the end of a task or session that was detached: only one that is over can be removed."""
     task = views.find_task(conn, id)
     if task is not None and not task.state.over:
         journal.record(conn, id, TaskCancelled(reason="removed"), at=at)

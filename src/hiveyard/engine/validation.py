@@ -53,7 +53,7 @@ async def validate(spec: RunSpec, resources: Resources) -> None:
     check_account(spec, resources)
     await repository.check(repository.parse_source(spec.repo), base=spec.base, branch=spec.branch)
     await anyio.to_thread.run_sync(_check_tapes, spec)
-    # Behind an open network there may be models that no door leads to.
+    # With an open network the agent may use models that the door does not serve.
     if spec.tape is None and spec.network != "open":
         resources.keys.find_any(agent.protocols, spec.account or settings.account)
 
@@ -69,7 +69,7 @@ def _check_image(image: str, provider: str, resources: Resources) -> None:
     resources.images.check(image)
     if image == HOST.name and (provider == "auto" or resources.providers[provider].tier is not Tier.NAMESPACE):
         raise BadInput(
-            "the host's own programs can only be used by the namespace tier, and that must be asked for",
+            "only the namespace tier can use the host's own programs, and it must be requested",
             hint="hv run REPO -m TEXT --image host --provider bubblewrap",
         )
 

@@ -135,10 +135,10 @@ async def test_many_at_once_get_one_each(ports: HostPorts, tmp_path: Path) -> No
 async def test_a_place_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "ports").mkdir()
     (tmp_path / "ports").chmod(0o777)
-    with pytest.raises(OrchestrationError, match="alone"):
+    with pytest.raises(OrchestrationError, match="only this user"):
         await HostPorts(tmp_path / "ports").reserve(ANNA)
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(OrchestrationError, match="alone"):
+    with pytest.raises(OrchestrationError, match="only this user"):
         await HostPorts(tmp_path / "link").reserve(ANNA)
 
 

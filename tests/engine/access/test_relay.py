@@ -201,5 +201,5 @@ async def test_more_than_are_carried_at_once_wait(
 
 @pytest.mark.parametrize("port", [0, 65536, -5])
 def test_a_number_that_is_no_port_is_refused(port: int) -> None:
-    with pytest.raises(BadInput, match="no port"):
+    with pytest.raises(BadInput, match="not a port"):
         connect_command(port)

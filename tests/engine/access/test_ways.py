@@ -62,7 +62,7 @@ async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_
         await anna.close(8300)
         await anna.close(8300)
         for change in (anna.open, anna.close):
-            with pytest.raises(BadInput, match="port of ssh"):
+            with pytest.raises(BadInput, match="ssh port"):
                 await change(SSH)
         assert await refused(web) and not await refused(ssh)
         assert await anna.open(8300, wanted=web) == web

@@ -118,7 +118,7 @@ async def test_only_what_is_stopped_can_be_exported_and_nothing_is_written_over(
             await engine.exports.export(id, tmp_path / "x")
         await engine.sessions.stop(id)
         (tmp_path / "x").write_text("mine")
-        with pytest.raises(BadInput, match="there already"):
+        with pytest.raises(BadInput, match="exists already"):
             await engine.exports.export(id, tmp_path / "x")
         assert (tmp_path / "x").read_text() == "mine"
 
@@ -175,7 +175,9 @@ async def test_a_file_whose_holes_cannot_be_kept_is_not_written_whole(yard: Yard
             for number in range(9000):
                 scattered.seek(number << 26)
                 scattered.write(b"x")
-        with pytest.raises(BadInput, match=r"^shared/repo/scattered has \d+ bytes scattered over \d+: no archive"):
+        with pytest.raises(
+            BadInput, match=r"^shared/repo/scattered is too sparse for an archive: \d+ bytes are scattered over \d+$"
+        ):
             await engine.exports.export(id, tmp_path / "it.tar.gz")
         assert not (tmp_path / "it.tar.gz").exists()
         (there / "scattered").unlink()  # what is left by a test is searched for its secrets
@@ -484,9 +486,9 @@ async def test_what_is_no_archive_is_told_in_one_line(yard: Yard, tmp_path: Path
     async with yard.open() as engine:
         for content in (b"", b"no archive", gzip.compress(b"no tar"), gzip.compress(b"no tar" * 1000)[:40]):
             (tmp_path / "x").write_bytes(content)
-            with pytest.raises(BadArchive, match="is no exported session"):
+            with pytest.raises(BadArchive, match="is not an exported session"):
                 await engine.imports.import_archive(tmp_path / "x")
-        with pytest.raises(BadInput, match="is no file"):
+        with pytest.raises(BadInput, match="is not a file"):
             await engine.imports.import_archive(tmp_path)
         assert list(yard.paths.sessions.iterdir()) == []
 

@@ -33,7 +33,7 @@ async def test_a_snapshot_is_the_files_and_the_conversation_and_says_so(yard: Ya
         assert not snapshot.live
         notices = [event.body for event in await events(engine, id, "notice")]
         assert [body.message for body in notices if isinstance(body, Notice)] == [
-            "the memory is not kept: nobody may read it"
+            "the memory was not saved: nobody may read it"
         ]
         await engine.rewinds.rewind(id, "early")
         await until(engine, id, lambda view: view.status == "running")

@@ -127,7 +127,7 @@ async def test_an_archive_leaves_free_what_running_sessions_need(yard: Yard, rep
         await engine.exports.export(id, tmp_path / "it")
         whole = engine.imports._r
         engine.imports._r = replace(whole, settings=replace(whole.settings, disk_reserve_mib=1 << 40))
-        with pytest.raises(NoSpace, match="no room"):
+        with pytest.raises(NoSpace, match="needs more space"):
             await engine.imports.import_archive(tmp_path / "it", new=True)
         assert [one.name for one in yard.paths.sessions.iterdir()] == [id]
 

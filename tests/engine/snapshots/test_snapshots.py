@@ -189,7 +189,7 @@ async def test_bad_wishes_are_told_before_anything_is_made(yard: Yard, repo: Pat
         id = await spawned(engine, repo)
         with pytest.raises(BadInput, match="2 instructions for 3 children"):
             await engine.forks.fork(id, ForkRequest(count=3, instructions=["a", "b"]))
-        with pytest.raises(BadInput, match="no name for a snapshot"):
+        with pytest.raises(BadInput, match="not a valid snapshot name"):
             await engine.snapshots.take(id, "../x")
         with pytest.raises(NotFound, match="no snapshot 'nowhere'"):
             await engine.rewinds.rewind(id, "nowhere")
@@ -214,7 +214,7 @@ async def test_nobody_is_thrown_out_of_a_terminal_by_a_rewind_unless_that_is_mea
                 with anyio.fail_after(30):
                     while not (await guest.run(Command(shell="tmux list-clients -t agent"))).stdout:  # noqa: ASYNC110
                         await anyio.sleep(0.05)
-                with pytest.raises(SessionInUse, match="somebody sits at the terminal"):
+                with pytest.raises(SessionInUse, match="a terminal is attached to"):
                     await engine.rewinds.rewind(id, "early")
                 await engine.rewinds.rewind(id, "early", force=True)
         await until(engine, id, lambda view: view.status == "running")
@@ -451,7 +451,9 @@ async def test_a_record_of_an_earlier_hiveyard_tells_what_did_not_change(yard: Y
 
 
 class _Untakable(Snapshots):
-    async def take(self, id: str, name: str | None = None, *, passing: bool = False, by_itself: bool = False) -> Point:
+    async def take(
+        self, id: str, name: str | None = None, *, temporary: bool = False, automatic: bool = False
+    ) -> Point:
         raise ValueError("nobody thought of this")
 
 

@@ -19,7 +19,7 @@ from hiveyard.core.ports import Guest, Stream
 from hiveyard.kit.group import together
 
 HEAD = struct.Struct(">cI")
-_QUIET_SECONDS = 0.5  # seconds: a command that has ended may leave children that hold its outputs open for ever
+_QUIET_SECONDS = 0.5  # a command that has ended may leave children that hold its outputs open for ever
 
 
 async def run(
@@ -28,7 +28,7 @@ async def run(
     stdin: AsyncIterator[bytes],
     send: Callable[[bytes], Awaitable[None]],
 ) -> None:
-    """Run a command and send its frames as they come; cancelling kills it. Errors of ours are the last frame."""
+    """Run a command and send its frames as they come; cancelling kills it. A HiveyardError becomes the last frame."""
 
     async def inward(stream: Stream) -> None:
         async for data in stdin:
@@ -50,9 +50,9 @@ async def run(
     await send(last)
 
 
-async def outputs(stream: Stream, give: Callable[[bytes, bool], Awaitable[None]]) -> int:
-    """Hand on what a program says, `True` for its stderr, until it has ended and nothing is on its way any more;
-    its exit code. Raises what `wait` raises."""
+async def outputs(stream: Stream, send: Callable[[bytes, bool], Awaitable[None]]) -> int:
+    """Pass on a program's output (`True` for stderr) until the program has ended and no more output arrives. Return
+    its exit code. Raises the errors of `Stream.wait`."""
     last_output = [anyio.current_time()]
     busy = 0
 
@@ -60,7 +60,7 @@ async def outputs(stream: Stream, give: Callable[[bytes, bool], Awaitable[None]]
         nonlocal busy
         while data := await receive():
             busy += 1
-            await give(data, error)
+            await send(data, error)
             busy -= 1
             last_output[0] = anyio.current_time()
 
@@ -78,7 +78,7 @@ async def outputs(stream: Stream, give: Callable[[bytes, bool], Awaitable[None]]
 
 
 async def _cancel_when_quiet(active: Callable[[], bool], readers: anyio.abc.TaskGroup) -> None:
-    while active():  # noqa: ASYNC110 (silence is no event)
+    while active():  # noqa: ASYNC110 (the absence of output is not an event)
         await anyio.sleep(_QUIET_SECONDS / 5)
     readers.cancel_scope.cancel()
 

@@ -18,9 +18,9 @@ from hiveyard.engine.access.ssh_server import serve_ssh
 from hiveyard.engine.settings import PortSettings
 
 SSH = 22
-"""What the ssh port is called among the guest's, whether or not anything listens there."""
+"""The number that stands for ssh among the guest's ports, whether or not a program listens there."""
 _FIRST_UNPRIVILEGED = 1024
-"""Ports below are for root alone: the same number on the host is not tried."""
+"""Only root can use lower ports: for these the same number on the host is not tried."""
 
 
 class _Forward(NamedTuple):
@@ -46,7 +46,7 @@ class PortForwards:
 
     @property
     def opened(self) -> dict[int, int]:
-        """The host's port for each of the guest's."""
+        """Return the host port for each open guest port."""
         return {guest: forward.held.port for guest, forward in self._open.items()}
 
     async def open_ssh(
@@ -57,9 +57,8 @@ class PortForwards:
         previous: int | None = None,
         avoid: Collection[int] = (),
     ) -> int:
-        """Let people in by ssh, and return the port: the one that is wanted, else the previous one, else one of the
-        settings' that nobody holds, one of those to `avoid` only when there is no other. Raises PortTaken,
-        NoFreePort."""
+        """Serve ssh and return the host port: `wanted`, otherwise `previous`, otherwise a free one of the settings'
+        range, one in `avoid` only if no other is free. Raises PortTaken, NoFreePort."""
         among = range(settings.first, settings.last + 1)
         preferred = () if previous is None else (previous,)
 
@@ -73,8 +72,8 @@ class PortForwards:
         return await self._start(SSH, reserve, serve)
 
     async def open(self, guest_port: int, *, wanted: int | None = None, previous: int | None = None) -> int:
-        """Lead a port of the host to one of the guest, and return it: the one that is wanted, else the previous one,
-        else the same number, else any. One that is open already stays, unless another is wanted. Raises PortTaken,
+        """Forward a host port to a port of the guest and return it: `wanted`, otherwise `previous`, otherwise the same
+        number, otherwise any. A port that is already open stays, unless another one is wanted. Raises PortTaken,
         NoFreePort, BadInput."""
         _check_own(guest_port)
         command = connect_command(guest_port)
@@ -89,7 +88,7 @@ class PortForwards:
         return await self._start(guest_port, reserve, serve, wanted=wanted)
 
     async def close(self, guest_port: int) -> None:
-        """Let go of the port and of all its connections; absent is a success. Raises BadInput for ssh's."""
+        """Close a port and all its connections; succeeds if it is not open. Raises BadInput for the ssh port."""
         _check_own(guest_port)
         async with self._changing:
             await self._stop(guest_port)
@@ -148,6 +147,4 @@ async def port_forwards(
 
 def _check_own(guest_port: int) -> None:
     if guest_port == SSH:
-        raise BadInput(
-            f"{SSH} is the port of ssh, which is open for as long as the session runs", hint="hv ssh-config ID"
-        )
+        raise BadInput(f"{SSH} is the ssh port, which is open for as long as the session runs", hint="hv ssh-config ID")

@@ -22,7 +22,8 @@ _TYPE = "ssh-ed25519"
 
 
 class Keys(NamedTuple):
-    """`user` and `host` as the server uses them; `key` and `known_hosts` are the files for a person's ssh."""
+    """The keys of one session. The server uses `user` and `host`; `key` and `known_hosts` are the files for the user's
+    ssh."""
 
     user: asyncssh.SSHKey
     host: asyncssh.SSHKey
@@ -31,13 +32,13 @@ class Keys(NamedTuple):
 
 
 class SshKeys:
-    """All sessions' keys, below one directory of the daemon's."""
+    """The keys of all sessions, below one directory of the daemon."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def of(self, session: str) -> Keys:
-        """The keys of a session, made when they are not there."""
+        """Return the keys of a session; create them if they do not exist."""
         directory = self._root / session
         self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.mkdir(exist_ok=True, mode=0o700)
@@ -50,7 +51,7 @@ class SshKeys:
         return Keys(user, host, directory / "key", known)
 
     def forget(self, session: str) -> None:
-        """Remove them; absent is a success."""
+        """Remove a session's keys; succeeds if there are none."""
         shutil.rmtree(self._root / session, ignore_errors=True)
 
 
@@ -60,7 +61,7 @@ def alias(session: str) -> str:
 
 
 def config(name: str, session: str, port: int, user: str, keys: Keys) -> str:
-    """An ssh configuration in which `ssh hv-NAME` leads into the session."""
+    """Return an ssh configuration with which `ssh hv-NAME` connects to the session."""
     return f"""Host hv-{name}
   HostName 127.0.0.1
   Port {port}
@@ -87,5 +88,5 @@ def _load_or_create(file: Path) -> asyncssh.SSHKey:
 
 
 def _quoted(path: Path) -> str:
-    """A path as one word of ssh's configuration, in which % begins a token."""
+    """Return a path as one word of ssh's configuration, in which % begins a token."""
     return '"' + str(path).replace("%", "%%") + '"'

@@ -48,11 +48,11 @@ _SFTP = (
 
 @asynccontextmanager
 async def serve_ssh(held: ReservedPort, provider: Provider, machine: str, keys: Keys) -> AsyncIterator[None]:
-    """Let people into `machine` by ssh on a port of the host, for as long as the block lasts."""
+    """Serve ssh into `machine` on a host port for as long as the block lasts."""
     async with anyio.create_task_group() as group:
         target = _Target(provider, machine, keys, group)
-        # It serves a moment before it returns. Cancelled there, nobody but the loop would know the listener, and who
-        # gets its descriptor's number next would be deaf.
+        # `listen` serves before it returns. If it were cancelled in between, only the event loop would know the
+        # listener, and the next file with the same descriptor number would get no events.
         with anyio.CancelScope(shield=True):
             server = await asyncssh.listen(
                 sock=held.socket,
@@ -90,7 +90,7 @@ class _Target:
 
 
 class _Server(asyncssh.SSHServer):
-    """One connection."""
+    """A connection."""
 
     def __init__(self, target: _Target) -> None:
         self._target = target
@@ -156,7 +156,7 @@ class _Pipe:
     def resume_writing(self) -> None:
         self._writable.set()
 
-    async def take(self) -> bytes:
+    async def receive(self) -> bytes:
         """Return the data that has arrived; b"" at the end."""
         while not self._held and not self._ended:
             self._changed = anyio.Event()
@@ -168,14 +168,14 @@ class _Pipe:
             self.chan.resume_reading()
         return data
 
-    async def give(self, data: bytes, kind: int | None = None) -> None:
+    async def send(self, data: bytes, kind: int | None = None) -> None:
         if self.chan is not None and not self.chan.is_closing():
             self.chan.write(data, kind)
             await self._writable.wait()
 
 
 class _Forwarded(asyncssh.SSHTCPSession[bytes]):
-    """A connection to a port of the guest; what `join_streams` takes for one."""
+    """A forwarded connection to a port of the guest; a `Connection` for `join_streams`."""
 
     def __init__(self, target: _Target, port: int) -> None:
         self._target = target
@@ -199,14 +199,14 @@ class _Forwarded(asyncssh.SSHTCPSession[bytes]):
         self._pipe.gone()
 
     async def receive(self) -> bytes:
-        if data := await self._pipe.take():
+        if data := await self._pipe.receive():
             return data
         if self._pipe.chan is None:
             raise anyio.BrokenResourceError
         raise anyio.EndOfStream
 
     async def send(self, item: bytes) -> None:
-        await self._pipe.give(item)
+        await self._pipe.send(item)
         if self._pipe.chan is None:
             raise anyio.BrokenResourceError
 
@@ -246,7 +246,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         self.pause_writing = self._pipe.pause_writing  # type: ignore[method-assign]
         self.resume_writing = self._pipe.resume_writing  # type: ignore[method-assign]
 
-    # --- what asyncssh calls -----------------------------------------------------------------------------------------
+    # --- called by asyncssh ------------------------------------------------------------------------------------------
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self._chan = self._pipe.chan = chan
@@ -289,7 +289,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         self._pipe.gone()
         self._scope.cancel()
 
-    # --- what becomes of it ------------------------------------------------------------------------------------------
+    # --- running it --------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         status = _FAILED
@@ -299,7 +299,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             try:
                 status = await (self._on_terminal() if self._term else self._plain())
             except HiveyardError as error:
-                await self._pipe.give(f"error: {printable(error.message)}\r\n".encode(), asyncssh.EXTENDED_DATA_STDERR)
+                await self._pipe.send(f"error: {printable(error.message)}\r\n".encode(), asyncssh.EXTENDED_DATA_STDERR)
             except Exception:
                 log.exception("a session by ssh into %s failed", self._target.machine)
         if not chan.is_closing():
@@ -310,7 +310,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             return await _talk(self._pipe, stream)
 
     async def _on_terminal(self) -> int:
-        """The provider's own program for terminals, on a terminal of this host that nobody sees."""
+        """Run the provider's program for terminals on a hidden terminal of this host."""
         provider = self._target.provider
         assert isinstance(provider, Terminals)
         assert self._command.argv is not None
@@ -344,11 +344,11 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         return one_line(value.decode("utf-8", "replace"), 40)
 
     async def _keys(self, master: int) -> None:
-        # What comes before the program has taken the terminal over would be echoed twice. To make it raw here would
-        # not do: ssh takes over to the guest how the terminal stands.
-        while termios.tcgetattr(master)[_LOCAL_MODES] & termios.ICANON:  # noqa: ASYNC110 (a terminal tells nobody)
+        # Input that arrives before the program has set the terminal's mode would be echoed twice. Setting raw mode here
+        # is no solution: ssh copies the mode of this terminal to the guest.
+        while termios.tcgetattr(master)[_LOCAL_MODES] & termios.ICANON:  # noqa: ASYNC110 (a terminal reports no such event)
             await anyio.sleep(0.02)
-        while data := await self._pipe.take():
+        while data := await self._pipe.receive():
             left = memoryview(data)
             while left:
                 try:
@@ -361,27 +361,27 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             await anyio.wait_readable(master)
             try:
                 data = os.read(master, _PIECE)
-            except OSError:  # EIO: nobody has its other end any more
+            except OSError:  # EIO: no process has the other end open any more
                 return
             if not data:
                 return
-            await self._pipe.give(data)
+            await self._pipe.send(data)
 
 
 async def _talk(pipe: _Pipe, stream: Stream) -> int:
-    """Carry between a channel and a program until that ends; its exit code."""
+    """Copy data between a channel and a program until the program ends; return its exit code."""
 
     async def inward() -> None:
-        while data := await pipe.take():
+        while data := await pipe.receive():
             await stream.send(data)
         await stream.send_eof()
 
-    async def give(data: bytes, error: bool) -> None:
-        await pipe.give(data, asyncssh.EXTENDED_DATA_STDERR if error else None)
+    async def send(data: bytes, error: bool) -> None:
+        await pipe.send(data, asyncssh.EXTENDED_DATA_STDERR if error else None)
 
     async with together() as group:
         group.start_soon(inward)
-        status = await outputs(stream, give)
+        status = await outputs(stream, send)
         group.cancel_scope.cancel()
     return status
 

@@ -40,7 +40,7 @@ from hiveyard.store import journal, lineage
 from hiveyard.store.views import SessionRow
 
 _TYPES = {stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFREG: tarfile.REGTYPE}
-_LEVEL = 1  # of gzip: what is large in a session is packed already
+_LEVEL = 1  # of gzip: the large parts of a session are compressed already
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,16 +52,16 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exports:
-    """Writes sessions into files."""
+    """The service that exports sessions into files."""
 
     def __init__(self, resources: Resources, sessions: Sessions) -> None:
         self._r = resources
         self._sessions = sessions
 
     async def export(self, id: str, path: Path) -> Exported:
-        """Write the session to `path`, which must not exist; it is there whole or not at all.
+        """Write the session to `path`, which must not exist; the file is complete or does not exist.
 
-        Raises SessionNotRunning for one that is not stopped, SessionDamaged, BadInput, NoSpace."""
+        Raises SessionNotRunning for a session that is not stopped, SessionDamaged, BadInput, NoSpace."""
         async with self._sessions.lock(id):
             return await self._export(id, path)
 
@@ -70,11 +70,11 @@ class Exports:
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv stop {session.slug}")
         if not path.is_absolute() or path.exists() or not path.parent.is_dir():
-            raise BadInput(f"{path} cannot be written: it is there already, or its directory is not")
+            raise BadInput(f"{path} cannot be written: the file exists already, or its directory does not exist")
         workspace = self._r.workspace(id)
         await check_integrity(self._r, session)
         try:
-            # Beside the sessions: what a killed daemon leaves there is swept by the next.
+            # Beside the sessions: if the daemon is killed, the next one removes it.
             with tempfile.TemporaryDirectory(dir=self._r.sessions, prefix=".export-") as scratch:
                 await self._write_parts(session, workspace, Path(scratch))
                 left_out = await anyio.to_thread.run_sync(_write, workspace, Path(scratch), path)
@@ -130,7 +130,7 @@ def _write_events(conn: Connection, session: str, file: Path) -> None:
 
 
 def _write(workspace: Workspace, parts: Path, path: Path) -> int:
-    """Write the archive; returns how many sockets, pipes and devices it does without."""
+    """Write the archive; return how many sockets, pipes and devices were left out."""
     with (
         _atomic_file(path) as file,
         gzip.GzipFile(fileobj=file, mode="wb", compresslevel=_LEVEL, mtime=0) as packed,
@@ -138,7 +138,7 @@ def _write(workspace: Workspace, parts: Path, path: Path) -> int:
     ):
         writing = _TreeWriter(tar)
         writing.entry(layout.TOP, stat.S_IFDIR | 0o700)
-        # The manifest first: who reads it knows at once what comes.
+        # The manifest comes first, so that a reader knows what follows.
         for name in (layout.MANIFEST, layout.EVENTS, layout.HEARD, layout.BUNDLE, layout.SUBMODULES):
             writing.tree(parts, name)
         shallow = workspace.origin / "shallow"
@@ -152,8 +152,8 @@ def _write(workspace: Workspace, parts: Path, path: Path) -> int:
 
 @contextmanager
 def _atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file that gets its name when it is complete; nobody else may read it. Killed on the way it leaves nothing,
-    where the file system knows files without a name."""
+    """Yield a new file that gets its name when the block succeeds; only the owner may read it. If the process is killed
+    before that, nothing is left, provided the file system supports unnamed files."""
     parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fd, name = _open_unnamed(path)
@@ -171,14 +171,14 @@ def _atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
 
 
 def _open_unnamed(path: Path) -> tuple[int, str | None]:
-    """A new file beside `path`, and the name that it has all the same."""
+    """Create an unnamed file beside `path`. Return it with None, or with its name if it had to get one."""
     with suppress(OSError):
         return os.open(path.parent, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600), None
     return tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
 
 
 class _TreeWriter:
-    """Puts trees into an archive, following no link."""
+    """A writer of directory trees into an archive; it follows no links."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
@@ -238,7 +238,9 @@ class _TreeWriter:
             if taken < status.st_size and (extents := data_extents(fd, status.st_size)) is not None:
                 content = make_sparse(info, source, extents)
             elif 2 * taken < status.st_size:
-                # All its holes would be written, which may take days and the whole disk.
+                # All its holes would be written, which could take days and fill the disk.
                 where = one_line(shown.partition("/")[2])
-                raise BadInput(f"{where} has {taken} bytes scattered over {status.st_size}: no archive holds that")
+                raise BadInput(
+                    f"{where} is too sparse for an archive: {taken} bytes are scattered over {status.st_size}"
+                )
             self._tar.addfile(info, content)

@@ -73,21 +73,21 @@ _HEADER = _MAX_SMALL = 4 << 20
 _TIMEOUT = 3600.0
 _REF = re.compile(r"refs/(?:heads|tags|remotes|hiveyard)/[^\s~^:?*\[\\\x00-\x1f\x7f]{1,400}\Z")
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
-# Of what was asked for: what names a place of the other host, or would open this one's network.
+# Fields of the request that name a path or port of the other host, or would open this host's network.
 _DROPPED_FIELDS = ("record", "tape", "network", "port", "include_dirty", "provider")
-# Of what was asked for: names that are shown as they are.
+# Fields of the request that are printed as they are.
 _PRINTED_FIELDS = ("model", "account", "branch", "base")
-# What would decide here what this host does, or tell of what it does not have. A fork names an image to build and
-# another session's snapshot to go on from; where the session came from, `SessionImported` says.
+# Events that would control this host, or describe resources that it does not have. For instance a fork names an image
+# to build and another session's snapshot to continue from. `SessionImported` records the session's origin instead.
 _NOT_IMPORTED = MachineEvent | PortEvent | SnapshotEvent | TaskEvent | SessionForked | SessionPaused | SessionUnpaused
 
 
 _MAX_TURN = 2**31 - 1
-"""The largest number of a turn."""
+"""Maximum number of a turn."""
 _MAX_NUMBER = 2**53
-"""The largest number in an event: sums of them fit into a database's."""
-# The journal is replayed in one write, for which all others wait. A turn may say 256 MiB (`output_limit_mib`), and a
-# million events are those of some thousand turns.
+"""Maximum of a number in an event: the database can store sums of such numbers."""
+# The journal is replayed in one write, and all other writes wait for it. One turn may have 256 MiB of output
+# (`output_limit_mib`), and a few thousand turns have a million events.
 _MAX_JOURNAL_BYTES = 1 << 30
 _MAX_EVENTS = 1_000_000
 _PIECE = 1 << 20
@@ -101,7 +101,7 @@ class _Line(msgspec.Struct):
 
 
 class Imports:
-    """Takes sessions in."""
+    """The service that imports sessions."""
 
     def __init__(self, resources: Resources) -> None:
         self._r = resources
@@ -109,14 +109,14 @@ class Imports:
     async def import_archive(
         self, path: Path, *, new: bool = False, name: str | None = None, provider: str | None = None
     ) -> str:
-        """Take in the archive at `path`; returns the session's id. It is stopped: resume it.
+        """Import the archive at `path`; return the id of the session, which is stopped and can be resumed.
 
-        Its own id is kept, unless one of that id is here: then it must be `new`. Raises BadInput, BadArchive, NoSpace,
-        ProviderUnavailable; then there is nothing of it."""
+        The session keeps its id unless it is to be `new`, which is required if that id exists here. Raises BadInput,
+        BadArchive, NoSpace, ProviderUnavailable; then nothing of the archive is left."""
         if name is not None:
             check_name(name)
         if not path.is_file():
-            raise BadInput(f"{path} is no file", hint="hv export ID FILE makes one")
+            raise BadInput(f"{path} is not a file", hint="hv export ID FILE makes one")
         scratch = Workspace(self._r.sessions / f".import-{new_id()}")
         try:
             await anyio.to_thread.run_sync(_unpack, path, scratch.root, self._r.settings.reserve)
@@ -137,14 +137,14 @@ class Imports:
         if new:
             return new_id()
         if not _ID.match(manifest.id):
-            raise BadArchive(f"the archive's id is none: {manifest.id[:80]!r}", hint="hv import --new FILE")
+            raise BadArchive(f"the archive's id is not valid: {manifest.id[:80]!r}", hint="hv import --new FILE")
         known = await self._r.event_log.read(lambda conn: views.find_session(conn, manifest.id))
         if known is not None or self._r.workspace(manifest.id).root.exists():
             raise BadInput(f"there is already a session {manifest.id} here", hint="hv import --new FILE")
         return manifest.id
 
     async def _place(self, manifest: Manifest, wanted: str | None) -> Choice:
-        """Where it ran before, when that works here, else the strongest that does."""
+        """Choose the provider that it ran on before, if that works here, otherwise the strongest one that works."""
         if wanted is not None:
             return await choose(wanted, self._r.providers)
         before = self._r.providers.get(manifest.provider)
@@ -152,7 +152,7 @@ class Imports:
         return await choose(manifest.provider if works else "auto", self._r.providers)
 
     async def _move_into_place(self, scratch: Workspace, id: str, manifest: Manifest) -> None:
-        """Make a session's directory of what was unpacked, marked as unfinished until it is journaled."""
+        """Turn the unpacked files into a session's directory, marked as unfinished until it is journaled."""
         own, now = self._r.workspace(id), self._r.clock.now()
 
         def move() -> None:
@@ -198,11 +198,11 @@ class Imports:
         try:
             session_request(session)
         except BadInput as error:
-            raise BadArchive(f"what the archive's session asked for makes no sense: {error.message}") from None
+            raise BadArchive(f"the request of the archive's session is not valid: {error.message}") from None
         result = views.result(conn, id)
         recorded = [(session.base, session.branch)] + ([(result.base, result.branch)] if result else [])
         if set(recorded) != {(manifest.base, manifest.branch)} or (result and not _SHA.match(result.head)):
-            raise BadArchive("the archive's journal and its manifest tell of different work")
+            raise BadArchive("the archive's journal and its manifest describe different work")
         placed = SessionPlaced(provider=choice.provider.name, tier=choice.provider.tier.value, why=choice.why)
         imported = SessionImported(
             exported_at=manifest.exported_at, conversation=manifest.conversation, feed_offset=manifest.feed_offset
@@ -211,7 +211,7 @@ class Imports:
             journal.record(conn, id, last, at=self._r.clock.now())
 
     def _replay(self, conn: Connection, free: str, id: str, manifest: Manifest) -> None:
-        """Record again what happened there, as far as it means anything here."""
+        """Record the events of the archive again, without those that have no meaning on this host."""
         now, began = self._r.clock.now(), False
         for line, body in _events(self._r.workspace(id).root / "events.imported"):
             if isinstance(body, SessionCreated):
@@ -239,11 +239,12 @@ class Imports:
         try:
             request = msgspec.convert(asked, SpawnRequest).as_json()
         except msgspec.ValidationError as error:
-            raise BadArchive(f"what the archive's session asked for makes no sense: {error}") from None
+            raise BadArchive(f"the request of the archive's session is not valid: {error}") from None
         return SessionCreated(slug=free, repo=repo, agent=manifest.agent, request=request)
 
     def _has_image(self, name: object) -> bool:
-        """A recipe is a program, and the host's own files are not for strangers."""
+        """Return whether an image of this name is available here. A recipe is refused because it is a program, and the
+        host's image because strangers may not use the host's files."""
         if not isinstance(name, str) or name == HOST.name or "/" in name or name.endswith(".toml"):
             return False
         try:
@@ -254,27 +255,28 @@ class Imports:
 
 
 def _check_numbers(value: object) -> None:
-    """Numbers that no database holds, and sums of them, are of nobody's session."""
+    """Check that the database can store all numbers of an event, and sums of them. Raises BadArchive."""
     if isinstance(value, msgspec.Struct):
         for field in msgspec.structs.astuple(value):
             _check_numbers(field)
     elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:
-        raise BadArchive("the archive's journal tells of a number that is none of a session's")
+        raise BadArchive("the archive's journal contains a number that is too large")
 
 
 def _check_usage(body: AnyBody) -> None:
-    """Nobody gets money back for what was asked: it would be spent here, above the budget."""
+    """Check that no usage is negative: it would allow the session to spend more than its budget here."""
     if isinstance(body, ModelCalled) and any((amount or 0) < 0 for amount in msgspec.structs.astuple(body.usage)):
-        raise BadArchive("the archive's journal tells of a model that was asked for less than nothing")
+        raise BadArchive("the archive's journal contains a negative usage of a model")
 
 
 def _unpack(path: Path, into: Path, reserve: int) -> None:
-    """Unpack, and see that there is what an archive holds, and nothing else. Raises BadArchive, NoSpace."""
+    """Unpack the archive, and check that it contains exactly the files of an exported session. Raises BadArchive,
+    NoSpace."""
     try:
         with gzip.open(path, "rb") as packed:
             unpack(packed, into, reserve=reserve)  # type: ignore[arg-type]
     except (BadInput, gzip.BadGzipFile, EOFError) as error:
-        raise BadArchive(f"{path} is no exported session: {error}", hint="hv export ID FILE makes one") from None
+        raise BadArchive(f"{path} is not an exported session: {error}", hint="hv export ID FILE makes one") from None
     except OSError as error:
         if error.errno in _INCONSISTENT:
             raise BadArchive(f"the archive's entries do not fit together: {error.strerror}") from error
@@ -282,18 +284,18 @@ def _unpack(path: Path, into: Path, reserve: int) -> None:
     for entry in into.iterdir():
         fits = entry.name in (layout.DIRECTORIES if entry.is_dir() else layout.FILES)
         if entry.is_symlink() or not fits or not (entry.is_dir() or entry.is_file()):
-            raise BadArchive(f"the archive holds what no session does: {entry.name[:80]!r}")
+            raise BadArchive(f"the archive contains an entry that no exported session has: {entry.name[:80]!r}")
         if entry.is_dir() and entry.name != "shared":
             _check_plain(entry)
     for name in (layout.MANIFEST, layout.EVENTS, layout.BUNDLE, "shared"):
         if not (into / name).exists():
-            raise BadArchive(f"the archive is not whole: there is no {name}")
+            raise BadArchive(f"the archive is incomplete: there is no {name}")
     _check_length(into / layout.EVENTS)
     into.chmod(0o700)
 
 
 def _read_small(file: Path) -> bytes:
-    """All of a file that is read at once. Raises BadArchive when it is longer than any of its kind."""
+    """Return the content of a small file. Raises BadArchive for one that is longer than the limit."""
     with file.open("rb") as small:
         data = small.read(_MAX_SMALL + 1)
     if len(data) > _MAX_SMALL:
@@ -302,7 +304,7 @@ def _read_small(file: Path) -> bytes:
 
 
 def _check_length(file: Path) -> None:
-    """A small archive can hold a journal that would be replayed for hours."""
+    """Check the length of the journal: a small archive can contain one that would be replayed for hours."""
     if file.stat().st_size > _MAX_JOURNAL_BYTES or _lines(file) > _MAX_EVENTS:
         raise BadArchive(
             f"the archive's journal is longer than {_MAX_JOURNAL_BYTES >> 20} MiB, or than {_MAX_EVENTS} events"
@@ -315,15 +317,15 @@ def _lines(file: Path) -> int:
 
 
 def _check_plain(directory: Path) -> None:
-    """The host's own files are read by name: no link is among them."""
+    """Check that a directory contains no links: the host reads its files by name."""
     expected, met = 1, 0
     for directories, files, at in walk(directory):
         expected, met = expected + len(directories), met + 1
         for name in files:
             if not stat.S_ISREG(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
-                raise BadArchive(f"the archive holds a link where none may be: {name[:80]!r}")
+                raise BadArchive(f"the archive contains a link where none is allowed: {name[:80]!r}")
     if met < expected:
-        raise BadArchive(f"the archive holds a directory that cannot be looked into, in {directory.name}")
+        raise BadArchive(f"the archive contains a directory that cannot be read, in {directory.name}")
 
 
 def _events(file: Path) -> Iterator[tuple[_Line, AnyBody]]:
@@ -333,20 +335,20 @@ def _events(file: Path) -> Iterator[tuple[_Line, AnyBody]]:
             try:
                 line = msgspec.json.decode(text, type=_Line)
             except msgspec.MsgspecError as error:
-                raise BadArchive(f"the archive's journal makes no sense: {error}") from None
+                raise BadArchive(f"the archive's journal is not valid: {error}") from None
             try:
                 yield line, decoder.decode(line.body)
             except msgspec.MsgspecError:
-                continue  # of a newer Hiveyard: what it did not move here cannot be told
+                continue  # an event of a newer Hiveyard that this one does not know
 
 
-# --- its repositories ------------------------------------------------------------------------------------------------
+# --- repositories ----------------------------------------------------------------------------------------------------
 
 
 async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
-    """Make the bare repositories anew from bundles whose every object git has checked. Raises BadArchive."""
+    """Create the bare repositories from the bundles; git checks every object. Raises BadArchive."""
     if not _SHA.match(manifest.base):
-        raise BadArchive(f"the archive's base is no commit: {manifest.base[:80]!r}")
+        raise BadArchive(f"the archive's base is not a commit: {manifest.base[:80]!r}")
     try:
         await _repository(scratch.origin, scratch.root / layout.BUNDLE, manifest, scratch.root / "shallow")
         for one in manifest.submodules:
@@ -360,7 +362,7 @@ async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
             await git_output("config", f"hiveyard.{key}", _printable(value), at=scratch.origin)
         await git_output("config", "hiveyard.baseref", _printable(manifest.base_ref), at=scratch.origin)
     except RepositoryError as error:
-        raise BadArchive(f"the archive's repository is not sound: {error.message}") from error
+        raise BadArchive(f"the archive's repository is not valid: {error.message}") from error
 
 
 async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: Path) -> None:
@@ -371,7 +373,7 @@ async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: P
     if shallow.exists():
         lines = _read_small(shallow).decode("ascii", "replace").split()
         if not all(map(_SHA.match, lines)):
-            raise BadArchive("the archive's repository ends at what is no commit")
+            raise BadArchive("the archive's shallow file names something that is not a commit")
         (origin / "shallow").write_text("".join(f"{line}\n" for line in lines))
     done = await index_pack(origin, bundle, offset)
     if not done.ok:
@@ -379,29 +381,29 @@ async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: P
     moves = "".join(f"create {ref} {commit}\n" for ref, commit in refs.items())
     await git_output("update-ref", "--stdin", at=origin, stdin=moves.encode())
     ask = ("rev-list", "--objects", "--quiet", "--all")
-    whole = await git(*ask, at=origin, timeout=_TIMEOUT, prefix=limit_memory(MEMORY))
-    if not whole.ok:
-        raise RepositoryError(f"it is not complete: {pack_error(whole, MEMORY)}")
+    listed = await git(*ask, at=origin, timeout=_TIMEOUT, prefix=limit_memory(MEMORY))
+    if not listed.ok:
+        raise RepositoryError(f"it is incomplete: {pack_error(listed, MEMORY)}")
 
 
 def _header(bundle: Path) -> tuple[dict[str, str], int]:
-    """The references of a bundle, and where its pack begins."""
+    """Return the references of a bundle, and the offset at which its pack begins."""
     try:
         with bundle.open("rb") as file:
             start = file.read(_HEADER)
     except FileNotFoundError:
-        raise BadArchive(f"the archive is not whole: there is no {bundle.name}") from None
+        raise BadArchive(f"the archive is incomplete: there is no {bundle.name}") from None
     top, blank, _ = start.partition(b"\n\n")
     first, *lines = top.decode("utf-8", "replace").split("\n")
     if not blank or first not in ("# v2 git bundle", "# v3 git bundle"):
-        raise BadArchive(f"the archive's {bundle.name} is no git bundle")
+        raise BadArchive(f"the archive's {bundle.name} is not a git bundle")
     refs = {}
     for line in lines:
         commit, _, ref = line.partition(" ")
         if line in ("@object-format=sha1", "@object-format=sha256") or ref == "HEAD":
             continue
         if not _SHA.match(commit) or not _REF.match(ref) or ".." in ref:
-            raise BadArchive(f"the archive's {bundle.name} holds what it may not: {line[:120]!r}")
+            raise BadArchive(f"the archive's {bundle.name} contains a reference that is not allowed: {line[:120]!r}")
         refs[ref] = commit
     return refs, len(top) + len(blank)
 

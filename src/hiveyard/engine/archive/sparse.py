@@ -14,9 +14,11 @@ from itertools import pairwise
 from typing import IO, NamedTuple
 
 _MAX_EXTENTS = 4096
-"""Extents of one file: they are held in memory. What is more broken up is written with its smallest holes."""
+"""Maximum number of extents of one file, because they are held in memory. In a file with more, the smallest holes are
+written as zeros."""
 _MAX_SIZE = (8 << 30) - 1
-"""Bytes that the size field of a header holds; the one in a PAX header is taken for that with holes by some."""
+"""Maximum size that the header's own size field can hold. A size in a PAX header cannot be used: some programs take it
+for the size with holes."""
 
 
 class Extent(NamedTuple):
@@ -25,7 +27,7 @@ class Extent(NamedTuple):
 
 
 def data_extents(fd: int, size: int) -> list[Extent] | None:
-    """Where there is something in the file of so many bytes; None when it is too much for this format."""
+    """Return the extents with data of a file of `size` bytes; None if it has too much data for this format."""
     found: list[Extent] = []
     at = 0
     while at < size:
@@ -34,7 +36,7 @@ def data_extents(fd: int, size: int) -> list[Extent] | None:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            break  # there is only a hole to come
+            break  # the rest is a hole
         if begin >= size:
             break
         at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
@@ -47,8 +49,8 @@ def data_extents(fd: int, size: int) -> list[Extent] | None:
 
 
 def make_sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Extent]) -> IO[bytes]:
-    """Make `info` that of a file with holes; returns what is to be written as its content."""
-    # The last tells how long the file is, where it ends with a hole.
+    """Change `info` to describe a sparse file; return the stream to write as its content."""
+    # The last extent gives the file's length, in case the file ends with a hole.
     ends = [*extents, Extent(info.size, 0)]
     table = "".join(f"{number}\n" for number in (len(ends), *(number for one in ends for number in one)))
     head = table.encode().ljust(-(-len(table) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, b"\0")
@@ -57,7 +59,7 @@ def make_sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Exte
         "GNU.sparse.major": "1",
         "GNU.sparse.minor": "0",
         "GNU.sparse.name": info.name,
-        "path": info.name,  # else a long one were that below
+        "path": info.name,  # otherwise tarfile would store the name below here if it is long
         "GNU.sparse.realsize": str(info.size),
     }
     info.name = f"{above}/GNUSparseFile.0/{name}"
@@ -96,7 +98,7 @@ class _SparseStream(io.RawIOBase):
 
 
 def _merge_extents(extents: Sequence[Extent]) -> list[Extent]:
-    """At most _MAX_EXTENTS extents, with the smallest holes filled."""
+    """Return at most _MAX_EXTENTS extents, with the smallest holes filled."""
     holes = [later.at - one.at - one.size for one, later in pairwise(extents)]
     kept = set(heapq.nlargest(_MAX_EXTENTS - 1, range(len(holes)), key=holes.__getitem__))
     found = [extents[0]]

@@ -27,7 +27,7 @@ _MOVES = SessionEvent | PortEvent | MachineEvent | TurnEvent
 
 
 async def keep_metadata(resources: Resources) -> None:
-    """Make all of them equal to the journal, then each at every move. Never ends."""
+    """Bring every meta.json up to date with the journal, then update each at every change. Never returns."""
     writer = _MetadataWriter(resources)
     head = await resources.event_log.read(journal.last_seq)
     await writer.write(await resources.event_log.read(partial(_read_metadata, ids=None)))
@@ -50,7 +50,7 @@ class _MetadataWriter:
         for meta in writer:
             workspace = self._r.workspace(meta.id)
             if not workspace.exists:
-                continue  # it is gone, or not yet whole
+                continue  # removed, or not created completely yet
             try:
                 if workspace.meta() != meta:
                     workspace.write(meta)
@@ -60,10 +60,10 @@ class _MetadataWriter:
                     self._complain(meta.id, error)
 
     def _complain(self, id: str, error: Exception) -> None:
-        """Once, not at each of its moves."""
+        """Log a warning the first time that a session's file cannot be written, not at each of its changes."""
         if id not in self._failing:
             self._failing.add(id)
-            log.warning("the meta.json of session %s is not kept up: %s", id, error)
+            log.warning("the meta.json of session %s is not updated: %s", id, error)
 
 
 def _read_metadata(conn: Connection, ids: set[str] | None) -> dict[str, Meta]:

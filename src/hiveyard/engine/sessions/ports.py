@@ -22,7 +22,7 @@ from hiveyard.store.views import SessionRow
 
 
 class SessionPorts:
-    """The ways into one session, each of them journaled."""
+    """The open ports of one session; every change is journaled."""
 
     def __init__(self, session: SessionRow, port_forwards: PortForwards, resources: Resources) -> None:
         self._session = session
@@ -31,8 +31,8 @@ class SessionPorts:
         self._changing = anyio.Lock()
 
     async def restore(self, wanted: int | None) -> None:
-        """Open ssh, on the `wanted` port the first time, and what was open before, elsewhere if it must be. Raises
-        PortTaken, NoFreePort."""
+        """Open the ssh port, on `wanted` the first time, and the ports that were open before, on other host ports if
+        theirs are taken. Raises PortTaken, NoFreePort."""
         rows = await self._r.event_log.read(views.ports)
         mine = {row.guest_port: row.host_port for row in rows if row.session == self._session.id}
         others = {row.host_port for row in rows if row.session != self._session.id}
@@ -46,7 +46,7 @@ class SessionPorts:
             await self._journal(mine)
 
     async def open(self, guest: int, wanted: int | None) -> int:
-        """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
+        """Forward a host port to a port of the guest; return the host port. Raises PortTaken, NoFreePort, BadInput."""
         async with self._changing:
             before = self._forwards.opened
             port = await self._forwards.open(guest, wanted=wanted)
@@ -54,7 +54,7 @@ class SessionPorts:
             return port
 
     async def close(self, guest: int) -> None:
-        """Absent is a success."""
+        """Stop forwarding to a port of the guest; succeeds if it is not open."""
         async with self._changing:
             before = self._forwards.opened
             await self._forwards.close(guest)
@@ -75,8 +75,8 @@ class SessionPorts:
 async def open_session_ports(
     session: SessionRow, provider: Provider, resources: Resources, *, wanted: int | None
 ) -> AsyncIterator[SessionPorts]:
-    """The ways into a session's machine, open for as long as the block lasts. Raises PortTaken, NoFreePort for one that
-    is made now; what runs already does not end for want of a way in, and its journal says so."""
+    """Keep a session's ports open for as long as the block lasts. Raises PortTaken, NoFreePort for a session that is
+    being started. A session that runs already does not end because a port is missing: a notice records it."""
     keys = await anyio.to_thread.run_sync(resources.ssh_keys.of, session.id)
     owner = Owner(session.id, session.slug)
     async with port_forwards(owner, provider, machine_name(session.id), resources.host_ports, keys) as opened:
@@ -87,6 +87,6 @@ async def open_session_ports(
             if isinstance(error, StoreUnusable) or session.phase is not Phase.RUNNING:
                 raise
             code = error.code if isinstance(error, HiveyardError) else ""
-            message = f"not all of its ports are open again: {error}"
+            message = f"not all of its ports could be opened again: {error}"
             await resources.event_log.record(session.id, Notice(message=message, code=code))
         yield ports

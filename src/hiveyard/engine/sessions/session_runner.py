@@ -65,13 +65,13 @@ from hiveyard.store.views import SessionRow
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 RETRY_DELAY = 5.0
-"""Seconds until a step is tried again for which the journal could not be written, or the way into the guest broke."""
+"""Seconds until a step is retried after the journal could not be written or the connection to the guest broke."""
 GUEST_RETRIES = 24
-"""Times in a row that going into the guest breaks until its machine is taken for lost."""
+"""Times in a row that the connection to the guest may break until its machine counts as lost."""
 EXIT_TIMEOUT = 15.0
-"""Seconds that are waited for the end of what is heard of a program that was ended: its guest can hold it back."""
+"""Seconds to wait for the output of an ended program to end: the guest can hold it back."""
 DISK_FULL_TIMEOUT = 15.0
-"""Seconds for that, and for collecting the work, when the disk fills up."""
+"""Seconds for the same, and for collecting the work, when the disk fills up."""
 
 
 class SessionRunner:
@@ -79,10 +79,10 @@ class SessionRunner:
 
     `stop` is asked to end its machine; `over` is set when nothing works on the session any more; cancelling `scope`
     detaches from it, as a dying daemon would. `terminal_runner` exists once the machine is ready (`ready` is set);
-    `begun` is set once the journal says that the agent's program runs. `changing` is held while the machine is paused,
-    unpaused or replaced. `on_turn_over` is called at the end of each turn and must return at once.
+    `started` is set once the journal says that the agent's program runs. `machine_lock` is held while the machine is
+    paused, unpaused or replaced. `on_turn_over` is called at the end of each turn and must return at once.
 
-    It has many methods because each step of a session is one.
+    It has many methods because each step of a session's run is one.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class SessionRunner:
         self._workspace = resources.workspace(id)
 
     async def run(self) -> None:
-        """Be there until the session stops, and journal why. Raises only for cancellation: then the daemon goes down,
-        and the session goes on with the next one."""
+        """Run the session until it stops, and journal the reason. Raises only for cancellation: then the daemon ends,
+        and the next one continues the session."""
         try:
             ends = await self.retry_store(self._run_to_end)
         finally:
@@ -119,7 +119,7 @@ class SessionRunner:
         await self.retry_store(lambda: self._event_log.record(self.id, *ends))
 
     async def retry_store(self, step: Callable[[], Awaitable[T]]) -> T:
-        """The answer of a step, which is repeated for as long as the journal cannot be written."""
+        """Return the result of a step. Retry it for as long as the journal cannot be written."""
         while True:
             try:
                 return await step()
@@ -127,16 +127,16 @@ class SessionRunner:
                 log.error("session %s waits for the journal: %s", self.id, error.message)
                 await self._r.clock.sleep(RETRY_DELAY)
 
-    # --- start ---------------------------------------------------------------------------------------------------
+    # --- start -------------------------------------------------------------------------------------------------------
 
     async def _work(self) -> str:
-        """Be there; returns why it ended."""
+        """Start or continue the session and run it to its end; return the reason for the end."""
         session = await self._session()
-        # Not to be abandoned: who stops what was just rewound finds it where it was taken back to.
+        # A stop does not interrupt this: a session that is stopped right after a rewind has the snapshot's files.
         start = await self._prepare_files(session)
         request = session_request(session)
         async with open_session_door(self._r, session, request, on_budget=self._budget_spent) as self.door:
-            await self.apply_budget()  # what was set while there was no door to tell
+            await self.apply_budget()  # it may have changed while there was no door
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
                 lease = await self._prepare_machine(session, request, start)
             self.lease = lease
@@ -146,7 +146,7 @@ class SessionRunner:
                 return await self._run_in_guest(lease, self.terminal_runner)
 
     async def _prepare_files(self, session: SessionRow) -> StartPoint:
-        """Where it begins; its files are those of there when this returns."""
+        """Return the session's start point; its files are restored when this returns."""
         start = await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))
         if start.rewound is not None and not self._files_ready:
             await self._release(session)
@@ -155,7 +155,7 @@ class SessionRunner:
         return start
 
     async def _prepare_machine(self, session: SessionRow, request: SpawnRequest, start: StartPoint) -> MachineLease:
-        """Have the machine, ready. One that is there is used."""
+        """Make the session's machine ready, or find the one that exists."""
         if session.phase is Phase.RUNNING:
             return await self._reconnect(session)
         if session.phase in (Phase.CREATED, Phase.STOPPED):
@@ -169,23 +169,23 @@ class SessionRunner:
         return lease
 
     async def _reconnect(self, session: SessionRow) -> MachineLease:
-        """The machine of one that runs, as it is. A new daemon makes nothing for it: what could not be made again, for
-        want of memory or of an image, would end what still lives. Raises MachineLost."""
+        """Return the machine of a running session. A new daemon creates nothing for it: a failure, for instance a lack
+        of memory or a missing image, would end a machine that is alive. Raises MachineLost."""
         assert session.provider is not None
         provider = self._r.providers[session.provider]
         lease = MachineLease(self.id, provider, None, self._event_log)
         if not await lease.alive():
-            raise MachineLost(f"{lease.name} went down while nobody was watching")
+            raise MachineLost(f"{lease.name} stopped while no daemon was running")
         if session.activity is Activity.PAUSED:
             self._frozen = anyio.Event()
             self.started.set()
         elif isinstance(provider, Pauses):
-            # A daemon that was killed while it took a snapshot left it standing still.
+            # A daemon that was killed while it took a snapshot left the machine paused.
             await provider.resume(lease.name)
         return lease
 
     async def _place(self, session: SessionRow, request: SpawnRequest) -> Provider:
-        """Decide once where the session runs."""
+        """Choose the session's provider, once, and record it."""
         if session.tier is not None and session.provider is not None:
             return self._r.providers[session.provider]
         choice = await choose(request.provider or self._r.settings.provider, self._r.providers)
@@ -207,10 +207,10 @@ class SessionRunner:
             on_turn_over=partial(self._on_turn_over, self) if request.snapshots == "turns" else lambda: None,
         )
 
-    # --- being there -------------------------------------------------------------------------------------------------
+    # --- run ---------------------------------------------------------------------------------------------------------
 
     async def _run_in_guest(self, lease: MachineLease, terminal_runner: TerminalRunner) -> str:
-        """Be in the guest until the program ends, and outside of it while the machine is frozen."""
+        """Stay connected to the guest until the program ends, and disconnected while the machine is paused."""
         tries = 0
         while True:
             while (frozen := self._frozen) is not None:
@@ -223,10 +223,10 @@ class SessionRunner:
                         tries = 0
                         return await self._run_agent(guest, terminal_runner)
                 except GuestDisconnected as error:
-                    # Only the way in broke, and the agent goes on: so does whoever listens to it.
+                    # Only the connection broke. The agent continues, so connect again.
                     if (tries := tries + 1) == GUEST_RETRIES:
                         raise
-                    log.warning("session %s: %s; going in again", self.id, error.message)
+                    log.warning("session %s: %s; connecting again", self.id, error.message)
                     await self._r.clock.sleep(RETRY_DELAY)
 
     async def _run_agent(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
@@ -248,7 +248,7 @@ class SessionRunner:
         return reason
 
     async def _push(self, guest: Guest) -> None:
-        """Put the repository into the guest, unless it lies there from an earlier stay."""
+        """Push the repository into the guest, unless it is there from an earlier run."""
         session = await self._session()
         forked = await self._event_log.read(lambda conn: lineage.pending_start(conn, self.id))
         went_along = isinstance(forked, SessionForked) and forked.live
@@ -265,13 +265,13 @@ class SessionRunner:
     async def _end_when_asked(
         self, guest: Guest, terminal_runner: TerminalRunner, attending: anyio.CancelScope
     ) -> None:
-        """Have the program ended when that is asked for, and `attending` soon after: in the guest anybody can stop what
-        tells us of it."""
+        """End the program when a stop is requested, and `attending` soon after: a guest can keep the report of its end
+        from us."""
         hurried = isinstance(await self.stop.asked(), DiskReserve)
         if hurried:
             attending.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
         try:
-            # A disk that fills up leaves no time for anything.
+            # When the disk fills up, there is no time for a graceful end.
             await terminal_runner.end(guest, grace=0.0 if hurried else GRACE)
         except MachineLost:
             raise
@@ -286,11 +286,11 @@ class SessionRunner:
         if self.stop.reason is not None:
             return self.stop.reason.advice
         code = (await terminal_runner.end(guest)).exit_code
-        how = "is gone" if code is None else f"ended with exit code {code}"
+        how = "ended" if code is None else f"ended with exit code {code}"
         return f"the agent's program {how}"
 
     async def _collect(self, guest: Guest) -> None:
-        """Bring the work out while there is a machine; when that fails, it still lies in the session's directory."""
+        """Collect the work while the machine exists. If that fails, the files are still in the session's directory."""
         try:
             async with self._r.collect_lock(self.id):
                 await self.collect_work(guest)
@@ -298,7 +298,7 @@ class SessionRunner:
         except StoreUnusable:
             raise
         except HiveyardError as error:
-            message = f"the work was not collected, its files are kept: {error.message}"
+            message = f"the work was not collected; its files are kept: {error.message}"
             await self._event_log.record(self.id, Notice(message=message, code=error.code))
 
     async def collect_work(self, guest: Guest) -> None:
@@ -316,32 +316,32 @@ class SessionRunner:
         if isinstance(await self.stop.asked(), DiskReserve):
             collecting.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
 
-    # --- freezing ----------------------------------------------------------------------------------------------------
+    # --- pause -------------------------------------------------------------------------------------------------------
 
     @property
     def frozen(self) -> bool:
         return self._frozen is not None
 
     def hold(self) -> None:
-        """Leave the guest as soon as may be, and say nothing more to the agent."""
+        """Begin to disconnect from the guest, and send no more prompts to the agent."""
         self._frozen = self._frozen or anyio.Event()
         self._guest_scope.cancel()
 
     async def freeze(self) -> None:
-        """Leave the guest, which may be frozen when this returns."""
+        """Disconnect from the guest. The machine may be paused when this returns."""
         self.hold()
         await self._left_guest.wait()
 
     def thaw(self) -> None:
-        """Go in again."""
+        """Connect to the guest again."""
         if self._frozen is not None:
             self._frozen.set()
             self._frozen = None
 
-    # --- ending ------------------------------------------------------------------------------------------------------
+    # --- end ---------------------------------------------------------------------------------------------------------
 
     async def _run_to_end(self) -> list[AnyBody]:
-        """Be there; the events that end it. Raises StoreUnusable."""
+        """Run the session; return the events that record its end. Raises StoreUnusable."""
         try:
             reason = await self._work()
         except Exception as raised:
@@ -355,8 +355,8 @@ class SessionRunner:
         return await self._end_events(reason, None)
 
     async def _fail(self, error: HiveyardError) -> list[AnyBody]:
-        """It cannot go on; what there is of it is kept, so that it can be resumed. Without a repository there is
-        nothing to resume."""
+        """Return the events of a session that cannot continue. It becomes stopped and can be resumed; without a
+        repository there is nothing to resume, and it becomes failed."""
         if error is self.stop.reason:
             return await self._end_events(error.advice, None)
         if self.lease is not None and isinstance(error, MachineLost):
@@ -374,13 +374,13 @@ class SessionRunner:
         return [*problems, *await self._finish_rewind(), SessionStopped(reason=reason, collected=collected)]
 
     async def _is_collected(self) -> bool:
-        """Whether all that was done in it was brought out: now, or before it was to run again and did not."""
+        """Return whether all its work was collected: now, or at its last end if it did not run since."""
         if (await self._session()).phase is Phase.RUNNING:
             return self._collected
         return await self._event_log.read(lambda conn: lineage.is_collected(conn, self.id))
 
     async def _tracker(self) -> TurnTracker:
-        """Its turns; also of one whose machine was found dead, so that nobody sat down."""
+        """Return the tracker of its turns, also if the terminal runner never started because the machine was dead."""
         if self.terminal_runner is not None:
             return self.terminal_runner.tracker
         session = await self._session()
@@ -388,7 +388,7 @@ class SessionRunner:
         return TurnTracker(session.agent, rows, None)
 
     async def _remove_machine(self) -> list[AnyBody]:
-        """Remove the machine, if there is one. What keeps it from going is said, not raised: recovery tries again."""
+        """Remove the machine, if there is one. A failure becomes a notice and is not raised: recovery tries again."""
         try:
             await self._release(await self._session())
         except StoreUnusable:
@@ -404,7 +404,8 @@ class SessionRunner:
             await MachineLease(self.id, self._r.providers[session.provider], None, self._event_log).release()
 
     async def _finish_rewind(self) -> list[AnyBody]:
-        """Carry out a rewind that was not, and say it when that cannot be: with its end it counts no more."""
+        """Carry out a rewind that is still pending; the rewind no longer counts once the session has ended. Return a
+        notice if it fails."""
         try:
             if not self._files_ready:
                 await (await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))).restore_files(
@@ -413,14 +414,14 @@ class SessionRunner:
         except StoreUnusable:
             raise
         except (HiveyardError, OSError) as error:
-            log.exception("session %s: its files could not be taken back", self.id)
-            return [Notice(message=f"the files are not those of the snapshot that it was taken back to: {error}")]
+            log.exception("session %s: its files could not be rewound", self.id)
+            return [Notice(message=f"the session was rewound, but its files are not those of the snapshot: {error}")]
         return []
 
-    # --- small things ------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     async def wait_for(self, event: anyio.Event) -> None:
-        """Wait for one of its events, or for its end."""
+        """Wait for one of its events, or for its end, whichever comes first."""
         async with anyio.create_task_group() as group:
 
             async def either(event: anyio.Event) -> None:
@@ -431,8 +432,8 @@ class SessionRunner:
             group.start_soon(either, self.over)
 
     async def wait_until_ready(self, phase: Phase) -> TerminalRunner:
-        """Return the terminal runner. A session that runs already is only found again by a new daemon: wait for that.
-        Raises SessionNotRunning for one that is being prepared."""
+        """Return the terminal runner. If a new daemon is still connecting to a running session, wait for that. Raises
+        SessionNotRunning for a session that is being prepared."""
         if phase is Phase.RUNNING:
             await self.wait_for(self.ready)
         if self.terminal_runner is None:
@@ -440,7 +441,7 @@ class SessionRunner:
         return self.terminal_runner
 
     async def apply_budget(self) -> None:
-        """Let its door know what the journal says that it may spend."""
+        """Set the door's budget to the one in the journal."""
         session = await self._session()
         if self.door is not None:
             await self.door.limit(session_request(session).budget_usd)

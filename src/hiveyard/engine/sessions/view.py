@@ -16,20 +16,20 @@ from hiveyard.store.views import LastEvent, PortRow, SessionRow
 
 SSH = 22
 RESUMABLE = (*AT_WORK, Phase.STOPPED)
-"""The phases of those that people still care for."""
+"""The phases of sessions that run or can be resumed."""
 
 
 class OpenPort(msgspec.Struct, frozen=True, kw_only=True):
-    """`host` on the host's loopback leads to `guest` in the machine."""
+    """A forwarded port: `host` on the host's loopback leads to `guest` in the machine."""
 
     host: int
     guest: int
 
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
-    """A session. `status` is its phase, or `paused`; `activity` means something while it is running; `reason` is why
-    it stopped; `port` is where its ssh is reached. `turns` counts those that began. Times are seconds since the
-    epoch; `last_event_at` is when something happened last, `last_seq` its number in the journal."""
+    """A session. `status` is its phase, or `paused`; `activity` is valid while it is running; `reason` is why it
+    stopped; `port` is the host port for ssh. `turns` counts turns that started. Times are seconds since the epoch;
+    `last_event_at` is the time of the last event, `last_seq` its number in the journal."""
 
     id: str
     name: str
@@ -56,19 +56,19 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def view(conn: Connection, id: str) -> SessionView:
-    """One session. Raises NotFound."""
+    """Return the view of one session. Raises NotFound."""
     return _views(conn, [require_session(views.session(conn, id))])[0]
 
 
 def require_session(row: SessionRow) -> SessionRow:
-    """Itself. Raises NotFound for a task's."""
+    """Return `row` if it is a session of its own. Raises NotFound for the session of a task."""
     if row.request is None:
         raise NotFound(f"{row.slug} is a task, not a session", hint=f"hv show {row.slug}; hv cancel {row.slug}")
     return row
 
 
 def session_views(conn: Connection, *, over: bool, limit: int | None = None) -> list[SessionView]:
-    """Those that no task made, newest first; `over` takes in what cannot go on."""
+    """Return the sessions that no task made, newest first; `over` includes those that cannot be resumed."""
     return _views(conn, views.sessions(conn, phases=None if over else RESUMABLE, own=True, limit=limit))
 
 

@@ -46,14 +46,15 @@ from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow
 
 MAX_CHILDREN = 32
-"""Children of one fork."""
+"""Maximum number of children of one fork."""
 _NOT_INHERITED = ("name", "prompt", "branch", "base", "include_dirty", "port", "record", "budget_usd")
-"""What is asked for one session and does not pass on to its children."""
+"""Fields of a session's request that its children do not inherit."""
 
 
 class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`count` children (null: as many as instructions, or one) of a session as it is, or as it was at `snapshot`.
-    One instruction is for all of them, else each has its own. `name` is theirs, with -2, -3, ... behind it."""
+    """A request for `count` children (null: as many as instructions, or one) of a session as it is, or as it was at
+    `snapshot`. A single instruction is for all of them; otherwise each has its own. The children are called `name`,
+    `name`-2, `name`-3, ..."""
 
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHILDREN)] | None = None
     snapshot: str | None = None
@@ -61,7 +62,7 @@ class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: str | None = None
 
     def checked(self) -> ForkRequest:
-        """Itself. Raises BadInput."""
+        """Validate the fields by themselves and return the request. Raises BadInput."""
         for text in self.instructions:
             check_prompt(text, 'say what to do: hv fork ID -m "try it with sqlite"')
         if self.name is not None:
@@ -69,10 +70,10 @@ class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if len(self.instructions) not in (0, 1, self.children):
             raise BadInput(
                 f"there are {len(self.instructions)} instructions for {self.children} children",
-                hint="-m once is for all of them, else give as many -m as -n",
+                hint="a single -m is for all of them; otherwise give as many -m as -n",
             )
         if self.children > MAX_CHILDREN:
-            raise BadInput(f"{self.children} children are too many: at most {MAX_CHILDREN} at once")
+            raise BadInput(f"{self.children} children are too many: one fork makes at most {MAX_CHILDREN}")
         return self
 
     @property
@@ -86,8 +87,8 @@ class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Forked(msgspec.Struct, frozen=True, kw_only=True):
-    """The children's ids. `live`: their agents go on mid-thought; else they resumed the conversation in new machines,
-    as `notice` says."""
+    """The ids of the children. If `live`, their agents continue mid-thought; otherwise they resume the conversation in
+    new machines, as `notice` says."""
 
     snapshot: str
     live: bool
@@ -102,7 +103,7 @@ class _Child(NamedTuple):
 
 
 class ForkService:
-    """Makes children."""
+    """The service that forks sessions."""
 
     def __init__(self, resources: Resources, sessions: Sessions, snapshots: Snapshots, group: TaskGroup) -> None:
         self._r = resources
@@ -111,7 +112,7 @@ class ForkService:
         self._group = group
 
     async def fork(self, id: str, request: ForkRequest) -> Forked:
-        """Make children; returns when they are journaled and begun. All of them are made, or none.
+        """Create children; return when they are journaled and started. Either all of them are created, or none.
 
         Raises BadInput, NotFound, SessionNotRunning, SessionDamaged, BudgetSpent, NoMemory, NoSpace."""
         request.checked()
@@ -123,7 +124,7 @@ class ForkService:
         if self._sessions.find_runner(id) is None:
             hint = f"hv resume {session.slug}, or --from a snapshot: hv snapshots {session.slug}"
             raise SessionNotRunning(f"{session.slug} is {session.phase}: there is nothing to fork", hint=hint)
-        point = await self._snapshots.take(id, f"fork-{new_id()}", passing=True)
+        point = await self._snapshots.take(id, f"fork-{new_id()}", temporary=True)
         children: list[str] = []
         try:
             forked = await self._fork(id, request, point.row.id)
@@ -131,10 +132,11 @@ class ForkService:
             return forked
         finally:
             runners = [runner for child in children if (runner := self._sessions.find_runner(child)) is not None]
-            self._group.start_soon(self._snapshots.remove_after_fork, point, runners, name=f"pass {point.row.id}")
+            self._group.start_soon(self._snapshots.remove_after_fork, point, runners, name=f"remove {point.row.id}")
 
     async def _fork(self, id: str, request: ForkRequest, ref: str) -> Forked:
-        """Make the children of a snapshot. Nobody removes it, or the session, meanwhile."""
+        """Create the children of a snapshot. The session's lock keeps the snapshot and the session from being removed
+        meanwhile."""
         async with self._sessions.lock(id):
             session = await self._sessions.row(id)
             await check_origin(self._r, session)
@@ -150,7 +152,7 @@ class ForkService:
     async def _create_children(
         self, session: SessionRow, point: Point, children: Sequence[_Child], name: str | None
     ) -> None:
-        """Have all of them made, journaled and begun, or nothing of them."""
+        """Create, journal and start all children, or none."""
         try:
             await self._make(session, point, children)
             taken = await heads(self._r.workspace(session.id).origin)
@@ -183,9 +185,9 @@ class ForkService:
     # --- on disk -----------------------------------------------------------------------------------------------------
 
     async def _make(self, session: SessionRow, point: Point, children: Sequence[_Child]) -> None:
-        """The children's directories, each marked as unfinished until it is journaled."""
+        """Create the children's directories, each marked as unfinished until it is journaled."""
         workspace, now = self._r.workspace(session.id), self._r.clock.now()
-        # Work that is brought out meanwhile would be half in their repositories.
+        # Without the lock, a copy could contain half of the work that is being collected.
         async with self._r.collect_lock(session.id):
             for child in children:
                 await anyio.to_thread.run_sync(_make, workspace, point, child, session, now, self._r.settings.reserve)
@@ -209,7 +211,7 @@ class ForkService:
         now = self._r.clock.now()
         lineage.point(conn, session.id, point.row.id)
         self._check_capacity(conn, _request(session, point), len(children))
-        # Of what is left now: others may have forked it, or it has spent some, since it was looked at.
+        # Computed again: since the check, the session may have spent money or may have been forked.
         share = _share(views.session(conn, session.id), len(children))
         for child in children:
             slug = names.free_slug(conn, name or f"{session.slug[:32]}-fork")
@@ -257,7 +259,7 @@ def _make(parent: Workspace, point: Point, child: _Child, session: SessionRow, a
 
 
 def _shared(source: str, target: str) -> None:
-    """Objects of git are never written to again; all else is copied."""
+    """Link git's objects, which are never written to again, and copy all other files."""
     if "/objects/" in source:
         os.link(source, target)
     else:
@@ -267,7 +269,7 @@ def _shared(source: str, target: str) -> None:
 def write_agent_output(
     conn: Connection, workspace: Workspace, session: str, file: Path, upto: int | None = None
 ) -> None:
-    """Write down all that was heard of the agent until event `upto`, for a parser that has to know."""
+    """Write the agent's raw output until event `upto` to a file, for a parser that needs it."""
     with file.open("wb") as out:
         out.writelines(line + b"\n" for line in workspace.heard_lines())
         out.writelines(line + b"\n" for line in lineage.raw_lines(conn, session, upto))
@@ -308,12 +310,13 @@ def _request(session: SessionRow, point: Point) -> dict[str, Any]:
 def _no_memory_notice(session: SessionRow) -> str:
     return (
         f"the snapshot of this {session.provider} machine has no memory: the files were copied, and the agent resumes"
-        " its conversation in a new machine; what it was doing at that moment is not done"
+        " its conversation in a new machine; the step that it was in at the snapshot is lost"
     )
 
 
 def _share(session: SessionRow, children: int) -> float | None:
-    """The dollars of each child: what the parent has left is divided among it and them. Raises BudgetSpent."""
+    """Return the budget of each child in dollars: the parent's remaining budget is divided equally among the parent and
+    its children. Raises BudgetSpent."""
     budget = (session.request or {}).get("budget_usd")
     if budget is None:
         return None

@@ -34,18 +34,18 @@ _REWOUND_FAILURE = Failure(code=Cancelled.code, message="the session was rewound
 
 
 class RewindService:
-    """Takes sessions back."""
+    """The service that rewinds sessions."""
 
     def __init__(self, resources: Resources, sessions: Sessions) -> None:
         self._r = resources
         self._sessions = sessions
 
     async def rewind(self, id: str, ref: str, *, force: bool = False) -> None:
-        """Stand where the session stood at a snapshot, and go on from there; returns when that is journaled.
+        """Rewind a session to a snapshot and continue from there; return when that is journaled.
 
-        Raises NotFound, SessionInUse with somebody at the terminal unless `force`, SessionNotRunning for one that is
-        being made ready or cannot go on, SessionDamaged, NoMemory, NoSpace, and for a live snapshot as
-        `make_ready` of its provider: then it goes on as before."""
+        Raises NotFound, SessionInUse while a terminal is attached (unless `force`), SessionNotRunning for a session
+        that is being prepared or cannot be resumed, SessionDamaged, NoMemory, NoSpace, and for a live snapshot the
+        errors of `make_ready` of its provider. Then the session continues as before."""
         async with self._sessions.lock(id):
             await self._sessions.until_stopped(id)
             session = await self._sessions.row(id)
@@ -65,7 +65,7 @@ class RewindService:
 
     async def _resume_at(self, session: SessionRow, point: Point) -> None:
         if session.phase is not Phase.STOPPED:
-            raise SessionNotRunning(f"{session.slug} is {session.phase}: it cannot be taken back")
+            raise SessionNotRunning(f"{session.slug} is {session.phase}: it cannot be rewound")
         await self._r.event_log.read(lambda conn: self._check_capacity(conn, session, point))
         await self._stage_files(session, point)
         with anyio.CancelScope(shield=True):
@@ -81,18 +81,18 @@ class RewindService:
         if session.phase is Phase.RUNNING and not runner.frozen:
             await runner.wait_for(runner.started)
         if not runner.started.is_set():
-            raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
+            raise SessionNotRunning("its agent has not started yet", hint="try again in a moment; hv list")
         if force:
             return
         if session.activity is Activity.PAUSED:
             raise SessionInUse(
-                f"{session.slug} is paused, and nobody can see whether somebody sits at its terminal",
+                f"{session.slug} is paused, so it is unknown whether a terminal is attached to it",
                 hint=f"hv unpause {session.slug}, or hv rewind {session.slug} SNAPSHOT --force",
             )
         if clients := await self._attached(session):
-            many = "somebody sits" if clients == 1 else f"{clients} people sit"
-            hint = f"hv rewind {session.slug} SNAPSHOT --force ends what they see"
-            raise SessionInUse(f"{many} at the terminal of {session.slug}", hint=hint)
+            terminals = "a terminal is" if clients == 1 else f"{clients} terminals are"
+            hint = f"hv rewind {session.slug} SNAPSHOT --force detaches them"
+            raise SessionInUse(f"{terminals} attached to {session.slug}", hint=hint)
 
     async def _attached(self, session: SessionRow) -> int:
         """Return how many terminals are attached to the agent's."""
@@ -118,8 +118,8 @@ class RewindService:
             raise copy_error(session.slug, error) from error
 
     async def _switch(self, session: SessionRow, point: Point, *, detached: bool) -> None:
-        """Journal that it is there, and have it there. `left`: it was let go of for this, and is taken up again when
-        this fails."""
+        """Journal the rewind and start a runner, which carries it out. `detached` means that the session's runner was
+        ended for this; if this fails, a runner is started again."""
         now = self._r.clock.now()
 
         def write(conn: Connection) -> None:
@@ -135,11 +135,11 @@ class RewindService:
                 self._sessions.start(session.id)
             raise
         self._sessions.start(session.id)
-        log.info("session %s is taken back to %s", session.id, point.row.name)
+        log.info("session %s is rewound to %s", session.id, point.row.name)
 
 
 def _rewound(conn: Connection, session: SessionRow, point: Point, now: float) -> None:
-    """Raises NotFound for a snapshot that is gone."""
+    """Journal the rewind. Raises NotFound for a snapshot that was removed."""
     lineage.point(conn, session.id, point.row.id)
     turns = views.turns(conn, session.id)
     for turn in turns:
@@ -149,6 +149,6 @@ def _rewound(conn: Connection, session: SessionRow, point: Point, now: float) ->
     rewound = SessionRewound(snapshot=point.row.id, after_turn=point.row.after_turn)
     journal.record(conn, session.id, rewound, at=now)
     if point.row.live and point.taken.turn is not None:
-        # The turn that was at work goes on; the old one's story has been told to its end.
+        # The turn that was running at the snapshot continues under a new number: the old one has ended in the journal.
         number = max(turn.number for turn in turns) + 1
         journal.record(conn, session.id, TurnStarted(agent=session.agent), at=now, turn=number)

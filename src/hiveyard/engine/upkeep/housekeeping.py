@@ -31,15 +31,15 @@ from hiveyard.store import lineage, views
 
 log = logging.getLogger(__name__)
 _MAX_BUILD_SECONDS = 3600.0
-"""Seconds after which what is half made is of nobody who still works on it."""
+"""Seconds after which a half-made file counts as left over, because no build takes so long."""
 _RESUMABLE = (*AT_WORK, Phase.STOPPED)
 _OPEN = (TaskState.PENDING, TaskState.ASSIGNED, TaskState.RUNNING)
 When = Literal["", "prune", "prune --all"]
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """Something with the bytes that it alone takes, or that it was the first to take of what is shared. `freed_by` is
-    what would free it: nothing, `prune`, or `prune --all`; `why` says why nothing needs it, or who does."""
+    """An item with its size in bytes; shared bytes count for the first item that uses them. `freed_by` is the command
+    that frees it: none, `prune`, or `prune --all`; `why` says why nothing needs it, or what needs it."""
 
     kind: str
     name: str
@@ -49,7 +49,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. Sizes are bytes; `free` is what the disk of the sessions has left."""
+    """The sizes of all items in bytes; `free` is the free space on the disk of the sessions."""
 
     costs: list[Cost]
     total: int
@@ -68,7 +68,7 @@ class Pruned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Item(NamedTuple):
-    """Something on disk, not yet measured."""
+    """An item on disk that is not measured yet."""
 
     kind: str
     name: str
@@ -78,12 +78,12 @@ class _Item(NamedTuple):
     freed_by: When = ""
     why: str = ""
     provider: Provider | None = None
-    holding: StoredItem | None = None
+    stored: StoredItem | None = None
     image: str = ""
 
 
 class Housekeeping:
-    """Counts and frees."""
+    """The service that reports disk usage and frees space."""
 
     def __init__(self, resources: Resources) -> None:
         self._r = resources
@@ -99,7 +99,7 @@ class Housekeeping:
         )
 
     async def prune(self, *, all: bool = False, dry_run: bool = False) -> Pruned:
-        """Free what nothing needs; with `all` also images that no session uses."""
+        """Free the items that nothing needs; with `all` also images that no session uses."""
         wanted = ("prune", "prune --all") if all else ("prune",)
         removable = [(item, cost) for item, cost in await self._measured() if cost.freed_by in wanted]
         removed, failed = [], []
@@ -114,16 +114,16 @@ class Housekeeping:
         return Pruned(removed=removed, freed=sum(cost.size for cost in removed), dry_run=dry_run, failed=failed)
 
     async def _free(self, item: _Item) -> None:
-        """Look once more: what was of no use when it was counted may be used by now."""
+        """Free an item, unless it is needed by now: it may have come into use since it was measured."""
         if item.image and item.image in await self._needed():
             return
         if item.kind == "image":
             await self._r.images.remove(item.image)
         elif item.kind == "left" and item.place is not None:
             await self._r.images.discard(item.place)
-        elif item.holding is not None and item.holding.kind == "left":
+        elif item.stored is not None and item.stored.kind == "left":
             assert isinstance(item.provider, HasStorage)
-            await item.provider.discard(item.holding)
+            await item.provider.discard(item.stored)
         elif item.provider is not None:
             await item.provider.release_image(item.image)
         elif item.kind == "database":
@@ -131,10 +131,10 @@ class Housekeeping:
         elif item.place is not None:
             await anyio.to_thread.run_sync(remove_tree, item.place)
 
-    # --- what there is -----------------------------------------------------------------------------------------------
+    # --- items -------------------------------------------------------------------------------------------------------
 
     async def _measured(self) -> list[tuple[_Item, Cost]]:
-        items = [*self._images(await self._needed()), *await self._held(), *await self._sessions()]
+        items = [*self._images(await self._needed()), *await self._provider_items(), *await self._sessions()]
         items += await self._database()
 
         def measure() -> list[tuple[_Item, Cost]]:
@@ -159,18 +159,18 @@ class Housekeeping:
             place = image.rootfs.parent
             yield _Item("image", f"{image.name} {image.id}", place, freed_by=freed_by, why=why, image=image.id)
         for left in self._r.images.remains():
-            yield _Item("left", left.name, left, freed_by="prune" if _old(left) else "", why="a build that was cut off")
+            yield _Item("left", left.name, left, freed_by="prune" if _old(left) else "", why="an interrupted build")
 
-    async def _held(self) -> list[_Item]:
+    async def _provider_items(self) -> list[_Item]:
         needed, built = await self._needed(), {image.id for image in self._r.images.list()}
         found = []
         for provider in self._r.providers.values():
-            for holding in await _holdings(provider):
-                freed_by, why = _stored_status(holding, needed, built)
-                kind = f"{provider.name} {holding.kind}"
-                place = {"place": holding.place, "size": holding.size}
-                status = {"freed_by": freed_by, "why": why, "image": holding.image if holding.kind == "made" else ""}
-                found.append(_Item(kind, holding.name, **place, **status, provider=provider, holding=holding))  # type: ignore[arg-type]
+            for stored in await _stored_items(provider):
+                freed_by, why = _stored_status(stored, needed, built)
+                kind = f"{provider.name} {stored.kind}"
+                place = {"place": stored.place, "size": stored.size}
+                status = {"freed_by": freed_by, "why": why, "image": stored.image if stored.kind == "made" else ""}
+                found.append(_Item(kind, stored.name, **place, **status, provider=provider, stored=stored))  # type: ignore[arg-type]
         return found
 
     async def _sessions(self) -> list[_Item]:
@@ -186,19 +186,19 @@ class Housekeeping:
         return found
 
     async def _database(self) -> list[_Item]:
-        """The journal's file, and apart from it the free pages that it could do without."""
+        """Return the journal's file and, as an item of its own, the free pages in it that can be released."""
         space = await self._r.event_log.store.space()
         if space is None:
             return []
         found = [_Item("database", space.path.name, None, size=space.size - space.free)]
         if space.free:
-            why = "events of removed sessions were there"
+            why = "they contained events of removed sessions"
             free = _Item("database", f"{space.path.name}, free pages", None, space.free, freed_by="prune", why=why)
             found.append(free)
         return found
 
     async def _needed(self) -> set[str]:
-        """Ids of images that something stands on, or will be made of when it goes on."""
+        """Return the ids and names of images that a machine uses, or that a task, session or snapshot will use."""
         ids = {
             machine.image
             for provider in self._r.providers.values()
@@ -229,18 +229,18 @@ def _image_status(image: Image, needed: set[str], current: dict[str, str]) -> tu
     if image.id in needed:
         return "", "sessions use it"
     if current.get(image.name) != image.id:
-        return "prune", "a newer one of its name was built"
+        return "prune", "a newer image with its name was built"
     return "prune --all", "no session uses it"
 
 
-def _stored_status(holding: StoredItem, needed: set[str], built: set[str]) -> tuple[When, str]:
-    if holding.kind == "left":
-        old = holding.place is not None and _old(holding.place)
+def _stored_status(stored: StoredItem, needed: set[str], built: set[str]) -> tuple[When, str]:
+    if stored.kind == "left":
+        old = stored.place is not None and _old(stored.place)
         return ("prune", "half made") if old else ("", "being made")
-    if holding.kind != "made" or holding.image in needed:
+    if stored.kind != "made" or stored.image in needed:
         return "", ""
-    if holding.image not in built and holding.place is not None:
-        return "prune", "its image is not there any more"
+    if stored.image not in built and stored.place is not None:
+        return "prune", "its image no longer exists"
     return "prune --all", "no session uses its image"
 
 
@@ -251,18 +251,18 @@ def _old(path: Path) -> bool:
         return False
 
 
-async def _holdings(provider: Provider) -> list[StoredItem]:
+async def _stored_items(provider: Provider) -> list[StoredItem]:
     if not isinstance(provider, HasStorage):
         return []
     try:
         return await provider.stored_items()
     except HiveyardError as error:
-        log.info("%s cannot tell what it holds: %s", provider.name, error.message)
+        log.info("the provider %s cannot list its files: %s", provider.name, error.message)
         return []
 
 
 def _paths_in_use() -> set[Path]:
-    """Places that some process has open, or mounted in a world of its own."""
+    """Return the paths that a process of this host has open or mounted."""
     found: set[Path] = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
