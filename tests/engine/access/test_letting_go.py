@@ -25,7 +25,7 @@ async def heard_by_the_loop(held: ReservedPort) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def test_cancelling_the_opening_of_a_door_leaves_no_descriptor_in_the_event_loop(tmp_path: Path) -> None:
+async def test_cancelling_a_starting_ssh_server_leaves_no_descriptor_in_the_event_loop(tmp_path: Path) -> None:
     ports = HostPorts(tmp_path / "ports")
     held = await ports.reserve(Owner("s1", "anna"))
     number = held.socket.fileno()

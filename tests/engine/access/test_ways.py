@@ -30,7 +30,7 @@ async def refused(port: int) -> bool:
     return False
 
 
-async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_path: Path) -> None:
+async def test_ports_are_opened_reopened_and_closed(shared: Place, guest: Guest, tmp_path: Path) -> None:
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     provider = shared.offer.provider
     previous = free()
@@ -69,7 +69,7 @@ async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_
     assert await refused(ssh) and await refused(web)
 
 
-async def test_two_who_open_the_same_port_at_once_get_one(shared: Place, tmp_path: Path) -> None:
+async def test_opening_the_same_port_twice_at_once_opens_one(shared: Place, tmp_path: Path) -> None:
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     found = []
     async with port_forwards(Owner("s1", "anna"), shared.offer.provider, shared.name, ports, keys) as anna:
@@ -87,7 +87,7 @@ async def test_two_who_open_the_same_port_at_once_get_one(shared: Place, tmp_pat
         assert not list((tmp_path / "ports").glob("[0-9]*"))
 
 
-async def test_leaving_by_an_error_closes_them_too(shared: Place, tmp_path: Path) -> None:
+async def test_an_error_in_the_block_closes_all_ports(shared: Place, tmp_path: Path) -> None:
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     port = 0
     with contextlib.suppress(BaseExceptionGroup):
