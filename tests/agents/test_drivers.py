@@ -162,7 +162,7 @@ def test_it_asks_and_the_first_answer_counts(name: str) -> None:
     assert not one.ready, "a turn is at work, whoever began it"
     (line,) = one.answer(asked.request, Answer(allow=True)).lines
     assert _answer(line) == ALLOWED[name]
-    with pytest.raises(BadInput, match="does not wait for an answer"):
+    with pytest.raises(BadInput, match="is not waiting for an answer"):
         one.answer(asked.request, Answer(allow=False))
     (ended,) = one.exited(None, "").events
     assert isinstance(ended, AgentEnded)
@@ -254,7 +254,7 @@ def test_what_is_asked_and_never_answered_is_forgotten_when_it_is_too_much() -> 
     requests = PermissionRequests()
     for number in range(20):
         requests.add(str(number), "Write", {"content": "x" * (8 << 20)}, "write")
-    with pytest.raises(BadInput, match="does not wait"):
+    with pytest.raises(BadInput, match="is not waiting"):
         requests.settle("0")
     assert requests.settle("19")["content"]
     assert len(requests.clear()) < 8

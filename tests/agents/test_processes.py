@@ -185,7 +185,7 @@ async def told(tmp_path: Path, name: str, spec: ProcessSpec) -> str:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("kind", ["process", "live"])
+@pytest.mark.parametrize("kind", ["process", "live_process"])
 @pytest.mark.parametrize("trusted", [False, True])
 @pytest.mark.parametrize("name", REAL)
 async def test_what_a_turn_adds_to_the_system_prompt_is_told(
