@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -39,8 +40,9 @@ async def test_after_kill_9_the_same_socket_answers_the_same_guest(tmp_path: Pat
         transport=transport, base_url="http://door", headers={"x-api-key": PLACEHOLDER}, timeout=20
     )
     program = str(Path(__file__).with_name("daemon.py"))
+    env = {**os.environ, "KEY": KEY, "PLACEHOLDER": PLACEHOLDER}
     async with upstream(answer) as up, client:
-        async with running([sys.executable, program, up.url, str(tmp_path), KEY, PLACEHOLDER], grace=0) as daemon:
+        async with running([sys.executable, program, up.url, str(tmp_path)], env=env, grace=0) as daemon:
             assert daemon.stdout is not None
             assert await BufferedByteReceiveStream(daemon.stdout).receive_until(b"\n", 100) == b"open"
             async with client.stream("POST", "/anthropic/v1/messages", json=message(stream=True)) as response:

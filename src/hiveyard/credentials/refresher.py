@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import anyio
 from hiveyard.core.errors import CredentialsError, HasRetryAfter, KeyMissing
 from hiveyard.credentials.claude_oauth import OAuthSettings, Tokens, refresh
 from hiveyard.kit.clock import Clock, SystemClock
-from hiveyard.kit.files import locked
+from hiveyard.kit.lock import file_lock
 from hiveyard.kit.secret import Secret
 
 Load = Callable[[], Awaitable[Tokens | None]]
@@ -20,7 +19,6 @@ Load = Callable[[], Awaitable[Tokens | None]]
 Save = Callable[[Tokens], Awaitable[None]]
 """Save tokens. On return every process must be able to load them. The previous ones are no longer valid."""
 
-_PAUSE = 0.05
 _RETRY_SECONDS = 30.0
 """Seconds until the next attempt, after one that failed while the token was still valid."""
 
@@ -72,7 +70,7 @@ class Refresher:
         async with self._local_lock:
             if self._unsaved is None and self._known is not None and self._is_valid(self._known, refused):
                 return self._known
-            async with _held(self._lock):
+            async with file_lock(self._lock):
                 self._known = await self._current(refused)
                 return self._known
 
@@ -121,16 +119,3 @@ class Refresher:
             await self._save(fresh)
             self._unsaved = None
         return fresh
-
-
-@asynccontextmanager
-async def _held(path: Path) -> AsyncIterator[None]:
-    """Hold a lock file until the block ends. Waiting for it can be cancelled."""
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(locked(path, wait=False))
-                break
-            except BlockingIOError:
-                await anyio.sleep(_PAUSE)
-        yield

@@ -1,7 +1,9 @@
-"""A conversation with an agent that stays: prompts go in, events come out, and what it asks leave for is answered.
+"""A live conversation with an agent: prompts go in, events come out, and its requests for permission are answered.
 
-The agent's process and all that was said lie in the guest, with the process manager: whoever opens the conversation
-again, after a lost connection or a crash, goes on where it stands.
+The agent's process, its output and all that was sent to it are in the guest, with the process manager. So a
+conversation that is opened again, after a lost connection or a crash, continues where it was: a new driver reads all
+output again and wants to send the same lines under the same keys, and the inbox takes each key once. There is no
+connection to lose and no state of the host to keep.
 """
 
 from __future__ import annotations

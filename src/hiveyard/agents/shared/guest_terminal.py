@@ -1,4 +1,4 @@
-"""A program at a terminal, and the feed of what happens in it."""
+"""Run a program in a terminal in the guest, and record what happens in a feed."""
 
 from __future__ import annotations
 

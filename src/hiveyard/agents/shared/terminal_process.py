@@ -1,4 +1,8 @@
-"""The commands of agents at their terminal: sources of `hiveyard.agents`, run by the guest's own Python."""
+"""The process of an agent's terminal program: sources of `hiveyard.agents`, run by the guest's own Python.
+
+The state of a terminal program is read from what the program records for itself, never from its screen: Claude Code's
+transcripts and hooks, or the events of opencode's own server, become one feed of JSON lines. The image needs `python3`.
+"""
 
 from __future__ import annotations
 
