@@ -1,4 +1,4 @@
-"""Asking for the end of a task."""
+"""Requests to end a task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hiveyard.engine.turns.stop import Stop
 
 
 @pytest.mark.anyio
-async def test_what_may_be_abandoned_is_cancelled_and_the_reason_is_raised() -> None:
+async def test_a_request_cancels_the_block_and_raises_the_reason() -> None:
     stop = Stop()
     async with anyio.create_task_group() as group:
         group.start_soon(_ask_soon, stop)
@@ -24,7 +24,7 @@ async def _ask_soon(stop: Stop) -> None:
 
 
 @pytest.mark.anyio
-async def test_nothing_begins_after_the_end_was_asked_for() -> None:
+async def test_no_block_starts_after_a_request() -> None:
     stop = Stop()
     stop.request(Cancelled("enough"))
     begun = False

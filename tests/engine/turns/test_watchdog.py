@@ -1,4 +1,4 @@
-"""What ends a turn that does not end by itself."""
+"""The watchdog ends a turn that does not end by itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTINGS = EngineSettings(silence=100.0, disk_reserve_mib=0)
 
 
 class HeldClock:
-    """A clock that moves only when somebody sleeps on it."""
+    """A clock that moves only when a caller sleeps."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -91,7 +91,7 @@ async def test_a_turn_is_stopped_before_the_disk_is_full(tmp_path: Path) -> None
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, of 16 MiB."""
+    """Mount a disk of 16 MiB."""
     if os.geteuid() != 0:
         pytest.skip("only root mounts a disk of 16 MiB")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(tmp_path)], check=True)
@@ -100,8 +100,8 @@ def full(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.anyio
-async def test_the_less_is_free_the_sooner_it_looks_again(full: Path) -> None:
-    """A disk of 16 MiB that a guest fills by 1 MiB at every look."""
+async def test_the_disk_is_checked_more_often_the_less_is_free(full: Path) -> None:
+    """A guest fills a disk of 16 MiB by 1 MiB at each check."""
     slept: list[float] = []
 
     class Filling(HeldClock):
