@@ -102,7 +102,7 @@ async def test_it_asks_leave_in_each_of_several_turns(agent: str, opened: Open) 
         assert (place.session / "work" / "b.txt").read_text() == "first\n"
         assert [type(event) for event in third].count(AgentStarted) == 0, "it is one conversation"
         assert one(third, AgentUsage).usage.requests <= 2, "each turn is counted for itself"
-        with pytest.raises(BadInput, match="does not wait"):
+        with pytest.raises(BadInput, match="is not waiting"):
             await talk.answer(asked.request, Answer(allow=True))
         await talk.close()
         assert await answered(talk, talk.events(), Answer(allow=False)) == []
@@ -174,7 +174,7 @@ async def test_leave_that_nobody_gave_ends_with_the_turn(agent: str, opened: Ope
                 if isinstance(event, AgentAsked):
                     await talk.interrupt()
         assert one(found, AgentEnded).is_error
-        with pytest.raises(BadInput, match="does not wait"):
+        with pytest.raises(BadInput, match="is not waiting"):
             await talk.answer(one(found, AgentAsked).request, Answer(allow=True))
         assert one(await turn(talk, "[[script:next]] go on"), AgentEnded).text == "I go on."
         assert not (place.session / "work" / "b.txt").exists()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hiveyard import agents
 from hiveyard.agents.acp.updates import Updates
-from hiveyard.agents.shared.permission import PermissionRequest
+from hiveyard.agents.shared.permission import PermissionRequests
 from hiveyard.agents.shared.wording import changed
 from hiveyard.core.drivers import Answer, Driver, HasDriver, Line, Step
 from hiveyard.core.errors import BadInput
@@ -162,7 +162,7 @@ def test_it_asks_and_the_first_answer_counts(name: str) -> None:
     assert not one.ready, "a turn is at work, whoever began it"
     (line,) = one.answer(asked.request, Answer(allow=True)).lines
     assert _answer(line) == ALLOWED[name]
-    with pytest.raises(BadInput, match="does not wait for an answer"):
+    with pytest.raises(BadInput, match="is not waiting for an answer"):
         one.answer(asked.request, Answer(allow=False))
     (ended,) = one.exited(None, "").events
     assert isinstance(ended, AgentEnded)
@@ -251,13 +251,13 @@ def test_nothing_that_is_long_stays_so(name: str) -> None:
 
 
 def test_what_is_asked_and_never_answered_is_forgotten_when_it_is_too_much() -> None:
-    leave = PermissionRequest()
+    requests = PermissionRequests()
     for number in range(20):
-        leave.wanted(str(number), "Write", {"content": "x" * (8 << 20)}, "write")
-    with pytest.raises(BadInput, match="does not wait"):
-        leave.settle("0")
-    assert leave.settle("19")["content"]
-    assert len(leave.end()) < 8
+        requests.add(str(number), "Write", {"content": "x" * (8 << 20)}, "write")
+    with pytest.raises(BadInput, match="is not waiting"):
+        requests.settle("0")
+    assert requests.settle("19")["content"]
+    assert len(requests.clear()) < 8
 
 
 def test_calls_that_never_end_are_forgotten_when_they_are_too_much() -> None:
@@ -268,7 +268,7 @@ def test_calls_that_never_end_are_forgotten_when_they_are_too_much() -> None:
         )
         list(updates.feed(start))
     assert [updates.call(str(number)).input != {} for number in range(20)] == [*[False] * 13, *[True] * 7]
-    updates.turn()
+    updates.start_turn()
     list(updates.feed(start))
     assert updates.call("19").input
 
@@ -319,7 +319,7 @@ def test_a_model_that_cannot_be_leaves_an_agent_ready_for_its_next_prompt() -> N
     one.feed(json.dumps({"jsonrpc": "2.0", "id": "session", "result": opened}).encode())
     one.feed(b'{"jsonrpc":"2.0","id":"set-model","result":{}}')
     assert one.ready
-    with pytest.raises(BadInput, match="no name of a model"):
+    with pytest.raises(BadInput, match="not a valid model name"):
         one.choose("k", "--yolo")
     assert one.ready
     assert one.choose("k", "a/c").lines

@@ -63,7 +63,7 @@ def busy() -> Iterator[_Busy]:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
-    monkeypatch.setattr(terminal, "LONGEST", 0.3)
+    monkeypatch.setattr(terminal, "MAX_TIMEOUT", 0.3)
     (tmp_path / "prompt").write_text("do it")
     (tmp_path / "feed").touch()
     place = runtime(str(tmp_path))
@@ -96,8 +96,8 @@ def test_a_prompt_whose_answer_is_late_is_told_when_it_is_heard(settings: dict[s
     with busy() as server:
         known(settings, server)
         with meanwhile(hear):
-            assert terminal.say(settings) == 0
-        assert terminal.say(settings) == 0
+            assert terminal.send_prompt(settings) == 0
+        assert terminal.send_prompt(settings) == 0
     assert [json.loads(body)["parts"][0]["text"] for body in server.bodies] == ["do it"]
 
 
@@ -110,7 +110,7 @@ def test_a_prompt_that_was_heard_before_its_connection_broke_is_told(settings: d
     with busy() as server:
         known(settings, server)
         with meanwhile(hear):
-            assert terminal.say(settings) == 0
+            assert terminal.send_prompt(settings) == 0
     assert len(server.bodies) == 1
 
 
@@ -120,7 +120,7 @@ def test_a_prompt_that_nobody_hears_is_not_told(settings: dict[str, object]) -> 
         known(settings, server)
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                terminal.say(settings)
+                terminal.send_prompt(settings)
         assert server.taken.wait(AWHILE)
     assert len(server.bodies) == 1
 
@@ -128,7 +128,7 @@ def test_a_prompt_that_nobody_hears_is_not_told(settings: dict[str, object]) -> 
 def test_a_prompt_that_a_busy_server_has_from_somebody_who_is_gone_is_not_told_again(
     settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal, "LATE", 0.3)
+    monkeypatch.setattr(terminal, "DELAY", 0.3)
 
     def hear() -> None:
         server.asked.wait(AWHILE)
@@ -139,8 +139,8 @@ def test_a_prompt_that_a_busy_server_has_from_somebody_who_is_gone_is_not_told_a
     with busy() as server:
         known(settings, server)
         with pytest.raises(TimeoutError):
-            terminal.say({**settings, "patience": 0.5})
+            terminal.send_prompt({**settings, "patience": 0.5})
         with meanwhile(hear):
-            assert terminal.say(settings) == 0
+            assert terminal.send_prompt(settings) == 0
         assert server.taken.wait(AWHILE)
     assert len(server.bodies) == 1

@@ -185,7 +185,7 @@ async def told(tmp_path: Path, name: str, spec: ProcessSpec) -> str:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("kind", ["process", "live"])
+@pytest.mark.parametrize("kind", ["process", "live_process"])
 @pytest.mark.parametrize("trusted", [False, True])
 @pytest.mark.parametrize("name", REAL)
 async def test_what_a_turn_adds_to_the_system_prompt_is_told(
@@ -398,7 +398,7 @@ def test_the_command_agent_needs_a_command_line(line: str | None) -> None:
 
 @pytest.mark.parametrize("line", ["x '{{prompt}}'", 'x "{{prompt_file}}"', 'x "a \\" {{prompt}}"', "it's {{prompt}}"])
 def test_a_placeholder_inside_quotes_is_refused(line: str) -> None:
-    with pytest.raises(BadInput, match="bring their own quotes"):
+    with pytest.raises(BadInput, match="are quoted already"):
         agents.by_name("command").process(turn(command=line))
 
 

@@ -196,7 +196,7 @@ async def test_a_question_of_claude_waits_for_a_person(yard: HostYard) -> None:
         assert await place.heard(AgentAsked) == AgentAsked(message="Which way?")
         told = await place.say("not now")
         assert not told.ok
-        assert told.stderr == b"claude waits for an answer of a person at its terminal\n"
+        assert told.stderr == b"claude is waiting for the user's answer at its terminal\n"
         await place.press("Enter")
         assert (await place.ended()).text == "Thanks."
         assert [type(event) for event in place.events].count(AgentAsked) == 1

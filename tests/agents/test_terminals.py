@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from hiveyard import agents
 from hiveyard.agents.claude.terminal import GUARD, _safe
-from hiveyard.agents.shared.guest_terminal import Feed, Tail, once
+from hiveyard.agents.shared.guest_terminal import Feed, Tail, delivery
 from hiveyard.agents.shared.terminal_process import argv_of
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentOutput, AgentPrompted, AgentStarted
 from hiveyard.core.ports import HasTerminal, Turn
@@ -215,15 +215,15 @@ def test_a_plain_prompt_stays_as_it_is(text: str) -> None:
 
 def test_a_feed_that_was_torn_goes_on_with_a_whole_line(tmp_path: Path) -> None:
     feed = Feed(str(tmp_path / "below" / "feed"))
-    feed.begin()
+    feed.prepare()
     feed.add({"at": ["a.jsonl", 7], "said": {}})
     feed.path.write_bytes(feed.path.read_bytes() + b'{"at":["a.jsonl",90],"sa')
-    feed.begin()
+    feed.prepare()
     feed.add({"seat": "started"})
-    assert feed.places() == {"a.jsonl": 7}
+    assert feed.positions() == {"a.jsonl": 7}
     assert feed.path.read_bytes().splitlines()[1:] == [b'{"seat":"started"}']
     feed.path.write_bytes(b"x" * 200_000)
-    feed.begin()
+    feed.prepare()
     assert feed.size() == 0
 
 
@@ -240,7 +240,7 @@ _STUBBORN = """
 import sys
 from hiveyard.agents.shared.guest_terminal import Feed, run
 feed = Feed(sys.argv[1])
-feed.begin()
+feed.prepare()
 deaf = "import signal; signal.signal(15, 1); signal.signal(1, 1); print('deaf', flush=True); signal.pause()"
 script = "trap : INT TERM HUP; '%s' -c \\"%s\\"; echo put back; exit 3" % (sys.executable, deaf)
 sys.exit(run(["sh", "-c", script], {}, feed, lambda: None))
@@ -308,7 +308,7 @@ def seated(place: Path, program: str) -> Iterator[tuple[Turn, subprocess.Popen[s
     (place / "prompt").write_text("begin")
     told = turn(prompt=str(place / "prompt"), state=str(place))
     settings = {"argv": [sys.executable, "-c", program], "conversation": "", "title": "t"}
-    sit = argv_of(told, "opencode", "sit", settings)
+    sit = argv_of(told, "opencode", "run", settings)
     with subprocess.Popen(sit, stdout=subprocess.PIPE, text=True, start_new_session=True) as agent_terminal:
         feed = place / "opencode" / "feed.jsonl"
         while not feed.exists():
@@ -416,18 +416,18 @@ def test_a_prompt_whose_teller_died_when_the_guest_was_left_is_told_once(tmp_pat
 
 def test_a_prompt_that_was_begun_is_looked_for_from_where_the_feed_stood(tmp_path: Path) -> None:
     feed = Feed(str(tmp_path / "feed"))
-    feed.begin()
+    feed.prepare()
     feed.add({"n": 1})
-    with pytest.raises(KeyboardInterrupt), once(tmp_path, feed, "turn-1", "go") as first:
+    with pytest.raises(KeyboardInterrupt), delivery(tmp_path, feed, "turn-1", "go") as first:
         assert first is not None
-        assert (first.again, list(first.heard.lines())) == (False, [])
+        assert (first.retried, list(first.feed_tail.lines())) == (False, [])
         feed.add({"n": 2})
         raise KeyboardInterrupt
-    with once(tmp_path, feed, "turn-1", "go") as second:
+    with delivery(tmp_path, feed, "turn-1", "go") as second:
         assert second is not None
-        assert (second.again, list(second.heard.lines())) == (True, [{"n": 2}])
-    with once(tmp_path, feed, "turn-1", "go") as third:
+        assert (second.retried, list(second.feed_tail.lines())) == (True, [{"n": 2}])
+    with delivery(tmp_path, feed, "turn-1", "go") as third:
         assert third is None
-    with once(tmp_path, feed, "turn-2", "go") as other:
+    with delivery(tmp_path, feed, "turn-2", "go") as other:
         assert other is not None
-        assert (other.again, list(other.heard.lines())) == (False, [])
+        assert (other.retried, list(other.feed_tail.lines())) == (False, [])

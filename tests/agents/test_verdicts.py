@@ -38,7 +38,7 @@ def test_claude_was_denied_one_tool_and_used_another() -> None:
     ("subtype", "reason"),
     [
         ("error_max_turns", "claude reached its limit of turns"),
-        ("error_max_budget_usd", "claude reached its own limit of money"),
+        ("error_max_budget_usd", "claude reached its own budget"),
         ("error_during_execution", "it broke"),
         ("something new", "it broke"),
     ],
@@ -51,7 +51,7 @@ def test_claude_ends_with_another_subtype_than_success(subtype: str, reason: str
 def test_claude_gives_no_result() -> None:
     started = {"type": "system", "subtype": "init", "session_id": "s1"}
     found = verdict("claude", started, exit_code=137)
-    assert found == Verdict(False, "agent.failed", "claude was ended by SIGKILL", "s1")
+    assert found == Verdict(False, "agent.failed", "claude was killed by SIGKILL", "s1")
     assert not verdict("claude", started, exit_code=None).ok
     assert verdict("claude", exit_code=0).code == "agent.nothing_done"
     assert verdict("claude", exit_code=127, stderr="sh: claude: not found").reason == (
@@ -155,11 +155,11 @@ def test_opencode_goes_on_behind_a_summary_and_exits_with_1() -> None:
         (
             [*SUMMED, TEXT, step("tool-calls")],
             1,
-            "opencode stopped in the middle: its last step ended with 'tool-calls'",
+            "opencode stopped in the middle of the turn: its last step ended with 'tool-calls'",
         ),
         ([*SUMMED, TEXT, step("length")], 1, "the model's reply was cut at its limit of output tokens"),
         ([*SUMMED, TEXT, step("stop")], 2, "opencode ended with exit code 2"),
-        ([*SUMMED, step("stop")], 1, "opencode used no tool and said nothing"),
+        ([*SUMMED, step("stop")], 1, "opencode used no tool and wrote no text"),
     ],
 )
 def test_opencode_goes_on_behind_a_summary_and_fails(lines: list[object], exit_code: int, reason: str) -> None:
@@ -245,7 +245,7 @@ def test_goose_is_done_when_the_model_had_the_last_word() -> None:
     assert verdict("goose", WORDS, called, answer, COMPLETE).code == "agent.failed"
     assert verdict("goose", WORDS).code == "agent.failed"
     assert verdict("goose", COMPLETE).code == "agent.nothing_done"
-    assert verdict("goose", WORDS, COMPLETE, exit_code=137).reason == "goose was ended by SIGKILL"
+    assert verdict("goose", WORDS, COMPLETE, exit_code=137).reason == "goose was killed by SIGKILL"
 
 
 def test_goose_ends_well_and_its_own_words_say_that_it_failed() -> None:

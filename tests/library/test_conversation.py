@@ -417,7 +417,7 @@ async def test_the_errors_of_a_conversation_have_no_secret(yards: Yards, said: S
 async def test_a_conversation_that_cannot_be_starts_no_process(yards: Yards) -> None:
     yard = Orchestrator(yards.provider, Detached(), Codex(), on_event=yards.hear)
     ready = await yard.boot_and_prepare(HOST)
-    with pytest.raises(BadInput, match="is no id of a conversation"):
+    with pytest.raises(BadInput, match="is not a valid id of a conversation"):
         async with yard.converse(ready.machine, ready.turn("live", conversation="-x")):
             pass
     assert await yard.processes(ready.machine) == []

@@ -25,7 +25,9 @@ EXPECTED = {
     "README.md 1": "HELLO\n\n",
     "docs/build.md 1": "HELLO\n\n",
     "docs/build.md 2": "I have got some tools.\n",
-    "docs/build.md 3": ("may it do this? Write: hello.txt\nWritten.\nmay it do this? Write: hello.txt\nWritten.\n"),
+    "docs/build.md 3": (
+        "permission requested: Write: hello.txt\nWritten.\npermission requested: Write: hello.txt\nWritten.\n"
+    ),
     "docs/build.md 4": (
         "BootStarted\nBootReady\nCredentialsInstalled\nMachineInfoWritten\nSessionStarted\n"
         "600 /home/agent/.codex/auth.json\n600 /home/agent/.codex/config.toml\n600 /home/agent/.machine.json\n"

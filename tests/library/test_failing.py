@@ -108,9 +108,9 @@ async def test_a_process_manager_that_is_not_in_the_image_leaves_no_machine(yard
         (CommandLine(), {"name": "hello"}, "needs a command line"),
         (CommandLine(), {"name": "x" * 300, "command": "true"}, "is not a valid process name"),
         (CommandLine(), {"name": "hello", "command": "true", "system": "x"}, "takes no system prompt"),
-        (Claude(), {"name": "hello", "model": "--yolo"}, "is no name of a model"),
+        (Claude(), {"name": "hello", "model": "--yolo"}, "is not a valid model name"),
         (Claude(), {"name": "hello", "system": "x\0"}, "system prompt has control characters"),
-        (Claude(), {"name": "hello", "conversation": "../x"}, "is no id of a conversation"),
+        (Claude(), {"name": "hello", "conversation": "../x"}, "is not a valid id of a conversation"),
     ],
 )
 async def test_a_turn_that_cannot_be_is_refused_and_what_runs_in_the_machine_goes_on(
