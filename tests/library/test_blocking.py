@@ -162,7 +162,7 @@ def test_it_has_every_call_that_the_other_has() -> None:
     def calls(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    assert calls(SyncOrchestrator) - {"wait", "each"} == calls(Orchestrator)
+    assert calls(SyncOrchestrator) - {"wait", "iterate"} == calls(Orchestrator)
     # What a conversation has for each object stands in its instances.
     assert calls(SyncConversation) - {"offset"} == calls(Conversation)
 

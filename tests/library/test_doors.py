@@ -186,10 +186,10 @@ async def test_what_cannot_have_a_door_is_refused_before_anything_is_made(yards:
     doors = LocalDoors({"ANTHROPIC_API_KEY": KEY})
     with pytest.raises(BadInput, match="the orchestrator is not open"):
         await yards.yard(doors=doors).boot_and_prepare(HOST)
-    with pytest.raises(BadInput, match="a placeholder is for a door"):
+    with pytest.raises(BadInput, match="a placeholder needs a door"):
         await yards.yard().boot_and_prepare(HOST, placeholder=Secret("hv-Zq8TestSecret-chosen-by-me"))
     async with yards.yard(doors=doors) as yard:
-        with pytest.raises(BadInput, match="brings a door of its own"):
+        with pytest.raises(BadInput, match="the spec has a door"):
             await yard.boot_and_prepare(MachineSpec(image=HOST, door=yards.scratch))
     morph = MorphProvider(
         yards.scratch / "morph", lambda: Secret("morph_Zq8TestSecret"), MorphSettings(url="http://127.0.0.1:9")
@@ -299,6 +299,6 @@ async def test_a_real_claude_works_through_the_door_and_finds_no_key(yards: Yard
 async def test_without_a_place_for_the_socket_nothing_is_booted(yards: Yards, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(yards.scratch / "nowhere"))
     async with yards.yard(doors=LocalDoors({"ANTHROPIC_API_KEY": KEY})) as yard:
-        with pytest.raises(OrchestrationError, match="no directory can be made for it"):
+        with pytest.raises(OrchestrationError, match="cannot make a temporary directory"):
             await yard.boot_and_prepare(HOST)
     monkeypatch.undo()

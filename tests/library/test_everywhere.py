@@ -88,7 +88,7 @@ async def test_a_machine_is_forked_and_kept_with_what_runs_in_it(offer: Offer, s
         if not isinstance(provider, Snapshots):
             with pytest.raises(BadInput, match="cannot be forked"):
                 await yard.fork(ready)
-            with pytest.raises(BadInput, match="keeps no memory"):
+            with pytest.raises(BadInput, match="cannot save memory"):
                 await yard.snapshot(ready)
             await yard.terminate(ready.machine)
             return

@@ -134,7 +134,7 @@ async def test_words_that_no_program_can_get_take_nothing_away(yards: Yards) -> 
     ready = await yard.boot_and_prepare(HOST)
     await yard.start_session(ready.machine, ready.turn("first", command="sleep 1000"), prompt="")
     told = yards.told()
-    with pytest.raises(BadInput, match="lone surrogate"):
+    with pytest.raises(BadInput, match="unpaired surrogate"):
         await yard.start_session(ready.machine, ready.turn("second", command="true"), prompt="a\ud800")
     assert yards.told() == told
     with pytest.raises(SessionNotStarted, match="lone surrogate"):
@@ -274,6 +274,6 @@ async def test_a_machine_that_cannot_be_removed_is_named(yards: Yards, said: Sai
     )
     yards.provider = removing
     assert "cannot be killed, says ****" in error.context["left"]
-    assert "is still there" in error.hint
+    assert "still exists" in error.hint
     assert yards.told()[-2:] == ["preparation_failed", "operation_failed"]
     yards.expected = {error.context["machine"]}

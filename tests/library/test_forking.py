@@ -63,7 +63,7 @@ async def test_what_a_fork_needs_is_there_before_anything_is_made(remembering: Y
     before = len(remembering.events)
     with pytest.raises(BadInput, match="not open"):
         await yard.fork(ready)
-    with pytest.raises(BadInput, match="there is none"):
+    with pytest.raises(BadInput, match="there are no doors"):
         await remembering.yard().fork(ready)
     assert len(remembering.events) == before
     await yard.terminate(ready.machine)

@@ -319,7 +319,7 @@ async def test_of_two_that_want_one_name_at_once_one_gets_it_and_the_other_takes
         group.start_soon(boot)
         group.start_soon(boot)
     assert (len(made), len(refused)) == (1, 1)
-    assert "being made already" in refused[0].message
+    assert "already being made" in refused[0].message
     assert (await yards.provider.get("wanted")).status is MachineStatus.READY
     assert await said_in(yards, made[0].machine, "cat ~/p/key; echo left > /session/file; cat /session/file") == (
         f"{KEY}left\n"
@@ -341,12 +341,12 @@ async def test_a_name_is_free_again_when_its_machine_failed(yards: Yards) -> Non
     ("wishes", "says"),
     [
         ({"machine_info": {"createdAt": 1}}, "createdAt"),
-        ({"machine_info": {"at": object()}}, "cannot be JSON"),
-        ({"machine_info": {"key": Secret(KEY)}}, "cannot be JSON"),
-        ({"machine_info": {"nan": float("nan")}}, "cannot be JSON"),
+        ({"machine_info": {"at": object()}}, "cannot be encoded as JSON"),
+        ({"machine_info": {"key": Secret(KEY)}}, "cannot be encoded as JSON"),
+        ({"machine_info": {"nan": float("nan")}}, "cannot be encoded as JSON"),
         ({"machine_info": {"much": "x" * (2 << 20)}}, "larger than"),
         ({"machine_info_mode": 0o644}, "0640 or 0600, not 0644"),
-        ({"snapshot": "before"}, "keeps no snapshots"),
+        ({"snapshot": "before"}, "has no snapshots"),
         ({"ttl_seconds": 0}, "at least 1 second, not 0"),
         ({"name": "Not A Name"}, "not a valid machine name"),
     ],
@@ -363,7 +363,7 @@ async def test_what_cannot_be_is_refused_before_anything_is_made(
 async def test_the_hosts_own_programs_are_refused_elsewhere_with_what_to_do(yards: Yards, name: str) -> None:
     provider = machines.by_name(name, yards.scratch / "s", yards.scratch / "c", key=lambda: Secret(KEY))
     yard = Orchestrator(provider, Detached(), CommandLine(), on_event=yards.hear)
-    with pytest.raises(BadInput, match=f"machines of {name} have an image") as caught:
+    with pytest.raises(BadInput, match=f"machines of {name} need an image") as caught:
         await yard.boot_and_prepare(HOST)
     assert "Images(places().cache).ensure" in caught.value.hint
     assert yards.events == []
