@@ -1,4 +1,4 @@
-"""Settings and places."""
+"""Settings and paths."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_each_external_provider_has_a_section(tmp_path: Path) -> None:
         ('[door]\nanthropic_upstream = "ftp://x"\n', "https://"),
     ],
 )
-def test_a_wrong_setting_is_told_with_its_value(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_wrong_setting_is_reported_with_its_value(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(BadSetting, match=complaint) as raised:
         load(tmp_path, text)
     assert "\n" not in raised.value.message
 
 
-def test_a_misspelt_setting_is_answered_with_the_right_one(tmp_path: Path) -> None:
+def test_a_misspelt_setting_gets_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(BadSetting) as raised:
         load(tmp_path, "[engine]\nmemory_mb = 1\n")
     assert "memory_mib" in raised.value.hint
@@ -91,7 +91,7 @@ def test_a_home_holds_everything_and_the_cache_can_be_moved(tmp_path: Path) -> N
         {"HOME": "home", "XDG_DATA_HOME": "d", "XDG_CONFIG_HOME": "c", "XDG_RUNTIME_DIR": "r"},
     ],
 )
-def test_places_are_the_same_seen_from_anywhere(
+def test_paths_do_not_depend_on_the_working_directory(
     env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""What other distributions bring. They are real ones, of a module and its metadata."""
+"""Plugins of other distributions. The distributions are real: a module and its metadata."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Installs a distribution with one entry point."""
+    """Install a distribution with one entry point."""
     site = tmp_path / "site"
     monkeypatch.syspath_prepend(str(site))
 
@@ -84,10 +84,10 @@ def test_a_provider_of_another_distribution_is_found_by_its_name(install: Instal
         ("no_such_module:Agent", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("brought_by_a_test:Nothing", "AttributeError"),
         ("brought_by_a_test:fails", "RuntimeError: no licence at all"),
-        ("brought_by_a_test:Manager", "calls what it makes 'keeper'"),
+        ("brought_by_a_test:Manager", "returned an object whose name is 'keeper'"),
     ],
 )
-def test_one_that_cannot_be_used_is_told_in_a_line_with_its_distribution(
+def test_an_unusable_plugin_is_reported_in_one_line_with_its_distribution(
     install: Install, place: str, why: str
 ) -> None:
     install("hiveyard.agents", "robot", place)
@@ -100,13 +100,13 @@ def test_one_that_cannot_be_used_is_told_in_a_line_with_its_distribution(
     assert agents.by_name("claude").name == "claude"
 
 
-def test_the_name_of_one_of_ours_cannot_be_taken(install: Install) -> None:
+def test_a_plugin_cannot_take_the_name_of_a_built_in(install: Install) -> None:
     install("hiveyard.agents", "claude", "brought_by_a_test:Agent")
     with pytest.raises(BadPlugin, match=r"'claude' .*one of Hiveyard's own"):
         agents.by_name("robot")
 
 
-def test_two_of_one_name_are_told(install: Install) -> None:
+def test_two_plugins_with_one_name_are_reported(install: Install) -> None:
     install("hiveyard.agents", "robot", "brought_by_a_test:Agent")
     install("hiveyard.agents", "robot", "brought_by_a_test:fails", "twin")
     with pytest.raises(BadPlugin, match="another one"):
@@ -114,16 +114,14 @@ def test_two_of_one_name_are_told(install: Install) -> None:
 
 
 @pytest.mark.parametrize("name", ["../up", "A", "x" * 40])
-def test_a_name_that_cannot_be_is_told(install: Install, name: str) -> None:
+def test_an_invalid_name_is_reported(install: Install, name: str) -> None:
     install("hiveyard.agents", name, "brought_by_a_test:Agent")
-    with pytest.raises(BadPlugin, match="no name"):
+    with pytest.raises(BadPlugin, match="invalid name"):
         agents.by_name("robot")
 
 
 @pytest.mark.anyio
-async def test_a_provider_of_another_distribution_is_known_and_never_taken_unasked(
-    install: Install, tmp_path: Path
-) -> None:
+async def test_a_provider_of_another_distribution_is_known_and_no_default(install: Install, tmp_path: Path) -> None:
     install("hiveyard.providers", "mine", "brought_by_a_test:Machines")
     async with with_external({}, here(tmp_path), {}, {}) as providers:
         assert named("mine", providers).name == "mine"
@@ -131,7 +129,7 @@ async def test_a_provider_of_another_distribution_is_known_and_never_taken_unask
 
 
 @pytest.mark.anyio
-async def test_a_broken_provider_holds_up_nobody_but_who_asks_for_it(install: Install, tmp_path: Path) -> None:
+async def test_a_broken_provider_fails_only_when_it_is_used(install: Install, tmp_path: Path) -> None:
     install("hiveyard.providers", "mine", "brought_by_a_test:fails")
     async with with_external({}, here(tmp_path), {}, {}) as providers:
         assert dict(providers) == {}
@@ -158,9 +156,9 @@ async def test_a_program_of_the_settings_is_a_provider(tmp_path: Path) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("name", "env", "why"),
-    [("auto", (), "already"), ("qemu", (), "already"), ("mine", ("OPENAI_API_KEY",), "stays with the door")],
+    [("auto", (), "already"), ("qemu", (), "already"), ("mine", ("OPENAI_API_KEY",), "stay with the door")],
 )
-async def test_a_section_that_cannot_be_is_told(tmp_path: Path, name: str, env: tuple[str, ...], why: str) -> None:
+async def test_an_invalid_section_is_reported(tmp_path: Path, name: str, env: tuple[str, ...], why: str) -> None:
     program = ExternalProgram(command=("/bin/true",), env=env)
     with pytest.raises(BadSetting, match=why):
         async with with_external({"qemu": None}, here(tmp_path), {name: program}, {}):  # type: ignore[dict-item]

@@ -1,6 +1,6 @@
 """Hiveyard runs coding agents in isolated machines.
 
-`Orchestrator` and what goes with it are brought in when they are first asked for: `hv --help` wants none of them.
+`Orchestrator` and the other names of the library are imported on first use: `hv --help` needs none of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["HOST", "MachineSpec", "Orchestrator", "SyncOrchestrator", "Turn", "__version__"]
 
-_HOMES = {
+_MODULES = {
     "HOST": "hiveyard.core.machines",
     "MachineSpec": "hiveyard.core.machines",
     "Orchestrator": "hiveyard.library",
@@ -24,9 +24,9 @@ _HOMES = {
     "Turn": "hiveyard.core.ports",
 }
 
-if not TYPE_CHECKING:  # else every name would do for a type checker
+if not TYPE_CHECKING:  # else a type checker would accept every name
 
     def __getattr__(name: str) -> object:
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module 'hiveyard' has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)

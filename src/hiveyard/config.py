@@ -1,6 +1,6 @@
-"""Where things are and how they are set: one TOML file, one frozen Settings class beside each thing it sets.
+"""Read the settings: one TOML file, with one frozen Settings class beside each part that it configures.
 
-Only the daemon and the CLI read this; everything below them is handed its own part.
+Only the daemon and the CLI use this module. They give every other part its own Settings.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ class Settings:
     external: Mapping[str, ExternalProgram] = field(default_factory=dict)
 
 
-def load(places: Paths) -> Settings:
-    """The settings of `places.config`, or the defaults when there is no such file.
+def load(paths: Paths) -> Settings:
+    """Return the settings of `paths.config`, or the defaults when there is no such file.
 
     Raises BadSetting, naming the file and the key, for an unknown key or a value of the wrong kind.
     """
     try:
-        text = places.config.read_text(encoding="utf-8")
+        text = paths.config.read_text(encoding="utf-8")
     except FileNotFoundError:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadSetting(f"{places.config} cannot be read: {error}") from error
+        raise BadSetting(f"{paths.config} cannot be read: {error}") from error
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise BadSetting(f"{places.config} is not TOML: {error}") from error
-    return parse(Settings, table, str(places.config))
+        raise BadSetting(f"{paths.config} is not TOML: {error}") from error
+    return parse(Settings, table, str(paths.config))
 
 
 def parse(kind: type[T], table: Mapping[str, object], where: str) -> T:
-    """A settings dataclass from a TOML table. Raises BadSetting."""
+    """Return a settings dataclass made from a TOML table. Raises BadSetting."""
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in hints:
@@ -118,24 +118,24 @@ def _value(hint: Any, value: object, where: str) -> Any:
             return tuple(value)
         if isinstance(option, type) and isinstance(value, option) and isinstance(value, bool) == (option is bool):
             return value
-    raise BadSetting(f"{where} cannot be {value!r}", hint=f"it is {_words(hint)}")
+    raise BadSetting(f"{where} cannot be {value!r}", hint=f"it is {_describe(hint)}")
 
 
-def _words(hint: Any) -> str:
+def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
     if isinstance(hint, types.UnionType):
-        return " or ".join(_words(option) for option in typing.get_args(hint) if option is not type(None))
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+        return " or ".join(_describe(option) for option in typing.get_args(hint) if option is not type(None))
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
     return names.get(hint, str(hint))
 
 
 def environment() -> Mapping[str, str]:
-    """The process environment; the one place that reads it."""
+    """Return the process environment. Nothing else in the daemon reads it."""
     return dict(os.environ)
 
 
 def forget_secrets() -> None:
-    """Take the keys out of the process environment, so that no program we start inherits them."""
+    """Remove the keys from the process environment, so that no program that is started inherits them."""
     for name in VARIABLES.values():
         os.environ.pop(name, None)

@@ -1,4 +1,4 @@
-"""The daemon: the one place where everything is wired together, and the process that holds it."""
+"""The daemon process: it creates all parts of Hiveyard and connects them."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from hiveyard.store.mirror import mirror
 
 log = logging.getLogger("hiveyard.daemon")
 LOG_BYTES = 8 << 20
-"""Size at which the log is put aside, in place of the one before."""
+"""Size at which the log is rotated. One older part is kept."""
 LOG_LEVEL = "HIVEYARD_LOG_LEVEL"
 """The environment variable with the level of a daemon that a verb starts."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
-LEAVING = 20.0
-"""Seconds that a daemon which has stopped answering may take to be gone."""
+SHUTDOWN_LIMIT = 20.0
+"""Seconds that a daemon which no longer answers may take to end."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="the same as --log-level debug")
     options = parser.parse_args(argv)
     fd: int | None = options.ready_fd
-    # sqlite3 lets go of the interpreter at every step: at Python's own 5 ms a busy loop starves the journal's writer.
+    # sqlite3 releases the interpreter lock at every step: with Python's default of 5 ms a busy event loop starves the
+    # journal's writer.
     sys.setswitchinterval(0.0005)
     os.umask(0o022)
     raise_limit()
@@ -79,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if fd is None and isinstance(error, HiveyardError):
             raise error from raised
         log.exception("the daemon ends: %s", error)
-        told = error if isinstance(error, HiveyardError) else HiveyardError(f"the daemon failed: {error}")
-        ready.say(json.dumps({"code": told.code, "message": told.message, "hint": told.hint}))
+        known = error if isinstance(error, HiveyardError) else HiveyardError(f"the daemon failed: {error}")
+        ready.report(json.dumps({"code": known.code, "message": known.message, "hint": known.hint}))
         return 1
     return 0
 
 
 class Ready:
-    """The pipe on which the CLI waits to hear, once, how the start went. No child of ours keeps it open."""
+    """The pipe that tells the waiting CLI, once, how the start went. Child processes do not inherit it."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
@@ -97,8 +98,8 @@ class Ready:
     def awaited(self) -> bool:
         return self._fd is not None
 
-    def say(self, text: str) -> None:
-        """Only the first word counts; the one who waited may be gone."""
+    def report(self, text: str) -> None:
+        """Write the message. Only the first call does so; the reader may have ended."""
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
@@ -129,32 +130,34 @@ def _log_to(file: Path | None, level: str) -> None:
 
 
 async def _serve(ready: Ready) -> None:
-    here = default_paths()
-    settings = config.load(here)
+    paths = default_paths()
+    settings = config.load(paths)
     environment = config.environment()
-    # From here on no child of ours inherits a key.
+    # From here on no child process inherits a key.
     config.forget_secrets()
-    with _only_one(here), bind(here.socket) as listener:
-        async with resources(here, settings, environment) as parts, _mirrored(parts), running(parts) as engine:
+    with _single_instance(paths), bind(paths.socket) as listener:
+        async with resources(paths, settings, environment) as parts, _mirrored(parts), running(parts) as engine:
             try:
-                await _answer(engine, listener, here, ready)
+                await _answer(engine, listener, paths, ready)
             finally:
-                # While we hold the lock: afterwards it would be the socket of the next daemon.
-                here.socket.unlink(missing_ok=True)
+                # While the lock is held: later it would be the socket of the next daemon.
+                paths.socket.unlink(missing_ok=True)
 
 
 @asynccontextmanager
-async def resources(here: Paths, settings: config.Settings, environment: Mapping[str, str]) -> AsyncIterator[Resources]:
-    """Everything the engine needs, open for as long as the block lasts."""
-    _check_agents(settings.agents, here)
+async def resources(
+    paths: Paths, settings: config.Settings, environment: Mapping[str, str]
+) -> AsyncIterator[Resources]:
+    """Yield everything that the engine needs, open for as long as the block lasts."""
+    _check_agents(settings.agents, paths)
     clock = SystemClock()
-    for directory in (here.data, here.run, here.sessions, here.doors):
+    for directory in (paths.data, paths.run, paths.sessions, paths.doors):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    keys = Keys(environment, here.keys)
-    others = with_external(_providers(here, settings, keys), here, settings.external, environment)
-    # It is part of what the disk is to keep free, and so never more than that.
+    keys = Keys(environment, paths.keys)
+    others = with_external(_providers(paths, settings, keys), paths, settings.external, environment)
+    # The ballast is part of the disk's reserve, so it is never larger.
     ballast = min(BALLAST, settings.engine.disk_reserve_mib << 20)
-    async with others as providers, open_store(here.database, clock=clock, ballast=ballast) as store:
+    async with others as providers, open_store(paths.database, clock=clock, ballast=ballast) as store:
 
         async def record(session: str, turn: int | None, event: DoorEvent | Notice) -> None:
             await store.append(session, event, turn=turn)
@@ -165,32 +168,32 @@ async def resources(here: Paths, settings: config.Settings, environment: Mapping
                 providers=providers,
                 manager=Detached(),
                 terminals=Tmux(),
-                images=ImageStock(Images(here.cache), providers, settings.engine),
+                images=ImageStock(Images(paths.cache), providers, settings.engine),
                 doors=doors,
                 keys=keys,
                 settings=settings.engine,
                 agents=settings.agents,
                 ports=settings.ports,
                 host_ports=HostPorts(host_ports_directory()),
-                ssh_keys=SshKeys(here.ssh),
+                ssh_keys=SshKeys(paths.ssh),
                 clock=clock,
-                sessions=here.sessions,
-                door_directory=here.doors,
+                sessions=paths.sessions,
+                door_directory=paths.doors,
             )
 
 
-def _check_agents(sections: Iterable[str], here: Paths) -> None:
+def _check_agents(sections: Iterable[str], paths: Paths) -> None:
     known = [*agents.names(), *plugins.names("hiveyard.agents", agents.names())]
     for name in sections:
         if name not in known:
             raise BadSetting(
-                f"{here.config}: agents.{name}: no agent is called that", hint=f"one of: {', '.join(known)}"
+                f"{paths.config}: agents.{name}: no agent has this name", hint=f"one of: {', '.join(known)}"
             )
 
 
 @asynccontextmanager
 async def _mirrored(parts: Resources) -> AsyncIterator[None]:
-    """Each session's events.jsonl, kept equal to the journal."""
+    """Keep each session's events.jsonl equal to the journal."""
 
     def file(session: str) -> Path | None:
         workspace = parts.workspace(session)
@@ -202,7 +205,7 @@ async def _mirrored(parts: Resources) -> AsyncIterator[None]:
         group.cancel_scope.cancel()
 
 
-def _providers(here: Paths, settings: config.Settings, keys: Keys) -> Mapping[str, Provider]:
+def _providers(paths: Paths, settings: config.Settings, keys: Keys) -> Mapping[str, Provider]:
     own = {
         "qemu": settings.qemu,
         "docker": settings.docker,
@@ -211,29 +214,29 @@ def _providers(here: Paths, settings: config.Settings, keys: Keys) -> Mapping[st
     }
     return {
         name: machines.by_name(
-            name, here.machines / name, here.cache / name, settings=chosen, key=lambda: keys.find("morph")
+            name, paths.machines / name, paths.cache / name, settings=chosen, key=lambda: keys.find("morph")
         )
         for name, chosen in own.items()
     }
 
 
-async def _answer(engine: Engine, listener: socket.socket, here: Paths, ready: Ready) -> None:
+async def _answer(engine: Engine, listener: socket.socket, paths: Paths, ready: Ready) -> None:
     server: uvicorn.Server | None = None
 
     def shut_down() -> None:
         assert server is not None
         server.should_exit = True
-        # Who comes now starts the next daemon, which waits until we are gone.
-        here.socket.unlink(missing_ok=True)
+        # The next verb starts a new daemon, which waits until this one has ended.
+        paths.socket.unlink(missing_ok=True)
 
     server = make_server(make_app(engine, shut_down))
     async with anyio.create_task_group() as group:
         group.start_soon(_until_signal, shut_down, name="signals")
-        log.info("hiveyard %s on %s, pid %d", __version__, here.socket, os.getpid())
+        log.info("hiveyard %s on %s, pid %d", __version__, paths.socket, os.getpid())
         if ready.awaited:
-            ready.say("ready")
+            ready.report("ready")
         else:
-            print(f"hiveyard {__version__} on {here.socket}; Ctrl-C stops it", file=sys.stderr)  # noqa: T201
+            print(f"hiveyard {__version__} on {paths.socket}; Ctrl-C stops it", file=sys.stderr)  # noqa: T201
         await server.serve(sockets=[listener])
         group.cancel_scope.cancel()
     log.info("stopped")
@@ -246,17 +249,17 @@ async def _until_signal(shut_down: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _only_one(here: Paths) -> Iterator[None]:
-    until = time.monotonic() + LEAVING
+def _single_instance(paths: Paths) -> Iterator[None]:
+    until = time.monotonic() + SHUTDOWN_LIMIT
     with ExitStack() as held:
         while True:
             try:
-                held.enter_context(locked(here.lock, wait=False))
+                held.enter_context(locked(paths.lock, wait=False))
                 break
             except BlockingIOError:
-                # One that has taken its socket away is on its way out.
-                if here.socket.exists() or time.monotonic() > until:
-                    raise DaemonRunning(f"another daemon holds {here.lock}", hint="hv stop-daemon") from None
+                # A daemon without a socket is about to end.
+                if paths.socket.exists() or time.monotonic() > until:
+                    raise DaemonRunning(f"another daemon holds {paths.lock}", hint="hv stop-daemon") from None
                 time.sleep(0.1)
         yield
 

@@ -1,4 +1,4 @@
-"""Providers that others wrote: programs of the settings file (`[external.NAME]`), and plugins."""
+"""Find providers that are not part of Hiveyard: programs of the settings file (`[external.NAME]`), and plugins."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from hiveyard.machines.external.settings import ExternalProgram
 from hiveyard.paths import Paths
 
 log = logging.getLogger("hiveyard.daemon")
-_UNHEARD = Capabilities(door_url="", remote=True)
-"""What is taken for true of a program that cannot be asked: no agent gets there, and nobody gets it by default."""
-_GREETING = 5.0  # seconds in which programs may tell what they can do, before anybody asks them for something
+_UNKNOWN = Capabilities(door_url="", remote=True)
+"""The capabilities that are assumed for a program that does not answer: it runs no agent and is no default."""
+_GREETING = 5.0  # seconds for programs to report their capabilities, before the first request
 
 
 class Providers(dict[str, Provider]):
-    """By name. One that is broken raises its BadPlugin when it is asked for, and holds up nobody else; one that is not
-    there (any more, while a session of it is) raises BadInput."""
+    """Providers by name. Looking up a broken plugin raises its BadPlugin; the others are not affected. An unknown name
+    raises BadInput: a session may outlast the provider that it ran on."""
 
     def __init__(self, own: Mapping[str, Provider]) -> None:
         super().__init__(own)
@@ -43,13 +43,13 @@ class Providers(dict[str, Provider]):
 
 @asynccontextmanager
 async def with_external(
-    own: Mapping[str, Provider], here: Paths, programs: Mapping[str, ExternalProgram], environment: Mapping[str, str]
+    own: Mapping[str, Provider], paths: Paths, programs: Mapping[str, ExternalProgram], environment: Mapping[str, str]
 ) -> AsyncIterator[Providers]:
-    """Our own providers and those of others, whose programs run for as long as the block lasts. Raises BadSetting,
-    BadInput for a name that cannot be, BadPlugin for one that is taken."""
+    """Yield Hiveyard's own providers and the foreign ones, whose programs run for as long as the block lasts. Raises
+    BadSetting, BadInput for an invalid name, and BadPlugin for one that is taken."""
     found = Providers(own)
-    _add_plugins(found, here)
-    external = [_external(name, program, found, here, environment) for name, program in programs.items()]
+    _add_plugins(found, paths)
+    external = [_external(name, program, found, paths, environment) for name, program in programs.items()]
     found.update({provider.name: provider for provider in external})
     try:
         with anyio.move_on_after(_GREETING):
@@ -64,21 +64,23 @@ async def with_external(
 
 
 def _external(
-    name: str, program: ExternalProgram, taken: Providers, here: Paths, environment: Mapping[str, str]
+    name: str, program: ExternalProgram, taken: Providers, paths: Paths, environment: Mapping[str, str]
 ) -> ExternalProvider:
     if name in taken or name in taken.broken or name == "auto":
-        raise BadSetting(f"{here.config}: external.{name}: there is a provider of that name already")
+        raise BadSetting(f"{paths.config}: external.{name}: a provider with this name exists already")
     if keys := set(program.env) & set(VARIABLES.values()):
-        raise BadSetting(f"{here.config}: external.{name}: {', '.join(sorted(keys))} stays with the door")
+        raise BadSetting(
+            f"{paths.config}: external.{name}: {', '.join(sorted(keys))} are keys, which stay with the door"
+        )
     env = {key: environment[key] for key in (*PLAIN, *program.env) if key in environment}
-    return ExternalProvider(name, program.command, here.machines / name, env=env, settings=program, unheard=_UNHEARD)
+    return ExternalProvider(name, program.command, paths.machines / name, env=env, settings=program, unheard=_UNKNOWN)
 
 
-def _add_plugins(found: Providers, here: Paths) -> None:
+def _add_plugins(found: Providers, paths: Paths) -> None:
     own = ("auto", *found)
     for name in plugins.names("hiveyard.providers", own):
         try:
-            made = plugins.make("hiveyard.providers", name, own, here.machines / name, here.cache / name)
+            made = plugins.make("hiveyard.providers", name, own, paths.machines / name, paths.cache / name)
         except BadPlugin as error:
             log.error("%s", error.message)
             found.broken[name] = error

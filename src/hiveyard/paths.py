@@ -1,4 +1,4 @@
-"""The directories Hiveyard uses. Importing this costs nothing: the CLI reads it before anything else."""
+"""The directories that Hiveyard uses. The import is cheap, because the CLI imports this module first."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NAMES = (*_OURS, "HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", 
 
 
 class Paths(NamedTuple):
-    """Where things are.
+    """The directories of one installation.
 
-    `data` is what must not be lost (database, sessions); `cache` can be made again (images, templates); `run` holds
-    sockets, locks and machines that are up; `config` is the settings file, which may be absent.
+    `data` must not be lost (database, sessions); `cache` can be made again (images, templates); `run` has sockets and
+    locks; `config` is the settings file, which may be absent.
     """
 
     data: Path
@@ -64,28 +64,30 @@ class Paths(NamedTuple):
 
 
 def resolved_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment with which a program finds the same places, whatever directory it works in. Raises BadInput
-    for one that is not UTF-8."""
-    whole = dict(os.environ if env is None else env)
+    """Return the environment with which a program finds the same directories, wherever it runs. Raises BadInput for a
+    path that is not UTF-8."""
+    resolved = dict(os.environ if env is None else env)
     for name in _NAMES:
-        if value := whole.get(name):
+        if value := resolved.get(name):
             try:
                 value.encode()
             except UnicodeEncodeError:
                 raise BadInput(f"{name} is not UTF-8: {os.fsencode(value)!r}") from None
             path = Path(value).expanduser() if name in _OURS else Path(value)
-            whole[name] = str(path.absolute())
-    return whole
+            resolved[name] = str(path.absolute())
+    return resolved
 
 
 def host_ports_directory(env: Mapping[str, str] | None = None) -> Path:
-    """What all daemons of this user share, wherever each has its home: who holds which port of the host."""
+    """Return the directory that all daemons of this user share, whatever their homes: it records which daemon holds
+    which port of the host."""
     env = resolved_environment(env)
     return Path(env.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"hiveyard-ports-{os.geteuid()}"
 
 
 def default_paths(env: Mapping[str, str] | None = None) -> Paths:
-    """`$HIVEYARD_HOME` holds everything when it is set, else the XDG directories; `$HIVEYARD_CACHE` moves the cache."""
+    """Return the directories: all below `$HIVEYARD_HOME` when it is set, else the XDG directories. `$HIVEYARD_CACHE`
+    moves the cache."""
     env = resolved_environment(env)
     home = Path(env.get("HOME") or Path.home())
     if root := env.get("HIVEYARD_HOME"):
@@ -95,8 +97,8 @@ def default_paths(env: Mapping[str, str] | None = None) -> Paths:
         data = Path(env.get("XDG_DATA_HOME") or home / ".local" / "share") / "hiveyard"
         cache = Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "hiveyard"
         config = Path(env.get("XDG_CONFIG_HOME") or home / ".config") / "hiveyard" / "config.toml"
-        # Not in XDG_RUNTIME_DIR: cron and sudo do not have it, and would find no daemon and start a second one on the
-        # same data; and it is removed when the user logs out, with the doors of whoever works through the night.
+        # Not in XDG_RUNTIME_DIR: cron and sudo do not have it; they would find no daemon and start a second one on the
+        # same data. It is also removed when the user logs out, while sessions may still run.
         found = Paths(data, cache, data / "run", config)
     if moved := env.get("HIVEYARD_CACHE"):
         found = found._replace(cache=Path(moved))

@@ -1,6 +1,6 @@
-"""Parts that other distributions bring, by entry points; see docs/plugins.md.
+"""Load parts that other distributions add by entry points; see docs/plugins.md.
 
-Nothing is looked for before somebody asks, and nothing is imported before it is used.
+Entry points are searched on request only, and a plugin is imported when it is used.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ Group = Literal["hiveyard.providers", "hiveyard.process_managers", "hiveyard.age
 
 
 def names(group: Group, own: Collection[str]) -> list[str]:
-    """What plugins there are. Raises BadPlugin where one has the name of another, or of one of Hiveyard's `own`."""
+    """Return the names of the plugins. Raises BadPlugin for one with the name of another, or of Hiveyard's `own`."""
     return sorted(_found(group, own))
 
 
 def make(group: Group, name: str, own: Collection[str], *arguments: object) -> object | None:
-    """What the plugin `name` makes of `arguments`; None when there is no such plugin. Raises BadPlugin."""
+    """Call the plugin `name` with `arguments` and return the result; None for an unknown name. Raises BadPlugin."""
     entry = _found(group, own).get(name)
     if entry is None:
         return None
     try:
         made = entry.load()(*arguments)
-    except Exception as error:  # code of a stranger, which may fail in any way
+    except Exception as error:  # foreign code may fail in any way
         raise _bad(entry, f"cannot be used: {type(error).__name__}: {one_line(str(error))}") from error
     if getattr(made, "name", None) != name:
-        raise _bad(entry, f"calls what it makes {one_line(repr(getattr(made, 'name', None)), 80)}")
+        raise _bad(entry, f"returned an object whose name is {one_line(repr(getattr(made, 'name', None)), 80)}")
     return made  # type: ignore[no-any-return]
 
 
@@ -40,7 +40,7 @@ def _found(group: Group, own: Collection[str]) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=group):
         if not _NAME.match(entry.name):
-            raise _bad(entry, "has no name that can be: 1 to 31 of a-z, 0-9, - and _, a letter first")
+            raise _bad(entry, "has an invalid name: it is 1 to 31 of a-z, 0-9, - and _, and begins with a letter")
         if entry.name in own:
             raise _bad(entry, "has the name of one of Hiveyard's own")
         before = found.setdefault(entry.name, entry)
@@ -50,9 +50,10 @@ def _found(group: Group, own: Collection[str]) -> dict[str, EntryPoint]:
 
 
 def _bad(entry: EntryPoint, why: str) -> BadPlugin:
-    whose = _distribution(entry)
+    distribution = _distribution(entry)
     return BadPlugin(
-        f"the plugin {one_line(entry.name, 80)!r} ({entry.group}) of {whose} {why}", hint=f"pip uninstall {whose}"
+        f"the plugin {one_line(entry.name, 80)!r} ({entry.group}) of {distribution} {why}",
+        hint=f"pip uninstall {distribution}",
     )
 
 

@@ -274,7 +274,7 @@ async def test_it_runs_as_a_program_of_its_own(tmp_path: Path) -> None:
     ],
 )
 async def test_a_wrong_script_is_a_clear_line(text: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="this is no script"):
+    with pytest.raises(BadInput, match="the script is not valid"):
         load(text)
     (tmp_path / "s.json").write_text(text if text != "{" else "[")
     argv = [sys.executable, "-m", "hiveyard.testing.model", "--script", str(tmp_path / "s.json")]

@@ -1,4 +1,4 @@
-"""The API against a real daemon, where a tool that makes requests from the document does not come."""
+"""Requests to a real daemon that no tool derives from the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def client(hv: Hv) -> Client:
 
 
 def raw(hv: Hv, request: bytes) -> bytes:
-    """The whole answer to bytes as they are."""
+    """Send these bytes and return the complete answer."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(hv.home / "run" / "api.sock"))
         connection.settimeout(30)
@@ -48,7 +48,7 @@ def raw(hv: Hv, request: bytes) -> bytes:
         ("POST", "/v1/tasks", b'{"repo": "/r", "prompt": "p", "timeout": NaN}', 400),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_a_problem(
+def test_an_invalid_request_is_answered_with_a_problem(
     hv: Hv, method: str, path: str, body: bytes, status: int
 ) -> None:
     hv.json("ps")

@@ -1,6 +1,6 @@
-"""The API keeps its word: whatever comes in, the daemon answers as its own OpenAPI document says, and never with a 5xx.
+"""Check that the daemon answers every request as its OpenAPI document says, and never with a 5xx.
 
-Schemathesis makes the requests from the document, those that it allows and those that it does not; the seed is fixed.
+Schemathesis makes valid and invalid requests from the document. The seed is fixed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["hv", "repo", "shared_home"]
 FEW, MANY = 8, 100
 """Requests of each kind per operation."""
 
-# Whether a repository or an image is there is not in the document: what fits it may still be refused.
+# The document does not say which repositories and images exist: a valid request may still be refused.
 _LEFT_OUT = ("positive_data_acceptance", "ensure_resource_availability", "use_after_free", "ignored_auth")
 
 

@@ -49,9 +49,11 @@ def test_the_output_of_a_command_is_shown_completely(hv: Hv, repo: Path) -> None
     assert raw == wanted
 
 
-def test_a_line_over_the_limit_says_how_much_is_missing(hv: Hv, repo: Path) -> None:
-    (hv.home / "config.toml").write_text((hv.home / "config.toml").read_text() + "line_limit_mib = 1\n")
-    done = hv("run", str(repo), "-m", "long", "--command", "head -c 1100000 /dev/zero | tr '\\0' x; echo; echo last")
+def test_a_line_over_the_limit_says_how_much_is_missing(own_hv: Hv, repo: Path) -> None:
+    (own_hv.home / "config.toml").write_text((own_hv.home / "config.toml").read_text() + "line_limit_mib = 1\n")
+    done = own_hv(
+        "run", str(repo), "-m", "long", "--command", "head -c 1100000 /dev/zero | tr '\\0' x; echo; echo last"
+    )
     assert "cut after 1048576 bytes, 51424 bytes were left out; engine.line_limit_mib" in done.stdout
     assert "last" in done.stdout.splitlines()
 
@@ -67,16 +69,16 @@ def test_raw_output_does_not_hurt_a_terminal(hv: Hv, repo: Path) -> None:
     assert on_terminal(hv, "events", "escape", "--raw") == b"abc\r\n"
 
 
-def test_long_steps_report_their_progress(hv: Hv, repo: Path) -> None:
-    hv.env["PATH"] = f"{hv.home}/bin:{hv.env['PATH']}"
-    (hv.home / "bin").mkdir()
-    git = hv.home / "bin" / "git"
+def test_long_steps_report_their_progress(own_hv: Hv, repo: Path) -> None:
+    own_hv.env["PATH"] = f"{own_hv.home}/bin:{own_hv.env['PATH']}"
+    (own_hv.home / "bin").mkdir()
+    git = own_hv.home / "bin" / "git"
     git.write_text('#!/bin/sh\ncase " $* " in *" clone "*|*" bundle "*|*" index-pack "*) sleep 2.3;; esac\n'
                    'PATH=${PATH#*:} exec git "$@"\n')  # fmt: skip
     git.chmod(0o755)
-    done = hv("run", str(repo), "-m", "slow", "--command", "echo x > x.txt; echo done")
+    done = own_hv("run", str(repo), "-m", "slow", "--command", "echo x > x.txt; echo done")
     assert done.returncode == 0, done.stderr
-    said = [event["body"]["message"] for event in hv.events("slow") if event["body"]["type"] == "progress"]
+    said = [event["body"]["message"] for event in own_hv.events("slow") if event["body"]["type"] == "progress"]
     for step in ("copying the repository", "packing the repository", "reading the work out of the machine"):
         assert [line for line in said if re.fullmatch(rf"{step}: \d+ kB", line)], said
         assert step in done.stdout
@@ -105,16 +107,16 @@ def test_a_task_that_has_ended_cannot_be_cancelled(hv: Hv, repo: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "at-work: cancelled\n")
 
 
-def test_a_verbose_daemon_logs_the_commands_that_it_runs(hv: Hv, repo: Path) -> None:
-    hv.env["PYTHONUNBUFFERED"] = "1"
-    daemon = hv.start("serve", "-v")
+def test_a_verbose_daemon_logs_the_commands_that_it_runs(own_hv: Hv, repo: Path) -> None:
+    own_hv.env["PYTHONUNBUFFERED"] = "1"
+    daemon = own_hv.start("serve", "-v")
     try:
-        while not (hv.home / "run" / "api.sock").exists():
+        while not (own_hv.home / "run" / "api.sock").exists():
             assert daemon.poll() is None
             time.sleep(0.05)
-        assert hv("run", str(repo), "-m", "x", "--command", "echo done").returncode == 0
-        for task in hv.json("ps", "-a"):
-            hv("rm", task["id"])
+        assert own_hv("run", str(repo), "-m", "x", "--command", "echo done").returncode == 0
+        for task in own_hv.json("ps", "-a"):
+            own_hv("rm", task["id"])
     finally:
         daemon.send_signal(signal.SIGTERM)
         _, log = daemon.communicate(timeout=60)
@@ -124,25 +126,25 @@ def test_a_verbose_daemon_logs_the_commands_that_it_runs(hv: Hv, repo: Path) -> 
 
 
 @pytest.mark.parametrize(("level", "logged"), [("debug", True), ("warning", False)])
-def test_a_daemon_that_a_verb_starts_has_the_level_of_the_environment(hv: Hv, level: str, logged: bool) -> None:
-    hv.env["HIVEYARD_LOG_LEVEL"] = level
-    hv.json("ps")
-    log = (hv.home / "data" / "daemon.log").read_text()
+def test_a_daemon_that_a_verb_starts_has_the_level_of_the_environment(own_hv: Hv, level: str, logged: bool) -> None:
+    own_hv.env["HIVEYARD_LOG_LEVEL"] = level
+    own_hv.json("ps")
+    log = (own_hv.home / "data" / "daemon.log").read_text()
     assert ("INFO hiveyard.daemon" in log) == logged
 
 
-def test_a_wrong_log_level_is_refused(hv: Hv) -> None:
-    hv.env["HIVEYARD_LOG_LEVEL"] = "loud"
+def test_a_wrong_log_level_is_refused(own_hv: Hv) -> None:
+    own_hv.env["HIVEYARD_LOG_LEVEL"] = "loud"
     for words in (("ps",), ("serve",)):
-        done = hv(*words)
+        done = own_hv(*words)
         assert "HIVEYARD_LOG_LEVEL is 'loud'" in done.stderr and "debug, info" in done.stderr
         assert done.returncode == 2
-    del hv.env["HIVEYARD_LOG_LEVEL"]
-    assert hv("serve", "--log-level", "loud").returncode == 2
+    del own_hv.env["HIVEYARD_LOG_LEVEL"]
+    assert own_hv("serve", "--log-level", "loud").returncode == 2
 
 
-def test_a_daemon_that_ends_during_exec_is_one_clear_line(hv: Hv) -> None:
-    (hv.home / "run").mkdir()
+def test_a_daemon_that_ends_during_exec_is_one_clear_line(own_hv: Hv) -> None:
+    (own_hv.home / "run").mkdir()
 
     def serve(listening: socket.socket) -> None:
         while True:
@@ -156,11 +158,11 @@ def test_a_daemon_that_ends_during_exec_is_one_clear_line(hv: Hv) -> None:
                 connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
-        listening.bind(str(hv.home / "run" / "api.sock"))
+        listening.bind(str(own_hv.home / "run" / "api.sock"))
         listening.listen()
         server = threading.Thread(target=serve, args=(listening,))
         server.start()
-        done = hv("exec", "-T", "box", "--", "sh", "-c", "sleep 60")
+        done = own_hv("exec", "-T", "box", "--", "sh", "-c", "sleep 60")
         server.join(10)
     assert (done.returncode, done.stdout) == (125, "")
     assert done.stderr.splitlines() == [

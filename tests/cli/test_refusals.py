@@ -30,7 +30,7 @@ def test_a_daemon_that_says_nothing_is_told_with_what_to_do(tmp_path: Path) -> N
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
-        with pytest.raises(DaemonSilent, match="has said nothing for") as told:
+        with pytest.raises(DaemonSilent, match="has not answered for") as told:
             Client(tmp_path / "s").alive(0.1)
     assert told.value.hint.startswith(f"kill {os.getpid()};")
     assert not Client(tmp_path / "s").alive()

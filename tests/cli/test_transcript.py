@@ -57,7 +57,8 @@ def test_a_single_line_of_json_is_counted() -> None:
     ("type", "field"), [("agent.output", "text"), ("agent.text", "text"), ("agent.tool_returned", "output")]
 )
 def test_what_the_journal_clipped_is_counted_too(type: str, field: str) -> None:
-    shown = lines(type, **{field: clip("abc\n" * 40_000)})
+    fields: Any = {field: clip("abc\n" * 40_000)}
+    shown = lines(type, **fields)
     assert "94464 more characters" in shown[-1]
     assert f"hv events {ID} --raw" in shown[-1]
 

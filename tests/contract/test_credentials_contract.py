@@ -211,7 +211,7 @@ async def test_a_real_secret_that_was_asked_for_is_announced(
     done = await installer.install(guest, [plain, real], real=["claude-api-key"])
     assert [one.real for one in done] == [False, True]
     assert [line for line in said.lines if "a real secret into the guest" in line] == [
-        "the profile claude-api-key puts a real secret into the guest, where all that runs can read it:"
+        "the profile claude-api-key puts a real secret into the guest, where every program can read it:"
         " ~/.claude/settings.json"
     ]
     settings = json.loads(await guest.read("~/.claude/settings.json"))
@@ -315,7 +315,7 @@ async def test_a_check_that_fails_is_an_error_with_its_words_and_nothing_stays(
     script = "echo 'not signed in:'; cat d/key; exit 3"
     error = await failing(said, installer, guest, profile(folder, check=Command(shell=script, cwd=folder)))
     assert isinstance(error, CredentialsCheckFailed)
-    assert "ended with 3: not signed in: ***" in error.message
+    assert "exited with 3: not signed in: ***" in error.message
     assert await below(guest, folder) == []
 
 
@@ -338,7 +338,7 @@ async def test_a_check_may_quote_a_file_whose_secrets_nobody_named(
     command = Command(shell=f"{check}; echo; echo type it again; exit 3", cwd=f"{folder}/d")
     files = [CredentialFile(path=f"{folder}/d/key", **file)]
     error = await failing(said, installer, guest, profile(folder, files=files, secrets=(), check=command))
-    assert re.search(r"ended with 3: no \*{8,}", error.message)
+    assert re.search(r"exited with 3: no \*{8,}", error.message)
     assert error.message.endswith(" type it again"), "what is too short to be a secret is no star"
 
 

@@ -281,7 +281,7 @@ async def test_a_batch_that_was_killed_blames_no_step(home: Path) -> None:
 
 @pytest.mark.parametrize("said", ["f 600 ²", "f ² 0", "f 600 " + "9" * 5000, "f 600", "q 600 0", ""])
 async def test_what_a_guest_says_of_its_files_is_not_believed(home: Path, said: str) -> None:
-    with pytest.raises(CredentialsNotInstalled, match="does not tell"):
+    with pytest.raises(CredentialsNotInstalled, match="does not report"):
         await look(_guest(Answering(home, _SPOKEN + f"echo 0; echo {shlex.quote(said)}")), ["/a"])
 
 

@@ -1,5 +1,5 @@
-"""Tokens kept in a file, as a caller of `Refresher` keeps them; run as a program it asks for them several times:
-FILE LOCK URL TIMES MARGIN -> a line for each."""
+"""Keep tokens in a file, as a caller of `Refresher` does. As a program it requests them several times:
+FILE LOCK URL TIMES MARGIN -> one line per request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .oauth_server import CLIENT
 
 
 class Keeper:
-    """`broken` makes `save` fail."""
+    """Tokens in a file. `broken` makes `save` fail."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,5 +1,7 @@
-"""A true small OAuth server on loopback: PKCE codes that are good once, refresh tokens that rotate. Who uses one twice
-loses the whole sign-in, as the standard's best practice has it."""
+"""Run a small real OAuth server on loopback: PKCE codes that are valid once, and refresh tokens that rotate.
+
+A client that uses a refresh token twice loses the sign-in, as the standard's best practice recommends.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,12 @@ CLIENT = "hiveyard-test-client"
 
 
 class Refused(Exception):
-    """OAuth's error code."""
+    """A refusal with OAuth's error code."""
 
 
 @dataclass(slots=True)
 class OAuthServer:
-    """What it knows. `trouble` answers in its place as long as there is some."""
+    """The state of the server. While `trouble` is not empty, it answers instead."""
 
     url: str = ""
     life: float = 3600.0
@@ -51,7 +53,7 @@ class OAuthServer:
         return OAuthSettings(**parts)  # type: ignore[arg-type]
 
     def approve(self, url: str) -> str:
-        """What the page shows to a person who opens the address of a sign-in and agrees: `code#state`."""
+        """Return the answer that the page shows when the user opens the address and agrees: `code#state`."""
         asked = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
         assert asked["response_type"] == "code"
         assert asked["code_challenge_method"] == "S256"
@@ -62,7 +64,7 @@ class OAuthServer:
         return f"{code}#{asked['state']}"
 
     def sign_in(self) -> dict[str, object]:
-        """Tokens of a new sign-in, as the endpoint gives them."""
+        """Return the tokens of a new sign-in, as the endpoint does."""
         with self.lock:
             return self._grant(secrets.token_hex(4))
 
@@ -107,7 +109,7 @@ class OAuthServer:
 
 @contextmanager
 def oauth_server() -> Iterator[OAuthServer]:
-    """Serve for as long as the block lasts."""
+    """Serve until the block ends."""
     state = OAuthServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -125,7 +127,7 @@ def oauth_server() -> Iterator[OAuthServer]:
                 answer(self, 400, json.dumps(said).encode())
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Tests read no access log."""
+            """Log nothing: tests read no access log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -143,7 +145,7 @@ def oauth_server() -> Iterator[OAuthServer]:
 def answer(
     to: BaseHTTPRequestHandler, status: int, body: bytes, *, kind: str = "application/json", **headers: str
 ) -> None:
-    """Answer whole. Underscores in names of headers stand for dashes."""
+    """Return a complete answer. Underscores in names of headers stand for dashes."""
     to.send_response(status)
     to.send_header("content-type", kind)
     to.send_header("content-length", str(len(body)))

@@ -1,4 +1,4 @@
-"""Signing in and refreshing, against a real server on loopback; and answers that are none."""
+"""Sign in and refresh with a real server on loopback, also with invalid answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server() -> Iterator[OAuthServer]:
 
 @pytest.fixture
 def said(server: OAuthServer) -> Iterator[Said]:
-    """What is said in a test; at its end it must hold nothing that the server gave out."""
+    """Collect all output of a test. At its end the output must not contain a token of the server."""
     with listening() as said:
         yield said
     assert said.lines
@@ -63,7 +63,7 @@ async def refused(said: Said, settings: OAuthSettings, tokens: Tokens) -> Creden
     return caught.value
 
 
-async def test_a_person_signs_in_and_the_tokens_are_refreshed(server: OAuthServer, said: Said) -> None:
+async def test_a_user_signs_in_and_the_tokens_are_refreshed(server: OAuthServer, said: Said) -> None:
     tokens = await signed_in(server)
     assert tokens.access.reveal() in server.access
     assert tokens.account == "me@example.org"
@@ -75,7 +75,7 @@ async def test_a_person_signs_in_and_the_tokens_are_refreshed(server: OAuthServe
     said.add(f"{tokens} {fresh!r}")
 
 
-async def test_a_refresh_token_is_good_once(server: OAuthServer, said: Said) -> None:
+async def test_a_refresh_token_is_valid_once(server: OAuthServer, said: Said) -> None:
     tokens = await signed_in(server)
     await refresh(server.settings(), tokens)
     error = await refused(said, server.settings(), tokens)
@@ -84,7 +84,7 @@ async def test_a_refresh_token_is_good_once(server: OAuthServer, said: Said) -> 
     assert "invalid_grant: not this one: ***" in error.message
 
 
-async def test_a_code_is_good_once_and_only_with_its_own_verifier(server: OAuthServer) -> None:
+async def test_a_code_is_valid_once_and_only_with_its_own_verifier(server: OAuthServer) -> None:
     settings = server.settings()
     first, second = begin(settings), begin(settings)
     pasted = server.approve(first.url)
@@ -96,7 +96,7 @@ async def test_a_code_is_good_once_and_only_with_its_own_verifier(server: OAuthS
         await exchange(settings, second, pasted)
 
 
-async def test_the_address_of_the_page_is_as_good_as_what_it_shows(server: OAuthServer) -> None:
+async def test_the_address_of_the_page_is_accepted_as_an_answer(server: OAuthServer) -> None:
     sign_in = begin(server.settings())
     code, _, state = server.approve(sign_in.url).partition("#")
     await exchange(server.settings(), sign_in, f" {server.url}/callback?state={state}&code={code}\n")
@@ -105,12 +105,12 @@ async def test_the_address_of_the_page_is_as_good_as_what_it_shows(server: OAuth
 @pytest.mark.parametrize(
     "pasted", ["", "code", "code-12345678#", "#state", "a b c d e f g#x", "http://[", "ü" * 9 + "#x"]
 )
-async def test_what_is_no_answer_of_a_sign_in_is_bad_input(server: OAuthServer, pasted: str) -> None:
-    with pytest.raises(BadInput, match="no answer of a sign-in"):
+async def test_an_invalid_answer_is_bad_input(server: OAuthServer, pasted: str) -> None:
+    with pytest.raises(BadInput, match="not the answer of a sign-in"):
         await exchange(server.settings(), begin(server.settings()), pasted)
 
 
-async def test_an_answer_of_another_sign_in_is_not_taken(server: OAuthServer) -> None:
+async def test_an_answer_of_another_sign_in_is_refused(server: OAuthServer) -> None:
     mine, other = begin(server.settings()), begin(server.settings())
     for pasted in (server.approve(other.url), "code-12345678#%ff", f"{server.url}?code=code-12345678&state=%ff"):
         with pytest.raises(BadInput, match="another sign-in"):
@@ -129,14 +129,14 @@ async def test_tokens_that_cannot_be_refreshed_are_not_sent(server: OAuthServer,
     assert error.hint == "sign in again"
 
 
-def test_a_token_is_over_when_its_time_is_or_the_margin_before() -> None:
+def test_a_token_expires_at_its_time_or_a_margin_earlier() -> None:
     tokens = Tokens(access=Secret("Zq8TestSecret"), refresh=None, expires_at=1000.0)
     assert not tokens.expired(999.0)
     assert tokens.expired(1000.0)
     assert tokens.expired(999.0, margin=2.0)
 
 
-def test_claude_codes_own_file_is_read_and_written_whole() -> None:
+def test_claude_codes_own_file_is_read_and_written_completely() -> None:
     content = {
         "accessToken": "sk-ant-oat01-Zq8TestSecret",
         "refreshToken": "sk-ant-ort01-Zq8TestSecret",
@@ -153,13 +153,13 @@ def test_claude_codes_own_file_is_read_and_written_whole() -> None:
     "content",
     ["", "{", "[]", "{}", '{"claudeAiOauth": {"accessToken": "sk-Zq8TestSecret", "expiresAt": "soon"}}', "\udc00"],
 )
-def test_a_file_that_is_none_is_an_error_that_does_not_show_it(content: str) -> None:
+def test_an_invalid_file_is_an_error_that_does_not_show_it(content: str) -> None:
     with pytest.raises(CredentialsError) as caught:
         tokens_of_file(Secret(content))
     assert "Zq8TestSecret" not in str(caught.value)
 
 
-# --- answers that are none -------------------------------------------------------------------------------------------
+# --- invalid answers -------------------------------------------------------------------------------------------------
 
 
 def whole(status: int, body: bytes, kind: str = "application/json", **headers: str) -> Trouble:
@@ -222,32 +222,32 @@ TROUBLE: dict[str, tuple[Trouble, type[CredentialsError], str]] = {
     "529": (whole(529, b'{"error": {"type": "overloaded_error"}}'), SignInUnavailable, "529: overloaded_error"),
     "a redirect": (whole(302, b"", location="http://127.0.0.1:1/"), BadSignInAnswer, "answered 302"),
     "HTML": (whole(200, b"<html>Sign in to the hotel</html>", "text/html"), BadSignInAnswer, "33 bytes of text/html"),
-    "cut JSON": (whole(200, b'{"access_token": "sk-ant-Zq8TestSecret'), BadSignInAnswer, "no JSON object"),
-    "no UTF-8": (whole(200, b'{"access_token": "\xff"}'), BadSignInAnswer, "no JSON object"),
-    "another shape": (whole(200, b"[1, 2]"), BadSignInAnswer, "no JSON object"),
-    "deep": (whole(200, b"[" * 100_000), BadSignInAnswer, "no JSON object"),
-    "no token": (whole(200, b'{"expires_in": 3600}'), BadSignInAnswer, "no sound access_token"),
+    "cut JSON": (whole(200, b'{"access_token": "sk-ant-Zq8TestSecret'), BadSignInAnswer, "without a JSON object"),
+    "no UTF-8": (whole(200, b'{"access_token": "\xff"}'), BadSignInAnswer, "without a JSON object"),
+    "another shape": (whole(200, b"[1, 2]"), BadSignInAnswer, "without a JSON object"),
+    "deep": (whole(200, b"[" * 100_000), BadSignInAnswer, "without a JSON object"),
+    "no token": (whole(200, b'{"expires_in": 3600}'), BadSignInAnswer, "no valid access_token"),
     "a token that is a number": (whole(200, b'{"access_token": 7, "expires_in": 9}'), BadSignInAnswer, "access_token"),
-    "no life": (whole(200, b'{"access_token": "sk-ant-oat01-Zq8TestSecret"}'), BadSignInAnswer, "no sound expires_in"),
+    "no life": (whole(200, b'{"access_token": "sk-ant-oat01-Zq8TestSecret"}'), BadSignInAnswer, "no valid expires_in"),
     "a life below zero": (
         whole(200, b'{"access_token": "sk-ant-oat01-Zq8TestSecret", "expires_in": -1}'),
         BadSignInAnswer,
-        "no sound expires_in",
+        "no valid expires_in",
     ),
     "an endless life": (
         whole(200, b'{"access_token": "sk-ant-oat01-Zq8TestSecret", "expires_in": 1e300}'),
         BadSignInAnswer,
-        "no sound expires_in",
+        "no valid expires_in",
     ),
     "a token with a line break": (
         whole(200, b'{"access_token": "sk-ant-Zq8TestSecret\\r\\nx-evil: 1", "expires_in": 9}'),
         BadSignInAnswer,
-        "characters that no key has",
+        "invalid characters",
     ),
-    "compressed": (whole(200, b"\x1f\x8b", content_encoding="gzip"), BadSignInAnswer, "compressed"),
+    "compressed": (whole(200, b"\x1f\x8b", content_encoding="gzip"), BadSignInAnswer, "with compression"),
     "cut in half": (cut, BadSignInAnswer, "cut its answer"),
     "50 MB": (flood, BadSignInAnswer, "more than 262144 bytes"),
-    "no HTTP": (no_http, BadSignInAnswer, "spoke no HTTP"),
+    "no HTTP": (no_http, BadSignInAnswer, "did not answer with HTTP"),
     "a closed connection": (hang_up, BadSignInAnswer, "cut its answer"),
 }
 
@@ -261,7 +261,7 @@ async def test_a_bad_answer_is_an_exact_error_without_a_secret(server: OAuthServ
     assert type(error) is kind
     assert words in error.message
     assert len(error.message) < 500
-    # The refresh token was not used up by it.
+    # The refresh token is still valid.
     assert (await refresh(server.settings(), tokens)).access.reveal() in server.access
 
 
@@ -279,7 +279,7 @@ async def test_an_error_that_quotes_the_secret_encoded_is_masked(server: OAuthSe
 @pytest.mark.parametrize(
     ("told", "wait"), [("17", 17.0), ("-3", 0.0), ("soon", None), ("", None), ("1e400", None), ("nan", None)]
 )
-async def test_a_limit_says_when_to_come_back_if_it_was_told(
+async def test_a_rate_limit_has_the_retry_time_if_there_was_one(
     server: OAuthServer, said: Said, told: str, wait: float | None
 ) -> None:
     tokens = await signed_in(server)
@@ -290,7 +290,7 @@ async def test_a_limit_says_when_to_come_back_if_it_was_told(
     assert error.retry
 
 
-async def test_a_limit_may_tell_a_date(server: OAuthServer, said: Said) -> None:
+async def test_a_rate_limit_may_have_a_date(server: OAuthServer, said: Said) -> None:
     tokens = await signed_in(server)
     server.trouble.append(whole(429, b"{}", retry_after="Sat, 01 Jan 2000 00:00:00 GMT"))
     error = await refused(said, server.settings(), tokens)
@@ -298,7 +298,7 @@ async def test_a_limit_may_tell_a_date(server: OAuthServer, said: Said) -> None:
     assert error.retry_after == 0.0
 
 
-async def test_an_endpoint_that_drips_is_a_timeout(server: OAuthServer, said: Said) -> None:
+async def test_an_endpoint_that_sends_slowly_is_a_timeout(server: OAuthServer, said: Said) -> None:
     tokens = await signed_in(server)
     server.trouble.append(drip)
     error = await refused(said, server.settings(seconds=0.5), tokens)
@@ -306,7 +306,7 @@ async def test_an_endpoint_that_drips_is_a_timeout(server: OAuthServer, said: Sa
     assert "did not answer within 0.5s" in error.message
 
 
-async def test_an_endpoint_that_is_not_there_is_unreachable(server: OAuthServer, said: Said) -> None:
+async def test_a_missing_endpoint_is_unreachable(server: OAuthServer, said: Said) -> None:
     tokens = await signed_in(server)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -329,7 +329,7 @@ async def test_an_endpoint_that_is_not_there_is_unreachable(server: OAuthServer,
         "https://\u2100u:Zq8TestSecret/",
     ],
 )
-def test_a_token_is_sent_nowhere_in_the_clear(url: str) -> None:
+def test_a_token_is_never_sent_unencrypted(url: str) -> None:
     with pytest.raises(BadSetting) as caught:
         OAuthSettings(token_url=url)
     assert "Zq8TestSecret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What the profiles of known programs hold."""
+"""The contents of the profiles of known programs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def content(profile: CredentialProfile, name: str) -> str:
     return next(file.data().decode() for file in profile.files if file.path.endswith(name))
 
 
-def test_only_the_names_of_real_ones_say_what_they_bring() -> None:
+def test_only_profiles_with_a_real_secret_are_named_after_it() -> None:
     names = [profile.name for profile in (*PLAIN, *REAL)]
     assert len(set(names)) == len(names)
     assert [profile.name for profile in PLAIN] == ["claude", "opencode", "codex", "goose"]
@@ -57,7 +57,7 @@ def test_only_the_names_of_real_ones_say_what_they_bring() -> None:
 
 
 @pytest.mark.parametrize("profile", [*PLAIN, *REAL], ids=lambda profile: profile.name)
-def test_what_is_secret_is_in_closed_files_only_and_never_shown(profile: CredentialProfile) -> None:
+def test_secrets_are_only_in_private_files_and_never_shown(profile: CredentialProfile) -> None:
     for file in profile.files:
         if file.secret:
             assert file.mode == 0o600
@@ -68,11 +68,11 @@ def test_what_is_secret_is_in_closed_files_only_and_never_shown(profile: Credent
 
 
 @pytest.mark.parametrize("profile", PLAIN, ids=lambda profile: profile.name)
-def test_a_plain_profile_leads_to_the_door(profile: CredentialProfile) -> None:
+def test_a_plain_profile_uses_the_door(profile: CredentialProfile) -> None:
     assert DOOR in "".join(file.data().decode() for file in profile.files)
 
 
-def test_codex_is_told_in_toml_and_json() -> None:
+def test_codex_is_configured_in_toml_and_json() -> None:
     made = profiles.codex(DOOR, KEY)
     config = tomllib.loads(content(made, "config.toml"))
     assert config["model_providers"][config["model_provider"]]["base_url"] == f"{DOOR}/openai/v1"
@@ -91,7 +91,7 @@ def test_git_itself_finds_the_token_for_that_host_and_for_no_other(tmp_path: Pat
     assert fill("other.example.org").returncode != 0
 
 
-def test_the_check_of_git_tells_whether_there_is_a_token_and_prints_none(tmp_path: Path) -> None:
+def test_the_check_of_git_reports_whether_there_is_a_token_and_prints_none(tmp_path: Path) -> None:
     made = profiles.git("git.example.org", "me", KEY, checked=True)
     assert made.check is not None
     env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1"}
@@ -123,7 +123,7 @@ BAD: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_cannot_be_is_told_in_one_line_without_the_secret(what: str) -> None:
+def test_an_invalid_profile_is_reported_in_one_line_without_the_secret(what: str) -> None:
     with pytest.raises(BadInput) as caught:
         BAD[what]()
     assert "\n" not in caught.value.message
@@ -132,7 +132,7 @@ def test_what_cannot_be_is_told_in_one_line_without_the_secret(what: str) -> Non
 
 
 @pytest.mark.parametrize("key", ["", "short", "sk-with space", "sk-line\nbreak", "sk-ключ-ключ"])
-def test_a_key_that_cannot_be_one_goes_nowhere(key: str) -> None:
+def test_an_invalid_key_is_refused(key: str) -> None:
     for make in (profiles.claude_api_key, profiles.claude_setup_token, profiles.codex_api_key, profiles.github):
         with pytest.raises(CredentialsError) as caught:
             make(Secret(key))

@@ -1,4 +1,4 @@
-"""One writer of an account's tokens, whoever asks and however many."""
+"""One writer of an account's tokens, for any number of callers and processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class HeldClock(SystemClock):
-    """Stands still until it is moved."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.at = 1_700_000_000.0
@@ -56,7 +56,7 @@ def clock() -> HeldClock:
 
 @pytest.fixture
 async def first(server: OAuthServer, keeper: Keeper, clock: HeldClock) -> Tokens:
-    """The tokens of a sign-in that was saved."""
+    """Return the tokens of a saved sign-in."""
     sign_in = begin(server.settings())
     tokens = await exchange(server.settings(), sign_in, server.approve(sign_in.url), clock=clock)
     await keeper.save(tokens)
@@ -86,12 +86,12 @@ async def ask_at_once(refresher: Refresher, times: int) -> set[str]:
     return found
 
 
-async def test_tokens_that_are_good_are_not_refreshed(server: OAuthServer, refresher: Refresher, first: Tokens) -> None:
+async def test_valid_tokens_are_not_refreshed(server: OAuthServer, refresher: Refresher, first: Tokens) -> None:
     assert await ask_at_once(refresher, 10) == {first.access.reveal()}
     assert server.refreshes == 0
 
 
-async def test_a_token_that_expires_in_the_middle_is_refreshed_once_for_all(
+async def test_an_expired_token_is_refreshed_once_for_all_callers(
     server: OAuthServer, refresher: Refresher, first: Tokens, clock: HeldClock
 ) -> None:
     await refresher.tokens()
@@ -101,7 +101,7 @@ async def test_a_token_that_expires_in_the_middle_is_refreshed_once_for_all(
     assert server.refreshes == 1
 
 
-async def test_tokens_that_live_for_less_than_the_margin_are_refreshed_once_in_half_their_life(
+async def test_tokens_with_a_lifetime_under_the_margin_are_refreshed_after_half_of_it(
     server: OAuthServer, refresher: Refresher, first: Tokens, clock: HeldClock
 ) -> None:
     server.life = 200
@@ -125,7 +125,7 @@ async def test_a_token_that_the_vendor_refused_is_replaced_once(
     assert server.refreshes == 1
 
 
-async def test_what_another_one_refreshed_is_taken_over(
+async def test_tokens_that_another_refresher_saved_are_used(
     server: OAuthServer, refresher: Refresher, keeper: Keeper, first: Tokens, clock: HeldClock
 ) -> None:
     other = another(server, keeper, clock)
@@ -136,10 +136,8 @@ async def test_what_another_one_refreshed_is_taken_over(
     assert server.refreshes == 1
 
 
-async def test_two_processes_that_refresh_at_once_do_it_one_after_the_other(
-    server: OAuthServer, keeper: Keeper, first: Tokens
-) -> None:
-    # No token is ever good for so short a life: each call refreshes, and one used twice would end the sign-in.
+async def test_two_processes_refresh_one_after_the_other(server: OAuthServer, keeper: Keeper, first: Tokens) -> None:
+    # The lifetime is so short that each call refreshes. A refresh token used twice would end the sign-in.
     server.life = 1e-6
     said = run_processes(server, keeper, processes=2, times=10, margin=60)
     assert server.reuses == 0
@@ -150,14 +148,14 @@ async def test_two_processes_that_refresh_at_once_do_it_one_after_the_other(
 async def test_two_processes_with_an_expired_token_refresh_it_once(
     server: OAuthServer, keeper: Keeper, first: Tokens
 ) -> None:
-    # The clock that the first tokens were made by stands in the past.
+    # The clock of the first tokens is in the past.
     said = run_processes(server, keeper, processes=2, times=3, margin=60)
     assert server.refreshes == 1
     assert len(set(said)) == 1
 
 
 def run_processes(server: OAuthServer, keeper: Keeper, *, processes: int, times: int, margin: float) -> list[str]:
-    """What several processes that began at the same moment were given."""
+    """Return the tokens that several processes got, which started at the same moment."""
     words = [str(keeper.path), str(keeper.path.with_name("lock")), server.url, str(times), str(margin)]
     argv = [sys.executable, "-m", "tests.credentials.keeper", *words]
     running = [
@@ -181,8 +179,8 @@ def run_processes(server: OAuthServer, keeper: Keeper, *, processes: int, times:
     return [line for lines in said for line in lines]
 
 
-async def test_nobody_signed_in(refresher: Refresher) -> None:
-    with pytest.raises(KeyMissing, match="nobody signed in"):
+async def test_a_missing_sign_in_is_an_error(refresher: Refresher) -> None:
+    with pytest.raises(KeyMissing, match="has no sign-in"):
         await refresher.tokens()
 
 
@@ -203,7 +201,7 @@ async def test_tokens_that_could_not_be_saved_are_saved_by_the_next_call(
     assert stored.refresh == fresh.refresh
 
 
-async def test_a_new_sign_in_is_not_overwritten_by_what_could_not_be_saved(
+async def test_a_new_sign_in_is_not_overwritten_by_unsaved_tokens(
     server: OAuthServer, refresher: Refresher, keeper: Keeper, first: Tokens, clock: HeldClock
 ) -> None:
     clock.at += server.life
@@ -217,7 +215,7 @@ async def test_a_new_sign_in_is_not_overwritten_by_what_could_not_be_saved(
     assert (await refresher.tokens()).access == anew.access
 
 
-async def test_a_refresh_whose_caller_goes_away_is_finished_and_kept(
+async def test_a_refresh_whose_caller_is_cancelled_is_finished_and_saved(
     server: OAuthServer, refresher: Refresher, keeper: Keeper, first: Tokens, clock: HeldClock
 ) -> None:
     clock.at += server.life
@@ -244,7 +242,7 @@ async def test_a_refresh_whose_caller_goes_away_is_finished_and_kept(
     assert server.refreshes == 1
 
 
-async def test_a_refusal_reaches_each_caller_and_the_next_may_try_again(
+async def test_a_refusal_reaches_each_caller_and_a_later_call_tries_again(
     server: OAuthServer, refresher: Refresher, first: Tokens, clock: HeldClock
 ) -> None:
     clock.at += server.life
@@ -258,7 +256,7 @@ async def test_a_refusal_reaches_each_caller_and_the_next_may_try_again(
         await refresher.tokens()
 
 
-async def test_a_token_lives_on_while_the_sign_in_service_is_in_trouble(
+async def test_a_token_is_used_while_the_sign_in_service_fails(
     server: OAuthServer, refresher: Refresher, first: Tokens, clock: HeldClock
 ) -> None:
     clock.at += server.life - 299
@@ -276,7 +274,7 @@ async def test_a_token_lives_on_while_the_sign_in_service_is_in_trouble(
     assert server.refreshes == 1
 
 
-async def test_a_token_that_cannot_be_refreshed_is_good_to_its_end(
+async def test_a_token_that_cannot_be_refreshed_is_used_until_it_expires(
     refresher: Refresher, keeper: Keeper, first: Tokens, clock: HeldClock
 ) -> None:
     await keeper.save(replace(first, refresh=None))
@@ -287,7 +285,7 @@ async def test_a_token_that_cannot_be_refreshed_is_good_to_its_end(
         await refresher.tokens()
 
 
-async def test_waiting_for_another_process_can_be_given_up(
+async def test_waiting_for_another_process_can_be_cancelled(
     server: OAuthServer, refresher: Refresher, keeper: Keeper, first: Tokens
 ) -> None:
     with locked(keeper.path.with_name("lock")):

@@ -1,4 +1,4 @@
-"""Answers as the vendors give them, shortened: the shapes are those of their API references and of recorded traffic."""
+"""Shortened answers of the vendors, in the form of their API references and of recorded traffic."""
 
 from __future__ import annotations
 

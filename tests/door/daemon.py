@@ -1,7 +1,11 @@
-"""A daemon with one door, as a process that a test can kill: `python daemon.py URL DIRECTORY KEY PLACEHOLDER`."""
+"""Run a daemon with one door as a process that a test can kill: `python daemon.py URL DIRECTORY`.
+
+The variables KEY and PLACEHOLDER have the keys: command lines are logged.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,4 +29,4 @@ async def serve(url: str, directory: Path, key: str, placeholder: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(serve, sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4])
+    anyio.run(serve, sys.argv[1], Path(sys.argv[2]), os.environ["KEY"], os.environ["PLACEHOLDER"])

@@ -1,5 +1,5 @@
-"""A daemon with few file descriptors and two doors: `python flooded.py DIRECTORY`. At each line on its standard input
-it does what a daemon has to, and says how that went."""
+"""Run a daemon with few file descriptors and two doors: `python flooded.py DIRECTORY`. For each line on its standard
+input it does the work of a daemon, and prints the outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guests that send bytes as they are."""
+"""Guests that send raw bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def raw(opened: Door) -> AsyncIterator[SocketStream]:
 
 
 async def ask(opened: Door, text: bytes) -> bytes:
-    """Send bytes as they are; what comes back until the door closes."""
+    """Send raw bytes; return what arrives until the door closes the connection."""
     got = b""
     async with raw(opened) as stream:
         with anyio.fail_after(20):

@@ -1,4 +1,4 @@
-"""A house with doors: what a daemon gives to a door, and a guest who stands before it."""
+"""Open doors for tests, with a journal and a clock, and connect guests to them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ E = TypeVar("E")
 
 
 @dataclass(slots=True)
-class Told:
-    """The journal, as far as a door knows of one."""
+class MemoryJournal:
+    """A journal in memory, for the events of a door."""
 
     events: list[tuple[str, int | None, DoorEvent | Notice]] = field(default_factory=list)
 
@@ -39,7 +39,7 @@ class Told:
 
 
 class HeldClock:
-    """Stands still until the test sets it."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.at = 1000.0
@@ -61,22 +61,22 @@ def keys() -> Keys:
 @asynccontextmanager
 async def doors(
     url: str,
-    told: Told,
+    journal: MemoryJournal,
     *,
     of: Keys | None = None,
     settings: DoorSettings | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[Doors]:
     settings = settings or DoorSettings(anthropic_upstream=url, openai_upstream=url)
-    async with Doors(settings, of or keys(), told.record, clock=clock) as opened:
+    async with Doors(settings, of or keys(), journal.record, clock=clock) as opened:
         yield opened
 
 
 @asynccontextmanager
-async def door(url: str, told: Told, directory: Path, **options: object) -> AsyncIterator[Door]:
-    """One open door to `url`."""
+async def door(url: str, journal: MemoryJournal, directory: Path, **options: object) -> AsyncIterator[Door]:
+    """Open a door to `url`."""
     shared = {name: options.pop(name) for name in ("of", "settings", "clock") if name in options}
-    async with doors(url, told, **shared) as all_doors:  # type: ignore[arg-type]
+    async with doors(url, journal, **shared) as all_doors:  # type: ignore[arg-type]
         one = {"session": "s1", "placeholder": Secret(PLACEHOLDER), "turn": 1, **options}
         async with all_doors.open(directory=directory, **one) as opened:  # type: ignore[arg-type]
             yield opened
@@ -84,7 +84,7 @@ async def door(url: str, told: Told, directory: Path, **options: object) -> Asyn
 
 @asynccontextmanager
 async def guest(opened: Door, *, key: str = PLACEHOLDER) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client that stands before a door with a key."""
+    """Connect a client to a door, with a key."""
     headers = {"x-api-key": key, "authorization": f"Bearer {key}"}
     with short(opened.path) as path:
         transport = httpx2.AsyncHTTPTransport(uds=path)
@@ -95,13 +95,13 @@ async def guest(opened: Door, *, key: str = PLACEHOLDER) -> AsyncIterator[httpx2
 
 
 def message(text: str = "hello", *, stream: bool = False, **more: object) -> dict[str, object]:
-    """A request for Anthropic's messages."""
+    """Return a request to Anthropic's messages endpoint."""
     said = [{"role": "user", "content": text}]
     return {"model": "claude-sonnet-4-5", "max_tokens": 100, "stream": stream, "messages": said, **more}
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Wait for what must come about, but not for ever."""
+    """Wait until a condition is true, with a timeout."""
     with anyio.fail_after(20):
-        while not true():  # noqa: ASYNC110 - what is waited for has no event
+        while not true():  # noqa: ASYNC110 - the condition has no event
             await anyio.sleep(0.005)

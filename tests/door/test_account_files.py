@@ -1,4 +1,4 @@
-"""The files of accounts: what is kept in them, and what is said of them to whom."""
+"""The files of accounts: their content, and the errors that the guest and the user see."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.files import write_atomic
 from tests.credentials.oauth_server import CLIENT, oauth_server
 
-from .house import Told, door, guest, message
+from .house import MemoryJournal, door, guest, message
 
 pytestmark = pytest.mark.anyio
 
@@ -64,42 +64,45 @@ def folder(file: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [broken, loose, folder, absent])
-async def test_a_guest_is_told_what_is_wrong_with_the_keys_and_not_where_they_are(
+async def test_an_error_of_the_keys_does_not_show_the_guest_their_path(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     here = tmp_path / "of-the-host"
     here.mkdir()
     spoil(private(here / "keys.toml", 'anthropic = "sk-Zq8TestSecret-in-the-file"\n'))
     (tmp_path / "d").mkdir()
-    told = Told()
+    journal = MemoryJournal()
     keys = Keys({}, here / "keys.toml")
-    async with door("http://127.0.0.1:9", told, tmp_path / "d", of=keys) as opened, guest(opened) as client:
+    async with door("http://127.0.0.1:9", journal, tmp_path / "d", of=keys) as opened, guest(opened) as client:
         answered = await client.post("/anthropic/v1/messages", json=message())
     assert answered.status_code == 401 and "keys.toml" in answered.text
     assert "of-the-host" not in answered.text and str(tmp_path) not in answered.text
-    [failed] = told.of(ModelFailed)
+    [failed] = journal.of(ModelFailed)
     assert spoil is absent or str(here) in failed.failure.hint
 
 
-async def test_a_guest_is_not_told_where_the_files_of_the_settings_are(tmp_path: Path) -> None:
+async def test_an_error_of_the_settings_does_not_show_the_guest_a_path(tmp_path: Path) -> None:
     settings = DoorSettings(ca_file=str(tmp_path / "of-the-host.pem"))
-    async with door("", Told(), tmp_path, settings=settings) as opened, guest(opened) as client:
+    async with door("", MemoryJournal(), tmp_path, settings=settings) as opened, guest(opened) as client:
         answered = await client.post("/anthropic/v1/messages", json=message())
     assert "door.ca_file" in answered.text and "of-the-host" not in answered.text
 
 
-async def test_a_guest_is_not_told_where_a_tape_is(tmp_path: Path) -> None:
+async def test_an_error_of_a_tape_does_not_show_the_guest_its_path(tmp_path: Path) -> None:
     here = tmp_path / "of-the-host"
     here.mkdir()
     (here / "demo.jsonl").write_text('{"tape":1}\n')
     tape = Tape.load(here / "demo.jsonl")
-    async with door("", Told(), tmp_path, tape=tape, settings=DoorSettings()) as opened, guest(opened) as client:
+    async with (
+        door("", MemoryJournal(), tmp_path, tape=tape, settings=DoorSettings()) as opened,
+        guest(opened) as client,
+    ):
         answered = await client.post("/anthropic/v1/messages", json=message())
     assert "demo.jsonl has no answer" in answered.text and "of-the-host" not in answered.text
 
 
 @pytest.mark.parametrize("spoil", [broken, loose, folder])
-async def test_a_key_of_the_environment_is_good_whatever_the_file_is(
+async def test_a_key_of_the_environment_works_even_if_the_file_is_broken(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     spoil(private(tmp_path / "keys.toml", ""))

@@ -1,4 +1,4 @@
-"""Accounts: whose key goes with a request, and one sign-in that many doors share."""
+"""Accounts: the key of a request, and one sign-in that many doors share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hiveyard.kit.secret import Secret
 from tests.credentials.oauth_server import CLIENT, OAuthServer, answer, oauth_server
 from tests.support.leaks import Said, listening
 
-from .house import PLACEHOLDER, Told, guest, message
+from .house import PLACEHOLDER, MemoryJournal, guest, message
 from .upstream import Request, Upstream, upstream, whole
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +44,7 @@ def server() -> Iterator[OAuthServer]:
 
 @pytest.fixture
 def said(server: OAuthServer) -> Iterator[Said]:
-    """What is said in a test; at its end it must hold nothing that the server gave out."""
+    """Collect all output of a test. At its end the output must not contain a token of the server."""
     with listening() as said:
         yield said
     said.none_of(server.issued)
@@ -52,7 +52,7 @@ def said(server: OAuthServer) -> Iterator[Said]:
 
 @pytest.fixture
 async def keys(server: OAuthServer, tmp_path: Path) -> Path:
-    """A keys.toml with an account that is signed in, and one that has a key."""
+    """Write a keys.toml with one account that has a sign-in, and one that has a key."""
     sign_in = begin(server.settings())
     tokens = await exchange(server.settings(), sign_in, server.approve(sign_in.url))
     write_atomic(tmp_path / "mine.json", tokens.file().reveal().encode(), mode=0o600)
@@ -65,7 +65,7 @@ async def keys(server: OAuthServer, tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def vendor(server: OAuthServer) -> AsyncIterator[Upstream]:
-    """Takes the access tokens that the server gave out and not revoked, and echoes what it was shown."""
+    """Accept the valid access tokens of the server, and echo the token of the request."""
 
     async def check(request: Request, stream: SocketStream) -> None:
         shown = (request.header("authorization") or "").removeprefix("Bearer ")
@@ -76,8 +76,8 @@ async def vendor(server: OAuthServer) -> AsyncIterator[Upstream]:
         yield up
 
 
-async def ask_all(keys: Path, vendor: Upstream, told: Told, said: Said, *, daemons: int = 1) -> list[int]:
-    """What many guests, each at a door of its own, get when they ask at the same time."""
+async def ask_all(keys: Path, vendor: Upstream, journal: MemoryJournal, said: Said, *, daemons: int = 1) -> list[int]:
+    """Return the answers to many guests, each with its own door, that send requests at the same time."""
     settings = DoorSettings(anthropic_upstream=vendor.url, openai_upstream=vendor.url)
     got: list[int] = []
 
@@ -96,31 +96,31 @@ async def ask_all(keys: Path, vendor: Upstream, told: Told, said: Said, *, daemo
 
     async with AsyncExitStack() as stack:
         open_doors = [
-            await stack.enter_async_context(Doors(settings, Keys({}, keys), told.record)) for _ in range(daemons)
+            await stack.enter_async_context(Doors(settings, Keys({}, keys), journal.record)) for _ in range(daemons)
         ]
         async with anyio.create_task_group() as group:
             for number in range(GUESTS):
                 group.start_soon(one, open_doors[number % daemons], number)
-    said.add(msgspec.json.encode([event for _, _, event in told.events]).decode())
+    said.add(msgspec.json.encode([event for _, _, event in journal.events]).decode())
     return got
 
 
 async def test_guests_share_a_sign_in_and_see_nothing_of_it(
     server: OAuthServer, keys: Path, vendor: Upstream, said: Said
 ) -> None:
-    assert await ask_all(keys, vendor, Told(), said) == [200] * GUESTS
+    assert await ask_all(keys, vendor, MemoryJournal(), said) == [200] * GUESTS
     assert server.refreshes == 0
     assert {request.header("anthropic-beta") for request in vendor.requests} == {"something-2026,oauth-2025-04-20"}
     assert {request.header("x-api-key") for request in vendor.requests} == {None}
 
 
 @pytest.mark.parametrize("daemons", [1, 2])
-async def test_a_token_that_ends_in_the_middle_is_refreshed_once_for_all_guests(
+async def test_a_token_that_is_revoked_early_is_refreshed_once_for_all_guests(
     server: OAuthServer, keys: Path, vendor: Upstream, said: Said, daemons: int
 ) -> None:
-    assert await ask_all(keys, vendor, Told(), said, daemons=daemons) == [200] * GUESTS
+    assert await ask_all(keys, vendor, MemoryJournal(), said, daemons=daemons) == [200] * GUESTS
     server.access.clear()
-    assert await ask_all(keys, vendor, Told(), said, daemons=daemons) == [200] * GUESTS
+    assert await ask_all(keys, vendor, MemoryJournal(), said, daemons=daemons) == [200] * GUESTS
     assert (server.refreshes, server.reuses) == (1, 0)
 
 
@@ -130,7 +130,7 @@ async def test_a_token_that_has_expired_is_refreshed_before_it_is_sent(
     stored = json.loads((keys.parent / "mine.json").read_text())
     stored["claudeAiOauth"]["expiresAt"] = 1_700_000_000_000
     write_atomic(keys.parent / "mine.json", json.dumps(stored).encode(), mode=0o600)
-    assert await ask_all(keys, vendor, Told(), said, daemons=2) == [200] * GUESTS
+    assert await ask_all(keys, vendor, MemoryJournal(), said, daemons=2) == [200] * GUESTS
     assert (server.refreshes, server.reuses) == (1, 0)
     assert len(vendor.requests) == GUESTS
     kept = keys.parent / "mine.json"
@@ -138,38 +138,38 @@ async def test_a_token_that_has_expired_is_refreshed_before_it_is_sent(
     assert json.loads(kept.read_text())["claudeAiOauth"]["accessToken"] in server.access
 
 
-async def test_a_sign_in_that_was_ended_is_told_to_the_agent_and_to_the_person(
+async def test_a_revoked_sign_in_is_reported_to_the_agent_and_to_the_user(
     server: OAuthServer, keys: Path, vendor: Upstream, said: Said
 ) -> None:
     server.access.clear()
     server.good.clear()
-    told = Told()
-    assert await ask_all(keys, vendor, told, said) == [401] * GUESTS
-    assert {event.failure.code for event in told.of(ModelFailed)} == {"credentials.sign_in_refused"}
+    journal = MemoryJournal()
+    assert await ask_all(keys, vendor, journal, said) == [401] * GUESTS
+    assert {event.failure.code for event in journal.of(ModelFailed)} == {"credentials.sign_in_refused"}
 
 
 @pytest.mark.parametrize(
     ("status", "seen", "code"),
     [(429, 429, "credentials.sign_in_rate_limited"), (503, 502, "credentials.sign_in_unavailable")],
 )
-async def test_trouble_of_the_sign_in_service_is_told_as_what_may_pass(
+async def test_an_outage_of_the_sign_in_service_is_a_temporary_error(
     server: OAuthServer, keys: Path, vendor: Upstream, said: Said, status: int, seen: int, code: str
 ) -> None:
     server.access.clear()
     server.trouble = [lambda to: answer(to, status, b"{}")] * GUESTS
-    told = Told()
-    assert await ask_all(keys, vendor, told, said) == [seen] * GUESTS
-    assert {event.failure.code for event in told.of(ModelFailed)} == {code}
+    journal = MemoryJournal()
+    assert await ask_all(keys, vendor, journal, said) == [seen] * GUESTS
+    assert {event.failure.code for event in journal.of(ModelFailed)} == {code}
 
 
 async def test_an_account_pays_with_its_own_key_and_with_no_other(tmp_path: Path) -> None:
     lines = 'openai = "sk-Zq8TestSecret-other"\n[accounts.work]\nanthropic = "sk-ant-Zq8TestSecret-work"\n'
     environment = dict.fromkeys(("ANTHROPIC_API_KEY", "OPENAI_API_KEY"), "sk-Zq8TestSecret-of-the-environment")
     keys = Keys(environment, key_file(tmp_path, lines))
-    told = Told()
+    journal = MemoryJournal()
     async with upstream(whole(b"{}")) as up:
         settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url)
-        async with Doors(settings, keys, told.record) as doors:
+        async with Doors(settings, keys, journal.record) as doors:
             opening = doors.open(session="s1", directory=tmp_path, placeholder=Secret(PLACEHOLDER), account="work")
             async with opening as door, guest(door) as client:
                 first = await client.post("/anthropic/v1/messages", json=message())
@@ -182,7 +182,7 @@ async def test_an_account_pays_with_its_own_key_and_with_no_other(tmp_path: Path
     assert "there is no account work in keys.toml" in third.text
 
 
-def test_an_account_that_is_not_there_is_bad_input_before_anything_begins(tmp_path: Path) -> None:
+def test_an_unknown_account_is_bad_input_before_anything_starts(tmp_path: Path) -> None:
     keys = Keys({}, key_file(tmp_path, '[accounts.work]\nanthropic = "sk-ant-Zq8TestSecret-work"\n'))
     keys.check("")
     keys.check("work")
@@ -190,7 +190,7 @@ def test_an_account_that_is_not_there_is_bad_input_before_anything_begins(tmp_pa
         keys.check("wrok")
     assert caught.value.hint == "accounts: work"
     (tmp_path / "keys.toml").chmod(0o644)
-    keys.check("")  # whoever names none may need none
+    keys.check("")  # without an account none is needed
     with pytest.raises(CredentialsError, match="others can read"):
         keys.check("work")
 
@@ -213,7 +213,7 @@ def test_an_account_that_is_not_there_is_bad_input_before_anything_begins(tmp_pa
         "claude_sign_in = 'sk-Zq8TestSecret'",
     ],
 )
-def test_an_account_that_cannot_be_one_is_an_error_that_shows_no_key(tmp_path: Path, content: str) -> None:
+def test_an_invalid_account_is_an_error_that_shows_no_key(tmp_path: Path, content: str) -> None:
     with pytest.raises(CredentialsError) as caught:
         Keys({}, key_file(tmp_path, content)).account("work")
     assert type(caught.value) is CredentialsError, "and not that there is no such account"
@@ -229,13 +229,13 @@ def broken(file: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, loose, broken])
-async def test_a_file_of_tokens_that_cannot_be_used_is_told(
+async def test_an_unusable_file_of_tokens_is_reported(
     keys: Path, vendor: Upstream, said: Said, harm: Callable[[Path], None]
 ) -> None:
     harm(keys.parent / "mine.json")
-    told = Told()
-    assert await ask_all(keys, vendor, told, said) == [401] * GUESTS
-    assert all(event.failure.code.startswith("credentials") for event in told.of(ModelFailed))
+    journal = MemoryJournal()
+    assert await ask_all(keys, vendor, journal, said) == [401] * GUESTS
+    assert all(event.failure.code.startswith("credentials") for event in journal.of(ModelFailed))
     assert vendor.requests == []
 
 

@@ -1,4 +1,4 @@
-"""Money that is spent is spent: nothing more goes through, and it is said once."""
+"""A spent budget refuses further requests, and is recorded once."""
 
 # ruff: noqa: SIM117 - a server, a door and a guest on one line read badly
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hiveyard.core.usage import Usage
 from hiveyard.door.budget import Budget
 
 from . import bodies
-from .house import Told, door, guest, message
+from .house import MemoryJournal, door, guest, message
 from .upstream import streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.anyio
 EACH = 0.0154  # dollars, about, for one of these answers
 
 
-async def test_the_request_after_the_last_cent_is_refused_in_words_that_stop_an_agent(tmp_path: Path) -> None:
-    told, calls = Told(), []
+async def test_a_request_over_the_budget_is_refused_in_a_form_that_stops_an_agent(tmp_path: Path) -> None:
+    journal, calls = MemoryJournal(), []
     async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up:
-        async with door(up.url, told, tmp_path, budget_usd=2.5 * EACH, on_budget=lambda: calls.append(1)) as opened:
+        async with door(up.url, journal, tmp_path, budget_usd=2.5 * EACH, on_budget=lambda: calls.append(1)) as opened:
             async with guest(opened) as client:
                 answers = [await client.post("/anthropic/v1/messages", json=message()) for _ in range(5)]
                 other = await client.post("/openai/v1/chat/completions", json={"model": "gpt-5", "messages": []})
@@ -37,34 +37,34 @@ async def test_the_request_after_the_last_cent_is_refused_in_words_that_stop_an_
     assert refused["type"] == "error" and "budget of $0.04" in refused["error"]["message"]
     assert answers[-1].headers["x-should-retry"] == "false"
     assert other.status_code == 400 and other.json()["error"]["code"] == "door.budget_spent"
-    [exhausted] = told.of(BudgetExhausted)
-    assert exhausted.spent_usd == pytest.approx(sum(call.usage.cost_usd or 0 for call in told.of(ModelCalled)))
+    [exhausted] = journal.of(BudgetExhausted)
+    assert exhausted.spent_usd == pytest.approx(sum(call.usage.cost_usd or 0 for call in journal.of(ModelCalled)))
     assert exhausted.spent_usd >= exhausted.budget_usd
     assert len(calls) >= 1
 
 
 async def test_what_was_spent_before_counts(tmp_path: Path) -> None:
-    told, calls = Told(), []
+    journal, calls = MemoryJournal(), []
     async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up:
         options = {"budget_usd": 0.5, "spent": Usage(cost_usd=0.5), "on_budget": lambda: calls.append(1)}
-        async with door(up.url, told, tmp_path, **options) as opened, guest(opened) as client:
+        async with door(up.url, journal, tmp_path, **options) as opened, guest(opened) as client:
             assert (await client.post("/anthropic/v1/messages", json=message())).status_code == 400
-    assert up.requests == [] and calls == [1] and len(told.of(BudgetExhausted)) == 1
+    assert up.requests == [] and calls == [1] and len(journal.of(BudgetExhausted)) == 1
 
 
 async def test_without_a_budget_nothing_is_refused(tmp_path: Path) -> None:
-    told = Told()
-    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up, door(up.url, told, tmp_path) as opened:
+    journal = MemoryJournal()
+    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up, door(up.url, journal, tmp_path) as opened:
         async with guest(opened) as client:
             assert (await client.post("/anthropic/v1/messages", json=message())).status_code == 200
-    assert told.of(BudgetExhausted) == []
+    assert journal.of(BudgetExhausted) == []
 
 
 async def test_requests_at_once_near_the_end_wait_for_each_other(tmp_path: Path) -> None:
-    """Twenty at once may not spend twenty times what is left."""
-    told = Told()
+    """Twenty requests at once must not spend twenty times the rest of the budget."""
+    journal = MemoryJournal()
     async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up:
-        async with door(up.url, told, tmp_path, budget_usd=1.5 * EACH) as opened, guest(opened) as client:
+        async with door(up.url, journal, tmp_path, budget_usd=1.5 * EACH) as opened, guest(opened) as client:
             statuses = []
 
             async def ask() -> None:
@@ -103,7 +103,7 @@ async def test_requests_at_once_with_documents_or_old_conversations_wait_for_eac
 ) -> None:
     statuses: list[int] = []
     async with upstream(whole(answer)) as up:
-        async with door(up.url, Told(), tmp_path, budget_usd=1.5 * each) as opened, guest(opened) as client:
+        async with door(up.url, MemoryJournal(), tmp_path, budget_usd=1.5 * each) as opened, guest(opened) as client:
 
             async def ask() -> None:
                 statuses.append((await client.post(path, json=asked)).status_code)
@@ -114,19 +114,19 @@ async def test_requests_at_once_with_documents_or_old_conversations_wait_for_eac
     assert sorted(statuses) == [200] * 2 + [400] * 8
 
 
-async def test_a_cut_stream_costs_what_passed_even_when_the_vendor_never_told(tmp_path: Path) -> None:
-    told = Told()
+async def test_a_cut_stream_without_a_count_costs_what_was_relayed(tmp_path: Path) -> None:
+    journal = MemoryJournal()
 
     async def cut(_request: object, stream: object) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 100000\r\n\r\n"
         await stream.send(head + bodies.CHAT_CHUNK.replace(b'"Hel"', b'"' + b"a" * 4000 + b'"'))  # type: ignore[attr-defined]
         await stream.aclose()  # type: ignore[attr-defined]
 
-    async with upstream(cut) as up, door(up.url, told, tmp_path, budget_usd=1.0) as opened, guest(opened) as client:
+    async with upstream(cut) as up, door(up.url, journal, tmp_path, budget_usd=1.0) as opened, guest(opened) as client:
         body = {"model": "gpt-5", "stream": True, "messages": [{"role": "user", "content": "b" * 8000}]}
         with pytest.raises(Exception, match="peer closed"):
             await client.post("/openai/v1/chat/completions", json=body)
-    usage = told.of(ModelCalled)[0].usage
+    usage = journal.of(ModelCalled)[0].usage
     assert usage.output_tokens == 1000 and 2000 <= usage.input_tokens <= 2010
     assert usage.cost_usd is not None and usage.cost_usd > 0.012
 
@@ -214,41 +214,41 @@ CALL = {"type": "web_search_call", "action": {"type": "search"}}
         ),
     ],
 )
-async def test_a_request_that_was_served_at_a_higher_price_costs_it(
+async def test_a_request_served_at_a_higher_price_costs_that_price(
     tmp_path: Path, path: str, model: str, plain: dict[str, object], dear: dict[str, object], dollars: float | None
 ) -> None:
     costs = []
     for answer in (plain, dear):
-        told = Told()
+        journal = MemoryJournal()
         body = json.dumps({"model": model, **answer}).encode()
-        async with upstream(whole(body)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+        async with upstream(whole(body)) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
             assert (await client.post(path, json={"model": model})).status_code == 200
-        costs.append(told.of(ModelCalled)[0].usage.cost_usd or 0.0)
+        costs.append(journal.of(ModelCalled)[0].usage.cost_usd or 0.0)
     assert costs[1] == pytest.approx(costs[0] * 2 if dollars is None else costs[0] + dollars)
 
 
 @pytest.mark.parametrize("tool", ["code_interpreter", "file_search", "image_generation"])
-async def test_a_paid_tool_whose_price_is_not_known_is_told_once(tmp_path: Path, tool: str) -> None:
-    told = Told()
+async def test_a_paid_tool_without_a_known_price_is_reported_once(tmp_path: Path, tool: str) -> None:
+    journal = MemoryJournal()
     body = json.dumps({"model": "gpt-5.2", "usage": OWN, "output": [{"type": f"{tool}_call"}] * 3}).encode()
-    async with upstream(whole(body)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(whole(body)) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         for _ in range(2):
             assert (await client.post("/openai/v1/responses", json={"model": "gpt-5.2"})).status_code == 200
-    [notice] = told.of(Notice)
+    [notice] = journal.of(Notice)
     assert notice.code == "door.no_price" and tool in notice.message
-    assert all((call.usage.cost_usd or 0) > 0 and call.complete for call in told.of(ModelCalled))
+    assert all((call.usage.cost_usd or 0) > 0 and call.complete for call in journal.of(ModelCalled))
 
 
-async def test_a_stream_that_tells_of_other_models_costs_them_once(tmp_path: Path) -> None:
-    told = Told()
+async def test_a_stream_that_reports_other_models_costs_them_once(tmp_path: Path) -> None:
+    journal = MemoryJournal()
     advice = {"type": "advisor_message", "model": "claude-opus-4-8", **ASIDE, "cache_read_input_tokens": 10}
     usage = json.dumps({"output_tokens": 89, "iterations": [advice]})
     delta = f'event: message_delta\ndata: {{"type":"message_delta","delta":{{}},"usage":{usage}}}\n\n'.encode()
     stop = bodies.ANTHROPIC_STREAM.index(b"event: message_stop")
     stream = bodies.ANTHROPIC_STREAM[:stop] + delta * 2 + bodies.ANTHROPIC_STREAM[stop:]
-    async with upstream(streamed(stream)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(streamed(stream)) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         await client.post("/anthropic/v1/messages", json=message(stream=True))
-    [called] = told.of(ModelCalled)
+    [called] = journal.of(ModelCalled)
     assert called.complete and called.model == "claude-sonnet-4-5-20250929" and called.usage.requests == 1
     assert (called.usage.input_tokens, called.usage.output_tokens) == (472 + 100_000, 89 + 10_000)
     own = (472 * 3 + 9000 * 0.3 + 100 * 3.75 + 89 * 15) / 1e6
@@ -274,7 +274,7 @@ async def test_a_budget_lets_one_wait_until_another_has_paid() -> None:
     assert order == ["a in", "b in", "c refused"]
 
 
-async def test_who_waits_for_money_goes_on_when_there_is_more() -> None:
+async def test_a_request_that_waits_for_budget_continues_when_it_is_raised() -> None:
     budget = Budget(0.5, Usage())
     async with anyio.create_task_group() as group, budget.admitted(0.8):
         let_in = anyio.Event()

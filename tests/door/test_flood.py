@@ -1,4 +1,4 @@
-"""Guests that connect as often as they can leave the daemon what it needs to work."""
+"""Guests that connect as often as possible leave the daemon enough descriptors to work."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from hiveyard.door.descriptors import told_seldom
+from hiveyard.door.descriptors import limit_accept_warnings
 
 from .house import HeldClock
 
 
 def flood(path: Path, connections: int, held: ExitStack) -> None:
-    """Connect so often, or until nobody answers any more."""
+    """Connect that often, or until nothing answers."""
     for _ in range(connections):
         one = held.enter_context(socket.socket(socket.AF_UNIX))
         one.setblocking(False)
@@ -33,7 +33,7 @@ def flood(path: Path, connections: int, held: ExitStack) -> None:
             return
 
 
-def test_two_doors_that_are_flooded_leave_files_and_programs_to_the_daemon(tmp_path: Path) -> None:
+def test_two_flooded_doors_leave_files_and_programs_to_the_daemon(tmp_path: Path) -> None:
     program = [sys.executable, str(Path(__file__).with_name("flooded.py")), str(tmp_path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(program, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as daemon, ExitStack() as held:
@@ -51,9 +51,9 @@ def test_two_doors_that_are_flooded_leave_files_and_programs_to_the_daemon(tmp_p
 
 
 @pytest.mark.anyio
-async def test_a_connection_that_cannot_be_taken_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failed_accepts_are_logged_at_a_low_rate(caplog: pytest.LogCaptureFixture) -> None:
     loop = asyncio.get_running_loop()
-    with told_seldom(HeldClock()):
+    with limit_accept_warnings(HeldClock()):
         for _ in range(500):
             error = {
                 "message": "socket.accept() out of system resource",
@@ -61,5 +61,5 @@ async def test_a_connection_that_cannot_be_taken_is_told_now_and_then(caplog: py
             }
             loop.call_exception_handler(error)
         loop.call_exception_handler({"message": "something else"})
-    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert len(told) == 4 and "Too many open files" in told[0] and told[-1] == "something else"
+    warnings = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert len(warnings) == 4 and "Too many open files" in warnings[0] and warnings[-1] == "something else"

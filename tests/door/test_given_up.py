@@ -1,4 +1,4 @@
-"""Requests that get no answer, or half of one: what a vendor did for them is paid, and nothing else."""
+"""Requests without a complete answer: only the vendor's work is charged."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hiveyard.door.settings import DoorSettings
 from hiveyard.door.sse import LONGEST
 
 from . import bodies
-from .house import HeldClock, Told, door, guest, message, until
+from .house import HeldClock, MemoryJournal, door, guest, message, until
 from .upstream import Request, streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
 
 
 async def hang_up(opened: Door, asked: anyio.Event, **more: Any) -> None:
-    """Ask as a guest that is gone when `asked` is set; returns when the door is done with it."""
+    """Send a request and disconnect when `asked` is set; return when the door has finished the request."""
     async with guest(opened) as client, anyio.create_task_group() as group:
 
         async def ask() -> None:
@@ -37,57 +37,55 @@ async def hang_up(opened: Door, asked: anyio.Event, **more: Any) -> None:
     await until(lambda: not opened.busy)
 
 
-async def test_a_guest_that_hangs_up_before_the_answer_pays_for_its_question(tmp_path: Path) -> None:
-    told, arrived = Told(), anyio.Event()
+async def test_a_guest_that_disconnects_before_the_answer_pays_for_its_request(tmp_path: Path) -> None:
+    journal, arrived = MemoryJournal(), anyio.Event()
 
     async def silent(_request: Request, _stream: object) -> None:
         arrived.set()
         await anyio.sleep_forever()
 
-    async with upstream(silent) as up, door(up.url, told, tmp_path) as opened:
+    async with upstream(silent) as up, door(up.url, journal, tmp_path) as opened:
         await hang_up(opened, arrived)
-    [called] = told.of(ModelCalled)
+    [called] = journal.of(ModelCalled)
     assert not called.complete and called.usage.input_tokens >= 100 and called.status == 499
 
 
 @pytest.mark.parametrize(
     ("asked_for", "counted"), [({}, 100), ({"max_tokens": 32_000}, 5000), ({"max_tokens": None}, 5000)]
 )
-async def test_an_answer_that_nobody_saw_is_paid_by_the_time_it_took(
-    tmp_path: Path, asked_for: dict[str, Any], counted: int
-) -> None:
-    told, arrived, clock = Told(), anyio.Event(), HeldClock()
+async def test_an_unseen_answer_is_charged_by_its_time(tmp_path: Path, asked_for: dict[str, Any], counted: int) -> None:
+    journal, arrived, clock = MemoryJournal(), anyio.Event(), HeldClock()
 
     async def silent(_request: Request, _stream: object) -> None:
         clock.at += 100.0
         arrived.set()
         await anyio.sleep_forever()
 
-    async with upstream(silent) as up, door(up.url, told, tmp_path, clock=clock) as opened:
+    async with upstream(silent) as up, door(up.url, journal, tmp_path, clock=clock) as opened:
         await hang_up(opened, arrived, **asked_for)
-    [called] = told.of(ModelCalled)
+    [called] = journal.of(ModelCalled)
     assert called.usage.output_tokens == counted and not called.complete
 
 
 @pytest.mark.parametrize("told_too", [False, True])
-async def test_a_stream_that_is_cut_is_paid_by_its_time_unless_the_vendor_told_its_count(
+async def test_a_cut_stream_is_charged_by_its_time_unless_the_vendor_sent_a_count(
     tmp_path: Path, told_too: bool
 ) -> None:
-    told, clock = Told(), HeldClock()
+    journal, clock = MemoryJournal(), HeldClock()
     end = bodies.ANTHROPIC_STREAM.index(b"event: message_stop" if told_too else b"event: message_delta")
 
     async def later(_number: int) -> None:
         clock.at += 1.0
 
     answer = streamed(bodies.ANTHROPIC_STREAM[:end], cut=True, before=later)
-    async with upstream(answer) as up, door(up.url, told, tmp_path, clock=clock) as opened, guest(opened) as client:
+    async with upstream(answer) as up, door(up.url, journal, tmp_path, clock=clock) as opened, guest(opened) as client:
         with pytest.raises(httpx2.RemoteProtocolError):
             await client.post("/anthropic/v1/messages", json=message(stream=True))
-    assert told.of(ModelCalled)[0].usage.output_tokens == (89 if told_too else 50)
+    assert journal.of(ModelCalled)[0].usage.output_tokens == (89 if told_too else 50)
 
 
-async def test_a_question_that_is_never_answered_is_paid_and_told_as_a_failure(tmp_path: Path) -> None:
-    told, clock = Told(), HeldClock()
+async def test_a_request_without_an_answer_is_charged_and_recorded_as_a_failure(tmp_path: Path) -> None:
+    journal, clock = MemoryJournal(), HeldClock()
 
     async def silent(_request: Request, _stream: object) -> None:
         clock.at += 10.0
@@ -95,43 +93,43 @@ async def test_a_question_that_is_never_answered_is_paid_and_told_as_a_failure(t
 
     async with upstream(silent) as up:
         settings = DoorSettings(anthropic_upstream=up.url, silence_seconds=0.2)
-        async with door("", told, tmp_path, settings=settings, clock=clock) as opened, guest(opened) as client:
+        async with door("", journal, tmp_path, settings=settings, clock=clock) as opened, guest(opened) as client:
             answer = await client.post("/anthropic/v1/messages", json=message("a" * 400, max_tokens=4000))
     assert answer.status_code >= 500
-    [called] = told.of(ModelCalled)
+    [called] = journal.of(ModelCalled)
     assert not called.complete and called.status == 502 and called.usage.output_tokens == 500
     assert called.usage.input_tokens >= 100 and (called.usage.cost_usd or 0) > 0.0075
-    assert told.of(ModelFailed)[0].failure.code == "door.upstream_failed"
+    assert journal.of(ModelFailed)[0].failure.code == "door.upstream_failed"
 
 
-async def test_an_answer_that_is_too_long_to_be_read_is_paid_by_its_time(tmp_path: Path) -> None:
-    told, clock = Told(), HeldClock()
+async def test_an_answer_that_is_too_long_to_be_read_is_charged_by_its_time(tmp_path: Path) -> None:
+    journal, clock = MemoryJournal(), HeldClock()
     body = b'{"content":[{"text":"' + b"a" * (LONGEST + (1 << 20)) + b'"}],' + bodies.ANTHROPIC_WHOLE[1:]
 
     async def slow(request: Request, stream: SocketStream) -> None:
         clock.at += 10.0
         await whole(body)(request, stream)
 
-    async with upstream(slow) as up, door(up.url, told, tmp_path, clock=clock) as opened, guest(opened) as client:
+    async with upstream(slow) as up, door(up.url, journal, tmp_path, clock=clock) as opened, guest(opened) as client:
         got = await client.post("/anthropic/v1/messages", json=message("a" * 400, max_tokens=4000))
     assert got.content == body
-    [called] = told.of(ModelCalled)
+    [called] = journal.of(ModelCalled)
     assert not called.complete and called.usage.output_tokens == 500 and called.usage.input_tokens >= 100
 
 
-async def test_a_redirect_and_a_vendor_that_is_not_there_cost_nothing(tmp_path: Path) -> None:
-    told = Told()
+async def test_a_redirect_and_an_unreachable_vendor_cost_nothing(tmp_path: Path) -> None:
+    journal = MemoryJournal()
     async with upstream(whole(b"", status=307, more="location: http://127.0.0.1/\r\n")) as up:
         settings = DoorSettings(anthropic_upstream=up.url, openai_upstream="http://127.0.0.1:1")
-        async with door("", told, tmp_path, settings=settings) as opened, guest(opened) as client:
+        async with door("", journal, tmp_path, settings=settings) as opened, guest(opened) as client:
             for path in ("/anthropic/v1/messages", "/openai/v1/responses"):
                 assert (await client.post(path, json=message())).status_code >= 500
-    assert told.of(ModelCalled) == [] and len(told.of(ModelFailed)) == 2
+    assert journal.of(ModelCalled) == [] and len(journal.of(ModelFailed)) == 2
 
 
-async def test_a_request_that_nobody_was_sent_is_not_paid_for(tmp_path: Path) -> None:
-    """A guest that hangs up while there is no connection to the vendor as yet."""
-    told, asked = Told(), anyio.Event()
+async def test_a_request_that_was_not_sent_costs_nothing(tmp_path: Path) -> None:
+    """The guest disconnects before there is a connection to the vendor."""
+    journal, asked = MemoryJournal(), anyio.Event()
 
     async def proxy(_request: Request, _stream: object) -> None:
         asked.set()
@@ -139,7 +137,7 @@ async def test_a_request_that_nobody_was_sent_is_not_paid_for(tmp_path: Path) ->
 
     async with upstream(proxy) as slow:
         settings = DoorSettings(anthropic_upstream="https://vendor.invalid", proxy=slow.url)
-        async with door("", told, tmp_path, settings=settings, budget_usd=1.0) as opened:
+        async with door("", journal, tmp_path, settings=settings, budget_usd=1.0) as opened:
             await hang_up(opened, asked)
             assert opened.spent.requests == 0
-    assert [request.method for request in slow.requests] == ["CONNECT"] and told.events == []
+    assert [request.method for request in slow.requests] == ["CONNECT"] and journal.events == []

@@ -1,4 +1,4 @@
-"""The real key is used and never seen."""
+"""The real key is used, and never shown."""
 
 # ruff: noqa: SIM117 - a server, a door and a guest on one line read badly
 from __future__ import annotations
@@ -25,14 +25,14 @@ from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
 
 from . import bodies
-from .house import KEY, PLACEHOLDER, Told, door, guest, message
+from .house import KEY, PLACEHOLDER, MemoryJournal, door, guest, message
 from .upstream import streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
 
 
 def forms_of_the_key() -> list[str]:
-    """What must not turn up anywhere."""
+    """The key that must not appear anywhere."""
     middle = base64.b64encode(KEY.encode()).decode().rstrip("=")[:-2]
     shifted = base64.b64encode(b"x" + KEY.encode()).decode()[2:-4]
     return [KEY, quote(KEY, safe=""), KEY.encode().hex(), middle, shifted, json.dumps(KEY)[1:-1]]
@@ -60,11 +60,11 @@ async def test_a_vendor_that_echoes_the_key_is_masked_everywhere(
     tmp_path: Path, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    told, recorder = Told(), Recorder(tmp_path / "tape.jsonl")
+    journal, recorder = MemoryJournal(), Recorder(tmp_path / "tape.jsonl")
     answer = whole(ECHO, status=status, more=f"x-request-id: {KEY}\r\n")
     async with (
         upstream(answer) as up,
-        door(up.url, told, tmp_path, recorder=recorder) as opened,
+        door(up.url, journal, tmp_path, recorder=recorder) as opened,
         guest(opened) as client,
     ):
         got = await client.post("/anthropic/v1/messages", json=message())
@@ -72,7 +72,7 @@ async def test_a_vendor_that_echoes_the_key_is_masked_everywhere(
     assert len(got.content) == len(ECHO) and got.status_code == status
     assert b"*****" in got.content
     assert_no_key(got.text + repr(got.headers))
-    assert_no_key(msgspec.json.encode([body for _, _, body in told.events]).decode())
+    assert_no_key(msgspec.json.encode([body for _, _, body in journal.events]).decode())
     assert_no_key((tmp_path / "tape.jsonl").read_text())
     assert_no_key(caplog.text)
 
@@ -81,14 +81,18 @@ async def test_a_vendor_that_echoes_the_key_is_masked_everywhere(
 async def test_a_key_that_is_cut_in_two_by_chunks_is_masked(tmp_path: Path, size: int) -> None:
     body = b"data: " + ECHO + b"\n\ndata: sk-real is a beginning only, and sk-real-Zq8TestSecret/ too\n\n"
     pieces = [body[at : at + size] for at in range(0, len(body), size)]
-    async with upstream(streamed(*pieces)) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+    async with (
+        upstream(streamed(*pieces)) as up,
+        door(up.url, MemoryJournal(), tmp_path) as opened,
+        guest(opened) as client,
+    ):
         got = await client.post("/anthropic/v1/messages", json=message(stream=True))
     assert_no_key(got.text)
     assert len(got.content) == len(body)
     assert got.text.endswith("data: sk-real is a beginning only, and sk-real-Zq8TestSecret/ too\n\n")
 
 
-def test_a_mask_leaves_alone_what_is_no_secret() -> None:
+def test_a_mask_changes_only_secrets() -> None:
     masked = Mask([Secret(KEY)]).stream()
     data = b"sk-rea" * 1000 + KEY.encode()[:-1]
     assert b"".join([*(masked.feed(data[at : at + 3]) for at in range(0, len(data), 3)), masked.finish()]) == data
@@ -100,9 +104,7 @@ def test_a_mask_leaves_alone_what_is_no_secret() -> None:
     data=st.text("abc", max_size=200),
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=20),
 )
-def test_however_a_stream_is_cut_no_key_comes_out_and_nothing_else_changes(
-    key: str, data: str, sizes: list[int]
-) -> None:
+def test_a_stream_cut_anywhere_shows_no_key_and_changes_nothing_else(key: str, data: str, sizes: list[int]) -> None:
     given_data, masked, at, out = data.encode(), Mask([Secret(key)]).stream(), 0, b""
     for size in itertools.cycle(sizes):
         if at >= len(given_data):
@@ -118,9 +120,9 @@ def test_however_a_stream_is_cut_no_key_comes_out_and_nothing_else_changes(
 
 
 @pytest.mark.parametrize("shown", ["", "hv-placeholder-5f2e", PLACEHOLDER + "x", KEY, "ключ"])
-async def test_a_wrong_placeholder_is_refused_and_told(tmp_path: Path, shown: str) -> None:
-    told = Told()
-    async with upstream(whole(b"{}")) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+async def test_a_wrong_placeholder_is_refused_and_recorded(tmp_path: Path, shown: str) -> None:
+    journal = MemoryJournal()
+    async with upstream(whole(b"{}")) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         for name in ("x-api-key", "authorization"):
             del client.headers[name]
         both = [(b"x-api-key", shown.encode()), (b"authorization", b"Bearer " + shown.encode())]
@@ -131,31 +133,31 @@ async def test_a_wrong_placeholder_is_refused_and_told(tmp_path: Path, shown: st
     assert got.json()["error"]["type"] == "authentication_error" and got.json()["type"] == "error"
     assert other.json()["error"]["code"] == "door.401"
     assert up.requests == []
-    assert [event.what for event in told.of(DoorRefused)] == [
+    assert [event.what for event in journal.of(DoorRefused)] == [
         "POST /anthropic/v1/messages",
         "POST /openai/v1/responses",
     ]
 
 
 @pytest.mark.parametrize("headers", [{"x-api-key": PLACEHOLDER}, {"authorization": f"bearer {PLACEHOLDER}"}])
-async def test_either_header_may_show_the_placeholder(tmp_path: Path, headers: dict[str, str]) -> None:
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+async def test_either_header_may_have_the_placeholder(tmp_path: Path, headers: dict[str, str]) -> None:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened, guest(opened) as client:
         del client.headers["x-api-key"], client.headers["authorization"]
         assert (await client.post("/openai/v1/responses", json={}, headers=headers)).status_code == 200
 
 
-async def test_a_missing_key_is_told_to_the_agent_and_to_the_person(tmp_path: Path) -> None:
-    told = Told()
+async def test_a_missing_key_is_reported_to_the_agent_and_to_the_user(tmp_path: Path) -> None:
+    journal = MemoryJournal()
     async with (
         upstream(whole(b"{}")) as up,
-        door(up.url, told, tmp_path, of=Keys({})) as opened,
+        door(up.url, journal, tmp_path, of=Keys({})) as opened,
         guest(opened) as client,
     ):
         got = await client.post("/anthropic/v1/messages", json=message())
         await client.post("/anthropic/v1/messages", json=message())
     assert got.status_code == 401 and got.headers["x-should-retry"] == "false"
     assert "ANTHROPIC_API_KEY" in got.json()["error"]["message"]
-    [failed] = told.of(ModelFailed)  # told once, however often it is asked
+    [failed] = journal.of(ModelFailed)  # recorded once for all requests
     assert failed.failure.code == "credentials.key_missing" and failed.failure.hint
     assert up.requests == []
 
@@ -171,33 +173,33 @@ async def test_a_missing_key_is_told_to_the_agent_and_to_the_person(tmp_path: Pa
         (529, "door.upstream_failed"),
     ],
 )
-async def test_errors_of_a_vendor_pass_unchanged_and_are_told(tmp_path: Path, status: int, code: str) -> None:
-    told = Told()
+async def test_errors_of_a_vendor_pass_unchanged_and_are_recorded(tmp_path: Path, status: int, code: str) -> None:
+    journal = MemoryJournal()
     body = b'{"type":"error","error":{"type":"x","message":"no, because"},"request_id":"req_9"}'
     answer = whole(body, status=status, more="retry-after: 17\r\nrequest-id: req_9\r\n")
-    async with upstream(answer) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(answer) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         got = await client.post("/anthropic/v1/messages", json=message())
     assert (got.status_code, got.content, got.headers["retry-after"]) == (status, body, "17")
-    [failed] = told.of(ModelFailed)
+    [failed] = journal.of(ModelFailed)
     assert (failed.status, failed.failure.code) == (status, code)
     assert "no, because" in failed.failure.message and "req_9" in failed.failure.message
-    assert told.of(ModelCalled) == []
+    assert journal.of(ModelCalled) == []
 
 
-async def test_an_upstream_that_is_not_there_is_told(tmp_path: Path) -> None:
-    told = Told()
+async def test_an_unreachable_upstream_is_reported(tmp_path: Path) -> None:
+    journal = MemoryJournal()
     async with upstream(whole(b"{}")) as up:
         gone = up.url
-    async with door(gone, told, tmp_path) as opened, guest(opened) as client:
+    async with door(gone, journal, tmp_path) as opened, guest(opened) as client:
         got = await client.post("/openai/v1/chat/completions", json={"model": "gpt-5"})
     assert got.status_code == 502 and "cannot be reached" in got.json()["error"]["message"]
-    assert told.of(ModelFailed)[0].failure.code == "door.upstream_failed"
+    assert journal.of(ModelFailed)[0].failure.code == "door.upstream_failed"
 
 
 async def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
-    told = Told()
+    journal = MemoryJournal()
     answer = whole(b"", status=307, more="location: https://evil.example/v1/messages\r\n")
-    async with upstream(answer) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(answer) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         got = await client.post("/anthropic/v1/messages", json=message())
     assert got.status_code == 502 and "location" not in got.headers and len(up.requests) == 1
 
@@ -240,7 +242,7 @@ def test_a_key_file_with_something_else_in_it_is_an_error_that_shows_no_key(tmp_
 
 
 @pytest.mark.parametrize("key", ["sk with space", "sk-line\nbreak-xxxx", "short", "sk-ключ-ключ"])
-def test_a_key_that_cannot_be_one_is_an_error_that_does_not_show_it(key: str) -> None:
+def test_an_invalid_key_is_an_error_that_does_not_show_it(key: str) -> None:
     with pytest.raises(CredentialsError) as caught:
         Keys({"ANTHROPIC_API_KEY": key}).find("anthropic")
     assert key not in caught.value.message
@@ -274,7 +276,7 @@ def test_an_upstream_that_cannot_be_used_is_a_setting_error(address: str) -> Non
 async def test_a_failure_of_the_journal_cuts_the_answer_and_shows_no_key(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken(Told):
+    class Broken(MemoryJournal):
         async def record(self, session: str, turn: int | None, event: object) -> None:
             raise RuntimeError(f"disk full while {KEY}")
 

@@ -1,4 +1,4 @@
-"""A guest decides how large a body is and of how many parts: what is done with one is bounded all the same."""
+"""The work for a body is limited, whatever its size and number of parts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from anyio.abc import SocketStream
 
 from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.door.conversation import Place
-from hiveyard.door.model_request import ModelRequest, understand
-from hiveyard.door.normalize import empty, settled
+from hiveyard.door.model_request import ModelRequest, parse_request
+from hiveyard.door.normalize import empty, normalized
 from hiveyard.door.recorder import Recorder
-from hiveyard.door.reply import Passage
+from hiveyard.door.reply import Progress
 from hiveyard.door.routes import Route
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.secret import Secret
 
-from .house import PLACEHOLDER, Told, doors, guest, message, until
+from .house import PLACEHOLDER, MemoryJournal, doors, guest, message, until
 from .upstream import Request, upstream, whole
 
 CHAT = Route("openai", "POST", "/v1/chat/completions", "openai-chat")
@@ -30,7 +30,7 @@ MESSAGES = Route("anthropic", "POST", "/v1/messages", "anthropic")
 
 
 def crowd(parts: int) -> bytes:
-    """A conversation of so many messages that say nothing."""
+    """Return a conversation of that many empty messages."""
     return b'{"model":"m","messages":[' + b",".join([b'{"role":"user"}'] * parts) + b"]}"
 
 
@@ -56,36 +56,36 @@ def crowd(parts: int) -> bytes:
         ),
     ],
 )
-def test_other_options_take_the_place_of_a_guests_and_all_else_stays(sent: bytes, passed: bytes) -> None:
-    assert understand(CHAT, body=sent).body == passed
-    assert understand(CHAT, body=sent).counted
+def test_the_doors_options_replace_those_of_a_guest_and_the_rest_is_unchanged(sent: bytes, passed: bytes) -> None:
+    assert parse_request(CHAT, body=sent).body == passed
+    assert parse_request(CHAT, body=sent).counted
 
 
 @pytest.mark.parametrize("name", [b'"stream\\u005foptions"', b'"\\u0073tream_options"'])
 def test_options_that_are_hidden_from_the_door_are_refused(name: bytes) -> None:
     hidden = b'{"stream":true,"x":{"stream_options":{}},' + name + b":{}}"
     with pytest.raises(BadInput, match="stream_options"):
-        understand(CHAT, body=hidden)
+        parse_request(CHAT, body=hidden)
 
 
-def test_a_body_that_is_too_large_to_be_looked_into_passes_whole() -> None:
+def test_a_body_that_is_too_large_to_be_parsed_passes_unchanged() -> None:
     begin, data = b'{"stream":true,"stream_options":{"include_usage":false}', b',"x":"' + b"a" * (33 << 20) + b'"}'
-    passed = understand(CHAT, body=begin + data).body
+    passed = parse_request(CHAT, body=begin + data).body
     assert passed == begin.replace(b"false", b"true") + data
 
 
-def test_a_body_of_too_many_parts_is_not_looked_into() -> None:
-    few, many = (understand(MESSAGES, body=crowd(parts)) for parts in (1000, 300_000))
+def test_a_body_of_too_many_parts_is_not_parsed() -> None:
+    few, many = (parse_request(MESSAGES, body=crowd(parts)) for parts in (1000, 300_000))
     assert few.tokens < 2000
     assert many.tokens == 200_000
-    assert understand(MESSAGES, body=crowd(100_000)).tokens == len(crowd(100_000)) // 4
+    assert parse_request(MESSAGES, body=crowd(100_000)).tokens == len(crowd(100_000)) // 4
     nested = b'{"messages":[' + b",".join([b"[" * 400 + b"]" * 400] * 1000) + b"]}"
-    assert understand(MESSAGES, body=nested).tokens == len(nested) // 4
+    assert parse_request(MESSAGES, body=nested).tokens == len(nested) // 4
     last = crowd(300_000)[:-2] + b',{"role":"user","content":"hello"}]}'
-    assert understand(MESSAGES, body=last).place == Place(0, 0, "", "")
+    assert parse_request(MESSAGES, body=last).place == Place(0, 0, "", "")
 
 
-def test_what_is_left_of_a_text_is_told_without_settling_it() -> None:
+def test_an_empty_text_is_recognized_without_normalizing_it() -> None:
     reminder = "<system-reminder>x</system-reminder>"
     for text in (
         "",
@@ -98,12 +98,12 @@ def test_what_is_left_of_a_text_is_told_without_settling_it() -> None:
         "<b>",
         " " * (1 << 20),
     ):
-        assert empty(text) is (settled(text) == ""), text[:40]
+        assert empty(text) is (normalized(text) == ""), text[:40]
 
 
 @pytest.mark.anyio
-async def test_conversations_are_read_beside_the_event_loop(tmp_path: Path) -> None:
-    """Where a tape needs it, reading a conversation may take a second."""
+async def test_conversations_are_parsed_outside_the_event_loop(tmp_path: Path) -> None:
+    """For a tape, parsing a conversation may take a second."""
     threads = []
 
     def mask(text: str) -> str:
@@ -111,22 +111,22 @@ async def test_conversations_are_read_beside_the_event_loop(tmp_path: Path) -> N
         return text
 
     recorder = Recorder(tmp_path / "t.jsonl")
-    ask = await recorder.ask_of(understand(MESSAGES, body=json.dumps(message()).encode()), mask)
+    ask = await recorder.ask_of(parse_request(MESSAGES, body=json.dumps(message()).encode()), mask)
     recorder.close()
     assert ask.text == "hello" and threads and threading.get_ident() not in threads
 
 
 @pytest.mark.anyio
-async def test_a_tape_reads_conversations_beside_the_event_loop() -> None:
+async def test_a_tape_parses_conversations_outside_the_event_loop() -> None:
     asked = _Noticing(route=MESSAGES, body=json.dumps(message()).encode())
     with pytest.raises(HiveyardError):
-        async with Tape([]).ask(asked, Passage(SystemClock())):
+        async with Tape([]).ask(asked, Progress(SystemClock())):
             pass
     assert asked.threads and threading.get_ident() not in asked.threads
 
 
 @pytest.mark.anyio
-async def test_bodies_at_all_doors_that_are_too_much_together_are_refused(tmp_path: Path) -> None:
+async def test_bodies_over_the_limit_of_all_doors_are_refused(tmp_path: Path) -> None:
     waiting = anyio.Event()
 
     async def hold(request: Request, stream: SocketStream) -> None:
@@ -136,7 +136,7 @@ async def test_bodies_at_all_doors_that_are_too_much_together_are_refused(tmp_pa
     body = b'{"x":"' + b"a" * 700_000 + b'"}'
     async with upstream(hold) as up:
         limits = DoorSettings(openai_upstream=up.url, body_mib=1, bodies_mib=2, bodies_total_mib=1)
-        async with doors(up.url, Told(), settings=limits) as both:
+        async with doors(up.url, MemoryJournal(), settings=limits) as both:
             one = both.open(session="s1", directory=tmp_path / "1", placeholder=Secret(PLACEHOLDER))
             other = both.open(session="s2", directory=tmp_path / "2", placeholder=Secret(PLACEHOLDER))
             async with one as first, other as second, guest(first) as holding, guest(second) as client:

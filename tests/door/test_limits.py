@@ -1,4 +1,4 @@
-"""A guest is hostile: what it may ask for is a list, and everything it sends is bounded."""
+"""Limits for hostile guests: an allow-list of requests, and a limit for everything that they send."""
 
 # ruff: noqa: SIM117 - a server, a door and a guest on one line read badly
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hiveyard.door.settings import DoorSettings
 
 from . import bodies
 from .guests import ask, head, raw
-from .house import PLACEHOLDER, Told, door, guest, message, until
+from .house import PLACEHOLDER, MemoryJournal, door, guest, message, until
 from .upstream import streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
@@ -49,25 +49,25 @@ pytestmark = pytest.mark.anyio
         "/ANTHROPIC/v1/models",
     ],
 )
-async def test_what_is_not_on_the_list_is_refused_and_told(tmp_path: Path, target: str) -> None:
-    told = Told()
-    async with upstream(whole(b"{}")) as up, door(up.url, told, tmp_path) as opened:
+async def test_a_path_that_is_not_allowed_is_refused_and_recorded(tmp_path: Path, target: str) -> None:
+    journal = MemoryJournal()
+    async with upstream(whole(b"{}")) as up, door(up.url, journal, tmp_path) as opened:
         answer = await ask(opened, head(target))
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert up.requests == []
-    assert len(told.of(DoorRefused)) == 1
+    assert len(journal.of(DoorRefused)) == 1
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "GET"])
 async def test_another_method_is_refused(tmp_path: Path, method: str) -> None:
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened:
         assert (await ask(opened, head("/anthropic/v1/messages", method=method))).startswith(b"HTTP/1.1 405 ")
     assert up.requests == []
 
 
 @pytest.mark.parametrize("query", ["?a=" + "x" * 2000, "?a='b'", "?a=/../"])
-async def test_a_query_with_anything_strange_is_refused(tmp_path: Path, query: str) -> None:
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened:
+async def test_a_query_with_unusual_characters_is_refused(tmp_path: Path, query: str) -> None:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened:
         assert (await ask(opened, head(f"/openai/v1/models{query}"))).startswith(b"HTTP/1.1 400 ")
     assert up.requests == []
 
@@ -84,7 +84,7 @@ async def test_a_query_with_anything_strange_is_refused(tmp_path: Path, query: s
     ],
 )
 async def test_broken_http_ends_the_connection_and_nothing_else(tmp_path: Path, text: bytes) -> None:
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened:
         assert (await ask(opened, text))[:12] in (b"", b"HTTP/1.1 400")
         async with guest(opened) as client:
             assert (await client.get("/openai/v1/models")).status_code == 200
@@ -98,11 +98,11 @@ async def test_a_connection_is_closed_after_a_request_with_two_lengths(tmp_path:
         f"POST /openai/v1/responses HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: 4\r\n"
         "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
     ).encode()
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened:
         answer = await ask(opened, request + head("/openai/v1/models"))
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert b"connection: close" in answer.lower()
-    assert answer.count(b"HTTP/1.1 ") == 1  # what came after it is not answered
+    assert answer.count(b"HTTP/1.1 ") == 1  # the next request is not answered
     assert len(up.requests) == (1 if status == 200 else 0)
 
 
@@ -110,7 +110,7 @@ async def test_a_connection_is_closed_after_a_request_with_two_lengths(tmp_path:
     "body", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":1}{"b":2}', b'"' + b"a" * 1000]
 )
 async def test_a_body_that_is_no_json_object_is_refused(tmp_path: Path, body: bytes) -> None:
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened, guest(opened) as client:
         answer = await client.post("/anthropic/v1/messages", content=body)
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
     assert up.requests == []
@@ -125,30 +125,30 @@ async def test_a_body_that_is_no_json_object_is_refused(tmp_path: Path, body: by
         {"model": "\ud800", "input": [{"type": 5}, {"type": "message", "role": "user"}]},
     ],
 )
-async def test_shapes_that_make_no_sense_are_the_vendors_to_judge(tmp_path: Path, body: object) -> None:
-    async with upstream(whole(b"[5]")) as up, door(up.url, Told(), tmp_path, budget_usd=1.0) as opened:
+async def test_invalid_fields_are_left_to_the_vendor(tmp_path: Path, body: object) -> None:
+    async with upstream(whole(b"[5]")) as up, door(up.url, MemoryJournal(), tmp_path, budget_usd=1.0) as opened:
         async with guest(opened) as client:
             for path in ("/anthropic/v1/messages", "/openai/v1/chat/completions", "/openai/v1/responses"):
                 answer = await client.post(path, content=json.dumps(body))
                 assert answer.status_code == 200, answer.text
 
 
-async def test_a_body_over_the_limit_is_refused_whether_its_length_is_told_or_not(tmp_path: Path) -> None:
+async def test_a_body_over_the_limit_is_refused_with_and_without_a_length(tmp_path: Path) -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(40):
             yield b"a" * (64 << 10)
 
-    told = Told()
+    journal = MemoryJournal()
     async with upstream(whole(b"{}")) as up:
         settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, body_mib=1)
-        async with door(up.url, told, tmp_path, settings=settings) as opened, guest(opened) as client:
+        async with door(up.url, journal, tmp_path, settings=settings) as opened, guest(opened) as client:
             length = await client.post("/openai/v1/responses", content=b"a" * (2 << 20))
             chunked = await client.post("/openai/v1/responses", content=endless())
     assert (length.status_code, chunked.status_code) == (413, 413)
-    assert up.requests == [] and len(told.of(DoorRefused)) == 2
+    assert up.requests == [] and len(journal.of(DoorRefused)) == 2
 
 
-async def test_bodies_that_are_too_much_together_are_refused(tmp_path: Path) -> None:
+async def test_bodies_over_the_limit_of_one_door_are_refused(tmp_path: Path) -> None:
     waiting = anyio.Event()
 
     async def hold(request: object, stream: object) -> None:
@@ -158,7 +158,7 @@ async def test_bodies_that_are_too_much_together_are_refused(tmp_path: Path) -> 
     body = b'{"x":"' + b"a" * 900_000 + b'"}'
     async with upstream(hold) as up:
         settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, body_mib=1, bodies_mib=2)
-        async with door(up.url, Told(), tmp_path, settings=settings) as opened, guest(opened) as client:
+        async with door(up.url, MemoryJournal(), tmp_path, settings=settings) as opened, guest(opened) as client:
             async with anyio.create_task_group() as group:
                 for _ in range(2):
                     group.start_soon(lambda: client.post("/openai/v1/responses", content=body))
@@ -168,7 +168,7 @@ async def test_bodies_that_are_too_much_together_are_refused(tmp_path: Path) -> 
             assert (await client.post("/openai/v1/responses", content=body)).status_code == 200
 
 
-async def test_more_requests_than_may_run_wait_for_their_turn(tmp_path: Path) -> None:
+async def test_requests_over_the_limit_wait_for_their_turn(tmp_path: Path) -> None:
     here, most = 0, 0
 
     async def count(request: object, stream: object) -> None:
@@ -181,7 +181,7 @@ async def test_more_requests_than_may_run_wait_for_their_turn(tmp_path: Path) ->
 
     async with upstream(count) as up:
         settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, requests=3)
-        async with door(up.url, Told(), tmp_path, settings=settings) as opened, guest(opened) as client:
+        async with door(up.url, MemoryJournal(), tmp_path, settings=settings) as opened, guest(opened) as client:
             async with anyio.create_task_group() as group:
                 for _ in range(12):
                     group.start_soon(lambda: client.get("/openai/v1/models"))
@@ -189,15 +189,15 @@ async def test_more_requests_than_may_run_wait_for_their_turn(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST /openai/v1/responses HTTP/1.1\r\nhost: d\r\nx"])
-async def test_a_head_that_does_not_come_closes_the_connection(tmp_path: Path, sent: bytes) -> None:
+async def test_a_head_that_never_arrives_closes_the_connection(tmp_path: Path, sent: bytes) -> None:
     settings = DoorSettings(head_seconds=0.2)
-    async with door("", Told(), tmp_path, settings=settings) as opened:
+    async with door("", MemoryJournal(), tmp_path, settings=settings) as opened:
         assert await ask(opened, sent or b"G") == b""
 
 
-async def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:
+async def test_a_body_that_never_arrives_times_out(tmp_path: Path) -> None:
     settings = DoorSettings(body_seconds=0.2)
-    async with door("", Told(), tmp_path, settings=settings) as opened:
+    async with door("", MemoryJournal(), tmp_path, settings=settings) as opened:
         text = head("/openai/v1/responses", "content-length: 100", method="POST") + b"{"
         assert (await ask(opened, text)).startswith(b"HTTP/1.1 408 ")
 
@@ -205,7 +205,7 @@ async def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:
 async def test_connections_over_the_limit_are_closed(tmp_path: Path) -> None:
     async with upstream(whole(b"{}")) as up:
         settings = DoorSettings(anthropic_upstream=up.url, openai_upstream=up.url, connections=4)
-        async with door(up.url, Told(), tmp_path, settings=settings) as opened:
+        async with door(up.url, MemoryJournal(), tmp_path, settings=settings) as opened:
             streams = [await anyio.connect_unix(opened.path) for _ in range(4)]
             assert await ask(opened, b"") == b""
             for stream in streams:
@@ -214,48 +214,48 @@ async def test_connections_over_the_limit_are_closed(tmp_path: Path) -> None:
                 assert (await client.get("/openai/v1/models")).status_code == 200
 
 
-async def test_a_flood_of_refusals_is_told_at_a_bounded_rate(tmp_path: Path) -> None:
-    told = Told()
-    async with door("", told, tmp_path, settings=DoorSettings()) as opened, guest(opened) as client:
+async def test_a_flood_of_refusals_is_recorded_at_a_limited_rate(tmp_path: Path) -> None:
+    journal = MemoryJournal()
+    async with door("", journal, tmp_path, settings=DoorSettings()) as opened, guest(opened) as client:
         for _ in range(200):
             assert (await client.get("/etc/passwd")).status_code == 404
-    assert 30 <= len(told.events) <= 40
+    assert 30 <= len(journal.events) <= 40
 
 
 @pytest.mark.parametrize("value", ["caf\xe9", "\xff\xfe", "\u00a0"])
-async def test_a_header_of_any_bytes_is_the_vendors_to_judge(tmp_path: Path, value: str) -> None:
+async def test_a_header_of_any_bytes_is_left_to_the_vendor(tmp_path: Path, value: str) -> None:
     body = json.dumps(message()).encode()
     sent = head("/anthropic/v1/messages", f"user-agent: x{value}y", f"content-length: {len(body)}", method="POST")
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened:
         assert (await ask(opened, sent + body)).startswith(b"HTTP/1.1 200 ")
     assert up.requests[0].header("user-agent") == f"x{value}y"
 
 
 class _Failing:
-    """Has no answer and says something that nobody foresaw."""
+    """A source of answers that raises an unexpected error."""
 
     def ask(self, _asked: object, _passage: object) -> AbstractAsyncContextManager[Reply]:
         raise RuntimeError("unforeseen")
 
 
 async def test_a_flood_of_failures_does_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with door("", Told(), tmp_path, tape=_Failing(), settings=DoorSettings()) as opened:
+    async with door("", MemoryJournal(), tmp_path, tape=_Failing(), settings=DoorSettings()) as opened:
         async with guest(opened) as client:
             for _ in range(200):
                 assert (await client.post("/anthropic/v1/messages", json=message())).status_code == 500
     assert 1 <= len([one for one in caplog.records if one.name == "hiveyard.door"]) <= 40
 
 
-async def test_a_refused_path_is_told_without_control_characters_and_short(tmp_path: Path) -> None:
-    told = Told()
-    async with door("", told, tmp_path, settings=DoorSettings()) as opened:
+async def test_a_refused_path_is_recorded_short_and_without_control_characters(tmp_path: Path) -> None:
+    journal = MemoryJournal()
+    async with door("", journal, tmp_path, settings=DoorSettings()) as opened:
         await ask(opened, head("/%1b[31m" + "a" * 5000))
-    assert len(told.of(DoorRefused)[0].what) <= 200
+    assert len(journal.of(DoorRefused)[0].what) <= 200
 
 
-async def test_the_socket_is_for_all_and_its_directory_can_only_be_entered(tmp_path: Path) -> None:
+async def test_all_users_may_connect_to_the_socket_and_only_enter_its_directory(tmp_path: Path) -> None:
     directory = tmp_path / "doors" / "s1"
-    async with door("", Told(), directory, settings=DoorSettings()) as opened:
+    async with door("", MemoryJournal(), directory, settings=DoorSettings()) as opened:
         assert opened.path == directory / "door.sock"
         assert stat.S_IMODE(opened.path.stat().st_mode) == 0o666
         assert stat.S_IMODE(directory.stat().st_mode) == 0o711
@@ -263,44 +263,44 @@ async def test_the_socket_is_for_all_and_its_directory_can_only_be_entered(tmp_p
     assert os.listdir(directory) == []
 
 
-async def test_a_door_that_a_killed_daemon_left_is_replaced_at_once(tmp_path: Path) -> None:
-    told = Told()
+async def test_the_socket_of_a_killed_daemon_is_replaced_at_once(tmp_path: Path) -> None:
+    journal = MemoryJournal()
     async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up:
-        async with door(up.url, told, tmp_path) as old:
-            async with door(up.url, told, tmp_path) as new:
+        async with door(up.url, journal, tmp_path) as old:
+            async with door(up.url, journal, tmp_path) as new:
                 async with guest(new) as client:
                     assert (await client.post("/anthropic/v1/messages", json=message())).status_code == 200
                 assert old.spent.requests == 0 and new.spent.requests == 1
             assert not new.path.exists()
 
 
-async def test_an_old_door_that_closes_late_does_not_take_the_new_ones_socket_away(tmp_path: Path) -> None:
+async def test_an_old_door_that_closes_late_does_not_remove_the_socket_of_a_new_one(tmp_path: Path) -> None:
     opened, closing = anyio.Event(), anyio.Event()
 
     async def old_daemon() -> None:
-        async with door("", Told(), tmp_path, settings=DoorSettings()):
+        async with door("", MemoryJournal(), tmp_path, settings=DoorSettings()):
             opened.set()
             await closing.wait()
 
     async with anyio.create_task_group() as group:
         group.start_soon(old_daemon)
         await opened.wait()
-        async with door("", Told(), tmp_path, settings=DoorSettings()) as new:
+        async with door("", MemoryJournal(), tmp_path, settings=DoorSettings()) as new:
             closing.set()
             await anyio.wait_all_tasks_blocked()
             async with guest(new) as client:
                 assert (await client.head("/")).status_code == 200
 
 
-async def test_a_stale_file_in_the_sockets_place_is_replaced(tmp_path: Path) -> None:
+async def test_a_stale_file_at_the_sockets_path_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "door.sock").write_text("stale")
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened, guest(opened) as client:
         assert (await client.get("/openai/v1/models")).status_code == 200
 
 
-async def test_a_very_long_path_has_a_door_all_the_same(tmp_path: Path) -> None:
+async def test_a_door_works_at_a_very_long_path(tmp_path: Path) -> None:
     directory = tmp_path / ("long" * 40)
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), directory):
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), directory):
         fd = os.open(directory, os.O_RDONLY)
         transport = httpx2.AsyncHTTPTransport(uds=f"/proc/self/fd/{fd}/door.sock")
         async with httpx2.AsyncClient(transport=transport, headers={"x-api-key": PLACEHOLDER}) as client:
@@ -308,8 +308,8 @@ async def test_a_very_long_path_has_a_door_all_the_same(tmp_path: Path) -> None:
         os.close(fd)
 
 
-async def test_closing_a_door_cuts_what_is_open_and_writes_down_what_was_used(tmp_path: Path) -> None:
-    told = Told()
+async def test_closing_a_door_cuts_open_requests_and_records_their_usage(tmp_path: Path) -> None:
+    journal = MemoryJournal()
 
     async def wait(number: int) -> None:
         if number:
@@ -317,7 +317,7 @@ async def test_closing_a_door_cuts_what_is_open_and_writes_down_what_was_used(tm
 
     async with upstream(streamed(bodies.ANTHROPIC_STREAM[:500], b"x", before=wait)) as up:
         async with anyio.create_task_group() as group:
-            async with door(up.url, told, tmp_path) as opened:
+            async with door(up.url, journal, tmp_path) as opened:
                 begun = anyio.Event()
 
                 async def read() -> None:
@@ -331,12 +331,12 @@ async def test_closing_a_door_cuts_what_is_open_and_writes_down_what_was_used(tm
                 group.start_soon(read)
                 with anyio.fail_after(20):
                     await begun.wait()
-    assert [called.complete for called in told.of(ModelCalled)] == [False]
+    assert [called.complete for called in journal.of(ModelCalled)] == [False]
 
 
-async def test_one_connection_takes_many_requests_each_sent_as_soon_as_the_last_is_answered(tmp_path: Path) -> None:
+async def test_one_connection_takes_many_requests_in_sequence(tmp_path: Path) -> None:
     request = head("/openai/v1/models").replace(b"connection: close", b"connection: keep-alive")
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, raw(opened) as stream:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened, raw(opened) as stream:
         with anyio.fail_after(20):
             for _ in range(50):
                 await stream.send(request)
@@ -346,9 +346,9 @@ async def test_one_connection_takes_many_requests_each_sent_as_soon_as_the_last_
     assert len(up.requests) == 50
 
 
-async def test_requests_that_come_all_at_once_on_one_connection_are_answered_in_turn(tmp_path: Path) -> None:
+async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
     request = head("/openai/v1/models").replace(b"connection: close", b"connection: keep-alive")
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, raw(opened) as stream:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened, raw(opened) as stream:
         with anyio.fail_after(20):
             await stream.send(request * 10)
             answer = b""
@@ -358,9 +358,9 @@ async def test_requests_that_come_all_at_once_on_one_connection_are_answered_in_
 
 
 @pytest.mark.parametrize("value", ["true", " true ", '"yes"', "1", '"' + "x" * 100_000 + '"'])
-async def test_an_answer_that_is_made_later_is_asked_of_nobody(value: str, tmp_path: Path) -> None:
-    """The vendor would be paid for it, and tell nobody what it was."""
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+async def test_a_request_for_an_answer_in_the_background_is_refused(value: str, tmp_path: Path) -> None:
+    """The vendor would charge for it, and nobody would get its usage."""
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened, guest(opened) as client:
         asked = f'{{"model": "gpt-5.5", "input": "hi", "background":{value}}}'
         refused = await client.post("/openai/v1/responses", content=asked.encode())
         assert refused.status_code == 400

@@ -1,4 +1,4 @@
-"""The socket of a door, and what is left when it is not to be after all."""
+"""The socket of a door, and its cleanup when opening it is cancelled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 def next_number() -> int:
-    """The descriptor that whoever opens something next gets."""
+    """Return the number of the next descriptor that is opened."""
     with socket.socket() as one:
         return one.fileno()
 
@@ -25,7 +25,7 @@ async def no_app(scope: object, receive: object, send: object) -> None:
     raise AssertionError("nobody asked")
 
 
-async def test_opening_that_is_cancelled_leaves_the_descriptor_to_whoever_gets_it_next(tmp_path: Path) -> None:
+async def test_cancelling_the_opening_of_a_door_leaves_no_descriptor_in_the_event_loop(tmp_path: Path) -> None:
     number = next_number()
     with anyio.CancelScope() as scope:
         scope.cancel()

@@ -1,4 +1,4 @@
-"""What goes through a door goes through unchanged, at once, and is counted."""
+"""A door relays requests and answers unchanged and at once, and counts them."""
 
 # ruff: noqa: SIM117 - a server, a door and a guest on one line read badly
 from __future__ import annotations
@@ -13,29 +13,29 @@ import pytest
 from hiveyard.core.events import DoorRefused, ModelCalled, ModelFailed, Notice
 
 from . import bodies
-from .house import KEY, PLACEHOLDER, HeldClock, Told, door, guest, message, until
+from .house import KEY, PLACEHOLDER, HeldClock, MemoryJournal, door, guest, message, until
 from .upstream import Request, streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_whole_answer_passes_unchanged_and_is_counted(tmp_path: Path) -> None:
-    told = Told()
-    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up, door(up.url, told, tmp_path) as opened:
+async def test_an_answer_that_is_not_streamed_passes_unchanged_and_is_counted(tmp_path: Path) -> None:
+    journal = MemoryJournal()
+    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up, door(up.url, journal, tmp_path) as opened:
         async with guest(opened) as client:
             answer = await client.post("/anthropic/v1/messages?beta=true", json=message())
     assert (answer.status_code, answer.content) == (200, bodies.ANTHROPIC_WHOLE)
-    [(session, turn, called)] = told.events
+    [(session, turn, called)] = journal.events
     assert (session, turn) == ("s1", 1)
     assert isinstance(called, ModelCalled)
     assert called.protocol == "anthropic" and called.model == "claude-sonnet-4-5-20250929" and called.complete
     assert (called.usage.input_tokens, called.usage.output_tokens) == (12, 6)
     assert (called.usage.cache_read_tokens, called.usage.cache_write_tokens) == (18111, 2048)
-    # Fresh, read, written for 5 minutes, written for an hour, said: each has its price per million.
+    # Input, cache read, cache written for 5 minutes, for an hour, output: each has its price per million tokens.
     assert called.usage.cost_usd == pytest.approx((12 * 3 + 18111 * 0.3 + 1024 * 3.75 + 1024 * 6 + 6 * 15) / 1e6)
 
 
-async def test_the_upstream_sees_the_real_key_and_only_headers_that_matter(tmp_path: Path) -> None:
+async def test_the_upstream_gets_the_real_key_and_only_allowed_headers(tmp_path: Path) -> None:
     hostile = {
         "anthropic-version": "2023-06-01",
         "cookie": "a=b",
@@ -48,7 +48,7 @@ async def test_the_upstream_sees_the_real_key_and_only_headers_that_matter(tmp_p
         "accept-encoding": "gzip",
         "x-openai-internal-codex-responses-lite": "true",
     }
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened, guest(opened) as client:
         await client.post("/anthropic/v1/messages?beta=true", json=message(), headers=hostile)
         await client.post("/openai/v1/responses", json={"model": "gpt-5", "input": "x"}, headers=hostile)
     first, second = up.requests
@@ -69,7 +69,7 @@ async def test_the_upstream_sees_the_real_key_and_only_headers_that_matter(tmp_p
 async def test_account_headers_and_cookies_of_a_vendor_do_not_reach_the_guest(tmp_path: Path) -> None:
     more = "set-cookie: a=b\r\nanthropic-organization-id: 1234\r\nrequest-id: req_1\r\nserver: cf\r\n"
     more += "anthropic-ratelimit-requests-remaining: 7\r\n"
-    async with upstream(whole(b"{}", more=more)) as up, door(up.url, Told(), tmp_path) as opened:
+    async with upstream(whole(b"{}", more=more)) as up, door(up.url, MemoryJournal(), tmp_path) as opened:
         async with guest(opened) as client:
             answer = await client.post("/anthropic/v1/messages", json=message())
     assert answer.headers["request-id"] == "req_1"
@@ -87,7 +87,7 @@ async def test_a_chunk_arrives_before_the_upstream_has_sent_the_next(tmp_path: P
     chunks = [b'data: {"n": 0}\n\n', b'data: {"n":', b" 2}\n\n"]
     answer = streamed(*chunks, before=wait_for_the_guest)
     received: list[bytes] = []
-    async with upstream(answer) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+    async with upstream(answer) as up, door(up.url, MemoryJournal(), tmp_path) as opened, guest(opened) as client:
         with anyio.fail_after(20):
             async with client.stream("POST", "/anthropic/v1/messages", json=message(stream=True)) as response:
                 async for chunk in response.aiter_raw():
@@ -118,12 +118,12 @@ async def test_a_chunk_arrives_before_the_upstream_has_sent_the_next(tmp_path: P
 async def test_streams_of_each_protocol_pass_unchanged_and_are_counted(
     tmp_path: Path, path: str, request_body: object, answer: bytes, counts: tuple[int, ...], size: int
 ) -> None:
-    told = Told()
+    journal = MemoryJournal()
     pieces = [answer[at : at + size] for at in range(0, len(answer), size)]
-    async with upstream(streamed(*pieces)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(streamed(*pieces)) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         got = await client.post(path, json=request_body)
     assert got.content == answer
-    [called] = told.of(ModelCalled)
+    [called] = journal.of(ModelCalled)
     usage = called.usage
     assert called.complete
     assert counts == (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)
@@ -131,16 +131,14 @@ async def test_streams_of_each_protocol_pass_unchanged_and_are_counted(
 
 
 @pytest.mark.parametrize("size", [1, 9, 100_000])
-async def test_a_chat_is_counted_although_the_guest_did_not_ask_and_it_does_not_notice(
-    tmp_path: Path, size: int
-) -> None:
-    told = Told()
+async def test_a_chat_is_counted_even_if_the_guest_did_not_request_the_usage(tmp_path: Path, size: int) -> None:
+    journal = MemoryJournal()
     pieces = [bodies.CHAT_STREAM[at : at + size] for at in range(0, len(bodies.CHAT_STREAM), size)]
-    async with upstream(streamed(*pieces)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(streamed(*pieces)) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         got = await client.post("/openai/v1/chat/completions", json={"model": "gpt-5", "messages": [], "stream": True})
     assert b'"include_usage":true' in up.requests[0].body
     assert got.content == bodies.CHAT_CHUNK + bodies.CHAT_LAST + bodies.CHAT_DONE
-    assert told.of(ModelCalled)[0].usage.output_tokens == 10
+    assert journal.of(ModelCalled)[0].usage.output_tokens == 10
 
 
 @pytest.mark.parametrize(
@@ -150,44 +148,46 @@ async def test_a_chat_is_counted_although_the_guest_did_not_ask_and_it_does_not_
         ("/openai/v1/responses", {"model": "gpt-5", "input": "x"}, bodies.RESPONSES_WHOLE),
     ],
 )
-async def test_whole_answers_of_openai_are_counted(tmp_path: Path, path: str, body: object, answer: bytes) -> None:
-    told = Told()
-    async with upstream(whole(answer)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+async def test_answers_of_openai_that_are_not_streamed_are_counted(
+    tmp_path: Path, path: str, body: object, answer: bytes
+) -> None:
+    journal = MemoryJournal()
+    async with upstream(whole(answer)) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         assert (await client.post(path, json=body)).content == answer
-    assert told.of(ModelCalled)[0].usage.cache_read_tokens in (1024, 128)
+    assert journal.of(ModelCalled)[0].usage.cache_read_tokens in (1024, 128)
 
 
 async def test_usage_is_in_the_journal_before_the_stream_ends_for_the_guest(tmp_path: Path) -> None:
     go_on = anyio.Event()
     reached = anyio.Event()
 
-    class Slow(Told):
+    class Slow(MemoryJournal):
         async def record(self, session: str, turn: int | None, event: object) -> None:
             reached.set()
             await go_on.wait()
             await super().record(session, turn, event)  # type: ignore[arg-type]
 
-    told = Slow()
+    journal = Slow()
     received = bytearray()
     begin, end = bodies.ANTHROPIC_STREAM[:-60], bodies.ANTHROPIC_STREAM[-60:]
-    async with upstream(streamed(begin, end)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(streamed(begin, end)) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         async with client.stream("POST", "/anthropic/v1/messages", json=message(stream=True)) as response:
             async for chunk in response.aiter_raw():
                 received += chunk
                 if b"message_stop" in received:
-                    assert told.of(ModelCalled)
+                    assert journal.of(ModelCalled)
                 elif bytes(received) == begin:
                     with anyio.fail_after(20):
                         await reached.wait()
-                    assert not told.of(ModelCalled)
+                    assert not journal.of(ModelCalled)
                     go_on.set()
     assert bytes(received) == bodies.ANTHROPIC_STREAM
 
 
 async def test_a_stream_that_the_vendor_cuts_is_cut_for_the_guest_and_counted(tmp_path: Path) -> None:
-    told = Told()
+    journal = MemoryJournal()
     part = bodies.ANTHROPIC_STREAM[: bodies.ANTHROPIC_STREAM.index(b"event: message_delta")]
-    async with upstream(streamed(part, cut=True)) as up, door(up.url, told, tmp_path, clock=HeldClock()) as opened:
+    async with upstream(streamed(part, cut=True)) as up, door(up.url, journal, tmp_path, clock=HeldClock()) as opened:
         async with guest(opened) as client:
             received = b""
             with pytest.raises(httpx2.RemoteProtocolError):
@@ -195,68 +195,68 @@ async def test_a_stream_that_the_vendor_cuts_is_cut_for_the_guest_and_counted(tm
                     async for chunk in response.aiter_raw():
                         received += chunk
     assert received == part
-    [called] = told.of(ModelCalled)
+    [called] = journal.of(ModelCalled)
     assert not called.complete and called.usage.input_tokens == 472 and called.usage.cache_read_tokens == 9000
-    assert called.usage.output_tokens == 8  # 29 characters passed: an estimate, so that a cut is not free
-    assert told.of(ModelFailed)[0].failure.code == "door.upstream_failed"
+    assert called.usage.output_tokens == 8  # an estimate for 29 relayed characters, so that a cut answer is not free
+    assert journal.of(ModelFailed)[0].failure.code == "door.upstream_failed"
 
 
 async def test_an_error_inside_a_stream_is_a_failure(tmp_path: Path) -> None:
-    told = Told()
+    journal = MemoryJournal()
     error = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n'
-    async with upstream(streamed(error)) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(streamed(error)) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         got = await client.post("/anthropic/v1/messages", json=message(stream=True))
     assert got.content == error
-    assert "Overloaded" in told.of(ModelFailed)[0].failure.message
-    assert not told.of(ModelCalled)[0].complete
+    assert "Overloaded" in journal.of(ModelFailed)[0].failure.message
+    assert not journal.of(ModelCalled)[0].complete
 
 
-async def test_a_guest_that_hangs_up_in_the_middle_ends_the_request_upstream_and_pays(tmp_path: Path) -> None:
-    told = Told()
+async def test_a_guest_that_disconnects_in_the_middle_ends_the_upstream_request_and_pays(tmp_path: Path) -> None:
+    journal = MemoryJournal()
 
     async def wait(number: int) -> None:
         if number == 1:
             await anyio.sleep_forever()
 
     answer = streamed(bodies.ANTHROPIC_STREAM[:500], b"x", before=wait)
-    async with upstream(answer) as up, door(up.url, told, tmp_path) as opened:
+    async with upstream(answer) as up, door(up.url, journal, tmp_path) as opened:
         async with guest(opened) as client:
             async with client.stream("POST", "/anthropic/v1/messages", json=message(stream=True)) as response:
                 assert await anext(response.aiter_raw())
         await until(lambda: not opened.busy)
-    [called] = told.of(ModelCalled)
+    [called] = journal.of(ModelCalled)
     assert not called.complete and called.usage.input_tokens == 472 and called.status == 200
 
 
 async def test_a_compressed_answer_is_decoded_and_counted(tmp_path: Path) -> None:
-    told = Told()
+    journal = MemoryJournal()
     answer = whole(gzip.compress(bodies.ANTHROPIC_WHOLE), more="content-encoding: gzip\r\n")
-    async with upstream(answer) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(answer) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
         got = await client.post("/anthropic/v1/messages", json=message())
     assert got.content == bodies.ANTHROPIC_WHOLE and "content-encoding" not in got.headers
-    assert told.of(ModelCalled)[0].usage.output_tokens == 6
+    assert journal.of(ModelCalled)[0].usage.output_tokens == 6
 
 
-async def test_a_model_without_a_known_price_is_told_once(tmp_path: Path) -> None:
-    told = Told()
+async def test_a_model_without_a_known_price_is_reported_once(tmp_path: Path) -> None:
+    journal = MemoryJournal()
     body = bodies.ANTHROPIC_WHOLE.replace(b"claude-sonnet-4-5-20250929", b"house-model")
-    async with upstream(whole(body)) as up, door(up.url, told, tmp_path, budget_usd=1.0) as opened:
+    async with upstream(whole(body)) as up, door(up.url, journal, tmp_path, budget_usd=1.0) as opened:
         async with guest(opened) as client:
             for _ in range(3):
                 await client.post("/anthropic/v1/messages", json=message(model="house-model"))
-    assert [called.usage.cost_usd for called in told.of(ModelCalled)] == [None] * 3
-    [notice] = told.of(Notice)
+    assert [called.usage.cost_usd for called in journal.of(ModelCalled)] == [None] * 3
+    [notice] = journal.of(Notice)
     assert "house-model" in notice.message and notice.code == "door.no_price"
 
 
 async def test_twenty_requests_at_once_get_each_their_own_answer(tmp_path: Path) -> None:
-    told = Told()
+    journal = MemoryJournal()
 
     async def echo(request: Request, stream: object) -> None:
         await whole(b'{"echo":%d}' % len(request.body))(request, stream)  # type: ignore[arg-type]
 
     answers: dict[int, bytes] = {}
-    async with upstream(echo) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+    async with upstream(echo) as up, door(up.url, journal, tmp_path) as opened, guest(opened) as client:
 
         async def ask(size: int) -> None:
             body = b'{"x":"' + b"a" * size + b'"}'
@@ -266,17 +266,21 @@ async def test_twenty_requests_at_once_get_each_their_own_answer(tmp_path: Path)
             for size in range(20):
                 group.start_soon(ask, size * 1000)
     assert answers == {size: b'{"echo":%d}' % size for size in answers} and len(answers) == 20
-    assert len(told.of(ModelCalled)) == 20
+    assert len(journal.of(ModelCalled)) == 20
 
 
-async def test_models_and_counts_pass_and_are_no_calls(tmp_path: Path) -> None:
-    told = Told()
-    async with upstream(whole(b'{"data":[]}')) as up, door(up.url, told, tmp_path) as opened, guest(opened) as client:
+async def test_lists_of_models_and_token_counts_pass_and_are_not_recorded_as_calls(tmp_path: Path) -> None:
+    journal = MemoryJournal()
+    async with (
+        upstream(whole(b'{"data":[]}')) as up,
+        door(up.url, journal, tmp_path) as opened,
+        guest(opened) as client,
+    ):
         for path in ("/anthropic/v1/models", "/openai/v1/models", "/openai/v1/models/gpt-5.5"):
             assert (await client.get(path)).status_code == 200
         assert (await client.post("/anthropic/v1/messages/count_tokens", json=message())).status_code == 200
     assert [request.target for request in up.requests][2] == "/v1/models/gpt-5.5"
-    assert told.events == []
+    assert journal.events == []
 
 
 async def test_a_body_of_many_mebibytes_passes_both_ways(tmp_path: Path) -> None:
@@ -284,27 +288,31 @@ async def test_a_body_of_many_mebibytes_passes_both_ways(tmp_path: Path) -> None
         await whole(request.body)(request, stream)  # type: ignore[arg-type]
 
     body = b'{"x":"' + b"a" * (20 << 20) + b'"}'
-    async with upstream(echo) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+    async with upstream(echo) as up, door(up.url, MemoryJournal(), tmp_path) as opened, guest(opened) as client:
         assert (await client.post("/openai/v1/responses", content=body)).content == body
 
 
 async def test_the_turn_may_change_while_the_door_is_open(tmp_path: Path) -> None:
-    told = Told()
-    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up, door(up.url, told, tmp_path) as opened:
+    journal = MemoryJournal()
+    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up, door(up.url, journal, tmp_path) as opened:
         async with guest(opened) as client:
             await client.post("/anthropic/v1/messages", json=message())
             opened.turn = 2
             await client.post("/anthropic/v1/messages", json=message())
-    assert [turn for _, turn, _ in told.events] == [1, 2]
+    assert [turn for _, turn, _ in journal.events] == [1, 2]
     assert opened.spent.requests == 2
 
 
 async def test_a_probe_needs_no_key_and_leaves_no_trace(tmp_path: Path) -> None:
-    told = Told()
-    async with upstream(whole(b"{}")) as up, door(up.url, told, tmp_path) as opened, guest(opened, key="x") as client:
+    journal = MemoryJournal()
+    async with (
+        upstream(whole(b"{}")) as up,
+        door(up.url, journal, tmp_path) as opened,
+        guest(opened, key="x") as client,
+    ):
         for path in ("/", "/anthropic", "/openai/"):
             assert (await client.head(path)).status_code == 200
-    assert told.of(DoorRefused) == [] and up.requests == []
+    assert journal.of(DoorRefused) == [] and up.requests == []
 
 
 @pytest.mark.parametrize(
@@ -320,9 +328,9 @@ async def test_a_probe_needs_no_key_and_leaves_no_trace(tmp_path: Path) -> None:
         (b'{"stream_options":{"include_usage":true},"stream":true, "z":0}', None),
     ],
 )
-async def test_a_body_passes_byte_for_byte_but_for_the_count_that_the_door_asks_for(
+async def test_a_body_passes_unchanged_except_for_the_requested_count(
     tmp_path: Path, sent: bytes, passed: bytes | None
 ) -> None:
-    async with upstream(whole(b"{}")) as up, door(up.url, Told(), tmp_path) as opened, guest(opened) as client:
+    async with upstream(whole(b"{}")) as up, door(up.url, MemoryJournal(), tmp_path) as opened, guest(opened) as client:
         assert (await client.post("/openai/v1/chat/completions", content=sent)).status_code == 200
     assert up.requests[0].body == (passed or sent)

@@ -1,4 +1,4 @@
-"""What passes is read without trusting it: any bytes, cut anywhere, never too much of them kept."""
+"""Relayed data is read without trusting it: any bytes, cut anywhere, with limited memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from hiveyard.core.usage import Usage
 from hiveyard.door import conversation
-from hiveyard.door.event_quota import EventQuota
 from hiveyard.door.meter import Meter, only_usage
-from hiveyard.door.model_request import ModelRequest, understand
-from hiveyard.door.normalize import settled
+from hiveyard.door.model_request import ModelRequest, parse_request
+from hiveyard.door.normalize import normalized
 from hiveyard.door.prices import Prices
+from hiveyard.door.quota import EventQuota
 from hiveyard.door.routes import Protocol, Route
 from hiveyard.door.sse import EventBlocks, EventData
 
@@ -32,7 +32,7 @@ CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=10)
 
 
 def asked(protocol: Protocol, **body: object) -> ModelRequest:
-    return understand(Route("openai", "POST", "/x", protocol), body=json.dumps(body).encode())
+    return parse_request(Route("openai", "POST", "/x", protocol), body=json.dumps(body).encode())
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -59,7 +59,7 @@ def test_tools_are_found_where_agents_offer_them(body: dict[str, object], offere
     assert asked("openai-responses", **body).tools is offered
 
 
-def test_tools_that_stand_in_the_conversation_are_no_part_of_it() -> None:
+def test_tools_in_the_conversation_are_not_part_of_it() -> None:
     said = {"type": "message", "role": "user", "content": "fix it"}
     tools = {"type": "additional_tools", "role": "developer", "tools": []}
     assert asked("openai-responses", input=[tools, said]).place == asked("openai-responses", input=[said]).place
@@ -88,7 +88,7 @@ IMAGE = {"type": "base64", "media_type": "image/png", "data": "a" * 400_000}
         ({"type": "input_file", "file_id": None}, 0),
     ],
 )
-def test_what_a_request_brings_is_counted_by_its_kind(part: dict[str, object], tokens: int) -> None:
+def test_the_contents_of_a_request_are_counted_by_type(part: dict[str, object], tokens: int) -> None:
     found = asked("anthropic", messages=[{"role": "user", "content": [part]}]).tokens
     assert tokens <= found <= tokens + 30
 
@@ -101,13 +101,13 @@ def test_what_a_request_brings_is_counted_by_its_kind(part: dict[str, object], t
         ({"previous_response_id": None, "conversation": None}, 2),
     ],
 )
-def test_a_conversation_that_is_at_the_vendor_may_be_a_long_one(more: dict[str, object], tokens: int) -> None:
+def test_a_conversation_stored_at_the_vendor_counts_as_long(more: dict[str, object], tokens: int) -> None:
     assert asked("openai-responses", input="hello", **more).tokens == tokens
 
 
 @settings(deadline=None)
 @given(lines=LINES, cuts=CUTS)
-def test_blocks_are_the_bytes_that_came_wherever_they_are_cut(lines: list[bytes], cuts: list[int]) -> None:
+def test_blocks_are_the_original_bytes_wherever_they_are_cut(lines: list[bytes], cuts: list[int]) -> None:
     data = b"\n".join(lines)
     blocks = EventBlocks()
     out = [block for piece in pieces(data, cuts) for block in blocks.feed(piece)]
@@ -162,7 +162,7 @@ def test_any_json_in_any_place_is_read_without_an_error(data: object) -> None:
     only_usage(b"data: " + text + b"\n\n")
 
 
-def test_an_event_without_end_is_not_kept_in_memory() -> None:
+def test_an_endless_event_is_not_kept_in_memory() -> None:
     data, blocks = EventData(), EventBlocks(limit=1000)
     passed = 0
     for _ in range(40):
@@ -184,18 +184,18 @@ def test_an_event_without_end_is_not_kept_in_memory() -> None:
         ("took 0.53s", "took 12 seconds"),
     ],
 )
-def test_what_changes_from_run_to_run_does_not_count(a: str, b: str) -> None:
-    assert settled(a) == settled(b)
+def test_changes_from_run_to_run_do_not_count(a: str, b: str) -> None:
+    assert normalized(a) == normalized(b)
 
 
 @pytest.mark.parametrize(("a", "b"), [("fix a.py", "fix b.py"), ("add 1", "add 2"), ("<b>x</b>", "<b>y</b>")])
-def test_what_a_person_means_counts(a: str, b: str) -> None:
-    assert settled(a) != settled(b)
+def test_the_content_of_a_message_counts(a: str, b: str) -> None:
+    assert normalized(a) != normalized(b)
 
 
-def test_text_that_is_made_to_be_slow_is_settled_all_the_same() -> None:
-    assert settled("<system-reminder>" * 20_000 + "x").endswith("x")
-    assert settled("a" * (1 << 20) + "b").endswith("b")
+def test_text_made_to_be_slow_is_normalized_quickly() -> None:
+    assert normalized("<system-reminder>" * 20_000 + "x").endswith("x")
+    assert normalized("a" * (1 << 20) + "b").endswith("b")
 
 
 def test_prices_are_found_for_gateways_too_and_unknown_models_have_none() -> None:
@@ -206,7 +206,7 @@ def test_prices_are_found_for_gateways_too_and_unknown_models_have_none() -> Non
         assert prices.cost("openai", model, usage) is None
 
 
-def test_an_allowance_runs_out_says_so_and_fills_again() -> None:
+def test_an_event_quota_runs_out_counts_skipped_events_and_refills() -> None:
     class Held:
         at = 0.0
 
@@ -221,4 +221,4 @@ def test_an_allowance_runs_out_says_so_and_fills_again() -> None:
     allowance = EventQuota(clock, most=2, per_second=1.0)
     assert [allowance.take() for _ in range(5)] == [True, True, False, False, False]
     clock.at = 1.0
-    assert allowance.take() and "3 more" in allowance.omitted() and allowance.omitted() == ""
+    assert allowance.take() and "3 more" in allowance.note_skipped() and allowance.note_skipped() == ""

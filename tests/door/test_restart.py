@@ -1,7 +1,8 @@
-"""A daemon dies in the middle of an answer; the next one opens the same door."""
+"""A daemon dies during an answer, and the next one opens the same door."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,14 +17,14 @@ from hiveyard.core.usage import Usage
 from hiveyard.kit.process import running, signal_group
 
 from . import bodies
-from .house import KEY, PLACEHOLDER, Told, door, message
+from .house import KEY, PLACEHOLDER, MemoryJournal, door, message
 from .upstream import Request, streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_after_kill_9_the_same_path_answers_the_same_guest_again(tmp_path: Path) -> None:
-    told, hung_up = Told(), anyio.Event()
+async def test_after_kill_9_the_same_socket_answers_the_same_guest(tmp_path: Path) -> None:
+    journal, hung_up = MemoryJournal(), anyio.Event()
     first = True
 
     async def never_end(number: int) -> None:
@@ -39,8 +40,9 @@ async def test_after_kill_9_the_same_path_answers_the_same_guest_again(tmp_path:
         transport=transport, base_url="http://door", headers={"x-api-key": PLACEHOLDER}, timeout=20
     )
     program = str(Path(__file__).with_name("daemon.py"))
+    env = {**os.environ, "KEY": KEY, "PLACEHOLDER": PLACEHOLDER}
     async with upstream(answer) as up, client:
-        async with running([sys.executable, program, up.url, str(tmp_path), KEY, PLACEHOLDER], grace=0) as daemon:
+        async with running([sys.executable, program, up.url, str(tmp_path)], env=env, grace=0) as daemon:
             assert daemon.stdout is not None
             assert await BufferedByteReceiveStream(daemon.stdout).receive_until(b"\n", 100) == b"open"
             async with client.stream("POST", "/anthropic/v1/messages", json=message(stream=True)) as response:
@@ -54,8 +56,8 @@ async def test_after_kill_9_the_same_path_answers_the_same_guest_again(tmp_path:
         assert (tmp_path / "door.sock").is_socket(), "a killed daemon leaves its socket behind"
         with pytest.raises(httpx2.ConnectError):
             await client.get("/")
-        async with door(up.url, told, tmp_path, spent=Usage(cost_usd=0.25, requests=3)) as opened:
+        async with door(up.url, journal, tmp_path, spent=Usage(cost_usd=0.25, requests=3)) as opened:
             again = await client.post("/anthropic/v1/messages", json=message())
             assert again.content == bodies.ANTHROPIC_WHOLE
             assert opened.spent.requests == 4 and (opened.spent.cost_usd or 0) > 0.25
-    assert len(told.of(ModelCalled)) == 1
+    assert len(journal.of(ModelCalled)) == 1

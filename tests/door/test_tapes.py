@@ -1,4 +1,4 @@
-"""What was recorded is answered again, by what is asked and not by when."""
+"""Recorded answers are replayed by the content of the request, not by its time."""
 
 # ruff: noqa: SIM117 - a server, a door and a guest on one line read badly
 from __future__ import annotations
@@ -16,16 +16,16 @@ import pytest
 
 from hiveyard.core.errors import BadTape, NotOnTape
 from hiveyard.core.events import ModelCalled, ModelFailed, Notice
-from hiveyard.door.model_request import understand
+from hiveyard.door.model_request import parse_request
 from hiveyard.door.recorder import Recorder, check
 from hiveyard.door.routes import Protocol, Route
 from hiveyard.door.settings import DoorSettings
-from hiveyard.door.tape import Ask, Entry, Tape, ask_of, packed, scan
+from hiveyard.door.tape import Ask, Entry, Tape, ask_of, encode_chunk, scan
 from hiveyard.testing.model import scripted_model
 from hiveyard.testing.script import Call, File, Step
 
 from . import bodies
-from .house import KEY, Told, door, guest, message, until
+from .house import KEY, MemoryJournal, door, guest, message, until
 from .upstream import streamed, upstream, whole
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ SCRIPT = (
 
 
 def round_of(number: int, *, text: str = "make the test pass", results: Sequence[str] = ()) -> dict[str, object]:
-    """What an agent asks after `number` rounds of tools."""
+    """Return an agent's request after `number` rounds of tools."""
     messages: list[dict[str, object]] = [{"role": "user", "content": text}]
     for index in range(number):
         call = {"type": "tool_use", "id": f"toolu_{index}", "name": "Bash", "input": {"command": "x"}}
@@ -51,8 +51,8 @@ def round_of(number: int, *, text: str = "make the test pass", results: Sequence
     return {"model": "claude-sonnet-4-5", "max_tokens": 9, "stream": True, "tools": TOOLS, "messages": messages}
 
 
-async def test_a_recorded_conversation_is_answered_again_byte_for_byte_without_a_model(tmp_path: Path) -> None:
-    path, first, second = tmp_path / "t.jsonl", Told(), Told()
+async def test_a_recorded_conversation_is_replayed_byte_for_byte_without_a_model(tmp_path: Path) -> None:
+    path, first, second = tmp_path / "t.jsonl", MemoryJournal(), MemoryJournal()
     asked = [round_of(number) for number in range(3)]
     recorder = Recorder(path)
     async with scripted_model(SCRIPT) as model, door(model.url, first, tmp_path, recorder=recorder) as opened:
@@ -74,33 +74,33 @@ async def test_a_recorded_conversation_is_answered_again_byte_for_byte_without_a
 async def test_other_results_other_times_and_other_paths_are_the_same_request(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     recorder = Recorder(path)
-    told = Told()
+    journal = MemoryJournal()
     text = "fix it <system-reminder>Today is 2026-11-21 in /tmp/a1</system-reminder>"
-    async with scripted_model(SCRIPT) as model, door(model.url, told, tmp_path, recorder=recorder) as opened:
+    async with scripted_model(SCRIPT) as model, door(model.url, journal, tmp_path, recorder=recorder) as opened:
         async with guest(opened) as client:
             body = round_of(1, text=text, results=["1 failed in 0.53s at /tmp/pytest-1/x"])
             recorded = await client.post("/anthropic/v1/messages", json=body)
     recorder.close()
     again = "fix  it\n<system-reminder>Today is 2027-01-01 in /home/b</system-reminder>"
     async with (
-        door("", told, tmp_path, tape=Tape.load(path), settings=DoorSettings()) as opened,
+        door("", journal, tmp_path, tape=Tape.load(path), settings=DoorSettings()) as opened,
         guest(opened) as client,
     ):
         body = round_of(1, text=again, results=["something else entirely"])
         assert (await client.post("/anthropic/v1/messages", json=body)).content == recorded.content
 
 
-async def test_what_is_not_on_the_tape_is_told_with_what_comes_nearest(tmp_path: Path) -> None:
-    told = Told()
+async def test_a_request_that_is_not_on_the_tape_is_reported_with_the_nearest_one(tmp_path: Path) -> None:
+    journal = MemoryJournal()
     tape = Tape([entry(round_of(0)), entry(round_of(1))], name="demo.jsonl")
-    async with door("", told, tmp_path, tape=tape, settings=DoorSettings()) as opened, guest(opened) as client:
+    async with door("", journal, tmp_path, tape=tape, settings=DoorSettings()) as opened, guest(opened) as client:
         for body in (round_of(2), round_of(0, text="something else")):
             got = await client.post("/anthropic/v1/messages", json=body)
             assert got.status_code == 400 and got.headers["x-should-retry"] == "false"
             assert got.json()["error"]["type"] == "invalid_request_error"
         other = await client.post("/openai/v1/responses", json={"input": "x"})
-        assert "nothing at all was recorded" in other.json()["error"]["message"]
-    failures = [failed.failure for failed in told.of(ModelFailed)]
+        assert "nothing is recorded" in other.json()["error"]["message"]
+    failures = [failed.failure for failed in journal.of(ModelFailed)]
     assert {failure.code for failure in failures} == {"door.not_on_tape"}
     assert "round 2 of “make the test pass”; the nearest is" in failures[0].message
     assert "round 1 of" in failures[0].message and "“something else”" in failures[1].message
@@ -111,9 +111,9 @@ def entry(
 ) -> Entry:
     protocol: dict[str, Protocol] = {"/v1/messages": "anthropic", "/v1/responses": "openai-responses"}
     vendor = "anthropic" if path.startswith("/v1/messages") else "openai"
-    asked = understand(Route(vendor, "POST", path, protocol.get(path, "")), body=json.dumps(body).encode())  # type: ignore[arg-type]
+    asked = parse_request(Route(vendor, "POST", path, protocol.get(path, "")), body=json.dumps(body).encode())  # type: ignore[arg-type]
     headers = (("content-type", "text/event-stream"),)
-    chunks = ((0.0, packed(said)),)
+    chunks = ((0.0, encode_chunk(said)),)
     return Entry(ask=ask_of(asked), status=status, headers=headers, complete=complete, chunks=chunks)
 
 
@@ -122,7 +122,7 @@ def found(tape: Tape, body: object, **options: str) -> str | object:
     return said
 
 
-def test_a_good_answer_wins_over_a_failure_wherever_it_stands() -> None:
+def test_a_good_answer_wins_over_a_failure_at_any_position() -> None:
     good, bad = entry(round_of(0), said=b"good"), entry(round_of(0), status=529, said=b"bad")
     cut = entry(round_of(0), said=b"cut", complete=False)
     assert found(Tape([good, bad, cut]), round_of(0)) == "good"
@@ -130,7 +130,7 @@ def test_a_good_answer_wins_over_a_failure_wherever_it_stands() -> None:
     assert found(Tape([bad]), round_of(0)) == "bad"
 
 
-def test_the_same_words_in_another_turn_and_with_other_results_are_told_apart() -> None:
+def test_the_same_text_in_another_turn_or_with_other_results_is_another_request() -> None:
     def body(turns: int, result: str) -> dict[str, object]:
         last = round_of(1, text="go on", results=[result])
         before = [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "ok"}] * turns
@@ -142,7 +142,7 @@ def test_the_same_words_in_another_turn_and_with_other_results_are_told_apart() 
             assert found(tape, body(turn, result)) == f"{turn}{result}"
 
 
-def test_side_errands_are_matched_by_their_system_prompt_or_by_words_that_are_alike() -> None:
+def test_side_requests_are_matched_by_system_prompt_or_by_similar_text() -> None:
     def title(text: str, system: str = "") -> dict[str, object]:
         return {"model": "m", "stream": True, "system": system, "messages": [{"role": "user", "content": text}]}
 
@@ -162,7 +162,7 @@ def test_side_errands_are_matched_by_their_system_prompt_or_by_words_that_are_al
         tape.find(entry(title("completely different")).ask)
 
 
-def test_a_request_with_tools_is_never_answered_by_a_side_errand() -> None:
+def test_a_request_with_tools_never_gets_the_answer_of_a_side_request() -> None:
     side = {name: value for name, value in round_of(0).items() if name != "tools"}
     with pytest.raises(NotOnTape):
         Tape([entry(side)]).find(entry(round_of(0)).ask)
@@ -211,37 +211,37 @@ def test_a_request_with_tools_is_never_answered_by_a_side_errand() -> None:
         ),
     ],
 )
-def test_the_place_in_a_conversation_is_read_in_the_other_protocols_too(path: str, body: object) -> None:
+def test_the_position_in_a_conversation_is_found_in_the_other_protocols_too(path: str, body: object) -> None:
     protocol: Protocol = "openai-chat" if "chat" in path else "openai-responses"
-    asked = understand(Route("openai", "POST", path, protocol), body=json.dumps(body).encode())
+    asked = parse_request(Route("openai", "POST", path, protocol), body=json.dumps(body).encode())
     assert (asked.place.turn, asked.place.round, asked.place.text) == (2, 2, "second at <time>")
     assert asked.system == "You are."
     assert asked.place.results != ""
 
 
 async def test_a_cut_answer_is_recorded_and_cut_again(tmp_path: Path) -> None:
-    path, told = tmp_path / "t.jsonl", Told()
+    path, journal = tmp_path / "t.jsonl", MemoryJournal()
     recorder = Recorder(path)
     async with upstream(streamed(bodies.ANTHROPIC_STREAM[:700], cut=True)) as up:
-        async with door(up.url, Told(), tmp_path, recorder=recorder) as opened, guest(opened) as client:
+        async with door(up.url, MemoryJournal(), tmp_path, recorder=recorder) as opened, guest(opened) as client:
             with pytest.raises(httpx2.RemoteProtocolError):
                 await client.post("/anthropic/v1/messages", json=message(stream=True))
     recorder.close()
     async with (
-        door("", told, tmp_path, tape=Tape.load(path), settings=DoorSettings()) as opened,
+        door("", journal, tmp_path, tape=Tape.load(path), settings=DoorSettings()) as opened,
         guest(opened) as client,
     ):
         with pytest.raises(httpx2.RemoteProtocolError):
             await client.post("/anthropic/v1/messages", json=message(stream=True))
-    assert not told.of(ModelCalled)[0].complete
+    assert not journal.of(ModelCalled)[0].complete
 
 
-async def test_a_round_is_recorded_whose_guest_hangs_up_once_it_has_the_end(tmp_path: Path) -> None:
+async def test_a_round_is_recorded_even_if_the_guest_disconnects_after_the_end(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     recorder = Recorder(path)
     async with upstream(streamed(bodies.ANTHROPIC_STREAM)) as up:
-        async with door(up.url, Told(), tmp_path, recorder=recorder) as opened, guest(opened) as client:
-            async with recorder._reading:  # others are recorded meanwhile
+        async with door(up.url, MemoryJournal(), tmp_path, recorder=recorder) as opened, guest(opened) as client:
+            async with recorder._reading:  # other requests are being parsed
                 async with client.stream("POST", "/anthropic/v1/messages", json=message(stream=True)) as answer:
                     async for line in answer.aiter_lines():
                         if line == "event: message_stop":
@@ -254,24 +254,30 @@ async def test_a_round_is_recorded_whose_guest_hangs_up_once_it_has_the_end(tmp_
         assert [entry.complete for entry in scan(file, path)[0]] == [True]
 
 
-async def test_answers_that_are_no_text_are_kept_as_they_are(tmp_path: Path) -> None:
+async def test_binary_answers_are_recorded_unchanged(tmp_path: Path) -> None:
     data = bytes(range(256)) + "☂".encode()[:2]
     recorder = Recorder(tmp_path / "t.jsonl")
     async with (
         upstream(whole(data, kind="image/png")) as up,
-        door(up.url, Told(), tmp_path, recorder=recorder) as opened,
+        door(up.url, MemoryJournal(), tmp_path, recorder=recorder) as opened,
     ):
         async with guest(opened) as client:
             await client.get("/openai/v1/models")
     recorder.close()
     tape = Tape.load(tmp_path / "t.jsonl")
-    async with door("", Told(), tmp_path, tape=tape, settings=DoorSettings()) as opened, guest(opened) as client:
+    async with (
+        door("", MemoryJournal(), tmp_path, tape=tape, settings=DoorSettings()) as opened,
+        guest(opened) as client,
+    ):
         assert (await client.get("/openai/v1/models")).content == data
 
 
-async def test_a_tape_holds_no_key_and_says_what_it_is(tmp_path: Path) -> None:
+async def test_a_tape_has_a_header_and_no_key(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "t.jsonl")
-    async with scripted_model(SCRIPT, key=KEY) as model, door(model.url, Told(), tmp_path, recorder=recorder) as opened:
+    async with (
+        scripted_model(SCRIPT, key=KEY) as model,
+        door(model.url, MemoryJournal(), tmp_path, recorder=recorder) as opened,
+    ):
         async with guest(opened) as client:
             await client.post("/anthropic/v1/messages", json=round_of(0, text=f"my key is {KEY}"))
     recorder.close()
@@ -281,7 +287,7 @@ async def test_a_tape_holds_no_key_and_says_what_it_is(tmp_path: Path) -> None:
     assert KEY not in second and "placeholder" not in second
 
 
-def test_a_torn_last_line_is_ignored_and_cut_away_when_recording_goes_on(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored_and_cut_when_recording_continues(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     lines = b'{"tape":1}\n{"ask":{"method":"GET","path":"/openai/v1/models"},"status":200}\n'
     path.write_bytes(lines + b'{"ask":{"method":"GET","pa')
@@ -315,7 +321,7 @@ async def test_two_may_record_on_one_tape_at_once(tmp_path: Path) -> None:
     assert sorted(entry.ask.text for entry in entries) == sorted(f"{a} {n}" for a in "abc" for n in range(30))
 
 
-async def test_a_line_that_another_was_killed_in_is_cut_away_before_the_next(tmp_path: Path) -> None:
+async def test_an_incomplete_line_of_a_killed_recorder_is_cut_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     recorder = Recorder(path)
     await recorder.add(entry(round_of(0), said=b"a"))
@@ -326,8 +332,8 @@ async def test_a_line_that_another_was_killed_in_is_cut_away_before_the_next(tmp
     assert [found(Tape.load(path), round_of(number)) for number in (0, 1)] == ["a", "b"]
 
 
-def test_whether_a_tape_can_be_recorded_on_is_looked_up_without_touching_it(tmp_path: Path) -> None:
-    """Somebody may be writing its last line just then."""
+def test_checking_a_tape_for_recording_does_not_change_it(tmp_path: Path) -> None:
+    """Another process may be writing the last line at that moment."""
     path = tmp_path / "t.jsonl"
     check(path)
     assert not path.exists()
@@ -337,16 +343,20 @@ def test_whether_a_tape_can_be_recorded_on_is_looked_up_without_touching_it(tmp_
         check(path)
         assert path.read_bytes() == content
     path.write_bytes(b"hello\n")
-    for bad, told in ((path, "is no tape"), (tmp_path, "Is a directory"), (tmp_path / "none" / "t", "no directory")):
-        with pytest.raises(BadTape, match=told):
+    for bad, expected in (
+        (path, "is not a tape"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none" / "t", "directory is missing"),
+    ):
+        with pytest.raises(BadTape, match=expected):
             check(bad)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"", "line 1"),
-        (b"hello\n", "is no tape: line 1"),
+        (b"hello\n", "is not a tape: line 1"),
         (b'{"tape":2}\n', "version 2"),
         (b'{"tape":1}\n{"ask":5}\n{}\n', "line 2"),
         (b'{"tape":1}\n\n{"ask":{"method":"GET","path":"/"},"status":7}\n', "line 3"),
@@ -354,10 +364,10 @@ def test_whether_a_tape_can_be_recorded_on_is_looked_up_without_touching_it(tmp_
         (b'{"tape":1}\n{"ask":{"method":"GET","path":"/"},"status":200,"chunks":[[0,"\xff"]]}\n', "line 2"),
     ],
 )
-def test_a_bad_tape_is_an_error_that_names_the_line(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_bad_tape_is_an_error_that_names_the_line(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(content)
-    with pytest.raises(BadTape, match=told):
+    with pytest.raises(BadTape, match=expected):
         Tape.load(path)
     if content:
         with pytest.raises(BadTape):
@@ -365,7 +375,7 @@ def test_a_bad_tape_is_an_error_that_names_the_line(tmp_path: Path, content: byt
         assert path.read_bytes() == content
 
 
-def test_a_tape_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_tape_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BadTape, match="No such file"):
         Tape.load(tmp_path / "none.jsonl")
     with pytest.raises(BadTape, match="Is a directory"):
@@ -383,31 +393,37 @@ async def test_real_time_keeps_the_pace_and_the_default_does_not_wait(tmp_path: 
         chunks=((0.0, "a"), (300.0, "b"), (3_600_000.0, "c")),
     )
     async with (
-        door("", Told(), tmp_path, tape=Tape([slow]), settings=DoorSettings()) as opened,
+        door("", MemoryJournal(), tmp_path, tape=Tape([slow]), settings=DoorSettings()) as opened,
         guest(opened) as client,
     ):
         assert (await client.get("/openai/v1/models")).content == b"abc"
     paced = Tape([Entry(ask=slow.ask, status=200, chunks=slow.chunks[:2])], real_time=True)
-    async with door("", Told(), tmp_path, tape=paced, settings=DoorSettings()) as opened, guest(opened) as client:
+    async with (
+        door("", MemoryJournal(), tmp_path, tape=paced, settings=DoorSettings()) as opened,
+        guest(opened) as client,
+    ):
         begin = monotonic()
         assert (await client.get("/openai/v1/models")).content == b"ab"
         assert monotonic() - begin >= 0.3
 
 
-async def test_a_full_disk_stops_the_recording_and_not_the_work(tmp_path: Path) -> None:
-    told = Told()
+async def test_a_full_disk_stops_the_recording_and_not_the_session(tmp_path: Path) -> None:
+    journal = MemoryJournal()
     recorder = Recorder(tmp_path / "t.jsonl")
-    recorder.close()  # what is written now fails
-    async with upstream(whole(bodies.ANTHROPIC_WHOLE)) as up, door(up.url, told, tmp_path, recorder=recorder) as opened:
+    recorder.close()  # further writes fail
+    async with (
+        upstream(whole(bodies.ANTHROPIC_WHOLE)) as up,
+        door(up.url, journal, tmp_path, recorder=recorder) as opened,
+    ):
         async with guest(opened) as client:
             assert (await client.post("/anthropic/v1/messages", json=message())).content == bodies.ANTHROPIC_WHOLE
-    assert [notice.code for notice in told.of(Notice)] == ["door.not_recorded"]
+    assert [notice.code for notice in journal.of(Notice)] == ["door.not_recorded"]
 
 
 async def test_the_budget_counts_on_a_tape_too(tmp_path: Path) -> None:
-    told = Told()
+    journal = MemoryJournal()
     tape = Tape([entry(round_of(0), said=bodies.ANTHROPIC_STREAM)])
-    async with door("", told, tmp_path, tape=tape, settings=DoorSettings(), budget_usd=0.001) as opened:
+    async with door("", journal, tmp_path, tape=tape, settings=DoorSettings(), budget_usd=0.001) as opened:
         async with guest(opened) as client:
             statuses = [(await client.post("/anthropic/v1/messages", json=round_of(0))).status_code for _ in range(2)]
         await until(lambda: not opened.busy)

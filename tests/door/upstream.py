@@ -1,4 +1,4 @@
-"""A true HTTP server on loopback whose every byte the test decides."""
+"""Run a real HTTP server on loopback. The test decides every byte of its answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Answer = Callable[[Request, SocketStream], Awaitable[None]]
 
 @dataclass(slots=True)
 class Upstream:
-    """What it was asked, and how it answers. `open` counts connections that are open now."""
+    """A server: its received requests, and how it answers. `open` counts the open connections."""
 
     answer: Answer
     url: str = ""
@@ -61,7 +61,7 @@ async def upstream(answer: Answer) -> AsyncIterator[Upstream]:
 
 
 def whole(body: bytes, *, status: int = 200, kind: str = "application/json", more: str = "") -> Answer:
-    """An answer that comes at once, with its length."""
+    """Return an answer with a length, sent at once."""
 
     async def answer(_request: Request, stream: SocketStream) -> None:
         head = f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
@@ -71,7 +71,7 @@ def whole(body: bytes, *, status: int = 200, kind: str = "application/json", mor
 
 
 def streamed(*chunks: bytes, cut: bool = False, before: Callable[[int], Awaitable[None]] | None = None) -> Answer:
-    """A stream of events in chunks. `before` is awaited with the number of each; `cut` leaves out the end."""
+    """Return a stream of events in chunks. `before` is awaited with each number; `cut` leaves out the end."""
 
     async def answer(_request: Request, stream: SocketStream) -> None:
         await stream.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")

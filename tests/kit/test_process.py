@@ -7,14 +7,15 @@ import logging
 import pytest
 
 from hiveyard.kit.process import readable, run
+from tests.support.leaks import MARK
 
 
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
         (["git", "-C", "/a b", "status"], "git -C '/a b' status"),
-        (["git", "clone", "https://me:ghp_1@host/x.git"], "git clone 'https://***@host/x.git'"),
-        (["tool", "--api-key=abc", "MY_TOKEN=abc", "x=1"], "tool '--api-key=***' 'MY_TOKEN=***' x=1"),
+        (["git", "clone", f"https://me:{MARK}@host/x.git"], "git clone 'https://***@host/x.git'"),
+        (["tool", f"--api-key={MARK}", f"MY_TOKEN={MARK}", "x=1"], "tool '--api-key=***' 'MY_TOKEN=***' x=1"),
         (["bash", "-c", "echo " + "x" * 100], "bash -c 'echo " + "x" * 54 + "…'"),
         (["git", "-c", "core.x=" + "y" * 80], "git -c core.x=" + "y" * 80),
         (["echo", "z" * 500], "echo " + "z" * 159 + "…"),

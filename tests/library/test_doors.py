@@ -137,7 +137,7 @@ async def test_without_a_key_nothing_is_booted_and_one_line_says_why(yards: Yard
         with pytest.raises(NotPrepared) as caught:
             await yard.boot_and_prepare(HOST)
     said.add_error(caught.value)
-    assert "there is no key for anthropic: ANTHROPIC_API_KEY was not set at the start" in caught.value.message
+    assert "there is no key for anthropic: ANTHROPIC_API_KEY was not set at start" in caught.value.message
     assert caught.value.hint == "export ANTHROPIC_API_KEY=… before the program starts"
     assert caught.value.context["cause"] == "credentials.key_missing"
     assert yards.told() == ["boot_started", "preparation_failed", "machine_terminated"]

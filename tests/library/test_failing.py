@@ -66,13 +66,13 @@ async def test_a_check_that_fails_leaves_no_machine_and_no_secret_in_what_is_sai
     error = await not_prepared(
         yards, said, "install_credentials", "credentials.check_failed", credential_profiles=[profile(check=QUOTING)]
     )
-    assert "its check ended with 3" in error.message
+    assert "its check exited with 3" in error.message
     assert error.context["profile"] == "probe"
     assert yards.told() == ["boot_started", "boot_ready", "preparation_failed", "machine_terminated"]
 
 
 async def test_a_real_secret_that_was_not_asked_for_costs_no_boot(yards: Yards, said: Said) -> None:
-    with pytest.raises(NotPrepared, match="was not asked for by name") as refused:
+    with pytest.raises(NotPrepared, match="was not requested by name") as refused:
         await yards.yard().boot_and_prepare(HOST, credential_profiles=[profile(real=True)])
     check(said, refused.value, "install_credentials", "credentials.real_secret")
     assert yards.told() == []

@@ -134,7 +134,7 @@ async def test_a_machine_of_a_snapshot_that_fails_leaves_its_session_directory_a
     spec = MachineSpec(image=HOST, session=yards.scratch / "mine")
     if there:
         (yards.scratch / "mine").mkdir()
-    with pytest.raises(NotPrepared, match="its check ended"):
+    with pytest.raises(NotPrepared, match="its check exited"):
         await yard.boot_and_prepare(spec, snapshot=kept, credential_profiles=[profile(check=QUOTING)])
     forgetful.kept.clear()
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""The docs name everything that a person can meet: each error, event, setting and verb."""
+"""The docs name every error, event, setting, verb and option."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DOCS = ROOT / "docs"
 
 
 def sections(page: str) -> list[str]:
-    """The parts of a page, each from its heading on."""
+    """Return the sections of a page, each with its heading."""
     return re.split(r"^#+ ", (DOCS / page).read_text(), flags=re.MULTILINE)
 
 
 def says(text: str, option: str) -> bool:
-    """Whether `option` stands in a text as a word of its own."""
+    """Return whether `option` is a separate word of a text."""
     return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text) is not None
 
 
 def rows(page: str) -> list[str]:
-    """The first cell of each table row."""
+    """Return the first cell of each table row."""
     return re.findall(r"^\| `([^`]+)` ", (DOCS / page).read_text(), re.MULTILINE)
 
 
@@ -45,7 +45,7 @@ def all_errors() -> list[type[errors.HiveyardError]]:
 
 
 def defaults() -> dict[str, object]:
-    """Every setting with its default, as TOML would give it."""
+    """Return every setting with its default, as TOML has it."""
     found: dict[str, object] = {}
     parts = {section.name: getattr(Settings(), section.name) for section in dataclasses.fields(Settings)}
     many = {"agents": AgentSettings, "external": ExternalProgram}
@@ -74,7 +74,7 @@ def test_every_error_code_is_in_the_docs_once_and_nothing_else() -> None:
     assert sorted(rows("errors.md")) == sorted({kind.code for kind in all_errors()})
 
 
-def test_the_docs_tell_truly_which_errors_may_be_tried_again() -> None:
+def test_the_docs_say_which_errors_may_be_retried() -> None:
     told = dict(re.findall(r"^\| `([^`]+)` \| (yes|no) \|", (DOCS / "errors.md").read_text(), re.MULTILINE))
     assert told == {kind.code: "yes" if kind.retry else "no" for kind in all_errors()}
 

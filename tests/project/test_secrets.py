@@ -1,4 +1,4 @@
-"""No test says a secret: each secret of the tests has the mark, and what is said is searched for it after each test."""
+"""No test prints a secret: each secret in the tests has the mark, and output is searched for it after each test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.leaks import MARK, has_mark, marked_files, searched_directory
 ROOT = Path(__file__).resolve().parents[2]
 KEY = f"sk-{MARK}/+?&=planted"
 
-# What looks like a key, or is given as one.
+# Text that looks like a key, or is used as one.
 LIKE_A_KEY = re.compile(
     r"""\b(sk-|gh[pousr]_|github_pat_|AIza|xai-)\w
     | ["']morph_\w
@@ -30,7 +30,7 @@ LIKE_A_KEY = re.compile(
     | ://\w+:\w+@""",
     re.VERBOSE,
 )
-# Lines that look so and have no mark, by a part of them, and why.
+# Lines that match and need no mark: a part of the line, and why.
 WITHOUT = {
     'MORPH_KEY = "MORPH_API_KEY"': "the name of a variable",
     'Secret("open\\n")': "the content of a file that anybody may read",
@@ -59,7 +59,7 @@ def test_every_secret_of_the_tests_has_the_mark() -> None:
     assert found == [], f"a secret of a test has {MARK} in it (tests/support/leaks.py)"
 
 
-def test_no_line_without_the_mark_is_excused_in_vain() -> None:
+def test_every_exception_is_still_needed() -> None:
     everything = "\n".join(line for _, line in lines())
     assert [part for part in WITHOUT if part not in everything] == []
 
@@ -77,13 +77,13 @@ FORMS: dict[str, Callable[[str], str]] = {
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory that is not searched when the test ends."""
+    """Yield a directory that is not searched when the test ends."""
     with tempfile.TemporaryDirectory(prefix="hv-") as place:
         yield Path(place)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_planted_secret_is_found_in_what_was_written(place: Path, form: str) -> None:
+def test_a_planted_secret_is_found_in_files(place: Path, form: str) -> None:
     file = place / "home" / "data" / "sessions" / "abc" / "events.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text('{"type": "agent.output", "text": "nothing"}\n')
@@ -106,7 +106,7 @@ def test_a_planted_secret_is_found_in_a_journal(place: Path, written: str) -> No
     journal.close()
 
 
-def test_a_secret_in_its_lawful_place_is_none_that_was_said(place: Path) -> None:
+def test_a_secret_in_an_allowed_place_is_not_reported(place: Path) -> None:
     (place / "keys.toml").write_text(f"openai = '{KEY}'\n")
     guest = place / "machines" / "bubblewrap" / "m"
     (guest / "home").mkdir(parents=True)
@@ -117,7 +117,7 @@ def test_a_secret_in_its_lawful_place_is_none_that_was_said(place: Path) -> None
     assert marked_files(place) == [str(guest / "console.log")]
 
 
-def test_a_directory_of_a_fixture_is_searched_before_it_goes() -> None:
+def test_a_directory_of_a_fixture_is_searched_before_it_is_removed() -> None:
     with pytest.raises(AssertionError, match="written down"), searched_directory() as place:
         (place / "daemon.log").write_text(KEY)
 
@@ -161,7 +161,7 @@ def test_caught():
 """
 
 
-def test_a_test_that_says_a_secret_fails(place: Path) -> None:
+def test_a_test_that_prints_a_secret_fails(place: Path) -> None:
     (place / "conftest.py").write_text("from tests.conftest import pytest_configure\n")
     (place / "test_planted.py").write_text(TESTS)
     argv = [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", str(place), "-p", "no:cacheprovider"]
@@ -179,11 +179,11 @@ def test_a_test_that_says_a_secret_fails(place: Path) -> None:
     assert "7 passed, 6 errors" in done.stdout
 
 
-def test_the_mark_is_found_in_no_text_without_it() -> None:
+def test_the_mark_is_not_found_in_other_text() -> None:
     assert not has_mark("sk-ant-of-nobody " + base64.b64encode(b"sk-ant-of-nobody").decode())
 
 
-def test_all_is_heard_of_errors_that_hold_on_to_each_other() -> None:
+def test_all_messages_of_errors_that_refer_to_each_other_are_found() -> None:
     try:
         raise BadInput("no", hint=f"say {KEY}")
     except BadInput as error:

@@ -1,4 +1,4 @@
-"""The tree itself: its form, its types, its directions, and what must not be named in it."""
+"""Checks of the source tree: format, lint, types, import contracts, and words that must not appear in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(sys.executable).parent
 
-# In pieces, so that this file does not name them itself.
+# In pieces, so that this file does not contain them.
 REGISTRIES = ("python" + "hosted", "[.]npm" + "js", "pypi[.]" + "org", "(deb|security)[.]debian" + "[.]org")
 UNWANTED = {
     "a package registry's host": "|".join(REGISTRIES),
@@ -24,7 +24,7 @@ UNWANTED = {
 
 
 def tool(*words: str) -> None:
-    """Run one of the project's tools over the tree; what it says is the failure."""
+    """Run one of the project's tools over the tree; its output is the failure."""
     done = subprocess.run([str(TOOLS / words[0]), *words[1:]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -34,7 +34,7 @@ def tracked() -> list[Path]:
     return [ROOT / os.fsdecode(name) for name in listed.split(b"\0") if name]
 
 
-def test_the_code_has_its_form() -> None:
+def test_the_code_is_formatted() -> None:
     tool("ruff", "format", "--check", "--quiet")
 
 
@@ -42,16 +42,16 @@ def test_the_linter_finds_nothing() -> None:
     tool("ruff", "check", "--quiet")
 
 
-def test_the_types_hold() -> None:
+def test_the_types_are_correct() -> None:
     tool("mypy")
 
 
-def test_imports_go_one_way() -> None:
+def test_the_import_contracts_hold() -> None:
     tool("lint-imports")
 
 
 @pytest.mark.parametrize("what", UNWANTED)
-def test_nothing_names(what: str) -> None:
+def test_no_file_contains(what: str) -> None:
     pattern = re.compile(UNWANTED[what].encode(), re.MULTILINE)
     for path in tracked():
         if path.is_file() and not path.is_symlink():
@@ -69,9 +69,9 @@ def test_every_dependency_is_locked_with_its_hashes() -> None:
         assert pin, f"{name} is not in requirements.txt: run `make lock`"
 
 
-def test_scripts_are_sound_bash() -> None:
+def test_scripts_are_valid_bash() -> None:
     for script in [*(ROOT / "scripts").iterdir(), ROOT / ".ci/run"]:
-        # What others source is called *.sh.
+        # Files that other scripts source are named *.sh.
         assert os.access(script, os.X_OK) != (script.suffix == ".sh"), f"{script.name} cannot be executed, or can"
         if script.read_text().startswith("#!/usr/bin/env bash"):
             subprocess.run(["bash", "-n", str(script)], check=True)

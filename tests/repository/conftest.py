@@ -1,4 +1,4 @@
-"""A person's repository on this host, and a session's directories beside it."""
+"""Fixtures: a user's repository on this host, and the directories of a session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.processes.booth import Booth
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository driven as a person would."""
+    """A repository that is used as a user would."""
 
     path: Path
 
@@ -38,19 +38,19 @@ class Repo:
         return self.git("rev-parse", "HEAD")
 
     def snapshot(self) -> dict[str, bytes]:
-        """Every file of it, its .git included: what must not change."""
+        """Return the content of every file, .git included, to check that nothing changes."""
         return {str(p): p.read_bytes() for p in sorted(self.path.rglob("*")) if p.is_file() and not p.is_symlink()}
 
 
 def init(path: Path, *options: str) -> Repo:
-    """A new repository without a commit."""
+    """Create a repository without a commit."""
     subprocess.run(["git", "init", "--quiet", *options, str(path)], check=True)
     return Repo(path)
 
 
 @dataclass(frozen=True)
 class Session:
-    """Where one session's parts lie on the host, and its guest."""
+    """A session's directories on the host, and its guest."""
 
     root: Path
     booth: Booth
@@ -72,7 +72,7 @@ class Session:
         return self.booth.guest()
 
     async def agent(self, script: str) -> str:
-        """Let an agent do `script` in the guest's repository."""
+        """Run `script` in the guest's repository, as an agent would."""
         done = await self.guest.run(Command(shell=f"set -e\n{script}", cwd="/session/repo"))
         assert done.ok, done.stderr.decode()
         return done.stdout.decode()
@@ -80,7 +80,7 @@ class Session:
 
 @pytest.fixture(autouse=True)
 def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person with a name and no other configuration."""
+    """Give git a user with a name and no other configuration."""
     home = tmp_path / "person"
     home.mkdir()
     (home / ".gitconfig").write_text(

@@ -1,4 +1,4 @@
-"""Finished work comes into a person's repository, and nothing of theirs is lost on the way."""
+"""Applying the result to the user's repository loses none of their work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from hiveyard import repository
 from hiveyard.core.errors import NoRepository, NothingToApply, RepositoryError, WouldOverwrite
-from hiveyard.repository.git import answer
+from hiveyard.repository.git import git_output
 from tests.repository.conftest import Repo, Session, init
 
 pytestmark = pytest.mark.anyio
@@ -16,7 +16,7 @@ BRANCH = "hv/work"
 
 
 async def worked(repo: Repo, session: Session, script: str, *, dirty: bool = False) -> str:
-    """Have an agent do `script`; returns the base."""
+    """Run `script` as an agent and collect the work; return the base."""
     source = repository.parse_source(str(repo.path))
     taken = await repository.take(source, session.origin, include_dirty=dirty)
     await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
@@ -25,7 +25,7 @@ async def worked(repo: Repo, session: Session, script: str, *, dirty: bool = Fal
     return taken.base
 
 
-async def test_applying_makes_the_branch_and_touches_nothing_else(repo: Repo, session: Session) -> None:
+async def test_applying_creates_the_branch_and_changes_nothing_else(repo: Repo, session: Session) -> None:
     base = await worked(repo, session, "echo more >> README.md")
     repo.write("README.md", "dirty\n")
     repo.write("new", "x")
@@ -63,7 +63,7 @@ async def test_a_branch_that_is_checked_out_is_not_moved(repo: Repo, session: Se
         await repository.apply(session.origin, repo.path, base=base, branch=BRANCH)
 
 
-async def test_merging_moves_the_checkout_forward(repo: Repo, session: Session) -> None:
+async def test_merging_fast_forwards_the_checkout(repo: Repo, session: Session) -> None:
     base = await worked(repo, session, "echo more >> README.md")
     done = await repository.apply(session.origin, repo.path, base=base, branch=BRANCH, merge=True)
     assert done.merged
@@ -87,24 +87,24 @@ async def test_merging_never_overwrites_uncommitted_work(repo: Repo, session: Se
         pytest.param("mkdir .env; echo agent > .env/inner; git add -f .env", ".env", id="a file where theirs are"),
     ],
 )
-async def test_merging_never_overwrites_what_git_ignores(repo: Repo, session: Session, theirs: str, mine: str) -> None:
+async def test_merging_never_overwrites_ignored_files(repo: Repo, session: Session, theirs: str, mine: str) -> None:
     repo.commit("Ignore", __gitignore=".env\n")
     base = await worked(repo, session, f"{theirs}; git commit -qm 'Settings'")
     repo.write(mine, "mine\n")
-    with pytest.raises(WouldOverwrite, match=r"in no commit: \.env"):
+    with pytest.raises(WouldOverwrite, match=r"untracked files in .*: \.env"):
         await repository.apply(session.origin, repo.path, base=base, branch=BRANCH, merge=True)
     assert (repo.path / mine).read_text() == "mine\n"
     assert repo.git("rev-parse", "HEAD") == base
 
 
-async def test_merging_into_what_went_on_since_is_left_to_the_person(repo: Repo, session: Session) -> None:
+async def test_merging_into_a_diverged_branch_is_refused(repo: Repo, session: Session) -> None:
     base = await worked(repo, session, "echo more >> README.md")
     repo.commit("Mine", mine="x")
-    with pytest.raises(WouldOverwrite, match="gone on since"):
+    with pytest.raises(WouldOverwrite, match="has diverged"):
         await repository.apply(session.origin, repo.path, base=base, branch=BRANCH, merge=True)
 
 
-async def test_no_commits_are_nothing_to_apply(repo: Repo, session: Session) -> None:
+async def test_applying_without_commits_is_refused(repo: Repo, session: Session) -> None:
     base = await worked(repo, session, "true")
     with pytest.raises(NothingToApply):
         await repository.apply(session.origin, repo.path, base=base, branch=BRANCH)
@@ -118,7 +118,7 @@ async def test_work_on_uncommitted_changes_can_be_applied(repo: Repo, session: S
 
 
 @pytest.mark.parametrize("bare", [False, True])
-async def test_a_person_whose_git_looks_for_no_bare_repositories_is_served_too(
+async def test_a_git_that_forbids_bare_repositories_can_be_used(
     bare: bool, repo: Repo, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if bare:
@@ -129,11 +129,11 @@ async def test_a_person_whose_git_looks_for_no_bare_repositories_is_served_too(
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(careful))
     base = await worked(mine, session, "echo more >> README.md")
     done = await repository.apply(session.origin, mine.path, base=base, branch=BRANCH, merge=not bare)
-    shown = await answer("show", f"{BRANCH}:README.md", at=mine.path)
+    shown = await git_output("show", f"{BRANCH}:README.md", at=mine.path)
     assert (shown, done.created, done.merged) == ("two\nmore", True, not bare)
 
 
-async def test_another_clone_can_take_the_work_and_a_stranger_cannot(
+async def test_work_can_be_applied_to_a_clone_but_not_to_an_unrelated_repository(
     repo: Repo, session: Session, tmp_path: Path
 ) -> None:
     base = await worked(repo, session, "echo more >> README.md")

@@ -1,4 +1,4 @@
-"""Work is brought out of a repository in which somebody is still at work: they notice nothing of it."""
+"""Work is collected from a repository in which an agent is still at work; the repository does not change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from hiveyard import repository
 from hiveyard.core.errors import RepositoryError, WouldOverwrite
-from hiveyard.repository.git import answer
+from hiveyard.repository.git import git_output
 from hiveyard.repository.submodules import bare_copy, submodules
 from tests.repository.conftest import Repo, Session
 from tests.repository.test_collecting import LEFT, begin, end
@@ -23,7 +23,7 @@ async def aside(session: Session, base: str) -> repository.Collected:
 
 
 def seen(session: Session) -> dict[str, bytes | str]:
-    """All that git or a person could notice: every file but new objects, which nothing points to."""
+    """Return every file, except new objects, to which nothing points."""
     root = session.shared / "repo"
     found: dict[str, bytes | str] = {}
     for path in sorted(root.rglob("*")):
@@ -37,7 +37,7 @@ def seen(session: Session) -> dict[str, bytes | str]:
 
 
 @pytest.mark.parametrize("left", LEFT)
-async def test_nothing_of_it_is_seen_in_the_repository(left: str, repo: Repo, session: Session) -> None:
+async def test_collecting_does_not_change_the_repository(left: str, repo: Repo, session: Session) -> None:
     base = await begin(repo, session)
     await session.agent(LEFT[left][0])
     before, listed = seen(session), sorted(path.name for path in session.shared.iterdir())
@@ -51,7 +51,7 @@ async def test_nothing_of_it_is_seen_in_the_repository(left: str, repo: Repo, se
     assert sorted(path.name for path in session.shared.iterdir()) == listed
     assert (await aside(session, base)).head == got.head, "the same work has the same name"
     same = await end(session, base)
-    trees = [await answer("rev-parse", f"{head}^{{tree}}", at=session.origin) for head in (got.head, same.head)]
+    trees = [await git_output("rev-parse", f"{head}^{{tree}}", at=session.origin) for head in (got.head, same.head)]
     assert trees[0] == trees[1]
     assert got[1:6] == same[1:6]
 
@@ -66,7 +66,7 @@ async def test_an_agent_in_the_middle_of_staging_is_not_disturbed(repo: Repo, se
     assert said == "AM staged\nSecond\n"
 
 
-async def test_a_change_in_the_same_moment_and_of_the_same_size_is_seen(repo: Repo, session: Session) -> None:
+async def test_a_change_with_the_same_time_and_size_is_collected(repo: Repo, session: Session) -> None:
     base = await begin(repo, session)
     await session.agent(
         "git config core.trustctime false; cp -p README.md /tmp/then.$$; echo six > README.md;"
@@ -75,7 +75,7 @@ async def test_a_change_in_the_same_moment_and_of_the_same_size_is_seen(repo: Re
     assert (await aside(session, base)).files == 1
 
 
-async def test_work_in_submodules_comes_out_and_their_heads_stay(whole: Repo, session: Session) -> None:
+async def test_work_in_submodules_is_collected_and_their_heads_stay(whole: Repo, session: Session) -> None:
     taken = await repository.take(repository.parse_source(str(whole.path)), session.origin)
     await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
     await session.agent(CHANGE)
@@ -85,18 +85,18 @@ async def test_work_in_submodules_comes_out_and_their_heads_stay(whole: Repo, se
     assert got.notices == ()
     deep = submodules(session.origin)[-1]
     copy = bare_copy(session.origin, deep)
-    assert await answer("show", f"{BRANCH}:inner.txt", at=copy) == "3"
-    # Each repository points to what was brought out of the ones inside it.
+    assert await git_output("show", f"{BRANCH}:inner.txt", at=copy) == "3"
+    # Each repository records the collected commits of its submodules.
     lib = bare_copy(session.origin, submodules(session.origin)[0])
-    assert (await answer("ls-tree", BRANCH, "deps/inner", at=lib)).split()[2] == await tip(copy)
-    assert (await answer("ls-tree", BRANCH, "vendor/lib", at=session.origin)).split()[2] == await tip(lib)
+    assert (await git_output("ls-tree", BRANCH, "deps/inner", at=lib)).split()[2] == await tip(copy)
+    assert (await git_output("ls-tree", BRANCH, "vendor/lib", at=session.origin)).split()[2] == await tip(lib)
 
 
 async def tip(copy: Path) -> str:
-    return await answer("rev-parse", f"refs/heads/{BRANCH}", at=copy)
+    return await git_output("rev-parse", f"refs/heads/{BRANCH}", at=copy)
 
 
-async def test_what_was_brought_home_earlier_is_replaced_by_what_came_of_it(repo: Repo, session: Session) -> None:
+async def test_an_applied_branch_is_replaced_by_a_later_version_of_the_work(repo: Repo, session: Session) -> None:
     base = await begin(repo, session)
     await session.agent("echo one > new.txt")
     first = await aside(session, base)
@@ -110,7 +110,7 @@ async def test_what_was_brought_home_earlier_is_replaced_by_what_came_of_it(repo
     assert repo.git("rev-parse", f"{BRANCH}@{{1}}") == first.head, "and it can be found again"
 
 
-async def test_what_the_person_added_to_it_is_never_replaced(repo: Repo, session: Session) -> None:
+async def test_a_commit_that_the_user_added_is_never_replaced(repo: Repo, session: Session) -> None:
     base = await begin(repo, session)
     await session.agent("echo one > new.txt")
     await aside(session, base)

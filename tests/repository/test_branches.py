@@ -1,4 +1,4 @@
-"""The branch of a session has a place in the person's repository, whatever they have called theirs."""
+"""A session's branch never collides with the user's branches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_branch_gets_a_name_that_is_free(taken: list[str], name: str) -> None:
     assert repository.branch_name("work", taken) == name
 
 
-async def test_names_of_branches_in_submodules_are_taken_too(whole: Repo, session: Session) -> None:
+async def test_branch_names_in_submodules_count_as_taken(whole: Repo, session: Session) -> None:
     Repo(whole.path / "vendor/lib").git("branch", "hv/theirs")
     whole.git("branch", "hv/mine")
     await repository.take(repository.parse_source(str(whole.path)), session.origin)
@@ -47,7 +47,7 @@ async def worked(repo: Repo, session: Session, script: str) -> repository.Collec
 
 
 @pytest.mark.parametrize("theirs", ["hv", f"{BRANCH}/deeper"])
-async def test_work_is_kept_when_its_branch_has_no_place(theirs: str, repo: Repo, session: Session) -> None:
+async def test_work_is_kept_when_its_branch_name_collides(theirs: str, repo: Repo, session: Session) -> None:
     repo.git("branch", "-m", "main", theirs)
     got = await worked(repo, session, "echo more >> README.md")
     assert (got.commits, got.notices) == (1, ())
@@ -59,7 +59,7 @@ async def test_work_is_kept_when_its_branch_has_no_place(theirs: str, repo: Repo
     assert repo.git("branch", "--format=%(refname:short)").split() == ["elsewhere", theirs]
 
 
-async def test_work_in_a_submodule_is_kept_when_its_branch_has_no_place(whole: Repo, session: Session) -> None:
+async def test_work_in_a_submodule_is_kept_when_its_branch_name_collides(whole: Repo, session: Session) -> None:
     Repo(whole.path / "vendor/lib").git("branch", "hv")
     base = whole.git("rev-parse", "HEAD")
     got = await worked(whole, session, CHANGE)
@@ -71,7 +71,7 @@ async def test_work_in_a_submodule_is_kept_when_its_branch_has_no_place(whole: R
     assert whole.git("branch", "--list", BRANCH) == ""
 
 
-async def test_work_of_which_there_can_be_no_patch_is_kept(repo: Repo, session: Session) -> None:
+async def test_work_without_a_patch_is_kept(repo: Repo, session: Session) -> None:
     taken = await repository.take(repository.parse_source(str(repo.path)), session.origin)
     await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
     await session.agent("yes '' | head -c 900000 > lines")

@@ -1,4 +1,4 @@
-"""A guest gets the repository, an agent works on it, and the work comes back: whatever state it was left in."""
+"""A guest gets the repository, an agent works on it, and the work is collected in whatever state it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiveyard import repository
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadBundle, RepositoryError
 from hiveyard.repository.collecting import LARGEST, LIMIT
-from hiveyard.repository.git import answer
+from hiveyard.repository.git import git_output
 from tests.repository.conftest import Repo, Session, init
 
 pytestmark = pytest.mark.anyio
@@ -34,10 +34,10 @@ async def end(session: Session, base: str, *, limit: int = LIMIT, largest: int =
 
 
 async def names(session: Session, head: str) -> list[str]:
-    return (await answer("ls-tree", "-r", "--name-only", head, at=session.origin)).split("\n")
+    return (await git_output("ls-tree", "-r", "--name-only", head, at=session.origin)).split("\n")
 
 
-async def test_the_guest_gets_the_branch_with_history_tags_and_the_persons_name(repo: Repo, session: Session) -> None:
+async def test_the_guest_gets_the_branch_with_history_tags_and_the_users_name(repo: Repo, session: Session) -> None:
     repo.git("tag", "v1", "HEAD~1")
     repo.git("branch", "other")
     await begin(repo, session)
@@ -49,9 +49,7 @@ async def test_the_guest_gets_the_branch_with_history_tags_and_the_persons_name(
                                 "repo", ""]  # fmt: skip
 
 
-async def test_pushing_twice_keeps_the_agents_work_and_a_half_done_one_is_done_again(
-    repo: Repo, session: Session
-) -> None:
+async def test_pushing_again_completes_a_half_done_push_and_keeps_the_agents_work(repo: Repo, session: Session) -> None:
     (session.shared / ".repo.new").mkdir()
     (session.shared / ".repo.new" / "half").touch()
     base = await begin(repo, session)
@@ -69,12 +67,12 @@ async def test_pushing_follows_no_symlink_in_the_shared_directory(repo: Repo, se
     assert precious.read_text() == "mine"
 
 
-async def test_no_changes_are_no_commits(repo: Repo, session: Session) -> None:
+async def test_collecting_without_changes_makes_no_commit(repo: Repo, session: Session) -> None:
     base = await begin(repo, session)
     assert await end(session, base) == (base, 0, 0, 0, 0, False, None, None, ())
 
 
-async def test_commits_and_what_was_left_uncommitted_come_back(repo: Repo, session: Session, tmp_path: Path) -> None:
+async def test_commits_and_uncommitted_work_are_collected(repo: Repo, session: Session, tmp_path: Path) -> None:
     repo.commit("Ignore", __gitignore="ignored\n")
     base = await begin(repo, session)
     await session.agent(
@@ -83,12 +81,10 @@ async def test_commits_and_what_was_left_uncommitted_come_back(repo: Repo, sessi
     got = await end(session, base)
     assert (got.commits, got.files, got.insertions, got.deletions, got.leftover) == (2, 3, 1, 1, True)
     assert await names(session, got.head) == [".gitignore", "README.md", "binary"]
-    assert got.head == await answer("rev-parse", f"refs/heads/{BRANCH}", at=session.origin)
-    assert await answer("log", "-1", "--format=%an %s", got.head, at=session.origin) == (
-        "Ada Work that was left uncommitted"
-    )
+    assert got.head == await git_output("rev-parse", f"refs/heads/{BRANCH}", at=session.origin)
+    assert await git_output("log", "-1", "--format=%an %s", got.head, at=session.origin) == ("Ada Uncommitted work")
     repo.git("apply", "--index", str(got.patch))
-    assert repo.git("write-tree") == await answer("rev-parse", f"{got.head}^{{tree}}", at=session.origin)
+    assert repo.git("write-tree") == await git_output("rev-parse", f"{got.head}^{{tree}}", at=session.origin)
 
 
 @pytest.mark.parametrize("script", ["true", "echo x > x", "echo x > x; git add x; git commit -q --amend -m x"])
@@ -99,14 +95,14 @@ async def test_collecting_twice_gives_the_same(repo: Repo, session: Session, scr
     assert (first.head, first.commits) == (second.head, second.commits)
 
 
-async def test_a_shallow_repository_goes_there_and_back(repo: Repo, session: Session, tmp_path: Path) -> None:
+async def test_a_shallow_repository_can_be_pushed_and_collected(repo: Repo, session: Session, tmp_path: Path) -> None:
     repo.git("clone", "--quiet", "--depth=1", f"file://{repo.path}", str(tmp_path / "shallow"))
     base = await begin(Repo(tmp_path / "shallow"), session)
     await session.agent("echo x > x; git add x; git commit -qm x; test $(git rev-list --count HEAD) = 2")
     assert (await end(session, base)).commits == 1
 
 
-async def test_a_sha256_repository_goes_there_and_back(session: Session, tmp_path: Path) -> None:
+async def test_a_sha256_repository_can_be_pushed_and_collected(session: Session, tmp_path: Path) -> None:
     repo = init(tmp_path / "long", "--object-format=sha256")
     repo.commit("First", a="1\n")
     base = await begin(repo, session)
@@ -114,7 +110,7 @@ async def test_a_sha256_repository_goes_there_and_back(session: Session, tmp_pat
     assert (await end(session, base)).commits == 1
 
 
-async def test_uncommitted_changes_of_the_person_are_the_base(repo: Repo, session: Session) -> None:
+async def test_uncommitted_changes_of_the_user_are_the_base(repo: Repo, session: Session) -> None:
     repo.write("README.md", "dirty\n")
     base = await begin(repo, session, dirty=True)
     assert await session.agent("cat README.md; git status --porcelain") == "dirty\n"
@@ -171,16 +167,19 @@ LEFT: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("left", LEFT)
-async def test_work_comes_back_from(left: str, repo: Repo, session: Session) -> None:
+async def test_work_is_collected_from(left: str, repo: Repo, session: Session) -> None:
     script, notice = LEFT[left]
     base = await begin(repo, session)
     await session.agent(script)
     got = await end(session, base)
     assert got.commits >= 1
-    assert await answer("merge-base", base, got.head, at=session.origin) == base
+    assert await git_output("merge-base", base, got.head, at=session.origin) == base
     assert (notice in " ".join(got.notices)) if notice else got.notices == ()
-    assert await answer("fsck", "--strict", at=session.origin) in ("", "notice: HEAD points to an unborn branch (main)")
-    modes = await answer("diff", "--raw", base, got.head, at=session.origin)
+    assert await git_output("fsck", "--strict", at=session.origin) in (
+        "",
+        "notice: HEAD points to an unborn branch (main)",
+    )
+    modes = await git_output("diff", "--raw", base, got.head, at=session.origin)
     assert "160000" not in modes
 
 
@@ -206,19 +205,19 @@ async def test_a_submodule_stays_as_it_is_recorded(repo: Repo, session: Session,
     base = await begin(repo, session)
     await session.agent("echo x > x")
     got = await end(session, base)
-    link = await answer("ls-tree", got.head, "vendor/other", at=session.origin)
+    link = await git_output("ls-tree", got.head, "vendor/other", at=session.origin)
     assert link == repo.git("ls-tree", "HEAD", "vendor/other")
     assert got.files == 1
 
 
-async def test_pointers_of_lfs_stay_pointers(repo: Repo, session: Session) -> None:
+async def test_lfs_pointers_stay_pointers(repo: Repo, session: Session) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 5\n"
     repo.commit("Large", __gitattributes="*.bin filter=lfs diff=lfs merge=lfs -text\n", a__bin=pointer)
     base = await begin(repo, session)
     assert await session.agent("cat a.bin") == pointer
     await session.agent("echo x > x")
     got = await end(session, base)
-    assert await answer("show", f"{got.head}:a.bin", at=session.origin) == pointer.strip()
+    assert await git_output("show", f"{got.head}:a.bin", at=session.origin) == pointer.strip()
 
 
 async def test_more_than_the_limit_is_refused(repo: Repo, session: Session) -> None:
@@ -236,7 +235,7 @@ async def test_a_small_bundle_of_a_huge_file_is_refused(repo: Repo, session: Ses
 
 
 class Forger:
-    """A guest whose answers are those of an attacker: its `bash` for collecting is a script of theirs."""
+    """A hostile guest: its `bash` runs an attacker's script instead of the one that collects."""
 
     def __init__(self, session: Session, script: str) -> None:
         self._guest = session.guest
@@ -294,13 +293,13 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-async def test_nothing_is_believed_that_a_guest_forges(forgery: str, repo: Repo, session: Session) -> None:
+async def test_a_forged_result_is_refused(forgery: str, repo: Repo, session: Session) -> None:
     base = await begin(repo, session)
-    refs = await answer("for-each-ref", at=session.origin)
+    refs = await git_output("for-each-ref", at=session.origin)
     forger = Forger(session, FORGERIES[forgery])
     with pytest.raises(RepositoryError):
         await repository.collect(forger, session.origin, session.result, base=base, branch=BRANCH)  # type: ignore[arg-type]
-    assert await answer("for-each-ref", at=session.origin) == refs
+    assert await git_output("for-each-ref", at=session.origin) == refs
     assert not (session.result / "changes.patch").exists()
 
 
@@ -309,7 +308,7 @@ Forged = tuple[tuple[int, bytes], bytes]
 
 
 def packed(one: Forged) -> bytes:
-    """An object as it is in a pack."""
+    """Return an object in the format of a pack."""
     (kind, _), content = one
     head, size = [kind << 4 | len(content) & 15], len(content) >> 4
     while size:
@@ -320,7 +319,7 @@ def packed(one: Forged) -> bytes:
 
 
 def forged(base: str, *objects: Forged) -> tuple[str, bytes]:
-    """The last object's name, and a bundle that has it for its result."""
+    """Return the last object's id, and a bundle with it as the result."""
     (_, kind), content = objects[-1]
     head = hashlib.sha1(b"%s %d\0" % (kind, len(content)) + content).hexdigest()
     pack = struct.pack(">4sII", b"PACK", 2, len(objects)) + b"".join(map(packed, objects))
@@ -329,7 +328,7 @@ def forged(base: str, *objects: Forged) -> tuple[str, bytes]:
 
 
 @pytest.mark.parametrize("what", ["a tree of zeros", "a commit with a long message"])
-async def test_what_takes_too_much_memory_to_read_is_refused(what: str, repo: Repo, session: Session) -> None:
+async def test_objects_that_take_too_much_memory_are_refused(what: str, repo: Repo, session: Session) -> None:
     base, memory, large = await begin(repo, session), 128 << 20, 300 << 20
     tree, person = repo.git("rev-parse", "HEAD^{tree}"), "Ada <ada@example.com> 1700000000 +0000"
     commit = f"tree {tree}\nparent {base}\nauthor {person}\ncommitter {person}\n\nx".encode()
@@ -343,7 +342,7 @@ async def test_what_takes_too_much_memory_to_read_is_refused(what: str, repo: Re
     places = session.origin, session.result
     with pytest.raises(BadBundle, match="more than 128 MiB of memory"):
         await repository.collect(forger, *places, base=base, branch=BRANCH, memory=memory)  # type: ignore[arg-type]
-    # So much is enough for work that is nobody's attack.
+    # This limit is enough for normal work.
     await session.agent("echo three >> README.md")
     got = await repository.collect(session.guest, *places, base=base, branch=BRANCH, memory=memory)
     assert (got.commits, got.insertions) == (1, 1)

@@ -1,4 +1,4 @@
-"""A file above a size is reported and left out of the result, however large it says it is."""
+"""A file above a size is reported and left out of the result, however large it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from hiveyard import repository
-from hiveyard.repository.git import answer
+from hiveyard.repository.git import git_output
 from hiveyard.repository.submodules import bare_copy, submodules
 from tests.repository.conftest import Repo, Session
 from tests.repository.test_collecting import BRANCH, begin, names
@@ -35,7 +35,7 @@ async def test_a_sparse_file_of_a_terabyte_is_reported_and_left_out(aside: bool,
 
 
 @BOTH
-async def test_nothing_but_a_large_file_is_no_result_and_is_reported(aside: bool, repo: Repo, session: Session) -> None:
+async def test_a_large_file_alone_makes_no_commit_and_is_reported(aside: bool, repo: Repo, session: Session) -> None:
     base = await begin(repo, session)
     await session.agent("truncate -s 1T s.bin")
     got = await collect(session, base, aside=aside)
@@ -50,12 +50,14 @@ async def test_a_file_of_the_base_that_grew_keeps_its_former_content(
 ) -> None:
     repo.commit("Empty", empty="")
     base = await begin(repo, session)
-    # In the second of its checkout git tells the empty file from this one by its content alone: both sizes are 0 to it.
+    # Git stores 32 bits of a size: with the same time, it would compare the content with that of the empty file.
     await session.agent(f"truncate -s 1T {name}; touch -d @1900000000 {name}; rm app.py; echo x > x")
     got = await collect(session, base, aside=aside)
     assert name in got.notices[0]
     assert await names(session, got.head) == sorted(["README.md", "empty", "x"])
-    assert await answer("rev-parse", f"{got.head}:{name}", at=session.origin) == repo.git("rev-parse", f"HEAD:{name}")
+    assert await git_output("rev-parse", f"{got.head}:{name}", at=session.origin) == repo.git(
+        "rev-parse", f"HEAD:{name}"
+    )
 
 
 @BOTH
@@ -65,7 +67,7 @@ async def test_a_large_file_that_is_staged_is_left_out(aside: bool, repo: Repo, 
     got = await collect(session, base, aside=aside)
     assert "2 files of more than 1 MiB" in got.notices[0]
     assert await names(session, got.head) == ["README.md", "app.py", "x"]
-    assert await answer("show", f"{got.head}:README.md", at=session.origin) == "two"
+    assert await git_output("show", f"{got.head}:README.md", at=session.origin) == "two"
 
 
 @BOTH
@@ -91,7 +93,7 @@ async def test_large_files_in_submodules_are_left_out(aside: bool, whole: Repo, 
     ]
     assert got.files == 3, "two files and the commit of the submodule"
     copy = bare_copy(session.origin, submodules(session.origin)[0])
-    assert await answer("show", f"{BRANCH}:lib.py", at=copy) == "x = 1"
+    assert await git_output("show", f"{BRANCH}:lib.py", at=copy) == "x = 1"
 
 
 @BOTH

@@ -1,4 +1,4 @@
-"""Submodules go to the guest with their content, and what is changed in them comes back into the person's own."""
+"""Submodules are pushed with their content, and work in them is collected and applied to the user's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from hiveyard import repository
 from hiveyard.core.errors import WouldOverwrite
-from hiveyard.repository.git import answer
+from hiveyard.repository.git import git_output
 from hiveyard.repository.submodules import bare_copy, relative, submodules, take_submodules
 from tests.repository.conftest import Repo, Session, init
 from tests.repository.test_taking import served
@@ -81,24 +81,26 @@ async def test_submodules_are_checked_out_at_their_recorded_commits(whole: Repo,
     assert whole.snapshot() == before
 
 
-async def test_work_in_submodules_comes_back_as_commits_with_the_pointers_moved(whole: Repo, session: Session) -> None:
+async def test_work_in_submodules_is_collected_as_commits_that_the_superproject_records(
+    whole: Repo, session: Session
+) -> None:
     base = (await begin(whole.path, session)).base
     await session.agent(CHANGE)
     got = await end(session, base)
     assert got.notices == ()
     outer, nested = submodules(session.origin)
-    tip = await answer("rev-parse", BRANCH, at=bare_copy(session.origin, outer))
-    assert await answer("rev-parse", f"{got.head}:vendor/lib", at=session.origin) == tip
+    tip = await git_output("rev-parse", BRANCH, at=bare_copy(session.origin, outer))
+    assert await git_output("rev-parse", f"{got.head}:vendor/lib", at=session.origin) == tip
     inmost = bare_copy(session.origin, nested)
-    deeper = await answer("rev-parse", f"{tip}:deps/inner", at=bare_copy(session.origin, outer))
-    assert deeper == await answer("rev-parse", BRANCH, at=inmost)
-    assert await answer("show", f"{deeper}:inner.txt", at=inmost) == "3"
+    deeper = await git_output("rev-parse", f"{tip}:deps/inner", at=bare_copy(session.origin, outer))
+    assert deeper == await git_output("rev-parse", BRANCH, at=inmost)
+    assert await git_output("show", f"{deeper}:inner.txt", at=inmost) == "3"
     # lib.py, the inner pointer, inner.txt and binary, and the outer pointer
     assert (got.commits, got.files, got.leftover) == (1, 5, True)
     assert (await end(session, base)).head == got.head
 
 
-async def test_the_patch_brings_the_work_in_submodules_too(whole: Repo, session: Session) -> None:
+async def test_the_patch_includes_the_work_in_submodules(whole: Repo, session: Session) -> None:
     base = (await begin(whole.path, session)).base
     await session.agent(CHANGE)
     got = await end(session, base)
@@ -135,7 +137,7 @@ MANY_WAYS = {
     "one__txt": f"1\n{NUMBERS}",
     "two__txt": f"2\n{NUMBERS}",
 }
-"""Files of which a change can be shown in more than one way."""
+"""Files whose change can be shown in more than one way."""
 MANY_WAYS_CHANGE = """
 printf '%s\\n' c b a b a c > letters.txt
 printf '/*\\n%s\\n*/\\n\\n' 1 2 3 > blocks.txt
@@ -143,7 +145,7 @@ for name in one two; do git mv $name.txt moved-$name.txt; echo $name >> moved-$n
 """
 
 
-async def test_the_patch_is_the_same_whatever_a_persons_git_shows(
+async def test_the_patch_does_not_depend_on_the_users_configuration(
     whole: Repo, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole.commit("Third", **MANY_WAYS)
@@ -159,9 +161,7 @@ async def test_the_patch_is_the_same_whatever_a_persons_git_shows(
     assert (odd.files, odd.patch.read_bytes()) == (plain.files, expected)
 
 
-async def test_applying_makes_the_branch_in_the_submodules_and_touches_no_checkout(
-    whole: Repo, session: Session
-) -> None:
+async def test_applying_creates_the_branch_in_submodules_and_changes_no_checkout(whole: Repo, session: Session) -> None:
     base = (await begin(whole.path, session)).base
     await session.agent(CHANGE)
     await end(session, base)
@@ -172,7 +172,7 @@ async def test_applying_makes_the_branch_in_the_submodules_and_touches_no_checko
     again = await repository.apply(session.origin, whole.path, base=base, branch=BRANCH)
     assert not again.created
     whole.git("checkout", "--quiet", BRANCH)
-    whole.git("submodule", "--quiet", "update", "--recursive")  # with no transport at all
+    whole.git("submodule", "--quiet", "update", "--recursive")  # needs no transport
     assert (whole.path / "vendor/lib/deps/inner/inner.txt").read_text() == "3\n"
 
 
@@ -189,7 +189,7 @@ async def test_nothing_is_applied_when_a_submodule_has_other_work_on_the_branch(
     assert whole.git("branch", "--list", BRANCH) == ""
 
 
-async def test_a_clone_without_the_submodule_is_told_how_to_get_it(
+async def test_a_notice_says_how_to_get_a_submodule_that_the_clone_lacks(
     whole: Repo, session: Session, tmp_path: Path
 ) -> None:
     base = (await begin(whole.path, session)).base
@@ -217,7 +217,7 @@ async def test_submodules_of_a_remote_are_fetched_at_their_commit_by_relative_ad
     assert any(f"vendor/lib from git://127.0.0.1:{port}/lib.git" in notice for notice in taken.notices), taken
     said = await session.agent("git -C vendor/lib rev-list --count HEAD; cat vendor/lib/deps/inner/inner.txt")
     assert said == "1\n2\n"
-    # What was fetched without its history is applied where the history is.
+    # Work on a shallow copy can be applied to the full repository.
     await session.agent(CHANGE)
     await end(session, taken.base)
     repo.git(*ALLOWED, "-c", f"url.{home}/.insteadOf=git://", "submodule", "--quiet", "update", "--init")
@@ -228,7 +228,7 @@ async def test_submodules_of_a_remote_are_fetched_at_their_commit_by_relative_ad
     assert not Path(mine.git("rev-parse", "--git-path", "shallow")).exists()
 
 
-async def test_a_submodule_that_is_not_checked_out_is_taken_from_where_git_keeps_it(
+async def test_a_submodule_that_is_not_checked_out_is_taken_from_the_git_directory(
     whole: Repo, session: Session
 ) -> None:
     whole.git("submodule", "--quiet", "deinit", "--force", "vendor/lib")
@@ -237,14 +237,14 @@ async def test_a_submodule_that_is_not_checked_out_is_taken_from_where_git_keeps
     assert await session.agent("cat vendor/lib/lib.py") == "x = 1\n"
 
 
-async def test_changes_in_a_submodule_are_left_out_and_told(whole: Repo, session: Session) -> None:
+async def test_uncommitted_changes_in_a_submodule_are_left_out_and_reported(whole: Repo, session: Session) -> None:
     (whole.path / "vendor/lib/lib.py").write_text("mine\n")
     taken = await begin(whole.path, session)
     assert any("uncommitted changes in submodules were left out: vendor/lib" in notice for notice in taken.notices)
     assert await session.agent("cat vendor/lib/lib.py") == "x = 1\n"
 
 
-async def test_pointers_of_lfs_in_a_submodule_stay_pointers(whole: Repo, session: Session) -> None:
+async def test_lfs_pointers_in_a_submodule_stay_pointers(whole: Repo, session: Session) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 5\n"
     lib = Repo(whole.path / "vendor/lib")
     lib.commit("Large", __gitattributes="*.bin filter=lfs diff=lfs merge=lfs -text\n", a__bin=pointer)
@@ -253,9 +253,9 @@ async def test_pointers_of_lfs_in_a_submodule_stay_pointers(whole: Repo, session
     assert await session.agent("cat vendor/lib/a.bin") == pointer
     await session.agent("echo y > vendor/lib/lib.py")
     got = await end(session, base)
-    tip = await answer("rev-parse", f"{got.head}:vendor/lib", at=session.origin)
+    tip = await git_output("rev-parse", f"{got.head}:vendor/lib", at=session.origin)
     copy = bare_copy(session.origin, submodules(session.origin)[0])
-    assert await answer("show", f"{tip}:a.bin", at=copy) == pointer.strip()
+    assert await git_output("show", f"{tip}:a.bin", at=copy) == pointer.strip()
 
 
 LEFT = {
@@ -273,28 +273,28 @@ LEFT = {
 
 
 @pytest.mark.parametrize("left", LEFT)
-async def test_work_in_a_submodule_comes_back_from(left: str, whole: Repo, session: Session) -> None:
+async def test_work_in_a_submodule_is_collected_from(left: str, whole: Repo, session: Session) -> None:
     base = (await begin(whole.path, session)).base
     commit = "commit='git -c user.name=A -c user.email=a@b commit -qm x'\n"
     await session.agent(f"{commit}echo 'x = 2' > vendor/lib/lib.py; echo more >> README.md\n{LEFT[left]}")
     got = await end(session, base)
-    assert await answer("show", f"{got.head}:README.md", at=session.origin) == "two\nmore"
-    tip = await answer("rev-parse", f"{got.head}:vendor/lib", at=session.origin)
+    assert await git_output("show", f"{got.head}:README.md", at=session.origin) == "two\nmore"
+    tip = await git_output("rev-parse", f"{got.head}:vendor/lib", at=session.origin)
     copy = bare_copy(session.origin, submodules(session.origin)[0])
-    assert await answer("show", f"{tip}:lib.py", at=copy) == "x = 2"
+    assert await git_output("show", f"{tip}:lib.py", at=copy) == "x = 2"
 
 
-async def test_a_submodule_that_was_made_plain_is_what_the_agent_made_of_it(whole: Repo, session: Session) -> None:
+async def test_a_submodule_that_became_a_plain_directory_is_collected_as_files(whole: Repo, session: Session) -> None:
     base = (await begin(whole.path, session)).base
     await session.agent(
         "git rm -q --cached vendor/lib; rm -rf vendor/lib/.git vendor/lib/deps; git add vendor/lib;"
         "echo 'x = 2' > vendor/lib/lib.py"
     )
     got = await end(session, base)
-    assert await answer("show", f"{got.head}:vendor/lib/lib.py", at=session.origin) == "x = 2"
+    assert await git_output("show", f"{got.head}:vendor/lib/lib.py", at=session.origin) == "x = 2"
 
 
-async def test_a_new_submodule_is_told_to_be_only_its_commit(whole: Repo, session: Session) -> None:
+async def test_of_a_new_submodule_only_the_commit_is_collected(whole: Repo, session: Session) -> None:
     base = (await begin(whole.path, session)).base
     await session.agent(
         "git init -q new; git -C new -c user.name=A -c user.email=a@b commit -q --allow-empty -m x;"
@@ -304,7 +304,7 @@ async def test_a_new_submodule_is_told_to_be_only_its_commit(whole: Repo, sessio
     assert any("submodule new: only its commit" in notice for notice in got.notices), got.notices
 
 
-async def test_forged_work_in_a_submodule_is_told_and_the_rest_comes_along(whole: Repo, session: Session) -> None:
+async def test_a_forged_submodule_is_reported_and_the_rest_is_collected(whole: Repo, session: Session) -> None:
     base = (await begin(whole.path, session)).base
     await session.agent(
         "echo more >> README.md; cd vendor/lib; b=$(printf x | git hash-object -w --stdin);"
@@ -312,16 +312,16 @@ async def test_forged_work_in_a_submodule_is_told_and_the_rest_comes_along(whole
         "git update-ref HEAD $(git commit-tree $t -p HEAD -m x)"
     )
     got = await end(session, base)
-    assert any("vendor/lib did not come along" in notice for notice in got.notices), got.notices
-    assert any("which did not come along" in notice for notice in got.notices)
-    assert await answer("show", f"{got.head}:README.md", at=session.origin) == "two\nmore"
+    assert any("vendor/lib was not collected" in notice for notice in got.notices), got.notices
+    assert any("which was not collected" in notice for notice in got.notices)
+    assert await git_output("show", f"{got.head}:README.md", at=session.origin) == "two\nmore"
 
 
-# --- what a hostile .gitmodules says --------------------------------------------------------------------------------
+# --- a hostile .gitmodules ------------------------------------------------------------------------------------------
 
 
 def point(repo: Repo, path: str, commit: str, entry: str) -> None:
-    """A commit that records a submodule by hand, as git itself would refuse to."""
+    """Commit a submodule entry that git itself would refuse."""
     repo.write(".gitmodules", entry)
     repo.git("add", ".gitmodules")
     repo.git("update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
@@ -330,7 +330,7 @@ def point(repo: Repo, path: str, commit: str, entry: str) -> None:
 
 @pytest.fixture
 def private(tmp_path: Path) -> Repo:
-    """A repository on this host that is nobody else's business."""
+    """A private repository on this host."""
     private = init(tmp_path / "private")
     private.commit("Secret", secret="key")
     return private
@@ -340,7 +340,7 @@ ADDRESSES = ["{path}", "file://{path}", "../private", "./../private", "ext::sh -
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-async def test_no_repository_of_this_host_is_read_by_an_address(
+async def test_an_address_in_gitmodules_cannot_read_a_repository_of_this_host(
     address: str, repo: Repo, private: Repo, session: Session, tmp_path: Path
 ) -> None:
     mark = tmp_path / "ran"
@@ -348,13 +348,13 @@ async def test_no_repository_of_this_host_is_read_by_an_address(
     point(repo, "x", private.git("rev-parse", "HEAD"), f'[submodule "x"]\n\tpath = x\n\turl = "{url}"\n')
     repo.git("remote", "add", "origin", str(repo.path))
     taken = await begin(repo.path, session)
-    assert any("stay as recorded" in notice and "x:" in notice for notice in taken.notices), taken.notices
+    assert any("were not taken" in notice and "x:" in notice for notice in taken.notices), taken.notices
     assert submodules(session.origin) == []
     assert await session.agent("ls x") == ""
     assert not mark.exists()
 
 
-async def test_a_path_is_used_when_the_persons_git_is_told_to(
+async def test_a_path_is_used_if_the_users_configuration_allows_it(
     repo: Repo, private: Repo, session: Session, tmp_path: Path
 ) -> None:
     point(repo, "x", private.git("rev-parse", "HEAD"), f'[submodule "x"]\n\tpath = x\n\turl = {private.path}\n')
@@ -367,20 +367,20 @@ async def test_a_path_is_used_when_the_persons_git_is_told_to(
 async def test_an_address_is_never_an_option(url: str, repo: Repo, session: Session) -> None:
     point(repo, "x", "1" * 40, f'[submodule "x"]\n\tpath = x\n\turl = "{url}"\n')
     taken = await begin(repo.path, session)
-    assert any("is no address" in notice for notice in taken.notices), taken.notices
+    assert any("is not an address" in notice for notice in taken.notices), taken.notices
 
 
 @pytest.mark.parametrize("name", ["../../escape", "..", "-x", "a/../../b", "/abs", ".git", "a\\\\..\\\\b"])
-async def test_a_name_never_leads_out(name: str, repo: Repo, private: Repo, session: Session) -> None:
+async def test_a_submodule_name_never_leads_outside(name: str, repo: Repo, private: Repo, session: Session) -> None:
     private.git("config", "--global", "protocol.file.allow", "always")
     point(repo, "x", private.git("rev-parse", "HEAD"), f'[submodule "{name}"]\n\tpath = x\n\turl = {private.path}\n')
     taken = await begin(repo.path, session)
     assert submodules(session.origin) == []
-    assert any("is not one that is used" in notice for notice in taken.notices), taken.notices
+    assert any("its path or its name is not allowed" in notice for notice in taken.notices), taken.notices
     assert sorted(path.name for path in session.root.iterdir()) == ["home", "origin.git", "shared"]
 
 
-async def test_a_submodule_inside_the_repository_of_another_is_left_out(
+async def test_a_submodule_name_that_collides_with_another_is_left_out(
     repo: Repo, private: Repo, session: Session
 ) -> None:
     private.git("config", "--global", "protocol.file.allow", "always")
@@ -393,8 +393,10 @@ async def test_a_submodule_inside_the_repository_of_another_is_left_out(
     assert any("collides" in notice for notice in taken.notices)
 
 
-async def test_a_link_on_the_way_to_a_submodule_is_not_followed(repo: Repo, private: Repo, session: Session) -> None:
-    """The work tree has a link where the base has a directory: the person's other repositories are behind it."""
+async def test_a_symlink_in_the_path_of_a_submodule_is_not_followed(
+    repo: Repo, private: Repo, session: Session
+) -> None:
+    """The work tree has a symlink to the user's other repositories where the base has a directory."""
     point(repo, "v/private", private.git("rev-parse", "HEAD"), '[submodule "p"]\n\tpath = v/private\n\turl = ""\n')
     base = repo.git("rev-parse", "HEAD")
     repo.git("rm", "--quiet", "--cached", "v/private")
@@ -411,7 +413,7 @@ async def test_a_submodule_that_is_too_large_is_left_out(repo: Repo, private: Re
     point(repo, "x", private.git("rev-parse", "HEAD"), f'[submodule "x"]\n\tpath = x\n\turl = file://{private.path}\n')
     taken = await repository.take(repository.parse_source(str(repo.path)), session.origin)
     assert len(submodules(session.origin)) == 1
-    said = await take_submodules(session.origin, taken.base, local=repo.path, address="", largest=1 << 20)
+    said = await take_submodules(session.origin, taken.base, local=repo.path, address="", max_size=1 << 20)
     assert "larger than 1 MiB" in said[0]
     assert submodules(session.origin) == []
 
@@ -441,5 +443,5 @@ async def test_a_submodule_that_takes_too_much_memory_is_left_out(repo: Repo, pr
         ("/srv/git/a", "../b", "/srv/git/b"),
     ],
 )
-def test_a_relative_address_is_read_as_git_reads_it(base: str, url: str, expected: str) -> None:
+def test_a_relative_address_is_resolved_as_git_does(base: str, url: str, expected: str) -> None:
     assert relative(base, url) == expected

@@ -1,4 +1,4 @@
-"""Taking a repository onto the host's side of a session."""
+"""Taking a repository: the source, the base, and the bare copy on the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hiveyard import repository
 from hiveyard.core.errors import BadInput, BranchExists, EmptyRepository, NoRepository, UnknownRevision
 from hiveyard.kit.process import running
-from hiveyard.repository.git import answer
+from hiveyard.repository.git import git_output
 from tests.repository.conftest import Repo, Session, init
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.anyio
         ("a/b/c", "/here/a/b/c", None),
     ],
 )
-async def test_a_repository_is_told_by_its_text(text: str, path: str | None, url: str | None) -> None:
+async def test_the_text_of_a_source_is_parsed(text: str, path: str | None, url: str | None) -> None:
     source = repository.parse_source(text, Path("/here"))
     assert (source.path, source.url) == (path and Path(path), url)
 
@@ -60,23 +60,23 @@ async def test_an_unsafe_address_is_refused(text: str) -> None:
     assert "Zq8TestSecret" not in str(refused.value)
 
 
-async def test_a_missing_path_is_no_repository(tmp_path: Path) -> None:
+async def test_a_missing_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NoRepository):
         await repository.check(repository.parse_source("absent", tmp_path))
 
 
-async def test_a_directory_without_git_is_no_repository(tmp_path: Path) -> None:
+async def test_a_directory_without_git_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NoRepository, match="not a git repository"):
         await repository.check(repository.parse_source(str(tmp_path)))
 
 
-async def test_a_file_is_no_repository(tmp_path: Path) -> None:
+async def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NoRepository):
         await repository.check(repository.parse_source(str(tmp_path / "file")))
 
 
-async def test_a_repository_without_commits_is_empty(empty: Repo) -> None:
+async def test_a_repository_without_commits_is_refused(empty: Repo) -> None:
     with pytest.raises(EmptyRepository):
         await repository.check(repository.parse_source(str(empty.path)))
 
@@ -95,7 +95,7 @@ async def test_a_branch_that_exists_or_collides_is_refused_before_work_begins(re
 
 
 @pytest.mark.parametrize("branch", ["-x", "a..b", "a b", "a.lock", "", "HEAD", "@{x}"])
-async def test_a_name_that_is_none_for_a_branch_is_refused(repo: Repo, branch: str) -> None:
+async def test_an_invalid_branch_name_is_refused(repo: Repo, branch: str) -> None:
     with pytest.raises(BadInput):
         await repository.check(repository.parse_source(str(repo.path)), branch=branch)
 
@@ -104,10 +104,10 @@ async def taken(repo: Path, session: Session, base: str | None = None, dirty: bo
     return await repository.take(repository.parse_source(str(repo)), session.origin, base=base, include_dirty=dirty)
 
 
-async def test_the_base_is_what_is_checked_out(repo: Repo, session: Session) -> None:
+async def test_the_base_is_head(repo: Repo, session: Session) -> None:
     found = await taken(repo.path, session)
     assert found == repository.Taken(repo.git("rev-parse", "HEAD"), "main", ())
-    assert await answer("rev-list", "--count", found.base, at=session.origin) == "2"
+    assert await git_output("rev-list", "--count", found.base, at=session.origin) == "2"
 
 
 async def test_another_base_is_a_branch_a_tag_or_an_expression(repo: Repo, session: Session) -> None:
@@ -119,7 +119,7 @@ async def test_another_base_is_a_branch_a_tag_or_an_expression(repo: Repo, sessi
         assert (found.base, found.base_ref) == (first, ref)
 
 
-async def test_taking_again_replaces_what_is_there(repo: Repo, session: Session) -> None:
+async def test_taking_again_replaces_the_copy(repo: Repo, session: Session) -> None:
     before = await taken(repo.path, session)
     assert await taken(repo.path, session) == before
 
@@ -148,10 +148,10 @@ async def test_uncommitted_changes_are_left_out_and_named(repo: Repo, session: S
     repo.write("new", "x")
     found = await taken(repo.path, session)
     assert found.base == repo.git("rev-parse", "HEAD")
-    assert "2 files left out" in found.notices[0]
+    assert "2 files are left out" in found.notices[0]
 
 
-async def test_uncommitted_changes_come_along_when_asked_and_nothing_of_the_person_changes(
+async def test_uncommitted_changes_are_included_on_request_and_the_source_does_not_change(
     repo: Repo, session: Session
 ) -> None:
     repo.write(".gitignore", "ignored\n")
@@ -164,16 +164,16 @@ async def test_uncommitted_changes_come_along_when_asked_and_nothing_of_the_pers
     before = repo.snapshot()
     found = await taken(repo.path, session, dirty=True)
     assert repo.snapshot() == before
-    listed = await answer("-c", "core.quotePath=false", "ls-tree", "-r", "--name-only", found.base, at=session.origin)
+    listed = await git_output(
+        "-c", "core.quotePath=false", "ls-tree", "-r", "--name-only", found.base, at=session.origin
+    )
     assert listed.split("\n") == [".gitignore", "README.md", "new dir/ünïcode"]
-    assert await answer("show", f"{found.base}:README.md", at=session.origin) == "and changed again"
-    assert await answer("rev-parse", f"{found.base}^", at=session.origin) == repo.git("rev-parse", "HEAD")
-    assert await answer("log", "-1", "--format=%an %ae", found.base, at=session.origin) == "Ada ada@example.com"
+    assert await git_output("show", f"{found.base}:README.md", at=session.origin) == "and changed again"
+    assert await git_output("rev-parse", f"{found.base}^", at=session.origin) == repo.git("rev-parse", "HEAD")
+    assert await git_output("log", "-1", "--format=%an %ae", found.base, at=session.origin) == "Ada ada@example.com"
 
 
-async def test_what_is_only_staged_in_a_shallow_repository_comes_along(
-    repo: Repo, session: Session, tmp_path: Path
-) -> None:
+async def test_staged_files_of_a_shallow_repository_are_included(repo: Repo, session: Session, tmp_path: Path) -> None:
     repo.git("clone", "--quiet", "--depth=1", f"file://{repo.path}", str(tmp_path / "shallow"))
     shallow = Repo(tmp_path / "shallow")
     shallow.write("staged", "only staged")
@@ -181,10 +181,10 @@ async def test_what_is_only_staged_in_a_shallow_repository_comes_along(
     found = await taken(shallow.path, session, dirty=True)
     shallow.git("rm", "--quiet", "--cached", "staged")
     shallow.git("gc", "--quiet", "--prune=now")
-    assert await answer("show", f"{found.base}:staged", at=session.origin) == "only staged"
+    assert await git_output("show", f"{found.base}:staged", at=session.origin) == "only staged"
 
 
-async def test_taking_runs_nothing_that_the_repository_brings(repo: Repo, session: Session, tmp_path: Path) -> None:
+async def test_taking_runs_no_program_of_the_repository(repo: Repo, session: Session, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     program = tmp_path / "evil"
     program.write_text(f"#!/bin/sh\n{{ echo $0; tr '\\0' ' ' </proc/$PPID/cmdline; }} >>{marker}\ncat\n")
@@ -194,8 +194,7 @@ async def test_taking_runs_nothing_that_the_repository_brings(repo: Repo, sessio
         (repo.path / ".git/hooks" / hook).chmod(0o755)
     repo.commit("Filtered", __gitattributes="* filter=evil diff=evil\n")
     marker.unlink(missing_ok=True)
-    # By a file that the configuration includes, by a name that looks like git-lfs, and by a remote that has to be asked
-    # for a commit that is not there.
+    # A filter from an included file, a filter named like git-lfs, and a remote program for a missing commit
     included = repo.write(".git/included", f'[filter "evil"]\n\tclean = {program}\n')
     repo.git("config", "include.path", str(included))
     repo.git("config", "filter.other.clean", f"git-lfs clean; {program}")
@@ -216,7 +215,7 @@ async def test_taking_runs_nothing_that_the_repository_brings(repo: Repo, sessio
 
 @asynccontextmanager
 async def served(directory: Path) -> AsyncIterator[int]:
-    """git's own server on a free port of this host: a true remote, without a network."""
+    """Serve `directory` with git's own server on a free port of this host."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -14,7 +14,7 @@ from hiveyard.core.errors import StoreUnusable
 from hiveyard.kit.clock import SystemClock
 from hiveyard.store import journal
 from hiveyard.store.database import Store, open_store
-from hiveyard.store.outbox import unnoted
+from hiveyard.store.outbox import uncollected
 
 from .conftest import Where, fresh_database
 from .postgres_server import Server, name_of
@@ -165,7 +165,7 @@ async def test_large_events_are_bounded_in_the_tail_by_their_bytes(store: Store)
 
 async def test_events_left_out_of_memory_reach_readers_through_the_database(store: Store) -> None:
     def many(conn: Connection) -> None:
-        with unnoted(conn):
+        with uncollected(conn):
             journal.record_many(conn, "s1", [(e.AgentText(text=str(n)), None) for n in range(1000)], at=1.0)
         journal.record(conn, "s1", e.AgentText(text="last"), at=1.0)
 

@@ -75,10 +75,10 @@ async def test_a_session_has_a_pending_start_until_it_runs(store: Store) -> None
     await store.append("s1", e.SessionCreated(slug="s1", repo="r", agent="a"))
     fork = e.SessionForked(parent="s0", snapshot="p1", live=True, conversation="c0", feed_offset=3)
     await store.append("s1", fork, e.SessionPreparing())
-    assert await store.read(lambda conn: lineage.to_begin_at(conn, "s1")) == fork
+    assert await store.read(lambda conn: lineage.pending_start(conn, "s1")) == fork
     assert await store.read(lambda conn: lineage.conversation(conn, "s1")) == "c0"
     await store.append("s1", e.SessionRunning())
-    assert await store.read(lambda conn: lineage.to_begin_at(conn, "s1")) is None
+    assert await store.read(lambda conn: lineage.pending_start(conn, "s1")) is None
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ async def test_forks_and_rewinds_before_an_import_are_no_pending_start(store: St
     created = e.SessionCreated(slug="s1", repo="r", agent="a")
     await store.append("s1", created, e.SessionPreparing(), e.SessionRunning(), e.SessionStopped(), turning)
     await store.append("s1", e.SessionImported(exported_at=1.0))
-    assert await store.read(lambda conn: lineage.to_begin_at(conn, "s1")) is None
+    assert await store.read(lambda conn: lineage.pending_start(conn, "s1")) is None
 
 
 async def test_an_unknown_snapshot_is_reported_with_the_known_ones(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Reading requests and writing answers, the same for all routes."""
+"""Read request bodies and write answers, in the same way for all routes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiveyard.core.errors import BadInput
 
 
 async def body(request: Request) -> object:
-    """A body as plain data. Raises BadInput."""
+    """Return a JSON body as plain data. Raises BadInput."""
     try:
         found: object = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -23,16 +23,17 @@ async def body(request: Request) -> object:
 
 
 def answer(body: object, status: int = 200) -> Response:
+    """Return a JSON answer."""
     return Response(msgspec.json.encode(body), status, media_type="application/json")
 
 
 def stream(lines: AsyncGenerator[str, None]) -> StreamingResponse:
-    """Server-sent events."""
+    """Return an answer of server-sent events."""
     return StreamingResponse(_closed(lines), media_type="text/event-stream")
 
 
 async def _closed(lines: AsyncGenerator[str, None]) -> AsyncIterator[str]:
-    """Close the source when the client goes away, at once and not when the collector gets to it."""
+    """Pass lines on, and close their source at once when the client disconnects, not when it is collected."""
     async with aclosing(lines) as source:
         async for line in source:
             yield line

@@ -1,4 +1,4 @@
-"""The daemon's HTTP face: JSON requests in, the engine's answers and the journal's events out. No decisions here."""
+"""The daemon's HTTP API: JSON requests in, the engine's answers and the journal's events out. It decides nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiveyard import __version__
 from hiveyard.api.access import add_access
 from hiveyard.api.answers import answer, body, stream
 from hiveyard.api.bodies import BuildLine, Image, Problem, Removed, Version, built, problem
-from hiveyard.api.bounds import LAST_SEQ, BoundedBodies, while_wanted
+from hiveyard.api.bounds import LAST_SEQ, BoundedBodies, until_disconnected
 from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
 from hiveyard.api.sessions import add_sessions
 from hiveyard.api.snapshots import add_snapshots
@@ -65,7 +65,7 @@ _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
 
 
 def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
-    """The application. `shut_down` asks the daemon to end; running tasks go on in their machines."""
+    """Return the application. `shut_down` asks the daemon to end; running tasks continue in their machines."""
     app = FastAPI(
         title="Hiveyard",
         version=__version__,
@@ -92,17 +92,17 @@ def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
 
 
 def _add_daemon(app: FastAPI, engine: Engine, shut_down: Callable[[], None]) -> None:
-    def here() -> Version:
+    def current() -> Version:
         return Version(__version__, engine.pid, engine.running)
 
     @app.get("/v1/version", **gives(Version))
     async def version() -> Response:
-        return answer(here())
+        return answer(current())
 
     @app.post("/v1/shutdown", **gives(Version, 202))
     async def shutdown() -> Response:
         shut_down()
-        return answer(here(), 202)
+        return answer(current(), 202)
 
     @app.get("/v1/doctor", **gives(list[Check]))
     async def doctor() -> Response:
@@ -113,9 +113,9 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/tasks", **takes(TaskRequest), **gives(TaskView, 201))
     async def create(request: Request) -> Response:
         asked = from_json(await body(request))
-        id = await while_wanted(request, engine.submit(asked))
+        id = await until_disconnected(request, engine.submit(asked))
         if await request.is_disconnected():
-            # Whoever asked does not know its name: nobody would look after it, and it costs money.
+            # The client does not know the task's id: nobody would watch it, and it costs money.
             await engine.cancel(id)
         return answer(await engine.report(id), 201)
 
@@ -197,5 +197,5 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _fault(_: Request, error: Exception) -> Response:
-    """A mistake of ours: its words go to the caller, its traceback to the log (by the server)."""
+    """Answer a request that failed by a bug: the message goes to the client, the server logs the traceback."""
     return answer(problem(HiveyardError(f"{type(error).__name__}: {error}", hint="see the daemon's log")), 500)

@@ -1,4 +1,4 @@
-"""Bodies that only the API has; the others are the engine's own structs."""
+"""Bodies that only the API uses; the others are the engine's structs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hiveyard.engine.run_spec import Dollars
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """The body of every answer that is not a success."""
+    """The body of every answer that reports an error."""
 
     error: Failure
 
 
 class Version(msgspec.Struct, frozen=True):
-    """The daemon: its version, process id, and how many tasks it is working on."""
+    """The daemon: its version, its process id, and the number of tasks that it runs."""
 
     version: str
     pid: int
@@ -27,32 +27,33 @@ class Version(msgspec.Struct, frozen=True):
 
 
 class Removed(msgspec.Struct, frozen=True):
-    """What is gone."""
+    """The id of a thing that was removed."""
 
     id: str
 
 
 class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an agent is to do next."""
+    """A prompt for a session's agent."""
 
     text: str
 
 
-class ResumeAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A session that is to go on. `budget_usd` is what it may spend in all from now on; null: as before."""
+class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to resume a session. `budget_usd` is its new total budget; null keeps the former one."""
 
     budget_usd: Dollars | None = None
 
 
-class TurnTaken(msgspec.Struct, frozen=True):
-    """A prompt that was taken: it is turn `turn` of session `id`."""
+class TurnAccepted(msgspec.Struct, frozen=True):
+    """A prompt that was accepted: it is turn `turn` of session `id`."""
 
     id: str
     turn: int
 
 
-class TerminalAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A person's terminal: its TERM and COLORTERM. Without `argv` it shows the agent's own; `read_only` only looks."""
+class TerminalRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to use the caller's terminal: `term` and `colors` are its TERM and COLORTERM. Without `argv` it shows
+    the agent's terminal; `read_only` only shows it."""
 
     argv: list[str] | None = None
     read_only: bool = False
@@ -61,32 +62,32 @@ class TerminalAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TerminalProgram(msgspec.Struct, frozen=True):
-    """A program of this host that gives the terminal it is run on to the machine."""
+    """A program of this host that attaches the terminal it runs on to the machine."""
 
     argv: list[str]
 
 
-class SnapshotAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A snapshot to be taken. Without a name it gets one."""
+class SnapshotRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to take a snapshot. Without a name it gets one."""
 
     name: str | None = None
 
 
-class RewindAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A snapshot to go back to, by its name or id. `force`: whoever sits at the terminal is thrown out."""
+class RewindRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to rewind to a snapshot, by its name or id. `force` detaches users from the terminal first."""
 
     snapshot: str
     force: bool = False
 
 
-class ExportAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of the host that is to be made; an absolute path."""
+class ExportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to export a session to a new file of the host; an absolute path."""
 
     path: str
 
 
-class ImportAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An exported session to be taken in; an absolute path. `new` gives it an id of its own."""
+class ImportRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to import an exported session; an absolute path. `new` gives it a new id."""
 
     path: str
     new: bool = False
@@ -94,8 +95,8 @@ class ImportAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     provider: str | None = None
 
 
-class PortAsked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Port `guest` of a machine, to be reached at port `host` of the host's loopback; null: one that is free."""
+class PortRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to forward port `host` of the host's loopback to port `guest` of a machine; null: a free port."""
 
     guest: Annotated[int, msgspec.Meta(ge=1, le=65535)]
     host: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
@@ -108,17 +109,17 @@ class SshConfig(msgspec.Struct, frozen=True):
 
 
 class BuildLine(msgspec.Struct, frozen=True):
-    """Where a build is."""
+    """A line of progress of an image build."""
 
     progress: str
 
 
 class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Nothing follows: a stream that ends without it was cut."""
+    """The end of a stream. A stream without it was cut."""
 
 
 class Image(msgspec.Struct, frozen=True):
-    """An image that is built. `size` is bytes, `programs` the versions of the agent programs inside."""
+    """A built image. `size` is in bytes, `programs` has the versions of the agent programs inside."""
 
     id: str
     name: str

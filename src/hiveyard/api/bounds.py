@@ -1,4 +1,4 @@
-"""What one request may cost: a bound on bodies, and an end for work whose asker went away."""
+"""Limit the cost of one request: the size of its body, and work whose client has disconnected."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from hiveyard.kit.group import together
 
 T = TypeVar("T")
 BODY_LIMIT = 64 << 20
-"""Bytes of a request: the longest prompt, in the longest way to write it as JSON that anybody uses."""
-
+"""Most bytes of a request: the longest prompt, in the longest JSON encoding in use."""
 
 LAST_SEQ = 2**63 - 1
-"""The largest number that a database has for an event."""
+"""The largest sequence number of an event that the database can store."""
 
 
 class BoundedBodies:
-    """Middleware that stops reading a body at the limit, where it is not the stdin of a command in a guest, which
-    nobody holds. Raises BadInput in whoever reads it."""
+    """Middleware that stops reading a body at the limit. The stdin of a command in a guest has no limit, because it is
+    never held in memory. Raises BadInput in the reader of the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,8 +40,9 @@ class BoundedBodies:
         await self._app(scope, bounded, send)
 
 
-async def while_wanted(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the asker hangs up first. The request's body is read already."""
+async def until_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """Return the result of `work`, which is cancelled when the client disconnects first. The request's body must have
+    been read."""
     found: list[T] = []
     async with together() as group:
 
@@ -55,5 +55,5 @@ async def while_wanted(request: Request, work: Awaitable[T]) -> T:
         found.append(await work)
         group.cancel_scope.cancel()
     if not found:
-        raise BadInput("the asker went away")
+        raise BadInput("the client disconnected")
     return found[0]

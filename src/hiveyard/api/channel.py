@@ -1,5 +1,5 @@
-"""The answer to a request that runs a command in a guest: the request's body is its stdin, and goes on while the answer
-comes, which is its frames (engine/access/exec_channel.py)."""
+"""Answer a request that runs a command in a guest. The request's body is the command's stdin; while it is sent, the
+answer carries the command's output in frames (engine/access/exec_channel.py)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MEDIA = "application/vnd.hiveyard.frames"
 
 
 class Channel(Response):
-    """For a route that has read no more of the request's body than `begun`, to its end unless there is `more`. When
-    the asker goes away the command is killed."""
+    """An answer that runs a command. `begun` is the part of the request's body that the route has read, and `more` is
+    whether the body continues. When the client disconnects, the command is killed."""
 
     media_type = MEDIA
 

@@ -1,4 +1,4 @@
-"""The daemon's client: standard library only, because every `hv` pays for what this imports."""
+"""A client of the daemon. It uses only the standard library, because every `hv` pays for its imports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hiveyard.core.errors import BadInput, DaemonUnreachable, HiveyardError, Orc
 
 
 class ApiError(HiveyardError):
-    """An error that the daemon answered with, under its own code."""
+    """An error that the daemon answered with; it has the code of that error."""
 
     def __init__(self, code: str, message: str, hint: str) -> None:
         super().__init__(message, hint=hint)
@@ -23,13 +23,13 @@ class ApiError(HiveyardError):
 
 
 class DaemonSilent(OrchestrationError):
-    """There is a daemon and it says nothing: another cannot be started beside it."""
+    """A daemon that runs and does not answer. No other can be started beside it."""
 
     code, retry = "daemon.silent", True
 
 
 PATIENCE = 30.0
-"""Seconds for the daemon to say that it is there."""
+"""Seconds for the daemon to answer."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -43,28 +43,28 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
     def peer(self) -> int:
-        """The process at the other end."""
+        """Return the id of the process at the other end."""
         size = struct.calcsize("3i")
         return int(struct.unpack("3i", self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[0])
 
 
 class Client:
-    """Calls to the daemon on its socket. Each raises DaemonUnreachable, or ApiError with the daemon's own words."""
+    """Calls to the daemon on its socket. Each raises DaemonUnreachable, or ApiError with the daemon's error."""
 
     def __init__(self, socket_path: Path) -> None:
         self._path = socket_path
 
     def alive(self, within: float = PATIENCE) -> bool:
-        """Whether a daemon answers. Raises DaemonSilent when there is one that does not in so many seconds."""
+        """Return whether a daemon runs. Raises DaemonSilent for one that does not answer `within` so many seconds."""
         connection = _Connection(self._path, within)
         try:
             connection.request("GET", "/v1/version")
             connection.getresponse().read()
-        except (TimeoutError, BlockingIOError):  # or so many wait already that it takes no more
+        except (TimeoutError, BlockingIOError):  # or its queue of connections is full
             pid = connection.peer()
             raise DaemonSilent(
-                f"the daemon on {self._path} has said nothing for {within:g}s: it is stuck, or this host is very busy",
-                hint=f"kill {pid if pid > 0 else 'it'}; tasks and sessions go on with the next daemon",
+                f"the daemon on {self._path} has not answered for {within:g}s: it is stuck, or this host is very busy",
+                hint=f"kill {pid if pid > 0 else 'it'}; tasks and sessions continue with the next daemon",
             ) from None
         except (OSError, http.client.HTTPException):
             return False
@@ -73,7 +73,7 @@ class Client:
         return True
 
     def call(self, method: str, path: str, body: object = None, **query: object) -> Any:
-        """One request; the decoded JSON answer."""
+        """Send one request and return the decoded JSON answer."""
         connection, response = self._send(method, path, body, query)
         try:
             return json.loads(self._checked(response))
@@ -83,7 +83,7 @@ class Client:
             connection.close()
 
     def stream(self, method: str, path: str, body: object = None, **query: object) -> Iterator[Any]:
-        """The messages of an event stream, decoded, to its proper end; a stream that is cut is DaemonUnreachable."""
+        """Yield the decoded messages of an event stream up to its end. Raises DaemonUnreachable when it is cut."""
         connection, response = self._send(method, path, body, query)
         try:
             if response.status >= 400:
@@ -102,8 +102,8 @@ class Client:
     def _send(
         self, method: str, path: str, body: object, query: dict[str, object]
     ) -> tuple[_Connection, http.client.HTTPResponse]:
-        said = {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
-        url = path + ("?" + urlencode(said, doseq=True, errors="surrogateescape") if said else "")
+        encoded = {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
+        url = path + ("?" + urlencode(encoded, doseq=True, errors="surrogateescape") if encoded else "")
         connection = _Connection(self._path)
         try:
             connection.request(
@@ -143,7 +143,7 @@ def broken_off(error: Exception) -> str:
 
 
 def quoted(ref: str) -> str:
-    """A name as one part of a URL path. No address is without one: nothing is called so."""
+    """Return a name as one part of a URL path. Raises BadInput for an empty one: nothing has that name."""
     if not ref:
-        raise BadInput("a name is missing: '' names nothing", hint="hv list -a, or hv ps -a")
+        raise BadInput("the name is empty", hint="hv list -a, or hv ps -a")
     return quote(ref, safe="", errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""The OpenAPI document: its schemas are made from the very structs that are read and written."""
+"""Make the OpenAPI document. Its schemas come from the structs that the routes read and write."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fastapi.openapi.utils import get_openapi
 from hiveyard.api.bodies import (
     BuildLine,
     End,
-    ExportAsked,
+    ExportRequest,
     Image,
-    ImportAsked,
-    PortAsked,
+    ImportRequest,
+    PortRequest,
     Problem,
     Prompt,
     Removed,
-    ResumeAsked,
-    RewindAsked,
-    SnapshotAsked,
+    ResumeRequest,
+    RewindRequest,
+    SnapshotRequest,
     SshConfig,
-    TerminalAsked,
     TerminalProgram,
-    TurnTaken,
+    TerminalRequest,
+    TurnAccepted,
     Version,
 )
 from hiveyard.core.events import Event
@@ -40,28 +40,39 @@ from hiveyard.engine.upkeep.doctor import Check
 from hiveyard.engine.upkeep.housekeeping import Costs, Pruned
 from hiveyard.engine.workspace.result import ResultLocation
 
-_ASKED = (TaskRequest, SpawnRequest, ResumeAsked, Prompt, TerminalAsked, PortAsked)
-_ANSWERED = (TaskView, SessionView, TurnTaken, TerminalProgram, ResultLocation, Image, Check, Version, Removed, Problem)
-_OF_REACH = (OpenPort, SshConfig)
-_OF_SNAPSHOTS = (SnapshotAsked, ForkRequest, RewindAsked, SnapshotView, Forked, Compared)
-_OF_THE_SYSTEM = (ExportAsked, ImportAsked, Exported, Costs, Pruned)
-_STREAMED = (Event, BuildLine, End)
-BODIES = (*_ASKED, *_ANSWERED, *_OF_REACH, *_OF_SNAPSHOTS, *_OF_THE_SYSTEM, *_STREAMED)
+_REQUESTS = (TaskRequest, SpawnRequest, ResumeRequest, Prompt, TerminalRequest, PortRequest)
+_ANSWERS = (
+    TaskView,
+    SessionView,
+    TurnAccepted,
+    TerminalProgram,
+    ResultLocation,
+    Image,
+    Check,
+    Version,
+    Removed,
+    Problem,
+)
+_FOR_ACCESS = (OpenPort, SshConfig)
+_FOR_SNAPSHOTS = (SnapshotRequest, ForkRequest, RewindRequest, SnapshotView, Forked, Compared)
+_FOR_THE_SYSTEM = (ExportRequest, ImportRequest, Exported, Costs, Pruned)
+_STREAMS = (Event, BuildLine, End)
+BODIES = (*_REQUESTS, *_ANSWERS, *_FOR_ACCESS, *_FOR_SNAPSHOTS, *_FOR_THE_SYSTEM, *_STREAMS)
 _REF = "#/components/schemas/{name}"
 
 
 def takes(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """For a route that reads a body of this kind."""
+    """Return the arguments of a route that reads a body of this kind."""
     return {"openapi_extra": {"requestBody": {"required": True, "content": _json(kind)}}}
 
 
 def gives(kind: Any, status: int = 200, description: str = "done") -> dict[str, Any]:
-    """For a route that answers with a body of this kind: a struct of BODIES, or a list of them."""
+    """Return the arguments of a route that answers with a body of this kind: a struct of BODIES, or a list of one."""
     return {"status_code": status, "responses": {status: {"description": description, "content": _json(kind)}}}
 
 
 def streams(*kinds: Any) -> dict[str, Any]:
-    """For a route that answers with server-sent events whose data are such bodies, `event: end` at their end."""
+    """Return the arguments of a route that answers with server-sent events of these bodies, and `event: end` last."""
     schemas = [_schema(kind) for kind in (*kinds, End)]
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": schemas}}
     item = {"type": "object", "properties": {"data": data}, "required": ["data"]}
@@ -70,7 +81,7 @@ def streams(*kinds: Any) -> dict[str, Any]:
 
 
 def describe(app: FastAPI) -> None:
-    """Let the application give out its document."""
+    """Let the application serve its OpenAPI document."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -94,7 +105,7 @@ def _schema(kind: Any) -> dict[str, Any]:
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "what was asked for cannot be", "content": _json(Problem)},
-    "5XX": {"description": "Hiveyard could not do it", "content": _json(Problem)},
+    "4XX": {"description": "the request is not possible", "content": _json(Problem)},
+    "5XX": {"description": "Hiveyard failed", "content": _json(Problem)},
 }
-"""What every route may answer besides."""
+"""The errors that every route may answer with."""

@@ -1,4 +1,5 @@
-"""The client's side of a command in a guest: standard library only. Frames: engine/access/exec_channel.py."""
+"""The client's side of a command in a guest, with the standard library only. The frames are those of
+engine/access/exec_channel.py."""
 
 from __future__ import annotations
 
@@ -15,15 +16,15 @@ from hiveyard.api.client import ApiError, broken_off
 from hiveyard.core.errors import DaemonUnreachable
 
 _HEAD = struct.Struct(">cI")
-_LONGEST = 64 << 20
+_FRAME_LIMIT = 64 << 20
 
 
 class Duplex:
-    """One request whose body is sent while its answer comes. Use `with`: leaving early kills the command."""
+    """A request whose body is sent while its answer arrives. Use it with `with`: leaving early kills the command."""
 
     def __init__(self, daemon: Path, path: str, begin: bytes = b"") -> None:
-        """`path` is a POST's, with its query; `begin` comes before the command's stdin. Raises
-        DaemonUnreachable, ApiError."""
+        """Send the head of a POST to `path`, which includes the query, and then `begin`, which comes before the
+        command's stdin. Raises DaemonUnreachable."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.connect(str(daemon))
@@ -33,8 +34,8 @@ class Duplex:
             self._socket.close()
             raise DaemonUnreachable(f"no daemon answers on {daemon}: {error}", hint="hv serve") from error
         self._response: http.client.HTTPResponse | None = None
-        with contextlib.suppress(OSError):  # one that is refused before that was read has its answer
-            self._give(begin)
+        with contextlib.suppress(OSError):  # a refused request has its answer already
+            self._send(begin)
 
     def __enter__(self) -> Duplex:
         return self
@@ -48,30 +49,30 @@ class Duplex:
         self._socket.close()
 
     def feed(self, pieces: Iterable[bytes]) -> None:
-        """Send the command's stdin, to its end. What it does not want is dropped."""
+        """Send the command's stdin to its end. Input that it does not read is dropped."""
         try:
             for piece in pieces:
-                self._give(piece)
+                self._send(piece)
             self._socket.sendall(b"0\r\n\r\n")
         except OSError:
             return
 
-    def _give(self, piece: bytes) -> None:
+    def _send(self, piece: bytes) -> None:
         if piece:
             self._socket.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
 
     def feed_beside(self, pieces: Iterable[bytes]) -> None:
-        """The same in a thread, which may be left behind waiting for a terminal."""
+        """Feed from a thread, which may stay behind while it waits for a terminal."""
         threading.Thread(target=self.feed, args=(pieces,), daemon=True).start()
 
     def next(self) -> tuple[bytes, bytes]:
-        """The next frame: its letter and what it holds. Raises ApiError for the last one when the command never came
-        to its end, DaemonUnreachable when the daemon broke off."""
+        """Return the next frame: its letter and its content. Raises ApiError when the last frame says that the command
+        did not run to its end, DaemonUnreachable when the connection broke."""
         try:
             head = self._exactly(_HEAD.size)
             letter, length = _HEAD.unpack(head)
-            if length > _LONGEST:
-                raise http.client.HTTPException("a frame without end")
+            if length > _FRAME_LIMIT:
+                raise http.client.HTTPException("a frame that is too long")
             data = self._exactly(length)
         except (OSError, http.client.HTTPException, struct.error) as error:
             raise DaemonUnreachable(f"{broken_off(error)} before the command did: its exit code is unknown") from error

@@ -1,4 +1,4 @@
-"""Serving the application on a unix socket that only its owner can open."""
+"""Serve the application on a unix socket that only its owner can open."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PATH_LIMIT = 103
 
 
 def bind(path: Path) -> socket.socket:
-    """A listening socket at `path`, mode 0600, in the place of a stale one.
+    """Return a listening socket at `path` with mode 0600. It replaces a stale one.
 
-    Raises SocketPathTooLong, and DaemonRunning when somebody answers there."""
+    Raises SocketPathTooLong, and DaemonRunning when another daemon answers there."""
     if len(os.fsencode(path)) > PATH_LIMIT:
         raise SocketPathTooLong(
-            f"the socket's path has {len(os.fsencode(path))} bytes, the most is {PATH_LIMIT}: {path}",
+            f"the socket's path has {len(os.fsencode(path))} bytes, at most {PATH_LIMIT} are possible: {path}",
             hint="set HIVEYARD_HOME to a shorter directory",
         )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -48,7 +48,8 @@ def _answers(path: Path) -> bool:
 
 
 def make_server(app: FastAPI) -> uvicorn.Server:
-    """A server for the daemon's own loop: no signal handlers, no access log, open event streams do not hold it up."""
+    """Return a server for the daemon's event loop: no signal handlers, no access log, and open event streams do not
+    delay its end."""
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, ws="none", http="h11"
     )

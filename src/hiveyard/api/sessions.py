@@ -1,4 +1,4 @@
-"""The routes of sessions."""
+"""Routes for sessions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Query, Request, Response
 
 from hiveyard.api.answers import answer, body
-from hiveyard.api.bodies import Prompt, ResumeAsked, TerminalAsked, TerminalProgram, TurnTaken
-from hiveyard.api.bounds import LAST_SEQ, while_wanted
+from hiveyard.api.bodies import Prompt, ResumeRequest, TerminalProgram, TerminalRequest, TurnAccepted
+from hiveyard.api.bounds import LAST_SEQ, until_disconnected
 from hiveyard.api.document import gives, takes
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput
@@ -23,37 +23,37 @@ from hiveyard.processes.terminal import attaching, shown
 
 
 def add_sessions(app: FastAPI, engine: Engine) -> None:
-    """Their events are at `/v1/tasks/{ref}/events`, as those of tasks are."""
-    _add_lives(app, engine)
+    """Add the routes of sessions. Their events are at `/v1/tasks/{ref}/events`, as those of tasks are."""
+    _add_lifecycle(app, engine)
     _add_turns(app, engine)
     sessions = engine.sessions
-    _add_move(app, engine, "stop", sessions.stop)
-    _add_move(app, engine, "pause", sessions.pause)
-    _add_move(app, engine, "unpause", sessions.unpause)
-    _add_move(app, engine, "interrupt", sessions.interrupt)
+    _add_action(app, engine, "stop", sessions.stop)
+    _add_action(app, engine, "pause", sessions.pause)
+    _add_action(app, engine, "unpause", sessions.unpause)
+    _add_action(app, engine, "interrupt", sessions.interrupt)
 
 
-def _add_move(app: FastAPI, engine: Engine, verb: str, move: Callable[[str], Awaitable[None]]) -> None:
-    """What is done with a session, and answered with what the session is then."""
+def _add_action(app: FastAPI, engine: Engine, verb: str, action: Callable[[str], Awaitable[None]]) -> None:
+    """Add a route that does something with a session and answers with its new state."""
 
     @app.post(f"/v1/sessions/{{ref}}/{verb}", name=verb, **gives(SessionView))
-    async def moved(ref: str) -> Response:
+    async def act(ref: str) -> Response:
         id = await engine.resolve(ref)
-        await move(id)
+        await action(id)
         return answer(await engine.sessions.view(id))
 
 
-def _add_lives(app: FastAPI, engine: Engine) -> None:
+def _add_lifecycle(app: FastAPI, engine: Engine) -> None:
     sessions = engine.sessions
 
     @app.post("/v1/sessions", **takes(SpawnRequest), **gives(SessionView, 201))
     async def spawn(request: Request) -> Response:
         asked = spawn_from_json(await body(request))
-        id = await while_wanted(request, sessions.spawn(asked))
+        id = await until_disconnected(request, sessions.spawn(asked))
         if await request.is_disconnected():
-            # Whoever asked does not know its name: nobody would look after it.
+            # The client does not know the session's id: nobody would watch it.
             await engine.remove(id, force=True)
-            raise BadInput("the asker went away")
+            raise BadInput("the client disconnected")
         return answer(await sessions.view(id), 201)
 
     @app.get("/v1/sessions", **gives(list[SessionView]))
@@ -64,9 +64,9 @@ def _add_lives(app: FastAPI, engine: Engine) -> None:
     async def session(ref: str) -> Response:
         return answer(await sessions.view(await engine.resolve(ref)))
 
-    @app.post("/v1/sessions/{ref}/resume", **takes(ResumeAsked), **gives(SessionView, 202))
+    @app.post("/v1/sessions/{ref}/resume", **takes(ResumeRequest), **gives(SessionView, 202))
     async def resume(ref: str, request: Request) -> Response:
-        asked = parsed(await body(request), ResumeAsked, "resume request")
+        asked = parsed(await body(request), ResumeRequest, "resume request")
         id = await engine.resolve(ref)
         await sessions.resume(id, asked.budget_usd)
         return answer(await sessions.view(id), 202)
@@ -75,11 +75,11 @@ def _add_lives(app: FastAPI, engine: Engine) -> None:
 def _add_turns(app: FastAPI, engine: Engine) -> None:
     sessions = engine.sessions
 
-    @app.post("/v1/sessions/{ref}/prompts", **takes(Prompt), **gives(TurnTaken, 202))
+    @app.post("/v1/sessions/{ref}/prompts", **takes(Prompt), **gives(TurnAccepted, 202))
     async def send(ref: str, request: Request) -> Response:
         prompt = parsed(await body(request), Prompt, "prompt")
         id = await engine.resolve(ref)
-        return answer(TurnTaken(id, await sessions.send(id, prompt.text)), 202)
+        return answer(TurnAccepted(id, await sessions.send(id, prompt.text)), 202)
 
     @app.post("/v1/sessions/{ref}/harvest", **gives(ResultLocation))
     async def harvest(ref: str) -> Response:
@@ -87,15 +87,15 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
         await sessions.harvest(id)
         return answer(await engine.source(id))
 
-    @app.post("/v1/sessions/{ref}/terminal", **takes(TerminalAsked), **gives(TerminalProgram))
+    @app.post("/v1/sessions/{ref}/terminal", **takes(TerminalRequest), **gives(TerminalProgram))
     async def terminal(ref: str, request: Request) -> Response:
-        asked = parsed(await body(request), TerminalAsked, "terminal request")
-        argv = await sessions.terminal(await engine.resolve(ref), _seen(asked))
+        asked = parsed(await body(request), TerminalRequest, "terminal request")
+        argv = await sessions.terminal(await engine.resolve(ref), _terminal_command(asked))
         return answer(TerminalProgram(list(argv)))
 
 
-def _seen(asked: TerminalAsked) -> Command:
-    """What is on the terminal."""
+def _terminal_command(asked: TerminalRequest) -> Command:
+    """Return the command in the guest whose output the terminal shows."""
     if asked.argv is None:
         return attaching(TERMINAL, read_only=asked.read_only, term=asked.term, colors=asked.colors)
     return shown(asked.argv, cwd=GUEST_REPO, term=asked.term, colors=asked.colors)

@@ -1,11 +1,11 @@
-"""The routes of snapshots, of forks and rewinds, and of comparing what came of them."""
+"""Routes for snapshots, forks, rewinds and comparisons."""
 
 from __future__ import annotations
 
 from fastapi import FastAPI, Query, Request, Response
 
 from hiveyard.api.answers import answer, body
-from hiveyard.api.bodies import Removed, RewindAsked, SnapshotAsked
+from hiveyard.api.bodies import Removed, RewindRequest, SnapshotRequest
 from hiveyard.api.document import gives, takes
 from hiveyard.core.parsing import parsed
 from hiveyard.engine.engine import Engine
@@ -21,9 +21,9 @@ def add_snapshots(app: FastAPI, engine: Engine) -> None:
 
 
 def _add_snapshots(app: FastAPI, engine: Engine) -> None:
-    @app.post("/v1/sessions/{ref}/snapshots", **takes(SnapshotAsked), **gives(SnapshotView, 201))
+    @app.post("/v1/sessions/{ref}/snapshots", **takes(SnapshotRequest), **gives(SnapshotView, 201))
     async def take(ref: str, request: Request) -> Response:
-        asked = parsed(await body(request), SnapshotAsked, "snapshot request")
+        asked = parsed(await body(request), SnapshotRequest, "snapshot request")
         point = await engine.snapshots.take(await engine.resolve(ref), asked.name)
         return answer(view(point), 201)
 
@@ -42,9 +42,9 @@ def _add_forks(app: FastAPI, engine: Engine) -> None:
         asked = parsed(await body(request), ForkRequest, "fork request")
         return answer(await engine.forks.fork(await engine.resolve(ref), asked), 201)
 
-    @app.post("/v1/sessions/{ref}/rewind", **takes(RewindAsked), **gives(SessionView, 202))
+    @app.post("/v1/sessions/{ref}/rewind", **takes(RewindRequest), **gives(SessionView, 202))
     async def rewind(ref: str, request: Request) -> Response:
-        asked = parsed(await body(request), RewindAsked, "rewind request")
+        asked = parsed(await body(request), RewindRequest, "rewind request")
         id = await engine.resolve(ref)
         await engine.rewinds.rewind(id, asked.snapshot, force=asked.force)
         return answer(await engine.sessions.view(id), 202)

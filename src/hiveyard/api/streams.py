@@ -1,4 +1,4 @@
-"""Server-sent events: a task's journal, and the progress of a long call."""
+"""Server-sent events: the journal of a task or session, and the progress of a long call."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from hiveyard.kit.progress import heartbeat
 log = logging.getLogger(__name__)
 PAGE = 500
 _ENDS = (TaskCompleted, TaskFailed, TaskCancelled, SessionStopped, SessionFailed)
-"""After one of these, and what came in the same moment, nothing may follow: a session can also go on."""
+"""Events after which a task or session may be over, once the events of the same moment were sent. A session can also
+continue."""
 
 END = "event: end\ndata: {}\n\n"
 
 
 async def event_lines(engine: Engine, id: str, *, after: int, follow: bool, raw: bool) -> AsyncGenerator[str, None]:
-    """A task's events as SSE messages. With `follow` it ends after the task's last event, else after what is stored.
+    """Yield the events of a task or session as SSE messages. With `follow` the stream ends after its last event, else
+    after the stored ones.
 
     The last message is `event: end`: without it the stream was cut."""
     source = _followed(engine, id, after) if follow else _stored(engine, id, after)
@@ -79,7 +81,7 @@ async def _followed(engine: Engine, id: str, after: int) -> AsyncGenerator[Event
 
 
 async def _is_over(engine: Engine, id: str) -> bool:
-    """Also for one that was removed while its last events were read."""
+    """Return whether it is over; also true after it was removed while its last events were read."""
     try:
         return await engine.is_over(id)
     except NotFound:
@@ -87,11 +89,11 @@ async def _is_over(engine: Engine, id: str) -> bool:
 
 
 async def progress_lines(work: Callable[[Report], Awaitable[Image]]) -> AsyncGenerator[str, None]:
-    """Run a long call; its progress, then its result or its error, as SSE messages. Leaving cancels the call."""
+    """Run a long call, and yield its progress, then its result or error, as SSE messages. Leaving cancels the call."""
     send, receive = anyio.create_memory_object_stream[str](1000)
 
     def report(line: str) -> None:
-        # A reader that is slow or gone misses lines; the work does not wait for it and does not fail with it.
+        # A slow or disconnected reader misses lines: the work neither waits for it nor fails with it.
         with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
             send.send_nowait(_data(BuildLine(line)))
 

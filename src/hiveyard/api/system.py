@@ -1,4 +1,4 @@
-"""The routes of what is around sessions: moving them between installations, and the disk."""
+"""Routes for exports, imports and disk usage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 
 from hiveyard.api.answers import answer, body
-from hiveyard.api.bodies import ExportAsked, ImportAsked
+from hiveyard.api.bodies import ExportRequest, ImportRequest
 from hiveyard.api.document import gives, takes
 from hiveyard.core.parsing import parsed
 from hiveyard.engine.archive.exporting import Exported
@@ -17,14 +17,14 @@ from hiveyard.engine.upkeep.housekeeping import Costs, Pruned
 
 
 def add_system(app: FastAPI, engine: Engine) -> None:
-    @app.post("/v1/sessions/{ref}/export", **takes(ExportAsked), **gives(Exported, 201))
+    @app.post("/v1/sessions/{ref}/export", **takes(ExportRequest), **gives(Exported, 201))
     async def export(ref: str, request: Request) -> Response:
-        asked = parsed(await body(request), ExportAsked, "export request")
+        asked = parsed(await body(request), ExportRequest, "export request")
         return answer(await engine.exports.export(await engine.resolve(ref), Path(asked.path)), 201)
 
-    @app.post("/v1/imports", **takes(ImportAsked), **gives(SessionView, 201))
+    @app.post("/v1/imports", **takes(ImportRequest), **gives(SessionView, 201))
     async def import_(request: Request) -> Response:
-        asked = parsed(await body(request), ImportAsked, "import request")
+        asked = parsed(await body(request), ImportRequest, "import request")
         id = await engine.imports.take(Path(asked.path), new=asked.new, name=asked.name, provider=asked.provider)
         return answer(await engine.sessions.view(id), 201)
 

@@ -76,5 +76,5 @@ def _undisturbed() -> Iterator[None]:
 
 
 def own_terminal() -> dict[str, str]:
-    """What the daemon has to know of this terminal: `term` and `colors`."""
+    """Return the facts about this terminal that the daemon needs: `term` and `colors`."""
     return {"term": os.environ.get("TERM", ""), "colors": os.environ.get("COLORTERM", "")}

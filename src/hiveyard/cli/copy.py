@@ -117,7 +117,7 @@ def _umask() -> int:
 
 
 class _Said:
-    """What a command says: its stdout as a file, the rest for whoever asks at the end."""
+    """The output of a command: its stdout as a file, and the rest for a check at the end."""
 
     def __init__(self, duplex: Duplex) -> None:
         self._duplex = duplex

@@ -1,4 +1,4 @@
-"""What happens, as it happens: a daemon that goes away meanwhile is started again, and nothing is missed."""
+"""Follow events, and start the daemon again when it ends meanwhile. No event is missed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hiveyard.api.client import quoted
 from hiveyard.cli.connect import CannotStart, connect
 from hiveyard.core.errors import DaemonUnreachable
 
-TRIES = 5
-"""Times in a row that a daemon may go away without a word."""
+ATTEMPTS = 5
+"""Times in a row that a daemon may end before it sends an event."""
 
 
 def live(id: str, *, after: int = 0, raw: bool = False) -> Iterator[dict[str, Any]]:
-    """The events of a task or session after a sequence number, until nothing is to come. Raises DaemonUnreachable when
-    no daemon stays."""
+    """Yield the events of a task or session after a sequence number, until no more can come. Raises DaemonUnreachable
+    when no daemon stays."""
     failures = 0
     while True:
         try:
@@ -27,22 +27,22 @@ def live(id: str, *, after: int = 0, raw: bool = False) -> Iterator[dict[str, An
                 yield event
             return
         except DaemonUnreachable as error:
-            failures = _again(failures, error)
+            failures = _retry(failures, error)
 
 
 def ask(method: str, path: str, body: object = None) -> Any:
-    """The answer to a request that may be repeated."""
+    """Return the answer to a request that may be repeated."""
     failures = 0
     while True:
         try:
             return connect().call(method, path, body)
         except DaemonUnreachable as error:
-            failures = _again(failures, error)
+            failures = _retry(failures, error)
 
 
-def _again(failures: int, error: DaemonUnreachable) -> int:
-    if failures == TRIES or isinstance(error, CannotStart):
+def _retry(failures: int, error: DaemonUnreachable) -> int:
+    if failures == ATTEMPTS or isinstance(error, CannotStart):
         raise error
-    click.echo("the daemon went away; starting it again, the work goes on", err=True)
+    click.echo("the daemon has ended; starting it again, the work continues", err=True)
     time.sleep(0.2 * (failures + 1))
     return failures + 1

@@ -69,7 +69,7 @@ def told(program: Callable[[], object]) -> int:
 
 
 def _drop_unread() -> None:
-    """What is still to be written and cannot be goes nowhere, or Python complains of it once more at exit."""
+    """Discard output that cannot be written, or Python complains about it once more at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -54,7 +54,7 @@ def rm(
 
 
 def _finished(age: float) -> dict[str, dict[str, Any]]:
-    """What is over for at least that many seconds, by its id."""
+    """Return tasks and sessions that have been over for at least so many seconds, by id."""
     client, before = connect(), time.time() - age
     tasks, sessions = client.call("GET", "/v1/tasks", all=True), client.call("GET", "/v1/sessions", all=True)
     return {found["id"]: found for found in (*tasks, *sessions) if _is_over(found) and _ended_at(found) <= before}

@@ -62,7 +62,7 @@ def _row(session: dict[str, Any], names: dict[str, str]) -> list[str]:
 
 
 def activity(session: dict[str, Any]) -> str:
-    """What a session that runs is doing just now."""
+    """Return what a running session does at the moment."""
     doing: str = session["activity"]
     return _ACTIVITIES.get(doing, doing) if session["status"] == "running" else "-"
 

@@ -17,7 +17,7 @@ STATUS_COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", 
 
 
 def plain(found: Any) -> Any:
-    """What the daemon answered, without what a terminal would obey: a session may have come from a stranger."""
+    """Return the daemon's answer without terminal control sequences: a session may come from a stranger."""
     if isinstance(found, str):
         return one_line(found, _LONGEST)
     if isinstance(found, dict):

@@ -22,7 +22,7 @@ from hiveyard.kit.text import one_line
 
 @click.group()
 def system() -> None:
-    """What Hiveyard takes on disk."""
+    """Show and free disk space."""
 
 
 @system.command("df")

@@ -51,7 +51,7 @@ def find(ref: str) -> Work:
 
 
 def either(ref: str, of_session: tuple[str, str], of_task: tuple[str, str]) -> Work:
-    """What the daemon says to a request (its method, and the end of its path) about a session, or about a task."""
+    """Send a request (its method and the end of its path) about a session, else about a task; return the answer."""
     client = connect()
     try:
         return Work(True, client.call(of_session[0], f"/v1/sessions/{quoted(ref)}{of_session[1]}"))

@@ -1,4 +1,4 @@
-"""Credentials: profiles of what programs need, their way into a guest, and sign-ins that are refreshed on the host."""
+"""Credentials: profiles for programs, their installation in a guest, and sign-ins that are refreshed on the host."""
 
 from hiveyard.credentials.installer import DefaultCredentialsInstaller, check
 

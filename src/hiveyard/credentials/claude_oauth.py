@@ -1,16 +1,16 @@
-"""Signing in with a Claude account: PKCE sign-in, code exchange, refresh. It keeps nothing.
+"""Sign in with a Claude account: PKCE sign-in, code exchange, refresh. This module stores nothing.
 
-**Anthropic's terms allow the tokens of a Claude subscription only in Anthropic's own programs.** Others may not offer
-this sign-in to their users, nor send their requests with such a token. So the ways we recommend are an API key, and
-`claude setup-token`, whose token is used by the real `claude` program (`profiles.claude_setup_token`). What is here is
-for whoever runs that very program with their own account and has to keep a sign-in fresh; nothing uses it unasked.
+**Anthropic's terms allow the tokens of a Claude subscription only in Anthropic's own programs.** Other programs may not
+offer this sign-in to their users, nor send requests with such a token. So we recommend an API key, or `claude
+setup-token`, whose token is used by the real `claude` program (`profiles.claude_setup_token`). This module is for users
+who run that program with their own account and must keep a sign-in fresh. Nothing uses it unless requested.
 
-    sign_in = begin(settings)                       # show sign_in.url to the person
-    tokens = await exchange(settings, sign_in, what_they_pasted)
+    sign_in = begin(settings)                       # show sign_in.url to the user
+    tokens = await exchange(settings, sign_in, pasted_answer)
     refresher = Refresher(settings, load, save, lock=path)
     tokens = await refresher.tokens()               # refreshed when they are about to expire
 
-Refresh tokens rotate: each is good once. So there must be one writer, and `Refresher` is it.
+Refresh tokens rotate: each is valid once. So there must be only one writer: the `Refresher`.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ _LONGEST_ANSWER = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OAuthSettings:
-    """Where to sign in, and as which program. The defaults are those of Claude Code."""
+    """The endpoints and the program of a sign-in. The defaults are those of Claude Code."""
 
     authorize_url: str = "https://claude.com/cai/oauth/authorize"
-    """Page that the person opens; for accounts of the Console it is https://platform.claude.com/oauth/authorize."""
+    """Page that the user opens; for accounts of the Console it is https://platform.claude.com/oauth/authorize."""
     token_url: str = "https://platform.claude.com/v1/oauth/token"  # noqa: S105
-    """Endpoint that gives tokens for a code or a refresh token."""
+    """Endpoint that returns tokens for a code or a refresh token."""
     redirect_url: str = "https://platform.claude.com/oauth/code/callback"
-    """Page that shows the code to the person."""
+    """Page that shows the code to the user."""
     client_id: str = "9d1c250a-e61b-44d9-88ed-5944d1962f5e"
     """Public name of the program that signs in."""
     scopes: tuple[str, ...] = ("user:inference", "user:profile")
-    """What the tokens are to be good for."""
+    """Permissions of the tokens."""
     seconds: float = 30.0
     """Longest time in seconds that the endpoint may take to answer."""
     proxy: str = ""
-    """Address of an HTTP proxy on the way there; empty means a direct way."""
+    """Address of an HTTP proxy for the endpoint; empty means a direct connection."""
     ca_file: str = ""
-    """File of certificate authorities to trust in place of the usual ones, in PEM form."""
+    """File of certificate authorities to trust instead of the usual ones, in PEM format."""
 
     def __post_init__(self) -> None:
         for name in ("authorize_url", "token_url", "redirect_url"):
@@ -69,7 +69,7 @@ class OAuthSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignIn:
-    """A sign-in that was begun: the person opens `url`; the rest is kept until they come back with a code."""
+    """A started sign-in. The user opens `url`; the other fields are needed for the code that the user brings back."""
 
     url: str
     state: Secret
@@ -78,8 +78,8 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """What a sign-in gives. `expires_at` is of the access token, in seconds since the epoch. A token from elsewhere,
-    that cannot be refreshed, has no `refresh`. `more` is what else Claude Code keeps with them in its file."""
+    """The tokens of a sign-in. `expires_at` is the end of the access token, in seconds since the epoch. `refresh` is
+    None for a token that cannot be refreshed. `more` are other fields that Claude Code keeps in its file."""
 
     access: Secret
     refresh: Secret | None
@@ -89,7 +89,7 @@ class Tokens:
     more: Mapping[str, object] = field(default_factory=dict)
 
     def expired(self, now: float, *, margin: float = 0.0) -> bool:
-        """Whether the access token is over, or will be within `margin` seconds."""
+        """Whether the access token has expired, or will within `margin` seconds."""
         return now + margin >= self.expires_at
 
     @property
@@ -97,7 +97,8 @@ class Tokens:
         return (self.access,) if self.refresh is None else (self.access, self.refresh)
 
     def file(self, before: Secret | None = None) -> Secret:
-        """The content of Claude Code's `.credentials.json` for them, with all else that it had `before`."""
+        """Return the content of Claude Code's `.credentials.json` with these tokens and the other fields of
+        `before`."""
         fields: dict[str, object] = {
             **self.more,
             "accessToken": self.access.reveal(),
@@ -111,12 +112,12 @@ class Tokens:
 
 
 def tokens_of_file(content: Secret) -> Tokens:
-    """The tokens in a `.credentials.json`. Raises CredentialsError, which shows nothing of it."""
+    """Return the tokens in a `.credentials.json`. Raises CredentialsError, which shows nothing of the content."""
     fields = dict(record(_decoded(content), "claudeAiOauth"))
     access, refresh = text(fields.pop("accessToken", "")), text(fields.pop("refreshToken", ""))
     expires, scopes = number(fields.pop("expiresAt", None)), items(fields.pop("scopes", ()))
     if not access or expires is None:
-        raise CredentialsError("the content is none of a .credentials.json: it needs accessToken and expiresAt")
+        raise CredentialsError("this is not a .credentials.json: accessToken or expiresAt is missing")
     return Tokens(
         access=check_key("the account", Secret(access)),
         refresh=check_key("the account", Secret(refresh)) if refresh else None,
@@ -134,7 +135,7 @@ def _decoded(content: Secret) -> object:
 
 
 def begin(settings: OAuthSettings) -> SignIn:
-    """Begin a sign-in: the address that the person has to open, and what only we know of it (PKCE, S256)."""
+    """Start a sign-in: return the address that the user opens, and our secrets for it (PKCE, S256)."""
     verifier, state = secrets.token_urlsafe(64), secrets.token_urlsafe(32)
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     query = {
@@ -151,9 +152,9 @@ def begin(settings: OAuthSettings) -> SignIn:
 
 
 async def exchange(settings: OAuthSettings, sign_in: SignIn, answer: str, *, clock: Clock | None = None) -> Tokens:
-    """Tokens for what the person brought back: `code#state`, or the address of the page that showed it.
+    """Return the tokens for the user's answer: `code#state`, or the address of the page that showed it.
 
-    Raises BadInput for an answer that is none or belongs to another sign-in; else as `refresh`."""
+    Raises BadInput for an invalid answer or one of another sign-in; otherwise as `refresh`."""
     code = _code(sign_in, answer)
     body = {
         "grant_type": "authorization_code",
@@ -168,11 +169,11 @@ async def exchange(settings: OAuthSettings, sign_in: SignIn, answer: str, *, clo
 
 
 async def refresh(settings: OAuthSettings, tokens: Tokens, *, clock: Clock | None = None) -> Tokens:
-    """New tokens for a refresh token, which is used up by it: nobody else may refresh with the same one (`Refresher`).
+    """Return new tokens for a refresh token, which is valid only once: use a `Refresher` to share it.
 
     Raises SignInRefused (400 and other 4xx; SignInUnauthorized, SignInNotFound of it), SignInRateLimited,
-    SignInUnavailable, SignInUnreachable, SignInTimeout, BadSignInAnswer. After the last three nobody knows whether
-    the refresh token is used up."""
+    SignInUnavailable, SignInUnreachable, SignInTimeout, BadSignInAnswer. After the last three it is unknown whether the
+    refresh token is still valid."""
     if tokens.refresh is None:
         raise SignInRefused("there is no refresh token", hint="sign in again")
     body = {
@@ -185,8 +186,8 @@ async def refresh(settings: OAuthSettings, tokens: Tokens, *, clock: Clock | Non
 
 
 def _code(sign_in: SignIn, answer: str) -> Secret:
-    """The code in an answer. What the person typed is not shown: it may be anything from their clipboard."""
-    hint = "paste the whole text that the page shows, with the # in it"
+    """Return the code in an answer. Errors do not show the answer: it may be anything from the clipboard."""
+    hint = "paste the complete text that the page shows, including the #"
     answer = answer.strip()[:_LONGEST_ANSWER]
     if answer.startswith(("https://", "http://")):
         query = parse_qs(answer.partition("#")[0].partition("?")[2])
@@ -194,9 +195,9 @@ def _code(sign_in: SignIn, answer: str) -> Secret:
     else:
         code, _, state = answer.partition("#")
     if not state or flaw(Secret(code)):
-        raise BadInput("this is no answer of a sign-in: it needs a code and a state", hint=hint)
+        raise BadInput("this is not the answer of a sign-in: the code or the state is missing", hint=hint)
     if not hmac.compare_digest(state.encode(), sign_in.state.reveal().encode()):
-        raise BadInput("this answer belongs to another sign-in", hint="begin anew, and use the newest page")
+        raise BadInput("this answer belongs to another sign-in", hint="start again, and use the newest page")
     return Secret(code)
 
 
@@ -204,18 +205,18 @@ def _tokens(answered: Mapping[str, object], now: float, *, before: Tokens | None
     access, rotated = text(answered.get("access_token")), text(answered.get("refresh_token"))
     life = number(answered.get("expires_in"))
     if not access or life is None or not 0 < life <= _LONGEST_LIFE:
-        raise BadSignInAnswer(f"the token endpoint's answer has no sound {'expires_in' if access else 'access_token'}")
+        raise BadSignInAnswer(f"the token endpoint's answer has no valid {'expires_in' if access else 'access_token'}")
     for token in filter(None, (access, rotated)):
         if wrong := flaw(Secret(token)):
             raise BadSignInAnswer(f"the token endpoint's answer has a token that {wrong}")
-    told = text(answered.get("scope")).split()
+    scopes = text(answered.get("scope")).split()
     email = text(record(answered, "account").get("email_address"))
     kept = before.refresh if before else None
     return Tokens(
         access=Secret(access),
         refresh=Secret(rotated) if rotated else kept,
         expires_at=now + life,
-        scopes=tuple(told) or (before.scopes if before else ()),
+        scopes=tuple(scopes) or (before.scopes if before else ()),
         account=email or (before.account if before else ""),
         more=before.more if before else {},
     )
@@ -231,14 +232,16 @@ def _check_address(name: str, address: str) -> None:
         or parts.fragment
         or parts.username
     ):
-        raise BadSetting(f"{name} is no plain address: it starts with https:// and has no user, query or fragment")
+        raise BadSetting(
+            f"{name} is not a valid address: it must start with https:// and have no user, query or fragment"
+        )
     if parts.scheme == "http" and not loopback(parts.hostname):
-        raise BadSetting(f"{name} is an http address at {parts.hostname}: a token would travel in the clear")
+        raise BadSetting(f"{name} is an http address at {parts.hostname}: a token would be sent unencrypted")
 
 
 def _parts(address: str) -> SplitResult | None:
-    """None for what is no address, also by the client that is to go there, which else would say so then."""
-    with contextlib.suppress(ValueError, httpx2.InvalidURL):  # their words have the address
+    """Parse an address; None if it is invalid for urllib or for the HTTP client."""
+    with contextlib.suppress(ValueError, httpx2.InvalidURL):  # their messages contain the address
         httpx2.URL(address)
         return urlsplit(address)
     return None

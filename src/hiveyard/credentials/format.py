@@ -1,4 +1,4 @@
-"""What a key can look like."""
+"""Validate the format of keys."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ _SHORTEST = 8  # a shorter text cannot be masked in answers without mangling the
 
 
 def flaw(key: Secret) -> str:
-    """Why `key` cannot stand in a header, a line and a file, or be masked; empty when it can."""
+    """Return why `key` cannot be used in a header, a line or a file, or be masked; "" if it can."""
     value = key.reveal()
     if not value.isascii() or not value.isprintable() or " " in value:
-        return "has characters that no key has (a space, a line break, …)"
+        return "has invalid characters (a space, a line break, …)"
     if len(value) < _SHORTEST:
         return f"is only {len(value)} characters long"
     return ""
 
 
 def check_key(what: str, key: Secret) -> Secret:
-    """`key`, when there is no flaw in it: one would end up in an error message of whoever tries it. Raises
+    """Return `key` if it is valid: an invalid one could end up in the error message of a program that uses it. Raises
     CredentialsError, which does not show it."""
     if wrong := flaw(key):
         raise CredentialsError(f"the key for {what} {wrong}")

@@ -1,5 +1,4 @@
-"""What lies at some paths of a guest, seen in one round trip and without following a symlink; and what the Guest's own
-verbs do not do with directories."""
+"""Inspect paths of a guest in one round trip, without following symlinks, and remove empty directories."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from hiveyard.core.errors import CredentialsNotInstalled
 from hiveyard.core.ports import Guest
 from hiveyard.kit.text import decode, one_line
 
-# PATH... -> the user's id, then a line for each: its kind's first letter with mode and owner, or `-` where nothing is.
+# PATH... -> the user's id, then a line for each path: the letter of its kind with mode and owner, or `-` for nothing.
 _LOOK = r"""
 export LC_ALL=C
 printf '%d\n' $EUID
@@ -26,7 +25,7 @@ for p; do
   fi
 done
 """
-# PATH... -> of each its size in a line, then so many bytes
+# PATH... -> for each path a line with its size, then its bytes
 _CONTENTS = r"""
 export LC_ALL=C
 for p; do
@@ -36,12 +35,13 @@ done
 """
 # PATH
 _RMDIR = r'[[ $1 == "~/"* ]] && set -- "$HOME/${1#"~/"}"; [[ ! -e $1 ]] || rmdir --ignore-fail-on-non-empty -- "$1"'
-_KINDS = {"-": "nothing", "d": "a directory", "f": "a file", "l": "a symlink", "o": "neither file nor directory"}
+_KINDS = {"-": "nothing", "d": "a directory", "f": "a file", "l": "a symlink", "o": "neither a file nor a directory"}
 _LINE_LIMIT = 64
 
 
-class Seen(NamedTuple):
-    """`kind` is one of the letters d (directory), f (regular file), l (symlink), o (something else), - (nothing)."""
+class PathState(NamedTuple):
+    """The state of a path. `kind` is one of the letters d (directory), f (regular file), l (symlink), o (something
+    else), - (nothing)."""
 
     kind: str
     mode: int
@@ -52,8 +52,9 @@ class Seen(NamedTuple):
         return _KINDS[self.kind]
 
 
-async def look(guest: Guest, paths: Sequence[str]) -> list[Seen]:
-    """What is at each path. Raises CredentialsNotInstalled when the guest does not say, and what `Guest.run` raises."""
+async def look(guest: Guest, paths: Sequence[str]) -> list[PathState]:
+    """Return the state of each path. Raises CredentialsNotInstalled if the guest does not report it, and as
+    `Guest.run`."""
     command = Command(argv=("bash", "-c", _LOOK, "hv", *paths))
     result = await guest.run(command, timeout=60, limit=_LINE_LIMIT * (len(paths) + 1))
     user, *lines = decode(result.stdout).splitlines() or [""]
@@ -61,16 +62,16 @@ async def look(guest: Guest, paths: Sequence[str]) -> list[Seen]:
         seen = [_parse(line, int(user)) for line in lines]
         if all(one is not None for one in seen):
             return [one for one in seen if one is not None]
-    said = one_line(decode(result.stderr or result.stdout))
-    raise CredentialsNotInstalled(f"the guest does not tell what its files are: exit code {result.status}: {said}")
+    output = one_line(decode(result.stderr or result.stdout))
+    raise CredentialsNotInstalled(f"the guest does not report its files: exit code {result.status}: {output}")
 
 
 def _is_number(word: str) -> bool:
-    """Whether it is one that a guest's stat can print: no digits of other scripts, and not too many."""
+    """Whether this is a number that stat can print: only ASCII digits, and not too many."""
     return word.isascii() and word.isdigit() and len(word) < 20
 
 
-def _parse(line: str, user: int) -> Seen | None:
+def _parse(line: str, user: int) -> PathState | None:
     words = line.split(" ")
     if len(words) != 3 or words[0] not in _KINDS or not (_is_number(words[1]) and _is_number(words[2])):
         return None
@@ -78,12 +79,12 @@ def _parse(line: str, user: int) -> Seen | None:
         mode = int(words[1], 8)
     except ValueError:
         return None
-    return Seen(words[0], mode, int(words[2]) == user)
+    return PathState(words[0], mode, int(words[2]) == user)
 
 
 async def contents(guest: Guest, paths: Sequence[str]) -> list[bytes]:
-    """What is in each of some regular files, in one round trip. Raises CredentialsNotInstalled where the guest does not
-    give it, or more than LARGEST_FILE, and what `Guest.run` raises."""
+    """Return the contents of regular files, read in one round trip. Raises CredentialsNotInstalled if the guest does
+    not return one or if it exceeds LARGEST_FILE, and as `Guest.run`."""
     if not paths:
         return []
     command = Command(argv=("bash", "-c", _CONTENTS, "hv", *paths))
@@ -91,20 +92,20 @@ async def contents(guest: Guest, paths: Sequence[str]) -> list[bytes]:
     found, at = [], 0
     for path in paths:
         end = result.stdout.find(b"\n", at, at + _LINE_LIMIT)
-        told = decode(result.stdout[at:end]) if end > at else ""
-        size = int(told) if _is_number(told) else -1
+        number = decode(result.stdout[at:end]) if end > at else ""
+        size = int(number) if _is_number(number) else -1
         if size > LARGEST_FILE:
-            raise CredentialsNotInstalled(f"{path} has {size} bytes: it is none of a profile", path=path)
+            raise CredentialsNotInstalled(f"{path} has {size} bytes; the limit is {LARGEST_FILE}", path=path)
         at = end + 1 + size
         if size < 0 or at > len(result.stdout):
-            said = one_line(decode(result.stderr)) or f"exit code {result.status}"
-            raise CredentialsNotInstalled(f"what is in {path} cannot be read: {said}", path=path)
+            reason = one_line(decode(result.stderr)) or f"exit code {result.status}"
+            raise CredentialsNotInstalled(f"{path} cannot be read: {reason}", path=path)
         found.append(result.stdout[end + 1 : at])
     return found
 
 
 async def remove_empty(guest: Guest, path: str) -> None:
-    """Remove a directory, if it is empty. Raises CredentialsNotInstalled."""
+    """Remove a directory if it is empty. Raises CredentialsNotInstalled."""
     result = await guest.run(Command(argv=("bash", "-c", _RMDIR, "hv", path)), timeout=60)
     if not result.ok:
         raise CredentialsNotInstalled(f"{path}: {one_line(decode(result.stderr))}", path=path)

@@ -1,8 +1,8 @@
-"""Profiles of the programs we know. The plain ones hold a session's door and its placeholder; those whose names say
-what they bring (`claude_api_key`, `git`, ...) put a real secret into the guest.
+"""Profiles of the supported programs. The ones named after a program have a session's door and its placeholder; those
+named after a credential (`claude_api_key`, `git`, ...) put a real secret into the guest.
 
-Each is pure: it makes a CredentialProfile and touches nothing. `checked` adds a command of the program itself that
-tells whether it finds its credentials; it asks nobody outside. Raises BadInput, CredentialsError.
+Each function only makes a CredentialProfile. `checked` adds a command of the program that verifies that it finds its
+credentials, without network requests. Raises BadInput, CredentialsError.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _PROVIDER = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 
 
 def claude(door_url: str, placeholder: Secret, *, directory: str = CLAUDE, checked: bool = False) -> CredentialProfile:
-    """Claude Code by way of the session's door."""
+    """Return a profile for Claude Code through the session's door."""
     env = {"ANTHROPIC_BASE_URL": f"{_door(door_url)}/anthropic", "ANTHROPIC_API_KEY": placeholder.reveal()}
     return _claude("claude", directory, env, placeholder, real=False, checked=checked)
 
 
 def claude_api_key(key: Secret, *, directory: str = CLAUDE, checked: bool = False) -> CredentialProfile:
-    """Claude Code with an API key."""
+    """Return a profile for Claude Code with an API key."""
     check_key("claude", key)
     return _claude("claude-api-key", directory, {"ANTHROPIC_API_KEY": key.reveal()}, key, real=True, checked=checked)
 
 
 def claude_setup_token(token: Secret, *, directory: str = CLAUDE, checked: bool = False) -> CredentialProfile:
-    """Claude Code with what `claude setup-token` prints: a subscription's token for a year, which is not refreshed.
-    An ANTHROPIC_API_KEY in the environment would win over it, and be billed."""
+    """Return a profile for Claude Code with the output of `claude setup-token`: a subscription's token for a year,
+    which is not refreshed. An ANTHROPIC_API_KEY in the environment takes precedence over it, and is charged."""
     check_key("claude", token)
     env = {"CLAUDE_CODE_OAUTH_TOKEN": token.reveal()}
     return _claude("claude-setup-token", directory, env, token, real=True, checked=checked)
@@ -60,11 +60,11 @@ def claude_setup_token(token: Secret, *, directory: str = CLAUDE, checked: bool 
 def claude_sign_in(
     credentials: Secret, *, directory: str = CLAUDE, checked: bool = False, secrets: tuple[Secret, ...] = ()
 ) -> CredentialProfile:
-    """Claude Code with the content of a `.credentials.json` (`Tokens.file()`); `secrets` are what else in it than its
-    tokens must not be shown.
+    """Return a profile for Claude Code with the content of a `.credentials.json` (`Tokens.file()`). `secrets` are
+    further secrets in it beside its tokens.
 
-    For one guest at a time: Claude Code refreshes them there, refresh tokens rotate, and whoever else holds the former
-    ones is signed out."""
+    Use it for one guest at a time: Claude Code refreshes the tokens there. Refresh tokens rotate, so every other holder
+    of the previous ones is signed out."""
     return CredentialProfile(
         name="claude-sign-in",
         directories=(CredentialDirectory(path=directory),),
@@ -76,7 +76,7 @@ def claude_sign_in(
 
 
 def opencode(door_url: str, placeholder: Secret) -> CredentialProfile:
-    """opencode by way of the session's door, for models of Anthropic and OpenAI."""
+    """Return a profile for opencode through the session's door, for models of Anthropic and OpenAI."""
     door = _door(door_url)
     providers = {name: {"options": {"baseURL": f"{door}/{name}/v1"}} for name in ("anthropic", "openai")}
     config = {"autoupdate": False, "share": "disabled", "provider": providers}
@@ -85,7 +85,7 @@ def opencode(door_url: str, placeholder: Secret) -> CredentialProfile:
 
 
 def opencode_keys(keys: Mapping[str, Secret]) -> CredentialProfile:
-    """opencode with API keys, by the names that it has for their providers (`anthropic`, `openai`, `openrouter`, …)."""
+    """Return a profile for opencode with API keys by its provider names (`anthropic`, `openai`, `openrouter`, …)."""
     if not keys:
         raise BadInput("the profile opencode-keys needs a key")
     for provider, key in keys.items():
@@ -94,7 +94,7 @@ def opencode_keys(keys: Mapping[str, Secret]) -> CredentialProfile:
 
 
 def codex(door_url: str, placeholder: Secret, *, checked: bool = False) -> CredentialProfile:
-    """codex by way of the session's door."""
+    """Return a profile for codex through the session's door."""
     # Not `openai_base_url`: with it codex tries WebSockets for six seconds first.
     lines = (
         'model_provider = "hiveyard"',
@@ -114,36 +114,36 @@ def codex(door_url: str, placeholder: Secret, *, checked: bool = False) -> Crede
 
 
 def codex_api_key(key: Secret, *, checked: bool = False) -> CredentialProfile:
-    """codex with an API key, as `codex login --with-api-key` leaves it."""
+    """Return a profile for codex with an API key, as `codex login --with-api-key` writes it."""
     check_key("codex", key)
     return _codex("codex-api-key", key, (), real=True, checked=checked)
 
 
 def goose(door_url: str, placeholder: Secret, *, provider: str = "anthropic", model: str) -> CredentialProfile:
-    """goose by way of the session's door; `provider` is `anthropic` or `openai`. It reads this file of secrets where
-    there is no keyring, or GOOSE_DISABLE_KEYRING is in its environment."""
+    """Return a profile for goose through the session's door; `provider` is `anthropic` or `openai`. goose reads this
+    file of secrets if there is no keyring or if GOOSE_DISABLE_KEYRING is in its environment."""
     if provider not in ("anthropic", "openai"):
-        raise BadInput(f"goose reaches anthropic and openai by the door, not {one_line(provider)!r}")
+        raise BadInput(f"through the door goose reaches only anthropic and openai, not {one_line(provider)!r}")
     host = f"{provider.upper()}_HOST"
     config = {"GOOSE_PROVIDER": provider, "GOOSE_MODEL": model, host: f"{_door(door_url)}/{provider}"}
     return _goose("goose", provider, placeholder, config, real=False)
 
 
 def goose_api_key(provider: str, key: Secret, *, model: str) -> CredentialProfile:
-    """goose with an API key for a provider, by goose's name for it."""
+    """Return a profile for goose with an API key for a provider, by goose's name for it."""
     check_key("goose", key)
     config = {"GOOSE_PROVIDER": _provider(provider), "GOOSE_MODEL": model}
     return _goose("goose-api-key", provider, key, config, real=True)
 
 
 def git(host: str, user: str, token: Secret, *, checked: bool = False) -> CredentialProfile:
-    """git over https to one host, by git's own `store` helper; other hosts get nothing."""
+    """Return a profile for git over https to one host, with git's `store` helper. Other hosts get nothing."""
     check_key(f"git at {_host(host)}", token)
     if not user or not user.isprintable():
-        raise BadInput(f"{one_line(user)!r} is no user of {host}")
+        raise BadInput(f"{one_line(user)!r} is not a valid user for {host}")
     line = Secret(f"https://{quote(user, safe='')}:{quote(token.reveal(), safe='')}@{host}\n")
     config = f'[credential "https://{host}"]\n\thelper = store\n'
-    asked = f"printf 'protocol=https\\nhost={host}\\n\\n' | GIT_TERMINAL_PROMPT=0 git credential fill >/dev/null"
+    query = f"printf 'protocol=https\\nhost={host}\\n\\n' | GIT_TERMINAL_PROMPT=0 git credential fill >/dev/null"
     return CredentialProfile(
         name="git",
         directories=(CredentialDirectory(path=GIT),),
@@ -153,12 +153,12 @@ def git(host: str, user: str, token: Secret, *, checked: bool = False) -> Creden
         ),
         secrets=(token,),
         real=True,
-        check=_sh(asked) if checked else None,
+        check=_sh(query) if checked else None,
     )
 
 
 def github(token: Secret, *, host: str = "github.com", checked: bool = False) -> CredentialProfile:
-    """GitHub's `gh` with a token. For git itself use `git(host, "x-access-token", token)` beside it."""
+    """Return a profile for GitHub's `gh` with a token. For git itself add `git(host, "x-access-token", token)`."""
     check_key(f"gh at {_host(host)}", token)
     hosts = {host: {"oauth_token": token.reveal(), "git_protocol": "https"}}
     return CredentialProfile(
@@ -186,7 +186,7 @@ def _claude(
 
 
 def _tokens_in(credentials: Secret) -> list[Secret]:
-    """The tokens of a `.credentials.json`, as far as it is one."""
+    """Return the tokens of a `.credentials.json`; none if it is invalid."""
     kept: object = None
     with contextlib.suppress(msgspec.DecodeError, UnicodeError, RecursionError):
         kept = msgspec.json.decode(credentials.reveal())
@@ -222,7 +222,7 @@ def _codex(name: str, key: Secret, more: tuple[CredentialFile, ...], *, real: bo
 
 
 def _goose(name: str, provider: str, key: Secret, config: Mapping[str, str], *, real: bool) -> CredentialProfile:
-    # Both are YAML; JSON is that too.
+    # Both are YAML, which includes JSON.
     variable = f"{provider.upper().replace('-', '_')}_API_KEY"
     return CredentialProfile(
         name=name,
@@ -246,17 +246,19 @@ def _json(value: object) -> Secret:
 
 def _door(url: str) -> str:
     if not url.startswith(("http://", "https://")) or not url.isascii() or not url.isprintable() or url.endswith("/"):
-        raise BadInput(f"{one_line(url)!r} is no address of a door: it starts with http:// and has no slash at its end")
+        raise BadInput(
+            f"{one_line(url)!r} is not the address of a door: it must start with http:// and not end with a slash"
+        )
     return url
 
 
 def _host(host: str) -> str:
     if not _HOST.match(host):
-        raise BadInput(f"{one_line(host)!r} is no host: a name like github.com, with a port if need be")
+        raise BadInput(f"{one_line(host)!r} is not a host: give a name such as github.com, with an optional port")
     return host
 
 
 def _provider(name: str) -> str:
     if not _PROVIDER.match(name):
-        raise BadInput(f"{one_line(name)!r} is no provider: lower case letters, digits, - and _")
+        raise BadInput(f"{one_line(name)!r} is not a provider: lower case letters, digits, - and _ are allowed")
     return name

@@ -1,9 +1,8 @@
-"""The one writer of an account's tokens: in a process, and among all processes of a host that share its lock file."""
+"""Refresh an account's tokens, with one writer among all processes of a host that share its lock file."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,32 +11,31 @@ import anyio
 from hiveyard.core.errors import CredentialsError, HasRetryAfter, KeyMissing
 from hiveyard.credentials.claude_oauth import OAuthSettings, Tokens, refresh
 from hiveyard.kit.clock import Clock, SystemClock
-from hiveyard.kit.files import locked
+from hiveyard.kit.lock import file_lock
 from hiveyard.kit.secret import Secret
 
 Load = Callable[[], Awaitable[Tokens | None]]
-"""Gives back what was saved last, by whomever; None when nobody signed in."""
+"""Return the tokens saved last by any process; None if there is no sign-in."""
 Save = Callable[[Tokens], Awaitable[None]]
-"""Keeps tokens; they must be there for every process when it returns. The former ones are worth nothing any more."""
+"""Save tokens. On return every process must be able to load them. The previous ones are no longer valid."""
 
-_PAUSE = 0.05
-_AGAIN = 30.0
-"""Seconds without another try, after one that failed while the token was still good."""
+_RETRY_SECONDS = 30.0
+"""Seconds until the next attempt, after one that failed while the token was still valid."""
 
 
 class _Fresh(NamedTuple):
-    """What was refreshed last, and how many seconds it was to live: what is stored does not tell."""
+    """The token refreshed last, and its lifetime in seconds, which is not stored with it."""
 
     access: Secret
     life: float
 
 
 class Refresher:
-    """Gives out access tokens that are good, for any number of callers at once; refreshes at most once at a time.
+    """A source of valid access tokens for any number of callers at once. It runs at most one refresh at a time.
 
-    `lock` is a file that all who refresh this account name; it holds no data. Tokens are refreshed when they have less
-    than `margin` seconds left; those that live for a short time and were refreshed here, when half of it is over. While
-    the sign-in service is in trouble, or where there is no refresh token, they are good as long as they live.
+    `lock` is a file shared by all processes that refresh this account; it has no data. Tokens are refreshed when they
+    have less than `margin` seconds left. Tokens with a short lifetime that were refreshed here are refreshed after half
+    of it. While the sign-in service fails, or without a refresh token, tokens are used until they expire.
     """
 
     def __init__(
@@ -56,7 +54,7 @@ class Refresher:
         self._lock = lock
         self._margin = margin
         self._clock = clock or SystemClock()
-        self._mine = anyio.Lock()
+        self._local_lock = anyio.Lock()
         self._known: Tokens | None = None
         self._former: Tokens | None = None
         self._fresh: _Fresh | None = None
@@ -64,54 +62,56 @@ class Refresher:
         self._not_before = 0.0
 
     async def tokens(self, *, refused: Secret | None = None) -> Tokens:
-        """Tokens that are good now. `refused` is an access token that the vendor did not take though it should not
-        have expired: those that are given back are others.
+        """Return valid tokens. `refused` is an access token that the vendor did not accept before its expiry; it is not
+        returned.
 
-        Raises KeyMissing when nobody signed in; as `claude_oauth.refresh`; and whatever `load` and `save` raise. When
-        `save` fails the new tokens are kept here, and saved by the next call."""
-        async with self._mine:
-            if self._unsaved is None and self._known is not None and self._good(self._known, refused):
+        Raises KeyMissing if there is no sign-in; as `claude_oauth.refresh`; and what `load` and `save` raise. If `save`
+        fails, the new tokens are kept in memory and saved by the next call."""
+        async with self._local_lock:
+            if self._unsaved is None and self._known is not None and self._is_valid(self._known, refused):
                 return self._known
-            async with _held(self._lock):
+            async with file_lock(self._lock):
                 self._known = await self._current(refused)
                 return self._known
 
     @property
     def known(self) -> tuple[Secret, ...]:
-        """The secrets at hand, for masking; also those just replaced, which answers on their way may hold."""
+        """Return all known secrets, for masking; also the replaced ones, which running answers may contain."""
         kept = [self._known, self._former, *(self._unsaved or ())]
         return tuple(secret for tokens in kept if tokens is not None for secret in tokens.secrets)
 
-    def _good(self, tokens: Tokens, refused: Secret | None) -> bool:
+    def _is_valid(self, tokens: Tokens, refused: Secret | None) -> bool:
         now, margin = self._clock.now(), self._margin
         if self._fresh is not None and tokens.access == self._fresh.access:
-            margin = min(margin, self._fresh.life / 2)  # else none that lives for less than the margin is ever good
+            margin = min(
+                margin, self._fresh.life / 2
+            )  # else a token with a lifetime under the margin would never be valid
         if tokens.refresh is None or now < self._not_before:
             margin = 0.0
         return tokens.access != refused and not tokens.expired(now, margin=margin)
 
     async def _current(self, refused: Secret | None) -> Tokens:
-        """What another process saved meanwhile, or what comes of refreshing that."""
+        """Return the tokens that another process saved meanwhile, or refresh the stored ones."""
         stored = await self._load()
         if stored is None:
-            raise KeyMissing("nobody signed in to this account", hint="sign in, and save the tokens")
+            raise KeyMissing("this account has no sign-in", hint="sign in, and save the tokens")
         if self._unsaved is not None:
             former, fresh = self._unsaved
-            if stored.refresh == former.refresh:  # else somebody signed in anew: theirs are the good ones
+            if stored.refresh == former.refresh:  # else there was a new sign-in, whose tokens are valid
                 await self._save(fresh)
                 stored = fresh
             self._unsaved = None
-        if self._good(stored, refused):
+        if self._is_valid(stored, refused):
             return stored
-        # From the moment in which the old token is sent until the new one is kept, nobody may walk away.
+        # Shielded from the moment the old token is sent until the new one is saved.
         with anyio.CancelScope(shield=True):
             try:
                 fresh = await refresh(self._settings, stored, clock=self._clock)
             except CredentialsError as error:
                 if error.retry:
                     wait = (error.retry_after if isinstance(error, HasRetryAfter) else None) or 0.0
-                    self._not_before = self._clock.now() + max(_AGAIN, wait)
-                if self._good(stored, refused):
+                    self._not_before = self._clock.now() + max(_RETRY_SECONDS, wait)
+                if self._is_valid(stored, refused):
                     return stored
                 raise
             self._former, self._unsaved = stored, (stored, fresh)
@@ -119,16 +119,3 @@ class Refresher:
             await self._save(fresh)
             self._unsaved = None
         return fresh
-
-
-@asynccontextmanager
-async def _held(path: Path) -> AsyncIterator[None]:
-    """Hold a lock file for as long as the block lasts. Waiting for it can be cancelled."""
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(locked(path, wait=False))
-                break
-            except BlockingIOError:
-                await anyio.sleep(_PAUSE)
-        yield

@@ -1,4 +1,4 @@
-"""What was in a guest before credentials were installed there, to be put back when that fails."""
+"""Restore the previous files of a guest when the installation of credentials fails."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ from hiveyard.core.credentials import CredentialProfile
 from hiveyard.core.errors import CredentialsNotInstalled, HiveyardError
 from hiveyard.core.files import SetMode
 from hiveyard.core.ports import Guest
-from hiveyard.credentials.inspection import Seen, contents, look, remove_empty
+from hiveyard.credentials.inspection import PathState, contents, look, remove_empty
 
 
 class PreviousFiles:
-    """The former state of the paths of some profiles, as far as they were remembered."""
+    """The previous state of the paths of profiles."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
-        self._directories: dict[str, Seen] = {}
+        self._directories: dict[str, PathState] = {}
         self._files: dict[str, tuple[bytes, int] | None] = {}
 
-    async def remember(self, profile: CredentialProfile) -> dict[str, Seen]:
-        """Look at all that a profile will touch, and return what is there now. Raises CredentialsNotInstalled where
-        something stands in its way that could not be put back, and what the guest's verbs raise."""
+    async def remember(self, profile: CredentialProfile) -> dict[str, PathState]:
+        """Store and return the state of all paths of a profile. Raises CredentialsNotInstalled for something in their
+        place that could not be restored, and what the guest's methods raise."""
         directories = [one.path for one in profile.directories]
         files = [one.path for one in profile.files]
         seen = dict(zip([*directories, *files], await look(self._guest, [*directories, *files]), strict=True))
         for path in directories:
-            self._directories.setdefault(path, _fitting(path, seen[path], "d"))
-        there = [path for path in files if _fitting(path, seen[path], "f").kind == "f"]
+            self._directories.setdefault(path, _expect(path, seen[path], "d"))
+        there = [path for path in files if _expect(path, seen[path], "f").kind == "f"]
         held = dict(zip(there, await contents(self._guest, there), strict=True))
         for path in files:
             self._files[path] = (held[path], seen[path].mode) if path in held else None
         return seen
 
-    async def put_back(self) -> list[str]:
-        """Make it as it was, and return what could not be done, in words. Directories that were made stay when they are
-        not empty, and so do parents that no profile named."""
+    async def restore(self) -> list[str]:
+        """Restore the previous state, and return messages about what failed. New directories stay if they are not
+        empty, and so do parents that no profile named."""
         left = []
-        for path, former in reversed(self._files.items()):
+        for path, previous in reversed(self._files.items()):
             try:
-                if former is None:
+                if previous is None:
                     await self._guest.remove(path)
                 else:
-                    await self._guest.write_atomic(path, former[0], mode=former[1])
+                    await self._guest.write_atomic(path, previous[0], mode=previous[1])
             except HiveyardError as error:
                 left.append(error.message)
         for path, seen in reversed(self._directories.items()):
@@ -54,7 +54,7 @@ class PreviousFiles:
         return left
 
 
-def _fitting(path: str, seen: Seen, kind: str) -> Seen:
+def _expect(path: str, seen: PathState, kind: str) -> PathState:
     if seen.kind not in (kind, "-"):
-        raise CredentialsNotInstalled(f"there is {seen.words} at {path}", path=path)
+        raise CredentialsNotInstalled(f"{path} is {seen.words}", path=path)
     return seen

@@ -1,6 +1,6 @@
-"""One question to a token endpoint, and all that can go wrong with it, told apart and without a secret.
+"""Send one request to a token endpoint, with a distinct error for each kind of failure, and without a secret in it.
 
-Errors are raised with nothing behind them: the HTTP client's own hold the request, and that holds the secrets.
+Errors are raised without a cause: the HTTP client's errors have the request, and the request has the secrets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LARGEST = 256 << 10
 
 
 class Endpoint(Protocol):
-    """The settings that matter here."""
+    """The settings of a token endpoint."""
 
     @property
     def token_url(self) -> str: ...
@@ -57,33 +57,33 @@ class _Answer(NamedTuple):
 
 
 async def ask(endpoint: Endpoint, body: Mapping[str, str], secrets: Sequence[Secret]) -> Mapping[str, object]:
-    """The JSON object that the endpoint answers with 200. `secrets` are those in `body`.
+    """Return the JSON object that the endpoint answers with 200. `secrets` are those in `body`.
 
     Raises the errors of `claude_oauth.refresh`."""
     host = urlsplit(endpoint.token_url).netloc
     answer = await _answer(endpoint, body, host)
     if isinstance(answer, CredentialsError):
         raise answer
-    said = _object(answer.body)
+    found = _object(answer.body)
     if answer.status != 200:
-        raise _refusal(answer, said, host, Mask(secrets))
-    if said is None:
+        raise _refusal(answer, found, host, Mask(secrets))
+    if found is None:
         shown = one_line(answer.kind, 60) or "no content type"
-        raise BadSignInAnswer(f"{host} answered 200 with what is no JSON object: {len(answer.body)} bytes of {shown}")
-    return said
+        raise BadSignInAnswer(f"{host} answered 200 without a JSON object: {len(answer.body)} bytes of {shown}")
+    return found
 
 
 async def _answer(endpoint: Endpoint, body: Mapping[str, str], host: str) -> _Answer | CredentialsError:
-    """What came, or why nothing did; returned, so that nothing stands behind the error when it is raised."""
+    """Return the answer or the error. The error is returned, so that it has no cause when it is raised."""
     try:
-        # The client bounds each wait, not the whole: one byte a second would go on for ever.
+        # The client limits each wait, not their sum: one byte a second would never end.
         with anyio.fail_after(endpoint.seconds):
             async with _client(endpoint) as client, client.stream("POST", endpoint.token_url, json=body) as response:
                 return await _read(response, host)
     except (TimeoutError, httpx2.TimeoutException):
         return SignInTimeout(f"{host} did not answer within {endpoint.seconds:g}s")
     except httpx2.RemoteProtocolError:
-        return BadSignInAnswer(f"{host} cut its answer, or spoke no HTTP")
+        return BadSignInAnswer(f"{host} cut its answer, or did not answer with HTTP")
     except httpx2.HTTPError as error:
         return SignInUnreachable(f"{host} cannot be reached: {one_line(str(error)) or type(error).__name__}")
 
@@ -107,7 +107,7 @@ def _client(endpoint: Endpoint) -> httpx2.AsyncClient:
 
 async def _read(response: httpx2.Response, host: str) -> _Answer | CredentialsError:
     if response.headers.get("content-encoding", "identity") != "identity":
-        return BadSignInAnswer(f"{host} answered {response.status_code}, compressed, which was not asked for")
+        return BadSignInAnswer(f"{host} answered {response.status_code} with compression, which was not requested")
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -124,30 +124,30 @@ def _object(body: bytes) -> Mapping[str, object] | None:
     return None
 
 
-def _refusal(answer: _Answer, said: Mapping[str, object] | None, host: str, mask: Mask) -> CredentialsError:
+def _refusal(answer: _Answer, answered: Mapping[str, object] | None, host: str, mask: Mask) -> CredentialsError:
     status = answer.status
-    words = f"{host} answered {status}{one_line(mask.text(_words(said)), 300)}"
+    words = f"{host} answered {status}{one_line(mask.text(_words(answered)), 300)}"
     context = {"status": str(status), "operation": "sign_in"}
     if status == 429:
         wait = retry_after(answer.retry_after)
-        hint = "" if wait is None else f"again in {wait:.0f} s"
+        hint = "" if wait is None else f"retry in {wait:.0f} s"
         return SignInRateLimited(words, hint=hint, retry_after=wait, **context)
     if status >= 500:
         return SignInUnavailable(words, **context)
     if status in (401, 403):
-        return SignInUnauthorized(words, hint="look at client_id, and sign in again", **context)
+        return SignInUnauthorized(words, hint="check client_id, and sign in again", **context)
     if status == 404:
-        return SignInNotFound(words, hint="look at token_url", **context)
+        return SignInNotFound(words, hint="check token_url", **context)
     if 400 <= status < 500:
         return SignInRefused(words, hint="sign in again", **context)
     return BadSignInAnswer(f"{words}, which is neither a token nor a refusal", **context)
 
 
-def _words(said: Mapping[str, object] | None) -> str:
-    """What the endpoint says is wrong: OAuth's own two fields, or Anthropic's error object. Of others nothing."""
-    if said is None:
+def _words(answered: Mapping[str, object] | None) -> str:
+    """Return the endpoint's error message: OAuth's two fields, or Anthropic's error object. Others are ignored."""
+    if answered is None:
         return ""
-    nested = record(said, "error")
-    short = text(nested.get("type")) or text(said.get("error"))
-    long = text(nested.get("message")) or text(said.get("error_description"))
+    nested = record(answered, "error")
+    short = text(nested.get("type")) or text(answered.get("error"))
+    long = text(nested.get("message")) or text(answered.get("error_description"))
     return "".join(f": {words}" for words in (short, long) if words)

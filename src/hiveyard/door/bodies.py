@@ -1,4 +1,4 @@
-"""Request bodies, bounded: each in size and time, and all of one door, and of all doors, together in memory."""
+"""Read request bodies within limits: the size and time of each, and the total memory of one door and of all doors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiveyard.door.settings import DoorSettings
 
 
 class TooMuch(Exception):
-    """A body is over a limit; `status` is the HTTP status that says which."""
+    """A body exceeds a limit. `status` is the HTTP status for that limit."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -22,20 +22,20 @@ class TooMuch(Exception):
 
 
 class HungUp(Exception):
-    """The guest hung up before its request was whole."""
+    """The guest closed the connection before its request was complete."""
 
 
 class Bodies:
-    """What one door holds of its guests' requests; `room` is the bytes that all doors may hold."""
+    """The request bodies that one door holds. `quota` is the number of bytes that all doors may hold."""
 
-    def __init__(self, settings: DoorSettings, room: Quota) -> None:
+    def __init__(self, settings: DoorSettings, quota: Quota) -> None:
         self._settings = settings
-        self._room = room
+        self._quota = quota
         self._held = 0
 
     @asynccontextmanager
     async def held(self, receive: Receive, headers: Sequence[tuple[bytes, bytes]]) -> AsyncIterator[bytes]:
-        """A request's body, counted as held for as long as the block lasts. Raises TooMuch or HungUp."""
+        """Yield a request's body, which counts as held until the block ends. Raises TooMuch or HungUp."""
         self._check_announced(headers)
         body = bytearray()
         held = 0
@@ -47,18 +47,18 @@ class Bodies:
                     body += chunk
                     self._check(len(body))
             if deadline.cancelled_caught:
-                raise TooMuch(408, f"a body that took more than {self._settings.body_seconds:g} s to arrive")
-            whole = bytes(body)
-            body.clear()  # a body may be held for minutes, and once is enough
-            yield whole
+                raise TooMuch(408, f"the body took more than {self._settings.body_seconds:g} s to arrive")
+            complete = bytes(body)
+            body.clear()  # a body may be held for minutes: keep one copy
+            yield complete
         finally:
             self._held -= held
-            self._room.leave(held)
+            self._quota.release(held)
 
     def _take(self, size: int) -> None:
-        if not self._room.take(size):
+        if not self._quota.take(size):
             together = self._settings.bodies_total_mib
-            raise TooMuch(503, f"bodies of more than {together} MiB at the same time at all doors")
+            raise TooMuch(503, f"all doors already hold request bodies of {together} MiB, the limit")
         self._held += size
 
     def _check_announced(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
@@ -67,9 +67,9 @@ class Bodies:
 
     def _check(self, size: int) -> None:
         if size > self._settings.body_mib << 20:
-            raise TooMuch(413, f"a body of more than {self._settings.body_mib} MiB")
+            raise TooMuch(413, f"the body exceeds {self._settings.body_mib} MiB")
         if self._held > self._settings.bodies_mib << 20:
-            raise TooMuch(503, f"bodies of more than {self._settings.bodies_mib} MiB at the same time")
+            raise TooMuch(503, f"request bodies held at the same time exceed {self._settings.bodies_mib} MiB")
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:

@@ -1,7 +1,6 @@
-"""One broker for all doors: which key goes with a request of an account, refreshed where it is one that expires.
+"""Provide the credential for a request of an account, and refresh it if it expires. All doors share one broker.
 
-However many guests share an account, there is one Refresher for it here, and its lock file keeps other processes of
-this host out.
+Guests that share an account share its one Refresher. Its lock file excludes other processes of this host.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from hiveyard.kit.secret import Secret
 
 
 class Credential(NamedTuple):
-    """What a request is sent with. `expires`: a vendor that does not take it may take the next one."""
+    """The credential of a request. If it `expires` and the vendor refuses it, the vendor may accept the next one."""
 
     secret: Secret
     expires: bool = False
 
 
 class Broker:
-    """Gives out the credentials of accounts, to any number of callers at once."""
+    """A provider of accounts' credentials, for any number of callers at once."""
 
     def __init__(self, keys: Keys, settings: DoorSettings, clock: Clock) -> None:
         self._keys = keys
@@ -39,7 +38,7 @@ class Broker:
         self._refreshers: dict[str, tuple[SignedIn, Refresher]] = {}
 
     async def credential(self, vendor: str, account: str, *, refused: Secret | None = None) -> Credential:
-        """What an account has for a vendor now; another one than `refused`, which the vendor did not take.
+        """Return an account's current credential for a vendor; not `refused`, which the vendor did not accept.
 
         Raises KeyMissing, CredentialsError, and as `claude_oauth.refresh`."""
         sign_in = self._keys.account(account).sign_in if account and vendor == "anthropic" else None
@@ -49,17 +48,17 @@ class Broker:
         return Credential(tokens.access, expires=True)
 
     def known(self) -> tuple[Secret, ...]:
-        """All secrets at hand, for masking. Never raises."""
+        """Return all known secrets, for masking. Never raises."""
         return (*self._keys.known(), *(one for _, refresher in self._refreshers.values() for one in refresher.known))
 
     def _refresher(self, account: str, sign_in: SignedIn) -> Refresher:
-        """The account's one refresher, for as long as keys.toml says the same of it."""
+        """Return the account's refresher. It is replaced when the account changes in keys.toml."""
         kept = self._refreshers.get(account)
         if kept is None or kept[0] != sign_in:
-            kept = self._refreshers[account] = (sign_in, self._made(sign_in))
+            kept = self._refreshers[account] = (sign_in, self._new_refresher(sign_in))
         return kept[1]
 
-    def _made(self, sign_in: SignedIn) -> Refresher:
+    def _new_refresher(self, sign_in: SignedIn) -> Refresher:
         here = self._settings
         settings = OAuthSettings(**sign_in.endpoints, proxy=here.proxy, ca_file=here.ca_file)  # type: ignore[arg-type]
 
@@ -84,8 +83,8 @@ def _content(file: Path) -> Secret | None:
 
 
 def _save(file: Path, tokens: Tokens) -> None:
-    """Claude Code keeps more than these in its file, such as the sign-ins of MCP servers."""
+    """Replace the tokens in the file. Claude Code keeps more in it, such as the sign-ins of MCP servers."""
     try:
         write_atomic(file, tokens.file(_content(file)).reveal().encode(), mode=0o600)
     except OSError as error:
-        raise CredentialsError(f"refreshed tokens cannot be kept: {file.name}: {error.strerror}") from error
+        raise CredentialsError(f"refreshed tokens cannot be saved: {file.name}: {error.strerror}") from error

@@ -1,8 +1,8 @@
-"""The money of one session: who may spend it, and when it is gone.
+"""Enforce the budget of one session.
 
-A request is let through while what was spent, and what the requests on their way are expected to cost, stays below
-the limit. One that does not fit next to others waits for them and then fits or is refused. So what is overspent is at
-most the cost of the requests on their way above their estimates: one request when they come one after the other.
+A request is admitted while the money spent, plus the expected cost of the running requests, is below the limit. One
+that does not fit waits for the running requests, and is then admitted or refused. So the budget is exceeded by at most
+what the running requests cost above their estimates: by one request, if they run one after the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hiveyard.core.usage import Usage
 
 
 class Budget:
-    """`limit` in US dollars, None for none. `spent` is all that this session has used so far."""
+    """A budget. `limit` is in US dollars, None for no limit. `spent` is the session's usage so far."""
 
     def __init__(self, limit: float | None, spent: Usage) -> None:
         self.limit = limit
@@ -35,9 +35,9 @@ class Budget:
 
     @asynccontextmanager
     async def admitted(self, estimate: float) -> AsyncIterator[None]:
-        """Let a request through that will cost about `estimate` dollars. Raises BudgetSpent."""
+        """Admit a request that will cost about `estimate` dollars. Raises BudgetSpent."""
         async with self._changed:
-            while not self.exhausted and self._crowded():
+            while not self.exhausted and self._must_wait():
                 await self._changed.wait()
             self.check()
             self._expected.append(estimate)
@@ -50,23 +50,23 @@ class Budget:
                     self._changed.notify_all()
 
     async def allow(self, limit: float | None) -> None:
-        """Another limit, also for requests that wait for money."""
+        """Set another limit, also for the requests that wait."""
         async with self._changed:
             self.limit = limit
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raises BudgetSpent when there is no money left."""
+        """Raise BudgetSpent if the budget is spent."""
         if self.exhausted:
             raise BudgetSpent(
                 f"the budget of ${self.limit:.2f} for this session is spent: its requests to models cost"
-                f" ${self.dollars:.4f}. Stop here; nothing more can be asked.",
+                f" ${self.dollars:.4f}. Stop here; no further request is answered.",
             )
 
     def add(self, usage: Usage) -> None:
         self.spent = self.spent + usage
 
-    def _crowded(self) -> bool:
+    def _must_wait(self) -> bool:
         if self.limit is None or not self._expected:
             return False
         return self.dollars + sum(self._expected) >= self.limit

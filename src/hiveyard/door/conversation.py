@@ -1,4 +1,4 @@
-"""Three protocols' ways to write down a conversation, read as one: who said what, and where in it we stand."""
+"""Read a conversation from a request in any of three protocols: its steps, and the position in it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from hiveyard.door.normalize import LONGEST, empty, settled
+from hiveyard.door.normalize import LONGEST, empty, normalized
 from hiveyard.kit.shape import items, record, text
 
-_RESULTS = 1 << 20  # characters of results that are settled; what is over counts as it stands
+_RESULTS = 1 << 20  # characters of results that are normalized; the rest counts as it is
 _DATA_KEYS = frozenset({"data", "image_url", "file_data", "url", "encrypted_content", "signature"})
-_IMAGE = 1500  # tokens that an image is, about
-_DOCUMENT = 10  # bytes of a document that make a token, about
-TOKEN = 4  # characters that make a token, about, in English and in code
+_IMAGE = 1500  # tokens of an image, about
+_DOCUMENT = 10  # bytes of a document per token, about
+TOKEN = 4  # characters per token, about, in English and in code
 
 
 class Step(NamedTuple):
+    """One message of a conversation, or the results of one tool."""
+
     who: Literal["user", "model", "tool"]
     text: str
 
 
 class Place(NamedTuple):
-    """Where a request stands in its conversation; the same for the same request of another run.
+    """The position of a request in its conversation. It is the same for the same request of another run.
 
-    `text` is the last that a person said, settled; `turn` counts what persons said up to it, `round` the answers of
-    the model after it, and `results` is a digest of what tools returned since the last answer.
+    `text` is the user's last message, normalized. `turn` counts the user's messages up to it, and `round` the model's
+    answers after it. `results` is a digest of the tools' results since the last answer.
     """
 
     turn: int
@@ -35,7 +37,7 @@ class Place(NamedTuple):
 
 
 def steps(protocol: str, request: object) -> list[Step]:
-    """The conversation in a request, oldest first."""
+    """Return the steps of a request's conversation, oldest first."""
     if protocol == "openai-responses":
         return _of_responses(record(request).get("input"))
     messages = items(record(request).get("messages"))
@@ -44,8 +46,8 @@ def steps(protocol: str, request: object) -> list[Step]:
 
 
 def place(conversation: Sequence[Step]) -> Place:
-    """Where the conversation stands. What is empty once settled (reminders alone) was said by nobody."""
-    turn, rounds, said = 0, 0, ""
+    """Return the position of a conversation. Messages that are empty once normalized (only reminders) do not count."""
+    turn, rounds, message = 0, 0, ""
     results: list[str] = []
     before = ""
     for step in conversation:
@@ -55,39 +57,39 @@ def place(conversation: Sequence[Step]) -> Place:
         elif step.who == "tool":
             results.append(step.text)
         elif not empty(step.text):
-            turn, rounds, said = turn + 1, 0, step.text
+            turn, rounds, message = turn + 1, 0, step.text
             results.clear()
         else:
             continue
         before = step.who
-    return Place(turn, rounds, settled(said), _digest(results))
+    return Place(turn, rounds, normalized(message), _digest(results))
 
 
 def _digest(results: Sequence[str]) -> str:
-    """Settling is slow, so what does not count is not settled, and of what counts not more than a tool may return."""
+    """Return a digest of results. Normalizing is slow, so only the first `_RESULTS` characters are normalized."""
     if not results:
         return ""
     digest, left = hashlib.sha256(), _RESULTS
     for number, result in enumerate(results):
         left -= min(len(result), LONGEST)
-        words = settled(result) if left >= 0 else result
+        words = normalized(result) if left >= 0 else result
         digest.update(("\0" * (number > 0) + words).encode("utf-8", "replace"))
     return digest.hexdigest()[:16]
 
 
 def system(protocol: str, request: object) -> str:
-    """What the model was told to be."""
+    """Return the system prompt."""
     body = record(request)
     if protocol == "openai-responses":
         return text(body.get("instructions"))
     if protocol == "openai-chat":
-        told = (m for m in map(record, items(body.get("messages"))) if m.get("role") in ("system", "developer"))
-        return "\n".join(_content(m.get("content")) for m in told)
+        prompts = (m for m in map(record, items(body.get("messages"))) if m.get("role") in ("system", "developer"))
+        return "\n".join(_content(m.get("content")) for m in prompts)
     return _content(body.get("system"))
 
 
 def tokens(request: object, unseen: int) -> int:
-    """About how many tokens a request is; `unseen` at least when it names what only the vendor has."""
+    """Estimate the tokens of a request: at least `unseen` if it refers to data that only the vendor has."""
     found, waiting = 0, [request]
     least = 0
     while waiting:
@@ -109,13 +111,13 @@ def tokens(request: object, unseen: int) -> int:
 
 
 def _elsewhere(value: Mapping[str, object]) -> bool:
-    """Whether it is a file at the vendor, or a document that the vendor fetches: its length is not told."""
+    """Whether this is a file at the vendor, or a document that the vendor fetches. Its length is unknown."""
     fetched = value.get("type") == "document" and record(value, "source").get("type") == "url"
     return fetched or any(isinstance(value.get(key), str) for key in ("file_id", "file_url"))
 
 
 def _data(value: Mapping[str, object], key: str, item: object) -> int | None:
-    """The tokens of what stands below a key when it is data, None when it is to be read as text."""
+    """Return the tokens of a key's value if it is data; None if it is text."""
     if key not in _DATA_KEYS:
         return None
     if key == "data":
@@ -129,7 +131,7 @@ def _data(value: Mapping[str, object], key: str, item: object) -> int | None:
 
 
 def _document(item: object) -> int:
-    """Of one that stands in base64, mostly a PDF."""
+    """Return the tokens of a document in base64, mostly a PDF."""
     return len(item) * 3 // 4 // _DOCUMENT if isinstance(item, str) else 0
 
 
@@ -172,7 +174,7 @@ def _of_item(item: object) -> Iterator[Step]:
 
 
 def _content(content: object) -> str:
-    """The text of a message: a string, or blocks of which those with text count."""
+    """Return the text of a message: a string, or the blocks that have text."""
     if isinstance(content, str):
         return text(content)
     return "\n".join(words for block in items(content) if (words := text(record(block).get("text"))))

@@ -1,4 +1,4 @@
-"""File descriptors, which guests can use up by connecting: how many there are, and how to tell that none is left."""
+"""Limit the file descriptors that guests can use up by connecting, and report when none is left."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from hiveyard.door.event_quota import EventQuota
+from hiveyard.door.quota import EventQuota
 from hiveyard.kit.clock import Clock
 
 _log = logging.getLogger("hiveyard.door")
-_ENOUGH = 1 << 16
-_OURS = 128
-_FEWEST = 16
+_MAXIMUM = 1 << 16
+_RESERVED = 128
+_MINIMUM = 16
 
 
 def raise_limit() -> None:
-    """Let this process open as many files as it may. Programs that it starts inherit that, and some close all the
-    numbers there could be, one by one: so not more than they get through at once."""
+    """Raise this process's limit of open files to the hard limit, but to at most `_MAXIMUM`.
+
+    Programs that it starts inherit the limit, and some of them close every possible descriptor one by one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    raised = _MAXIMUM if hard == resource.RLIM_INFINITY else min(hard, _MAXIMUM)
+    if soft != resource.RLIM_INFINITY and soft < raised:
         with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
 
 
-def for_guests() -> int:
-    """How many connections of guests there may be; each may need another one, to a vendor."""
+def guest_connections() -> int:
+    """Return how many guests may connect at the same time. Each may need a second connection, to a vendor."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    known = _ENOUGH if soft == resource.RLIM_INFINITY else soft
-    return max(_FEWEST, (known - _OURS) // 2)
+    known = _MAXIMUM if soft == resource.RLIM_INFINITY else soft
+    return max(_MINIMUM, (known - _RESERVED) // 2)
 
 
 @contextmanager
-def told_seldom(clock: Clock) -> Iterator[None]:
-    """asyncio tells that it cannot accept a connection with a traceback, a hundred times a second: now and then is
-    enough."""
+def limit_accept_warnings(clock: Clock) -> Iterator[None]:
+    """Log failed accepts at a low rate: asyncio logs a traceback for each, a hundred times a second."""
     loop, allowance = asyncio.get_running_loop(), EventQuota(clock, most=3, per_second=0.01)
     before = loop.get_exception_handler()
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if isinstance(context.get("exception"), OSError) and "accept()" in context.get("message", ""):
             if allowance.take():
-                _log.warning("no connection can be accepted: %s%s", context["exception"], allowance.omitted())
+                _log.warning("no connection can be accepted: %s%s", context["exception"], allowance.note_skipped())
         elif before is not None:
             before(loop, context)
         else:

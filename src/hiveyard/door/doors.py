@@ -1,4 +1,4 @@
-"""The doors of all sessions: what they share (settings, keys, prices, connections to the vendors), and opening one.
+"""Open the doors of sessions. They share the settings, keys, prices and connections to the vendors.
 
 async with Doors(settings, keys, record) as doors:
     async with doors.open(session="s1", directory=path, placeholder=Secret("hv-…"), budget_usd=0.5) as door:
@@ -17,7 +17,7 @@ import anyio.to_thread
 from hiveyard.core.usage import Usage
 from hiveyard.door.broker import Broker
 from hiveyard.door.budget import Budget
-from hiveyard.door.descriptors import for_guests, told_seldom
+from hiveyard.door.descriptors import guest_connections, limit_accept_warnings
 from hiveyard.door.door import Door
 from hiveyard.door.keys import Keys
 from hiveyard.door.listening import listening
@@ -36,7 +36,7 @@ SOCKET = "door.sock"
 
 
 class Doors:
-    """Opens doors. An async context manager; close every door before it ends."""
+    """An async context manager that opens doors. Close every door before it ends."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Doors:
         self._broker = Broker(keys, settings, self._clock)
         self._upstream = Upstream(settings, self._broker)
         self._opened = AsyncExitStack()
-        self._connections = Quota(for_guests())
+        self._connections = Quota(guest_connections())
         self._bodies = Quota(settings.bodies_total_mib << 20)
         self._masked: tuple[Secret, ...] = ()
         self._mask = Mask(())
@@ -62,7 +62,7 @@ class Doors:
     async def __aenter__(self) -> Doors:
         group = await self._opened.enter_async_context(anyio.create_task_group())
         await self._opened.enter_async_context(self._upstream)
-        self._opened.enter_context(told_seldom(self._clock))
+        self._opened.enter_context(limit_accept_warnings(self._clock))
         group.start_soon(anyio.to_thread.run_sync, self._prices.load, name="read the price list")
         return self
 
@@ -85,15 +85,14 @@ class Doors:
         recorder: Recorder | None = None,
         on_budget: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[Door]:
-        """The door of a session at `directory/door.sock`, for as long as the block lasts.
+        """Open the door of a session at `directory/door.sock` until the block ends.
 
-        A socket that an earlier daemon left there is replaced. `placeholder` is the key that the guest holds,
-        `inherited` are those that its processes may hold from before they were forked. `account` is the one of
-        keys.toml that pays, "" the one without a name.
-        `budget_usd` None means no limit; `spent` is what the session used before. With a `tape` nothing is asked of a
-        vendor; with a `recorder` each answer is put on a tape; the recorder stays open at the end. `on_budget` is
-        called, in the event loop, when the money is spent and at each request after that: it must return at once.
-        Raises SocketPathTooLong, or OSError as the system gives it.
+        A socket of an earlier daemon is replaced. `placeholder` is the key that the guest has; `inherited` are keys
+        that its processes may still have from before they were forked. `account` names the account of keys.toml that
+        pays; "" is the one without a name. A `budget_usd` of None means no limit; `spent` is the session's earlier
+        usage. With a `tape` no request goes to a vendor. With a `recorder` each answer is recorded on a tape; the
+        recorder stays open at the end. `on_budget` is called in the event loop when the budget is spent, and at each
+        later request; it must return at once. Raises SocketPathTooLong, or the system's OSError.
         """
         usage_recorder = UsageRecorder(
             session,
@@ -112,13 +111,13 @@ class Doors:
             mask=self._current_mask,
             settings=self._settings,
             recorder=recorder,
-            room=self._bodies,
+            quota=self._bodies,
         )
         async with listening(door, door.path, self._settings, self._connections):
             yield door
 
     def _current_mask(self) -> Mask:
-        """Masks the keys as they are now: a file of keys may have changed."""
+        """Return a mask for the current keys: the file of keys may have changed."""
         known = self._broker.known()
         if set(known) != set(self._masked):
             self._masked, self._mask = known, Mask(known)

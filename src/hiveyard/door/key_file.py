@@ -1,6 +1,6 @@
-"""What keys.toml says: keys by vendor, and accounts with keys or a sign-in of their own. It shows none of them.
+"""Parse keys.toml: keys by vendor, and accounts with their own keys or sign-in. No error shows a key.
 
-A guest is told the messages of its errors, and so they name a file without its directory; hints are for this host.
+Error messages reach the guest, so they name a file without its directory. Hints are only for this host.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ENDPOINTS = ("token_url", "client_id")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedIn:
-    """A sign-in that is kept in a file of the form of Claude Code's `.credentials.json`, and refreshed there.
+    """A sign-in that is stored, and refreshed, in a file with the format of Claude Code's `.credentials.json`.
     `endpoints` are fields of OAuthSettings."""
 
     file: Path
@@ -35,14 +35,14 @@ class SignedIn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Keys by vendor, or for Anthropic's models a sign-in."""
+    """An account: keys by vendor, or a sign-in for Anthropic's models."""
 
     keys: Mapping[str, Secret] = field(default_factory=dict)
     sign_in: SignedIn | None = None
 
 
 def read_private(file: Path) -> bytes | None:
-    """What is in a file that only its owner can read; None when there is none. Raises CredentialsError."""
+    """Return the content of a file that only its owner can read; None if there is none. Raises CredentialsError."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def read_private(file: Path) -> bytes | None:
 
 
 def check_private(file: Path, facts: os.stat_result) -> None:
-    """Raises CredentialsError for a file that others can read or write, or that is none."""
+    """Raise CredentialsError unless this is a regular file that only its owner can read or write."""
     if not stat.S_ISREG(facts.st_mode):
         raise CredentialsError(f"{file.name} is not a regular file", hint=f"ls -l {file}")
     if facts.st_uid not in (os.geteuid(), 0):
@@ -69,26 +69,26 @@ def check_private(file: Path, facts: os.stat_result) -> None:
         )
     if facts.st_size > LARGEST:
         raise CredentialsError(
-            f"{file.name} is {facts.st_size} bytes large: at most {LARGEST} are read", hint=f"ls -l {file}"
+            f"{file.name} is {facts.st_size} bytes large; the limit is {LARGEST}", hint=f"ls -l {file}"
         )
 
 
 def parse(file: Path, data: bytes) -> dict[str, Account]:
-    """The accounts in a keys.toml; the keys that stand outside of any are account "". Raises CredentialsError."""
+    """Return the accounts in a keys.toml. Keys outside of accounts are account "". Raises CredentialsError."""
     try:
         table = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        # The parser's own words may quote the line with the key.
+        # The parser's message may quote the line with the key.
         hint = f'a line in {file} looks like this: anthropic = "…"'
         raise CredentialsError(f"{file.name} is not TOML", hint=hint) from None
     named = table.pop("accounts", {})
     if not isinstance(named, dict):
-        raise CredentialsError(f"{file.name}: accounts is no table", hint="[accounts.NAME]")
+        raise CredentialsError(f"{file.name}: accounts is not a table", hint="[accounts.NAME]")
     found = {"": _account(file, "", table)}
     for name, entries in named.items():
         if not _NAME.match(name) or not isinstance(entries, dict):
             raise CredentialsError(
-                f"{file.name} has an account {name[:40]!r} that is none", hint="[accounts.NAME], NAME of a-z, 0-9 and -"
+                f"{file.name} has an invalid account {name[:40]!r}", hint="[accounts.NAME], NAME of a-z, 0-9 and -"
             )
         found[name] = _account(file, f"accounts.{name}.", entries)
     return found
@@ -99,8 +99,8 @@ def _account(file: Path, where: str, entries: Mapping[str, object]) -> Account:
     for name, value in entries.items():
         if name not in allowed or not isinstance(value, str):
             raise CredentialsError(
-                f"{file.name} has an entry {(where + name)[:80]!r} that is no key",
-                hint=f"it may hold {', '.join(allowed)}, each a text",
+                f"{file.name} has an invalid entry {(where + name)[:80]!r}",
+                hint=f"allowed: {', '.join(allowed)}, each a string",
             )
     texts = {name: value.strip() for name, value in entries.items() if isinstance(value, str)}
     keys = {name: Secret(value) for name, value in texts.items() if name in VENDORS}
@@ -111,15 +111,15 @@ def _account(file: Path, where: str, entries: Mapping[str, object]) -> Account:
         raise CredentialsError(f"{file.name}: {where}anthropic and {where}claude_sign_in exclude each other")
     endpoints = {name: texts[name] for name in _ENDPOINTS if name in texts}
     _check_endpoints(file, where, endpoints)
-    return Account(keys=keys, sign_in=SignedIn(file=_beside(file, where, place), endpoints=endpoints))
+    return Account(keys=keys, sign_in=SignedIn(file=_resolve(file, where, place), endpoints=endpoints))
 
 
-def _beside(file: Path, where: str, place: str) -> Path:
-    """A path as it stands in `file`. It is not shown: somebody may have put a key there."""
-    with contextlib.suppress(RuntimeError):  # a home that is nobody's
+def _resolve(file: Path, where: str, place: str) -> Path:
+    """Resolve a path in `file`. Errors do not show it: it may be a key."""
+    with contextlib.suppress(RuntimeError):  # ~ of an unknown user
         if "\0" not in place:
             return file.parent / Path(place).expanduser()
-    raise CredentialsError(f"{file.name}: {where}claude_sign_in is no path of a file", hint="write it out from / on")
+    raise CredentialsError(f"{file.name}: {where}claude_sign_in is not a file path", hint="give the absolute path")
 
 
 def _check_endpoints(file: Path, where: str, endpoints: Mapping[str, str]) -> None:

@@ -1,8 +1,9 @@
-"""The real keys, which never leave the host: from the daemon's environment, or from a file that only its owner reads.
+"""Read the real keys, which never leave the host, from the daemon's environment or from a file that only its owner
+reads.
 
-The file is TOML: `anthropic = "…"`, `openai = "…"`, and accounts with names, each with keys or a sign-in of its own. It
-is looked at again when it has changed, so that a new key needs no new daemon. What is set in the environment wins,
-except for accounts that were asked for by name.
+The file is TOML: `anthropic = "…"`, `openai = "…"`, and accounts with names, each with its own keys or sign-in. It is
+read again when it has changed, so a new key needs no restart of the daemon. The environment takes precedence, except
+over an account that is requested by name.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class _Version(NamedTuple):
 
 
 class Keys:
-    """The keys of the vendors, as they are now. `environment` is read once, when it is made; `hint` is what to type
-    when it lacks a `{variable}`."""
+    """The current keys of the vendors. `environment` is read once, at creation. `hint` is the command to paste if it
+    lacks a `{variable}`."""
 
     def __init__(
         self,
@@ -43,8 +44,8 @@ class Keys:
         self._stored: dict[str, Account] = {}
 
     def find(self, vendor: str, account: str = "") -> Secret:
-        """The key for a vendor; an account has no others than its own. Raises KeyMissing, or CredentialsError when the
-        file may not be used."""
+        """Return the key for a vendor. A named account has only its own keys. Raises KeyMissing; CredentialsError if
+        the file cannot be used."""
         if account:
             stored = self.account(account).keys.get(vendor)
             if not stored:
@@ -52,15 +53,15 @@ class Keys:
             return check_key(vendor, stored)
         key = self._given[vendor] or self.account("").keys.get(vendor)
         if not key:
-            where = f" and not in {self._file.name}" if self._file else ""  # the guest is told, too: no host path
+            where = f" and not in {self._file.name}" if self._file else ""  # the guest sees the message: no host path
             raise KeyMissing(
-                f"there is no key for {vendor}: {VARIABLES[vendor]} was not set at the start{where}",
+                f"there is no key for {vendor}: {VARIABLES[vendor]} was not set at start{where}",
                 hint=self._hint.format(variable=VARIABLES[vendor]),
             )
         return check_key(vendor, key)
 
     def find_any(self, vendors: Sequence[str], account: str = "") -> None:
-        """Raises as `find` for the first of the vendors where there is a key, or a sign-in, for none of them."""
+        """Raise as `find` for the first of the vendors if none of them has a key or a sign-in."""
         missing: CredentialsError | None = None
         for vendor in vendors:
             try:
@@ -73,14 +74,14 @@ class Keys:
             raise missing
 
     def account(self, name: str) -> Account:
-        """The account called `name`, "" for what has no name. Raises KeyMissing, or CredentialsError."""
+        """Return the account `name`; "" is the one without a name. Raises KeyMissing, CredentialsError."""
         found = self._from_file()
         if name and name not in found:
             raise KeyMissing(f"there is no account {name} in keys.toml", hint=f"[accounts.{name}]")
         return found.get(name, Account())
 
     def check(self, account: str) -> None:
-        """Raises BadInput when there is no such account, or CredentialsError."""
+        """Raise BadInput if there is no such account, or CredentialsError."""
         if not account:
             return
         names = [name for name in self._from_file() if name]
@@ -90,7 +91,9 @@ class Keys:
             raise BadInput(f"there is no account {account[:80]!r} in {file}", hint=hint)
 
     def check_agent(self, account: str, agent: str) -> None:
-        """A sign-in is for Claude Code alone, as Anthropic's terms want it. Raises BadInput, CredentialsError."""
+        """Raise BadInput for a sign-in with another agent than Claude Code: Anthropic's terms forbid it.
+
+        Raises CredentialsError, too."""
         if account and agent != "claude" and self.account(account).sign_in is not None:
             raise BadInput(
                 f"the account {account} is a sign-in for Anthropic's own programs only, and the agent is {agent}",
@@ -98,7 +101,7 @@ class Keys:
             )
 
     def known(self) -> tuple[Secret, ...]:
-        """All keys at hand, for masking. Never raises."""
+        """Return all known keys, for masking. Never raises."""
         try:
             stored = self._from_file()
         except CredentialsError:
@@ -118,9 +121,9 @@ class Keys:
 
 
 def _version(file: Path) -> _Version | None:
-    """What tells a changed file from the one that was read; None when that cannot be told."""
+    """Return a value that changes with the file; None if the file cannot be inspected."""
     try:
         facts = file.stat()
     except OSError:
         return None
-    return _Version(facts.st_ino, facts.st_size, facts.st_ctime_ns)  # a chmod changes the last one, too
+    return _Version(facts.st_ino, facts.st_size, facts.st_ctime_ns)  # chmod changes st_ctime_ns, too

@@ -1,7 +1,7 @@
-"""HTTP on a unix socket that a stranger talks to: uvicorn's HTTP/1.1 under limits of time, size and number.
+"""Serve HTTP/1.1 to untrusted clients on a unix socket: uvicorn's protocol, with limits of time, size and number.
 
-uvicorn's own `Server` takes signal handlers and a tenth of a second to stop, and bounds neither the time a request's
-head takes nor the number of idle connections. So its protocol is served here by a listener of our own.
+uvicorn's own `Server` installs signal handlers, needs a tenth of a second to stop, and limits neither the time of a
+request's head nor the number of idle connections. So this module has its own listener for uvicorn's protocol.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ from hiveyard.kit.names import new_id
 
 _LONGEST_PATH = 100  # of 108 bytes in Linux, 104 in BSD and macOS
 _FLUSH_SECONDS = 5.0
-_AT_ONCE = 8  # asyncio takes so many in one go, before any of them can be turned away
+_AT_ONCE = 8  # asyncio accepts this many at once, before any of them can be refused
 _WAITING = 128
 
 
 @asynccontextmanager
-async def listening(app: ASGIApp, path: Path, settings: DoorSettings, room: Quota) -> AsyncIterator[None]:
-    """Serve `app` at the socket `path` for as long as the block lasts; whatever stood there is replaced at once. Each
-    connection takes one of `room`.
+async def listening(app: ASGIApp, path: Path, settings: DoorSettings, quota: Quota) -> AsyncIterator[None]:
+    """Serve `app` at the socket `path` until the block ends. A file at `path` is replaced at once. Each connection
+    takes one of `quota`.
 
-    The socket is open to every user, its directory can be entered but not read: who may come so far is decided by the
-    directories above and by what is shown to a guest. An app that returns in the middle of its answer cuts the
-    connection. At the end open requests are cut and their handlers awaited.
-    Raises SocketPathTooLong, or OSError as the system gives it.
+    Every user may connect to the socket; its directory can be entered but not read. The directories above it, and the
+    mounts of a guest, decide which users reach it. An app that returns before the end of its answer closes the
+    connection. At the end, open requests are cut, and their handlers are awaited.
+    Raises SocketPathTooLong, or the system's OSError.
     """
     state = ServerState()
     config = _config(app, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o711)
     with _bound(path) as listener:
-        # asyncio directly: anyio has no way to serve a protocol. Not serving at once: that waits, and when it is
-        # cancelled there, nobody but the loop knows the server, and whoever gets the descriptor's number next is deaf.
+        # asyncio directly: anyio cannot serve a protocol. `start_serving` is called apart: cancelled inside of
+        # `create_server`, it would leave the descriptor registered in the loop, and the next file with that number
+        # would get no events.
         server = await asyncio.get_running_loop().create_server(
-            lambda: _Connection(config, state, settings, room), sock=listener, backlog=_AT_ONCE, start_serving=False
+            lambda: _Connection(config, state, settings, quota), sock=listener, backlog=_AT_ONCE, start_serving=False
         )
         try:
             await server.start_serving()
@@ -84,19 +85,19 @@ def _config(app: ASGIApp, settings: DoorSettings) -> Config:
 
 @contextmanager
 def _bound(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at `path`, put there in one step; removed at the end unless another has taken its place."""
+    """Create a listening socket at `path` atomically. Remove it at the end, unless it was replaced."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     fresh = path.with_name(f".{path.name}.{new_id()}")
     try:
         _bind(listener, fresh)
         fresh.chmod(0o666)
-        mine = fresh.stat().st_ino
+        inode = fresh.stat().st_ino
         fresh.replace(path)
         try:
             yield listener
         finally:
             with contextlib.suppress(FileNotFoundError):
-                if path.lstat().st_ino == mine:
+                if path.lstat().st_ino == inode:
                     path.unlink()
     finally:
         listener.close()
@@ -109,11 +110,11 @@ def _bind(listener: socket.socket, path: Path) -> None:
         return
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # A long path has a short name as long as its directory is open.
+        # A long path has a short name while its directory is open.
         listener.bind(f"/proc/self/fd/{directory}/{path.name}")
     except OSError as error:
         raise SocketPathTooLong(
-            f"{path} is {len(os.fsencode(path))} bytes long: a socket's path has at most {_LONGEST_PATH}",
+            f"{path} is {len(os.fsencode(path))} bytes long; the limit for a socket's path is {_LONGEST_PATH}",
             hint="set HIVEYARD_HOME to a shorter directory",
         ) from error
     finally:
@@ -121,7 +122,7 @@ def _bind(listener: socket.socket, path: Path) -> None:
 
 
 async def _end(state: ServerState) -> None:
-    """Cut what is open and wait for the handlers, which still write down what was used."""
+    """Close the open connections and wait for the handlers, which still record usage."""
     for connection in list(state.connections):
         connection.transport.abort()
     with anyio.move_on_after(10):
@@ -132,11 +133,12 @@ async def _end(state: ServerState) -> None:
 
 
 class _Connection(H11Protocol):
-    """One connection. Closed when a head takes too long, when there are too many, or when it makes no sense."""
+    """A connection. It is closed if a request's head takes too long, is invalid, or if there are too many
+    connections."""
 
-    def __init__(self, config: Config, state: ServerState, settings: DoorSettings, room: Quota) -> None:
+    def __init__(self, config: Config, state: ServerState, settings: DoorSettings, quota: Quota) -> None:
         super().__init__(config, state, {})
-        self._room = room
+        self._quota = quota
         self.logger = _quiet()
         self.access_log = False
         self.app = self._serve
@@ -145,7 +147,7 @@ class _Connection(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        if len(self.connections) >= self._settings.connections or not self._room.take():
+        if len(self.connections) >= self._settings.connections or not self._quota.take():
             transport.abort()
             return
         super().connection_made(transport)
@@ -155,14 +157,14 @@ class _Connection(H11Protocol):
         try:
             super().data_received(data)
         except h11.LocalProtocolError:
-            # Garbage in the middle of an answer, to which no answer can be given any more.
+            # Invalid data during an answer: no error can be answered any more.
             self.transport.abort()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
         if self.transport is not None:
-            self._room.leave()
+            self._quota.release()
             super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
@@ -171,7 +173,7 @@ class _Connection(H11Protocol):
             self._watch()
 
     def _watch(self) -> None:
-        """Start the clock for a head that is not complete; stop it once there is a request to answer."""
+        """Start the timeout for an incomplete head; stop it once there is a request to answer."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._unwatch()
         elif self._deadline is None and not self.transport.is_closing():
@@ -183,22 +185,22 @@ class _Connection(H11Protocol):
             self._deadline = None
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        cycle = self.cycle  # once it is answered, the next request may come before we get here
+        cycle = self.cycle  # the next request may replace it before this one's app returns
         await self._inner(scope, receive, _closing(send) if _ambiguous(scope) else send)
         if not cycle.response_complete:
-            # The answer was cut: what was sent goes out, the end that HTTP would have does not.
+            # The answer was cut: send what is buffered, but not the end that HTTP requires.
             self.transport.close()
             self.loop.call_later(_FLUSH_SECONDS, self.transport.abort)
 
 
 def _ambiguous(scope: Scope) -> bool:
-    """Whether a request has two lengths, so that another server might see another request begin in its body."""
+    """Whether a request has two lengths, so that another server could find a second request in its body."""
     names = {name for name, _ in scope["headers"]}
     return {b"content-length", b"transfer-encoding"} <= names
 
 
 def _closing(send: Send) -> Send:
-    """Say in the answer that it is the last one on its connection (RFC 9112, 6.1); h11 closes it then."""
+    """Add `connection: close` to the answer (RFC 9112, 6.1); h11 then closes the connection."""
 
     async def closing(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -209,7 +211,7 @@ def _closing(send: Send) -> Send:
 
 
 def _quiet() -> logging.Logger:
-    """uvicorn logs what strangers get wrong; a guest must not be able to fill the log."""
+    """Return a silent logger: uvicorn logs each invalid request, and a guest could fill the log."""
     logger = logging.getLogger("hiveyard.door.http")
     logger.setLevel(logging.CRITICAL)
     logger.propagate = False

@@ -1,8 +1,8 @@
-"""Doors for a program that uses Hiveyard as a library, without a daemon: they are open while its orchestrator is.
+"""Doors for a program that uses Hiveyard as a library, without a daemon. They are open while its orchestrator is.
 
     Orchestrator(provider, manager, agent, doors=LocalDoors(os.environ, budget_usd=0.50))
 
-It keeps `hiveyard.core.ports.Doors` and knows no orchestrator.
+It implements `hiveyard.core.ports.Doors` and does not know the orchestrator.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _HINT = "export {variable}=… before the program starts"
 
 
 class LocalDoors:
-    """Keys and upstreams are those of `environment` (`os.environ`, mostly), which is read once; keys also of the file
-    `keys`, in the form of keys.toml, and then `account` may name the one that pays. Each machine may spend
-    `budget_usd`, None without end. `settings` are all that `[door]` of the settings file can say."""
+    """Doors with the keys and upstreams of `environment` (mostly `os.environ`), which is read once.
+
+    `keys` is a file with more keys, in the format of keys.toml; `account` then names the account that pays. Each
+    machine may spend `budget_usd`; None means no limit. `settings` are those of `[door]` in the settings file."""
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class LocalDoors:
         settings: DoorSettings | None = None,
     ) -> None:
         if budget_usd is not None and not (budget_usd > 0 and math.isfinite(budget_usd)):
-            raise BadInput(f"budget_usd is {budget_usd}: it is more than 0 dollars, or None for no limit")
+            raise BadInput(f"budget_usd is {budget_usd}: it must be more than 0 dollars, or None for no limit")
         self._keys = Keys(environment, keys, hint=_HINT)
         self._keys.check(account)
         self._account = account
@@ -46,12 +47,12 @@ class LocalDoors:
         self._settings = from_environment(settings or DoorSettings(), environment)
 
     def check(self, protocols: Sequence[str]) -> None:
-        """Raises CredentialsError where there is a key for none of them."""
+        """Raise CredentialsError if there is no key for any of them."""
         self._keys.find_any(protocols, self._account)
 
     def check_agent(self, agent: str) -> None:
-        """Raises BadInput where the account is a sign-in, and so for Claude Code alone."""
-        with suppress(CredentialsError):  # `check` says what else is wrong with it
+        """Raise BadInput if the account is a sign-in, which is only for Claude Code, and the agent is another."""
+        with suppress(CredentialsError):  # `check` reports other errors
             self._keys.check_agent(self._account, agent)
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Texts brought to a form in which the same request is the same text tomorrow and elsewhere."""
+"""Normalize texts, so that the same request has the same text at another time and on another host."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _CHANGING = (
 )
 
 
-def settled(text: str) -> str:
-    """`text` without what changes from run to run: reminder blocks, dates, times, ids, paths of temporary files.
+def normalized(text: str) -> str:
+    """Return `text` without what changes from run to run: reminder blocks, dates, times, ids, temporary paths.
 
-    White space is one space. Of a very long text only the two ends count.
+    White space becomes one space. Of a very long text only the two ends count.
     """
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {len(text)} … {text[-LONGEST // 2 :]}"
-    text = _said(text)
+    text = _without_blocks(text)
     for pattern, sign in _CHANGING:
         text = pattern.sub(sign, text)
     return " ".join(text.split())
 
 
 def empty(text: str) -> bool:
-    """Whether nothing is left of a text once it is settled; quicker than to settle it."""
+    """Whether a text is empty once it is normalized; faster than normalizing it."""
     if len(text) > LONGEST:
         return False
     bare = text.lstrip()
-    return not bare or (bare.startswith("<") and not _said(bare).strip())
+    return not bare or (bare.startswith("<") and not _without_blocks(bare).strip())
 
 
-def _said(text: str) -> str:
+def _without_blocks(text: str) -> str:
     for name in _BLOCKS:
         text = _without(text, f"<{name}>", f"</{name}>")
     return text
 
 
 def _without(text: str, opening: str, closing: str) -> str:
-    """`text` without the blocks between two marks. Linear, whatever a stranger wrote."""
+    """Return `text` without the blocks between two marks, in linear time for any input."""
     if opening not in text:
         return text
     kept, at = [], 0

@@ -1,4 +1,4 @@
-"""What tokens cost, by the price list that comes with genai-prices. No network."""
+"""Compute the price of tokens from the price list of the package genai-prices, without a network."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from hiveyard.core.usage import Usage
 
 IMAGES = "image_generation"
-"""OpenAI's tool, where it stands for the model behind it."""
-_DRAWING = ("gpt-image-1", "gpt-image-1.5", "gpt-image-2", "gpt-image-2.5-sunburst")
-_DEARER = {("speed", "fast"): 6.0, ("inference_geo", "us"): 1.1}
-"""How many times dearer the vendor serves tokens so, where the list makes no difference: the dearest that is known."""
+"""OpenAI's tool, used as the name of the model behind it."""
+_IMAGE_MODELS = ("gpt-image-1", "gpt-image-1.5", "gpt-image-2", "gpt-image-2.5-sunburst")
+_SURCHARGES = {("speed", "fast"): 6.0, ("inference_geo", "us"): 1.1}
+"""The price factors of service terms that the price list does not know: the highest known ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extra:
-    """What makes the same tokens dearer or cheaper.
+    """Facts besides the tokens that a price depends on.
 
-    `cache_write_1h` is how many of the cache-write tokens are to be kept for an hour, `web_searches` how often the
-    vendor searched the web, `terms` are how the request was served, such as {"service_tier": "priority"}."""
+    `cache_write_1h` is how many of the cache-write tokens are kept for an hour, `web_searches` how often the vendor
+    searched the web. `terms` are the service terms, such as {"service_tier": "priority"}.
+    """
 
     cache_write_1h: int = 0
     web_searches: int = 0
@@ -28,16 +29,16 @@ class Extra:
 
 
 class Prices:
-    """Prices of the vendors' models, in US dollars."""
+    """The prices of the vendors' models, in US dollars."""
 
     def load(self) -> None:
         """Read the price list now (0.1 s) and not at the first answer."""
         self.cost("anthropic", "claude-sonnet-4-5", Usage())
 
     def cost(self, vendor: str, model: str, usage: Usage, extra: Extra | None = None) -> float | None:
-        """The price of `usage`, None when the model is not on the list. IMAGES is a model, too."""
+        """Return the price of `usage`; None if the model is not on the list. IMAGES counts as a model."""
         if model == IMAGES:
-            return _drawn(usage)
+            return _image_cost(usage)
         extra = extra or Extra()
         for provider in (vendor, None):  # a gateway may serve another vendor's models under this protocol
             try:
@@ -48,7 +49,7 @@ class Prices:
 
 
 def _cost(model: str, provider: str | None, usage: Usage, extra: Extra) -> float:
-    import genai_prices  # 0.1 s, needed only where something is priced
+    import genai_prices  # the import takes 0.1 s
 
     def price(terms: Mapping[str, str], searches: int = 0) -> float:
         tokens = genai_prices.Usage(
@@ -62,17 +63,17 @@ def _cost(model: str, provider: str | None, usage: Usage, extra: Extra) -> float
         return float(priced.total_price)
 
     terms = extra.terms
-    served = price(terms)
-    searched = price(terms, extra.web_searches) - served if extra.web_searches else 0.0
+    plain = price(terms)
+    searched = price(terms, extra.web_searches) - plain if extra.web_searches else 0.0
     factor = 1.0
-    for (name, said), times in _DEARER.items():
-        if terms.get(name) == said and served == price({key: terms[key] for key in terms if key != name}):
+    for (name, value), times in _SURCHARGES.items():
+        if terms.get(name) == value and plain == price({key: terms[key] for key in terms if key != name}):
             factor *= times
-    return served * factor + searched
+    return plain * factor + searched
 
 
-def _drawn(usage: Usage) -> float | None:
-    """What images cost at the dearest model that may have drawn them: an answer does not say which one it was."""
+def _image_cost(usage: Usage) -> float | None:
+    """Return the cost of images by the most expensive possible model: the answer does not name the model."""
     import genai_prices
 
     tokens = genai_prices.Usage(
@@ -82,7 +83,7 @@ def _drawn(usage: Usage) -> float | None:
         output_image_tokens=usage.output_tokens,
     )
     costs = []
-    for model in _DRAWING if usage.output_tokens else ():
+    for model in _IMAGE_MODELS if usage.output_tokens else ():
         with suppress(LookupError, ValueError):
             costs.append(float(genai_prices.calc_price(tokens, model, provider_id="openai").total_price))
     return max(costs, default=None)

@@ -1,4 +1,4 @@
-"""Writes a tape, one whole line for each answer, on disk before the next one begins."""
+"""Record answers on a tape: one line each, which is on disk before the next one begins."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from hiveyard.kit.files import open_regular
 
 _BLOCK = 64 << 10
 LARGEST_ANSWER = 64 << 20
-"""Bytes of one answer that are recorded; a larger one is left out."""
+"""The most bytes of one answer that are recorded. A larger answer is left out."""
 
 
 class Recorder:
-    """Adds entries to the tape at `path`, which is made when absent and continued when it is there. Several may record
-    on one tape, of this process or others.
+    """A writer of entries to the tape at `path`, which is created or continued. Several recorders, also of other
+    processes, may write to one tape.
 
-    A line that a crash tore off is cut away. Raises BadTape when something else stands at `path`, or cannot be opened.
+    An incomplete line from a crash is cut. Raises BadTape if `path` is not a tape or cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,11 +38,11 @@ class Recorder:
         self._reading = anyio.CapacityLimiter(1)
 
     async def ask_of(self, asked: ModelRequest, mask: Callable[[str], str]) -> Ask:
-        """See `tape.ask_of`; in a thread, for it may take a second."""
+        """Call `tape.ask_of` in a thread, since it may take a second."""
         return await anyio.to_thread.run_sync(ask_of, asked, mask, limiter=self._reading)
 
     async def add(self, entry: Entry) -> None:
-        """Write an entry; it is on disk when this returns. Raises OSError, after which the tape ends where it was."""
+        """Append an entry, which is on disk on return. Raises OSError; the tape then ends where it did before."""
         line = msgspec.json.encode(entry) + b"\n"
         async with self._lock:
             await anyio.to_thread.run_sync(self._append, line)
@@ -51,8 +51,8 @@ class Recorder:
         self._file.close()
 
     def _append(self, line: bytes) -> None:
-        with _alone(self._file):
-            end = self._file.truncate(_whole(self._file))
+        with _locked(self._file):
+            end = self._file.truncate(_complete_size(self._file))
             self._file.seek(end)
             try:
                 _write(self._file, line)
@@ -63,7 +63,7 @@ class Recorder:
 
 
 def check(path: Path) -> None:
-    """Raises BadTape where nothing could be recorded. Changes nothing, for somebody may be recording there."""
+    """Raise BadTape if nothing can be recorded at `path`. Changes nothing: another process may record there."""
     try:
         with os.fdopen(open_regular(path, os.O_RDWR), "r+b") as file:
             if file.read(1):
@@ -71,7 +71,7 @@ def check(path: Path) -> None:
                 scan(file, path)
     except FileNotFoundError:
         if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise BadTape(f"the tape {path} cannot be written: there is no directory to write it to") from None
+            raise BadTape(f"the tape {path} cannot be written: its directory is missing or not writable") from None
     except OSError as error:
         raise BadTape(f"the tape {path} cannot be written: {error.strerror}") from error
 
@@ -83,7 +83,7 @@ def _opened(path: Path) -> IO[bytes]:
         raise BadTape(f"the tape {path} cannot be written: {error.strerror}") from error
     file = os.fdopen(fd, "r+b", buffering=0)
     try:
-        with _alone(file):
+        with _locked(file):
             _begin(file, path)
     except OSError as error:
         file.close()
@@ -95,8 +95,8 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 @contextmanager
-def _alone(file: IO[bytes]) -> Iterator[None]:
-    """Nobody else writes to the file for as long as the block lasts. Waits; they write a line each."""
+def _locked(file: IO[bytes]) -> Iterator[None]:
+    """Lock the file against other recorders until the block ends. Waits: each holds the lock for one line."""
     fcntl.flock(file.fileno(), fcntl.LOCK_EX)
     try:
         yield
@@ -104,8 +104,8 @@ def _alone(file: IO[bytes]) -> Iterator[None]:
         fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 
 
-def _whole(file: IO[bytes]) -> int:
-    """Where the last whole line ends: another process may have been killed while it wrote the one after it."""
+def _complete_size(file: IO[bytes]) -> int:
+    """Return the offset after the last complete line: another process may have been killed while it wrote."""
     at = file.seek(0, os.SEEK_END)
     while at:
         begin = max(0, at - _BLOCK)
@@ -118,7 +118,7 @@ def _whole(file: IO[bytes]) -> int:
 
 
 def _write(file: IO[bytes], data: bytes) -> None:
-    """All of it: an unbuffered file may take less at a time."""
+    """Write all data: one write to an unbuffered file may take less."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]

@@ -1,4 +1,4 @@
-"""Errors of our own, said in the vendor's words, so that an agent understands them and does not try again."""
+"""Answer our own errors in the vendor's format, so that an agent understands them and does not retry in vain."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hiveyard.door.routes import Vendor
 
 
 class Kind(NamedTuple):
-    """How an error is put: its HTTP status, and its type in Anthropic's and OpenAI's list."""
+    """The form of an error: its HTTP status, and its type in Anthropic's and OpenAI's lists."""
 
     status: int
     anthropic: str
     openai: str
 
 
-# 400 where asking again is useless: agents were seen to retry 401, 429 and 5xx for minutes, and 400 never.
+# 400 where a retry is useless: agents were seen to retry 401, 429 and 5xx for minutes, but never 400.
 _LATER = Kind(502, "api_error", "server_error")
 _KINDS: tuple[tuple[type[HiveyardError], Kind], ...] = (
     (BudgetSpent, Kind(400, "invalid_request_error", "insufficient_quota")),
@@ -55,26 +55,28 @@ _TYPES = {
 }
 
 
-class Said(NamedTuple):
-    """A whole answer of our own."""
+class LocalReply(NamedTuple):
+    """A complete answer of the door itself."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
 
 
-def of_error(vendor: Vendor, error: HiveyardError, request_id: str) -> Said:
+def of_error(vendor: Vendor, error: HiveyardError, request_id: str) -> LocalReply:
+    """Return the answer for one of our errors."""
     kind = next((kind for cls, kind in _KINDS if isinstance(error, cls)), _OTHER)
     words = f"{error.message} [{error.code}]"
-    return _said(vendor, kind, words, error.code, request_id, again=error.retry)
+    return _reply(vendor, kind, words, error.code, request_id, again=error.retry)
 
 
-def of_status(vendor: Vendor, status: int, words: str, request_id: str) -> Said:
+def of_status(vendor: Vendor, status: int, words: str, request_id: str) -> LocalReply:
+    """Return the answer for an HTTP status, with `words` as its message."""
     kind = _TYPES.get(status, _OTHER)
-    return _said(vendor, kind, words, f"door.{status}", request_id, again=status in (408, 503))
+    return _reply(vendor, kind, words, f"door.{status}", request_id, again=status in (408, 503))
 
 
-def _said(vendor: Vendor, kind: Kind, words: str, code: str, request_id: str, *, again: bool) -> Said:
+def _reply(vendor: Vendor, kind: Kind, words: str, code: str, request_id: str, *, again: bool) -> LocalReply:
     message = f"Hiveyard: {words}"
     shape: dict[str, object]
     if vendor == "anthropic":
@@ -88,4 +90,4 @@ def _said(vendor: Vendor, kind: Kind, words: str, code: str, request_id: str, *,
         ("request-id" if vendor == "anthropic" else "x-request-id", request_id),
         ("x-should-retry", "true" if again else "false"),
     ]
-    return Said(kind.status, headers, body)
+    return LocalReply(kind.status, headers, body)

@@ -1,11 +1,14 @@
-"""An answer on its way to the guest, and the seam to where answers come from: a vendor, or a tape."""
+"""Define an answer, the protocol of its sources (the vendors and tapes), and its sender to the guest."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import anyio
+from starlette.types import Message, Send
 
 from hiveyard.door.model_request import ModelRequest
 from hiveyard.kit.clock import Clock
@@ -13,9 +16,9 @@ from hiveyard.kit.clock import Clock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """Status, the headers that a guest may see (lower case), and the body as it comes.
+    """An answer: status, the headers that a guest may see (lower case), and the chunks of the body.
 
-    `chunks` raises UpstreamFailed where the answer is cut.
+    `chunks` raises UpstreamFailed if the answer is cut.
     """
 
     status: int
@@ -31,33 +34,57 @@ class Reply:
         return self.header("content-type").lower().startswith("text/event-stream")
 
 
-class Passage:
-    """How far a request has come: `sent` while a vendor may have it, and so may be paid for it."""
+class Progress:
+    """The progress of a request. `sent` is true while a vendor may have it, and may charge for it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._left: float | None = None
+        self._sent_at: float | None = None
 
     @property
     def sent(self) -> bool:
-        return self._left is not None
+        return self._sent_at is not None
 
     @property
     def seconds(self) -> float:
-        """How long a vendor may have been at it."""
-        return 0.0 if self._left is None else self._clock.monotonic() - self._left
+        """Return how long a vendor may have been working on the request."""
+        return 0.0 if self._sent_at is None else self._clock.monotonic() - self._sent_at
 
-    def leave(self) -> None:
-        self._left = self._clock.monotonic()
+    def mark_sent(self) -> None:
+        self._sent_at = self._clock.monotonic()
 
-    def come_back(self) -> None:
-        """The vendor did nothing for it."""
-        self._left = None
+    def mark_unsent(self) -> None:
+        """Record that the vendor did not process the request."""
+        self._sent_at = None
 
 
 class Answers(Protocol):
-    """Where answers come from."""
+    """A source of answers."""
 
-    def ask(self, asked: ModelRequest, passage: Passage) -> AbstractAsyncContextManager[Reply]:
-        """The answer to a request; leaving the block gives it up. `passage` tells how far it came. Raises KeyMissing,
-        CredentialsError, UpstreamFailed or NotOnTape before there is an answer."""
+    def ask(self, asked: ModelRequest, progress: Progress) -> AbstractAsyncContextManager[Reply]:
+        """Return the answer to a request; leaving the block cancels it. `progress` is updated meanwhile.
+
+        Raises KeyMissing, CredentialsError, UpstreamFailed or NotOnTape if there is no answer."""
+
+
+class Stalled(Exception):
+    """The guest does not read its answer."""
+
+
+class Outgoing:
+    """The sender of an answer. `started` is whether it has begun. Raises Stalled if the guest reads nothing for `stall`
+    seconds."""
+
+    def __init__(self, send: Send, touch: Callable[[], None], stall: float) -> None:
+        self.started = False
+        self._send = send
+        self._touch = touch
+        self._stall = stall
+
+    async def __call__(self, message: Message) -> None:
+        self.started = True
+        self._touch()
+        with anyio.move_on_after(self._stall) as deadline:
+            await self._send(message)
+        if deadline.cancelled_caught:
+            raise Stalled

@@ -1,6 +1,6 @@
-"""What a guest may ask for: an allow-list of methods, paths and headers. Everything else is refused.
+"""The allow-list of methods, paths and headers of a guest's requests. Everything else is refused.
 
-Paths are compared as they came, before any decoding, so that no encoding of `..` or `/` means anything here.
+Paths are compared before any decoding, so that no encoding of `..` or `/` has a meaning here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Protocol = Literal["anthropic", "openai-chat", "openai-responses", ""]
 
 
 class Route(NamedTuple):
-    """One thing that may be asked for. `path` is the upstream's. `protocol` is empty for what no model answers."""
+    """An allowed request. `path` is the upstream's. `protocol` is empty if no model answers it."""
 
     vendor: Vendor
     method: str
@@ -23,7 +23,7 @@ class Route(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why something may not be asked for, as an HTTP status and a sentence."""
+    """The reason why a request is refused, as an HTTP status and a sentence."""
 
     status: int
     reason: str
@@ -42,11 +42,11 @@ _ROUTES = {
 }
 _MODEL = re.compile(r"/(anthropic|openai)(/v1/models/[A-Za-z0-9][A-Za-z0-9._:@-]{0,127})\Z")
 PROBES = frozenset({"/", "/anthropic", "/anthropic/", "/openai", "/openai/"})
-"""Paths at which GET and HEAD say that a door is here, without a key."""
+"""Paths at which GET and HEAD report that a door is here, without a key."""
 
 _QUERY = re.compile(rb"[A-Za-z0-9._~=&%+-]{0,1024}\Z")
 
-_ASKED = frozenset(
+_REQUEST_HEADERS = frozenset(
     {
         "accept",
         "anthropic-beta",
@@ -57,10 +57,10 @@ _ASKED = frozenset(
         "openai-beta",
         "user-agent",
         "x-app",
-        "x-openai-internal-codex-responses-lite",  # tells in which form codex put the body
+        "x-openai-internal-codex-responses-lite",  # the form of codex's body
     }
 )
-_ANSWERED = frozenset(
+_RESPONSE_HEADERS = frozenset(
     {
         "anthropic-version",
         "content-length",
@@ -75,45 +75,45 @@ _ANSWERED = frozenset(
         "x-should-retry",
     }
 )
-_ANSWERED_BEGINNINGS = ("anthropic-ratelimit-", "x-ratelimit-")
+_RESPONSE_PREFIXES = ("anthropic-ratelimit-", "x-ratelimit-")
 
 
 def find(method: str, raw_path: str, query: bytes) -> Route | Refusal:
-    """The route of a request, or why there is none."""
+    """Return the route of a request, or the reason for its refusal."""
     route = _ROUTES.get(raw_path)
     if route is None and (model := _MODEL.match(raw_path)):
         route = Route("anthropic" if model[1] == "anthropic" else "openai", "GET", model[2])
     if route is None:
-        return Refusal(404, "the door leads to no such path")
+        return Refusal(404, "the door has no such path")
     if method != route.method:
-        return Refusal(405, f"the door takes only {route.method} here")
+        return Refusal(405, f"the door accepts only {route.method} here")
     if not _QUERY.match(query):
-        return Refusal(400, "the query is too long or has characters that do not belong there")
+        return Refusal(400, "the query is too long or has invalid characters")
     return route
 
 
 def vendor_of(raw_path: str) -> Vendor:
-    """In whose words an error for this path is put."""
+    """Return the vendor whose format an error for this path has."""
     return "openai" if raw_path.startswith("/openai") else "anthropic"
 
 
-def asked_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    """Of a guest's headers those that an upstream gets to see."""
+def request_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """Return the headers of a guest's request that are sent to an upstream."""
     named = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)
-    return [(name, value) for name, value in named if name in _ASKED]
+    return [(name, value) for name, value in named if name in _REQUEST_HEADERS]
 
 
-def answered_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Of an upstream's headers those that a guest gets to see: none that name the account, none that set a cookie."""
+def response_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the headers of an upstream's answer that a guest may see: none that name the account or set a cookie."""
     return [(name, value) for name, value in ((n.lower(), v) for n, v in headers) if _passes(name)]
 
 
 def _passes(name: str) -> bool:
-    return name in _ANSWERED or name.startswith(_ANSWERED_BEGINNINGS)
+    return name in _RESPONSE_HEADERS or name.startswith(_RESPONSE_PREFIXES)
 
 
 def presented_keys(headers: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
-    """The keys that a request shows, from `x-api-key` and `authorization: Bearer`."""
+    """Return the keys of a request, from `x-api-key` and `authorization: Bearer`."""
     keys = []
     for name, value in headers:
         if name.lower() == b"x-api-key":

@@ -1,15 +1,15 @@
-"""Server-sent events, read while they pass: tolerant of garbage, bounded in memory."""
+"""Read server-sent events while they are relayed: tolerant of invalid data, with limited memory."""
 
 from __future__ import annotations
 
 from hiveyard.kit.lines import LineSplitter
 
 LONGEST = 16 << 20
-"""Bytes of one event that are kept for reading; a longer one passes unread."""
+"""The most bytes of one event that are read. A longer one is relayed unread."""
 
 
 class EventData:
-    """Feed bytes, get the `data` of each event that is complete."""
+    """A parser that takes bytes and returns the `data` of each complete event."""
 
     def __init__(self) -> None:
         self._lines = LineSplitter(limit=LONGEST)
@@ -27,7 +27,7 @@ class EventData:
         return events
 
     def finish(self) -> list[bytes]:
-        """The event that a stream ends with when the blank line after it is missing."""
+        """Return the last event of a stream, if the blank line after it is missing."""
         return [*self.feed(b"\n"), *self._take()]
 
     def _keep(self, data: bytes) -> None:
@@ -42,9 +42,9 @@ class EventData:
 
 
 class EventBlocks:
-    """Feed bytes, get the same bytes cut after each event, so that single events can be left out.
+    """A splitter that takes bytes and returns them cut after each event, so that single events can be left out.
 
-    An event over `limit` bytes is handed on in pieces.
+    An event over `limit` bytes is returned in pieces.
     """
 
     def __init__(self, *, limit: int = 1 << 20) -> None:
@@ -70,6 +70,6 @@ class EventBlocks:
 
 
 def _end(data: bytearray, start: int) -> int:
-    """The offset just after the first blank line, or 0."""
+    """Return the offset after the first blank line, or 0."""
     ends = [found + len(mark) for mark in (b"\n\n", b"\n\r\n") if (found := data.find(mark, start)) >= 0]
     return min(ends, default=0)

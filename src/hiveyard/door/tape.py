@@ -1,23 +1,23 @@
-"""Tapes: what a model answered, kept in a file, and given again with no network.
+"""Tapes: recorded answers of models in a file, replayed without a network.
 
-A tape is JSON lines. The first says what it is: `{"tape": 1, "made": "2026-11-21T05:00:00Z"}`. Each further line is one
-request with its answer:
+A tape is a file of JSON lines. The first is its header: `{"tape": 1, "made": "2026-11-21T05:00:00Z"}`. Each further
+line is one request with its answer:
 
     {"ask": {"method": "POST", "path": "/anthropic/v1/messages", "model": "…", "stream": true, "tools": true,
              "turn": 1, "round": 0, "text": "make the failing test pass", "digest": "…", "results": "…", "system": "…"},
      "status": 200, "headers": [["content-type", "text/event-stream"]], "complete": true,
      "chunks": [[12, "event: message_start\\n…"], [40, {"b64": "…"}]]}
 
-`turn` counts what a person said, `round` the model's answers since then, `text` is the last that a person said with
-dates, ids, reminders and the like taken out (its beginning; `digest` is of all of it), `results` is a digest of what
-tools returned since the last answer. `chunks` are [milliseconds since the answer began, text or base64]. Keys are not
-on it. A line that a crash tore off at the end is ignored.
+`turn` counts the user's messages, `round` the model's answers since the last one. `text` is the beginning of the user's
+last message without dates, ids, reminders and similar; `digest` is of the complete message. `results` is a digest of
+the tools' results since the last answer. `chunks` are [milliseconds since the answer began, text or base64]. A tape has
+no keys. An incomplete line at the end, from a crash, is ignored.
 
-A request is looked up by what it asks, not by its place in the file: the same method, path, kind (streamed, with
-tools), text and round. Turn, model and tool results only choose between several that fit; then the last good answer
-wins. So a request may come again, and tools may return other paths and times than they did. Requests without tools are
-an agent's side errands: there, a text or a system prompt that is alike is enough. Token counts answer whatever is
-counted.
+A request is found by its content, not by its position in the file: the same method, path, kind (streamed, with tools),
+text and round. Turn, model and tool results only select among several matches; then the last good answer is taken. So a
+request may be repeated, and tools may return other paths and times than when it was recorded. Requests without tools
+are an agent's side requests: for them a similar text or system prompt is enough. Requests to count tokens match any
+recorded count.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ import msgspec
 
 from hiveyard.core.errors import BadTape, NotOnTape, UpstreamFailed
 from hiveyard.door.model_request import ModelRequest
-from hiveyard.door.reply import Passage, Reply
+from hiveyard.door.reply import Progress, Reply
 from hiveyard.kit.files import open_regular
 from hiveyard.kit.text import one_line
 
 VERSION = 1
 LONGEST_LINE = 192 << 20
 _TEXT = 2000
-_ALIKE = 0.6
+_SIMILAR = 0.6
 _COMPARED = 100
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line."""
+    """The first line of a tape."""
 
     tape: int
     made: str = ""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a request asked for, as far as it counts for finding it again."""
+    """The content of a request by which it is found again."""
 
     method: str
     path: str
@@ -73,19 +73,19 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     system: str = ""
 
     def shown(self) -> str:
-        """For an error message."""
+        """Return a description for an error message."""
         kind = "with tools" if self.tools else "without tools"
         return f"{self.method} {self.path} {kind}, round {self.round} of “{one_line(self.text, 80)}”"
 
 
 class Binary(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that are no text."""
+    """Bytes that are not text."""
 
     b64: str
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One request with its answer."""
+    """A request with its answer."""
 
     ask: Ask
     status: int
@@ -99,7 +99,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask_of(asked: ModelRequest, mask: Callable[[str], str] = str) -> Ask:
-    """What a request asks for. Of `GET` there is only the path."""
+    """Return the content of a request. A `GET` has only a path."""
     path = f"/{asked.route.vendor}{asked.route.path}"
     if not asked.body:
         return Ask(method=asked.route.method, path=path)
@@ -119,19 +119,19 @@ def ask_of(asked: ModelRequest, mask: Callable[[str], str] = str) -> Ask:
     )
 
 
-def packed(data: bytes) -> str | Binary:
+def encode_chunk(data: bytes) -> str | Binary:
     try:
         return data.decode()
     except UnicodeDecodeError:
         return Binary(b64=base64.b64encode(data).decode())
 
 
-def unpacked(data: str | Binary) -> bytes:
+def decode_chunk(data: str | Binary) -> bytes:
     return data.encode() if isinstance(data, str) else base64.b64decode(data.b64, validate=True)
 
 
 class Tape:
-    """Answers from a tape. `real_time` gives chunks at the pace at which they came, else they come at once."""
+    """A source of answers from a tape. With `real_time` the chunks come at their recorded pace, else at once."""
 
     def __init__(self, entries: Sequence[Entry], *, name: str = "the tape", real_time: bool = False) -> None:
         self._entries = tuple(entries)
@@ -144,18 +144,18 @@ class Tape:
 
     @classmethod
     def load(cls, path: Path, *, real_time: bool = False) -> Tape:
-        """Read a tape. Raises BadTape, which names the line."""
+        """Read a tape. Raises BadTape with the line number."""
         try:
             with os.fdopen(open_regular(path), "rb") as file:
                 entries, _ = scan(file, path)
         except OSError as error:
             raise BadTape(f"the tape {path} cannot be read: {error.strerror}") from error
-        return cls(entries, name=path.name, real_time=real_time)  # a guest is told it: no host path
+        return cls(entries, name=path.name, real_time=real_time)  # a guest sees the name: no host path
 
     @asynccontextmanager
-    async def ask(self, asked: ModelRequest, _passage: Passage) -> AsyncIterator[Reply]:
-        """See `Answers.ask`."""
-        # In a thread, for it may take a second; one after the other, so that the event loop gets its turn.
+    async def ask(self, asked: ModelRequest, _progress: Progress) -> AsyncIterator[Reply]:
+        """Answer from the tape: see `Answers.ask`."""
+        # In a thread, since it may take a second; one at a time, so that the event loop can run in between.
         entry = self.find(await anyio.to_thread.run_sync(ask_of, asked, limiter=self._reading))
         chunks = self._play(entry)
         try:
@@ -164,13 +164,13 @@ class Tape:
             await chunks.aclose()
 
     def find(self, ask: Ask) -> Entry:
-        """The entry that answers. Raises NotOnTape, which names what was looked for and what came nearest."""
-        asked_here = [entry for entry in self._entries if entry.ask.path == ask.path and entry.ask.method == ask.method]
-        found = [entry for entry in asked_here if _answers(entry.ask, ask)]
+        """Return the matching entry. Raises NotOnTape with the request and the nearest recorded one."""
+        same_path = [entry for entry in self._entries if entry.ask.path == ask.path and entry.ask.method == ask.method]
+        found = [entry for entry in same_path if _matches(entry.ask, ask)]
         if found:
             return max(enumerate(found), key=lambda one: (*_fit(one[1], ask), one[0]))[1]
-        nearest = max(asked_here[-_COMPARED:], key=lambda entry: _near(entry.ask, ask), default=None)
-        near = f"; the nearest is {nearest.ask.shown()}" if nearest else "; nothing at all was recorded for this path"
+        nearest = max(same_path[-_COMPARED:], key=lambda entry: _nearness(entry.ask, ask), default=None)
+        near = f"; the nearest is {nearest.ask.shown()}" if nearest else "; nothing is recorded for this path"
         raise NotOnTape(f"{self._name} has no answer to {ask.shown()}{near}", hint="record it again with --record")
 
     async def _play(self, entry: Entry) -> AsyncGenerator[bytes, None]:
@@ -178,13 +178,13 @@ class Tape:
         for milliseconds, data in entry.chunks:
             if self._real_time:
                 await anyio.sleep_until(begin + milliseconds / 1000)
-            yield unpacked(data)
+            yield decode_chunk(data)
         if not entry.complete:
             raise UpstreamFailed(f"the answer on {self._name} was cut when it was recorded")
 
 
 def scan(file: IO[bytes], path: Path) -> tuple[list[Entry], int]:
-    """The entries of a tape, and the offset after the last whole one. Raises BadTape."""
+    """Return the entries of a tape, and the offset after the last complete one. Raises BadTape."""
     first = file.readline(LONGEST_LINE)
     header = _decode(first, Header, path, 1)
     if header.tape > VERSION:
@@ -197,7 +197,7 @@ def scan(file: IO[bytes], path: Path) -> tuple[list[Entry], int]:
     while line := file.readline(LONGEST_LINE):
         number += 1
         if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
-            break  # torn off by a crash: it was never finished
+            break  # incomplete because of a crash
         if line.strip():
             entries.append(_entry(line, path, number))
         end += len(line)
@@ -208,11 +208,11 @@ def _entry(line: bytes, path: Path, number: int) -> Entry:
     entry = _decode(line, Entry, path, number)
     try:
         for _, data in entry.chunks:
-            unpacked(data)
+            decode_chunk(data)
     except (binascii.Error, UnicodeError) as error:
         raise BadTape(f"{path}, line {number}: a chunk is damaged: {error}") from None
     if not 100 <= entry.status <= 599:
-        raise BadTape(f"{path}, line {number}: {entry.status} is no HTTP status")
+        raise BadTape(f"{path}, line {number}: {entry.status} is not an HTTP status")
     return entry
 
 
@@ -220,30 +220,30 @@ def _decode(line: bytes, shape: type[_T], path: Path, number: int) -> _T:
     try:
         return msgspec.json.decode(line, type=shape)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        what = "is no tape" if number == 1 else "is damaged"
+        what = "is not a tape" if number == 1 else "is damaged"
         raise BadTape(f"{path} {what}: line {number}: {str(error)[:200]}") from None
 
 
-def _answers(known: Ask, ask: Ask) -> bool:
-    """Whether a recorded request is this one; method and path are the same already."""
+def _matches(known: Ask, ask: Ask) -> bool:
+    """Whether a recorded request of the same method and path matches."""
     if ask.path.endswith("/count_tokens"):
         return True
     if (known.stream, known.tools) != (ask.stream, ask.tools):
         return False
     if known.digest == ask.digest:
         return known.round == ask.round
-    return not ask.tools and known.round == ask.round and _alike(known, ask)
+    return not ask.tools and known.round == ask.round and _is_similar(known, ask)
 
 
-def _alike(known: Ask, ask: Ask) -> bool:
-    """Whether two side errands are the same one: told to be the same, or asked nearly the same."""
+def _is_similar(known: Ask, ask: Ask) -> bool:
+    """Whether two side requests are similar: the same system prompt, or without one a similar text."""
     if known.system or ask.system:
         return known.system == ask.system
-    return _similarity(known.text, ask.text) >= _ALIKE
+    return _similarity(known.text, ask.text) >= _SIMILAR
 
 
 def _fit(entry: Entry, ask: Ask) -> tuple[bool, ...]:
-    """How well an entry that answers fits; the first difference decides."""
+    """Rate how well a matching entry fits. The first difference decides."""
     known = entry.ask
     return (
         known.digest == ask.digest,
@@ -256,7 +256,7 @@ def _fit(entry: Entry, ask: Ask) -> tuple[bool, ...]:
     )
 
 
-def _near(known: Ask, ask: Ask) -> tuple[float, float, int]:
+def _nearness(known: Ask, ask: Ask) -> tuple[float, float, int]:
     return (
         (known.stream == ask.stream) + (known.tools == ask.tools),
         _similarity(known.text, ask.text),

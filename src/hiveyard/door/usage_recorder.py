@@ -1,5 +1,7 @@
-"""What one door writes down: calls with their price, failures, refusals, the end of the money. Bounded in what a guest
-can make it say; nothing is lost because a guest hangs up."""
+"""Record the events of one door: calls with their price, failures, refusals, and the spent budget.
+
+The rate of events that a guest can provoke is limited. Nothing is lost if a guest closes its connection.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +25,21 @@ from hiveyard.core.events import (
 )
 from hiveyard.core.usage import Usage
 from hiveyard.door.budget import Budget
-from hiveyard.door.event_quota import EventQuota
 from hiveyard.door.meter import Part
 from hiveyard.door.model_request import ModelRequest
 from hiveyard.door.prices import Prices
+from hiveyard.door.quota import EventQuota
 from hiveyard.kit.clock import Clock
 from hiveyard.kit.text import one_line
 
 Record = Callable[[str, int | None, DoorEvent | Notice], Awaitable[None]]
-"""Writes an event of a session and turn into the journal; it is durable when this returns."""
+"""Record an event of a session and turn in the journal. It is durable on return."""
 
 _ENTRY_SECONDS = 30.0
 
 
 class UsageRecorder:
-    """The records of one session's door. `turn` is the turn that goes on, set by whoever runs it."""
+    """The recorder of one session's door. `turn` is the current turn, set by its runner."""
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class UsageRecorder:
         self._failures = EventQuota(clock)
 
     def estimate(self, asked: ModelRequest) -> float:
-        """About what a request will cost, in dollars: all of it as fresh input, and a usual answer."""
+        """Estimate the cost of a request in dollars: all of it as uncached input, and a typical answer."""
         if self.budget.limit is None or not asked.route.protocol:
             return 0.0
         usage = Usage(input_tokens=asked.tokens, output_tokens=min(asked.most_output or 4096, 4096))
@@ -81,7 +83,9 @@ class UsageRecorder:
         complete: bool,
         source: Literal["upstream", "tape"],
     ) -> None:
-        """A model answered, the first of `parts`. The price is found, the money counted, and its end told once."""
+        """Record an answer with its price. The first of `parts` is the model that answered.
+
+        The cost is added to the budget; that the budget is spent is recorded once."""
         priced = [self._priced(asked, part) for part in parts]
         usage = reduce(add, priced)
         self.budget.add(usage)
@@ -108,23 +112,23 @@ class UsageRecorder:
         return msgspec.structs.replace(part.usage, cost_usd=cost)
 
     async def failed(self, protocol: str, error: HiveyardError, *, turn: int | None, status: int = 0) -> None:
-        """A request got no useful answer. What will not change by itself is told once, however often it is asked."""
+        """Record a request without a useful answer. A lasting failure is recorded once, not for each request."""
         failure = Failure(code=error.code, message=error.message, hint=error.hint)
-        told = (turn, failure)
-        if (error.retry or told != self._last_failure) and self._failures.take():
-            self._last_failure = told
-            if omitted := self._failures.omitted():
-                failure = msgspec.structs.replace(failure, message=failure.message + omitted)
+        latest = (turn, failure)
+        if (error.retry or latest != self._last_failure) and self._failures.take():
+            self._last_failure = latest
+            if note := self._failures.note_skipped():
+                failure = msgspec.structs.replace(failure, message=failure.message + note)
             await self._write(turn, ModelFailed(protocol=protocol, failure=failure, status=status))
 
     async def refused(self, what: str, reason: str) -> None:
-        """Something was asked for that nobody may have."""
+        """Record a refused request."""
         if self._refusals.take():
-            reason += self._refusals.omitted()
+            reason += self._refusals.note_skipped()
             await self._write(self.turn, DoorRefused(what=one_line(what), reason=reason))
 
     async def exhausted(self, turn: int | None) -> None:
-        """The money is gone: told once in this door's life, and to whoever runs the turn each time."""
+        """Record that the budget is spent, once in the lifetime of this door. Call `on_budget` each time."""
         if not self._exhausted and self.budget.limit is not None:
             self._exhausted = True
             await self._write(turn, BudgetExhausted(budget_usd=self.budget.limit, spent_usd=self.budget.dollars))
@@ -141,6 +145,6 @@ class UsageRecorder:
         await self.notice(turn, "door.no_price", f"the price of {model or 'this model'} is not known{more}")
 
     async def _write(self, turn: int | None, event: DoorEvent | Notice) -> None:
-        """Shielded: what was used is written down even when the guest has hung up meanwhile."""
+        """Write an event. Shielded: usage is recorded even if the guest has closed its connection."""
         with anyio.CancelScope(shield=True), anyio.fail_after(_ENTRY_SECONDS):
             await self._record(self._session, turn, event)

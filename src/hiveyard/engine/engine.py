@@ -37,7 +37,7 @@ from hiveyard.engine.upkeep.doctor import Check, examine
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
 from hiveyard.engine.upkeep.recovery import sweep, tidy
 from hiveyard.engine.validation import check, completed
-from hiveyard.engine.workspace.create import make_and_journal
+from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_commits
 from hiveyard.engine.workspace.result import ResultLocation, source
 from hiveyard.kit.names import new_id, slug
@@ -133,7 +133,7 @@ class Engine:
             journal.record(conn, id, TaskCreated(slug=free, request=request.as_json()), at=now)
             journal.record(conn, id, SessionCreated(slug=free, repo=request.repo, agent=agent), at=now)
 
-        await make_and_journal(self._r, workspace.root, make, write)
+        await create_and_record(self._r, workspace.root, make, write)
 
     def _begin(self, id: str, *, cancelled: bool = False) -> None:
         job = self._jobs[id] = Job(id, self._r)
@@ -197,7 +197,7 @@ class Engine:
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_of(id), ignore_errors=True))
         await anyio.to_thread.run_sync(self._r.ssh_keys.forget, id)
         workspace = self._r.workspace(id)
-        await anyio.to_thread.run_sync(workspace.doom)
+        await anyio.to_thread.run_sync(workspace.mark_unfinished)
         await self._r.event_log.store.write(lambda conn: journal.forget(conn, id))
         await anyio.to_thread.run_sync(workspace.remove)
 

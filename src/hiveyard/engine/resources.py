@@ -44,7 +44,7 @@ class Resources:
     _collecting: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary, init=False)
 
     def collecting(self, id: str) -> anyio.Lock:
-        """Return the lock that is held while a session's work is being collected: guest and host have one place for it."""
+        """Return the lock held while a session's work is being collected: guest and host have one place for it."""
         return self._collecting.setdefault(id, anyio.Lock())
 
     def workspace(self, id: str) -> Workspace:

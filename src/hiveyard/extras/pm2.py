@@ -1,19 +1,19 @@
-"""The process manager whose processes a person finds in PM2 7: `pm2 ls`, `pm2 logs hv-NAME`, `pm2 stop hv-NAME`.
+"""A process manager whose processes a user finds in PM2 7: `pm2 ls`, `pm2 logs hv-NAME`, `pm2 stop hv-NAME`.
 
-PM2 starts and lists the runner, the same as that of `detached`, which does for the process what PM2 does not: PM2 calls
-a process well ended that was killed by a signal, leaves it a stdin that never ends, shows its environment to everybody
-who asks, looks at the memory of one process every 30 seconds, forgets after a while how often a process was restarted,
-and forgets all processes when its daemon dies. So state, exit codes and outputs come from the runner's files,
-and are as true when PM2's daemon is gone; the next start brings it back. Nothing but a directory is given to PM2, no
-environment and no word of the command. A process that `pm2 restart` starts again has ended, and stays so.
+PM2 starts and lists the runner, the same as that of `detached`. The runner does what PM2 does not: PM2 reports a
+process that was killed by a signal as a success, gives it a stdin that never ends, shows its environment to everybody,
+checks the memory of one process every 30 seconds, forgets after a while how often a process was restarted, and forgets
+all processes when its daemon dies. So state, exit codes and outputs come from the runner's files, and are right even
+when PM2's daemon is gone; the next start brings it back. PM2 gets a directory and nothing else, no environment and no
+command. A process that is started again by `pm2 restart` has ended, and stays ended.
 
-Each call of PM2 is a Node of its own, with 60 MB and a quarter of a second of a processor, and the first ones must not
-race: each would start a daemon, and hang. So they take turns, and who has the turn starts all that wait for theirs. In
-the directory of a process, beside the files of `detached`:
+Each call of PM2 is a Node process of its own, with 60 MB and a quarter of a second of CPU. The first calls must not
+race: each would start a daemon, and hang. So they take turns, and the one with the turn starts all that wait. In the
+directory of a process, beside the files of `detached`:
 
-    env runner  what the process of PM2 becomes
-    lock        held by who starts it
-    asked       `PID TICKS` of who waits for the turn; empty when it was handed to PM2
+    env runner  the program that PM2 runs
+    lock        held by the caller that starts the process
+    asked       `PID TICKS` of the caller that waits for the turn; empty when the process was handed to PM2
 """
 
 from __future__ import annotations

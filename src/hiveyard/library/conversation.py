@@ -1,7 +1,9 @@
 """A conversation with a running agent: send prompts, read events, answer permission requests.
 
-The agent's process and everything that was sent are in the guest, with the process manager. A conversation that is
-opened again, after a lost connection or a crash, continues where it was."""
+The agent's process, its output and everything that was sent are in the guest, with the process manager. A conversation
+that is opened again, after a lost connection or a crash, therefore continues where it was: a new driver reads all
+output again and sends the same lines under the same keys, and the inbox takes each key once. The host keeps no state.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,18 @@
-"""The bash of an inbox: what senders give to a process lies in a file, and a feeder beside the process hands it on.
+"""Bash for an inbox: messages for a process are stored in a file, and a feeder beside the process writes them to its
+stdin.
 
 In the directory of the process:
 
     in       all messages, one after the other
-    index    `END KEY` for each, 81 bytes: where it ends in `in`, and what its sender called it. A message is there when
-             its line is. What a killed sender left behind the last whole line is cut off by the next one.
-    fed      how many bytes the feeder has put into the process's stdin
+    index    `END KEY` for each, 81 bytes: its end in `in`, and the sender's key. A message exists when its line does.
+             The next sender cuts off what a killed sender left behind the last complete line.
+    fed      how many bytes the feeder has written to the process's stdin
     lock     held by the sender that adds
 
-The feeder sleeps in the kernel until somebody rings: file descriptor 7 of the runner is a pipe that it holds open at
-both ends, and /proc leads to it from any other process of the user, whatever file system the directory is on.
+The feeder sleeps until a sender wakes it: file descriptor 7 of the runner is a pipe that it holds open at both ends,
+and /proc leads to it from any other process of the user, on any file system (a FIFO needs one that has them). When a
+run ends, the bytes that it left in its stdin are counted, so the next run begins with the first message that was not
+read completely.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The user's repository on its way to a guest and back: check, take, push, collect, apply.
+"""Move the user's repository to a guest and back: check, take, push, collect, apply.
 
-The principle: the host never runs git inside a directory that a guest can write, and never follows what a guest left
-there. The work comes out as one file, read through the guest with a limit and checked before anything uses it.
+The host never runs git inside a directory that a guest can write, and follows no link in it. The work leaves the guest
+as one file, which is read through the guest up to a limit and checked before it is used.
 """
 
 from __future__ import annotations
@@ -36,6 +36,6 @@ __all__ = [
 
 
 async def heads(origin: Path) -> set[str]:
-    """The branches of the host's bare copy, those of its submodules too: the work gets a branch in each."""
-    places = [origin, *(bare_copy(origin, one) for one in submodules(origin))]
-    return {name for at in places for name in await branches.heads(at)}
+    """Return the branches of the host's bare copy and of its submodules: the work gets a branch in each."""
+    repositories = [origin, *(bare_copy(origin, submodule) for submodule in submodules(origin))]
+    return {name for at in repositories for name in await branches.heads(at)}

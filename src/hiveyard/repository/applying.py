@@ -1,4 +1,4 @@
-"""Bringing finished work into a person's repository: a branch, and only when asked for also their checkout."""
+"""Copy the result into the user's repository: as a branch, and on request also into the checkout."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hiveyard.core.errors import NothingToApply, RepositoryError, WouldOverwrite
 from hiveyard.kit.process import Completed
 from hiveyard.kit.text import one_line
 from hiveyard.repository.diff import tip_of
-from hiveyard.repository.git import GIVEN, answer, complaint, git
+from hiveyard.repository.git import TRUSTED, complaint, git, git_output
 from hiveyard.repository.source import check_branch_name, check_free, open_local
 from hiveyard.repository.submodules import bare_copy, find_local, submodules
 
-_UNKNOWN = re.compile(r"^error: (The following untracked|.* would lose untracked)", re.MULTILINE)
-"""How git begins a refusal for the sake of files that it does not know."""
+_UNTRACKED = re.compile(r"^error: (The following untracked|.* would lose untracked)", re.MULTILINE)
+"""Start of git's error about untracked files in the way."""
 
 
 class Applied(NamedTuple):
-    """`created` False: the branch was there already, with this work or the start of it. `merged`: the checkout was
-    moved forward to it. `notices` are sentences about submodules."""
+    """What `apply` did. `created` is False if the branch existed with this work or an earlier version of it. `merged`:
+    the checkout was fast-forwarded to it. `notices` are sentences about submodules."""
 
     repository: Path
     branch: str
@@ -37,12 +37,13 @@ class Applied(NamedTuple):
 async def apply(
     origin: Path, into: Path, *, base: str, branch: str, name: str | None = None, merge: bool = False
 ) -> Applied:
-    """Make the branch in the repository that holds the directory `into`; with `merge` also move its checkout forward.
+    """Create the branch in the repository that contains the directory `into`; with `merge` also fast-forward its
+    checkout.
 
-    `origin` is the host's bare repository with the collected `branch`; `name` calls it otherwise over there. Index
-    and work tree are not touched without `merge`. Raises NothingToApply, NoRepository, WouldOverwrite when a branch
-    of that name holds other work or a merge would lose what is not committed, BranchExists when git cannot keep one of
-    that name beside those that are there, RepositoryError."""
+    `origin` is the host's bare repository with the collected `branch`; `name` is another name for it in the target.
+    Without `merge`, index and work tree do not change. Raises NothingToApply; NoRepository; WouldOverwrite when a
+    branch of that name holds other work, or when a merge would lose uncommitted changes; BranchExists when the name
+    collides with an existing branch; RepositoryError."""
     target = name or branch
     await check_branch_name(target)
     done = await git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}", at=origin)
@@ -51,27 +52,29 @@ async def apply(
         raise NothingToApply(f"there are no commits on {branch}: the agent changed nothing")
     top = await open_local(into)
     await _check_related(top, origin, base)
-    inner, absent = await _inside(top, origin, branch, target)
-    moves = [*inner, _Move(top, origin, head, await tip_of(top, target))]
-    for move in moves:
-        if move.before is None:
-            await check_free(move.top, target)
-        elif move.before != move.head:
-            await _refuse_other_work(move, branch, target)
-            await _refuse_checked_out(move.top, target)
-    # The submodules first: when the branch is there, all that it leads to is.
-    for move in moves:
-        if move.before != move.head:
-            await _fetch(move, branch, target)
+    inner, absent = await _submodule_updates(top, origin, branch, target)
+    updates = [*inner, _Update(top, origin, head, await tip_of(top, target))]
+    for update in updates:
+        if update.before is None:
+            await check_free(update.top, target)
+        elif update.before != update.head:
+            await _refuse_other_work(update, branch, target)
+            await _refuse_checked_out(update.top, target)
+    # Submodules come first, so that the branch never points to commits that are missing.
+    for update in updates:
+        if update.before != update.head:
+            await _fetch(update, branch, target)
     merged = merge and await _merge(top, target)
     notices = _notices(top, inner, absent)
-    return Applied(top, target, head, moves[-1].before is None, merged, notices)
+    return Applied(top, target, head, updates[-1].before is None, merged, notices)
 
 
-class _Move(NamedTuple):
-    """A branch to make in `top` from the bare repository `origin`: from `before` (None: it is not there) to `head`.
+class _Update(NamedTuple):
+    """A branch to create or move in `top`, from `before` (None: there is none) to `head` of the bare repository
+    `origin`.
 
-    `base` of a submodule is where its work began: our copy may know nothing before that, `top` does."""
+    `base` is set for a submodule: the commit its work began from. Hiveyard's copy may lack the history before it, `top`
+    has it."""
 
     top: Path
     origin: Path
@@ -80,36 +83,37 @@ class _Move(NamedTuple):
     base: str | None = None
 
 
-async def _inside(top: Path, origin: Path, branch: str, target: str) -> tuple[list[_Move], list[str]]:
-    """What to do in the submodules that were worked on, and the paths of those that the user does not have."""
-    moves, absent = [], []
-    for one in submodules(origin):
-        copy = bare_copy(origin, one)
+async def _submodule_updates(top: Path, origin: Path, branch: str, target: str) -> tuple[list[_Update], list[str]]:
+    """Return the updates of submodules that were worked on, and the paths of those that the user does not have."""
+    updates, absent = [], []
+    for submodule in submodules(origin):
+        copy = bare_copy(origin, submodule)
         head = await tip_of(copy, branch)
-        if head is None or head == one.commit:
+        if head is None or head == submodule.commit:
             continue
-        here = await find_local(top, one.path, one.module)
-        if here is None or not (await git("cat-file", "-e", f"{one.commit}^{{commit}}", at=here)).ok:
-            absent.append(one.path)
+        local = await find_local(top, submodule.path, submodule.module)
+        if local is None or not (await git("cat-file", "-e", f"{submodule.commit}^{{commit}}", at=local)).ok:
+            absent.append(submodule.path)
         else:
-            moves.append(_Move(here, copy, head, await tip_of(here, target), one.commit))
-    return moves, absent
+            updates.append(_Update(local, copy, head, await tip_of(local, target), submodule.commit))
+    return updates, absent
 
 
-def _notices(top: Path, inner: list[_Move], absent: list[str]) -> tuple[str, ...]:
+def _notices(top: Path, inner: list[_Update], absent: list[str]) -> tuple[str, ...]:
     where = shlex.quote(str(top))
-    said = [f"the branch was made in the submodule at {move.top} too" for move in inner]
+    notices = [f"the branch was also created in the submodule at {update.top}" for update in inner]
     if inner:
-        said.append(f"with the branch checked out, bring its submodules along: git -C {where} submodule update")
+        notices.append(f"after checking out the branch, update its submodules: git -C {where} submodule update")
     fetch = f"git -C {where} submodule update --init --recursive"
     missing = "is not here at the commit that its work began from"
-    said += [f"submodule {path} {missing}: {fetch} -- {shlex.quote(path)}, then apply once more" for path in absent]
-    return tuple(said)
+    notices += [f"submodule {path} {missing}: {fetch} -- {shlex.quote(path)}, then apply again" for path in absent]
+    return tuple(notices)
 
 
 async def _check_related(top: Path, origin: Path, base: str) -> None:
-    """The base may be a commit of uncommitted changes, which exists only here: then its parent must be there."""
-    known = await answer("rev-list", "--max-count=2", "--first-parent", base, at=origin)
+    """Raise RepositoryError if `top` is another repository. The base may be a commit of uncommitted changes, which only
+    `origin` has; then `top` must have its parent."""
+    known = await git_output("rev-list", "--max-count=2", "--first-parent", base, at=origin)
     for commit in known.splitlines():
         if (await git("cat-file", "-e", commit + "^{commit}", at=top)).ok:
             return
@@ -119,18 +123,18 @@ async def _check_related(top: Path, origin: Path, base: str) -> None:
     )
 
 
-async def _refuse_other_work(move: _Move, branch: str, target: str) -> None:
-    top, before = move.top, move.before
-    if before is not None and not await _grown_from(before, move, branch):
+async def _refuse_other_work(update: _Update, branch: str, target: str) -> None:
+    top, before = update.top, update.before
+    if before is not None and not await _is_earlier_version(before, update, branch):
         raise WouldOverwrite(f"{top} has a branch {target} with other work on it", hint="choose another: --branch NAME")
 
 
-async def _grown_from(before: str, move: _Move, branch: str) -> bool:
-    """Whether what is on the branch is the start of this work, or an earlier state of it: what a session had not
-    committed yet is brought out anew each time."""
-    if (await git("merge-base", "--is-ancestor", before, move.head, at=move.origin)).ok:
+async def _is_earlier_version(before: str, update: _Update, branch: str) -> bool:
+    """Return whether the commit is an ancestor of this work or an earlier version of it: a session's uncommitted
+    changes become a new commit each time they are collected."""
+    if (await git("merge-base", "--is-ancestor", before, update.head, at=update.origin)).ok:
         return True
-    log = await git("reflog", "show", "--format=%H", f"refs/heads/{branch}", "--", at=move.origin)
+    log = await git("reflog", "show", "--format=%H", f"refs/heads/{branch}", "--", at=update.origin)
     return before in log.stdout.decode().split()
 
 
@@ -143,37 +147,37 @@ async def _refuse_checked_out(top: Path, branch: str) -> None:
         )
 
 
-async def _fetch(move: _Move, branch: str, target: str) -> None:
-    if move.base is None:
-        await _fetch_from(move.origin, move, branch, target)
+async def _fetch(update: _Update, branch: str, target: str) -> None:
+    if update.base is None:
+        await _fetch_from(update.origin, update, branch, target)
         return
     with tempfile.TemporaryDirectory(prefix="hiveyard-apply-") as scratch:
-        # A bundle says nothing about where our copy's history ends: that would cut the user's off there too.
+        # A fetch from a shallow copy would make the user's repository shallow, too; a bundle does not.
         bundle = Path(scratch, "work.bundle")
-        words = ("bundle", "create", "--quiet", str(bundle), f"refs/heads/{branch}", f"^{move.base}")
-        await answer(*words, at=move.origin)
-        await _fetch_from(bundle, move, branch, target)
+        words = ("bundle", "create", "--quiet", str(bundle), f"refs/heads/{branch}", f"^{update.base}")
+        await git_output(*words, at=update.origin)
+        await _fetch_from(bundle, update, branch, target)
 
 
-async def _fetch_from(source: Path, move: _Move, branch: str, target: str) -> None:
-    """The branch is moved from where it was looked at, or not at all."""
-    top = move.top
+async def _fetch_from(source: Path, update: _Update, branch: str, target: str) -> None:
+    """Fetch the branch and move it, unless it is no longer at `update.before`. Raises RepositoryError."""
+    top = update.top
     flags = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules")
-    done = await git("fetch", *flags, "--", str(source), f"refs/heads/{branch}", at=top, env=GIVEN)
+    done = await git("fetch", *flags, "--", str(source), f"refs/heads/{branch}", at=top, env=TRUSTED)
     if done.ok:
-        words = ("update-ref", "-m", "hv apply", f"refs/heads/{target}", move.head, move.before or "")
+        words = ("update-ref", "-m", "hv apply", f"refs/heads/{target}", update.head, update.before or "")
         with anyio.CancelScope(shield=True):
             done = await git(*words, at=top)
     if not done.ok:
-        raise RepositoryError(f"{target} cannot be made in {top}: {complaint(done)}")
+        raise RepositoryError(f"{target} cannot be created in {top}: {complaint(done)}")
 
 
 async def _merge(top: Path, branch: str) -> bool:
-    if (await answer("rev-parse", "--is-bare-repository", at=top)) == "true":
+    if (await git_output("rev-parse", "--is-bare-repository", at=top)) == "true":
         raise RepositoryError(f"{top} is bare and has no checkout to merge into")
-    # Git overwrites what is ignored, a person's .env too, unless it is told not to.
+    # By default git overwrites ignored files, for example the user's .env.
     words = ("merge", "--ff-only", "--no-stat", "--no-overwrite-ignore", f"refs/heads/{branch}")
-    # Git that is killed leaves a half-moved checkout and its lock.
+    # A git that is killed leaves a half-updated checkout and its lock.
     with anyio.CancelScope(shield=True):
         done = await git(*words, at=top)
     if done.ok:
@@ -182,19 +186,19 @@ async def _merge(top: Path, branch: str) -> bool:
 
 
 def _not_merged(top: Path, branch: str, done: Completed) -> WouldOverwrite:
-    said, there = done.stderr.decode("utf-8", "replace"), f"{branch} is there, but"
+    error, created = done.stderr.decode("utf-8", "replace"), f"{branch} was created, but"
     again = f"git -C {shlex.quote(str(top))} merge --no-overwrite-ignore {branch}"
-    if _UNKNOWN.search(said):
-        files = one_line(", ".join(line.strip() for line in said.splitlines() if line.startswith("\t")), 200)
+    if _UNTRACKED.search(error):
+        files = one_line(", ".join(line.strip() for line in error.splitlines() if line.startswith("\t")), 200)
         return WouldOverwrite(
-            f"{there} merging it would overwrite files in {top} that are in no commit: {files}",
+            f"{created} merging it would overwrite untracked files in {top}: {files}",
             hint=f"move them away, then: {again}",
         )
-    if "would be overwritten" in said:
+    if "would be overwritten" in error:
         return WouldOverwrite(
-            f"{there} merging it would overwrite uncommitted changes in {top}", hint=f"commit them, then: {again}"
+            f"{created} merging it would overwrite uncommitted changes in {top}", hint=f"commit them, then: {again}"
         )
     return WouldOverwrite(
-        f"{there} what is checked out in {top} has gone on since: {complaint(done)}",
+        f"{created} the checkout in {top} has diverged from it: {complaint(done)}",
         hint=f"git -C {shlex.quote(str(top))} merge {branch}",
     )

@@ -1,4 +1,4 @@
-"""Names of branches: which of them git can keep beside each other, and what a session's is called by itself."""
+"""List branches, find names that git cannot keep side by side, and choose the branch of a session."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from hiveyard.repository.git import git
 
 
 async def heads(at: Path) -> list[str]:
-    """The branches that a repository has."""
+    """Return the names of a repository's branches."""
     listed = await git("for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads", at=at)
     return listed.stdout.decode("utf-8", "surrogateescape").splitlines()
 
 
 def collide(one: str, other: str) -> bool:
-    """Whether a repository cannot have both: they are the same, or one would be a directory for the other."""
+    """Return whether a repository cannot have both: they are equal, or one would be a directory of the other."""
     return one == other or one.startswith(other + "/") or other.startswith(one + "/")
 
 
 def branch_name(slug: str, taken: Collection[str]) -> str:
-    """The branch that a session works on when nobody chose one: beside those that are `taken`."""
-    # Beside a branch `hv` there can be none below it.
-    wanted = f"hv-{slug}" if "hv" in taken else f"hv/{slug}"
-    names = (wanted if number == 1 else f"{wanted}-{number}" for number in count(1))
+    """Return the branch of a session for which the user chose none: one that can exist beside those in `taken`."""
+    # A branch `hv` excludes any `hv/...`.
+    preferred = f"hv-{slug}" if "hv" in taken else f"hv/{slug}"
+    names = (preferred if number == 1 else f"{preferred}-{number}" for number in count(1))
     return next(name for name in names if not any(collide(name, other) for other in taken))

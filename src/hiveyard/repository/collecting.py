@@ -1,8 +1,8 @@
-"""Bringing an agent's work out of a guest, as a bundle of which nothing is believed until git has checked it.
+"""Collect an agent's work from a guest, as a bundle that is not trusted until git has checked it.
 
-The host never runs git where a guest can write. What comes out is one file of bounded size; its header is read here,
-its objects are checked by git (fsck) on their way into the host's own bare repository, and all that is told about the
-work (commits, counts, patch) is worked out from there.
+The host never runs git where a guest can write. The work leaves the guest as one file of bounded size. This module
+reads its header, git checks its objects (fsck) while it adds them to the host's bare repository, and commits, counts
+and the patch are computed there.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.kit.text import decode, one_line
 from hiveyard.repository import scripts
 from hiveyard.repository.branches import collide, heads
-from hiveyard.repository.diff import Change, astray, changes
-from hiveyard.repository.git import answer, git, git_to_file
-from hiveyard.repository.packs import MEMORY, held, refusal, take_in
+from hiveyard.repository.diff import Change, changes, submodule_notices
+from hiveyard.repository.git import git, git_output, git_to_file
+from hiveyard.repository.packs import MEMORY, index_pack, limit_memory, pack_error
 from hiveyard.repository.pushing import ROOT, bundle_base, object_format
 from hiveyard.repository.source import check_branch_name
 from hiveyard.repository.submodules import Submodule, bare_copy, submodules
 from hiveyard.repository.taking import identity
 
 MESSAGE = {
-    False: "Work that was left uncommitted\n\nCommitted by Hiveyard when the agent had ended.\n",
-    True: "Work that was left uncommitted\n\nCommitted by Hiveyard beside the repository, which knows nothing of it.\n",
+    False: "Uncommitted work\n\nCommitted by Hiveyard after the agent had ended.\n",
+    True: "Uncommitted work\n\nCommitted by Hiveyard; the repository in the machine does not have this commit.\n",
 }
-"""Of the commit of what is left, by whether that is kept aside of the guest's repository."""
+"""Message of the commit of uncommitted work, by `aside`."""
 
 PATCH, BUNDLE = "changes.patch", "work.bundle"
 LIMIT = 1 << 30
-"""Most bytes of a bundle, of a patch and of one file in the work."""
+"""Limit of a bundle, of a patch and of one file in the work, in bytes."""
 LARGEST = 512 << 20
-"""Bytes above which a file that is not committed is left out of the work."""
+"""Size in bytes above which an uncommitted file is left out of the work."""
 
 _RESULT = "refs/hiveyard/result"
 _WINDOW = 32 << 20
@@ -50,19 +50,19 @@ _HEADER_LIMIT = 64 << 10
 _ANSWER = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64}) (\d{1,15}) (\d{1,9}) ([a-z]{0,20})\.\Z")
 _LARGE_FILE = re.compile(rb"(\d{1,19})/([^\0]{1,4096})\0")
 _NOTES = {
-    "r": "the repository in the machine was unusable: the work is one commit, made from its files",
-    "m": "a merge or rebase was in progress: the work is what its files were then",
+    "r": "the repository in the machine was unusable: the result is one commit, made from its files",
+    "m": "a merge or rebase was in progress: the result has the files as they were then",
     "n": "a repository inside the repository was taken as plain files",
-    "u": "some files could not be read and are not in the work",
+    "u": "some files could not be read and are not in the result",
     "b": "the work was on a branch that was not checked out",
-    "h": "the history that the work began from was rewritten: the work is one commit on top of it",
+    "h": "the history before the base was rewritten: the result is one commit on top of the base",
 }
 
 
 class Tree(NamedTuple):
-    """A work tree in the guest, `path` below `/session`, of which `origin` is the host's bare repository; a submodule's
-    own repository is at `module` there. `aside`: the guest's own repositories stay as they are; `links` are then what
-    was brought out of the submodules in it, as `COMMIT PATH`."""
+    """A work tree at `path` below `/session` in the guest. `origin` is the host's bare copy of its repository; `module`
+    is the place of a submodule's repository below `/session`. With `aside` the guest's repositories do not change, and
+    `links` has the collected commits of the submodules in the tree, as `COMMIT PATH`."""
 
     origin: Path
     path: str
@@ -73,32 +73,32 @@ class Tree(NamedTuple):
     links: tuple[str, ...] = ()
 
 
-class _Bounds(NamedTuple):
-    """Limits in bytes: `size` of a bundle, a patch or a file, `memory` of a git process that reads them, `largest` of
-    a file that is not committed."""
+class _Limits(NamedTuple):
+    """Limits in bytes: `size` of a bundle, a patch or a file; `memory` of a git process that reads them; `largest` of
+    an uncommitted file."""
 
     size: int
     memory: int
     largest: int
 
 
-class _Said(NamedTuple):
-    """The guest's answer: the commit, the size of its bundle, notes, as much of the bundle as came along, and a notice
-    about files that were left out because they are large."""
+class _Answer(NamedTuple):
+    """The guest's answer: the commit, the size of its bundle, notes, the bundle or the start of it, and a notice about
+    large files that were left out."""
 
     head: str
     size: int
     notes: str
-    begun: bytes
+    start: bytes
     large: str = ""
 
 
 class Collected(NamedTuple):
-    """The work, on the host. `commits` 0: there is none, `head` is the base and `patch` and `bundle` are None; `patch`
-    is None too when there could be none.
+    """The collected work. If `commits` is 0 there is none: `head` is the base, `patch` and `bundle` are None. `patch`
+    is also None if it could not be made.
 
-    `leftover` tells that the last commit was made from what the agent left uncommitted. `patch` is for `git apply`.
-    The counts and the patch are those of submodules too."""
+    `leftover`: the last commit has the agent's uncommitted changes. `patch` is for `git apply`. Counts and patch
+    include submodules."""
 
     head: str
     commits: int
@@ -124,82 +124,85 @@ async def collect(
     aside: bool = False,
     report: Report = quiet,
 ) -> Collected:
-    """Commit what is left in the guest's `/session/repo` and bring it to `branch` of the host's bare `origin`.
+    """Commit the uncommitted work in the guest's `/session/repo` and fetch all work to `branch` of the host's `origin`.
 
-    With `aside` the repository in there stays as it is, index and branches too: somebody may be at work in it.
-    Writes `changes.patch` and `work.bundle` into `result`, and the bundles of submodules into `result/submodules`.
-    Safe to repeat. Raises BadBundle for what comes out and is not what it should be, is larger than `limit` bytes or
-    takes more than `memory` bytes to read, RepositoryError, GuestNoSpace and what the guest raises."""
+    An uncommitted file of more than `largest` bytes is left out and named in a notice. With `aside` the repository in
+    the guest does not change, nor its index and branches: an agent may be at work in it. Writes `changes.patch` and
+    `work.bundle` into `result`, and the bundles of submodules into `result/submodules`. Safe to repeat. Raises
+    BadBundle if the guest's data is invalid, larger than `limit` bytes, or takes more than `memory` bytes to read;
+    RepositoryError; GuestNoSpace; and the guest's errors."""
     await check_branch_name(branch)
-    bounds = _Bounds(limit, memory, largest)
+    limits = _Limits(limit, memory, largest)
     result.mkdir(parents=True, exist_ok=True)
     bundle = result / BUNDLE
     async with measured(report, "reading the work out of the machine", partial(disk_usage, *_parts(result, origin))):
-        links, notices = await _submodules(guest, origin, result, branch, bounds, aside)
-        said = await _bring(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, bounds)
-    notices = [*_told(said), *notices]
-    if said.head == base:
+        links, notices = await _submodules(guest, origin, result, branch, limits, aside)
+        answer = await _collect_tree(guest, Tree(origin, "repo", base, branch, "", aside, links), bundle, limits)
+    notices = [*_notices(answer), *notices]
+    if answer.head == base:
         return Collected(base, 0, 0, 0, 0, False, None, None, tuple(notices))
-    notices += await astray(origin, base, said.head, branch)
-    commits = int(await answer("rev-list", "--count", f"{base}..{said.head}", at=origin))
-    pieces = await changes(origin, base, said.head, branch)
-    counts = [await _counts(piece, bounds) for piece in pieces]
-    patch, problems = await _patch(pieces, result / PATCH, bounds)
+    notices += await submodule_notices(origin, base, answer.head, branch)
+    commits = int(await git_output("rev-list", "--count", f"{base}..{answer.head}", at=origin))
+    changed = await changes(origin, base, answer.head, branch)
+    counts = [await _counts(change, limits) for change in changed]
+    patch, problems = await _patch(changed, result / PATCH, limits)
     notices += problems
     files, insertions, deletions = (sum(numbers) for numbers in zip(*counts, strict=True))
-    leftover = "l" in said.notes
-    return Collected(said.head, commits, files, insertions, deletions, leftover, patch, bundle, tuple(notices))
+    leftover = "l" in answer.notes
+    return Collected(answer.head, commits, files, insertions, deletions, leftover, patch, bundle, tuple(notices))
 
 
 async def _submodules(
-    guest: Guest, origin: Path, result: Path, branch: str, bounds: _Bounds, aside: bool
+    guest: Guest, origin: Path, result: Path, branch: str, limits: _Limits, aside: bool
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Bring the work of all submodules, from the inside out: each repository records the commit of what is in it.
-    Returns the links of the outermost, and what is to be told."""
+    """Collect the work of all submodules, the innermost first: each repository records the commits of those in it.
+    Returns the links of the outermost repository, and notices."""
     links: dict[str, list[str]] = {}
     notices: list[str] = []
-    for one in reversed(submodules(origin)):
-        copy, module, inner = bare_copy(origin, one), f"repo/.git/{one.module}", tuple(links.get(one.path, ()))
-        tree = Tree(copy, f"repo/{one.path}", one.commit, branch, module, aside, inner)
-        head, said = await _submodule(guest, tree, one, result / "submodules" / one.copy, bounds)
-        notices += said
+    for submodule in reversed(submodules(origin)):
+        copy, module = bare_copy(origin, submodule), f"repo/.git/{submodule.module}"
+        inner = tuple(links.get(submodule.path, ()))
+        tree = Tree(copy, f"repo/{submodule.path}", submodule.commit, branch, module, aside, inner)
+        head, more = await _submodule(guest, tree, submodule, result / "submodules" / submodule.copy, limits)
+        notices += more
         if aside and head is not None:
-            links.setdefault(one.outer, []).append(f"{head} {one.path.removeprefix(one.outer).lstrip('/')}")
+            path = submodule.path.removeprefix(submodule.outer).lstrip("/")
+            links.setdefault(submodule.outer, []).append(f"{head} {path}")
     return tuple(links.get("", ())), notices
 
 
 async def _submodule(
-    guest: Guest, tree: Tree, one: Submodule, result: Path, bounds: _Bounds
+    guest: Guest, tree: Tree, submodule: Submodule, result: Path, limits: _Limits
 ) -> tuple[str | None, list[str]]:
-    """Bring a submodule's work; what cannot be brought is told and does not hold up the rest. Returns its commit."""
+    """Collect a submodule's work; a failure becomes a notice. Returns its commit, None after a failure, and notices."""
     result.mkdir(parents=True, exist_ok=True)
     try:
-        said = await _bring(guest, tree, result / BUNDLE, bounds)
+        answer = await _collect_tree(guest, tree, result / BUNDLE, limits)
     except RepositoryError as error:
-        return None, [f"the work in the submodule {one.path} did not come along: {error.message}"]
-    return said.head, [f"submodule {one.path}: {note}" for note in _told(said)]
+        return None, [f"the work in the submodule {submodule.path} was not collected: {error.message}"]
+    return answer.head, [f"submodule {submodule.path}: {notice}" for notice in _notices(answer)]
 
 
-def _told(said: _Said) -> list[str]:
-    notes = [_NOTES[note] for note in dict.fromkeys(said.notes) if note in _NOTES]
-    return [*notes, *([said.large] if said.large else [])]
+def _notices(answer: _Answer) -> list[str]:
+    notes = [_NOTES[note] for note in dict.fromkeys(answer.notes) if note in _NOTES]
+    return [*notes, *([answer.large] if answer.large else [])]
 
 
-async def _bring(guest: Guest, tree: Tree, bundle: Path, bounds: _Bounds) -> _Said:
-    """Have the tree's work in its bare repository, on its branch, and in `bundle` when there is any."""
-    said = await _commit_leftover(guest, tree, bounds.largest)
-    if said.size == 0:
-        await _move(tree, tree.base)
-        return said._replace(head=tree.base)
-    with _whole(bundle) as part:
-        await _read_out(guest, said, part, bounds.size)
-        pack = pack_offset(part, head=said.head, base=tree.base)
-        await _unpack(tree.origin, part, pack, base=tree.base, head=said.head, memory=bounds.memory)
-        await _check_sizes(tree.origin, tree.base, said.head, bounds)
-    await _move(tree, said.head)
-    if len(said.begun) < said.size:
+async def _collect_tree(guest: Guest, tree: Tree, bundle: Path, limits: _Limits) -> _Answer:
+    """Fetch the tree's work into its bare repository, on its branch, and write `bundle` if there is work."""
+    answer = await _commit_leftover(guest, tree, limits.largest)
+    if answer.size == 0:
+        await _move_branch(tree, tree.base)
+        return answer._replace(head=tree.base)
+    with _replacing(bundle) as part:
+        await _read_bundle(guest, answer, part, limits.size)
+        pack = pack_offset(part, head=answer.head, base=tree.base)
+        await _unpack(tree.origin, part, pack, base=tree.base, head=answer.head, memory=limits.memory)
+        await _check_sizes(tree.origin, tree.base, answer.head, limits)
+    await _move_branch(tree, answer.head)
+    if len(answer.start) < answer.size:
         await guest.remove(f"{ROOT}/.result.bundle")
-    return said
+    return answer
 
 
 def _part(file: Path) -> Path:
@@ -207,14 +210,14 @@ def _part(file: Path) -> Path:
 
 
 def _parts(result: Path, origin: Path) -> list[Path]:
-    """The bundles that are being written, of submodules too."""
-    inner = [result / "submodules" / one.copy for one in submodules(origin)]
+    """Return the files to which bundles are written, including those of submodules."""
+    inner = [result / "submodules" / submodule.copy for submodule in submodules(origin)]
     return [_part(directory / BUNDLE) for directory in (*inner, result)]
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """Where to write what becomes `file` at the end of the block: who reads that meanwhile has the former one."""
+def _replacing(file: Path) -> Iterator[Path]:
+    """Yield a path to write to; at the end of the block it replaces `file`. Until then readers get the old content."""
     part = _part(file)
     try:
         yield part
@@ -223,36 +226,36 @@ def _whole(file: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-async def _move(tree: Tree, head: str) -> None:
-    """The log of the branch tells what has ever been given out as it."""
+async def _move_branch(tree: Tree, head: str) -> None:
+    """Move the branch to `head`. Its reflog keeps every commit that was ever the result."""
     ref = f"refs/heads/{tree.branch}"
     words = ("update-ref", "--create-reflog", ref, head)
-    # One of us at a time moves it: a lock that is there is that of a git that was killed.
+    # Only one caller at a time moves it, so an existing lock was left by a git that was killed.
     (tree.origin / f"{ref}.lock").unlink(missing_ok=True)
     if (await git(*words, at=tree.origin)).ok:
         return
-    # What is in its way are copies of a person's branches, of use to nobody; the work is here once.
+    # Branches with colliding names are unused copies of the user's branches.
     for name in await heads(tree.origin):
         if name != tree.branch and collide(name, tree.branch):
             await git("update-ref", "-d", f"refs/heads/{name}", at=tree.origin)
-    await answer(*words, at=tree.origin)
+    await git_output(*words, at=tree.origin)
 
 
-async def _commit_leftover(guest: Guest, tree: Tree, largest: int) -> _Said:
-    """Rebuilds the guest's repository when git cannot use it."""
-    said = await _ask_to_collect(guest, tree, largest, "")
-    if said.status == scripts.BROKEN and not tree.aside:
+async def _commit_leftover(guest: Guest, tree: Tree, largest: int) -> _Answer:
+    """Commit the uncommitted work in the guest. A repository that git cannot use is rebuilt first."""
+    result = await _run_collect(guest, tree, largest, "")
+    if result.status == scripts.BROKEN and not tree.aside:
         await _rebuild(guest, tree)
-        said = await _ask_to_collect(guest, tree, largest, "r")
-    if tree.module and said.status in (scripts.NO_TREE, scripts.NO_SUBMODULE):
-        return _Said(tree.base, 0, "", b"")  # it was removed, or its files are those of the repository around it now
-    _raise_for(said)
-    line, _, begun = said.stdout.partition(b"\n")
+        result = await _run_collect(guest, tree, largest, "r")
+    if tree.module and result.status in (scripts.NO_TREE, scripts.NO_SUBMODULE):
+        return _Answer(tree.base, 0, "", b"")  # it was removed, or its files now belong to the repository around it
+    _raise_for(result)
+    line, _, rest = result.stdout.partition(b"\n")
     match = _ANSWER.match(decode(line))
     if match is None:
-        raise BadBundle(f"the machine's answer about the work makes no sense: {one_line(decode(line))}")
-    large, begun = _large_files(int(match[3]), begun, largest)
-    return _Said(match[1], int(match[2]), match[4], begun, large)
+        raise BadBundle(f"the machine's answer about the work is invalid: {one_line(decode(line))}")
+    large, start = _large_files(int(match[3]), rest, largest)
+    return _Answer(match[1], int(match[2]), match[4], start, large)
 
 
 def _large_files(count: int, answer: bytes, largest: int) -> tuple[str, bytes]:
@@ -261,7 +264,7 @@ def _large_files(count: int, answer: bytes, largest: int) -> tuple[str, bytes]:
     for _ in range(min(count, scripts.SHOWN)):
         entry = _LARGE_FILE.match(answer)
         if entry is None:
-            raise BadBundle("the machine's answer about large files makes no sense")
+            raise BadBundle("the machine's answer about large files is invalid")
         shown.append(f"{one_line(decode(entry[2]), 120)} ({int(entry[1]) >> 20} MiB)")
         answer = answer[entry.end() :]
     if not shown:
@@ -271,9 +274,9 @@ def _large_files(count: int, answer: bytes, largest: int) -> tuple[str, bytes]:
     return f"{files} more than {largest >> 20} MiB left out of the result: {', '.join(shown)}", answer
 
 
-async def _ask_to_collect(guest: Guest, tree: Tree, largest: int, notes: str) -> Result:
-    person, limits = await identity(tree.origin), map(str, (scripts.INLINE, scripts.SHOWN, largest))
-    words = (ROOT, tree.path, tree.module, tree.base, *person, MESSAGE[tree.aside], *limits, notes)
+async def _run_collect(guest: Guest, tree: Tree, largest: int, notes: str) -> Result:
+    author, limits = await identity(tree.origin), map(str, (scripts.INLINE, scripts.SHOWN, largest))
+    words = (ROOT, tree.path, tree.module, tree.base, *author, MESSAGE[tree.aside], *limits, notes)
     more = ("1" if tree.aside else "", *tree.links)
     command = Command(argv=("bash", "-c", scripts.COLLECT, "hv", *words, *more), cwd="/")
     return await guest.run(command, timeout=_TIMEOUT, limit=scripts.INLINE + (64 << 10))
@@ -282,25 +285,25 @@ async def _ask_to_collect(guest: Guest, tree: Tree, largest: int, notes: str) ->
 async def _rebuild(guest: Guest, tree: Tree) -> None:
     with tempfile.TemporaryDirectory(dir=tree.origin.parent, prefix=".push-") as scratch:
         for file in await bundle_base(tree.origin, Path(scratch)):
-            await _give(guest, file)
+            await _upload(guest, file)
     words = (ROOT, tree.path, tree.base, tree.branch, await object_format(tree.origin))
     command = Command(argv=("bash", "-c", scripts.REBUILD, "hv", *words), cwd="/")
     _raise_for(await guest.run(command, timeout=_TIMEOUT, limit=64 << 10))
 
 
-def _raise_for(said: Result) -> None:
-    if said.ok:
+def _raise_for(result: Result) -> None:
+    if result.ok:
         return
-    words = decode(said.stderr)
-    if said.status == scripts.NO_TREE:
-        raise RepositoryError("the work tree is gone: the agent removed /session/repo")
-    if "No space left on device" in words:
-        raise GuestNoSpace(f"the work cannot be committed in the machine: {one_line(words)}")
-    raise RepositoryError(f"the work cannot be committed in the machine: {one_line(words[-600:])}")
+    error = decode(result.stderr)
+    if result.status == scripts.NO_TREE:
+        raise RepositoryError("the work tree is missing: the agent removed /session/repo")
+    if "No space left on device" in error:
+        raise GuestNoSpace(f"the work cannot be committed in the machine: {one_line(error)}")
+    raise RepositoryError(f"the work cannot be committed in the machine: {one_line(error[-600:])}")
 
 
-async def _give(guest: Guest, file: Path) -> None:
-    """Write a host's file of any size into the guest's /session, a window at a time."""
+async def _upload(guest: Guest, file: Path) -> None:
+    """Write a host's file of any size into the guest's /session, in pieces."""
     target = f"{ROOT}/{file.name}"
     await guest.write_atomic(target, b"")
     append = Command(argv=("bash", "-c", 'cat >>"$1"', "hv", target), cwd="/")
@@ -310,96 +313,97 @@ async def _give(guest: Guest, file: Path) -> None:
             _raise_for(done)
 
 
-async def _read_out(guest: Guest, said: _Said, into: Path, limit: int) -> None:
-    """Copy what is missing of the guest's bundle behind what we have, never more than `limit` bytes and a window at a
-    time."""
-    size, begun = said.size, said.begun
+async def _read_bundle(guest: Guest, answer: _Answer, into: Path, limit: int) -> None:
+    """Write the start of the guest's bundle and copy the rest in pieces. Raises BadBundle for more than `limit`
+    bytes."""
+    size, start = answer.size, answer.start
     if size > limit:
         raise BadBundle(
-            f"the work is {size >> 20} MiB large, at most {limit >> 20} MiB are taken out of a machine",
-            hint="add what need not be kept to .gitignore",
+            f"the work has {size >> 20} MiB, but at most {limit >> 20} MiB are collected from a machine",
+            hint="add files that need not be kept to .gitignore",
         )
-    if len(begun) > size:
-        raise BadBundle(f"the machine's bundle goes on after {size} bytes")
+    if len(start) > size:
+        raise BadBundle(f"the machine's bundle is longer than the {size} bytes that it announced")
     path = f"{ROOT}/.result.bundle"
     with into.open("wb") as out:
-        out.write(begun)
-        for start in range(len(begun), size, _WINDOW):
-            want = min(_WINDOW, size - start)
+        out.write(start)
+        for offset in range(len(start), size, _WINDOW):
+            count = min(_WINDOW, size - offset)
             flags = "iflag=skip_bytes,count_bytes,fullblock,nofollow"
-            words = ("dd", f"if={path}", "bs=1M", flags, f"skip={start}", f"count={want}", "status=none")
+            words = ("dd", f"if={path}", "bs=1M", flags, f"skip={offset}", f"count={count}", "status=none")
             got = await guest.run(Command(argv=words, cwd="/"), timeout=_TIMEOUT, limit=_WINDOW)
-            if not got.ok or len(got.stdout) != want:
-                raise BadBundle(f"the machine's bundle ends after {start + len(got.stdout)} of {size} bytes")
+            if not got.ok or len(got.stdout) != count:
+                raise BadBundle(f"the machine's bundle ends after {offset + len(got.stdout)} of {size} bytes")
             out.write(got.stdout)
 
 
 def pack_offset(bundle: Path, *, head: str, base: str) -> int:
-    """Where the pack begins in a bundle that holds the result and nothing else. Raises BadBundle for any other."""
+    """Return the offset of the pack in a bundle that has the result as its only reference. Raises BadBundle."""
     with bundle.open("rb") as file:
         start = file.read(_HEADER_LIMIT)
     top, blank, _ = start.partition(b"\n\n")
     lines = top.split(b"\n")
     if not blank or lines[0] not in (b"# v2 git bundle", b"# v3 git bundle"):
-        raise BadBundle("what came out of the machine is no git bundle")
+        raise BadBundle("the machine's data is not a git bundle")
     refs: list[bytes] = []
     for line in lines[1:]:
         if line.startswith(b"-"):
-            continue  # a commit it builds on; whether all that it needs is here is found out after unpacking
+            continue  # a commit that it builds on; missing ones are detected after unpacking
         if line.startswith(b"@"):
-            # A filter would make git believe that missing objects are missing on purpose.
+            # With a filter, git would accept missing objects.
             if line not in (b"@object-format=sha1", b"@object-format=sha256"):
-                raise BadBundle(f"the bundle asks for what bundles need not: {one_line(decode(line))}")
+                raise BadBundle(f"the bundle has an unsupported capability: {one_line(decode(line))}")
             continue
         refs.append(line)
     if refs != [f"{head} {_RESULT}".encode()] or head == base:
-        raise BadBundle(f"the bundle holds other references than the result: {one_line(decode(b' '.join(refs)))}")
+        raise BadBundle(f"the bundle has other references than the result: {one_line(decode(b' '.join(refs)))}")
     return len(top) + len(blank)
 
 
 async def _unpack(origin: Path, bundle: Path, offset: int, *, base: str, head: str, memory: int) -> None:
-    """Take the objects in, and make sure that they are the work: all of it, and on top of the base."""
-    done = await take_in(origin, bundle, offset, thin=True, memory=memory)
+    """Add the objects to the repository, and check that the work is complete and builds on the base."""
+    done = await index_pack(origin, bundle, offset, thin=True, memory=memory)
     if not done.ok:
-        raise BadBundle(f"git refuses what came out of the machine: {refusal(done, memory)}")
-    if (await git("cat-file", "-t", head, at=origin, prefix=held(memory))).stdout != b"commit\n":
-        raise BadBundle("the bundle does not hold the commit that it names")
+        raise BadBundle(f"git rejects the machine's bundle: {pack_error(done, memory)}")
+    if (await git("cat-file", "-t", head, at=origin, prefix=limit_memory(memory))).stdout != b"commit\n":
+        raise BadBundle("the bundle does not contain the commit that it names")
     words = ("rev-list", "--objects", "--quiet", head, f"^{base}")
-    done = await git(*words, at=origin, timeout=_TIMEOUT, prefix=held(memory))
+    done = await git(*words, at=origin, timeout=_TIMEOUT, prefix=limit_memory(memory))
     if not done.ok:
-        raise BadBundle(f"the work is not complete: {refusal(done, memory)}")
-    if not (await git("merge-base", "--is-ancestor", base, head, at=origin, prefix=held(memory))).ok:
-        raise BadBundle("the work does not build on the commit that it began from")
+        raise BadBundle(f"the work is not complete: {pack_error(done, memory)}")
+    if not (await git("merge-base", "--is-ancestor", base, head, at=origin, prefix=limit_memory(memory))).ok:
+        raise BadBundle("the work does not build on its base")
 
 
-async def _check_sizes(origin: Path, base: str, head: str, bounds: _Bounds) -> None:
-    """A small bundle can hold huge files: they are not unpacked to find out."""
-    more: Any = {"at": origin, "limit": 256 << 20, "prefix": held(bounds.memory)}
+async def _check_sizes(origin: Path, base: str, head: str, limits: _Limits) -> None:
+    """Raise BadBundle if files are too large: a small bundle can contain huge ones. They are not unpacked for that."""
+    more: Any = {"at": origin, "limit": 256 << 20, "prefix": limit_memory(limits.memory)}
     listed = await git("rev-list", "--objects", "--no-object-names", f"{base}..{head}", **more)
     sizes = await git("cat-file", "--batch-check=%(objectsize)", stdin=listed.stdout, **more)
     numbers = [int(word) for word in sizes.stdout.split() if word.isdigit()]
-    most = bounds.size
+    most = limits.size
     if not listed.ok or not sizes.ok or max(numbers, default=0) > most or sum(numbers) > 4 * most:
         raise BadBundle(
-            f"the work unpacks to more than is taken out of a machine ({sum(numbers) >> 20} MiB)",
-            hint="add what need not be kept to .gitignore",
+            f"the work unpacks to more than is collected from a machine ({sum(numbers) >> 20} MiB)",
+            hint="add files that need not be kept to .gitignore",
         )
 
 
-async def _patch(pieces: Sequence[Change], file: Path, bounds: _Bounds) -> tuple[Path | None, list[str]]:
-    """The patch, or None and why there is none: the work is on its branch by then, and stays."""
+async def _patch(changed: Sequence[Change], file: Path, limits: _Limits) -> tuple[Path | None, list[str]]:
+    """Write the patch; if that fails, return None and the reason. The work is on its branch already."""
     try:
-        asked = [piece.words("--binary", "--full-index") for piece in pieces]
-        with _whole(file) as part:
-            await git_to_file(*asked, file=part, limit=bounds.size, prefix=held(bounds.memory))
+        commands = [change.words("--binary", "--full-index") for change in changed]
+        with _replacing(file) as part:
+            await git_to_file(*commands, file=part, limit=limits.size, prefix=limit_memory(limits.memory))
     except RepositoryError as error:
         file.unlink(missing_ok=True)
-        return None, [f"there is no patch of the work, the branch has all of it: {error.message}"]
+        return None, [f"there is no patch, but the branch has all of the work: {error.message}"]
     return file, []
 
 
-async def _counts(piece: Change, bounds: _Bounds) -> tuple[int, int, int]:
-    shown = await git(*piece.words("--numstat"), prefix=held(bounds.memory))
+async def _counts(change: Change, limits: _Limits) -> tuple[int, int, int]:
+    """Return the numbers of files, insertions and deletions."""
+    shown = await git(*change.words("--numstat"), prefix=limit_memory(limits.memory))
     files = insertions = deletions = 0
     for line in shown.stdout.splitlines():
         added, removed, *_ = line.split(b"\t")

@@ -1,4 +1,4 @@
-"""What the work changed, read from the host's bare repositories: the whole one's part and that of each submodule."""
+"""Find what the work changed, in the host's bare copies of the repository and its submodules."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from hiveyard.kit.text import one_line
 from hiveyard.repository.git import git
 from hiveyard.repository.submodules import bare_copy, links, submodules
 
-_PLAIN = (
+_DIFF_OPTIONS = (
     *("--no-ext-diff", "--no-textconv", "--no-color", "-M"),
     *("--submodule=short", "--ignore-submodules=none", "-O/dev/null"),
     *("--diff-algorithm=default", "--indent-heuristic", "-l1000"),
 )
-"""What makes it the same patch, and one that can be applied, whatever the person's git is set to show."""
+"""Options for a patch that can be applied, whatever the user's git is configured to show."""
 
 
 class Change(NamedTuple):
-    """From `base` to `head` of the bare repository `at`, whose work tree is at `path` in that of the whole, or is the
-    whole."""
+    """A change from `base` to `head` in the bare repository `at`. `path` is the place of its work tree in the user's
+    repository; it is empty for that repository itself."""
 
     at: Path
     path: str
@@ -27,59 +27,59 @@ class Change(NamedTuple):
     head: str
 
     def words(self, *flags: str) -> tuple[str, ...]:
-        """What to ask git for a patch of it whose paths begin at the top of the whole."""
+        """Return git's arguments for a patch whose paths begin at the top of the user's repository."""
         below = f"{self.path}/" if self.path else ""
         prefixes = (f"--src-prefix=a/{below}", f"--dst-prefix=b/{below}")
-        return ("--git-dir", str(self.at), "diff", *_PLAIN, *prefixes, *flags, self.base, self.head)
+        return ("--git-dir", str(self.at), "diff", *_DIFF_OPTIONS, *prefixes, *flags, self.base, self.head)
 
 
 async def changes(origin: Path, base: str, head: str, branch: str) -> list[Change]:
-    """All that the work changed: the repository, then its submodules."""
+    """Return what the work changed: in the repository, then in its submodules."""
     found = [Change(origin, "", base, head)]
-    for one in submodules(origin):
-        at = bare_copy(origin, one)
+    for submodule in submodules(origin):
+        at = bare_copy(origin, submodule)
         tip = await tip_of(at, branch)
-        if tip is not None and tip != one.commit:
-            found.append(Change(at, one.path, one.commit, tip))
+        if tip is not None and tip != submodule.commit:
+            found.append(Change(at, submodule.path, submodule.commit, tip))
     return found
 
 
 async def tip_of(at: Path, branch: str) -> str | None:
-    """The commit of a branch; None for no such branch."""
+    """Return the commit of a branch; None if there is no such branch."""
     done = await git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}", at=at)
     return done.stdout.decode().strip() if done.ok else None
 
 
-class _Begun(NamedTuple):
-    """A repository of the work at its two ends."""
+class _Range(NamedTuple):
+    """The commits between which the work in the repository `at` lies."""
 
     at: Path
     base: str
     tip: str
 
 
-async def astray(origin: Path, base: str, head: str, branch: str) -> list[str]:
-    """Sentences about submodules whose content the commit `head` does not lead to."""
-    had = {"": _Begun(origin, base, head)}
-    for one in submodules(origin):
-        at = bare_copy(origin, one)
-        had[one.path] = _Begun(at, one.commit, await tip_of(at, branch) or one.commit)
-    said = []
-    for outer, around in had.items():
-        before = {link.path: link.commit for link in await links(around.at, around.base)}
-        for link in await links(around.at, around.tip):
+async def submodule_notices(origin: Path, base: str, head: str, branch: str) -> list[str]:
+    """Return sentences about submodules whose work the commit `head` does not record."""
+    ranges = {"": _Range(origin, base, head)}
+    for submodule in submodules(origin):
+        at = bare_copy(origin, submodule)
+        ranges[submodule.path] = _Range(at, submodule.commit, await tip_of(at, branch) or submodule.commit)
+    notices = []
+    for outer, superproject in ranges.items():
+        before = {link.path: link.commit for link in await links(superproject.at, superproject.base)}
+        for link in await links(superproject.at, superproject.tip):
             path = f"{outer}/{link.path}" if outer else link.path
-            if link.commit != before.get(link.path) or path in had:
-                said += _about(path, link.commit, had.get(path))
-    return said
+            if link.commit != before.get(link.path) or path in ranges:
+                notices += _submodule_notice(path, link.commit, ranges.get(path))
+    return notices
 
 
-def _about(path: str, recorded: str, inner: _Begun | None) -> list[str]:
+def _submodule_notice(path: str, recorded: str, inner: _Range | None) -> list[str]:
     name = one_line(path.encode("utf-8", "replace").decode(), 120)
     if inner is None:
-        return [f"submodule {name}: only its commit {recorded[:12]} is recorded, its content stayed behind"]
+        return [f"submodule {name}: only its commit {recorded[:12]} is recorded, its content was not collected"]
     if recorded == inner.tip:
         return []
     if recorded == inner.base:
-        return [f"submodule {name}: its work is not what is recorded"]
-    return [f"submodule {name}: commit {recorded[:12]} is recorded, which did not come along"]
+        return [f"submodule {name}: its work was collected, but the superproject does not record it"]
+    return [f"submodule {name}: the superproject records commit {recorded[:12]}, which was not collected"]

@@ -1,6 +1,6 @@
-"""The user's own git program, run so that a repository's configuration and hooks run nothing.
+"""Run the host's git so that a repository's configuration and hooks run no program.
 
-Used for repositories of the user and for bare ones that belong to Hiveyard, never inside a directory that a guest can
+It is used for the user's repositories and for Hiveyard's own bare ones, never inside a directory that a guest can
 write. It knows no session and no guest.
 """
 
@@ -33,36 +33,36 @@ INERT = (
     *("-c", "commit.gpgSign=false"),
     *("-c", "advice.detachedHead=false"),
     *("-c", "advice.addEmbeddedRepo=false"),
-    # No flags of `git diff` stand for these where it lists and does not show.
+    # `git diff` has no options for these in its list formats.
     *("-c", "diff.context=3"),
     *("-c", "diff.interHunkContext=0"),
     *("-c", "diff.suppressBlankEmpty=false"),
-    # A person may want git to find no bare repository by itself. Ours are bare, and each is named.
+    # The user may have forbidden bare repositories. Hiveyard's are bare, and each is named by its path.
     *("-c", "safe.bareRepository=all"),
 )
-"""What keeps configuration from running programs, touching more than git is asked to, or changing its answers."""
+"""Options that keep configuration from running programs, changing other files, or changing the output."""
 
-# The rest of GIT_* would point git at another repository than the one named.
+# Other variables GIT_* could point git to another repository.
 _PASSED = ("GIT_SSH", "GIT_ASKPASS", "GIT_SSL_", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM")
 _FORCED = {
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_LFS_SKIP_SMUDGE": "1",
-    # No transport at all: a repository's own configuration can name a remote, and the program that serves it, from
-    # which git would fetch what is missing, whatever it was asked for.
+    # No transport at all: a repository's configuration can name a remote and a program that serves it, and any git
+    # command would fetch missing objects from there.
     "GIT_ALLOW_PROTOCOL": "none",
     "GIT_NO_LAZY_FETCH": "1",
     "LC_ALL": "C",
 }
-GIVEN: Mapping[str, str | None] = {"GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh"}
-"""Environment for an address that the user gave, or that is ours."""
+TRUSTED: Mapping[str, str | None] = {"GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh"}
+"""Environment for an address that comes from the user or from Hiveyard."""
 
-STRANGER: Mapping[str, str | None] = {"GIT_ALLOW_PROTOCOL": None, "GIT_PROTOCOL_FROM_USER": "0"}
-"""Environment for an address that the user did not give: git then takes what the user's configuration allows for such
-ones, by default no path of this host and no helper program."""
+UNTRUSTED: Mapping[str, str | None] = {"GIT_ALLOW_PROTOCOL": None, "GIT_PROTOCOL_FROM_USER": "0"}
+"""Environment for an address that comes from elsewhere: git uses the transports that the user's configuration allows
+for such addresses, by default no path of this host and no helper program."""
 
 INERT_SOURCE = "--upload-pack=GIT_ALLOW_PROTOCOL=none git-upload-pack"
-"""For fetching from a repository on this host: the program at its end fetches nothing either."""
+"""Option for fetching from a repository on this host: the git that serves it fetches nothing itself."""
 
 _TIMEOUT = 600.0
 _PERCENT = re.compile(r"^(?:remote: )?([A-Z][a-z]+ objects): +(\d+)%")
@@ -77,10 +77,10 @@ async def git(
     limit: int = 64 << 20,
     prefix: Sequence[str] = (),
 ) -> Completed:
-    """Run git in the repository `at` to its end; a failure is an answer. `env` is added to git's environment (None
-    takes a variable out of it), `prefix` is a command that runs its arguments.
+    """Run git in the repository `at` and wait for it; a failure is returned, not raised. `env` is added to git's
+    environment (None removes a variable); `prefix` is a command that runs its arguments.
 
-    Raises RepositoryError when there is no git program, or when it takes longer than `timeout` seconds."""
+    Raises RepositoryError if there is no git program, or if git takes longer than `timeout` seconds."""
     try:
         argv = [*prefix, *_argv(words, at)]
         return await run(argv, stdin=stdin, env=_environment(env), timeout=timeout, limit=limit, cwd="/")
@@ -90,8 +90,8 @@ async def git(
         raise RepositoryError(f"git {words[0]} did not end within {timeout:.0f}s", where=str(at or "")) from None
 
 
-async def answer(*words: str, at: Path, env: Mapping[str, str | None] | None = None, stdin: bytes = b"") -> str:
-    """What git prints, stripped. Raises RepositoryError with git's own complaint when it fails."""
+async def git_output(*words: str, at: Path, env: Mapping[str, str | None] | None = None, stdin: bytes = b"") -> str:
+    """Return git's output, stripped. Raises RepositoryError with git's message if it fails."""
     done = await git(*words, at=at, env=env, stdin=stdin)
     if not done.ok:
         raise RepositoryError(f"git {words[0]} failed in {at}: {complaint(done)}")
@@ -99,17 +99,17 @@ async def answer(*words: str, at: Path, env: Mapping[str, str | None] | None = N
 
 
 async def config(at: Path, name: str) -> str:
-    """A value of the configuration that holds in `at`; empty when there is none."""
+    """Return a configuration value as it is in `at`; empty if it is not set."""
     done = await git("config", "--get", name, at=at)
     return done.stdout.decode("utf-8", "replace").strip() if done.ok else ""
 
 
-async def git_to_file(*asked: Sequence[str], file: Path, limit: int, prefix: Sequence[str] = ()) -> None:
-    """Write what git prints, run with each of `asked`, into a file of at most `limit` bytes. Raises RepositoryError;
-    the file is gone then. `prefix` as in `git`."""
+async def git_to_file(*commands: Sequence[str], file: Path, limit: int, prefix: Sequence[str] = ()) -> None:
+    """Run git with each of `commands` and write all output to a file of at most `limit` bytes. Raises RepositoryError;
+    then the file is removed. `prefix` is as in `git`."""
     try:
         with file.open("wb") as out:
-            for words in asked:
+            for words in commands:
                 await _print_to(out, words, limit, prefix)
     except BaseException:
         file.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ async def _print_to(out: BinaryIO, words: Sequence[str], limit: int, prefix: Seq
         assert process.stdout is not None
         async for piece in process.stdout:
             if out.tell() + len(piece) > limit:
-                raise RepositoryError(f"git gives more than {limit >> 20} MiB")
+                raise RepositoryError(f"git's output is larger than {limit >> 20} MiB")
             out.write(piece)
         status = await process.wait()
     if status != 0:
@@ -131,9 +131,9 @@ async def _print_to(out: BinaryIO, words: Sequence[str], limit: int, prefix: Seq
 async def git_from_file(
     *words: str, at: Path, file: Path, offset: int, timeout: float, prefix: Sequence[str] = ()
 ) -> Completed:
-    """Run git with a file's bytes from `offset` on as its stdin. Raises RepositoryError after `timeout` seconds.
-    `prefix` as in `git`."""
-    said = bytearray()
+    """Run git with a file's content from `offset` as its stdin. Raises RepositoryError after `timeout` seconds.
+    `prefix` is as in `git`."""
+    errors = bytearray()
     try:
         with file.open("rb", buffering=0) as source, anyio.fail_after(timeout):
             source.seek(offset)
@@ -141,46 +141,47 @@ async def git_from_file(
             async with running(argv, stdin=source, stdout=DEVNULL, env=env, cwd="/", grace=0) as process:
                 assert process.stderr is not None
                 async for piece in process.stderr:
-                    said = (said + piece)[-(64 << 10) :]
+                    errors = (errors + piece)[-(64 << 10) :]
                 status = await process.wait()
     except TimeoutError:
         raise RepositoryError(f"git {words[0]} did not end within {timeout:.0f}s", where=str(at)) from None
-    return Completed(("git", *words), status, b"", bytes(said))
+    return Completed(("git", *words), status, b"", bytes(errors))
 
 
 async def git_with_progress(*words: str, report: Report = quiet, timeout: float = 3600.0) -> Completed:
-    """Run a git verb that fetches and tells its progress on stderr; `report` gets a line at each quarter of a step."""
-    said = bytearray()
+    """Run a git command that fetches and reports its progress on stderr; `report` gets a line at each quarter of a
+    step."""
+    errors = bytearray()
     try:
         with anyio.fail_after(timeout):
-            argv, env = _argv(words, None), _environment(GIVEN)
+            argv, env = _argv(words, None), _environment(TRUSTED)
             async with running(argv, stdout=DEVNULL, stderr=PIPE, env=env, cwd="/", grace=0) as process:
                 assert process.stderr is not None
-                told: set[str] = set()
+                reported: set[str] = set()
                 async for piece in process.stderr:
-                    said = (said + piece)[-(64 << 10) :]
-                    _tell(piece, told, report)
+                    errors = (errors + piece)[-(64 << 10) :]
+                    _report_progress(piece, reported, report)
                 status = await process.wait()
     except FileNotFoundError:
         raise _no_git() from None
     except TimeoutError:
         raise RepositoryError(f"git {words[0]} did not end within {timeout:.0f}s") from None
-    return Completed(("git", *words), status, b"", bytes(said))
+    return Completed(("git", *words), status, b"", bytes(errors))
 
 
 def complaint(done: Completed) -> str:
-    """The line of git's stderr that says what is wrong."""
+    """Return the line of git's stderr that names the problem."""
     lines = [line for line in re.split(r"[\r\n]+", done.error_output()) if line.strip()]
     wrong = [line for line in lines if line.startswith(("fatal:", "error:", "ERROR:"))]
     return one_line((wrong or lines or [f"exit code {done.status}"])[0])
 
 
-def _tell(piece: bytes, told: set[str], report: Report) -> None:
+def _report_progress(piece: bytes, reported: set[str], report: Report) -> None:
     for line in re.split(r"[\r\n]+", piece.decode("utf-8", "replace")):
         if match := _PERCENT.match(line):
             text = f"{match[1].lower()}: {int(match[2]) // 25 * 25}%"
-            if text not in told:
-                told.add(text)
+            if text not in reported:
+                reported.add(text)
                 report(text)
 
 
@@ -190,8 +191,8 @@ def _argv(words: Sequence[str], at: Path | None) -> list[str]:
 
 def _environment(extra: Mapping[str, str | None] | None) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith(_PASSED)}
-    whole = {**kept, **_FORCED, **(extra or {})}
-    return {name: value for name, value in whole.items() if value is not None}
+    merged = {**kept, **_FORCED, **(extra or {})}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def _no_git() -> RepositoryError:

@@ -1,7 +1,7 @@
-"""Reading packs that a stranger made: git gives an object all the memory that its header asks for, so its processes
-are held.
+"""Read packs from untrusted sources with a memory limit.
 
-A commit or a tree of gigabytes of zeros packs to nothing.
+Git allocates all the memory that an object's header asks for, and a commit or tree of gigabytes of zeros packs to
+almost nothing.
 """
 
 from __future__ import annotations
@@ -13,33 +13,32 @@ from hiveyard.kit.process import Completed
 from hiveyard.repository.git import complaint, git_from_file
 
 MEMORY = 2 << 30
-"""Most bytes of memory of its own that a git process may have which reads what a stranger made. Mapped packs are not
-counted."""
+"""Limit for the private memory of a git process that reads an untrusted pack, in bytes. Mapped packs do not count."""
 
-FRUGAL = ("-c", "core.bigFileThreshold=64m", "-c", "pack.threads=1")
-"""Options with which git keeps no large file in memory while it takes a pack in, and not several objects at once."""
+LOW_MEMORY = ("-c", "core.bigFileThreshold=64m", "-c", "pack.threads=1")
+"""Options that keep git from holding a large file, or several objects at once, in memory while it indexes a pack."""
 
 _TIMEOUT = 3600.0
-# A limit that is lower already stays.
-_HELD = 'ulimit -d "$1" 2>/dev/null || [ "$(ulimit -d)" != unlimited ] || exit 125; shift; exec "$@"'
-_STARVED = re.compile(r"out of memory|cannot allocate memory", re.IGNORECASE)
+# A lower limit that is already set stays.
+_LIMITED = 'ulimit -d "$1" 2>/dev/null || [ "$(ulimit -d)" != unlimited ] || exit 125; shift; exec "$@"'
+_OUT_OF_MEMORY = re.compile(r"out of memory|cannot allocate memory", re.IGNORECASE)
 
 
-def held(memory: int) -> tuple[str, ...]:
-    """A command that runs its arguments with at most so many bytes of memory of their own."""
-    return ("sh", "-c", _HELD, "sh", str(memory >> 10))
+def limit_memory(memory: int) -> tuple[str, ...]:
+    """Return a command that runs its arguments with at most `memory` bytes of private memory."""
+    return ("sh", "-c", _LIMITED, "sh", str(memory >> 10))
 
 
-async def take_in(at: Path, file: Path, offset: int, *, thin: bool = False, memory: int = MEMORY) -> Completed:
-    """Take the objects of the pack in a file, from `offset` on, into a repository, each checked on its own and for what
-    it links to. (`git fetch` of a bundle checks neither before git 2.46, whatever its configuration says.) A `thin`
-    pack builds on objects that are there."""
-    words = (*FRUGAL, "index-pack", "--stdin", "--strict", *(("--fix-thin",) if thin else ()))
-    return await git_from_file(*words, at=at, file=file, offset=offset, timeout=_TIMEOUT, prefix=held(memory))
+async def index_pack(at: Path, file: Path, offset: int, *, thin: bool = False, memory: int = MEMORY) -> Completed:
+    """Add the objects of the pack that begins at `offset` of a file to a repository. Git checks each object and each
+    link. (Before git 2.46, `git fetch` of a bundle checks neither, whatever the configuration.) A `thin` pack may
+    refer to objects that the repository has."""
+    words = (*LOW_MEMORY, "index-pack", "--stdin", "--strict", *(("--fix-thin",) if thin else ()))
+    return await git_from_file(*words, at=at, file=file, offset=offset, timeout=_TIMEOUT, prefix=limit_memory(memory))
 
 
-def refusal(done: Completed, memory: int) -> str:
-    """Why git could not read it."""
-    if _STARVED.search(done.stderr.decode("utf-8", "replace")):
+def pack_error(done: Completed, memory: int) -> str:
+    """Return why git could not read a pack."""
+    if _OUT_OF_MEMORY.search(done.stderr.decode("utf-8", "replace")):
         return f"it takes more than {memory >> 20} MiB of memory to read"
     return complaint(done)

@@ -13,22 +13,23 @@ BROKEN: Final = 50
 NO_TREE: Final = 51
 NO_SUBMODULE: Final = 52
 INLINE: Final = 1 << 20
-"""Most bytes of a bundle that come with the answer; a larger one is read out of its file."""
+"""Largest bundle, in bytes, that comes with the answer; a larger one is read from its file."""
 SHOWN: Final = 10
-"""Large files whose names come with the answer; of more only the number does."""
+"""Number of large files whose names come with the answer."""
 
 _GIT: Final = r"""
 export LC_ALL=C GIT_CEILING_DIRECTORIES=$root GIT_LFS_SKIP_SMUDGE=1 GIT_TERMINAL_PROMPT=0 GIT_EDITOR=true
 git() {
-  # No fsync: the host has all of it, or gets all of it in a moment, and on a shared directory each costs a disk's time.
+  # No fsync: the host has the data or gets it soon, and on a shared directory each fsync waits for a disk.
   command git -c core.fsync=none -c core.hooksPath=/dev/null -c core.fsmonitor=false -c commit.gpgSign=false \
     -c gc.auto=0 -c submodule.recurse=false -c advice.detachedHead=false -c advice.addEmbeddedRepo=false \
     -c safe.directory='*' "$@"
 }
 """
 
-# ROOT SUBMODULE... Unpacks ROOT/origin.tar, which holds a .git; the repository appears at ROOT/repo in one step, so
-# that doing it again does what is missing. Submodules are paths in the work tree, each after the one that it is in.
+# ROOT SUBMODULE...
+# Unpacks ROOT/origin.tar, which contains a .git. The repository appears at ROOT/repo in one step, so that the script
+# can be repeated. Submodules are paths in the work tree, each after the one that contains it.
 PUSH: Final = (
     "root=$1\n"
     + _GIT
@@ -71,24 +72,24 @@ bundle=$root/.result.bundle own=$repo/.git
 cd -- "$repo" || exit 51
 if [[ $module && ! -d .git ]]; then
   if [[ ! -f .git ]]; then
-    # Taken out of the repository around it, or only cut off from its own?
+    # Was the submodule removed, or is only its .git file missing?
     [[ $(ls -A) && $(git --literal-pathspecs -C "${repo%/*}" ls-files --stage -- "${repo##*/}") == 160000* ]] && exit 50
     exit 52
   fi
   own=$root/$module
 fi
 [[ -d $own && ! -L $own ]] || exit 50
-# These two are stronger than core.bare and core.worktree of the repository.
+# These two override core.bare and core.worktree of the repository.
 export GIT_DIR=$own GIT_WORK_TREE=$repo
 index=$own/index
 if [[ $aside ]]; then
   index=$root/.aside.$$.index
   trap 'rm -f -- "$index" "$index.lock"' EXIT
-  # By its time git knows which files changed so soon after it that only their content tells.
+  # Git compares its time with that of files, to find those that changed in the same moment.
   [[ ! -e $own/index ]] || cp -p -- "$own/index" "$index" || exit 50
   export GIT_INDEX_FILE=$index GIT_OPTIONAL_LOCKS=0
 else
-  # The agent is gone; locks of what it had begun hold nobody up but us.
+  # The agent has ended, so nobody holds these locks.
   [[ -f $own/HEAD ]] && read -r -n 1024 ref <"$own/HEAD"
   for lock in "$own/index.lock" "$own/HEAD.lock" "$own/${ref#ref: }.lock"; do
     [[ ! -e $lock ]] || rm -f -- "$lock"
@@ -105,7 +106,7 @@ if is_id "${ids[2]}"; then
   is_id "${ids[3]}" || exit 50
   head=${ids[2]} has=${ids[3]}
 else
-  # A branch without a commit (--orphan) goes on from the base.
+  # A branch without a commit (--orphan) continues from the base.
   git rev-parse --verify --quiet HEAD >/dev/null || move HEAD "$base" || exit 50
 fi
 began=$head
@@ -118,7 +119,7 @@ is_submodule() {
     git config --file .gitmodules -z --get-regexp '^submodule\..*\.path$' 2>/dev/null)
   return 1
 }
-# Repositories inside the work tree: those that were added as a bare commit id, and those that git does not know.
+# Repositories inside the work tree: those that were added as a commit id, and untracked ones.
 find_links() {
   local entry path
   while IFS= read -r -d '' entry && IFS= read -r -d '' path; do
@@ -147,8 +148,8 @@ list_nested() {
     git -C "$1" ls-files -z --cached --others --exclude-standard
   ) 2>/dev/null | while IFS= read -r -d '' file; do [[ $file == */ ]] || printf '%s/%s\0' "$1" "$file"; done
 }
-# Of a path that a known file is below, git takes all that is there.
-take_in() {
+# Add the files of a nested repository one by one: once it contains a tracked file, git adds the rest of them, too.
+add_nested() {
   local file
   find_large < <(list_nested "$1")
   list_nested "$1" | while IFS= read -r -d '' file; do [[ ${large["/$file"]} ]] || printf '%s\0' "$file"; done |
@@ -169,7 +170,7 @@ add() {
     git add --all --ignore-errors -- . 2>/dev/null
   fi
 }
-# A large file that was staged, but not committed: the index gets back what HEAD has. Fails when there is none.
+# Give the index the entries of HEAD for large files that were staged but not committed. Fails if there are none.
 unstage_large() {
   local entry path i ids=() paths=() before=() sizes=() back=()
   while IFS= read -r -d '' entry && IFS= read -r -d '' path; do
@@ -200,7 +201,7 @@ if ((added || ${#nested[@]})); then
         mv -T -- "$path/.git" "$root/.nested.$$.$RANDOM$RANDOM" 2>/dev/null || rm -rf -- "$path/.git"
       fi
       git rm --quiet --force --cached -- "$path" 2>/dev/null
-      [[ ! $aside ]] || take_in "$path"
+      [[ ! $aside ]] || add_nested "$path"
     done
   done
   add
@@ -215,7 +216,7 @@ for link in "${links[@]}"; do
   [[ $(git --literal-pathspecs ls-files --stage -- "${link#* }") == 160000* ]] || continue
   git update-index --cacheinfo "160000,${link/ /,}" || exit 50
 done
-# What is made out of the same gets the same name: its date is that of a commit.
+# The same work gets the same commit id, because the date is that of an existing commit.
 dated() {
   GIT_COMMITTER_DATE=$(git show -s --format=%cI "$1") GIT_AUTHOR_DATE=$GIT_COMMITTER_DATE
   export GIT_COMMITTER_DATE GIT_AUTHOR_DATE
@@ -227,7 +228,7 @@ if [[ $tree != "$has" ]]; then
   head=$(git commit-tree "$tree" -p "$head" -m "$message") && move HEAD "$head" || exit 50
   has=$tree notes+=l
 elif [[ $head == "$base" && ! $module ]]; then
-  # Nothing here; perhaps the work is on a branch that is not checked out.
+  # HEAD has no work; look for a branch that has.
   other=$(git for-each-ref --sort=-committerdate --no-merged="$base" --format='%(objectname) %(tree)' --count=1 \
     refs/heads)
   [[ $other ]] && head=${other% *} has=${other#* } began=$head notes+=b
@@ -244,7 +245,7 @@ fi
 [[ ! -e $bundle && ! -L $bundle ]] || rm -rf -- "$bundle"
 size=0
 if [[ $head != "$base" ]]; then
-  # What `git bundle create` makes, without the programs that it starts to find out what we know.
+  # The format of `git bundle create`, which would start more programs.
   format='# v2 git bundle'
   [[ ${#head} == 40 ]] || format=$'# v3 git bundle\n@object-format=sha256'
   {
@@ -265,8 +266,9 @@ fi
 """
 )
 
-# ROOT PATH BASE BRANCH FORMAT. For a repository that is unusable: a new one around its work tree ROOT/PATH, from
-# ROOT/origin.bundle. Those of its submodules stay.
+# ROOT PATH BASE BRANCH FORMAT
+# Replaces an unusable repository by a new one for its work tree ROOT/PATH, from ROOT/origin.bundle. The repositories of
+# its submodules stay.
 REBUILD: Final = (
     "root=$1\n"
     + _GIT

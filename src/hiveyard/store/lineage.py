@@ -91,7 +91,7 @@ def conversation(conn: Connection, session: str, upto: int | None = None) -> str
     return None
 
 
-def to_begin_at(conn: Connection, session: str) -> SessionForked | SessionRewound | None:
+def pending_start(conn: Connection, session: str) -> SessionForked | SessionRewound | None:
     """Return the fork or rewind that the session has not run from yet; None if there is none.
 
     Forks and rewinds before an import do not count: the author of the archive wrote them."""
@@ -104,13 +104,13 @@ def has_run(conn: Connection, session: str) -> bool:
     return _last(conn, session, 2**63 - 1, "session.running", "session.forked") is not None
 
 
-def is_out(conn: Connection, session: str) -> bool:
+def is_collected(conn: Connection, session: str) -> bool:
     """Whether all work was collected when the session stopped last."""
     last = _last(conn, session, 2**63 - 1, "session.stopped")
     return last is None or not isinstance(last[1], SessionStopped) or last[1].collected
 
 
-def stands_after_turn(conn: Connection, session: str) -> bool:
+def is_at_turn_end(conn: Connection, session: str) -> bool:
     """Whether nothing happened since the last turn ended: no turn, snapshot, fork, rewind or import."""
     last = _last(conn, session, 2**63 - 1, "turn.ended", "turn.started", "snapshot.taken", *_ELSEWHERE)
     return last is not None and isinstance(last[1], TurnEnded)

@@ -54,7 +54,7 @@ def attach(conn: Connection) -> Outbox:
 
 
 @contextmanager
-def unnoted(conn: Connection) -> Iterator[None]:
+def uncollected(conn: Connection) -> Iterator[None]:
     """Do not collect the events that this block appends: they may be too many for memory.
 
     Append one more event after the block in the same write. The gap before it sends followers to the database."""

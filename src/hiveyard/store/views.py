@@ -237,7 +237,7 @@ def turns_of(conn: Connection, sessions: Collection[str]) -> list[TurnRow]:
     return [_turn(row) for row in conn.execute(query)]
 
 
-def turns_begun(conn: Connection, sessions: Collection[str]) -> dict[str, int]:
+def turns_started(conn: Connection, sessions: Collection[str]) -> dict[str, int]:
     """Return how many turns of each session have started. Sessions without one are left out."""
     columns = schema.turns.c
     query = select(columns.session, func.count()).where(

@@ -25,7 +25,7 @@ async def heard_by_the_loop(held: Held) -> None:
         await anyio.lowlevel.checkpoint()
 
 
-async def test_opening_that_is_cancelled_leaves_the_descriptor_to_whoever_gets_it_next(tmp_path: Path) -> None:
+async def test_cancelling_the_opening_of_a_door_leaves_no_descriptor_in_the_event_loop(tmp_path: Path) -> None:
     ports = HostPorts(tmp_path / "ports")
     held = await ports.reserve(Owner("s1", "anna"))
     number = held.socket.fileno()

@@ -471,7 +471,7 @@ async def test_a_stranger_does_not_say_where_a_session_begins(
     async with elsewhere.open() as engine:
         id = await engine.imports.take(file)
         read = engine.sessions._r.event_log.read
-        assert await read(lambda conn: lineage.to_begin_at(conn, id)) is None
+        assert await read(lambda conn: lineage.pending_start(conn, id)) is None
         assert await read(lambda conn: StartPoint.of(conn, id)) == StartPoint()
         assert not await events(engine, id, "session.forked", "session.paused")
         await engine.sessions.resume(id)

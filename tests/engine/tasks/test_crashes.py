@@ -278,7 +278,7 @@ async def test_what_a_killed_daemon_was_about_to_forget_is_all_there(yard: Yard,
         with anyio.fail_after(60):
             while workspace.unfinished.exists():  # noqa: ASYNC110
                 await anyio.sleep(0.05)
-        assert workspace.begun
+        assert workspace.has_started
         assert (await engine.report(id)).commits == 1
         await engine.remove(id, force=False)
         assert not workspace.root.exists()

@@ -12,12 +12,12 @@ import pytest
 
 from hiveyard.core.errors import NoAccelerator, ProviderUnavailable
 from hiveyard.core.machines import Image, Shape, quiet
+from hiveyard.kit.lock import file_lock
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
 from hiveyard.machines.qemu.accelerator import Accelerator, Accelerators
 from hiveyard.machines.qemu.command import Engine
 from hiveyard.machines.qemu.disk import Disks
 from hiveyard.machines.qemu.host import processor
-from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.user import User, builder
 from hiveyard.paths import default_paths
 from tests.support.vm import vm_image
@@ -31,7 +31,7 @@ LIAR = Accelerator(name="kvm", engine=Engine("tcg,thread=single", "max,-lm"), de
 
 async def kernel() -> Path:
     image, cache = await vm_image(), default_paths().cache / "qemu"
-    async with holding(cache / "locks" / image.id):  # other processes may be making the same disk
+    async with file_lock(cache / "locks" / image.id):  # other processes may be making the same disk
         disk = await Disks(cache / "disks", builder(first=QemuSettings().uid).group).ensure(image, 20, quiet)
     return disk.kernel
 

@@ -32,7 +32,7 @@ from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.copying import DEEPEST
 from hiveyard.kit.permissions import entered, opened
 from hiveyard.kit.text import one_line
-from hiveyard.repository.git import answer, config
+from hiveyard.repository.git import config, git_output
 from hiveyard.repository.pushing import object_format
 from hiveyard.repository.submodules import bare_copy, submodules
 from hiveyard.repository.taking import identity
@@ -86,12 +86,12 @@ class Exports:
 
     async def _gather(self, session: SessionRow, workspace: Workspace, into: Path) -> None:
         """Write the parts of the archive that are not files of the session yet."""
-        await answer("bundle", "create", "--quiet", str(into / layout.BUNDLE), "--all", at=workspace.origin)
+        await git_output("bundle", "create", "--quiet", str(into / layout.BUNDLE), "--all", at=workspace.origin)
         inner = submodules(workspace.origin)
         (into / layout.SUBMODULES).mkdir()
         for one in inner:
             copy, file = bare_copy(workspace.origin, one), into / layout.SUBMODULES / f"{one.copy}.bundle"
-            await answer("bundle", "create", "--quiet", str(file), "--all", at=copy)
+            await git_output("bundle", "create", "--quiet", str(file), "--all", at=copy)
             if (copy / "shallow").exists():
                 shutil.copyfile(copy / "shallow", file.with_suffix(".shallow"))
         about = {

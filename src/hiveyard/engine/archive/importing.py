@@ -60,11 +60,11 @@ from hiveyard.engine.workspace.directory import Meta, Workspace
 from hiveyard.kit.names import new_id, slug
 from hiveyard.kit.text import one_line
 from hiveyard.kit.trees import remove_tree, walk
-from hiveyard.repository.git import answer, git
-from hiveyard.repository.packs import MEMORY, held, refusal, take_in
+from hiveyard.repository.git import git, git_output
+from hiveyard.repository.packs import MEMORY, index_pack, limit_memory, pack_error
 from hiveyard.repository.submodules import bare_copy
 from hiveyard.store import journal, names, views
-from hiveyard.store.outbox import unnoted
+from hiveyard.store.outbox import uncollected
 
 _ID = re.compile(r"[2-9bcdfghjkmnpqrstvwxz]{10}\Z")
 _TANGLED = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -155,7 +155,7 @@ class Imports:
 
         def settle() -> None:
             scratch.unfinished.touch()
-            scratch.keep_keys(())
+            scratch.create_keys(())
             (scratch.root / layout.EVENTS).rename(scratch.root / "events.imported")
             scratch.write(
                 Meta(
@@ -188,7 +188,7 @@ class Imports:
         free = names.free_slug(conn, wanted)
         if name is not None and free != name:
             raise BadInput(f"there is already a session or task called {name}", hint=f"--name {free}")
-        with unnoted(conn):
+        with uncollected(conn):
             self._replay(conn, free, id, manifest)
         session = views.session(conn, id)
         if session.phase is not Phase.STOPPED or session.base is None:
@@ -350,11 +350,11 @@ async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
             await _repository(bare_copy(scratch.origin, one), file, manifest, file.with_suffix(".shallow"))
         if manifest.submodules:
             (scratch.origin / "submodules.json").write_bytes(msgspec.json.encode(manifest.submodules))
-        await answer("cat-file", "-e", manifest.base + "^{commit}", at=scratch.origin)
-        await answer("check-ref-format", "--branch", manifest.branch, at=scratch.origin)
+        await git_output("cat-file", "-e", manifest.base + "^{commit}", at=scratch.origin)
+        await git_output("check-ref-format", "--branch", manifest.branch, at=scratch.origin)
         for key, value in (("name", manifest.identity[0]), ("email", manifest.identity[1])):
-            await answer("config", f"hiveyard.{key}", _plain(value), at=scratch.origin)
-        await answer("config", "hiveyard.baseref", _plain(manifest.base_ref), at=scratch.origin)
+            await git_output("config", f"hiveyard.{key}", _plain(value), at=scratch.origin)
+        await git_output("config", "hiveyard.baseref", _plain(manifest.base_ref), at=scratch.origin)
     except RepositoryError as error:
         raise BadArchive(f"the archive's repository is not sound: {error.message}") from error
 
@@ -362,22 +362,22 @@ async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
 async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: Path) -> None:
     origin.parent.mkdir(parents=True, exist_ok=True)
     words = ("init", "--quiet", "--bare", "--template=", f"--object-format={manifest.object_format}")
-    await answer(*words, str(origin), at=origin.parent)
+    await git_output(*words, str(origin), at=origin.parent)
     refs, offset = _header(bundle)
     if shallow.exists():
         lines = _small(shallow).decode("ascii", "replace").split()
         if not all(map(_SHA.match, lines)):
             raise BadArchive("the archive's repository ends at what is no commit")
         (origin / "shallow").write_text("".join(f"{line}\n" for line in lines))
-    done = await take_in(origin, bundle, offset)
+    done = await index_pack(origin, bundle, offset)
     if not done.ok:
-        raise RepositoryError(refusal(done, MEMORY))
+        raise RepositoryError(pack_error(done, MEMORY))
     moves = "".join(f"create {ref} {commit}\n" for ref, commit in refs.items())
-    await answer("update-ref", "--stdin", at=origin, stdin=moves.encode())
+    await git_output("update-ref", "--stdin", at=origin, stdin=moves.encode())
     ask = ("rev-list", "--objects", "--quiet", "--all")
-    whole = await git(*ask, at=origin, timeout=_TIMEOUT, prefix=held(MEMORY))
+    whole = await git(*ask, at=origin, timeout=_TIMEOUT, prefix=limit_memory(MEMORY))
     if not whole.ok:
-        raise RepositoryError(f"it is not complete: {refusal(whole, MEMORY)}")
+        raise RepositoryError(f"it is not complete: {pack_error(whole, MEMORY)}")
 
 
 def _header(bundle: Path) -> tuple[dict[str, str], int]:

@@ -46,7 +46,7 @@ from hiveyard.engine.sessions.view import SessionView, own, view, views_of
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.validation import check, check_account, completed
-from hiveyard.engine.workspace.create import make_and_journal
+from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
@@ -60,7 +60,9 @@ and a provider that does not answer holds nobody up."""
 
 
 class Sessions:
-    """All that the API may ask of sessions. Each is worked on by one Stay at a time, in `group`."""
+    """The interface of sessions for the API. One SessionRunner at a time works on a session, in `group`. It has many
+    methods because each verb of sessions is one of them; the work itself is in the runner and in the other modules of
+    this room."""
 
     def __init__(self, resources: Resources, group: TaskGroup) -> None:
         self._r = resources
@@ -132,7 +134,7 @@ class Sessions:
             if request.prompt is not None:
                 journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST)
 
-        await make_and_journal(self._r, workspace.root, make, write)
+        await create_and_record(self._r, workspace.root, make, write)
 
     async def resume(self, id: str, budget_usd: float | None = None) -> None:
         """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success.
@@ -366,7 +368,7 @@ class Sessions:
         session = await self.row(id)
         if session.phase is not Phase.RUNNING or (runner := self._runners.get(id)) is None:
             return session
-        await runner.until(runner.seated)
+        await runner.until(runner.ready)
         return await self.row(id)
 
     def at_work(self, id: str) -> SessionRunner | None:

@@ -75,11 +75,15 @@ HURRIED = 15.0
 
 
 class SessionRunner:
-    """A session at work. `stop` is how others ask for the machine's end; `over` is set when nothing works on it any
-    more; cancelling `scope` lets go of it as a dying daemon would. `sitting` is there from when `seated` is set: its
-    machine is ready; `begun` is set when it is journaled that the agent's program runs. Whoever freezes, thaws or
-    replaces the machine holds `changing`. `on_turn_over` is called when a turn has ended, where that was asked for; it
-    must return at once."""
+    """A running session.
+
+    `stop` is asked to end its machine; `over` is set when nothing works on the session any more; cancelling `scope`
+    detaches from it, as a dying daemon would. `terminal_runner` exists once the machine is ready (`ready` is set);
+    `begun` is set once the journal says that the agent's program runs. `changing` is held while the machine is paused,
+    unpaused or replaced. `on_turn_over` is called at the end of each turn and must return at once.
+
+    It has many methods because each step of a session is one.
+    """
 
     def __init__(
         self, id: str, resources: Resources, on_turn_over: Callable[[SessionRunner], None] = lambda runner: None
@@ -87,7 +91,7 @@ class SessionRunner:
         self.id = id
         self.stop = Stop()
         self.over = anyio.Event()
-        self.seated = anyio.Event()
+        self.ready = anyio.Event()
         self.begun = anyio.Event()
         self.changing = anyio.Lock()
         self.door: Door | None = None
@@ -138,7 +142,7 @@ class SessionRunner:
             self.lease = lease
             async with reaching(session, lease.provider, self._r, wanted=request.port) as self.reach:
                 self.terminal_runner = await self._terminal_runner(request, lease)
-                self.seated.set()
+                self.ready.set()
                 return await self._inhabit(lease, self.terminal_runner)
 
     async def _lay(self, session: SessionRow) -> StartPoint:
@@ -246,7 +250,7 @@ class SessionRunner:
     async def _push(self, guest: Guest) -> None:
         """Put the repository into the guest, unless it lies there from an earlier stay."""
         session = await self._session()
-        forked = await self._event_log.read(lambda conn: lineage.to_begin_at(conn, self.id))
+        forked = await self._event_log.read(lambda conn: lineage.pending_start(conn, self.id))
         went_along = isinstance(forked, SessionForked) and forked.live
         if went_along or await guest.exists(GUEST_REPO):
             if isinstance(forked, SessionForked) and session.branch is not None:
@@ -371,7 +375,7 @@ class SessionRunner:
         """Whether all that was done in it was brought out: now, or before it was to run again and did not."""
         if (await self._session()).phase is Phase.RUNNING:
             return self._collected
-        return await self._event_log.read(lambda conn: lineage.is_out(conn, self.id))
+        return await self._event_log.read(lambda conn: lineage.is_collected(conn, self.id))
 
     async def _tracker(self) -> TurnTracker:
         """Its turns; also of one whose machine was found dead, so that nobody sat down."""
@@ -426,7 +430,7 @@ class SessionRunner:
         """Return the terminal runner. A session that runs already is only found again by a new daemon: wait for that.
         Raises SessionNotRunning for one that is being prepared."""
         if phase is Phase.RUNNING:
-            await self.until(self.seated)
+            await self.until(self.ready)
         if self.terminal_runner is None:
             raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
         return self.terminal_runner

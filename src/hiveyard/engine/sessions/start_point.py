@@ -35,7 +35,7 @@ class StartPoint(NamedTuple):
     @staticmethod
     def of(conn: Connection, session: str) -> StartPoint:
         """Raises NotFound when it is to begin at a snapshot that is gone."""
-        begin = lineage.to_begin_at(conn, session)
+        begin = lineage.pending_start(conn, session)
         if begin is None:
             return StartPoint()
         if isinstance(begin, SessionForked):
@@ -49,7 +49,7 @@ class StartPoint(NamedTuple):
     async def lay(self, workspace: Workspace) -> None:
         """Have the session's files as they are to be. No machine may use them."""
         if self.rewound is not None:
-            await anyio.to_thread.run_sync(snapshot_files.put_back, workspace, self.rewound)
+            await anyio.to_thread.run_sync(snapshot_files.restore, workspace, self.rewound)
 
 
 async def rename_branch(guest: Guest, before: str, after: str) -> None:

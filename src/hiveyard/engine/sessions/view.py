@@ -74,7 +74,7 @@ def views_of(conn: Connection, *, over: bool, limit: int | None = None) -> list[
 
 def _views(conn: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:
     ids = [row.id for row in rows]
-    begun, last, ports = views.turns_begun(conn, ids), views.last_events(conn, ids), _ports(views.ports(conn))
+    begun, last, ports = views.turns_started(conn, ids), views.last_events(conn, ids), _ports(views.ports(conn))
     return [_view(row, begun.get(row.id, 0), ports.get(row.id, []), last[row.id]) for row in rows]
 
 

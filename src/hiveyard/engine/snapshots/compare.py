@@ -16,7 +16,7 @@ from hiveyard.core.usage import Usage
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.workspace.integrity import check_commits
-from hiveyard.engine.workspace.result import Diffstat, lacking
+from hiveyard.engine.workspace.result import Diffstat, missing_work
 from hiveyard.kit.text import decode, one_line
 from hiveyard.repository.git import git
 from hiveyard.store import journal, views
@@ -98,7 +98,7 @@ class Comparisons:
 
         def read(conn: Connection) -> tuple[SessionRow, ResultRow | None, list[TurnRow], list[TestRun], str]:
             session = views.session(conn, id)
-            lacks = lacking(conn, session, self._r.workspace(id))
+            lacks = missing_work(conn, session, self._r.workspace(id))
             return session, views.result(conn, id), views.turns(conn, id), _tests(conn, id), lacks
 
         session, result, turns, tests, lacks = await self._r.event_log.read(read)

@@ -238,7 +238,7 @@ def _make(parent: Workspace, point: Point, child: _Child, session: SessionRow, a
     if parent.tape.exists():
         shutil.copyfile(parent.tape, own.tape)
     keys = parent.keys()
-    own.keep_keys((keys.placeholder, *keys.inherited))
+    own.create_keys((keys.placeholder, *keys.inherited))
     own.write(
         Meta(
             id=child.id,

@@ -110,7 +110,9 @@ class RewindService:
         if point.row.live and isinstance(provider, Live):
             await provider.make_ready(snapshot_files.provider_name(point.row.session, point.row.id))
         try:
-            await anyio.to_thread.run_sync(snapshot_files.lay_ready, workspace, point.row.id, self._r.settings.reserve)
+            await anyio.to_thread.run_sync(
+                snapshot_files.prepare_restore, workspace, point.row.id, self._r.settings.reserve
+            )
         except OSError as error:
             await anyio.to_thread.run_sync(snapshot_files.clear, workspace)
             raise uncopied(session.slug, error) from error

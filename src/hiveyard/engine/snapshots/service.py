@@ -322,7 +322,7 @@ def waiting_for(conn: Connection, snapshot: str) -> list[str]:
     made."""
     found = []
     for row in views.sessions(conn, phases=AT_WORK):
-        begin = lineage.to_begin_at(conn, row.id) if row.request is not None else None
+        begin = lineage.pending_start(conn, row.id) if row.request is not None else None
         if begin is None or begin.snapshot != snapshot or (isinstance(begin, SessionForked) and not begin.live):
             continue
         found.append(row.id)

@@ -93,7 +93,7 @@ class TerminalRunner:
     async def _look_back(self) -> None:
         """What was to be done at the end of the last turn may have died with a daemon."""
         first, self._looked_back = not self._looked_back, True
-        if first and await self.resources.event_log.read(lambda conn: lineage.stands_after_turn(conn, self.session)):
+        if first and await self.resources.event_log.read(lambda conn: lineage.is_at_turn_end(conn, self.session)):
             self.on_turn_over()
 
     async def end(self, guest: Guest, *, grace: float = GRACE) -> ProcessInfo:

@@ -220,7 +220,7 @@ class Housekeeping:
         wished = {str(task.request.get("image") or default) for task in views.tasks(conn, states=_OPEN)}
         for row in views.sessions(conn, phases=_CAN_GO_ON, own=True):
             wished.add(str((row.request or {}).get("image") or default))
-            begin = lineage.to_begin_at(conn, row.id) if row.phase in AT_WORK else None
+            begin = lineage.pending_start(conn, row.id) if row.phase in AT_WORK else None
             if isinstance(begin, SessionForked):
                 wished.add(begin.image)
         for snapshot in views.snapshots(conn):

@@ -48,7 +48,7 @@ async def tidy(resources: Resources, roots: Sequence[Path]) -> list[Path]:
 
 
 def _to_be_taken_back(conn: Connection, id: str) -> bool:
-    return isinstance(lineage.to_begin_at(conn, id), SessionRewound)
+    return isinstance(lineage.pending_start(conn, id), SessionRewound)
 
 
 def _tidy_all(roots: Sequence[Path]) -> None:
@@ -65,9 +65,9 @@ def _put_away(roots: Sequence[Path], known: frozenset[str]) -> list[Path]:
             if root.name in known:
                 # Killed right before or after it was journaled: the journal counts.
                 workspace.unfinished.unlink(missing_ok=True)
-            elif not workspace.begun:
+            elif not workspace.has_started:
                 log.info("removing the leftover session directory %s", root)
-                away.append(workspace.put_away())
+                away.append(workspace.rename_for_removal())
         except OSError:
             log.exception("%s stays as it is", root)
     return away

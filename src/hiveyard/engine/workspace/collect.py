@@ -29,7 +29,7 @@ async def collect(id: str, guest: Guest, resources: Resources, *, aside: bool) -
     workspace, settings = resources.workspace(id), resources.settings
     session = await resources.event_log.read(lambda conn: views.session(conn, id))
     assert session.base is not None and session.branch is not None
-    # Git in the guest runs the filters that the guest configures, and reads files of any size.
+    # Git in the guest runs filters that the guest configured, and they may never end.
     with anyio.move_on_after(settings.collect_timeout):
         async with resources.event_log.progress(id, "collecting the work") as report:
             return await repository.collect(

@@ -1,4 +1,4 @@
-"""The beginning of a task or session: its directory, then its first events; there are both or neither."""
+"""Create a task or session: its directory, then its first events; either both exist or neither."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from hiveyard.core.errors import HiveyardError, NoSpace, OrchestrationError
 from hiveyard.engine.resources import Resources
 
 
-async def make_and_journal(
+async def create_and_record(
     resources: Resources, root: Path, make: Callable[[], None], write: Callable[[Connection], None]
 ) -> None:
-    """Have `make` make the directory `root`, then journal what `write` records. Raises NoSpace, OrchestrationError,
-    and what `write` raises."""
+    """Call `make` to create the directory `root`, then record events with `write`. After an error the directory is
+    removed. Raises NoSpace, OrchestrationError, and the errors of `write`."""
     try:
         await anyio.to_thread.run_sync(make)
         await resources.event_log.store.write(write)
     except (HiveyardError, OSError) as error:
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(root, ignore_errors=True))
         if isinstance(error, OSError):
-            raise _unmade(root, error) from error
+            raise _not_created(root, error) from error
         raise
 
 
-def _unmade(root: Path, error: OSError) -> HiveyardError:
+def _not_created(root: Path, error: OSError) -> HiveyardError:
     kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else OrchestrationError
     return kind(
-        f"the session's directory {root} cannot be made: {error.strerror or error}", hint=f"df -h {root.parent}"
+        f"the session's directory {root} cannot be created: {error.strerror or error}", hint=f"df -h {root.parent}"
     )

@@ -1,7 +1,7 @@
-"""A session's directory on the host: what is ours alone, and the one part that its guest can write.
+"""A session's directory on the host: private files, and `shared`, which its guest can write.
 
-Nothing below `shared` is trusted: it is read by `kit.files.open_beneath` or through the guest, never by git or by
-name.
+Nothing below `shared` is trusted: it is read with `kit.files.open_beneath` or through the guest, never by git or by
+path.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ GUEST_REPO = "/session/repo"
 GUEST_PROMPT = "/session/prompt.txt"
 GUEST_STATE = "/session/state"
 _LONGEST = 64 << 20
-"""Bytes of a line that was heard: the file may come from a stranger."""
+"""Longest line of `heard.jsonl`, in bytes: the file may come from an untrusted archive."""
 _PIECE = 1 << 20
 _REMOVED = ".removed"
 
 
 class Meta(msgspec.Struct, kw_only=True, frozen=True):
-    """What a directory says of itself, so that it can be understood without the database. It is a copy: the journal
-    counts. `ref` is the revision that was asked for, `port` where its ssh is reached; times are seconds since the
-    epoch."""
+    """The content of `meta.json`, which describes a directory without the database. It is a copy; the journal is
+    authoritative. `ref` is the requested revision, `port` the ssh port; times are seconds since the epoch."""
 
     version: int = META_VERSION
     id: str
@@ -54,7 +53,7 @@ class Meta(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class _MetaOne(msgspec.Struct, kw_only=True):
-    """Version 1, which held the door's key too."""
+    """Version 1, which also contained the door's key."""
 
     id: str
     slug: str
@@ -65,7 +64,7 @@ class _MetaOne(msgspec.Struct, kw_only=True):
 
 
 TRANSIENT = (".push-*", ".dirty-*", "shared.half")
-"""What lies in a session's directory while it is being made."""
+"""Temporary files in a session's directory."""
 
 
 class _Version(msgspec.Struct):
@@ -73,15 +72,15 @@ class _Version(msgspec.Struct):
 
 
 class DoorKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """What the door takes for a key: what its guest is given, and what guests hold that were forked with their
-    memory. None is worth anything at another door."""
+    """The keys that a session's door accepts: that of its guest, and those that a forked guest still has in its memory.
+    No other door accepts them."""
 
     placeholder: str
     inherited: tuple[str, ...] = ()
 
 
 class Workspace:
-    """The paths of one session. Making the object touches nothing."""
+    """The paths of one session. Creating the object creates no file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -103,16 +102,16 @@ class Workspace:
         return self.meta_file.exists()
 
     @property
-    def begun(self) -> bool:
-        """Whether a task or session ever worked here: it is whole, and holds more than was asked for."""
+    def has_started(self) -> bool:
+        """Whether a task or session ever started here: the directory is complete and has events or a repository."""
         return self.exists and not self.unfinished.exists() and (self.events.exists() or self.origin.exists())
 
     def create(
         self, *, id: str, slug: str, repo: str, agent: str, prompt: str, at: float, tape: str | None = None
     ) -> None:
-        """Make the directory, whole: `meta.json` is written last. Repeating it is harmless.
+        """Create the directory; `meta.json` is written last. Safe to repeat.
 
-        A tape is copied, so that the task does not depend on what happens to the file."""
+        The tape is copied, so that the task does not depend on the original file."""
         if self.exists:
             return
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -120,53 +119,53 @@ class Workspace:
         write_atomic(self.shared / "prompt.txt", prompt.encode(), mode=0o644)
         if tape is not None:
             shutil.copyfile(tape, self.tape)
-        self.keep_keys(())
+        self.create_keys(())
         self.write(Meta(id=id, name=slug, repo=repo, agent=agent, status="created", created=at, updated=at))
 
-    # --- what it says of itself --------------------------------------------------------------------------------------
+    # --- metadata ----------------------------------------------------------------------------------------------------
 
     def meta(self) -> Meta:
-        """What `meta.json` says; one of an older version is brought up to this one. Raises StoreTooNew for one of a
-        newer Hiveyard, SessionDamaged for one that is absent or makes no sense."""
+        """Return the content of `meta.json`; an older version is upgraded. Raises StoreTooNew for a newer version,
+        SessionDamaged for a missing or invalid file."""
         try:
             data = self.meta_file.read_bytes()
             version = msgspec.json.decode(data, type=_Version).version
             if version > META_VERSION:
-                message = f"{self.meta_file} is of version {version}, this Hiveyard knows {META_VERSION}"
-                raise StoreTooNew(message, hint="go on with the Hiveyard that wrote it")
+                message = f"{self.meta_file} has version {version}, this Hiveyard supports up to {META_VERSION}"
+                raise StoreTooNew(message, hint="use the Hiveyard that wrote it, or a newer one")
             meta = self._upgraded(data) if version == 1 else msgspec.json.decode(data, type=Meta)
         except FileNotFoundError:
-            raise self.damaged("there is no meta.json: the directory is half copied, or half removed") from None
+            raise self.damaged("there is no meta.json: the directory was copied or removed in part") from None
         except OSError as error:
             raise self.damaged(f"meta.json cannot be read: {error.strerror}") from None
         except msgspec.MsgspecError as error:
-            raise self.damaged(f"meta.json is not as it was written: {error}") from None
+            raise self.damaged(f"meta.json is invalid: {error}") from None
         if meta.id != self.root.name:
-            raise self.damaged(f"meta.json is that of session {meta.id[:80]!r}")
+            raise self.damaged(f"meta.json belongs to session {meta.id[:80]!r}")
         return meta
 
     def write(self, meta: Meta) -> None:
-        """Raises OSError; a directory that was removed meanwhile stays so."""
+        """Write `meta.json`. Raises OSError; a removed directory is not created again."""
         data = msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n"
         write_atomic(self.meta_file, data, mode=0o600, parents=False)
 
     def check(self) -> None:
-        """Raises SessionDamaged when a directory is missing that a session needs to go on, StoreTooNew."""
+        """Raise SessionDamaged if a directory is missing that a session needs to resume; raise StoreTooNew."""
         self.meta()
         if self.shared.is_symlink() or not self.shared.is_dir():
-            raise self.damaged("there is no directory shared/: the files of the session are not here")
+            raise self.damaged("there is no directory shared/: the session's files are missing")
         if not (self.origin / "HEAD").is_file() or not (self.origin / "objects").is_dir():
-            raise self.damaged("origin.git is not a whole repository")
+            raise self.damaged("origin.git is not a complete repository")
 
     def check_shared(self, names: Sequence[str]) -> None:
-        """Raises SessionDamaged when one of the directories `names` is not in the guest's part."""
+        """Raise SessionDamaged if one of the directories `names` is missing in `shared`."""
         for name in names:
             path = self.shared / name
             if path.is_symlink() or not path.is_dir():
-                raise self.damaged(f"there is no directory shared/{name}: the files of the session are not here")
+                raise self.damaged(f"there is no directory shared/{name}: the session's files are missing")
 
     def _upgraded(self, data: bytes) -> Meta:
-        """The key goes into its own file first: whatever interrupts this, it is in one of the two."""
+        """Upgrade version 1. The key is written to its own file first, so that an interruption does not lose it."""
         old = msgspec.json.decode(data, type=_MetaOne)
         if not self.door_file.exists():
             self._write_keys(DoorKeys(placeholder=old.placeholder))
@@ -176,70 +175,69 @@ class Workspace:
         return meta
 
     def damaged(self, what: str) -> SessionDamaged:
-        """The error for a directory in which something is not as it was left."""
-        return SessionDamaged(f"{self.root}: {what}", hint="put back what was there, or hv rm")
+        """Return the error for a directory that was changed from outside."""
+        return SessionDamaged(f"{self.root}: {what}", hint="restore the files, or remove the session: hv rm")
 
-    # --- what its door takes -----------------------------------------------------------------------------------------
+    # --- the door's keys ---------------------------------------------------------------------------------------------
 
-    def keep_keys(self, inherited: Sequence[str]) -> None:
-        """Make a key for this session's guest, unless it has one; `inherited` are taken too."""
+    def create_keys(self, inherited: Sequence[str]) -> None:
+        """Create a key for this session's guest, unless there is one; the door also accepts `inherited`."""
         if not self.door_file.exists():
             placeholder = "hv-" + secrets.token_urlsafe(24)
             self._write_keys(DoorKeys(placeholder=placeholder, inherited=tuple(inherited)))
 
     def keys(self) -> DoorKeys:
-        """What the door takes; made anew for a directory that came without, and then raises as `meta`, in whose first
-        version it was. Raises SessionDamaged."""
+        """Return the keys that the door accepts; they are created for a directory without any. Raises SessionDamaged,
+        and as `meta`, whose version 1 contains the key."""
         if not self.door_file.exists():
             self.meta()
-            self.keep_keys(())
+            self.create_keys(())
         try:
             return msgspec.json.decode(self.door_file.read_bytes(), type=DoorKeys)
         except OSError as error:
             raise self.damaged(f"door.json cannot be read: {error.strerror}") from None
         except msgspec.MsgspecError as error:
-            raise self.damaged(f"door.json is not as it was written: {error}") from None
+            raise self.damaged(f"door.json is invalid: {error}") from None
 
     def placeholder(self) -> Secret:
-        """The key that the guest holds and only this session's door accepts."""
+        """Return the guest's key, which only this session's door accepts."""
         return Secret(self.keys().placeholder)
 
     def inherited(self) -> tuple[Secret, ...]:
-        """Keys that processes of the guest may hold from before they were forked."""
+        """Return the keys that processes of a forked guest may still use."""
         return tuple(map(Secret, self.keys().inherited))
 
     def _write_keys(self, keys: DoorKeys) -> None:
         write_atomic(self.door_file, msgspec.json.encode(keys), mode=0o600)
 
-    # --- the rest ----------------------------------------------------------------------------------------------------
+    # --- other files -------------------------------------------------------------------------------------------------
 
     def heard_lines(self) -> Iterator[bytes]:
-        """What was heard of the agent before this session's own journal begins: in the session it was forked from, or
-        in another installation. A line that is longer than any of an agent is left out."""
+        """Yield the agent's lines from before this session's own journal: from the session it was forked from, or from
+        another installation. Lines that are too long are skipped."""
         if self.heard.exists():
             splitter = LineSplitter(limit=_LONGEST)
             with self.heard.open("rb") as file:
                 while piece := file.read(_PIECE):
-                    yield from _whole(splitter.feed(piece))
-            yield from _whole(splitter.finish())
+                    yield from _complete(splitter.feed(piece))
+            yield from _complete(splitter.finish())
 
     def tidy(self) -> None:
-        """Remove what is in it for a moment alone, and was left there by a daemon that was killed."""
+        """Remove temporary files that a killed daemon left."""
         for pattern in TRANSIENT:
             for path in self.root.glob(pattern):
                 remove_tree(path, quiet=True)
 
-    def doom(self) -> None:
-        """Mark it as unfinished again, before the journal forgets it: what is left then is of nobody, and goes at the
-        next start."""
-        # On a full disk there may be no room for the mark, and all the more need to go on.
+    def mark_unfinished(self) -> None:
+        """Mark the directory as unfinished before the journal forgets it, so that the next start removes the rest."""
+        # On a full disk the mark may fail; the removal is needed all the more.
         with suppress(OSError):
             self.unfinished.touch()
 
-    def put_away(self) -> Path:
-        """Move it out of the way, to be removed: whoever still writes into it finds nothing, and its name is free at
-        once. Where it is now, which one that is there already stays at; absent is a success. What is left when this is
-        killed counts as half-made."""
+    def rename_for_removal(self) -> Path:
+        """Rename the directory, so that its name is free at once and late writers find nothing. Returns its new path; a
+        directory that is renamed already stays. Absent is a success. The next start removes what is left if this is
+        killed."""
         gone = self.root
         if not self.root.name.endswith(_REMOVED):
             gone = self.root.with_name(f".{self.root.name}{_REMOVED}")
@@ -251,8 +249,8 @@ class Workspace:
 
     def remove(self) -> None:
         """Remove all of it; absent is a success."""
-        remove_tree(self.put_away())
+        remove_tree(self.rename_for_removal())
 
 
-def _whole(lines: Sequence[Line]) -> Iterator[bytes]:
+def _complete(lines: Sequence[Line]) -> Iterator[bytes]:
     return (line.data for line in lines if not line.cut)

@@ -1,4 +1,4 @@
-"""Whether all is there that a session stands on: its directory may have been edited by hand, or copied in part."""
+"""Check that a session's directory is complete: it may have been edited by hand, or copied in part."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from hiveyard.store.views import SessionRow
 
 
 async def check_integrity(resources: Resources, session: SessionRow) -> None:
-    """Raises SessionDamaged with what is missing that the session needs to go on, StoreTooNew. One whose repository
-    was not cloned yet needs nothing."""
+    """Raise SessionDamaged, naming a missing file that the session needs to resume, or StoreTooNew. A session whose
+    repository was not cloned yet needs no file."""
     if session.base is None:
         return
     await check_origin(resources, session)
-    wanted = await resources.event_log.read(lambda conn: _wanted(conn, session.id))
-    await anyio.to_thread.run_sync(resources.workspace(session.id).check_shared, wanted)
+    names = await resources.event_log.read(lambda conn: _required(conn, session.id))
+    await anyio.to_thread.run_sync(resources.workspace(session.id).check_shared, names)
 
 
 async def check_origin(resources: Resources, session: SessionRow) -> None:
-    """Of that, what a snapshot of the session needs, too: all but what it can write itself. Raises as above."""
+    """Check the part that a snapshot needs, too: all but the files that the guest can write. Raises as above."""
     await anyio.to_thread.run_sync(resources.workspace(session.id).check)
     await check_commits(resources, session)
 
 
 async def check_commits(resources: Resources, session: SessionRow) -> None:
-    """Of that, where its work begins and what was brought out of it. Raises SessionDamaged."""
+    """Check that the base and the collected commit exist. Raises SessionDamaged."""
     if session.base is None:
         return
     workspace = resources.workspace(session.id)
@@ -44,8 +44,8 @@ async def _has(origin: Path, commit: str) -> bool:
     return (await git("cat-file", "-e", f"{commit}^{{commit}}", at=origin)).ok
 
 
-def _wanted(conn: Connection, id: str) -> list[str]:
-    """What is in the guest's part of the directory since the session ran."""
+def _required(conn: Connection, id: str) -> list[str]:
+    """Return the directories that `shared` must contain once the session has run."""
     if not lineage.has_run(conn, id):
         return []
     return ["repo", *(["state"] if lineage.conversation(conn, id) else [])]

@@ -1,4 +1,4 @@
-"""Where the result of a task or session lies on the host."""
+"""Find the result of a task or session on the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hiveyard.store.views import ResultRow, SessionRow
 
 
 class Diffstat(msgspec.Struct, frozen=True, kw_only=True):
-    """How much changed between base and branch."""
+    """The size of the change between base and branch."""
 
     files: int = 0
     insertions: int = 0
@@ -20,9 +20,9 @@ class Diffstat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResultLocation(msgspec.Struct, frozen=True, kw_only=True):
-    """`repo` is what it was made from; `origin` is the host's own bare repository that holds `branch`. `head` is null
-    until something was collected, `patch` where there is nothing. `over`: it is no task whose result is to come.
-    `notice` says what it lacks."""
+    """The place of a result. `repo` is the user's repository; `origin` is the host's bare repository with `branch`.
+    `head` is null until work was collected; `patch` is null if there is none. `over` is false while a task's result is
+    still to come. `notice` says what is missing in the result."""
 
     id: str
     repo: str
@@ -38,7 +38,7 @@ class ResultLocation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def source(conn: Connection, id: str, workspace: Workspace) -> ResultLocation:
-    """Raises NotFound."""
+    """Return the place of a result. Raises NotFound."""
     session, result, task = views.session(conn, id), views.result(conn, id), views.find_task(conn, id)
     return ResultLocation(
         id=id,
@@ -51,16 +51,16 @@ def source(conn: Connection, id: str, workspace: Workspace) -> ResultLocation:
         diffstat=diffstat(result),
         patch=str(workspace.patch) if result and result.commits and workspace.patch.exists() else None,
         over=task is None or task.state.over,
-        notice=lacking(conn, session, workspace),
+        notice=missing_work(conn, session, workspace),
     )
 
 
-def lacking(conn: Connection, session: SessionRow, workspace: Workspace) -> str:
-    """What the result of a session lacks whose machine ended before it gave out what was done last."""
-    if session.phase is not Phase.STOPPED or lineage.is_out(conn, session.id):
+def missing_work(conn: Connection, session: SessionRow, workspace: Workspace) -> str:
+    """Return a notice if a session's machine ended before its last work was collected; else an empty text."""
+    if session.phase is not Phase.STOPPED or lineage.is_collected(conn, session.id):
         return ""
-    lost = "its machine ended before what was done last was brought out"
-    return f"{lost}: that lies in {workspace.shared / 'repo'}; hv resume {session.slug} brings it along"
+    lost = "its machine ended before its last work was collected"
+    return f"{lost}: the files are in {workspace.shared / 'repo'}; hv resume {session.slug} continues with them"
 
 
 def diffstat(result: ResultRow | None) -> Diffstat:

@@ -1,11 +1,11 @@
-"""Snapshots on disk: where they lie, how the session's files get there and back, and what half-made ones leave.
+"""Store the files of snapshots on disk, restore them, and remove half-made ones.
 
-    snapshots/<id>/shared/     the session's files as they stood; nobody writes there any more
-    snapshots/<id>/marks       what tells which of them change until the next one
-    snapshots/.half-<id>/      one that is being made
-    shared.rewound/            files that are about to take the place of shared/
+    snapshots/<id>/shared/     a copy of the session's files; it does not change any more
+    snapshots/<id>/marks       data to find the files that change until the next snapshot
+    snapshots/.half-<id>/      a snapshot that is being made
+    shared.rewound/            files that are about to replace shared/
 
-All of it is blocking: call it in a thread. What it meets was written by a guest: no link in it is followed.
+All functions block: call them in a thread. A guest wrote the files, so no symlink in them is followed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from hiveyard.store.lineage import Point
 
 _HALF = ".half-"
 _LONGEST = 64 << 20
-"""Bytes of the longest line that a feed may end in."""
+"""Longest unfinished line at the end of a feed, in bytes."""
 
 
 def provider_name(session: str, snapshot: str) -> str:
-    """What a provider calls a live snapshot of a session."""
+    """Return the provider's name of a live snapshot of a session."""
     return f"hv-{session}-{snapshot}"
 
 
@@ -36,8 +36,8 @@ def files_of(workspace: Workspace, snapshot: str) -> Path:
 
 
 def copy_files(workspace: Workspace, snapshot: str, former: str | None, reserve: int) -> Copied:
-    """Copy the session's files into a half-made snapshot; what did not change since `former` is shared with it.
-    `reserve` bytes of the disk stay free: with less, all sessions that write there would be stopped."""
+    """Copy the session's files into a half-made snapshot; files that did not change since `former` are shared with it.
+    `reserve` bytes of the disk stay free, because with less all sessions on that disk would be stopped."""
     half = workspace.snapshots / f"{_HALF}{snapshot}"
     half.mkdir(parents=True, mode=0o700)
     copied = copy_tree(workspace.shared, half / "shared", _former(workspace, former), reserve=reserve)
@@ -46,15 +46,16 @@ def copy_files(workspace: Workspace, snapshot: str, former: str | None, reserve:
 
 
 def finish(workspace: Workspace, snapshot: str) -> None:
-    """Give a half-made snapshot its name."""
+    """Rename a half-made snapshot to its final name."""
     (workspace.snapshots / f"{_HALF}{snapshot}").rename(workspace.snapshots / snapshot)
     sync_dir(workspace.snapshots)
 
 
 def cut_feed(workspace: Workspace, snapshot: str, feed: str) -> int:
-    """Cut the feed in a half-made snapshot after its last whole line, so that a new program can go on in it; returns
-    its length. `feed` is the guest's path. A feed that is not there, or no file, or ends in a line longer than any of
-    an agent, is empty: a guest can make it of any length."""
+    """Cut the feed in a half-made snapshot after its last complete line, so that a new program can append to it.
+    Returns
+    its length. `feed` is the guest's path. A feed that is missing, is not a file, or ends in a line over the limit
+    counts as empty: a guest can write lines of any length."""
     relative = str(Path(feed).relative_to(GUEST_ROOT))
     root = workspace.snapshots / f"{_HALF}{snapshot}" / "shared"
     try:
@@ -62,25 +63,25 @@ def cut_feed(workspace: Workspace, snapshot: str, feed: str) -> int:
     except OSError:
         return 0
     try:
-        size = whole = os.fstat(fd).st_size
-        while whole > 0:
-            if size - whole > _LONGEST:
-                whole = 0
+        size = complete = os.fstat(fd).st_size
+        while complete > 0:
+            if size - complete > _LONGEST:
+                complete = 0
                 break
-            start = max(0, whole - (1 << 20))
-            end = os.pread(fd, whole - start, start).rfind(b"\n")
-            whole = start + end + 1 if end >= 0 else start
+            start = max(0, complete - (1 << 20))
+            end = os.pread(fd, complete - start, start).rfind(b"\n")
+            complete = start + end + 1 if end >= 0 else start
             if end >= 0:
                 break
-        if whole < size:
-            _own_copy(root / relative, fd, whole)
-        return whole
+        if complete < size:
+            _truncate_copy(root / relative, fd, complete)
+        return complete
     finally:
         os.close(fd)
 
 
-def _own_copy(path: Path, fd: int, size: int) -> None:
-    """Replace a file by its first bytes: it may be shared with another snapshot."""
+def _truncate_copy(path: Path, fd: int, size: int) -> None:
+    """Replace a file by a copy of its first `size` bytes: the file itself may be shared with another snapshot."""
     fresh = path.with_name(f"{path.name[:100]}.cut")
     with fresh.open("xb") as file:
         if size:
@@ -99,28 +100,28 @@ def drop(workspace: Workspace, snapshot: str) -> None:
 
 
 def remains(workspace: Workspace, known: set[str]) -> list[Path]:
-    """What lies among the snapshots and is none that is known."""
+    """Return the entries of the snapshot directory that are not known snapshots."""
     if not workspace.snapshots.is_dir():
         return []
     return [path for path in workspace.snapshots.iterdir() if path.name not in known]
 
 
-# --- back ------------------------------------------------------------------------------------------------------------
+# --- restoring -------------------------------------------------------------------------------------------------------
 
 
-def lay_ready(workspace: Workspace, snapshot: str, reserve: int = 0) -> None:
-    """Make a copy of a snapshot's files that can take the place of the session's in one step; `reserve` as above."""
+def prepare_restore(workspace: Workspace, snapshot: str, reserve: int = 0) -> None:
+    """Make a copy of a snapshot's files that can replace the session's in one step; `reserve` is as above."""
     half, ready = _ready(workspace)
     clear(workspace)
     copy_tree(files_of(workspace, snapshot), half, reserve=reserve)
     half.rename(ready)
 
 
-def put_back(workspace: Workspace, snapshot: str) -> None:
-    """Have the session's files as they were at a snapshot. No machine may use them. Safe to repeat."""
+def restore(workspace: Workspace, snapshot: str) -> None:
+    """Restore the session's files from a snapshot. No machine may be using them. Safe to repeat."""
     _, ready = _ready(workspace)
     if not ready.exists():
-        lay_ready(workspace, snapshot)
+        prepare_restore(workspace, snapshot)
     old = workspace.root / "shared.old"
     remove_tree(old, quiet=True)
     if workspace.shared.exists():
@@ -131,12 +132,12 @@ def put_back(workspace: Workspace, snapshot: str) -> None:
 
 
 def is_ready(workspace: Workspace) -> bool:
-    """Whether files lie there that are about to take the place of the session's."""
+    """Return whether there are files that are about to replace the session's."""
     return _ready(workspace)[1].exists()
 
 
 def clear(workspace: Workspace) -> None:
-    """Remove what a rewind that did not come about left."""
+    """Remove the files of a rewind that was not carried out."""
     for path in _ready(workspace):
         remove_tree(path, quiet=True)
 
@@ -152,11 +153,11 @@ def _former(workspace: Workspace, snapshot: str | None) -> Former | None:
         data = (workspace.snapshots / snapshot / "marks").read_bytes()
         return Former(files_of(workspace, snapshot), _marks(data))
     except (OSError, msgspec.MsgspecError):
-        return None  # then nothing is shared
+        return None  # then no file is shared
 
 
 def _marks(data: bytes) -> dict[bytes, Mark]:
-    """What `marks` holds; that of an earlier Hiveyard has paths as text."""
+    """Decode `marks`; an earlier Hiveyard stored paths as text."""
     try:
         return msgspec.msgpack.decode(data, type=dict[bytes, Mark])
     except msgspec.ValidationError:
@@ -164,5 +165,5 @@ def _marks(data: bytes) -> dict[bytes, Mark]:
 
 
 def snapshot_to_boot(session: str, point: Point) -> str | None:
-    """The provider's name of a live snapshot; None for one of files alone."""
+    """Return the provider's name of a live snapshot; None for a snapshot of files only."""
     return provider_name(session, point.row.id) if point.row.live else None

@@ -151,7 +151,7 @@ class ExternalProvider:
     async def _boot(self, name: str, spec: MachineSpec) -> Machine:
         asked = {"name": name, "image": _image(spec.image), "shape": _shape(spec.shape), **_rest(spec)}
         try:
-            told = await self._program.ask("boot", wire.Told, self._settings.boot_timeout, asked)
+            told = await self._program.ask("boot", wire.MachineInfo, self._settings.boot_timeout, asked)
         except ProviderTimeout as error:
             raise BootTimeout(error.message, hint=error.hint, machine=name) from error
         machine = self._machine(told, name)
@@ -171,11 +171,11 @@ class ExternalProvider:
 
     async def get(self, name: str) -> Machine:
         check_machine_name(name)
-        told = await self._program.ask("get", wire.Told, self._settings.request_timeout, {"name": name})
+        told = await self._program.ask("get", wire.MachineInfo, self._settings.request_timeout, {"name": name})
         return self._machine(told, name)
 
     async def list(self) -> list[Machine]:
-        told = await self._program.ask("list", list[wire.Told], self._settings.request_timeout)
+        told = await self._program.ask("list", list[wire.MachineInfo], self._settings.request_timeout)
         return [self._machine(one, one.name) for one in told]
 
     async def names(self) -> set[str]:
@@ -203,7 +203,7 @@ class ExternalProvider:
         entrance = Entrance(name, self._program, lambda: self.get(name), self._settings.request_timeout)
         yield ShellGuest(entrance, self.capabilities)
 
-    def _machine(self, told: wire.Told, name: str) -> Machine:
+    def _machine(self, told: wire.MachineInfo, name: str) -> Machine:
         if told.name != name:
             raise ProviderBadAnswer(f"{self.name}: asked about {name}, its program told of {one_line(told.name, 80)!r}")
         return Machine(

@@ -95,7 +95,7 @@ Date = Annotated[float, msgspec.Meta(ge=0, lt=_NO_DATE)]
 """In seconds since the epoch; what is no date is no answer."""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A machine."""
 
     name: str

@@ -1,4 +1,4 @@
-"""What a guest knows of its directory, and has open in it.
+"""The files of a session that its guest knows and has open.
 
 The guest is hostile. It names files by (directory, one name) only; directories are opened beneath the root, through no
 symlink, and a name is never followed. What is kept here for it is bounded: beyond that it gets an error.
@@ -101,8 +101,8 @@ class Node:
 
 
 class Opened:
-    """What the guest has open. A directory has its `names`, as of when it was read from the start, which take `weight`
-    bytes."""
+    """An open file or directory of the guest. A directory has its `names`, as of when it was read from the start; they
+    take `weight` bytes."""
 
     __slots__ = ("fd", "flags", "names", "node", "weight")
 
@@ -115,7 +115,7 @@ class Opened:
 
 
 class Tree:
-    """What a guest knows of its directory, and has open in it."""
+    """The files that a guest knows and has open."""
 
     def __init__(self, root: int, bounds: Bounds | None = None) -> None:
         self.root = root

@@ -26,11 +26,11 @@ import anyio
 
 from hiveyard.core.errors import NoAccelerator
 from hiveyard.kit import files
+from hiveyard.kit.lock import file_lock
 from hiveyard.kit.shape import number, record, text
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.qemu.command import MACHINE, Engine
 from hiveyard.machines.qemu.launch import Handles, launched
-from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.user import User
 
 _MISSES_ROOT = b"Unable to mount root fs"
@@ -109,7 +109,7 @@ class Accelerators:
         if (settled := self._settled(version)) is not None:
             return settled
         # Many that begin at once make each other late: one tries, the others have its answer.
-        async with holding(self._known.with_suffix(".lock")):
+        async with file_lock(self._known.with_suffix(".lock")):
             return self._settled(version) or await self._tried(kernel, version)
 
     def _settled(self, version: str) -> Choice | None:

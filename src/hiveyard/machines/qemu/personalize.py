@@ -1,4 +1,4 @@
-"""A fork's first second: the guest stops being its template and becomes a machine of its own.
+"""Turn a fork of a template into a machine of its own, in its first second.
 
 See inside/etc/hiveyard/become.pl, which waits for this in every template.
 """

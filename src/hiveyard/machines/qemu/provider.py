@@ -36,6 +36,7 @@ from hiveyard.core.machines import (
 )
 from hiveyard.core.ports import Guest, Meanwhile, SnapshotStats
 from hiveyard.kit.clock import Clock, SystemClock
+from hiveyard.kit.lock import file_lock
 from hiveyard.kit.refcount import RefCounted
 from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator
@@ -46,7 +47,6 @@ from hiveyard.machines.qemu.entry import Entries, GuestExec
 from hiveyard.machines.qemu.forking import Fork, bring_up
 from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, space_named
 from hiveyard.machines.qemu.launch import StateRefused
-from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.pause import go_on, hold_still, mended
 from hiveyard.machines.qemu.record import Record, Rig, read
 from hiveyard.machines.qemu.settings import QemuSettings
@@ -302,7 +302,7 @@ class QemuProvider:
         return [(label.removeprefix(ours), vm) for label, vm in labels() if label.startswith(ours)]
 
     def _holding(self, name: str) -> AbstractAsyncContextManager[None]:
-        return holding(self._lock(name))
+        return file_lock(self._lock(name))
 
     def _lock(self, name: str) -> Path:
         return self._state / ".locks" / name

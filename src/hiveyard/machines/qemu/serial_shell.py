@@ -1,8 +1,8 @@
-"""The first commands of a machine, over a serial port: what runs them was frozen with the template and waits.
+"""The first commands of a machine, over a serial port, to a shell that was frozen with the template.
 
-One at a time, and only as long as nobody needed the ssh connection (ssh.py), which an emulated guest takes half a
-second to make. See inside/etc/hiveyard/commands.pl for the frames. They come from the guest: their size is bounded,
-and one that makes no sense ends the channel.
+It runs one command at a time, until the ssh connection is needed (ssh.py), which takes an emulated guest half a second
+to make. inside/etc/hiveyard/commands.pl documents the frames. They come from the guest: their size is bounded, and a
+malformed frame ends the channel.
 """
 
 from __future__ import annotations

@@ -1,16 +1,21 @@
-"""Snapshots of running machines: the memory as it stands, the devices, and the disk, each of them a template to fork.
+"""Snapshots of running machines: memory, devices and disk. Each snapshot is a template to fork.
 
-    <state>/.snapshots/<name>/memory         the guest's memory, or what it is folded into (folded.py)
+    <state>/.snapshots/<name>/memory         the guest's memory, or its sparse form (sparse_memory.py)
     <state>/.snapshots/<name>/state          the state of its devices
-    <state>/.snapshots/<name>/table.json     what it knows of its session's directory, and has open there
-    <state>/.snapshots/<name>/<number>       the content of a file that is open there and has no name any more
-    <state>/.snapshots/<name>/layer-N.qcow2  the machine's own disks, which are the machine's too: nobody writes to them
+    <state>/.snapshots/<name>/table.json     the files of the session that the guest knows and has open
+    <state>/.snapshots/<name>/<number>       the content of an open file that has no name any more
+    <state>/.snapshots/<name>/layer-N.qcow2  disk layers that the machine uses too: nobody writes to them
     <state>/.snapshots/<name>/blank.qcow2    an empty overlay to copy
     <state>/.snapshots/<name>/snapshot.json  written last
 
-The machine stands still while its devices are written, its disk gets a new overlay, and the pages it changed since it
-was forked are copied: everything else happens before or after. A machine of a snapshot has the same files under names
-of its own, so either can be removed without the other.
+QEMU maps a template's memory copy-on-write, so a machine's own pages are those that the guest changed; the kernel lists
+them (/proc/PID/pagemap). They are written over a copy of the template's memory that was made before the pause. So the
+machine is paused for what it changed, not for what it has: its devices are written (`xen-save-devices-state`, which
+does not touch memory), its disk gets a new overlay, and the changed pages are copied. Everything else happens before or
+after. Forks have the same files under their own names, so each can be removed without the other.
+
+Connections do not survive in a fork: their other ends belong to the parent. The fork's kernel destroys its sockets, so
+that a client sees an error at once and tries again.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from hiveyard.core.ports import Meanwhile, SnapshotStats
 from hiveyard.kit import files
 from hiveyard.kit.copying import copy_content
 from hiveyard.kit.group import together
+from hiveyard.kit.lock import file_lock
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
 from hiveyard.machines.qemu import memory, sparse_memory
@@ -41,7 +47,6 @@ from hiveyard.machines.qemu.cleanup import stand_on
 from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
 from hiveyard.machines.qemu.fuse_process import hush, speak
 from hiveyard.machines.qemu.host import Processor, Qemu, processor
-from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.pause import catch_up, halted, runs, stop, unhalted
 from hiveyard.machines.qemu.record import Record, Rig, layers
 from hiveyard.machines.qemu.state import save
@@ -120,7 +125,7 @@ class Snapshots:
 
     async def remove(self, name: str) -> None:
         place = self._place(name)
-        async with holding(self._root / ".locks" / name):
+        async with file_lock(self._root / ".locks" / name):
             for path in (*self._root.glob(f".new-*+{name}"), place):
                 await anyio.to_thread.run_sync(_discard, path)
             (self._root / ".locks" / name).unlink(missing_ok=True)
@@ -142,7 +147,7 @@ class Snapshots:
         def ready(path: Path) -> None:
             hand_over(path, group, writable=writable)
 
-        async with holding(self._root / ".locks" / name):
+        async with file_lock(self._root / ".locks" / name):
             await anyio.to_thread.run_sync(sparse_memory.unfold, place, ready)
         await anyio.to_thread.run_sync(sparse_memory.forget, self._bases)
 
@@ -152,7 +157,7 @@ class Snapshots:
         """Take a snapshot of the machine of `record`, with its memory `whole` or as small as may be. Call it under the
         machine's lock."""
         place = self._place(name)
-        async with holding(self._root / ".locks" / name):
+        async with file_lock(self._root / ".locks" / name):
             fresh = self._root / f".new-{record.name}+{name}"
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)

@@ -16,11 +16,11 @@ import anyio.to_thread
 
 from hiveyard.core.errors import BootFailed, NoSuchImage, ProviderUnavailable
 from hiveyard.core.machines import Image, MachineSpec, Readiness, Report, Shape, quiet
+from hiveyard.kit.lock import file_lock
 from hiveyard.machines.qemu.accelerator import Accelerator, Accelerators, Choice
 from hiveyard.machines.qemu.cleanup import sweep
 from hiveyard.machines.qemu.disk import Disk, Disks
 from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, processor, space_named, version
-from hiveyard.machines.qemu.locks import holding
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.machines.qemu.snapshot import Snapshot
 from hiveyard.machines.qemu.template import Corrupt, Key, Origin, Template, Templates
@@ -201,7 +201,7 @@ class TemplateStock:
         )
 
     def _making(self, image_id: str) -> AbstractAsyncContextManager[None]:
-        return holding(self._cache / "locks" / image_id)
+        return file_lock(self._cache / "locks" / image_id)
 
 
 def _unprepared(spec: MachineSpec) -> NoSuchImage:

@@ -39,8 +39,8 @@ _LOAD, _RETURN, _IF_EQUAL, _IF_BITS = 0x20, 0x06, 0x15, 0x45
 
 
 class Architecture(NamedTuple):
-    """What differs between the architectures that have a filter. `audit` is the kernel's name of it (AUDIT_ARCH_*),
-    `elf` that of ELF files (EM_*)."""
+    """The facts that differ between architectures. `audit` is the kernel's name of one (AUDIT_ARCH_*), `elf` that of
+    ELF files (EM_*)."""
 
     audit: int
     elf: int
