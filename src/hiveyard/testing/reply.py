@@ -76,9 +76,7 @@ def _call(call: Call, tools: Mapping[str, Mapping[str, object]]) -> Named:
 
 def _shell(command: str, tools: Mapping[str, Mapping[str, object]]) -> Named:
     name = next((name for name in _SHELLS if name in tools), "Bash")
-    if (
-        name not in tools and tools.get("exec") == CUSTOM
-    ):  # with some models, codex's tool takes JavaScript that calls other tools
+    if name not in tools and tools.get("exec") == CUSTOM:  # codex with some models: JavaScript that calls tools
         given = msgspec.json.encode({"cmd": command}).decode()
         return "exec", f"text((await tools.exec_command({given})).output)"
     properties = record(tools.get(name), "properties")
