@@ -1,4 +1,4 @@
-"""The three protocols' forms of one reply: a JSON document, or the events of a stream."""
+"""Encode a reply in one of three protocols: as a JSON document, or as the events of a stream."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hiveyard.testing.reply import Reply
 from hiveyard.testing.script import Tokens
 
 JSON = Mapping[str, object]
-_CREATED = 1_700_000_000  # replies are the same every time
+_CREATED = 1_700_000_000  # constant, so that replies are reproducible
 _PIECE = 24
 
 
 class Event(NamedTuple):
-    """A server-sent event; an empty name stands for a line of data alone."""
+    """A server-sent event. With an empty name it is only a line of data."""
 
     name: str
     data: JSON | str
@@ -28,17 +28,17 @@ class Event(NamedTuple):
 
 
 def document(protocol: Protocol, reply: Reply) -> JSON:
-    """The whole reply at once."""
+    """Return the complete reply."""
     return {"anthropic": _message, "chat": _completion, "responses": _response}[protocol](reply)
 
 
 def events(protocol: Protocol, reply: Reply) -> Iterator[Event]:
-    """The reply as it streams."""
+    """Yield the reply as a stream."""
     return {"anthropic": _message_events, "chat": _completion_events, "responses": _response_events}[protocol](reply)
 
 
 def error(protocol: Protocol, status: int, message: str) -> JSON:
-    """The body of an HTTP error, in the words the vendors use."""
+    """Return the body of an HTTP error, in the vendor's format."""
     kind = _KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")
     if protocol == "anthropic":
         return {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_scripted"}

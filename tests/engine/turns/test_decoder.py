@@ -12,7 +12,7 @@ from hiveyard.core.ports import HasTerminal, Verdict
 from hiveyard.engine.event_log import Entry
 from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.kit.lines import LineSplitter
-from tests.transcripts.record_seats import home
+from tests.transcripts.record_terminals import home
 
 
 class Letters:
