@@ -184,7 +184,7 @@ class Sessions:
         if runner.frozen or session.activity is Activity.PAUSED:
             with contextlib.suppress(SessionNotRunning):  # it came to its end meanwhile
                 await self.unpause(id)
-        runner.stop.ask(Cancelled("stopped"))
+        runner.stop.request(Cancelled("stopped"))
         await runner.over.wait()
         if runner.scope.cancel_called:
             await self.stop(id)  # it was let go of meanwhile: another may be in its place
