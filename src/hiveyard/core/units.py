@@ -23,14 +23,14 @@ SIZE_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,9})?[kmgtKMGT]([iI]?[bB])?$"
 
 def seconds(text: str) -> float:
     """Return a duration in seconds: a plain number, or numbers with ms, s, m, h, d or w. Raises BadInput."""
-    said = text.strip().lower()
-    if _PLAIN.match(said):
-        return float(said)
-    if not _DURATION.match(said):
+    value = text.strip().lower()
+    if _PLAIN.match(value):
+        return float(value)
+    if not _DURATION.match(value):
         raise BadInput(
             f"{one_line(text, 80)!r} is not a duration: use seconds, or a number with a unit such as 90s, 10m or 1h30m"
         )
-    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(rf"({_NUMBER})(ms|[smhdw])", said))
+    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(rf"({_NUMBER})(ms|[smhdw])", value))
 
 
 def mebibytes(text: str) -> int:
@@ -44,10 +44,10 @@ def gibibytes(text: str) -> int:
 
 
 def _mebibytes(text: str, *, plain: float, meaning: str) -> float:
-    said = text.strip().lower()
-    if _PLAIN.match(said):
-        return float(said) * plain
-    if (match := _SIZE.match(said)) is None:
+    value = text.strip().lower()
+    if _PLAIN.match(value):
+        return float(value) * plain
+    if (match := _SIZE.match(value)) is None:
         raise BadInput(
             f"{one_line(text, 80)!r} is not a size: use a number of {meaning}, or one with a unit such as 512m or 2g"
         )
