@@ -90,6 +90,21 @@ def test_prompts_wait_for_their_turn(stage: Stage, repo: Path) -> None:
     stage.until(id, lambda body: body.get("text") == "kept: 2 3")
 
 
+def test_waiting_for_a_session_ends_when_no_prompt_is_left(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "remember apples", "--name", "fruit")
+    assert stage("wait", id).stdout == f"{id}  fruit: idle\n"
+    assert stage.said(id) == ["done: remember apples"]
+    stage("send", id, "run sleep 2")
+    stage("send", id, "remember pears")
+    assert stage.session(id)["queued"] >= 1
+    assert (waited := stage("wait", id)).returncode == 0, waited.stderr
+    assert stage.said(id)[-1] == "done: remember pears"
+    stage("send", id, "ask")
+    assert stage("wait", id).stdout == f"{id}  fruit: waiting\n"
+    stage("stop", id)
+    assert stage("wait", id).stdout == f"{id}  fruit: stopped\n"
+
+
 def test_what_waits_when_a_session_stops_is_said_when_it_goes_on(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo, "-m", "wait")
     stage.until(id, lambda body: body.get("text") == "wait")
