@@ -43,7 +43,7 @@ def taken(request: pytest.FixtureRequest, stage: Stage, first: str) -> Iterator[
 
 def refused(done: subprocess.CompletedProcess[str], taken: Taken) -> None:
     """One line says whose it is, another what to do."""
-    said = f"error: port {taken.port} is taken by {taken.owner}\n  try: name another port, or none to get a free one\n"
+    said = f"error: port {taken.port} is taken by {taken.owner}\n  try: name another port, or none to get a free port\n"
     assert (done.returncode, done.stdout, done.stderr) == (125, "", said)
 
 

@@ -106,7 +106,7 @@ IMPOSSIBLE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("snapshot", "ID", "--name", "../x"), "no name for a snapshot"),
     (("snapshots", "ID", "--remove", "x"), "no snapshot 'x'"),
     (("compare", "ID", "nobody"), "no task or session is called 'nobody'"),
-    (("import", "/nowhere"), "is no file"),
+    (("import", "/nowhere"), "is not a file"),
     (("export", "nobody", "x"), "no task or session is called 'nobody'"),
 )
 

@@ -87,11 +87,11 @@ async def test_what_a_daemon_that_was_killed_wrote_down_counts_for_nothing(ports
 
 
 async def test_the_preferred_comes_first_then_what_is_free_and_nobody_elses(ports: HostPorts) -> None:
-    former = free()
-    held = await ports.reserve(ANNA, preferred=(former,), among=range(40000, 40010))
-    assert held.port == former
+    previous = free()
+    held = await ports.reserve(ANNA, preferred=(previous,), among=range(40000, 40010))
+    assert held.port == previous
     with listening("127.0.0.1") as taken:
-        other = await ports.reserve(BERT, preferred=(former, taken), among=range(40000, 40010), avoid=(40000,))
+        other = await ports.reserve(BERT, preferred=(previous, taken), among=range(40000, 40010), avoid=(40000,))
     assert other.port in range(40001, 40010)
     for one in (held, other):
         await ports.release(one)
@@ -135,10 +135,10 @@ async def test_many_at_once_get_one_each(ports: HostPorts, tmp_path: Path) -> No
 async def test_a_place_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "ports").mkdir()
     (tmp_path / "ports").chmod(0o777)
-    with pytest.raises(OrchestrationError, match="alone"):
+    with pytest.raises(OrchestrationError, match="only this user"):
         await HostPorts(tmp_path / "ports").reserve(ANNA)
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(OrchestrationError, match="alone"):
+    with pytest.raises(OrchestrationError, match="only this user"):
         await HostPorts(tmp_path / "link").reserve(ANNA)
 
 

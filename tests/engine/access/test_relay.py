@@ -19,8 +19,8 @@ from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import Tier
 from hiveyard.core.ports import Guest
-from hiveyard.engine.access.forwarding import connecting, relay
-from hiveyard.engine.access.host_ports import Held, HostPorts, Owner
+from hiveyard.engine.access.forwarding import connect_command, relay
+from hiveyard.engine.access.host_ports import HostPorts, Owner, ReservedPort
 from hiveyard.kit.names import new_id
 from hiveyard.processes.detached import Detached
 from tests.contract.conftest import Place
@@ -35,7 +35,7 @@ async def opened(place: Place, scratch: Path, port: int) -> AsyncIterator[int]:
     ports = HostPorts(scratch / "ports")
     held = await ports.reserve(Owner("s", "a session"))
     async with anyio.create_task_group() as group:
-        group.start_soon(relay, held, place.guest, connecting(port))
+        group.start_soon(relay, held, place.guest, connect_command(port))
         try:
             yield held.port
         finally:
@@ -180,7 +180,7 @@ async def test_a_connection_that_cannot_be_taken_now_is_taken_later(
     held = await HostPorts(tmp_path / "ports").reserve(Owner("s", "a session"))
     poor = _Poor(fileno=held.socket.detach())
     async with served(guest, 8130, "wc -c"), anyio.create_task_group() as group:
-        group.start_soon(relay, Held(held.port, poor), shared.guest, connecting(8130))
+        group.start_soon(relay, ReservedPort(held.port, poor), shared.guest, connect_command(8130))
         with anyio.fail_after(PATIENCE):
             assert await ask(held.port, b"123") == b"3\n"
         group.cancel_scope.cancel()
@@ -191,7 +191,7 @@ async def test_a_connection_that_cannot_be_taken_now_is_taken_later(
 async def test_more_than_are_carried_at_once_wait(
     shared: Place, guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hiveyard.engine.access.forwarding.AT_ONCE", 2)
+    monkeypatch.setattr("hiveyard.engine.access.forwarding.MAX_CONNECTIONS", 2)
     async with served(guest, 8131, "cat"), opened(shared, tmp_path, 8131) as port:
         with anyio.fail_after(PATIENCE):
             async with anyio.create_task_group() as group:
@@ -201,5 +201,5 @@ async def test_more_than_are_carried_at_once_wait(
 
 @pytest.mark.parametrize("port", [0, 65536, -5])
 def test_a_number_that_is_no_port_is_refused(port: int) -> None:
-    with pytest.raises(BadInput, match="no port"):
-        connecting(port)
+    with pytest.raises(BadInput, match="not a port"):
+        connect_command(port)

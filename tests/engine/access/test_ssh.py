@@ -14,7 +14,7 @@ import pytest
 from hiveyard.core.ports import Guest
 from hiveyard.engine.access.host_ports import HostPorts, Owner
 from hiveyard.engine.access.ssh_keys import SshKeys, config
-from hiveyard.engine.access.ssh_server import serving
+from hiveyard.engine.access.ssh_server import serve_ssh
 from hiveyard.kit import process
 from hiveyard.kit.process import Completed
 from tests.contract.conftest import Place
@@ -41,7 +41,7 @@ async def way(shared: Place, tmp_path: Path) -> AsyncIterator[Way]:
     file = tmp_path / "config"
     file.write_text(config("bee", "s1", held.port, "agent", keys))
     try:
-        async with serving(held, shared.offer.provider, shared.name, keys):
+        async with serve_ssh(held, shared.offer.provider, shared.name, keys):
             yield Way(file, keys.key, held.port)
     finally:
         await ports.release(held)

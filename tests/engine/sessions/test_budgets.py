@@ -49,7 +49,7 @@ async def test_a_spent_session_goes_on_with_more(yard: Yard, repo: Path) -> None
         stopped = await until(engine, id, lambda view: view.status == "stopped")
         assert f"hv resume {id} --budget DOLLARS" in stopped.reason
 
-        with pytest.raises(BadInput, match=r"\$1.50 is not above what dear has spent: \$1.5000") as refused:
+        with pytest.raises(BadInput, match=r"\$1.50 is not more than dear has spent: \$1.5000") as refused:
             await engine.sessions.resume(id, 1.5)
         assert refused.value.hint == "hv resume dear --budget 2.50"
         assert (await engine.sessions.view(id)).status == "stopped"

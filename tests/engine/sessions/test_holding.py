@@ -54,7 +54,7 @@ async def test_who_is_not_heard_any_more_is_stopped_and_its_work_is_brought_out(
 async def test_who_is_not_heard_any_more_is_stopped_when_the_disk_fills_up(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await unheard(engine, yard, repo)
-        runner = engine.sessions.at_work(id)
+        runner = engine.sessions.find_runner(id)
         assert runner is not None
         runner.stop.request(DiskReserve("there is little left"))
         with anyio.fail_after(60):

@@ -14,7 +14,7 @@ import pytest
 
 from hiveyard.core.errors import NoSpace, StoreUnusable
 from hiveyard.core.events import AgentPrompted, Notice
-from hiveyard.engine.sessions.request import request_of
+from hiveyard.engine.sessions.request import session_request
 from hiveyard.engine.snapshots.fork import ForkRequest
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
@@ -127,8 +127,8 @@ async def test_an_archive_leaves_free_what_running_sessions_need(yard: Yard, rep
         await engine.exports.export(id, tmp_path / "it")
         whole = engine.imports._r
         engine.imports._r = replace(whole, settings=replace(whole.settings, disk_reserve_mib=1 << 40))
-        with pytest.raises(NoSpace, match="no room"):
-            await engine.imports.take(tmp_path / "it", new=True)
+        with pytest.raises(NoSpace, match="needs more space"):
+            await engine.imports.import_archive(tmp_path / "it", new=True)
         assert [one.name for one in yard.paths.sessions.iterdir()] == [id]
 
 
@@ -183,7 +183,7 @@ async def test_a_session_that_is_resumed_while_leftovers_are_removed_keeps_its_d
         await until(engine, id, lambda view: view.status == "running")
         provider.gate.set()
         await anyio.sleep(0.5)
-        assert (engine._r.door_of(id) / "door.sock").exists()
+        assert (engine._r.door_path(id) / "door.sock").exists()
         assert await told(engine, id, "remember apple") == "done: remember apple"
         await engine.sessions.stop(id)
 
@@ -197,7 +197,7 @@ async def test_a_budget_that_is_shared_while_the_parent_goes_back_holds_at_its_n
         await until(engine, id, lambda view: view.status != "running")
         group.start_soon(engine.forks.fork, id, ForkRequest(snapshot="early"))
         with anyio.fail_after(60):
-            while request_of(await engine.sessions.row(id)).budget_usd == 1.0:  # noqa: ASYNC110
+            while session_request(await engine.sessions.row(id)).budget_usd == 1.0:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         provider.gate.set()
         await until(engine, id, lambda view: view.status == "running")

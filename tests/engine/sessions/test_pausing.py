@@ -121,7 +121,7 @@ async def test_a_session_that_is_being_stopped_is_not_paused(yard: Yard, repo: P
         id = await spawned(engine, repo)
         runner = await engine.sessions.runner(id)
         with anyio.fail_after(60):
-            async with engine.sessions._r.collecting(id):  # its work cannot be brought out yet
+            async with engine.sessions._r.collect_lock(id):  # its work cannot be brought out yet
                 group.start_soon(engine.sessions.stop, id)
                 while runner.stop.reason is None:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
@@ -159,7 +159,7 @@ async def test_copies_leave_free_what_running_sessions_need(yard: Yard, repo: Pa
 async def test_children_are_made_when_nobody_brings_out_the_parents_work(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine, anyio.create_task_group() as group:
         id = await spawned(engine, repo)
-        async with engine.sessions._r.collecting(id):
+        async with engine.sessions._r.collect_lock(id):
             group.start_soon(engine.forks.fork, id, ForkRequest())
             await anyio.sleep(1)
             assert [one.name for one in yard.paths.sessions.iterdir()] == [id]

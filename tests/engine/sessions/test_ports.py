@@ -113,5 +113,5 @@ async def test_a_session_at_work_goes_on_when_its_port_is_taken_while_no_daemon_
             (notice,) = [event.body for event in await events(engine, id, "notice")]
             assert isinstance(notice, Notice)
             assert notice.code == "port.none_free"
-            assert notice.message.startswith("not all of its ports are open again: none of the ports")
+            assert notice.message.startswith("not all of its ports could be opened again: none of the ports")
             await engine.sessions.stop(id)

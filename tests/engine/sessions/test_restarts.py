@@ -54,7 +54,7 @@ async def test_a_machine_that_went_down_meanwhile_is_told_at_once(yard: Yard, re
     await provider.terminate(f"hv-{id}")
     async with at_work(yard, Remembering(yard, full=True)) as engine:
         view = await engine.sessions.view(id)
-        assert (view.status, "went down while nobody was watching" in view.reason) == ("stopped", True)
+        assert (view.status, "stopped while no daemon was running" in view.reason) == ("stopped", True)
 
 
 async def test_resume_of_what_went_down_meanwhile_is_no_success_before_that_is_known(yard: Yard, repo: Path) -> None:

@@ -50,7 +50,7 @@ async def test_a_stopped_session_that_is_rewound_and_resumed_goes_on_once(yard: 
         assert len(await events(engine, id, "machine.booting")) == 2
         await engine.sessions.stop(id)
         assert (await engine.sessions.view(id)).status == "stopped"
-        assert engine.sessions.at_work(id) is None
+        assert engine.sessions.find_runner(id) is None
 
 
 async def test_a_session_that_was_just_resumed_is_not_rewound_behind_its_back(yard: Yard, repo: Path) -> None:
@@ -77,10 +77,10 @@ async def test_a_session_that_was_just_resumed_is_not_rewound_behind_its_back(ya
 async def test_a_session_that_is_stopped_while_it_is_rewound_is_stopped(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await kept(engine, repo)
-        runner = engine.sessions.at_work(id)
+        runner = engine.sessions.find_runner(id)
         async with anyio.create_task_group() as group:
             group.start_soon(engine.rewinds.rewind, id, "early")
-            while engine.sessions.at_work(id) is runner:
+            while engine.sessions.find_runner(id) is runner:
                 await anyio.lowlevel.checkpoint()
             await engine.sessions.stop(id)
         assert (await engine.sessions.view(id)).status == "stopped"
@@ -106,7 +106,7 @@ async def test_a_session_that_is_removed_is_not_resumed_meanwhile(yard: Yard, re
             group.start_soon(lambda: engine.remove(id, force=False))
             group.start_soon(resume)
         assert len(refused) == 1
-        assert engine.sessions.at_work(id) is None
+        assert engine.sessions.find_runner(id) is None
         assert await engine.sessions.views(over=True) == []
         assert not (yard.paths.sessions / id).exists()
 

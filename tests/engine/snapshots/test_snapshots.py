@@ -27,7 +27,7 @@ from hiveyard.core.errors import (
 from hiveyard.core.events import BudgetSet, Notice, SessionForked, SnapshotTaken
 from hiveyard.engine.snapshots.automatic import TurnSnapshots
 from hiveyard.engine.snapshots.fork import ForkRequest
-from hiveyard.engine.snapshots.service import Snapshots, uncopied
+from hiveyard.engine.snapshots.service import Snapshots, copy_error
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.store.lineage import Point
@@ -94,7 +94,7 @@ async def test_children_go_on_in_the_conversation_each_with_its_own_instruction(
         keys = {workspace(yard, one).keys().placeholder for one in (id, first, second)}
         assert len(keys) == 3
         assert workspace(yard, first).keys().inherited == (workspace(yard, id).keys().placeholder,)
-        await engine.sessions.harvest(second)
+        await engine.sessions.collect(second)
         at = workspace(yard, second).origin
         assert "two.txt" in git(at, "diff", "--name-only", views[1].base or "", "hv/idea-2")
         # The snapshot was made for the fork alone.
@@ -144,7 +144,7 @@ async def test_what_is_left_of_a_budget_is_divided(yard: Yard, repo: Path) -> No
         forked = await engine.forks.fork(id, ForkRequest(count=3))
         views = [await engine.sessions.view(one) for one in (id, *forked.children)]
         assert [view.budget_usd for view in views] == [1.0, 1.0, 1.0, 1.0]
-        runner = engine.sessions.at_work(id)
+        runner = engine.sessions.find_runner(id)
         assert runner is not None and runner.door is not None
         assert runner.door._usage_recorder.budget.limit == 1.0
         for one in (id, *forked.children):
@@ -189,7 +189,7 @@ async def test_bad_wishes_are_told_before_anything_is_made(yard: Yard, repo: Pat
         id = await spawned(engine, repo)
         with pytest.raises(BadInput, match="2 instructions for 3 children"):
             await engine.forks.fork(id, ForkRequest(count=3, instructions=["a", "b"]))
-        with pytest.raises(BadInput, match="no name for a snapshot"):
+        with pytest.raises(BadInput, match="not a valid snapshot name"):
             await engine.snapshots.take(id, "../x")
         with pytest.raises(NotFound, match="no snapshot 'nowhere'"):
             await engine.rewinds.rewind(id, "nowhere")
@@ -214,7 +214,7 @@ async def test_nobody_is_thrown_out_of_a_terminal_by_a_rewind_unless_that_is_mea
                 with anyio.fail_after(30):
                     while not (await guest.run(Command(shell="tmux list-clients -t agent"))).stdout:  # noqa: ASYNC110
                         await anyio.sleep(0.05)
-                with pytest.raises(SessionInUse, match="somebody sits at the terminal"):
+                with pytest.raises(SessionInUse, match="a terminal is attached to"):
                     await engine.rewinds.rewind(id, "early")
                 await engine.rewinds.rewind(id, "early", force=True)
         await until(engine, id, lambda view: view.status == "running")
@@ -451,7 +451,9 @@ async def test_a_record_of_an_earlier_hiveyard_tells_what_did_not_change(yard: Y
 
 
 class _Untakable(Snapshots):
-    async def take(self, id: str, name: str | None = None, *, passing: bool = False, by_itself: bool = False) -> Point:
+    async def take(
+        self, id: str, name: str | None = None, *, temporary: bool = False, automatic: bool = False
+    ) -> Point:
         raise ValueError("nobody thought of this")
 
 
@@ -649,6 +651,6 @@ async def test_a_spent_budget_cannot_be_divided(yard: Yard, repo: Path) -> None:
 
 
 def test_what_cannot_be_copied_is_told_with_its_path() -> None:
-    told = uncopied("bee", PermissionError(13, "Permission denied", "work/a\x1b[2Jb"))
+    told = copy_error("bee", PermissionError(13, "Permission denied", "work/a\x1b[2Jb"))
     assert told.message == "the files of bee cannot be copied: Permission denied: work/ab"
-    assert uncopied("bee", OSError("odd")).message == "the files of bee cannot be copied: odd"
+    assert copy_error("bee", OSError("odd")).message == "the files of bee cannot be copied: odd"

@@ -57,10 +57,10 @@ async def test_an_image_is_not_removed_from_under_live_snapshots(yard: Yard, rep
         id = await spawned(engine, repo)
         point = await engine.snapshots.take(id, "green")
         slug = (await engine.sessions.view(id)).name
-        assert await engine.snapshots.standing_on(point.taken.image) == [f"green of {slug}"]
-        assert await engine.snapshots.standing_on("another") == []
+        assert await engine.snapshots.live_snapshots_of(point.taken.image) == [f"green of {slug}"]
+        assert await engine.snapshots.live_snapshots_of("another") == []
         await engine.snapshots.remove(id, "green")
-        assert await engine.snapshots.standing_on(point.taken.image) == []
+        assert await engine.snapshots.live_snapshots_of(point.taken.image) == []
         await engine.sessions.stop(id)
 
 
