@@ -32,7 +32,7 @@ from hiveyard.engine.snapshots.rewind import RewindService
 from hiveyard.engine.snapshots.service import Snapshots
 from hiveyard.engine.tasks.job import Job
 from hiveyard.engine.tasks.request import TaskRequest
-from hiveyard.engine.tasks.view import TaskView, report, reports
+from hiveyard.engine.tasks.view import TaskView, task_view, task_views
 from hiveyard.engine.upkeep.doctor import Check, run_checks
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
 from hiveyard.engine.upkeep.recovery import clean_up, remove_leftovers

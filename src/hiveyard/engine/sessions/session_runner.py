@@ -165,7 +165,7 @@ class SessionRunner:
         provider = await self._place(session, request)
         lease = provisioner.lease(provider, await provisioner.image(provider))
         async with self._event_log.phase(self.id, "boot"):
-            await lease.up(start.snapshot)
+            await lease.start(start.snapshot)
         return lease
 
     async def _reconnect(self, session: SessionRow) -> MachineLease:
@@ -267,7 +267,7 @@ class SessionRunner:
     ) -> None:
         """End the program when a stop is requested, and `attending` soon after: a guest can keep the report of its end
         from us."""
-        hurried = isinstance(await self.stop.asked(), DiskReserve)
+        hurried = isinstance(await self.stop.wait(), DiskReserve)
         if hurried:
             attending.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
         try:
@@ -313,7 +313,7 @@ class SessionRunner:
         )
 
     async def _limit_collecting(self, collecting: anyio.CancelScope) -> None:
-        if isinstance(await self.stop.asked(), DiskReserve):
+        if isinstance(await self.stop.wait(), DiskReserve):
             collecting.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
 
     # --- pause -------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ class SessionRunner:
         return await self._end_events(error.message, as_failure(error))
 
     async def _end_events(self, reason: str, failure: Failure | None) -> list[AnyBody]:
-        for number, body in (await self._tracker()).cut(failure):
+        for number, body in (await self._tracker()).abort(failure):
             await self._event_log.record(self.id, body, turn=number)
         collected = await self._is_collected()
         async with self._event_log.phase(self.id, "release"):
