@@ -330,7 +330,7 @@ class Sessions:
             self.start(session.id)
 
     async def wait_for_machines(self) -> None:
-        """Wait until each recovered session's machine is known to be alive or not, for `MACHINE_CHECK_TIMEOUT` at most."""
+        """Wait until the machine of each recovered session is known to live or not, at most `MACHINE_CHECK_TIMEOUT`."""
         with anyio.move_on_after(MACHINE_CHECK_TIMEOUT):
             for id in list(self._runners):
                 await self._row_with_machine_checked(id)

@@ -137,7 +137,7 @@ class SessionRunner:
         request = session_request(session)
         async with open_session_door(self._r, session, request, on_budget=self._budget_spent) as self.door:
             await self.apply_budget()  # it may have changed while there was no door
-            with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
+            with nullcontext() if session.phase is Phase.RUNNING else self.stop.cancel_on_request():
                 lease = await self._prepare_machine(session, request, start)
             self.lease = lease
             async with open_session_ports(session, lease.provider, self._r, wanted=request.port) as self.ports:
