@@ -1,4 +1,4 @@
-"""A yard of this host for the real agent programs."""
+"""Fixtures that run the real agent programs on this host."""
 
 from __future__ import annotations
 

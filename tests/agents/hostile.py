@@ -1,4 +1,4 @@
-"""A repository that tries to run code when an agent starts in it, by every way we know of."""
+"""A repository that tries to run code when an agent starts in it, in every known way."""
 
 from __future__ import annotations
 

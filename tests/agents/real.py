@@ -1,4 +1,4 @@
-"""Runs the real agent programs: on this host, cut off from every network but the scripted model, as a nobody; or in
+"""Run the real agent programs: on this host, cut off from every network but the scripted model, as a nobody; or in
 any guest by any process manager.
 
     programs = find_programs()                       # $HIVEYARD_AGENT_PROGRAMS, else PATH
@@ -36,11 +36,11 @@ NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
 DOOR_PORT = 8377
 
-# Joins loopback inside a network namespace to a unix socket outside it, and stands in for the host's name servers: each
-# name that is asked for goes into a file, and is nobody's. argv: socket, port, that file, then the program.
+# Forwards loopback inside a network namespace to a unix socket outside it, and replaces the host's name servers: each
+# requested name is written to a file and does not exist. argv: socket, port, that file, then the program.
 _BRIDGE = """
 import os, re, signal, socket, subprocess, sys, threading
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored, and that inherited, below a shell's background job
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job inherits an ignored SIGINT
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 for server in re.findall(r"^nameserver ([0-9.]+)$", open("/etc/resolv.conf").read(), re.MULTILINE):
     subprocess.run(["ip", "address", "add", server, "dev", "lo"], stderr=subprocess.DEVNULL)
@@ -92,7 +92,7 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Played:
-    """A turn that was run, and what its adapter made of it."""
+    """A turn that was run, with its events and verdict."""
 
     finished: Finished
     events: Sequence[AgentEvent]
@@ -101,7 +101,7 @@ class Played:
 
 
 def understand(agent: Agent, finished: Finished) -> tuple[Sequence[AgentEvent], Verdict]:
-    """What the adapter makes of a process's output."""
+    """Return the events and the verdict for a process's output."""
     parser = agent.parser()
     events = [event for line in finished.stdout.split(b"\n") if line for event in parser.feed(line)]
     return events, parser.verdict(finished.exit_code, finished.stderr.decode("utf-8", "replace"))
@@ -147,7 +147,7 @@ class HostYard:
         return self.root / "lookups"
 
     def apart(self, socket: Path) -> list[str]:
-        """What stands before a program to run it as nobody, in a network of its own that holds nothing but a socket."""
+        """Return the command that runs a program as nobody, in a network namespace with only a socket."""
         bridge = [sys.executable, "-c", _BRIDGE, str(socket), str(DOOR_PORT), str(self._lookups)]
         return ["unshare", "-n", "--", *bridge, *AS_NOBODY]
 

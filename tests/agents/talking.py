@@ -19,7 +19,7 @@ from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import HasDriver
 from hiveyard.core.machines import HOST, Capabilities, MachineSpec, Network
 from hiveyard.core.ports import Guest, Turn
-from hiveyard.library.conversation import Conversation, conversing
+from hiveyard.library.conversation import Conversation, open_conversation
 from hiveyard.machines.bubblewrap import BubblewrapProvider, BubblewrapSettings
 from hiveyard.processes.detached import Detached
 from hiveyard.testing.model import ScriptedModel, scripted_model
@@ -46,7 +46,7 @@ class Stage:
         asked = self.turn(name, **turn)
         spec = self.spec(asked)
         await self.manager.start(self.guest, spec)
-        async with conversing(self.guest, self.manager, spec, self.agent.driver(asked), offset=offset) as talk:
+        async with open_conversation(self.guest, self.manager, spec, self.agent.driver(asked), offset=offset) as talk:
             yield talk
 
     async def asked(self) -> None:

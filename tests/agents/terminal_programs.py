@@ -32,7 +32,7 @@ LIMIT = 90.0
 
 @dataclass(kw_only=True)
 class Place:
-    """One seat. `events` is what its feed said so far; `machine` the process whose network it is in."""
+    """A terminal of an agent. `events` are those of its feed so far; `machine` is the process whose network it uses."""
 
     yard: HostYard
     agent: HasTerminal
@@ -140,7 +140,7 @@ class Place:
 
 
 def heard(listener: Parser, feed: bytes) -> list[AgentEvent]:
-    """What a listener makes of the whole lines of a feed."""
+    """Return the events of the complete lines of a feed."""
     return [event for line in feed.split(b"\n")[:-1] for event in listener.feed(line)]
 
 

@@ -1,4 +1,4 @@
-"""The editor that Claude Code is given: it takes our prompts, and is the person's own when they press the key."""
+"""The editor for Claude Code: it inserts our prompts, and starts the user's own editor for the user's key press."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def place(tmp_path: Path) -> Path:
 
 
 def edited(place: Path, file: str = "claude-prompt-1") -> str:
-    """What is in the program's file when its editor is closed."""
+    """Return the content of the program's file after its editor has exited."""
     asked = place.parent / file
     env = {**os.environ, "HIVEYARD_EDITOR": str(place.parent / "own")}
     subprocess.run(["sh", str(place / "edit"), str(asked)], check=True, env=env, cwd=place.parent, timeout=30)
     return asked.read_text()
 
 
-def test_a_prompt_that_waits_is_taken_and_the_draft_kept(place: Path) -> None:
+def test_a_waiting_prompt_is_inserted_and_the_draft_is_saved(place: Path) -> None:
     (place / "prompt").write_text("do it")
     (place / "press.0").touch()
     assert edited(place) == "do it"
     assert ((place / "draft").read_text(), (place / "taken").read_text()) == ("a draft", "do it")
 
 
-def test_a_second_press_of_ours_opens_nothing(place: Path) -> None:
+def test_a_second_key_press_of_ours_opens_no_editor(place: Path) -> None:
     (place / "prompt").write_text("do it")
     for number in range(3):
         (place / f"press.{number}").touch()
@@ -46,7 +46,7 @@ def test_a_second_press_of_ours_opens_nothing(place: Path) -> None:
     assert edited(place) == "own", "the next press is a person's"
 
 
-def test_a_person_and_other_files_get_the_persons_own_editor(place: Path) -> None:
+def test_the_user_and_other_files_get_the_users_own_editor(place: Path) -> None:
     (place / "press.0").touch()
     (place.parent / "notes").write_text("")
     assert edited(place, "notes") == "own"

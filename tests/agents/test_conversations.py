@@ -1,4 +1,4 @@
-"""Real agent programs that stay: several turns, leave that is asked for, interrupts, and readers that are lost."""
+"""Conversations with real agent programs: several turns, permission requests, interrupts and lost readers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def one(events: list[AgentEvent], kind: type[Any]) -> Any:
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_it_asks_leave_in_each_of_several_turns(agent: str, opened: Open) -> None:
+async def test_it_asks_for_permission_in_each_of_several_turns(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk(ask=True) as talk:
         first = await turn(talk, "[[script:write]] the first")
         asked = one(first, AgentAsked)
@@ -102,7 +102,7 @@ async def test_it_asks_leave_in_each_of_several_turns(agent: str, opened: Open) 
         assert (place.session / "work" / "b.txt").read_text() == "first\n"
         assert [type(event) for event in third].count(AgentStarted) == 0, "it is one conversation"
         assert one(third, AgentUsage).usage.requests <= 2, "each turn is counted for itself"
-        with pytest.raises(BadInput, match="does not wait"):
+        with pytest.raises(BadInput, match="is not waiting"):
             await talk.answer(asked.request, Answer(allow=True))
         await talk.close()
         assert await answered(talk, talk.events(), Answer(allow=False)) == []
@@ -111,7 +111,7 @@ async def test_it_asks_leave_in_each_of_several_turns(agent: str, opened: Open) 
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_what_is_added_to_its_system_prompt_is_there_in_each_turn(agent: str, opened: Open) -> None:
+async def test_the_system_prompt_text_is_present_in_each_turn(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk(system="Speak as a pirate does.") as talk:
         for text in ("[[script:next]] the first", "[[script:next]] the second"):
             await turn(talk, text)
@@ -120,7 +120,7 @@ async def test_what_is_added_to_its_system_prompt_is_there_in_each_turn(agent: s
 
 
 @pytest.mark.parametrize("agent", QUICK)
-async def test_it_asks_nothing_where_it_may_do_all(agent: str, opened: Open) -> None:
+async def test_it_asks_for_no_permission_unless_requested(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk() as talk:
         events = await turn(talk, "[[script:shell]] do it")
         assert not any(isinstance(event, AgentAsked) for event in events)
@@ -129,7 +129,7 @@ async def test_it_asks_nothing_where_it_may_do_all(agent: str, opened: Open) -> 
 
 
 @pytest.mark.parametrize("agent", QUICK)
-async def test_what_it_asked_can_be_changed_where_it_takes_that(agent: str, opened: Open) -> None:
+async def test_the_arguments_of_a_request_can_be_changed_if_supported(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk(ask=True) as talk:
         async with aclosing(talk.turn("[[script:shell]] do it")) as events:
             async for event in events:
@@ -146,7 +146,7 @@ async def test_what_it_asked_can_be_changed_where_it_takes_that(agent: str, open
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_an_interrupted_turn_leaves_the_conversation(agent: str, opened: Open) -> None:
+async def test_an_interrupted_turn_keeps_the_conversation(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk() as talk:
         await talk.interrupt()  # nothing is at work
         async with aclosing(talk.turn("[[script:slow]] begin")) as events, anyio.create_task_group() as group:
@@ -165,7 +165,7 @@ async def test_an_interrupted_turn_leaves_the_conversation(agent: str, opened: O
 
 
 @pytest.mark.parametrize("agent", QUICK)
-async def test_leave_that_nobody_gave_ends_with_the_turn(agent: str, opened: Open) -> None:
+async def test_an_unanswered_request_ends_with_the_turn(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk(ask=True) as talk:
         async with aclosing(talk.turn("[[script:shell]] begin")) as events:
             found = []
@@ -174,14 +174,14 @@ async def test_leave_that_nobody_gave_ends_with_the_turn(agent: str, opened: Ope
                 if isinstance(event, AgentAsked):
                     await talk.interrupt()
         assert one(found, AgentEnded).is_error
-        with pytest.raises(BadInput, match="does not wait"):
+        with pytest.raises(BadInput, match="is not waiting"):
             await talk.answer(one(found, AgentAsked).request, Answer(allow=True))
         assert one(await turn(talk, "[[script:next]] go on"), AgentEnded).text == "I go on."
         assert not (place.session / "work" / "b.txt").exists()
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_a_reader_that_was_lost_misses_nothing(agent: str, opened: Open) -> None:
+async def test_a_new_reader_misses_nothing(agent: str, opened: Open) -> None:
     async with opened(agent) as place:
         before: list[AgentEvent] = []
         async with place.talk(ask=True) as talk:
@@ -195,7 +195,7 @@ async def test_a_reader_that_was_lost_misses_nothing(agent: str, opened: Open) -
         async with place.talk(ask=True, offset=offset) as talk:
             async with aclosing(talk.events()) as events:
                 with anyio.fail_after(60):
-                    # Whoever was killed before the answer was sent has to be able to give it.
+                    # A reader that was killed before it answered must be able to answer.
                     await talk.answer(asked.request, Answer(allow=True))
                     after = []
                     async for event in events:
@@ -207,7 +207,7 @@ async def test_a_reader_that_was_lost_misses_nothing(agent: str, opened: Open) -
             assert not [event for event in after if isinstance(event, AgentStarted | AgentAsked | AgentPrompted)]
             again = one(await turn(talk, "[[script:next]] go on"), AgentEnded)
             assert again.text == "I go on."
-            await talk.prompt("[[script:shell]] begin", key="one")  # whoever was killed does not know that it was told
+            await talk.prompt("[[script:shell]] begin", key="one")  # a killed sender does not know that it was sent
             await turn(talk, "[[script:next]] once more")
         said = [event.text for event in before + after if isinstance(event, AgentText)]
         assert len(said) == len(set(said))
@@ -215,7 +215,7 @@ async def test_a_reader_that_was_lost_misses_nothing(agent: str, opened: Open) -
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_another_model_takes_over_between_two_turns(agent: str, opened: Open) -> None:
+async def test_the_model_can_be_changed_between_two_turns(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk() as talk:
         await turn(talk, "[[script:next]] the first")
         await talk.choose(OTHER_MODELS[agent])
@@ -226,7 +226,7 @@ async def test_another_model_takes_over_between_two_turns(agent: str, opened: Op
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_another_process_goes_on_with_the_conversation(agent: str, opened: Open) -> None:
+async def test_another_process_continues_the_conversation(agent: str, opened: Open) -> None:
     async with opened(agent) as place:
         async with place.talk("first") as talk:
             await turn(talk, "[[script:next]] the first question")
@@ -243,7 +243,7 @@ async def test_another_process_goes_on_with_the_conversation(agent: str, opened:
 
 
 @pytest.mark.parametrize("agent", QUICK)
-async def test_a_model_that_refuses_ends_the_turn_and_not_the_conversation(agent: str, opened: Open) -> None:
+async def test_an_error_of_the_model_ends_the_turn_and_not_the_conversation(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk() as talk:
         ended = one(await turn(talk, "[[script:refused]] ask"), AgentEnded)
         assert ended.is_error
@@ -253,7 +253,7 @@ async def test_a_model_that_refuses_ends_the_turn_and_not_the_conversation(agent
 
 
 @pytest.mark.parametrize("agent", QUICK)
-async def test_a_program_that_is_killed_ends_its_turn(agent: str, opened: Open) -> None:
+async def test_killing_the_program_ends_its_turn(agent: str, opened: Open) -> None:
     async with opened(agent) as place, place.talk() as talk:
         async with aclosing(talk.turn("[[script:slow]] begin")) as events, anyio.create_task_group() as group:
 

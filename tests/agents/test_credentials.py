@@ -1,4 +1,4 @@
-"""The real agent programs find what a credential profile puts into their home, and nothing else tells them."""
+"""The real agent programs find the files of a credential profile, without any other configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENS = Tokens(access=KEY, refresh=Secret("sk-ant-ort01-Zq8TestSecret"), expire
 
 
 def put(yard: HostYard, profile: CredentialProfile) -> None:
-    """What an installer leaves in the home of the yard's user."""
+    """Install files in the home of the yard's user."""
     for file in profile.files:
         path = yard.root / "home" / file.path.removeprefix("~/")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Drivers: whatever a program prints is understood or kept; and a new driver that hears it again says the same."""
+"""Drivers: any output is understood or kept, and a new driver with the same output gives the same result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hiveyard import agents
 from hiveyard.agents.acp.updates import Updates
-from hiveyard.agents.shared.permission import PermissionRequest
+from hiveyard.agents.shared.permission import PermissionRequests
 from hiveyard.agents.shared.wording import changed
 from hiveyard.core.drivers import Answer, Driver, HasDriver, Line, Step
 from hiveyard.core.errors import BadInput
@@ -28,8 +28,8 @@ from hiveyard.core.events import (
     AgentToolReturned,
     Event,
 )
+from tests.agents.test_hostile_output import JSONS
 from tests.agents.test_processes import turn
-from tests.agents.test_strangers import JSONS
 
 NAMES = ("claude", "opencode", "codex", "goose")
 _METHODS = st.sampled_from(
@@ -90,7 +90,7 @@ def _hear(one: Driver, lines: list[bytes]) -> list[Step]:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(lines=st.lists(st.binary(max_size=200) | _MESSAGES.map(lambda said: json.dumps(said).encode()), max_size=6))
-def test_whatever_a_program_prints_is_no_error(name: str, lines: list[bytes]) -> None:
+def test_no_output_of_a_program_raises_an_error(name: str, lines: list[bytes]) -> None:
     steps = _hear(driver(name), lines)
     for step in steps:
         _stored(list(step.events))
@@ -149,7 +149,7 @@ def _answer(line: Line) -> object:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_asks_and_the_first_answer_counts(name: str) -> None:
+def test_only_the_first_answer_to_a_request_counts(name: str) -> None:
     one = driver(name)
     steps = [one.start(), *(one.feed(line) for line in SAID[name])]
     (started,) = _events(steps, AgentStarted)
@@ -162,7 +162,7 @@ def test_it_asks_and_the_first_answer_counts(name: str) -> None:
     assert not one.ready, "a turn is at work, whoever began it"
     (line,) = one.answer(asked.request, Answer(allow=True)).lines
     assert _answer(line) == ALLOWED[name]
-    with pytest.raises(BadInput, match="does not wait for an answer"):
+    with pytest.raises(BadInput, match="is not waiting for an answer"):
         one.answer(asked.request, Answer(allow=False))
     (ended,) = one.exited(None, "").events
     assert isinstance(ended, AgentEnded)
@@ -170,7 +170,7 @@ def test_it_asks_and_the_first_answer_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_those_that_can_take_other_arguments(name: str) -> None:
+def test_other_arguments_are_accepted_only_if_supported(name: str) -> None:
     one = driver(name)
     for said in SAID[name]:
         one.feed(said)
@@ -185,7 +185,7 @@ def test_only_those_that_can_take_other_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["opencode", "goose", "codex"])
-def test_a_program_that_begins_no_conversation_says_why(name: str) -> None:
+def test_a_program_that_starts_no_conversation_reports_why(name: str) -> None:
     one = driver(name)
     one.start()
     assert not one.ready
@@ -197,7 +197,7 @@ def test_a_program_that_begins_no_conversation_says_why(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_prompt_is_one_line_whatever_is_in_it(name: str) -> None:
+def test_a_prompt_is_one_line_with_any_content(name: str) -> None:
     one = driver(name)
     for said in SAID[name][:2]:
         one.feed(said)
@@ -219,8 +219,8 @@ def _texts(value: object) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_that_is_long_stays_so(name: str) -> None:
-    """Whatever it stands for: an id, a path, a version."""
+def test_all_long_texts_are_clipped(name: str) -> None:
+    """Ids, paths and versions too."""
     words = "x" * (1 << 20)
     call = {"toolCallId": words, "title": words, "kind": "edit", "status": "completed", "rawInput": {"path": words}}
     edits = [{"type": "diff", "path": words, "newText": words}]
@@ -250,17 +250,17 @@ def test_nothing_that_is_long_stays_so(name: str) -> None:
     assert _events(steps, AgentAsked) == []
 
 
-def test_what_is_asked_and_never_answered_is_forgotten_when_it_is_too_much() -> None:
-    leave = PermissionRequest()
+def test_the_oldest_unanswered_requests_are_dropped() -> None:
+    requests = PermissionRequests()
     for number in range(20):
-        leave.wanted(str(number), "Write", {"content": "x" * (8 << 20)}, "write")
-    with pytest.raises(BadInput, match="does not wait"):
-        leave.settle("0")
-    assert leave.settle("19")["content"]
-    assert len(leave.end()) < 8
+        requests.add(str(number), "Write", {"content": "x" * (8 << 20)}, "write")
+    with pytest.raises(BadInput, match="is not waiting"):
+        requests.settle("0")
+    assert requests.settle("19")["content"]
+    assert len(requests.clear()) < 8
 
 
-def test_calls_that_never_end_are_forgotten_when_they_are_too_much() -> None:
+def test_the_oldest_unfinished_calls_are_dropped() -> None:
     updates = Updates("/w")
     for number in range(20):
         start = ToolCallStart(
@@ -268,19 +268,19 @@ def test_calls_that_never_end_are_forgotten_when_they_are_too_much() -> None:
         )
         list(updates.feed(start))
     assert [updates.call(str(number)).input != {} for number in range(20)] == [*[False] * 13, *[True] * 7]
-    updates.turn()
+    updates.start_turn()
     list(updates.feed(start))
     assert updates.call("19").input
 
 
-def test_a_large_file_that_changes_has_no_diff_whose_work_grows_with_its_square() -> None:
+def test_no_diff_is_computed_for_a_large_changed_file() -> None:
     lines = "".join(f"{number}\n" for number in range(6000))
     assert changed("a", lines, f"{lines}more\n") == ""
     assert changed("a", None, lines).startswith("--- /dev/null\n+++ b/a\n@@ -0,0 +1,6000 @@\n+0\n")
     assert changed("a", "0\n", "1\n").endswith("-0\n+1\n")
 
 
-def test_codex_says_when_it_did_not_take_something_more() -> None:
+def test_a_rejected_steer_of_codex_is_reported() -> None:
     one = driver("codex")
     for said in SAID["codex"][:3]:
         one.feed(said)
@@ -292,7 +292,7 @@ def test_codex_says_when_it_did_not_take_something_more() -> None:
 
 
 @pytest.mark.parametrize("name", ["opencode", "goose"])
-def test_what_is_told_late_of_a_turn_that_is_over_is_no_other_turn(name: str) -> None:
+def test_late_updates_of_an_ended_turn_start_no_new_turn(name: str) -> None:
     def update(**told: object) -> bytes:
         params = {"sessionId": "ses_1", "update": told}
         return json.dumps({"jsonrpc": "2.0", "method": "session/update", "params": params}).encode()
@@ -311,7 +311,7 @@ def test_what_is_told_late_of_a_turn_that_is_over_is_no_other_turn(name: str) ->
     assert not one.ready
 
 
-def test_a_model_that_cannot_be_leaves_an_agent_ready_for_its_next_prompt() -> None:
+def test_an_invalid_model_leaves_the_agent_ready() -> None:
     one = driver("opencode")
     option = {"id": "model", "name": "Model", "type": "select", "currentValue": "a/b", "options": []}
     opened = {"sessionId": "ses_1", "configOptions": [option]}
@@ -319,7 +319,7 @@ def test_a_model_that_cannot_be_leaves_an_agent_ready_for_its_next_prompt() -> N
     one.feed(json.dumps({"jsonrpc": "2.0", "id": "session", "result": opened}).encode())
     one.feed(b'{"jsonrpc":"2.0","id":"set-model","result":{}}')
     assert one.ready
-    with pytest.raises(BadInput, match="no name of a model"):
+    with pytest.raises(BadInput, match="not a valid model name"):
         one.choose("k", "--yolo")
     assert one.ready
     assert one.choose("k", "a/c").lines
@@ -327,8 +327,8 @@ def test_a_model_that_cannot_be_leaves_an_agent_ready_for_its_next_prompt() -> N
 
 
 @pytest.mark.parametrize("name", ["opencode", "goose"])
-def test_leave_that_is_asked_for_after_an_interrupt_is_dropped(name: str) -> None:
-    """Whoever cancels answers all that is open, also what was on its way."""
+def test_a_request_after_an_interrupt_is_cancelled(name: str) -> None:
+    """The client that cancels answers all open requests, even those that were on the way."""
     for ask in (True, False):
         one = agents.by_name(name).driver(turn(ask=ask))  # type: ignore[attr-defined]
         *before, asking = SAID[name]
@@ -355,7 +355,7 @@ def _told_by_codex(method: str, id: int | None = None, **params: object) -> byte
 _RUN = {"type": "commandExecution", "id": "c", "command": "npm run dev", "status": "completed", "exitCode": 0}
 
 
-def test_codex_in_a_thread_of_its_own_ends_no_turn_and_takes_no_leave_away() -> None:
+def test_a_sub_agent_of_codex_ends_no_turn_and_drops_no_request() -> None:
     """A sub-agent's turn ends before the turn that began it."""
     one = _codex_at_work()
     before = one.interrupt("i").lines
@@ -380,7 +380,7 @@ def test_codex_in_a_thread_of_its_own_ends_no_turn_and_takes_no_leave_away() -> 
     assert one.ready
 
 
-def test_what_codex_left_in_the_background_begins_no_turn_when_it_ends() -> None:
+def test_a_background_process_of_codex_starts_no_turn_when_it_ends() -> None:
     one = _codex_at_work()
     over = _told_by_codex("turn/completed", turn={"id": "t1", "status": "completed"})
     one.feed(over)
@@ -395,7 +395,7 @@ def test_what_codex_left_in_the_background_begins_no_turn_when_it_ends() -> None
     assert json.loads(line.data)["params"]["turnId"] == "t2"
 
 
-def test_codex_that_may_do_all_waits_for_nobody() -> None:
+def test_codex_without_permission_requests_never_waits() -> None:
     one = _codex_at_work(ask=False)
     request, elicit = "item/commandExecution/requestApproval", "mcpServer/elicitation/request"
     accepted: dict[str, object] = {"action": "accept", "content": {}}
@@ -412,8 +412,8 @@ def test_codex_that_may_do_all_waits_for_nobody() -> None:
         assert _answer(line) == answer
 
 
-def test_claude_that_may_do_all_waits_for_nobody() -> None:
-    """Some tools ask whatever the mode: what only a person can say is not said."""
+def test_claude_without_permission_requests_never_waits() -> None:
+    """Some tools ask in any mode. A question to the user is denied."""
     one: Driver = agents.by_name("claude").driver(turn())  # type: ignore[attr-defined]
     one.feed(SAID["claude"][0])
     asking = '{"type":"control_request","request_id":"7","request":{"subtype":"can_use_tool","tool_name":"%s"}}'

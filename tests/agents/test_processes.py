@@ -1,4 +1,4 @@
-"""From a turn to a process: what is run, with which environment, and what is refused."""
+"""The process of a turn: its command, its environment, and what is refused."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_an_agent_is_found_by_its_name() -> None:
     assert [agents.by_name(name).name for name in agents.names()] == list(agents.names())
 
 
-def test_an_unknown_agent_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_agent_is_an_error_with_the_known_names() -> None:
     with pytest.raises(UnknownAgent, match="no agent is called 'clod'") as caught:
         agents.by_name("clod")
     assert caught.value.hint == "one of: claude, opencode, codex, goose, command"
 
 
 @pytest.mark.parametrize("name", agents.names())
-def test_the_prompt_comes_by_stdin_and_all_stays_below_the_state_directory(name: str) -> None:
+def test_the_prompt_is_on_stdin_and_all_state_is_in_the_state_directory(name: str) -> None:
     spec = agents.by_name(name).process(turn(command="cat"))
     assert spec.stdin == "/session/turns/1/prompt.txt"
     assert spec.command.cwd == "/session/repo"
@@ -53,13 +53,13 @@ def test_the_prompt_comes_by_stdin_and_all_stays_below_the_state_directory(name:
 
 
 @pytest.mark.parametrize("name", agents.names())
-def test_a_turn_of_one_prompt_asks_nobody(name: str) -> None:
+def test_a_turn_of_one_prompt_asks_for_no_permission(name: str) -> None:
     process = agents.by_name(name).process
     assert process(turn(command="cat", ask=True)) == process(turn(command="cat"))
 
 
 @pytest.mark.parametrize("name", agents.names())
-def test_the_placeholder_and_the_door_are_all_that_it_knows_of_the_world(name: str) -> None:
+def test_the_environment_has_only_the_placeholder_and_the_door(name: str) -> None:
     agent = agents.by_name(name)
     spec = agent.process(turn(command="cat"))
     said = json.dumps([spec.command.words(), dict(spec.command.env)])
@@ -69,7 +69,7 @@ def test_the_placeholder_and_the_door_are_all_that_it_knows_of_the_world(name: s
     assert said.count("http") == said.count("http://127.0.0.1:8377")
 
 
-def test_claude_leaves_out_what_the_repository_would_run_and_lets_in_its_words() -> None:
+def test_claude_ignores_code_of_the_repository_and_reads_its_instructions() -> None:
     spec = agents.by_name("claude").process(turn())
     words = spec.command.words()
     assert words[words.index("--setting-sources") + 1] == "user"
@@ -87,7 +87,7 @@ def test_claude_takes_a_model_and_a_conversation() -> None:
 @pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("part", ["model", "conversation"])
 @pytest.mark.parametrize("value", ["--dangerous", "", "a b", "a\nb", "x" * 300])
-def test_what_could_be_taken_for_an_option_is_refused(name: str, part: str, value: str) -> None:
+def test_values_that_look_like_options_are_refused(name: str, part: str, value: str) -> None:
     with pytest.raises(BadInput):
         agents.by_name(name).process(turn(**{part: value}))
 
@@ -148,12 +148,12 @@ def test_opencode_runs_no_programs_of_the_repository_unless_it_is_trusted() -> N
         ("claude", "", "cc-e3b0c442"),
     ],
 )
-def test_a_process_has_a_safe_name_that_tells_its_agent(agent: str, name: str, process: str) -> None:
+def test_a_process_has_a_safe_name_with_its_agent(agent: str, name: str, process: str) -> None:
     assert process_name(agent, name) == process
 
 
 @given(st.sets(st.text(max_size=300), min_size=2, max_size=2), st.one_of(st.sampled_from(REAL), st.text(max_size=300)))
-def test_any_words_make_a_name_of_a_process_of_their_own(names: set[str], agent: str) -> None:
+def test_any_text_makes_a_unique_process_name(names: set[str], agent: str) -> None:
     made = {process_name(agent, name) for name in names}
     assert len(made) == 2
     for name in made:
@@ -185,10 +185,10 @@ async def told(tmp_path: Path, name: str, spec: ProcessSpec) -> str:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("kind", ["process", "live"])
+@pytest.mark.parametrize("kind", ["process", "live_process"])
 @pytest.mark.parametrize("trusted", [False, True])
 @pytest.mark.parametrize("name", REAL)
-async def test_what_a_turn_adds_to_the_system_prompt_is_told(
+async def test_the_system_prompt_text_of_a_turn_is_passed_on(
     tmp_path: Path, name: str, trusted: bool, kind: str
 ) -> None:
     (tmp_path / "AGENTS.md").write_text("words of the repository")
@@ -206,13 +206,13 @@ async def test_what_a_turn_adds_to_the_system_prompt_is_told(
 
 @pytest.mark.parametrize("name", agents.names())
 @pytest.mark.parametrize("text", ["a\0b", "\x1b[31m", "\ud800", "x" * 60_001, "ü" * 30_001])
-def test_what_cannot_be_added_to_a_system_prompt_is_refused(name: str, text: str) -> None:
+def test_an_invalid_system_prompt_text_is_refused(name: str, text: str) -> None:
     with pytest.raises(BadInput, match="system prompt"):
         agents.by_name(name).process(turn(system=text, command="cat"))
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_longest_addition_fits_into_a_word_also_where_it_is_quoted(name: str) -> None:
+def test_the_longest_system_prompt_text_fits_into_a_quoted_word(name: str) -> None:
     words = agents.by_name(name).process(turn(system='"' * 60_000)).command.words()
     assert max(map(len, words)) < 128 << 10
 
@@ -254,7 +254,7 @@ async def repo(tmp_path: Path) -> Path:
 
 
 @pytest.mark.anyio
-async def test_opencode_sees_none_of_it_and_git_misses_none_of_it(tmp_path: Path, repo: Path) -> None:
+async def test_configuration_is_hidden_from_opencode_and_not_missing_for_git(tmp_path: Path, repo: Path) -> None:
     before = await git(tmp_path, "status", "--porcelain")
     done = await opencode(tmp_path, "cat; ls -A; git status --porcelain; git add -A; exit 5")
     assert done.stdout == b"the prompt.git\n"
@@ -266,7 +266,7 @@ async def test_opencode_sees_none_of_it_and_git_misses_none_of_it(tmp_path: Path
 
 
 @pytest.mark.anyio
-async def test_what_the_agent_made_anew_wins_over_what_was_put_aside(tmp_path: Path, repo: Path) -> None:
+async def test_a_file_that_the_agent_recreated_replaces_the_moved_one(tmp_path: Path, repo: Path) -> None:
     await opencode(tmp_path, "mkdir -p .opencode/agent; echo new > .opencode/agent/x.md; echo new > opencode.json")
     assert (repo / "opencode.json").read_text() == "new\n"
     assert (repo / ".opencode" / "agent" / "x.md").read_text() == "new\n"
@@ -275,16 +275,14 @@ async def test_what_the_agent_made_anew_wins_over_what_was_put_aside(tmp_path: P
 
 
 @pytest.mark.anyio
-async def test_a_trusted_repository_keeps_it_all_in_place(tmp_path: Path, repo: Path) -> None:
+async def test_configuration_of_a_trusted_repository_stays_in_place(tmp_path: Path, repo: Path) -> None:
     done = await opencode(tmp_path, "ls -A", trusted=True)
     assert {".opencode", "opencode.json", "opencode.jsonc"} <= set(done.stdout.decode().split())
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("trusted", [False, True])
-async def test_opencode_fetches_nothing_and_its_screen_stands_still(
-    tmp_path: Path, repo: Path, *, trusted: bool
-) -> None:
+async def test_opencode_downloads_nothing_and_has_no_animations(tmp_path: Path, repo: Path, *, trusted: bool) -> None:
     own = tmp_path / "state" / "opencode"
     files = f"{own}/config/opencode/package-lock.json {own}/state/opencode/kv.json"
     done = await opencode(tmp_path, f"cat {files}; ls -d {own}/config/opencode/node_modules; exit 5", trusted=trusted)
@@ -296,7 +294,7 @@ async def test_opencode_fetches_nothing_and_its_screen_stands_still(
 
 
 @pytest.mark.anyio
-async def test_what_a_dying_machine_left_empty_of_opencodes_files_is_written_anew(tmp_path: Path, repo: Path) -> None:
+async def test_empty_files_of_opencode_are_written_again(tmp_path: Path, repo: Path) -> None:
     own = tmp_path / "state" / "opencode"
     kept = [own / "config" / "opencode" / "package-lock.json", own / "state" / "opencode" / "kv.json"]
     await opencode(tmp_path, "true")
@@ -308,7 +306,7 @@ async def test_what_a_dying_machine_left_empty_of_opencodes_files_is_written_ane
 
 
 @pytest.mark.anyio
-async def test_whoever_wants_opencode_to_move_has_it_so(tmp_path: Path, repo: Path) -> None:
+async def test_the_users_setting_of_animations_is_kept(tmp_path: Path, repo: Path) -> None:
     await opencode(tmp_path, "true")
     kept = tmp_path / "state" / "opencode" / "state" / "opencode" / "kv.json"
     kept.write_text('{"animations_enabled":true}')
@@ -384,7 +382,7 @@ async def test_the_prompt_is_in_no_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_commands_exit_code_is_its_own(tmp_path: Path) -> None:
+async def test_the_exit_code_of_a_command_is_kept(tmp_path: Path) -> None:
     ran = await run(tmp_path, "echo working; echo {{prompt}} >&2; exit 7", "words")
     assert ran.status == 7
     assert ran.verdict.reason == "the command ended with exit code 7: words"
@@ -398,7 +396,7 @@ def test_the_command_agent_needs_a_command_line(line: str | None) -> None:
 
 @pytest.mark.parametrize("line", ["x '{{prompt}}'", 'x "{{prompt_file}}"', 'x "a \\" {{prompt}}"', "it's {{prompt}}"])
 def test_a_placeholder_inside_quotes_is_refused(line: str) -> None:
-    with pytest.raises(BadInput, match="bring their own quotes"):
+    with pytest.raises(BadInput, match="are quoted already"):
         agents.by_name("command").process(turn(command=line))
 
 

@@ -1,4 +1,4 @@
-"""The real agent programs against the scripted model, with no network and as nobody."""
+"""The real agent programs with the scripted model, without a network and as an unprivileged user."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_it_edits_a_file_and_says_so(agent: str, yard: HostYard) -> None:
 
 
 @pytest.mark.parametrize("agent", ["claude", "codex", "goose"])  # opencode asks for its packages, whatever is set
-async def test_it_looks_for_nobody_but_the_door(agent: str, yard: HostYard) -> None:
+async def test_it_connects_to_nothing_but_the_door(agent: str, yard: HostYard) -> None:
     played = await yard.play(agent, [shell("getent hosts looked-for.example.; true"), say("Done.")])
     assert played.verdict.ok, played.verdict.reason
     assert {name.strip(".") for name in yard.lookups} == {"looked-for.example"}, "of these the shell's own is seen"
@@ -76,7 +76,7 @@ async def test_the_instructions_of_a_repository_are_read(agent: str, name: str, 
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_what_a_turn_adds_to_the_system_prompt_is_there_beside_the_words_of_the_repository(
+async def test_the_system_prompt_text_and_the_repositorys_instructions_are_both_present(
     agent: str, yard: HostYard
 ) -> None:
     (yard.repo / "AGENTS.md").write_text(INSTRUCTIONS)
@@ -115,7 +115,7 @@ async def test_a_trusted_repository_runs_its_code_in_goose(yard: HostYard) -> No
     assert {"goose-mcp", "goose-SessionStart"} <= {mark.name for mark in marks.iterdir()}
 
 
-async def test_goose_does_not_start_beside_a_plugin_that_cannot_be_switched_off(yard: HostYard) -> None:
+async def test_goose_does_not_start_if_a_plugin_cannot_be_disabled(yard: HostYard) -> None:
     marks = _marks(yard)
     poison(yard.repo, marks)
     (yard.repo / ".agents" / "plugins" / "evil").rename(yard.repo / ".agents" / "plugins" / 'ev"il')
@@ -136,7 +136,7 @@ async def test_a_trusted_repository_runs_its_code_in_opencode(yard: HostYard) ->
     assert [mark.name for mark in marks.iterdir()] == ["opencode-mcp"]
 
 
-async def test_what_opencode_may_not_see_comes_back_after_it_was_killed(yard: HostYard) -> None:
+async def test_hidden_files_are_restored_after_opencode_was_killed(yard: HostYard) -> None:
     (yard.repo / ".opencode").mkdir()
     (yard.repo / ".opencode" / "notes.md").write_text("mine")
     (yard.repo / "opencode.json").write_text("{}")
@@ -154,7 +154,7 @@ async def test_what_opencode_may_not_see_comes_back_after_it_was_killed(yard: Ho
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_a_conversation_goes_on_and_its_usage_is_counted_once(agent: str, yard: HostYard) -> None:
+async def test_a_conversation_continues_and_its_usage_is_counted_once(agent: str, yard: HostYard) -> None:
     first = await yard.play(agent, [say("I am the first answer.")], prompt="the first question")
     assert first.verdict.conversation
     second = await yard.play(
@@ -199,7 +199,7 @@ async def test_a_key_that_the_door_refuses_has_its_own_code(agent: str, yard: Ho
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_a_server_that_fails_for_a_moment_is_asked_again(agent: str, yard: HostYard) -> None:
+async def test_a_temporary_server_error_is_retried(agent: str, yard: HostYard) -> None:
     played = await yard.play(agent, [refuse(529, times=1), say("never asked for")])
     assert played.verdict.ok, played.verdict.reason
     assert [request.status for request in played.model.requests if request.model][:2] == [529, 200]
@@ -216,14 +216,14 @@ async def test_a_server_that_fails_for_a_moment_is_asked_again(agent: str, yard:
     ids=["400", "429", "500", "cut"],
 )
 @pytest.mark.parametrize("agent", ["claude", "codex", "goose"])  # opencode would try for ever
-async def test_a_server_that_always_fails_ends_the_turn(agent: str, step: Step, code: str, yard: HostYard) -> None:
+async def test_a_permanent_server_error_ends_the_turn(agent: str, step: Step, code: str, yard: HostYard) -> None:
     yard.env, yard.tamper = {"CLAUDE_CODE_MAX_RETRIES": "1"}, _hasty
     played = await yard.play(agent, [step])
     assert (played.verdict.ok, played.verdict.code) == (False, code), played.verdict
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_an_interrupted_turn_is_no_success_and_its_conversation_goes_on(agent: str, yard: HostYard) -> None:
+async def test_an_interrupted_turn_fails_and_its_conversation_continues(agent: str, yard: HostYard) -> None:
     # opencode tells of a call when it is over.
     began = yard.root / "state" / "began"
     stop = {"stop_after": began} if agent == "opencode" else {"signal_at": (b"tail -f", signal.SIGINT)}
@@ -247,7 +247,7 @@ async def test_an_interrupted_turn_is_no_success_and_its_conversation_goes_on(ag
         ("goose", "00000000-0000-4000-8000-000000000000"),
     ],
 )
-async def test_a_conversation_that_is_not_there_is_no_new_one(agent: str, conversation: str, yard: HostYard) -> None:
+async def test_an_unknown_conversation_is_an_error(agent: str, conversation: str, yard: HostYard) -> None:
     played = await yard.play(agent, [say("never said")], conversation=conversation)
     assert (played.verdict.ok, played.verdict.code) == (False, "agent.failed")
     assert not any(request.model for request in played.model.requests)

@@ -1,4 +1,4 @@
-"""The real terminal programs of agents, in a real tmux, against the scripted model."""
+"""The real terminal programs of agents in a real tmux, with the scripted model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AGENTS = ("claude", "opencode")
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_it_is_told_twice_and_remembers(agent: str, yard: HostYard) -> None:
+async def test_it_gets_two_prompts_and_remembers_the_first(agent: str, yard: HostYard) -> None:
     file = File(path=str(yard.repo / "a.py"), content="x = 1\n")
     scripts = {"write": [Step(text="I write.", calls=[Call(write=file)]), say("Done.")], "more": [say("More.")]}
     async with sitting(yard, agent, scripts=scripts) as place:
@@ -41,7 +41,7 @@ def _prompts(events: object) -> list[str]:
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_a_person_types_beside_it(agent: str, yard: HostYard) -> None:
+async def test_the_user_types_between_prompts(agent: str, yard: HostYard) -> None:
     async with sitting(yard, agent, [say("I hear you.")]) as place:
         await place.sit()
         assert (await place.say("from afar")).ok
@@ -62,7 +62,7 @@ async def test_a_person_types_beside_it(agent: str, yard: HostYard) -> None:
 
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("when", ["it speaks", "a tool runs"])
-async def test_a_turn_is_interrupted_and_the_conversation_goes_on(agent: str, when: str, yard: HostYard) -> None:
+async def test_a_turn_is_interrupted_and_the_conversation_continues(agent: str, when: str, yard: HostYard) -> None:
     slow = Step(text="Slow " * 60, chunk_delay=0.5) if when == "it speaks" else shell("perl -e 'sleep 300'")
     scripts = {"slow": [slow, say("never said")], "next": [say("I go on.")]}
     async with sitting(yard, agent, scripts=scripts) as place:
@@ -81,7 +81,7 @@ async def test_a_turn_is_interrupted_and_the_conversation_goes_on(agent: str, wh
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_the_conversation_is_known_after_the_terminal_was_lost(agent: str, yard: HostYard) -> None:
+async def test_the_conversation_survives_the_loss_of_the_terminal(agent: str, yard: HostYard) -> None:
     scripts = {"slow": [Step(text="Slow " * 60, chunk_delay=0.5)], "next": [say("I remember.")]}
     async with sitting(yard, agent, [say("The first answer.")], scripts=scripts) as place:
         await place.sit()
@@ -105,8 +105,8 @@ async def test_the_conversation_is_known_after_the_terminal_was_lost(agent: str,
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_a_prompt_is_told_once_however_its_teller_was_cut_off(agent: str, yard: HostYard) -> None:
-    """A guest that is left to be frozen kills who tells a prompt; after the thaw it is told again."""
+async def test_an_interrupted_delivery_sends_the_prompt_once(agent: str, yard: HostYard) -> None:
+    """Pausing a guest kills a running delivery; after the guest is resumed the prompt is sent again."""
     async with sitting(yard, agent, [say("Read.")]) as place:
         await place.sit()
         assert (await place.say("the first")).ok
@@ -186,7 +186,7 @@ async def test_a_repository_cannot_run_code_at_a_terminal(agent: str, yard: Host
     assert (yard.repo / ".opencode").is_dir(), "its files stand where they stood"
 
 
-async def test_a_question_of_claude_waits_for_a_person(yard: HostYard) -> None:
+async def test_a_question_of_claude_waits_for_the_user(yard: HostYard) -> None:
     question = {"question": "Which way?", "header": "Way", "multiSelect": False}
     options = [{"label": name, "description": name} for name in ("left", "right")]
     asking = tool("AskUserQuestion", questions=[{**question, "options": options}])
@@ -196,7 +196,7 @@ async def test_a_question_of_claude_waits_for_a_person(yard: HostYard) -> None:
         assert await place.heard(AgentAsked) == AgentAsked(message="Which way?")
         told = await place.say("not now")
         assert not told.ok
-        assert told.stderr == b"claude waits for an answer of a person at its terminal\n"
+        assert told.stderr == b"claude is waiting for the user's answer at its terminal\n"
         await place.press("Enter")
         assert (await place.ended()).text == "Thanks."
         assert [type(event) for event in place.events].count(AgentAsked) == 1

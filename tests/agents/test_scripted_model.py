@@ -1,4 +1,4 @@
-"""The scripted model: the protocols it speaks, how it finds its place, how it fails."""
+"""The scripted model: its protocols, its scripts and its faults."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def streamed(protocol: str, text: str) -> str:
 
 
 @pytest.mark.parametrize("protocol", PATHS)
-async def test_it_says_the_same_at_once_and_in_a_stream(protocol: str) -> None:
+async def test_streamed_and_complete_replies_are_the_same(protocol: str) -> None:
     said = 'Lines\nand "quotes" é🐝 ' * 9
     async with scripted_model([say(said)]) as model:
         whole = await post(model, protocol, asked(protocol, ("user", "hi")))
@@ -85,7 +85,7 @@ async def test_the_step_is_counted_from_the_last_prompt(protocol: str) -> None:
     assert words(protocol, end.json()) == "two"
 
 
-async def test_tool_results_are_no_prompts() -> None:
+async def test_tool_results_are_not_prompts() -> None:
     use = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "Bash", "input": {}}]}
     answer = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "[[script:other]]"}]}
     body = asked("anthropic", ("user", "go"))
@@ -181,7 +181,7 @@ async def test_a_cut_breaks_the_reply_in_the_middle(protocol: str, stream: bool)
     assert words(protocol, again.json()) == "twice told"
 
 
-async def test_a_request_without_tools_is_an_errand() -> None:
+async def test_a_request_without_tools_is_a_side_request() -> None:
     schema = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
     async with scripted_model([say("the script")]) as model:
         title = await post(model, "anthropic", asked("anthropic", ("user", "a"), tools=False))
@@ -211,7 +211,7 @@ async def test_the_last_marker_in_the_prompt_chooses_the_script() -> None:
     assert "no script is called 'zz'" in unknown.json()["error"]["message"]
 
 
-async def test_it_tells_keys_apart_and_keeps_none() -> None:
+async def test_it_distinguishes_keys_and_stores_none() -> None:
     async with scripted_model([say("x")], key="right") as model:
         refused = await post(model, "anthropic", asked("anthropic", ("user", "a")), key="wrong")
         taken = await post(model, "chat", asked("chat", ("user", "a")), key="right")
@@ -225,7 +225,7 @@ async def test_it_tells_keys_apart_and_keeps_none() -> None:
     assert "wrong" not in kept
 
 
-async def test_what_is_no_request_to_a_model_has_an_answer_too() -> None:
+async def test_other_requests_are_answered_too() -> None:
     async with scripted_model() as model, httpx2.AsyncClient(trust_env=False) as client:
         assert (await client.get(f"{model.url}/nothing")).status_code == 404
         models = (await client.get(f"{model.url}/v1/models")).json()["data"]
@@ -273,8 +273,8 @@ async def test_it_runs_as_a_program_of_its_own(tmp_path: Path) -> None:
         '[{"fault": {}}]',
     ],
 )
-async def test_a_wrong_script_is_a_clear_line(text: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="this is no script"):
+async def test_an_invalid_script_is_a_clear_error(text: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the script is not valid"):
         load(text)
     (tmp_path / "s.json").write_text(text if text != "{" else "[")
     argv = [sys.executable, "-m", "hiveyard.testing.model", "--script", str(tmp_path / "s.json")]

@@ -1,4 +1,4 @@
-"""Agents at their terminal: what is run, and what their feeds mean, recorded by tests/transcripts/record_seats.py."""
+"""Agents in their terminal: the commands, and the feeds that tests/transcripts/record_terminals.py recorded."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from hiveyard import agents
 from hiveyard.agents.claude.terminal import GUARD, _safe
-from hiveyard.agents.shared.guest_terminal import Feed, Tail, once
+from hiveyard.agents.shared.guest_terminal import Feed, Tail, delivery
 from hiveyard.agents.shared.terminal_process import argv_of
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentOutput, AgentPrompted, AgentStarted
 from hiveyard.core.ports import HasTerminal, Turn
 from tests.agents.terminal_programs import heard
 from tests.agents.test_processes import turn
-from tests.transcripts.record_seats import CASES, expect, home
+from tests.transcripts.record_terminals import CASES, expect, home
 
 ALL = [(agent, case) for agent, cases in CASES.items() for case in cases]
 SEATED = tuple(CASES)
@@ -55,7 +55,7 @@ def test_the_terminal_is_called_agent_and_its_feed_outlives_the_machine(agent: s
 
 
 @pytest.mark.parametrize("agent", SEATED)
-def test_neither_prompt_nor_key_stand_in_a_command_line(agent: str) -> None:
+def test_neither_prompt_nor_key_is_in_a_command_line(agent: str) -> None:
     told = turn(prompt="/session/prompts/7.txt", conversation="known-1")
     for command in (
         adapter(agent).agent_terminal(told).terminal.command,
@@ -68,7 +68,7 @@ def test_neither_prompt_nor_key_stand_in_a_command_line(agent: str) -> None:
 
 
 @pytest.mark.parametrize("agent", SEATED)
-def test_what_is_said_to_no_program_ends_with_a_reason(agent: str, tmp_path: Path) -> None:
+def test_a_prompt_without_a_program_fails_with_a_reason(agent: str, tmp_path: Path) -> None:
     prompt = tmp_path / "prompt"
     prompt.write_text(" \n")
     argv = adapter(agent).send_prompt(turn(prompt=str(prompt), state=str(tmp_path))).words()
@@ -79,7 +79,7 @@ def test_what_is_said_to_no_program_ends_with_a_reason(agent: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("agent", "case"), ALL, ids=str)
-def test_a_feed_gives_the_events_that_stand_beside_it(agent: str, case: str) -> None:
+def test_a_recorded_feed_gives_the_expected_events(agent: str, case: str) -> None:
     assert expect(agent, case) == (home(agent) / f"{case}.expected").read_text(encoding="utf-8")
 
 
@@ -104,7 +104,7 @@ def test_each_turn_begins_with_a_prompt_and_ends_once(agent: str, case: str) -> 
 
 
 @pytest.mark.parametrize(("agent", "case"), ALL, ids=str)
-def test_a_restarted_daemon_goes_on_where_it_was(agent: str, case: str) -> None:
+def test_a_restarted_daemon_continues_where_it_was(agent: str, case: str) -> None:
     feed = lines(agent, case)
     for at in range(0, len(feed), 5):
         again = adapter(agent).feed_parser()
@@ -114,13 +114,13 @@ def test_a_restarted_daemon_goes_on_where_it_was(agent: str, case: str) -> None:
 
 @pytest.mark.parametrize("agent", SEATED)
 @pytest.mark.parametrize("case", ["interrupted-speaking", "interrupted-tool"])
-def test_an_interrupted_turn_says_so(agent: str, case: str) -> None:
+def test_an_interrupted_turn_is_reported(agent: str, case: str) -> None:
     events = heard(adapter(agent).feed_parser(), b"".join(lines(agent, case)))
     end = next(event for event in events if isinstance(event, AgentEnded))
     assert (end.is_error, end.reason) == (True, "interrupted")
 
 
-def test_opencode_goes_on_behind_a_summary_and_tells_each_prompt_once() -> None:
+def test_opencode_continues_after_a_summary_and_each_prompt_is_reported_once() -> None:
     """Before a summary there is an error; behind the second one the program repeats the prompt to the model."""
     events = heard(adapter("opencode").feed_parser(), b"".join(lines("opencode", "compacted")))
     assert [event.text for event in events if isinstance(event, AgentPrompted)] == [
@@ -156,7 +156,7 @@ def test_a_summary_is_not_the_last_step_of_opencode(last: list[bytes], reason: s
     assert [(end.is_error, end.reason) for end in events if isinstance(end, AgentEnded)] == [(True, reason)]
 
 
-def test_an_error_behind_the_last_step_of_opencode_is_its_end() -> None:
+def test_an_error_after_the_last_step_of_opencode_ends_the_turn() -> None:
     feed = lines("opencode", "compacted")
     idle = next(at for at in range(len(feed)) if b'"session.idle"' in feed[at])
     failed = opencode_told("session.error", error=_FAILED)
@@ -173,7 +173,7 @@ def test_a_question_is_asked_once(agent: str) -> None:
 
 
 @pytest.mark.parametrize("agent", SEATED)
-def test_a_program_that_is_gone_ends_its_turn_whether_or_not_it_could_say_so(agent: str) -> None:
+def test_a_program_that_ended_ends_its_turn(agent: str) -> None:
     feed = lines(agent, "edit")
     begun = next(at for at in range(len(feed)) if b"script:edit" in feed[at]) + 1
     for sign in (b'{"seat":"ended","code":137}\n', b'{"seat":"started"}\n'):
@@ -194,7 +194,7 @@ _TYPES = ("user", "assistant", "system", "attachment", "message.updated", "messa
 
 @pytest.mark.parametrize("agent", SEATED)
 @given(kind=st.sampled_from(_TYPES), body=st.dictionaries(st.sampled_from(_KEYS), _JSON, max_size=6))
-def test_no_line_of_a_hostile_guest_breaks_the_listener(agent: str, kind: str, body: dict[str, object]) -> None:
+def test_no_line_of_a_hostile_guest_breaks_the_feed_parser(agent: str, kind: str, body: dict[str, object]) -> None:
     listener = adapter(agent).feed_parser()
     events = {"type": kind, "properties": body}
     hooks = [{"hook": {**body, "hook_event_name": name}} for name in ("SessionStart", "PermissionRequest", "Stop")]
@@ -203,7 +203,7 @@ def test_no_line_of_a_hostile_guest_breaks_the_listener(agent: str, kind: str, b
 
 
 @pytest.mark.parametrize("text", ["/clear", "  /help me", "exit", "QUIT ", ":wq"])
-def test_what_would_be_a_command_is_guarded(text: str) -> None:
+def test_text_that_looks_like_a_command_is_guarded(text: str) -> None:
     assert _safe(text) == GUARD + text
 
 
@@ -213,21 +213,21 @@ def test_a_plain_prompt_stays_as_it_is(text: str) -> None:
     assert _safe(f"{text}\\") == f"{text}\\ "
 
 
-def test_a_feed_that_was_torn_goes_on_with_a_whole_line(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_of_a_feed_is_removed(tmp_path: Path) -> None:
     feed = Feed(str(tmp_path / "below" / "feed"))
-    feed.begin()
+    feed.prepare()
     feed.add({"at": ["a.jsonl", 7], "said": {}})
     feed.path.write_bytes(feed.path.read_bytes() + b'{"at":["a.jsonl",90],"sa')
-    feed.begin()
+    feed.prepare()
     feed.add({"seat": "started"})
-    assert feed.places() == {"a.jsonl": 7}
+    assert feed.positions() == {"a.jsonl": 7}
     assert feed.path.read_bytes().splitlines()[1:] == [b'{"seat":"started"}']
     feed.path.write_bytes(b"x" * 200_000)
-    feed.begin()
+    feed.prepare()
     assert feed.size() == 0
 
 
-def test_a_tail_gives_whole_lines_once(tmp_path: Path) -> None:
+def test_a_tail_returns_complete_lines_once(tmp_path: Path) -> None:
     tail = Tail(tmp_path / "lines")
     assert list(tail.lines()) == []
     tail.path.write_bytes(b'{"a":1}\n\nnonsense\n{"b"')
@@ -240,14 +240,14 @@ _STUBBORN = """
 import sys
 from hiveyard.agents.shared.guest_terminal import Feed, run
 feed = Feed(sys.argv[1])
-feed.begin()
+feed.prepare()
 deaf = "import signal; signal.signal(15, 1); signal.signal(1, 1); print('deaf', flush=True); signal.pause()"
 script = "trap : INT TERM HUP; '%s' -c \\"%s\\"; echo put back; exit 3" % (sys.executable, deaf)
 sys.exit(run(["sh", "-c", script], {}, feed, lambda: None))
 """
 
 
-def test_a_program_that_heeds_no_signal_is_ended_and_what_was_put_aside_comes_back(tmp_path: Path) -> None:
+def test_a_program_that_ignores_signals_is_killed_and_moved_files_are_restored(tmp_path: Path) -> None:
     feed = tmp_path / "feed"
     argv = [sys.executable, "-c", _STUBBORN, str(feed)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as agent_terminal:
@@ -308,7 +308,7 @@ def seated(place: Path, program: str) -> Iterator[tuple[Turn, subprocess.Popen[s
     (place / "prompt").write_text("begin")
     told = turn(prompt=str(place / "prompt"), state=str(place))
     settings = {"argv": [sys.executable, "-c", program], "conversation": "", "title": "t"}
-    sit = argv_of(told, "opencode", "sit", settings)
+    sit = argv_of(told, "opencode", "run", settings)
     with subprocess.Popen(sit, stdout=subprocess.PIPE, text=True, start_new_session=True) as agent_terminal:
         feed = place / "opencode" / "feed.jsonl"
         while not feed.exists():
@@ -325,8 +325,8 @@ def slow(tmp_path: Path) -> Iterator[tuple[Turn, subprocess.Popen[str]]]:
         yield both
 
 
-def test_an_opencode_that_takes_long_is_waited_for_and_told_once(slow: tuple[Turn, subprocess.Popen[str]]) -> None:
-    """A daemon that was killed leaves behind whoever tells a prompt; the next daemon tells it again."""
+def test_a_slow_opencode_gets_a_prompt_once(slow: tuple[Turn, subprocess.Popen[str]]) -> None:
+    """A killed daemon leaves its delivery running; the next daemon delivers the prompt again."""
     told, agent_terminal = slow
     say = adapter("opencode").send_prompt(told).words()
     both = [subprocess.Popen(say) for _ in range(2)]
@@ -338,7 +338,7 @@ def test_an_opencode_that_takes_long_is_waited_for_and_told_once(slow: tuple[Tur
     assert [one["parts"][0]["text"] for one in said] == ["begin", "go on"]
 
 
-def test_an_opencode_that_sets_itself_up_anew_is_heard_again(slow: tuple[Turn, subprocess.Popen[str]]) -> None:
+def test_the_event_stream_of_opencode_is_reopened(slow: tuple[Turn, subprocess.Popen[str]]) -> None:
     feed = Path(slow[0].state) / "opencode" / "feed.jsonl"
     until = time.monotonic() + 60
     while b"session.idle" not in feed.read_bytes():
@@ -398,8 +398,8 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
 """
 
 
-def test_a_prompt_whose_teller_died_when_the_guest_was_left_is_told_once(tmp_path: Path) -> None:
-    """What the program took is not said again; what it did not take is."""
+def test_a_prompt_is_delivered_once_after_its_sender_died(tmp_path: Path) -> None:
+    """A prompt that the program accepted is not sent again; one that it did not accept is."""
     with seated(tmp_path, _MUTE) as (told, agent_terminal):
         say = adapter("opencode").send_prompt(told).words()
         assert agent_terminal.stdout is not None
@@ -414,20 +414,20 @@ def test_a_prompt_whose_teller_died_when_the_guest_was_left_is_told_once(tmp_pat
         assert [agent_terminal.stdout.readline() for _ in range(2)] == ["lost\n", "go on\n"]
 
 
-def test_a_prompt_that_was_begun_is_looked_for_from_where_the_feed_stood(tmp_path: Path) -> None:
+def test_a_repeated_delivery_searches_the_feed_from_its_first_attempt(tmp_path: Path) -> None:
     feed = Feed(str(tmp_path / "feed"))
-    feed.begin()
+    feed.prepare()
     feed.add({"n": 1})
-    with pytest.raises(KeyboardInterrupt), once(tmp_path, feed, "turn-1", "go") as first:
+    with pytest.raises(KeyboardInterrupt), delivery(tmp_path, feed, "turn-1", "go") as first:
         assert first is not None
-        assert (first.again, list(first.heard.lines())) == (False, [])
+        assert (first.retried, list(first.feed_tail.lines())) == (False, [])
         feed.add({"n": 2})
         raise KeyboardInterrupt
-    with once(tmp_path, feed, "turn-1", "go") as second:
+    with delivery(tmp_path, feed, "turn-1", "go") as second:
         assert second is not None
-        assert (second.again, list(second.heard.lines())) == (True, [{"n": 2}])
-    with once(tmp_path, feed, "turn-1", "go") as third:
+        assert (second.retried, list(second.feed_tail.lines())) == (True, [{"n": 2}])
+    with delivery(tmp_path, feed, "turn-1", "go") as third:
         assert third is None
-    with once(tmp_path, feed, "turn-2", "go") as other:
+    with delivery(tmp_path, feed, "turn-2", "go") as other:
         assert other is not None
-        assert (other.again, list(other.heard.lines())) == (False, [])
+        assert (other.retried, list(other.feed_tail.lines())) == (False, [])

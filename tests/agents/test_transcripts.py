@@ -1,4 +1,4 @@
-"""What the real programs printed, and what we make of it. `python -m tests.transcripts.record` records them anew."""
+"""Recorded output of the real programs, and its events. `python -m tests.transcripts.record` records it again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALL = [(agent, case) for agent, cases in CASES.items() for case in cases]
 
 
 @pytest.mark.parametrize(("agent", "case"), ALL, ids=lambda value: str(value))
-def test_a_transcript_gives_the_events_and_the_verdict_that_stand_beside_it(agent: str, case: str) -> None:
+def test_a_transcript_gives_the_expected_events_and_verdict(agent: str, case: str) -> None:
     expected = (directory(agent) / f"{case}.expected").read_text(encoding="utf-8")
     assert expect(agent, case) == expected
 
@@ -28,12 +28,12 @@ def test_every_line_of_a_real_program_is_understood(agent: str, case: str) -> No
 
 
 @pytest.mark.parametrize(("agent", "case"), ALL, ids=lambda value: str(value))
-def test_a_second_reading_tells_the_same(agent: str, case: str) -> None:
+def test_parsing_is_deterministic(agent: str, case: str) -> None:
     assert expect(agent, case) == expect(agent, case)
 
 
 @pytest.mark.parametrize("agent", CASES)
-def test_no_transcript_holds_a_path_of_the_machine_it_was_made_on(agent: str) -> None:
+def test_no_transcript_contains_a_path_of_the_recording_machine(agent: str) -> None:
     for file in filter(Path.is_file, directory(agent).rglob("*")):
         words = file.read_bytes().replace(b"/$bunfs/root", b"")  # a place inside the program itself
         assert b"/root" not in words, file
@@ -106,7 +106,7 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize(("agent", "case"), ALL, ids=lambda value: str(value))
-def test_each_way_to_fail_has_its_code_and_the_rest_succeeds(agent: str, case: str) -> None:
+def test_each_failure_has_its_code_and_all_others_succeed(agent: str, case: str) -> None:
     finished = transcript(agent, case)
     parser = agents.by_name(agent).parser()
     for line in finished.stdout.splitlines():

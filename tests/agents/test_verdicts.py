@@ -1,4 +1,4 @@
-"""How a turn went, for the cases that no transcript holds. Exit code 0 is not success."""
+"""The verdict of a turn, for cases that no transcript contains. Exit code 0 is not success."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def result(**rest: object) -> dict[str, object]:
     return {"type": "result", "subtype": "success", "is_error": False, "result": "Done", "session_id": "s1", **rest}
 
 
-def test_claude_says_success_and_means_a_failed_api() -> None:
+def test_success_with_is_error_is_a_failure_of_claude() -> None:
     found = verdict("claude", result(is_error=True, api_error_status=529, result="API Error: Overloaded"))
     assert (found.ok, found.code) == (False, "door.upstream_failed")
 
@@ -38,7 +38,7 @@ def test_claude_was_denied_one_tool_and_used_another() -> None:
     ("subtype", "reason"),
     [
         ("error_max_turns", "claude reached its limit of turns"),
-        ("error_max_budget_usd", "claude reached its own limit of money"),
+        ("error_max_budget_usd", "claude reached its own budget"),
         ("error_during_execution", "it broke"),
         ("something new", "it broke"),
     ],
@@ -51,7 +51,7 @@ def test_claude_ends_with_another_subtype_than_success(subtype: str, reason: str
 def test_claude_gives_no_result() -> None:
     started = {"type": "system", "subtype": "init", "session_id": "s1"}
     found = verdict("claude", started, exit_code=137)
-    assert found == Verdict(False, "agent.failed", "claude was ended by SIGKILL", "s1")
+    assert found == Verdict(False, "agent.failed", "claude was killed by SIGKILL", "s1")
     assert not verdict("claude", started, exit_code=None).ok
     assert verdict("claude", exit_code=0).code == "agent.nothing_done"
     assert verdict("claude", exit_code=127, stderr="sh: claude: not found").reason == (
@@ -59,7 +59,7 @@ def test_claude_gives_no_result() -> None:
     )
 
 
-def test_claude_says_success_and_exits_otherwise() -> None:
+def test_success_with_a_failing_exit_code_is_a_failure_of_claude() -> None:
     assert verdict("claude", result(), exit_code=1).code == "agent.failed"
 
 
@@ -68,7 +68,7 @@ def test_claude_retried_a_refused_key_until_it_was_killed() -> None:
     assert verdict("claude", retry, exit_code=143).code == "credentials.key_refused"
 
 
-def test_claude_counts_what_was_used_since_the_last_result_and_not_the_sum_of_the_conversation() -> None:
+def test_usage_of_claude_is_counted_since_the_last_result() -> None:
     parser = agents.by_name("claude").parser()
     part = {"inputTokens": 10, "outputTokens": 5, "cacheReadInputTokens": 3, "cacheCreationInputTokens": 2}
     line = result(
@@ -81,14 +81,14 @@ def test_claude_counts_what_was_used_since_the_last_result_and_not_the_sum_of_th
     assert (usages[0].cache_read_tokens, usages[0].cache_write_tokens) == (6, 4)
 
 
-def test_an_older_claude_tells_no_price_of_this_turn_alone() -> None:
+def test_an_older_claude_reports_no_cost_of_this_turn() -> None:
     parser = agents.by_name("claude").parser()
     line = result(total_cost_usd=9.0, usage={"input_tokens": 7, "output_tokens": 1})
     usage = next(e.usage for e in parser.feed(json.dumps(line).encode()) if isinstance(e, AgentUsage))
     assert (usage.input_tokens, usage.cost_usd) == (7, None)
 
 
-def test_words_that_claude_puts_into_the_models_mouth_are_an_error() -> None:
+def test_a_synthetic_message_of_claude_is_an_error() -> None:
     parser = agents.by_name("claude").parser()
     said = {"model": "<synthetic>", "content": [{"type": "text", "text": "Credit balance is too low"}]}
     events = parser.feed(json.dumps({"type": "assistant", "message": said}).encode())
@@ -96,7 +96,7 @@ def test_words_that_claude_puts_into_the_models_mouth_are_an_error() -> None:
     assert parser.verdict(1, "").reason.startswith("Credit balance is too low")
 
 
-def test_the_last_word_of_claude_is_kept() -> None:
+def test_the_last_text_of_claude_is_kept() -> None:
     events = agents.by_name("claude").parser().feed(json.dumps(result(terminal_reason="completed")).encode())
     assert AgentEnded(is_error=False, text="Done", reason="completed") in events
 
@@ -125,7 +125,7 @@ def test_opencode_ends_in_the_middle_of_a_step() -> None:
     assert verdict("opencode").code == "agent.nothing_done"
 
 
-def test_opencode_exits_with_an_error_and_says_nothing() -> None:
+def test_opencode_exits_with_an_error_and_no_output() -> None:
     found = verdict("opencode", TEXT, step("stop"), exit_code=1, stderr="Error: boom")
     assert found == Verdict(False, "agent.failed", "opencode ended with exit code 1: Error: boom", "ses_1")
     assert not verdict("opencode", TEXT, step("stop"), exit_code=None).ok
@@ -138,7 +138,7 @@ def failed(name: str = "ContextOverflowError", message: str = "prompt is too lon
 SUMMED = [failed(), {**TEXT, "part": {"text": "a summary"}}, step("stop")]
 
 
-def test_opencode_goes_on_behind_a_summary_and_exits_with_1() -> None:
+def test_opencode_continues_after_a_summary_and_exits_with_1() -> None:
     assert verdict("opencode", *SUMMED, TEXT, step("stop"), exit_code=1).ok
     assert verdict("opencode", *SUMMED, step("tool-calls"), *SUMMED, TEXT, step("stop"), exit_code=1).ok
     assert verdict("opencode", failed("UnknownError", "a hook broke"), TEXT, step("stop"), exit_code=1).ok
@@ -155,19 +155,19 @@ def test_opencode_goes_on_behind_a_summary_and_exits_with_1() -> None:
         (
             [*SUMMED, TEXT, step("tool-calls")],
             1,
-            "opencode stopped in the middle: its last step ended with 'tool-calls'",
+            "opencode stopped in the middle of the turn: its last step ended with 'tool-calls'",
         ),
         ([*SUMMED, TEXT, step("length")], 1, "the model's reply was cut at its limit of output tokens"),
         ([*SUMMED, TEXT, step("stop")], 2, "opencode ended with exit code 2"),
-        ([*SUMMED, step("stop")], 1, "opencode used no tool and said nothing"),
+        ([*SUMMED, step("stop")], 1, "opencode used no tool and wrote no text"),
     ],
 )
-def test_opencode_goes_on_behind_a_summary_and_fails(lines: list[object], exit_code: int, reason: str) -> None:
+def test_opencode_continues_after_a_summary_and_fails(lines: list[object], exit_code: int, reason: str) -> None:
     found = verdict("opencode", *lines, exit_code=exit_code)
     assert (found.ok, found.reason) == (False, reason)
 
 
-def test_the_summary_that_opencode_goes_on_from_is_no_end_and_no_answer() -> None:
+def test_a_summary_of_opencode_is_neither_an_end_nor_an_answer() -> None:
     parser = agents.by_name("opencode").parser()
     on = {**TEXT, "part": {"text": "Continue if you have next steps", "synthetic": True}}
     lines = [*SUMMED, on, TEXT, step("stop")]
@@ -177,7 +177,7 @@ def test_the_summary_that_opencode_goes_on_from_is_no_end_and_no_answer() -> Non
     assert ends == [AgentEnded(is_error=False, text="hello", reason="stop")]
 
 
-def test_opencode_calls_a_model_without_a_price_free_and_we_do_not() -> None:
+def test_an_unknown_price_of_opencode_is_not_zero() -> None:
     parser = agents.by_name("opencode").parser()
     line = step("stop") | {"part": {"reason": "stop", "tokens": {"input": 5, "output": 2, "reasoning": 3}, "cost": 0}}
     usage = next(e.usage for e in parser.feed(json.dumps(line).encode()) if isinstance(e, AgentUsage))
@@ -196,13 +196,13 @@ def test_codex_is_done_when_it_says_so_and_its_exit_code_agrees() -> None:
     assert not verdict("codex", SAID, DONE, exit_code=None).ok
 
 
-def test_codex_got_over_an_error_or_did_not() -> None:
+def test_codex_may_recover_from_an_error() -> None:
     again = {"type": "error", "message": "Reconnecting... 1/7 (unexpected status 401 Unauthorized: no)"}
     assert verdict("codex", again, SAID, DONE).ok
     assert verdict("codex", again, exit_code=143).code == "credentials.key_refused"
 
 
-def test_what_the_door_says_to_codex_is_known_by_its_code() -> None:
+def test_the_doors_error_code_is_found_in_an_error_of_codex() -> None:
     said = json.dumps({"error": {"message": "Hiveyard: the budget of $1.00 is spent [door.budget_spent]"}})
     found = verdict("codex", {"type": "turn.failed", "error": {"message": said}}, exit_code=1)
     assert (found.code, found.reason) == (
@@ -211,7 +211,7 @@ def test_what_the_door_says_to_codex_is_known_by_its_code() -> None:
     )
 
 
-def test_of_an_error_that_the_door_told_only_its_own_words_are_the_reason() -> None:
+def test_the_reason_of_a_door_error_is_the_doors_message() -> None:
     ours = "Hiveyard: there is no key for openai [credentials.key_missing]"
     codex = {"message": f"unexpected status 401 Unauthorized: {ours}, url: http://127.0.0.1:8377/openai/v1/responses"}
     goose = message({"type": "error", "message": f"Authentication failed. Status: 401. Response: {ours}."}, asked=False)
@@ -219,7 +219,7 @@ def test_of_an_error_that_the_door_told_only_its_own_words_are_the_reason() -> N
     assert [(one.code, one.reason) for one in found] == [("credentials.key_missing", ours)] * 2
 
 
-def test_codex_counts_the_whole_conversation_and_we_this_turn() -> None:
+def test_usage_of_codex_is_counted_for_this_turn() -> None:
     parser = agents.by_name("codex").parser()
     total = {"input_tokens": 600, "cached_input_tokens": 400, "output_tokens": 50}
     before = {"type": "event_msg", "payload": {"type": "token_count", "info": {"total_token_usage": total}}}
@@ -238,17 +238,17 @@ WORDS = message({"type": "text", "text": "hello"})
 COMPLETE = {"type": "complete", "input_tokens": 900, "cache_read_input_tokens": 500, "output_tokens": 60}
 
 
-def test_goose_is_done_when_the_model_had_the_last_word() -> None:
+def test_goose_succeeds_when_the_last_message_is_a_text() -> None:
     called = message({"type": "toolRequest", "id": "c", "toolCall": {"value": {"name": "shell", "arguments": {}}}})
     answer = message({"type": "toolResponse", "id": "c", "toolResult": {"status": "success"}}, role="user", asked=False)
     assert verdict("goose", called, answer, WORDS, COMPLETE).ok
     assert verdict("goose", WORDS, called, answer, COMPLETE).code == "agent.failed"
     assert verdict("goose", WORDS).code == "agent.failed"
     assert verdict("goose", COMPLETE).code == "agent.nothing_done"
-    assert verdict("goose", WORDS, COMPLETE, exit_code=137).reason == "goose was ended by SIGKILL"
+    assert verdict("goose", WORDS, COMPLETE, exit_code=137).reason == "goose was killed by SIGKILL"
 
 
-def test_goose_ends_well_and_its_own_words_say_that_it_failed() -> None:
+def test_an_error_message_of_goose_is_a_failure_despite_exit_code_0() -> None:
     failed = message(
         {"type": "text", "text": "Ran into this error: Server error (503).\n\nPlease retry if you"}, asked=False
     )
@@ -257,14 +257,14 @@ def test_goose_ends_well_and_its_own_words_say_that_it_failed() -> None:
     assert verdict("goose", failed, WORDS, COMPLETE).ok, "it got over it"
 
 
-def test_goose_tells_text_in_pieces_and_we_tell_it_once() -> None:
+def test_pieces_of_a_text_of_goose_give_one_event() -> None:
     parser = agents.by_name("goose").parser()
     lines = [message({"type": "text", "text": word}) for word in ("one ", "two ", "three")]
     events = [event for line in (*lines, COMPLETE) for event in parser.feed(json.dumps(line).encode())]
     assert [event.text for event in events if isinstance(event, AgentText)] == ["one two three"]
 
 
-def test_goose_counts_the_whole_conversation_and_we_this_turn() -> None:
+def test_usage_of_goose_is_counted_for_this_turn() -> None:
     parser = agents.by_name("goose").parser()
     used = {"input_tokens": 600, "cache_read_input_tokens": 400, "output_tokens": 50}
     former = [
@@ -278,7 +278,7 @@ def test_goose_counts_the_whole_conversation_and_we_this_turn() -> None:
     assert (usage.input_tokens, usage.cache_read_tokens, usage.output_tokens, usage.cost_usd) == (200, 100, 10, 0.5)
 
 
-def test_a_command_succeeds_by_its_exit_code_when_it_said_anything() -> None:
+def test_a_command_with_output_succeeds_by_its_exit_code() -> None:
     parser = agents.by_name("command").parser()
     assert parser.verdict(0, "").code == "agent.nothing_done"
     parser.feed(b"working")

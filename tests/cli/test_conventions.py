@@ -4,39 +4,46 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from hiveyard import __version__
 from hiveyard.cli.main import cli
-from hiveyard.cli.verbs import GROUPS, VERBS
+from hiveyard.cli.verbs import GROUPS, INNER, VERBS
 from tests.cli.conftest import Hv
 
+EXAMPLES = [example for verb in VERBS.values() for example in verb.examples] + [
+    example for examples in INNER.values() for example in examples
+]
 
-def said(*words: str) -> str:
+
+def printed(*words: str) -> str:
     return CliRunner().invoke(cli, words, prog_name="hv").output
 
 
 def test_the_version_and_the_help_are_where_other_programs_have_them() -> None:
-    assert said("--version") == f"hv {__version__}\n"
-    assert said("help", "run") == said("run", "--help")
-    assert said("help", "image", "build") == said("image", "build", "--help")
-    assert all(f"{title}:" in said("help") for title in GROUPS)
+    assert printed("--version") == f"hv {__version__}\n"
+    assert printed("help", "run") == printed("run", "--help")
+    assert printed("help", "image", "build") == printed("image", "build", "--help")
+    assert all(f"{title}:" in printed("help") for title in GROUPS)
 
 
 @pytest.mark.parametrize("words", [[name] for name in VERBS] + [["image", "build"], ["system", "prune"]])
 def test_the_help_of_each_verb_ends_with_two_examples(words: list[str]) -> None:
-    examples = said(*words, "--help").partition("Examples:\n")[2].splitlines()
+    examples = printed(*words, "--help").partition("Examples:\n")[2].splitlines()
     assert len(examples) == 2
     assert all(line.strip().startswith(f"hv {' '.join(words)}") for line in examples)
 
 
 @pytest.mark.parametrize(("alias", "verb"), [("ls", "list"), ("inspect", "show")])
 def test_an_alias_is_the_verb_itself(alias: str, verb: str) -> None:
-    assert said(alias, "--help").partition("\n")[2] == said(verb, "--help").partition("\n")[2]
+    assert printed(alias, "--help").partition("\n")[2] == printed(verb, "--help").partition("\n")[2]
 
 
 @pytest.mark.parametrize(
@@ -53,8 +60,31 @@ def test_another_verb_is_refused_with_what_to_type(hv: Hv, verb: str, hint: str)
     assert (done.returncode, done.stderr) == (2, f"error: hv has no verb {verb!r}\n  try: {hint}\n")
 
 
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_each_example_is_a_valid_command_line(example: str) -> None:
+    name, *words = shlex.split(re.split(r" [|<>&]", example)[0])
+    context = click.Context(cli, info_name="hv")
+    command: click.Command = cli
+    for word in (name, *words):
+        if not isinstance(command, click.Group):
+            break
+        found = command.get_command(context, word)
+        assert found is not None, word
+        command, context = found, click.Context(found, parent=context, info_name=word)
+        words = words[1:] if word != name else words
+    command.make_context(context.info_name, words, context.parent)
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+def test_groff_has_no_complaint_about_the_manual_page() -> None:
+    words = ["groff", "-man", "-ww", "-Tutf8", "-P-c"]
+    done = subprocess.run(words, input=printed("man"), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hv wait [OPTIONS] ID..." in re.sub(".\b", "", done.stdout)
+
+
 def test_the_manual_page_is_complete_and_its_lines_are_no_requests() -> None:
-    page = said("man")
+    page = printed("man")
     assert all(f'.SS "hv {name.replace("-", chr(92) + "-")} ' in page for name in VERBS)
     assert r"\fB\-\-memory SIZE\fR" in page
     requests = {line.split()[0] for line in page.splitlines() if line.startswith(".")}
@@ -82,8 +112,9 @@ def test_waiting_ends_with_the_tasks_and_has_their_exit_code(hv: Hv, repo: Path)
     assert {line.split()[1:][0] for line in waited.stdout.splitlines()} == {"good:", "bad:"}
     first = hv("wait", "--any", *ids)
     assert (first.returncode in (0, 1), len(first.stdout.splitlines())) == (True, 1)
-    late = hv("wait", "long", "--timeout", "300ms")
-    assert (late.returncode, late.stderr) == (124, "1 of 1 are not done yet\n")
+    late = hv("wait", "good", "long", "--timeout", "2s", "--json")
+    assert (late.returncode, late.stderr) == (124, "1 of 2 are not done yet\n")
+    assert [task["id"] for task in json.loads(late.stdout)] == ids[:1]
     assert hv.json("ps", "--format", "json") == hv.json("ps")
 
 
@@ -108,3 +139,9 @@ def test_without_an_id_the_only_candidate_is_taken_and_named(hv: Hv, repo: Path)
     assert re.search(r"hv diff needs an ID, one of: (first, second|second, first)\n", several.stderr)
     assert hv("attach").stderr.startswith("error: there is no running session yet")
     assert json.loads(hv("show", "--json").stdout)["error"]["code"] == "bad_input"
+
+
+@pytest.mark.parametrize("words", [("--format", "json"), ("--format=json",)])
+def test_an_error_of_a_verb_that_prints_json_is_json(hv: Hv, words: tuple[str, ...]) -> None:
+    done = hv("ps", "--limit", "0", *words)
+    assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "bad_input")

@@ -29,8 +29,8 @@ def test_an_agent_that_is_not_in_the_image_is_told_before_anything_is_made(hv: H
     done = hv("run", str(repo), "-m", "x", "--agent", agent, "--image", "default", "--provider", "auto")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-2:] == [
-        f"error: the image default does not bring {agent}",
-        f'  try: --image {agent}, or a recipe of your own with: from = "{agent}"',
+        f"error: the image default does not contain {agent}",
+        f'  try: --image {agent}, or your own recipe with: from = "{agent}"',
     ]
     assert hv.json("ps", "-a") == []
 

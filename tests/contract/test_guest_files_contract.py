@@ -219,7 +219,7 @@ async def test_a_file_is_given_to_nobody_whom_the_guest_may_not_give_it_to(
         await give(owner, group)
     with pytest.raises(GuestFileError, match="nobody-of-that-name"):
         await give(owner and "nobody-of-that-name", group and "nobody-of-that-name")
-    with pytest.raises(BadInput, match="no name or number"):
+    with pytest.raises(BadInput, match="is not a valid name or number"):
         await give(owner and "agent:agent", group and "")
     assert (await guest.run(Command(argv=("ls", "-A", folder)))).stdout == b""
 

@@ -31,11 +31,18 @@ def test_any_other_duration_is_refused_with_an_example(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mebibytes", "gibibytes"),
-    [("512", 512, 512), ("512m", 512, 1), ("2g", 2048, 2), ("1.5GiB", 1536, 2), ("1t", 1 << 20, 1024), ("1k", 1, 1)],
+    ("text", "kibibytes", "mebibytes", "gibibytes"),
+    [
+        ("512", 512, 512, 512),
+        ("512m", 512 << 10, 512, 1),
+        ("2g", 2 << 20, 2048, 2),
+        ("1.5GiB", 1536 << 10, 1536, 2),
+        ("1t", 1 << 30, 1 << 20, 1024),
+        ("1k", 1, 1, 1),
+    ],
 )
-def test_a_size_has_a_unit_or_that_of_its_field(text: str, mebibytes: int, gibibytes: int) -> None:
-    assert (units.mebibytes(text), units.gibibytes(text)) == (mebibytes, gibibytes)
+def test_a_size_has_a_unit_or_that_of_its_field(text: str, kibibytes: int, mebibytes: int, gibibytes: int) -> None:
+    assert (units.kibibytes(text), units.mebibytes(text), units.gibibytes(text)) == (kibibytes, mebibytes, gibibytes)
 
 
 def test_any_other_size_is_refused_with_its_unit() -> None:
@@ -56,10 +63,12 @@ def test_requests_take_units_and_name_the_field_that_is_wrong() -> None:
 
 def test_settings_take_units_and_name_the_setting_that_is_wrong(tmp_path: Path) -> None:
     paths = default_paths({"HIVEYARD_HOME": str(tmp_path)})
-    paths.config.write_text('[engine]\ntimeout = "2h"\nmemory_mib = "4g"\ncpus = 1.5\n[door]\nstall_seconds = "3m"\n')
+    paths.config.write_text(
+        '[engine]\ntimeout = "2h"\nmemory_mib = "4g"\ncpus = 1.5\n[door]\nstall_seconds = "3m"\nheader_kib = "64k"\n'
+    )
     settings = config.load(paths)
     assert (settings.engine.timeout, settings.engine.memory_mib, settings.engine.cpus) == (7200.0, 4096, 1.5)
-    assert settings.door.stall_seconds == 180.0
+    assert (settings.door.stall_seconds, settings.door.header_kib) == (180.0, 64)
     paths.config.write_text('[engine]\ntimeout = "later"\n')
     with pytest.raises(BadSetting, match=r"engine: timeout 'later' is not a duration"):
         config.load(paths)

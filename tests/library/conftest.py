@@ -1,4 +1,4 @@
-"""Orchestrators on real machines of bubblewrap; all that they say is searched for the secret at each test's end."""
+"""Orchestrators with real bubblewrap machines. After each test, all output is searched for the secret."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def works() -> None:
 
 @pytest.fixture
 def said() -> Iterator[Said]:
-    """What is said in a test: log lines, events, and the errors that it adds."""
+    """Collect the output of a test: log lines, events, and errors that it adds."""
     with listening() as said:
         yield said
     said.none_of([KEY, PLACEHOLDER])

@@ -1,4 +1,4 @@
-"""What orchestrators of the tests are made of."""
+"""Parts for the orchestrators of these tests."""
 
 from __future__ import annotations
 

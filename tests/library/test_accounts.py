@@ -1,4 +1,4 @@
-"""Which account of keys.toml may pay for which agent of an orchestrator."""
+"""The accounts of keys.toml that an orchestrator's agent may use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def signed_in(scratch: Path) -> LocalDoors:
     return LocalDoors({}, keys=scratch / "keys.toml", account="mine")
 
 
-async def test_a_sign_in_is_for_claude_code_alone(tmp_path: Path, yards: Yards) -> None:
+async def test_a_sign_in_account_is_for_claude_code_only(tmp_path: Path, yards: Yards) -> None:
     """`tmp_path` comes first: `yards` moves the place for what is temporary."""
     doors = signed_in(tmp_path)
     async with yards.yard(doors=doors) as yard:

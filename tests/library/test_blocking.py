@@ -138,7 +138,7 @@ with SyncOrchestrator(told) as yard:
 
 
 @pytest.mark.parametrize("interrupts", [1, 2])
-def test_an_orchestrator_is_closed_when_the_call_that_was_interrupted_has_ended(
+def test_the_orchestrator_closes_after_the_interrupted_call_has_ended(
     works: None, tmp_path: Path, interrupts: int
 ) -> None:
     with subprocess.Popen(
@@ -158,16 +158,16 @@ def test_an_orchestrator_is_closed_when_the_call_that_was_interrupted_has_ended(
     assert (running.returncode, machines(tmp_path)) == (-signal.SIGINT, [])
 
 
-def test_it_has_every_call_that_the_other_has() -> None:
+def test_it_has_every_call_of_the_asynchronous_one() -> None:
     def calls(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    assert calls(SyncOrchestrator) - {"wait", "each"} == calls(Orchestrator)
+    assert calls(SyncOrchestrator) - {"wait", "iterate"} == calls(Orchestrator)
     # What a conversation has for each object stands in its instances.
     assert calls(SyncConversation) - {"offset"} == calls(Conversation)
 
 
 @pytest.mark.anyio
-async def test_outside_of_its_block_it_says_so(yards: Yards) -> None:
+async def test_use_outside_of_its_block_is_an_error(yards: Yards) -> None:
     with pytest.raises(RuntimeError, match="`with` block"):
         SyncOrchestrator(yards.yard()).wait(yards.provider.names)

@@ -1,5 +1,4 @@
-"""A conversation's bookkeeping: who waits for whom, what is given once, what is done to its end. The programs of real
-agents are in tests/agents."""
+"""Conversations: ordering, single delivery, and atomic actions. The programs of real agents are in tests/agents."""
 
 from __future__ import annotations
 
@@ -64,7 +63,7 @@ async def until(kind: type[AgentEvent], events: AsyncGenerator[AgentEvent, None]
     raise AssertionError(f"there was no {kind.__name__}")
 
 
-async def test_an_agent_that_says_more_than_is_read_keeps_no_answer_from_it(yards: Yards) -> None:
+async def test_unread_events_do_not_block_answers(yards: Yards) -> None:
     loud = "echo ASK one; for i in {1..15000}; do echo SAY x; done; read -r reply; echo SAY $reply"
     async with talking(yards) as talk:
         asked = await until(AgentAsked, talk.turn(loud))
@@ -87,7 +86,7 @@ class _Bounded(Talker):
 
 
 @pytest.mark.parametrize("limit", [64 << 10, 70_000])
-async def test_an_agent_whose_output_is_full_is_stopped_and_who_waits_for_it_is_told(yards: Yards, limit: int) -> None:
+async def test_an_agent_with_full_output_is_stopped_with_an_error(yards: Yards, limit: int) -> None:
     loud = "for i in {1..100000}; do echo SAY $i; done; read -r reply"
     async with prepared(yards, agent=_Bounded(limit)) as (yard, ready):
         heard = []
@@ -113,7 +112,7 @@ async def until_ended(talk: Conversation) -> AsyncIterator[AgentEvent]:
             return
 
 
-async def test_a_conversation_that_is_opened_again_takes_a_prompt_at_once(yards: Yards) -> None:
+async def test_a_reopened_conversation_accepts_a_prompt_at_once(yards: Yards) -> None:
     async with prepared(yards) as (yard, ready):
         live = ready.turn("live")
         async with yard.converse(ready.machine, live) as talk:
@@ -123,7 +122,7 @@ async def test_a_conversation_that_is_opened_again_takes_a_prompt_at_once(yards:
             assert words(await turn(talk, "echo SAY second")) == ["second"]
 
 
-async def test_what_was_asked_before_can_be_answered_at_once(yards: Yards) -> None:
+async def test_a_reopened_conversation_accepts_an_answer_at_once(yards: Yards) -> None:
     async with prepared(yards) as (yard, ready):
         live = ready.turn("live")
         async with yard.converse(ready.machine, live) as talk:
@@ -134,7 +133,7 @@ async def test_what_was_asked_before_can_be_answered_at_once(yards: Yards) -> No
             assert words([event async for event in until_ended(talk)]) == ["go"]
 
 
-async def test_a_key_whose_turn_is_over_gives_what_was_not_read_and_ends(yards: Yards) -> None:
+async def test_a_key_of_an_ended_turn_yields_the_unread_events(yards: Yards) -> None:
     async with prepared(yards) as (yard, ready):
         live = ready.turn("live")
         async with yard.converse(ready.machine, live) as talk:
@@ -151,7 +150,7 @@ async def test_a_key_whose_turn_is_over_gives_what_was_not_read_and_ends(yards: 
             assert words(await turn(talk, "echo SAY c")) == ["c"]
 
 
-async def test_what_a_turn_asked_before_a_crash_is_answered_in_the_same_turn_again(yards: Yards) -> None:
+async def test_a_request_from_before_a_crash_is_answered_in_the_same_turn(yards: Yards) -> None:
     async with prepared(yards) as (yard, ready):
         live, text = ready.turn("live"), "echo SAY a; echo ASK one; read -r reply; echo SAY $reply"
         async with yard.converse(ready.machine, live) as talk:
@@ -168,14 +167,14 @@ async def test_what_a_turn_asked_before_a_crash_is_answered_in_the_same_turn_aga
 
 
 class _Twice(Detached):
-    """Whose connection breaks when a message is stored, so that it is stored again."""
+    """A process manager whose connection breaks when a message is stored, so that it is stored again."""
 
     async def send(self, guest: Guest, name: str, key: str, data: bytes) -> bool:
         await super().send(guest, name, key, data)
         return await super().send(guest, name, key, data)
 
 
-async def test_a_prompt_that_was_stored_by_a_try_whose_answer_was_lost_is_a_turn(yards: Yards) -> None:
+async def test_a_prompt_stored_by_an_attempt_with_a_lost_answer_is_a_turn(yards: Yards) -> None:
     async with talking(yards, manager=_Twice()) as talk:
         assert words(await turn(talk, "echo SAY a")) == ["a"]
         slow = [event async for event in talk.turn("sleep 1; echo SAY b", key="k")]
@@ -193,7 +192,7 @@ async def test_an_offset_in_the_middle_of_a_line_loses_none_of_its_events(yards:
             assert words([event async for event in until_ended(talk)]) == ["a", "b"]
 
 
-async def test_a_prompt_that_is_read_late_moves_the_offset_nowhere(yards: Yards) -> None:
+async def test_a_prompt_event_does_not_move_the_offset(yards: Yards) -> None:
     async with talking(yards) as talk:
         await talk.prompt("echo SAY a")
         await talk.prompt("echo SAY b")  # the first turn has ended, and nobody has read of it
@@ -228,7 +227,7 @@ class _Slow(Detached):
         return sent
 
 
-async def test_a_prompt_that_is_cancelled_once_it_is_told_is_a_turn(yards: Yards) -> None:
+async def test_a_prompt_that_is_cancelled_after_sending_is_a_turn(yards: Yards) -> None:
     manager = _Slow()
     async with talking(yards, manager=manager) as talk:
         async with anyio.create_task_group() as group:
@@ -240,7 +239,7 @@ async def test_a_prompt_that_is_cancelled_once_it_is_told_is_a_turn(yards: Yards
         assert words(await turn(talk, "echo SAY second")) == ["first", "second"]
 
 
-async def test_words_that_no_program_can_be_told_are_refused(yards: Yards) -> None:
+async def test_texts_that_cannot_be_encoded_are_refused(yards: Yards) -> None:
     async with talking(yards) as talk:
         for refused in (talk.prompt("\ud800"), talk.steer("\udcff"), turn(talk, "a\ud800")):
             with pytest.raises(BadInput, match="surrogate"):
@@ -264,7 +263,7 @@ class _Keys(Detached):
 
 
 @pytest.mark.parametrize("key", ["k" * 500, "\ud800", 'a\n"'], ids=["long", "surrogate", "quoted"])
-async def test_any_key_is_one_that_a_program_can_give_back(yards: Yards, key: str) -> None:
+async def test_any_key_is_converted_to_a_valid_id(yards: Yards, key: str) -> None:
     manager = _Keys()
     async with talking(yards, manager=manager) as talk:
         assert words([event async for event in talk.turn("echo SAY a", key=key)]) == ["a"]
@@ -286,7 +285,7 @@ class _Failing(Detached):
         return await super().send(guest, name, key, data)
 
 
-async def test_an_answer_that_could_not_be_told_can_be_given_again(yards: Yards) -> None:
+async def test_an_answer_that_could_not_be_sent_can_be_repeated(yards: Yards) -> None:
     manager, yes = _Failing(), Answer(allow=True, message="go")
     async with talking(yards, manager=manager) as talk:
         await until(AgentAsked, talk.turn("echo ASK one; read -r reply; echo SAY $reply"))
@@ -301,7 +300,7 @@ async def test_an_answer_that_could_not_be_told_can_be_given_again(yards: Yards)
         assert words([event async for event in until_ended(talk)]) == ["go"]
 
 
-async def test_an_answer_that_could_not_be_told_is_told_before_what_comes_next(yards: Yards) -> None:
+async def test_an_answer_that_could_not_be_sent_is_sent_before_the_next_action(yards: Yards) -> None:
     manager = _Failing()
     async with talking(yards, manager=manager) as talk:
         await until(AgentAsked, talk.turn("echo ASK one; read -r a; read -r b; echo SAY $a $b"))
@@ -320,7 +319,7 @@ async def test_an_error_in_the_block_is_raised_unchanged(yards: Yards) -> None:
                 await talk.answer("one", Answer(allow=True))
 
 
-async def test_events_that_a_script_does_not_ask_for_are_not_taken(yards: Yards) -> None:
+async def test_events_that_a_script_does_not_request_are_not_consumed(yards: Yards) -> None:
     orchestrator = Orchestrator(yards.provider, Detached(), Talker(), on_event=yards.hear)
     rest = []
 
@@ -361,7 +360,7 @@ class _Unreachable(Detached):
 
 @pytest.mark.parametrize("looking", [False, True], ids=["found", "unknown"])
 @pytest.mark.parametrize("again", [False, True], ids=["from its beginning", "from an offset"])
-async def test_a_conversation_that_cannot_be_opened_again_is_not_lost(yards: Yards, again: bool, looking: bool) -> None:
+async def test_a_failed_reopening_does_not_lose_the_conversation(yards: Yards, again: bool, looking: bool) -> None:
     manager = _Unreachable()
     async with prepared(yards, manager) as (yard, ready):
         live = ready.turn("live", command="true")
@@ -380,7 +379,7 @@ async def test_a_conversation_that_cannot_be_opened_again_is_not_lost(yards: Yar
             assert words(await turn(talk, "echo SAY second")) == ["second"]
 
 
-async def test_a_conversation_that_never_began_leaves_no_machine(yards: Yards) -> None:
+async def test_a_conversation_that_failed_to_start_leaves_no_machine(yards: Yards) -> None:
     manager = _Unreachable()
     manager.broken = True
     yard = Orchestrator(yards.provider, manager, Talker(), on_event=yards.hear)
@@ -414,10 +413,10 @@ async def test_the_errors_of_a_conversation_have_no_secret(yards: Yards, said: S
         said.add("".join(traceback.format_exception(error)) + repr(error.context))
 
 
-async def test_a_conversation_that_cannot_be_starts_no_process(yards: Yards) -> None:
+async def test_an_invalid_conversation_starts_no_process(yards: Yards) -> None:
     yard = Orchestrator(yards.provider, Detached(), Codex(), on_event=yards.hear)
     ready = await yard.boot_and_prepare(HOST)
-    with pytest.raises(BadInput, match="is no id of a conversation"):
+    with pytest.raises(BadInput, match="is not a valid id of a conversation"):
         async with yard.converse(ready.machine, ready.turn("live", conversation="-x")):
             pass
     assert await yard.processes(ready.machine) == []

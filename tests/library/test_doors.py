@@ -64,7 +64,7 @@ def told(yards: Yards, machine: Machine) -> list[DoorEvent | Notice]:
 
 
 async def asked(yard: Orchestrator, ready: Prepared, name: str = "ask", *, placeholder: str = "") -> str:
-    """What a model says to the machine's agent."""
+    """Return a model's answer to the machine's agent."""
     await yard.start_session(ready.machine, ready.turn(name, command=ASK, placeholder=placeholder), prompt="")
     said = b"".join([piece async for piece in yard.follow(ready.machine, name)])
     return said.decode() + (await yard.logs(ready.machine, name, stream="stderr")).decode()
@@ -75,7 +75,7 @@ async def in_guest(yards: Yards, machine: Machine, script: str) -> Result:
         return await guest.run(Command(argv=("bash", "-c", script)))
 
 
-async def test_a_machine_asks_a_model_with_its_placeholder_and_the_key_of_this_side(yards: Yards) -> None:
+async def test_a_machine_calls_a_model_with_its_placeholder_and_the_hosts_key(yards: Yards) -> None:
     async with upstream() as model:
         async with yards.yard(doors=local_doors(model)) as yard:
             ready = await yard.boot_and_prepare(HOST)
@@ -87,7 +87,7 @@ async def test_a_machine_asks_a_model_with_its_placeholder_and_the_key_of_this_s
     assert yards.told()[-2:] == ["door_reported", "machine_terminated"]
 
 
-async def test_each_door_takes_its_own_placeholder_alone(yards: Yards) -> None:
+async def test_each_door_accepts_only_its_own_placeholder(yards: Yards) -> None:
     async with upstream() as model, yards.yard(doors=local_doors(model)) as yard:
         first, second = await yard.boot_and_prepare(HOST), await yard.boot_and_prepare(HOST)
         assert first.placeholder and second.placeholder and first.placeholder != second.placeholder
@@ -99,7 +99,7 @@ async def test_each_door_takes_its_own_placeholder_alone(yards: Yards) -> None:
             await yard.terminate(ready.machine)
 
 
-async def test_a_placeholder_can_be_given_for_what_has_to_know_it_before(yards: Yards) -> None:
+async def test_a_placeholder_can_be_passed_in(yards: Yards) -> None:
     """Profiles of programs, and programs in a snapshot."""
     async with upstream() as model, yards.yard(doors=local_doors(model)) as yard:
         ready = await yard.boot_and_prepare(HOST, placeholder=Secret("hv-Zq8TestSecret-chosen-by-me"))
@@ -107,7 +107,7 @@ async def test_a_placeholder_can_be_given_for_what_has_to_know_it_before(yards: 
         await yard.terminate(ready.machine)
 
 
-async def test_when_the_money_is_gone_nothing_more_is_asked(yards: Yards) -> None:
+async def test_a_spent_budget_stops_further_requests(yards: Yards) -> None:
     step = say("Hello.")
     dear = Step(text="Hello.", usage=Tokens(input=1_000_000, output=1))
     async with upstream(dear, step) as model, yards.yard(doors=local_doors(model, budget_usd=0.5)) as yard:
@@ -120,7 +120,7 @@ async def test_when_the_money_is_gone_nothing_more_is_asked(yards: Yards) -> Non
             await yard.terminate(one.machine)
 
 
-async def test_a_vendor_that_does_not_take_the_key_is_told_without_it(yards: Yards) -> None:
+async def test_a_refused_key_is_reported_without_the_key(yards: Yards) -> None:
     refusing = scripted_model([say("never said")], key="another key")
     async with refusing as model, yards.yard(doors=local_doors(model)) as yard:
         ready = await yard.boot_and_prepare(HOST)
@@ -131,7 +131,7 @@ async def test_a_vendor_that_does_not_take_the_key_is_told_without_it(yards: Yar
     assert isinstance(failed, ModelFailed) and failed.failure.code == "credentials.key_refused"
 
 
-async def test_without_a_key_nothing_is_booted_and_one_line_says_why(yards: Yards, said: Said) -> None:
+async def test_a_missing_key_is_an_error_before_the_boot(yards: Yards, said: Said) -> None:
     yard = Orchestrator(yards.provider, Detached(), Claude(), on_event=yards.hear, doors=LocalDoors({}))
     async with yard:
         with pytest.raises(NotPrepared) as caught:
@@ -151,7 +151,7 @@ async def test_without_a_key_nothing_is_booted_and_one_line_says_why(yards: Yard
         ((), {}, True),
     ],
 )
-async def test_one_key_of_those_that_an_agent_can_use_is_enough(
+async def test_one_of_the_keys_that_an_agent_can_use_is_enough(
     protocols: tuple[str, ...], environment: dict[str, str], ok: bool
 ) -> None:
     doors = LocalDoors(environment)
@@ -162,7 +162,7 @@ async def test_one_key_of_those_that_an_agent_can_use_is_enough(
             doors.check(protocols)
 
 
-async def test_an_account_of_a_file_pays(yards: Yards) -> None:
+async def test_an_account_from_a_file_is_used(yards: Yards) -> None:
     keys = yards.scratch / "keys.toml"
     keys.write_text(f'[accounts.work]\nanthropic = "{KEY}"\n')
     keys.chmod(0o600)
@@ -182,14 +182,14 @@ async def test_a_budget_is_an_amount_of_money(budget: float) -> None:
         LocalDoors({}, budget_usd=budget)
 
 
-async def test_what_cannot_have_a_door_is_refused_before_anything_is_made(yards: Yards) -> None:
+async def test_an_impossible_door_is_refused_before_anything_is_made(yards: Yards) -> None:
     doors = LocalDoors({"ANTHROPIC_API_KEY": KEY})
     with pytest.raises(BadInput, match="the orchestrator is not open"):
         await yards.yard(doors=doors).boot_and_prepare(HOST)
-    with pytest.raises(BadInput, match="a placeholder is for a door"):
+    with pytest.raises(BadInput, match="a placeholder needs a door"):
         await yards.yard().boot_and_prepare(HOST, placeholder=Secret("hv-Zq8TestSecret-chosen-by-me"))
     async with yards.yard(doors=doors) as yard:
-        with pytest.raises(BadInput, match="brings a door of its own"):
+        with pytest.raises(BadInput, match="the spec has a door"):
             await yard.boot_and_prepare(MachineSpec(image=HOST, door=yards.scratch))
     morph = MorphProvider(
         yards.scratch / "morph", lambda: Secret("morph_Zq8TestSecret"), MorphSettings(url="http://127.0.0.1:9")
@@ -200,7 +200,7 @@ async def test_what_cannot_have_a_door_is_refused_before_anything_is_made(yards:
     assert not yards.events
 
 
-async def test_a_door_is_closed_to_others_of_the_host_and_goes_with_its_machine(yards: Yards) -> None:
+async def test_a_door_is_private_and_is_removed_with_its_machine(yards: Yards) -> None:
     async with upstream() as model, yards.yard(doors=local_doors(model)) as yard:
         ready = await yard.boot_and_prepare(HOST)
         (socket,) = Path(tempfile.gettempdir()).glob("*/door/door.sock")
@@ -209,7 +209,7 @@ async def test_a_door_is_closed_to_others_of_the_host_and_goes_with_its_machine(
         assert not socket.parents[1].exists()
 
 
-async def test_what_fails_after_the_door_was_opened_leaves_none(yards: Yards, said: Said) -> None:
+async def test_a_failure_after_the_door_was_opened_closes_it(yards: Yards, said: Said) -> None:
     async with upstream() as model, yards.yard(doors=local_doors(model)) as yard:
         failing = profile(check=Command(shell="printenv >&2; exit 3"))
         with pytest.raises(NotPrepared) as caught:
@@ -233,7 +233,7 @@ async def test_leaving_closes_the_doors_of_machines_that_stay(yards: Yards) -> N
         await yard.terminate(ready.machine)
 
 
-async def test_whoever_is_cancelled_in_the_middle_leaves_no_door(yards: Yards) -> None:
+async def test_cancellation_leaves_no_door(yards: Yards) -> None:
     slow = Step(text="Hello.", gate="never")
     async with upstream(slow) as model:
 
@@ -251,7 +251,7 @@ async def test_whoever_is_cancelled_in_the_middle_leaves_no_door(yards: Yards) -
     assert list(Path(tempfile.gettempdir()).glob("*/door/door.sock")) == []
 
 
-async def test_an_operation_of_a_broken_upstream_is_told(yards: Yards) -> None:
+async def test_an_unreachable_upstream_is_reported(yards: Yards) -> None:
     where = {"ANTHROPIC_API_KEY": KEY, "HIVEYARD_ANTHROPIC_UPSTREAM": "http://127.0.0.1:9"}
     async with yards.yard(doors=LocalDoors(where)) as yard:
         ready = await yard.boot_and_prepare(HOST)
@@ -296,9 +296,9 @@ async def test_a_real_claude_works_through_the_door_and_finds_no_key(yards: Yard
     assert len([one for one in facts if isinstance(one, ModelCalled)]) == len(model.requests) >= 2
 
 
-async def test_without_a_place_for_the_socket_nothing_is_booted(yards: Yards, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_socket_directory_nothing_is_booted(yards: Yards, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(yards.scratch / "nowhere"))
     async with yards.yard(doors=LocalDoors({"ANTHROPIC_API_KEY": KEY})) as yard:
-        with pytest.raises(OrchestrationError, match="no directory can be made for it"):
+        with pytest.raises(OrchestrationError, match="cannot make a temporary directory"):
             await yard.boot_and_prepare(HOST)
     monkeypatch.undo()

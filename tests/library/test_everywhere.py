@@ -54,7 +54,7 @@ async def test_boot_credentials_session_output_stop_and_end(offer: Offer, said: 
     assert ready.machine.name not in await provider.names()
 
 
-async def test_each_kind_of_machine_reaches_its_door_and_another_key_is_refused_there(offer: Offer, said: Said) -> None:
+async def test_each_kind_of_machine_reaches_its_door_which_refuses_other_keys(offer: Offer, said: Said) -> None:
     events: list[RuntimeEvent] = []
     doors = LocalDoors({"ANTHROPIC_API_KEY": KEY})
     async with Orchestrator(offer.provider, Detached(), CommandLine(), on_event=events.append, doors=doors) as yard:
@@ -69,7 +69,7 @@ async def test_each_kind_of_machine_reaches_its_door_and_another_key_is_refused_
 
 
 async def counts_on(yard: Orchestrator, ready: Prepared) -> None:
-    """That what counts there goes on where it stood."""
+    """Check that the counter there continues where it was."""
     said_there = b""
     async with aclosing(yard.follow(ready.machine, "count")) as pieces:
         async for piece in pieces:
@@ -80,7 +80,7 @@ async def counts_on(yard: Orchestrator, ready: Prepared) -> None:
     assert lines == list(range(1, len(lines) + 1))
 
 
-async def test_a_machine_is_forked_and_kept_with_what_runs_in_it(offer: Offer, said: Said) -> None:
+async def test_a_machine_is_forked_and_saved_with_its_processes(offer: Offer, said: Said) -> None:
     provider = offer.provider
     doors = LocalDoors({"ANTHROPIC_API_KEY": KEY}) if offer.provider.capabilities.door_url else None
     async with Orchestrator(provider, Detached(), CommandLine(), on_event=lambda _: None, doors=doors) as yard:
@@ -88,7 +88,7 @@ async def test_a_machine_is_forked_and_kept_with_what_runs_in_it(offer: Offer, s
         if not isinstance(provider, Snapshots):
             with pytest.raises(BadInput, match="cannot be forked"):
                 await yard.fork(ready)
-            with pytest.raises(BadInput, match="keeps no memory"):
+            with pytest.raises(BadInput, match="cannot save memory"):
                 await yard.snapshot(ready)
             await yard.terminate(ready.machine)
             return

@@ -25,7 +25,9 @@ EXPECTED = {
     "README.md 1": "HELLO\n\n",
     "docs/build.md 1": "HELLO\n\n",
     "docs/build.md 2": "I have got some tools.\n",
-    "docs/build.md 3": ("may it do this? Write: hello.txt\nWritten.\nmay it do this? Write: hello.txt\nWritten.\n"),
+    "docs/build.md 3": (
+        "permission requested: Write: hello.txt\nWritten.\npermission requested: Write: hello.txt\nWritten.\n"
+    ),
     "docs/build.md 4": (
         "BootStarted\nBootReady\nCredentialsInstalled\nMachineInfoWritten\nSessionStarted\n"
         "600 /home/agent/.codex/auth.json\n600 /home/agent/.codex/config.toml\n600 /home/agent/.machine.json\n"
@@ -61,7 +63,7 @@ def test_ten_lines_are_ten() -> None:
 
 @pytest.fixture
 def environment(which: str) -> Iterator[dict[str, str]]:
-    """That of somebody who has a key, and a vendor who knows what to say."""
+    """The environment of a user with a key, and a vendor with answers."""
     with start_blocking_portal() as portal:
         serving = scripted_model(HELLO if which == "docs/build.md 3" else TOOLS, key=KEY)
         with portal.wrap_async_context_manager(serving) as model:
@@ -85,7 +87,7 @@ def test_an_example_runs_as_printed(works: None, environment: dict[str, str], tm
 
 
 @pytest.mark.anyio
-async def test_a_person_sits_down_in_a_machine(works: None, tmp_path: Path) -> None:
+async def test_a_user_attaches_to_a_terminal(works: None, tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(blocks()[AT_A_TERMINAL])
     inside = f"cd '{tmp_path}' && exec '{sys.executable}' example.py"
     async with person(["sh", "-c", inside]) as somebody:
@@ -117,13 +119,13 @@ def test_every_event_is_in_the_docs_with_its_fields() -> None:
     }
 
 
-def test_those_who_do_not_ask_for_the_library_do_not_pay_for_it() -> None:
+def test_the_library_is_imported_only_on_use() -> None:
     asked = "import sys, hiveyard, hiveyard.cli.main; print([name for name in sys.modules if 'orchestrator' in name])"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_the_package_gives_out_what_it_says() -> None:
+def test_the_package_exports_its_public_names() -> None:
     assert {name: hasattr(hiveyard, name) for name in hiveyard.__all__} == dict.fromkeys(hiveyard.__all__, True)
     with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
         from hiveyard import Nothing  # type: ignore[attr-defined]  # noqa: F401

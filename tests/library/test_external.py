@@ -1,5 +1,7 @@
-"""A provider that is a program: nothing is decided before it has said what its machines are, and it ends with the
-orchestrator. The program is the sample of the docs, whose machines say to be of this host."""
+"""An orchestrator with an external provider program.
+
+Nothing is decided before the program reports its capabilities, and it ends with the orchestrator. The program is the
+sample of the docs, which declares its machines local."""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ class Mine:
         return Orchestrator(self.provider, Detached(), CommandLine(), **more)  # type: ignore[arg-type]
 
     def asked(self) -> dict[str, object]:
-        """What the program was asked to boot."""
+        """Return the machines that the program was asked to boot."""
         found: dict[str, object] = json.loads((self.state / "asked.json").read_text())
         return found
 
@@ -85,7 +87,7 @@ def mine() -> Iterator[Mine]:
         assert mine.running() == []
 
 
-async def test_machines_of_this_host_get_a_door_a_session_and_an_end(mine: Mine) -> None:
+async def test_local_machines_get_a_door_a_session_directory_and_a_time_limit(mine: Mine) -> None:
     clock = HeldClock()
     doors = LocalDoors({"ANTHROPIC_API_KEY": KEY})
     async with mine.yard(doors=doors, clock=clock) as yard:
@@ -100,14 +102,14 @@ async def test_machines_of_this_host_get_a_door_a_session_and_an_end(mine: Mine)
         await yard.terminate(ready.machine)
 
 
-async def test_before_it_was_asked_nothing_is_made_of_what_it_may_be(mine: Mine) -> None:
+async def test_nothing_is_made_before_the_capabilities_are_known(mine: Mine) -> None:
     with pytest.raises(BadInput, match="has not been asked") as caught:
         await mine.yard().boot_and_prepare(mine.image)
     assert "async with Orchestrator" in caught.value.hint
     assert mine.programs() == []
 
 
-async def test_the_program_ends_with_the_last_orchestrator_and_its_machines_go_on(mine: Mine) -> None:
+async def test_the_program_ends_with_the_last_orchestrator_and_its_machines_stay(mine: Mine) -> None:
     async with mine.yard() as yard:
         async with mine.yard() as other:
             machine = (await other.boot_and_prepare(mine.image)).machine
@@ -120,7 +122,7 @@ async def test_the_program_ends_with_the_last_orchestrator_and_its_machines_go_o
     assert len(mine.programs()) == 2
 
 
-async def test_a_program_that_cannot_be_asked_is_told_when_the_orchestrator_opens(mine: Mine) -> None:
+async def test_a_broken_program_is_an_error_when_the_orchestrator_opens(mine: Mine) -> None:
     gone = ExternalProvider("gone", ["/nonexistent"], mine.state, env={})
     assert isinstance(gone, Openable)
     with pytest.raises(ProviderUnavailable, match="gone: its program /nonexistent cannot be started"):

@@ -1,4 +1,4 @@
-"""What a guest asks its door for is told, and none of the secrets that the guest knows with it."""
+"""Requests at a machine's door are reported without the secrets that the guest knows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASKED = """curl -sS -o /dev/null "$URL/openai/v1/responses" -H "authorization: B
   -H 'content-type: application/json' -d "{\\"model\\": \\"$(cat ~/p/key)\\", \\"input\\": \\"$PLACEHOLDER\\"}" """
 
 
-async def test_facts_of_a_door_have_no_secret_of_its_machine(yards: Yards) -> None:
+async def test_events_of_a_door_contain_no_secret_of_its_machine(yards: Yards) -> None:
     """The fixture searches all that was said, too."""
     async with upstream(whole(b"{}")) as up:
         where = {"OPENAI_API_KEY": "sk-Zq8TestSecret-of-this-side", "HIVEYARD_OPENAI_UPSTREAM": up.url}

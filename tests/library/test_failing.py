@@ -1,4 +1,4 @@
-"""What is left of a machine when something fails: nothing, unless it was to be kept; and who is told what."""
+"""Failures leave no machine unless it is to be kept, and are reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 
 def check(said: Said, error: OrchestrationError, operation: str, cause: str) -> None:
-    """That an error says what it was about, why, and what to do, and holds on to nothing that says more."""
+    """Check that an error has its context, cause and hint, and keeps no unmasked error."""
     said.add_error(error)
     assert error.context["operation"] == operation
     assert error.context["cause"] == cause
@@ -55,14 +55,14 @@ async def test_a_boot_that_fails_leaves_nothing(yards: Yards, said: Said) -> Non
     assert yards.told() == ["boot_started", "preparation_failed", "machine_terminated"]
 
 
-async def test_an_image_that_is_not_there_leaves_nothing(yards: Yards, said: Said) -> None:
+async def test_a_missing_image_leaves_nothing(yards: Yards, said: Said) -> None:
     absent = Image(id="ab5e47", name="absent", rootfs=yards.scratch / "absent.tar")
     with pytest.raises(NotPrepared) as caught:
         await yards.yard().boot_and_prepare(absent)
     check(said, caught.value, "boot", caught.value.context["cause"])
 
 
-async def test_a_check_that_fails_leaves_no_machine_and_no_secret_in_what_is_said(yards: Yards, said: Said) -> None:
+async def test_a_failed_check_leaves_no_machine_and_shows_no_secret(yards: Yards, said: Said) -> None:
     error = await not_prepared(
         yards, said, "install_credentials", "credentials.check_failed", credential_profiles=[profile(check=QUOTING)]
     )
@@ -71,14 +71,14 @@ async def test_a_check_that_fails_leaves_no_machine_and_no_secret_in_what_is_sai
     assert yards.told() == ["boot_started", "boot_ready", "preparation_failed", "machine_terminated"]
 
 
-async def test_a_real_secret_that_was_not_asked_for_costs_no_boot(yards: Yards, said: Said) -> None:
+async def test_an_unrequested_real_secret_is_refused_before_the_boot(yards: Yards, said: Said) -> None:
     with pytest.raises(NotPrepared, match="was not requested by name") as refused:
         await yards.yard().boot_and_prepare(HOST, credential_profiles=[profile(real=True)])
     check(said, refused.value, "install_credentials", "credentials.real_secret")
     assert yards.told() == []
 
 
-async def test_profiles_that_cannot_be_installed_together_cost_no_boot(yards: Yards) -> None:
+async def test_conflicting_profiles_are_refused_before_the_boot(yards: Yards) -> None:
     with pytest.raises(BadInput, match="written twice"):
         await yards.yard().boot_and_prepare(HOST, credential_profiles=[profile("one"), profile("two")])
     assert yards.told() == []
@@ -108,12 +108,12 @@ async def test_a_process_manager_that_is_not_in_the_image_leaves_no_machine(yard
         (CommandLine(), {"name": "hello"}, "needs a command line"),
         (CommandLine(), {"name": "x" * 300, "command": "true"}, "is not a valid process name"),
         (CommandLine(), {"name": "hello", "command": "true", "system": "x"}, "takes no system prompt"),
-        (Claude(), {"name": "hello", "model": "--yolo"}, "is no name of a model"),
+        (Claude(), {"name": "hello", "model": "--yolo"}, "is not a valid model name"),
         (Claude(), {"name": "hello", "system": "x\0"}, "system prompt has control characters"),
-        (Claude(), {"name": "hello", "conversation": "../x"}, "is no id of a conversation"),
+        (Claude(), {"name": "hello", "conversation": "../x"}, "is not a valid id of a conversation"),
     ],
 )
-async def test_a_turn_that_cannot_be_is_refused_and_what_runs_in_the_machine_goes_on(
+async def test_an_invalid_turn_is_refused_and_the_machine_stays(
     yards: Yards, agent: Agent, wishes: dict[str, Any], says: str
 ) -> None:
     yard = yards.yard()
@@ -129,12 +129,12 @@ async def test_a_turn_that_cannot_be_is_refused_and_what_runs_in_the_machine_goe
     await yard.terminate(ready.machine)
 
 
-async def test_words_that_no_program_can_get_take_nothing_away(yards: Yards) -> None:
+async def test_a_text_that_cannot_be_encoded_removes_no_machine(yards: Yards) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(HOST)
     await yard.start_session(ready.machine, ready.turn("first", command="sleep 1000"), prompt="")
     told = yards.told()
-    with pytest.raises(BadInput, match="lone surrogate"):
+    with pytest.raises(BadInput, match="unpaired surrogate"):
         await yard.start_session(ready.machine, ready.turn("second", command="true"), prompt="a\ud800")
     assert yards.told() == told
     with pytest.raises(SessionNotStarted, match="lone surrogate"):
@@ -145,7 +145,7 @@ async def test_words_that_no_program_can_get_take_nothing_away(yards: Yards) -> 
     await yard.terminate(ready.machine)
 
 
-async def test_a_guest_that_puts_secrets_into_its_answers_gets_them_nowhere(yards: Yards, said: Said) -> None:
+async def test_secrets_in_answers_of_a_guest_are_masked(yards: Yards, said: Said) -> None:
     yard = yards.yard(Quoting())
     ready = await yard.boot_and_prepare(HOST, credential_profiles=[profile()])
     turn = ready.turn("hello", command="true", placeholder=PLACEHOLDER)
@@ -156,7 +156,7 @@ async def test_a_guest_that_puts_secrets_into_its_answers_gets_them_nowhere(yard
     assert "say ****" in caught.value.hint
 
 
-async def test_nothing_is_said_to_the_log_either(yards: Yards, said: Said) -> None:
+async def test_the_log_contains_no_secret(yards: Yards, said: Said) -> None:
     yards.hear = events.log
     yard = yards.yard(Quoting())
     ready = await yard.boot_and_prepare(HOST, credential_profiles=[profile()])
@@ -168,9 +168,7 @@ async def test_nothing_is_said_to_the_log_either(yards: Yards, said: Said) -> No
 
 
 @pytest.mark.parametrize("profiles", [[profile(check=QUOTING)], [in_the_way()]])
-async def test_a_machine_that_is_to_be_kept_is_kept(
-    yards: Yards, said: Said, profiles: list[CredentialProfile]
-) -> None:
+async def test_keep_on_error_keeps_the_machine(yards: Yards, said: Said, profiles: list[CredentialProfile]) -> None:
     with pytest.raises(NotPrepared):
         await yards.yard().boot_and_prepare(HOST, credential_profiles=profiles, keep_on_error=True)
     assert yards.told()[-2:] == ["preparation_failed", "machine_kept"]
@@ -191,7 +189,7 @@ async def test_a_machine_is_kept_when_its_session_fails_and_another_may_be_start
 
 
 class Cancelling(DefaultCredentialsInstaller):
-    """Somebody loses patience when the credentials are in."""
+    """An installer that cancels the caller after the credentials were installed."""
 
     def __init__(self, patience: anyio.CancelScope) -> None:
         super().__init__()
@@ -207,7 +205,7 @@ class Cancelling(DefaultCredentialsInstaller):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-async def test_one_that_is_cancelled_in_the_middle_leaves_no_machine(yards: Yards, keep: bool) -> None:
+async def test_cancelling_the_preparation_leaves_no_machine(yards: Yards, keep: bool) -> None:
     with anyio.CancelScope() as patience:
         yard = yards.yard(installer=Cancelling(patience))
         await yard.boot_and_prepare(HOST, credential_profiles=[profile()], keep_on_error=keep)
@@ -215,7 +213,7 @@ async def test_one_that_is_cancelled_in_the_middle_leaves_no_machine(yards: Yard
     assert yards.told() == ["boot_started", "boot_ready", "preparation_failed", "machine_terminated"]
 
 
-async def test_one_that_is_cancelled_while_it_boots_leaves_no_machine(yards: Yards) -> None:
+async def test_cancelling_the_boot_leaves_no_machine(yards: Yards) -> None:
     with anyio.CancelScope() as patience:
 
         def hear(event: RuntimeEvent) -> None:
@@ -227,7 +225,7 @@ async def test_one_that_is_cancelled_while_it_boots_leaves_no_machine(yards: Yar
 
 
 class Abandoned(Detached):
-    """Somebody loses patience when the process runs."""
+    """A process manager that cancels the caller after the process was started."""
 
     def __init__(self, patience: anyio.CancelScope) -> None:
         super().__init__()
@@ -241,7 +239,7 @@ class Abandoned(Detached):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-async def test_a_session_that_is_cancelled_takes_its_machine_with_it(yards: Yards, keep: bool) -> None:
+async def test_cancelling_a_session_removes_its_machine(yards: Yards, keep: bool) -> None:
     with anyio.CancelScope() as patience:
         yard = yards.yard(Abandoned(patience))
         ready = await yard.boot_and_prepare(HOST)
@@ -251,7 +249,7 @@ async def test_a_session_that_is_cancelled_takes_its_machine_with_it(yards: Yard
     yards.expected = {ready.machine.name} if keep else set()
 
 
-async def test_a_listener_that_fails_costs_no_machine(yards: Yards) -> None:
+async def test_an_error_of_a_listener_leaves_no_machine(yards: Yards) -> None:
     def hear(event: RuntimeEvent) -> None:
         raise RuntimeError("deaf")
 
@@ -260,7 +258,7 @@ async def test_a_listener_that_fails_costs_no_machine(yards: Yards) -> None:
 
 
 class Stubborn(BubblewrapProvider):
-    """Its machines cannot be removed."""
+    """A provider whose machines cannot be removed."""
 
     async def terminate(self, name: str) -> None:
         raise ProviderError(f"{name} cannot be killed, says {KEY}")
@@ -274,6 +272,6 @@ async def test_a_machine_that_cannot_be_removed_is_named(yards: Yards, said: Sai
     )
     yards.provider = removing
     assert "cannot be killed, says ****" in error.context["left"]
-    assert "is still there" in error.hint
+    assert "still exists" in error.hint
     assert yards.told()[-2:] == ["preparation_failed", "operation_failed"]
     yards.expected = {error.context["machine"]}

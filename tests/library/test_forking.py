@@ -1,4 +1,4 @@
-"""Forks of machines: what is asked for is looked at first, and what was made is given."""
+"""Forks of machines: requests are validated first, and the machines are returned."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def remembering(yards: Yards) -> Yards:
     return yards
 
 
-async def test_forks_are_given_when_what_they_were_made_of_cannot_be_removed(remembering: Yards) -> None:
+async def test_forks_are_returned_if_their_snapshot_cannot_be_removed(remembering: Yards) -> None:
     yard = remembering.yard()
     ready = await yard.boot_and_prepare(HOST)
     with anyio.fail_after(60):
@@ -57,19 +57,19 @@ async def test_forks_are_given_when_what_they_were_made_of_cannot_be_removed(rem
         await yard.terminate(one.machine)
 
 
-async def test_what_a_fork_needs_is_there_before_anything_is_made(remembering: Yards) -> None:
+async def test_a_fork_is_validated_before_anything_is_made(remembering: Yards) -> None:
     async with remembering.yard(doors=LocalDoors({"ANTHROPIC_API_KEY": "sk-ant-Zq8TestSecret"})) as yard:
         ready = await yard.boot_and_prepare(HOST, ttl_seconds=1000)
     before = len(remembering.events)
     with pytest.raises(BadInput, match="not open"):
         await yard.fork(ready)
-    with pytest.raises(BadInput, match="there is none"):
+    with pytest.raises(BadInput, match="there are no doors"):
         await remembering.yard().fork(ready)
     assert len(remembering.events) == before
     await yard.terminate(ready.machine)
 
 
-async def test_a_child_has_a_copy_of_the_session_directory_also_of_one_that_was_given(remembering: Yards) -> None:
+async def test_a_child_gets_a_copy_of_the_session_directory(remembering: Yards) -> None:
     yard, given = remembering.yard(), remembering.scratch / "given"
     ready = await yard.boot_and_prepare(MachineSpec(image=HOST, session=given))
     (given / "file").write_text("parent")

@@ -34,7 +34,7 @@ async def said_in(yards: Yards, machine: Machine, *argv: str) -> str:
         return (await guest.run(Command(argv=("bash", "-c", " ".join(argv))))).stdout.decode()
 
 
-async def test_a_machine_is_booted_given_its_profiles_and_told_what_it_is(yards: Yards) -> None:
+async def test_a_machine_is_booted_with_its_profiles_and_information(yards: Yards) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(
         HOST, credential_profiles=[profile()], machine_info={"project": "ü 'x'\n", "deep": [1, {"a": None}]}
@@ -52,7 +52,7 @@ async def test_a_machine_is_booted_given_its_profiles_and_told_what_it_is(yards:
     await yard.terminate(ready.machine)
 
 
-async def test_profiles_go_in_one_after_the_other_and_events_tell_of_all(yards: Yards) -> None:
+async def test_profiles_are_installed_in_order_with_events(yards: Yards) -> None:
     first = profile("first", check=Command(shell="test ! -e ~/second"))
     second = CredentialProfile(
         name="second",
@@ -78,7 +78,7 @@ async def test_profiles_go_in_one_after_the_other_and_events_tell_of_all(yards: 
     assert {event.machine for event in yards.events} == {ready.machine.name}
 
 
-async def test_its_information_is_closed_to_others_when_asked_for_and_the_metadata_unless_given(yards: Yards) -> None:
+async def test_machine_info_has_the_requested_mode_and_defaults_to_the_metadata(yards: Yards) -> None:
     yard = yards.yard()
     session = yards.scratch / "session"
     spec = MachineSpec(image=HOST, session=session, metadata={"of": "the spec"})
@@ -91,7 +91,7 @@ async def test_its_information_is_closed_to_others_when_asked_for_and_the_metada
     assert (session / "file").read_text() == "kept\n", "a session directory of the caller's own outlives the machine"
 
 
-async def test_files_of_a_machine_that_could_not_be_removed_are_by_who_tries_again(yards: Yards) -> None:
+async def test_a_second_attempt_removes_the_files_of_a_machine(yards: Yards) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(HOST)
     place = Path(tempfile.gettempdir())
@@ -105,7 +105,7 @@ async def test_files_of_a_machine_that_could_not_be_removed_are_by_who_tries_aga
     assert not list(place.iterdir())
 
 
-async def test_a_real_secret_is_announced_before_it_goes_in(yards: Yards) -> None:
+async def test_a_real_secret_is_announced_before_it_is_installed(yards: Yards) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(HOST, credential_profiles=[profile(real=True)], real=["probe"])
     await yard.terminate(ready.machine)
@@ -113,7 +113,7 @@ async def test_a_real_secret_is_announced_before_it_goes_in(yards: Yards) -> Non
 
 
 @pytest.mark.parametrize("action", ["terminate", "stop", "pause"])
-async def test_its_time_is_ended_by_an_orchestrator_that_is_open(yards: Yards, action: TtlAction) -> None:
+async def test_an_open_orchestrator_enforces_the_time_limit(yards: Yards, action: TtlAction) -> None:
     clock = HeldClock()
     paused: list[str] = []
 
@@ -142,7 +142,7 @@ async def test_its_time_is_ended_by_an_orchestrator_that_is_open(yards: Yards, a
     await yard.terminate(ready.machine)
 
 
-async def test_what_fails_when_its_time_is_over_is_told(yards: Yards) -> None:
+async def test_a_failure_at_the_end_of_a_time_limit_is_reported(yards: Yards) -> None:
     clock = HeldClock()
     async with yards.yard(clock=clock) as yard:
         ready = await yard.boot_and_prepare(HOST, ttl_seconds=77, ttl_action="stop")
@@ -162,7 +162,7 @@ async def gone(yards: Yards) -> None:
             await anyio.sleep(0.05)
 
 
-async def test_a_machine_that_could_not_be_terminated_has_a_time_that_ends(yards: Yards) -> None:
+async def test_a_machine_that_could_not_be_terminated_keeps_its_time_limit(yards: Yards) -> None:
     clock = HeldClock()
     tries: list[str] = []
 
@@ -183,7 +183,7 @@ async def test_a_machine_that_could_not_be_terminated_has_a_time_that_ends(yards
     assert yards.told()[-2:] == ["lifetime_over", "machine_terminated"]
 
 
-async def test_a_machine_that_is_kept_half_made_has_a_time_that_ends(yards: Yards) -> None:
+async def test_a_machine_kept_on_error_has_a_time_limit(yards: Yards) -> None:
     clock = HeldClock()
     async with yards.yard(clock=clock) as yard:
         with pytest.raises(NotPrepared):
@@ -198,7 +198,7 @@ async def test_a_machine_that_is_kept_half_made_has_a_time_that_ends(yards: Yard
 
 
 @pytest.mark.parametrize("deaf_to", [events.LifetimeOver, events.MachineTerminated, events.OperationFailed])
-async def test_a_time_ends_for_its_machine_alone_whoever_fails_to_hear_of_it(
+async def test_an_error_of_a_listener_does_not_disturb_time_limits(
     yards: Yards, said: Said, deaf_to: type[RuntimeEvent]
 ) -> None:
     clock = HeldClock()
@@ -225,7 +225,7 @@ async def test_a_time_ends_for_its_machine_alone_whoever_fails_to_hear_of_it(
 
 
 @pytest.mark.parametrize("told", [math.nan, math.inf, 1e300, -1e300, 0.0])
-async def test_a_provider_that_tells_no_time_has_made_its_machine_now(yards: Yards, told: float) -> None:
+async def test_a_missing_creation_time_is_replaced_by_the_current_time(yards: Yards, told: float) -> None:
     class Provider(BubblewrapProvider):
         async def boot(self, name: str, spec: MachineSpec) -> Machine:
             return replace(await super().boot(name, spec), created_at=told)
@@ -265,7 +265,7 @@ class Keeping(BubblewrapProvider):
         pass
 
 
-async def test_a_machine_goes_on_from_a_snapshot_where_the_provider_has_some(yards: Yards) -> None:
+async def test_a_machine_is_booted_from_a_snapshot(yards: Yards) -> None:
     yards.provider = provider = Keeping(yards.scratch / "m", yards.scratch / "c")
     (yards.scratch / "then").mkdir()
     yard = yards.yard()
@@ -280,7 +280,7 @@ async def test_a_machine_goes_on_from_a_snapshot_where_the_provider_has_some(yar
     await yard.terminate(ready.machine)
 
 
-async def test_a_machine_that_is_gone_has_no_time_any_more(yards: Yards) -> None:
+async def test_a_removed_machine_has_no_time_limit(yards: Yards) -> None:
     clock = HeldClock()
     async with yards.yard(clock=clock) as yard:
         ready = await yard.boot_and_prepare(HOST, ttl_seconds=77)
@@ -289,13 +289,13 @@ async def test_a_machine_that_is_gone_has_no_time_any_more(yards: Yards) -> None
     assert "lifetime_over" not in yards.told()
 
 
-async def test_a_time_that_nobody_would_end_is_refused(yards: Yards) -> None:
+async def test_a_time_limit_without_an_open_orchestrator_is_refused(yards: Yards) -> None:
     with pytest.raises(BadInput, match="not open"):
         await yards.yard().boot_and_prepare(HOST, ttl_seconds=1)
     assert yards.events == []
 
 
-async def test_a_name_that_is_taken_is_refused_and_its_machine_stays(yards: Yards) -> None:
+async def test_a_taken_name_is_refused_and_its_machine_stays(yards: Yards) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(HOST, name="taken")
     with pytest.raises(BadInput, match="a machine taken already"):
@@ -304,7 +304,7 @@ async def test_a_name_that_is_taken_is_refused_and_its_machine_stays(yards: Yard
     await yard.terminate(ready.machine)
 
 
-async def test_of_two_that_want_one_name_at_once_one_gets_it_and_the_other_takes_nothing_from_it(yards: Yards) -> None:
+async def test_of_two_concurrent_boots_with_one_name_only_one_succeeds(yards: Yards) -> None:
     yard = yards.yard()
     made: list[Prepared] = []
     refused: list[BadInput] = []
@@ -319,7 +319,7 @@ async def test_of_two_that_want_one_name_at_once_one_gets_it_and_the_other_takes
         group.start_soon(boot)
         group.start_soon(boot)
     assert (len(made), len(refused)) == (1, 1)
-    assert "being made already" in refused[0].message
+    assert "already being made" in refused[0].message
     assert (await yards.provider.get("wanted")).status is MachineStatus.READY
     assert await said_in(yards, made[0].machine, "cat ~/p/key; echo left > /session/file; cat /session/file") == (
         f"{KEY}left\n"
@@ -329,7 +329,7 @@ async def test_of_two_that_want_one_name_at_once_one_gets_it_and_the_other_takes
     await yard.terminate(again.machine)
 
 
-async def test_a_name_is_free_again_when_its_machine_failed(yards: Yards) -> None:
+async def test_the_name_of_a_failed_machine_can_be_used_again(yards: Yards) -> None:
     yard = yards.yard()
     with pytest.raises(NotPrepared):
         await yard.boot_and_prepare(HOST, name="wanted", credential_profiles=[in_the_way()])
@@ -341,17 +341,17 @@ async def test_a_name_is_free_again_when_its_machine_failed(yards: Yards) -> Non
     ("wishes", "says"),
     [
         ({"machine_info": {"createdAt": 1}}, "createdAt"),
-        ({"machine_info": {"at": object()}}, "cannot be JSON"),
-        ({"machine_info": {"key": Secret(KEY)}}, "cannot be JSON"),
-        ({"machine_info": {"nan": float("nan")}}, "cannot be JSON"),
+        ({"machine_info": {"at": object()}}, "cannot be encoded as JSON"),
+        ({"machine_info": {"key": Secret(KEY)}}, "cannot be encoded as JSON"),
+        ({"machine_info": {"nan": float("nan")}}, "cannot be encoded as JSON"),
         ({"machine_info": {"much": "x" * (2 << 20)}}, "larger than"),
         ({"machine_info_mode": 0o644}, "0640 or 0600, not 0644"),
-        ({"snapshot": "before"}, "keeps no snapshots"),
+        ({"snapshot": "before"}, "has no snapshots"),
         ({"ttl_seconds": 0}, "at least 1 second, not 0"),
         ({"name": "Not A Name"}, "not a valid machine name"),
     ],
 )
-async def test_what_cannot_be_is_refused_before_anything_is_made(
+async def test_an_invalid_request_is_refused_before_anything_is_made(
     yards: Yards, wishes: dict[str, object], says: str
 ) -> None:
     with pytest.raises(BadInput, match=says):
@@ -360,15 +360,15 @@ async def test_what_cannot_be_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("name", ["qemu", "docker", "morph"])
-async def test_the_hosts_own_programs_are_refused_elsewhere_with_what_to_do(yards: Yards, name: str) -> None:
+async def test_providers_other_than_bubblewrap_refuse_HOST_with_a_hint(yards: Yards, name: str) -> None:
     provider = machines.by_name(name, yards.scratch / "s", yards.scratch / "c", key=lambda: Secret(KEY))
     yard = Orchestrator(provider, Detached(), CommandLine(), on_event=yards.hear)
-    with pytest.raises(BadInput, match=f"machines of {name} have an image") as caught:
+    with pytest.raises(BadInput, match=f"machines of {name} need an image") as caught:
         await yard.boot_and_prepare(HOST)
     assert "Images(places().cache).ensure" in caught.value.hint
     assert yards.events == []
 
 
-def test_a_path_of_credentials_is_checked_as_everywhere() -> None:
+def test_paths_of_credentials_are_validated() -> None:
     with pytest.raises(BadInput):
         CredentialDirectory(path="~/../other")

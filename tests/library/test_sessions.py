@@ -62,7 +62,7 @@ async def test_several_sessions_of_a_machine_share_work_tree_and_state_and_are_s
     assert yards.told()[-4:] == ["session_started", "session_started", "process_stopped", "machine_terminated"]
 
 
-async def test_a_turn_without_a_name_gets_one_that_tells_its_agent_and_is_nobody_elses(yards: Yards) -> None:
+async def test_a_turn_without_a_name_gets_a_unique_one_with_its_agent(yards: Yards) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(HOST)
     for _ in range(2):
@@ -74,7 +74,7 @@ async def test_a_turn_without_a_name_gets_one_that_tells_its_agent_and_is_nobody
     await yard.terminate(ready.machine)
 
 
-async def test_turns_are_as_the_defaults_say_unless_they_say_otherwise(yards: Yards) -> None:
+async def test_turns_use_the_defaults_unless_overridden(yards: Yards) -> None:
     yard = yards.yard(defaults=Defaults(model="one", ask=True, system="Be brief."))
     ready = await yard.boot_and_prepare(HOST)
     turn = ready.turn()
@@ -84,7 +84,7 @@ async def test_turns_are_as_the_defaults_say_unless_they_say_otherwise(yards: Ya
     await yard.terminate(ready.machine)
 
 
-async def test_what_fails_about_a_process_is_told_with_names_and_the_machine_stays(yards: Yards) -> None:
+async def test_a_failed_operation_on_a_process_keeps_the_machine(yards: Yards) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(HOST)
 

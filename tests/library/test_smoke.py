@@ -1,5 +1,5 @@
-"""The whole way with nothing but real parts: a VM, a container or a namespace, PM2, Claude Code, a door. Only the model
-is scripted."""
+"""The complete path with real parts: a VM, container or namespace, PM2, Claude Code and a door. Only the model is
+scripted."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Snapshots that a library's user keeps: memory and session directory in one piece. What is remembered of memory is in
-tests/machines/qemu; here a provider keeps none, and the rest is as everywhere."""
+"""Snapshots of the library: memory and session directory together.
+
+Memory itself is tested in tests/machines/qemu; the provider here saves none, and the rest is the same."""
 
 from __future__ import annotations
 
@@ -75,14 +76,14 @@ async def worked(yards: Yards) -> tuple[Orchestrator, Prepared]:
 
 
 async def left_in(yard: Orchestrator, ready: Prepared) -> tuple[str, str]:
-    """What the process manager knows there, and what lies beside it."""
+    """Return the processes that the process manager knows there, and the files next to them."""
     (work,) = await yard.processes(ready.machine)
     assert (work.name, work.status) == ("work", ProcessStatus.EXITED)
     async with yard.provider.guest(ready.machine.name) as guest:
         return (await yard.logs(ready.machine, "work")).decode(), (await guest.read("/session/left")).decode()
 
 
-async def test_machines_go_on_from_a_snapshot_when_its_machine_is_gone(yards: Yards, forgetful: _Forgetful) -> None:
+async def test_machines_are_booted_from_a_snapshot_of_a_removed_machine(yards: Yards, forgetful: _Forgetful) -> None:
     yard, ready = await worked(yards)
     kept = await yard.snapshot(ready)
     assert [event.snapshot for event in yards.events if isinstance(event, SnapshotTaken)] == [kept.name]
@@ -102,9 +103,7 @@ async def test_machines_go_on_from_a_snapshot_when_its_machine_is_gone(yards: Ya
         await yard.terminate(child.machine)
 
 
-async def test_a_snapshot_is_used_by_another_process_and_its_files_stay_where_they_are_wanted(
-    yards: Yards, forgetful: _Forgetful
-) -> None:
+async def test_another_process_can_use_a_snapshot(yards: Yards, forgetful: _Forgetful) -> None:
     yard, ready = await worked(yards)
     kept = await yard.snapshot(ready, session=yards.scratch / "kept")
     await yard.terminate(ready.machine)
@@ -125,7 +124,7 @@ async def test_a_snapshot_is_used_by_another_process_and_its_files_stay_where_th
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["absent", "empty"])
-async def test_a_machine_of_a_snapshot_that_fails_leaves_its_session_directory_as_empty_as_it_was(
+async def test_a_failed_boot_from_a_snapshot_leaves_the_session_directory_empty(
     yards: Yards, forgetful: _Forgetful, there: bool
 ) -> None:
     yard, ready = await worked(yards)
@@ -147,7 +146,7 @@ async def test_a_machine_of_a_snapshot_that_fails_leaves_its_session_directory_a
     await yard.remove_snapshot(kept)
 
 
-async def test_secrets_and_the_placeholder_go_with_a_snapshot(yards: Yards, forgetful: _Forgetful, said: Said) -> None:
+async def test_a_snapshot_has_its_secrets_and_placeholder(yards: Yards, forgetful: _Forgetful, said: Said) -> None:
     async with yards.yard(Quoting(), doors=LocalDoors({"ANTHROPIC_API_KEY": "sk-ant-Zq8TestSecret"})) as yard:
         ready = await yard.boot_and_prepare(HOST, credential_profiles=[profile()])
         kept = await yard.snapshot(ready)
@@ -161,7 +160,7 @@ async def test_secrets_and_the_placeholder_go_with_a_snapshot(yards: Yards, forg
         await yard.remove_snapshot(kept)
 
 
-async def test_a_snapshot_that_fails_leaves_nothing(yards: Yards, forgetful: _Forgetful, said: Said) -> None:
+async def test_a_failed_snapshot_leaves_nothing(yards: Yards, forgetful: _Forgetful, said: Said) -> None:
     yard, ready = await worked(yards)
     forgetful.full = True
     with pytest.raises(OperationFailed, match="says \\*\\*\\*\\*") as refused:
@@ -179,26 +178,26 @@ def _a_file(yards: Yards) -> Path:
     return yards.scratch / "file"
 
 
-async def test_memory_without_its_files_is_refused_and_nothing_is_written_over(
+async def test_a_snapshot_without_its_files_is_refused_and_nothing_is_overwritten(
     yards: Yards, forgetful: _Forgetful
 ) -> None:
     yard, ready = await worked(yards)
     told = len(yards.events)
-    with pytest.raises(BadInput, match="memory without its session directory") as refused:
+    with pytest.raises(BadInput, match="has no session directory") as refused:
         await yard.boot_and_prepare(HOST, snapshot="memory")
     assert "Orchestrator.snapshot" in refused.value.hint
-    with pytest.raises(BadInput, match="there is something at"):
+    with pytest.raises(BadInput, match="already exists"):
         await yard.snapshot(ready, session=_a_file(yards))
     assert len(yards.events) == told
     assert _a_file(yards).exists()
     kept = await yard.snapshot(ready)
-    with pytest.raises(NotPrepared, match="cannot become a copy"):
+    with pytest.raises(NotPrepared, match="cannot be replaced by a copy"):
         await yard.boot_and_prepare(replace(ready.spec, session=_a_file(yards)), snapshot=kept)
     await yard.remove_snapshot(kept)
     await yard.terminate(ready.machine)
 
 
-async def test_where_no_memory_is_kept_it_is_said(yards: Yards) -> None:
+async def test_providers_without_snapshots_are_refused(yards: Yards) -> None:
     yard = yards.yard()
     ready = await yard.boot_and_prepare(HOST)
     acts: list[Callable[[], object]] = [
@@ -206,12 +205,12 @@ async def test_where_no_memory_is_kept_it_is_said(yards: Yards) -> None:
         lambda: yard.remove_snapshot(Snapshot(name="none")),
     ]
     for act in acts:
-        with pytest.raises(BadInput, match="keeps no memory"):
+        with pytest.raises(BadInput, match="cannot save memory"):
             await act()  # type: ignore[misc]
     await yard.terminate(ready.machine)
 
 
-async def test_one_that_is_cancelled_leaves_nothing(yards: Yards, forgetful: _Forgetful) -> None:
+async def test_a_cancelled_snapshot_leaves_nothing(yards: Yards, forgetful: _Forgetful) -> None:
     yard, ready = await worked(yards)
     with anyio.CancelScope() as patience:
         patience.cancel()

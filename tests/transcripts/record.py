@@ -1,4 +1,4 @@
-"""Records what the real agent programs print, and what our parsers make of it.
+"""Record the output of the real agent programs, and the events that the parsers make of it.
 
     python -m tests.transcripts.record run [AGENT [CASE ...]]     # needs the programs and root (network namespaces)
     python -m tests.transcripts.record expect                     # writes the .expected files anew: read the diff

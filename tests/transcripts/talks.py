@@ -1,4 +1,4 @@
-"""Conversations with programs that no agent of ours is for, but that our drivers speak with: Qwen Code and Gemini CLI.
+"""Conversations with programs that have a driver but no agent: Qwen Code and Gemini CLI.
 
     python -m tests.transcripts.talks     # writes the .expected files anew: read the diff
 
@@ -47,7 +47,7 @@ class Replay:
             self._take(self._driver.feed(line))
 
     def _cue(self, line: bytes) -> None:
-        """What a person did here."""
+        """Do the user's action at this point of the recording."""
         if b"[[script:" in line:
             name = next(self._prompts)
             number = PROMPTS.index(name)

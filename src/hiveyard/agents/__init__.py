@@ -17,16 +17,16 @@ _AGENTS: dict[str, Agent] = {agent.name: agent for agent in (Claude(), Opencode(
 
 
 def names() -> tuple[str, ...]:
-    """The agents that come with Hiveyard."""
+    """Return the names of the agents that come with Hiveyard."""
     return tuple(_AGENTS)
 
 
 def by_name(name: str) -> Agent:
-    """The adapter called `name`, ours or a plugin's. Raises UnknownAgent, BadPlugin."""
+    """Return the adapter called `name`, Hiveyard's or a plugin's. Raises UnknownAgent, BadPlugin."""
     if name in _AGENTS:
         return _AGENTS[name]
-    made = plugins.make("hiveyard.agents", name, _AGENTS)
-    if made is None:
+    agent = plugins.make("hiveyard.agents", name, _AGENTS)
+    if agent is None:
         known = ", ".join([*_AGENTS, *plugins.names("hiveyard.agents", _AGENTS)])
         raise UnknownAgent(f"no agent is called {name[:80]!r}", hint=f"one of: {known}")
-    return cast(Agent, made)
+    return cast(Agent, agent)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import click
 
@@ -112,9 +113,14 @@ def say(error: HiveyardError) -> int:
 
 
 def _as_json(error: HiveyardError) -> None:
-    """On stdout, when the call asked for `--json`: there is one object whatever happens."""
-    words = sys.argv[1:]
-    # What `hv exec` runs may have a --json of its own.
-    if words[:1] != ["exec"] and "--json" in words:
+    """Print an error as JSON on stdout if the command line asks for JSON, so that there is always one object."""
+    if _asks_for_json(sys.argv[1:]):
         with suppress(OSError):
             click.echo(json.dumps({"error": as_problem(error)}))
+
+
+def _asks_for_json(words: Sequence[str]) -> bool:
+    # A command of `hv exec` may have a --json of its own.
+    if words[:1] == ["exec"]:
+        return False
+    return "--json" in words or "--format=json" in words or ("--format", "json") in pairwise(words)

@@ -28,7 +28,7 @@ _COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 def diff(work: str | None, stat: bool, as_json: bool) -> int:
     """Show what a task or session changed, from its base to its branch. Piped, it is a patch, byte for byte. Of a
     session that runs it is the work as it stands now. Without ID, of the only task or session there is."""
-    work = work or only("diff")
+    work = only("diff") if work is None else work
     if as_json:
         found = _found(work)
         click.echo(
@@ -69,7 +69,7 @@ def _print(line: bytes) -> None:
 def apply(work: str | None, merge: bool, branch: str | None, into: str | None, as_json: bool) -> None:
     """Bring the branch of a task or session into your repository. Your checkout stays as it is, unless --merge is
     given; nothing is ever overwritten. Without ID, of the only task or session there is."""
-    work = work or only("apply")
+    work = only("apply") if work is None else work
     from hiveyard import repository
 
     if (source := _source(work)) is None:

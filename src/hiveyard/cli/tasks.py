@@ -65,7 +65,7 @@ def ps(everything: bool, limit: int | None, quiet: bool, form: str | None, as_js
 @JSON
 def show(work: str | None, as_json: bool) -> None:
     """Show one task or session: ID is an id, the start of one, or a name. Without it, the only one there is."""
-    is_session, found = find(work or only("show"))
+    is_session, found = find(only("show") if work is None else work)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -86,7 +86,7 @@ def show(work: str | None, as_json: bool) -> None:
 @JSON
 def logs(work: str | None, follow: bool, tail: int | None, as_json: bool) -> None:
     """Show what an agent did, as it was shown while it happened. Without ID, of the only task or session there is."""
-    is_session, found = find(work or only("logs"))
+    is_session, found = find(only("logs") if work is None else work)
     seen = 0 if tail is None else _print_tail(found, tail, as_json=as_json)
     if follow and not as_json and not is_session:
         watch(found, quiet=False, asks=False, after=seen)

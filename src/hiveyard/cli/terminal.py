@@ -17,7 +17,7 @@ from hiveyard.cli.work import only
 def attach(session: str | None, read_only: bool) -> int:
     """Sit down at the agent's own terminal program. Ctrl-B D leaves, and the agent goes on. Several people may sit
     there at once. Without SESSION, at the only one that runs."""
-    return show_agent(session or only("attach", sessions_only=True), read_only=read_only)
+    return show_agent(only("attach", sessions_only=True) if session is None else session, read_only=read_only)
 
 
 def show_agent(session: str, *, read_only: bool = False) -> int:

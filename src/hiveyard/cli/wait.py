@@ -1,12 +1,12 @@
-"""`hv wait`: return when tasks have ended, and when sessions wait for a prompt or have stopped."""
+"""`hv wait`: return when tasks have ended, and when sessions need a prompt or have stopped."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
+from collections.abc import Mapping
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import click
 
@@ -16,9 +16,9 @@ from hiveyard.cli.options import DURATION, JSON
 from hiveyard.cli.work import Work, find
 from hiveyard.core.errors import BadInput
 
-TIMED_OUT = 124
-_AT_WORK = ("thinking", "executing", "compacting")
-_TELLING = ("session.", "turn.", "agent.asked")
+FAILED, TIMED_OUT = 1, 124
+_ENDING = ("session.", "turn.", "agent.asked")
+"""Events of a session after which it may be done begin so."""
 
 
 @click.command(short_help="Wait until tasks and sessions are done.")
@@ -27,48 +27,57 @@ _TELLING = ("session.", "turn.", "agent.asked")
 @click.option("--timeout", type=DURATION, help="Give up after this time, with exit code 124: 90s, 10m, or seconds.")
 @JSON
 def wait(works: tuple[str, ...], first: bool, timeout: float | None, as_json: bool) -> int:
-    """Wait until tasks have ended, and until sessions wait for a prompt or have stopped. Print each when it is done.
+    """Wait until tasks have ended, and until sessions need a prompt or have stopped. Print each when it is done.
 
-    The exit code is 0, or that of the first task that did not succeed, or 124 when the time is over."""
+    The exit code is 0, or that of the first task or session that failed, or 124 when the time is over."""
     if not works:
-        raise BadInput("nothing says what to wait for", hint="hv wait ID...")
+        raise BadInput("no task or session to wait for is given", hint="hv wait ID...")
     waiting = {work.id: work for work in map(find, works)}
-    done: SimpleQueue[Work | BaseException] = SimpleQueue()
+    done: list[Work] = []
+    timed_out = False
+    try:
+        _collect(waiting, done, 1 if first else len(waiting), timeout, quiet=as_json)
+    except TimeoutError:
+        click.echo(f"{len(waiting) - len(done)} of {len(waiting)} are not done yet", err=True)
+        timed_out = True
+    if as_json:
+        click.echo(json.dumps([work.found for work in done]))
+    return TIMED_OUT if timed_out else next((code for work in done if (code := _exit_code(work))), 0)
+
+
+def _collect(waiting: Mapping[str, Work], done: list[Work], count: int, timeout: float | None, *, quiet: bool) -> None:
+    """Add each of `waiting` to `done` when it is done, until there are `count`. Raises TimeoutError, and the errors of
+    following events."""
+    queue: SimpleQueue[Work | BaseException] = SimpleQueue()
     for work in waiting.values():
-        threading.Thread(target=_watch, args=(work, done), daemon=True).start()
-    ended: list[Work] = []
-    until = None if timeout is None else time.monotonic() + timeout
-    while len(ended) < (1 if first else len(waiting)):
+        threading.Thread(target=_watch, args=(work, queue), daemon=True).start()
+    end = None if timeout is None else time.monotonic() + timeout
+    while len(done) < count:
         try:
-            one = done.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            one = queue.get(timeout=None if end is None else max(0.0, end - time.monotonic()))
         except Empty:
-            click.echo(f"{len(waiting) - len(ended)} of {len(waiting)} are not done yet", err=True)
-            return TIMED_OUT
+            raise TimeoutError from None
         if isinstance(one, BaseException):
             raise one
-        ended.append(one)
-        if not as_json:
+        done.append(one)
+        if not quiet:
             click.echo(f"{one.id}  {one.found['name' if one.is_session else 'slug']}: {_outcome(one)}")
-    if as_json:
-        click.echo(json.dumps([one.found for one in ended]))
-    return next((code for one in ended if (code := _exit_code(one))), 0)
 
 
-def _watch(work: Work, done: SimpleQueue[Work | BaseException]) -> None:
+def _watch(work: Work, queue: SimpleQueue[Work | BaseException]) -> None:
     try:
-        done.put(_until_done(work))
-    except BaseException as error:  # noqa: BLE001 (raised by the thread that waits)
-        done.put(error)
+        queue.put(_until_done(work))
+    except BaseException as error:  # noqa: BLE001 (raised again by the main thread)
+        queue.put(error)
 
 
 def _until_done(work: Work) -> Work:
-    """Follow the events of one; ask again how it stands after those that can end it."""
-    path = f"/v1/{'sessions' if work.is_session else 'tasks'}/{work.id}"
+    """Follow the events of a task or session until it is done, and return its state then."""
     if _is_done(work):
         return work
-    after = work.found["last_seq"] if work.is_session else 0
-    for event in live(work.id, after=after):
-        if work.is_session and event["body"]["type"].startswith(_TELLING):
+    path = f"/v1/{'sessions' if work.is_session else 'tasks'}/{work.id}"
+    for event in live(work.id, after=work.found["last_seq"] if work.is_session else 0):
+        if work.is_session and event["body"]["type"].startswith(_ENDING):
             work = Work(True, ask("GET", path))
             if _is_done(work):
                 return work
@@ -76,12 +85,12 @@ def _until_done(work: Work) -> Work:
 
 
 def _is_done(work: Work) -> bool:
+    found = work.found
     if not work.is_session:
-        return work.found["ended_at"] is not None
-    status = work.found["status"]
-    return status in ("stopped", "failed", "finished") or (
-        status == "running" and work.found["activity"] not in _AT_WORK
-    )
+        return found["ended_at"] is not None
+    if found["status"] == "running":
+        return found["activity"] == "waiting" or (found["activity"] == "idle" and not found["queued"])
+    return found["status"] in ("stopped", "failed")
 
 
 def _outcome(work: Work) -> str:
@@ -90,5 +99,6 @@ def _outcome(work: Work) -> str:
 
 
 def _exit_code(work: Work) -> int:
-    code: Any = None if work.is_session else work.found["exit_code"]
-    return int(code or 0)
+    if work.is_session:
+        return FAILED if work.found["status"] == "failed" else 0
+    return int(work.found["exit_code"] or 0)

@@ -10,7 +10,7 @@ from hiveyard.core.errors import BadInput
 from hiveyard.kit.text import one_line
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-_MEBIBYTES = {"k": 1 / 1024, "m": 1.0, "g": 1024.0, "t": 1024.0 * 1024}
+_KIBIBYTES = {"k": 1.0, "m": 1024.0, "g": 1024.0**2, "t": 1024.0**3}
 _NUMBER = r"\d{1,12}(?:\.\d{1,9})?"
 _PLAIN = re.compile(rf"{_NUMBER}\Z")
 _DURATION = re.compile(rf"(?:{_NUMBER}(?:ms|[smhdw]))+\Z")
@@ -23,44 +23,49 @@ SIZE_PATTERN = r"^[0-9]{1,12}(\.[0-9]{1,9})?[kmgtKMGT]([iI]?[bB])?$"
 
 def seconds(text: str) -> float:
     """Return a duration in seconds: a plain number, or numbers with ms, s, m, h, d or w. Raises BadInput."""
-    said = text.strip().lower()
-    if _PLAIN.match(said):
-        return float(said)
-    if not _DURATION.match(said):
+    value = text.strip().lower()
+    if _PLAIN.match(value):
+        return float(value)
+    if not _DURATION.match(value):
         raise BadInput(
             f"{one_line(text, 80)!r} is not a duration: use seconds, or a number with a unit such as 90s, 10m or 1h30m"
         )
-    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(rf"({_NUMBER})(ms|[smhdw])", said))
+    return sum(float(number) * _SECONDS[unit] for number, unit in re.findall(rf"({_NUMBER})(ms|[smhdw])", value))
+
+
+def kibibytes(text: str) -> int:
+    """Return a size in KiB, rounded up: a plain number is KiB, or a number with k, m, g or t. Raises BadInput."""
+    return _size(text, "k", "KiB")
 
 
 def mebibytes(text: str) -> int:
     """Return a size in MiB, rounded up: a plain number is MiB, or a number with k, m, g or t. Raises BadInput."""
-    return math.ceil(_mebibytes(text, plain=1.0, meaning="MiB"))
+    return _size(text, "m", "MiB")
 
 
 def gibibytes(text: str) -> int:
     """Return a size in GiB, rounded up: a plain number is GiB, or a number with k, m, g or t. Raises BadInput."""
-    return math.ceil(_mebibytes(text, plain=1024.0, meaning="GiB") / 1024)
+    return _size(text, "g", "GiB")
 
 
-def _mebibytes(text: str, *, plain: float, meaning: str) -> float:
-    said = text.strip().lower()
-    if _PLAIN.match(said):
-        return float(said) * plain
-    if (match := _SIZE.match(said)) is None:
+def _size(text: str, own: str, name: str) -> int:
+    """Return a size in its own unit, which a plain number has."""
+    value = text.strip().lower()
+    if _PLAIN.match(value):
+        return math.ceil(float(value))
+    if (match := _SIZE.match(value)) is None:
         raise BadInput(
-            f"{one_line(text, 80)!r} is not a size: use a number of {meaning}, or one with a unit such as 512m or 2g"
+            f"{one_line(text, 80)!r} is not a size: use a number of {name}, or one with a unit such as 512m or 2g"
         )
-    return float(match[1]) * _MEBIBYTES[match[2]]
+    return math.ceil(float(match[1]) * _KIBIBYTES[match[2]] / _KIBIBYTES[own])
+
+
+_SIZES: dict[str, Callable[[str], int]] = {"_kib": kibibytes, "_mib": mebibytes, "_gib": gibibytes}
 
 
 def of_field(name: str) -> Callable[[str], float] | None:
     """Return the parser for a field, by the end of its name; None for fields without a unit."""
-    if name.endswith("_mib"):
-        return mebibytes
-    if name.endswith("_gib"):
-        return gibibytes
-    return seconds if name == "timeout" else None
+    return seconds if name == "timeout" else _SIZES.get(name[-4:])
 
 
 def converted(data: Mapping[str, object]) -> dict[str, object]:

@@ -32,7 +32,7 @@ from hiveyard.engine.snapshots.rewind import RewindService
 from hiveyard.engine.snapshots.service import Snapshots
 from hiveyard.engine.tasks.job import Job
 from hiveyard.engine.tasks.request import TaskRequest
-from hiveyard.engine.tasks.view import TaskView, report, reports
+from hiveyard.engine.tasks.view import TaskView, task_view, task_views
 from hiveyard.engine.upkeep.doctor import Check, run_checks
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
 from hiveyard.engine.upkeep.recovery import clean_up, remove_leftovers
@@ -138,7 +138,7 @@ class Engine:
     def _start(self, id: str, *, cancelled: bool = False) -> None:
         job = self._jobs[id] = Job(id, self._r)
         if cancelled:
-            job.stop.ask(Cancelled("cancelled"))
+            job.stop.request(Cancelled("cancelled"))
         self._group.start_soon(self._run, job, name=f"task {id}")
 
     async def _run(self, job: Job) -> None:
@@ -155,7 +155,7 @@ class Engine:
     async def _run_in_turn(self, job: Job) -> None:
         """Wait for a slot, or for a request to end the task, which needs no slot."""
         try:
-            with job.stop.abandoning():
+            with job.stop.cancel_on_request():
                 await self._slots.acquire()
         except Cancelled:
             await job.run()
@@ -173,7 +173,7 @@ class Engine:
         if task.cancel_asked_at is None:
             await self._r.event_log.record(id, TaskCancelAsked())
         if job := self._jobs.get(id):
-            job.stop.ask(Cancelled("cancelled"))
+            job.stop.request(Cancelled("cancelled"))
 
     async def remove(self, id: str, *, force: bool) -> None:
         """Remove a task or session and all that belongs to it. Raises MachineNotReady for one that runs, unless
@@ -208,14 +208,14 @@ class Engine:
         return await self._r.event_log.read(lambda conn: names.resolve(conn, ref))
 
     async def report(self, id: str) -> TaskView:
-        return await self._r.event_log.read(lambda conn: report(conn, id, self._r.workspace))
+        return await self._r.event_log.read(lambda conn: task_view(conn, id, self._r.workspace))
 
     async def reports(self, *, live_only: bool, limit: int | None = None) -> list[TaskView]:
         """Return tasks, newest first, in short: prompts are cut, and `timings` has only the total."""
 
         def read(conn: Connection) -> list[TaskView]:
             tasks = views.tasks(conn, states=OPEN if live_only else None, limit=limit)
-            return reports(conn, tasks, self._r.workspace)
+            return task_views(conn, tasks, self._r.workspace)
 
         return await self._r.event_log.read(read)
 

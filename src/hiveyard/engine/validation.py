@@ -28,7 +28,7 @@ def with_defaults(spec: W, resources: Resources) -> W:
     continues as it began, whatever the settings say later. Raises UnknownAgent, NoSuchImage."""
     name = spec.agent or resources.settings.agent
     program, default = by_name(name).program, resources.agents.get(name, AgentSettings())
-    own = resources.images.bringing(program)
+    own = resources.images.image_for(program)
     return msgspec.structs.replace(
         spec,
         model=spec.model or default.model or None,

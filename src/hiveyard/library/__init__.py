@@ -1,7 +1,7 @@
 """Hiveyard as a library: a machine with credentials in it, and an agent's process under a process manager.
 
-It knows ports only: which provider, process manager and agent they are is the caller's choice.
-"""
+The library depends only on the contracts of `core/ports.py`: the caller chooses the provider, process manager and
+agent."""
 
 from hiveyard.library.conversation import Conversation
 from hiveyard.library.events import Listener, RuntimeEvent

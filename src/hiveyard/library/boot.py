@@ -1,4 +1,4 @@
-"""How machines of an orchestrator come up: with directories and a door of their own, from an image or a snapshot."""
+"""Boot an orchestrator's machines, from an image or a snapshot, with directories and a door of their own."""
 
 from __future__ import annotations
 
@@ -17,141 +17,147 @@ from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.secret import Secret
 from hiveyard.library import events
 from hiveyard.library.doors import MachineDoors
-from hiveyard.library.scratch import Scratch, removed
+from hiveyard.library.scratch import Scratch, remove_directory
 from hiveyard.library.snapshot import Snapshot
 
 
 class MachineBoot:
-    """Knows which machine has which directories, and closes and removes them with it."""
+    """Boots machines and removes them. It knows the directories of each machine."""
 
     def __init__(
-        self, provider: Provider, agent: Agent, doorways: MachineDoors, tell: events.Listener, clock: Clock
+        self, provider: Provider, agent: Agent, doors: MachineDoors, emit: events.Listener, clock: Clock
     ) -> None:
         self._provider = provider
         self._agent = agent
-        self._doorways = doorways
-        self._tell = tell
+        self._doors = doors
+        self._emit = emit
         self._clock = clock
         self._scratch = Scratch()
-        self._filled: dict[str, Path] = {}
+        self._filled_sessions: dict[str, Path] = {}
 
     @asynccontextmanager
     async def attempt(self, name: str) -> AsyncIterator[None]:
-        """A session directory of the caller's that is filled for a machine within the block is empty again when that
-        machine ends within it, so that the same can be tried again."""
+        """Empty the caller's session directory if a machine for which it was filled is removed within the block.
+
+        The same boot can then be tried again."""
         try:
             yield
         finally:
-            self._filled.pop(name, None)
+            self._filled_sessions.pop(name, None)
 
     async def boot(
         self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Snapshot | None = None
     ) -> Machine:
-        """The machine, ready. Raises ProviderError, DoorError, CredentialsError."""
-        begun = self._clock.monotonic()
+        """Make a machine and return it ready. Raises ProviderError, DoorError, CredentialsError."""
+        started = self._clock.monotonic()
         snapshot = origin.name if origin else ""
-        self._tell(
+        self._emit(
             events.BootStarted(machine=name, provider=self._provider.name, image=spec.image.name, snapshot=snapshot)
         )
-        whole = await self._furnished(name, spec, placeholder, origin.session if origin else None)
-        machine = await self._made(name, whole, snapshot)
-        self._tell(events.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
+        full_spec = await self._with_directories(name, spec, placeholder, origin.session if origin else None)
+        machine = await self._make(name, full_spec, snapshot)
+        self._emit(events.BootReady(machine=name, seconds=self._clock.monotonic() - started))
         return machine
 
-    async def keep(self, name: str, spec: MachineSpec, asked: Snapshot, *, temporary: bool = False) -> Snapshot:
-        """Keep a machine as it stands, with its session directory, which is copied to where it is `asked`, or to a
-        place of ours; it goes on. Raises ProviderError."""
+    async def snapshot(self, name: str, spec: MachineSpec, requested: Snapshot, *, temporary: bool = False) -> Snapshot:
+        """Take a snapshot of a machine with its session directory, and let the machine continue.
+
+        The session directory is copied to the `session` of `requested`, or to a directory of ours. Raises
+        ProviderError."""
         assert isinstance(self._provider, Snapshots)
         if self._provider.capabilities.remote:
-            await self._provider.snapshot(name, asked.name, temporary=temporary)
-            return asked
-        source = spec.session or self._scratch.of(name, "session")
+            await self._provider.snapshot(name, requested.name, temporary=temporary)
+            return requested
+        source = spec.session or self._scratch.path(name, "session")
         if source is None:
-            raise BadInput(f"the session directory of {name} is not known here", hint="give it as MachineSpec.session")
-        kept = asked.session or self._scratch.room(asked.name) / "session"
+            raise BadInput(f"the session directory of {name} is not known here", hint="pass it as MachineSpec.session")
+        copy_target = requested.session or self._scratch.directory(requested.name) / "session"
 
         async def copy() -> None:
-            await _copied(source, kept)
+            await _copy(source, copy_target)
 
-        await self._provider.snapshot(name, asked.name, copy, temporary=temporary)
-        return replace(asked, session=kept)
+        await self._provider.snapshot(name, requested.name, copy, temporary=temporary)
+        return replace(requested, session=copy_target)
 
     async def fork(self, parent: str, names: Sequence[str], spec: MachineSpec) -> dict[str, Machine]:
-        """Machines that go on where `parent` stands, in the one step of their provider. Raises ProviderError."""
+        """Make machines that continue from the current state of `parent`, in one step of the provider. Raises
+        ProviderError."""
         assert isinstance(self._provider, Forks)
-        begun = self._clock.monotonic()
-        about = {"provider": self._provider.name, "image": spec.image.name}
+        started = self._clock.monotonic()
+        details = {"provider": self._provider.name, "image": spec.image.name}
         for name in names:
-            self._tell(events.BootStarted(machine=name, parent=parent, **about))
+            self._emit(events.BootStarted(machine=name, parent=parent, **details))
         machines = await self._provider.fork(parent, names, spec)
         for name in names:
-            self._tell(events.BootReady(machine=name, seconds=self._clock.monotonic() - begun))
+            self._emit(events.BootReady(machine=name, seconds=self._clock.monotonic() - started))
         return {machine.name: machine for machine in machines}
 
-    async def forget(self, snapshot: Snapshot) -> None:
-        """Remove what `keep` made; absent is a success. Raises ProviderError."""
+    async def remove_snapshot(self, snapshot: Snapshot) -> None:
+        """Remove a snapshot and its copy of the session directory. An absent one is a success. Raises ProviderError."""
         assert isinstance(self._provider, Snapshots)
         try:
             await self._provider.remove_snapshot(snapshot.name)
         finally:
             if snapshot.session is not None:
-                await removed(snapshot.session)
+                await remove_directory(snapshot.session)
             await self._scratch.remove(snapshot.name)
 
-    async def end(self, name: str) -> None:
-        """Remove a machine and all that was made for it; absent is a success. Raises ProviderError."""
+    async def terminate(self, name: str) -> None:
+        """Remove a machine and everything that was made for it. An absent one is a success. Raises ProviderError."""
         await self._provider.terminate(name)
-        await self._doorways.close(name)
+        await self._doors.close(name)
         await self._scratch.remove(name)
-        if (filled := self._filled.pop(name, None)) is not None:
-            await _emptied(filled)
+        if (filled := self._filled_sessions.pop(name, None)) is not None:
+            await _recreate(filled)
 
-    async def _made(self, name: str, spec: MachineSpec, snapshot: str) -> Machine:
+    async def _make(self, name: str, spec: MachineSpec, snapshot: str) -> Machine:
         if snapshot and isinstance(self._provider, Snapshots):
             return await self._provider.boot_from(snapshot, name, spec)
         await self._provider.prepare(
-            spec.image, spec.shape, lambda line: self._tell(events.BootProgress(machine=name, line=line))
+            spec.image, spec.shape, lambda line: self._emit(events.BootProgress(machine=name, line=line))
         )
         return await self._provider.boot(name, spec)
 
-    async def _furnished(
+    async def _with_directories(
         self, name: str, spec: MachineSpec, placeholder: Secret | None, session: Path | None
     ) -> MachineSpec:
-        """With directories of its own: one for the session, where process managers keep their files, unless the spec or
-        another host has one; and one for its door, which is opened. `session` is what the first of them begins as."""
-        shared = [] if spec.session is not None or self._provider.capabilities.remote else ["session"]
-        made = self._scratch.make(name, shared if placeholder is None else [*shared, "door"])
-        own = spec.session or made.get("session")
-        if session is not None and own is not None:
-            await _cleared(own)
+        """Return the spec with directories of the machine's own, and open its door.
+
+        One directory is for the session, where process managers keep their files, unless the spec or another host has
+        one. The other is for the door. `session` is the initial content of the first."""
+        needed = [] if spec.session is not None or self._provider.capabilities.remote else ["session"]
+        directories = self._scratch.make(name, needed if placeholder is None else [*needed, "door"])
+        session_dir = spec.session or directories.get("session")
+        if session is not None and session_dir is not None:
+            await _make_way(session_dir)
             if spec.session is not None:
-                self._filled[name] = own
-            await _copied(session, own)
+                self._filled_sessions[name] = session_dir
+            await _copy(session, session_dir)
         if placeholder is not None:
-            await self._doorways.open(name, made["door"], placeholder, self._agent.protocols)
-        return replace(spec, session=own, door=made.get("door", spec.door))
+            await self._doors.open(name, directories["door"], placeholder, self._agent.protocols)
+        return replace(spec, session=session_dir, door=directories.get("door", spec.door))
 
 
-async def _cleared(target: Path) -> None:
-    """The way for a copy, where there is nothing, or an empty directory. Raises ProviderError."""
+async def _make_way(target: Path) -> None:
+    """Remove an empty directory at the target of a copy. Raises ProviderError."""
     try:
         target.rmdir()
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise ProviderError(f"the session directory {target} cannot become a copy: {error.strerror}") from error
+        raise ProviderError(f"the session directory {target} cannot be replaced by a copy: {error.strerror}") from error
 
 
-async def _emptied(target: Path) -> None:
-    """Raises ProviderError."""
-    await removed(target)
+async def _recreate(target: Path) -> None:
+    """Remove a directory with its content and make it again. Raises ProviderError."""
+    await remove_directory(target)
     try:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ProviderError(f"the session directory {target} was not made anew: {error.strerror}") from error
+        raise ProviderError(f"the session directory {target} was not recreated: {error.strerror}") from error
 
 
-async def _copied(source: Path, target: Path) -> None:
+async def _copy(source: Path, target: Path) -> None:
     try:
         await anyio.to_thread.run_sync(copy_tree, source, target)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What an orchestrator tells while it works: facts in the past tense, one small struct each, with no secret in them."""
+"""Events of an orchestrator: facts in the past tense, one small struct each. They contain no secret."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from hiveyard.core.machines import TtlAction
 
 
 class RuntimeEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """Something that happened to a machine. Its `type` in JSON is the snake case name that `docs/build.md` lists."""
+    """An event of a machine. `type` in its JSON is the snake case name that `docs/build.md` lists."""
 
     machine: str
 
 
 class BootStarted(RuntimeEvent, frozen=True, tag="boot_started"):
-    """`snapshot` and `parent` are empty for a machine that is made from its image; `parent` is the machine where one
-    goes on that its provider forks in one step."""
+    """A machine is about to be made.
+
+    `snapshot` and `parent` are empty if it is made from its image. `parent` is the machine that the provider forks in
+    one step."""
 
     provider: str
     image: str
@@ -30,25 +32,25 @@ class BootStarted(RuntimeEvent, frozen=True, tag="boot_started"):
 
 
 class BootProgress(RuntimeEvent, frozen=True, tag="boot_progress"):
-    """A long step of the provider has begun; `line` says which."""
+    """A long step of the provider has begun. `line` says which."""
 
     line: str
 
 
 class BootReady(RuntimeEvent, frozen=True, tag="boot_ready"):
-    """A command can be run in it, `seconds` after `boot_started`."""
+    """The machine runs commands, `seconds` after `boot_started`."""
 
     seconds: float
 
 
 class RealSecretAnnounced(RuntimeEvent, frozen=True, tag="real_secret_announced"):
-    """A profile is about to put a real secret into the guest; `line` says which, and where."""
+    """A profile is about to install a real secret in the guest. `line` says which, and where."""
 
     line: str
 
 
 class CredentialsInstalled(RuntimeEvent, frozen=True, tag="credentials_installed"):
-    """A profile is in the guest and was read back."""
+    """A profile was installed in the guest and read back."""
 
     profile: str
     paths: tuple[str, ...]
@@ -57,6 +59,8 @@ class CredentialsInstalled(RuntimeEvent, frozen=True, tag="credentials_installed
 
 
 class MachineInfoWritten(RuntimeEvent, frozen=True, tag="machine_info_written"):
+    """The file `.machine.json` was written."""
+
     path: str
 
 
@@ -67,7 +71,7 @@ class _Failed(RuntimeEvent, frozen=True):
 
 
 class PreparationFailed(_Failed, frozen=True, tag="preparation_failed"):
-    """The machine is not of use; `operation` is what failed."""
+    """The machine cannot be used. `operation` failed."""
 
 
 class SessionStarted(RuntimeEvent, frozen=True, tag="session_started"):
@@ -86,49 +90,52 @@ class SessionFailed(_Failed, frozen=True, tag="session_failed"):
 
 
 class DoorReported(RuntimeEvent, frozen=True, tag="door_reported"):
-    """A model was asked through the machine's door, or something was refused there."""
+    """A model was called through the machine's door, or the door refused a request."""
 
     fact: DoorEvent | Notice
 
 
 class ProcessStopped(RuntimeEvent, frozen=True, tag="process_stopped"):
+    """A process was stopped."""
+
     process: str
     exit_code: int | None
 
 
 class SnapshotTaken(RuntimeEvent, frozen=True, tag="snapshot_taken"):
-    """The machine is kept as it stood, with its session directory, and goes on."""
+    """A snapshot of the machine and its session directory was taken. The machine continues."""
 
     snapshot: str
 
 
 class LifetimeOver(RuntimeEvent, frozen=True, tag="lifetime_over"):
-    """Its `ttl_seconds` are over; `action` is done now."""
+    """The machine's `ttl_seconds` are over. `action` starts now."""
 
     action: TtlAction
 
 
 class OperationFailed(_Failed, frozen=True, tag="operation_failed"):
-    """Something that nobody waits for could not be done: the removal after a failure, the action of a ttl."""
+    """An operation without a caller failed: a removal after a failure, or the action of a ttl."""
 
 
 class MachineKept(RuntimeEvent, frozen=True, tag="machine_kept"):
-    """It failed and is left as it is, because `keep_on_error` was asked for."""
+    """An operation failed and the machine was kept, because of `keep_on_error` or because its process existed
+    before."""
 
 
 class MachineTerminated(RuntimeEvent, frozen=True, tag="machine_terminated"):
-    pass
+    """The machine was removed."""
 
 
 Listener = Callable[[RuntimeEvent], None]
-"""Called with each event, in order, on the event loop: it must not block."""
+"""A callback for events. It is called with each event, in order, on the event loop, and must not block."""
 
-# By the logging of the standard library, which says nothing of `info` until somebody asks for it.
+# With the logging of the standard library, which hides `info` by default.
 _log = structlog.wrap_logger(logging.getLogger("hiveyard.library"), processors=[KeyValueRenderer(key_order=["event"])])
 
 
 def log(event: RuntimeEvent) -> None:
-    """The Listener of an orchestrator that was given none: a line in the log `hiveyard.library`."""
+    """Write an event to the log `hiveyard.library`: the default Listener of an orchestrator."""
     fields = msgspec.to_builtins(event)
     name = fields.pop("type")
     (_log.warning if isinstance(event, _Failed) else _log.info)(name, **fields)

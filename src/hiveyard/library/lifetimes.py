@@ -1,4 +1,4 @@
-"""Machines whose time comes to an end, where their backend does not see to it itself."""
+"""Time limits of machines whose backend does not enforce them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hiveyard.kit.group import together
 
 
 class Lifetimes:
-    """Calls `end` with a machine when its time is over, for as long as the block lasts."""
+    """Calls `on_end` with a machine when its time is over, while the block runs."""
 
-    def __init__(self, clock: Clock, end: Callable[[str, TtlAction], Awaitable[None]]) -> None:
+    def __init__(self, clock: Clock, on_end: Callable[[str, TtlAction], Awaitable[None]]) -> None:
         self._clock = clock
-        self._end = end
+        self._on_end = on_end
         self._running: dict[str, anyio.CancelScope] = {}
         self._group: TaskGroup | None = None
         self._open = AsyncExitStack()
@@ -35,30 +35,30 @@ class Lifetimes:
         await self._open.aclose()
 
     def check(self) -> None:
-        """Raises BadInput where nobody would see to it that a time ends."""
+        """Raise BadInput if this object is not open and could not enforce a time limit."""
         if self._group is None:
             raise BadInput(
-                "this provider ends no machine by itself, and the orchestrator is not open to do it",
-                hint="async with Orchestrator(...) as orchestrator: ..., or leave ttl_seconds away",
+                "this provider does not enforce a time to live, and the orchestrator is not open to do it",
+                hint="async with Orchestrator(...) as orchestrator: ..., or omit ttl_seconds",
             )
 
-    def begin(self, machine: Machine, seconds: float, action: TtlAction) -> Machine:
-        """From now on; gives the machine with its end. It has one time at most."""
+    def start(self, machine: Machine, seconds: float, action: TtlAction) -> Machine:
+        """Start a machine's time limit and return the machine with its end. A machine has at most one limit."""
         self.check()
         assert self._group is not None
         scope = self._running[machine.name] = anyio.CancelScope()
         self._group.start_soon(self._wait, scope, machine.name, seconds, action, name=f"lifetime of {machine.name}")
         return replace(machine, ends_at=self._clock.now() + seconds, ttl_action=action)
 
-    def forget(self, machine: str) -> None:
-        """It is gone, or its end is somebody else's. Without one: a success."""
+    def cancel(self, machine: str) -> None:
+        """Cancel a machine's time limit. A machine without one is a success."""
         if scope := self._running.pop(machine, None):
             scope.cancel()
 
     async def _wait(self, scope: anyio.CancelScope, machine: str, seconds: float, action: TtlAction) -> None:
         with scope:
             await self._clock.sleep(seconds)
-            # From here on it is at work, and not to be cancelled by what it does itself.
+            # The action calls `cancel` for this machine, and must not cancel itself.
             self._running.pop(machine, None)
             with anyio.CancelScope(shield=True):
-                await self._end(machine, action)
+                await self._on_end(machine, action)

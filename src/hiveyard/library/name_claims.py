@@ -1,4 +1,4 @@
-"""The names of machines that are being made: what fails on the way is removed, and must not be somebody else's."""
+"""Claims on the names of machines that are being made, so that a failed boot cannot remove another caller's machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from hiveyard.library.errors import preparing
 
 
 class NameClaims:
-    """Each name is one caller's for as long as the block lasts, at whose end there is a machine of it or none."""
+    """The claimed names. A claim is exclusive while its block runs; afterwards the machine exists, or no machine has
+    the name."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
@@ -22,21 +23,21 @@ class NameClaims:
 
     @asynccontextmanager
     async def new(self, name: str | None) -> AsyncIterator[str]:
-        """A name that no machine has: `name`, or one that is made up. Raises BadInput, NotPrepared."""
+        """Claim a name that no machine has: `name`, or a generated one. Raises BadInput, NotPrepared."""
         if name is None:
             yield f"m-{new_id()}"
             return
         check_machine_name(name)
         if name in self._claimed:
-            raise _taken(f"the machine {name} is being made already")
+            raise _taken(f"a machine {name} is already being made")
         self._claimed.add(name)
         try:
-            if name in await preparing("boot", name).of(self._provider.names(), Mask(())):
-                raise _taken(f"there is a machine {name} already")
+            if name in await preparing("boot", name).run(self._provider.names(), Mask(())):
+                raise _taken(f"a machine {name} already exists")
             yield name
         finally:
             self._claimed.discard(name)
 
 
 def _taken(words: str) -> BadInput:
-    return BadInput(words, hint="another name, or none; or terminate that one")
+    return BadInput(words, hint="use another name or none, or terminate that machine")

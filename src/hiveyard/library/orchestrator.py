@@ -1,8 +1,8 @@
-"""A provider, a process manager and an agent, put together to a handful of calls.
+"""Combine a provider, a process manager and an agent into a few calls.
 
-Nothing is kept: machines are the provider's, processes the manager's. An orchestrator only remembers, for as long as
-it lives, which secrets it must not show, which scratch directories are to go with their machines, and whose time ends.
-"""
+Nothing is stored: the provider has the machines, the process manager the processes. While it exists, an orchestrator
+only remembers the secrets to mask, the temporary directories to remove with their machines, and the machines with a
+time limit."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 from hiveyard.library import events, validation
 from hiveyard.library.boot import MachineBoot
-from hiveyard.library.conversation import Conversation, conversing
+from hiveyard.library.conversation import Conversation, open_conversation
 from hiveyard.library.doors import MachineDoors
 from hiveyard.library.errors import Step, operating, preparing, removing, starting
 from hiveyard.library.name_claims import NameClaims
-from hiveyard.library.prepared import Defaults, Prepared, encoded, make_room
+from hiveyard.library.prepared import Defaults, Prepared, encode_prompt, prepare_turn
 from hiveyard.library.secret_masks import SecretMasks
 from hiveyard.library.snapshot import Snapshot
 from hiveyard.library.teardown import Teardown
@@ -46,15 +46,14 @@ class Orchestrator:
     """Boots machines, installs credentials and runs an agent in them.
 
     `on_event` receives every event; without it, events go to the log `hiveyard.library`. `installer` installs the
-    credentials. With `doors` (`hiveyard.door.local_doors.LocalDoors`) each machine has a way to models and a
-    placeholder instead of a key. `defaults` apply to all turns. Use it as `async with`: it serves the doors and
-    ends machines whose `ttl_seconds` are over, where the provider does not. Leaving the block closes the doors and
-    what the provider has open in this process; it ends no machine. Opening raises ProviderError where the provider
-    is Openable and fails.
+    credentials. With `doors` (`hiveyard.door.local_doors.LocalDoors`) each machine has a connection to models, and a
+    placeholder instead of a key. `defaults` apply to all turns. Use it with `async with`: it then serves the doors, and
+    ends machines whose `ttl_seconds` are over if the provider does not. Leaving the block closes the doors and the
+    provider's resources in this process; it ends no machine. Entering raises ProviderError if an Openable provider
+    fails.
 
-    Errors are OrchestrationErrors: `context` has the machine, the process and the operation, `__cause__` why, and no
-    secret that was installed is in them. BadInput comes before anything is made.
-    """
+    Errors are OrchestrationErrors: `context` has the machine, the process and the operation, `__cause__` is the cause,
+    and installed secrets are masked. BadInput is raised before anything is made."""
 
     def __init__(
         self,
@@ -72,22 +71,22 @@ class Orchestrator:
         self.manager = manager
         self.agent = agent
         self._defaults = defaults or Defaults()
-        self._tell = on_event
+        self._emit = on_event
         self._installer = installer
         self._clock = clock or SystemClock()
         self._open = AsyncExitStack()
         self._masks = SecretMasks()
-        self._doorways = MachineDoors(doors, agent.name, on_event, self._masks)
+        self._doors = MachineDoors(doors, agent.name, on_event, self._masks)
         self._claims = NameClaims(provider)
-        self._booting = MachineBoot(provider, agent, self._doorways, on_event, self._clock)
-        self._ending = Teardown(provider, self._booting, self._masks, on_event, self._clock)
+        self._machine_boot = MachineBoot(provider, agent, self._doors, on_event, self._clock)
+        self._teardown = Teardown(provider, self._machine_boot, self._masks, on_event, self._clock)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
             if isinstance(self.provider, Openable):
                 await opening.enter_async_context(self.provider.opened())
-            await opening.enter_async_context(self._doorways)
-            await opening.enter_async_context(self._ending.lifetimes)
+            await opening.enter_async_context(self._doors)
+            await opening.enter_async_context(self._teardown.lifetimes)
             self._open = opening.pop_all()
         return self
 
@@ -111,37 +110,39 @@ class Orchestrator:
         machine_info_mode: int = 0o640,
         keep_on_error: bool = False,
     ) -> Prepared:
-        """A new machine from an image (or from a `snapshot` of a machine of that image and shape), with the profiles
-        installed in their order and `machine_info` in its `~/.machine.json`, together with `createdAt`.
+        """Boot a new machine, install credential profiles in order, and write `machine_info` to its `~/.machine.json`.
 
-        `machine_info` is the spec's metadata unless given; `machine_info_mode` is 0640 or 0600. `real` names the
-        profiles that may bring a real secret. `placeholder` is what the machine's door takes for a key, that of the
-        snapshot or a new one unless given. A local machine whose spec has no `session` gets a directory that goes with
-        it; one that the spec has is empty or absent where a snapshot brings its files. The bare name of a snapshot does
-        for a cloud, or where the spec's `session` is what it was then. When this fails no machine is left, except with
-        `keep_on_error`; cancelled, none is left in any case. Raises NotPrepared."""
+        The machine is made from an image, or from a `snapshot` of a machine of that image and shape. `machine_info`
+        defaults to the spec's metadata; `createdAt` is added. `machine_info_mode` is 0640 or 0600. `real` names the
+        profiles that may contain a real secret. `placeholder` is the key that the machine's door accepts; it defaults
+        to that of the snapshot or a new one.
+
+        A local machine whose spec has no `session` gets a directory that is removed with it. A `session` of the spec
+        must be empty or absent if a snapshot contains the files. The name of a snapshot is sufficient for a cloud, or
+        if the spec's `session` is the state of that time. If the call fails, no machine is left over unless
+        `keep_on_error` is set; if it is cancelled, never. Raises NotPrepared."""
         origin = Snapshot(name=snapshot) if isinstance(snapshot, str) else snapshot
         spec = validation.machine_spec(self.provider, source, origin, ttl_seconds, ttl_action)
         info = spec.metadata if machine_info is None else machine_info
         validation.check_info(info, machine_info_mode)
         placeholder = placeholder or (origin.placeholder if origin is not None else None)
-        placeholder = self._doorways.placeholder(self.provider, spec, placeholder)
+        placeholder = self._doors.placeholder(self.provider, spec, placeholder)
         seconds = None if self.provider.capabilities.remote else spec.ttl
         if seconds is not None:
-            self._ending.lifetimes.check()
-        async with self._claims.new(name) as name, self._booting.attempt(name):
+            self._teardown.lifetimes.check()
+        async with self._claims.new(name) as name, self._machine_boot.attempt(name):
             validation.check_profiles(name, credential_profiles, real)
             self._masks.add(name, (secret for profile in credential_profiles for secret in profile.masked()))
             self._masks.add(name, [placeholder] if placeholder is not None else ())
             self._masks.add(name, origin.secrets if origin is not None else ())
 
-            def kept(error: BaseException) -> bool:
+            def should_keep(error: BaseException) -> bool:
                 return keep_on_error and isinstance(error, Exception)
 
-            async with self._ending.on_failure(events.PreparationFailed, name, kept):
+            async with self._teardown.terminate_on_failure(events.PreparationFailed, name, should_keep):
                 machine = await self._boot(name, spec, placeholder, origin)
-                if seconds is not None:  # now, for one that fails in what follows may be kept
-                    machine = self._ending.lifetimes.begin(machine, seconds, spec.ttl_action)
+                if seconds is not None:  # already here, because a machine that fails below may be kept
+                    machine = self._teardown.lifetimes.start(machine, seconds, spec.ttl_action)
                 installed = await self._install(name, credential_profiles, real)
                 await self._write_info(machine, info, machine_info_mode)
         return Prepared(
@@ -155,136 +156,141 @@ class Orchestrator:
         )
 
     async def fork(self, ready: Prepared, count: int = 1) -> list[Prepared]:
-        """`count` machines that go on where this one stands, which stands still for a moment: same memory and
-        processes, a copy of the session directory, names of their own, and doors of their own that take the same
-        placeholder. When one cannot be made, or on cancellation, none is left.
+        """Make `count` machines that continue from the current state of this one, which is paused for a moment.
 
-        Raises BadInput where machines cannot be forked, NotPrepared."""
+        They have the same memory and processes, a copy of the session directory, and their own names and doors; the
+        doors accept the same placeholder. If one cannot be made or the call is cancelled, none is left over. Raises
+        BadInput if machines cannot be forked, NotPrepared."""
         validation.check_fork(self.provider, count)
         if ready.placeholder is not None:
-            self._doorways.placeholder(self.provider, ready.spec, ready.placeholder)
+            self._doors.placeholder(self.provider, ready.spec, ready.placeholder)
         if ready.spec.ttl is not None and not self.provider.capabilities.remote:
-            self._ending.lifetimes.check()
+            self._teardown.lifetimes.check()
         parent = ready.machine.name
         names = [f"m-{new_id()}" for _ in range(count)]
         for name in names:
-            self._masks.add(name, self._masks.of(parent))
-        fork = self._fork_at_once if isinstance(self.provider, Forks) else self._fork_by_snapshot
+            self._masks.add(name, self._masks.secrets(parent))
+        fork = self._fork_directly if isinstance(self.provider, Forks) else self._fork_by_snapshot
         machines = await fork(ready, names)
         return [replace(ready, machine=machines[name], spec=_forked(ready.spec)) for name in names]
 
-    async def _fork_at_once(self, ready: Prepared, names: Sequence[str]) -> Mapping[str, Machine]:
+    async def _fork_directly(self, ready: Prepared, names: Sequence[str]) -> Mapping[str, Machine]:
         parent = ready.machine.name
-        async with self._ending.all_on_failure(names):
-            forking = self._booting.fork(parent, names, ready.spec)
-            return await preparing("fork", parent).of(forking, self._mask(parent))
+        async with self._teardown.terminate_all_on_failure(names):
+            forking = self._machine_boot.fork(parent, names, ready.spec)
+            return await preparing("fork", parent).run(forking, self._mask(parent))
 
     async def _fork_by_snapshot(self, ready: Prepared, names: Sequence[str]) -> Mapping[str, Machine]:
-        parent, asked = ready.machine.name, Snapshot(name=f"fork-{new_id()}")
+        parent, requested = ready.machine.name, Snapshot(name=f"fork-{new_id()}")
         machines: dict[str, Machine] = {}
         try:
-            keeping = self._booting.keep(parent, ready.spec, asked, temporary=True)
-            origin = await preparing("fork", parent).of(keeping, self._mask(parent))
-            async with self._ending.all_on_failure(names), together() as group:
+            snapshotting = self._machine_boot.snapshot(parent, ready.spec, requested, temporary=True)
+            origin = await preparing("fork", parent).run(snapshotting, self._mask(parent))
+            async with self._teardown.terminate_all_on_failure(names), together() as group:
                 for name in names:
                     group.start_soon(self._fork, ready, name, origin, machines)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._forget(parent, asked, "fork")
+                await self._remove_snapshot(parent, requested, "fork")
         return machines
 
     async def _fork(self, ready: Prepared, name: str, origin: Snapshot, into: dict[str, Machine]) -> None:
         machine = await self._boot(name, _forked(ready.spec), ready.placeholder, origin)
         if ready.spec.ttl is not None and not self.provider.capabilities.remote:
-            machine = self._ending.lifetimes.begin(machine, ready.spec.ttl, ready.spec.ttl_action)
+            machine = self._teardown.lifetimes.start(machine, ready.spec.ttl, ready.spec.ttl_action)
         into[name] = machine
 
-    async def _forget(self, parent: str, snapshot: Snapshot, operation: str) -> None:
-        """What is left of it is told of, and takes no machine away from whoever asked for it."""
+    async def _remove_snapshot(self, parent: str, snapshot: Snapshot, operation: str) -> None:
+        """Remove a snapshot, and only report a failure, so that the caller's machines are kept."""
         try:
-            await self._booting.forget(snapshot)
+            await self._machine_boot.remove_snapshot(snapshot)
         except HiveyardError as error:
-            self._ending.failed_alone(parent, operation, error)
+            self._teardown.report_failure(parent, operation, error)
 
     async def snapshot(self, ready: Prepared, *, session: Path | None = None) -> Snapshot:
-        """The machine as it stands, for `boot_and_prepare(snapshot=...)`; it goes on after a moment. Memory, processes,
-        disk and session directory belong together in it, and it outlives the machine and the orchestrator.
+        """Take a snapshot of a machine for `boot_and_prepare(snapshot=...)`. The machine is paused for a moment.
 
-        `session` is where the copy of the session directory is to be, absent as yet; a new temporary directory unless
-        given, and none with a cloud. When this fails or is cancelled nothing is left. Raises BadInput where the
-        provider keeps no memory, OperationFailed."""
+        It contains memory, processes, disk and session directory, and outlives the machine and the orchestrator.
+        `session` is the path for the copy of the session directory. It must not exist; the default is a new temporary
+        directory. A cloud needs none. If the call fails or is cancelled, nothing is left over. Raises BadInput if the
+        provider cannot save memory, OperationFailed."""
         validation.check_snapshot(self.provider, session)
         machine = ready.machine.name
-        asked = Snapshot(name=f"snapshot-{new_id()}", session=session)
+        requested = Snapshot(name=f"snapshot-{new_id()}", session=session)
         try:
-            keeping = self._booting.keep(machine, ready.spec, asked)
-            kept = await operating("snapshot", machine).of(keeping, self._mask(machine))
+            snapshotting = self._machine_boot.snapshot(machine, ready.spec, requested)
+            taken = await operating("snapshot", machine).run(snapshotting, self._mask(machine))
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self._forget(machine, asked, "snapshot")
+                await self._remove_snapshot(machine, requested, "snapshot")
             raise
-        self._tell(events.SnapshotTaken(machine=machine, snapshot=kept.name))
-        return replace(kept, placeholder=ready.placeholder, secrets=self._masks.of(machine))
+        self._emit(events.SnapshotTaken(machine=machine, snapshot=taken.name))
+        return replace(taken, placeholder=ready.placeholder, secrets=self._masks.secrets(machine))
 
     async def remove_snapshot(self, snapshot: Snapshot) -> None:
-        """Remove it, with its copy of the session directory; absent is a success. Machines that go on from it live on.
-        Raises BadInput where the provider keeps none, OperationFailed."""
+        """Remove a snapshot with its copy of the session directory. An absent one is a success.
+
+        Machines that were booted from it keep running. Raises BadInput if the provider has no snapshots,
+        OperationFailed."""
         validation.check_snapshot(self.provider)
-        await removing(snapshot.name).of(self._booting.forget(snapshot), Mask(snapshot.secrets))
+        await removing(snapshot.name).run(self._machine_boot.remove_snapshot(snapshot), Mask(snapshot.secrets))
 
     async def terminate(self, machine: Machine) -> None:
-        """Remove it and what was made for it; absent is a success. Raises OperationFailed."""
-        await operating("terminate", machine.name).of(self._ending.terminate(machine.name), self._mask(machine.name))
+        """Remove a machine and everything that was made for it. An absent one is a success. Raises OperationFailed."""
+        await operating("terminate", machine.name).run(self._teardown.terminate(machine.name), self._mask(machine.name))
 
     # --- sessions -----------------------------------------------------------------------------------------------
 
     async def start_session(
         self, machine: Machine, turn: Turn, *, prompt: str | None = None, keep_on_error: bool = False
     ) -> ProcessInfo:
-        """Start the agent's process for `turn`, or find the one of that name that was started before.
+        """Start the agent's process for `turn`, or return the existing process of that name.
 
-        The turn's directories are made, and `prompt` is written to its file, which has to be there without one. When
-        this fails or is cancelled the machine is removed, with all that runs in it, unless `keep_on_error`, or unless
-        the process may have been there before: then what fails takes nothing away. Raises SessionNotStarted; BadInput
-        for a turn that the agent cannot do, when nothing was done and the machine stays."""
+        The turn's directories are made. `prompt` is written to the turn's file; without it, the file must exist. If the
+        call fails or is cancelled, the machine and everything in it are removed, unless `keep_on_error` is set or the
+        process may have existed before. Raises SessionNotStarted; BadInput for a turn that the agent cannot run;
+        nothing is done then, and the machine stays."""
         spec = self.agent.process(turn)
-        data = None if prompt is None else encoded(prompt)
+        data = None if prompt is None else encode_prompt(prompt)
         return await self._start(machine, turn, spec, data, keep_on_error)
 
     @asynccontextmanager
     async def converse(
         self, machine: Machine, turn: Turn, *, offset: int = 0, keep_on_error: bool = False
     ) -> AsyncIterator[Conversation]:
-        """A conversation with the agent, whose process is started as by `start_session`, or found; leaving the block
-        ends nothing. `offset` is the one of a conversation with that process that was left; with one, no failure
-        removes the machine. Raises as that, and BadInput for an agent that takes one prompt only; a conversation raises
-        errors of its own."""
+        """Start the agent's process like `start_session`, or find it, and open a conversation with it.
+
+        Leaving the block ends nothing. `offset` is that of an earlier conversation with the process; if it is set, no
+        failure removes the machine. Raises the errors of `start_session`, and BadInput for an agent that takes one
+        prompt only. A conversation raises errors of its own."""
         agent = self.agent
         if not isinstance(agent, HasDriver):
-            raise BadInput(f"the agent {agent.name} takes one prompt only", hint="start_session, for each prompt one")
+            raise BadInput(f"the agent {agent.name} takes one prompt only", hint="call start_session for each prompt")
         driver, spec = agent.driver(turn), agent.live_process(turn)
         await self._start(machine, turn, spec, None, keep_on_error or offset > 0)
         mask = self._mask(machine.name)
-        async with AsyncExitStack() as inside:
-            opening = inside.enter_async_context(self.provider.guest(machine.name))
-            guest = await self._starting(machine.name, turn.name).of(opening, mask)
-            talking = conversing(guest, self.manager, spec, driver, offset=offset, mask=mask)
-            yield await inside.enter_async_context(talking)
+        async with AsyncExitStack() as stack:
+            opening = stack.enter_async_context(self.provider.guest(machine.name))
+            guest = await self._start_step(machine.name, turn.name).run(opening, mask)
+            conversation = open_conversation(guest, self.manager, spec, driver, offset=offset, mask=mask)
+            yield await stack.enter_async_context(conversation)
 
     async def processes(self, machine: Machine) -> list[ProcessInfo]:
-        """All that the process manager keeps there, running or ended. Raises OperationFailed, as what follows does."""
-        return await self._inside(machine, "processes", "", self.manager.list)
+        """Return all processes of the process manager there, running or ended. Raises OperationFailed, like the calls
+        below."""
+        return await self._in_guest(machine, "processes", "", self.manager.list)
 
     async def logs(self, machine: Machine, process: str, *, stream: str = "stdout", lines: int = 100) -> bytes:
-        """The last lines of an output (`stdout` or `stderr`), as the process wrote them: nothing in it is masked."""
-        return await self._inside(
+        """Return the last lines of an output (`stdout` or `stderr`) as the process wrote them, not masked."""
+        return await self._in_guest(
             machine, "logs", process, lambda guest: self.manager.logs(guest, process, stream=stream, lines=lines)
         )
 
     async def follow(
         self, machine: Machine, process: str, *, stream: str = "stdout", offset: int = 0
     ) -> AsyncGenerator[bytes, None]:
-        """An output from `offset`, then live, until the process has ended. Use `contextlib.aclosing` to stop before."""
+        """Yield an output from `offset`, then live, until the process has ended. Use `contextlib.aclosing` to stop
+        earlier."""
         failure: OrchestrationError | None = None
         try:
             async with self.provider.guest(machine.name) as guest:
@@ -298,19 +304,19 @@ class Orchestrator:
             raise failure
 
     async def stop(self, machine: Machine, process: str, *, grace: float = 5.0) -> ProcessInfo:
-        """Interrupt a process, and kill it after `grace` seconds. Ended already is a success."""
-        info = await self._inside(
+        """Interrupt a process, and kill it after `grace` seconds. An ended process is a success."""
+        info = await self._in_guest(
             machine, "stop", process, lambda guest: self.manager.stop(guest, process, grace=grace)
         )
-        self._tell(events.ProcessStopped(machine=machine.name, process=info.name, exit_code=info.exit_code))
+        self._emit(events.ProcessStopped(machine=machine.name, process=info.name, exit_code=info.exit_code))
         return info
 
-    # --- the steps ----------------------------------------------------------------------------------------------
+    # --- steps --------------------------------------------------------------------------------------------------
 
     async def _start(
         self, machine: Machine, turn: Turn, spec: ProcessSpec, prompt: bytes | None, keep: bool
     ) -> ProcessInfo:
-        """`spec` was made of the turn before, out of here: a turn that cannot be costs no machine."""
+        """Start a process. The caller made `spec` before, so that an invalid turn does not remove the machine."""
         self._masks.add(machine.name, [Secret(turn.placeholder)])
         new = False
 
@@ -318,24 +324,24 @@ class Orchestrator:
             nonlocal new
             async with self.provider.guest(machine.name) as guest:
                 new = not keep and await self._is_new(guest, spec.name)
-                await make_room(guest, turn, prompt)
+                await prepare_turn(guest, turn, prompt)
                 return await self.manager.start(guest, spec)
 
         failed = partial(events.SessionFailed, process=turn.name)
 
-        def kept(error: BaseException) -> bool:
-            return not new or isinstance(error.__cause__, BadInput)  # which nothing was begun for
+        def should_keep(error: BaseException) -> bool:
+            return not new or isinstance(error.__cause__, BadInput)  # raised before anything was started
 
-        async with self._ending.on_failure(failed, machine.name, kept):
-            info = await self._starting(machine.name, turn.name).of(start(), self._mask(machine.name))
+        async with self._teardown.terminate_on_failure(failed, machine.name, should_keep):
+            info = await self._start_step(machine.name, turn.name).run(start(), self._mask(machine.name))
         started = events.SessionStarted(
             machine=machine.name, process=info.name, agent=self.agent.name, manager=self.manager.name, pid=info.pid
         )
-        self._tell(started)
+        self._emit(started)
         return info
 
     async def _is_new(self, guest: Guest, process: str) -> bool:
-        """Whether it is certain that there is no such process yet."""
+        """Return whether it is certain that the process does not exist."""
         try:
             await self.manager.get(guest, process)
         except HiveyardError as error:
@@ -343,14 +349,14 @@ class Orchestrator:
         return False
 
     async def _boot(self, name: str, spec: MachineSpec, placeholder: Secret | None, origin: Snapshot | None) -> Machine:
-        booting = self._booting.boot(name, spec, placeholder, origin)
-        return await preparing("boot", name).of(booting, self._mask(name))
+        booting = self._machine_boot.boot(name, spec, placeholder, origin)
+        return await preparing("boot", name).run(booting, self._mask(name))
 
     async def _install(
         self, name: str, profiles: Sequence[CredentialProfile], real: Collection[str]
     ) -> Sequence[Installed]:
         def announce(line: str) -> None:
-            self._tell(events.RealSecretAnnounced(machine=name, line=line))
+            self._emit(events.RealSecretAnnounced(machine=name, line=line))
 
         async def install() -> list[Installed]:
             async with self.provider.guest(name) as guest:
@@ -360,38 +366,40 @@ class Orchestrator:
 
         if not profiles:
             return ()
-        installed = await preparing("install_credentials", name).of(install(), self._mask(name))
-        for one in installed:
-            told = events.CredentialsInstalled(
-                machine=name, profile=one.profile, paths=one.paths, real=one.real, checked=one.checked
+        installed = await preparing("install_credentials", name).run(install(), self._mask(name))
+        for profile in installed:
+            event = events.CredentialsInstalled(
+                machine=name, profile=profile.profile, paths=profile.paths, real=profile.real, checked=profile.checked
             )
-            self._tell(told)
+            self._emit(event)
         return installed
 
     async def _write_info(self, machine: Machine, info: Mapping[str, object], mode: int) -> None:
-        data = validation.info_file(info, validation.made_at(machine.created_at, self._clock.now()))
+        data = validation.info_file(info, validation.creation_time(machine.created_at, self._clock.now()))
 
         async def write() -> None:
             async with self.provider.guest(machine.name) as guest:
                 await guest.write_atomic(validation.INFO_PATH, data, mode=mode)
 
-        await preparing("write_machine_info", machine.name).of(write(), self._mask(machine.name))
-        self._tell(events.MachineInfoWritten(machine=machine.name, path=validation.INFO_PATH))
+        await preparing("write_machine_info", machine.name).run(write(), self._mask(machine.name))
+        self._emit(events.MachineInfoWritten(machine=machine.name, path=validation.INFO_PATH))
 
-    async def _inside(self, machine: Machine, operation: str, process: str, act: Callable[[Guest], Awaitable[T]]) -> T:
-        async def inside() -> T:
+    async def _in_guest(
+        self, machine: Machine, operation: str, process: str, act: Callable[[Guest], Awaitable[T]]
+    ) -> T:
+        async def call() -> T:
             async with self.provider.guest(machine.name) as guest:
                 return await act(guest)
 
-        return await operating(operation, machine.name, process).of(inside(), self._mask(machine.name))
+        return await operating(operation, machine.name, process).run(call(), self._mask(machine.name))
 
     def _mask(self, name: str) -> Mask:
         return self._masks.mask(name)
 
-    def _starting(self, machine: str, process: str) -> Step:
+    def _start_step(self, machine: str, process: str) -> Step:
         return starting(machine, process, programs=f"{self.manager.name} and the agent {self.agent.name}")
 
 
 def _forked(spec: MachineSpec) -> MachineSpec:
-    """That of a child: its session directory is a copy, which goes with it."""
+    """Return the spec of a child. Its session directory is a copy, which is removed with it."""
     return replace(spec, session=None)

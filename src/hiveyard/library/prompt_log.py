@@ -1,4 +1,4 @@
-"""When prompts were told: whoever tries one again after a crash has to know whether its turn is over."""
+"""A record of sent prompts. A caller that repeats a prompt after a crash must know whether its turn is over."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ _DIGITS = 18
 
 
 class PromptLog:
-    """Of each prompt with a key, where the output of its process stood when it was told. It is kept in the guest,
-    beside the process."""
+    """For each prompt with a key, the offset of its process's output when it was sent.
+
+    It is kept in the guest, next to the process."""
 
     def __init__(self, guest: Guest, process: str) -> None:
         self._guest = guest
-        self._place = f"{_PLACE}/{process}"
+        self._directory = f"{_PLACE}/{process}"
 
-    async def at(self, key: str) -> int | None:
-        """None for one of which nothing is known."""
+    async def offset_of(self, key: str) -> int | None:
+        """Return the recorded offset of a prompt, or None."""
         with contextlib.suppress(GuestFileNotFound, GuestFileTooLarge):
-            said = await self._guest.read(self._path(key), limit=_DIGITS)
-            return int(said) if said.isdigit() else None
+            digits = await self._guest.read(self._path(key), limit=_DIGITS)
+            return int(digits) if digits.isdigit() else None
         return None
 
-    async def note(self, key: str, offset: int) -> None:
+    async def record(self, key: str, offset: int) -> None:
         await self._guest.write_atomic(self._path(key), str(offset).encode())
 
     def _path(self, key: str) -> str:
-        return f"{self._place}/{hashlib.sha256(key.encode()).hexdigest()}"
+        return f"{self._directory}/{hashlib.sha256(key.encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Directories of this host that machines share and that go with them."""
+"""Temporary host directories that are shared with machines and removed with them."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from hiveyard.kit.trees import remove_tree
 
 
 class Scratch:
-    """Remembers, for as long as it lives, which directory is which machine's."""
+    """Makes the directories and remembers which machine each belongs to, while this object exists."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Path] = {}
+        self._directories: dict[str, Path] = {}
 
     def make(self, machine: str, names: Sequence[str]) -> dict[str, Path]:
-        """A directory for each of `names`; none for no names. Raises ProviderError."""
+        """Make a directory for each of `names`, none if `names` is empty. Raises ProviderError."""
         if not names:
             return {}
-        made = {name: self.room(machine) / name for name in names}
+        paths = {name: self.directory(machine) / name for name in names}
         try:
-            for path in made.values():
+            for path in paths.values():
                 path.mkdir()
         except OSError as error:
-            raise ProviderError(f"no directory can be made for it: {error.strerror}") from error
-        return made
+            raise ProviderError(f"cannot make a temporary directory: {error.strerror}") from error
+        return paths
 
-    def room(self, owner: str) -> Path:
-        """The directory that all of its directories are in, closed to others of this host. Raises ProviderError."""
-        if owner not in self._made:
+    def directory(self, machine: str) -> Path:
+        """Return the machine's private parent directory, and make it if needed. Raises ProviderError."""
+        if machine not in self._directories:
             try:
-                self._made[owner] = Path(tempfile.mkdtemp(prefix="hiveyard-"))
+                self._directories[machine] = Path(tempfile.mkdtemp(prefix="hiveyard-"))
             except OSError as error:
-                raise ProviderError(f"no directory can be made for it: {error.strerror}") from error
-        return self._made[owner]
+                raise ProviderError(f"cannot make a temporary directory: {error.strerror}") from error
+        return self._directories[machine]
 
-    def of(self, machine: str, name: str) -> Path | None:
-        """One that was made."""
-        path = self._made[machine] / name if machine in self._made else None
+    def path(self, machine: str, name: str) -> Path | None:
+        """Return a directory that was made, or None."""
+        path = self._directories[machine] / name if machine in self._directories else None
         return path if path is not None and path.is_dir() else None
 
     async def remove(self, machine: str) -> None:
-        """Absent is a success. Raises ProviderError."""
-        if scratch := self._made.get(machine):
-            await removed(scratch)
-            self._made.pop(machine, None)  # not before it is gone: who tries again has to find it
+        """Remove a machine's directories. Absent is a success. Raises ProviderError."""
+        if directory := self._directories.get(machine):
+            await remove_directory(directory)
+            self._directories.pop(machine, None)  # only after the removal, so that it can be retried
 
 
-async def removed(directory: Path) -> None:
-    """Absent is a success. Raises ProviderError."""
+async def remove_directory(directory: Path) -> None:
+    """Remove a directory with its content. Absent is a success. Raises ProviderError."""
     try:
         await anyio.to_thread.run_sync(remove_tree, directory)
     except FileNotFoundError:
-        return  # not even what it was in
+        return  # its parent is absent, too
     except OSError as error:
         raise ProviderError(f"the directory {directory} was not removed: {error.strerror}") from error

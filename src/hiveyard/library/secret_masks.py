@@ -1,4 +1,4 @@
-"""What is never shown of each machine."""
+"""The secrets that must be masked, by machine."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from hiveyard.kit.secret import Secret
 
 
 class SecretMasks:
-    """Remembers the secrets that machines know, for as long as they are there."""
+    """Remembers the secrets of machines while the machines exist."""
 
     def __init__(self) -> None:
-        self._known: dict[str, set[Secret]] = {}
+        self._secrets: dict[str, set[Secret]] = {}
 
     def add(self, machine: str, secrets: Iterable[Secret]) -> None:
-        self._known.setdefault(machine, set()).update(secrets)
+        self._secrets.setdefault(machine, set()).update(secrets)
 
-    def of(self, machine: str) -> frozenset[Secret]:
-        return frozenset(self._known.get(machine, ()))
+    def secrets(self, machine: str) -> frozenset[Secret]:
+        return frozenset(self._secrets.get(machine, ()))
 
     def mask(self, machine: str) -> Mask:
-        return Mask(self._known.get(machine, ()))
+        return Mask(self._secrets.get(machine, ()))
 
     def forget(self, machine: str) -> None:
-        """Not to be known is a success."""
-        self._known.pop(machine, None)
+        """Forget a machine's secrets. An unknown machine is a success."""
+        self._secrets.pop(machine, None)

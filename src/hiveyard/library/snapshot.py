@@ -1,4 +1,4 @@
-"""A machine as it stood at one moment, kept so that others go on from there."""
+"""A snapshot of a machine, from which other machines are booted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hiveyard.kit.secret import Secret
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Memory, processes and disk lie with the provider, under `name`; the session directory as it was then is at
-    `session` of this host, and with the rest in a cloud, where that is None.
+    """A saved state of a machine.
 
-    `placeholder` is what programs in it know for a key, and `secrets` is what is never shown of machines that go on
-    from it. One that is to be used by another process is made there of the same values.
-    """
+    The provider stores memory, processes and disk under `name`. `session` is the copy of the session directory on this
+    host; it is None in a cloud, where the snapshot contains it. `placeholder` is the key that programs in the snapshot
+    use, and `secrets` are masked for machines that are booted from it. Another process can use the snapshot with an
+    object of the same values."""
 
     name: str
     session: Path | None = None

@@ -1,4 +1,4 @@
-"""The same for scripts and notebooks that know no `await`: an event loop in a thread of its own."""
+"""The orchestrator without `await`, for scripts and notebooks: it runs an event loop in a thread of its own."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _waited_for(
+def _blocking(
     method: Callable[Concatenate[Orchestrator, P], Awaitable[T]],
 ) -> Callable[Concatenate[SyncOrchestrator, P], T]:
-    """The method, for callers who wait until it has ended."""
+    """Return the method as a blocking call."""
 
-    def call(self: SyncOrchestrator, /, *args: P.args, **keywords: P.kwargs) -> T:
-        return self.wait(partial(method, self.orchestrator, *args, **keywords))
+    def call(self: SyncOrchestrator, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.wait(partial(method, self.orchestrator, *args, **kwargs))
 
     update_wrapper(call, method)
     return call
 
 
 class SyncOrchestrator:
-    """An orchestrator whose calls return when they are done. Used as `with`; in a notebook by an `ExitStack`.
+    """An orchestrator whose calls return when they are done. Use it with `with`, in a notebook with an `ExitStack`.
 
-    Ctrl-C cancels the call that it interrupts, which then leaves what a cancelled one leaves: no machine. That is
-    waited for; a second Ctrl-C waits no longer. Events come in the thread of the event loop."""
+    Ctrl-C cancels the call that it interrupts and waits until the call has cleaned up, so that no machine is left over.
+    A second Ctrl-C does not wait. Events are delivered in the thread of the event loop."""
 
     def __init__(self, orchestrator: Orchestrator) -> None:
         self.orchestrator = orchestrator
@@ -62,69 +62,71 @@ class SyncOrchestrator:
         self._portal = None
         self._open.__exit__(kind, raised, trace)
 
-    boot_and_prepare = _waited_for(Orchestrator.boot_and_prepare)
-    fork = _waited_for(Orchestrator.fork)
-    snapshot = _waited_for(Orchestrator.snapshot)
-    remove_snapshot = _waited_for(Orchestrator.remove_snapshot)
-    start_session = _waited_for(Orchestrator.start_session)
-    processes = _waited_for(Orchestrator.processes)
-    logs = _waited_for(Orchestrator.logs)
-    stop = _waited_for(Orchestrator.stop)
-    terminate = _waited_for(Orchestrator.terminate)
+    boot_and_prepare = _blocking(Orchestrator.boot_and_prepare)
+    fork = _blocking(Orchestrator.fork)
+    snapshot = _blocking(Orchestrator.snapshot)
+    remove_snapshot = _blocking(Orchestrator.remove_snapshot)
+    start_session = _blocking(Orchestrator.start_session)
+    processes = _blocking(Orchestrator.processes)
+    logs = _blocking(Orchestrator.logs)
+    stop = _blocking(Orchestrator.stop)
+    terminate = _blocking(Orchestrator.terminate)
 
     def follow(self, machine: Machine, process: str, *, stream: str = "stdout", offset: int = 0) -> Iterator[bytes]:
-        """An output from `offset`, then live, until the process has ended."""
-        return self.each(lambda: self.orchestrator.follow(machine, process, stream=stream, offset=offset))
+        """Yield an output from `offset`, then live, until the process has ended."""
+        return self.iterate(lambda: self.orchestrator.follow(machine, process, stream=stream, offset=offset))
 
     @contextmanager
     def converse(
         self, machine: Machine, turn: Turn, *, offset: int = 0, keep_on_error: bool = False
     ) -> Iterator[SyncConversation]:
-        """A conversation with the agent; leaving the block ends nothing."""
+        """Open a conversation with the agent. Leaving the block ends nothing."""
 
         async def held() -> AsyncGenerator[Conversation, None]:
             async with self.orchestrator.converse(machine, turn, offset=offset, keep_on_error=keep_on_error) as talk:
                 yield talk
 
-        with closing(self.each(held)) as holding:
+        with closing(self.iterate(held)) as holding:
             for conversation in holding:
-                # The loop's second round is what leaves it.
+                # The loop's second round closes the conversation.
                 yield SyncConversation(self, conversation)
 
-    def each(self, source: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
-        """What an asynchronous generator gives, as it comes. Each piece is taken from it when it is asked for: what is
-        not asked for is not lost."""
+    def iterate(self, source: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
+        """Yield the items of an asynchronous generator as they arrive.
+
+        An item is requested only when the caller asks for it, so none is lost."""
         portal = self._running()
-        sending, receiving = anyio.create_memory_object_stream[T]()
-        asking, asked = anyio.create_memory_object_stream[None]()
+        sender, receiver = anyio.create_memory_object_stream[T]()
+        request_sender, request_receiver = anyio.create_memory_object_stream[None]()
 
         async def read() -> None:
             pieces = source()
-            async with sending, asked, aclosing(pieces):
-                async for _ in asked:
+            async with sender, request_receiver, aclosing(pieces):
+                async for _ in request_receiver:
                     try:
                         piece = await anext(pieces)
                     except StopAsyncIteration:
                         return
-                    await sending.send(piece)
+                    await sender.send(piece)
 
-        # One task reads it from the beginning to the end: what it goes through may not change hands.
-        reading, ended = _begun(portal, read)
+        # One task runs the generator from start to end, because its cancel scopes may not move to another task.
+        future, ended = _start(portal, read)
         try:
-            while (piece := self.wait(partial(_next, asking, receiving))) is not None:
+            while (piece := self.wait(partial(_next, request_sender, receiver))) is not None:
                 yield piece
-            waiting.result(reading)
+            waiting.result(future)
         finally:
-            reading.cancel()
+            future.cancel()
             if self._portal is not None:
-                portal.call(receiving.close)
-                portal.call(asking.close)
+                portal.call(receiver.close)
+                portal.call(request_sender.close)
                 waiting.result(ended)
 
     def wait(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` gives, run on the event loop of the orchestrator. Interrupted, it has ended when this raises,
-        unless somebody is interrupted a second time."""
-        future, ended = _begun(self._running(), work)
+        """Run `work` on the orchestrator's event loop and return its result.
+
+        If it is interrupted, the work has ended when this raises, unless it is interrupted a second time."""
+        future, ended = _start(self._running(), work)
         try:
             return waiting.result(future)
         except BaseException:
@@ -134,72 +136,73 @@ class SyncOrchestrator:
 
     def _running(self) -> BlockingPortal:
         if self._portal is None:
-            raise RuntimeError("a SyncOrchestrator is used inside of its `with` block")
+            raise RuntimeError("use a SyncOrchestrator inside its `with` block")
         return self._portal
 
 
 class SyncConversation:
-    """A Conversation whose calls return when they are done. What is asked in a turn can be answered from within the
-    loop over its events."""
+    """A Conversation whose calls return when they are done. Requests can be answered inside the loop over a turn's
+    events."""
 
-    def __init__(self, yard: SyncOrchestrator, conversation: Conversation) -> None:
-        self._yard = yard
-        self._talk = conversation
+    def __init__(self, orchestrator: SyncOrchestrator, conversation: Conversation) -> None:
+        self._orchestrator = orchestrator
+        self._conversation = conversation
 
     @property
     def conversation(self) -> str | None:
-        return self._talk.conversation
+        return self._conversation.conversation
 
     @property
     def ended(self) -> ProcessInfo | None:
-        return self._talk.ended
+        return self._conversation.ended
 
     @property
     def offset(self) -> int:
-        return self._talk.offset
+        return self._conversation.offset
 
     def events(self) -> Iterator[AgentEvent]:
-        return self._yard.each(self._talk.events)
+        return self._orchestrator.iterate(self._conversation.events)
 
     def turn(self, text: str, *, key: str | None = None) -> Iterator[AgentEvent]:
-        return self._yard.each(partial(self._talk.turn, text, key=key))
+        return self._orchestrator.iterate(partial(self._conversation.turn, text, key=key))
 
     def prompt(self, text: str, *, key: str | None = None) -> None:
-        self._yard.wait(partial(self._talk.prompt, text, key=key))
+        self._orchestrator.wait(partial(self._conversation.prompt, text, key=key))
 
     def steer(self, text: str, *, key: str | None = None) -> None:
-        self._yard.wait(partial(self._talk.steer, text, key=key))
+        self._orchestrator.wait(partial(self._conversation.steer, text, key=key))
 
     def interrupt(self) -> None:
-        self._yard.wait(self._talk.interrupt)
+        self._orchestrator.wait(self._conversation.interrupt)
 
     def answer(self, request: str, answer: Answer) -> None:
-        self._yard.wait(partial(self._talk.answer, request, answer))
+        self._orchestrator.wait(partial(self._conversation.answer, request, answer))
 
     def choose(self, model: str) -> None:
-        self._yard.wait(partial(self._talk.choose, model))
+        self._orchestrator.wait(partial(self._conversation.choose, model))
 
     def close(self) -> None:
-        self._yard.wait(self._talk.close)
+        self._orchestrator.wait(self._conversation.close)
 
 
-def _begun(portal: BlockingPortal, work: Callable[[], Awaitable[T]]) -> tuple[Future[T], Future[None]]:
-    """What `work` will give, and its end: a future that is cancelled is done at once, and its work goes on for a while
-    after that."""
+def _start(portal: BlockingPortal, work: Callable[[], Awaitable[T]]) -> tuple[Future[T], Future[None]]:
+    """Start `work`; return a future of its result and a future of its end.
+
+    A cancelled future is done at once, but its work continues for a while."""
     ended = Future[None]()
 
-    async def whole() -> T:
+    async def run() -> T:
         try:
             return await work()
         finally:
             ended.set_result(None)
 
-    return portal.start_task_soon(whole), ended
+    return portal.start_task_soon(run), ended
 
 
-async def _next(asking: ObjectSendStream[None], receiving: ObjectReceiveStream[T]) -> T | None:
+async def _next(request_sender: ObjectSendStream[None], receiver: ObjectReceiveStream[T]) -> T | None:
     try:
-        await asking.send(None)
-        return await receiving.receive()
+        await request_sender.send(None)
+        return await receiver.receive()
     except (anyio.BrokenResourceError, anyio.EndOfStream):
         return None

@@ -1,4 +1,4 @@
-"""How machines of an orchestrator end: when they are asked to, when something failed, and when their time is over."""
+"""End an orchestrator's machines: on request, after a failure, and at the end of their time to live."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiveyard.core.ports import Pauses, Provider
 from hiveyard.kit.clock import Clock
 from hiveyard.library import events
 from hiveyard.library.boot import MachineBoot
-from hiveyard.library.errors import logged, why
+from hiveyard.library.errors import failure_details, log_errors
 from hiveyard.library.lifetimes import Lifetimes
 from hiveyard.library.secret_masks import SecretMasks
 
@@ -21,78 +21,78 @@ _REMOVAL_BUDGET = 120.0
 
 
 class Teardown:
-    """Removes machines with all that was made for them. `lifetimes` end those whose time is over."""
+    """Removes machines with everything that was made for them. `lifetimes` end machines whose time is over."""
 
     def __init__(
-        self, provider: Provider, booting: MachineBoot, masks: SecretMasks, tell: events.Listener, clock: Clock
+        self, provider: Provider, machine_boot: MachineBoot, masks: SecretMasks, emit: events.Listener, clock: Clock
     ) -> None:
         self._provider = provider
-        self._booting = booting
+        self._machine_boot = machine_boot
         self._masks = masks
-        self._tell = tell
-        self.lifetimes = Lifetimes(clock, self._over)
+        self._emit = emit
+        self.lifetimes = Lifetimes(clock, self._lifetime_over)
 
     @asynccontextmanager
-    async def all_on_failure(self, names: Sequence[str]) -> AsyncIterator[None]:
-        """Machines that are being made: whatever comes out of the block ends them all."""
-        async with AsyncExitStack() as made:
+    async def terminate_all_on_failure(self, names: Sequence[str]) -> AsyncIterator[None]:
+        """Terminate all machines that are being made if the block raises."""
+        async with AsyncExitStack() as stack:
             for name in names:
-                await made.enter_async_context(self.on_failure(events.PreparationFailed, name))
+                await stack.enter_async_context(self.terminate_on_failure(events.PreparationFailed, name))
             yield
 
     @asynccontextmanager
-    async def on_failure(
+    async def terminate_on_failure(
         self,
-        failed: Callable[..., events.RuntimeEvent],
+        failure: Callable[..., events.RuntimeEvent],
         name: str,
-        kept: Callable[[BaseException], bool] = lambda _: False,
+        keep: Callable[[BaseException], bool] = lambda _: False,
     ) -> AsyncIterator[None]:
-        """Whatever comes out of the block is told, and ends the machine unless it is to be `kept`."""
+        """Report an exception of the block, and terminate the machine unless `keep` returns True."""
         try:
             yield
         except BaseException as error:
-            operation, code, reason = why(error)
+            operation, code, reason = failure_details(error)
             try:
-                self._tell(failed(machine=name, operation=operation, code=code, reason=reason))
+                self._emit(failure(machine=name, operation=operation, code=code, reason=reason))
             finally:
-                if kept(error):
-                    self._tell(events.MachineKept(machine=name))
+                if keep(error):
+                    self._emit(events.MachineKept(machine=name))
                 else:
-                    await self._give_up(name, error)
+                    await self._remove(name, error)
             raise
 
     async def terminate(self, name: str) -> None:
-        """Absent is a success. Raises ProviderError."""
-        await self._booting.end(name)
-        self.lifetimes.forget(name)  # not before it is gone: one that stays has a time that ends
+        """Remove a machine. An absent one is a success. Raises ProviderError."""
+        await self._machine_boot.terminate(name)
+        self.lifetimes.cancel(name)  # only after the removal: a machine that could not be removed keeps its time limit
         self._masks.forget(name)
-        self._tell(events.MachineTerminated(machine=name))
+        self._emit(events.MachineTerminated(machine=name))
 
-    def failed_alone(self, name: str, operation: str, error: HiveyardError) -> None:
-        """Tell of a failure that has no caller to go to."""
+    def report_failure(self, name: str, operation: str, error: HiveyardError) -> None:
+        """Emit an event for a failure that has no caller."""
         reason = self._masks.mask(name).text(error.message)
-        self._tell(events.OperationFailed(machine=name, operation=operation, code=error.code, reason=reason))
+        self._emit(events.OperationFailed(machine=name, operation=operation, code=error.code, reason=reason))
 
-    async def _give_up(self, name: str, error: BaseException) -> None:
-        """Remove it, whether or not we are being cancelled; when that fails too, `error` says so."""
-        left = f"it was not gone after {_REMOVAL_BUDGET:.0f}s"
+    async def _remove(self, name: str, error: BaseException) -> None:
+        """Remove a machine even if the task is cancelled. If this fails too, say so in `error`."""
+        problem = f"it was not removed within {_REMOVAL_BUDGET:.0f}s"
         with anyio.CancelScope(shield=True), anyio.move_on_after(_REMOVAL_BUDGET):
             try:
                 await self.terminate(name)
                 return
-            except HiveyardError as failed:
-                left = self._masks.mask(name).text(failed.message)
-                self.failed_alone(name, "terminate", failed)
+            except HiveyardError as failure:
+                problem = self._masks.mask(name).text(failure.message)
+                self.report_failure(name, "terminate", failure)
         if isinstance(error, OrchestrationError):
-            error.context["left"] = left
-            error.hint = f"the machine {name} is still there: terminate it; {error.hint}"
+            error.context["left"] = problem
+            error.hint = f"the machine {name} still exists: terminate it; {error.hint}"
 
-    async def _over(self, name: str, action: TtlAction) -> None:
-        """Its time is over. Nobody waits for this: what fails here may end nothing else."""
+    async def _lifetime_over(self, name: str, action: TtlAction) -> None:
+        """Run the action at the end of a machine's time. It has no caller, so its errors are only reported."""
         mask = self._masks.mask(name)
-        with logged(name, action, mask):
-            self._tell(events.LifetimeOver(machine=name, action=action))
-        with logged(name, action, mask):
+        with log_errors(name, action, mask):
+            self._emit(events.LifetimeOver(machine=name, action=action))
+        with log_errors(name, action, mask):
             await self._act(name, action)
 
     async def _act(self, name: str, action: TtlAction) -> None:
@@ -104,4 +104,4 @@ class Teardown:
             else:
                 await self._provider.stop(name)
         except HiveyardError as error:
-            self.failed_alone(name, action, error)
+            self.report_failure(name, action, error)

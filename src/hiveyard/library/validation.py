@@ -1,4 +1,4 @@
-"""What is asked for, checked before anything is made of it."""
+"""Validate requests before anything is created."""
 
 from __future__ import annotations
 
@@ -21,113 +21,113 @@ INFO_PATH = "~/.machine.json"
 INFO_MODES = (0o640, 0o600)
 _CREATED = "createdAt"
 _INFO_LIMIT = 1 << 20
-_FORKS = 100
+_MAX_FORKS = 100
 
 
 def machine_spec(
     provider: Provider, source: Image | MachineSpec, snapshot: Snapshot | None, ttl: int | None, action: TtlAction
 ) -> MachineSpec:
-    """The machine that is asked for. Raises BadInput for what this provider cannot do."""
+    """Return the spec of the requested machine. Raises BadInput for a request that the provider does not support."""
     if snapshot is not None:
         _check_origin(provider, snapshot, source.session if isinstance(source, MachineSpec) else None)
     network = Network.OPEN if provider.capabilities.remote else Network.DOOR
     spec = MachineSpec(image=source, network=network) if isinstance(source, Image) else source
     if spec.image == HOST and provider.tier is not Tier.NAMESPACE:
         raise BadInput(
-            f"HOST is this host's own programs, and machines of {provider.name} have an image",
-            hint='anyio.run(Images(places().cache).ensure, "default") gives one; bubblewrap shows HOST',
+            f"HOST means this host's own programs, but machines of {provider.name} need an image",
+            hint='anyio.run(Images(places().cache).ensure, "default") returns one; bubblewrap supports HOST',
         )
     if ttl is not None:
         spec = replace(spec, ttl=ttl, ttl_action=action)
     if spec.ttl is not None and spec.ttl < 1:
-        raise BadInput(f"a machine lives for at least 1 second, not {spec.ttl}")
+        raise BadInput(f"the time to live must be at least 1 second, not {spec.ttl}")
     if spec.ttl is not None and spec.ttl_action == "pause" and not isinstance(provider, Pauses):
-        raise BadInput(f"the provider {provider.name} pauses no machines", hint="ttl_action='stop' or 'terminate'")
+        raise BadInput(f"the provider {provider.name} cannot pause machines", hint="ttl_action='stop' or 'terminate'")
     return spec
 
 
 def _check_origin(provider: Provider, snapshot: Snapshot, session: Path | None) -> None:
-    """That memory and files go together: a process that goes on finds the files that it had open."""
+    """Check that memory and files belong together: a process that continues must find its open files."""
     check_snapshot(provider)
     if provider.capabilities.remote:
         return
     if snapshot.session is None and session is None:
         raise BadInput(
-            f"the snapshot {snapshot.name} of {provider.name} is memory without its session directory",
-            hint="give what Orchestrator.snapshot gave, or the directory as it was then as MachineSpec.session",
+            f"the snapshot {snapshot.name} of {provider.name} has no session directory",
+            hint="pass the result of Orchestrator.snapshot, or a copy of the directory as MachineSpec.session",
         )
     if snapshot.session is not None and session is not None and _has_files(session):
         raise BadInput(
-            f"the session directory {session} has files, and the snapshot {snapshot.name} brings its own",
-            hint="MachineSpec.session: another directory, empty or absent, or none",
+            f"the session directory {session} has files, but the snapshot {snapshot.name} has its own",
+            hint="set MachineSpec.session to an empty or absent directory, or to None",
         )
 
 
 def _has_files(directory: Path) -> bool:
     try:
         return any(directory.iterdir())
-    except OSError:  # absent, or of no use: then that is told by who fills it
+    except OSError:  # absent or unusable: filling it reports the error
         return False
 
 
 def check_snapshot(provider: Provider, session: Path | None = None) -> None:
-    """Raises BadInput for what this provider cannot do, and a place that is taken."""
+    """Raise BadInput if the provider has no snapshots, or `session` exists."""
     if not isinstance(provider, Snapshots):
-        raise BadInput(f"the provider {provider.name} keeps no snapshots: it keeps no memory")
+        raise BadInput(f"the provider {provider.name} has no snapshots: it cannot save memory")
     if session is None:
         return
     if provider.capabilities.remote:
-        raise BadInput(f"snapshots of {provider.name} hold the session directory", hint="leave `session` away")
+        raise BadInput(f"snapshots of {provider.name} contain the session directory", hint="omit `session`")
     if session.exists() or session.is_symlink():
-        raise BadInput(f"there is something at {session}", hint="a path where nothing is yet")
+        raise BadInput(f"{session} already exists", hint="use a path that does not exist")
 
 
 def check_fork(provider: Provider, count: int) -> None:
-    """Raises BadInput for what this provider cannot do."""
+    """Raise BadInput if the provider cannot fork machines, or for an invalid count."""
     if not isinstance(provider, (Forks, Snapshots)):
         raise BadInput(
-            f"machines of {provider.name} cannot be forked: it keeps no memory",
-            hint="boot another one, with a copy of the session directory as MachineSpec.session",
+            f"machines of {provider.name} cannot be forked: it cannot save memory",
+            hint="boot another machine, with a copy of the session directory as MachineSpec.session",
         )
-    if not 1 <= count <= _FORKS:
-        raise BadInput(f"between 1 and {_FORKS} machines are forked at once, not {count}")
+    if not 1 <= count <= _MAX_FORKS:
+        raise BadInput(f"one call forks 1 to {_MAX_FORKS} machines, not {count}")
 
 
 def check_profiles(machine: str, profiles: Sequence[CredentialProfile], real: Collection[str]) -> None:
-    """Raises BadInput for profiles that cannot be installed together, NotPrepared for a secret that may not go in."""
+    """Raise BadInput for profiles that cannot be installed together, NotPrepared for a secret that is not allowed."""
     try:
         credentials.check(profiles, real)
         return
     except CredentialsError as error:
         failure = preparing("install_credentials", machine).failure(error, Mask(()))
-    # Outside of the handler, else Python would hang the error as it was to this one.
+    # Outside of the handler, otherwise Python would attach the original error as the context.
     raise failure
 
 
 def check_info(info: Mapping[str, object], mode: int) -> None:
-    """Raises BadInput for what cannot be the content or the mode of `.machine.json`."""
+    """Raise BadInput for an invalid content or mode of `.machine.json`."""
     if mode not in INFO_MODES:
-        raise BadInput(f"{INFO_PATH} has mode 0640 or 0600, not {mode:04o}")
+        raise BadInput(f"the mode of {INFO_PATH} must be 0640 or 0600, not {mode:04o}")
     if _CREATED in info:
-        raise BadInput(f"machine_info has a {_CREATED!r} of its own: that is the machine's")
+        raise BadInput(f"machine_info cannot contain {_CREATED!r}: Hiveyard sets it")
     try:
         size = len(info_file(info, 0.0))
     except (TypeError, ValueError) as error:
-        raise BadInput(f"machine_info cannot be JSON: {error}") from error
+        raise BadInput(f"machine_info cannot be encoded as JSON: {error}") from error
     if size > _INFO_LIMIT:
         raise BadInput(f"machine_info is larger than {_INFO_LIMIT} bytes")
 
 
 def info_file(info: Mapping[str, object], created_at: float) -> bytes:
-    """The content of `.machine.json`: what is told about the machine, and when it was made."""
+    """Return the content of `.machine.json`: the given information and the time of creation."""
     created = datetime.fromtimestamp(created_at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return json.dumps({**info, _CREATED: created}, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def made_at(told: float, now: float) -> float:
-    """When a machine was made, as its provider tells it; `now` where it does not, or tells what is no time."""
+def creation_time(timestamp: float, now: float) -> float:
+    """Return a machine's time of creation from its provider, or `now` if that is missing or invalid."""
     try:
-        datetime.fromtimestamp(told, UTC)
+        datetime.fromtimestamp(timestamp, UTC)
     except (TypeError, ValueError, OverflowError, OSError):
         return now
-    return told or now
+    return timestamp or now

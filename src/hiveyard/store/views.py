@@ -246,6 +246,15 @@ def turns_started(conn: Connection, sessions: Collection[str]) -> dict[str, int]
     return {row[0]: row[1] for row in conn.execute(query.group_by(columns.session))}
 
 
+def turns_queued(conn: Connection, sessions: Collection[str]) -> dict[str, int]:
+    """Return how many turns of each session wait to be started. Sessions without one are left out."""
+    columns = schema.turns.c
+    query = select(columns.session, func.count()).where(
+        _among(columns.session, sessions), columns.state == TurnState.PENDING
+    )
+    return {row[0]: row[1] for row in conn.execute(query.group_by(columns.session))}
+
+
 class LastEvent(NamedTuple):
     """The last event of a session: its number and its time."""
 

@@ -18,11 +18,10 @@ CUSTOM: Mapping[str, object] = {"type": "custom"}
 
 
 class Asked(NamedTuple):
-    """One request. `step` is the number of the reply it wants, counted from 0 at `prompt`.
+    """A request to a model. `step` is the number of the requested reply, counted from 0 at `prompt`.
 
-    `tools` are the names of the tools on offer with the properties of their input. `schema` is set when the answer
-    must be JSON of that shape.
-    """
+    `tools` are the names of the offered tools with the schemas of their input. `schema` is set if the answer must be
+    JSON of that schema."""
 
     protocol: Protocol
     model: str
@@ -34,7 +33,7 @@ class Asked(NamedTuple):
 
 
 def read(protocol: Protocol, body: object) -> Asked:
-    """The meaning of a request's JSON body, whatever shape it has."""
+    """Parse a request's JSON body. Any value is accepted."""
     asked = record(body)
     turns = list(_TURNS[protocol](asked))
     prompt, step = _place(turns)
@@ -50,8 +49,9 @@ def read(protocol: Protocol, body: object) -> Asked:
 
 
 def _place(turns: Sequence[Turn]) -> tuple[str, int]:
-    """The last prompt, and how many replies came after it. Neighbouring parts of one reply count once, and so do those
-    that goose puts the answers of their own calls between."""
+    """Return the last prompt and the number of replies after it.
+
+    Adjacent parts of one reply count once, and so do parts between which goose puts the answers to their own calls."""
     last = max((at for at, (kind, _) in enumerate(turns) if kind == "prompt"), default=-1)
     replies, seen, before = 0, set[str](), ""
     for kind, name in turns[last + 1 :]:
@@ -69,9 +69,9 @@ def _anthropic(asked: Mapping[str, object]) -> Iterator[Turn]:
         if record(message).get("role") == "assistant":
             yield "reply", _reply(text(record(block).get("id")) for block in items(content))
         elif record(message).get("role") != "user":
-            yield "other", ""  # Claude Code tells of its environment in a `system` message behind the prompt
+            yield "other", ""  # Claude Code describes its environment in a `system` message after the prompt
         else:
-            # Behind a tool's result stands the next prompt, when the turn was interrupted there.
+            # If the turn was interrupted, the next prompt follows a tool's result.
             yield _prompt(_texts(content))
 
 
@@ -104,7 +104,7 @@ _TURNS = {"anthropic": _anthropic, "chat": _chat, "responses": _responses}
 
 
 def _reply(calls: Iterable[str]) -> str:
-    """The name of the reply that made these calls, when it is one of ours (see reply.fit)."""
+    """Return the name of the reply that made these calls, if the server made it (see reply.fit)."""
     return next((found.group(1) for call in calls if (found := _CALL.match(call))), "")
 
 
@@ -119,13 +119,13 @@ _REMINDERS = ("<system-reminder>", "[Request interrupted by user")
 
 
 def _prompt(texts: Iterable[str]) -> Turn:
-    # Claude Code puts reminders of its own between the user's words; they are nobody's prompt.
-    said = "\n".join(part for part in texts if part and not part.lstrip().startswith(_REMINDERS))
-    return ("prompt", said) if said else ("other", "")
+    # Claude Code puts its own reminders between the user's texts. They are not part of the prompt.
+    prompt = "\n".join(part for part in texts if part and not part.lstrip().startswith(_REMINDERS))
+    return ("prompt", prompt) if prompt else ("other", "")
 
 
 def _tools(asked: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """The schema of a tool that takes free text is CUSTOM."""
+    """Yield the offered tools. The schema of a tool that takes free text is CUSTOM."""
     for offered in _offered(asked):
         tool = {**record(offered), **record(offered, "function")}
         if name := text(tool.get("name")):
@@ -136,7 +136,7 @@ def _tools(asked: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, obje
 
 
 def _offered(asked: Mapping[str, object]) -> Iterator[object]:
-    """With some models codex offers its tools in the conversation, and in a namespace."""
+    """Yield the tools of a request. With some models codex puts them into the conversation, in a namespace."""
     yield from items(asked.get("tools"))
     for item in map(record, items(asked.get("input"))):
         if item.get("type") == "additional_tools":

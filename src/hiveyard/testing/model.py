@@ -1,4 +1,4 @@
-"""A model that follows a script: a true server of the Anthropic and OpenAI protocols, for tests of agents and doors.
+"""A model that follows a script: a real server of the Anthropic and OpenAI protocols, for tests of agents and doors.
 
     async with scripted_model([shell("pytest -q"), say("Done.")]) as model:
         ...  # point an agent at model.url (or model.url + "/anthropic", "/openai")
@@ -7,8 +7,8 @@
     python -m hiveyard.testing.model --script script.json --port 0      # prints {"url": "http://127.0.0.1:…"}
 
 It serves `/v1/messages` (with `/count_tokens`), `/v1/chat/completions`, `/v1/responses` and `/v1/models`, streaming and
-not, below any prefix. Scripts are those of `hiveyard.testing.script`. A request that offers no tools is a side errand
-of the agent (a title, a summary, a probe) and gets a fixed answer. Keys are never kept, only whether they were seen.
+not, below any prefix. For scripts see `hiveyard.testing.script`. A request that offers no tools is a side request of
+the agent (a title, a summary, a probe) and gets a fixed answer. Keys are not stored, only keyed digests of them.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ _END = Step(text="The script is at its end.")
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as it came. `key` is where its key stood (`x-api-key`, `authorization`, or nothing), `key_digest`
-    tells equal keys from different ones. `side` is an errand outside the script. `status` is what it got."""
+    """A recorded request.
+
+    `key` is the header of its key (`x-api-key`, `authorization` or ""); `key_digest` distinguishes keys. `side` marks a
+    request outside the script. `status` is the status of its answer."""
 
     path: str
     headers: dict[str, str]
@@ -63,8 +65,9 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScriptedModel:
-    """The server's face. `url` is its address, `requests` all that were asked, in their order, `asked` those of them
-    that are of the conversation: an agent may run an errand for a title at any time."""
+    """A scripted model. `url` is its address. `requests` are all requests in order.
+
+    `asked` are those of the conversation: an agent may request a title at any time."""
 
     def __init__(
         self,
@@ -75,11 +78,11 @@ class ScriptedModel:
         side_reply: str | None = "A scripted side reply",
         models: Sequence[str] = ("claude-sonnet-5-5", "gpt-5.5"),
     ) -> None:
-        """`script` answers every prompt that names no other by its marker; `scripts` are those that may be named.
+        """Make a model. `script` answers every prompt that names no other script by a marker; `scripts` are those that
+        may be named.
 
-        With `key`, any other key is refused with 401. `side_reply` None lets requests without tools have the script
-        too, for clients that are no agents.
-        """
+        With `key`, any other key is refused with 401. With `side_reply` None, requests without tools follow the script
+        too, for clients that are not agents."""
         self.url = ""
         self.requests: list[Recorded] = []
         self._script = list(script)
@@ -96,19 +99,19 @@ class ScriptedModel:
         return [request for request in self.requests if not request.side]
 
     def open(self, gate: str) -> None:
-        """Let all replies on that wait, or will come, at a step's gate."""
+        """Open a gate: all present and future replies that wait at it continue."""
         self._gate(gate).set()
 
     def _gate(self, name: str) -> anyio.Event:
         return self._gates.setdefault(name, anyio.Event())
 
     def saw_key(self, secret: str) -> bool:
-        """Whether any request carried this very key."""
+        """Return whether any request had this key."""
         digest = self._digest(secret)
         return any(request.key_digest == digest for request in self.requests)
 
     async def answer(self, request: Request) -> Answer:
-        """The answer to one HTTP request; each is recorded, whatever it is."""
+        """Answer an HTTP request. Every request is recorded."""
         if request.path.startswith("/_model/"):
             return self._control(request)
         key, digest = self._key_of(request.headers)
@@ -142,7 +145,7 @@ class ScriptedModel:
         return replace(given, gate=self._gate(step.gate)) if step.gate else given
 
     def _fault(self, step: Step, asked: Asked) -> Fault | None:
-        """The step's fault, when it still has its turns: faults alone make the server remember."""
+        """Return the step's fault while it still applies. The counts of faults are the server's only state."""
         if step.fault is None:
             return None
         place = (asked.prompt, asked.step)
@@ -150,11 +153,11 @@ class ScriptedModel:
         return step.fault if not step.fault.times or self._faults[place] <= step.fault.times else None
 
     def _side(self, asked: Asked) -> Answer:
-        said = self._side_reply or ""
+        reply_text = self._side_reply or ""
         if asked.schema is not None:
-            said = msgspec.json.encode(smallest(asked.schema)).decode()
+            reply_text = msgspec.json.encode(smallest(asked.schema)).decode()
         usage = Tokens(input=10, output=2)
-        reply = Reply("side", asked.model, "", said, (), usage, False)
+        reply = Reply("side", asked.model, "", reply_text, (), usage, False)
         return _given(asked, reply, Step())
 
     def _elsewhere(self, request: Request) -> Answer:
@@ -167,7 +170,7 @@ class ScriptedModel:
         return _refusal("chat", Fault(status=404, message=f"no such endpoint: {request.method} {request.path}"))
 
     def _control(self, request: Request) -> Answer:
-        """For tests in another process: `/_model/health`, `/_model/requests`, `/_model/saw-key` (POST a key) and
+        """Serve tests in another process: `/_model/health`, `/_model/requests`, `/_model/saw-key` (POST a key) and
         `/_model/open` (POST the name of a gate)."""
         if request.path == "/_model/requests":
             return Answer(chunks=[msgspec.json.encode(self.requests)])
@@ -188,8 +191,8 @@ class ScriptedModel:
             side=side,
         )
         if asked is not None:
-            told = {"model": asked.model, "prompt": asked.prompt, "step": asked.step, "tools": list(asked.tools)}
-            entry = msgspec.structs.replace(entry, **told)
+            details = {"model": asked.model, "prompt": asked.prompt, "step": asked.step, "tools": list(asked.tools)}
+            entry = msgspec.structs.replace(entry, **details)
         self.requests.append(entry)
 
     def _key_of(self, headers: Sequence[tuple[str, str]]) -> tuple[str, str]:
@@ -212,10 +215,9 @@ async def scripted_model(
     port: int = 0,
     socket: Path | None = None,
 ) -> AsyncIterator[ScriptedModel]:
-    """A scripted model that listens on loopback (`port` 0: a free one), or on a unix `socket`, while the block lasts.
+    """Run a scripted model while the block runs, on loopback (`port` 0: a free port) or on a unix `socket`.
 
-    For the other parameters see ScriptedModel.
-    """
+    For the other parameters see ScriptedModel."""
     model = ScriptedModel(script, scripts=scripts, key=key, side_reply=side_reply)
 
     async def handle(stream: ByteStream) -> None:
@@ -238,8 +240,8 @@ async def scripted_model(
 
 def _given(asked: Asked, reply: Reply, step: Step, *, cut: bool = False) -> Answer:
     if not asked.stream:
-        whole = msgspec.json.encode(dialects.document(asked.protocol, reply))
-        return Answer(chunks=[whole], delay=step.delay, cut=cut)
+        document = msgspec.json.encode(dialects.document(asked.protocol, reply))
+        return Answer(chunks=[document], delay=step.delay, cut=cut)
     chunks = [event.encode() for event in dialects.events(asked.protocol, reply)]
     kind = "text/event-stream; charset=utf-8"
     return Answer(chunks=chunks, content_type=kind, delay=step.delay, chunk_delay=step.chunk_delay, cut=cut)

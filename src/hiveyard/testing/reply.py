@@ -1,4 +1,4 @@
-"""A step, fitted to the request it answers: portable calls become calls of the tools that are on offer."""
+"""Fit a step to a request: portable calls become calls of the tools that the agent offers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATHS = ("file_path", "filePath", "path", "absolute_path")
 
 
 class ToolCall(NamedTuple):
-    """A call as the wire carries it: its input is an object, or free text where the tool takes that."""
+    """A call as it is sent. Its input is an object, or free text for a tool that takes that."""
 
     id: str
     name: str
@@ -26,7 +26,7 @@ class ToolCall(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A reply before a protocol gives it its form. `id` is the same for the same place of a conversation."""
+    """A reply before it is encoded in a protocol. `id` is the same for the same position in a conversation."""
 
     id: str
     model: str
@@ -38,7 +38,7 @@ class Reply(NamedTuple):
 
 
 def fit(step: Step, asked: Asked, name: str) -> Reply:
-    """The reply to give; `name` makes its ids unique."""
+    """Return the reply. `name` makes its ids unique."""
     calls = tuple(
         ToolCall(f"call_{name}_{number}", *_call(call, asked.tools)) for number, call in enumerate(step.calls)
     )
@@ -46,7 +46,7 @@ def fit(step: Step, asked: Asked, name: str) -> Reply:
 
 
 def smallest(schema: Mapping[str, object]) -> object:
-    """The smallest value that a JSON schema allows, near enough for titles and classifications."""
+    """Return a small value that a JSON schema allows. It need not be exact: it is for titles and classifications."""
     if choices := items(schema.get("enum")):
         return choices[0]
     if "const" in schema:
@@ -76,7 +76,7 @@ def _call(call: Call, tools: Mapping[str, Mapping[str, object]]) -> Named:
 
 def _shell(command: str, tools: Mapping[str, Mapping[str, object]]) -> Named:
     name = next((name for name in _SHELLS if name in tools), "Bash")
-    if name not in tools and tools.get("exec") == CUSTOM:  # codex lets some models write JavaScript that calls tools
+    if name not in tools and tools.get("exec") == CUSTOM:  # codex with some models: JavaScript that calls tools
         given = msgspec.json.encode({"cmd": command}).decode()
         return "exec", f"text((await tools.exec_command({given})).output)"
     properties = record(tools.get(name), "properties")
@@ -87,7 +87,7 @@ def _shell(command: str, tools: Mapping[str, Mapping[str, object]]) -> Named:
 
 def _write(file: File, tools: Mapping[str, Mapping[str, object]]) -> Named:
     name = next((name for name in _WRITERS if name in tools), None)
-    if name is None:  # some agents offer only a shell, or patches in a language of their own
+    if name is None:  # some agents offer only a shell, or patches in their own format
         target = shlex.quote(file.path)
         return _shell(f'mkdir -p "$(dirname {target})" && printf %s {shlex.quote(file.content)} > {target}', tools)
     properties = record(tools[name], "properties")
@@ -96,6 +96,6 @@ def _write(file: File, tools: Mapping[str, Mapping[str, object]]) -> Named:
 
 
 def _complete(given: dict[str, object], schema: Mapping[str, object]) -> Mapping[str, object]:
-    """The input with all that the tool requires, such as the `description` that some shells want."""
-    whole = smallest(schema)
-    return {**whole, **given} if isinstance(whole, dict) else given
+    """Return the input with everything that the tool requires, such as the `description` of some shells."""
+    defaults = smallest(schema)
+    return {**defaults, **given} if isinstance(defaults, dict) else given

@@ -1,12 +1,12 @@
 """The script of a scripted model: a list of steps, one for each reply to a prompt.
 
-A step is data, so that a script can stand in a JSON file, in Python, or in the prompt itself:
+A step is data, so a script can be in a JSON file, in Python, or in the prompt itself:
 
     [{"thinking": "A small fix.", "text": "I will look.", "calls": [{"shell": "pytest -q"}]},
      {"calls": [{"write": {"path": "a.py", "content": "x = 1\\n"}}]},
      {"text": "Done.", "usage": {"input": 1200, "output": 30}}]
 
-`shell` and `write` are portable: they become whatever tool the agent at hand offers.
+`shell` and `write` are portable: they become the corresponding tools of the agent.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class File(Piece, frozen=True, kw_only=True):
-    """A file to write; a path that is not absolute is the agent's working directory's."""
+    """A file to write. A relative path is below the agent's working directory."""
 
     path: str
     content: str
 
 
 class Call(Piece, frozen=True, kw_only=True, omit_defaults=True):
-    """One tool call: a shell command, a file to write, or a tool of the agent by its own name with its input."""
+    """A tool call: a shell command, a file to write, or a tool of the agent by its own name with its input."""
 
     shell: str | None = None
     write: File | None = None
@@ -46,11 +46,11 @@ class Call(Piece, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         if sum(kind is not None for kind in (self.shell, self.write, self.tool)) != 1:
-            raise ValueError("a call has exactly one of shell, write and tool")
+            raise ValueError("a call needs exactly one of shell, write and tool")
 
 
 class Tokens(Piece, frozen=True, kw_only=True):
-    """The usage that the reply reports. `input` are the tokens not read from a cache."""
+    """The usage that the reply reports. `input` excludes tokens read from a cache."""
 
     input: int = 1000
     output: int = 50
@@ -59,10 +59,9 @@ class Tokens(Piece, frozen=True, kw_only=True):
 
 
 class Fault(Piece, frozen=True, kw_only=True):
-    """How a request goes wrong. `times` 0 means always; after that many times the step is answered as it stands.
+    """A failure of a request. `times` 0 means always; after `times` failures the step is answered normally.
 
-    `status` is an HTTP status to refuse with. `cut` breaks the connection in the middle of the reply instead.
-    """
+    `status` is an HTTP error status. `cut` breaks the connection in the middle of the reply instead."""
 
     status: int = 0
     cut: bool = False
@@ -72,16 +71,15 @@ class Fault(Piece, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if bool(self.status) == self.cut:
-            raise ValueError("a fault has a status, or cuts, and not both")
+            raise ValueError("a fault needs exactly one of status and cut")
 
 
 class Step(Piece, frozen=True, kw_only=True, omit_defaults=True):
-    """One reply: thinking, then text, then tool calls. Without calls it ends the agent's turn.
+    """A reply: thinking, then text, then tool calls. A reply without calls ends the agent's turn.
 
-    `stop` "length" tells the agent that the reply was cut at its token limit. `delay` is seconds before the first
-    byte, `chunk_delay` seconds between the pieces of a stream. `gate` names a gate in the middle of the reply: the rest
-    of it waits until the server's gate of that name is opened.
-    """
+    `stop` "length" reports that the reply was cut at its token limit. `delay` is the seconds before the first byte,
+    `chunk_delay` the seconds between the pieces of a stream. `gate` names a gate in the middle of the reply: the rest
+    of it is sent when the server's gate of that name is opened."""
 
     thinking: str = ""
     text: str = ""
@@ -98,55 +96,54 @@ Script = Sequence[Step]
 
 
 def say(text: str, *, thinking: str = "") -> Step:
-    """A reply of text only: the last of a turn."""
+    """Return a reply of text only, which ends a turn."""
     return Step(text=text, thinking=thinking)
 
 
 def shell(command: str, *, text: str = "") -> Step:
-    """A reply that runs a command."""
+    """Return a reply that runs a command."""
     return Step(text=text, calls=[Call(shell=command)])
 
 
 def write(path: str, content: str, *, text: str = "") -> Step:
-    """A reply that writes a file."""
+    """Return a reply that writes a file."""
     return Step(text=text, calls=[Call(write=File(path=path, content=content))])
 
 
 def tool(name: str, *, text: str = "", **arguments: object) -> Step:
-    """A reply that calls one of the agent's tools by its own name."""
+    """Return a reply that calls one of the agent's tools by its own name."""
     return Step(text=text, calls=[Call(tool=name, input=arguments)])
 
 
 def refuse(status: int, *, times: int = 0, message: str = "", headers: Mapping[str, str] | None = None) -> Step:
-    """A request that gets an HTTP error, `times` times or always."""
+    """Return a step whose request gets an HTTP error, `times` times or always."""
     fault = Fault(status=status, times=times, message=message, headers=dict(headers or {}))
     return Step(text="at last", fault=fault)
 
 
 def cut(*, times: int = 0, text: str = "This reply will never be heard to its end.") -> Step:
-    """A reply that breaks off in the middle, `times` times or always."""
+    """Return a reply that breaks off in the middle, `times` times or always."""
     return Step(text=text, fault=Fault(cut=True, times=times))
 
 
 def load(data: bytes | str) -> list[Step]:
-    """A script from JSON. Raises BadInput with the place of what is wrong."""
+    """Parse a script from JSON. Raises BadInput with the position of the error."""
     try:
         return msgspec.json.decode(data, type=list[Step])
     except msgspec.MsgspecError as error:
-        raise BadInput(f"this is no script: {error}", hint="pydoc hiveyard.testing.script") from error
+        raise BadInput(f"the script is not valid: {error}", hint="pydoc hiveyard.testing.script") from error
 
 
 def in_prompt(script: Script) -> str:
-    """A marker that carries a whole script; put it anywhere in a prompt. It survives quoting."""
+    """Return a marker that contains a complete script. It may be anywhere in a prompt, and survives quoting."""
     return f"[[steps:{base64.urlsafe_b64encode(msgspec.json.encode(list(script))).decode()}]]"
 
 
 def named_by(prompt: str, scripts: Mapping[str, Script]) -> Script | None:
-    """The script that the last marker in a prompt asks for: `[[script:NAME]]`, or one made by `in_prompt`.
+    """Return the script of the last marker in a prompt: `[[script:NAME]]`, or one made by `in_prompt`.
 
-    The last, because an agent may join a prompt that failed and the one after it. None without a marker. Raises
-    BadInput for an unknown name or a broken marker.
-    """
+    The last one counts, because an agent may join a failed prompt and the next one. Returns None without a marker.
+    Raises BadInput for an unknown name or a broken marker."""
     markers = list(_MARKER.finditer(prompt))
     if not markers:
         return None
@@ -154,7 +151,7 @@ def named_by(prompt: str, scripts: Mapping[str, Script]) -> Script | None:
     if carried is not None:
         return _carried(carried)
     if name not in scripts:
-        raise BadInput(f"no script is called {name!r}; there are {', '.join(sorted(scripts)) or 'none'}")
+        raise BadInput(f"no script is called {name!r}; known scripts: {', '.join(sorted(scripts)) or 'none'}")
     return scripts[name]
 
 

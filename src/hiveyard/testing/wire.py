@@ -1,4 +1,4 @@
-"""A very small HTTP/1.1 server that can also misbehave: it knows no models, only requests, answers and cuts."""
+"""A minimal HTTP/1.1 server that can also misbehave. It knows requests, answers and cuts, but no models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GONE = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """`path` is without its query; names of headers are in lower case."""
+    """An HTTP request. `path` is without the query; header names are in lower case."""
 
     method: str
     path: str
@@ -26,8 +26,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer to send. `cut`: only the first half of the chunks is sent, then the connection breaks. `gate`: the
-    second half waits for it."""
+    """An answer to send. With `cut`, the connection breaks after the first half of the chunks. The second half waits
+    for `gate`."""
 
     chunks: Sequence[bytes]
     status: int = 200
@@ -40,7 +40,7 @@ class Answer:
 
 
 async def converse(stream: ByteStream, answer: Callable[[Request], Awaitable[Answer]]) -> None:
-    """Serve one connection to its end; what the other side does wrong ends it quietly."""
+    """Serve one connection until it ends. Errors of the client end it quietly."""
     connection = h11.Connection(h11.SERVER)
     async with stream:
         try:
@@ -88,7 +88,7 @@ async def _receive(stream: ByteStream) -> bytes:
 
 async def _send(connection: h11.Connection, stream: ByteStream, answer: Answer) -> None:
     await anyio.sleep(answer.delay)
-    # A length promises bytes that a cut never sends; chunks need no promise, their missing end is the cut.
+    # Chunks have no Content-Length: a cut is then visible as a missing end, not as missing bytes.
     length = {} if len(answer.chunks) > 1 else {"content-length": str(sum(map(len, answer.chunks)))}
     headers = {"content-type": answer.content_type, **length, **answer.headers}
     head = h11.Response(status_code=answer.status, headers=list(headers.items()), reason=_reason(answer.status))

@@ -17,7 +17,7 @@ def test_a_damaged_session_is_not_rewound_and_not_forked(stage: Stage, repo: Pat
     for words in (("rewind", id, "early"), ("fork", id, "--from", "early")):
         refused = stage(*words)
         assert refused.returncode == 125
-        assert "origin.git is not a whole repository" in refused.stderr and "hv rm" in refused.stderr
+        assert "origin.git is not a complete repository" in refused.stderr and "hv rm" in refused.stderr
     assert (root / "shared" / "repo" / "a.txt").read_text() == "present\n"
     (root / "away").rename(root / "origin.git")
     done = stage("rewind", id, "early")

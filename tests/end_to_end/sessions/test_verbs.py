@@ -90,6 +90,21 @@ def test_prompts_wait_for_their_turn(stage: Stage, repo: Path) -> None:
     stage.until(id, lambda body: body.get("text") == "kept: 2 3")
 
 
+def test_waiting_for_a_session_ends_when_no_prompt_is_left(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "remember apples", "--name", "fruit")
+    assert stage("wait", id).stdout == f"{id}  fruit: idle\n"
+    assert stage.said(id) == ["done: remember apples"]
+    stage("send", id, "run sleep 2")
+    stage("send", id, "remember pears")
+    assert stage.session(id)["queued"] >= 1
+    assert (waited := stage("wait", id)).returncode == 0, waited.stderr
+    assert stage.said(id)[-1] == "done: remember pears"
+    stage("send", id, "ask")
+    assert stage("wait", id).stdout == f"{id}  fruit: waiting\n"
+    stage("stop", id)
+    assert stage("wait", id).stdout == f"{id}  fruit: stopped\n"
+
+
 def test_prompts_queued_at_a_stop_are_sent_after_resume(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo, "-m", "wait")
     stage.until(id, lambda body: body.get("text") == "wait")
@@ -219,8 +234,8 @@ def test_a_session_that_fails_to_start_reports_why_and_gives_a_hint(own_stage: S
         (["spawn", ".", "--memory", "16777216"], 125, "does not fit"),
         (["resume", "nothing"], 2, "nothing"),
         (["stop", "nothing"], 2, "nothing"),
-        (["stop", ""], 2, "a name is missing"),
-        (["show", ""], 2, "a name is missing"),
+        (["stop", ""], 2, "the name is empty"),
+        (["show", ""], 2, "the name is empty"),
         (["attach", "nothing"], 2, "nothing"),
         (["send", "nothing", "x"], 2, "nothing"),
         (["send", "nothing"], 2, "what to do"),

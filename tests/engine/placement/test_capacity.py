@@ -1,4 +1,4 @@
-"""Machines are promised no more memory than there is: tasks wait for each other, what never fits is refused at once."""
+"""Machines never reserve more memory than there is: tasks wait, and a request that never fits is refused at once."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def puppet() -> None:
 
 @pytest.fixture
 def small(yard: Yard) -> Yard:
-    """A host with room for one machine as it is set, or two of half its size."""
+    """A host with memory for one machine of the default size, or for two of half the size."""
     yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, memory_mib=1024, memory_total_mib=1500))
     return yard
 
 
 async def until(engine: Engine, id: str, type: str) -> None:
-    """Wait for an event of that type. One that has ended without has none to come."""
+    """Wait for an event of that type, or for the end of the task."""
     async for event in engine.follow(id, after=0):
         if event.body.type == type:
             return
@@ -44,7 +44,7 @@ def waited(events: list[Event]) -> bool:
     return any(isinstance(event.body, Notice) and "memory" in event.body.message for event in events)
 
 
-async def test_a_task_waits_until_the_machine_of_another_is_gone(small: Yard, repo: Path) -> None:
+async def test_a_task_waits_until_the_machine_of_another_is_removed(small: Yard, repo: Path) -> None:
     async with small.open() as engine:
         first = await engine.submit(asked(repo, WAITS))
         await until(engine, first, "task.started")
@@ -59,7 +59,7 @@ async def test_a_task_waits_until_the_machine_of_another_is_gone(small: Yard, re
         assert [waited(await told(engine, id)) for id in (first, second, third)] == [False, True, False]
 
 
-async def test_of_many_tasks_at_once_no_two_have_a_machine_where_one_fits(small: Yard, repo: Path) -> None:
+async def test_two_of_many_tasks_never_have_a_machine_where_one_fits(small: Yard, repo: Path) -> None:
     async with small.open() as engine:
         ids = [await engine.submit(asked(repo, "echo x > x.txt")) for _ in range(4)]
         assert [(await done(engine, id)).status for id in ids] == ["completed"] * 4
@@ -74,9 +74,7 @@ async def test_of_many_tasks_at_once_no_two_have_a_machine_where_one_fits(small:
     assert not there
 
 
-async def test_a_task_that_waits_for_memory_goes_on_waiting_after_a_restart_and_can_be_cancelled(
-    small: Yard, repo: Path
-) -> None:
+async def test_a_task_still_waits_for_memory_after_a_restart_and_can_be_cancelled(small: Yard, repo: Path) -> None:
     async with small.open() as engine:
         first = await engine.submit(asked(repo, WAITS))
         await until(engine, first, "task.started")
@@ -92,7 +90,7 @@ async def test_a_task_that_waits_for_memory_goes_on_waiting_after_a_restart_and_
         assert [(await done(engine, id)).commits for id in (first, second)] == [1, 1]
 
 
-async def test_a_task_does_not_wait_for_a_session_that_stands_until_it_is_stopped(small: Yard, repo: Path) -> None:
+async def test_a_task_does_not_wait_for_the_memory_of_a_session(small: Yard, repo: Path) -> None:
     async with small.open() as engine:
         session = await spawned(engine, repo)
         refused = await done(engine, await engine.submit(asked(repo, "true")))
@@ -102,9 +100,7 @@ async def test_a_task_does_not_wait_for_a_session_that_stands_until_it_is_stoppe
         assert last.status == "completed", last.error
 
 
-async def test_a_task_does_not_wait_for_a_machine_that_is_kept_until_somebody_removes_it(
-    small: Yard, repo: Path
-) -> None:
+async def test_a_task_does_not_wait_for_the_memory_of_a_kept_machine(small: Yard, repo: Path) -> None:
     async with small.open() as engine:
         first = await engine.submit(asked(repo, WAITS, keep=True))
         await until(engine, first, "task.started")
@@ -124,7 +120,7 @@ async def test_a_task_does_not_wait_for_a_machine_that_is_kept_until_somebody_re
         assert last.status == "completed", last.error
 
 
-async def test_a_task_waits_for_a_machine_that_somebody_is_removing(small: Yard, repo: Path) -> None:
+async def test_a_task_waits_for_a_machine_that_is_being_removed(small: Yard, repo: Path) -> None:
     async with small.open() as engine:
         first = await engine.submit(asked(repo, WAITS, keep=True))
         await until(engine, first, "task.started")

@@ -1,4 +1,4 @@
-"""Where the memory of one machine cannot be had: its session is kept and forked as files and conversation."""
+"""If the memory of a machine cannot be saved, its session is saved and forked as files and conversation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def puppet() -> None:
     register()
 
 
-async def test_a_snapshot_is_the_files_and_the_conversation_and_says_so(yard: Yard, repo: Path) -> None:
+async def test_a_snapshot_without_memory_has_files_and_conversation_and_reports_it(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await spawned(engine, repo)
@@ -41,7 +41,7 @@ async def test_a_snapshot_is_the_files_and_the_conversation_and_says_so(yard: Ya
         await engine.sessions.stop(id)
 
 
-async def test_children_resume_the_conversation_and_that_is_told(yard: Yard, repo: Path) -> None:
+async def test_children_resume_the_conversation_and_report_it(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await spawned(engine, repo)

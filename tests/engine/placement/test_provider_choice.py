@@ -1,4 +1,4 @@
-"""Which provider a task runs on."""
+"""Choosing the provider of a task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiveyard.engine.placement.provider_choice import choose
 
 
 class Ground:
-    """As much of a provider as choosing needs."""
+    """The part of a provider that the choice needs."""
 
     def __init__(self, name: str, tier: Tier, *, ok: bool, capabilities: Capabilities | None = None) -> None:
         self.name, self.tier = name, tier
@@ -46,20 +46,20 @@ async def test_a_named_provider_is_never_replaced_by_another() -> None:
 
 
 @pytest.mark.anyio
-async def test_an_unknown_provider_is_answered_with_those_there_are() -> None:
+async def test_the_error_for_an_unknown_provider_lists_the_known_ones() -> None:
     with pytest.raises(BadInput, match="'vmware'") as raised:
         await choose("vmware", grounds(docker=True, bubblewrap=True))
     assert "auto, bubblewrap, docker" in raised.value.hint
 
 
 @pytest.mark.anyio
-async def test_no_provider_at_all_names_each_reason() -> None:
+async def test_the_error_without_a_working_provider_names_each_reason() -> None:
     with pytest.raises(ProviderUnavailable, match=r"not qemu: .*; not bubblewrap: "):
         await choose("auto", grounds(qemu=False, bubblewrap=False))
 
 
 @pytest.mark.anyio
-async def test_auto_never_takes_what_costs_money_on_a_host_of_somebody_else() -> None:
+async def test_auto_never_takes_a_remote_provider() -> None:
     cloud = Ground("cloud", Tier.VM, ok=True, capabilities=Capabilities(remote=True))
     here = {**grounds(bubblewrap=True), "cloud": cast(Provider, cloud)}
     assert (await choose("auto", here)).provider.name == "bubblewrap"

@@ -56,7 +56,7 @@ async def test_a_guest_that_hides_its_end_is_stopped_when_the_disk_fills_up(yard
         id = await unheard(engine, yard, repo)
         runner = engine.sessions.find_runner(id)
         assert runner is not None
-        runner.stop.ask(DiskReserve("there is little left"))
+        runner.stop.request(DiskReserve("there is little left"))
         with anyio.fail_after(60):
             await runner.over.wait()
         await no_machine(engine, id)

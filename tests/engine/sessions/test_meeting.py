@@ -156,7 +156,7 @@ async def test_a_running_agent_continues_after_its_tape_was_removed(yard: Yard, 
     async with at_work(yard, again := Remembering(yard, before=provider)) as engine:
         assert await told(engine, id, "recall") == "kept: apple"
         said = [event.body.message for event in await events(engine, id) if isinstance(event.body, Notice)]
-        assert [line for line in said if "nothing is recorded from here on" in line] == said
+        assert [line for line in said if "recording stops" in line] == said
         assert (len(said), again.booted) == (1, [])
         await engine.sessions.stop(id)
 

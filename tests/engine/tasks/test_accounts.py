@@ -1,4 +1,4 @@
-"""Whose key a task is paid with."""
+"""The account that pays for a task."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_keys(yard: Yard) -> None:
     write_atomic(yard.paths.keys, keys.encode(), mode=0o600)
 
 
-async def test_a_task_is_paid_by_the_account_it_names_or_the_one_that_is_set(yard: Yard, repo: Path) -> None:
+async def test_a_task_uses_the_account_it_names_or_the_default_one(yard: Yard, repo: Path) -> None:
     write_keys(yard)
     yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, account="home"))
     async with upstream(whole(b'{"data": []}')) as up:
@@ -42,7 +42,7 @@ async def test_a_task_is_paid_by_the_account_it_names_or_the_one_that_is_set(yar
     ]
 
 
-async def test_an_account_that_is_not_there_is_told_before_there_is_a_task(yard: Yard, repo: Path) -> None:
+async def test_an_unknown_account_is_refused_before_there_is_a_task(yard: Yard, repo: Path) -> None:
     write_keys(yard)
     async with yard.open() as engine:
         with pytest.raises(BadInput, match="there is no account 'wrok'") as caught:
@@ -50,7 +50,7 @@ async def test_an_account_that_is_not_there_is_told_before_there_is_a_task(yard:
         assert caught.value.hint == "accounts: home, work"
 
 
-async def test_a_sign_in_with_claude_is_for_claude_code_alone(yard: Yard, repo: Path) -> None:
+async def test_a_claude_sign_in_is_only_for_claude_code(yard: Yard, repo: Path) -> None:
     keys = '[accounts.mine]\nclaude_sign_in = "mine.json"\nopenai = "sk-Zq8TestSecret-of-this-account"\n'
     write_atomic(yard.paths.keys, keys.encode(), mode=0o600)
     async with yard.open() as engine:
@@ -60,7 +60,7 @@ async def test_a_sign_in_with_claude_is_for_claude_code_alone(yard: Yard, repo: 
                 await engine.submit(request)
 
 
-async def test_a_session_whose_account_is_gone_goes_on_when_it_is_back(yard: Yard, repo: Path) -> None:
+async def test_a_session_whose_account_is_missing_resumes_when_it_is_back(yard: Yard, repo: Path) -> None:
     register()
     write_keys(yard)
     async with yard.open() as engine:

@@ -14,7 +14,7 @@ from hiveyard.engine.engine import Engine
 from tests.engine.conftest import Yard, asked, done, told
 
 pytestmark = pytest.mark.anyio
-# A filter that never ends, in a process whose name is found again.
+# A filter that never ends; its number identifies the process.
 SLOW = (
     "echo x > x.txt; git config filter.slow.clean 'touch ../held; sleep 98765'; echo '* filter=slow' > .gitattributes"
 )
@@ -25,7 +25,7 @@ async def notices(engine: Engine, id: str) -> str:
 
 
 async def programs(engine: Engine, id: str) -> str:
-    """The command lines of all processes in the machine of a task."""
+    """Return the command lines of all processes in the machine of a task."""
     async with engine._r.providers["bubblewrap"].guest(f"hv-{id}") as guest:
         done = await guest.run(
             Command(shell="for i in /proc/[0-9]*; do tr '\\0' ' ' <$i/cmdline; echo; done"), timeout=20
@@ -34,7 +34,7 @@ async def programs(engine: Engine, id: str) -> str:
 
 
 async def held(yard: Yard, id: str) -> None:
-    """Wait until collecting is held up by the filter."""
+    """Wait until the filter blocks collecting."""
     with anyio.fail_after(60):
         while not (yard.paths.sessions / id / "shared/held").exists():  # noqa: ASYNC110
             await anyio.sleep(0.05)

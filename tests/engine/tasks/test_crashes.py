@@ -1,4 +1,4 @@
-"""What is left at any moment is found again: by the next daemon, by a second caller, by who was waiting."""
+"""After a crash at any moment, the next daemon continues the work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 SLOW = "echo x > x.txt; echo begun; sleep 600"
 
 
-async def test_a_cancel_that_no_daemon_came_to_do_still_keeps_the_work(yard: Yard, repo: Path) -> None:
+async def test_a_cancel_before_a_kill_is_done_by_the_next_daemon_and_keeps_the_work(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, SLOW))
         await until(engine, id, "agent.output")
@@ -87,7 +87,7 @@ async def test_after_a_restart_an_agent_at_work_does_not_wait_behind_a_queued_ta
         assert ends[0] < ends[1]
 
 
-async def test_two_who_remove_a_task_at_once_remove_it_once(yard: Yard, repo: Path) -> None:
+async def test_two_concurrent_removals_of_a_task_remove_it_once(yard: Yard, repo: Path) -> None:
     outcomes: list[str] = []
 
     async def remove(engine: Engine, id: str) -> None:
@@ -107,7 +107,7 @@ async def test_two_who_remove_a_task_at_once_remove_it_once(yard: Yard, repo: Pa
         assert not yard.paths.sessions.joinpath(id).exists()
 
 
-async def test_who_follows_a_task_that_is_removed_comes_to_an_end(yard: Yard, repo: Path) -> None:
+async def test_following_a_task_ends_when_it_is_removed(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "true"))
         await done(engine, id)
@@ -125,7 +125,7 @@ async def test_who_follows_a_task_that_is_removed_comes_to_an_end(yard: Yard, re
                 await engine.remove(id, force=False)
 
 
-async def test_directories_of_tasks_that_never_were_are_removed_and_work_is_not(yard: Yard, repo: Path) -> None:
+async def test_unfinished_directories_are_removed_and_work_is_not(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt; echo done"))
         await done(engine, id)
@@ -142,8 +142,8 @@ async def test_directories_of_tasks_that_never_were_are_removed_and_work_is_not(
         assert (sessions / id / "result" / "changes.patch").exists()
 
 
-async def test_what_is_put_away_already_is_removed_under_the_name_it_has(yard: Yard) -> None:
-    """A daemon may be killed time and again before it comes to that, and a name can be only so long."""
+async def test_a_directory_that_is_renamed_for_removal_keeps_its_name_and_is_removed(yard: Yard) -> None:
+    """A daemon may be killed again and again before the removal, and the length of a name is limited."""
     left = yard.paths.sessions / f".{new_id() * 24}.removed"
     left.mkdir(parents=True)
     async with yard.open():
@@ -152,8 +152,9 @@ async def test_what_is_put_away_already_is_removed_under_the_name_it_has(yard: Y
                 await anyio.sleep(0.05)
 
 
-async def test_who_asks_again_after_a_kill_gets_a_directory_that_no_sweep_takes(yard: Yard, repo: Path) -> None:
-    """The daemon was killed between making the directory and the journal; who asked asks the next one at once."""
+async def test_a_repeated_request_after_a_kill_gets_a_directory_that_is_not_swept(yard: Yard, repo: Path) -> None:
+    """The daemon was killed after creating the directory and before the journal entry; the caller repeats the
+    request."""
     request = asked(repo, "echo x > x.txt", id=new_id())
     left = Workspace(yard.paths.sessions / str(request.id))
     left.create(id=left.root.name, slug="s", repo="r", agent="command", prompt="of the first time", at=0.0)
@@ -167,7 +168,7 @@ async def test_who_asks_again_after_a_kill_gets_a_directory_that_no_sweep_takes(
                 await anyio.sleep(0.05)
 
 
-async def test_a_task_that_cannot_go_on_takes_no_other_with_it(yard: Yard, repo: Path) -> None:
+async def test_a_task_that_cannot_continue_does_not_affect_others(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         broken = Job("no-such-task", engine._r)
         await engine._run(broken)
@@ -201,7 +202,7 @@ async def test_a_full_disk_delays_the_end_of_a_task_and_does_not_lose_it(yard: Y
         assert full.refusals == 0
 
 
-async def test_two_may_release_the_same_machine(yard: Yard, repo: Path) -> None:
+async def test_two_callers_may_release_the_same_machine(yard: Yard, repo: Path) -> None:
     from hiveyard.engine.placement.machine_lease import MachineLease
 
     async with yard.open() as engine:
@@ -217,11 +218,11 @@ async def test_two_may_release_the_same_machine(yard: Yard, repo: Path) -> None:
 
 
 class Killed(Exception):
-    """The daemon is gone."""
+    """Simulates the end of the daemon."""
 
 
 class Dying:
-    """A store that lives until the journal has forgotten something, or until just before."""
+    """A store that fails after the journal has forgotten a task, or just before."""
 
     def __init__(self, store: Store, *, before: bool) -> None:
         self._store, self._before = store, before
@@ -245,9 +246,7 @@ class Dying:
 
 
 @pytest.mark.parametrize("kind", ["task", "session"])
-async def test_what_the_journal_forgot_and_a_killed_daemon_left_on_disk_is_removed(
-    kind: str, yard: Yard, repo: Path
-) -> None:
+async def test_files_of_a_forgotten_task_are_removed_after_a_kill(kind: str, yard: Yard, repo: Path) -> None:
     register()
     async with yard.open() as engine:
         if kind == "task":
@@ -266,7 +265,7 @@ async def test_what_the_journal_forgot_and_a_killed_daemon_left_on_disk_is_remov
                 await anyio.sleep(0.05)
 
 
-async def test_what_a_killed_daemon_was_about_to_forget_is_all_there(yard: Yard, repo: Path) -> None:
+async def test_a_task_is_complete_if_the_daemon_was_killed_before_forgetting_it(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt"))
         await done(engine, id)

@@ -1,4 +1,4 @@
-"""What a wish leaves open is what the settings say for its agent, and kept so."""
+"""Values that a request leaves open come from the settings, and do not change later."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def wished(yard: Yard, agent: str, asked: str | None = None, **settings: s
         ("goose", {"default": "host"}, None),
     ],
 )
-async def test_an_agent_has_an_image_that_brings_it(
+async def test_an_agent_gets_an_image_that_contains_it(
     yard: Yard, agent: str, settings: dict[str, str], image: str | None
 ) -> None:
     assert (await wished(yard, agent, **settings)).image == image
@@ -45,7 +45,7 @@ async def test_an_agent_has_its_own_model_and_account(yard: Yard) -> None:
     assert (spec.model, spec.account) == ("one", "work")
 
 
-async def test_a_task_keeps_the_model_that_was_set_when_it_was_made(yard: Yard, repo: Path) -> None:
+async def test_a_task_keeps_the_model_of_its_creation(yard: Yard, repo: Path) -> None:
     asked = TaskRequest(repo=str(repo), prompt="do it", agent="command", command="true")
     parts = replace(yard.settings, agents={"command": AgentSettings(model="one")})
     async with Yard(yard.home, parts, {}).open() as engine:
@@ -55,7 +55,7 @@ async def test_a_task_keeps_the_model_that_was_set_when_it_was_made(yard: Yard, 
         assert (await engine.report(id)).model == "one"
 
 
-async def test_an_agent_that_is_not_there_cannot_be_set(yard: Yard) -> None:
+async def test_an_unknown_agent_in_the_settings_is_refused(yard: Yard) -> None:
     parts = config.Settings(engine=EngineSettings(), agents={"cluade": AgentSettings(model="one")})
     with pytest.raises(BadSetting, match=r"agents\.cluade") as raised:
         async with Yard(yard.home, parts, {}).open():

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 MiB, where the yard is."""
+    """Mount a disk of 64 MiB for the installation."""
     if os.geteuid() != 0:
         pytest.skip("mounting a disk needs root")
     place = tmp_path / "home"
@@ -34,7 +34,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def stuff(path: Path) -> None:
-    """Make a file that takes its disk to the last byte."""
+    """Fill the disk to its last byte."""
     with path.open("wb", buffering=0) as file:
         for size in (1 << 20, 1):
             try:
@@ -44,15 +44,13 @@ def stuff(path: Path) -> None:
                 assert error.errno == errno.ENOSPC
 
 
-async def test_what_cannot_be_begun_for_want_of_space_is_told_and_leaves_nothing(
-    yard: Yard, repo: Path, disk: Path
-) -> None:
+async def test_a_task_without_disk_space_is_refused_and_leaves_nothing(yard: Yard, repo: Path, disk: Path) -> None:
     register()
     async with yard.open() as engine:
         stuff(disk / "junk")
-        with pytest.raises(NoSpace, match="cannot be made: No space left on device"):
+        with pytest.raises(NoSpace, match="cannot be created: No space left on device"):
             await engine.submit(asked(repo, "true"))
-        with pytest.raises(NoSpace, match="cannot be made: No space left on device"):
+        with pytest.raises(NoSpace, match="cannot be created: No space left on device"):
             await engine.sessions.spawn(SpawnRequest(repo=str(repo), agent=NAME))
         assert list(yard.paths.sessions.iterdir()) == []
         (disk / "junk").unlink()
@@ -69,7 +67,7 @@ async def test_a_task_that_filled_the_disk_can_be_removed(yard: Yard, repo: Path
         await engine.remove(id, force=False)
         assert not workspace.exists()
         assert os.statvfs(disk).f_bavail > 0
-        # What was given up for that is there again.
+        # The space that was reserved for this is available again.
         again = await engine.submit(asked(repo, "echo three > c.txt"))
         assert (await done(engine, again)).status == "completed"
         assert (yard.paths.data / "ballast").stat().st_blocks * 512 == 4 << 20

@@ -1,4 +1,4 @@
-"""What can be told to be wrong with a request by looking at it alone."""
+"""Validating a request by itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hiveyard.engine.tasks.request import TaskRequest, from_json
 GOOD: dict[str, Any] = {"repo": "/r", "prompt": "do it"}
 
 
-def test_a_request_survives_being_stored() -> None:
+def test_a_request_can_be_stored_and_parsed_again() -> None:
     request = TaskRequest(**GOOD, include_dirty=True, budget_usd=0.5, model="m")
     assert from_json(request.as_json()) == request
 
@@ -42,7 +42,7 @@ def test_a_request_survives_being_stored() -> None:
         ({"command": "make", "agent": "claude"}, "--command"),
     ],
 )
-def test_a_bad_request_is_told_in_one_line(change: dict[str, Any], complaint: str) -> None:
+def test_a_bad_request_is_reported_in_one_line(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(BadInput, match=complaint) as raised:
         from_json({**GOOD, **change}).checked()
     assert "\n" not in raised.value.message
@@ -58,12 +58,12 @@ def test_a_bad_request_is_told_in_one_line(change: dict[str, Any], complaint: st
         (None, "not null"),
     ],
 )
-def test_what_is_no_request_is_bad_input(data: object, complaint: str) -> None:
+def test_malformed_data_is_bad_input(data: object, complaint: str) -> None:
     with pytest.raises(BadInput, match=complaint):
         from_json(data)
 
 
-def test_a_misspelt_field_is_answered_with_the_one_meant() -> None:
+def test_the_error_for_a_misspelt_field_names_the_right_one() -> None:
     with pytest.raises(BadInput) as raised:
         from_json({**GOOD, "timout": 5})
     assert raised.value.hint == "did you mean 'timeout'?"

@@ -33,14 +33,14 @@ async def test_what_a_command_changes_becomes_a_branch_and_a_patch(yard: Yard, r
     assert (git(repo, "status", "--porcelain"), git(repo, "for-each-ref")) == before
 
 
-async def test_a_repository_whose_branch_is_called_hv_can_be_worked_on(yard: Yard, repo: Path) -> None:
+async def test_a_repository_with_a_branch_named_hv_can_be_used(yard: Yard, repo: Path) -> None:
     git(repo, "branch", "hv")
     async with yard.open() as engine:
         report = await done(engine, await engine.submit(asked(repo, "echo new > c.txt")))
         assert (report.status, report.branch, report.commits) == ("completed", "hv-do-it", 1)
 
 
-async def test_no_two_tasks_work_on_a_branch_of_one_name(yard: Yard, repo: Path) -> None:
+async def test_two_tasks_never_use_the_same_branch_name(yard: Yard, repo: Path) -> None:
     git(repo, "branch", "hv/do-it")
     async with yard.open() as engine:
         ids = [await engine.submit(asked(repo, "echo new > c.txt")) for _ in range(3)]
@@ -48,7 +48,7 @@ async def test_no_two_tasks_work_on_a_branch_of_one_name(yard: Yard, repo: Path)
         assert len(names - {"hv/do-it"}) == 3
 
 
-async def test_where_work_lies_that_cannot_be_collected_is_told(yard: Yard, repo: Path) -> None:
+async def test_a_notice_says_where_work_is_that_cannot_be_collected(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > ../kept.txt; rm -rf ../repo"))
         report = await done(engine, id)
@@ -62,7 +62,7 @@ async def test_where_work_lies_that_cannot_be_collected_is_told(yard: Yard, repo
 GONE = "echo x > ../kept.txt; rm -rf ../repo; echo begun"
 
 
-async def test_a_turn_whose_work_cannot_be_collected_has_ended_and_keeps_its_machine_if_asked(
+async def test_a_turn_whose_work_cannot_be_collected_has_ended_and_keep_keeps_its_machine(
     yard: Yard, repo: Path
 ) -> None:
     async with yard.open() as engine:
@@ -76,14 +76,14 @@ async def test_a_turn_whose_work_cannot_be_collected_has_ended_and_keeps_its_mac
         await engine.remove(id, force=False)
 
 
-async def test_a_turn_over_its_time_is_so_when_its_work_cannot_be_collected(yard: Yard, repo: Path) -> None:
+async def test_a_timeout_stays_a_timeout_if_the_work_cannot_be_collected(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         report = await done(engine, await engine.submit(asked(repo, f"{GONE}; sleep 600", timeout=2.0)))
         assert report.error is not None
         assert (report.status, report.exit_code, report.error.code) == ("failed", 124, "agent.timeout")
 
 
-async def test_who_cancels_a_task_whose_work_cannot_be_collected_has_cancelled_it(yard: Yard, repo: Path) -> None:
+async def test_a_cancelled_task_is_cancelled_if_its_work_cannot_be_collected(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, f"{GONE}; sleep 600"))
         await _until(engine, id, "agent.output")
@@ -92,7 +92,7 @@ async def test_who_cancels_a_task_whose_work_cannot_be_collected_has_cancelled_i
         assert (report.status, report.exit_code, report.commits) == ("cancelled", 130, 0)
 
 
-async def test_a_host_that_cannot_take_the_work_ends_the_turn_and_says_why(yard: Yard, repo: Path) -> None:
+async def test_a_host_that_cannot_store_the_work_ends_the_turn_with_a_notice(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt; echo begun; sleep 600"))
         await _until(engine, id, "agent.output")
@@ -104,7 +104,7 @@ async def test_a_host_that_cannot_take_the_work_ends_the_turn_and_says_why(yard:
         assert any("files are kept" in notice and "File exists" in notice for notice in notices)
 
 
-async def test_who_asks_again_with_the_same_id_gets_what_was_made_the_first_time(yard: Yard, repo: Path) -> None:
+async def test_a_repeated_request_with_the_same_id_returns_the_first_task(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         request = replace(asked(repo, "echo x > x.txt", branch="mine"), id=new_id())
         assert await engine.submit(request) == request.id
@@ -130,14 +130,14 @@ async def test_a_command_that_fails_is_a_failed_task_whose_work_is_kept(yard: Ya
         assert "3" in report.error.message
 
 
-async def test_a_turn_over_its_time_is_stopped_and_collected(yard: Yard, repo: Path) -> None:
+async def test_a_turn_that_times_out_is_stopped_and_collected(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         request = asked(repo, "echo x > x.txt; echo begun; sleep 600", timeout=2.0)
         report = await done(engine, await engine.submit(request))
         assert (report.status, report.exit_code, report.commits) == ("failed", 124, 1)
 
 
-async def test_cancelling_keeps_what_is_done(yard: Yard, repo: Path) -> None:
+async def test_cancelling_keeps_the_work_so_far(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt; echo begun; sleep 600"))
         await _until(engine, id, "agent.output")
@@ -147,7 +147,7 @@ async def test_cancelling_keeps_what_is_done(yard: Yard, repo: Path) -> None:
         assert await engine._r.providers["bubblewrap"].names() == set()
 
 
-async def test_who_cancels_while_the_result_is_collected_finds_it_whole(yard: Yard, repo: Path) -> None:
+async def test_a_cancel_during_a_short_collect_keeps_the_result(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt"))
         await _until(engine, id, "phase.ended", phase="agent")
@@ -157,7 +157,7 @@ async def test_who_cancels_while_the_result_is_collected_finds_it_whole(yard: Ya
         assert (report.status, report.exit_code, report.error, report.commits) == ("completed", 0, None, 1)
 
 
-async def test_a_cancel_that_came_too_late_is_so_for_the_next_daemon_too(yard: Yard, repo: Path) -> None:
+async def test_a_late_cancel_stays_without_effect_after_a_restart(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt; exit 3"))
         await _until(engine, id, "phase.ended", phase="agent")
@@ -180,7 +180,7 @@ async def test_a_running_task_is_not_removed_unless_forced_and_then_nothing_is_l
             await engine.report(id)
 
 
-async def test_a_daemon_that_dies_loses_nothing_of_a_run(yard: Yard, repo: Path) -> None:
+async def test_a_killed_daemon_loses_nothing_of_a_run(yard: Yard, repo: Path) -> None:
     command = "for i in $(seq 40); do echo line $i; sleep 0.05; done; echo x > x.txt"
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, command))
@@ -206,7 +206,7 @@ async def test_a_machine_that_dies_is_a_failed_task_with_the_work_so_far(yard: Y
         assert await engine._r.providers["bubblewrap"].names() == set()
 
 
-async def test_a_machine_of_no_task_is_removed_at_start(yard: Yard, repo: Path) -> None:
+async def test_a_machine_without_a_task_is_removed_at_start(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "true", keep=False))
         await done(engine, id)
@@ -219,7 +219,7 @@ async def test_a_machine_of_no_task_is_removed_at_start(yard: Yard, repo: Path) 
         assert await provider.names() == set()
 
 
-async def test_a_dirty_tree_is_left_alone_and_said_or_taken_along(yard: Yard, repo: Path) -> None:
+async def test_uncommitted_changes_are_reported_or_included(yard: Yard, repo: Path) -> None:
     (repo / "a.txt").write_text("changed\n")
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "cat a.txt"))
@@ -232,7 +232,7 @@ async def test_a_dirty_tree_is_left_alone_and_said_or_taken_along(yard: Yard, re
         assert any(event.raw == b"changed" for event in await told(engine, id))
 
 
-async def test_a_bad_request_makes_no_task(yard: Yard, repo: Path, tmp_path: Path) -> None:
+async def test_a_bad_request_creates_no_task(yard: Yard, repo: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     git(tmp_path, "init", "-q", str(tmp_path / "bare-bones"))

@@ -1,4 +1,4 @@
-"""Lines of an agent become entries: what is known and tells nothing is no event, and is not lost."""
+"""Lines of an agent become entries; known lines without an event are kept."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hiveyard.core.ports import HasTerminal, Verdict
 from hiveyard.engine.event_log import Entry
 from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.kit.lines import LineSplitter
-from tests.transcripts.record_seats import home
+from tests.transcripts.record_terminals import home
 
 
 class Letters:
-    """`-` and nothing are known and tell nothing, `?` is unknown, all else is text. Knows what it was fed."""
+    """A parser: `-` and empty lines have no event, `?` is unknown, the rest is text. It stores its input."""
 
     def __init__(self) -> None:
         self.fed: list[bytes] = []
@@ -31,7 +31,7 @@ class Letters:
 
 
 def shown(entries: Sequence[Entry]) -> list[tuple[str, bytes | None]]:
-    """Their texts, output in brackets, and their raw lines."""
+    """Return the texts of entries, output in brackets, and their raw lines."""
     found = []
     for body, raw in entries:
         assert isinstance(body, AgentOutput | AgentText)
@@ -39,7 +39,7 @@ def shown(entries: Sequence[Entry]) -> list[tuple[str, bytes | None]]:
     return found
 
 
-def test_what_tells_nothing_goes_along_with_what_follows() -> None:
+def test_lines_without_an_event_are_kept_with_the_next_event() -> None:
     meaning, splitter = OutputDecoder(Letters(), 10), LineSplitter(limit=1000, offset=10)
     assert shown(meaning.entries(splitter.feed(b"-\n-\na\n-\n"))) == [("a", b"-\n-\na")]
     assert meaning.read == 16, "the last line has to be read again after a restart"
@@ -57,7 +57,7 @@ def test_what_tells_nothing_goes_along_with_what_follows() -> None:
     assert meaning.read == splitter.offset
 
 
-def test_empty_lines_take_their_room_too() -> None:
+def test_empty_lines_count_towards_the_limit() -> None:
     meaning, splitter = OutputDecoder(Letters(), 0), LineSplitter(limit=1000)
     assert meaning.entries(splitter.feed(b"\n" * 1000)) == []
     for _ in range(400):
@@ -68,7 +68,7 @@ def test_empty_lines_take_their_room_too() -> None:
     assert meaning.read == splitter.offset
 
 
-def test_what_was_not_written_is_read_again_and_nothing_twice() -> None:
+def test_unrecorded_lines_are_read_again_and_none_twice() -> None:
     stream = b"-\na\n-\n-\n?\nb\n-\nc\n"
     for cut in range(len(stream)):
         raw: list[bytes] = []
@@ -83,14 +83,14 @@ def test_what_was_not_written_is_read_again_and_nothing_twice() -> None:
         assert after.fed == stream.splitlines()
 
 
-def test_a_flood_that_tells_nothing_is_not_held_for_ever() -> None:
+def test_a_flood_without_events_is_recorded() -> None:
     meaning = OutputDecoder(Letters(), 0)
     found = meaning.entries(LineSplitter(limit=99).feed(b"-\n" * 300_000))
     assert [len(entry.raw or b"") for entry in found] == [599_999]
 
 
 @pytest.mark.parametrize("agent", ["claude", "opencode"])
-def test_no_line_of_a_real_feed_is_noise_in_the_journal(agent: str) -> None:
+def test_real_feeds_cause_no_plain_output_events(agent: str) -> None:
     adapter = agents.by_name(agent)
     assert isinstance(adapter, HasTerminal)
     for feed in home(agent).glob("*.feed"):

@@ -1,4 +1,4 @@
-"""Prompts that wait on the host until the agent takes them."""
+"""Prompts are stored on the host until the agent takes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def puppet() -> None:
     register()
 
 
-async def test_a_prompt_that_is_lost_fails_its_turn_and_no_other(yard: Yard, repo: Path) -> None:
+async def test_a_lost_prompt_fails_only_its_own_turn(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         for number, text in enumerate(("wait", "remember pear", "remember plum", "remember fig"), 1):

@@ -1,4 +1,4 @@
-"""What ends a turn that does not end by itself."""
+"""The watchdog ends a turn that does not end by itself."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.turns.stop import Stop
-from hiveyard.engine.turns.watchdog import DISK_INTERVAL, Life, Limit, watch, watch_disk
+from hiveyard.engine.turns.watchdog import DISK_INTERVAL, Limit, Liveness, watch, watch_disk
 
 SETTINGS = EngineSettings(silence=100.0, disk_reserve_mib=0)
 
 
 class HeldClock:
-    """A clock that moves only when somebody sleeps on it."""
+    """A clock that moves only when a caller sleeps."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -42,7 +42,7 @@ class Knocker:
 @pytest.mark.anyio
 async def test_a_turn_ends_at_its_deadline_and_not_before(tmp_path: Path) -> None:
     clock, stop = HeldClock(), Stop()
-    await watch(clock, SETTINGS, Limit(1050.0, 50.0), Life(clock, Knocker()), stop)
+    await watch(clock, SETTINGS, Limit(1050.0, 50.0), Liveness(clock, Knocker()), stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.timeout"
     assert "time limit of 50 seconds" in stop.reason.message
@@ -52,7 +52,7 @@ async def test_a_turn_ends_at_its_deadline_and_not_before(tmp_path: Path) -> Non
 @pytest.mark.anyio
 async def test_silence_ends_a_turn(tmp_path: Path) -> None:
     clock, stop = HeldClock(), Stop()
-    await watch(clock, SETTINGS, Limit(9999.0, 50.0), Life(clock, Knocker(last_seen=1030.0)), stop)
+    await watch(clock, SETTINGS, Limit(9999.0, 50.0), Liveness(clock, Knocker(last_seen=1030.0)), stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.silent"
     assert clock.time == pytest.approx(1130.0)
@@ -61,7 +61,7 @@ async def test_silence_ends_a_turn(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_an_agent_that_waits_for_a_model_is_not_silent(tmp_path: Path) -> None:
     clock, stop = HeldClock(), Stop()
-    await watch(clock, SETTINGS, Limit(5000.0, 50.0), Life(clock, Knocker(busy=1)), stop)
+    await watch(clock, SETTINGS, Limit(5000.0, 50.0), Liveness(clock, Knocker(busy=1)), stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.timeout"
     assert "time limit of 50 seconds" in stop.reason.message
@@ -74,7 +74,7 @@ async def test_a_daemon_that_was_stopped_for_an_hour_does_not_blame_the_agent(tm
             self.time += 3600.0 if self.time == 1000.0 else seconds
 
     clock, stop = Stopped(), Stop()
-    await watch(clock, SETTINGS, Limit(9999.0, 50.0), Life(clock, Knocker()), stop)
+    await watch(clock, SETTINGS, Limit(9999.0, 50.0), Liveness(clock, Knocker()), stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.silent"
     assert clock.time == pytest.approx(4700.0)
@@ -91,7 +91,7 @@ async def test_a_turn_is_stopped_before_the_disk_is_full(tmp_path: Path) -> None
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, of 16 MiB."""
+    """Mount a disk of 16 MiB."""
     if os.geteuid() != 0:
         pytest.skip("only root mounts a disk of 16 MiB")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(tmp_path)], check=True)
@@ -100,8 +100,8 @@ def full(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.anyio
-async def test_the_less_is_free_the_sooner_it_looks_again(full: Path) -> None:
-    """A disk of 16 MiB that a guest fills by 1 MiB at every look."""
+async def test_the_disk_is_checked_more_often_the_less_is_free(full: Path) -> None:
+    """A guest fills a disk of 16 MiB by 1 MiB at each check."""
     slept: list[float] = []
 
     class Filling(HeldClock):

@@ -1,4 +1,4 @@
-"""A session's work is brought out by several at once, and while it is stopped."""
+"""A session's work is collected by several callers at once, and while the session is stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def puppet() -> None:
 
 
 async def brought_out(engine: Engine, yard: Yard, id: str) -> int:
-    """The size of what its branch holds, which is what the result tells of and whole."""
+    """Check the result of a session, and return the size of its file."""
     source = await engine.source(id)
     words = ("git", "-C", source.origin, "cat-file", "-s", f"{source.head}:big")
     size = (await anyio.run_process(words)).stdout
@@ -33,7 +33,7 @@ async def brought_out(engine: Engine, yard: Yard, id: str) -> int:
     return int(size)
 
 
-async def test_several_who_look_at_the_work_at_once_all_get_it_whole(yard: Yard, repo: Path) -> None:
+async def test_concurrent_collects_all_get_the_complete_work(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, MORE)
@@ -44,7 +44,7 @@ async def test_several_who_look_at_the_work_at_once_all_get_it_whole(yard: Yard,
         await engine.sessions.stop(id)
 
 
-async def test_a_session_that_is_stopped_while_somebody_looks_keeps_its_work(yard: Yard, repo: Path) -> None:
+async def test_a_session_that_is_stopped_during_a_collect_keeps_its_work(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         for size in (12_000_000, 24_000_000):
@@ -61,7 +61,7 @@ async def test_a_session_that_is_stopped_while_somebody_looks_keeps_its_work(yar
         await engine.sessions.stop(id)
 
 
-async def test_who_reads_the_work_while_it_is_brought_out_again_has_the_former(yard: Yard, repo: Path) -> None:
+async def test_a_reader_keeps_the_old_bundle_while_a_new_one_is_collected(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, MORE)

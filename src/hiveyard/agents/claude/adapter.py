@@ -1,11 +1,11 @@
-"""Claude Code: headless as `claude -p` with stream-json out and the prompt on stdin, in a conversation with stream-json
-on both ends, or at its own terminal.
+"""Claude Code: headless as `claude -p`, in a live conversation, or in its own terminal.
 
-It runs as an unprivileged user in a machine of its own, so it need not ask for permission. What the repository brings
-that would run code on start (.mcp.json, hooks, apiKeyHelper, env) comes from the setting sources `project` and
-``local`, which are left out; its CLAUDE.md, which is only words, is let in again as that of an additional directory,
-and so is AGENTS.md where there is no CLAUDE.md, as the program itself would.
-"""
+Headless, it prints stream-json and reads the prompt from stdin. In a conversation both ends are stream-json.
+
+It runs as an unprivileged user in a machine of its own, so it need not ask for permission. Files of the repository that
+run code at the start (.mcp.json, hooks, apiKeyHelper, env) belong to the setting sources `project` and `local`, which
+are left out. The repository's CLAUDE.md is only text. It is loaded as the CLAUDE.md of an additional directory, and
+AGENTS.md if there is no CLAUDE.md, as the program itself would do."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hiveyard.agents.claude.driver import ClaudeStream
-from hiveyard.agents.claude.feed import ClaudeListener
+from hiveyard.agents.claude.feed import ClaudeFeedParser
 from hiveyard.agents.claude.parser import ClaudeParser
 from hiveyard.agents.shared import terminal_process
-from hiveyard.agents.shared.system_prompt import added, writing
+from hiveyard.agents.shared.system_prompt import system_text, with_file
 from hiveyard.agents.shared.wording import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import AgentTerminal, Parser, Turn
 
-# With its own back-off (0.5 s, doubled each time) six tries bridge half a minute: a daemon that restarts, a busy
-# vendor. The default of ten would let a wrong key hang for minutes.
+# With its own back-off (0.5 s, doubled each time) six retries cover half a minute: a daemon that restarts, a busy
+# vendor. With the default of ten, a wrong key would take minutes to fail.
 _RETRIES = "6"
 
-# $1 is a file with more for the system prompt, or empty. The program takes one such file.
+# $1 is a file with additional text for the system prompt, or empty. The program takes only one such file.
 _AGENTS_MD = """
 more=$1; shift
 if [ -f AGENTS.md ] && [ ! -e CLAUDE.md ] && [ ! -e .claude/CLAUDE.md ]; then
@@ -55,7 +55,7 @@ class Claude:
     def version(self) -> Command:
         return Command(argv=("claude", "--version"))
 
-    # --- in a conversation ------------------------------------------------------------------------------------------
+    # --- live conversation ------------------------------------------------------------------------------------------
 
     def live_process(self, turn: Turn) -> ProcessSpec:
         argv = _argv(turn, "--input-format", "stream-json", "--permission-prompt-tool", "stdio")
@@ -65,15 +65,15 @@ class Claude:
     def driver(self, turn: Turn) -> Driver:
         return ClaudeStream(turn.workdir, turn.conversation, ask=turn.ask)
 
-    # --- at its terminal --------------------------------------------------------------------------------------------
+    # --- terminal ---------------------------------------------------------------------------------------------------
 
     def agent_terminal(self, turn: Turn) -> AgentTerminal:
         settings = {
             **_place(turn),
             "workdir": turn.workdir,
-            "argv": _with_words(turn, ("claude", *_options(turn))),
+            "argv": _with_system_prompt(turn, ("claude", *_options(turn))),
             "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
-            # What the repository brings is asked about at a terminal, except when it was agreed to beforehand.
+            # At a terminal the program asks about the repository's MCP servers, unless the user accepted them before.
             "settings": {"enableAllProjectMcpServers": True} if turn.repository_config else {},
         }
         return AgentTerminal(
@@ -82,13 +82,13 @@ class Claude:
         )
 
     def send_prompt(self, turn: Turn) -> Command:
-        return Command(argv=terminal_process.argv_of(turn, self.name, "say", {**_place(turn), "prompt": turn.prompt}))
+        return Command(argv=terminal_process.argv_of(turn, self.name, "send", {**_place(turn), "prompt": turn.prompt}))
 
     def interrupt(self, turn: Turn) -> Command:
         return Command(argv=terminal_process.argv_of(turn, self.name, "interrupt", _place(turn)))
 
     def feed_parser(self) -> Parser:
-        return ClaudeListener()
+        return ClaudeFeedParser()
 
 
 def _place(turn: Turn) -> dict[str, str]:
@@ -99,32 +99,32 @@ def _config(turn: Turn) -> str:
     return f"{turn.state}/claude"
 
 
-def _argv(turn: Turn, *more: str) -> tuple[str, ...]:
-    argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", *more, *_options(turn)]
+def _argv(turn: Turn, *extra: str) -> tuple[str, ...]:
+    argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", *extra, *_options(turn)]
     if turn.conversation is not None:
         argv += ["--resume", checked_conversation(turn.conversation)]
-    return _with_words(turn, argv)
+    return _with_system_prompt(turn, argv)
 
 
 def _options(turn: Turn) -> list[str]:
     argv = ["--permission-mode", "manual" if turn.ask else "bypassPermissions"]
     if not turn.repository_config:
-        # --add-dir takes any number of words: another option must follow it.
+        # --add-dir takes any number of arguments, so another option must follow it.
         argv += ["--add-dir", turn.workdir, "--setting-sources", "user", "--strict-mcp-config"]
     if turn.model is not None:
         argv += ["--model", checked_model(turn.model)]
     return argv
 
 
-def _with_words(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
-    """The command, with what else is to be in the system prompt."""
+def _with_system_prompt(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the command with the option for additional text in the system prompt."""
     path = f"{_config(turn)}/system/{turn.name}.md"
-    more = path if added(turn) else ""
+    extra = path if system_text(turn) else ""
     if not turn.repository_config:
-        argv = ("sh", "-c", _AGENTS_MD, "claude-agents-md", more, *argv)
-    elif more:
-        argv = (*argv, "--append-system-prompt-file", more)
-    return writing(turn, path, argv)
+        argv = ("sh", "-c", _AGENTS_MD, "claude-agents-md", extra, *argv)
+    elif extra:
+        argv = (*argv, "--append-system-prompt-file", extra)
+    return with_file(turn, path, argv)
 
 
 def _env(turn: Turn) -> dict[str, str]:

@@ -1,9 +1,8 @@
 """Claude Code's stream-json on both ends, with its control protocol (`--permission-prompt-tool stdio`).
 
-A prompt is a `user` line. `control_request` lines go both ways and are answered by a `control_response` with their
-`request_id`: the program asks `can_use_tool`, and is asked `interrupt` and `set_model`. A `user` line in the middle of
-a turn is taken into that turn. Each turn begins with `system/init` and ends with `result`.
-"""
+A prompt is a `user` line. `control_request` lines go in both directions and are answered by a `control_response` with
+their `request_id`: the program sends `can_use_tool`, the driver sends `interrupt` and `set_model`. A `user` line in the
+middle of a turn is added to that turn. Each turn begins with `system/init` and ends with `result`."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ import msgspec
 
 from hiveyard.agents.claude.parser import ClaudeParser
 from hiveyard.agents.shared.jsonl import JSON, decoded
-from hiveyard.agents.shared.permission import PermissionRequest
+from hiveyard.agents.shared.permission import PermissionRequests
 from hiveyard.agents.shared.wording import checked_model, summary
 from hiveyard.core.drivers import Answer, Line, Step
 from hiveyard.core.errors import AgentFailed
@@ -24,40 +23,43 @@ from hiveyard.core.usage import Usage
 from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import one_line
 
-_LONGEST_ID = 200
-_GREETING = "initialize"
-_FOR_A_PERSON = ("AskUserQuestion", "ask_user_question")
-"""Tools whose leave is a person's answer."""
+_MAX_ID = 200
+_INITIALIZE = "initialize"
+_USER_TOOLS = ("AskUserQuestion", "ask_user_question")
+"""Tools whose permission is the user's answer to a question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """How a program differs. `greet`: it asks leave only of one who said first that he is there. `adds_up`: what it
-    used is a sum over all turns."""
+    """The peculiarities of a program that speaks this protocol.
 
-    greet: bool = False
-    adds_up: bool = False
+    `initialize`: it sends permission requests only to a client that sent `initialize` first. `cumulative_usage`: its
+    usage is a sum over all turns."""
+
+    initialize: bool = False
+    cumulative_usage: bool = False
 
 
 CLAUDE: Final = Dialect()
-QWEN: Final = Dialect(greet=True, adds_up=True)
+QWEN: Final = Dialect(initialize=True, cumulative_usage=True)
 
 
 class ClaudeStream:
-    """The Driver of Claude Code, and of programs that speak as it does, in a dialect of theirs. `ask` False: leave that
-    it asks for all the same it gets; a person's words it does not."""
+    """The Driver of Claude Code and of programs that speak a dialect of its protocol.
+
+    With `ask` False, permission requests that still arrive are granted, except questions to the user."""
 
     def __init__(self, workdir: str, conversation: str | None = None, *, ask: bool, dialect: Dialect = CLAUDE) -> None:
         self._workdir = workdir
         self._ask = ask
         self._dialect = dialect
-        self._told = Usage()
+        self._usage_before = Usage()
         self._interrupted = False
         self._conversation = conversation
-        self._introduced = False
+        self._announced = False
         self._working = False
         self._turn = ClaudeParser()
-        self._leave = PermissionRequest()
+        self._permissions = PermissionRequests()
 
     @property
     def ready(self) -> bool:
@@ -68,46 +70,46 @@ class ClaudeStream:
         return self._conversation
 
     def start(self) -> Step:
-        return Step((), [_request(_GREETING, {"subtype": "initialize"})] if self._dialect.greet else ())
+        return Step((), [_request(_INITIALIZE, {"subtype": "initialize"})] if self._dialect.initialize else ())
 
     def feed(self, line: bytes) -> Step:
-        said = decoded(line)
-        if said is None:
+        entry = decoded(line)
+        if entry is None:
             return Step(self._turn.feed(line))
-        kind = text(said.get("type"))
-        if kind == "control_request" and len(text(said.get("request_id"))) <= _LONGEST_ID:
-            return self._asked(said)
+        kind = text(entry.get("type"))
+        if kind == "control_request" and len(text(entry.get("request_id"))) <= _MAX_ID:
+            return self._requested(entry)
         if kind == "control_cancel_request":
-            self._leave.withdrawn(text(said.get("request_id")))
+            self._permissions.remove(text(entry.get("request_id")))
             return Step()
         if kind == "control_response":
-            confirmed = text(record(said, "response", "response").get("subtype"))
+            confirmed = text(record(entry, "response", "response").get("subtype"))
             self._interrupted = self._interrupted or (self._working and confirmed == "interrupt")
         if kind in ("control_response", "keep_alive"):
             return Step()
-        events = list(self._heard(kind, self._turn.feed(line)))
+        events = list(self._reported(kind, self._turn.feed(line)))
         if kind == "result":
-            self._over()
+            self._turn_over()
         return Step(events)
 
     def exited(self, exit_code: int | None, stderr: str) -> Step:
         if not self._working:
             return Step()
         verdict = self._turn.verdict(exit_code, stderr)
-        self._over()
+        self._turn_over()
         return Step([AgentEnded(is_error=True, reason=verdict.reason, code=verdict.code)])
 
-    # --- what it is told --------------------------------------------------------------------------------------------
+    # --- input of the program ---------------------------------------------------------------------------------------
 
     def prompt(self, key: str, text: str) -> Sequence[Line]:
-        return [_said(key, text)]
+        return [_user_line(key, text)]
 
     def prompt_sent(self, text: str) -> Sequence[AgentEvent]:
         self._working = True
         return [AgentPrompted(text=clip(text))]
 
     def steer(self, key: str, text: str) -> Step:
-        return Step((), [_said(key, text)])
+        return Step((), [_user_line(key, text)])
 
     def interrupt(self, key: str) -> Step:
         return Step((), [_request(key, {"subtype": "interrupt"})] if self._working else ())
@@ -116,34 +118,34 @@ class ClaudeStream:
         return Step((), [_request(key, {"subtype": "set_model", "model": checked_model(model)})])
 
     def answer(self, request: str, answer: Answer) -> Step:
-        return Step((), [_decided(request, answer, self._leave.settle(request))])
+        return Step((), [_decision(request, answer, self._permissions.settle(request))])
 
-    # --- what it says -----------------------------------------------------------------------------------------------
+    # --- output of the program --------------------------------------------------------------------------------------
 
-    def _asked(self, said: JSON) -> Step:
-        request, asked = text(said.get("request_id")), record(said, "request")
+    def _requested(self, entry: JSON) -> Step:
+        request, asked = text(entry.get("request_id")), record(entry, "request")
         if text(asked.get("subtype")) != "can_use_tool":
-            unknown = f"nothing here answers {one_line(text(asked.get('subtype')), 60)}"
+            unknown = f"not supported: {one_line(text(asked.get('subtype')), 60)}"
             return Step((), [_response(request, {"subtype": "error", "error": unknown})])
         tool, arguments = text(asked.get("tool_name")), record(asked, "input")
         if not self._ask:
-            allowed = tool not in _FOR_A_PERSON
+            allowed = tool not in _USER_TOOLS
             answer = Answer(allow=allowed, message="" if allowed else "Nobody is there to answer. Decide yourself.")
-            return Step((), [_decided(request, answer, arguments)])
+            return Step((), [_decision(request, answer, arguments)])
         message = summary(tool, arguments, self._workdir)
-        return Step([self._leave.wanted(request, tool, arguments, message)])
+        return Step([self._permissions.add(request, tool, arguments, message)])
 
-    def _heard(self, kind: str, events: Sequence[AgentEvent]) -> Iterator[AgentEvent]:
+    def _reported(self, kind: str, events: Sequence[AgentEvent]) -> Iterator[AgentEvent]:
         for event in events:
             if isinstance(event, AgentStarted):
-                # It introduces itself before each turn.
+                # The program sends this before each turn.
                 self._working = True
-                if self._introduced and event.conversation == self._conversation:
+                if self._announced and event.conversation == self._conversation:
                     continue
-                self._introduced = True
+                self._announced = True
                 self._conversation = event.conversation or self._conversation
-            if isinstance(event, AgentUsage) and self._dialect.adds_up:
-                event = AgentUsage(usage=self._since(event.usage))
+            if isinstance(event, AgentUsage) and self._dialect.cumulative_usage:
+                event = AgentUsage(usage=self._used_since(event.usage))
             if isinstance(event, AgentEnded):
                 event = self._judged(event)
             yield event
@@ -157,32 +159,32 @@ class ClaudeStream:
         reason = ended.reason if ended.text else verdict.reason
         return msgspec.structs.replace(ended, is_error=True, reason=reason, code=verdict.code)
 
-    def _since(self, told: Usage) -> Usage:
-        """What this turn used, of a sum that goes on over all turns."""
-        before, self._told = self._told, told
+    def _used_since(self, usage: Usage) -> Usage:
+        """Return the usage of this turn from a sum over all turns."""
+        before, self._usage_before = self._usage_before, usage
         return msgspec.structs.replace(
-            told,
-            input_tokens=max(0, told.input_tokens - before.input_tokens),
-            output_tokens=max(0, told.output_tokens - before.output_tokens),
-            cache_read_tokens=max(0, told.cache_read_tokens - before.cache_read_tokens),
-            cache_write_tokens=max(0, told.cache_write_tokens - before.cache_write_tokens),
+            usage,
+            input_tokens=max(0, usage.input_tokens - before.input_tokens),
+            output_tokens=max(0, usage.output_tokens - before.output_tokens),
+            cache_read_tokens=max(0, usage.cache_read_tokens - before.cache_read_tokens),
+            cache_write_tokens=max(0, usage.cache_write_tokens - before.cache_write_tokens),
         )
 
-    def _over(self) -> None:
+    def _turn_over(self) -> None:
         self._working = self._interrupted = False
         self._turn = ClaudeParser()
-        self._leave.end()
+        self._permissions.clear()
 
 
 def _line(key: str, content: Mapping[str, object]) -> Line:
     return Line(key, msgspec.json.encode(content) + b"\n")
 
 
-def _said(key: str, words: str) -> Line:
+def _user_line(key: str, words: str) -> Line:
     return _line(key, {"type": "user", "message": {"role": "user", "content": words}})
 
 
-def _decided(request: str, answer: Answer, arguments: JSON) -> Line:
+def _decision(request: str, answer: Answer, arguments: JSON) -> Line:
     if answer.allow:
         decision = {"behavior": "allow", "updatedInput": arguments if answer.input is None else answer.input}
     else:
@@ -195,5 +197,5 @@ def _request(key: str, request: Mapping[str, object]) -> Line:
 
 
 def _response(request: str, response: Mapping[str, object]) -> Line:
-    told = {**response, "request_id": request}
-    return _line(f"answer-{request}", {"type": "control_response", "response": told})
+    body = {**response, "request_id": request}
+    return _line(f"answer-{request}", {"type": "control_response", "response": body})

@@ -1,10 +1,9 @@
-"""codex: headless as `codex exec --json` with the prompt on stdin, or in a conversation as `codex app-server`; its
-whole configuration is on its command line.
+"""codex: headless as `codex exec --json` with the prompt on stdin, or in a conversation as `codex app-server`.
 
-It runs without its own sandbox and asks for no leave: the machine is the sandbox. What the repository brings that would
-run code (.codex/config.toml, hooks, rules) codex reads only where it was told to trust the repository; AGENTS.md, which
-is only words, it reads always, and CLAUDE.md in the place of one that is missing.
-"""
+Its whole configuration is on its command line. It runs without its own sandbox and asks for no permission: the machine
+is the sandbox. codex reads files of the repository that run code (.codex/config.toml, hooks, rules) only if the
+repository is marked as trusted. AGENTS.md, which is only text, is always read, and CLAUDE.md if there is no
+AGENTS.md."""
 
 from __future__ import annotations
 
@@ -14,19 +13,19 @@ import msgspec
 
 from hiveyard.agents.codex.driver import CodexServer
 from hiveyard.agents.codex.parser import CodexParser
-from hiveyard.agents.shared.system_prompt import added
+from hiveyard.agents.shared.system_prompt import system_text
 from hiveyard.agents.shared.wording import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import Parser, Turn
 
 _KEY = "HIVEYARD_PLACEHOLDER"
-# With its own back-off (0.2 s, doubled each time) seven tries bridge half a minute. They are those of a stream, which
-# it tells of; of those of a request it does not, and the two multiply.
+# With its own back-off (0.2 s, doubled each time) seven retries cover half a minute. These are retries of a stream,
+# which codex reports. It does not report retries of a request, and the two numbers multiply.
 _RETRIES = 7
 
-# $1 is told first, $2 is the conversation to go on with. codex counts tokens over the whole conversation: what it had
-# counted before stands in its own record of it, and is told too.
+# $1 is printed first, $2 is the conversation to continue. codex counts tokens over the whole conversation. The count
+# before this turn is in codex's own record of the conversation, and is printed too.
 _BEGIN = r"""
 printf '%s\n' "$1"
 mkdir -p -- "$CODEX_HOME"
@@ -56,7 +55,7 @@ class Codex:
     def version(self) -> Command:
         return Command(argv=("codex", "--version"))
 
-    # --- in a conversation ------------------------------------------------------------------------------------------
+    # --- live conversation ------------------------------------------------------------------------------------------
 
     def live_process(self, turn: Turn) -> ProcessSpec:
         trust = [f'projects={{{_toml(turn.workdir)}={{trust_level="trusted"}}}}'] if turn.repository_config else []
@@ -81,8 +80,8 @@ def _argv(turn: Turn) -> tuple[str, ...]:
         argv += ["--config", setting]
     if turn.model is not None:
         argv += ["--model", checked_model(turn.model)]
-    told = msgspec.json.encode({"type": "workdir", "path": turn.workdir}).decode()
-    return ("sh", "-c", _BEGIN, "codex-begin", told, conversation, *argv, "-")
+    workdir = msgspec.json.encode({"type": "workdir", "path": turn.workdir}).decode()
+    return ("sh", "-c", _BEGIN, "codex-begin", workdir, conversation, *argv, "-")
 
 
 def _env(turn: Turn) -> dict[str, str]:
@@ -90,13 +89,13 @@ def _env(turn: Turn) -> dict[str, str]:
 
 
 def _toml(words: str) -> str:
-    """A string: one of JSON is one of TOML too."""
+    """Return a TOML string. A JSON string is a valid TOML string."""
     return msgspec.json.encode(words).decode()
 
 
 def _settings(turn: Turn) -> Sequence[str]:
-    """Values are TOML."""
-    # A provider of its own: with `openai` and another address it tries WebSockets for some seconds first.
+    """Return the settings. Values are TOML."""
+    # A custom provider: with `openai` and another address, codex tries WebSockets for some seconds first.
     door = "model_providers.hiveyard"
     return (
         'model_provider="hiveyard"',
@@ -111,5 +110,5 @@ def _settings(turn: Turn) -> Sequence[str]:
         "analytics.enabled=false",
         "check_for_update_on_startup=false",
         'project_doc_fallback_filenames=["CLAUDE.md"]',
-        *([f"developer_instructions={_toml(more)}"] if (more := added(turn)) else []),
+        *([f"developer_instructions={_toml(extra)}"] if (extra := system_text(turn)) else []),
     )

@@ -1,8 +1,7 @@
-"""The lines of `codex exec --json`, and what they say about the turn.
+"""The lines of `codex exec --json`, and the turn's outcome.
 
-`turn.completed` and `turn.failed` decide; an `error` before them may be one that it got over. Its usage counts the
-whole conversation, so what stood there before the turn is told first, and taken off.
-"""
+`turn.completed` and `turn.failed` decide; codex may have recovered from an `error` before them. Its usage counts the
+whole conversation. The usage before the turn is therefore printed first, and subtracted."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from hiveyard.agents.shared.jsonl import JSON, OUTPUT_LIMIT, Reader, by_type, events, nothing
-from hiveyard.agents.shared.wording import code_of, door_said, ending, relative, status_in, summary
+from hiveyard.agents.shared.jsonl import JSON, OUTPUT_LIMIT, Reader, by_type, events, ignore
+from hiveyard.agents.shared.wording import code_of, door_message, ending, relative, status_in, summary
 from hiveyard.core.errors import AgentFailed, NothingDone
 from hiveyard.core.events import (
     AgentEdited,
@@ -34,21 +33,21 @@ from hiveyard.core.usage import Usage
 from hiveyard.kit.shape import count, items, record, text
 from hiveyard.kit.text import one_line
 
-_AGAIN = re.compile(r"Reconnecting\.\.\. (\d{1,6})/\d{1,6} ?")
+_RECONNECTING = re.compile(r"Reconnecting\.\.\. (\d{1,6})/\d{1,6} ?")
 _LOGGED = re.compile(r"^(?:warning: |WARNING: |\d{4}-\d\d-\d\dT\S+ +[A-Z]+ ).*\n?", re.MULTILINE)
 _SHELL_LIMIT = 64 << 10
 
 
 class CodexParser:
-    """One turn of codex."""
+    """The parser of one turn of codex."""
 
     def __init__(self) -> None:
         self._workdir = ""
         self._conversation: str | None = None
-        self._before = Usage(cost_usd=None)
+        self._previous_usage = Usage(cost_usd=None)
         self._called: set[str] = set()
         self._worked = False
-        self._said = ""
+        self._last_text = ""
         self._completed = False
         self._error = ""
 
@@ -61,13 +60,13 @@ class CodexParser:
 
     def _readers(self) -> Mapping[str, Reader]:
         return {
-            "workdir": self._placed,
-            "event_msg": self._counted_before,
+            "workdir": self._workdir_line,
+            "event_msg": self._usage_before,
             "thread.started": self._started,
-            "turn.started": nothing,
+            "turn.started": ignore,
             "turn.completed": self._ended,
             "turn.failed": self._failed,
-            "error": self._troubled,
+            "error": self._error_line,
             "item.started": self._item,
             "item.updated": self._item,
             "item.completed": self._item,
@@ -75,58 +74,58 @@ class CodexParser:
 
     # --- lines ------------------------------------------------------------------------------------------------------
 
-    def _placed(self, said: JSON) -> Iterator[AgentEvent]:
-        self._workdir = text(said.get("path"))
+    def _workdir_line(self, entry: JSON) -> Iterator[AgentEvent]:
+        self._workdir = text(entry.get("path"))
         return iter(())
 
-    def _counted_before(self, said: JSON) -> Iterator[AgentEvent]:
-        self._before = _usage(record(said, "payload", "info", "total_token_usage"))
+    def _usage_before(self, entry: JSON) -> Iterator[AgentEvent]:
+        self._previous_usage = _usage(record(entry, "payload", "info", "total_token_usage"))
         return iter(())
 
-    def _started(self, said: JSON) -> Iterator[AgentEvent]:
-        self._conversation = text(said.get("thread_id"))
+    def _started(self, entry: JSON) -> Iterator[AgentEvent]:
+        self._conversation = text(entry.get("thread_id"))
         yield AgentStarted(conversation=self._conversation)
 
-    def _ended(self, said: JSON) -> Iterator[AgentEvent]:
+    def _ended(self, entry: JSON) -> Iterator[AgentEvent]:
         self._completed, self._error = True, ""
-        yield AgentUsage(usage=_less(_usage(record(said, "usage")), self._before))
-        yield AgentEnded(is_error=False, text=clip(self._said), reason="completed")
+        yield AgentUsage(usage=_difference(_usage(record(entry, "usage")), self._previous_usage))
+        yield AgentEnded(is_error=False, text=clip(self._last_text), reason="completed")
 
-    def _failed(self, said: JSON) -> Iterator[AgentEvent]:
-        self._completed, self._error = False, _words(record(said, "error"))
+    def _failed(self, entry: JSON) -> Iterator[AgentEvent]:
+        self._completed, self._error = False, _error_text(record(entry, "error"))
         yield AgentEnded(is_error=True, text=clip(self._error), reason="failed")
 
-    def _troubled(self, said: JSON) -> Iterator[AgentEvent]:
-        words = _words(said)
-        if again := _AGAIN.match(words):
-            self._error = words[again.end() :].removeprefix("(").removesuffix(")")
-            yield AgentRetrying(attempt=int(again[1]), message=one_line(words))
+    def _error_line(self, entry: JSON) -> Iterator[AgentEvent]:
+        words = _error_text(entry)
+        if match := _RECONNECTING.match(words):
+            self._error = words[match.end() :].removeprefix("(").removesuffix(")")
+            yield AgentRetrying(attempt=int(match[1]), message=one_line(words))
         else:
             self._error = words
             yield AgentError(message=clip(words))
 
     # --- items ------------------------------------------------------------------------------------------------------
 
-    def _item(self, said: JSON) -> Iterator[AgentEvent] | None:
-        item, done = record(said, "item"), said.get("type") == "item.completed"
+    def _item(self, entry: JSON) -> Iterator[AgentEvent] | None:
+        item, done = record(entry, "item"), entry.get("type") == "item.completed"
         kind = text(item.get("type"))
         if kind in ("agent_message", "reasoning", "error", "todo_list"):
-            return self._spoken(kind, item) if done else iter(())
-        told = self._tool(kind, item)
-        return None if told is None else self._used(item, *told, done=done)
+            return self._text_item(kind, item) if done else iter(())
+        call = self._tool(kind, item)
+        return None if call is None else self._tool_used(item, *call, done=done)
 
-    def _spoken(self, kind: str, item: JSON) -> Iterator[AgentEvent]:
+    def _text_item(self, kind: str, item: JSON) -> Iterator[AgentEvent]:
         words = text(item.get("text"))
-        if kind == "error":  # a warning about its own set-up, mostly
+        if kind == "error":  # mostly a warning about its own setup
             yield AgentError(message=clip(text(item.get("message"))))
         elif kind == "reasoning" and words.strip():
             yield AgentThinking(text=clip(words))
         elif kind == "agent_message" and words.strip():
-            self._said = words
+            self._last_text = words
             yield AgentText(text=clip(words))
 
     def _tool(self, kind: str, item: JSON) -> tuple[str, str] | None:
-        """The name of a tool and a line about its call; None for a kind of item that is not known here."""
+        """Return a tool's name and a line about its call; None for an unknown kind of item."""
         if kind == "command_execution":
             return "shell", summary("shell", {"command": _command(text(item.get("command")))})
         if kind == "file_change":
@@ -139,7 +138,7 @@ class CodexParser:
             return kind, summary(kind, item)
         return None
 
-    def _used(self, item: JSON, tool: str, line: str, *, done: bool) -> Iterator[AgentEvent]:
+    def _tool_used(self, item: JSON, tool: str, line: str, *, done: bool) -> Iterator[AgentEvent]:
         call = text(item.get("id"))
         if call not in self._called:
             self._called.add(call)
@@ -156,42 +155,42 @@ class CodexParser:
     # --- the outcome ------------------------------------------------------------------------------------------------
 
     def _outcome(self, exit_code: int | None, stderr: str) -> tuple[str, str]:
-        """An error code with its reason; two empty strings are a success."""
+        """Return an error code and its reason; two empty strings mean success."""
         if not self._completed:
             return self._without_end(exit_code, stderr)
         if exit_code != 0:
-            return AgentFailed.code, f"codex said that it was done, but {ending('it', exit_code, stderr)}"
-        if not self._worked and not self._said:
-            return NothingDone.code, "codex used no tool and said nothing"
+            return AgentFailed.code, f"codex reported success, but {ending('it', exit_code, stderr)}"
+        if not self._worked and not self._last_text:
+            return NothingDone.code, "codex used no tool and wrote no text"
         return "", ""
 
     def _without_end(self, exit_code: int | None, stderr: str) -> tuple[str, str]:
         if self._error:
             if self._error.startswith("Incomplete response returned, reason: max_output_tokens"):
                 return AgentFailed.code, "the model's reply was cut at its limit of output tokens"
-            return code_of(status_in(self._error), self._error), one_line(door_said(self._error))
-        if exit_code == 0 and not self._worked and not self._said:
+            return code_of(status_in(self._error), self._error), one_line(door_message(self._error))
+        if exit_code == 0 and not self._worked and not self._last_text:
             return NothingDone.code, f"{ending('codex', 0, stderr)}, and did nothing"
         reason = ending("codex", exit_code, stderr)
         if not stderr.strip():
-            reason += ", before its turn was over"
+            reason += " before its turn ended"
         return (code_of(0, stderr) if exit_code else AgentFailed.code), reason
 
 
-def _words(said: JSON) -> str:
-    """An error's message; the answer to a bad request comes as the JSON that it is."""
-    message = text(said.get("message"))
+def _error_text(entry: JSON) -> str:
+    """Return an error's message. The answer to a bad request is JSON."""
+    message = text(entry.get("message"))
     if message.startswith("{"):
         try:
             inner = text(record(msgspec.json.decode(message.encode()), "error").get("message"))
         except (msgspec.DecodeError, RecursionError, UnicodeError):
             inner = ""
         message = inner or message
-    return message.strip() or "an error without words"
+    return message.strip() or "an error without a message"
 
 
 def _command(line: str) -> str:
-    """A command line as the model gave it, without the shell that codex puts around it."""
+    """Return a command line as the model wrote it, without the shell that codex adds."""
     if len(line) > _SHELL_LIMIT:
         return line
     try:
@@ -220,7 +219,7 @@ def _usage(used: JSON) -> Usage:
     )
 
 
-def _less(after: Usage, before: Usage) -> Usage:
+def _difference(after: Usage, before: Usage) -> Usage:
     return Usage(
         input_tokens=max(0, after.input_tokens - before.input_tokens),
         output_tokens=max(0, after.output_tokens - before.output_tokens),

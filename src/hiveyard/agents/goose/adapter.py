@@ -1,9 +1,9 @@
-"""goose: headless as `goose run --output-format stream-json` with the prompt on stdin, or in a conversation as
-`goose acp`; its whole configuration is in its environment.
+"""goose: headless as `goose run --output-format stream-json` with the prompt on stdin, or in a conversation as `goose
+acp`.
 
-What the repository brings that would run code on start are plugins (`.agents/plugins`: hooks and MCP servers), which
-goose runs unasked; each is switched off by the path it stands at. AGENTS.md, CLAUDE.md and .goosehints are only words.
-"""
+Its whole configuration is in its environment. Files of the repository that run code at the start are plugins
+(`.agents/plugins`: hooks and MCP servers), which goose runs without asking. Each of them is disabled by its path.
+AGENTS.md, CLAUDE.md and .goosehints are only text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 
 from hiveyard.agents.goose.parser import GooseParser
 from hiveyard.agents.shared.models import full_model
-from hiveyard.agents.shared.system_prompt import added, writing
+from hiveyard.agents.shared.system_prompt import system_text, with_file
 from hiveyard.agents.shared.wording import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
@@ -21,8 +21,8 @@ from hiveyard.core.ports import Parser, Turn
 
 _HINTS = (".goosehints", "AGENTS.md", "CLAUDE.md")
 
-# $1: whether plugins of the repository may run. PLUGINS is what its setting `plugins` is called in the environment;
-# when it cannot be read there all plugins run, so a path that would need quoting stops it.
+# $1: whether plugins of the repository may run. PLUGINS is the environment variable for goose's setting `plugins`. If
+# goose cannot parse it, all plugins run. A path that would need quoting therefore stops the script.
 _PLUGINS = r"""
 if [ "$1" = off ]; then
   off=
@@ -41,8 +41,8 @@ fi
 shift
 """
 _LIVE = _PLUGINS + 'exec "$@"\n'
-# $2: the working directory, as JSON. $3: the conversation to go on with. goose tells no id of a conversation, so it is
-# given one; and it counts tokens over the whole of it, so what it had counted before is told first.
+# $2: the working directory, as JSON. $3: the conversation to continue. goose does not report the id of a conversation,
+# so the script sets one. goose counts tokens over the whole conversation, so the previous count is printed first.
 _BEGIN = (
     _PLUGINS
     + r"""
@@ -77,17 +77,18 @@ class Goose:
     def version(self) -> Command:
         return Command(argv=("goose", "--version"))
 
-    # --- in a conversation ------------------------------------------------------------------------------------------
+    # --- live conversation ------------------------------------------------------------------------------------------
 
     def live_process(self, turn: Turn) -> ProcessSpec:
-        argv = writing(turn, _more(turn), ("sh", "-c", _LIVE, "goose-live", _on(turn), "goose", "acp"))
+        command = ("sh", "-c", _LIVE, "goose-live", _plugins_flag(turn), "goose", "acp")
+        argv = with_file(turn, _system_file(turn), command)
         env = _env(turn) | {"GOOSE_MODE": "approve" if turn.ask else "auto"}
         return ProcessSpec(
             name=turn.name, command=Command(argv=argv, cwd=turn.workdir, env=env, name=self.name), inbox=True
         )
 
     def driver(self, turn: Turn) -> Driver:
-        from hiveyard.agents.acp.driver import QUIRKS, Acp  # its messages take most of a second to import
+        from hiveyard.agents.acp.driver import QUIRKS, Acp  # importing its messages takes most of a second
 
         return Acp(turn.workdir, conversation=turn.conversation, ask=turn.ask, quirks=QUIRKS[self.name])
 
@@ -95,27 +96,29 @@ class Goose:
 def _argv(turn: Turn) -> tuple[str, ...]:
     workdir = msgspec.json.encode(turn.workdir).decode()
     conversation = "" if turn.conversation is None else checked_conversation(turn.conversation)
-    # Without --quiet a banner comes before the first line.
+    # Without --quiet goose prints a banner before the first line.
     argv = ("goose", "run", "--quiet", "--output-format", "stream-json", "--instructions", "-")
-    return writing(turn, _more(turn), ("sh", "-c", _BEGIN, "goose-begin", _on(turn), workdir, conversation, *argv))
+    command = ("sh", "-c", _BEGIN, "goose-begin", _plugins_flag(turn), workdir, conversation, *argv)
+    return with_file(turn, _system_file(turn), command)
 
 
-def _on(turn: Turn) -> str:
+def _plugins_flag(turn: Turn) -> str:
     return "on" if turn.repository_config else "off"
 
 
-def _more(turn: Turn) -> str:
-    """The file with what is added to the system prompt: beside its own settings goose looks for hints of these names,
-    as it does in the repository."""
-    return f"{turn.state}/goose/config/goose/{_more_name(turn)}"
+def _system_file(turn: Turn) -> str:
+    """Return the file with the text for the system prompt.
+
+    goose looks for hint files of these names next to its own settings, as it does in the repository."""
+    return f"{turn.state}/goose/config/goose/{_system_file_name(turn)}"
 
 
-def _more_name(turn: Turn) -> str:
+def _system_file_name(turn: Turn) -> str:
     return f"hiveyard-system-{turn.name}.md"
 
 
 def _env(turn: Turn) -> dict[str, str]:
-    hints = (*_HINTS, _more_name(turn)) if added(turn) else _HINTS
+    hints = (*_HINTS, _system_file_name(turn)) if system_text(turn) else _HINTS
     provider, _, model = full_model("goose", turn.model).partition("/")
     return {
         "GOOSE_PROVIDER": provider,
@@ -126,8 +129,8 @@ def _env(turn: Turn) -> dict[str, str]:
         "OPENAI_API_KEY": turn.placeholder,
         "GOOSE_MODE": "auto",
         "GOOSE_DISABLE_KEYRING": "1",
-        "GOOSE_DISABLE_SESSION_NAMING": "1",  # it would ask a model for a title
-        "GOOSE_DISABLE_TOOL_CALL_SUMMARY": "1",  # and for one of each call
+        "GOOSE_DISABLE_SESSION_NAMING": "1",  # it would request a title from a model
+        "GOOSE_DISABLE_TOOL_CALL_SUMMARY": "1",  # and a summary of each call
         "GOOSE_TELEMETRY_OFF": "1",
         "CONTEXT_FILE_NAMES": msgspec.json.encode(hints).decode(),
         **{f"XDG_{kind.upper()}_HOME": f"{turn.state}/goose/{kind}" for kind in ("data", "state", "config", "cache")},

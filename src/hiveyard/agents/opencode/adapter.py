@@ -1,11 +1,10 @@
 """opencode: headless as `opencode run --format json` with the prompt on stdin, in a conversation as `opencode acp`, or
-at its own terminal; its whole configuration is in the environment.
+in its own terminal.
 
-What the repository brings that would run code on start is kept out in two steps, because opencode 1.18 reads
-configuration twice: OPENCODE_DISABLE_PROJECT_CONFIG and --pure stop its first reader, but a second one imports
-`.opencode/plugin/*` and the `plugins` of opencode.json whatever is set. So these three names are put aside while it
-runs, in a way that git does not see, and back afterwards.
-"""
+Its whole configuration is in the environment. Files of the repository that run code at the start are disabled in two
+steps, because opencode 1.18 reads configuration twice. OPENCODE_DISABLE_PROJECT_CONFIG and --pure stop the first
+reader, but a second one imports `.opencode/plugin/*` and the `plugins` of opencode.json in any case. These three names
+are therefore moved away while opencode runs, hidden from git, and moved back afterwards."""
 
 from __future__ import annotations
 
@@ -14,19 +13,19 @@ from dataclasses import replace
 
 import msgspec
 
-from hiveyard.agents.opencode.feed import OpencodeListener
+from hiveyard.agents.opencode.feed import OpencodeFeedParser
 from hiveyard.agents.opencode.parser import OpencodeParser
 from hiveyard.agents.shared import terminal_process
 from hiveyard.agents.shared.models import PROVIDERS, full_model
-from hiveyard.agents.shared.system_prompt import added, writing
+from hiveyard.agents.shared.system_prompt import system_text, with_file
 from hiveyard.agents.shared.wording import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import AgentTerminal, Parser, Turn
 
-# $1 is where things are put aside; the rest is the command. What an interrupted run left there comes back first. A
-# name that the agent made anew meanwhile wins over the one put aside. Signals reach opencode by the process group;
-# the shell itself only waits.
+# $1 is the directory for the moved files; the rest is the command. Files that an interrupted run left there are moved
+# back first. If the agent has created a file of the same name, it is kept instead of the moved one. Signals reach
+# opencode through the process group; the shell itself only waits.
 _ASIDE = r"""
 set -f
 aside=$1; shift
@@ -55,11 +54,11 @@ back
 exit "$status"
 """
 
-# $1 is the directory of its own directories; the rest is the command. It loads npm's installer for half a minute of a
-# processor to fetch its plugin library from a network that is not there, unless a lock file names that; and its screen
-# is drawn anew many times a second for as long as something on it moves, whether anybody looks or not. Whoever wants
-# that turns it on in its command list, which is kept. A file that a dying machine left is empty.
-_CALM = r"""
+# $1 is the parent of opencode's own directories; the rest is the command. Unless a lock file names its plugin library,
+# opencode runs npm's installer for half a minute of CPU time to download it, without a network. Its animations redraw
+# the screen many times a second, whether a user is attached or not. Users can enable them in its command list; that
+# setting is kept. A file that was being written when a machine died may be empty.
+_QUIET_START = r"""
 config=$1/config/opencode state=$1/state/opencode; shift
 mkdir -p -- "$config/node_modules" "$state"
 [ -s "$config/package-lock.json" ] ||
@@ -87,24 +86,24 @@ class Opencode:
     def version(self) -> Command:
         return Command(argv=("opencode", "--version"))
 
-    # --- in a conversation ------------------------------------------------------------------------------------------
+    # --- live conversation ------------------------------------------------------------------------------------------
 
     def live_process(self, turn: Turn) -> ProcessSpec:
         argv = ["opencode", "acp", "--cwd", turn.workdir, "--print-logs", "--log-level", "ERROR"]
-        command = Command(argv=_kept_out(turn, argv), cwd=turn.workdir, env=_env(turn), name=self.name)
+        command = Command(argv=_wrapped(turn, argv), cwd=turn.workdir, env=_env(turn), name=self.name)
         return ProcessSpec(name=turn.name, command=command, inbox=True)
 
     def driver(self, turn: Turn) -> Driver:
-        from hiveyard.agents.acp.driver import QUIRKS, Acp  # its messages take most of a second to import
+        from hiveyard.agents.acp.driver import QUIRKS, Acp  # importing its messages takes most of a second
 
         model = full_model("opencode", turn.model)
         return Acp(turn.workdir, conversation=turn.conversation, model=model, ask=turn.ask, quirks=QUIRKS[self.name])
 
-    # --- at its terminal --------------------------------------------------------------------------------------------
+    # --- terminal ---------------------------------------------------------------------------------------------------
 
     def agent_terminal(self, turn: Turn) -> AgentTerminal:
         settings = {
-            "argv": _kept_out(turn, ("opencode", "--model", full_model("opencode", turn.model))),
+            "argv": _wrapped(turn, ("opencode", "--model", full_model("opencode", turn.model))),
             "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
             "title": turn.name,
         }
@@ -114,34 +113,35 @@ class Opencode:
         )
 
     def send_prompt(self, turn: Turn) -> Command:
-        return Command(argv=terminal_process.argv_of(turn, self.name, "say", {"prompt": turn.prompt}))
+        return Command(argv=terminal_process.argv_of(turn, self.name, "send", {"prompt": turn.prompt}))
 
     def interrupt(self, turn: Turn) -> Command:
         return Command(argv=terminal_process.argv_of(turn, self.name, "interrupt", {}))
 
     def feed_parser(self) -> Parser:
-        return OpencodeListener()
+        return OpencodeFeedParser()
 
 
 def _argv(turn: Turn) -> tuple[str, ...]:
-    # A title of ours saves the request with which it would have a model invent one.
+    # With a title set, opencode does not request one from the model.
     argv = ["opencode", "run", "--format", "json", "--thinking", "--title", turn.name]
-    # Its errors go to stderr too: while it retries, that is the only sign of what it waits for.
+    # Errors are printed on stderr too. While opencode retries, they are the only sign of the reason.
     argv += ["--print-logs", "--log-level", "ERROR", "--model", full_model("opencode", turn.model)]
     if turn.conversation is not None:
         argv += ["--session", checked_conversation(turn.conversation)]
-    return _kept_out(turn, argv)
+    return _wrapped(turn, argv)
 
 
-def _kept_out(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
-    """The command, without what the repository brings that would run code, and what it would do beside the work."""
+def _wrapped(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the command in scripts that disable code of the repository and opencode's own background work."""
     if not turn.repository_config:
         argv = ("sh", "-c", _ASIDE, "opencode-aside", f"{turn.state}/opencode/aside", *argv, "--pure")
-    return writing(turn, _more(turn), ("sh", "-c", _CALM, "opencode-calm", f"{turn.state}/opencode", *argv))
+    command = ("sh", "-c", _QUIET_START, "opencode-quiet-start", f"{turn.state}/opencode", *argv)
+    return with_file(turn, _system_file(turn), command)
 
 
-def _more(turn: Turn) -> str:
-    """The file with what is added to the system prompt."""
+def _system_file(turn: Turn) -> str:
+    """Return the file with the text for the system prompt."""
     return f"{turn.state}/opencode/system/{turn.name}.md"
 
 
@@ -166,23 +166,23 @@ def _config(turn: Turn) -> dict[str, object]:
     doors: dict[str, dict[str, object]] = {
         name: {"options": {"baseURL": f"{turn.door_url}/{name}/v1", "apiKey": turn.placeholder}} for name in PROVIDERS
     }
-    doors[provider]["models"] = {model: {}}  # so that a name it has never heard of is accepted
+    doors[provider]["models"] = {model: {}}  # so that a name that opencode does not know is accepted
     config: dict[str, object] = {
         "autoupdate": False,
         "share": "disabled",
-        "snapshot": False,  # a shadow repository for an undo that nobody presses here
+        "snapshot": False,  # a shadow repository for an undo key that is not used here
         "permission": {"edit": "ask", "bash": "ask"} if turn.ask else "allow",
         "enabled_providers": list(PROVIDERS),
         "provider": doors,
     }
     if not turn.repository_config:
-        config |= {"lsp": False, "formatter": False}  # both run programs that the repository may bring
+        config |= {"lsp": False, "formatter": False}  # both run programs that the repository may contain
     if words := _instructions(turn):
         config["instructions"] = words
     return config
 
 
 def _instructions(turn: Turn) -> list[str]:
-    """Files for the system prompt: those of the repository are only words, and let in again."""
+    """Return the files for the system prompt. Those of the repository are only text, so they are loaded after all."""
     own = () if turn.repository_config else ("AGENTS.md", "CLAUDE.md", "CONTEXT.md")
-    return [*(f"{turn.workdir}/{name}" for name in own), *([_more(turn)] if added(turn) else [])]
+    return [*(f"{turn.workdir}/{name}" for name in own), *([_system_file(turn)] if system_text(turn) else [])]

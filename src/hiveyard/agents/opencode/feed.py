@@ -1,8 +1,7 @@
-"""The feed of opencode at its terminal (see terminal.py): its server's events.
+"""The feed of opencode in its terminal (see terminal.py): its server's events.
 
-Their parts are those that `opencode run` prints, so its parser reads them; what begins and ends a turn is told
-differently, and decided here.
-"""
+Their parts are those that `opencode run` prints, so OpencodeParser reads them. The beginning and end of a turn are
+marked differently, and are detected here."""
 
 from __future__ import annotations
 
@@ -35,16 +34,16 @@ _INTERRUPTED = "interrupted"
 _PARTS = {"text": "text", "reasoning": "reasoning", "tool": "tool_use", "step-finish": "step_finish"}
 
 
-class OpencodeListener:
-    """All turns of a conversation, and of those that a person began after it."""
+class OpencodeFeedParser:
+    """A parser for all turns of a conversation, and of conversations that the user starts after it."""
 
     def __init__(self) -> None:
         self._stream = OpencodeParser()
         self._conversation: str | None = None
         self._prompts: set[str] = set()
-        self._called: set[str] = set()
+        self._reported_calls: set[str] = set()
         self._working = False
-        self._said = ""
+        self._last_text = ""
         self._finish = ""
         self._prompt = ""
 
@@ -58,10 +57,10 @@ class OpencodeListener:
 
     def _read(self, line: JSON) -> Iterator[AgentEvent] | None:
         if "seat" in line:
-            return self._cut_off()
-        said = record(line, "said")
-        reader = self._readers().get(text(said.get("type")))
-        return None if reader is None else reader(record(said, "properties"))
+            return self._program_changed()
+        event = record(line, "said")
+        reader = self._readers().get(text(event.get("type")))
+        return None if reader is None else reader(record(event, "properties"))
 
     def _readers(self) -> Mapping[str, Reader]:
         return {
@@ -77,49 +76,49 @@ class OpencodeListener:
 
     # --- the program ------------------------------------------------------------------------------------------------
 
-    def _cut_off(self) -> Iterator[AgentEvent]:
-        """It began or ended: in the middle of a turn, that is its end too."""
+    def _program_changed(self) -> Iterator[AgentEvent]:
+        """End the current turn: the program started or ended."""
         if self._working:
-            yield self._over(is_error=True, reason="gone", words="opencode ended in the middle of the turn")
+            yield self._turn_over(is_error=True, reason="gone", words="opencode ended in the middle of the turn")
 
-    def _started(self, told: JSON) -> Iterator[AgentEvent]:
-        self._conversation = text(told.get("sessionID"))
+    def _started(self, properties: JSON) -> Iterator[AgentEvent]:
+        self._conversation = text(properties.get("sessionID"))
         yield AgentStarted(conversation=self._conversation)
 
-    def _permission(self, told: JSON) -> Iterator[AgentEvent]:
-        what = " ".join([text(told.get("permission")), *map(text, items(told.get("patterns")))]).strip()
+    def _permission(self, properties: JSON) -> Iterator[AgentEvent]:
+        what = " ".join([text(properties.get("permission")), *map(text, items(properties.get("patterns")))]).strip()
         yield AgentAsked(message=one_line(f"may it use {what or 'a tool'}?"))
 
-    def _question(self, told: JSON) -> Iterator[AgentEvent]:
-        questions = [text(record(question).get("question")) for question in items(told.get("questions"))]
+    def _question(self, properties: JSON) -> Iterator[AgentEvent]:
+        questions = [text(record(question).get("question")) for question in items(properties.get("questions"))]
         yield AgentAsked(message=one_line(" ".join(questions)) or "opencode waits for an answer")
 
     # --- the conversation -------------------------------------------------------------------------------------------
 
-    def _message(self, told: JSON) -> Iterator[AgentEvent]:
-        """A prompt is announced; its words come as a part."""
-        self._prompts.add(text(record(told, "info").get("id")))
-        if (name := text(told.get("sessionID"))) and name != self._conversation:
+    def _message(self, properties: JSON) -> Iterator[AgentEvent]:
+        """Note a prompt. Its text follows as a part."""
+        self._prompts.add(text(record(properties, "info").get("id")))
+        if (name := text(properties.get("sessionID"))) and name != self._conversation:
             self._conversation = name
             yield AgentStarted(conversation=name)
 
-    def _part(self, told: JSON) -> Iterator[AgentEvent]:
-        part = record(told, "part")
+    def _part(self, properties: JSON) -> Iterator[AgentEvent]:
+        part = record(properties, "part")
         if text(part.get("messageID")) in self._prompts:
             yield from self._prompted(part)
             return
         if part.get("type") == "tool" and record(part, "state").get("status") == "running":
             yield from self._calling(part)
             return
-        for event in self._streamed({"type": _PARTS.get(text(part.get("type")), ""), "part": part}):
-            if isinstance(event, AgentStarted | AgentEnded) or self._known(event):
+        for event in self._parse({"type": _PARTS.get(text(part.get("type")), ""), "part": part}):
+            if isinstance(event, AgentStarted | AgentEnded) or self._already_called(event):
                 continue
-            self._said = event.text if isinstance(event, AgentText) else self._said
+            self._last_text = event.text if isinstance(event, AgentText) else self._last_text
             yield event
         if part.get("type") == "step-finish":
             self._finish = self._stream.finish
 
-    def _streamed(self, line: JSON) -> Sequence[AgentEvent]:
+    def _parse(self, line: JSON) -> Sequence[AgentEvent]:
         return self._stream.feed(msgspec.json.encode({**line, "sessionID": self._conversation}))
 
     def _prompted(self, part: JSON) -> Iterator[AgentEvent]:
@@ -127,48 +126,46 @@ class OpencodeListener:
             return
         words = text(part.get("text"))
         if self._working and self._stream.error and words == self._prompt:
-            return  # it repeats the prompt to the model behind a summary
+            return  # after a summary, opencode repeats the prompt to the model
         if not self._working:
-            self._stream, self._said, self._finish = OpencodeParser(), "", ""
+            self._stream, self._last_text, self._finish = OpencodeParser(), "", ""
         self._working, self._prompt = True, words
         yield AgentPrompted(text=clip(words))
 
     def _calling(self, part: JSON) -> Iterator[AgentEvent]:
         call, tool = text(part.get("callID")), text(part.get("tool"))
-        if call not in self._called and tool != "invalid":
-            self._called.add(call)
+        if call not in self._reported_calls and tool != "invalid":
+            self._reported_calls.add(call)
             yield AgentToolCalled(call=call, tool=tool, summary=summary(tool, record(part, "state", "input")))
 
-    def _known(self, event: AgentEvent) -> bool:
-        return isinstance(event, AgentToolCalled) and event.call in self._called
+    def _already_called(self, event: AgentEvent) -> bool:
+        return isinstance(event, AgentToolCalled) and event.call in self._reported_calls
 
-    def _retrying(self, told: JSON) -> Iterator[AgentEvent]:
-        status = record(told, "status")
+    def _retrying(self, properties: JSON) -> Iterator[AgentEvent]:
+        status = record(properties, "status")
         yield AgentRetrying(attempt=count(status.get("attempt")), message=one_line(text(status.get("message"))))
 
-    def _failed(self, told: JSON) -> Iterator[AgentEvent]:
-        error = record(told, "error")
+    def _failed(self, properties: JSON) -> Iterator[AgentEvent]:
+        error = record(properties, "error")
         if text(error.get("name")) == _ABORTED:
             self._finish = _INTERRUPTED
             return
         self._finish = ""
-        yield from (
-            event for event in self._streamed({"type": "error", "error": error}) if isinstance(event, AgentError)
-        )
+        yield from (event for event in self._parse({"type": "error", "error": error}) if isinstance(event, AgentError))
 
-    def _idle(self, told: JSON) -> Iterator[AgentEvent]:
+    def _idle(self, properties: JSON) -> Iterator[AgentEvent]:
         if not self._working:
-            return  # it says so more than once
+            return  # opencode sends this more than once
         if self._stream.error and self._finish != _INTERRUPTED:
-            yield self._over(is_error=True, reason="error", words=self._stream.error)
+            yield self._turn_over(is_error=True, reason="error", words=self._stream.error)
         elif self._finish == "stop":
-            yield self._over(is_error=False, reason="stop", words=self._said)
+            yield self._turn_over(is_error=False, reason="stop", words=self._last_text)
         elif self._finish == "length":
             words = "the model's reply was cut at its limit of output tokens"
-            yield self._over(is_error=True, reason="length", words=words)
-        else:  # nothing came to its end: somebody stopped it
-            yield self._over(is_error=True, reason=_INTERRUPTED, words="")
+            yield self._turn_over(is_error=True, reason="length", words=words)
+        else:  # no step was completed: the turn was interrupted
+            yield self._turn_over(is_error=True, reason=_INTERRUPTED, words="")
 
-    def _over(self, *, is_error: bool, reason: str, words: str) -> AgentEvent:
+    def _turn_over(self, *, is_error: bool, reason: str, words: str) -> AgentEvent:
         self._working = False
         return AgentEnded(is_error=is_error, text=clip(words), reason=reason)

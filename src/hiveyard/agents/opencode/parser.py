@@ -1,19 +1,18 @@
-"""The lines of `opencode run --format json`, and what they say about the turn.
+"""The lines of `opencode run --format json`, and the turn's outcome.
 
-There is no first and no last line: the conversation's id is on each, and the end is the end of the process. A turn is
-whole when its last step ended with the reason `stop`; a refused permission ends the program early with exit code 0.
+There is no first and no last line: the conversation's id is on each line, and the end is the end of the process. A turn
+is complete if its last step ended with the reason `stop`. A denied permission ends the program early with exit code 0.
 
-A conversation that grew too long is an error first. The program then has the model sum it up, in a step that looks like
-any other, and goes on; it exits with 1 at the end, because there was an error.
-"""
+A conversation that became too long first gives an error. The program then lets the model summarize it, in a step that
+looks like any other, and continues. It exits with 1 at the end, because there was an error."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from hiveyard.agents.shared.jsonl import JSON, OUTPUT_LIMIT, Reader, events, nothing
-from hiveyard.agents.shared.wording import code_of, created, ending, headed, summary
+from hiveyard.agents.shared.jsonl import JSON, OUTPUT_LIMIT, Reader, events, ignore
+from hiveyard.agents.shared.wording import code_of, created, ending, summary, with_header
 from hiveyard.core.errors import AgentFailed, NothingDone
 from hiveyard.core.events import (
     AgentEdited,
@@ -40,28 +39,29 @@ _REJECTED = ("rejected permission", "prevents you from using this specific tool 
 
 
 class OpencodeParser:
-    """One turn of opencode."""
+    """The parser of one turn of opencode."""
 
     def __init__(self) -> None:
         self._conversation: str | None = None
         self._worked = False
         self._denied: list[str] = []
-        self._said = ""
+        self._last_text = ""
         self._finish = ""
         self._usage = Usage(cost_usd=None)
         self._error = ""
         self._error_status = 0
-        self._erred = False
-        self._summing = False
+        self._had_error = False
+        self._summarizing = False
 
     @property
     def finish(self) -> str:
-        """How the agent's last step ended; the summary of a conversation that grew too long is none of its steps."""
+        """The reason with which the agent's last step ended. The summary of a long conversation is not a step of the
+        agent."""
         return self._finish
 
     @property
     def error(self) -> str:
-        """The error that no step of the agent has followed."""
+        """The last error, if no step of the agent followed it."""
         return self._error
 
     def feed(self, line: bytes) -> Sequence[AgentEvent]:
@@ -71,13 +71,13 @@ class OpencodeParser:
         code, reason = self._outcome(exit_code, stderr)
         return Verdict(not code, code, reason, self._conversation)
 
-    def _read(self, said: JSON) -> Iterator[AgentEvent] | None:
-        reader = self._readers().get(text(said.get("type")))
-        return None if reader is None else self._introducing(said, reader)
+    def _read(self, entry: JSON) -> Iterator[AgentEvent] | None:
+        reader = self._readers().get(text(entry.get("type")))
+        return None if reader is None else self._with_start(entry, reader)
 
     def _readers(self) -> Mapping[str, Reader]:
         return {
-            "step_start": nothing,
+            "step_start": ignore,
             "text": self._text,
             "reasoning": self._reasoning,
             "tool_use": self._tool,
@@ -85,45 +85,45 @@ class OpencodeParser:
             "error": self._failed,
         }
 
-    def _introducing(self, said: JSON, reader: Reader) -> Iterator[AgentEvent]:
-        """The conversation's id is on each line: the first one begins it."""
-        if self._conversation is None and text(said.get("sessionID")):
-            self._conversation = text(said.get("sessionID"))
+    def _with_start(self, entry: JSON, reader: Reader) -> Iterator[AgentEvent]:
+        """Report the conversation's start with the first line that has its id."""
+        if self._conversation is None and text(entry.get("sessionID")):
+            self._conversation = text(entry.get("sessionID"))
             yield AgentStarted(conversation=self._conversation)
-        yield from reader(said) or ()
+        yield from reader(entry) or ()
 
     # --- lines ------------------------------------------------------------------------------------------------------
 
-    def _text(self, said: JSON) -> Iterator[AgentEvent]:
-        part = record(said, "part")
+    def _text(self, entry: JSON) -> Iterator[AgentEvent]:
+        part = record(entry, "part")
         words = text(part.get("text"))
-        if not words.strip() or part.get("synthetic") is True:  # the program's own words to the model
+        if not words.strip() or part.get("synthetic") is True:  # a text of the program to the model
             return
-        if self._summing:
+        if self._summarizing:
             yield AgentThinking(text=clip(words))
             return
-        self._said = words
+        self._last_text = words
         yield AgentText(text=clip(words))
 
-    def _reasoning(self, said: JSON) -> Iterator[AgentEvent]:
-        if (words := text(record(said, "part").get("text"))).strip():
+    def _reasoning(self, entry: JSON) -> Iterator[AgentEvent]:
+        if (words := text(record(entry, "part").get("text"))).strip():
             yield AgentThinking(text=clip(words))
 
-    def _tool(self, said: JSON) -> Iterator[AgentEvent]:
-        """A call comes when it is over: its beginning and its end are one line."""
-        part, state = record(said, "part"), record(said, "part", "state")
-        call, tool, given = text(part.get("callID")), text(part.get("tool")), record(state, "input")
-        if tool == "invalid":  # it stands in for a tool that does not exist, or for arguments that do not fit
-            tool, given = text(given.get("tool")) or tool, {}
+    def _tool(self, entry: JSON) -> Iterator[AgentEvent]:
+        """Report a tool call. It is printed when it is over: its start and its end are one line."""
+        part, state = record(entry, "part"), record(entry, "part", "state")
+        call, tool, arguments = text(part.get("callID")), text(part.get("tool")), record(state, "input")
+        if tool == "invalid":  # in place of an unknown tool, or of invalid arguments
+            tool, arguments = text(arguments.get("tool")) or tool, {}
             state = {**state, "status": "error", "error": state.get("output"), "title": ""}
-        yield AgentToolCalled(call=call, tool=tool, summary=_summary(tool, given, text(state.get("title"))))
+        yield AgentToolCalled(call=call, tool=tool, summary=_summary(tool, arguments, text(state.get("title"))))
         if state.get("status") == "error":
             yield from self._tool_failed(call, tool, text(state.get("error")))
             return
         self._worked = True
         output = clip(text(state.get("output")), OUTPUT_LIMIT)
         yield AgentToolReturned(call=call, tool=tool, output=output, is_error=_exit(state) != 0)
-        yield from _edits(call, given, state)
+        yield from _edits(call, arguments, state)
 
     def _tool_failed(self, call: str, tool: str, error: str) -> Iterator[AgentEvent]:
         yield AgentToolReturned(call=call, tool=tool, output=clip(error, OUTPUT_LIMIT), is_error=True)
@@ -131,47 +131,47 @@ class OpencodeParser:
             self._denied.append(tool)
             yield AgentPermissionDenied(tool=tool, message=one_line(error))
 
-    def _finished(self, said: JSON) -> Iterator[AgentEvent]:
-        part, tokens = record(said, "part"), record(said, "part", "tokens")
+    def _finished(self, entry: JSON) -> Iterator[AgentEvent]:
+        part, tokens = record(entry, "part"), record(entry, "part", "tokens")
         self._usage += Usage(
             input_tokens=count(tokens.get("input")),
             output_tokens=count(tokens.get("output")) + count(tokens.get("reasoning")),
             cache_read_tokens=count(record(tokens, "cache").get("read")),
             cache_write_tokens=count(record(tokens, "cache").get("write")),
-            cost_usd=number(part.get("cost")) or None,  # it calls models that it has no price for free
+            cost_usd=number(part.get("cost")) or None,  # 0 for models whose price it does not know
             requests=1,
         )
         yield AgentUsage(usage=self._usage)
-        if self._summing:
-            self._summing = False
+        if self._summarizing:
+            self._summarizing = False
             return
         self._finish, self._error, self._error_status = text(part.get("reason")), "", 0
         if self._finish in ("stop", "length"):
-            yield AgentEnded(is_error=self._finish != "stop", text=clip(self._said), reason=self._finish)
+            yield AgentEnded(is_error=self._finish != "stop", text=clip(self._last_text), reason=self._finish)
 
-    def _failed(self, said: JSON) -> Iterator[AgentEvent]:
-        error, data = record(said, "error"), record(said, "error", "data")
+    def _failed(self, entry: JSON) -> Iterator[AgentEvent]:
+        error, data = record(entry, "error"), record(entry, "error", "data")
         words = text(data.get("message")) or text(error.get("message")) or text(error.get("name")) or "an error"
         self._error = words.strip()
         self._error_status = count(data.get("statusCode"))
-        self._erred = True
-        self._summing = text(error.get("name")) == _TOO_LONG
+        self._had_error = True
+        self._summarizing = text(error.get("name")) == _TOO_LONG
         yield AgentError(message=clip(words), code=text(error.get("name")))
 
     # --- the outcome ------------------------------------------------------------------------------------------------
 
     def _outcome(self, exit_code: int | None, stderr: str) -> tuple[str, str]:
-        """An error code with its reason; two empty strings are a success."""
-        stderr = _complaint(stderr)
+        """Return an error code and its reason; two empty strings mean success."""
+        stderr = _error_output(stderr)
         if self._error:
             vague = self._error.startswith("Unexpected server error")
-            said = stderr if vague and stderr else self._error
-            return code_of(self._error_status, said), one_line(said)
+            message = stderr if vague and stderr else self._error
+            return code_of(self._error_status, message), one_line(message)
         if self._denied and self._finish != "stop":
             return AgentFailed.code, f"opencode stopped: it may not use {', '.join(sorted(set(self._denied)))}"
         if exit_code is None:
             return AgentFailed.code, ending("opencode", None, stderr)
-        if exit_code and not (exit_code == 1 and self._erred):
+        if exit_code and not (exit_code == 1 and self._had_error):
             return code_of(0, stderr), ending("opencode", exit_code, stderr)
         return self._by_finish(stderr)
 
@@ -179,44 +179,45 @@ class OpencodeParser:
         if self._finish == "length":
             return AgentFailed.code, "the model's reply was cut at its limit of output tokens"
         if self._finish == "stop":
-            if self._worked or self._said:
+            if self._worked or self._last_text:
                 return "", ""
-            return NothingDone.code, "opencode used no tool and said nothing"
-        if not self._finish and not self._worked and not self._said:
+            return NothingDone.code, "opencode used no tool and wrote no text"
+        if not self._finish and not self._worked and not self._last_text:
             return NothingDone.code, f"{ending('opencode', 0, stderr)}, and did nothing"
-        how = f"its last step ended with {self._finish!r}" if self._finish else "no step of it came to an end"
-        return AgentFailed.code, f"opencode stopped in the middle: {how}"
+        how = f"its last step ended with {self._finish!r}" if self._finish else "it completed no step"
+        return AgentFailed.code, f"opencode stopped in the middle of the turn: {how}"
 
 
-def _complaint(stderr: str) -> str:
-    """What it says on stderr, without the dates and ids of its log, and without the shell's own word on a signal."""
+def _error_output(stderr: str) -> str:
+    """Return stderr without the dates and ids of the program's log, and without the shell's message about a signal."""
     logged = _LOGGED.findall(stderr)
     if logged:
         return str(logged[-1])
     return "" if stderr.strip() in ("Terminated", "Killed", "Hangup") else stderr
 
 
-def _summary(tool: str, given: JSON, title: str) -> str:
-    """Its own titles are paths seen from the work tree, which its input is not."""
-    if title and any(text(given.get(key)) for key in ("filePath", "path")):
+def _summary(tool: str, arguments: JSON, title: str) -> str:
+    """Return a line about a call. The program's titles are paths relative to the work tree; its input has absolute
+    ones."""
+    if title and any(text(arguments.get(key)) for key in ("filePath", "path")):
         return summary(tool, {"path": title})
-    return summary(tool, given) if given else summary(tool, {"description": title})
+    return summary(tool, arguments) if arguments else summary(tool, {"description": title})
 
 
 def _exit(state: JSON) -> int:
     return count(record(state, "metadata").get("exit"))
 
 
-def _edits(call: str, given: JSON, state: JSON) -> Iterator[AgentEvent]:
-    told = record(state, "metadata")
-    for file in map(record, items(told.get("files"))):  # apply_patch changes several at once
+def _edits(call: str, arguments: JSON, state: JSON) -> Iterator[AgentEvent]:
+    metadata = record(state, "metadata")
+    for file in map(record, items(metadata.get("files"))):  # apply_patch changes several files
         path = text(file.get("relativePath")) or text(file.get("filePath"))
-        yield AgentEdited(path=path, diff=clip(headed(path, text(file.get("patch")))), call=call)
-    path, title = text(given.get("filePath")), text(state.get("title"))
+        yield AgentEdited(path=path, diff=clip(with_header(path, text(file.get("patch")))), call=call)
+    path, title = text(arguments.get("filePath")), text(state.get("title"))
     if title and path.endswith(f"/{title}"):
-        path = title  # the same as seen from the work tree
-    if path and "diff" in told:
-        yield AgentEdited(path=path, diff=clip(headed(path, text(told.get("diff")))), call=call)
-    elif path and "content" in given:
-        diff = "" if told.get("exists") is True else created(path, text(given.get("content")))
+        path = title  # the same path, relative to the work tree
+    if path and "diff" in metadata:
+        yield AgentEdited(path=path, diff=clip(with_header(path, text(metadata.get("diff")))), call=call)
+    elif path and "content" in arguments:
+        diff = "" if metadata.get("exists") is True else created(path, text(arguments.get("content")))
         yield AgentEdited(path=path, diff=clip(diff), call=call)

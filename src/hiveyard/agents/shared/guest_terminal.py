@@ -1,4 +1,4 @@
-"""Run a program in a terminal in the guest, and record what happens in a feed."""
+"""Run a program in a terminal and write the feed of its activity. This file runs in the guest."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 TICK = 0.1
-"""Seconds between two looks at what has happened."""
+"""Seconds between two polls."""
 
-LAST_LOOKS = 12
-"""Looks at what has happened after the program has ended."""
-LATE = 5.0
-"""Seconds that a prompt may take to be heard which somebody told who is gone."""
+LAST_POLLS = 12
+"""Polls after the program has ended."""
+DELAY = 5.0
+"""Seconds until a prompt that an interrupted sender sent appears in the feed."""
 GRACE = 4.0
-"""Seconds that a program has to end by itself when its terminal is gone."""
+"""Seconds for the program to exit after its terminal is closed."""
 
 _STEP = 1 << 16
-_PLACE = re.compile(rb'\{"at":\["([^"\\]+)",(\d+)\]')
+_POSITION = re.compile(rb'\{"at":\["([^"\\]+)",(\d+)\]')
 
 
 class Refused(Exception):
-    """The program did not take what it was told; the message says why."""
+    """The program did not accept a prompt or an interrupt. The message says why."""
 
 
 class Feed:
-    """The file of JSON lines that Hiveyard reads. Each line is added by one write, so a reader finds whole ones."""
+    """The file of JSON lines that Hiveyard reads. Each line is added by one write, so readers see complete lines."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
 
-    def begin(self) -> None:
-        """Make it ready for this run: a line that a dying machine left torn, which nobody has read, goes away."""
+    def prepare(self) -> None:
+        """Create the file, and remove an incomplete last line that a dying machine left."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             end = at = file.tell()
@@ -62,17 +62,18 @@ class Feed:
     def size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def places(self) -> dict[str, int]:
-        """How far each source was read when its last line was added: what a run after this one need not add again."""
+    def positions(self) -> dict[str, int]:
+        """Return how far each source had been read when its last line was added, so that this run can continue
+        there."""
         found: dict[str, int] = {}
         with self.path.open("rb") as file:
             for line in file:
-                if line.endswith(b"\n") and (place := _PLACE.match(line)):
+                if line.endswith(b"\n") and (place := _POSITION.match(line)):
                     found[place.group(1).decode()] = int(place.group(2))
         return found
 
     def _write(self, data: bytes) -> None:
-        # Opened anew each time: the file may lie on a file system that a forked machine mounts again.
+        # Opened each time: the file may be on a file system that a forked machine mounts again.
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
             while data:
@@ -89,7 +90,7 @@ class Tail:
         self.offset = offset
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The whole lines that are new; `offset` is behind each when it is given."""
+        """Yield the new complete lines. `offset` is after each line when it is yielded."""
         if not self.path.exists() or self.path.stat().st_size <= self.offset:
             return
         with self.path.open("rb") as file:
@@ -104,48 +105,49 @@ class Tail:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        said = json.loads(line)
+        parsed = json.loads(line)
     except (ValueError, RecursionError):
-        said = None
-    return said if isinstance(said, dict) else {"type": "unreadable", "line": line.decode("utf-8", "replace")}
+        parsed = None
+    return parsed if isinstance(parsed, dict) else {"type": "unreadable", "line": line.decode("utf-8", "replace")}
 
 
-def run(argv: Sequence[str], env: Mapping[str, str], feed: Feed, listen: Callable[[], None]) -> int:
-    """Run a program on this terminal and listen until it has ended. Returns its exit code."""
+def run(argv: Sequence[str], env: Mapping[str, str], feed: Feed, collect: Callable[[], None]) -> int:
+    """Run a program in this terminal and call `collect` until it has ended. Return its exit code."""
     feed.add({"seat": "started"})
     child = subprocess.Popen(argv, env={**os.environ, **env})
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
-        signal.signal(number, signal.SIG_IGN)  # keys of the terminal: they are the program's
-    end = _End(child.pid)
+        signal.signal(number, signal.SIG_IGN)  # terminal keys, for the program only
+    shutdown = _Shutdown(child.pid)
     for number in (signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, end.begin)
-    while (code := _ended(child.pid)) is None:
-        listen()
-        end.press()
+        signal.signal(number, shutdown.begin)
+    while (code := _exit_code(child.pid)) is None:
+        collect()
+        shutdown.kill_late()
         time.sleep(TICK)
-    for _ in range(LAST_LOOKS):
-        listen()
+    for _ in range(LAST_POLLS):
+        collect()
         time.sleep(TICK)
     feed.add({"seat": "ended", "code": code})
     return code
 
 
-class _End:
-    """The end of the program, once its terminal is gone or somebody ends this process. Some programs do not mind that
-    their terminal is gone, and some then neither work nor end."""
+class _Shutdown:
+    """The end of the program after its terminal was closed, or this process was told to exit.
+
+    Some programs ignore that their terminal is closed, and some then hang."""
 
     def __init__(self, child: int) -> None:
         self._child = child
-        self._begun: float | None = None
+        self._started: float | None = None
 
     def begin(self, number: int, frame: object) -> None:
-        self._begun = self._begun or time.monotonic()
+        self._started = self._started or time.monotonic()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM)
 
-    def press(self) -> None:
-        """Kill what is left after a while. The child comes last: a shell may have to put things back."""
-        waited = time.monotonic() - self._begun if self._begun else 0.0
+    def kill_late(self) -> None:
+        """Kill the remaining processes after GRACE. The child is killed last: a shell may have to restore files."""
+        waited = time.monotonic() - self._started if self._started else 0.0
         if waited > GRACE:
             for pid in _group() - {os.getpid()} - ({self._child} if waited < 2 * GRACE else set()):
                 with suppress(ProcessLookupError):
@@ -153,7 +155,7 @@ class _End:
 
 
 def _group() -> set[int]:
-    """The processes of this process group."""
+    """Return the processes of this process group."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -162,10 +164,11 @@ def _group() -> set[int]:
     return found
 
 
-def _ended(pid: int) -> int | None:
-    """The exit code of a child that has ended. One that stopped itself (Ctrl-Z) goes on: there is no shell above it."""
-    found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
-    if not found:
+def _exit_code(pid: int) -> int | None:
+    """Return the exit code of a child that has ended. A child that stopped itself (Ctrl-Z) is continued: it has no
+    shell."""
+    ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+    if not ended:
         return None
     if os.WIFSTOPPED(status):
         os.kill(pid, signal.SIGCONT)
@@ -175,54 +178,56 @@ def _ended(pid: int) -> int | None:
 
 
 def runtime(state: str) -> Path:
-    """A directory of this machine, closed to other users, for what need not outlive the run at this state directory."""
+    """Return a private directory of this machine for temporary files of the run with this state directory."""
     place = Path("/tmp") / f"hiveyard-seat-{os.getuid()}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"  # noqa: S108
     place.mkdir(mode=0o700, exist_ok=True)
     if place.is_symlink() or place.stat().st_uid != os.getuid():
-        raise Refused(f"{place} belongs to somebody else")
+        raise Refused(f"{place} belongs to another user")
     return place
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """One at a time."""
+def file_lock(lock: Path) -> Iterator[None]:
+    """Hold an exclusive lock."""
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-class Telling(NamedTuple):
-    """A prompt that is still to be told. `heard` is the feed from where it stood before anybody began with that;
-    `again`: somebody did, and did not come to the end, so the program may have it."""
+class Delivery(NamedTuple):
+    """A prompt that must be sent. `feed_tail` is the feed since the first attempt began.
 
-    heard: Tail
-    again: bool
+    `retried`: an earlier attempt did not finish, so the program may have the prompt already."""
+
+    feed_tail: Tail
+    retried: bool
 
 
 @contextmanager
-def once(place: Path, feed: Feed, prompt: str, text: str) -> Iterator[Telling | None]:
-    """Tell a prompt alone; None when that is done. Who began with it may have been left behind by a daemon that was
-    killed, or may have died when the machine was left to be frozen: then it is told again. A forked machine has
-    another name, and its own."""
-    said = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-    mark = f"{socket.gethostname()} {prompt} {said}"
-    told, telling = place / "told", place / "telling"
-    with alone(place / "say"):
-        if told.exists() and told.read_text() == mark:
+def delivery(place: Path, feed: Feed, prompt: str, text: str) -> Iterator[Delivery | None]:
+    """Lock the delivery of a prompt; yield None if it was delivered before.
+
+    An earlier attempt may have been interrupted by a killed daemon or a snapshot; it is then repeated. A forked machine
+    has another name, so it delivers its own prompts."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    mark = f"{socket.gethostname()} {prompt} {digest}"
+    delivered, started = place / "told", place / "telling"
+    with file_lock(place / "say"):
+        if delivered.exists() and delivered.read_text() == mark:
             yield None
             return
-        size, _, begun = (telling.read_text() if telling.exists() else "").partition(" ")
-        if begun != mark:
+        size, _, former = (started.read_text() if started.exists() else "").partition(" ")
+        if former != mark:
             size = str(feed.size())
             fresh = place / "telling.new"
             fresh.write_text(f"{size} {mark}")
-            fresh.replace(telling)
-        yield Telling(Tail(feed.path, int(size)), begun == mark)
-        told.write_text(mark)
+            fresh.replace(started)
+        yield Delivery(Tail(feed.path, int(size)), former == mark)
+        delivered.write_text(mark)
 
 
-def until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether a condition came true in time."""
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until a condition is true, for at most `seconds`. Return whether it is."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -232,13 +237,13 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def tmux(*words: str) -> bool:
-    """Whether a command to the tmux server of this user succeeded."""
+    """Run a tmux command of this user. Return whether it succeeded."""
     done = subprocess.run(["tmux", *words], capture_output=True, check=False)
     return done.returncode == 0
 
 
 def main(verbs: Mapping[str, Callable[[dict[str, Any]], int]]) -> NoReturn:
-    """Run the verb that argv names, with its settings in JSON."""
+    """Run the verb in argv with its JSON settings."""
     verb, settings = sys.argv[1], json.loads(sys.argv[2])
     try:
         sys.exit(verbs[verb](settings))

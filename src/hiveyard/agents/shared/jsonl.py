@@ -1,4 +1,4 @@
-"""Output of which each line is a JSON object with a `type`, as several agent programs print it."""
+"""Parse output whose lines are JSON objects with a `type`, as several agent programs print it."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from hiveyard.kit.text import decode
 
 JSON = Mapping[str, object]
 Reader = Callable[[JSON], Iterator[AgentEvent] | None]
-"""Gives an object its meaning; None: it has none here."""
+"""Converts an object into events; None means that it is unknown."""
 
 OUTPUT_LIMIT = 16 << 10
-"""Characters kept of what a tool gave; the raw line keeps all of it."""
+"""The number of characters kept of a tool's output. The raw line keeps all of it."""
 
 
 def events(line: bytes, read: Reader) -> Sequence[AgentEvent]:
-    """What a line means; one that is no object, or has no meaning, is kept as output."""
+    """Return the events of a line. A line that is not an object, or is unknown, is kept as output."""
     if not line.strip():
         return []
-    said = decoded(line)
-    found = None if said is None else read(said)
-    return [AgentOutput(text=clip(decode(line)))] if found is None else list(found)
+    entry = decoded(line)
+    parsed = None if entry is None else read(entry)
+    return [AgentOutput(text=clip(decode(line)))] if parsed is None else list(parsed)
 
 
 def decoded(line: bytes) -> JSON | None:
-    """The object of a line, or None for one that has none."""
+    """Return the object of a line, or None."""
     try:
-        said = msgspec.json.decode(line)
+        entry = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    return entry if isinstance(entry, dict) else None
 
 
 def by_type(readers: Mapping[str, Reader]) -> Reader:
-    """Reads an object by its `type`; one of another has no meaning."""
+    """Return a Reader that selects another one by the object's `type`."""
 
-    def read(said: JSON) -> Iterator[AgentEvent] | None:
-        reader = readers.get(text(said.get("type")))
-        return None if reader is None else reader(said)
+    def read(entry: JSON) -> Iterator[AgentEvent] | None:
+        reader = readers.get(text(entry.get("type")))
+        return None if reader is None else reader(entry)
 
     return read
 
 
-def nothing(said: JSON) -> Iterator[AgentEvent]:
-    """A Reader for what is understood and tells a reader of events nothing."""
+def ignore(entry: JSON) -> Iterator[AgentEvent]:
+    """Return no events: a Reader for known objects without information for a reader of events."""
     return iter(())

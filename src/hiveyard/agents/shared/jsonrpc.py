@@ -1,8 +1,7 @@
-"""JSON-RPC 2.0, a message a line, as programs speak it on their stdin and stdout (jsonrpc.org/specification).
+"""JSON-RPC 2.0 with one message per line, as programs speak it on stdin and stdout (jsonrpc.org/specification).
 
-Our requests have texts for ids, and these are the keys under which they are told; so are the ids of the program's own
-requests the keys of our answers.
-"""
+The ids of our requests are texts, and are also the keys under which they are sent. The ids of the program's requests
+are in the keys of our answers."""
 
 from __future__ import annotations
 
@@ -15,12 +14,14 @@ from hiveyard.core.drivers import Line
 from hiveyard.kit.shape import record, text
 
 NO_METHOD = -32601
-_LONGEST_ID = 200
+_MAX_ID = 200
 
 
-class Said(NamedTuple):
-    """One message of the program. A request has `method` and `id`, a notification `method`, an answer `id` and
-    `result` or `error`. `id` is as it came, as JSON."""
+class Message(NamedTuple):
+    """A message of the program.
+
+    A request has `method` and `id`, a notification `method`, an answer `id` and `result` or `error`. `id` is the
+    original JSON."""
 
     id: str
     method: str
@@ -29,15 +30,15 @@ class Said(NamedTuple):
     error: JSON | None
 
 
-def said(line: bytes) -> Said | None:
-    """The message of a line, or None for one that has none, or one with an id that nobody would give it."""
+def parse(line: bytes) -> Message | None:
+    """Return the message of a line, or None if there is none or its id is too long."""
     message = decoded(line)
     if message is None or not ("method" in message or "id" in message):
         return None
     id = "" if message.get("id") is None else msgspec.json.encode(message["id"]).decode()
-    if len(id) > _LONGEST_ID:
+    if len(id) > _MAX_ID:
         return None
-    return Said(
+    return Message(
         id=id,
         method=text(message.get("method")),
         params=record(message.get("params")),
@@ -47,7 +48,7 @@ def said(line: bytes) -> Said | None:
 
 
 def own(id: str) -> str:
-    """The key of the request of ours that an answer belongs to."""
+    """Return the key of our request that an answer belongs to."""
     try:
         return text(msgspec.json.decode(id))
     except msgspec.DecodeError:
@@ -63,12 +64,12 @@ def notify(key: str, method: str, params: JSON) -> Line:
 
 
 def reply(id: str, result: JSON) -> Line:
-    """The answer to a request of the program."""
+    """Return the answer to a request of the program."""
     return _line(f"reply-{id}", {"id": msgspec.Raw(id.encode()), "result": result})
 
 
 def refuse(id: str, message: str, code: int = NO_METHOD) -> Line:
-    """An error for an answer."""
+    """Return an error as the answer to a request of the program."""
     return _line(f"reply-{id}", {"id": msgspec.Raw(id.encode()), "error": {"code": code, "message": message}})
 
 

@@ -1,4 +1,4 @@
-"""Names of models for programs that reach several vendors: `provider/model`, or a bare name."""
+"""Names of models for programs that use several vendors: `provider/model`, or a name alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hiveyard.agents.shared.wording import checked_model
 from hiveyard.core.errors import BadInput
 
 PROVIDERS = ("anthropic", "openai")
-"""Those that have a door."""
+"""The providers that the door supports."""
 
 DEFAULT = "anthropic/claude-sonnet-5"
 
@@ -14,9 +14,9 @@ _OPENAI = ("gpt-", "chatgpt", "codex", "o1", "o3", "o4")
 
 
 def full_model(program: str, model: str | None) -> str:
-    """`provider/model`: `gpt-5.5` is `openai/gpt-5.5`, other names without a provider are Anthropic's.
+    """Return `provider/model`: `gpt-5.5` is `openai/gpt-5.5`; other names without a provider are Anthropic's.
 
-    Raises BadInput for a provider that has no door."""
+    Raises BadInput for a provider that the door does not support."""
     if model is None:
         return DEFAULT
     checked_model(model)
@@ -25,7 +25,7 @@ def full_model(program: str, model: str | None) -> str:
         return f"{'openai' if model.startswith(_OPENAI) else 'anthropic'}/{model}"
     if provider not in PROVIDERS:
         raise BadInput(
-            f"{program} reaches models of {' and '.join(PROVIDERS)} here, not of {provider!r}",
-            hint="--model anthropic/NAME or --model openai/NAME",
+            f"{program} can use models of {' and '.join(PROVIDERS)} here, not of {provider!r}",
+            hint="use --model anthropic/NAME or --model openai/NAME",
         )
     return model

@@ -1,4 +1,4 @@
-"""Leave: what an agent asked to be allowed, and waits for."""
+"""The permission requests of an agent that are not answered yet."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from hiveyard.core.events import AgentAsked
 from hiveyard.core.events.body import TEXT_LIMIT
 from hiveyard.kit.text import one_line
 
-_MOST = 1000
-_LARGEST = 64 << 20
-"""Requests that may be open at once, and bytes of their arguments: the program is a stranger."""
+_MAX_OPEN = 1000
+_MAX_SIZE = 64 << 20
+"""The largest number of open requests, and the total bytes of their arguments: the program is not trusted."""
 
 
-class PermissionRequest:
-    """The requests of one conversation that are open."""
+class PermissionRequests:
+    """The open permission requests of one conversation."""
 
     def __init__(self) -> None:
         self._open: dict[str, JSON] = {}
         self._sizes: dict[str, int] = {}
 
-    def wanted(self, request: str, tool: str, arguments: JSON, message: str, kept: JSON | None = None) -> AgentAsked:
-        """It asks. `kept`, or else the arguments of what it asks, come back when that is settled."""
-        given = msgspec.json.encode(arguments).decode()
-        self.withdrawn(request)
-        self._open[request], self._sizes[request] = arguments if kept is None else kept, len(given)
-        while len(self._open) > _MOST or (sum(self._sizes.values()) > _LARGEST and len(self._open) > 1):
-            self.withdrawn(next(iter(self._open)))
+    def add(self, request: str, tool: str, arguments: JSON, message: str, kept: JSON | None = None) -> AgentAsked:
+        """Add a request. `kept`, or else its arguments, are returned when it is settled."""
+        encoded = msgspec.json.encode(arguments).decode()
+        self.remove(request)
+        self._open[request], self._sizes[request] = arguments if kept is None else kept, len(encoded)
+        while len(self._open) > _MAX_OPEN or (sum(self._sizes.values()) > _MAX_SIZE and len(self._open) > 1):
+            self.remove(next(iter(self._open)))
         return AgentAsked(
-            message=f"may it do this? {message}",
+            message=f"permission requested: {message}",
             request=request,
             tool=tool[:200],
-            input=given if len(given) <= TEXT_LIMIT else "",
+            input=encoded if len(encoded) <= TEXT_LIMIT else "",
         )
 
     def settle(self, request: str) -> JSON:
-        """It is answered: what was kept of it. Raises BadInput for one that is not open."""
+        """Remove a request that was answered, and return its data. Raises BadInput if it is not open."""
         self.check(request)
         kept = self._open[request]
-        self.withdrawn(request)
+        self.remove(request)
         return kept
 
     def check(self, request: str) -> None:
         if request not in self._open:
-            raise BadInput(f"the agent does not wait for an answer to {one_line(request, 80)!r}")
+            raise BadInput(f"the agent is not waiting for an answer to {one_line(request, 80)!r}")
 
-    def withdrawn(self, request: str) -> None:
+    def remove(self, request: str) -> None:
         self._open.pop(request, None)
         self._sizes.pop(request, None)
 
-    def end(self, of: Callable[[JSON], bool] = lambda kept: True) -> list[str]:
-        """The turn is over, and nothing of it is asked any more: what was open. `of` tells by what was kept of a
-        request whether it is of that turn."""
-        dropped = [request for request, kept in self._open.items() if of(kept)]
+    def clear(self, belongs: Callable[[JSON], bool] = lambda kept: True) -> list[str]:
+        """Remove all requests at the end of a turn, and return them. `belongs` selects the requests of that turn by
+        their data."""
+        dropped = [request for request, kept in self._open.items() if belongs(kept)]
         for request in dropped:
-            self.withdrawn(request)
+            self.remove(request)
         return dropped

@@ -1,5 +1,6 @@
-"""What a turn adds to its agent's own system prompt: in a file of the guest, which is written before the program
-starts, or in a word of the command line."""
+"""Additional text for an agent's own system prompt.
+
+It is passed in a file of the guest, written before the program starts, or in a word of the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from hiveyard.core.errors import BadInput
 from hiveyard.core.ports import Turn
 
 LIMIT = 60_000
-"""Bytes: with each of them quoted it still fits into one word of a command line, which is 128 KiB."""
+"""In bytes. Even if each byte is quoted, it fits into one word of a command line, which is at most 128 KiB."""
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 # $1 is the file, $2 the text; the rest is the command.
@@ -21,20 +22,20 @@ exec "$@"
 """
 
 
-def added(turn: Turn) -> str:
-    """The text, "" for none. Raises BadInput for what no program could be given."""
+def system_text(turn: Turn) -> str:
+    """Return the text, or "". Raises BadInput for a text that no program accepts."""
     text = turn.system or ""
     if _UNPRINTABLE.search(text):
-        raise BadInput("the text for the system prompt has control characters, or halves of characters")
+        raise BadInput("the text for the system prompt has control characters or unpaired surrogates")
     if (size := len(text.encode())) > LIMIT:
         raise BadInput(
-            f"the text for the system prompt has {size} bytes: at most {LIMIT} go there",
-            hint="the rest into the prompt, or a file of the work tree",
+            f"the text for the system prompt has {size} bytes, the maximum is {LIMIT}",
+            hint="move a part into the prompt or a file of the work tree",
         )
     return text
 
 
-def writing(turn: Turn, path: str, argv: Sequence[str]) -> tuple[str, ...]:
-    """The command, which finds the text at `path`; as it is for a turn that has none."""
-    text = added(turn)
+def with_file(turn: Turn, path: str, argv: Sequence[str]) -> tuple[str, ...]:
+    """Return the command, preceded by writing the text to `path`; the command alone if there is no text."""
+    text = system_text(turn)
     return ("sh", "-c", _WRITE, "hiveyard-system-prompt", path, text, *argv) if text else tuple(argv)

@@ -1,8 +1,4 @@
-"""The process of an agent's terminal program: sources of `hiveyard.agents`, run by the guest's own Python.
-
-The state of a terminal program is read from what the program records for itself, never from its screen: Claude Code's
-transcripts and hooks, or the events of opencode's own server, become one feed of JSON lines. The image needs `python3`.
-"""
+"""The commands for agents in their terminal: source files of `hiveyard.agents`, run by the guest's Python."""
 
 from __future__ import annotations
 
@@ -16,10 +12,10 @@ from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.ports import Turn
 
 TERMINAL = "agent"
-"""The name of the terminal: of its process and of its tmux session."""
+"""The name of the terminal's process and of its tmux session."""
 PATIENCE = 1500.0
-"""Seconds that `say` waits for a program that starts: on an emulated machine that shares its processors that takes
-many minutes."""
+"""The seconds that `send` waits for a program to start. On an emulated machine with shared CPUs this takes many
+minutes."""
 
 _LOAD = """
 import sys, types
@@ -30,19 +26,19 @@ for name, source in SOURCES:
 
 
 def feed(turn: Turn, agent: str) -> str:
-    """Where the feed lies: in the agent's state, which outlives the machine."""
+    """Return the path of the feed. It is in the agent's state, which outlives the machine."""
     return f"{turn.state}/{agent}/feed.jsonl"
 
 
 def agent_terminal(turn: Turn, agent: str, settings: Mapping[str, object], env: Mapping[str, str]) -> ProcessSpec:
-    """The process of the terminal: `settings` are those of the agent's module in the guest."""
-    argv = argv_of(turn, agent, "sit", settings)
+    """Return the process of the terminal. `settings` are those of the agent's module in the guest."""
+    argv = argv_of(turn, agent, "run", settings)
     command = Command(argv=argv, cwd=turn.workdir, env=env, name=agent)
     return ProcessSpec(name=TERMINAL, command=command, terminal=True)
 
 
 def argv_of(turn: Turn, agent: str, verb: str, settings: Mapping[str, object]) -> tuple[str, ...]:
-    """A verb of the agent's module in the guest."""
+    """Return the argv that runs a verb of the agent's module in the guest."""
     place = {"state": turn.state, "feed": feed(turn, agent), "patience": PATIENCE}
     return ("python3", "-c", _source(agent), verb, msgspec.json.encode({**place, **settings}).decode())
 

@@ -1,4 +1,4 @@
-"""What agent programs say in words of their own, turned into ours: one-line summaries, diffs, error codes."""
+"""Convert texts of agent programs: one-line summaries, diffs, error codes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from hiveyard.kit.text import one_line
 
 SUMMARY_LIMIT = 200
 GOOSE_ERROR_HEAD = "Ran into this error: "
-"""How goose begins the message of a failed turn."""
+"""The beginning of goose's message about a failed turn."""
 DIFF_SOURCE_LIMIT = 1 << 20
-"""Characters of a file beyond which no diff is computed here; the patch of the branch shows it anyway."""
+"""The largest file, in characters, for which a diff is computed. The branch's patch shows larger changes too."""
 _DIFF_LINES = 10_000
-"""Lines, too, of a file that was there before: the work grows with their square."""
+"""The largest file in lines, if it existed before: the time grows with their square."""
 
-# The argument that says most about a call, for the tools of all programs; the first that is there wins.
-_TELLING = (
+# The most informative argument of a call, for the tools of all programs. The first one that exists is used.
+_KEY_ARGUMENTS = (
     "command",
     "file_path",
     "filePath",
@@ -49,30 +49,30 @@ _CONVERSATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
 
 
 def summary(tool: str, arguments: Mapping[str, object], workdir: str = "") -> str:
-    """One readable line for a call: `Bash: pytest -q`, `Edit: src/a.py`."""
-    told = next((text(arguments.get(key)) for key in _TELLING if text(arguments.get(key))), "")
+    """Return a readable line about a call: `Bash: pytest -q`, `Edit: src/a.py`."""
+    detail = next((text(arguments.get(key)) for key in _KEY_ARGUMENTS if text(arguments.get(key))), "")
     if patch := text(arguments.get("patchText")):
-        told = ", ".join(_PATCHED.findall(patch[:DIFF_SOURCE_LIMIT])[:20])
-    if told.startswith("/"):
-        told = relative(told, workdir)
+        detail = ", ".join(_PATCHED.findall(patch[:DIFF_SOURCE_LIMIT])[:20])
+    if detail.startswith("/"):
+        detail = relative(detail, workdir)
     name = one_line(tool, 60) or "a tool"
-    return one_line(f"{name}: {told[:1000]}" if told else name, SUMMARY_LIMIT)
+    return one_line(f"{name}: {detail[:1000]}" if detail else name, SUMMARY_LIMIT)
 
 
 def relative(path: str, workdir: str) -> str:
-    """`path` as seen from the working directory, when it is below it."""
+    """Return `path` relative to the working directory, if it is below it."""
     if workdir and PurePosixPath(path).is_relative_to(workdir):
         return str(PurePosixPath(path).relative_to(workdir))
     return path
 
 
 def created(path: str, content: str) -> str:
-    """The unified diff of a new file."""
+    """Return the unified diff of a new file."""
     return changed(path, None, content)
 
 
 def changed(path: str, old: str | None, new: str) -> str:
-    """The unified diff of a file that was `old` (None: not there) and is `new`."""
+    """Return the unified diff of a file with the content `old` (None: it did not exist) and `new`."""
     if len(old or "") + len(new) > DIFF_SOURCE_LIMIT:
         return ""
     before = "/dev/null" if old is None else f"a/{path}"
@@ -83,16 +83,16 @@ def changed(path: str, old: str | None, new: str) -> str:
 
 
 def patched(path: str, hunks: object) -> str:
-    """A unified diff from hunks of the shape {oldStart, oldLines, newStart, newLines, lines}."""
+    """Return a unified diff from hunks of the form {oldStart, oldLines, newStart, newLines, lines}."""
     parts: list[str] = []
     for hunk in map(record, items(hunks)):
         old, new = _span(hunk, "old"), _span(hunk, "new")
         parts.append(f"@@ -{old} +{new} @@\n" + "".join(f"{text(line)}\n" for line in items(hunk.get("lines"))))
-    return headed(path, "".join(parts))
+    return with_header(path, "".join(parts))
 
 
-def headed(path: str, diff: str) -> str:
-    """A diff of one file with the head that git would give it, whatever stands there."""
+def with_header(path: str, diff: str) -> str:
+    """Return a diff of one file with git's header, in place of any other."""
     start = diff.find("@@ ")
     if start < 0:
         return ""
@@ -110,9 +110,9 @@ def _unified(old: list[str], new: list[str], old_name: str, new_name: str) -> st
 
 
 def code_of(status: int, message: str = "") -> str:
-    """The error code for an HTTP status that a model's API gave, or for what a program says when it has none."""
-    if (ours := _OURS.search(message[:4000])) and ours.group(1) in _DOORS:
-        return ours.group(1)
+    """Return the error code for an HTTP status of a model's API, or for a program's message if there is no status."""
+    if (found := _DOOR_ERROR.search(message[:4000])) and found.group(1) in _DOOR_CODES:
+        return found.group(1)
     lower = message[:4000].lower()
     if status in (401, 403) or any(sign in lower for sign in _KEY_SIGNS):
         return KeyRefused.code
@@ -123,15 +123,15 @@ def code_of(status: int, message: str = "") -> str:
     return AgentFailed.code
 
 
-def door_said(words: str) -> str:
-    """What the door says for itself in a program's words; all of them when it says nothing."""
-    found = _OURS.search(words[:4000])
+def door_message(words: str) -> str:
+    """Return the door's own message in a program's text, or the whole text if there is none."""
+    found = _DOOR_ERROR.search(words[:4000])
     return found[0] if found else words
 
 
-# What the door says for itself, as agents repeat it: the reason is known better than a status tells it.
-_OURS = re.compile(r"Hiveyard: .*?\[([a-z_.]+)\]", re.DOTALL)
-_DOORS = {error.code for error in (BudgetSpent, KeyMissing, KeyRefused, NotOnTape, RateLimited, UpstreamFailed)}
+# The door's own message, as agents repeat it. It is more exact than a status.
+_DOOR_ERROR = re.compile(r"Hiveyard: .*?\[([a-z_.]+)\]", re.DOTALL)
+_DOOR_CODES = {error.code for error in (BudgetSpent, KeyMissing, KeyRefused, NotOnTape, RateLimited, UpstreamFailed)}
 _KEY_SIGNS = (
     "not logged in",
     "invalid api key",
@@ -164,7 +164,7 @@ _CUT_SIGNS = (
 
 
 def status_in(words: str) -> int:
-    """The HTTP status of a failure that a program tells in words; 0 when there is none."""
+    """Return the HTTP status in a program's error text, or 0."""
     found = _STATUS.search(words[:4000])
     return int(found[1]) if found else 0
 
@@ -173,31 +173,31 @@ _STATUS = re.compile(r"(?:status:? |\()([45]\d\d)\b", re.IGNORECASE)
 
 
 def ending(program: str, exit_code: int | None, stderr: str) -> str:
-    """How a program ended, for a person: its exit code in words, and the last line of what it complained."""
+    """Describe the end of a program for a user: its exit code in words, and the last line of stderr."""
     last = one_line(stderr.strip().rpartition("\n")[2])
     if exit_code is None:
-        how = "is gone and left no exit code"
+        what = "ended without an exit code"
     elif exit_code == 127:
-        how = "could not be started in the guest"
+        what = "could not be started in the guest"
     elif exit_code > 128 and exit_code - 128 in _SIGNALS:
-        how = f"was ended by {_SIGNALS[exit_code - 128]}"
+        what = f"was killed by {_SIGNALS[exit_code - 128]}"
     else:
-        how = f"ended with exit code {exit_code}"
-    return f"{program} {how}" + (f": {last}" if last else "")
+        what = f"ended with exit code {exit_code}"
+    return f"{program} {what}" + (f": {last}" if last else "")
 
 
 _SIGNALS = {1: "SIGHUP", 2: "SIGINT", 6: "SIGABRT", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
 
 
 def checked_model(model: str) -> str:
-    """A model's name that cannot be taken for an option. Raises BadInput."""
+    """Return a model's name that cannot be mistaken for an option. Raises BadInput."""
     if not _MODEL.match(model):
-        raise BadInput(f"{model[:100]!r} is no name of a model")
+        raise BadInput(f"{model[:100]!r} is not a valid model name")
     return model
 
 
 def checked_conversation(conversation: str) -> str:
-    """A conversation's id that cannot be taken for an option. Raises BadInput."""
+    """Return a conversation's id that cannot be mistaken for an option. Raises BadInput."""
     if not _CONVERSATION.match(conversation):
-        raise BadInput(f"{conversation[:100]!r} is no id of a conversation")
+        raise BadInput(f"{conversation[:100]!r} is not a valid id of a conversation")
     return conversation

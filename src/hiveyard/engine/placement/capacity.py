@@ -1,7 +1,7 @@
-"""Whether one more machine fits into this host's memory: told before anything starts.
+"""Check whether one more machine fits into this host's memory, before it starts.
 
-Sessions stand until somebody stops them, and machines that `--keep` left until somebody removes them, so there is
-nothing to wait for beside them. Tasks end by themselves.
+Machines of sessions and of finished tasks with `--keep` stay until a user removes them, so waiting for their memory is
+useless. Tasks end by themselves.
 """
 
 from __future__ import annotations
@@ -18,66 +18,69 @@ from hiveyard.store import views
 from hiveyard.store.views import TaskRow
 
 HOST_SHARE = 1024
-"""MiB that are left to the host itself."""
-_THERE = (Phase.CREATED, Phase.PREPARING, Phase.RUNNING)
+"""Memory reserved for the host itself, in MiB."""
+_WITH_MACHINE = (Phase.CREATED, Phase.PREPARING, Phase.RUNNING)
 
 
-class _Held(NamedTuple):
-    """What machines are promised, in MiB each: those that end by themselves, of tasks, and those that a person has to
-    end, of sessions that no task made and of tasks with `--keep` that are over."""
+class _Reserved(NamedTuple):
+    """The memory of each machine, in MiB: `temporary` ones of tasks, which end by themselves, and `permanent` ones,
+    which
+    a user has to end: of sessions without a task, and of finished tasks with `--keep`."""
 
-    ending: list[int]
-    standing: list[int]
+    temporary: list[int]
+    permanent: list[int]
 
 
-def check_size(settings: EngineSettings, wanted_mib: int | None) -> None:
-    """Raises NoMemory for a machine that would not fit if it were the only one. None is what is set."""
-    wanted, limit = wanted_mib or settings.memory_mib, _limit(settings)
-    if wanted > limit:
+def check_size(settings: EngineSettings, memory_mib: int | None) -> None:
+    """Raise NoMemory for a machine that would not fit even if it were the only one. None means the default size."""
+    size, limit = memory_mib or settings.memory_mib, _limit(settings)
+    if size > limit:
         raise NoMemory(
-            f"a machine of {wanted} MiB does not fit: machines may have {limit} MiB, all together",
-            hint="--memory with less, or memory_total_mib in the settings",
+            f"a machine of {size} MiB does not fit: all machines together may have {limit} MiB",
+            hint="a smaller --memory, or memory_total_mib in the settings",
         )
 
 
-def check(conn: Connection, settings: EngineSettings, wanted_mib: int, *, besides: str | None = None) -> None:
-    """Raises NoMemory when a machine of `wanted_mib` does not fit beside those that are there. `besides` is a session
-    that is not counted."""
-    held = _held(conn, settings, besides)
-    sizes = [*held.ending, *held.standing]
-    if sum(sizes) + wanted_mib > _limit(settings):
-        raise _full(settings, wanted_mib, sizes)
+def check(conn: Connection, settings: EngineSettings, memory_mib: int, *, excluding: str | None = None) -> None:
+    """Raise NoMemory if a machine of `memory_mib` does not fit beside the existing ones. The session `excluding` does
+    not
+    count."""
+    reserved = _reserved(conn, settings, excluding)
+    sizes = [*reserved.temporary, *reserved.permanent]
+    if sum(sizes) + memory_mib > _limit(settings):
+        raise _full(settings, memory_mib, sizes)
 
 
-def fits(conn: Connection, settings: EngineSettings, wanted_mib: int, *, besides: str) -> bool:
-    """Whether the machine of task `besides` fits now; False: it will when other tasks have ended. Raises NoMemory when
-    it would not then either."""
-    held = _held(conn, settings, besides)
-    if sum(held.standing) + wanted_mib > _limit(settings):
-        raise _full(settings, wanted_mib, held.standing)
-    return sum(held.ending) + sum(held.standing) + wanted_mib <= _limit(settings)
+def fits(conn: Connection, settings: EngineSettings, memory_mib: int, *, excluding: str) -> bool:
+    """Return whether the machine of task `excluding` fits now; False if it fits once other tasks have ended. Raises
+    NoMemory if it will not fit even then."""
+    reserved = _reserved(conn, settings, excluding)
+    if sum(reserved.permanent) + memory_mib > _limit(settings):
+        raise _full(settings, memory_mib, reserved.permanent)
+    return sum(reserved.temporary) + sum(reserved.permanent) + memory_mib <= _limit(settings)
 
 
-def _full(settings: EngineSettings, wanted_mib: int, sizes: list[int]) -> NoMemory:
-    held = f"{len(sizes)} machines hold {sum(sizes)} of {_limit(settings)} MiB"
+def _full(settings: EngineSettings, memory_mib: int, sizes: list[int]) -> NoMemory:
+    used = f"{len(sizes)} machines use {sum(sizes)} of {_limit(settings)} MiB"
     return NoMemory(
-        f"a machine of {wanted_mib} MiB does not fit: {held}",
-        hint="hv list, then hv stop one, hv rm what --keep left, or --memory with less",
+        f"a machine of {memory_mib} MiB does not fit: {used}",
+        hint="hv list, then hv stop a session, hv rm a task with --keep, or a smaller --memory",
     )
 
 
-def _held(conn: Connection, settings: EngineSettings, besides: str | None) -> _Held:
-    """A task holds memory for as long as the journal knows a machine of it, a session from when it is asked for."""
-    with_machine = {machine.session for machine in views.machines(conn)} - {besides}
+def _reserved(conn: Connection, settings: EngineSettings, excluding: str | None) -> _Reserved:
+    """Return the reserved memory. A task has some while the journal knows its machine, a session from its request
+    on."""
+    with_machine = {machine.session for machine in views.machines(conn)} - {excluding}
     tasks = [task for id in with_machine if (task := views.find_task(conn, id)) is not None]
-    rows = views.sessions(conn, phases=_THERE, own=True)
-    sessions = [row.request or {} for row in rows if row.id != besides]
-    ending, kept = ([task.request for task in tasks if _is_kept(conn, task) is kept] for kept in (False, True))
-    return _Held(_sizes(ending, settings), _sizes([*kept, *sessions], settings))
+    rows = views.sessions(conn, phases=_WITH_MACHINE, own=True)
+    sessions = [row.request or {} for row in rows if row.id != excluding]
+    temporary, kept = ([task.request for task in tasks if _is_kept(conn, task) is kept] for kept in (False, True))
+    return _Reserved(_sizes(temporary, settings), _sizes([*kept, *sessions], settings))
 
 
 def _is_kept(conn: Connection, task: TaskRow) -> bool:
-    """Whether its machine stays until somebody removes it. With `hv rm --force` somebody just does."""
+    """Return whether its machine stays until a user removes it; `hv rm --force` is just doing that."""
     return task.state.over and bool(task.request.get("keep")) and views.session(conn, task.id).reason != "removed"
 
 

@@ -1,4 +1,4 @@
-"""The images at hand: built when wanted, prepared for the providers that use them, removed when nothing does."""
+"""Build images on demand, prepare them for providers, and remove those that no machine uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hiveyard.kit.trees import remove_tree
 
 
 class ImageStock:
-    """Recipes, and what was made from them."""
+    """The image recipes and the images built from them."""
 
     def __init__(self, images: Images, providers: Mapping[str, Provider], settings: EngineSettings) -> None:
         self._images = images
@@ -27,35 +27,35 @@ class ImageStock:
 
     @property
     def directory(self) -> Path:
-        """Where images are kept."""
+        """The directory of the images."""
         return self._images.directory
 
     def check(self, name: str) -> None:
-        """Raises NoSuchImage, or BadInput for a recipe that is wrong."""
+        """Raise NoSuchImage, or BadInput for an invalid recipe."""
         if name != HOST.name:
             self._images.resolve(name)
 
-    def bringing(self, program: str) -> str:
-        """The image of a task that names none: the one that adds a program to the default image where that lacks it,
-        else the one of the settings. Raises NoSuchImage."""
+    def image_for(self, program: str) -> str:
+        """Return the image of a task that names none: that of the settings, or the program's own image if the default
+        image lacks the program. Raises NoSuchImage."""
         name = self._settings.image
         if name != DEFAULT or program not in self._images.recipes():
             return name
         return name if program in self._images.resolve(name).programs else program
 
     def check_program(self, name: str, program: str) -> None:
-        """Raises BadInput when an image lacks a program for which there is an image of its own. What others bring
-        without naming it in their recipe is not known here."""
+        """Raise BadInput if an image lacks a program that has an image of its own. Programs that a recipe does not name
+        are not known here."""
         if name == HOST.name or program not in self._images.recipes():
             return
         if program not in self._images.resolve(name).programs:
             raise BadInput(
-                f"the image {name} does not bring {program}",
-                hint=f'--image {program}, or a recipe of your own with: from = "{program}"',
+                f"the image {name} does not contain {program}",
+                hint=f'--image {program}, or your own recipe with: from = "{program}"',
             )
 
     async def get(self, name: str, report: Report, *, force: bool = False) -> Image:
-        """The image of a recipe's name or file, or of an id; built when it is not there. Raises as `check` and
+        """Return the image of a recipe's name or file, or of an id; build it if needed. Raises as `check`, and
         ImageBuildFailed, NoSpace."""
         if name == HOST.name:
             return HOST
@@ -64,7 +64,7 @@ class ImageStock:
         return await self._images.ensure(name, report)
 
     async def build(self, name: str, report: Report, *, force: bool, provider: str | None) -> Image:
-        """Build an image and, when a provider is named, all that its machines need."""
+        """Build an image and, if a provider is named, prepare it for its machines."""
         image = await self.get(name, report, force=force)
         if provider is not None:
             choice = await choose(provider, self._providers)
@@ -74,22 +74,22 @@ class ImageStock:
 
     @property
     def shape(self) -> Shape:
-        """The size of machines that a task does not set."""
+        """The default size of machines."""
         settings = self._settings
         return Shape(memory_mib=settings.memory_mib, cpus=settings.cpus, disk_gib=settings.disk_gib)
 
     def find(self, name: str) -> Image | None:
-        """The image that a recipe's name or file, or an id, stands for now; None when that is not built. Raises as
+        """Return the image that a recipe's name or file, or an id, names now; None if it is not built. Raises as
         `check`."""
         found = None if name == HOST.name else self._images.resolve(name)
         return found if isinstance(found, Image) else None
 
     def remains(self) -> Sequence[Path]:
-        """What builds that are at work, or were killed, have on disk."""
+        """Return the directories of builds that run or were killed."""
         return self._images.remains()
 
     async def discard(self, left: Path) -> None:
-        """Remove one of them whole. Raises ImageBuildFailed, OSError."""
+        """Remove the directory of a build. Raises ImageBuildFailed, OSError."""
         await self._images.discard(left)
         await anyio.to_thread.run_sync(remove_tree, left)
 
@@ -97,12 +97,12 @@ class ImageStock:
         return self._images.list()
 
     def built(self, ref: str) -> Image:
-        """One that is there. Raises NoSuchImage."""
+        """Return an image that is built. Raises NoSuchImage."""
         return self._images.get(ref)
 
     async def remove(self, ref: str) -> str:
-        """Remove an image and what providers made from it; returns its id. Raises NoSuchImage, MachineNotReady when
-        a machine uses it."""
+        """Remove an image and the data that providers derived from it; return its id. Raises NoSuchImage;
+        MachineNotReady if a machine uses it."""
         image = self._images.get(ref)
         users = [
             machine.name
@@ -115,8 +115,8 @@ class ImageStock:
             raise MachineNotReady(f"the image {image.id} is used by {', '.join(users)}", hint="hv ps -a; hv rm TASK")
         for provider in self._providers.values():
             if provider.capabilities.remote:
-                continue  # it has images of its own
-            with suppress(ProviderUnavailable):  # what it has of the image is found when it works again
+                continue  # remote providers have their own images
+            with suppress(ProviderUnavailable):  # its data is removed when the provider works again
                 await provider.release_image(image.id)
         self._images.remove(image.id)
         return image.id

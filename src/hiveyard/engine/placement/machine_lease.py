@@ -1,4 +1,4 @@
-"""The machine of one task: made, taken over, given up; each move journaled before the next."""
+"""Start, adopt and release the machine of a task or session; each step is journaled before the next."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _THERE = (MachineStatus.BOOTING, MachineStatus.READY, MachineStatus.STOPPING)
 
 
 def machine_name(session: str) -> str:
-    """A session's machine: the name is the only handle, so it follows from the work."""
+    """Return the name of a session's machine. The name is the only handle, so it is derived from the session's id."""
     return f"hv-{session}"
 
 
 class MachineLease:
-    """The machine called `hv-<session>` on one provider. Every call is safe to repeat after a crash.
+    """A lease on the machine `hv-<session>` of one provider. Every call is safe to repeat after a crash.
 
-    Without a `spec` it cannot be made."""
+    Without a `spec` the machine cannot be started."""
 
     def __init__(self, session: str, provider: Provider, spec: MachineSpec | None, event_log: EventLog) -> None:
         self.session = session
@@ -44,8 +44,8 @@ class MachineLease:
         self._event_log = event_log
 
     async def claim(self, fits: Callable[[Connection], bool]) -> bool:
-        """Journal that it is about to be made, if it fits. True when that is journaled, or was before. Raises what
-        `fits` raises."""
+        """Journal that the machine is about to be started, if it `fits`. Returns True if that is journaled, now or
+        before. Raises the errors of `fits`."""
         body, now = MachineBooting(machine=self.name, provider=self.provider.name), self._event_log.clock.now()
 
         def write(conn: Connection) -> bool:
@@ -59,12 +59,12 @@ class MachineLease:
 
         return await self._event_log.store.write(write)
 
-    async def up(self, snapshot: str | None = None) -> None:
-        """Have it ready, from a live snapshot when one is named. Raises what `boot` raises; the failure is journaled
-        then."""
+    async def start(self, snapshot: str | None = None) -> None:
+        """Start the machine and wait until it is ready; boot it from a live snapshot if one is named. Raises as `boot`,
+        after the failure is journaled."""
         assert self._spec is not None
-        await self._move(MachineBooting(machine=self.name, provider=self.provider.name), *_GONE)
-        start = self._event_log.clock.monotonic()
+        await self._transition(MachineBooting(machine=self.name, provider=self.provider.name), *_GONE)
+        started = self._event_log.clock.monotonic()
         try:
             if snapshot is None:
                 await self.provider.boot(self.name, self._spec)
@@ -74,11 +74,11 @@ class MachineLease:
         except HiveyardError as error:
             await self.failed(error)
             raise
-        seconds = self._event_log.clock.monotonic() - start
-        await self._move(MachineReady(machine=self.name, seconds=seconds), MachineStatus.BOOTING)
+        seconds = self._event_log.clock.monotonic() - started
+        await self._transition(MachineReady(machine=self.name, seconds=seconds), MachineStatus.BOOTING)
 
     async def alive(self) -> bool:
-        """Whether the backend has it ready now."""
+        """Return whether the backend reports the machine as ready."""
         try:
             machine = await self.provider.get(self.name)
         except NoSuchMachine:
@@ -89,22 +89,22 @@ class MachineLease:
         return self.provider.guest(self.name)
 
     async def failed(self, error: HiveyardError) -> None:
-        """Journal that it is of no more use."""
-        await self._move(MachineFailed(machine=self.name, failure=as_failure(error)), *_THERE)
+        """Journal that the machine cannot be used any more."""
+        await self._transition(MachineFailed(machine=self.name, failure=as_failure(error)), *_THERE)
 
     async def release(self) -> None:
-        """Remove it; absent is a success."""
+        """Remove the machine; absent is a success."""
         if await self._event_log.read(lambda conn: views.find_machine(conn, self.name)) is None:
             return
-        await self._move(
+        await self._transition(
             MachineStopping(machine=self.name), MachineStatus.BOOTING, MachineStatus.READY, MachineStatus.ERROR
         )
         await self.provider.terminate(self.name)
-        await self._move(MachineStopped(machine=self.name), MachineStatus.STOPPING)
+        await self._transition(MachineStopped(machine=self.name), MachineStatus.STOPPING)
 
-    async def _move(self, body: AnyBody, *when: MachineStatus | None) -> None:
-        """Journal a move if the machine stands where the move begins. Both in one transaction: two may release the
-        same machine at once."""
+    async def _transition(self, body: AnyBody, *when: MachineStatus | None) -> None:
+        """Journal a transition if the machine is in one of the states `when`. Both happen in one transaction, because
+        two callers may release the same machine at once."""
         now = self._event_log.clock.now()
 
         def write(conn: Connection) -> None:

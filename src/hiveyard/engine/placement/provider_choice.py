@@ -1,4 +1,4 @@
-"""Which provider a task runs on: the one that was named, or the strongest tier that works here, said aloud."""
+"""Choose the provider of a task: the requested one, or the strongest tier that works here; and say why."""
 
 from __future__ import annotations
 
@@ -14,49 +14,50 @@ STRENGTH = {Tier.VM: 3, Tier.CONTAINER: 2, Tier.NAMESPACE: 1}
 
 
 class Choice(NamedTuple):
-    """A provider and the sentence that tells how it came to be chosen."""
+    """A provider and the sentence that says why it was chosen."""
 
     provider: Provider
     why: str
 
 
-async def choose(wanted: str, providers: Mapping[str, Provider]) -> Choice:
-    """The provider for `wanted` (a name or `auto`). Raises BadInput for an unknown name, ProviderUnavailable when
-    it, or every one, does not work here. A named provider is never replaced by another, and one on somebody else's
-    host, or that somebody else wrote, is never taken without its name."""
-    if wanted == "auto":
+async def choose(name: str, providers: Mapping[str, Provider]) -> Choice:
+    """Return the provider for `name` (a name or `auto`). Raises BadInput for an unknown name; ProviderUnavailable if
+    the named provider, or none at all, works here. A named provider is never replaced by another. `auto` never chooses
+    a remote provider or a plugin."""
+    if name == "auto":
         return await _strongest(providers)
-    provider = named(wanted, providers)
+    provider = named(name, providers)
     check_door(provider)
     found = await provider.readiness()
     if not found.ok:
-        raise ProviderUnavailable(f"{wanted} does not work here: {found.detail}", hint=found.fix or "hv doctor")
-    return Choice(provider, f"{wanted} was asked for; {found.detail}")
+        raise ProviderUnavailable(f"{name} does not work here: {found.detail}", hint=found.fix or "hv doctor")
+    return Choice(provider, f"{name} was requested; {found.detail}")
 
 
-def named(wanted: str, providers: Mapping[str, Provider]) -> Provider:
-    """The provider of that name. Raises BadInput; BadPlugin for a plugin that is broken."""
+def named(name: str, providers: Mapping[str, Provider]) -> Provider:
+    """Return the provider of that name. Raises BadInput; BadPlugin for a broken plugin."""
     try:
-        return providers[wanted]
+        return providers[name]
     except KeyError:
-        raise unknown(wanted, providers) from None
+        raise unknown(name, providers) from None
 
 
-def unknown(wanted: str, providers: Mapping[str, Provider]) -> BadInput:
-    return BadInput(f"there is no provider {wanted!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
+def unknown(name: str, providers: Mapping[str, Provider]) -> BadInput:
+    """Return the error for an unknown provider."""
+    return BadInput(f"there is no provider {name!r}", hint="providers: auto, " + ", ".join(sorted(providers)))
 
 
 def automatic(provider: Provider) -> bool:
-    """Whether `auto` may take it: one of our own, whose machines are on this host."""
+    """Return whether `auto` may choose it: a built-in provider whose machines are on this host."""
     return provider.name in OWN and not provider.capabilities.remote
 
 
 def check_door(provider: Provider) -> None:
-    """Raises BadInput where machines have no door, so that an agent there reaches no model, or share no directory."""
+    """Raise BadInput if machines have no door, and so reach no model, or share no directory with the host."""
     if provider.capabilities.remote or not provider.capabilities.door_url:
         raise BadInput(
-            f"{provider.name} cannot run agents yet: its machines share no directory and no door with this host, and so"
-            " reach no model",
+            f"{provider.name} cannot run agents yet: its machines share no directory and no door with this host, so"
+            " they reach no model",
             hint="choose --provider qemu, docker or bubblewrap",
         )
 

@@ -1,5 +1,5 @@
-"""What any work stands on: the repository's copy, an image, and with them a machine to be. Each step looks first at
-what there is, so that it can be repeated."""
+"""Provide the repository's copy, the image and the machine lease of a task or session. Each step first checks what
+exists, so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hiveyard.store import journal, views
 
 
 class Provisioner:
-    """The steps from a wish to a berth, for the session `id`. `image` and `shape` are what they must be, whatever
-    was wished for."""
+    """The steps from a run request to a machine lease, for the session `id`. `image` and `shape` override those of the
+    request."""
 
     def __init__(
         self, id: str, spec: RunSpec, resources: Resources, *, image: str = "", shape: Shape | None = None
@@ -58,14 +58,15 @@ class Provisioner:
         await self._event_log.store.write(write)
 
     async def image(self, provider: Provider) -> Image:
-        """Have the image, and what the provider makes from it."""
+        """Build the image if needed, and prepare it for the provider."""
         async with self._event_log.phase(self.id, "image"), self._progress("preparing the image") as report:
             image = await self._r.images.get(await self._image_name(provider), report)
             await provider.prepare(image, self.shape, report)
         return image
 
     async def _image_name(self, provider: Provider) -> str:
-        """The image of the machine that is there: its recipe may have changed since. Else the one asked for."""
+        """Return the image of an existing machine, because its recipe may have changed since; else the requested
+        one."""
         if self._fixed_image:
             return self._fixed_image
         with suppress(NoSuchMachine):
@@ -83,7 +84,7 @@ class Provisioner:
         )
 
     def lease(self, provider: Provider, image: Image) -> MachineLease:
-        """The machine that is to be."""
+        """Return a lease on the machine, which need not exist yet."""
         spec = MachineSpec(
             image=image,
             shape=self.shape,

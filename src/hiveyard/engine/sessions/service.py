@@ -186,7 +186,7 @@ class Sessions:
         if runner.frozen or session.activity is Activity.PAUSED:
             with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
                 await self.unpause(id)
-        runner.stop.ask(Cancelled("stopped"))
+        runner.stop.request(Cancelled("stopped"))
         await runner.over.wait()
         if runner.scope.cancel_called:
             await self.stop(id)  # the runner was detached meanwhile, and another one may have replaced it
@@ -330,8 +330,7 @@ class Sessions:
             self.start(session.id)
 
     async def wait_for_machines(self) -> None:
-        """Wait until it is known for each recovered session whether its machine is alive; `MACHINE_CHECK_TIMEOUT` at
-        most."""
+        """Wait until the machine of each recovered session is known to live or not, at most `MACHINE_CHECK_TIMEOUT`."""
         with anyio.move_on_after(MACHINE_CHECK_TIMEOUT):
             for id in list(self._runners):
                 await self._row_with_machine_checked(id)

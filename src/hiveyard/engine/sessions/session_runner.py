@@ -137,7 +137,7 @@ class SessionRunner:
         request = session_request(session)
         async with open_session_door(self._r, session, request, on_budget=self._budget_spent) as self.door:
             await self.apply_budget()  # it may have changed while there was no door
-            with nullcontext() if session.phase is Phase.RUNNING else self.stop.abandoning():
+            with nullcontext() if session.phase is Phase.RUNNING else self.stop.cancel_on_request():
                 lease = await self._prepare_machine(session, request, start)
             self.lease = lease
             async with open_session_ports(session, lease.provider, self._r, wanted=request.port) as self.ports:
@@ -165,7 +165,7 @@ class SessionRunner:
         provider = await self._place(session, request)
         lease = provisioner.lease(provider, await provisioner.image(provider))
         async with self._event_log.phase(self.id, "boot"):
-            await lease.up(start.snapshot)
+            await lease.start(start.snapshot)
         return lease
 
     async def _reconnect(self, session: SessionRow) -> MachineLease:
@@ -232,7 +232,7 @@ class SessionRunner:
     async def _run_agent(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
         fresh = (await self._session()).phase is Phase.PREPARING
         if fresh:
-            with self.stop.abandoning():
+            with self.stop.cancel_on_request():
                 await self._push(guest)
         info = await terminal_runner.begin(guest, fresh=fresh)
         if fresh:
@@ -241,7 +241,7 @@ class SessionRunner:
         async with together() as group:
             group.start_soon(self._end_when_asked, guest, terminal_runner, group.cancel_scope, name="stop")
             group.start_soon(self._watch_disk, name="watch the disk")
-            await terminal_runner.attend(guest, info)
+            await terminal_runner.follow(guest, info)
             group.cancel_scope.cancel()
         reason = await self._why(guest, terminal_runner)
         await self._collect(guest)
@@ -267,7 +267,7 @@ class SessionRunner:
     ) -> None:
         """End the program when a stop is requested, and `attending` soon after: a guest can keep the report of its end
         from us."""
-        hurried = isinstance(await self.stop.asked(), DiskReserve)
+        hurried = isinstance(await self.stop.wait(), DiskReserve)
         if hurried:
             attending.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
         try:
@@ -313,7 +313,7 @@ class SessionRunner:
         )
 
     async def _limit_collecting(self, collecting: anyio.CancelScope) -> None:
-        if isinstance(await self.stop.asked(), DiskReserve):
+        if isinstance(await self.stop.wait(), DiskReserve):
             collecting.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
 
     # --- pause -------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ class SessionRunner:
         return await self._end_events(error.message, as_failure(error))
 
     async def _end_events(self, reason: str, failure: Failure | None) -> list[AnyBody]:
-        for number, body in (await self._tracker()).cut(failure):
+        for number, body in (await self._tracker()).abort(failure):
             await self._event_log.record(self.id, body, turn=number)
         collected = await self._is_collected()
         async with self._event_log.phase(self.id, "release"):
@@ -447,7 +447,7 @@ class SessionRunner:
             await self.door.limit(session_request(session).budget_usd)
 
     def _budget_spent(self) -> None:
-        self.stop.ask(BudgetSpent("its budget is spent", hint=f"hv resume {self.id} --budget DOLLARS"))
+        self.stop.request(BudgetSpent("its budget is spent", hint=f"hv resume {self.id} --budget DOLLARS"))
 
     async def _session(self) -> SessionRow:
         return await self._event_log.read(lambda conn: views.session(conn, self.id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import Connection
@@ -47,6 +48,7 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     port: int | None
     ports: list[OpenPort]
     turns: int
+    queued: int
     usage: Usage
     budget_usd: float | None
     error: Failure | None
@@ -74,8 +76,18 @@ def session_views(conn: Connection, *, over: bool, limit: int | None = None) -> 
 
 def _views(conn: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:
     ids = [row.id for row in rows]
-    begun, last, ports = views.turns_started(conn, ids), views.last_events(conn, ids), _ports(views.ports(conn))
-    return [_view(row, begun.get(row.id, 0), ports.get(row.id, []), last[row.id]) for row in rows]
+    turns, last, ports = _turns(conn, ids), views.last_events(conn, ids), _ports(views.ports(conn))
+    return [_view(row, turns[row.id], ports.get(row.id, []), last[row.id]) for row in rows]
+
+
+class _Turns(NamedTuple):
+    started: int
+    queued: int
+
+
+def _turns(conn: Connection, ids: Sequence[str]) -> dict[str, _Turns]:
+    started, queued = views.turns_started(conn, ids), views.turns_queued(conn, ids)
+    return {id: _Turns(started.get(id, 0), queued.get(id, 0)) for id in ids}
 
 
 def _ports(rows: Sequence[PortRow]) -> Mapping[str, list[OpenPort]]:
@@ -85,7 +97,7 @@ def _ports(rows: Sequence[PortRow]) -> Mapping[str, list[OpenPort]]:
     return found
 
 
-def _view(row: SessionRow, turns: int, ports: list[OpenPort], last: LastEvent) -> SessionView:
+def _view(row: SessionRow, turns: _Turns, ports: list[OpenPort], last: LastEvent) -> SessionView:
     request = row.request or {}
     paused = row.phase is Phase.RUNNING and row.activity is Activity.PAUSED
     return SessionView(
@@ -104,7 +116,8 @@ def _view(row: SessionRow, turns: int, ports: list[OpenPort], last: LastEvent) -
         parent=row.parent,
         port=next((port.host for port in ports if port.guest == SSH), None),
         ports=ports,
-        turns=turns,
+        turns=turns.started,
+        queued=turns.queued,
         usage=row.spent,
         budget_usd=request.get("budget_usd"),
         error=row.failure,

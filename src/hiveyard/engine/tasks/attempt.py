@@ -1,4 +1,4 @@
-"""The part of a task that happens in a machine: up, push, agent, collect; and what is saved when the machine dies."""
+"""Run a task in a machine: boot, push, agent, collect; and recover the work if the machine is lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.turn_runner import Ended, TurnRunner
 from hiveyard.engine.turns.verdict import Evidence, judge
-from hiveyard.engine.turns.watchdog import Life
+from hiveyard.engine.turns.watchdog import Liveness
 from hiveyard.engine.workspace.collect import collect, record_result
 from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
 from hiveyard.store import journal, views
@@ -52,20 +52,20 @@ FIRST = 1
 CANCEL_GRACE = 5.0
 """Seconds that collecting may still take when the user cancels it: a result that is almost there is kept."""
 
-# A guest that is gone, or so full that nothing can be run in it any more.
+# The guest is lost, or so full that no program can be started in it.
 _BROKEN = (MachineLost, ProcessError, CannotExecute, CommandTimeout)
 _UNKNOWN = Ended(Verdict(False), None)
 
 
 class _Work(NamedTuple):
-    """Whether the guest gave out any work; `problem` is why it could not be collected."""
+    """Whether there was any work; `problem` is the reason why it could not be collected."""
 
     changed: bool
     problem: HiveyardError | None = None
 
 
 class TaskAttempt:
-    """A task's time in a machine."""
+    """One attempt to run a task in a machine."""
 
     def __init__(
         self, id: str, request: TaskRequest, image: Image, lease: MachineLease, stop: Stop, resources: Resources
@@ -81,56 +81,56 @@ class TaskAttempt:
         self._agent = by_name(request.agent or resources.settings.agent)
 
     async def run(self) -> TurnEnded:
-        """Do what is left of it; returns how the turn ended. Raises when it never began."""
+        """Run the remaining steps; return how the turn ended. Raises if the turn never started."""
         row = await self._turn_row()
         session = await self._event_log.read(lambda conn: views.session(conn, self.id))
         async with open_session_door(self._r, session, self._request, turn=FIRST, on_budget=self._budget_spent) as door:
-            life = Life(self._r.clock, door)
+            life = Liveness(self._r.clock, door)
             try:
                 return await self._work(row, life)
             except _BROKEN as error:
                 return await self._rescue(error, life)
 
-    async def _work(self, row: TurnRow | None, life: Life) -> TurnEnded:
+    async def _work(self, row: TurnRow | None, life: Liveness) -> TurnEnded:
         if row is not None and not await self._lease.alive():
-            raise MachineLost(f"{self._lease.name} went down while nobody was watching")
-        with self._giving_way(row):
+            raise MachineLost(f"{self._lease.name} stopped while no daemon was running")
+        with self._abort_until_started(row):
             if row is None:
-                await self._find_room()
+                await self._wait_for_memory()
             async with self._event_log.phase(self.id, "boot"):
-                await self._lease.up()
+                await self._lease.start()
         async with self._lease.guest() as guest:
-            with self._giving_way(row):
+            with self._abort_until_started(row):
                 await self._push(guest)
             async with self._event_log.phase(self.id, "agent"):
                 ended = await self._turn(life).run(guest, row)
-            work = await self._collect_or_tell(guest)
+            work = await self._collect_or_notify(guest)
         return await self._judged(ended, changed=work.changed, problem=work.problem)
 
-    async def _find_room(self) -> None:
-        """Wait until the machine fits beside those of other tasks. Raises NoMemory when it never will."""
+    async def _wait_for_memory(self) -> None:
+        """Wait until the machine fits into memory beside those of other tasks. Raises NoMemory if it never will."""
         if self._lease.provider.capabilities.remote:
             return
         settings = self._r.settings
         wanted = self._request.memory_mib or settings.memory_mib
-        room_for = partial(capacity.fits, settings=settings, wanted_mib=wanted, besides=self.id)
+        fits = partial(capacity.fits, settings=settings, memory_mib=wanted, excluding=self.id)
         seen = await self._event_log.read(journal.last_seq)
-        if await self._lease.claim(room_for):
+        if await self._lease.claim(fits):
             return
         waits = f"waits until a machine of {wanted} MiB fits into this host's memory beside those of other tasks"
         await self._event_log.record(self.id, Notice(message=waits))
         async with aclosing(self._event_log.store.follow_pages(after=seen)) as pages:
             async for page in pages:
                 ended = any(isinstance(event.body, MachineEvent | SessionEvent | TaskEvent) for event in page)
-                if ended and await self._lease.claim(room_for):
+                if ended and await self._lease.claim(fits):
                     return
 
-    def _giving_way(self, row: TurnRow | None) -> AbstractContextManager[None]:
-        """Until the agent has begun there is nothing to lose when the end is asked for."""
-        return self._stop.abandoning() if row is None else nullcontext()
+    def _abort_until_started(self, row: TurnRow | None) -> AbstractContextManager[None]:
+        """Return a block that a request to end cancels until the agent has started: then there is no work to lose."""
+        return self._stop.cancel_on_request() if row is None else nullcontext()
 
     async def _push(self, guest: Guest) -> None:
-        """Put the repository into the guest, and say that the agent may start."""
+        """Push the repository into the guest, and journal that the task has started."""
         task = await self._event_log.read(lambda conn: views.task(conn, self.id))
         if task.state is not TaskState.ASSIGNED:
             return
@@ -143,14 +143,14 @@ class TaskAttempt:
         begin = [SessionRunning()] if session.phase is Phase.PREPARING else []
         await self._event_log.record(self.id, *begin, TaskStarted())
 
-    def _turn(self, life: Life) -> TurnRunner:
+    def _turn(self, life: Liveness) -> TurnRunner:
         settings = self._r.settings
         program = self._image.programs.get(self._agent.program, "")
         return TurnRunner(
             session=self.id,
             number=FIRST,
             agent=self._agent,
-            turn=self._asked(),
+            turn=self._turn_spec(),
             program=f"{self._agent.program} {program}".strip(),
             manager=self._r.manager,
             event_log=self._event_log,
@@ -161,7 +161,7 @@ class TaskAttempt:
             life=life,
         )
 
-    def _asked(self) -> Turn:
+    def _turn_spec(self) -> Turn:
         return Turn(
             name=f"turn-{FIRST}",
             prompt=GUEST_PROMPT,
@@ -175,7 +175,7 @@ class TaskAttempt:
         )
 
     async def _collect(self, guest: Guest) -> ResultRow:
-        """Collect the branch and the patch from the guest, unless that is done. Raises Cancelled for a user who cancels
+        """Collect the branch and the patch from the guest, unless that is done. Raises Cancelled if a user cancels
         meanwhile."""
         if found := await self._result():
             return found
@@ -187,9 +187,10 @@ class TaskAttempt:
             raise copy_error(self.id, error) from error
         return await record_result(self.id, got, self._r, turn=FIRST)
 
-    async def _collect_or_tell(self, guest: Guest) -> _Work:
-        """When nothing comes out, the turn has come to its end all the same; what was made in there stays until the
-        task is removed."""
+    async def _collect_or_notify(self, guest: Guest) -> _Work:
+        """Collect; if that fails, record a notice: the turn has ended all the same, and its files stay until the task
+        is
+        removed."""
         try:
             return _Work((await self._collect(guest)).commits > 0)
         except (StoreUnusable, *_BROKEN):
@@ -201,8 +202,8 @@ class TaskAttempt:
             return _Work(False, error)
 
     async def _judged(self, ended: Ended, *, changed: bool, problem: HiveyardError | None = None) -> TurnEnded:
-        """Decide how the turn went, and journal it. A process that is gone without an exit code and without having
-        said that it was done went down with its machine."""
+        """Decide how the turn went, and journal it. A process that left no exit code and reported no success was lost
+        with its machine."""
         if problem is None and ended.exit_code is None and not ended.verdict.ok:
             problem = MachineLost(f"the agent's process in {self._lease.name} is gone and left no exit code")
         stopped = await self._stopped()
@@ -211,15 +212,15 @@ class TaskAttempt:
         return outcome
 
     async def _stopped(self) -> HiveyardError | None:
-        """Why the turn was stopped, if it was. A user who cancels after the agent has ended does not stop the turn."""
+        """Return why the turn was stopped, if it was. Cancelling after the agent has ended does not stop the turn."""
         reason = self._stop.reason
         if isinstance(reason, Cancelled):
             return reason if await self._event_log.read(lambda conn: cancelled_in_time(conn, self.id)) else None
         return reason
 
-    async def _rescue(self, lost: HiveyardError, life: Life) -> TurnEnded:
-        """The machine is of no more use, the session's directory is: a new machine on it gives out what the agent
-        said and did, and perhaps that it had come to its end."""
+    async def _rescue(self, lost: HiveyardError, life: Liveness) -> TurnEnded:
+        """Recover from a lost machine: start a new one on the session's directory, read the rest of the output, and
+        collect the work."""
         row = await self._turn_row()
         if row is None:
             raise lost
@@ -227,31 +228,31 @@ class TaskAttempt:
         ended, changed, problem = _UNKNOWN, False, None
         try:
             await self._lease.provider.terminate(self._lease.name)
-            await self._lease.up()
+            await self._lease.start()
             async with self._lease.guest() as guest:
-                ended = await self._rest(guest, row, life)
+                ended = await self._read_rest(guest, row, life)
                 changed = (await self._collect(guest)).commits > 0
         except StoreUnusable:
             raise
         except HiveyardError as error:
-            message = f"what the agent had done could not be collected: {error.message}"
+            message = f"the agent's work could not be collected: {error.message}"
             await self._event_log.record(self.id, Notice(message=message, code=error.code))
             problem = error
         if ended.exit_code is None and not ended.verdict.ok:
             problem = lost
         return await self._judged(ended, changed=changed, problem=problem)
 
-    async def _rest(self, guest: Guest, row: TurnRow, life: Life) -> Ended:
-        """What the agent's process left to read."""
+    async def _read_rest(self, guest: Guest, row: TurnRow, life: Liveness) -> Ended:
+        """Read the rest of the output of the agent's process."""
         try:
-            return await self._turn(life).rest(guest, row)
+            return await self._turn(life).read_rest(guest, row)
         except ProcessError as error:
             message = f"the agent's last output could not be read: {error.message}"
             await self._event_log.record(self.id, Notice(message=message, code=error.code))
             return _UNKNOWN
 
     def _budget_spent(self) -> None:
-        self._stop.ask(
+        self._stop.request(
             BudgetSpent(f"the budget of ${self._request.budget_usd:.2f} is spent", hint="hv run --budget DOLLARS")
         )
 
@@ -269,7 +270,7 @@ def _with_stderr(line: str | None) -> str | None:
 
 
 def turn_ended(row: TurnRow) -> TurnEnded | None:
-    """How a turn ended, from what is stored; None while it has not."""
+    """Return how a stored turn ended; None if it has not."""
     if row.outcome is None:
         return None
     return TurnEnded(

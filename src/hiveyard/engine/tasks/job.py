@@ -1,8 +1,7 @@
-"""One task from its request to its result: a list of steps, each safe to repeat.
+"""Run a task from its request to its result, in steps that are safe to repeat.
 
-A step looks at the journal first and does only what is missing. So the same list runs a new task, goes on with one
-that a killed daemon left, and collects what a dead machine left on the host. The daemon's end undoes nothing:
-machines and agents go on without it.
+A step reads the journal first and does only what is missing. So the same steps run a new task, continue one after the
+daemon was killed, and collect the work after a machine was lost. When the daemon ends, machines and agents continue.
 """
 
 from __future__ import annotations
@@ -44,13 +43,14 @@ from hiveyard.store.views import SessionRow, TaskRow, TurnRow
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-PATIENCE = 5.0
-"""Seconds until a step is tried again for which the journal could not be written."""
+RETRY_PAUSE = 5.0
+"""Seconds until a step is retried after the journal could not be written."""
 
 
 class Job:
-    """A task at work. `stop` is how others ask for its end; `over` is set when nothing works on it any more;
-    cancelling `scope` lets go of it as a dying daemon would."""
+    """A running task. `stop` requests its end; `over` is set when it is no longer worked on; cancelling `scope` leaves
+    it
+    as the end of the daemon would."""
 
     def __init__(self, id: str, resources: Resources) -> None:
         self.id = id
@@ -62,23 +62,24 @@ class Job:
         self._workspace = resources.workspace(id)
 
     async def run(self) -> None:
-        """Do what is left of the task and journal how it ended. Raises only for cancellation: then the daemon goes
-        down, and the task goes on with the next one."""
-        ends = await self._patiently(self._ending)
-        await self._patiently(lambda: self._event_log.record(self.id, *ends))
+        """Run the remaining steps and journal how the task ended. Raises only when cancelled: then the daemon ends, and
+        the next one continues the task."""
+        ends = await self._retrying(self._run_to_end)
+        await self._retrying(lambda: self._event_log.record(self.id, *ends))
 
-    async def _patiently(self, step: Callable[[], Awaitable[T]]) -> T:
-        """The answer of a step, which is repeated for as long as the journal cannot be written: a full disk must not
-        lose a task's end, and the agent goes on meanwhile."""
+    async def _retrying(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of a step; repeat it while the journal cannot be written. A full disk must not lose a
+        task's
+        end, and the agent continues meanwhile."""
         while True:
             try:
                 return await step()
             except StoreUnusable as error:
                 log.error("task %s waits for the journal: %s", self.id, error.message)
-                await self._r.clock.sleep(PATIENCE)
+                await self._r.clock.sleep(RETRY_PAUSE)
 
-    async def _ending(self) -> list[AnyBody]:
-        """Do what is left of the task; the events that end it. Raises StoreUnusable."""
+    async def _run_to_end(self) -> list[AnyBody]:
+        """Run the remaining steps; return the events that end the task. Raises StoreUnusable."""
         try:
             return await self._work()
         except Exception as raised:
@@ -88,24 +89,24 @@ class Job:
             if not isinstance(error, HiveyardError):
                 log.exception("task %s", self.id)
                 error = HiveyardError(f"{type(error).__name__}: {error}", hint="see the daemon's log")
-            return await self._given_up(error)
+            return await self._aborted(error)
 
     async def _work(self) -> list[AnyBody]:
         request = from_json((await self._task()).request)
         row = await self._turn()
         ended = turn_ended(row) if row is not None else None
         if ended is None:
-            ended = await self._turned(request, begun=row is not None)
+            ended = await self._run_turn(request, begun=row is not None)
         if request.keep:
-            return _ends(ended)
+            return _final_events(ended)
         async with self._event_log.phase(self.id, "release"):
-            problems = await self._cleared()
-        return [*problems, *_ends(ended)]
+            problems = await self._remove_machine()
+        return [*problems, *_final_events(ended)]
 
-    async def _turned(self, request: TaskRequest, *, begun: bool) -> TurnEnded:
-        """Have the turn, to its end. One that has begun is not abandoned any more: what it left is collected."""
+    async def _run_turn(self, request: TaskRequest, *, begun: bool) -> TurnEnded:
+        """Run the turn to its end. A turn that has started is not aborted any more: its work is collected."""
         provisioner = Provisioner(self.id, request, self._r)
-        with nullcontext() if begun else self.stop.abandoning():
+        with nullcontext() if begun else self.stop.cancel_on_request():
             await self._take(provisioner)
             provider = await self._assign(request)
             image = await provisioner.image(provider)
@@ -119,7 +120,7 @@ class Job:
         await provisioner.take()
 
     async def _assign(self, request: TaskRequest) -> Provider:
-        """Decide once where the task runs."""
+        """Choose the provider of the task, once."""
         task = await self._task()
         if task.provider is not None:
             return self._r.providers[task.provider]
@@ -137,16 +138,16 @@ class Job:
 
     # --- the ends ----------------------------------------------------------------------------------------------------
 
-    async def _given_up(self, error: HiveyardError) -> list[AnyBody]:
-        """The task cannot go on; nothing of it may stay up."""
-        problems = await self._cleared()
+    async def _aborted(self, error: HiveyardError) -> list[AnyBody]:
+        """Remove the machine of a task that cannot continue; return the events that end it."""
+        problems = await self._remove_machine()
         if isinstance(error, Cancelled):
             return [*problems, SessionStopped(reason="cancelled"), TaskCancelled(reason=error.message)]
         failure = as_failure(error)
         return [*problems, SessionFailed(failure=failure), TaskFailed(failure=failure)]
 
-    async def _cleared(self) -> list[AnyBody]:
-        """Remove the machine, if there is one. What keeps it from going is said, not raised: recovery tries again."""
+    async def _remove_machine(self) -> list[AnyBody]:
+        """Remove the machine, if there is one. A failure becomes a notice: recovery tries again."""
         task = await self._task()
         if task.provider is None:
             return []
@@ -174,8 +175,8 @@ class Job:
         return rows[-1] if rows else None
 
 
-def _ends(ended: TurnEnded) -> list[AnyBody]:
-    """The events that end a task whose turn ended so."""
+def _final_events(ended: TurnEnded) -> list[AnyBody]:
+    """Return the events that end a task after its turn."""
     if ended.outcome == "succeeded":
         return [SessionFinished(), TaskCompleted()]
     if ended.outcome == "cancelled":

@@ -1,4 +1,4 @@
-"""What a person asks for when they ask for a task: complete, checked, and kept as it came."""
+"""The request for a task: complete, validated, and stored unchanged."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class TaskRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True
     keep: bool = False
 
     def checked(self) -> TaskRequest:
-        """Itself. Raises BadInput for what can be told to be wrong by looking at it alone."""
+        """Validate the request by itself and return it. Raises BadInput."""
         check_prompt(self.prompt, 'say what to do: hv run REPO -m "make the failing test pass"')
         self.check_spec()
         return self
 
 
 def from_json(data: object) -> TaskRequest:
-    """A request from plain data. Raises BadInput."""
+    """Parse a request from JSON data. Raises BadInput."""
     return parsed(data, TaskRequest, "task request")

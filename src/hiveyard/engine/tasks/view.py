@@ -1,4 +1,4 @@
-"""A task as people and programs read it: one object, put together from what the journal knows."""
+"""The view of a task for users and programs, built from the journal."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PROMPT_SHOWN = 400
 
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True):
-    """A task as it stands; what `hv run --json` ends with. `exit_code` is null while it runs. Times are seconds
-    (dates: since the epoch); `patch` is a path on the host."""
+    """The current state of a task; the last output of `hv run --json`. `exit_code` is null while it runs. Times are in
+    seconds (dates: since the epoch); `patch` is a path on the host."""
 
     id: str
     slug: str
@@ -50,16 +50,16 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
 
 
-def report(conn: Connection, id: str, workspace: Callable[[str], Workspace]) -> TaskView:
-    """The report of one task. Raises NotFound."""
+def task_view(conn: Connection, id: str, workspace: Callable[[str], Workspace]) -> TaskView:
+    """Return the view of one task. Raises NotFound."""
     task = views.task(conn, id)
     turns = views.turns(conn, id)
     parts = _Parts(task, views.session(conn, id), views.result(conn, id), turns[-1] if turns else None)
-    return _report(parts, workspace, phases(conn, id))
+    return _view(parts, workspace, phases(conn, id))
 
 
-def reports(conn: Connection, tasks: Sequence[TaskRow], workspace: Callable[[str], Workspace]) -> list[TaskView]:
-    """The reports of many tasks in a few questions: with prompts cut and without the phases' times."""
+def task_views(conn: Connection, tasks: Sequence[TaskRow], workspace: Callable[[str], Workspace]) -> list[TaskView]:
+    """Return the views of many tasks with few queries: prompts are cut, and the times of phases are missing."""
     ids = [task.id for task in tasks]
     sessions = {row.id: row for row in views.sessions(conn, ids=ids)}
     results = {row.session: row for row in views.results(conn, ids)}
@@ -68,7 +68,7 @@ def reports(conn: Connection, tasks: Sequence[TaskRow], workspace: Callable[[str
     for task in tasks:
         task.request["prompt"] = clip(str(task.request.get("prompt", "")), PROMPT_SHOWN)
         parts = _Parts(task, sessions[task.id], results.get(task.id), turns.get(task.id))
-        found.append(_report(parts, workspace, {}))
+        found.append(_view(parts, workspace, {}))
     return found
 
 
@@ -79,7 +79,7 @@ class _Parts(NamedTuple):
     turn: TurnRow | None
 
 
-def _report(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mapping[str, float]) -> TaskView:
+def _view(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mapping[str, float]) -> TaskView:
     task, session, result, turn = parts
     patch = workspace(task.id).patch
     return TaskView(
@@ -109,7 +109,7 @@ def _report(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mappin
 
 
 def exit_code(task: TaskRow) -> int | None:
-    """What `hv run` ends with for this task; None while it is not over."""
+    """Return the exit code of `hv run` for a task; None while it is not over."""
     if not task.state.over:
         return None
     if task.state is TaskState.COMPLETED:
@@ -123,7 +123,7 @@ def exit_code(task: TaskRow) -> int | None:
 
 
 def _timings(phases: Mapping[str, float], task: TaskRow) -> dict[str, float]:
-    """Seconds of each phase, and of the whole from request to end."""
+    """Return the seconds of each phase, and the total from request to end."""
     timings = {phase: round(seconds, 4) for phase, seconds in phases.items()}
     if task.ended_at is not None:
         timings["total"] = round(task.ended_at - task.created_at, 4)

@@ -1,4 +1,4 @@
-"""The prompts of a session, each kept on the host until the agent took it."""
+"""Store the prompts of a session on the host until the agent has taken them."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ GUEST_PROMPTS = "/session/prompts"
 
 
 class Prompts:
-    """Files `N.txt` in a directory that no guest sees."""
+    """The prompts as files `N.txt` in a directory that no guest sees."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     async def keep(self, number: int, text: str) -> None:
-        """Keep the prompt of a turn, safe from a crash, before the turn is journaled."""
+        """Store the prompt of a turn durably, before the turn is journaled."""
         await anyio.to_thread.run_sync(self.write, number, text)
 
     def write(self, number: int, text: str) -> None:
         self._root.mkdir(exist_ok=True, mode=0o700)
         write_atomic(self._file(number), text.encode(), mode=0o600)
 
-    async def hand_over(self, guest: Guest, number: int) -> str:
-        """Put the prompt of a turn into the guest; returns its path there. Raises SessionDamaged when it is lost."""
+    async def deliver(self, guest: Guest, number: int) -> str:
+        """Write the prompt of a turn into the guest; return its path there. Raises SessionDamaged if it is lost."""
         path = f"{GUEST_PROMPTS}/turn-{number}.txt"
-        data = await anyio.to_thread.run_sync(self.kept, number)
+        data = await anyio.to_thread.run_sync(self.read, number)
         await guest.write_atomic(path, data, mode=0o644)
         return path
 
-    def kept(self, number: int) -> bytes:
+    def read(self, number: int) -> bytes:
+        """Return the prompt of a turn. Raises SessionDamaged if it is lost."""
         file = self._file(number)
         try:
-            with file.open("rb") as kept:
-                data = kept.read(PROMPT_LIMIT + 1)
+            with file.open("rb") as stored:
+                data = stored.read(PROMPT_LIMIT + 1)
         except OSError as error:
             raise _lost(number, f"{file}: {error.strerror or error}") from error
         if len(data) > PROMPT_LIMIT:
@@ -51,4 +52,4 @@ class Prompts:
 
 
 def _lost(number: int, why: str) -> SessionDamaged:
-    return SessionDamaged(f"the prompt of turn {number} is lost: {why}", hint="say it again: hv send")
+    return SessionDamaged(f"the prompt of turn {number} is lost: {why}", hint="send it again: hv send")

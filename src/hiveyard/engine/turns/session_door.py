@@ -1,4 +1,4 @@
-"""The door of a session while its agent is at work: what was asked for says who pays, how much, and from which tape."""
+"""Open the door of a session while its agent works, with the account, budget and tape of its request."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from hiveyard.store.views import SessionRow
 async def open_session_door(
     resources: Resources, session: SessionRow, spec: RunSpec, *, turn: int | None = None, on_budget: Callable[[], None]
 ) -> AsyncIterator[Door]:
-    """The session's door, open for as long as the block lasts; what it sees is journaled, for `turn` where there is
-    only one. Tapes are read in threads: they may be large, or lie where the disk is slow."""
+    """Open the session's door for the duration of the block. Its traffic is journaled, for `turn` if the session has
+    only
+    one. Tapes are read in threads, because they may be large or on a slow disk."""
     workspace = resources.workspace(session.id)
     with ExitStack() as files:
         tape = await anyio.to_thread.run_sync(Tape.load, workspace.tape) if spec.tape else None
@@ -53,7 +54,7 @@ async def _recorder(resources: Resources, session: SessionRow, file: Path) -> Re
     except BadTape as error:
         if session.phase is not Phase.RUNNING:
             raise
-        # Its machine lives, and would be given up for the tape.
-        notice = Notice(message=f"nothing is recorded from here on: {error.message}", code=error.code)
+        # The session runs: do not stop its machine because of the tape.
+        notice = Notice(message=f"recording stops: {error.message}", code=error.code)
         await resources.event_log.record(session.id, notice)
         return None

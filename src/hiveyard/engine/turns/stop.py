@@ -1,4 +1,4 @@
-"""Why a task is to end early. The first reason given stays."""
+"""Request the early end of a task or session. The first reason stays."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hiveyard.core.errors import Cancelled, HiveyardError
 
 
 class Stop:
-    """A request to end: made once, waited for by a turn, and felt at once by what runs inside `abandoning`."""
+    """A request to end. A turn waits for it; a block inside `cancel_on_request` is cancelled at once."""
 
     def __init__(self) -> None:
-        self._asked = anyio.Event()
+        self._requested = anyio.Event()
         self._reason: HiveyardError | None = None
         self._scopes: set[anyio.CancelScope] = set()
         self._cancellable: dict[anyio.CancelScope, float] = {}
@@ -23,7 +23,7 @@ class Stop:
     def reason(self) -> HiveyardError | None:
         return self._reason
 
-    def ask(self, reason: HiveyardError) -> None:
+    def request(self, reason: HiveyardError) -> None:
         """Request the end. A second reason does not replace the first; `Cancelled` still ends `cancellable` blocks."""
         if isinstance(reason, Cancelled):
             for scope, grace in self._cancellable.items():
@@ -31,19 +31,19 @@ class Stop:
         if self._reason is not None:
             return
         self._reason = reason
-        self._asked.set()
+        self._requested.set()
         for scope in self._scopes:
             scope.cancel()
 
-    async def asked(self) -> HiveyardError:
-        """Wait for it."""
-        await self._asked.wait()
+    async def wait(self) -> HiveyardError:
+        """Wait for the request; return the reason."""
+        await self._requested.wait()
         assert self._reason is not None
         return self._reason
 
     @contextmanager
-    def abandoning(self) -> Iterator[None]:
-        """What runs in this block is cancelled when the end is asked for; then the reason is raised."""
+    def cancel_on_request(self) -> Iterator[None]:
+        """Cancel the block when the end is requested, then raise the reason."""
         scope = anyio.CancelScope()
         self._scopes.add(scope)
         try:

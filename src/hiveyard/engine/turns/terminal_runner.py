@@ -1,8 +1,7 @@
-"""An agent's own terminal program at work in a guest: heard by its feed, told by its adapter.
+"""Run an agent's own terminal program in a guest: read its feed, and send prompts through its adapter.
 
-Everything here can be done again by the next daemon: the program is started once by name, the feed is read on from
-the last journaled byte, and a prompt waits in the session's directory until it was taken.
-"""
+The next daemon can repeat each step: the program is started once by name, the feed is read from the last journaled
+byte, and a prompt waits in the session's directory until it was taken."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ from hiveyard.engine.event_log import Entry
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.engine.turns.prompts import Prompts
-from hiveyard.engine.turns.turn_tracker import TurnTracker, Wording
+from hiveyard.engine.turns.turn_tracker import PromptText, TurnTracker
 from hiveyard.engine.turns.verdict import as_failure
 from hiveyard.kit.group import together
 from hiveyard.kit.lines import Line, LineSplitter
@@ -40,9 +39,9 @@ from hiveyard.store import lineage, views
 TERMINAL = "agent"
 """The name of the terminal's process, and of its tmux session."""
 GRACE = 10.0
-"""Seconds that the program gets to save what it remembers."""
-TOLD = 1800.0
-"""Seconds that a program may take until it takes a prompt; the adapters give up before."""
+"""Seconds for the program to save its conversation."""
+PROMPT_TIMEOUT = 1800.0
+"""Seconds until a program must have taken a prompt; the adapters give up before."""
 INTERRUPT = 60.0
 
 
@@ -52,8 +51,9 @@ class TerminalAgent(Agent, HasTerminal, Protocol):
 
 @dataclass(kw_only=True)
 class TerminalRunner:
-    """The program of one session. `turn` is what its adapter needs to know, without a prompt. `on_turn_over` is called
-    when a turn has ended and that is journaled, and once when the last one has before; it must return at once."""
+    """The terminal program of one session. `turn` is the adapter's data, without a prompt. `on_turn_over` is called
+    after
+    the end of a turn is journaled, and once at the start if the last turn has ended; it must return at once."""
 
     session: str
     agent: TerminalAgent
@@ -64,7 +64,7 @@ class TerminalRunner:
     on_turn_over: Callable[[], None] = lambda: None
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _adding: anyio.Lock = field(default_factory=anyio.Lock)
-    _looked_back: bool = False
+    _has_repeated: bool = False
 
     @property
     def agent_terminal(self) -> AgentTerminal:
@@ -73,150 +73,151 @@ class TerminalRunner:
     # --- the program -------------------------------------------------------------------------------------------------
 
     async def begin(self, guest: Guest, *, fresh: bool) -> ProcessInfo:
-        """Have the program run. `fresh`: the machine is a new one, and what is known of processes is of another's.
+        """Start the program, unless it runs. `fresh`: the machine is new, so stored process data belong to another one.
         Raises ProcessNotStarted."""
         terminals, terminal = self.resources.terminals, self.agent_terminal.terminal
-        if fresh and (running := await _went_along(guest, terminals, terminal)):
+        if fresh and (running := await _find_running(guest, terminals, terminal)):
             return running
         return await terminals.start(guest, terminal)
 
-    async def attend(self, guest: Guest, info: ProcessInfo) -> None:
-        """Hear the program out, and say what waits to be said, until the program has ended."""
-        meaning = await self._meaning()
-        offset = await self._catch_up(guest, meaning)
-        await self._look_back()
+    async def follow(self, guest: Guest, info: ProcessInfo) -> None:
+        """Read the feed and send waiting prompts until the program has ended."""
+        decoder = await self._decoder()
+        offset = await self._catch_up(guest, decoder)
+        await self._repeat_turn_over()
         async with together() as group:
-            group.start_soon(self._speak, guest, name="speak")
-            await self._listen(guest, meaning, offset, info.pid)
+            group.start_soon(self._send_prompts, guest, name="send prompts")
+            await self._read_feed(guest, decoder, offset, info.pid)
             group.cancel_scope.cancel()
 
-    async def _look_back(self) -> None:
-        """What was to be done at the end of the last turn may have died with a daemon."""
-        first, self._looked_back = not self._looked_back, True
+    async def _repeat_turn_over(self) -> None:
+        """Call `on_turn_over` once for the last turn: a killed daemon may have missed it."""
+        first, self._has_repeated = not self._has_repeated, True
         if first and await self.resources.event_log.read(lambda conn: lineage.is_at_turn_end(conn, self.session)):
             self.on_turn_over()
 
     async def end(self, guest: Guest, *, grace: float = GRACE) -> ProcessInfo:
-        """Ask the program to end, and have it ended after `grace` seconds."""
+        """Ask the program to end; kill it after `grace` seconds."""
         return await self.resources.terminals.stop(guest, TERMINAL, grace=grace)
 
-    # --- listening ---------------------------------------------------------------------------------------------------
+    # --- the feed ----------------------------------------------------------------------------------------------------
 
-    async def _meaning(self) -> OutputDecoder:
+    async def _decoder(self) -> OutputDecoder:
         def replayed(conn: Connection) -> OutputDecoder:
-            meaning = OutputDecoder(self.agent.feed_parser(), views.session(conn, self.session).feed_offset)
-            meaning.replay(self.resources.workspace(self.session).heard_lines())
-            meaning.replay(lineage.raw_lines(conn, self.session))
-            return meaning
+            decoder = OutputDecoder(self.agent.feed_parser(), views.session(conn, self.session).feed_offset)
+            decoder.replay(self.resources.workspace(self.session).heard_lines())
+            decoder.replay(lineage.raw_lines(conn, self.session))
+            return decoder
 
         return await self.resources.event_log.read(replayed)
 
-    async def _catch_up(self, guest: Guest, meaning: OutputDecoder) -> int:
-        """Read what was said while nobody listened, so that a prompt that was taken is not said again. Returns where
-        the feed goes on."""
+    async def _catch_up(self, guest: Guest, decoder: OutputDecoder) -> int:
+        """Read the feed written while no daemon ran, so that a prompt that was taken is not sent again. Returns the
+        offset to continue from."""
         if not await guest.exists(self.agent_terminal.feed):
-            return meaning.read
-        return await self._listen(guest, meaning, meaning.read, _NOBODY)
+            return decoder.read
+        return await self._read_feed(guest, decoder, decoder.read, _NO_PROCESS)
 
-    async def _listen(self, guest: Guest, meaning: OutputDecoder, offset: int, pid: int | None) -> int:
-        """Journal the feed until process `pid` has ended; returns where the last whole line ended."""
+    async def _read_feed(self, guest: Guest, decoder: OutputDecoder, offset: int, pid: int | None) -> int:
+        """Journal the feed until process `pid` has ended; return the end of the last complete line."""
         splitter = LineSplitter(limit=self.resources.settings.line_limit_mib << 20, offset=offset)
         async with aclosing(guest.follow(self.agent_terminal.feed, offset=offset, pid=pid)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 if lines := splitter.feed(chunk):
-                    await self._record(meaning, lines)
+                    await self._record(decoder, lines)
                     offset = lines[-1].end
         return offset
 
-    async def _record(self, meaning: OutputDecoder, lines: Sequence[Line]) -> None:
-        # Shielded: the course must not know more than the journal when the guest is left in the middle of this.
+    async def _record(self, decoder: OutputDecoder, lines: Sequence[Line]) -> None:
+        # Shielded, so that a cancellation here does not leave the tracker ahead of the journal.
         with anyio.CancelScope(shield=True):
-            entries = meaning.entries(lines)
-            placed = self.tracker.placed(entries, await self._wordings(entries))
+            entries = decoder.entries(lines)
+            placed = self.tracker.assign(entries, await self._waiting_prompts(entries))
             if not placed:
                 return
-            await self.resources.event_log.record_feed(self.session, placed, meaning.read)
-        self._tell()
+            await self.resources.event_log.record_feed(self.session, placed, decoder.read)
+        self._notify()
         if any(isinstance(entry.body, TurnEnded) for _, entry in placed):
             self.on_turn_over()
 
-    async def _wordings(self, entries: Sequence[Entry]) -> dict[int, Wording]:
-        """What waits to be said, as far as the entries can tell of it. One whose file is lost is left out: its turn
-        fails when it is to be said."""
+    async def _waiting_prompts(self, entries: Sequence[Entry]) -> dict[int, PromptText]:
+        """Return the waiting prompts that the entries can refer to. A lost prompt is left out: its turn fails when it
+        is
+        sent."""
         prompts = sum(isinstance(entry.body, AgentPrompted) for entry in entries)
-        found: dict[int, Wording] = {}
+        found: dict[int, PromptText] = {}
         for number in self.tracker.waiting[:prompts]:
             with suppress(SessionDamaged):
-                found[number] = await anyio.to_thread.run_sync(self._wording, number)
+                found[number] = await anyio.to_thread.run_sync(self._prompt_text, number)
         return found
 
-    def _wording(self, number: int) -> Wording:
-        return Wording(self.prompts.kept(number).decode(errors="replace"))
+    def _prompt_text(self, number: int) -> PromptText:
+        return PromptText(self.prompts.read(number).decode(errors="replace"))
 
-    # --- speaking ----------------------------------------------------------------------------------------------------
+    # --- prompts -----------------------------------------------------------------------------------------------------
 
     async def add(self, text: str) -> int:
-        """Take a prompt for the next turn; returns the turn's number when it is journaled."""
+        """Add a prompt for the next turn; return the turn's number once it is journaled."""
         async with self._adding:
             return await self._add(text)
 
     async def _add(self, text: str) -> int:
-        # Kept before it waits: from then on it may be said at once. Whoever typed meanwhile took the number.
+        # Stored before the turn waits, because then it may be sent at once. A prompt typed meanwhile takes the number.
         number = 0
         while number != self.tracker.last + 1:
             number = self.tracker.last + 1
             await self.prompts.keep(number, text)
-        number, created = self.tracker.added(self.turn.model or "")
-        # Shielded, and taken back: the course must know what the journal knows, or it is said unasked.
+        number, created = self.tracker.add(self.turn.model or "")
+        # Shielded, and withdrawn on an error: the tracker must match the journal, or a prompt is sent unasked.
         with anyio.CancelScope(shield=True):
             try:
                 await self.resources.event_log.record(self.session, created, turn=number)
             except BaseException:
-                self.tracker.withdrawn(number)
+                self.tracker.withdraw(number)
                 raise
-        self._tell()
+        self._notify()
         return number
 
     async def interrupt(self, guest: Guest) -> None:
-        """End the turn at work, and keep the program. Raises AgentFailed when it does not listen."""
+        """Interrupt the running turn and keep the program. Raises AgentFailed if that fails."""
         done = await guest.run(self.agent.interrupt(self.turn), timeout=INTERRUPT, limit=64 << 10)
         if not done.ok:
             raise AgentFailed(f"the agent could not be interrupted: {one_line(decode(done.stderr))}")
 
-    async def _speak(self, guest: Guest) -> None:
+    async def _send_prompts(self, guest: Guest) -> None:
         while True:
             changed = self._changed
             if (number := self.tracker.next) is not None:
-                await self._say(guest, number)
+                await self._send_prompt(guest, number)
                 continue
             await changed.wait()
 
-    async def _say(self, guest: Guest, number: int) -> None:
+    async def _send_prompt(self, guest: Guest, number: int) -> None:
         try:
-            path = await self.prompts.hand_over(guest, number)
+            path = await self.prompts.deliver(guest, number)
             say = self.agent.send_prompt(replace(self.turn, prompt=path))
-            done = await guest.run(say, timeout=TOLD, limit=64 << 10)
+            done = await guest.run(say, timeout=PROMPT_TIMEOUT, limit=64 << 10)
             failure = None if done.ok else _not_taken(one_line(decode(done.stderr)) or f"exit code {done.status}")
         except (StoreUnusable, MachineLost):
-            raise  # nobody knows whether it was said: it is said again to whoever is there then, who takes it once
+            raise  # it is unknown whether it was sent: it is sent again later, and the adapter takes it only once
         except HiveyardError as error:
             failure = as_failure(error)
         if failure is None:
-            self.tracker.said(number)
-        elif self.tracker.next == number:  # when a person's turn came before it, it is said after that one
-            await self.resources.event_log.record(self.session, self.tracker.refused(number, failure), turn=number)
+            self.tracker.mark_sent(number)
+        elif self.tracker.next == number:  # after a user's turn that came first, it is sent again
+            await self.resources.event_log.record(self.session, self.tracker.reject(number, failure), turn=number)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
 
 
-_NOBODY = 2**31 - 1
-"""A pid that no Linux gives to a process: following until its end reads what there is."""
+_NO_PROCESS = 2**31 - 1
+"""A pid that no Linux process has: following until its end reads the existing data."""
 
 
-async def _went_along(guest: Guest, manager: ProcessManager, spec: ProcessSpec) -> ProcessInfo | None:
-    """The process of that name that runs in a machine made of a live snapshot; else there is room for one."""
+async def _find_running(guest: Guest, manager: ProcessManager, spec: ProcessSpec) -> ProcessInfo | None:
+    """Return the running process of that name in a machine from a live snapshot; remove one that has ended."""
     with suppress(NoSuchProcess):
         info = await manager.get(guest, spec.name)
         if info.status is ProcessStatus.RUNNING:

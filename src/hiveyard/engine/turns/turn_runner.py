@@ -1,7 +1,7 @@
-"""One turn: the agent's process in the guest, its output turned into events as it comes, and the ways it may end.
+"""Run one turn: the agent's process in the guest, its output as events, and its end.
 
-Every step is safe to repeat: the process is started once by name, the output is read on from the last journaled
-offset. So a daemon that was killed goes on where it stood.
+Every step is safe to repeat: the process is started once by name, and output is read from the last journaled offset. So
+a new daemon continues after a kill.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hiveyard.engine.event_log import Entry, EventLog
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.turns.decoder import OutputDecoder
 from hiveyard.engine.turns.stop import Stop
-from hiveyard.engine.turns.watchdog import Life, Limit, watch, watch_disk
+from hiveyard.engine.turns.watchdog import Limit, Liveness, watch, watch_disk
 from hiveyard.kit.group import together
 from hiveyard.kit.lines import LineSplitter
 from hiveyard.kit.text import decode
@@ -32,7 +32,7 @@ GRACE = 20.0
 
 
 class Ended(NamedTuple):
-    """What is known of a turn when its process has ended."""
+    """The result of a turn's process."""
 
     verdict: Verdict
     exit_code: int | None
@@ -40,7 +40,7 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRunner:
-    """A turn that is about to run, or that ran on while nobody looked."""
+    """A turn to run, or one that continued without a daemon."""
 
     session: str
     number: int
@@ -53,22 +53,23 @@ class TurnRunner:
     host_path: Path
     timeout: float
     stop: Stop
-    life: Life
+    life: Liveness
 
     @property
     def spec(self) -> ProcessSpec:
         return replace(self.agent.process(self.turn), output_limit=self.settings.output_limit_mib << 20)
 
     async def run(self, guest: Guest, row: TurnRow | None) -> Ended:
-        """Start or rejoin the process and stay with it to its end. Raises MachineLost, ProcessNotStarted."""
+        """Start the process, or find the running one, and follow it to its end. Raises MachineLost,
+        ProcessNotStarted."""
         info = await self.manager.start(guest, self.spec)
         started_at = row.started_at if row is not None and row.started_at is not None else None
         if started_at is None:
             await self._started(info)
             started_at = self.event_log.clock.now()
-        meaning = await self._meaning(row.output_offset if row is not None else 0)
+        decoder = await self._decoder(row.output_offset if row is not None else 0)
         async with together() as group:
-            group.start_soon(self._stop_when_asked, guest, name="stop")
+            group.start_soon(self._stop_on_request, guest, name="stop")
             group.start_soon(
                 watch,
                 self.event_log.clock,
@@ -81,20 +82,20 @@ class TurnRunner:
             group.start_soon(
                 watch_disk, self.event_log.clock, self.settings, self.host_path, self.stop, name="watch the disk"
             )
-            await self._follow(guest, meaning)
+            await self._follow(guest, decoder)
             group.cancel_scope.cancel()
-        return await self._ended(guest, meaning)
+        return await self._ended(guest, decoder)
 
-    async def rest(self, guest: Guest, row: TurnRow) -> Ended:
-        """What is left to read of a process whose machine went down, from a new machine. Raises NoSuchProcess."""
-        meaning = await self._meaning(row.output_offset)
-        await self._follow(guest, meaning)
-        return await self._ended(guest, meaning)
+    async def read_rest(self, guest: Guest, row: TurnRow) -> Ended:
+        """Read the rest of a process's output in a new machine, after the old one was lost. Raises NoSuchProcess."""
+        decoder = await self._decoder(row.output_offset)
+        await self._follow(guest, decoder)
+        return await self._ended(guest, decoder)
 
-    async def _ended(self, guest: Guest, meaning: OutputDecoder) -> Ended:
+    async def _ended(self, guest: Guest, decoder: OutputDecoder) -> Ended:
         info = await self.manager.get(guest, self.spec.name)
-        said = await self.manager.logs(guest, self.spec.name, stream="stderr", lines=50)
-        verdict = meaning.verdict(info.exit_code, decode(said))
+        errors = await self.manager.logs(guest, self.spec.name, stream="stderr", lines=50)
+        verdict = decoder.verdict(info.exit_code, decode(errors))
         return Ended(verdict, info.exit_code)
 
     async def _started(self, info: ProcessInfo) -> None:
@@ -104,34 +105,34 @@ class TurnRunner:
             turn=self.number,
         )
 
-    async def _meaning(self, offset: int) -> OutputDecoder:
-        meaning = OutputDecoder(self.agent.parser(), offset)
-        meaning.replay(await self.event_log.read(lambda conn: list(journal.raw_lines(conn, self.session, self.number))))
-        return meaning
+    async def _decoder(self, offset: int) -> OutputDecoder:
+        decoder = OutputDecoder(self.agent.parser(), offset)
+        decoder.replay(await self.event_log.read(lambda conn: list(journal.raw_lines(conn, self.session, self.number))))
+        return decoder
 
-    async def _follow(self, guest: Guest, meaning: OutputDecoder) -> None:
-        offset = meaning.read
+    async def _follow(self, guest: Guest, decoder: OutputDecoder) -> None:
+        offset = decoder.read
         splitter = LineSplitter(limit=self.settings.line_limit_mib << 20, offset=offset)
         async with aclosing(self.manager.follow(guest, self.spec.name, offset=offset)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
-                self.life.sign()
+                self.life.record()
                 if lines := splitter.feed(chunk):
-                    await self._record(meaning, meaning.entries(lines))
+                    await self._record(decoder, decoder.entries(lines))
                 if splitter.offset >= self.settings.output_limit_mib << 20:
-                    self.stop.ask(self._flood())
-        await self._record(meaning, [*meaning.entries(splitter.finish()), *meaning.rest()])
+                    self.stop.request(self._flood())
+        await self._record(decoder, [*decoder.entries(splitter.finish()), *decoder.rest()])
 
-    async def _record(self, meaning: OutputDecoder, entries: Sequence[Entry]) -> None:
+    async def _record(self, decoder: OutputDecoder, entries: Sequence[Entry]) -> None:
         if entries:
-            await self.event_log.record_output(self.session, self.number, entries, meaning.read)
+            await self.event_log.record_output(self.session, self.number, entries, decoder.read)
 
     def _flood(self) -> AgentFlood:
         return AgentFlood(
             f"the agent wrote more than {self.settings.output_limit_mib} MiB of output and was stopped",
-            hint="[engine] output_limit_mib in the settings moves the limit",
+            hint="[engine] output_limit_mib in the settings changes the limit",
         )
 
-    async def _stop_when_asked(self, guest: Guest) -> None:
-        # A disk that fills up leaves no time for anything.
-        grace = 0.0 if isinstance(await self.stop.asked(), DiskReserve) else GRACE
+    async def _stop_on_request(self, guest: Guest) -> None:
+        # When the disk fills up there is no time for a grace period.
+        grace = 0.0 if isinstance(await self.stop.wait(), DiskReserve) else GRACE
         await self.manager.stop(guest, self.spec.name, grace=grace)

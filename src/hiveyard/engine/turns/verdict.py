@@ -1,6 +1,6 @@
-"""How a turn went: the agent's own words, its exit code, why it was stopped, and what it left, taken together.
+"""Decide how a turn went, from the agent's own report, its exit code, the reason it was stopped, and its changes.
 
-An exit code of 0 is not success, and neither is an agent's saying so.
+An exit code of 0 alone is not success, and neither is an agent that reports success.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from hiveyard.core.ports import Verdict
 
 
 class Evidence(NamedTuple):
-    """What is known when the process has ended.
+    """The facts about a turn whose process has ended.
 
-    `stopped` is why we ended it, if we did. `changed` tells that the work tree differs from where it started.
+    `stopped` is the reason why Hiveyard ended it, if it did. `changed`: the work tree differs from the base.
     """
 
     verdict: Verdict
@@ -25,25 +25,25 @@ class Evidence(NamedTuple):
 
 
 def judge(evidence: Evidence) -> TurnEnded:
-    """The turn's outcome."""
+    """Return the turn's outcome."""
     stopped, verdict = evidence.stopped, evidence.verdict
     if isinstance(stopped, Cancelled):
         return _ended("cancelled", evidence, as_failure(stopped))
     if stopped is not None:
         timeout = isinstance(stopped, AgentTimeout)
         return _ended("timeout" if timeout else "failed", evidence, as_failure(stopped))
-    # An agent of which we understood nothing may still have done its work: then the work tree is the witness.
-    mute = verdict.code == NothingDone.code and evidence.changed
-    if not verdict.ok and not mute:
+    # An agent whose output was not understood may still have done its work: then the work tree decides.
+    silent_success = verdict.code == NothingDone.code and evidence.changed
+    if not verdict.ok and not silent_success:
         code, reason = verdict.code or AgentFailed.code, verdict.reason
         if code == NothingDone.code:
             reason += ", and it changed no file"
-        return _ended("failed", evidence, Failure(code=code, message=reason, hint="hv logs shows what it said"))
+        return _ended("failed", evidence, Failure(code=code, message=reason, hint="hv logs shows its output"))
     return _ended("succeeded", evidence, None)
 
 
 def as_failure(error: HiveyardError) -> Failure:
-    """An error as data."""
+    """Return an error as data."""
     return Failure(code=error.code, message=error.message, hint=error.hint)
 
 

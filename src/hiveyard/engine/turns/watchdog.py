@@ -1,4 +1,4 @@
-"""What ends a turn that does not end by itself: the wall clock, silence, and a host disk that fills up."""
+"""End a turn that reaches its time limit, gives no sign of life, or fills the host's disk."""
 
 from __future__ import annotations
 
@@ -12,58 +12,60 @@ from hiveyard.engine.turns.stop import Stop
 from hiveyard.kit.clock import Clock
 
 DISK_INTERVAL, DISK_SOONEST = 5.0, 0.1
-"""Seconds between looks at the host's free space: no system tells us, so we ask, and only while an agent runs."""
+"""Longest and shortest time between two checks of the host's free space, in seconds. It is polled while an agent runs,
+because no system reports it."""
 FASTEST = 1024.0
-"""MiB that a guest is taken to write in a second."""
-ABSENCE = 30.0
-"""Seconds that a sleep may take longer than it was to: more, and it was we who were away."""
+"""Assumed write speed of a guest, in MiB per second."""
+SUSPENDED = 30.0
+"""Seconds that a sleep may be late; after more, the daemon itself was stopped or suspended."""
 
 
 class Limit(NamedTuple):
-    """How long a turn may take: until `at` (seconds since the epoch), which is `seconds` after it was started."""
+    """A turn's time limit: it ends at `at` (seconds since the epoch), `seconds` after the start."""
 
     at: float
     seconds: float
 
 
-class Knocked(Protocol):
-    """A door, as far as it tells of life: requests on their way, and when the last sign was (monotonic)."""
+class DoorActivity(Protocol):
+    """The activity of a door: `busy` requests in progress, and the time of the last sign of life (monotonic)."""
 
     busy: int
     last_seen: float
 
 
-class Life:
-    """Whether an agent is alive: it printed something, or it is talking with a model."""
+class Liveness:
+    """An agent's signs of life: its output and its requests to a model."""
 
-    def __init__(self, clock: Clock, door: Knocked) -> None:
+    def __init__(self, clock: Clock, door: DoorActivity) -> None:
         self._clock = clock
         self._door = door
         self._last = clock.monotonic()
 
-    def sign(self) -> None:
+    def record(self) -> None:
+        """Record a sign of life."""
         self._last = self._clock.monotonic()
 
     def silence(self) -> float:
-        """Seconds since the last sign."""
+        """Return the seconds since the last sign of life."""
         if self._door.busy:
             return 0.0
         return self._clock.monotonic() - max(self._last, self._door.last_seen)
 
 
-async def watch(clock: Clock, settings: EngineSettings, limit: Limit, life: Life, stop: Stop) -> None:
-    """Ask `stop` for the end when a limit is reached; runs until it is cancelled or has asked."""
+async def watch(clock: Clock, settings: EngineSettings, limit: Limit, life: Liveness, stop: Stop) -> None:
+    """Request the end when a limit is reached; run until then or until cancelled."""
     while True:
         reason = _time(clock, limit) or _silence(life, settings)
         if reason:
-            stop.ask(reason)
+            stop.request(reason)
             return
         until = max(min(limit.at - clock.now(), settings.silence - life.silence()), 0.05)
         slept_at = clock.monotonic()
         await clock.sleep(until)
-        if clock.monotonic() - slept_at > until + ABSENCE:
-            # We were stopped or suspended: what the agent said meanwhile has not been read yet.
-            life.sign()
+        if clock.monotonic() - slept_at > until + SUSPENDED:
+            # The daemon was suspended: the agent's output of that time has not been read yet.
+            life.record()
 
 
 def _time(clock: Clock, limit: Limit) -> HiveyardError | None:
@@ -74,24 +76,24 @@ def _time(clock: Clock, limit: Limit) -> HiveyardError | None:
     )
 
 
-def _silence(life: Life, settings: EngineSettings) -> HiveyardError | None:
+def _silence(life: Liveness, settings: EngineSettings) -> HiveyardError | None:
     if life.silence() < settings.silence:
         return None
     return AgentSilent(
         f"the agent gave no sign of life for {settings.silence:.0f} seconds and was stopped",
-        hint="[engine] silence in the settings moves the limit",
+        hint="[engine] silence in the settings changes the limit",
     )
 
 
 async def watch_disk(clock: Clock, settings: EngineSettings, disk: Path, stop: Stop) -> None:
-    """Ask `stop` for the end when the host's disk comes near to full; runs until it is cancelled or has asked.
+    """Request the end when the host's disk is nearly full; run until then or until cancelled.
 
-    `disk` is any path on the file system that the session writes to. The less is free, the sooner it looks again: a
-    guest that writes FASTEST cannot fill the disk between two looks. One that reserves space and writes nothing can:
-    a VM's session is refused that (machines/fuse_server/files.py), nothing does it for the other kinds of machines."""
+    `disk` is any path on the file system that the session writes to. The less is free, the shorter the interval: a
+    guest that writes at FASTEST cannot fill the disk between two checks. A guest that reserves space without writing
+    can. That is refused in VMs (machines/fuse_server/files.py), but not in other machines."""
     while (mib := _free_mib(disk)) >= settings.disk_reserve_mib:
         await clock.sleep(min(max(mib / FASTEST, DISK_SOONEST), DISK_INTERVAL))
-    stop.ask(
+    stop.request(
         DiskReserve(
             f"{disk} has {mib} MiB left, less than the reserve of {settings.disk_reserve_mib} MiB",
             hint="free some space, or set [engine] disk_reserve_mib",

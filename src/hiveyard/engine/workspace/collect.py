@@ -44,7 +44,7 @@ async def collect(id: str, guest: Guest, resources: Resources, *, aside: bool) -
             )
     raise CollectTimeout(
         f"collecting took longer than {settings.collect_timeout:g}s and was stopped",
-        hint="[engine] collect_timeout in the settings moves the limit",
+        hint="[engine] collect_timeout in the settings changes the limit",
     )
 
 

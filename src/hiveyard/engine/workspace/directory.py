@@ -176,7 +176,8 @@ class Workspace:
 
     def damaged(self, what: str) -> SessionDamaged:
         """Return the error for a directory that was changed from outside."""
-        return SessionDamaged(f"{self.root}: {what}", hint="restore the files, or remove the session: hv rm")
+        hint = f"restore the files, or remove the session: hv rm {self.root.name}"
+        return SessionDamaged(f"{self.root}: {what}", hint=hint)
 
     # --- the door's keys ---------------------------------------------------------------------------------------------
 

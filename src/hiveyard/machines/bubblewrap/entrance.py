@@ -38,7 +38,7 @@ class Entrance:
         self._uid = uid
         joined = _join([group for group in manifest.cgroups if Path(group).is_dir()])
         # Before the program enters the machine: then nothing in the machine can use it to get around the filter.
-        confined = [] if confine is None else [str(confine), _ENV, "--"]
+        confined = [] if confine is None else [str(confine.absolute()), _ENV, "--"]
         self._prefix = [*joined, *confined, *_enter(self._init.pid, uid), *_with_env(manifest.env)]
         self._env = dict(env)
 

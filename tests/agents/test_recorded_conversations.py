@@ -1,4 +1,4 @@
-"""Programs that none of our agents is for, heard again: what their talks meant, and what they were told."""
+"""Recorded conversations with programs for which there is no agent: their events, and the lines that were sent."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tests.transcripts.talks import HERE, TALKS, described, replayed
 
 
 @pytest.mark.parametrize("talk", TALKS)
-def test_a_talk_means_what_it_meant(talk: str) -> None:
+def test_a_recorded_conversation_gives_the_expected_events(talk: str) -> None:
     assert described(replayed(talk).events) == (HERE / f"{talk}.expected").read_text()
 
 
 @pytest.mark.parametrize("talk", TALKS)
-def test_the_program_is_told_what_it_understood(talk: str) -> None:
+def test_a_replay_sends_the_recorded_lines(talk: str) -> None:
     lines = (HERE / f"{talk}.talk").read_bytes().splitlines()
     assert replayed(talk).told == [line.removeprefix(b"> ") for line in lines if line.startswith(b"> ")]
 
 
 @pytest.mark.parametrize("talk", TALKS)
-def test_turns_end_as_they_ended_and_are_counted_for_themselves(talk: str) -> None:
+def test_each_recorded_turn_has_its_outcome_and_usage(talk: str) -> None:
     events = replayed(talk).events
     ends = [event for event in events if isinstance(event, AgentEnded)]
     assert [end.is_error for end in ends] == [False, False, True, True, False]

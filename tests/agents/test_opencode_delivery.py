@@ -1,4 +1,4 @@
-"""opencode's own server is told a prompt once, however long it is busy."""
+"""A prompt is delivered to opencode's server once, however long it is busy."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def busy() -> Iterator[_Busy]:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
-    monkeypatch.setattr(terminal, "LONGEST", 0.3)
+    monkeypatch.setattr(terminal, "MAX_TIMEOUT", 0.3)
     (tmp_path / "prompt").write_text("do it")
     (tmp_path / "feed").touch()
     place = runtime(str(tmp_path))
@@ -87,7 +87,7 @@ def known(settings: dict[str, object], server: _Busy) -> None:
     (runtime(str(settings["state"])) / "server").write_text(json.dumps(said))
 
 
-def test_a_prompt_whose_answer_is_late_is_told_when_it_is_heard(settings: dict[str, object]) -> None:
+def test_a_prompt_with_a_late_answer_is_sent_when_it_is_in_the_feed(settings: dict[str, object]) -> None:
     def hear() -> None:
         server.taken.wait(AWHILE)
         server.closing.wait(1.0)
@@ -96,12 +96,12 @@ def test_a_prompt_whose_answer_is_late_is_told_when_it_is_heard(settings: dict[s
     with busy() as server:
         known(settings, server)
         with meanwhile(hear):
-            assert terminal.say(settings) == 0
-        assert terminal.say(settings) == 0
+            assert terminal.send_prompt(settings) == 0
+        assert terminal.send_prompt(settings) == 0
     assert [json.loads(body)["parts"][0]["text"] for body in server.bodies] == ["do it"]
 
 
-def test_a_prompt_that_was_heard_before_its_connection_broke_is_told(settings: dict[str, object]) -> None:
+def test_a_prompt_in_the_feed_is_sent_although_the_connection_broke(settings: dict[str, object]) -> None:
     def hear() -> None:
         server.taken.wait(AWHILE)
         Feed(str(settings["feed"])).add(HEARD)
@@ -110,25 +110,25 @@ def test_a_prompt_that_was_heard_before_its_connection_broke_is_told(settings: d
     with busy() as server:
         known(settings, server)
         with meanwhile(hear):
-            assert terminal.say(settings) == 0
+            assert terminal.send_prompt(settings) == 0
     assert len(server.bodies) == 1
 
 
-def test_a_prompt_that_nobody_hears_is_not_told(settings: dict[str, object]) -> None:
+def test_a_prompt_that_never_reaches_the_feed_is_an_error(settings: dict[str, object]) -> None:
     settings["patience"] = 0.5
     with busy() as server:
         known(settings, server)
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                terminal.say(settings)
+                terminal.send_prompt(settings)
         assert server.taken.wait(AWHILE)
     assert len(server.bodies) == 1
 
 
-def test_a_prompt_that_a_busy_server_has_from_somebody_who_is_gone_is_not_told_again(
+def test_a_prompt_that_a_busy_server_already_has_is_not_sent_again(
     settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal, "LATE", 0.3)
+    monkeypatch.setattr(terminal, "DELAY", 0.3)
 
     def hear() -> None:
         server.asked.wait(AWHILE)
@@ -139,8 +139,8 @@ def test_a_prompt_that_a_busy_server_has_from_somebody_who_is_gone_is_not_told_a
     with busy() as server:
         known(settings, server)
         with pytest.raises(TimeoutError):
-            terminal.say({**settings, "patience": 0.5})
+            terminal.send_prompt({**settings, "patience": 0.5})
         with meanwhile(hear):
-            assert terminal.say(settings) == 0
+            assert terminal.send_prompt(settings) == 0
         assert server.taken.wait(AWHILE)
     assert len(server.bodies) == 1

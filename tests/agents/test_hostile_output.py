@@ -1,4 +1,4 @@
-"""Whatever a guest prints, a parser gives events and a verdict, and never an error."""
+"""A parser gives events and a verdict for any output of a guest, and never an error."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Records the feeds of the real terminal programs, and what our listeners make of them.
+"""Record the feeds of the real terminal programs, and the events that the feed parsers make of them.
 
-    python -m tests.transcripts.record_seats run [AGENT [CASE ...]]     # needs the programs, tmux and root
-    python -m tests.transcripts.record_seats expect                     # writes the .expected files anew: read the diff
+    python -m tests.transcripts.record_terminals run [AGENT [CASE ...]]     # needs the programs, tmux and root
+    python -m tests.transcripts.record_terminals expect                     # writes the .expected files; read the diff
 
 Each case leaves CASE.feed and CASE.expected in the directory of the agent.
 """

@@ -1,4 +1,4 @@
-"""What stands before codex and goose on their command lines, run for real with a script in the program's place."""
+"""The scripts before codex and goose on their command lines, run with a script in place of the program."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ async def begin(tmp_path: Path, agent: str, script: str, *, trusted: bool = Fals
     return Begun(agent, done)
 
 
-async def test_codex_has_its_home_and_the_prompt_and_its_exit_code_is_ours(tmp_path: Path) -> None:
+async def test_codex_gets_its_home_and_prompt_and_its_exit_code_is_kept(tmp_path: Path) -> None:
     begun = await begin(tmp_path, "codex", 'cat >&2; ls -d "$CODEX_HOME" >&2; exit 7')
     assert begun.done.stderr.decode() == f"the prompt{tmp_path}/state/codex\n"
     assert begun.done.status == 7
 
 
-async def test_what_codex_had_counted_in_this_conversation_is_taken_off(tmp_path: Path) -> None:
+async def test_usage_of_earlier_turns_is_subtracted_for_codex(tmp_path: Path) -> None:
     def counted(conversation: str, *totals: int) -> None:
         place = tmp_path / "state" / "codex" / "sessions" / "2026" / "11" / "22"
         place.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def used(begun: Begun) -> int:
     return next(event.usage.input_tokens for event in begun.events if isinstance(event, AgentUsage))
 
 
-async def test_each_conversation_of_goose_gets_a_name_by_which_it_goes_on(tmp_path: Path) -> None:
+async def test_each_conversation_of_goose_gets_a_name_for_continuing(tmp_path: Path) -> None:
     names = [(await begin(tmp_path, "goose", 'echo "$@" >&2')).verdict.conversation for _ in range(2)]
     assert len(set(names)) == 2
     begun = await begin(tmp_path, "goose", 'echo "$@" >&2; echo []', conversation=names[0] or "")
@@ -92,7 +92,7 @@ async def test_each_conversation_of_goose_gets_a_name_by_which_it_goes_on(tmp_pa
     assert [event.conversation for event in begun.events if isinstance(event, AgentStarted)] == [names[0]]
 
 
-async def test_a_goose_that_cannot_tell_its_conversations_is_not_let_go_on(tmp_path: Path) -> None:
+async def test_goose_does_not_continue_if_it_cannot_list_its_conversations(tmp_path: Path) -> None:
     begun = await begin(tmp_path, "goose", 'echo "$@"; echo "no database" >&2; exit 3', conversation=CONVERSATION)
     assert (begun.lines, begun.verdict.reason) == ([], "goose ended with exit code 3: no database")
 
@@ -107,20 +107,20 @@ def plugins(tmp_path: Path) -> Path:
     return place
 
 
-async def test_every_plugin_of_a_repository_is_switched_off_by_its_path(tmp_path: Path, plugins: Path) -> None:
+async def test_every_plugin_of_a_repository_is_disabled_by_its_path(tmp_path: Path, plugins: Path) -> None:
     begun = await begin(tmp_path, "goose", 'printf %s "$PLUGINS" >&2')
     off = json.loads(begun.done.stderr)
     names = ("one", ".two", "..three", "with a space", "a-b_c.d+e@f", "linked")
     assert off == {str(plugins / name): {"enabled": False} for name in names}
 
 
-async def test_plugins_of_a_trusted_repository_are_left_alone(tmp_path: Path, plugins: Path) -> None:
+async def test_plugins_of_a_trusted_repository_are_not_disabled(tmp_path: Path, plugins: Path) -> None:
     begun = await begin(tmp_path, "goose", 'echo "${PLUGINS-unset}" >&2', trusted=True)
     assert begun.done.stderr == b"unset\n"
 
 
 @pytest.mark.parametrize("name", ['"', "back\\slash", "new\nline", "ünicode", "$(touch x)", "\udcff"])
-async def test_a_plugin_that_cannot_be_switched_off_keeps_goose_from_starting(
+async def test_goose_does_not_start_with_a_plugin_that_cannot_be_disabled(
     tmp_path: Path, plugins: Path, name: str
 ) -> None:
     (plugins / name).mkdir()
