@@ -240,7 +240,7 @@ def test_what_fails_to_come_up_says_so_and_what_to_type(own_stage: Stage, repo: 
         (["show", ""], 2, "the name is empty"),
         (["attach", "nothing"], 2, "nothing"),
         (["send", "nothing", "x"], 2, "nothing"),
-        (["send", "nothing"], 2, "what to do"),
+        (["send", "nothing"], 2, "the prompt is missing"),
         (["rm"], 2, "--finished"),
         (["rm", "--older-than", "7d", "x"], 2, "--finished"),
         (["rm", "--finished", "--older-than", "soon"], 2, "soon"),
