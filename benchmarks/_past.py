@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core import events as e
 from hiveyard.core.usage import Usage
-from hiveyard.engine.sessions.metadata import meta_of
+from hiveyard.engine.sessions.metadata import build_meta
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.names import new_id
@@ -47,7 +47,7 @@ def _directory(workspace: Workspace, row: SessionRow) -> None:
     the daemon that starts."""
     workspace.shared.mkdir(parents=True)
     (workspace.shared / "prompt.txt").write_text(PROMPT)
-    workspace.meta_file.write_bytes(msgspec.json.format(msgspec.json.encode(meta_of(row, ())), indent=2) + b"\n")
+    workspace.meta_file.write_bytes(msgspec.json.format(msgspec.json.encode(build_meta(row, ())), indent=2) + b"\n")
 
 
 def _session(conn: Connection, number: int, at: float) -> str:

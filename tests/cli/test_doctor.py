@@ -132,7 +132,7 @@ def test_a_disk_with_less_space_than_the_reserve_is_reported(hv: Hv) -> None:
     (hv.home / "config.toml").write_text(config.replace("disk_reserve_mib = 1", f"disk_reserve_mib = {1 << 40}"))
     found = checks(hv)["sessions"]
     assert (found["ok"], found["needed"]) == (False, True)
-    assert "GiB are wanted" in found["detail"]
+    assert "GiB are needed" in found["detail"]
     assert hv("doctor").returncode == 1
 
 

@@ -22,7 +22,7 @@ def test_a_tape_that_is_a_pipe_is_refused_at_once(option: str, hv: Hv, repo: Pat
     os.mkfifo(tmp_path / "pipe")
     done = hv("run", str(repo), "-m", "x", "--command", "true", option, str(tmp_path / "pipe"), timeout=60)
     assert done.returncode == 2
-    assert "no regular file" in done.stderr
+    assert "not a regular file" in done.stderr
     assert hv.json("ps", "-a") == []
 
 

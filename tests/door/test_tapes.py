@@ -382,7 +382,7 @@ def test_a_missing_tape_is_an_error(tmp_path: Path) -> None:
         Recorder(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     for opened in (Tape.load, Recorder):
-        with pytest.raises(BadTape, match="no regular file"):
+        with pytest.raises(BadTape, match="not a regular file"):
             opened(tmp_path / "pipe")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hiveyard.core.errors import HiveyardError
-from hiveyard.engine.archive.sparse import Extent, written
+from hiveyard.engine.archive.sparse import Extent, data_extents
 
 MARK = "Zq8TestSecret"
 """In all secrets of the tests. Of letters and digits: URLs, JSON and shells write them as they are."""
@@ -154,6 +154,6 @@ def _file_has_mark(path: Path) -> bool:
         hole = facts.st_blocks == 0 and facts.st_size > _PAGE  # a small file may lie in its inode
         if stat.S_ISREG(facts.st_mode) and facts.st_size and not hole:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                places = written(file.fileno(), len(content)) or [Extent(0, len(content))]  # not in holes
+                places = data_extents(file.fileno(), len(content)) or [Extent(0, len(content))]  # not in holes
                 return any(content.find(form, at, at + size) >= 0 for at, size in places for form in _MARKS_AS_BYTES)
     return False

@@ -45,7 +45,7 @@ def add_access(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/sessions/{ref}/exec", include_in_schema=False)
     async def execute(ref: str, request: Request, size: Annotated[int, Query(ge=2, le=ARGV_LIMIT)]) -> Response:
         id = await engine.resolve(ref)
-        await sessions.reachable(id)
+        await sessions.check_reachable(id)
         argv, begun, more = await _read_argv(request, size)
         return Channel(sessions.guest(id), Command(argv=argv, cwd=GUEST_REPO), begun, more=more)
 

@@ -84,7 +84,7 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/sessions/{ref}/harvest", **gives(ResultLocation))
     async def harvest(ref: str) -> Response:
         id = await engine.resolve(ref)
-        await sessions.harvest(id)
+        await sessions.collect(id)
         return answer(await engine.source(id))
 
     @app.post("/v1/sessions/{ref}/terminal", **takes(TerminalRequest), **gives(TerminalProgram))

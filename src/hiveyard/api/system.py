@@ -25,7 +25,9 @@ def add_system(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/imports", **takes(ImportRequest), **gives(SessionView, 201))
     async def import_(request: Request) -> Response:
         asked = parsed(await body(request), ImportRequest, "import request")
-        id = await engine.imports.take(Path(asked.path), new=asked.new, name=asked.name, provider=asked.provider)
+        id = await engine.imports.import_archive(
+            Path(asked.path), new=asked.new, name=asked.name, provider=asked.provider
+        )
         return answer(await engine.sessions.view(id), 201)
 
     @app.get("/v1/system/df", **gives(Costs))

@@ -33,10 +33,10 @@ from hiveyard.engine.snapshots.service import Snapshots
 from hiveyard.engine.tasks.job import Job
 from hiveyard.engine.tasks.request import TaskRequest
 from hiveyard.engine.tasks.view import TaskView, task_view, task_views
-from hiveyard.engine.upkeep.doctor import Check, examine
+from hiveyard.engine.upkeep.doctor import Check, run_checks
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
-from hiveyard.engine.upkeep.recovery import sweep, tidy
-from hiveyard.engine.validation import check, completed
+from hiveyard.engine.upkeep.recovery import clean_up, remove_leftovers
+from hiveyard.engine.validation import validate, with_defaults
 from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_commits
 from hiveyard.engine.workspace.result import ResultLocation, source
@@ -54,7 +54,7 @@ class Engine:
         self._r = resources
         self._group = group
         self._jobs: dict[str, Job] = {}
-        self._making = anyio.Lock()
+        self._creating = anyio.Lock()
         self._slots = anyio.Semaphore(resources.settings.max_tasks)
         self.sessions = Sessions(resources, group)
         self.snapshots = Snapshots(resources, self.sessions, group)
@@ -74,17 +74,17 @@ class Engine:
     async def remove_image(self, ref: str) -> str:
         """Remove an image, as `ImageStock.remove`. Also raises MachineNotReady while a live snapshot depends on it."""
         image = self.images.built(ref).id
-        if standing := await self.snapshots.standing_on(image):
-            name, _, session = standing[0].partition(" of ")
+        if dependents := await self.snapshots.live_snapshots_of(image):
+            name, _, session = dependents[0].partition(" of ")
             raise MachineNotReady(
-                f"the image {image} is what snapshots stand on: {', '.join(standing)}",
+                f"the image {image} is used by snapshots: {', '.join(dependents)}",
                 hint=f"hv snapshots {session} --remove {name}",
             )
         return await self.images.remove(image)
 
     @property
     def running(self) -> int:
-        """How many tasks are being worked on."""
+        """Return the number of tasks that are running or wait for a slot."""
         return len(self._jobs)
 
     # --- tasks -------------------------------------------------------------------------------------------------------
@@ -95,27 +95,27 @@ class Engine:
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
         task was created.
         """
-        request = completed(request.checked(), self._r)
-        if (made := await self._made_before(request)) is not None:
-            return made
-        await check(request, self._r)
-        async with self._making:
-            if (made := await self._made_before(request)) is not None:
-                return made
+        request = with_defaults(request.checked(), self._r)
+        if (existing := await self._existing(request)) is not None:
+            return existing
+        await validate(request, self._r)
+        async with self._creating:
+            if (existing := await self._existing(request)) is not None:
+                return existing
             id = request.id or new_id()
-            # From here on it is done whole, also when the caller goes away: a task that is journaled is begun.
+            # Shielded, in case the caller goes away: a task that is journaled is also started.
             with anyio.CancelScope(shield=True):
                 await self._create(id, request)
-                self._begin(id)
+                self._start(id)
         return id
 
-    async def _made_before(self, request: TaskRequest) -> str | None:
+    async def _existing(self, request: TaskRequest) -> str | None:
         """Return the task that was created before with the same id and the same request."""
         id = request.id
         if id is None or (session := await self._r.event_log.read(lambda conn: views.find_session(conn, id))) is None:
             return None
         task = await self._r.event_log.read(lambda conn: views.find_task(conn, id))
-        request.made_before(None if task is None else task.request, "task" if task else f"session ({session.slug})")
+        request.check_same(None if task is None else task.request, "task" if task else f"session ({session.slug})")
         return id
 
     async def _create(self, id: str, request: TaskRequest) -> None:
@@ -135,7 +135,7 @@ class Engine:
 
         await create_and_record(self._r, workspace.root, make, write)
 
-    def _begin(self, id: str, *, cancelled: bool = False) -> None:
+    def _start(self, id: str, *, cancelled: bool = False) -> None:
         job = self._jobs[id] = Job(id, self._r)
         if cancelled:
             job.stop.request(Cancelled("cancelled"))
@@ -146,8 +146,8 @@ class Engine:
             with job.scope:
                 await self._run_in_turn(job)
         except Exception:
-            # One task must not take the others down with it; the next daemon tries again.
-            log.exception("task %s is left as it is", job.id)
+            # One task must not end the others; the next daemon tries again.
+            log.exception("task %s failed with an internal error; the next daemon continues it", job.id)
         finally:
             self._jobs.pop(job.id, None)
             job.over.set()
@@ -178,30 +178,30 @@ class Engine:
     async def remove(self, id: str, *, force: bool) -> None:
         """Remove a task or session and all that belongs to it. Raises MachineNotReady for one that runs, unless
         `force`; NotFound for one that was removed meanwhile."""
-        async with self.sessions.alone(id):
+        async with self.sessions.lock(id):
             await self._remove(id, force)
 
     async def _remove(self, id: str, force: bool) -> None:
         if not force:
             await self._r.event_log.read(lambda conn: _check_over(conn, id))
-        await self.sessions.let_go(id)
+        await self.sessions.detach(id)
         if job := self._jobs.get(id):
             job.scope.cancel()
             await job.over.wait()
-        # Its end first: whatever interrupts the rest, no daemon takes the task up again, and rm can be repeated.
+        # Journal the end first: if the rest is interrupted, no daemon continues the task, and rm can be repeated.
         now = self._r.clock.now()
         await self._r.event_log.store.write(lambda conn: _close(conn, id, now))
         for row in await self._r.event_log.read(lambda conn: views.machines(conn, live_only=False, session=id)):
             await MachineLease(id, self._r.providers[row.provider], None, self._r.event_log).release()
         await self.snapshots.remove_all(id)
-        await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_of(id), ignore_errors=True))
+        await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._r.door_path(id), ignore_errors=True))
         await anyio.to_thread.run_sync(self._r.ssh_keys.forget, id)
         workspace = self._r.workspace(id)
         await anyio.to_thread.run_sync(workspace.mark_unfinished)
         await self._r.event_log.store.write(lambda conn: journal.forget(conn, id))
         await anyio.to_thread.run_sync(workspace.remove)
 
-    # --- answers -----------------------------------------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------------------------
 
     async def resolve(self, ref: str) -> str:
         """Return the id for a name, an id or the start of one. Raises NotFound, Ambiguous."""
@@ -241,20 +241,21 @@ class Engine:
         return await self._r.event_log.read(lambda conn: source(conn, id, self._r.workspace(id)))
 
     async def doctor(self) -> list[Check]:
-        return await examine(self._r)
+        return await run_checks(self._r)
 
-    # --- life --------------------------------------------------------------------------------------------------------
+    # --- recovery ----------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Continue every task that is not over, and remove what belongs to no task."""
-        leftovers = await tidy(self._r, list(self._r.sessions.glob("*")))
+        leftovers = await clean_up(self._r, list(self._r.sessions.glob("*")))
         tasks = await self._r.event_log.read(lambda conn: views.tasks(conn, states=OPEN))
-        # Agents that are at work wait for their doors: they come before tasks that wait for a slot, and those in order.
+        # Agents that are running need their doors back, so they start before tasks that wait for a slot, which keep
+        # their order.
         for task in sorted(tasks, key=lambda task: (task.state is TaskState.PENDING, task.created_at)):
-            self._begin(task.id, cancelled=task.cancel_asked_at is not None)
+            self._start(task.id, cancelled=task.cancel_asked_at is not None)
         await self.sessions.recover()
         await self.snapshots.recover()
-        self._group.start_soon(sweep, self._r, leftovers, self.sessions.alone, name="sweep")
+        self._group.start_soon(remove_leftovers, self._r, leftovers, self.sessions.lock, name="sweep")
 
 
 def _check_over(conn: Connection, id: str) -> None:
@@ -273,7 +274,7 @@ def _check_over(conn: Connection, id: str) -> None:
 
 
 def _close(conn: Connection, id: str, at: float) -> None:
-    """Journal the end of a task that was abandoned: only a task that is over can be removed."""
+    """Journal the end of a task or session that was detached: only one that is over can be removed."""
     task = views.find_task(conn, id)
     if task is not None and not task.state.over:
         journal.record(conn, id, TaskCancelled(reason="removed"), at=at)
@@ -288,6 +289,6 @@ async def running(resources: Resources) -> AsyncIterator[Engine]:
         engine = Engine(resources, group)
         await engine.recover()
         group.start_soon(keep_metadata, resources, name="meta.json of sessions")
-        await engine.sessions.look()
+        await engine.sessions.wait_for_machines()
         yield engine
         group.cancel_scope.cancel()

@@ -41,14 +41,14 @@ class Resources:
     clock: Clock
     sessions: Path
     door_directory: Path
-    _collecting: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary, init=False)
+    _collect_locks: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary, init=False)
 
-    def collecting(self, id: str) -> anyio.Lock:
+    def collect_lock(self, id: str) -> anyio.Lock:
         """Return the lock held while a session's work is being collected: guest and host have one place for it."""
-        return self._collecting.setdefault(id, anyio.Lock())
+        return self._collect_locks.setdefault(id, anyio.Lock())
 
     def workspace(self, id: str) -> Workspace:
         return Workspace(self.sessions / id)
 
-    def door_of(self, id: str) -> Path:
+    def door_path(self, id: str) -> Path:
         return self.door_directory / id

@@ -15,7 +15,7 @@ from hiveyard.kit.names import is_id
 from hiveyard.kit.text import one_line
 
 PROMPT_LIMIT = 16 << 20
-"""Most bytes of a prompt: far above what any model reads, far below what would hurt."""
+"""Maximum size of a prompt in bytes: far more than any model reads, and far less than what would do harm."""
 
 # In the OpenAPI document these are also texts with a unit.
 Seconds = Annotated[
@@ -59,16 +59,16 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def check_spec(self) -> None:
         """Validate the fields by themselves. Raises BadInput."""
-        for field, said in msgspec.structs.asdict(self).items():
-            if isinstance(said, str) and field != "prompt":
-                check_text(field, said)
+        for field, value in msgspec.structs.asdict(self).items():
+            if isinstance(value, str) and field != "prompt":
+                check_text(field, value)
         if self.id is not None and not is_id(self.id):
-            raise BadInput(f"{one_line(self.id, 80)!r} is no id: 10 letters and digits, as hv makes them")
-        usual = Shape()
+            raise BadInput(f"{one_line(self.id, 80)!r} is not an id: an id is 10 letters and digits, as hv makes it")
+        default = Shape()
         Shape(
-            memory_mib=self.memory_mib or usual.memory_mib,
-            cpus=self.cpus or usual.cpus,
-            disk_gib=self.disk_gib or usual.disk_gib,
+            memory_mib=self.memory_mib or default.memory_mib,
+            cpus=self.cpus or default.cpus,
+            disk_gib=self.disk_gib or default.disk_gib,
         )
         if self.tape and self.record:
             raise BadInput("--tape answers from a recording and --record makes one: choose one of them")
@@ -91,12 +91,11 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if value is not None and value is not False and key != "id"
         }
 
-    def made_before(self, made: Mapping[str, Any] | None, what: str) -> bool:
-        """Return whether `what`, found by the id, was created from this request. Raises BadInput if it was created from
-        another one."""
-        if made is not None and dict(made) == self.as_json():
-            return True
-        raise BadInput(f"there is a {what} {self.id} already, and it was asked for with other words")
+    def check_same(self, existing: Mapping[str, Any] | None, kind: str) -> None:
+        """Check that the task or session with this id was created from this request; `existing` is the request that it
+        was created from. Raises BadInput if that is another one."""
+        if existing is None or dict(existing) != self.as_json():
+            raise BadInput(f"there is already a {kind} {self.id}, created from another request")
 
 
 def check_text(name: str, value: str) -> None:
@@ -118,4 +117,4 @@ def check_prompt(prompt: str, hint: str) -> None:
     except UnicodeEncodeError as error:
         raise BadInput(f"the prompt is not Unicode text: character {error.start}") from None
     if size > PROMPT_LIMIT:
-        raise BadInput(f"the prompt has {size} bytes, the most is {PROMPT_LIMIT}")
+        raise BadInput(f"the prompt has {size} bytes; the limit is {PROMPT_LIMIT}")

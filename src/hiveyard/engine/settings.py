@@ -24,7 +24,7 @@ class EngineSettings:
     cpus: float = 2
     """Processors of a machine; a VM has a whole number of them."""
     disk_gib: int = 20
-    """Size of a machine's own disk, in GiB; what is not used takes no space."""
+    """Size of a machine's own disk, in GiB; unused space takes no space on the host."""
     timeout: float = 7200.0
     """Longest time a turn may take, in seconds, by the wall clock."""
     silence: float = 1200.0
@@ -35,9 +35,9 @@ class EngineSettings:
     output_limit_mib: int = 256
     """Most output of one turn that is kept, in MiB; an agent that writes more is stopped."""
     line_limit_mib: int = 16
-    """Longest line of an agent's output, in MiB; what is longer is cut."""
+    """Longest line of an agent's output, in MiB; longer lines are cut."""
     collect_timeout: float = 300.0
-    """Longest time in seconds that it may take to collect the work from a machine."""
+    """Longest time in seconds to collect the work from a machine."""
     collect_file_mib: int = 512
     """Size in MiB above which a file that is not committed is left out of the result; a notice names it."""
     max_tasks: int = 16

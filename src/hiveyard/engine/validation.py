@@ -23,7 +23,7 @@ from hiveyard.engine.settings import AgentSettings
 W = TypeVar("W", bound=RunSpec)
 
 
-def completed(spec: W, resources: Resources) -> W:
+def with_defaults(spec: W, resources: Resources) -> W:
     """Return the request with the settings' values for its agent filled in. They are stored with it: a conversation
     continues as it began, whatever the settings say later. Raises UnknownAgent, NoSuchImage."""
     name = spec.agent or resources.settings.agent
@@ -37,7 +37,7 @@ def completed(spec: W, resources: Resources) -> W:
     )
 
 
-async def check(spec: RunSpec, resources: Resources) -> None:
+async def validate(spec: RunSpec, resources: Resources) -> None:
     """Validate a request against this host. Raises BadInput, UnknownAgent, NoSuchImage, CredentialsError,
     RepositoryError, BadTape, NoMemory."""
     settings, providers = resources.settings, resources.providers
@@ -53,7 +53,7 @@ async def check(spec: RunSpec, resources: Resources) -> None:
     check_account(spec, resources)
     await repository.check(repository.parse_source(spec.repo), base=spec.base, branch=spec.branch)
     await anyio.to_thread.run_sync(_check_tapes, spec)
-    # Behind an open network there may be models that no door leads to.
+    # With an open network the agent may use models that the door does not serve.
     if spec.tape is None and spec.network != "open":
         resources.keys.find_any(agent.protocols, spec.account or settings.account)
 
@@ -69,7 +69,7 @@ def _check_image(image: str, provider: str, resources: Resources) -> None:
     resources.images.check(image)
     if image == HOST.name and (provider == "auto" or resources.providers[provider].tier is not Tier.NAMESPACE):
         raise BadInput(
-            "the host's own programs can only be used by the namespace tier, and that must be asked for",
+            "only the namespace tier can use the host's own programs, and it must be requested",
             hint="hv run REPO -m TEXT --image host --provider bubblewrap",
         )
 

@@ -24,7 +24,7 @@ from hiveyard.kit.text import one_line
 log = logging.getLogger("hiveyard.process")
 """Each command that is started, at level DEBUG."""
 _WORD, _SCRIPT, _COMMAND = 160, 60, 2000
-"""Characters that are logged of one word, of a script, and of a whole command."""
+"""The numbers of characters that are logged of a word, a script and a command."""
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _SECRET_NAME = re.compile(r"(?i)\A(--?)?[a-z0-9_-]*(key|token|secret|passw|auth|credential)[a-z0-9_-]*=")
 
@@ -125,8 +125,10 @@ async def running(
 
 
 def readable(argv: Sequence[str]) -> str:
-    """Return a command for a log, on one line: long words and scripts are cut, and what may be a secret is replaced
-    by `***`. No secret belongs into an argv; this is for those of addresses and options that users give."""
+    """Return a command for a log, on one line. Long words and scripts are cut, and possible secrets are replaced by
+    `***`.
+
+    No secret belongs in an argv; this covers secrets in addresses and options that users pass."""
     words = []
     for before, word in zip(("", *argv), argv, strict=False):
         limit = _SCRIPT if before == "-c" and ("\n" in word or " " in word) else _WORD

@@ -21,12 +21,14 @@ _GROWTH, _LONGEST = 1.5, 15.0
 
 @asynccontextmanager
 async def heartbeat(report: Report, step: str, *, first: float = FIRST) -> AsyncIterator[Report]:
-    """Yield a Report that passes lines on. While the block lasts and no line comes, repeat the last one, or `step`,
-    with the seconds since it came."""
+    """Yield a Report that passes lines on, and repeat the last line, or `step`, while the block runs and no line
+    arrives.
+
+    A repeated line has the seconds since it arrived."""
     line, since, pauses = step, anyio.current_time(), _pauses(first)
     due = since + next(pauses)
 
-    def heard(text: str) -> None:
+    def pass_on(text: str) -> None:
         nonlocal line, since, due
         line, since = text, anyio.current_time()
         # Longer than the pauses of `measured`, so that both never report the same step.
@@ -43,7 +45,7 @@ async def heartbeat(report: Report, step: str, *, first: float = FIRST) -> Async
 
     async with together() as group:
         group.start_soon(beat, name="heartbeat")
-        yield heard
+        yield pass_on
         group.cancel_scope.cancel()
 
 
@@ -51,8 +53,10 @@ async def heartbeat(report: Report, step: str, *, first: float = FIRST) -> Async
 async def measured(
     report: Report, step: str, amount: Callable[[], str], *, first: float = FIRST
 ) -> AsyncIterator[None]:
-    """While the block lasts, report `step` with the `amount` that is done, first after `first` seconds and then with
-    growing pauses. An unchanged amount is not reported. `amount` runs in a thread; its OSErrors are ignored."""
+    """Report `step` with the `amount` done while the block runs, first after `first` seconds and then with growing
+    pauses.
+
+    An unchanged amount is not reported. `amount` runs in a thread; its OSErrors are ignored."""
 
     async def tick() -> None:
         last = ""

@@ -90,7 +90,9 @@ class RestClient:
 
     @asynccontextmanager
     async def stream(self, path: str, body: object, silence: float, *, key: Secret) -> AsyncIterator[httpx2.Response]:
-        """An answer that comes in pieces, with at most `silence` seconds between them. Raises as `ask`."""
+        """Send a request and return its answer as a stream, with at most `silence` seconds between two pieces.
+
+        Raises the errors of `answers.kinds`."""
         with self.answers.translated(f"POST {path}"):
             async with self._sent("POST", path, key, None, body, silence) as response:
                 yield response

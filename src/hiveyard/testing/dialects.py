@@ -99,14 +99,14 @@ def _message(reply: Reply) -> JSON:
 
 
 def _message_events(reply: Reply) -> Iterator[Event]:
-    whole = dict(_message(reply))
-    usage = {**_as_record(whole["usage"]), "output_tokens": 1}
-    start = {**whole, "content": [], "stop_reason": None, "usage": usage}
+    complete = dict(_message(reply))
+    usage = {**_as_record(complete["usage"]), "output_tokens": 1}
+    start = {**complete, "content": [], "stop_reason": None, "usage": usage}
     yield Event("message_start", {"type": "message_start", "message": start})
     for index, block in enumerate(_blocks(reply)):
         yield from _block_events(index, block)
-    ending = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
-    yield Event("message_delta", {"type": "message_delta", "delta": ending, "usage": whole["usage"]})
+    ending = {"stop_reason": complete["stop_reason"], "stop_sequence": None}
+    yield Event("message_delta", {"type": "message_delta", "delta": ending, "usage": complete["usage"]})
     yield Event("message_stop", {"type": "message_stop"})
 
 
@@ -199,8 +199,8 @@ def _output(reply: Reply) -> list[dict[str, object]]:
         output.append({"id": f"rs_{reply.id}", "type": "reasoning", "summary": summary})
     if reply.text:
         part = {"type": "output_text", "text": reply.text, "annotations": []}
-        said = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
-        output.append({"id": f"msg_{reply.id}", **said})
+        message = {"type": "message", "role": "assistant", "status": "completed", "content": [part]}
+        output.append({"id": f"msg_{reply.id}", **message})
     for call in reply.calls:
         kind = "custom_tool_call" if isinstance(call.input, str) else "function_call"
         item = {"type": kind, "call_id": call.id, "name": call.name, "status": "completed"}
@@ -233,15 +233,15 @@ def _response(reply: Reply) -> JSON:
 
 
 def _response_events(reply: Reply) -> Iterator[Event]:
-    whole = _response(reply)
-    begun = {**whole, "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
+    complete = _response(reply)
+    started = {**complete, "status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
     bare: list[tuple[str, JSON]] = [
-        ("response.created", {"response": begun}),
-        ("response.in_progress", {"response": begun}),
+        ("response.created", {"response": started}),
+        ("response.in_progress", {"response": started}),
     ]
     for index, item in enumerate(_output(reply)):
         bare += _item_events(index, item)
-    bare.append((f"response.{'incomplete' if reply.length else 'completed'}", {"response": whole}))
+    bare.append((f"response.{'incomplete' if reply.length else 'completed'}", {"response": complete}))
     for number, (name, data) in enumerate(bare):
         yield Event(name, {"type": name, "sequence_number": number, **data})
 
@@ -261,10 +261,10 @@ def _item_events(index: int, item: dict[str, object]) -> Iterator[tuple[str, JSO
         start["status"] = "in_progress"
     yield "response.output_item.added", {"output_index": index, "item": start}
     if key := _GIVEN.get(str(item["type"])):
-        told = f"response.{item['type']}_{key}"
+        name = f"response.{item['type']}_{key}"
         for piece in _pieces(str(item[key])):
-            yield f"{told}.delta", {**place, "delta": piece}
-        yield f"{told}.done", {**place, key: item[key]}
+            yield f"{name}.delta", {**place, "delta": piece}
+        yield f"{name}.done", {**place, key: item[key]}
     else:
         yield from _part_events(place, item)
     yield "response.output_item.done", {"output_index": index, "item": item}

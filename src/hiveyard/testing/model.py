@@ -153,11 +153,11 @@ class ScriptedModel:
         return step.fault if not step.fault.times or self._faults[place] <= step.fault.times else None
 
     def _side(self, asked: Asked) -> Answer:
-        said = self._side_reply or ""
+        reply_text = self._side_reply or ""
         if asked.schema is not None:
-            said = msgspec.json.encode(smallest(asked.schema)).decode()
+            reply_text = msgspec.json.encode(smallest(asked.schema)).decode()
         usage = Tokens(input=10, output=2)
-        reply = Reply("side", asked.model, "", said, (), usage, False)
+        reply = Reply("side", asked.model, "", reply_text, (), usage, False)
         return _given(asked, reply, Step())
 
     def _elsewhere(self, request: Request) -> Answer:
@@ -191,8 +191,8 @@ class ScriptedModel:
             side=side,
         )
         if asked is not None:
-            told = {"model": asked.model, "prompt": asked.prompt, "step": asked.step, "tools": list(asked.tools)}
-            entry = msgspec.structs.replace(entry, **told)
+            details = {"model": asked.model, "prompt": asked.prompt, "step": asked.step, "tools": list(asked.tools)}
+            entry = msgspec.structs.replace(entry, **details)
         self.requests.append(entry)
 
     def _key_of(self, headers: Sequence[tuple[str, str]]) -> tuple[str, str]:
@@ -240,8 +240,8 @@ async def scripted_model(
 
 def _given(asked: Asked, reply: Reply, step: Step, *, cut: bool = False) -> Answer:
     if not asked.stream:
-        whole = msgspec.json.encode(dialects.document(asked.protocol, reply))
-        return Answer(chunks=[whole], delay=step.delay, cut=cut)
+        document = msgspec.json.encode(dialects.document(asked.protocol, reply))
+        return Answer(chunks=[document], delay=step.delay, cut=cut)
     chunks = [event.encode() for event in dialects.events(asked.protocol, reply)]
     kind = "text/event-stream; charset=utf-8"
     return Answer(chunks=chunks, content_type=kind, delay=step.delay, chunk_delay=step.chunk_delay, cut=cut)

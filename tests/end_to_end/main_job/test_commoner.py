@@ -37,7 +37,7 @@ def commoner() -> Iterator[Commoner]:
             person.end()
 
 
-def test_a_person_without_rights_gets_work_done_in_a_machine(commoner: Commoner) -> None:
+def test_an_unprivileged_user_runs_a_task_in_a_machine(commoner: Commoner) -> None:
     work = "id -u; echo two > b; touch /etc/x /usr/x || echo refused"
     done = commoner.run(
         f"{REPO} hv run repo -m work --command '{work}' --provider bubblewrap --image host --json; hv apply work >&2;"
@@ -51,7 +51,7 @@ def test_a_person_without_rights_gets_work_done_in_a_machine(commoner: Commoner)
 
 
 @pytest.mark.real
-def test_a_person_without_rights_builds_an_image_and_uses_it(commoner: Commoner) -> None:
+def test_an_unprivileged_user_builds_and_uses_an_image(commoner: Commoner) -> None:
     (commoner.home / "tiny.toml").write_text(TINY)
     done = commoner.run(
         f"{REPO} hv image build tiny.toml >&2 && hv run repo -m work --command 'git --version > b'"
@@ -79,7 +79,7 @@ kill -9 $asker; wait
 
 @pytest.mark.long("storms")
 @pytest.mark.real
-def test_what_a_killed_build_of_theirs_left_goes_with_the_next(commoner: Commoner) -> None:
+def test_files_of_an_unprivileged_users_killed_build_are_removed_by_the_next(commoner: Commoner) -> None:
     (commoner.home / "endless.toml").write_text(ENDLESS)
     (commoner.home / "broken.toml").write_text('node = ""\npackages = ["no-such-package-at-all"]\n')
     killed = commoner.run(KILLED, timeout=600)
@@ -108,7 +108,7 @@ def _of_builds(temporary: Path) -> list[str]:
 
 
 @pytest.mark.real
-def test_a_person_without_rights_forks_a_vm_while_it_runs(commoner: Commoner) -> None:
+def test_an_unprivileged_user_forks_a_running_vm(commoner: Commoner) -> None:
     image = anyio.run(vm_image)
     theirs = commoner.home / image.id
     theirs.mkdir(mode=0o755)

@@ -64,14 +64,14 @@ def fault(opening: Opening, speaking: Speaking) -> Iterator[Fault]:
 # --- vendors --------------------------------------------------------------------------------------------------------
 
 
-def test_a_key_that_the_vendor_refuses_is_told_at_once(fault: Fault, repo: Path) -> None:
+def test_a_key_that_the_vendor_refuses_is_reported_at_once(fault: Fault, repo: Path) -> None:
     status, report = fault.run(repo, "401")
     assert (status, report["status"], report["error"]["code"]) == (1, "failed", "credentials.key_refused")
     assert report["error"]["hint"]
     assert len(fault.asked("401")) <= 2, "asking again would not have helped"
 
 
-def test_a_vendor_that_wants_us_to_slow_down_is_asked_again(fault: Fault, repo: Path) -> None:
+def test_a_rate_limited_request_is_retried(fault: Fault, repo: Path) -> None:
     status, report = fault.run(repo, "429")
     assert (status, report["error"]) == (0, None)
     called = fault.yard.bodies(report["id"], "model.called", "model.failed")
@@ -80,14 +80,14 @@ def test_a_vendor_that_wants_us_to_slow_down_is_asked_again(fault: Fault, repo: 
     assert fault.yard.bodies(report["id"], "agent.retrying", "agent.rate_limited")
 
 
-def test_a_vendor_that_is_out_of_order_fails_the_task(fault: Fault, repo: Path) -> None:
+def test_a_vendor_that_keeps_failing_fails_the_task(fault: Fault, repo: Path) -> None:
     status, report = fault.run(repo, "500")
     assert (status, report["status"], report["error"]["code"]) == (1, "failed", "door.upstream_failed")
     assert len(fault.asked("500")) > 2, "it was asked again"
     assert "500" in str(fault.yard.bodies(report["id"], "model.failed")[-1])
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again(fault: Fault, repo: Path) -> None:
+def test_an_interrupted_answer_is_requested_again(fault: Fault, repo: Path) -> None:
     status, report = fault.run(repo, "cut")
     assert (status, report["error"]) == (0, None)
     assert len(fault.asked("cut")) >= 2
@@ -96,7 +96,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again(fault: Fault, repo: Path) 
     assert "door.upstream_failed" in str(told), "the cut is on record"
 
 
-def test_spent_money_stops_the_turn_and_keeps_its_work(fault: Fault, repo: Path) -> None:
+def test_a_spent_budget_stops_the_turn_and_keeps_its_work(fault: Fault, repo: Path) -> None:
     status, report = fault.run(repo, "dear", "--budget", "0.50")
     assert (status, report["status"], report["error"]["code"]) == (1, "failed", "door.budget_spent")
     assert "0.50" in report["error"]["message"]
@@ -105,7 +105,7 @@ def test_spent_money_stops_the_turn_and_keeps_its_work(fault: Fault, repo: Path)
     assert only(fault.yard.bodies(report["id"], "budget.exhausted"))["budget_usd"] == 0.5
 
 
-def test_without_a_key_nothing_is_asked(fault: Fault, opening: Opening, repo: Path) -> None:
+def test_without_a_key_no_request_is_made(fault: Fault, opening: Opening, repo: Path) -> None:
     before = len(fault.model.requests)
     with opening("bubblewrap", fault.model, ANTHROPIC_API_KEY="") as yard:
         refused = yard("run", str(repo), "-m", "Do it.", "--agent", "claude", "--json")
@@ -158,7 +158,7 @@ def test_an_agent_that_prints_a_gigabyte_is_stopped(fault: Fault, repo: Path) ->
     assert int(taken.stdout.split()[0]) < 8 * LIMIT_MIB << 20
 
 
-def test_binary_output_is_kept_to_the_byte(fault: Fault, repo: Path) -> None:
+def test_binary_output_is_kept_byte_for_byte(fault: Fault, repo: Path) -> None:
     line = "head -c 300000 /dev/urandom > noise; cat noise; echo; sha256sum < noise > sum.txt; rm noise"
     status, report = fault.command(repo, line)
     assert status == 0, report["error"]
@@ -168,7 +168,7 @@ def test_binary_output_is_kept_to_the_byte(fault: Fault, repo: Path) -> None:
     assert not [char for char in logs if ord(char) < 32 and char not in "\n\t"]
 
 
-def test_an_agent_that_never_ends_is_stopped_with_all_it_started(fault: Fault, repo: Path) -> None:
+def test_an_agent_that_never_ends_is_stopped_with_all_its_processes(fault: Fault, repo: Path) -> None:
     line = "echo x > x.txt; setsid sleep 86391 & trap '' INT; sleep 86392 & wait; sleep 86393"
     status, report = fault.command(repo, line, "--timeout", "3")
     assert (status, report["error"]["code"], report["commits"]) == (124, "agent.timeout", 1)
@@ -195,7 +195,7 @@ def test_a_fork_bomb_ends_with_its_machine(fault: Fault, repo: Path) -> None:
     assert (after, healthy["status"]) == (0, "completed")
 
 
-def test_a_long_prompt_arrives_as_it_is(fault: Fault, repo: Path, tmp_path: Path) -> None:
+def test_a_long_prompt_arrives_unchanged(fault: Fault, repo: Path, tmp_path: Path) -> None:
     hard = "first \"line\" 'quoted' $HOME `id` \\n --model x {{prompt}}\n\ttab é 🐝 \u202e\n" * 16_000
     prompt = f"{hard}{_named('edit')}"
     assert len(prompt.encode()) > 1 << 20
@@ -207,7 +207,7 @@ def test_a_long_prompt_arrives_as_it_is(fault: Fault, repo: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("agent", ["claude", "opencode"])
-def test_what_a_repository_brings_does_not_run(agent: str, fault: Fault, repo: Path) -> None:
+def test_configuration_of_a_repository_does_not_run(agent: str, fault: Fault, repo: Path) -> None:
     # Marks of traps that spring would be part of what the agent left, and so of its commit.
     poison(repo, Path("/session/repo/sprung"))
     (repo / "sprung").mkdir()
@@ -221,7 +221,9 @@ def test_what_a_repository_brings_does_not_run(agent: str, fault: Fault, repo: P
     assert b"HOSTILE_ENV" not in fault.yard.raw(report["id"])
 
 
-def test_what_an_agent_leaves_in_git_does_not_run_on_the_host(fault: Fault, repo: Path, tmp_path: Path) -> None:
+def test_git_hooks_and_configuration_of_an_agent_do_not_run_on_the_host(
+    fault: Fault, repo: Path, tmp_path: Path
+) -> None:
     mark = tmp_path / "ran-on-the-host"
     line = (
         "git config core.fsmonitor 'touch {0}; false'; git config core.hooksPath .evil;"

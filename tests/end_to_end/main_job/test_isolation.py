@@ -66,7 +66,7 @@ def test_an_agent_finds_no_key_and_no_way_out(provider: str, opening: Opening, s
     assert host.came == []
 
 
-def test_the_bait_would_tell(tmp_path: Path) -> None:
+def test_the_bait_detects_connections(tmp_path: Path) -> None:
     with bait() as host:
         for port in (host.port, host.loopback):
             socket.create_connection(("127.0.0.1", port)).close()

@@ -27,7 +27,7 @@ SCRIPT = [
 ]
 
 
-def test_a_turn_outlives_the_daemon(opening: Opening, speaking: Speaking, repo: Path, tmp_path: Path) -> None:
+def test_a_turn_survives_a_killed_daemon(opening: Opening, speaking: Speaking, repo: Path, tmp_path: Path) -> None:
     with speaking(SCRIPT) as model, opening("qemu", model) as yard:
         id = _begun(yard, repo, lambda body: body.get("summary", "").startswith("Bash: for i"), "--agent", "claude")
         vm = _vm(yard, id)

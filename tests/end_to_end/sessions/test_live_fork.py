@@ -26,7 +26,7 @@ SCRIPTS = {
 PATIENCE = 900.0
 
 
-def test_children_go_on_in_the_turn_and_nothing_is_answered_twice(
+def test_children_continue_the_turn_and_no_answer_is_repeated(
     opening: Opening, speaking: Speaking, portal: BlockingPortal, repo: Path
 ) -> None:
     with speaking([], scripts=SCRIPTS) as model, opening("qemu", model) as yard:

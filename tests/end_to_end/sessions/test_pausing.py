@@ -47,7 +47,7 @@ def counting(stage: Stage, repo: Path) -> str:
     return id
 
 
-def test_a_paused_session_stands_still_is_refused_and_goes_on(everywhere: Stage, repo: Path) -> None:
+def test_a_paused_session_stands_still_refuses_prompts_and_continues(everywhere: Stage, repo: Path) -> None:
     stage = everywhere
     id = counting(stage, repo)
     for _ in range(2):
@@ -95,7 +95,7 @@ def test_a_paused_session_is_stopped_resumed_and_removed(everywhere: Stage, repo
     assert stage.json("list", "-a") == []
 
 
-def test_a_machine_that_a_killed_daemon_held_still_for_a_snapshot_goes_on(stage: Stage, repo: Path) -> None:
+def test_a_machine_paused_for_a_snapshot_by_a_killed_daemon_continues(stage: Stage, repo: Path) -> None:
     id = counting(stage, repo)
     # Much to copy, so that there is time to be killed in.
     fill = "sh -c 'mkdir /session/much; for i in $(seq 8000); do echo $i >/session/much/$i; done'"
@@ -115,7 +115,7 @@ def test_a_machine_that_a_killed_daemon_held_still_for_a_snapshot_goes_on(stage:
     assert caught, "no snapshot was cut off"
 
 
-def test_a_snapshot_is_of_one_moment(stage: Stage, repo: Path) -> None:
+def test_a_snapshot_is_consistent(stage: Stage, repo: Path) -> None:
     """Two files that are changed together are copied together, however long the copy takes."""
     id = counting(stage, repo)
     much = "for i in $(seq 8000); do echo $i >/session/m/$i; done"

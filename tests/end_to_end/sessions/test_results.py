@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.end_to_end.sessions.conftest import Stage
 
 
-def test_a_stat_only_counts(stage: Stage, repo: Path) -> None:
+def test_diff_stat_shows_counts(stage: Stage, repo: Path) -> None:
     id = stage.prompted(repo)
     assert stage("exec", id, "--", "sh", "-c", "echo two >>a.txt").returncode == 0
     done = stage("diff", "--stat", id)

@@ -27,7 +27,7 @@ def crash(stage: Stage, id: str) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-async def test_type_see_leave_and_the_screen_is_there_again(without_vms: Stage, repo: Path) -> None:
+async def test_detach_and_attach_keep_the_screen(without_vms: Stage, repo: Path) -> None:
     stage = without_vms
     id = stage.spawn(repo, timeout=600)
     async with person(stage.argv("attach", id), env=stage.env) as somebody:
@@ -56,7 +56,7 @@ async def test_type_see_leave_and_the_screen_is_there_again(without_vms: Stage, 
     assert stage.session(id)["status"] == "running"
 
 
-async def test_spawn_can_sit_down_at_once(stage: Stage, repo: Path) -> None:
+async def test_spawn_can_attach_at_once(stage: Stage, repo: Path) -> None:
     async with person(stage.argv("spawn", str(repo), "--name", "mine", "--attach"), env=stage.env) as somebody:
         await somebody.sees("puppet")
         somebody.type("die 0\r")
@@ -65,7 +65,7 @@ async def test_spawn_can_sit_down_at_once(stage: Stage, repo: Path) -> None:
     assert [one["reason"] for one in stage.json("list")] == ["the agent's program ended with exit code 0"]
 
 
-def test_after_a_reboot_the_list_is_true_at_once_and_resume_goes_on(stage: Stage, repo: Path) -> None:
+def test_after_a_reboot_the_list_is_right_at_once_and_resume_works(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo, "--name", "mine", "-m", "remember apples")
     stage.until(id, lambda body: body["type"] == "turn.ended")
     stage("send", id, "wait")
@@ -96,7 +96,7 @@ def test_after_a_reboot_the_first_verb_may_be_resume(stage: Stage, repo: Path) -
     assert ("+mine" in brought.stdout, brought.stderr) == (True, "")
 
 
-def test_a_machine_that_is_lost_stops_its_session_and_resume_goes_on(without_vms: Stage, repo: Path) -> None:
+def test_a_lost_machine_stops_its_session_and_resume_works(without_vms: Stage, repo: Path) -> None:
     stage = without_vms
     id = stage.spawn(repo, "--name", "mine", "-m", "remember apples", timeout=600)
     stage.until(id, lambda body: body["type"] == "turn.ended")
@@ -120,7 +120,7 @@ def test_a_machine_that_is_lost_stops_its_session_and_resume_goes_on(without_vms
     assert types.count("machine.ready") == 2
 
 
-def test_a_daemon_that_is_killed_is_not_noticed_by_the_agent(stage: Stage, repo: Path) -> None:
+def test_the_agent_does_not_notice_a_killed_daemon(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo, "-m", "wait")
     stage.until(id, lambda body: body.get("text") == "wait")
     stage.kill_daemon()

@@ -43,18 +43,18 @@ def taken(request: pytest.FixtureRequest, stage: Stage, first: str) -> Iterator[
 
 def refused(done: subprocess.CompletedProcess[str], taken: Taken) -> None:
     """One line says whose it is, another what to do."""
-    said = f"error: port {taken.port} is taken by {taken.owner}\n  try: name another port, or none to get a free one\n"
+    said = f"error: port {taken.port} is taken by {taken.owner}\n  try: name another port, or none to get a free port\n"
     assert (done.returncode, done.stdout, done.stderr) == (125, "", said)
 
 
-def test_no_session_is_made_for_a_port_that_is_taken(stage: Stage, repo: Path, taken: Taken) -> None:
+def test_no_session_is_created_for_a_taken_port(stage: Stage, repo: Path, taken: Taken) -> None:
     before = stage.json("list", "-a")
     refused(stage("spawn", str(repo), "--port", str(taken.port), "--name", "second"), taken)
     assert stage.json("list", "-a") == before
     stage.spawn(repo, "--name", "second")
 
 
-def test_a_port_of_a_session_does_not_move_to_one_that_is_taken(stage: Stage, repo: Path, taken: Taken) -> None:
+def test_a_forwarded_port_does_not_move_to_a_taken_one(stage: Stage, repo: Path, taken: Taken) -> None:
     second = stage.spawn(repo, "--name", "second", "-m", "remember pears")
     stage.until(second, lambda body: body["type"] == "turn.ended")
     refused(stage("port", second, f"3000:{taken.port}"), taken)

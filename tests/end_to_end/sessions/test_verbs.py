@@ -17,7 +17,7 @@ from hiveyard.paths import default_paths
 from tests.end_to_end.sessions.conftest import Stage, git
 
 
-def test_spawn_ends_with_the_id_alone_and_the_prompt_is_done(stage: Stage, repo: Path) -> None:
+def test_spawn_prints_only_the_id_on_stdout_and_runs_the_prompt(stage: Stage, repo: Path) -> None:
     done = stage("spawn", "--repo", str(repo), "--prompt", "remember apples", "--name", "fruit")
     assert done.returncode == 0, done.stderr
     id = done.stdout.strip()
@@ -105,7 +105,7 @@ def test_waiting_for_a_session_ends_when_no_prompt_is_left(stage: Stage, repo: P
     assert stage("wait", id).stdout == f"{id}  fruit: stopped\n"
 
 
-def test_what_waits_when_a_session_stops_is_said_when_it_goes_on(stage: Stage, repo: Path) -> None:
+def test_prompts_queued_at_a_stop_are_sent_after_resume(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo, "-m", "wait")
     stage.until(id, lambda body: body.get("text") == "wait")
     waiting = stage.start("send", id, "remember pears", "--wait")
@@ -117,7 +117,7 @@ def test_what_waits_when_a_session_stops_is_said_when_it_goes_on(stage: Stage, r
     stage.until(id, lambda body: body.get("text") == "done: remember pears")
 
 
-def test_the_work_of_a_running_session_is_seen_and_brought_home(stage: Stage, repo: Path) -> None:
+def test_the_work_of_a_running_session_is_shown_and_applied(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo, "--name", "work")
     nothing = stage("diff", id)
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "")
@@ -139,7 +139,7 @@ def test_the_work_of_a_running_session_is_seen_and_brought_home(stage: Stage, re
     assert len(collected) == 3, "what came out before is not told again"
 
 
-def test_a_command_gets_all_that_comes_after_the_session(stage: Stage, repo: Path) -> None:
+def test_a_command_gets_all_words_after_the_session(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo)
     for before in ((), ("--",)):
         for words in (("echo", "-h", "--json"), ("echo", "-T", "--", "--help")):
@@ -171,7 +171,7 @@ def other_git(stage: Stage, verb: str, script: str) -> None:
     stage.wake()
 
 
-def test_ctrl_c_while_it_comes_up_leaves_nothing(own_stage: Stage, repo: Path) -> None:
+def test_ctrl_c_while_the_session_starts_leaves_nothing(own_stage: Stage, repo: Path) -> None:
     other_git(own_stage, "clone", "sleep 600")
     spawn = own_stage.start("spawn", str(repo), "--name", "slow")
     while not own_stage.json("list"):
@@ -183,9 +183,7 @@ def test_ctrl_c_while_it_comes_up_leaves_nothing(own_stage: Stage, repo: Path) -
     assert own_stage.json("list", "-a") == []
 
 
-def test_what_a_daemon_that_was_killed_had_gathered_for_an_export_goes(
-    own_stage: Stage, repo: Path, tmp_path: Path
-) -> None:
+def test_files_of_an_export_by_a_killed_daemon_are_removed(own_stage: Stage, repo: Path, tmp_path: Path) -> None:
     id = own_stage.spawn(repo)
     own_stage("stop", id)
     over = tmp_path / "over"
@@ -212,7 +210,7 @@ def wait(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_what_fails_to_come_up_says_so_and_what_to_type(own_stage: Stage, repo: Path) -> None:
+def test_a_session_that_fails_to_start_reports_why_and_gives_a_hint(own_stage: Stage, repo: Path) -> None:
     other_git(own_stage, "clone", "exit 1")
     failed = own_stage("spawn", str(repo), "--name", "gone")
     assert failed.returncode == 125
@@ -295,14 +293,14 @@ def test_the_start_of_two_ids_is_refused_with_both_names_and_nothing_happens(sta
     assert stage("stop", "qqq2").stdout == "one: stopped\n"
 
 
-def test_a_dry_run_refuses_a_session_at_work_as_the_removal_would(stage: Stage, repo: Path) -> None:
+def test_a_dry_run_refuses_a_running_session_as_the_removal_would(stage: Stage, repo: Path) -> None:
     id = stage.spawn(repo, "--name", "seated")
     refused, would = stage("rm", "seated"), stage("rm", "--dry-run", "seated")
     assert (would.returncode, would.stdout, would.stderr) == (125, "", refused.stderr)
     assert stage("rm", "-f", "--dry-run", "seated").stdout == f"{id}  seated, running\n"
 
 
-def test_what_is_over_is_removed_by_age(stage: Stage, repo: Path) -> None:
+def test_finished_tasks_and_sessions_are_removed_by_age(stage: Stage, repo: Path) -> None:
     old, running = stage.spawn(repo, "--name", "old"), stage.spawn(repo, "--name", "running")
     stage("stop", old)
     task = stage.json("run", str(repo), "-m", "a task", "--command", "true")["id"]
@@ -313,7 +311,7 @@ def test_what_is_over_is_removed_by_age(stage: Stage, repo: Path) -> None:
     assert [one["id"] for one in stage.json("list", "-a")] == [running]
 
 
-def test_what_is_over_goes_at_any_age_and_what_runs_or_stands_still_stays(own_stage: Stage, repo: Path) -> None:
+def test_running_and_paused_sessions_are_never_removed_by_age(own_stage: Stage, repo: Path) -> None:
     names = ("running", "frozen", "stopped")
     running, frozen, stopped = (own_stage.spawn(repo, "--name", name) for name in names)
     assert own_stage("pause", frozen).returncode == 0

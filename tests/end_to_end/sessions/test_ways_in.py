@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.end_to_end.sessions.conftest import Stage
 
 
-def test_what_is_copied_in_is_there_or_the_copy_fails(stage: Stage, repo: Path, tmp_path: Path) -> None:
+def test_a_copy_into_a_session_is_complete_or_fails(stage: Stage, repo: Path, tmp_path: Path) -> None:
     id = stage.prompted(repo)
     os.mkfifo(tmp_path / "pipe")
     refused = stage("cp", str(tmp_path / "pipe"), f"{id}:pipe")
@@ -23,7 +23,7 @@ def test_what_is_copied_in_is_there_or_the_copy_fails(stage: Stage, repo: Path, 
         assert target in refused.stderr
 
 
-def test_what_is_not_copied_out_is_told(stage: Stage, repo: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_copied_out_are_reported(stage: Stage, repo: Path, tmp_path: Path) -> None:
     id = stage.prompted(repo)
     bind = "import socket; socket.socket(socket.AF_UNIX).bind('d/sock')"
     made = stage("exec", id, "--", "sh", "-c", f'mkdir d; echo x >d/file; mkfifo d/pipe; python3 -c "{bind}"')
@@ -39,7 +39,7 @@ def test_what_is_not_copied_out_is_told(stage: Stage, repo: Path, tmp_path: Path
         assert not (tmp_path / "one").exists()
 
 
-def test_a_long_command_arrives_whole_and_one_that_is_too_long_is_refused(stage: Stage, repo: Path) -> None:
+def test_a_long_command_arrives_complete_and_a_too_long_one_is_refused(stage: Stage, repo: Path) -> None:
     id = stage.prompted(repo)
     words = ["word" * 250 + str(number) for number in range(100)]
     done = stage("exec", id, "--", "sh", "-c", 'for word; do echo "$word"; done; cat', "sh", *words)

@@ -34,7 +34,7 @@ def running(stage: Stage, id: str) -> None:
         time.sleep(0.1)
 
 
-def test_three_ideas_from_one_point_side_by_side(without_vms: Stage, repo: Path) -> None:
+def test_three_forks_of_one_snapshot_are_compared(without_vms: Stage, repo: Path) -> None:
     stage = without_vms
     id = stage.spawn(repo, "--prompt", "remember apple", "--memory", "1024", timeout=600)
     waited(stage, id, 1)
@@ -66,7 +66,7 @@ def test_three_ideas_from_one_point_side_by_side(without_vms: Stage, repo: Path)
     assert [one["id"] for one in stage.json("list", "-a")] == [id]
 
 
-def test_a_session_goes_into_a_file_and_comes_back(stage: Stage, repo: Path, tmp_path: Path) -> None:
+def test_a_session_is_exported_and_imported(stage: Stage, repo: Path, tmp_path: Path) -> None:
     id = stage.spawn(repo, "--prompt", "remember apple")
     waited(stage, id, 1)
     refused = stage("export", id, str(tmp_path / "it"))
@@ -87,7 +87,7 @@ def test_a_session_goes_into_a_file_and_comes_back(stage: Stage, repo: Path, tmp
     running(stage, "twin")
 
 
-def test_the_disk_is_told_and_freed(stage: Stage, repo: Path) -> None:
+def test_disk_usage_is_shown_and_freed(stage: Stage, repo: Path) -> None:
     stage.spawn(repo)
     assert "session" in stage("system", "df").stdout
     assert stage.json("system", "df")["total"] > 0
@@ -106,7 +106,7 @@ IMPOSSIBLE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("snapshot", "ID", "--name", "../x"), "no name for a snapshot"),
     (("snapshots", "ID", "--remove", "x"), "no snapshot 'x'"),
     (("compare", "ID", "nobody"), "no task or session is called 'nobody'"),
-    (("import", "/nowhere"), "is no file"),
+    (("import", "/nowhere"), "is not a file"),
     (("export", "nobody", "x"), "no task or session is called 'nobody'"),
 )
 
@@ -125,9 +125,7 @@ LATER = [pytest.param(after, marks=pytest.mark.long("storms")) for after in (0.0
 
 
 @pytest.mark.parametrize("after", [0.0, 0.1, *LATER])
-def test_a_daemon_that_is_killed_in_the_middle_leaves_the_old_or_the_new(
-    stage: Stage, repo: Path, after: float
-) -> None:
+def test_a_daemon_killed_during_a_verb_leaves_the_old_or_the_new_state(stage: Stage, repo: Path, after: float) -> None:
     (repo / "data.bin").write_bytes(os.urandom(4 << 20))
     git(repo, "add", ".")
     git(repo, "commit", "-q", "-m", "data")

@@ -87,23 +87,23 @@ async def execute(daemon: Daemon, *argv: str, stdin: bytes = b"") -> subprocess.
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_commands_streams_and_exit_code_are_our_own(daemon: Daemon) -> None:
+async def test_stdin_stdout_stderr_and_exit_code_are_forwarded(daemon: Daemon) -> None:
     done = await execute(daemon, "bash", "-c", "cat; printf err >&2; exit 5", stdin=b"in\0put")
     assert (done.returncode, done.stdout, done.stderr) == (5, b"in\0put", b"err")
 
 
-async def test_much_goes_both_ways_at_once(daemon: Daemon) -> None:
+async def test_large_data_flows_in_both_directions_at_once(daemon: Daemon) -> None:
     data = os.urandom(8 << 20)
     done = await execute(daemon, "cat", stdin=data)
     assert (done.returncode, done.stdout == data) == (0, True)
 
 
-async def test_a_command_that_reads_nothing_ends_all_the_same(daemon: Daemon) -> None:
+async def test_a_command_that_does_not_read_its_stdin_ends(daemon: Daemon) -> None:
     done = await execute(daemon, "true", stdin=os.urandom(4 << 20))
     assert done.returncode == 0
 
 
-async def test_errors_of_ours_arrive_as_themselves(daemon: Daemon) -> None:
+async def test_hiveyard_errors_keep_their_code_and_message(daemon: Daemon) -> None:
     def ask() -> None:
         with daemon.open(("no-such-program",)) as duplex:
             duplex.feed(())
@@ -115,7 +115,7 @@ async def test_errors_of_ours_arrive_as_themselves(daemon: Daemon) -> None:
     assert caught.value.code == "guest.cannot_execute"
 
 
-async def test_leaving_kills_the_command(daemon: Daemon, guest: Guest) -> None:
+async def test_closing_the_connection_kills_the_command(daemon: Daemon, guest: Guest) -> None:
     def leave() -> int:
         with daemon.open(("bash", "-c", "echo $$; exec sleep 1000")) as duplex:
             return int(duplex.next()[1])
@@ -126,7 +126,7 @@ async def test_leaving_kills_the_command(daemon: Daemon, guest: Guest) -> None:
             await anyio.sleep(0.05)
 
 
-async def test_no_daemon_is_one_clear_error(tmp_path: Path) -> None:
+async def test_a_missing_daemon_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DaemonUnreachable):
         Duplex(tmp_path / "absent.sock", "/exec")
 
@@ -169,7 +169,7 @@ def told(root: Path) -> dict[str, object]:
     return found
 
 
-async def test_a_tree_goes_there_and_comes_back_the_same(daemon: Daemon, tree: Path, folder: str) -> None:
+async def test_a_directory_copied_in_and_out_is_unchanged(daemon: Daemon, tree: Path, folder: str) -> None:
     await put(daemon, tree, f"{folder}/new")
     await take(daemon, f"{folder}/new", tree.parent / "back")
     assert told(tree.parent / "back") == told(tree)
@@ -180,7 +180,7 @@ async def test_a_tree_goes_there_and_comes_back_the_same(daemon: Daemon, tree: P
     assert told(tree.parent / "here/a tree") == told(tree)
 
 
-async def test_a_file_goes_there_and_comes_back(daemon: Daemon, guest: Guest, tree: Path, folder: str) -> None:
+async def test_a_file_copied_in_and_out_is_unchanged(daemon: Daemon, guest: Guest, tree: Path, folder: str) -> None:
     await put(daemon, tree / "run me", f"{folder}/it")
     await put(daemon, tree / "deep/er/file", f"{folder}/it")
     assert await guest.read(f"{folder}/it") == (tree / "deep/er/file").read_bytes()
@@ -191,7 +191,7 @@ async def test_a_file_goes_there_and_comes_back(daemon: Daemon, guest: Guest, tr
     assert (await guest.run(Command(argv=("ls", "-A", folder)))).stdout == b"it\n"
 
 
-async def test_a_big_file_is_streamed(
+async def test_a_large_file_is_streamed(
     daemon: Daemon, guest: Guest, tmp_path: Path, folder: str, request: pytest.FixtureRequest
 ) -> None:
     mebibytes = 4 if "qemu" in request.node.callspec.id else 48  # an emulated VM writes slowly
@@ -203,7 +203,7 @@ async def test_a_big_file_is_streamed(
     assert sum(sizes) >= 2 * (mebibytes << 20) and max(sizes) <= 1 << 20
 
 
-async def test_what_is_not_there_is_said(daemon: Daemon, tmp_path: Path, folder: str) -> None:
+async def test_a_missing_path_is_reported(daemon: Daemon, tmp_path: Path, folder: str) -> None:
     with pytest.raises(GuestFileNotFound, match="/no/such"):
         await take(daemon, "/no/such", tmp_path)
     with pytest.raises(GuestFileNotFound):
@@ -254,7 +254,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_archive_writes_nowhere_else(tmp_path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+def test_a_hostile_archive_writes_only_into_the_target(
+    tmp_path: Path, members: list[tuple[tarfile.TarInfo, bytes]]
+) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "in").mkdir()
     with pytest.raises((BadInput, OSError)):
@@ -264,7 +266,7 @@ def test_a_hostile_archive_writes_nowhere_else(tmp_path: Path, members: list[tup
     assert (tmp_path / "secret").stat().st_nlink == 1
 
 
-def test_links_that_lie_in_the_target_already_are_not_followed(tmp_path: Path) -> None:
+def test_existing_links_in_the_target_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "target").mkdir()
     (tmp_path / "target/file").symlink_to(tmp_path / "secret")
@@ -275,7 +277,7 @@ def test_links_that_lie_in_the_target_already_are_not_followed(tmp_path: Path) -
         unpack(archive(ROOT, (entry("it/dir/evil"), b"x")), tmp_path / "target")
 
 
-def test_devices_are_left_out_and_rights_are_a_users(tmp_path: Path) -> None:
+def test_devices_and_special_mode_bits_are_dropped(tmp_path: Path) -> None:
     members = [ROOT, (entry("it/null", tarfile.CHRTYPE), b""), (entry("it/pipe", tarfile.FIFOTYPE), b"")]
     done = unpack(archive(*members, (entry("it/suid", mode=0o6755), b"x")), tmp_path / "target")
     assert done.left_out == 2 and [path.name for path in (tmp_path / "target").iterdir()] == ["suid"]
@@ -300,7 +302,7 @@ def record(key: str, value: str) -> bytes:
 
 
 @pytest.mark.parametrize("when", ["1e300", "-1e300", "nan", "inf", "1e12"])
-def test_a_time_that_no_file_can_have_is_none(tmp_path: Path, when: str) -> None:
+def test_an_impossible_file_time_is_ignored(tmp_path: Path, when: str) -> None:
     unpack(io.BytesIO(headed((tarfile.XHDTYPE, record("mtime", when)))), tmp_path / "target")
     assert (tmp_path / "target/file").read_bytes() == b"x"
     assert (tmp_path / "target/file").stat().st_mtime == 0
@@ -334,7 +336,7 @@ MUCH = {
 
 
 @pytest.mark.parametrize("data", MUCH.values(), ids=MUCH.keys())
-def test_what_is_said_of_an_entry_is_not_held_however_much_it_is(tmp_path: Path, data: bytes) -> None:
+def test_a_huge_entry_header_is_not_held_in_memory(tmp_path: Path, data: bytes) -> None:
     stream = io.BytesIO(data)
     with pytest.raises(BadInput, match="longer than"):
         unpack(stream, tmp_path / "target")
@@ -356,19 +358,19 @@ ODD = {
 
 
 @pytest.mark.parametrize("data", ODD.values(), ids=ODD.keys())
-def test_what_makes_no_sense_is_said_in_one_line(tmp_path: Path, data: bytes) -> None:
+def test_a_malformed_archive_is_reported_in_one_line(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(BadInput) as said:
         unpack(io.BytesIO(data), tmp_path / "target")
     assert "\n" not in str(said.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, b"\0" * 10240])
-def test_what_is_no_archive_is_said(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_reported(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(BadInput):
         unpack(io.BytesIO(data), tmp_path / "target")
 
 
-def test_an_archive_that_is_cut_is_said(tmp_path: Path) -> None:
+def test_a_truncated_archive_is_reported(tmp_path: Path) -> None:
     data = archive((entry("it"), b"x" * 100_000)).getvalue()
     with pytest.raises(BadInput):
         unpack(io.BytesIO(data[:50_000]), tmp_path / "target")

@@ -43,7 +43,7 @@ def listening(address: str, port: int = 0) -> Iterator[int]:
         yield int(listener.getsockname()[1])
 
 
-async def test_a_reserved_port_is_listened_on_by_the_loopback_alone(ports: HostPorts) -> None:
+async def test_a_reserved_port_listens_only_on_the_loopback(ports: HostPorts) -> None:
     held = await ports.reserve(ANNA)
     with socket.create_connection(("127.0.0.1", held.port)):
         assert held.socket.getsockname() == ("127.0.0.1", held.port)
@@ -53,7 +53,7 @@ async def test_a_reserved_port_is_listened_on_by_the_loopback_alone(ports: HostP
         socket.create_connection(("127.0.0.1", held.port))
 
 
-async def test_a_port_of_another_session_is_named(ports: HostPorts, tmp_path: Path) -> None:
+async def test_the_error_names_the_session_that_owns_the_port(ports: HostPorts, tmp_path: Path) -> None:
     held = await ports.reserve(ANNA)
     for daemon in (ports, HostPorts(tmp_path / "ports")):
         with pytest.raises(PortTaken, match=rf"port {held.port} is taken by session anna \(s1\)"):
@@ -65,7 +65,7 @@ async def test_a_port_of_another_session_is_named(ports: HostPorts, tmp_path: Pa
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
-async def test_a_port_of_another_program_is_named_wherever_it_listens(ports: HostPorts, address: str) -> None:
+async def test_the_error_names_the_program_that_owns_the_port(ports: HostPorts, address: str) -> None:
     with listening(address) as port:
         mine = rf"another program, \S+ \(pid {os.getpid()}\)"
         with pytest.raises(PortTaken, match=mine) as caught:
@@ -73,7 +73,7 @@ async def test_a_port_of_another_program_is_named_wherever_it_listens(ports: Hos
         assert caught.value.hint
 
 
-async def test_what_a_daemon_that_was_killed_wrote_down_counts_for_nothing(ports: HostPorts, tmp_path: Path) -> None:
+async def test_records_of_a_killed_daemon_are_ignored(ports: HostPorts, tmp_path: Path) -> None:
     script = (
         "import anyio, os, sys, pathlib; from hiveyard.engine.access.host_ports import *\n"
         "held = anyio.run(HostPorts(pathlib.Path(sys.argv[1])).reserve, Owner('s9', 'dead'))\n"
@@ -86,36 +86,36 @@ async def test_what_a_daemon_that_was_killed_wrote_down_counts_for_nothing(ports
     await ports.release(held)
 
 
-async def test_the_preferred_comes_first_then_what_is_free_and_nobody_elses(ports: HostPorts) -> None:
-    former = free()
-    held = await ports.reserve(ANNA, preferred=(former,), among=range(40000, 40010))
-    assert held.port == former
+async def test_the_preferred_port_comes_first_then_a_free_one(ports: HostPorts) -> None:
+    previous = free()
+    held = await ports.reserve(ANNA, preferred=(previous,), among=range(40000, 40010))
+    assert held.port == previous
     with listening("127.0.0.1") as taken:
-        other = await ports.reserve(BERT, preferred=(former, taken), among=range(40000, 40010), avoid=(40000,))
+        other = await ports.reserve(BERT, preferred=(previous, taken), among=range(40000, 40010), avoid=(40000,))
     assert other.port in range(40001, 40010)
     for one in (held, other):
         await ports.release(one)
 
 
-async def test_what_is_to_be_avoided_is_taken_when_nothing_else_is_free(ports: HostPorts) -> None:
+async def test_a_port_to_avoid_is_used_when_no_other_is_free(ports: HostPorts) -> None:
     first, last = [await ports.reserve(BERT, among=range(43000, 43010), avoid=range(43000, 43009)) for _ in range(2)]
     assert (first.port, last.port) == (43009, 43000)
     for one in (first, last):
         await ports.release(one)
 
 
-async def test_when_none_is_left_it_is_said(ports: HostPorts) -> None:
+async def test_a_range_without_a_free_port_is_reported(ports: HostPorts) -> None:
     with listening("127.0.0.1") as one, pytest.raises(NoFreePort, match=f"{one}"):
         await ports.reserve(ANNA, among=(one,))
 
 
 @pytest.mark.parametrize("wanted", [0, -1, 65536])
-async def test_a_number_that_is_no_port_is_refused(ports: HostPorts, wanted: int) -> None:
+async def test_an_invalid_port_number_is_refused(ports: HostPorts, wanted: int) -> None:
     with pytest.raises(BadInput, match=str(wanted)):
         await ports.reserve(ANNA, wanted=wanted)
 
 
-async def test_many_at_once_get_one_each(ports: HostPorts, tmp_path: Path) -> None:
+async def test_concurrent_reservations_get_different_ports(ports: HostPorts, tmp_path: Path) -> None:
     found: list[int] = []
     held = []
 
@@ -132,17 +132,17 @@ async def test_many_at_once_get_one_each(ports: HostPorts, tmp_path: Path) -> No
         await ports.release(each)
 
 
-async def test_a_place_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+async def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ports").mkdir()
     (tmp_path / "ports").chmod(0o777)
-    with pytest.raises(OrchestrationError, match="alone"):
+    with pytest.raises(OrchestrationError, match="only this user"):
         await HostPorts(tmp_path / "ports").reserve(ANNA)
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(OrchestrationError, match="alone"):
+    with pytest.raises(OrchestrationError, match="only this user"):
         await HostPorts(tmp_path / "link").reserve(ANNA)
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 10), (10, 9), (1, 70000)])
-def test_a_range_that_is_none_is_refused(first: int, last: int) -> None:
+def test_an_invalid_range_is_refused(first: int, last: int) -> None:
     with pytest.raises(ValueError, match=r"ports\.first"):
         PortSettings(first=first, last=last)

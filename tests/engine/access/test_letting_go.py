@@ -10,22 +10,22 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from hiveyard.engine.access.host_ports import Held, HostPorts, Owner
+from hiveyard.engine.access.host_ports import HostPorts, Owner, ReservedPort
 from hiveyard.engine.access.ssh_keys import SshKeys
-from hiveyard.engine.access.ssh_server import serving
+from hiveyard.engine.access.ssh_server import serve_ssh
 from hiveyard.machines.bubblewrap import BubblewrapProvider
 
 pytestmark = pytest.mark.anyio
 
 
-async def heard_by_the_loop(held: Held) -> None:
+async def heard_by_the_loop(held: ReservedPort) -> None:
     """Return in the moment in which the loop begins to listen."""
     known = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
     while held.socket.fileno() not in known:
         await anyio.lowlevel.checkpoint()
 
 
-async def test_cancelling_the_opening_of_a_door_leaves_no_descriptor_in_the_event_loop(tmp_path: Path) -> None:
+async def test_cancelling_a_starting_ssh_server_leaves_no_descriptor_in_the_event_loop(tmp_path: Path) -> None:
     ports = HostPorts(tmp_path / "ports")
     held = await ports.reserve(Owner("s1", "anna"))
     number = held.socket.fileno()
@@ -33,7 +33,7 @@ async def test_cancelling_the_opening_of_a_door_leaves_no_descriptor_in_the_even
     async with anyio.create_task_group() as group:
 
         async def serve() -> None:
-            async with serving(held, provider, "anna", SshKeys(tmp_path / "keys").of("s1")):
+            async with serve_ssh(held, provider, "anna", SshKeys(tmp_path / "keys").of("s1")):
                 await anyio.sleep_forever()
 
         group.start_soon(serve)

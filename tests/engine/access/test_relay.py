@@ -19,8 +19,8 @@ from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import Tier
 from hiveyard.core.ports import Guest
-from hiveyard.engine.access.forwarding import connecting, relay
-from hiveyard.engine.access.host_ports import Held, HostPorts, Owner
+from hiveyard.engine.access.forwarding import connect_command, relay
+from hiveyard.engine.access.host_ports import HostPorts, Owner, ReservedPort
 from hiveyard.kit.names import new_id
 from hiveyard.processes.detached import Detached
 from tests.contract.conftest import Place
@@ -35,7 +35,7 @@ async def opened(place: Place, scratch: Path, port: int) -> AsyncIterator[int]:
     ports = HostPorts(scratch / "ports")
     held = await ports.reserve(Owner("s", "a session"))
     async with anyio.create_task_group() as group:
-        group.start_soon(relay, held, place.guest, connecting(port))
+        group.start_soon(relay, held, place.guest, connect_command(port))
         try:
             yield held.port
         finally:
@@ -70,7 +70,7 @@ async def ask(port: int, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("address", ["TCP4-LISTEN", "TCP6-LISTEN"])
-async def test_the_end_of_one_direction_leaves_the_other(
+async def test_one_direction_can_end_before_the_other(
     shared: Place, guest: Guest, tmp_path: Path, address: str
 ) -> None:
     async with (
@@ -81,7 +81,7 @@ async def test_the_end_of_one_direction_leaves_the_other(
             assert await ask(port, b"x" * 5000) == b"5000\nafter the end\n"
 
 
-async def test_who_speaks_first_is_heard_and_a_silent_connection_stays(
+async def test_a_server_may_send_first_and_an_idle_connection_stays_open(
     shared: Place, guest: Guest, tmp_path: Path
 ) -> None:
     async with served(guest, 8124, "echo welcome; cat"), opened(shared, tmp_path, 8124) as port:
@@ -93,7 +93,7 @@ async def test_who_speaks_first_is_heard_and_a_silent_connection_stays(
                 assert await connection.receive() == b"hello"
 
 
-async def test_a_port_on_which_nobody_listens_closes_at_once(shared: Place, tmp_path: Path) -> None:
+async def test_a_connection_to_a_closed_guest_port_closes_at_once(shared: Place, tmp_path: Path) -> None:
     async with opened(shared, tmp_path, 8125) as port:
         with anyio.fail_after(PATIENCE):
             async with await anyio.connect_tcp("127.0.0.1", port) as connection:
@@ -101,7 +101,7 @@ async def test_a_port_on_which_nobody_listens_closes_at_once(shared: Place, tmp_
                     await connection.receive()
 
 
-async def test_many_connections_at_once_do_not_mix(shared: Place, guest: Guest, tmp_path: Path) -> None:
+async def test_concurrent_connections_do_not_mix(shared: Place, guest: Guest, tmp_path: Path) -> None:
     many = 20 if shared.offer.provider.tier is Tier.VM else 100
 
     async def one(port: int) -> None:
@@ -115,7 +115,7 @@ async def test_many_connections_at_once_do_not_mix(shared: Place, guest: Guest, 
                     group.start_soon(one, port)
 
 
-async def test_much_goes_through_whole(shared: Place, guest: Guest, tmp_path: Path) -> None:
+async def test_large_data_arrives_complete(shared: Place, guest: Guest, tmp_path: Path) -> None:
     size = (16 << 20) if shared.offer.provider.tier is Tier.VM else (256 << 20)
     got, length = hashlib.sha256(), 0
     async with served(guest, 8127, f"head -c {size} /dev/zero"), opened(shared, tmp_path, 8127) as port:
@@ -127,7 +127,7 @@ async def test_much_goes_through_whole(shared: Place, guest: Guest, tmp_path: Pa
     assert (length, got.digest()) == (size, hashlib.sha256(bytes(size)).digest())
 
 
-async def test_a_client_that_does_not_read_holds_only_its_own_connection_up(
+async def test_a_client_that_does_not_read_blocks_only_its_own_connection(
     shared: Place, guest: Guest, tmp_path: Path
 ) -> None:
     answer = "read -r w; [ $w = lots ] && exec yes; echo $w"
@@ -142,9 +142,7 @@ async def test_a_client_that_does_not_read_holds_only_its_own_connection_up(
             await anyio.sleep(0.1)
 
 
-async def test_what_the_server_ends_is_ended_for_a_client_that_goes_on(
-    shared: Place, guest: Guest, tmp_path: Path
-) -> None:
+async def test_a_client_that_still_sends_sees_the_server_end(shared: Place, guest: Guest, tmp_path: Path) -> None:
     # Only half of a connection that has two programs can be ended alone.
     both = ("socat", "-t", "1000", "TCP4-LISTEN:8129,reuseaddr", "EXEC:echo bye!!CREATE:/tmp/heard")
     await Detached().start(guest, ProcessSpec(name="both", command=Command(argv=both)))
@@ -173,14 +171,14 @@ class _Poor(socket.socket):
         return super().accept()
 
 
-async def test_a_connection_that_cannot_be_taken_now_is_taken_later(
+async def test_a_connection_that_cannot_be_accepted_is_accepted_later(
     shared: Place, guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hiveyard.engine.access.forwarding.PAUSE", 0.01)
+    monkeypatch.setattr("hiveyard.engine.access.forwarding.ACCEPT_RETRY_DELAY", 0.01)
     held = await HostPorts(tmp_path / "ports").reserve(Owner("s", "a session"))
     poor = _Poor(fileno=held.socket.detach())
     async with served(guest, 8130, "wc -c"), anyio.create_task_group() as group:
-        group.start_soon(relay, Held(held.port, poor), shared.guest, connecting(8130))
+        group.start_soon(relay, ReservedPort(held.port, poor), shared.guest, connect_command(8130))
         with anyio.fail_after(PATIENCE):
             assert await ask(held.port, b"123") == b"3\n"
         group.cancel_scope.cancel()
@@ -188,10 +186,10 @@ async def test_a_connection_that_cannot_be_taken_now_is_taken_later(
     assert poor.refused == 2
 
 
-async def test_more_than_are_carried_at_once_wait(
+async def test_connections_over_the_limit_wait(
     shared: Place, guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hiveyard.engine.access.forwarding.AT_ONCE", 2)
+    monkeypatch.setattr("hiveyard.engine.access.forwarding.MAX_CONNECTIONS", 2)
     async with served(guest, 8131, "cat"), opened(shared, tmp_path, 8131) as port:
         with anyio.fail_after(PATIENCE):
             async with anyio.create_task_group() as group:
@@ -200,6 +198,6 @@ async def test_more_than_are_carried_at_once_wait(
 
 
 @pytest.mark.parametrize("port", [0, 65536, -5])
-def test_a_number_that_is_no_port_is_refused(port: int) -> None:
-    with pytest.raises(BadInput, match="no port"):
-        connecting(port)
+def test_an_invalid_port_number_is_refused(port: int) -> None:
+    with pytest.raises(BadInput, match="not a port"):
+        connect_command(port)

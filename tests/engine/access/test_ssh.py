@@ -14,7 +14,7 @@ import pytest
 from hiveyard.core.ports import Guest
 from hiveyard.engine.access.host_ports import HostPorts, Owner
 from hiveyard.engine.access.ssh_keys import SshKeys, config
-from hiveyard.engine.access.ssh_server import serving
+from hiveyard.engine.access.ssh_server import serve_ssh
 from hiveyard.kit import process
 from hiveyard.kit.process import Completed
 from tests.contract.conftest import Place
@@ -41,7 +41,7 @@ async def way(shared: Place, tmp_path: Path) -> AsyncIterator[Way]:
     file = tmp_path / "config"
     file.write_text(config("bee", "s1", held.port, "agent", keys))
     try:
-        async with serving(held, shared.offer.provider, shared.name, keys):
+        async with serve_ssh(held, shared.offer.provider, shared.name, keys):
             yield Way(file, keys.key, held.port)
     finally:
         await ports.release(held)
@@ -51,18 +51,18 @@ async def ssh(way: Way, *words: str, stdin: bytes = b"", program: str = "ssh") -
     return await process.run([program, "-F", str(way.config), *words], stdin=stdin, timeout=PATIENCE)
 
 
-async def test_a_command_its_input_its_outputs_and_its_exit_code(way: Way) -> None:
+async def test_a_command_has_stdin_stdout_stderr_and_exit_code(way: Way) -> None:
     done = await ssh(way, "hv-bee", 'cat; id -un; pwd; echo "a  b" >&2; exit 9', stdin=b"typed\0\n")
     assert (done.status, done.stdout, done.stderr) == (9, b"typed\0\nagent\n/home/agent\n", b"a  b\n")
 
 
-async def test_much_goes_through_whole(way: Way) -> None:
+async def test_large_data_arrives_complete(way: Way) -> None:
     data = os.urandom(4 << 20)
     done = await ssh(way, "hv-bee", "cat", stdin=data)
     assert (done.status, done.stdout == data) == (0, True)
 
 
-async def test_a_shell_has_a_terminal_and_follows_its_size(way: Way) -> None:
+async def test_a_shell_has_a_terminal_that_can_be_resized(way: Way) -> None:
     env = {**os.environ, "TERM": "xterm-256color"}
     async with person(["ssh", "-F", str(way.config), "hv-bee"], rows=30, columns=100, env=env) as somebody:
         before = somebody.modes()
@@ -84,13 +84,13 @@ async def test_a_shell_has_a_terminal_and_follows_its_size(way: Way) -> None:
         assert somebody.modes() == before
 
 
-async def test_tmux_of_the_session_is_there(way: Way, guest: Guest) -> None:
+async def test_the_sessions_tmux_is_reachable(way: Way, guest: Guest) -> None:
     done = await ssh(way, "hv-bee", "tmux new-session -d -s byssh sleep 1000 && tmux has-session -t byssh")
     assert done.status == 0, done.stderr
     assert (await ssh(way, "hv-bee", "tmux kill-session -t byssh")).status == 0
 
 
-async def test_what_is_hung_up_on_ends(way: Way, guest: Guest) -> None:
+async def test_a_command_ends_when_its_connection_closes(way: Way, guest: Guest) -> None:
     with anyio.move_on_after(3):
         await process.run(["ssh", "-F", str(way.config), "hv-bee", "echo $$ >/tmp/pid; exec sleep 1000"])
     pid = int(await guest.read("/tmp/pid"))
@@ -99,7 +99,7 @@ async def test_what_is_hung_up_on_ends(way: Way, guest: Guest) -> None:
             await anyio.sleep(0.1)
 
 
-async def test_files_go_by_sftp_where_the_image_has_it(way: Way, guest: Guest, tmp_path: Path) -> None:
+async def test_files_are_copied_by_sftp_where_the_image_has_it(way: Way, guest: Guest, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(os.urandom(300_000))
     has = await guest.exists("/usr/lib/openssh/sftp-server")
     done = await ssh(way, str(tmp_path / "file"), "hv-bee:/tmp/there", program="scp")
@@ -132,14 +132,12 @@ async def test_ports_of_the_guest_can_be_forwarded_and_others_cannot(way: Way, g
 
 
 @pytest.mark.parametrize("words", [("-l", "root"), ("-l", "nobody"), ("-o", "PreferredAuthentications=password,none")])
-async def test_nobody_else_gets_in(way: Way, words: tuple[str, ...]) -> None:
+async def test_other_users_and_keys_are_refused(way: Way, words: tuple[str, ...]) -> None:
     done = await ssh(way, "-o", "BatchMode=yes", *words, "hv-bee", "true")
     assert (done.status, b"Permission denied" in done.stderr) == (255, True), done.stderr
 
 
-async def test_another_sessions_key_opens_nothing_and_another_sessions_port_is_not_taken_for_this_one(
-    way: Way, tmp_path: Path
-) -> None:
+async def test_keys_of_another_session_are_refused_and_its_port_is_not_trusted(way: Way, tmp_path: Path) -> None:
     other = SshKeys(tmp_path / "keys with spaces").of("s2")
     done = await ssh(way, "-o", f'IdentityFile="{other.key}"', "-o", "BatchMode=yes", "hv-bee", "true")
     # The configuration's own key is tried as well, so it has to go.
@@ -151,7 +149,7 @@ async def test_another_sessions_key_opens_nothing_and_another_sessions_port_is_n
     assert (done.status, b"Host key verification failed" in done.stderr) == (255, True)
 
 
-def test_keys_stay_the_same_and_are_nobody_elses(tmp_path: Path) -> None:
+def test_keys_are_kept_and_differ_between_sessions(tmp_path: Path) -> None:
     keys = SshKeys(tmp_path / "keys")
     first, again = keys.of("s1"), keys.of("s1")
     assert first.user.public_data == again.user.public_data and first.host.public_data == again.host.public_data
@@ -162,7 +160,7 @@ def test_keys_stay_the_same_and_are_nobody_elses(tmp_path: Path) -> None:
     assert keys.of("s1").user.public_data != first.user.public_data
 
 
-def test_the_configuration_is_one_that_ssh_reads(tmp_path: Path) -> None:
+def test_ssh_accepts_the_configuration(tmp_path: Path) -> None:
     keys = SshKeys(tmp_path / "a % b").of("s1")
     file = tmp_path / "config"
     file.write_text(config("bee", "s1", 2222, "agent", keys))

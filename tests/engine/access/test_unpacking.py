@@ -25,7 +25,7 @@ def packed(*names: str) -> bytes:
     return out.getvalue()
 
 
-def test_a_copy_that_breaks_off_leaves_the_file_that_it_was_to_replace(tmp_path: Path) -> None:
+def test_a_failed_copy_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "it").write_text("precious")
     with pytest.raises(BadInput):
         unpack(io.BytesIO(packed("it")[:10_000]), tmp_path / "it")
@@ -33,7 +33,7 @@ def test_a_copy_that_breaks_off_leaves_the_file_that_it_was_to_replace(tmp_path:
     assert os.listdir(tmp_path) == ["it"]
 
 
-def test_a_copy_that_is_left_leaves_the_file_that_it_was_to_replace(tmp_path: Path) -> None:
+def test_an_interrupted_copy_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "it").write_text("precious")
 
     def leave(size: int) -> None:
@@ -45,7 +45,7 @@ def test_a_copy_that_is_left_leaves_the_file_that_it_was_to_replace(tmp_path: Pa
     assert os.listdir(tmp_path) == ["it"]
 
 
-def test_a_whole_copy_takes_the_place_of_a_file_or_a_link_and_follows_none(tmp_path: Path) -> None:
+def test_a_complete_copy_replaces_a_file_or_a_link(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("precious")
     (tmp_path / "it").symlink_to("other")
     for _ in range(2):
@@ -73,7 +73,7 @@ def with_holes(said: str, size: object, data: bytes = b"") -> bytes:
     return out.getvalue()
 
 
-def test_directories_that_are_there_keep_their_modes_and_what_is_new_heeds_the_umask(tmp_path: Path) -> None:
+def test_existing_directories_keep_their_modes_and_new_entries_respect_the_umask(tmp_path: Path) -> None:
     (tmp_path / "it").mkdir(mode=0o750)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
@@ -86,7 +86,7 @@ def test_directories_that_are_there_keep_their_modes_and_what_is_new_heeds_the_u
     assert modes == {"it": 0o750, "it/new": 0o750, "it/file": 0o750}
 
 
-def test_a_file_with_holes_takes_what_was_written(tmp_path: Path) -> None:
+def test_a_sparse_file_stays_sparse(tmp_path: Path) -> None:
     at = 40 << 30
     found = unpack(io.BytesIO(with_holes(f"2\n0\n3\n{at}\n4\n", at + 100, b"onefour")), tmp_path / "it")
     assert found.size == 7
@@ -112,7 +112,7 @@ def test_a_file_with_holes_takes_what_was_written(tmp_path: Path) -> None:
         ("1\n0\n3000\n", 10_000),
     ],
 )
-def test_holes_that_cannot_be_are_refused_and_leave_nothing(said: str, size: int, tmp_path: Path) -> None:
+def test_impossible_holes_are_refused_and_leave_nothing(said: str, size: int, tmp_path: Path) -> None:
     with pytest.raises(BadInput):
         unpack(io.BytesIO(with_holes(said, size, b"onetwo")), tmp_path / "it")
     assert os.listdir(tmp_path) == []

@@ -30,23 +30,23 @@ async def refused(port: int) -> bool:
     return False
 
 
-async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_path: Path) -> None:
+async def test_ports_are_opened_reopened_and_closed(shared: Place, guest: Guest, tmp_path: Path) -> None:
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     provider = shared.offer.provider
-    former = free()
+    previous = free()
     async with (
         served(guest, 8300, "wc -c"),
         port_forwards(Owner("s1", "anna"), provider, shared.name, ports, keys) as anna,
     ):
         ssh = await anna.open_ssh(RANGE)
         assert ssh in range(42000, 42101)
-        web = await anna.open(8300, former=former)
-        assert (web, await anna.open(8300)) == (former, former)
-        assert anna.opened == {SSH: ssh, 8300: former}
+        web = await anna.open(8300, previous=previous)
+        assert (web, await anna.open(8300)) == (previous, previous)
+        assert anna.opened == {SSH: ssh, 8300: previous}
         with anyio.fail_after(PATIENCE):
             assert await ask(web, b"123") == b"3\n"
         async with port_forwards(Owner("s2", "bert"), provider, shared.name, ports, keys) as bert:
-            assert await bert.open_ssh(RANGE, former=ssh) != ssh
+            assert await bert.open_ssh(RANGE, previous=ssh) != ssh
             with pytest.raises(PortTaken, match="anna"):
                 await bert.open(8300, wanted=web)
             with pytest.raises(BadInput):
@@ -62,14 +62,14 @@ async def test_ways_are_opened_kept_and_closed(shared: Place, guest: Guest, tmp_
         await anna.close(8300)
         await anna.close(8300)
         for change in (anna.open, anna.close):
-            with pytest.raises(BadInput, match="port of ssh"):
+            with pytest.raises(BadInput, match="ssh port"):
                 await change(SSH)
         assert await refused(web) and not await refused(ssh)
         assert await anna.open(8300, wanted=web) == web
     assert await refused(ssh) and await refused(web)
 
 
-async def test_two_who_open_the_same_port_at_once_get_one(shared: Place, tmp_path: Path) -> None:
+async def test_opening_the_same_port_twice_at_once_opens_one(shared: Place, tmp_path: Path) -> None:
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     found = []
     async with port_forwards(Owner("s1", "anna"), shared.offer.provider, shared.name, ports, keys) as anna:
@@ -87,7 +87,7 @@ async def test_two_who_open_the_same_port_at_once_get_one(shared: Place, tmp_pat
         assert not list((tmp_path / "ports").glob("[0-9]*"))
 
 
-async def test_leaving_by_an_error_closes_them_too(shared: Place, tmp_path: Path) -> None:
+async def test_an_error_in_the_block_closes_all_ports(shared: Place, tmp_path: Path) -> None:
     ports, keys = HostPorts(tmp_path / "ports"), SshKeys(tmp_path / "keys").of("s1")
     port = 0
     with contextlib.suppress(BaseExceptionGroup):

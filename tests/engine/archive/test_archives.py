@@ -19,7 +19,7 @@ import pytest
 from hiveyard.core.errors import BadArchive, BadInput, HiveyardError, SessionNotRunning
 from hiveyard.core.events import ResultCollected
 from hiveyard.engine.archive import importing
-from hiveyard.engine.archive.sparse import written
+from hiveyard.engine.archive.sparse import data_extents
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.sessions.request import spawn_from_json
 from hiveyard.engine.sessions.start_point import StartPoint
@@ -54,7 +54,7 @@ async def exported(engine: Engine, repo: Path, file: Path, **more: object) -> st
     return id
 
 
-async def test_a_session_goes_on_in_the_same_conversation_on_another_installation(
+async def test_an_imported_session_continues_its_conversation(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "it.tar.gz"
@@ -63,11 +63,11 @@ async def test_a_session_goes_on_in_the_same_conversation_on_another_installatio
         before = await engine.sessions.view(id)
         key = Workspace(yard.paths.sessions / id).keys().placeholder
         with pytest.raises(BadInput, match="already a session"):
-            await engine.imports.take(file)
+            await engine.imports.import_archive(file)
     assert file.stat().st_mode & 0o077 == 0
     assert file.stat().st_size < 64 << 20
     async with elsewhere.open() as engine:
-        assert await engine.imports.take(file) == id
+        assert await engine.imports.import_archive(file) == id
         after = await engine.sessions.view(id)
         assert (after.status, after.name, after.branch, after.base) == (
             "stopped",
@@ -86,10 +86,10 @@ async def test_a_session_goes_on_in_the_same_conversation_on_another_installatio
         assert await told(engine, id, "recall") == "kept: apple"
         turns = [event.turn for event in await events(engine, id, "turn.ended")]
         assert turns == [1, 2, 3]
-        await engine.sessions.harvest(id)
+        await engine.sessions.collect(id)
         (found,) = await engine.comparisons.compare([id])
         assert "work.txt" in [changed.path for changed in found.files]
-        again = await engine.imports.take(file, new=True, name="twin")
+        again = await engine.imports.import_archive(file, new=True, name="twin")
         assert again != id
         assert (await engine.sessions.view(again)).name == "twin"
         await engine.sessions.resume(again)
@@ -99,7 +99,7 @@ async def test_a_session_goes_on_in_the_same_conversation_on_another_installatio
             await engine.sessions.stop(one)
 
 
-async def test_no_key_is_in_an_archive(yard: Yard, repo: Path, tmp_path: Path) -> None:
+async def test_an_archive_contains_no_key(yard: Yard, repo: Path, tmp_path: Path) -> None:
     file = tmp_path / "it.tar.gz"
     async with yard.open() as engine:
         id = await exported(engine, repo, file)
@@ -109,7 +109,7 @@ async def test_no_key_is_in_an_archive(yard: Yard, repo: Path, tmp_path: Path) -
         assert not [name for name in tar.getnames() if "door" in name or "snapshots" in name]
 
 
-async def test_only_what_is_stopped_can_be_exported_and_nothing_is_written_over(
+async def test_only_a_stopped_session_is_exported_and_no_file_is_overwritten(
     yard: Yard, repo: Path, tmp_path: Path
 ) -> None:
     async with yard.open() as engine:
@@ -118,12 +118,12 @@ async def test_only_what_is_stopped_can_be_exported_and_nothing_is_written_over(
             await engine.exports.export(id, tmp_path / "x")
         await engine.sessions.stop(id)
         (tmp_path / "x").write_text("mine")
-        with pytest.raises(BadInput, match="there already"):
+        with pytest.raises(BadInput, match="exists already"):
             await engine.exports.export(id, tmp_path / "x")
         assert (tmp_path / "x").read_text() == "mine"
 
 
-async def test_holes_take_no_room_in_an_archive_nor_where_it_is_taken_in(
+async def test_holes_take_no_space_in_an_archive_nor_after_the_import(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
 ) -> None:
     """However large a file says it is: what counts is what was written."""
@@ -154,7 +154,7 @@ async def test_holes_take_no_room_in_an_archive_nor_where_it_is_taken_in(
     gnu = (await anyio.run_process(["tar", "-tvzf", file])).stdout.decode(errors="replace")
     assert [line.split()[2] for line in gnu.splitlines() if line.endswith("/repo/large")] == [str(largest)]
     async with elsewhere.open() as engine:
-        assert await engine.imports.take(file) == id
+        assert await engine.imports.import_archive(file) == id
         here = Workspace(elsewhere.paths.sessions / id).shared / "repo"
     for name in ("large", odd):
         assert (here / name).stat().st_size == largest
@@ -167,7 +167,7 @@ async def test_holes_take_no_room_in_an_archive_nor_where_it_is_taken_in(
     assert (here / "hole").stat().st_size == 64 << 20
 
 
-async def test_a_file_whose_holes_cannot_be_kept_is_not_written_whole(yard: Yard, repo: Path, tmp_path: Path) -> None:
+async def test_a_file_that_is_too_sparse_is_refused(yard: Yard, repo: Path, tmp_path: Path) -> None:
     async with yard.open() as engine:
         id = await exported(engine, repo, tmp_path / "first.tar.gz")
         there = Workspace(yard.paths.sessions / id).shared / "repo"
@@ -175,19 +175,21 @@ async def test_a_file_whose_holes_cannot_be_kept_is_not_written_whole(yard: Yard
             for number in range(9000):
                 scattered.seek(number << 26)
                 scattered.write(b"x")
-        with pytest.raises(BadInput, match=r"^shared/repo/scattered has \d+ bytes scattered over \d+: no archive"):
+        with pytest.raises(
+            BadInput, match=r"^shared/repo/scattered is too sparse for an archive: \d+ bytes are scattered over \d+$"
+        ):
             await engine.exports.export(id, tmp_path / "it.tar.gz")
         assert not (tmp_path / "it.tar.gz").exists()
         (there / "scattered").unlink()  # what is left by a test is searched for its secrets
 
 
-def test_of_many_holes_of_one_size_as_many_are_kept_as_can_be(tmp_path: Path) -> None:
+def test_the_maximum_number_of_equal_holes_is_kept(tmp_path: Path) -> None:
     with (tmp_path / "it").open("w+b") as file:
         for number in range(5000):
             file.seek(number << 16)
             file.write(b"x")
         file.flush()
-        extents = written(file.fileno(), file.tell())
+        extents = data_extents(file.fileno(), file.tell())
     assert extents is not None
     assert len(extents) == 4096
 
@@ -197,7 +199,7 @@ def test_of_many_holes_of_one_size_as_many_are_kept_as_can_be(tmp_path: Path) ->
 Change = Callable[[dict[str, bytes], list[tarfile.TarInfo]], None]
 
 
-def test_a_line_that_was_never_heard_is_left_out(tmp_path: Path) -> None:
+def test_an_incomplete_line_of_output_is_left_out(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     with workspace.heard.open("wb") as file:
         file.write(b"first\n")
@@ -282,7 +284,7 @@ def padded(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
 
 
 def replayed_for_hours(data: dict[str, bytes], more: list[tarfile.TarInfo]) -> None:
-    data["session/events.jsonl"] += b'{"at":1,"body":{}}\n' * importing._LINES
+    data["session/events.jsonl"] += b'{"at":1,"body":{}}\n' * importing._MAX_EVENTS
 
 
 REFUND = {
@@ -360,7 +362,7 @@ def whole() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("harm", HARM)
-async def test_harm_is_refused_and_leaves_nothing(
+async def test_a_hostile_archive_is_refused_and_leaves_nothing(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path, once: dict[str, bytes], harm: str
 ) -> None:
     file = tmp_path / "it.tar.gz"
@@ -376,7 +378,7 @@ async def test_harm_is_refused_and_leaves_nothing(
         HARM[harm](data, more)
     async with elsewhere.open() as engine:
         with pytest.raises(HiveyardError) as refused:
-            await engine.imports.take(file)
+            await engine.imports.import_archive(file)
         assert isinstance(refused.value, BadArchive | BadInput) or refused.value.code == "agent.unknown"
         assert await engine.sessions.views(over=True) == []
         assert list(elsewhere.paths.sessions.iterdir()) == []
@@ -384,15 +386,15 @@ async def test_harm_is_refused_and_leaves_nothing(
     assert not Path("/tmp/climbed").exists()
 
 
-def test_a_journal_of_more_bytes_than_a_session_says_is_refused(tmp_path: Path) -> None:
+def test_a_journal_over_the_size_limit_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     with file.open("wb") as events:
-        events.truncate(importing._JOURNAL + 1)
+        events.truncate(importing._MAX_JOURNAL_BYTES + 1)
     with pytest.raises(BadArchive, match="longer than 1024 MiB"):
         importing._check_length(file)
 
 
-async def test_who_follows_hears_of_a_session_that_is_taken_in_and_nobody_holds_it(
+async def test_followers_get_imported_events_and_they_are_not_held_in_memory(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
 ) -> None:
     file, heard = tmp_path / "it.tar.gz", []
@@ -408,13 +410,13 @@ async def test_who_follows_hears_of_a_session_that_is_taken_in_and_nobody_holds_
 
     async with elsewhere.open() as engine, anyio.create_task_group() as group:
         group.start_soon(follow)
-        assert await engine.imports.take(file) == id
+        assert await engine.imports.import_archive(file) == id
         held = engine._r.event_log.store._tail._held
         assert [one.event.body.type for one in held] == ["session.placed", "session.imported"]
     assert (heard[0], heard.count("turn.ended")) == ("session.created", 2)
 
 
-async def test_what_a_stranger_may_not_ask_for_is_dropped(
+async def test_fields_that_a_stranger_may_not_set_are_dropped(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "it.tar.gz"
@@ -436,7 +438,7 @@ async def test_what_a_stranger_may_not_ask_for_is_dropped(
             data, more
         )
     async with elsewhere.open() as engine:
-        id = await engine.imports.take(file)
+        id = await engine.imports.import_archive(file)
         row = await engine.sessions.row(id)
         request = spawn_from_json(row.request)
         assert (request.record, request.tape, request.network, request.image) == (None, None, "door", None)
@@ -454,7 +456,7 @@ async def test_what_a_stranger_may_not_ask_for_is_dropped(
     ],
     ids=["a recipe", "the host's own files", "another session's memory"],
 )
-async def test_a_stranger_does_not_say_where_a_session_begins(
+async def test_an_archive_cannot_choose_where_a_session_starts(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path, whole: dict[str, bytes], begin: dict[str, object]
 ) -> None:
     """It would be built, or started, by the next `hv resume`."""
@@ -469,7 +471,7 @@ async def test_a_stranger_does_not_say_where_a_session_begins(
     with changed(file) as (data, more):
         journal(lambda lines: [*lines, *({"at": 1.0, "body": one} for one in (forked, paused))])(data, more)
     async with elsewhere.open() as engine:
-        id = await engine.imports.take(file)
+        id = await engine.imports.import_archive(file)
         read = engine.sessions._r.event_log.read
         assert await read(lambda conn: lineage.pending_start(conn, id)) is None
         assert await read(lambda conn: StartPoint.of(conn, id)) == StartPoint()
@@ -480,18 +482,18 @@ async def test_a_stranger_does_not_say_where_a_session_begins(
         await engine.sessions.stop(id)
 
 
-async def test_what_is_no_archive_is_told_in_one_line(yard: Yard, tmp_path: Path) -> None:
+async def test_an_unreadable_archive_is_reported_in_one_line(yard: Yard, tmp_path: Path) -> None:
     async with yard.open() as engine:
         for content in (b"", b"no archive", gzip.compress(b"no tar"), gzip.compress(b"no tar" * 1000)[:40]):
             (tmp_path / "x").write_bytes(content)
-            with pytest.raises(BadArchive, match="is no exported session"):
-                await engine.imports.take(tmp_path / "x")
-        with pytest.raises(BadInput, match="is no file"):
-            await engine.imports.take(tmp_path)
+            with pytest.raises(BadArchive, match="is not an exported session"):
+                await engine.imports.import_archive(tmp_path / "x")
+        with pytest.raises(BadInput, match="is not a file"):
+            await engine.imports.import_archive(tmp_path)
         assert list(yard.paths.sessions.iterdir()) == []
 
 
-async def test_a_shallow_repository_with_a_shallow_submodule_goes_along(
+async def test_a_shallow_repository_with_a_shallow_submodule_is_exported(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
 ) -> None:
     """Their histories end where the person's own do, there as here."""
@@ -502,7 +504,7 @@ async def test_a_shallow_repository_with_a_shallow_submodule_goes_along(
         await engine.sessions.stop(id)
         await engine.exports.export(id, file)
     async with elsewhere.open() as engine:
-        assert await engine.imports.take(file) == id
+        assert await engine.imports.import_archive(file) == id
         origin = Workspace(elsewhere.paths.sessions / id).origin
         for copy in (origin, bare_copy(origin, *submodules(origin))):
             assert git(copy, "rev-parse", "--is-shallow-repository") == "true"
@@ -537,7 +539,7 @@ UNREADABLE = """
 import os, sys, tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from hiveyard.engine.archive.exporting import _Writing
+from hiveyard.engine.archive.exporting import _TreeWriter
 os.setgid(65534)
 os.setuid(65534)
 place = Path(sys.argv[1])
@@ -546,14 +548,14 @@ place = Path(sys.argv[1])
 for name in ("tree/below/file", "tree/below", "tree"):
     (place / name).chmod(0o000)
 with tarfile.open(place / "tar", "w") as tar:
-    _Writing(tar).tree(place, "tree")
+    _TreeWriter(tar).tree(place, "tree")
 with tarfile.open(place / "tar") as tar:
     assert [entry.mode for entry in tar] == [0, 0, 0]
     assert tar.extractfile(tar.getnames()[-1]).read() == b"kept"
 """
 
 
-def test_what_its_owner_may_not_read_is_in_the_archive() -> None:
+def test_files_without_read_permission_are_exported() -> None:
     with TemporaryDirectory() as place:
         done = nobody(UNREADABLE, place)
         assert done.returncode == 0, done.stderr

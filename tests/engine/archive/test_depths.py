@@ -31,7 +31,7 @@ def puppet() -> None:
     register()
 
 
-async def test_a_session_with_a_deep_directory_is_counted_and_removed(yard: Yard, repo: Path) -> None:
+async def test_a_session_with_deep_directories_is_measured_and_removed(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         async with engine.sessions.guest(id) as guest:
@@ -47,7 +47,7 @@ async def test_a_session_with_a_deep_directory_is_counted_and_removed(yard: Yard
         assert await engine.snapshots._r.providers["bubblewrap"].names() == set()
 
 
-async def test_a_stray_with_a_deep_directory_keeps_nothing_else_from_being_swept(yard: Yard) -> None:
+async def test_a_leftover_with_deep_directories_does_not_stop_the_cleanup(yard: Yard) -> None:
     async with yard.open() as engine:
         provider = engine.snapshots._r.providers["bubblewrap"]
         await provider.boot("hv-stranger", MachineSpec(image=HOST, shape=Shape()))

@@ -33,7 +33,7 @@ async def test_a_snapshot_without_memory_has_files_and_conversation_and_reports_
         assert not snapshot.live
         notices = [event.body for event in await events(engine, id, "notice")]
         assert [body.message for body in notices if isinstance(body, Notice)] == [
-            "the memory is not kept: nobody may read it"
+            "the memory was not saved: nobody may read it"
         ]
         await engine.rewinds.rewind(id, "early")
         await until(engine, id, lambda view: view.status == "running")

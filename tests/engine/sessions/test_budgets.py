@@ -38,7 +38,7 @@ async def asked(engine: Engine, yard: Yard, id: str) -> str:
         return (await client.post("/anthropic/v1/messages", json=message())).text
 
 
-async def test_a_spent_session_goes_on_with_more(yard: Yard, repo: Path) -> None:
+async def test_a_session_with_a_spent_budget_continues_with_a_higher_one(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, name="dear", budget_usd=1.0)
         await spend(engine, id, 1.5)
@@ -49,7 +49,7 @@ async def test_a_spent_session_goes_on_with_more(yard: Yard, repo: Path) -> None
         stopped = await until(engine, id, lambda view: view.status == "stopped")
         assert f"hv resume {id} --budget DOLLARS" in stopped.reason
 
-        with pytest.raises(BadInput, match=r"\$1.50 is not above what dear has spent: \$1.5000") as refused:
+        with pytest.raises(BadInput, match=r"\$1.50 is not more than dear has spent: \$1.5000") as refused:
             await engine.sessions.resume(id, 1.5)
         assert refused.value.hint == "hv resume dear --budget 2.50"
         assert (await engine.sessions.view(id)).status == "stopped"
@@ -62,7 +62,7 @@ async def test_a_spent_session_goes_on_with_more(yard: Yard, repo: Path) -> None
         await engine.sessions.stop(id)
 
 
-async def test_a_session_that_runs_may_spend_more_at_once(yard: Yard, repo: Path) -> None:
+async def test_a_running_session_gets_a_higher_budget_at_once(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.resume(id, 2.0)
@@ -75,7 +75,7 @@ async def test_a_session_that_runs_may_spend_more_at_once(yard: Yard, repo: Path
 
 
 @pytest.mark.parametrize("left", [0.0, -1.0])
-async def test_a_session_with_nothing_left_asks_nothing_and_goes_on_with_more(
+async def test_a_session_with_no_budget_left_makes_no_request_until_it_gets_more(
     yard: Yard, repo: Path, left: float
 ) -> None:
     """As journals tell of it in which two forks at once had taken the same money."""

@@ -40,7 +40,7 @@ async def no_machine(engine: Engine, id: str) -> None:
     assert await engine.snapshots._r.providers["bubblewrap"].names() == set()
 
 
-async def test_who_is_not_heard_any_more_is_stopped_and_its_work_is_brought_out(yard: Yard, repo: Path) -> None:
+async def test_a_guest_that_hides_its_end_is_stopped_and_its_work_collected(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await unheard(engine, yard, repo)
         with anyio.fail_after(60):
@@ -51,10 +51,10 @@ async def test_who_is_not_heard_any_more_is_stopped_and_its_work_is_brought_out(
 
 
 @pytest.mark.long("storms")
-async def test_who_is_not_heard_any_more_is_stopped_when_the_disk_fills_up(yard: Yard, repo: Path) -> None:
+async def test_a_guest_that_hides_its_end_is_stopped_when_the_disk_fills_up(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await unheard(engine, yard, repo)
-        runner = engine.sessions.at_work(id)
+        runner = engine.sessions.find_runner(id)
         assert runner is not None
         runner.stop.request(DiskReserve("there is little left"))
         with anyio.fail_after(60):
@@ -63,7 +63,7 @@ async def test_who_is_not_heard_any_more_is_stopped_when_the_disk_fills_up(yard:
 
 
 @pytest.mark.parametrize("program", ["", "die 0"], ids=["asked", "ended by itself"])
-async def test_work_that_is_not_given_out_holds_up_no_end(yard: Yard, repo: Path, program: str) -> None:
+async def test_a_guest_that_blocks_collecting_does_not_block_the_stop(yard: Yard, repo: Path, program: str) -> None:
     yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, collect_timeout=3.0))
     async with yard.open() as engine:
         id = await spawned(engine, repo)

@@ -14,7 +14,7 @@ import pytest
 
 from hiveyard.core.errors import NoSpace, StoreUnusable
 from hiveyard.core.events import AgentPrompted, Notice
-from hiveyard.engine.sessions.request import request_of
+from hiveyard.engine.sessions.request import session_request
 from hiveyard.engine.snapshots.fork import ForkRequest
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
@@ -31,7 +31,7 @@ def puppet() -> None:
     register()
 
 
-def test_a_session_whose_meta_is_being_written_is_removed_whole(tmp_path: Path) -> None:
+def test_a_session_is_removed_while_its_metadata_is_written(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for number in range(100):
             workspace = Workspace(tmp_path / f"s{number}")
@@ -48,7 +48,7 @@ def test_a_session_whose_meta_is_being_written_is_removed_whole(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_feed_that_a_guest_made_endless_is_cut_at_once(tmp_path: Path) -> None:
+def test_an_endless_feed_is_cut_at_once(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     feed = workspace.snapshots / ".half-p1" / "shared" / "state" / "feed.jsonl"
     feed.parent.mkdir(parents=True)
@@ -58,7 +58,7 @@ def test_a_feed_that_a_guest_made_endless_is_cut_at_once(tmp_path: Path) -> None
     assert feed.stat().st_size == 0
 
 
-async def test_a_prompt_that_could_not_be_journaled_is_not_said(yard: Yard, repo: Path) -> None:
+async def test_a_prompt_that_could_not_be_journaled_is_not_sent(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         terminal_runner = await engine.sessions._terminal_runner(id)
@@ -72,7 +72,7 @@ async def test_a_prompt_that_could_not_be_journaled_is_not_said(yard: Yard, repo
         await engine.sessions.stop(id)
 
 
-async def test_a_prompt_that_waits_is_said_when_a_person_was_heard_before_it(yard: Yard, repo: Path) -> None:
+async def test_a_queued_prompt_is_sent_after_one_typed_in_the_terminal(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.send(id, "wait")
@@ -95,7 +95,7 @@ async def test_a_prompt_that_waits_is_said_when_a_person_was_heard_before_it(yar
         await engine.sessions.stop(id)
 
 
-async def test_a_paused_session_is_taken_back_by_the_next_daemon_too(yard: Yard, repo: Path) -> None:
+async def test_the_next_daemon_can_rewind_a_paused_session(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await at_early(engine, repo)
@@ -107,7 +107,7 @@ async def test_a_paused_session_is_taken_back_by_the_next_daemon_too(yard: Yard,
         await engine.sessions.stop(id)
 
 
-async def test_files_of_a_rewind_that_was_never_journaled_go_at_the_next_start(yard: Yard, repo: Path) -> None:
+async def test_files_of_an_unrecorded_rewind_are_removed_at_the_next_start(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
@@ -120,19 +120,19 @@ async def test_files_of_a_rewind_that_was_never_journaled_go_at_the_next_start(y
         await engine.sessions.stop(id)
 
 
-async def test_an_archive_leaves_free_what_running_sessions_need(yard: Yard, repo: Path, tmp_path: Path) -> None:
+async def test_an_import_keeps_the_disk_reserve_free(yard: Yard, repo: Path, tmp_path: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.stop(id)
         await engine.exports.export(id, tmp_path / "it")
         whole = engine.imports._r
         engine.imports._r = replace(whole, settings=replace(whole.settings, disk_reserve_mib=1 << 40))
-        with pytest.raises(NoSpace, match="no room"):
-            await engine.imports.take(tmp_path / "it", new=True)
+        with pytest.raises(NoSpace, match="needs more space"):
+            await engine.imports.import_archive(tmp_path / "it", new=True)
         assert [one.name for one in yard.paths.sessions.iterdir()] == [id]
 
 
-async def test_a_lock_that_a_killed_git_left_holds_no_work_back(yard: Yard, repo: Path) -> None:
+async def test_a_lock_left_by_a_killed_git_does_not_block_collecting(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "run echo x > x.txt")
@@ -145,7 +145,7 @@ async def test_a_lock_that_a_killed_git_left_holds_no_work_back(yard: Yard, repo
         assert git(origin, "show", f"{branch}:x.txt") == "x"
 
 
-async def test_an_agent_at_work_outlives_the_tape_it_was_recorded_on(yard: Yard, repo: Path, tmp_path: Path) -> None:
+async def test_a_running_agent_continues_after_its_tape_was_removed(yard: Yard, repo: Path, tmp_path: Path) -> None:
     tapes = tmp_path / "tapes"
     tapes.mkdir()
     provider = Remembering(yard)
@@ -172,7 +172,7 @@ class _Slow(Remembering):
         await super().terminate(name)
 
 
-async def test_a_session_that_is_resumed_while_leftovers_are_removed_keeps_its_door(yard: Yard, repo: Path) -> None:
+async def test_a_session_resumed_during_the_cleanup_keeps_its_door(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.stop(id)
@@ -183,12 +183,12 @@ async def test_a_session_that_is_resumed_while_leftovers_are_removed_keeps_its_d
         await until(engine, id, lambda view: view.status == "running")
         provider.gate.set()
         await anyio.sleep(0.5)
-        assert (engine._r.door_of(id) / "door.sock").exists()
+        assert (engine._r.door_path(id) / "door.sock").exists()
         assert await told(engine, id, "remember apple") == "done: remember apple"
         await engine.sessions.stop(id)
 
 
-async def test_a_budget_that_is_shared_while_the_parent_goes_back_holds_at_its_new_door(yard: Yard, repo: Path) -> None:
+async def test_a_budget_shared_during_a_rewind_applies_to_the_new_door(yard: Yard, repo: Path) -> None:
     provider = _Slow(yard)
     async with at_work(yard, provider) as engine, anyio.create_task_group() as group:
         id = await at_early(engine, repo, budget_usd=1.0)
@@ -197,7 +197,7 @@ async def test_a_budget_that_is_shared_while_the_parent_goes_back_holds_at_its_n
         await until(engine, id, lambda view: view.status != "running")
         group.start_soon(engine.forks.fork, id, ForkRequest(snapshot="early"))
         with anyio.fail_after(60):
-            while request_of(await engine.sessions.row(id)).budget_usd == 1.0:  # noqa: ASYNC110
+            while session_request(await engine.sessions.row(id)).budget_usd == 1.0:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         provider.gate.set()
         await until(engine, id, lambda view: view.status == "running")

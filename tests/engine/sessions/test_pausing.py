@@ -29,7 +29,7 @@ def puppet() -> None:
     register()
 
 
-async def test_a_machine_whose_pause_cannot_be_journaled_goes_on(yard: Yard, repo: Path) -> None:
+async def test_a_machine_whose_pause_cannot_be_journaled_continues(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         whole = engine.sessions._r
@@ -77,7 +77,7 @@ class _Breaking(Remembering):
             yield guest
 
 
-async def test_a_session_whose_connection_broke_goes_on_in_the_same_machine(yard: Yard, repo: Path) -> None:
+async def test_a_session_whose_connection_broke_continues_in_the_same_machine(yard: Yard, repo: Path) -> None:
     provider = _Breaking(yard)
     async with at_work(yard, provider) as engine:
         id = await spawned(engine, repo)
@@ -106,7 +106,7 @@ class _Interrupting(Remembering):
             yield guest
 
 
-async def test_a_prompt_that_was_cut_off_is_told_again(yard: Yard, repo: Path) -> None:
+async def test_a_prompt_that_was_cut_off_is_sent_again(yard: Yard, repo: Path) -> None:
     provider = _Interrupting(yard)
     async with at_work(yard, provider) as engine:
         id = await spawned(engine, repo)
@@ -121,7 +121,7 @@ async def test_a_session_that_is_being_stopped_is_not_paused(yard: Yard, repo: P
         id = await spawned(engine, repo)
         runner = await engine.sessions.runner(id)
         with anyio.fail_after(60):
-            async with engine.sessions._r.collecting(id):  # its work cannot be brought out yet
+            async with engine.sessions._r.collect_lock(id):  # its work cannot be brought out yet
                 group.start_soon(engine.sessions.stop, id)
                 while runner.stop.reason is None:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
@@ -131,7 +131,7 @@ async def test_a_session_that_is_being_stopped_is_not_paused(yard: Yard, repo: P
         assert (await engine.sessions.view(id)).status == "stopped"
 
 
-async def test_a_session_that_was_stopped_before_its_repository_was_there_goes_on(yard: Yard, repo: Path) -> None:
+async def test_a_session_stopped_before_its_repository_was_pushed_can_be_resumed(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.sessions.spawn(SpawnRequest(repo=str(repo), agent=NAME))
         await engine.sessions.stop(id)
@@ -142,7 +142,7 @@ async def test_a_session_that_was_stopped_before_its_repository_was_there_goes_o
         await engine.sessions.stop(id)
 
 
-async def test_copies_leave_free_what_running_sessions_need(yard: Yard, repo: Path) -> None:
+async def test_copies_keep_the_disk_reserve_free(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "run echo much > much")
@@ -156,10 +156,10 @@ async def test_copies_leave_free_what_running_sessions_need(yard: Yard, repo: Pa
         assert [one.name for one in yard.paths.sessions.iterdir()] == [id]
 
 
-async def test_children_are_made_when_nobody_brings_out_the_parents_work(yard: Yard, repo: Path) -> None:
+async def test_a_fork_waits_while_the_parents_work_is_collected(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine, anyio.create_task_group() as group:
         id = await spawned(engine, repo)
-        async with engine.sessions._r.collecting(id):
+        async with engine.sessions._r.collect_lock(id):
             group.start_soon(engine.forks.fork, id, ForkRequest())
             await anyio.sleep(1)
             assert [one.name for one in yard.paths.sessions.iterdir()] == [id]

@@ -26,7 +26,7 @@ def puppet() -> None:
     register()
 
 
-async def test_the_port_of_a_stopped_session_is_taken_when_no_other_is_free(yard: Yard, repo: Path) -> None:
+async def test_the_port_of_a_stopped_session_is_used_when_no_other_is_free(yard: Yard, repo: Path) -> None:
     port = free()
     yard.settings = replace(yard.settings, ports=PortSettings(first=port, last=port))
     async with yard.open() as engine:
@@ -46,7 +46,7 @@ async def test_the_port_of_a_stopped_session_is_taken_when_no_other_is_free(yard
         await engine.sessions.stop(first)
 
 
-async def test_a_session_whose_port_was_taken_before_it_had_it_goes_on_with_another(yard: Yard, repo: Path) -> None:
+async def test_a_session_whose_wanted_port_was_taken_continues_with_another(yard: Yard, repo: Path) -> None:
     """Two were made with one `--port` at once, and it was the other's in the end."""
     port = free()
     async with yard.open() as engine:
@@ -60,7 +60,7 @@ async def test_a_session_whose_port_was_taken_before_it_had_it_goes_on_with_anot
         await engine.sessions.stop(id)
 
 
-async def test_two_who_open_a_port_at_once_get_one_and_the_session_goes_on(yard: Yard, repo: Path) -> None:
+async def test_opening_a_port_twice_at_once_opens_one_and_the_session_continues(yard: Yard, repo: Path) -> None:
     found = []
     async with yard.open() as engine:
         id = await spawned(engine, repo)
@@ -82,7 +82,7 @@ async def test_two_who_open_a_port_at_once_get_one_and_the_session_goes_on(yard:
         await engine.sessions.stop(id)
 
 
-async def test_a_session_whose_port_was_lent_gets_another(yard: Yard, repo: Path) -> None:
+async def test_a_session_whose_port_is_in_use_gets_another(yard: Yard, repo: Path) -> None:
     port, other = sorted((free(), free()))
     yard.settings = replace(yard.settings, ports=PortSettings(first=port, last=port))
     async with yard.open() as engine:
@@ -101,7 +101,7 @@ async def test_a_session_whose_port_was_lent_gets_another(yard: Yard, repo: Path
             await engine.sessions.stop(id)
 
 
-async def test_a_session_at_work_goes_on_when_its_port_is_taken_while_no_daemon_runs(yard: Yard, repo: Path) -> None:
+async def test_a_running_session_continues_when_its_port_was_taken_meanwhile(yard: Yard, repo: Path) -> None:
     port = free()
     yard.settings = replace(yard.settings, ports=PortSettings(first=port, last=port))
     async with yard.open() as engine:
@@ -113,5 +113,5 @@ async def test_a_session_at_work_goes_on_when_its_port_is_taken_while_no_daemon_
             (notice,) = [event.body for event in await events(engine, id, "notice")]
             assert isinstance(notice, Notice)
             assert notice.code == "port.none_free"
-            assert notice.message.startswith("not all of its ports are open again: none of the ports")
+            assert notice.message.startswith("not all of its ports could be opened again: none of the ports")
             await engine.sessions.stop(id)

@@ -24,7 +24,7 @@ def puppet() -> None:
     register()
 
 
-async def test_a_machine_that_lives_is_taken_up_where_none_could_be_made(yard: Yard, repo: Path) -> None:
+async def test_a_live_machine_is_found_again_when_no_new_one_could_be_created(yard: Yard, repo: Path) -> None:
     async with at_work(yard, Remembering(yard)) as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
@@ -35,7 +35,7 @@ async def test_a_machine_that_lives_is_taken_up_where_none_could_be_made(yard: Y
         await engine.sessions.stop(id)
 
 
-async def test_a_paused_machine_is_taken_up_where_none_could_be_made(yard: Yard, repo: Path) -> None:
+async def test_a_paused_machine_is_found_again_when_no_new_one_could_be_created(yard: Yard, repo: Path) -> None:
     async with at_work(yard, Remembering(yard)) as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
@@ -47,17 +47,17 @@ async def test_a_paused_machine_is_taken_up_where_none_could_be_made(yard: Yard,
         await engine.sessions.stop(id)
 
 
-async def test_a_machine_that_went_down_meanwhile_is_told_at_once(yard: Yard, repo: Path) -> None:
+async def test_a_machine_that_died_meanwhile_is_reported_at_once(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await spawned(engine, repo)
     await provider.terminate(f"hv-{id}")
     async with at_work(yard, Remembering(yard, full=True)) as engine:
         view = await engine.sessions.view(id)
-        assert (view.status, "went down while nobody was watching" in view.reason) == ("stopped", True)
+        assert (view.status, "stopped while no daemon was running" in view.reason) == ("stopped", True)
 
 
-async def test_resume_of_what_went_down_meanwhile_is_no_success_before_that_is_known(yard: Yard, repo: Path) -> None:
+async def test_resume_waits_until_it_is_known_whether_the_machine_is_alive(yard: Yard, repo: Path) -> None:
     """Also when the provider is so slow that a new daemon answers before it knows."""
     provider = Slow(yard)
     async with at_work(yard, provider) as engine:
@@ -76,7 +76,7 @@ async def test_resume_of_what_went_down_meanwhile_is_no_success_before_that_is_k
         await engine.sessions.stop(id)
 
 
-async def test_what_a_machine_took_down_with_it_is_told_until_it_is_brought_out(yard: Yard, repo: Path) -> None:
+async def test_uncollected_work_of_a_lost_machine_is_reported_until_it_is_collected(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await spawned(engine, repo)
@@ -109,7 +109,7 @@ def with_memory(yard: Yard, mib: int) -> None:
     yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, memory_mib=mib))
 
 
-async def test_a_live_snapshot_goes_on_in_machines_as_large_as_its_own_was(yard: Yard, repo: Path) -> None:
+async def test_a_live_snapshot_is_started_in_machines_of_its_size(yard: Yard, repo: Path) -> None:
     with_memory(yard, 768)
     before = Remembering(yard)
     async with at_work(yard, before) as engine:

@@ -38,7 +38,7 @@ async def runs(engine: Engine, id: str) -> None:
     assert view.status == "running", view
 
 
-async def test_a_stopped_session_that_is_rewound_and_resumed_goes_on_once(yard: Yard, repo: Path) -> None:
+async def test_rewind_and_resume_at_once_start_one_machine(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await kept(engine, repo)
         await engine.sessions.stop(id)
@@ -50,10 +50,10 @@ async def test_a_stopped_session_that_is_rewound_and_resumed_goes_on_once(yard: 
         assert len(await events(engine, id, "machine.booting")) == 2
         await engine.sessions.stop(id)
         assert (await engine.sessions.view(id)).status == "stopped"
-        assert engine.sessions.at_work(id) is None
+        assert engine.sessions.find_runner(id) is None
 
 
-async def test_a_session_that_was_just_resumed_is_not_rewound_behind_its_back(yard: Yard, repo: Path) -> None:
+async def test_a_session_that_was_just_resumed_is_not_rewound_as_a_stopped_one(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await kept(engine, repo)
         await engine.sessions.stop(id)
@@ -74,13 +74,13 @@ async def test_a_session_that_was_just_resumed_is_not_rewound_behind_its_back(ya
         await engine.sessions.stop(id)
 
 
-async def test_a_session_that_is_stopped_while_it_is_rewound_is_stopped(yard: Yard, repo: Path) -> None:
+async def test_a_session_stopped_during_a_rewind_is_stopped(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await kept(engine, repo)
-        runner = engine.sessions.at_work(id)
+        runner = engine.sessions.find_runner(id)
         async with anyio.create_task_group() as group:
             group.start_soon(engine.rewinds.rewind, id, "early")
-            while engine.sessions.at_work(id) is runner:
+            while engine.sessions.find_runner(id) is runner:
                 await anyio.lowlevel.checkpoint()
             await engine.sessions.stop(id)
         assert (await engine.sessions.view(id)).status == "stopped"
@@ -90,7 +90,7 @@ async def test_a_session_that_is_stopped_while_it_is_rewound_is_stopped(yard: Ya
         await engine.sessions.stop(id)
 
 
-async def test_a_session_that_is_removed_is_not_resumed_meanwhile(yard: Yard, repo: Path) -> None:
+async def test_a_session_is_not_resumed_while_it_is_removed(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.stop(id)
@@ -106,7 +106,7 @@ async def test_a_session_that_is_removed_is_not_resumed_meanwhile(yard: Yard, re
             group.start_soon(lambda: engine.remove(id, force=False))
             group.start_soon(resume)
         assert len(refused) == 1
-        assert engine.sessions.at_work(id) is None
+        assert engine.sessions.find_runner(id) is None
         assert await engine.sessions.views(over=True) == []
         assert not (yard.paths.sessions / id).exists()
 
@@ -135,7 +135,7 @@ async def test_a_session_is_not_resumed_while_it_is_exported(yard: Yard, repo: P
 # --- snapshots that somebody is about to use -------------------------------------------------------------------------
 
 
-async def test_a_parent_that_is_removed_waits_for_its_children_to_begin(yard: Yard, repo: Path) -> None:
+async def test_removing_a_parent_waits_for_its_children_to_start(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await spawned(engine, repo)
@@ -154,7 +154,7 @@ async def test_a_parent_that_is_removed_waits_for_its_children_to_begin(yard: Ya
         await engine.sessions.stop(child)
 
 
-async def test_a_snapshot_is_forked_or_removed(yard: Yard, repo: Path) -> None:
+async def test_a_snapshot_is_either_forked_or_removed(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await kept(engine, repo)
@@ -186,7 +186,7 @@ async def test_a_snapshot_is_forked_or_removed(yard: Yard, repo: Path) -> None:
             await engine.sessions.stop(one)
 
 
-async def test_a_session_is_taken_back_to_a_snapshot_or_that_is_removed(yard: Yard, repo: Path) -> None:
+async def test_a_snapshot_is_either_used_by_a_rewind_or_removed(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await kept(engine, repo)
@@ -237,7 +237,7 @@ def with_memory(yard: Yard, mib: int) -> None:
     yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, memory_total_mib=mib, memory_mib=2048))
 
 
-async def test_of_two_sessions_that_come_at_once_only_one_gets_the_memory(yard: Yard, repo: Path) -> None:
+async def test_only_one_of_two_concurrent_sessions_gets_the_last_memory(yard: Yard, repo: Path) -> None:
     with_memory(yard, 3000)
     spec = SpawnRequest(repo=str(repo), agent=NAME)
     async with yard.open() as engine:
@@ -249,7 +249,7 @@ async def test_of_two_sessions_that_come_at_once_only_one_gets_the_memory(yard: 
         await engine.sessions.stop(view.id)
 
 
-async def test_sessions_that_go_on_and_children_get_no_memory_twice(yard: Yard, repo: Path) -> None:
+async def test_resumed_sessions_and_children_reserve_memory_once(yard: Yard, repo: Path) -> None:
     with_memory(yard, 5000)
     async with yard.open() as engine:
         one, other = await spawned(engine, repo), await spawned(engine, repo)

@@ -35,7 +35,7 @@ def ran(command: str, output: str = "", *, is_error: bool = False, tool: str = "
         ("make -s check", "0 errors", False, "passed"),
     ],
 )
-def test_commands_that_run_tests_are_seen_with_their_end(
+def test_commands_that_run_tests_are_found_with_their_outcome(
     command: str, output: str, is_error: bool, outcome: str
 ) -> None:
     (run,) = runs_of(ran(command, output, is_error=is_error))
@@ -45,7 +45,7 @@ def test_commands_that_run_tests_are_seen_with_their_end(
 @pytest.mark.parametrize(
     "command", ["ls tests", "cat pytest.ini", "vim test.py", "git log --grep=test", "pip install x"]
 )
-def test_other_commands_are_not(command: str) -> None:
+def test_other_commands_are_not_tests(command: str) -> None:
     assert runs_of(ran(command)) == []
 
 
@@ -57,7 +57,7 @@ def test_the_last_run_of_a_command_counts() -> None:
 
 
 @pytest.mark.anyio
-async def test_children_are_shown_with_what_each_changed(yard: Yard, repo: Path) -> None:
+async def test_a_comparison_shows_the_changes_of_each_child(yard: Yard, repo: Path) -> None:
     register()
     async with yard.open() as engine:
         id = await spawned(engine, repo)

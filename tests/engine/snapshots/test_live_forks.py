@@ -39,7 +39,7 @@ async def said(engine: Engine, id: str, script: str) -> str:
         return (await guest.run(Command(shell=script))).stdout.decode().strip()
 
 
-async def test_children_of_a_running_turn_go_on_in_it_with_the_same_processes(vms: Yard, repo: Path) -> None:
+async def test_children_continue_a_running_turn_with_the_same_processes(vms: Yard, repo: Path) -> None:
     async with vms.open() as engine:
         id = await spawned(engine, repo, budget_usd=3.0)
         await told(engine, id, "remember apple")
@@ -82,7 +82,7 @@ async def test_children_of_a_running_turn_go_on_in_it_with_the_same_processes(vm
             await engine.sessions.stop(one)
 
 
-async def test_a_rewind_brings_back_memory_and_processes(vms: Yard, repo: Path) -> None:
+async def test_a_rewind_restores_memory_and_processes(vms: Yard, repo: Path) -> None:
     async with vms.open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
         await said(engine, id, "echo none > /dev/shm/kept")
@@ -107,7 +107,7 @@ async def test_a_rewind_brings_back_memory_and_processes(vms: Yard, repo: Path) 
         assert await engine.snapshots._r.providers["qemu"].snapshots() == set()  # type: ignore[attr-defined]
 
 
-async def test_a_fork_that_a_killed_daemon_began_is_brought_to_its_end(vms: Yard, repo: Path) -> None:
+async def test_the_next_daemon_completes_a_fork(vms: Yard, repo: Path) -> None:
     async with vms.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
@@ -123,7 +123,7 @@ async def test_a_fork_that_a_killed_daemon_began_is_brought_to_its_end(vms: Yard
                 await anyio.sleep(0.1)
 
 
-async def test_memory_that_was_kept_under_other_settings_goes_on(vms: Yard, repo: Path) -> None:
+async def test_a_live_snapshot_taken_under_other_settings_is_usable(vms: Yard, repo: Path) -> None:
     async with vms.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")

@@ -27,7 +27,7 @@ from hiveyard.core.errors import (
 from hiveyard.core.events import BudgetSet, Notice, SessionForked, SnapshotTaken
 from hiveyard.engine.snapshots.automatic import TurnSnapshots
 from hiveyard.engine.snapshots.fork import ForkRequest
-from hiveyard.engine.snapshots.service import Snapshots, uncopied
+from hiveyard.engine.snapshots.service import Snapshots, copy_error
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.store.lineage import Point
@@ -47,7 +47,7 @@ def workspace(yard: Yard, id: str) -> Workspace:
     return Workspace(yard.paths.sessions / id)
 
 
-async def test_a_session_goes_back_to_where_it_was_after_its_first_turn(yard: Yard, repo: Path) -> None:
+async def test_a_rewind_returns_to_the_end_of_the_first_turn(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
         await told(engine, id, "remember apple")
@@ -68,7 +68,7 @@ async def test_a_session_goes_back_to_where_it_was_after_its_first_turn(yard: Ya
         await engine.sessions.stop(id)
 
 
-async def test_children_go_on_in_the_conversation_each_with_its_own_instruction(yard: Yard, repo: Path) -> None:
+async def test_children_continue_the_conversation_with_their_own_instructions(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
@@ -94,7 +94,7 @@ async def test_children_go_on_in_the_conversation_each_with_its_own_instruction(
         keys = {workspace(yard, one).keys().placeholder for one in (id, first, second)}
         assert len(keys) == 3
         assert workspace(yard, first).keys().inherited == (workspace(yard, id).keys().placeholder,)
-        await engine.sessions.harvest(second)
+        await engine.sessions.collect(second)
         at = workspace(yard, second).origin
         assert "two.txt" in git(at, "diff", "--name-only", views[1].base or "", "hv/idea-2")
         # The snapshot was made for the fork alone.
@@ -120,7 +120,7 @@ async def test_a_child_outlives_its_parent(yard: Yard, repo: Path) -> None:
         await engine.sessions.stop(child)
 
 
-async def test_a_fork_of_a_snapshot_begins_there_also_when_the_session_is_stopped(yard: Yard, repo: Path) -> None:
+async def test_a_snapshot_of_a_stopped_session_can_be_forked(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await at_early(engine, repo)
         await told(engine, id, "remember pear")
@@ -138,20 +138,20 @@ async def test_a_fork_of_a_snapshot_begins_there_also_when_the_session_is_stoppe
             await engine.sessions.stop(one)
 
 
-async def test_what_is_left_of_a_budget_is_divided(yard: Yard, repo: Path) -> None:
+async def test_the_remaining_budget_is_divided(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, budget_usd=4.0)
         forked = await engine.forks.fork(id, ForkRequest(count=3))
         views = [await engine.sessions.view(one) for one in (id, *forked.children)]
         assert [view.budget_usd for view in views] == [1.0, 1.0, 1.0, 1.0]
-        runner = engine.sessions.at_work(id)
+        runner = engine.sessions.find_runner(id)
         assert runner is not None and runner.door is not None
         assert runner.door._usage_recorder.budget.limit == 1.0
         for one in (id, *forked.children):
             await engine.sessions.stop(one)
 
 
-async def test_forks_at_the_same_moment_divide_what_the_other_left(yard: Yard, repo: Path) -> None:
+async def test_concurrent_forks_divide_the_budget_one_after_the_other(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, budget_usd=4.0)
         children: list[str] = []
@@ -171,7 +171,7 @@ async def test_forks_at_the_same_moment_divide_what_the_other_left(yard: Yard, r
             await engine.sessions.stop(one)
 
 
-async def test_a_turn_at_work_is_cut_in_the_children_and_goes_on_in_the_parent(yard: Yard, repo: Path) -> None:
+async def test_a_running_turn_ends_in_the_children_and_continues_in_the_parent(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, prompt="wait")
         await until(engine, id, lambda view: view.turns == 1)
@@ -184,12 +184,12 @@ async def test_a_turn_at_work_is_cut_in_the_children_and_goes_on_in_the_parent(y
             await engine.sessions.stop(one)
 
 
-async def test_bad_wishes_are_told_before_anything_is_made(yard: Yard, repo: Path) -> None:
+async def test_bad_requests_are_refused_before_anything_is_created(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         with pytest.raises(BadInput, match="2 instructions for 3 children"):
             await engine.forks.fork(id, ForkRequest(count=3, instructions=["a", "b"]))
-        with pytest.raises(BadInput, match="no name for a snapshot"):
+        with pytest.raises(BadInput, match="not a valid snapshot name"):
             await engine.snapshots.take(id, "../x")
         with pytest.raises(NotFound, match="no snapshot 'nowhere'"):
             await engine.rewinds.rewind(id, "nowhere")
@@ -203,7 +203,7 @@ async def test_bad_wishes_are_told_before_anything_is_made(yard: Yard, repo: Pat
         await engine.sessions.stop(id)
 
 
-async def test_nobody_is_thrown_out_of_a_terminal_by_a_rewind_unless_that_is_meant(yard: Yard, repo: Path) -> None:
+async def test_a_rewind_with_an_attached_terminal_needs_force(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await at_early(engine, repo)
         async with engine.sessions.guest(id) as guest:
@@ -214,14 +214,14 @@ async def test_nobody_is_thrown_out_of_a_terminal_by_a_rewind_unless_that_is_mea
                 with anyio.fail_after(30):
                     while not (await guest.run(Command(shell="tmux list-clients -t agent"))).stdout:  # noqa: ASYNC110
                         await anyio.sleep(0.05)
-                with pytest.raises(SessionInUse, match="somebody sits at the terminal"):
+                with pytest.raises(SessionInUse, match="a terminal is attached to"):
                     await engine.rewinds.rewind(id, "early")
                 await engine.rewinds.rewind(id, "early", force=True)
         await until(engine, id, lambda view: view.status == "running")
         await engine.sessions.stop(id)
 
 
-async def test_what_a_killed_daemon_left_half_made_goes_and_what_was_told_stays(yard: Yard, repo: Path) -> None:
+async def test_half_made_files_of_a_killed_daemon_are_removed(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await at_early(engine, repo)
     here = workspace(yard, id)
@@ -246,7 +246,7 @@ async def test_what_a_killed_daemon_left_half_made_goes_and_what_was_told_stays(
         await engine.sessions.stop(id)
 
 
-async def test_a_rewind_stands_when_its_session_is_stopped_before_it_runs(yard: Yard, repo: Path) -> None:
+async def test_a_rewind_is_kept_when_its_session_is_stopped_before_it_runs(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await at_early(engine, repo)
         await told(engine, id, "run echo pear > fruit.txt")
@@ -262,7 +262,7 @@ async def test_a_rewind_stands_when_its_session_is_stopped_before_it_runs(yard: 
         await engine.sessions.stop(id)
 
 
-async def test_a_rewind_whose_machine_never_comes_up_stands_too(yard: Yard, repo: Path) -> None:
+async def test_a_rewind_is_kept_when_its_machine_does_not_start(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await at_early(engine, repo)
         await told(engine, id, "remember pear")
@@ -277,7 +277,7 @@ async def test_a_rewind_whose_machine_never_comes_up_stands_too(yard: Yard, repo
         await engine.sessions.stop(id)
 
 
-async def test_a_rewind_that_cannot_be_carried_out_is_told(yard: Yard, repo: Path) -> None:
+async def test_a_rewind_that_fails_is_reported(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.snapshots.take(id, "early")
@@ -290,7 +290,7 @@ async def test_a_rewind_that_cannot_be_carried_out_is_told(yard: Yard, repo: Pat
         assert [message for message in notices if "not those of the snapshot" in message], (view, notices)
 
 
-async def test_a_rewind_that_was_cut_off_after_it_was_journaled_is_brought_to_its_end(yard: Yard, repo: Path) -> None:
+async def test_the_next_daemon_completes_a_journaled_rewind(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await at_early(engine, repo)
         await told(engine, id, "remember pear")
@@ -302,7 +302,7 @@ async def test_a_rewind_that_was_cut_off_after_it_was_journaled_is_brought_to_it
         await engine.sessions.stop(id)
 
 
-async def test_children_have_branches_that_their_repository_can_keep(yard: Yard, repo: Path) -> None:
+async def test_children_have_valid_branch_names(yard: Yard, repo: Path) -> None:
     git(repo, "branch", "hv/idea")
     async with yard.open() as engine:
         id = await spawned(engine, repo, name="work")
@@ -313,7 +313,7 @@ async def test_children_have_branches_that_their_repository_can_keep(yard: Yard,
             await engine.sessions.stop(one)
 
 
-async def test_children_that_were_journaled_begin_with_the_next_daemon(yard: Yard, repo: Path) -> None:
+async def test_the_next_daemon_starts_journaled_children(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
@@ -340,7 +340,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-async def test_a_full_disk_ends_the_snapshot_and_not_the_session(yard: Yard, repo: Path, small: Path) -> None:
+async def test_a_full_disk_fails_the_snapshot_and_not_the_session(yard: Yard, repo: Path, small: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "run head -c 8M /dev/urandom > large")
@@ -357,7 +357,7 @@ async def test_a_full_disk_ends_the_snapshot_and_not_the_session(yard: Yard, rep
         await engine.sessions.stop(id)
 
 
-async def test_links_that_a_guest_planted_lead_nowhere(yard: Yard, repo: Path, tmp_path: Path) -> None:
+async def test_links_made_by_a_guest_are_not_followed(yard: Yard, repo: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("of the host")
     async with yard.open() as engine:
@@ -376,7 +376,7 @@ async def test_links_that_a_guest_planted_lead_nowhere(yard: Yard, repo: Path, t
             await engine.sessions.stop(one)
 
 
-async def test_snapshots_of_turns_share_what_did_not_change(yard: Yard, repo: Path) -> None:
+async def test_turn_snapshots_share_unchanged_files(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
         await told(engine, id, "run head -c 4M /dev/urandom > large")
@@ -393,7 +393,7 @@ async def test_snapshots_of_turns_share_what_did_not_change(yard: Yard, repo: Pa
         await engine.sessions.stop(id)
 
 
-async def test_of_the_snapshots_of_turns_the_latest_stay_and_all_that_were_asked_for(yard: Yard, repo: Path) -> None:
+async def test_the_latest_turn_snapshots_and_all_requested_ones_are_kept(yard: Yard, repo: Path) -> None:
     settings = replace(yard.settings.engine, turn_snapshots=2)
     async with Yard(yard.home, replace(yard.settings, engine=settings), {}).open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
@@ -433,7 +433,7 @@ async def test_a_file_whose_name_is_no_text_is_in_snapshots_and_forks(yard: Yard
             await engine.sessions.stop(one)
 
 
-async def test_a_record_of_an_earlier_hiveyard_tells_what_did_not_change(yard: Yard, repo: Path) -> None:
+async def test_records_of_an_earlier_version_find_unchanged_files(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "run head -c 4M /dev/urandom > large")
@@ -451,11 +451,13 @@ async def test_a_record_of_an_earlier_hiveyard_tells_what_did_not_change(yard: Y
 
 
 class _Untakable(Snapshots):
-    async def take(self, id: str, name: str | None = None, *, passing: bool = False, by_itself: bool = False) -> Point:
+    async def take(
+        self, id: str, name: str | None = None, *, temporary: bool = False, automatic: bool = False
+    ) -> Point:
         raise ValueError("nobody thought of this")
 
 
-async def test_a_person_is_told_of_a_snapshot_that_failed_as_nobody_foresaw(yard: Yard, repo: Path) -> None:
+async def test_an_unexpected_error_of_a_turn_snapshot_becomes_a_notice(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         snapshots = _Untakable(engine.snapshots._r, engine.sessions, engine.snapshots._group)
         TurnSnapshots(engine.snapshots._r, engine.sessions, snapshots, engine.snapshots._group)
@@ -470,7 +472,7 @@ async def test_a_person_is_told_of_a_snapshot_that_failed_as_nobody_foresaw(yard
         await engine.sessions.stop(id)
 
 
-async def test_what_the_journal_says_of_a_fork_is_complete(yard: Yard, repo: Path) -> None:
+async def test_the_journal_of_a_fork_is_complete(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
@@ -522,9 +524,7 @@ async def test_meta_json_follows_the_journal(yard: Yard, repo: Path) -> None:
         ("", "meta.json is invalid"),
     ],
 )
-async def test_a_meta_json_that_makes_no_sense_is_told_and_left_alone(
-    yard: Yard, repo: Path, text: str, said: str
-) -> None:
+async def test_an_invalid_meta_json_is_reported_and_kept(yard: Yard, repo: Path, text: str, said: str) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.stop(id)
@@ -538,7 +538,9 @@ async def test_a_meta_json_that_makes_no_sense_is_told_and_left_alone(
 
 
 @pytest.mark.parametrize("missing", ["shared", "origin.git", "shared/repo", "shared/state"])
-async def test_a_half_copied_directory_is_told(yard: Yard, repo: Path, tmp_path: Path, missing: str) -> None:
+async def test_an_incomplete_session_directory_is_reported(
+    yard: Yard, repo: Path, tmp_path: Path, missing: str
+) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "run echo pear > fruit.txt")
@@ -559,7 +561,7 @@ async def test_a_half_copied_directory_is_told(yard: Yard, repo: Path, tmp_path:
         assert (await engine.source(id)).head == before
 
 
-async def test_a_repository_that_lost_its_commits_is_told_by_whoever_needs_them(
+async def test_missing_commits_are_reported_by_each_verb_that_needs_them(
     yard: Yard, repo: Path, tmp_path: Path
 ) -> None:
     async with yard.open() as engine:
@@ -583,7 +585,7 @@ async def test_a_repository_that_lost_its_commits_is_told_by_whoever_needs_them(
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"version": 99}'])
-async def test_a_meta_json_that_makes_no_sense_ends_no_session_at_work(yard: Yard, repo: Path, text: str) -> None:
+async def test_an_invalid_meta_json_does_not_end_a_running_session(yard: Yard, repo: Path, text: str) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
@@ -595,7 +597,7 @@ async def test_a_meta_json_that_makes_no_sense_ends_no_session_at_work(yard: Yar
         await engine.sessions.stop(id)
 
 
-async def test_a_meta_json_that_cannot_be_read_is_told(yard: Yard, repo: Path) -> None:
+async def test_an_unreadable_meta_json_is_reported(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.stop(id)
@@ -608,7 +610,7 @@ async def test_a_meta_json_that_cannot_be_read_is_told(yard: Yard, repo: Path) -
         file.rmdir()
 
 
-async def test_a_directory_of_version_1_is_brought_up_to_date_and_keeps_its_key(yard: Yard, repo: Path) -> None:
+async def test_a_directory_of_version_1_is_upgraded_and_keeps_its_key(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
@@ -648,7 +650,7 @@ async def test_a_spent_budget_cannot_be_divided(yard: Yard, repo: Path) -> None:
         await engine.sessions.stop(id)
 
 
-def test_what_cannot_be_copied_is_told_with_its_path() -> None:
-    told = uncopied("bee", PermissionError(13, "Permission denied", "work/a\x1b[2Jb"))
+def test_a_copy_error_names_the_path() -> None:
+    told = copy_error("bee", PermissionError(13, "Permission denied", "work/a\x1b[2Jb"))
     assert told.message == "the files of bee cannot be copied: Permission denied: work/ab"
-    assert uncopied("bee", OSError("odd")).message == "the files of bee cannot be copied: odd"
+    assert copy_error("bee", OSError("odd")).message == "the files of bee cannot be copied: odd"

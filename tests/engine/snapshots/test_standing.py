@@ -23,7 +23,7 @@ def puppet() -> None:
     register()
 
 
-async def test_a_rewind_to_what_cannot_be_begun_leaves_the_session_as_it_is(yard: Yard, repo: Path) -> None:
+async def test_a_rewind_to_an_unusable_snapshot_leaves_the_session_unchanged(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await at_early(engine, repo)
@@ -37,7 +37,7 @@ async def test_a_rewind_to_what_cannot_be_begun_leaves_the_session_as_it_is(yard
         await engine.sessions.stop(id)
 
 
-async def test_a_paused_session_is_taken_back_only_when_that_is_forced(yard: Yard, repo: Path) -> None:
+async def test_rewinding_a_paused_session_needs_force(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await at_early(engine, repo)
@@ -51,20 +51,20 @@ async def test_a_paused_session_is_taken_back_only_when_that_is_forced(yard: Yar
         await engine.sessions.stop(id)
 
 
-async def test_an_image_is_not_removed_from_under_live_snapshots(yard: Yard, repo: Path) -> None:
+async def test_an_image_that_live_snapshots_need_is_not_removed(yard: Yard, repo: Path) -> None:
     provider = Remembering(yard)
     async with at_work(yard, provider) as engine:
         id = await spawned(engine, repo)
         point = await engine.snapshots.take(id, "green")
         slug = (await engine.sessions.view(id)).name
-        assert await engine.snapshots.standing_on(point.taken.image) == [f"green of {slug}"]
-        assert await engine.snapshots.standing_on("another") == []
+        assert await engine.snapshots.live_snapshots_of(point.taken.image) == [f"green of {slug}"]
+        assert await engine.snapshots.live_snapshots_of("another") == []
         await engine.snapshots.remove(id, "green")
-        assert await engine.snapshots.standing_on(point.taken.image) == []
+        assert await engine.snapshots.live_snapshots_of(point.taken.image) == []
         await engine.sessions.stop(id)
 
 
-async def test_a_turns_snapshot_that_a_killed_daemon_did_not_take_is_taken_by_the_next(yard: Yard, repo: Path) -> None:
+async def test_the_next_daemon_takes_a_missing_turn_snapshot(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         _deaf(engine)
         id = await spawned(engine, repo, snapshots="turns")

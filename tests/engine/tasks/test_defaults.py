@@ -11,7 +11,7 @@ from hiveyard import config
 from hiveyard.core.errors import BadSetting
 from hiveyard.engine.settings import AgentSettings, EngineSettings
 from hiveyard.engine.tasks.request import TaskRequest
-from hiveyard.engine.validation import completed
+from hiveyard.engine.validation import with_defaults
 from tests.engine.conftest import Yard, done
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +21,7 @@ async def wished(yard: Yard, agent: str, asked: str | None = None, **settings: s
     engine = replace(yard.settings.engine, image=settings.pop("default", "default"))
     parts = config.Settings(engine=engine, agents={agent: AgentSettings(**settings)})
     async with Yard(yard.home, parts, {}).open() as opened:
-        return completed(TaskRequest(repo="/r", prompt="do it", agent=agent, image=asked), opened._r)
+        return with_defaults(TaskRequest(repo="/r", prompt="do it", agent=agent, image=asked), opened._r)
 
 
 @pytest.mark.parametrize(

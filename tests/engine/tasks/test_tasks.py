@@ -114,7 +114,7 @@ async def test_a_repeated_request_with_the_same_id_returns_the_first_task(yard: 
             for _ in range(3):
                 group.start_soon(engine.submit, request)
         assert len(await engine.reports(live_only=False)) == 1
-        with pytest.raises(BadInput, match="asked for with other words"):
+        with pytest.raises(BadInput, match="created from another request"):
             await engine.submit(replace(request, prompt="something else"))
         assert len(await engine.reports(live_only=False)) == 1
         for wrong in ("../../../etc", "", "bcdfghjkm", "bcdfghjkmnp", "BCDFGHJKMN"):

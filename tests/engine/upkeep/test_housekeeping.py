@@ -61,7 +61,7 @@ async def sizes(engine: Engine) -> dict[str, int]:
     return found
 
 
-async def test_sessions_snapshots_and_images_are_told_with_what_they_take(yard: Yard, repo: Path) -> None:
+async def test_disk_usage_lists_sessions_snapshots_and_images(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, "run head -c 4M /dev/urandom > large; truncate -s 64M hole")
@@ -78,7 +78,9 @@ async def test_sessions_snapshots_and_images_are_told_with_what_they_take(yard: 
         await engine.sessions.stop(id)
 
 
-async def test_the_database_has_a_row_and_its_free_pages_are_freed(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_database_is_listed_and_its_free_pages_are_released(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shrinking, "SMALL", 0)  # else it shrinks when it is opened
     database = yard.paths.database
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +102,8 @@ async def test_the_database_has_a_row_and_its_free_pages_are_freed(yard: Yard, m
         assert row.freed_by == "" and row.size < 12 << 20
 
 
-async def test_only_what_nothing_needs_is_freed(yard: Yard, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._SETTLED", 0.5)
+async def test_only_unneeded_items_are_freed(yard: Yard, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._MAX_BUILD_SECONDS", 0.5)
     needed = image(yard, "aaaa000000000001", "mine", 3.0)
     newer, older = image(yard, "bbbb000000000002", "other", 2.0), image(yard, "cccc000000000003", "other", 1.0)
     root, stale = old(yard.paths.cache / "bubblewrap" / newer.name), old(yard.paths.cache / "bubblewrap" / "dead")
@@ -135,10 +137,10 @@ async def test_only_what_nothing_needs_is_freed(yard: Yard, repo: Path, monkeypa
         await engine.sessions.stop(id)
 
 
-async def test_what_a_killed_build_has_elsewhere_is_freed_too(
+async def test_files_of_a_killed_build_outside_the_cache_are_freed(
     yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._SETTLED", 0.5)
+    monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._MAX_BUILD_SECONDS", 0.5)
     building, elsewhere = yard.paths.cache / "images" / ".building-x", old(tmp_path / "hiveyard-build-x")
     building.mkdir(parents=True)
     record = building / "elsewhere"
@@ -154,8 +156,8 @@ async def test_what_a_killed_build_has_elsewhere_is_freed_too(
     assert not elsewhere.exists()
 
 
-async def test_what_a_process_has_open_stays(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._SETTLED", 0.5)
+async def test_items_that_a_process_has_open_are_kept(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiveyard.engine.upkeep.housekeeping._MAX_BUILD_SECONDS", 0.5)
     half = old(yard.paths.cache / "bubblewrap" / ".dead.new-x")
     await anyio.sleep(0.6)
     async with yard.open() as engine:
@@ -167,7 +169,7 @@ async def test_what_a_process_has_open_stays(yard: Yard, monkeypatch: pytest.Mon
 
 
 @pytest.mark.long("storms")
-async def test_twenty_sessions_take_little_more_than_what_each_wrote(yard: Yard, repo: Path) -> None:
+async def test_twenty_sessions_share_their_repositorys_history(yard: Yard, repo: Path) -> None:
     (repo / "data.bin").write_bytes(os.urandom(8 << 20))
     from tests.engine.conftest import git
 

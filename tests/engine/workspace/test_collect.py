@@ -39,7 +39,7 @@ async def test_concurrent_collects_all_get_the_complete_work(yard: Yard, repo: P
         await told(engine, id, MORE)
         async with anyio.create_task_group() as group:
             for _ in range(4):
-                group.start_soon(engine.sessions.harvest, id)
+                group.start_soon(engine.sessions.collect, id)
         assert await brought_out(engine, yard, id) == 12_000_000
         await engine.sessions.stop(id)
 
@@ -51,9 +51,9 @@ async def test_a_session_that_is_stopped_during_a_collect_keeps_its_work(yard: Y
             await told(engine, id, MORE)
             async with anyio.create_task_group() as group:
                 for _ in range(2):
-                    group.start_soon(engine.sessions.harvest, id)
+                    group.start_soon(engine.sessions.collect, id)
                 group.start_soon(engine.sessions.stop, id)
-                group.start_soon(engine.sessions.harvest, id)
+                group.start_soon(engine.sessions.collect, id)
             assert not [event for event in await events(engine, id, "notice") if "not collected" in str(event.body)]
             assert await brought_out(engine, yard, id) == size
             assert (await engine.sessions.view(id)).status == "stopped"
@@ -65,11 +65,11 @@ async def test_a_reader_keeps_the_old_bundle_while_a_new_one_is_collected(yard: 
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await told(engine, id, MORE)
-        await engine.sessions.harvest(id)
+        await engine.sessions.collect(id)
         result = yard.paths.sessions / id / "result"
         with (result / "work.bundle").open("rb") as reader:
             await told(engine, id, MORE)
-            await engine.sessions.harvest(id)
+            await engine.sessions.collect(id)
             assert len(reader.read()) < 13_000_000
         assert (result / "work.bundle").stat().st_size > 23_000_000
         await engine.sessions.stop(id)

@@ -68,15 +68,15 @@ class ClaudeFeedParser:
             return self._stopped()
         if "hook" in line:
             return self._hook(record(line, "hook"))
-        said = record(line, "said")
-        reader = self._readers().get(text(said.get("type")))
+        entry = record(line, "said")
+        reader = self._readers().get(text(entry.get("type")))
         if reader is None:
             return None
         # A forked conversation begins with the entries of the other one.
-        if (name := text(said.get("uuid"))) in self._seen:
+        if (name := text(entry.get("uuid"))) in self._seen:
             return iter(())
         self._seen |= {name} - {""}
-        return iter(()) if said.get("isSidechain") is True else reader(said)
+        return iter(()) if entry.get("isSidechain") is True else reader(entry)
 
     def _readers(self) -> Mapping[str, Reader]:
         return {
@@ -122,23 +122,23 @@ class ClaudeFeedParser:
 
     # --- the conversation -------------------------------------------------------------------------------------------
 
-    def _user(self, said: JSON) -> Iterator[AgentEvent]:
+    def _user(self, entry: JSON) -> Iterator[AgentEvent]:
         self._asked = False
-        content = record(said, "message").get("content")
+        content = record(entry, "message").get("content")
         blocks = [record(block) for block in items(content)]
         if any(block.get("type") == "tool_result" for block in blocks):
-            yield from self._parse(said)
+            yield from self._parse(entry)
             return
         words = text(content) or "\n".join(text(block.get("text")) for block in blocks)
         if words.startswith(_INTERRUPTED):
             yield from self._stopped()
-        elif record(said, "origin").get("kind") == "human" and not words.startswith(("<command-", "<bash-")):
+        elif record(entry, "origin").get("kind") == "human" and not words.startswith(("<command-", "<bash-")):
             yield self._prompted(words)
-        elif said.get("isMeta") is not True and not words.startswith(_OUTPUT_PREFIXES):
+        elif entry.get("isMeta") is not True and not words.startswith(_OUTPUT_PREFIXES):
             self._unreported = _start_text(words)  # reported if an answer follows
 
-    def _attachment(self, said: JSON) -> Iterator[AgentEvent]:
-        attachment = record(said, "attachment")
+    def _attachment(self, entry: JSON) -> Iterator[AgentEvent]:
+        attachment = record(entry, "attachment")
         words = text(attachment.get("prompt")) or "\n".join(
             text(record(block).get("text")) for block in items(attachment.get("prompt"))
         )
@@ -149,27 +149,27 @@ class ClaudeFeedParser:
         self._working, self._unreported, self._last_text = True, "", ""
         return AgentPrompted(text=clip(words.removeprefix(_GUARD)))
 
-    def _assistant(self, said: JSON) -> Iterator[AgentEvent]:
-        message, failed = record(said, "message"), said.get("isApiErrorMessage") is True
+    def _assistant(self, entry: JSON) -> Iterator[AgentEvent]:
+        message, failed = record(entry, "message"), entry.get("isApiErrorMessage") is True
         if message.get("model") == "<synthetic>" and not failed:
             return  # it fills a gap after an interrupted turn
         if not self._working:
             yield self._prompted(self._unreported or "(no prompt: claude continued by itself)")
         if not failed:
             self._usage[text(message.get("id"))] = _usage(record(message, "usage"))
-        for event in self._parse(said):
+        for event in self._parse(entry):
             self._last_text = event.text if isinstance(event, AgentText) else self._last_text
             yield event
         if failed:
             words = "\n".join(text(record(block).get("text")) for block in items(message.get("content")))
-            yield from self._turn_over(is_error=True, reason=text(said.get("error")) or "api_error", words=words)
+            yield from self._turn_over(is_error=True, reason=text(entry.get("error")) or "api_error", words=words)
 
-    def _parse(self, said: JSON) -> Sequence[AgentEvent]:
-        line = {key: said.get(key) for key in ("type", "message", "error")}
-        return self._stream.feed(msgspec.json.encode({**line, "tool_use_result": said.get("toolUseResult")}))
+    def _parse(self, entry: JSON) -> Sequence[AgentEvent]:
+        line = {key: entry.get(key) for key in ("type", "message", "error")}
+        return self._stream.feed(msgspec.json.encode({**line, "tool_use_result": entry.get("toolUseResult")}))
 
-    def _system(self, said: JSON) -> Iterator[AgentEvent] | None:
-        kind = text(said.get("subtype"))
+    def _system(self, entry: JSON) -> Iterator[AgentEvent] | None:
+        kind = text(entry.get("subtype"))
         if kind == "stop_hook_summary":
             return (
                 self._turn_over(is_error=False, reason="completed", words=self._last_text)
@@ -177,7 +177,7 @@ class ClaudeFeedParser:
                 else iter(())
             )
         if kind == "informational":
-            return iter([AgentOutput(text=clip(text(said.get("content"))))])
+            return iter([AgentOutput(text=clip(text(entry.get("content"))))])
         return None
 
     def _turn_over(self, *, is_error: bool, reason: str, words: str) -> Iterator[AgentEvent]:

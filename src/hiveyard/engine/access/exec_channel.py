@@ -19,7 +19,7 @@ from hiveyard.core.ports import Guest, Stream
 from hiveyard.kit.group import together
 
 HEAD = struct.Struct(">cI")
-_SILENCE = 0.5  # seconds: a command that has ended may leave children that hold its outputs open for ever
+_QUIET_SECONDS = 0.5  # a command that has ended may leave children that hold its outputs open for ever
 
 
 async def run(
@@ -28,7 +28,7 @@ async def run(
     stdin: AsyncIterator[bytes],
     send: Callable[[bytes], Awaitable[None]],
 ) -> None:
-    """Run a command and send its frames as they come; cancelling kills it. Errors of ours are the last frame."""
+    """Run a command and send its frames as they come; cancelling kills it. A HiveyardError becomes the last frame."""
 
     async def inward(stream: Stream) -> None:
         async for data in stdin:
@@ -45,39 +45,41 @@ async def run(
             group.cancel_scope.cancel()
         last = _frame(b"x", str(status).encode())
     except HiveyardError as error:
-        told = {"code": error.code, "message": error.message, "hint": error.hint}
-        last = _frame(b"!", json.dumps(told).encode())
+        failure = {"code": error.code, "message": error.message, "hint": error.hint}
+        last = _frame(b"!", json.dumps(failure).encode())
     await send(last)
 
 
-async def outputs(stream: Stream, give: Callable[[bytes, bool], Awaitable[None]]) -> int:
-    """Hand on what a program says, `True` for its stderr, until it has ended and nothing is on its way any more;
-    its exit code. Raises what `wait` raises."""
-    heard = [anyio.current_time()]
+async def outputs(stream: Stream, send: Callable[[bytes, bool], Awaitable[None]]) -> int:
+    """Pass on a program's output (`True` for stderr) until the program has ended and no more output arrives. Return
+    its exit code. Raises the errors of `Stream.wait`."""
+    last_output = [anyio.current_time()]
     busy = 0
 
     async def one(receive: Callable[[], Awaitable[bytes]], error: bool) -> None:
         nonlocal busy
         while data := await receive():
             busy += 1
-            await give(data, error)
+            await send(data, error)
             busy -= 1
-            heard[0] = anyio.current_time()
+            last_output[0] = anyio.current_time()
 
     async with together() as group:
         async with together() as readers:
             readers.start_soon(one, stream.receive, False)
             readers.start_soon(one, stream.receive_error, True)
             status = await stream.wait()
-            heard[0] = anyio.current_time()
-            group.start_soon(_end_in_silence, lambda: busy > 0 or anyio.current_time() - heard[0] < _SILENCE, readers)
+            last_output[0] = anyio.current_time()
+            group.start_soon(
+                _cancel_when_quiet, lambda: busy > 0 or anyio.current_time() - last_output[0] < _QUIET_SECONDS, readers
+            )
         group.cancel_scope.cancel()
     return status
 
 
-async def _end_in_silence(speaks: Callable[[], bool], readers: anyio.abc.TaskGroup) -> None:
-    while speaks():  # noqa: ASYNC110 (silence is no event)
-        await anyio.sleep(_SILENCE / 5)
+async def _cancel_when_quiet(active: Callable[[], bool], readers: anyio.abc.TaskGroup) -> None:
+    while active():  # noqa: ASYNC110 (the absence of output is not an event)
+        await anyio.sleep(_QUIET_SECONDS / 5)
     readers.cancel_scope.cancel()
 
 

@@ -36,8 +36,8 @@ class Owner(NamedTuple):
     name: str
 
 
-class Held(NamedTuple):
-    """A port that is ours for as long as the socket, which listens, is open."""
+class ReservedPort(NamedTuple):
+    """A port that is reserved for as long as its listening socket is open."""
 
     port: int
     socket: socket.socket
@@ -56,10 +56,11 @@ class _Claim:
 
 
 class HostPorts:
-    """`place` is the directory that all daemons of this user share; it is made, and must be theirs alone."""
+    """The host's ports. `directory` is shared by all daemons of this user. It is created if needed, and only the user
+    may be able to write to it."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
 
     async def reserve(
         self,
@@ -69,24 +70,24 @@ class HostPorts:
         preferred: Iterable[int] = (),
         among: Iterable[int] = (0,),
         avoid: Collection[int] = (),
-    ) -> Held:
+    ) -> ReservedPort:
         """Listen on a port of the loopback.
 
-        `wanted` is that one and no other; else the first that is free of `preferred`, then of `among`, with those to
-        `avoid` last; 0 is any. Raises PortTaken, which names who has it, NoFreePort, BadInput."""
+        With `wanted` only that port is tried. Otherwise the first free port of `preferred` is used, then of `among`,
+        with those in `avoid` last; 0 is any port. Raises PortTaken, which names the owner, NoFreePort, BadInput."""
         if wanted is not None and not 1 <= wanted <= 65535:
-            raise BadInput(f"{wanted} is no port: 1 to 65535")
+            raise BadInput(f"{wanted} is not a port: use 1 to 65535")
         others = [*preferred, *sorted(among, key=lambda port: port in avoid)]
         return await anyio.to_thread.run_sync(self._reserve, owner, wanted, others)
 
-    async def release(self, held: Held) -> None:
-        """Let go of a port. Twice is once."""
+    async def release(self, held: ReservedPort) -> None:
+        """Release a port. Safe to repeat."""
         held.socket.close()
         await anyio.to_thread.run_sync(self._forget, held.port)
 
-    def _reserve(self, owner: Owner, wanted: int | None, others: list[int]) -> Held:
+    def _reserve(self, owner: Owner, wanted: int | None, others: list[int]) -> ReservedPort:
         self._prepare()
-        with locked(self._place / "lock"):
+        with locked(self._directory / "lock"):
             if wanted is not None:
                 return self._hold(owner, wanted)
             for port in others:
@@ -99,28 +100,28 @@ class HostPorts:
             hint="set first and last in section [ports] of the settings, or name a port",
         )
 
-    def _hold(self, owner: Owner, port: int) -> Held:
+    def _hold(self, owner: Owner, port: int) -> ReservedPort:
         try:
             listener = _listening(port)
         except PermissionError:
-            raise BadInput(f"port {port} is for root alone", hint="name one above 1023") from None
+            raise BadInput(f"only root may use port {port}", hint="use a port above 1023") from None
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise OrchestrationError(f"cannot listen on port {port}: {error.strerror}") from error
             raise PortTaken(
-                f"port {port} is taken by {self._holder(port)}", hint="name another port, or none to get a free one"
+                f"port {port} is taken by {self._holder(port)}", hint="name another port, or none to get a free port"
             ) from None
         number = listener.getsockname()[1]
         claim = _Claim(session=owner.session, name=owner.name, pid=os.getpid(), started=_started(os.getpid()))
-        write_atomic(self._place / str(number), json.dumps(asdict(claim)).encode(), mode=0o600, durable=False)
-        return Held(number, listener)
+        write_atomic(self._directory / str(number), json.dumps(asdict(claim)).encode(), mode=0o600, durable=False)
+        return ReservedPort(number, listener)
 
     def _forget(self, port: int) -> None:
         self._prepare()
-        with locked(self._place / "lock"):
+        with locked(self._directory / "lock"):
             claim = self._claim(port)
             if claim is not None and claim.pid == os.getpid():
-                (self._place / str(port)).unlink(missing_ok=True)
+                (self._directory / str(port)).unlink(missing_ok=True)
 
     def _holder(self, port: int) -> str:
         claim = self._claim(port)
@@ -130,26 +131,30 @@ class HostPorts:
 
     def _claim(self, port: int) -> _Claim | None:
         try:
-            said = json.loads((self._place / str(port)).read_bytes())
+            claim = json.loads((self._directory / str(port)).read_bytes())
             return _Claim(
-                session=str(said["session"]), name=str(said["name"]), pid=int(said["pid"]), started=str(said["started"])
+                session=str(claim["session"]),
+                name=str(claim["name"]),
+                pid=int(claim["pid"]),
+                started=str(claim["started"]),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _prepare(self) -> None:
-        self._place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        seen = self._place.lstat()
-        # It may lie where everybody can make directories.
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        seen = self._directory.lstat()
+        # Its parent may be a directory in which everybody can create entries.
         if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o022:
             raise OrchestrationError(
-                f"{self._place} is not a directory of this user alone", hint=f"ls -ld {self._place}"
+                f"{self._directory} must be a directory to which only this user can write",
+                hint=f"ls -ld {self._directory}",
             )
 
 
 def _listening(port: int) -> socket.socket:
-    """A socket that listens on the loopback, on a port on which nobody else listens, at whatever address: who
-    connects to `localhost` means us. Raises OSError."""
+    """Return a socket that listens on the loopback. No other program listens on the port at any address, so that
+    connections to `localhost` reach this socket. Raises OSError."""
     if port:
         for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104
             with contextlib.suppress(_Absent):
@@ -164,7 +169,7 @@ def _listening(port: int) -> socket.socket:
 
 
 class _Absent(OSError):
-    """This host has no addresses of that family."""
+    """The error for a host that has no addresses of a family."""
 
 
 def _bound(family: int, address: str, port: int) -> socket.socket:
@@ -173,7 +178,7 @@ def _bound(family: int, address: str, port: int) -> socket.socket:
     except OSError as error:
         raise _Absent from error
     try:
-        # Connections that ended a minute ago do not count; a program that listens does.
+        # Connections that ended a minute ago do not block the port; a program that listens does.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -210,7 +215,7 @@ def _inodes(port: int) -> set[str]:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in the kernel's own count; nothing for one that is gone."""
+    """Return the start time of a process in the kernel's clock ticks; "" for a process that has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -22,7 +22,8 @@ _TYPE = "ssh-ed25519"
 
 
 class Keys(NamedTuple):
-    """`user` and `host` as the server uses them; `key` and `known_hosts` are the files for a person's ssh."""
+    """The keys of one session. The server uses `user` and `host`; `key` and `known_hosts` are the files for the user's
+    ssh."""
 
     user: asyncssh.SSHKey
     host: asyncssh.SSHKey
@@ -31,26 +32,26 @@ class Keys(NamedTuple):
 
 
 class SshKeys:
-    """All sessions' keys, below one directory of the daemon's."""
+    """The keys of all sessions, below one directory of the daemon."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def of(self, session: str) -> Keys:
-        """The keys of a session, made when they are not there."""
-        place = self._root / session
+        """Return the keys of a session; create them if they do not exist."""
+        directory = self._root / session
         self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        place.mkdir(exist_ok=True, mode=0o700)
-        user, host = _kept(place / "key"), _kept(place / "host_key")
+        directory.mkdir(exist_ok=True, mode=0o700)
+        user, host = _load_or_create(directory / "key"), _load_or_create(directory / "host_key")
         public = host.export_public_key().decode().strip()
-        known = place / "known_hosts"
+        known = directory / "known_hosts"
         line = f"{alias(session)} {public}\n".encode()
         if not known.exists() or known.read_bytes() != line:
             write_atomic(known, line, mode=0o600)
-        return Keys(user, host, place / "key", known)
+        return Keys(user, host, directory / "key", known)
 
     def forget(self, session: str) -> None:
-        """Remove them; absent is a success."""
+        """Remove a session's keys; succeeds if there are none."""
         shutil.rmtree(self._root / session, ignore_errors=True)
 
 
@@ -60,7 +61,7 @@ def alias(session: str) -> str:
 
 
 def config(name: str, session: str, port: int, user: str, keys: Keys) -> str:
-    """An ssh configuration in which `ssh hv-NAME` leads into the session."""
+    """Return an ssh configuration with which `ssh hv-NAME` connects to the session."""
     return f"""Host hv-{name}
   HostName 127.0.0.1
   Port {port}
@@ -77,7 +78,7 @@ def config(name: str, session: str, port: int, user: str, keys: Keys) -> str:
 """
 
 
-def _kept(file: Path) -> asyncssh.SSHKey:
+def _load_or_create(file: Path) -> asyncssh.SSHKey:
     try:
         return asyncssh.import_private_key(file.read_bytes())
     except FileNotFoundError:
@@ -87,5 +88,5 @@ def _kept(file: Path) -> asyncssh.SSHKey:
 
 
 def _quoted(path: Path) -> str:
-    """A path as one word of ssh's configuration, in which % begins a token."""
+    """Return a path as one word of ssh's configuration, in which % begins a token."""
     return '"' + str(path).replace("%", "%%") + '"'

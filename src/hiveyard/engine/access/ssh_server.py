@@ -24,8 +24,8 @@ from hiveyard.core.commands import Command
 from hiveyard.core.errors import HiveyardError
 from hiveyard.core.ports import Provider, Stream, Terminals
 from hiveyard.engine.access.exec_channel import outputs
-from hiveyard.engine.access.forwarding import connecting, joined
-from hiveyard.engine.access.host_ports import Held
+from hiveyard.engine.access.forwarding import connect_command, join_streams
+from hiveyard.engine.access.host_ports import ReservedPort
 from hiveyard.engine.access.ssh_keys import Keys
 from hiveyard.kit import process
 from hiveyard.kit.group import together
@@ -38,7 +38,7 @@ _HIGH = 1 << 20
 _LOGIN = 30.0
 _FAILED = 255
 _LOCAL_MODES = 3
-_OURS = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SFTP = (
     "for p in /usr/lib/openssh/sftp-server /usr/lib/ssh/sftp-server /usr/libexec/openssh/sftp-server"
     ' /usr/libexec/sftp-server; do [[ -x $p ]] && exec "$p"; done;'
@@ -47,16 +47,16 @@ _SFTP = (
 
 
 @asynccontextmanager
-async def serving(held: Held, provider: Provider, machine: str, keys: Keys) -> AsyncIterator[None]:
-    """Let people into `machine` by ssh on a port of the host, for as long as the block lasts."""
+async def serve_ssh(held: ReservedPort, provider: Provider, machine: str, keys: Keys) -> AsyncIterator[None]:
+    """Serve ssh into `machine` on a host port for as long as the block lasts."""
     async with anyio.create_task_group() as group:
-        way = _Way(provider, machine, keys, group)
-        # It serves a moment before it returns. Cancelled there, nobody but the loop would know the listener, and who
-        # gets its descriptor's number next would be deaf.
+        target = _Target(provider, machine, keys, group)
+        # `listen` serves before it returns. If it were cancelled in between, only the event loop would know the
+        # listener, and the next file with the same descriptor number would get no events.
         with anyio.CancelScope(shield=True):
             server = await asyncssh.listen(
                 sock=held.socket,
-                server_factory=lambda: _Server(way),
+                server_factory=lambda: _Server(target),
                 server_host_keys=[keys.host],
                 encoding=None,
                 line_editor=False,
@@ -72,12 +72,12 @@ async def serving(held: Held, provider: Provider, machine: str, keys: Keys) -> A
             yield
         finally:
             server.close()
-            for connection in list(way.connections):
+            for connection in list(target.connections):
                 connection.abort()
             group.cancel_scope.cancel()
 
 
-class _Way:
+class _Target:
     """State that all connections to one machine share."""
 
     def __init__(self, provider: Provider, machine: str, keys: Keys, group: TaskGroup) -> None:
@@ -90,36 +90,36 @@ class _Way:
 
 
 class _Server(asyncssh.SSHServer):
-    """One connection."""
+    """A connection."""
 
-    def __init__(self, way: _Way) -> None:
-        self._way = way
+    def __init__(self, target: _Target) -> None:
+        self._target = target
         self._connection: asyncssh.SSHServerConnection | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
-        self._way.connections.add(conn)
+        self._target.connections.add(conn)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._connection is not None:
-            self._way.connections.discard(self._connection)
+            self._target.connections.discard(self._connection)
 
     def public_key_auth_supported(self) -> bool:
         return True
 
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        return username == self._way.user and key.public_data == self._way.keys.user.public_data
+        return username == self._target.user and key.public_data == self._target.keys.user.public_data
 
     def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
-        return _Session(self._way)
+        return _Session(self._target)
 
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
     ) -> asyncssh.SSHTCPSession[bytes]:
-        if dest_host not in _OURS:
+        if dest_host not in _LOOPBACK:
             code = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
             raise asyncssh.ChannelOpenError(code, "only ports of the machine's own loopback can be reached")
-        return _Forwarded(self._way, dest_port)
+        return _Forwarded(self._target, dest_port)
 
 
 class _Pipe:
@@ -156,7 +156,7 @@ class _Pipe:
     def resume_writing(self) -> None:
         self._writable.set()
 
-    async def take(self) -> bytes:
+    async def receive(self) -> bytes:
         """Return the data that has arrived; b"" at the end."""
         while not self._held and not self._ended:
             self._changed = anyio.Event()
@@ -168,17 +168,17 @@ class _Pipe:
             self.chan.resume_reading()
         return data
 
-    async def give(self, data: bytes, kind: int | None = None) -> None:
+    async def send(self, data: bytes, kind: int | None = None) -> None:
         if self.chan is not None and not self.chan.is_closing():
             self.chan.write(data, kind)
             await self._writable.wait()
 
 
 class _Forwarded(asyncssh.SSHTCPSession[bytes]):
-    """A connection to a port of the guest; what `joined` takes for one."""
+    """A forwarded connection to a port of the guest; a `Connection` for `join_streams`."""
 
-    def __init__(self, way: _Way, port: int) -> None:
-        self._way = way
+    def __init__(self, target: _Target, port: int) -> None:
+        self._target = target
         self._port = port
         self._pipe = _Pipe()
         self.data_received = lambda data, datatype: self._pipe.put(data)  # type: ignore[method-assign]
@@ -189,7 +189,7 @@ class _Forwarded(asyncssh.SSHTCPSession[bytes]):
         self._pipe.chan = chan
 
     def session_started(self) -> None:
-        self._way.group.start_soon(self._carry, name="a connection by ssh into a guest")
+        self._target.group.start_soon(self._carry, name="a connection by ssh into a guest")
 
     def eof_received(self) -> bool:
         self._pipe.end()
@@ -199,14 +199,14 @@ class _Forwarded(asyncssh.SSHTCPSession[bytes]):
         self._pipe.gone()
 
     async def receive(self) -> bytes:
-        if data := await self._pipe.take():
+        if data := await self._pipe.receive():
             return data
         if self._pipe.chan is None:
             raise anyio.BrokenResourceError
         raise anyio.EndOfStream
 
     async def send(self, item: bytes) -> None:
-        await self._pipe.give(item)
+        await self._pipe.send(item)
         if self._pipe.chan is None:
             raise anyio.BrokenResourceError
 
@@ -217,12 +217,15 @@ class _Forwarded(asyncssh.SSHTCPSession[bytes]):
     async def _carry(self) -> None:
         chan = self._pipe.chan
         try:
-            async with self._way.provider.guest(self._way.machine) as guest, guest.open(connecting(self._port)) as to:
-                await joined(self, to)
+            async with (
+                self._target.provider.guest(self._target.machine) as guest,
+                guest.open(connect_command(self._port)) as to,
+            ):
+                await join_streams(self, to)
         except (HiveyardError, anyio.BrokenResourceError) as error:
-            log.info("port %d of %s: %s", self._port, self._way.machine, error)
+            log.info("port %d of %s: %s", self._port, self._target.machine, error)
         except Exception:
-            log.exception("port %d of %s: a connection failed", self._port, self._way.machine)
+            log.exception("port %d of %s: a connection failed", self._port, self._target.machine)
         finally:
             if chan is not None:
                 chan.close()
@@ -231,8 +234,8 @@ class _Forwarded(asyncssh.SSHTCPSession[bytes]):
 class _Session(asyncssh.SSHServerSession[bytes]):
     """A command, a shell or a subsystem."""
 
-    def __init__(self, way: _Way) -> None:
-        self._way = way
+    def __init__(self, target: _Target) -> None:
+        self._target = target
         self._pipe = _Pipe()
         self._chan: asyncssh.SSHServerChannel[bytes] | None = None
         self._command = Command(argv=("bash", "-l"))
@@ -243,7 +246,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         self.pause_writing = self._pipe.pause_writing  # type: ignore[method-assign]
         self.resume_writing = self._pipe.resume_writing  # type: ignore[method-assign]
 
-    # --- what asyncssh calls -----------------------------------------------------------------------------------------
+    # --- called by asyncssh ------------------------------------------------------------------------------------------
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self._chan = self._pipe.chan = chan
@@ -251,7 +254,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
     def pty_requested(
         self, term_type: str | None, term_size: tuple[int, int, int, int], term_modes: Mapping[int, int]
     ) -> bool:
-        if not isinstance(self._way.provider, Terminals):
+        if not isinstance(self._target.provider, Terminals):
             return False
         self._term = term_type or "xterm"
         self.terminal_size_changed(*term_size)
@@ -269,7 +272,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         return subsystem == "sftp"
 
     def session_started(self) -> None:
-        self._way.group.start_soon(self._run, name="a session by ssh in a guest")
+        self._target.group.start_soon(self._run, name="a session by ssh in a guest")
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         self._pipe.put(data)
@@ -286,7 +289,7 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         self._pipe.gone()
         self._scope.cancel()
 
-    # --- what becomes of it ------------------------------------------------------------------------------------------
+    # --- running it --------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         status = _FAILED
@@ -296,23 +299,23 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             try:
                 status = await (self._on_terminal() if self._term else self._plain())
             except HiveyardError as error:
-                await self._pipe.give(f"error: {printable(error.message)}\r\n".encode(), asyncssh.EXTENDED_DATA_STDERR)
+                await self._pipe.send(f"error: {printable(error.message)}\r\n".encode(), asyncssh.EXTENDED_DATA_STDERR)
             except Exception:
-                log.exception("a session by ssh into %s failed", self._way.machine)
+                log.exception("a session by ssh into %s failed", self._target.machine)
         if not chan.is_closing():
             chan.exit(status)
 
     async def _plain(self) -> int:
-        async with self._way.provider.guest(self._way.machine) as guest, guest.open(self._command) as stream:
+        async with self._target.provider.guest(self._target.machine) as guest, guest.open(self._command) as stream:
             return await _talk(self._pipe, stream)
 
     async def _on_terminal(self) -> int:
-        """The provider's own program for terminals, on a terminal of this host that nobody sees."""
-        provider = self._way.provider
+        """Run the provider's program for terminals on a hidden terminal of this host."""
+        provider = self._target.provider
         assert isinstance(provider, Terminals)
         assert self._command.argv is not None
         command = shown(self._command.argv, term=self._term, colors=self._colors())
-        argv = await provider.terminal(self._way.machine, command)
+        argv = await provider.terminal(self._target.machine, command)
         master, slave = pty.openpty()
         try:
             self._resize = lambda rows, columns: _resize(master, rows, columns)
@@ -337,15 +340,15 @@ class _Session(asyncssh.SSHServerSession[bytes]):
 
     def _colors(self) -> str:
         assert self._chan is not None
-        said = self._chan.get_environment_bytes().get(b"COLORTERM", b"")
-        return one_line(said.decode("utf-8", "replace"), 40)
+        value = self._chan.get_environment_bytes().get(b"COLORTERM", b"")
+        return one_line(value.decode("utf-8", "replace"), 40)
 
     async def _keys(self, master: int) -> None:
-        # What comes before the program has taken the terminal over would be echoed twice. To make it raw here would
-        # not do: ssh takes over to the guest how the terminal stands.
-        while termios.tcgetattr(master)[_LOCAL_MODES] & termios.ICANON:  # noqa: ASYNC110 (a terminal tells nobody)
+        # Input that arrives before the program has set the terminal's mode would be echoed twice. Setting raw mode here
+        # is no solution: ssh copies the mode of this terminal to the guest.
+        while termios.tcgetattr(master)[_LOCAL_MODES] & termios.ICANON:  # noqa: ASYNC110 (a terminal reports no such event)
             await anyio.sleep(0.02)
-        while data := await self._pipe.take():
+        while data := await self._pipe.receive():
             left = memoryview(data)
             while left:
                 try:
@@ -358,27 +361,27 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             await anyio.wait_readable(master)
             try:
                 data = os.read(master, _PIECE)
-            except OSError:  # EIO: nobody has its other end any more
+            except OSError:  # EIO: no process has the other end open any more
                 return
             if not data:
                 return
-            await self._pipe.give(data)
+            await self._pipe.send(data)
 
 
 async def _talk(pipe: _Pipe, stream: Stream) -> int:
-    """Carry between a channel and a program until that ends; its exit code."""
+    """Copy data between a channel and a program until the program ends; return its exit code."""
 
     async def inward() -> None:
-        while data := await pipe.take():
+        while data := await pipe.receive():
             await stream.send(data)
         await stream.send_eof()
 
-    async def give(data: bytes, error: bool) -> None:
-        await pipe.give(data, asyncssh.EXTENDED_DATA_STDERR if error else None)
+    async def send(data: bytes, error: bool) -> None:
+        await pipe.send(data, asyncssh.EXTENDED_DATA_STDERR if error else None)
 
     async with together() as group:
         group.start_soon(inward)
-        status = await outputs(stream, give)
+        status = await outputs(stream, send)
         group.cancel_scope.cancel()
     return status
 

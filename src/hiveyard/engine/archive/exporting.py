@@ -23,10 +23,10 @@ from hiveyard.core.errors import BadInput, NoSpace, OrchestrationError, SessionN
 from hiveyard.core.states import Phase
 from hiveyard.engine.archive import manifest as layout
 from hiveyard.engine.archive.manifest import Manifest
-from hiveyard.engine.archive.sparse import sparse, written
+from hiveyard.engine.archive.sparse import data_extents, make_sparse
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.service import Sessions
-from hiveyard.engine.snapshots.fork import write_heard
+from hiveyard.engine.snapshots.fork import write_agent_output
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.copying import DEEPEST
@@ -40,7 +40,7 @@ from hiveyard.store import journal, lineage
 from hiveyard.store.views import SessionRow
 
 _TYPES = {stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFREG: tarfile.REGTYPE}
-_LEVEL = 1  # of gzip: what is large in a session is packed already
+_LEVEL = 1  # of gzip: the large parts of a session are compressed already
 
 
 class Exported(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,17 +52,17 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exports:
-    """Writes sessions into files."""
+    """The service that exports sessions into files."""
 
     def __init__(self, resources: Resources, sessions: Sessions) -> None:
         self._r = resources
         self._sessions = sessions
 
     async def export(self, id: str, path: Path) -> Exported:
-        """Write the session to `path`, which must not exist; it is there whole or not at all.
+        """Write the session to `path`, which must not exist; the file is complete or does not exist.
 
-        Raises SessionNotRunning for one that is not stopped, SessionDamaged, BadInput, NoSpace."""
-        async with self._sessions.alone(id):
+        Raises SessionNotRunning for a session that is not stopped, SessionDamaged, BadInput, NoSpace."""
+        async with self._sessions.lock(id):
             return await self._export(id, path)
 
     async def _export(self, id: str, path: Path) -> Exported:
@@ -70,13 +70,13 @@ class Exports:
         if session.phase is not Phase.STOPPED:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv stop {session.slug}")
         if not path.is_absolute() or path.exists() or not path.parent.is_dir():
-            raise BadInput(f"{path} cannot be written: it is there already, or its directory is not")
+            raise BadInput(f"{path} cannot be written: the file exists already, or its directory does not exist")
         workspace = self._r.workspace(id)
         await check_integrity(self._r, session)
         try:
-            # Beside the sessions: what a killed daemon leaves there is swept by the next.
+            # Beside the sessions: if the daemon is killed, the next one removes it.
             with tempfile.TemporaryDirectory(dir=self._r.sessions, prefix=".export-") as scratch:
-                await self._gather(session, workspace, Path(scratch))
+                await self._write_parts(session, workspace, Path(scratch))
                 left_out = await anyio.to_thread.run_sync(_write, workspace, Path(scratch), path)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -84,7 +84,7 @@ class Exports:
             raise OrchestrationError(f"{session.slug} cannot be exported: {error}") from error
         return Exported(path=str(path), size=path.stat().st_size, left_out=left_out)
 
-    async def _gather(self, session: SessionRow, workspace: Workspace, into: Path) -> None:
+    async def _write_parts(self, session: SessionRow, workspace: Workspace, into: Path) -> None:
         """Write the parts of the archive that are not files of the session yet."""
         await git_output("bundle", "create", "--quiet", str(into / layout.BUNDLE), "--all", at=workspace.origin)
         inner = submodules(workspace.origin)
@@ -102,7 +102,7 @@ class Exports:
         }
 
         def write(conn: Connection) -> None:
-            write_heard(conn, workspace, session.id, into / layout.HEARD)
+            write_agent_output(conn, workspace, session.id, into / layout.HEARD)
             _write_events(conn, session.id, into / layout.EVENTS)
             manifest = Manifest(
                 id=session.id,
@@ -129,18 +129,18 @@ def _write_events(conn: Connection, session: str, file: Path) -> None:
             after = page[-1][0]
 
 
-def _write(workspace: Workspace, gathered: Path, path: Path) -> int:
-    """Write the archive; returns how many sockets, pipes and devices it does without."""
+def _write(workspace: Workspace, parts: Path, path: Path) -> int:
+    """Write the archive; return how many sockets, pipes and devices were left out."""
     with (
-        _whole(path) as file,
+        _atomic_file(path) as file,
         gzip.GzipFile(fileobj=file, mode="wb", compresslevel=_LEVEL, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
-        writing = _Writing(tar)
+        writing = _TreeWriter(tar)
         writing.entry(layout.TOP, stat.S_IFDIR | 0o700)
-        # The manifest first: who reads it knows at once what comes.
+        # The manifest comes first, so that a reader knows what follows.
         for name in (layout.MANIFEST, layout.EVENTS, layout.HEARD, layout.BUNDLE, layout.SUBMODULES):
-            writing.tree(gathered, name)
+            writing.tree(parts, name)
         shallow = workspace.origin / "shallow"
         if shallow.exists():
             writing.file(f"{layout.TOP}/shallow", shallow)
@@ -151,12 +151,12 @@ def _write(workspace: Workspace, gathered: Path, path: Path) -> int:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file that gets its name when it is complete; nobody else may read it. Killed on the way it leaves nothing,
-    where the file system knows files without a name."""
+def _atomic_file(path: Path) -> Iterator[io.BufferedWriter]:
+    """Yield a new file that gets its name when the block succeeds; only the owner may read it. If the process is killed
+    before that, nothing is left, provided the file system supports unnamed files."""
     parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fd, name = _unnamed(path)
+        fd, name = _open_unnamed(path)
         with os.fdopen(fd, "wb") as file:
             try:
                 yield file
@@ -170,15 +170,15 @@ def _whole(path: Path) -> Iterator[io.BufferedWriter]:
         os.close(parent)
 
 
-def _unnamed(path: Path) -> tuple[int, str | None]:
-    """A new file beside `path`, and the name that it has all the same."""
+def _open_unnamed(path: Path) -> tuple[int, str | None]:
+    """Create an unnamed file beside `path`. Return it with None, or with its name if it had to get one."""
     with suppress(OSError):
         return os.open(path.parent, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600), None
     return tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
 
 
-class _Writing:
-    """Puts trees into an archive, following no link."""
+class _TreeWriter:
+    """A writer of directory trees into an archive; it follows no links."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
@@ -235,10 +235,12 @@ class _Writing:
         with open(fd, "rb", closefd=False) as source:
             content: IO[bytes] = source
             taken = status.st_blocks * 512
-            if taken < status.st_size and (extents := written(fd, status.st_size)) is not None:
-                content = sparse(info, source, extents)
+            if taken < status.st_size and (extents := data_extents(fd, status.st_size)) is not None:
+                content = make_sparse(info, source, extents)
             elif 2 * taken < status.st_size:
-                # All its holes would be written, which may take days and the whole disk.
+                # All its holes would be written, which could take days and fill the disk.
                 where = one_line(shown.partition("/")[2])
-                raise BadInput(f"{where} has {taken} bytes scattered over {status.st_size}: no archive holds that")
+                raise BadInput(
+                    f"{where} is too sparse for an archive: {taken} bytes are scattered over {status.st_size}"
+                )
             self._tar.addfile(info, content)

@@ -54,8 +54,8 @@ from hiveyard.engine.archive.unpacking import unpack
 from hiveyard.engine.placement.provider_choice import Choice, choose
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.agent_terminal import terminal_agent
-from hiveyard.engine.sessions.request import SpawnRequest, check_name, request_of
-from hiveyard.engine.snapshots.service import uncopied
+from hiveyard.engine.sessions.request import SpawnRequest, check_name, session_request
+from hiveyard.engine.snapshots.service import copy_error
 from hiveyard.engine.workspace.directory import Meta, Workspace
 from hiveyard.kit.names import new_id, slug
 from hiveyard.kit.text import one_line
@@ -67,66 +67,68 @@ from hiveyard.store import journal, names, views
 from hiveyard.store.outbox import uncollected
 
 _ID = re.compile(r"[2-9bcdfghjkmnpqrstvwxz]{10}\Z")
-_TANGLED = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_LONGEST = 64 << 20
-_HEADER = _SMALL = 4 << 20
+_INCONSISTENT = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_MAX_LINE = 64 << 20
+_HEADER = _MAX_SMALL = 4 << 20
 _TIMEOUT = 3600.0
 _REF = re.compile(r"refs/(?:heads|tags|remotes|hiveyard)/[^\s~^:?*\[\\\x00-\x1f\x7f]{1,400}\Z")
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
-# Of what was asked for: what names a place of the other host, or would open this one's network.
-_NOT_TAKEN = ("record", "tape", "network", "port", "include_dirty", "provider")
-# Of what was asked for: names that are shown as they are.
-_SHOWN = ("model", "account", "branch", "base")
-# What would decide here what this host does, or tell of what it does not have. A fork names an image to build and
-# another session's snapshot to go on from; where the session came from, `SessionImported` says.
-_ELSEWHERE = MachineEvent | PortEvent | SnapshotEvent | TaskEvent | SessionForked | SessionPaused | SessionUnpaused
+# Fields of the request that name a path or port of the other host, or would open this host's network.
+_DROPPED_FIELDS = ("record", "tape", "network", "port", "include_dirty", "provider")
+# Fields of the request that are printed as they are.
+_PRINTED_FIELDS = ("model", "account", "branch", "base")
+# Events that would control this host, or describe resources that it does not have. For instance a fork names an image
+# to build and another session's snapshot to continue from. `SessionImported` records the session's origin instead.
+_NOT_IMPORTED = MachineEvent | PortEvent | SnapshotEvent | TaskEvent | SessionForked | SessionPaused | SessionUnpaused
 
 
-_MOST = 2**31 - 1
-"""The largest number of a turn."""
-_LARGEST = 2**53
-"""The largest number in an event: sums of them fit into a database's."""
-# The journal is replayed in one write, for which all others wait. A turn may say 256 MiB (`output_limit_mib`), and a
-# million events are those of some thousand turns.
-_JOURNAL = 1 << 30
-_LINES = 1_000_000
+_MAX_TURN = 2**31 - 1
+"""Maximum number of a turn."""
+_MAX_NUMBER = 2**53
+"""Maximum of a number in an event: the database can store sums of such numbers."""
+# The journal is replayed in one write, and all other writes wait for it. One turn may have 256 MiB of output
+# (`output_limit_mib`), and a few thousand turns have a million events.
+_MAX_JOURNAL_BYTES = 1 << 30
+_MAX_EVENTS = 1_000_000
 _PIECE = 1 << 20
 
 
 class _Line(msgspec.Struct):
     at: float
-    turn: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
+    turn: Annotated[int, msgspec.Meta(ge=1, le=_MAX_TURN)] | None = None
     body: msgspec.Raw = msgspec.Raw(b"")
     raw: bytes | None = None
 
 
 class Imports:
-    """Takes sessions in."""
+    """The service that imports sessions."""
 
     def __init__(self, resources: Resources) -> None:
         self._r = resources
 
-    async def take(self, path: Path, *, new: bool = False, name: str | None = None, provider: str | None = None) -> str:
-        """Take in the archive at `path`; returns the session's id. It is stopped: resume it.
+    async def import_archive(
+        self, path: Path, *, new: bool = False, name: str | None = None, provider: str | None = None
+    ) -> str:
+        """Import the archive at `path`; return the id of the session, which is stopped and can be resumed.
 
-        Its own id is kept, unless one of that id is here: then it must be `new`. Raises BadInput, BadArchive, NoSpace,
-        ProviderUnavailable; then there is nothing of it."""
+        The session keeps its id unless it is to be `new`, which is required if that id exists here. Raises BadInput,
+        BadArchive, NoSpace, ProviderUnavailable; then nothing of the archive is left."""
         if name is not None:
             check_name(name)
         if not path.is_file():
-            raise BadInput(f"{path} is no file", hint="hv export ID FILE makes one")
+            raise BadInput(f"{path} is not a file", hint="hv export ID FILE makes one")
         scratch = Workspace(self._r.sessions / f".import-{new_id()}")
         try:
             await anyio.to_thread.run_sync(_unpack, path, scratch.root, self._r.settings.reserve)
-            manifest = read_manifest(_small(scratch.root / layout.MANIFEST))
+            manifest = read_manifest(_read_small(scratch.root / layout.MANIFEST))
             terminal_agent(manifest.agent)
             id = await self._id(manifest, new)
             choice = await self._place(manifest, provider)
             await _repositories(scratch, manifest)
-            await self._settle(scratch, id, manifest)
+            await self._move_into_place(scratch, id, manifest)
             return await self._record(id, manifest, choice, name)
         except OSError as error:
-            raise uncopied(str(path), error) from error
+            raise copy_error(str(path), error) from error
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(partial(remove_tree, scratch.root, quiet=True))
@@ -135,25 +137,25 @@ class Imports:
         if new:
             return new_id()
         if not _ID.match(manifest.id):
-            raise BadArchive(f"the archive's id is none: {manifest.id[:80]!r}", hint="hv import --new FILE")
+            raise BadArchive(f"the archive's id is not valid: {manifest.id[:80]!r}", hint="hv import --new FILE")
         known = await self._r.event_log.read(lambda conn: views.find_session(conn, manifest.id))
         if known is not None or self._r.workspace(manifest.id).root.exists():
             raise BadInput(f"there is already a session {manifest.id} here", hint="hv import --new FILE")
         return manifest.id
 
     async def _place(self, manifest: Manifest, wanted: str | None) -> Choice:
-        """Where it ran before, when that works here, else the strongest that does."""
+        """Choose the provider that it ran on before, if that works here, otherwise the strongest one that works."""
         if wanted is not None:
             return await choose(wanted, self._r.providers)
         before = self._r.providers.get(manifest.provider)
         works = before is not None and (await before.readiness()).ok
         return await choose(manifest.provider if works else "auto", self._r.providers)
 
-    async def _settle(self, scratch: Workspace, id: str, manifest: Manifest) -> None:
-        """Make a session's directory of what was unpacked, marked as unfinished until it is journaled."""
+    async def _move_into_place(self, scratch: Workspace, id: str, manifest: Manifest) -> None:
+        """Turn the unpacked files into a session's directory, marked as unfinished until it is journaled."""
         own, now = self._r.workspace(id), self._r.clock.now()
 
-        def settle() -> None:
+        def move() -> None:
             scratch.unfinished.touch()
             scratch.create_keys(())
             (scratch.root / layout.EVENTS).rename(scratch.root / "events.imported")
@@ -164,7 +166,7 @@ class Imports:
             )
             scratch.root.rename(own.root)
 
-        await anyio.to_thread.run_sync(settle)
+        await anyio.to_thread.run_sync(move)
 
     async def _record(self, id: str, manifest: Manifest, choice: Choice, name: str | None) -> str:
         own = self._r.workspace(id)
@@ -194,13 +196,13 @@ class Imports:
         if session.phase is not Phase.STOPPED or session.base is None:
             raise BadArchive(f"the archive's session is {session.phase.value}, not stopped")
         try:
-            request_of(session)
+            session_request(session)
         except BadInput as error:
-            raise BadArchive(f"what the archive's session asked for makes no sense: {error.message}") from None
+            raise BadArchive(f"the request of the archive's session is not valid: {error.message}") from None
         result = views.result(conn, id)
-        said = [(session.base, session.branch)] + ([(result.base, result.branch)] if result else [])
-        if set(said) != {(manifest.base, manifest.branch)} or (result and not _SHA.match(result.head)):
-            raise BadArchive("the archive's journal and its manifest tell of different work")
+        recorded = [(session.base, session.branch)] + ([(result.base, result.branch)] if result else [])
+        if set(recorded) != {(manifest.base, manifest.branch)} or (result and not _SHA.match(result.head)):
+            raise BadArchive("the archive's journal and its manifest describe different work")
         placed = SessionPlaced(provider=choice.provider.name, tier=choice.provider.tier.value, why=choice.why)
         imported = SessionImported(
             exported_at=manifest.exported_at, conversation=manifest.conversation, feed_offset=manifest.feed_offset
@@ -209,26 +211,26 @@ class Imports:
             journal.record(conn, id, last, at=self._r.clock.now())
 
     def _replay(self, conn: Connection, free: str, id: str, manifest: Manifest) -> None:
-        """Record again what happened there, as far as it means anything here."""
+        """Record the events of the archive again, without those that have no meaning on this host."""
         now, began = self._r.clock.now(), False
         for line, body in _events(self._r.workspace(id).root / "events.imported"):
             if isinstance(body, SessionCreated):
                 body, began = self._created(body, free, id, manifest), True
             _check_numbers(body)
-            _check_paid(body)
+            _check_usage(body)
             at = line.at if math.isfinite(line.at) and 0 <= line.at <= now else now
-            if began and not isinstance(body, _ELSEWHERE):
+            if began and not isinstance(body, _NOT_IMPORTED):
                 journal.record(conn, id, body, at=at, turn=line.turn, raw=line.raw)
 
     def _created(self, body: SessionCreated, free: str, id: str, manifest: Manifest) -> SessionCreated:
         """Return the first event, with the request reduced to what a stranger may ask for."""
         known = set(SpawnRequest.__struct_fields__)
         asked: dict[str, Any] = {
-            key: value for key, value in (body.request or {}).items() if key in known and key not in _NOT_TAKEN
+            key: value for key, value in (body.request or {}).items() if key in known and key not in _DROPPED_FIELDS
         }
         repo = one_line(body.repo, 4096)
         asked |= {"repo": repo, "agent": manifest.agent}
-        asked |= {name: one_line(asked[name]) for name in _SHOWN if isinstance(asked.get(name), str)}
+        asked |= {name: one_line(asked[name]) for name in _PRINTED_FIELDS if isinstance(asked.get(name), str)}
         asked.pop("name", None)
         if not self._has_image(asked.get("image")):
             asked.pop("image", None)
@@ -237,11 +239,12 @@ class Imports:
         try:
             request = msgspec.convert(asked, SpawnRequest).as_json()
         except msgspec.ValidationError as error:
-            raise BadArchive(f"what the archive's session asked for makes no sense: {error}") from None
+            raise BadArchive(f"the request of the archive's session is not valid: {error}") from None
         return SessionCreated(slug=free, repo=repo, agent=manifest.agent, request=request)
 
     def _has_image(self, name: object) -> bool:
-        """A recipe is a program, and the host's own files are not for strangers."""
+        """Return whether an image of this name is available here. A recipe is refused because it is a program, and the
+        host's image because strangers may not use the host's files."""
         if not isinstance(name, str) or name == HOST.name or "/" in name or name.endswith(".toml"):
             return False
         try:
@@ -252,57 +255,60 @@ class Imports:
 
 
 def _check_numbers(value: object) -> None:
-    """Numbers that no database holds, and sums of them, are of nobody's session."""
+    """Check that the database can store all numbers of an event, and sums of them. Raises BadArchive."""
     if isinstance(value, msgspec.Struct):
         for field in msgspec.structs.astuple(value):
             _check_numbers(field)
-    elif isinstance(value, int | float) and not abs(value) <= _LARGEST:
-        raise BadArchive("the archive's journal tells of a number that is none of a session's")
+    elif isinstance(value, int | float) and not abs(value) <= _MAX_NUMBER:
+        raise BadArchive("the archive's journal contains a number that is too large")
 
 
-def _check_paid(body: AnyBody) -> None:
-    """Nobody gets money back for what was asked: it would be spent here, above the budget."""
+def _check_usage(body: AnyBody) -> None:
+    """Check that no usage is negative: it would allow the session to spend more than its budget here."""
     if isinstance(body, ModelCalled) and any((amount or 0) < 0 for amount in msgspec.structs.astuple(body.usage)):
-        raise BadArchive("the archive's journal tells of a model that was asked for less than nothing")
+        raise BadArchive("the archive's journal contains a negative usage of a model")
 
 
 def _unpack(path: Path, into: Path, reserve: int) -> None:
-    """Unpack, and see that there is what an archive holds, and nothing else. Raises BadArchive, NoSpace."""
+    """Unpack the archive, and check that it contains exactly the files of an exported session. Raises BadArchive,
+    NoSpace."""
     try:
         with gzip.open(path, "rb") as packed:
             unpack(packed, into, reserve=reserve)  # type: ignore[arg-type]
     except (BadInput, gzip.BadGzipFile, EOFError) as error:
-        raise BadArchive(f"{path} is no exported session: {error}", hint="hv export ID FILE makes one") from None
+        raise BadArchive(f"{path} is not an exported session: {error}", hint="hv export ID FILE makes one") from None
     except OSError as error:
-        if error.errno in _TANGLED:
+        if error.errno in _INCONSISTENT:
             raise BadArchive(f"the archive's entries do not fit together: {error.strerror}") from error
         raise
     for entry in into.iterdir():
         fits = entry.name in (layout.DIRECTORIES if entry.is_dir() else layout.FILES)
         if entry.is_symlink() or not fits or not (entry.is_dir() or entry.is_file()):
-            raise BadArchive(f"the archive holds what no session does: {entry.name[:80]!r}")
+            raise BadArchive(f"the archive contains an entry that no exported session has: {entry.name[:80]!r}")
         if entry.is_dir() and entry.name != "shared":
             _check_plain(entry)
     for name in (layout.MANIFEST, layout.EVENTS, layout.BUNDLE, "shared"):
         if not (into / name).exists():
-            raise BadArchive(f"the archive is not whole: there is no {name}")
+            raise BadArchive(f"the archive is incomplete: there is no {name}")
     _check_length(into / layout.EVENTS)
     into.chmod(0o700)
 
 
-def _small(file: Path) -> bytes:
-    """All of a file that is read at once. Raises BadArchive when it is longer than any of its kind."""
+def _read_small(file: Path) -> bytes:
+    """Return the content of a small file. Raises BadArchive for one that is longer than the limit."""
     with file.open("rb") as small:
-        data = small.read(_SMALL + 1)
-    if len(data) > _SMALL:
-        raise BadArchive(f"the archive's {file.name} is longer than {_SMALL} bytes")
+        data = small.read(_MAX_SMALL + 1)
+    if len(data) > _MAX_SMALL:
+        raise BadArchive(f"the archive's {file.name} is longer than {_MAX_SMALL} bytes")
     return data
 
 
 def _check_length(file: Path) -> None:
-    """A small archive can hold a journal that would be replayed for hours."""
-    if file.stat().st_size > _JOURNAL or _lines(file) > _LINES:
-        raise BadArchive(f"the archive's journal is longer than {_JOURNAL >> 20} MiB, or than {_LINES} events")
+    """Check the length of the journal: a small archive can contain one that would be replayed for hours."""
+    if file.stat().st_size > _MAX_JOURNAL_BYTES or _lines(file) > _MAX_EVENTS:
+        raise BadArchive(
+            f"the archive's journal is longer than {_MAX_JOURNAL_BYTES >> 20} MiB, or than {_MAX_EVENTS} events"
+        )
 
 
 def _lines(file: Path) -> int:
@@ -311,38 +317,38 @@ def _lines(file: Path) -> int:
 
 
 def _check_plain(directory: Path) -> None:
-    """The host's own files are read by name: no link is among them."""
+    """Check that a directory contains no links: the host reads its files by name."""
     expected, met = 1, 0
     for directories, files, at in walk(directory):
         expected, met = expected + len(directories), met + 1
         for name in files:
             if not stat.S_ISREG(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
-                raise BadArchive(f"the archive holds a link where none may be: {name[:80]!r}")
+                raise BadArchive(f"the archive contains a link where none is allowed: {name[:80]!r}")
     if met < expected:
-        raise BadArchive(f"the archive holds a directory that cannot be looked into, in {directory.name}")
+        raise BadArchive(f"the archive contains a directory that cannot be read, in {directory.name}")
 
 
 def _events(file: Path) -> Iterator[tuple[_Line, AnyBody]]:
     decoder = msgspec.json.Decoder(AnyBody)
     with file.open("rb") as lines:
-        while text := lines.readline(_LONGEST):
+        while text := lines.readline(_MAX_LINE):
             try:
                 line = msgspec.json.decode(text, type=_Line)
             except msgspec.MsgspecError as error:
-                raise BadArchive(f"the archive's journal makes no sense: {error}") from None
+                raise BadArchive(f"the archive's journal is not valid: {error}") from None
             try:
                 yield line, decoder.decode(line.body)
             except msgspec.MsgspecError:
-                continue  # of a newer Hiveyard: what it did not move here cannot be told
+                continue  # an event of a newer Hiveyard that this one does not know
 
 
-# --- its repositories ------------------------------------------------------------------------------------------------
+# --- repositories ----------------------------------------------------------------------------------------------------
 
 
 async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
-    """Make the bare repositories anew from bundles whose every object git has checked. Raises BadArchive."""
+    """Create the bare repositories from the bundles; git checks every object. Raises BadArchive."""
     if not _SHA.match(manifest.base):
-        raise BadArchive(f"the archive's base is no commit: {manifest.base[:80]!r}")
+        raise BadArchive(f"the archive's base is not a commit: {manifest.base[:80]!r}")
     try:
         await _repository(scratch.origin, scratch.root / layout.BUNDLE, manifest, scratch.root / "shallow")
         for one in manifest.submodules:
@@ -353,10 +359,10 @@ async def _repositories(scratch: Workspace, manifest: Manifest) -> None:
         await git_output("cat-file", "-e", manifest.base + "^{commit}", at=scratch.origin)
         await git_output("check-ref-format", "--branch", manifest.branch, at=scratch.origin)
         for key, value in (("name", manifest.identity[0]), ("email", manifest.identity[1])):
-            await git_output("config", f"hiveyard.{key}", _plain(value), at=scratch.origin)
-        await git_output("config", "hiveyard.baseref", _plain(manifest.base_ref), at=scratch.origin)
+            await git_output("config", f"hiveyard.{key}", _printable(value), at=scratch.origin)
+        await git_output("config", "hiveyard.baseref", _printable(manifest.base_ref), at=scratch.origin)
     except RepositoryError as error:
-        raise BadArchive(f"the archive's repository is not sound: {error.message}") from error
+        raise BadArchive(f"the archive's repository is not valid: {error.message}") from error
 
 
 async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: Path) -> None:
@@ -365,9 +371,9 @@ async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: P
     await git_output(*words, str(origin), at=origin.parent)
     refs, offset = _header(bundle)
     if shallow.exists():
-        lines = _small(shallow).decode("ascii", "replace").split()
+        lines = _read_small(shallow).decode("ascii", "replace").split()
         if not all(map(_SHA.match, lines)):
-            raise BadArchive("the archive's repository ends at what is no commit")
+            raise BadArchive("the archive's shallow file names something that is not a commit")
         (origin / "shallow").write_text("".join(f"{line}\n" for line in lines))
     done = await index_pack(origin, bundle, offset)
     if not done.ok:
@@ -375,32 +381,32 @@ async def _repository(origin: Path, bundle: Path, manifest: Manifest, shallow: P
     moves = "".join(f"create {ref} {commit}\n" for ref, commit in refs.items())
     await git_output("update-ref", "--stdin", at=origin, stdin=moves.encode())
     ask = ("rev-list", "--objects", "--quiet", "--all")
-    whole = await git(*ask, at=origin, timeout=_TIMEOUT, prefix=limit_memory(MEMORY))
-    if not whole.ok:
-        raise RepositoryError(f"it is not complete: {pack_error(whole, MEMORY)}")
+    listed = await git(*ask, at=origin, timeout=_TIMEOUT, prefix=limit_memory(MEMORY))
+    if not listed.ok:
+        raise RepositoryError(f"it is incomplete: {pack_error(listed, MEMORY)}")
 
 
 def _header(bundle: Path) -> tuple[dict[str, str], int]:
-    """The references of a bundle, and where its pack begins."""
+    """Return the references of a bundle, and the offset at which its pack begins."""
     try:
         with bundle.open("rb") as file:
             start = file.read(_HEADER)
     except FileNotFoundError:
-        raise BadArchive(f"the archive is not whole: there is no {bundle.name}") from None
+        raise BadArchive(f"the archive is incomplete: there is no {bundle.name}") from None
     top, blank, _ = start.partition(b"\n\n")
     first, *lines = top.decode("utf-8", "replace").split("\n")
     if not blank or first not in ("# v2 git bundle", "# v3 git bundle"):
-        raise BadArchive(f"the archive's {bundle.name} is no git bundle")
+        raise BadArchive(f"the archive's {bundle.name} is not a git bundle")
     refs = {}
     for line in lines:
         commit, _, ref = line.partition(" ")
         if line in ("@object-format=sha1", "@object-format=sha256") or ref == "HEAD":
             continue
         if not _SHA.match(commit) or not _REF.match(ref) or ".." in ref:
-            raise BadArchive(f"the archive's {bundle.name} holds what it may not: {line[:120]!r}")
+            raise BadArchive(f"the archive's {bundle.name} contains a reference that is not allowed: {line[:120]!r}")
         refs[ref] = commit
     return refs, len(top) + len(blank)
 
 
-def _plain(value: str) -> str:
+def _printable(value: str) -> str:
     return "".join(character for character in value if character.isprintable())[:200]

@@ -61,20 +61,21 @@ class _Version(msgspec.Struct):
 
 
 def read_manifest(data: bytes) -> Manifest:
-    """Raises BadArchive for one that makes no sense, is of a newer Hiveyard, or names places it may not."""
+    """Parse a manifest. Raises BadArchive for one that is not valid, is of a newer Hiveyard, or contains paths outside
+    of the repository."""
     try:
         version = msgspec.json.decode(data, type=_Version).version
         if version != VERSION:
-            raise BadArchive(f"the archive is of version {version}, this Hiveyard knows {VERSION}")
+            raise BadArchive(f"the archive has version {version}; this Hiveyard reads version {VERSION}")
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.MsgspecError as error:
-        raise BadArchive(f"the archive's manifest makes no sense: {error}") from None
+        raise BadArchive(f"the archive's manifest is not valid: {error}") from None
     for one in manifest.submodules:
         if not _COPY.match(one.copy) or not all(map(_inside, (one.path, one.module, one.outer or "x"))):
-            raise BadArchive(f"the archive names a place outside of its repository: {one.path[:200]!r}")
+            raise BadArchive(f"the archive contains a path outside of its repository: {one.path[:200]!r}")
     if manifest.object_format not in ("sha1", "sha256"):
         raise BadArchive(
-            f"the archive's repository is of a format that git does not have: {manifest.object_format[:80]!r}"
+            f"the archive's repository has an object format that git does not have: {manifest.object_format[:80]!r}"
         )
     return manifest
 

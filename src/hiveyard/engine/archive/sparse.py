@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import IO, NamedTuple
 
-_MOST = 4096
-"""Extents of one file: they are held in memory. What is more broken up is written with its smallest holes."""
-_LARGEST = (8 << 30) - 1
-"""Bytes that the size field of a header holds; the one in a PAX header is taken for that with holes by some."""
+_MAX_EXTENTS = 4096
+"""Maximum number of extents of one file, because they are held in memory. In a file with more, the smallest holes are
+written as zeros."""
+_MAX_SIZE = (8 << 30) - 1
+"""Maximum size that the header's own size field can hold. A size in a PAX header cannot be used: some programs take it
+for the size with holes."""
 
 
 class Extent(NamedTuple):
@@ -24,8 +26,8 @@ class Extent(NamedTuple):
     size: int
 
 
-def written(fd: int, size: int) -> list[Extent] | None:
-    """Where there is something in the file of so many bytes; None when it is too much for this format."""
+def data_extents(fd: int, size: int) -> list[Extent] | None:
+    """Return the extents with data of a file of `size` bytes; None if it has too much data for this format."""
     found: list[Extent] = []
     at = 0
     while at < size:
@@ -34,21 +36,21 @@ def written(fd: int, size: int) -> list[Extent] | None:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            break  # there is only a hole to come
+            break  # the rest is a hole
         if begin >= size:
             break
         at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
         found.append(Extent(begin, at - begin))
-        if len(found) > 2 * _MOST:
-            found = _joined(found)
-    found = _joined(found) if len(found) > _MOST else found
+        if len(found) > 2 * _MAX_EXTENTS:
+            found = _merge_extents(found)
+    found = _merge_extents(found) if len(found) > _MAX_EXTENTS else found
     os.lseek(fd, 0, os.SEEK_SET)
-    return found if sum(one.size for one in found) < _LARGEST - (1 << 20) else None
+    return found if sum(one.size for one in found) < _MAX_SIZE - (1 << 20) else None
 
 
-def sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Extent]) -> IO[bytes]:
-    """Make `info` that of a file with holes; returns what is to be written as its content."""
-    # The last tells how long the file is, where it ends with a hole.
+def make_sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Extent]) -> IO[bytes]:
+    """Change `info` to describe a sparse file; return the stream to write as its content."""
+    # The last extent gives the file's length, in case the file ends with a hole.
     ends = [*extents, Extent(info.size, 0)]
     table = "".join(f"{number}\n" for number in (len(ends), *(number for one in ends for number in one)))
     head = table.encode().ljust(-(-len(table) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, b"\0")
@@ -57,15 +59,15 @@ def sparse(info: tarfile.TarInfo, source: IO[bytes], extents: Sequence[Extent]) 
         "GNU.sparse.major": "1",
         "GNU.sparse.minor": "0",
         "GNU.sparse.name": info.name,
-        "path": info.name,  # else a long one were that below
+        "path": info.name,  # otherwise tarfile would store the name below here if it is long
         "GNU.sparse.realsize": str(info.size),
     }
     info.name = f"{above}/GNUSparseFile.0/{name}"
     info.size = len(head) + sum(one.size for one in extents)
-    return io.BufferedReader(_Written(head, source, extents))
+    return io.BufferedReader(_SparseStream(head, source, extents))
 
 
-class _Written(io.RawIOBase):
+class _SparseStream(io.RawIOBase):
     """A stream of the map and then the extents of a file. Data that was truncated meanwhile is read as zeros."""
 
     def __init__(self, head: bytes, source: IO[bytes], extents: Sequence[Extent]) -> None:
@@ -95,10 +97,10 @@ class _Written(io.RawIOBase):
         return piece
 
 
-def _joined(extents: Sequence[Extent]) -> list[Extent]:
-    """At most _MOST extents, with the smallest holes filled."""
+def _merge_extents(extents: Sequence[Extent]) -> list[Extent]:
+    """Return at most _MAX_EXTENTS extents, with the smallest holes filled."""
     holes = [later.at - one.at - one.size for one, later in pairwise(extents)]
-    kept = set(heapq.nlargest(_MOST - 1, range(len(holes)), key=holes.__getitem__))
+    kept = set(heapq.nlargest(_MAX_EXTENTS - 1, range(len(holes)), key=holes.__getitem__))
     found = [extents[0]]
     for hole, one in enumerate(extents[1:]):
         last = found[-1]

@@ -89,7 +89,7 @@ class Provisioner:
             image=image,
             shape=self.shape,
             session=self._workspace.shared,
-            door=self._r.door_of(self.id),
+            door=self._r.door_path(self.id),
             network=Network(self._spec.network),
             metadata={"session": self.id},
         )

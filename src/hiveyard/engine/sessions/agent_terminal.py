@@ -13,15 +13,15 @@ from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_
 
 
 def terminal_agent(name: str) -> TerminalAgent:
-    """The agent called `name`. Raises UnknownAgent, and BadInput for one without a terminal program."""
+    """Return the agent called `name`. Raises UnknownAgent, and BadInput for an agent without a terminal program."""
     agent = by_name(name)
     if not isinstance(agent, HasTerminal):
         able = ", ".join(other for other in names() if isinstance(by_name(other), HasTerminal))
-        raise BadInput(f"{name} has no terminal program to sit at", hint=f"--agent, one of: {able}; or hv run")
+        raise BadInput(f"{name} has no terminal program to attach to", hint=f"--agent, one of: {able}; or hv run")
     return cast(TerminalAgent, agent)
 
 
-def turn_of(request: SpawnRequest, workspace: Workspace, door_url: str, conversation: str | None) -> Turn:
+def terminal_turn(request: SpawnRequest, workspace: Workspace, door_url: str, conversation: str | None) -> Turn:
     """Return the turn that describes the session to the agent's adapter."""
     return Turn(
         name=TERMINAL,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 
 import anyio.to_thread
 from sqlalchemy import Connection
@@ -26,15 +27,15 @@ _MOVES = SessionEvent | PortEvent | MachineEvent | TurnEvent
 
 
 async def keep_metadata(resources: Resources) -> None:
-    """Make all of them equal to the journal, then each at every move. Never ends."""
+    """Bring every meta.json up to date with the journal, then update each at every change. Never returns."""
     writer = _MetadataWriter(resources)
     head = await resources.event_log.read(journal.last_seq)
-    await writer.write(await resources.event_log.read(lambda conn: _metas(conn, None)))
+    await writer.write(await resources.event_log.read(partial(_read_metadata, ids=None)))
     async with aclosing(resources.event_log.store.follow_pages(after=head)) as pages:
         async for page in pages:
             moved = {event.session for event in page if isinstance(event.body, _MOVES)}
             if moved:
-                await writer.write(await resources.event_log.read(lambda conn, moved=moved: _metas(conn, moved)))  # type: ignore[misc]
+                await writer.write(await resources.event_log.read(partial(_read_metadata, ids=moved)))
 
 
 class _MetadataWriter:
@@ -49,7 +50,7 @@ class _MetadataWriter:
         for meta in writer:
             workspace = self._r.workspace(meta.id)
             if not workspace.exists:
-                continue  # it is gone, or not yet whole
+                continue  # removed, or not created completely yet
             try:
                 if workspace.meta() != meta:
                     workspace.write(meta)
@@ -59,21 +60,21 @@ class _MetadataWriter:
                     self._complain(meta.id, error)
 
     def _complain(self, id: str, error: Exception) -> None:
-        """Once, not at each of its moves."""
+        """Log a warning the first time that a session's file cannot be written, not at each of its changes."""
         if id not in self._failing:
             self._failing.add(id)
-            log.warning("the meta.json of session %s is not kept up: %s", id, error)
+            log.warning("the meta.json of session %s is not updated: %s", id, error)
 
 
-def _metas(conn: Connection, ids: set[str] | None) -> dict[str, Meta]:
+def _read_metadata(conn: Connection, ids: set[str] | None) -> dict[str, Meta]:
     rows = views.sessions(conn, ids=ids)
     ports: dict[str, list[PortRow]] = {}
     for port in views.ports(conn):
         ports.setdefault(port.session, []).append(port)
-    return {row.id: meta_of(row, ports.get(row.id, [])) for row in rows if ids is None or row.id in ids}
+    return {row.id: build_meta(row, ports.get(row.id, [])) for row in rows if ids is None or row.id in ids}
 
 
-def meta_of(row: SessionRow, ports: Sequence[PortRow]) -> Meta:
+def build_meta(row: SessionRow, ports: Sequence[PortRow]) -> Meta:
     """Return the metadata that a session's directory contains."""
     return Meta(
         id=row.id,

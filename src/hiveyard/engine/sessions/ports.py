@@ -22,48 +22,48 @@ from hiveyard.store.views import SessionRow
 
 
 class SessionPorts:
-    """The ways into one session, each of them journaled."""
+    """The open ports of one session; every change is journaled."""
 
     def __init__(self, session: SessionRow, port_forwards: PortForwards, resources: Resources) -> None:
         self._session = session
-        self._ways = port_forwards
+        self._forwards = port_forwards
         self._r = resources
         self._changing = anyio.Lock()
 
     async def restore(self, wanted: int | None) -> None:
-        """Open ssh, on the `wanted` port the first time, and what was open before, elsewhere if it must be. Raises
-        PortTaken, NoFreePort."""
+        """Open the ssh port, on `wanted` the first time, and the ports that were open before, on other host ports if
+        theirs are taken. Raises PortTaken, NoFreePort."""
         rows = await self._r.event_log.read(views.ports)
         mine = {row.guest_port: row.host_port for row in rows if row.session == self._session.id}
         others = {row.host_port for row in rows if row.session != self._session.id}
         first = wanted if self._session.phase is Phase.CREATED else None
         try:
-            await self._ways.open_ssh(self._r.ports, wanted=first, former=mine.get(SSH, wanted), avoid=others)
+            await self._forwards.open_ssh(self._r.ports, wanted=first, previous=mine.get(SSH, wanted), avoid=others)
             for guest, host in mine.items():
                 if guest != SSH:
-                    await self._ways.open(guest, former=host)
+                    await self._forwards.open(guest, previous=host)
         finally:
             await self._journal(mine)
 
     async def open(self, guest: int, wanted: int | None) -> int:
-        """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
+        """Forward a host port to a port of the guest; return the host port. Raises PortTaken, NoFreePort, BadInput."""
         async with self._changing:
-            before = self._ways.opened
-            port = await self._ways.open(guest, wanted=wanted)
+            before = self._forwards.opened
+            port = await self._forwards.open(guest, wanted=wanted)
             await self._journal(before)
             return port
 
     async def close(self, guest: int) -> None:
-        """Absent is a success."""
+        """Stop forwarding to a port of the guest; succeeds if it is not open."""
         async with self._changing:
-            before = self._ways.opened
-            await self._ways.close(guest)
+            before = self._forwards.opened
+            await self._forwards.close(guest)
             if guest in before:
                 await self._r.event_log.record(self._session.id, PortClosed(host_port=before[guest]))
 
     async def _journal(self, before: dict[int, int]) -> None:
         """Record the ports that were opened, and the ones that they replace."""
-        now = self._ways.opened
+        now = self._forwards.opened
         moved = {guest: host for guest, host in now.items() if before.get(guest) != host}
         closed: list[AnyBody] = [PortClosed(host_port=before[guest]) for guest in moved if guest in before]
         opened = [PortOpened(host_port=host, guest_port=guest) for guest, host in moved.items()]
@@ -72,21 +72,21 @@ class SessionPorts:
 
 
 @asynccontextmanager
-async def reaching(
+async def open_session_ports(
     session: SessionRow, provider: Provider, resources: Resources, *, wanted: int | None
 ) -> AsyncIterator[SessionPorts]:
-    """The ways into a session's machine, open for as long as the block lasts. Raises PortTaken, NoFreePort for one that
-    is made now; what runs already does not end for want of a way in, and its journal says so."""
+    """Keep a session's ports open for as long as the block lasts. Raises PortTaken, NoFreePort for a session that is
+    being started. A session that runs already does not end because a port is missing: a notice records it."""
     keys = await anyio.to_thread.run_sync(resources.ssh_keys.of, session.id)
     owner = Owner(session.id, session.slug)
     async with port_forwards(owner, provider, machine_name(session.id), resources.host_ports, keys) as opened:
-        reach = SessionPorts(session, opened, resources)
+        ports = SessionPorts(session, opened, resources)
         try:
-            await reach.restore(wanted)
+            await ports.restore(wanted)
         except (HiveyardError, OSError) as error:
             if isinstance(error, StoreUnusable) or session.phase is not Phase.RUNNING:
                 raise
             code = error.code if isinstance(error, HiveyardError) else ""
-            message = f"not all of its ports are open again: {error}"
+            message = f"not all of its ports could be opened again: {error}"
             await resources.event_log.record(session.id, Notice(message=message, code=code))
-        yield reach
+        yield ports

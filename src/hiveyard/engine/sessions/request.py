@@ -17,8 +17,8 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?\Z")
 
 
 class SpawnRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A session. Without `prompt` the agent waits for a person. `port` is where its ssh is reached on the host's
-    loopback. `snapshots` says when they are taken without being asked for."""
+    """A request for a session. Without `prompt` the agent waits for the user. `port` is the host port for ssh, on the
+    loopback. `snapshots` says when snapshots are taken automatically."""
 
     name: str | None = None
     prompt: str | None = None
@@ -26,27 +26,27 @@ class SpawnRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     snapshots: Literal["turns"] | None = None
 
     def checked(self) -> SpawnRequest:
-        """Itself. Raises BadInput for what can be told to be wrong by looking at it alone."""
+        """Validate the fields by themselves and return the request. Raises BadInput."""
         self.check_spec()
         if self.prompt is not None:
-            check_prompt(self.prompt, "leave --prompt away, and the agent waits for you")
+            check_prompt(self.prompt, "without --prompt the agent waits for you")
         if self.name is not None:
             check_name(self.name)
         return self
 
 
 def check_name(name: str) -> None:
-    """Raises BadInput for what no session can be called."""
+    """Raise BadInput for an invalid session name."""
     if not _NAME.match(name):
-        raise BadInput(f"{name[:80]!r} is no name for a session: 1 to 40 of a-z, 0-9 and -, no - at the ends")
+        raise BadInput(f"{name[:80]!r} is not a valid session name: use 1 to 40 of a-z, 0-9 and -, no - at the ends")
 
 
 def spawn_from_json(data: object) -> SpawnRequest:
-    """A request from plain data. Raises BadInput."""
+    """Parse a request from plain data. Raises BadInput."""
     return parsed(data, SpawnRequest, "spawn request")
 
 
-def request_of(session: SessionRow) -> SpawnRequest:
+def session_request(session: SessionRow) -> SpawnRequest:
     """Return the session's request as of now. Its budget may be 0, which no request can ask for: forks took the rest of
     it. Raises BadInput."""
     asked = dict(session.request or {})

@@ -40,12 +40,12 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
 from hiveyard.engine.sessions.agent_terminal import terminal_agent
 from hiveyard.engine.sessions.ports import SessionPorts
-from hiveyard.engine.sessions.request import SpawnRequest, request_of
+from hiveyard.engine.sessions.request import SpawnRequest, session_request
 from hiveyard.engine.sessions.session_runner import SessionRunner
-from hiveyard.engine.sessions.view import SessionView, own, view, views_of
+from hiveyard.engine.sessions.view import SessionView, require_session, session_views, view
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.terminal_runner import TerminalRunner
-from hiveyard.engine.validation import check, check_account, completed
+from hiveyard.engine.validation import check_account, validate, with_defaults
 from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.names import new_id, slug
@@ -53,10 +53,10 @@ from hiveyard.store import journal, names, views
 from hiveyard.store.views import SessionRow
 
 log = logging.getLogger(__name__)
-FIRST = 1
-LOOKING = 5.0
-"""Seconds that a new daemon waits to hear which machines live, before it answers anybody: what is known is told truly,
-and a provider that does not answer holds nobody up."""
+FIRST_TURN = 1
+MACHINE_CHECK_TIMEOUT = 5.0
+"""Seconds that a new daemon waits, before it serves requests, to learn which machines are alive. So its answers are
+right where providers respond, and a provider that does not respond delays it no longer."""
 
 
 class Sessions:
@@ -68,44 +68,44 @@ class Sessions:
         self._r = resources
         self._group = group
         self._runners: dict[str, SessionRunner] = {}
-        self._making = anyio.Lock()
-        self._alone: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._creating = anyio.Lock()
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self.on_turn_over: Callable[[SessionRunner], None] = lambda runner: None
 
-    # --- made and ended ----------------------------------------------------------------------------------------------
+    # --- create, resume, stop ----------------------------------------------------------------------------------------
 
     async def spawn(self, request: SpawnRequest) -> str:
-        """Take a session; returns its id once it is journaled and begun.
+        """Create a session; return its id once it is journaled and started.
 
-        Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError, NoMemory for what can be told beforehand: then
-        there is no session."""
+        Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
+        session was created."""
         terminal_agent(request.agent or self._r.settings.agent)
-        request = completed(request.checked(), self._r)
-        if (made := await self._made_before(request)) is not None:
-            return made
-        await check(request, self._r)
-        await self._check_room(request)
-        async with self._making:
-            if (made := await self._made_before(request)) is not None:
-                return made
+        request = with_defaults(request.checked(), self._r)
+        if (existing := await self._existing(request)) is not None:
+            return existing
+        await validate(request, self._r)
+        await self._check_capacity(request)
+        async with self._creating:
+            if (existing := await self._existing(request)) is not None:
+                return existing
             id = request.id or new_id()
             if request.port is not None:
                 await self._check_port(id, request.port)
             with anyio.CancelScope(shield=True):
                 await self._create(id, request)
-                self.begin(id)
+                self.start(id)
         return id
 
-    async def _made_before(self, request: SpawnRequest) -> str | None:
-        """The session that was asked for with these words and this id before."""
+    async def _existing(self, request: SpawnRequest) -> str | None:
+        """Return the session that was created before with the same id and the same request."""
         id = request.id
         if id is None or (session := await self._r.event_log.read(lambda conn: views.find_session(conn, id))) is None:
             return None
-        request.made_before(session.request, "session")
+        request.check_same(session.request, "session")
         return id
 
     async def _create(self, id: str, request: SpawnRequest) -> None:
-        """Make the session's directory, then journal the session, with its first prompt if it has one."""
+        """Create the session's directory, then journal the session, with its first prompt if it has one."""
         settings, now = self._r.settings, self._r.clock.now()
         agent = request.agent or settings.agent
         wanted = request.name or slug(request.prompt or request.repo.rstrip("/").rsplit("/", 1)[-1], fallback="session")
@@ -122,7 +122,7 @@ class Sessions:
                 tape=request.tape,
             )
             if request.prompt is not None:
-                Prompts(workspace.prompts).write(FIRST, request.prompt)
+                Prompts(workspace.prompts).write(FIRST_TURN, request.prompt)
 
         def write(conn: Connection) -> None:
             free = names.free_slug(conn, wanted)
@@ -132,142 +132,145 @@ class Sessions:
             created = SessionCreated(slug=free, repo=request.repo, agent=agent, request=request.as_json())
             journal.record(conn, id, created, at=now)
             if request.prompt is not None:
-                journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST)
+                journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST_TURN)
 
         await create_and_record(self._r, workspace.root, make, write)
 
     async def resume(self, id: str, budget_usd: float | None = None) -> None:
-        """Go on in a new machine; that it does is journaled when this returns. One that is at work is a success.
-        `budget_usd` is what it may spend in all from now on, also when it is at work; None leaves that as it is. Raises
-        NoMemory, SessionNotRunning, BadInput (its account is not there, ...)."""
-        async with self.alone(id):
+        """Resume a stopped session in a new machine; return when that is journaled. Succeeds for a session that is
+        running. `budget_usd` is its new total budget, also for a running session; None leaves the budget unchanged.
+        Raises NoMemory, SessionNotRunning, BadInput (for instance if its account does not exist)."""
+        async with self.lock(id):
             await self.until_stopped(id)
-            session = await self._looked_at(id)
+            session = await self._row_with_machine_checked(id)
             if session.phase in AT_WORK:
                 await self._set_budget(id, budget_usd)
             elif session.phase is Phase.STOPPED:
-                await self._take_up(session, budget_usd)
+                await self._resume(session, budget_usd)
             else:
-                raise SessionNotRunning(f"{session.slug} is {session.phase}: only what was stopped can go on")
+                raise SessionNotRunning(f"{session.slug} is {session.phase}: only a stopped session can be resumed")
 
-    async def _take_up(self, session: SessionRow, budget_usd: float | None) -> None:
+    async def _resume(self, session: SessionRow, budget_usd: float | None) -> None:
         await check_integrity(self._r, session)
-        # One that was imported, or whose keys were changed meanwhile, would fail at its first question.
-        request = request_of(session)
+        # Keys may have changed since, and an imported session may name an account that this host does not have: without
+        # this check its first request to a model would fail.
+        request = session_request(session)
         check_account(request, self._r)
         settings, now = self._r.settings, self._r.clock.now()
 
-        def taken_up(conn: Connection) -> None:
+        def write(conn: Connection) -> None:
             capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
-            _fund(conn, session.id, budget_usd, now)
+            _record_budget(conn, session.id, budget_usd, now)
             journal.record(conn, session.id, SessionPreparing(), at=now)
 
         with anyio.CancelScope(shield=True):
-            await self._r.event_log.store.write(taken_up)
-            self.begin(session.id)
+            await self._r.event_log.store.write(write)
+            self.start(session.id)
 
     async def _set_budget(self, id: str, dollars: float | None) -> None:
         now = self._r.clock.now()
-        await self._r.event_log.store.write(lambda conn: _fund(conn, id, dollars, now))
+        await self._r.event_log.store.write(lambda conn: _record_budget(conn, id, dollars, now))
         if (runner := self._runners.get(id)) is not None:
-            await runner.heed_budget()
+            await runner.apply_budget()
 
     async def stop(self, id: str) -> None:
-        """End its machine and keep its files; returns when that is done. One that is stopped is a success."""
+        """Stop a session: remove its machine and keep its files. Return when that is done. Succeeds for a session that
+        is stopped."""
         session = await self.row(id)
         if (runner := self._runners.get(id)) is None:
-            # One that is being rewound has nobody at work for a moment, and goes on.
-            async with self.alone(id):
+            # A session that is being rewound has no runner for a moment, and then continues.
+            async with self.lock(id):
                 runner = self._runners.get(id)
         if runner is None:
             return
         if runner.frozen or session.activity is Activity.PAUSED:
-            with contextlib.suppress(SessionNotRunning):  # it came to its end meanwhile
+            with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
                 await self.unpause(id)
         runner.stop.request(Cancelled("stopped"))
         await runner.over.wait()
         if runner.scope.cancel_called:
-            await self.stop(id)  # it was let go of meanwhile: another may be in its place
+            await self.stop(id)  # the runner was detached meanwhile, and another one may have replaced it
             return
         log.info("session %s (%s) was stopped", id, session.slug)
 
-    async def let_go(self, id: str) -> None:
-        """Leave off work on it as a dying daemon would; what it has stays as it is."""
+    async def detach(self, id: str) -> None:
+        """Stop working on a session, as a daemon that is killed would: its machine and files stay as they are."""
         if runner := self._runners.get(id):
-            async with runner.changing:
+            async with runner.machine_lock:
                 runner.scope.cancel()
                 await runner.over.wait()
 
-    def alone(self, id: str) -> anyio.Lock:
-        """Held by who has a session begin, end or be gone: it is taken up, rewound, exported, removed by one at a
-        time."""
-        return self._alone.setdefault(id, anyio.Lock())
+    def lock(self, id: str) -> anyio.Lock:
+        """Return the lock held while a session is resumed, rewound, exported or removed."""
+        return self._locks.setdefault(id, anyio.Lock())
 
     async def until_stopped(self, id: str) -> None:
-        """Wait for the end of one that is being stopped."""
+        """Wait until a session that is being stopped has stopped."""
         if (runner := self._runners.get(id)) is not None and runner.stop.reason is not None:
             await runner.over.wait()
 
-    # --- told --------------------------------------------------------------------------------------------------------
+    # --- running sessions --------------------------------------------------------------------------------------------
 
     async def send(self, id: str, text: str) -> int:
-        """One more prompt in the same conversation; returns the turn's number when it is journaled."""
+        """Send a prompt in the same conversation; return the turn's number once it is journaled."""
         check_prompt(text, 'say what to do: hv send ID "now run the tests"')
         return await (await self._terminal_runner(id)).add(text)
 
     async def interrupt(self, id: str) -> None:
-        """End the turn at work and keep the session. Raises AgentFailed."""
+        """End the current turn; the session keeps running. Raises AgentFailed."""
         terminal_runner, runner = await self._terminal_runner(id), await self.runner(id)
-        async with runner.changing, self.guest(id) as guest:
+        async with runner.machine_lock, self.guest(id) as guest:
             await terminal_runner.interrupt(guest)
 
     async def terminal(self, id: str, command: Command) -> Sequence[str]:
-        """A program of this host that gives a person's terminal to `command` in the session's machine; see
-        `Terminals.terminal`. Raises SessionNotRunning."""
+        """Return the command line of a host program that connects the user's terminal to `command` in the session's
+        machine; see `Terminals.terminal`. Raises SessionNotRunning."""
         await self._terminal_runner(id)
         session = await self.row(id)
         provider = self._provider(session)
         if not isinstance(provider, Terminals):
-            raise BadInput(f"{session.provider} has no terminals for people", hint=f"hv logs -f {session.slug}")
+            raise BadInput(
+                f"the provider {session.provider} has no interactive terminals", hint=f"hv logs -f {session.slug}"
+            )
         return await provider.terminal(machine_name(id), command)
 
     async def open_port(self, id: str, guest: int, wanted: int | None) -> int:
-        """Lead a port of the host to one of the guest; the host's. Raises PortTaken, NoFreePort, BadInput."""
-        return await (await self._reach(id)).open(guest, wanted)
+        """Forward a host port to a port of the guest; return the host port. Raises PortTaken, NoFreePort, BadInput."""
+        return await (await self._ports(id)).open(guest, wanted)
 
     async def close_port(self, id: str, guest: int) -> None:
-        """Absent is a success."""
-        await (await self._reach(id)).close(guest)
+        """Stop forwarding to a port of the guest; succeeds if it is not open."""
+        await (await self._ports(id)).close(guest)
 
     async def ssh_config(self, id: str) -> str:
-        """Return the configuration by which `ssh hv-NAME` reaches the session. Raises SessionNotRunning for one that
-        has had no port yet."""
+        """Return the configuration with which `ssh hv-NAME` connects to the session. Raises SessionNotRunning for a
+        session that has no ssh port yet."""
         seen = await self.view(id)
         if seen.port is None:
-            raise SessionNotRunning(f"{seen.name} has no port for ssh yet", hint=f"hv resume {seen.name}")
+            raise SessionNotRunning(f"{seen.name} has no ssh port yet", hint=f"hv resume {seen.name}")
         user = self._provider(await self.row(id)).capabilities.user
         keys = await anyio.to_thread.run_sync(self._r.ssh_keys.of, id)
         return config(seen.name, id, seen.port, user, keys)
 
-    async def reachable(self, id: str) -> None:
-        """Raises SessionNotRunning for one whose machine takes no commands now."""
+    async def check_reachable(self, id: str) -> None:
+        """Raise SessionNotRunning for a session whose machine accepts no commands at the moment."""
         await self._terminal_runner(id)
 
-    async def _reach(self, id: str) -> SessionPorts:
+    async def _ports(self, id: str) -> SessionPorts:
         await self._terminal_runner(id)
-        reach = self._runners[id].reach
-        assert reach is not None
-        return reach
+        ports = self._runners[id].ports
+        assert ports is not None
+        return ports
 
     async def pause(self, id: str) -> None:
-        """Freeze its machine. One that is frozen is a success. Raises SessionNotRunning, CannotFreeze."""
+        """Pause a session's machine. Succeeds if it is paused. Raises SessionNotRunning, CannotFreeze."""
         runner = await self.runner(id)
-        async with runner.changing:
+        async with runner.machine_lock:
             session = await self.row(id)
             provider = self._pauses(session)
             if session.activity is Activity.PAUSED:
                 return
-            await begun(session, runner)
+            await require_started(session, runner)
             if runner.stop.reason is not None:
                 raise SessionNotRunning(f"{session.slug} is being stopped")
             await runner.freeze()
@@ -275,64 +278,65 @@ class Sessions:
                 await provider.pause(machine_name(id))
                 await self._r.event_log.record(id, SessionPaused())
             except BaseException:
-                # What nobody can read of in the journal is not frozen.
+                # A machine must not stay paused if the journal does not say so.
                 with anyio.CancelScope(shield=True), contextlib.suppress(HiveyardError):
                     await provider.resume(machine_name(id))
                 runner.thaw()
                 raise
 
     async def unpause(self, id: str) -> None:
-        """Let its machine go on. One that runs is a success."""
+        """Unpause a session's machine. Succeeds if it is not paused."""
         runner = await self.runner(id)
-        async with runner.changing:
+        async with runner.machine_lock:
             session = await self.row(id)
             if session.activity is Activity.PAUSED:
-                # A daemon that has just started decides by this whether to go in.
-                await runner.settled(session.phase)
+                # A runner that a new daemon has just started reads the journal to decide whether to enter the machine.
+                await runner.wait_until_ready(session.phase)
                 try:
                     await self._pauses(session).resume(machine_name(id))
                 except (NoSuchMachine, MachineNotReady, MachineLost) as error:
-                    log.warning("session %s was paused, and its machine is gone: %s", id, error.message)
+                    log.warning("session %s was paused, and its machine no longer exists: %s", id, error.message)
                 await self._r.event_log.record(id, SessionUnpaused())
             runner.thaw()
 
-    async def harvest(self, id: str) -> None:
-        """Bring out the work of a running session as it is now; what a stopped one left was brought out then. Raises
-        SessionNotRunning for one that is paused or not ready yet, CollectTimeout."""
+    async def collect(self, id: str) -> None:
+        """Collect the current work of a running session; the work of a stopped one was collected when it stopped.
+        Raises SessionNotRunning for a session that is paused or not ready yet, CollectTimeout."""
         while (runner := self._runners.get(id)) is not None and runner.stop.reason is None:
-            await self.reachable(id)
-            async with self._r.collecting(id):
+            await self.check_reachable(id)
+            async with self._r.collect_lock(id):
                 if self._runners.get(id) is not runner or runner.stop.reason is not None:
-                    continue  # others came first, and it is no longer as it was
+                    continue  # it was stopped or resumed while this waited for the lock
                 async with self.guest(id) as guest:
                     await runner.collect_work(guest)
                 return
         await self.until_stopped(id)
 
-    # --- answers -----------------------------------------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------------------------
 
     async def view(self, id: str) -> SessionView:
         return await self._r.event_log.read(lambda conn: view(conn, id))
 
     async def views(self, *, over: bool, limit: int | None = None) -> list[SessionView]:
-        """Newest first; `over` takes in those that cannot go on."""
-        return await self._r.event_log.read(lambda conn: views_of(conn, over=over, limit=limit))
+        """Return all sessions, newest first; `over` includes those that cannot be resumed."""
+        return await self._r.event_log.read(lambda conn: session_views(conn, over=over, limit=limit))
 
-    # --- life --------------------------------------------------------------------------------------------------------
+    # --- runners -----------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Go on with every session that was at work; one whose machine is gone becomes stopped, with the reason."""
+        """Continue every session that was running. A session whose machine no longer exists becomes stopped, with the
+        reason."""
         for session in await self._r.event_log.read(lambda conn: views.sessions(conn, phases=AT_WORK, own=True)):
-            self.begin(session.id)
+            self.start(session.id)
 
-    async def look(self) -> None:
-        """Wait until it is known of each session that was taken up whether its machine lives, `LOOKING` at most."""
-        with anyio.move_on_after(LOOKING):
+    async def wait_for_machines(self) -> None:
+        """Wait until the machine of each recovered session is known to live or not, at most `MACHINE_CHECK_TIMEOUT`."""
+        with anyio.move_on_after(MACHINE_CHECK_TIMEOUT):
             for id in list(self._runners):
-                await self._looked_at(id)
+                await self._row_with_machine_checked(id)
 
-    def begin(self, id: str) -> None:
-        """Work on it from now on."""
+    def start(self, id: str) -> None:
+        """Start a runner for a session."""
         runner = self._runners[id] = SessionRunner(id, self._r, lambda runner: self.on_turn_over(runner))
         self._group.start_soon(self._run, runner, name=f"session {id}")
 
@@ -341,56 +345,58 @@ class Sessions:
             with runner.scope:
                 await runner.run()
         except Exception:
-            log.exception("session %s is left as it is", runner.id)
+            log.exception("session %s failed with an internal error; the next daemon continues it", runner.id)
         finally:
             if self._runners.get(runner.id) is runner:
                 del self._runners[runner.id]
             runner.over.set()
 
-    # --- small things ------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     async def _check_port(self, id: str, port: int) -> None:
-        """Raises PortTaken."""
+        """Check that a host port is free. Raises PortTaken."""
         held = await self._r.host_ports.reserve(Owner(id, id), wanted=port)
         await self._r.host_ports.release(held)
 
-    async def _check_room(self, request: SpawnRequest) -> None:
+    async def _check_capacity(self, request: SpawnRequest) -> None:
         settings = self._r.settings
         wanted = request.memory_mib or settings.memory_mib
         await self._r.event_log.read(lambda conn: capacity.check(conn, settings, wanted))
 
     async def row(self, id: str) -> SessionRow:
-        """Raises NotFound, also for a task."""
-        return await self._r.event_log.read(lambda conn: own(views.session(conn, id)))
+        """Return a session's row. Raises NotFound, also for a task."""
+        return await self._r.event_log.read(lambda conn: require_session(views.session(conn, id)))
 
-    async def _looked_at(self, id: str) -> SessionRow:
-        """As `row`, once it is known whether the machine of one that runs still lives. Raises NotFound."""
+    async def _row_with_machine_checked(self, id: str) -> SessionRow:
+        """Return a session's row as `row` does, but wait until it is known whether a running session's machine is still
+        alive."""
         session = await self.row(id)
         if session.phase is not Phase.RUNNING or (runner := self._runners.get(id)) is None:
             return session
-        await runner.until(runner.ready)
+        await runner.wait_for(runner.ready)
         return await self.row(id)
 
-    def at_work(self, id: str) -> SessionRunner | None:
+    def find_runner(self, id: str) -> SessionRunner | None:
         return self._runners.get(id)
 
     async def runner(self, id: str) -> SessionRunner:
-        """Raises SessionNotRunning."""
+        """Return a session's runner. Raises SessionNotRunning."""
         session = await self.row(id)
         if (runner := self._runners.get(id)) is None:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv resume {session.slug}")
         return runner
 
     async def _terminal_runner(self, id: str) -> TerminalRunner:
-        """One that stands still for the moment of a snapshot can be told things: they wait."""
+        """Return a session's terminal runner. Raises SessionNotRunning for a paused session. A session that is held for
+        a snapshot accepts prompts: they wait until it continues."""
         runner, session = await self.runner(id), await self.row(id)
         if session.activity is Activity.PAUSED:
             raise SessionNotRunning("its machine is paused", hint=f"hv unpause {id}")
-        return await runner.settled(session.phase)
+        return await runner.wait_until_ready(session.phase)
 
     @asynccontextmanager
     async def guest(self, id: str) -> AsyncIterator[Guest]:
-        """The inside of its machine."""
+        """Yield the guest of a session's machine."""
         async with self._provider(await self.row(id)).guest(machine_name(id)) as guest:
             yield guest
 
@@ -402,28 +408,28 @@ class Sessions:
     def _pauses(self, session: SessionRow) -> Pauses:
         provider = self._provider(session)
         if not isinstance(provider, Pauses):
-            hint = f"hv stop {session.slug} ends it and keeps its files"
-            raise BadInput(f"{session.provider} cannot freeze a machine", hint=hint)
+            hint = f"hv stop {session.slug} stops it and keeps its files"
+            raise BadInput(f"the provider {session.provider} cannot pause a machine", hint=hint)
         return provider
 
 
-async def begun(session: SessionRow, runner: SessionRunner) -> TerminalRunner:
+async def require_started(session: SessionRow, runner: SessionRunner) -> TerminalRunner:
     """Return the runner of a session whose agent has started. Raises SessionNotRunning for one that is still being
     prepared: if a daemon were killed while such a session is paused, nothing would unpause it."""
     if session.phase is not Phase.RUNNING:
-        raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
-    return await runner.settled(session.phase)
+        raise SessionNotRunning("its agent has not started yet", hint="try again in a moment; hv list")
+    return await runner.wait_until_ready(session.phase)
 
 
-def _fund(conn: Connection, id: str, dollars: float | None, at: float) -> None:
-    """Journal what a session may spend in all from now on; None: as before. Raises BadInput."""
+def _record_budget(conn: Connection, id: str, dollars: float | None, at: float) -> None:
+    """Journal a session's new total budget; None leaves it unchanged. Raises BadInput."""
     if dollars is None:
         return
     session = views.session(conn, id)
     spent = session.spent.cost_usd or 0.0
     if dollars <= spent:
         raise BadInput(
-            f"a budget of ${dollars:.2f} is not above what {session.slug} has spent: ${spent:.4f}",
+            f"the budget of ${dollars:.2f} is not more than {session.slug} has spent: ${spent:.4f}",
             hint=f"hv resume {session.slug} --budget {spent + 1:.2f}",
         )
     journal.record(conn, id, BudgetSet(dollars=dollars), at=at)

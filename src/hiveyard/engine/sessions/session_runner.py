@@ -45,9 +45,9 @@ from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.placement.provider_choice import choose
 from hiveyard.engine.placement.provisioner import Provisioner
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.agent_terminal import terminal_agent, turn_of
-from hiveyard.engine.sessions.ports import SessionPorts, reaching
-from hiveyard.engine.sessions.request import SpawnRequest, request_of
+from hiveyard.engine.sessions.agent_terminal import terminal_agent, terminal_turn
+from hiveyard.engine.sessions.ports import SessionPorts, open_session_ports
+from hiveyard.engine.sessions.request import SpawnRequest, session_request
 from hiveyard.engine.sessions.start_point import StartPoint, rename_branch
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.session_door import open_session_door
@@ -64,14 +64,14 @@ from hiveyard.store.views import SessionRow
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-PATIENCE = 5.0
-"""Seconds until a step is tried again for which the journal could not be written, or the way into the guest broke."""
-TRIES = 24
-"""Times in a row that going into the guest breaks until its machine is taken for lost."""
-HEARING = 15.0
-"""Seconds that are waited for the end of what is heard of a program that was ended: its guest can hold it back."""
-HURRIED = 15.0
-"""Seconds for that, and for collecting the work, when the disk fills up."""
+RETRY_DELAY = 5.0
+"""Seconds until a step is retried after the journal could not be written or the connection to the guest broke."""
+GUEST_RETRIES = 24
+"""Times in a row that the connection to the guest may break until its machine counts as lost."""
+EXIT_TIMEOUT = 15.0
+"""Seconds to wait for the output of an ended program to end: the guest can hold it back."""
+DISK_FULL_TIMEOUT = 15.0
+"""Seconds for the same, and for collecting the work, when the disk fills up."""
 
 
 class SessionRunner:
@@ -79,10 +79,10 @@ class SessionRunner:
 
     `stop` is asked to end its machine; `over` is set when nothing works on the session any more; cancelling `scope`
     detaches from it, as a dying daemon would. `terminal_runner` exists once the machine is ready (`ready` is set);
-    `begun` is set once the journal says that the agent's program runs. `changing` is held while the machine is paused,
-    unpaused or replaced. `on_turn_over` is called at the end of each turn and must return at once.
+    `started` is set once the journal says that the agent's program runs. `machine_lock` is held while the machine is
+    paused, unpaused or replaced. `on_turn_over` is called at the end of each turn and must return at once.
 
-    It has many methods because each step of a session is one.
+    It has many methods because each step of a session's run is one.
     """
 
     def __init__(
@@ -92,100 +92,100 @@ class SessionRunner:
         self.stop = Stop()
         self.over = anyio.Event()
         self.ready = anyio.Event()
-        self.begun = anyio.Event()
-        self.changing = anyio.Lock()
+        self.started = anyio.Event()
+        self.machine_lock = anyio.Lock()
         self.door: Door | None = None
         self._on_turn_over = on_turn_over
         self.scope = anyio.CancelScope()
         self.terminal_runner: TerminalRunner | None = None
-        self.reach: SessionPorts | None = None
+        self.ports: SessionPorts | None = None
         self.lease: MachineLease | None = None
-        self._leave = anyio.CancelScope()
+        self._guest_scope = anyio.CancelScope()
         self._frozen: anyio.Event | None = None
-        self._outside = anyio.Event()
-        self._laid = False
+        self._left_guest = anyio.Event()
+        self._files_ready = False
         self._collected = False
         self._r = resources
         self._event_log = resources.event_log
         self._workspace = resources.workspace(id)
 
     async def run(self) -> None:
-        """Be there until the session stops, and journal why. Raises only for cancellation: then the daemon goes down,
-        and the session goes on with the next one."""
+        """Run the session until it stops, and journal the reason. Raises only for cancellation: then the daemon ends,
+        and the next one continues the session."""
         try:
-            ends = await self.patiently(self._ending)
+            ends = await self.retry_store(self._run_to_end)
         finally:
-            self._outside.set()
-        await self.patiently(lambda: self._event_log.record(self.id, *ends))
+            self._left_guest.set()
+        await self.retry_store(lambda: self._event_log.record(self.id, *ends))
 
-    async def patiently(self, step: Callable[[], Awaitable[T]]) -> T:
-        """The answer of a step, which is repeated for as long as the journal cannot be written."""
+    async def retry_store(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of a step. Retry it for as long as the journal cannot be written."""
         while True:
             try:
                 return await step()
             except StoreUnusable as error:
                 log.error("session %s waits for the journal: %s", self.id, error.message)
-                await self._r.clock.sleep(PATIENCE)
+                await self._r.clock.sleep(RETRY_DELAY)
 
-    # --- beginning ---------------------------------------------------------------------------------------------------
+    # --- start -------------------------------------------------------------------------------------------------------
 
     async def _work(self) -> str:
-        """Be there; returns why it ended."""
+        """Start or continue the session and run it to its end; return the reason for the end."""
         session = await self._session()
-        # Not to be abandoned: who stops what was just rewound finds it where it was taken back to.
-        beginning = await self._lay(session)
-        request = request_of(session)
+        # A stop does not interrupt this: a session that is stopped right after a rewind has the snapshot's files.
+        start = await self._prepare_files(session)
+        request = session_request(session)
         async with open_session_door(self._r, session, request, on_budget=self._budget_spent) as self.door:
-            await self.heed_budget()  # what was set while there was no door to tell
+            await self.apply_budget()  # it may have changed while there was no door
             with nullcontext() if session.phase is Phase.RUNNING else self.stop.cancel_on_request():
-                lease = await self._settle(session, request, beginning)
+                lease = await self._prepare_machine(session, request, start)
             self.lease = lease
-            async with reaching(session, lease.provider, self._r, wanted=request.port) as self.reach:
+            async with open_session_ports(session, lease.provider, self._r, wanted=request.port) as self.ports:
                 self.terminal_runner = await self._terminal_runner(request, lease)
                 self.ready.set()
-                return await self._inhabit(lease, self.terminal_runner)
+                return await self._run_in_guest(lease, self.terminal_runner)
 
-    async def _lay(self, session: SessionRow) -> StartPoint:
-        """Where it begins; its files are those of there when this returns."""
-        beginning = await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))
-        if beginning.rewound is not None and not self._laid:
+    async def _prepare_files(self, session: SessionRow) -> StartPoint:
+        """Return the session's start point; its files are restored when this returns."""
+        start = await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))
+        if start.rewound is not None and not self._files_ready:
             await self._release(session)
-            await beginning.lay(self._workspace)
-        self._laid = True
-        return beginning
+            await start.restore_files(self._workspace)
+        self._files_ready = True
+        return start
 
-    async def _settle(self, session: SessionRow, request: SpawnRequest, beginning: StartPoint) -> MachineLease:
-        """Have the machine, ready. One that is there is used."""
+    async def _prepare_machine(self, session: SessionRow, request: SpawnRequest, start: StartPoint) -> MachineLease:
+        """Make the session's machine ready, or find the one that exists."""
         if session.phase is Phase.RUNNING:
-            return await self._found(session)
+            return await self._reconnect(session)
         if session.phase in (Phase.CREATED, Phase.STOPPED):
             await self._event_log.record(self.id, SessionPreparing())
-        provisioner = Provisioner(self.id, request, self._r, image=beginning.image, shape=beginning.shape)
+        provisioner = Provisioner(self.id, request, self._r, image=start.image, shape=start.shape)
         await provisioner.take()
         provider = await self._place(session, request)
         lease = provisioner.lease(provider, await provisioner.image(provider))
         async with self._event_log.phase(self.id, "boot"):
-            await lease.start(beginning.snapshot)
+            await lease.start(start.snapshot)
         return lease
 
-    async def _found(self, session: SessionRow) -> MachineLease:
-        """The machine of one that runs, as it is. A new daemon makes nothing for it: what could not be made again, for
-        want of memory or of an image, would end what still lives. Raises MachineLost."""
+    async def _reconnect(self, session: SessionRow) -> MachineLease:
+        """Return the machine of a running session. A new daemon creates nothing for it: a failure, for instance a lack
+        of memory or a missing image, would end a machine that is alive. Raises MachineLost."""
         assert session.provider is not None
         provider = self._r.providers[session.provider]
         lease = MachineLease(self.id, provider, None, self._event_log)
         if not await lease.alive():
-            raise MachineLost(f"{lease.name} went down while nobody was watching")
+            raise MachineLost(f"{lease.name} stopped while no daemon was running")
         if session.activity is Activity.PAUSED:
             self._frozen = anyio.Event()
-            self.begun.set()
+            self.started.set()
         elif isinstance(provider, Pauses):
-            # A daemon that was killed while it took a snapshot left it standing still.
+            # A daemon that was killed while it took a snapshot left the machine paused.
             await provider.resume(lease.name)
         return lease
 
     async def _place(self, session: SessionRow, request: SpawnRequest) -> Provider:
-        """Decide once where the session runs."""
+        """Choose the session's provider, once, and record it."""
         if session.tier is not None and session.provider is not None:
             return self._r.providers[session.provider]
         choice = await choose(request.provider or self._r.settings.provider, self._r.providers)
@@ -200,36 +200,36 @@ class SessionRunner:
         return TerminalRunner(
             session=self.id,
             agent=agent,
-            turn=turn_of(request, self._workspace, lease.provider.capabilities.door_url, conversation),
+            turn=terminal_turn(request, self._workspace, lease.provider.capabilities.door_url, conversation),
             tracker=TurnTracker(agent.name, rows, conversation),
             prompts=Prompts(self._workspace.prompts),
             resources=self._r,
             on_turn_over=partial(self._on_turn_over, self) if request.snapshots == "turns" else lambda: None,
         )
 
-    # --- being there -------------------------------------------------------------------------------------------------
+    # --- run ---------------------------------------------------------------------------------------------------------
 
-    async def _inhabit(self, lease: MachineLease, terminal_runner: TerminalRunner) -> str:
-        """Be in the guest until the program ends, and outside of it while the machine is frozen."""
+    async def _run_in_guest(self, lease: MachineLease, terminal_runner: TerminalRunner) -> str:
+        """Stay connected to the guest until the program ends, and disconnected while the machine is paused."""
         tries = 0
         while True:
             while (frozen := self._frozen) is not None:
-                self._outside.set()
+                self._left_guest.set()
                 await frozen.wait()
-            self._outside = anyio.Event()
-            with anyio.CancelScope() as self._leave:
+            self._left_guest = anyio.Event()
+            with anyio.CancelScope() as self._guest_scope:
                 try:
                     async with lease.guest() as guest:
                         tries = 0
-                        return await self._attend(guest, terminal_runner)
+                        return await self._run_agent(guest, terminal_runner)
                 except GuestDisconnected as error:
-                    # Only the way in broke, and the agent goes on: so does whoever listens to it.
-                    if (tries := tries + 1) == TRIES:
+                    # Only the connection broke. The agent continues, so connect again.
+                    if (tries := tries + 1) == GUEST_RETRIES:
                         raise
-                    log.warning("session %s: %s; going in again", self.id, error.message)
-                    await self._r.clock.sleep(PATIENCE)
+                    log.warning("session %s: %s; connecting again", self.id, error.message)
+                    await self._r.clock.sleep(RETRY_DELAY)
 
-    async def _attend(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
+    async def _run_agent(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
         fresh = (await self._session()).phase is Phase.PREPARING
         if fresh:
             with self.stop.cancel_on_request():
@@ -237,7 +237,7 @@ class SessionRunner:
         info = await terminal_runner.begin(guest, fresh=fresh)
         if fresh:
             await self._event_log.record(self.id, SessionRunning())
-        self.begun.set()
+        self.started.set()
         async with together() as group:
             group.start_soon(self._end_when_asked, guest, terminal_runner, group.cancel_scope, name="stop")
             group.start_soon(self._watch_disk, name="watch the disk")
@@ -248,7 +248,7 @@ class SessionRunner:
         return reason
 
     async def _push(self, guest: Guest) -> None:
-        """Put the repository into the guest, unless it lies there from an earlier stay."""
+        """Push the repository into the guest, unless it is there from an earlier run."""
         session = await self._session()
         forked = await self._event_log.read(lambda conn: lineage.pending_start(conn, self.id))
         went_along = isinstance(forked, SessionForked) and forked.live
@@ -265,19 +265,19 @@ class SessionRunner:
     async def _end_when_asked(
         self, guest: Guest, terminal_runner: TerminalRunner, attending: anyio.CancelScope
     ) -> None:
-        """Have the program ended when that is asked for, and `attending` soon after: in the guest anybody can stop what
-        tells us of it."""
+        """End the program when a stop is requested, and `attending` soon after: a guest can keep the report of its end
+        from us."""
         hurried = isinstance(await self.stop.wait(), DiskReserve)
         if hurried:
-            attending.deadline = anyio.current_time() + HURRIED
+            attending.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
         try:
-            # A disk that fills up leaves no time for anything.
+            # When the disk fills up, there is no time for a graceful end.
             await terminal_runner.end(guest, grace=0.0 if hurried else GRACE)
         except MachineLost:
             raise
         except HiveyardError as error:
             log.warning("session %s: its program could not be ended: %s", self.id, error.message)
-        attending.deadline = min(attending.deadline, anyio.current_time() + HEARING)
+        attending.deadline = min(attending.deadline, anyio.current_time() + EXIT_TIMEOUT)
 
     async def _watch_disk(self) -> None:
         await watch_disk(self._r.clock, self._r.settings, self._workspace.root, self.stop)
@@ -286,60 +286,62 @@ class SessionRunner:
         if self.stop.reason is not None:
             return self.stop.reason.advice
         code = (await terminal_runner.end(guest)).exit_code
-        how = "is gone" if code is None else f"ended with exit code {code}"
+        how = "ended" if code is None else f"ended with exit code {code}"
         return f"the agent's program {how}"
 
     async def _collect(self, guest: Guest) -> None:
-        """Bring the work out while there is a machine; when that fails, it still lies in the session's directory."""
+        """Collect the work while the machine exists. If that fails, the files are still in the session's directory."""
         try:
-            async with self._r.collecting(self.id):
+            async with self._r.collect_lock(self.id):
                 await self.collect_work(guest)
             self._collected = True
         except StoreUnusable:
             raise
         except HiveyardError as error:
-            message = f"the work was not collected, its files are kept: {error.message}"
+            message = f"the work was not collected; its files are kept: {error.message}"
             await self._event_log.record(self.id, Notice(message=message, code=error.code))
 
     async def collect_work(self, guest: Guest) -> None:
         """Collect the work while no other caller does. Raises CollectTimeout, sooner when the disk fills up."""
         async with together() as group:
-            group.start_soon(self._limit_when_asked, group.cancel_scope, name="limit")
+            group.start_soon(self._limit_collecting, group.cancel_scope, name="limit")
             await collect_work(self.id, guest, self._r)
             group.cancel_scope.cancel()
             return
-        raise CollectTimeout(f"collecting took longer than {HURRIED:g}s while the disk filled up, and was stopped")
+        raise CollectTimeout(
+            f"collecting took longer than {DISK_FULL_TIMEOUT:g}s while the disk filled up, and was stopped"
+        )
 
-    async def _limit_when_asked(self, collecting: anyio.CancelScope) -> None:
+    async def _limit_collecting(self, collecting: anyio.CancelScope) -> None:
         if isinstance(await self.stop.wait(), DiskReserve):
-            collecting.deadline = anyio.current_time() + HURRIED
+            collecting.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
 
-    # --- freezing ----------------------------------------------------------------------------------------------------
+    # --- pause -------------------------------------------------------------------------------------------------------
 
     @property
     def frozen(self) -> bool:
         return self._frozen is not None
 
     def hold(self) -> None:
-        """Leave the guest as soon as may be, and say nothing more to the agent."""
+        """Begin to disconnect from the guest, and send no more prompts to the agent."""
         self._frozen = self._frozen or anyio.Event()
-        self._leave.cancel()
+        self._guest_scope.cancel()
 
     async def freeze(self) -> None:
-        """Leave the guest, which may be frozen when this returns."""
+        """Disconnect from the guest. The machine may be paused when this returns."""
         self.hold()
-        await self._outside.wait()
+        await self._left_guest.wait()
 
     def thaw(self) -> None:
-        """Go in again."""
+        """Connect to the guest again."""
         if self._frozen is not None:
             self._frozen.set()
             self._frozen = None
 
-    # --- ending ------------------------------------------------------------------------------------------------------
+    # --- end ---------------------------------------------------------------------------------------------------------
 
-    async def _ending(self) -> list[AnyBody]:
-        """Be there; the events that end it. Raises StoreUnusable."""
+    async def _run_to_end(self) -> list[AnyBody]:
+        """Run the session; return the events that record its end. Raises StoreUnusable."""
         try:
             reason = await self._work()
         except Exception as raised:
@@ -349,44 +351,44 @@ class SessionRunner:
             if not isinstance(error, HiveyardError):
                 log.exception("session %s", self.id)
                 error = OrchestrationError(f"{type(error).__name__}: {error}", hint="see the daemon's log")
-            return await self._given_up(error)
-        return await self._ended(reason, None)
+            return await self._fail(error)
+        return await self._end_events(reason, None)
 
-    async def _given_up(self, error: HiveyardError) -> list[AnyBody]:
-        """It cannot go on; what there is of it is kept, so that it can be resumed. Without a repository there is
-        nothing to resume."""
+    async def _fail(self, error: HiveyardError) -> list[AnyBody]:
+        """Return the events of a session that cannot continue. It becomes stopped and can be resumed; without a
+        repository there is nothing to resume, and it becomes failed."""
         if error is self.stop.reason:
-            return await self._ended(error.advice, None)
+            return await self._end_events(error.advice, None)
         if self.lease is not None and isinstance(error, MachineLost):
             await self.lease.failed(error)
         if (await self._session()).base is None:
-            return [*await self._cleared(), SessionFailed(failure=as_failure(error))]
-        return await self._ended(error.message, as_failure(error))
+            return [*await self._remove_machine(), SessionFailed(failure=as_failure(error))]
+        return await self._end_events(error.message, as_failure(error))
 
-    async def _ended(self, reason: str, failure: Failure | None) -> list[AnyBody]:
+    async def _end_events(self, reason: str, failure: Failure | None) -> list[AnyBody]:
         for number, body in (await self._tracker()).abort(failure):
             await self._event_log.record(self.id, body, turn=number)
-        collected = await self._is_out()
+        collected = await self._is_collected()
         async with self._event_log.phase(self.id, "release"):
-            problems = await self._cleared()
-        return [*problems, *await self._taken_back(), SessionStopped(reason=reason, collected=collected)]
+            problems = await self._remove_machine()
+        return [*problems, *await self._finish_rewind(), SessionStopped(reason=reason, collected=collected)]
 
-    async def _is_out(self) -> bool:
-        """Whether all that was done in it was brought out: now, or before it was to run again and did not."""
+    async def _is_collected(self) -> bool:
+        """Return whether all its work was collected: now, or at its last end if it did not run since."""
         if (await self._session()).phase is Phase.RUNNING:
             return self._collected
         return await self._event_log.read(lambda conn: lineage.is_collected(conn, self.id))
 
     async def _tracker(self) -> TurnTracker:
-        """Its turns; also of one whose machine was found dead, so that nobody sat down."""
+        """Return the tracker of its turns, also if the terminal runner never started because the machine was dead."""
         if self.terminal_runner is not None:
             return self.terminal_runner.tracker
         session = await self._session()
         rows = await self._event_log.read(lambda conn: views.turns(conn, self.id))
         return TurnTracker(session.agent, rows, None)
 
-    async def _cleared(self) -> list[AnyBody]:
-        """Remove the machine, if there is one. What keeps it from going is said, not raised: recovery tries again."""
+    async def _remove_machine(self) -> list[AnyBody]:
+        """Remove the machine, if there is one. A failure becomes a notice and is not raised: recovery tries again."""
         try:
             await self._release(await self._session())
         except StoreUnusable:
@@ -401,22 +403,25 @@ class SessionRunner:
         if session.provider is not None:
             await MachineLease(self.id, self._r.providers[session.provider], None, self._event_log).release()
 
-    async def _taken_back(self) -> list[AnyBody]:
-        """Carry out a rewind that was not, and say it when that cannot be: with its end it counts no more."""
+    async def _finish_rewind(self) -> list[AnyBody]:
+        """Carry out a rewind that is still pending; the rewind no longer counts once the session has ended. Return a
+        notice if it fails."""
         try:
-            if not self._laid:
-                await (await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))).lay(self._workspace)
+            if not self._files_ready:
+                await (await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))).restore_files(
+                    self._workspace
+                )
         except StoreUnusable:
             raise
         except (HiveyardError, OSError) as error:
-            log.exception("session %s: its files could not be taken back", self.id)
-            return [Notice(message=f"the files are not those of the snapshot that it was taken back to: {error}")]
+            log.exception("session %s: its files could not be rewound", self.id)
+            return [Notice(message=f"the session was rewound, but its files are not those of the snapshot: {error}")]
         return []
 
-    # --- small things ------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
-    async def until(self, event: anyio.Event) -> None:
-        """Wait for one of its events, or for its end."""
+    async def wait_for(self, event: anyio.Event) -> None:
+        """Wait for one of its events, or for its end, whichever comes first."""
         async with anyio.create_task_group() as group:
 
             async def either(event: anyio.Event) -> None:
@@ -426,20 +431,20 @@ class SessionRunner:
             group.start_soon(either, event)
             group.start_soon(either, self.over)
 
-    async def settled(self, phase: Phase) -> TerminalRunner:
-        """Return the terminal runner. A session that runs already is only found again by a new daemon: wait for that.
-        Raises SessionNotRunning for one that is being prepared."""
+    async def wait_until_ready(self, phase: Phase) -> TerminalRunner:
+        """Return the terminal runner. If a new daemon is still connecting to a running session, wait for that. Raises
+        SessionNotRunning for a session that is being prepared."""
         if phase is Phase.RUNNING:
-            await self.until(self.ready)
+            await self.wait_for(self.ready)
         if self.terminal_runner is None:
             raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
         return self.terminal_runner
 
-    async def heed_budget(self) -> None:
-        """Let its door know what the journal says that it may spend."""
+    async def apply_budget(self) -> None:
+        """Set the door's budget to the one in the journal."""
         session = await self._session()
         if self.door is not None:
-            await self.door.limit(request_of(session).budget_usd)
+            await self.door.limit(session_request(session).budget_usd)
 
     def _budget_spent(self) -> None:
         self.stop.request(BudgetSpent("its budget is spent", hint=f"hv resume {self.id} --budget DOLLARS"))

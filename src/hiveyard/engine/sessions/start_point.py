@@ -24,8 +24,9 @@ for ((i = 0; i < 20; i++)); do git branch --quiet -m -- "$2" "$3" && exit; sleep
 
 
 class StartPoint(NamedTuple):
-    """`snapshot` is the provider's name of a live one to go on from. `rewound` is the snapshot whose files the session
-    is to have. `image` is what the machine must be made of, `shape` how large; without: as it is asked for."""
+    """The start of a session's next machine. `snapshot` is the provider's name of a live snapshot to continue from.
+    `rewound` is the snapshot whose files replace the session's. `image` and `shape` are those that the machine must
+    have; if they are not set, those of the request."""
 
     snapshot: str | None = None
     rewound: str | None = None
@@ -34,7 +35,7 @@ class StartPoint(NamedTuple):
 
     @staticmethod
     def of(conn: Connection, session: str) -> StartPoint:
-        """Raises NotFound when it is to begin at a snapshot that is gone."""
+        """Return a session's start point. Raises NotFound for a snapshot that was removed."""
         begin = lineage.pending_start(conn, session)
         if begin is None:
             return StartPoint()
@@ -46,14 +47,14 @@ class StartPoint(NamedTuple):
         shape = point.taken.shape if point.row.live else None
         return StartPoint(snapshot_files.snapshot_to_boot(session, point), point.row.id, point.taken.image, shape)
 
-    async def lay(self, workspace: Workspace) -> None:
-        """Have the session's files as they are to be. No machine may use them."""
+    async def restore_files(self, workspace: Workspace) -> None:
+        """Restore the session's files from the snapshot, after a rewind. No machine may be using them."""
         if self.rewound is not None:
             await anyio.to_thread.run_sync(snapshot_files.restore, workspace, self.rewound)
 
 
 async def rename_branch(guest: Guest, before: str, after: str) -> None:
-    """Give the branch that is checked out in the guest its new name, while the agent may be at work there. Where
-    another is checked out, or git is too busy, nothing changes: the work is collected from what is checked out."""
+    """Rename the branch that is checked out in the guest; the agent may be running there. If another branch is checked
+    out, or git is too busy, nothing changes: the work is collected from the branch that is checked out."""
     argv = ("bash", "-c", _RENAME, "hv", GUEST_REPO, before, after)
     await guest.run(Command(argv=argv, cwd="/"), timeout=60, limit=64 << 10)

@@ -16,22 +16,21 @@ from hiveyard.store import views
 from hiveyard.store.views import LastEvent, PortRow, SessionRow
 
 SSH = 22
-CAN_GO_ON = (*AT_WORK, Phase.STOPPED)
-"""The phases of those that people still care for."""
+RESUMABLE = (*AT_WORK, Phase.STOPPED)
+"""The phases of sessions that run or can be resumed."""
 
 
 class OpenPort(msgspec.Struct, frozen=True, kw_only=True):
-    """`host` on the host's loopback leads to `guest` in the machine."""
+    """A forwarded port: `host` on the host's loopback leads to `guest` in the machine."""
 
     host: int
     guest: int
 
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
-    """A session. `status` is its phase, or `paused`. `activity` is valid while it is running. `reason` is why it
-    stopped. `port` is the host's port for ssh. `turns` is the number of turns that started, `queued` of prompts that
-    wait for a turn. Times are seconds since the epoch; `last_event_at` is the time of the last event, `last_seq` its
-    number in the journal."""
+    """A session. `status` is its phase, or `paused`; `activity` is valid while it is running; `reason` is why it
+    stopped; `port` is the host port for ssh. `turns` counts turns that started. Times are seconds since the epoch;
+    `last_event_at` is the time of the last event, `last_seq` its number in the journal."""
 
     id: str
     name: str
@@ -59,20 +58,20 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def view(conn: Connection, id: str) -> SessionView:
-    """One session. Raises NotFound."""
-    return _views(conn, [own(views.session(conn, id))])[0]
+    """Return the view of one session. Raises NotFound."""
+    return _views(conn, [require_session(views.session(conn, id))])[0]
 
 
-def own(row: SessionRow) -> SessionRow:
-    """Itself. Raises NotFound for a task's."""
+def require_session(row: SessionRow) -> SessionRow:
+    """Return `row` if it is a session of its own. Raises NotFound for the session of a task."""
     if row.request is None:
         raise NotFound(f"{row.slug} is a task, not a session", hint=f"hv show {row.slug}; hv cancel {row.slug}")
     return row
 
 
-def views_of(conn: Connection, *, over: bool, limit: int | None = None) -> list[SessionView]:
-    """Those that no task made, newest first; `over` takes in what cannot go on."""
-    return _views(conn, views.sessions(conn, phases=None if over else CAN_GO_ON, own=True, limit=limit))
+def session_views(conn: Connection, *, over: bool, limit: int | None = None) -> list[SessionView]:
+    """Return the sessions that no task made, newest first; `over` includes those that cannot be resumed."""
+    return _views(conn, views.sessions(conn, phases=None if over else RESUMABLE, own=True, limit=limit))
 
 
 def _views(conn: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:

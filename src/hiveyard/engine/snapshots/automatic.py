@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class TurnSnapshots:
-    """Takes them, and removes the oldest when there are more than the settings keep."""
+    """The automatic snapshots of all sessions. The oldest are removed when there are more than the settings allow."""
 
     def __init__(self, resources: Resources, sessions: Sessions, snapshots: Snapshots, group: TaskGroup) -> None:
         self._r = resources
@@ -31,35 +31,35 @@ class TurnSnapshots:
         sessions.on_turn_over = self._turn_over
 
     def _turn_over(self, runner: SessionRunner) -> None:
-        """Nothing more is said to the agent until the snapshot is there."""
+        """Start a snapshot. No prompt is sent to the agent until it is finished."""
         runner.hold()
         self._group.start_soon(self._after_turn, runner, name=f"snapshot of {runner.id}")
 
     async def _after_turn(self, runner: SessionRunner) -> None:
         await self._take(runner)
-        # One that a person pauses meanwhile is thawed by that person.
-        async with runner.changing:
-            if await runner.patiently(partial(self._activity, runner.id)) is not Activity.PAUSED:
+        # A session that the user paused meanwhile stays paused.
+        async with runner.machine_lock:
+            if await runner.retry_store(partial(self._activity, runner.id)) is not Activity.PAUSED:
                 runner.thaw()
         try:
             await self._remove_old(runner.id)
         except Exception:
-            log.exception("session %s: its old snapshots stay for now", runner.id)
+            log.exception("session %s: its old snapshots are kept for now", runner.id)
 
     async def _take(self, runner: SessionRunner) -> None:
         try:
             assert runner.terminal_runner is not None
-            await self._snapshots.take(runner.id, f"turn-{runner.terminal_runner.tracker.ended}", by_itself=True)
+            await self._snapshots.take(runner.id, f"turn-{runner.terminal_runner.tracker.ended}", automatic=True)
         except SessionNotRunning:
-            log.info("session %s ended with its turn: there is no snapshot of that", runner.id)
+            log.info("session %s ended together with its turn: no snapshot was taken", runner.id)
         except HiveyardError as error:
             log.warning("session %s: no snapshot at the end of a turn: %s", runner.id, error.message)
-            await self._untaken(runner, error)
+            await self._record_failure(runner, error)
         except Exception as error:
             log.exception("session %s: no snapshot at the end of a turn", runner.id)
-            await self._untaken(runner, OrchestrationError(f"{type(error).__name__}: {error}"))
+            await self._record_failure(runner, OrchestrationError(f"{type(error).__name__}: {error}"))
 
-    async def _untaken(self, runner: SessionRunner, error: HiveyardError) -> None:
+    async def _record_failure(self, runner: SessionRunner, error: HiveyardError) -> None:
         notice = Notice(message=f"no snapshot was taken at the end of the turn: {error.advice}", code=error.code)
         with contextlib.suppress(HiveyardError):
             await self._r.event_log.record(runner.id, notice)
@@ -69,16 +69,17 @@ class TurnSnapshots:
         return None if row is None else row.activity
 
     async def _remove_old(self, id: str) -> None:
-        """One that somebody is about to begin at stays until the next turn has ended."""
-        if not (most := self._r.settings.turn_snapshots):
+        """Remove automatic snapshots over the limit. One that a session is about to start from stays until the end of
+        the next turn."""
+        if not (limit := self._r.settings.turn_snapshots):
             return
 
-        def by_itself(conn: Connection) -> list[str]:
+        def automatic(conn: Connection) -> list[str]:
             rows = views.snapshots(conn, id)
             return [row.id for row in rows if lineage.point(conn, id, row.id).taken.by_itself]
 
-        for snapshot in (await self._r.event_log.read(by_itself))[:-most]:
+        for snapshot in (await self._r.event_log.read(automatic))[:-limit]:
             try:
                 await self._snapshots.remove(id, snapshot)
             except HiveyardError as error:
-                log.info("the snapshot %s of session %s stays for now: %s", snapshot, id, error.message)
+                log.info("the snapshot %s of session %s is kept for now: %s", snapshot, id, error.message)

@@ -22,25 +22,25 @@ from hiveyard.repository.git import git
 from hiveyard.store import journal, views
 from hiveyard.store.views import ResultRow, SessionRow, TurnRow
 
-MOST = 16
-"""Sessions that are compared at once."""
+MAX_SESSIONS = 16
+"""Maximum number of sessions in one comparison."""
 _FILES = 2000
 _SHOWN = 200
-# The program that runs the tests, where a command of a line begins.
+# A program that runs tests, at the beginning of a command in a command line.
 _TESTS = re.compile(
     r"(?:^|[;&|(\n])\s*(?:(?:\w+=\S*|sudo|time|env|exec|timeout\s+\S+)\s+)*(?:[\w./-]*/)?(?:pytest|py\.test|tox|nox|ctest|rspec|phpunit|bats|jest|vitest|mocha|"
     r"(?:python[\d.]*|uv run|poetry run)\s+(?:-m\s+)?(?:pytest|unittest|nose2?)|"
     r"(?:npm|pnpm|yarn|bun|deno|cargo|go|mvn|gradlew?|dotnet|mix|rake|swift|zig build)\s+(?:run\s+)?test|"
     r"make\s+(?:-\S+\s+)*(?:test|check)|npx\s+(?:jest|vitest|mocha))\b"
 )
-# `pytest | tail` ends well whatever pytest says.
+# In `pytest | tail` the exit code is that of tail, so the output decides.
 _FAILED = re.compile(
     r"\b[1-9]\d* (?:failed|failures?|errors?|failing)\b|^(?:FAILED|FAIL:|--- FAIL)|test result: FAILED", re.M
 )
 
 
 class ChangedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file with the lines that were added and removed; null for one that is not text."""
+    """A changed file with its numbers of added and removed lines; null for a file that is not text."""
 
     path: str
     insertions: int | None
@@ -48,7 +48,7 @@ class ChangedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TestRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A command that looks like tests, as the agent ran it last."""
+    """A command that runs tests, with the outcome of its last run. `times` counts the runs."""
 
     command: str
     outcome: Literal["passed", "failed", "unknown"]
@@ -56,8 +56,8 @@ class TestRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
-    """A session with what came of it against its base. `seconds` is how long its turns took. `notice` says why the
-    work may not be that of this moment."""
+    """A session with its changes against its base. `seconds` is the duration of its turns. `notice` says why the work
+    may not be up to date."""
 
     id: str
     name: str
@@ -75,25 +75,26 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparisons:
-    """Compares."""
+    """The service that compares sessions."""
 
     def __init__(self, resources: Resources, sessions: Sessions) -> None:
         self._r = resources
         self._sessions = sessions
 
     async def compare(self, ids: list[str]) -> list[Compared]:
-        """In the order of their names. Raises NotFound, SessionDamaged, BadInput for too many."""
-        if len(ids) > MOST:
-            raise BadInput(f"{len(ids)} sessions are too many to compare: at most {MOST}")
+        """Return one result per session, in the order of `ids`. Raises NotFound, SessionDamaged, BadInput for too many
+        sessions."""
+        if len(ids) > MAX_SESSIONS:
+            raise BadInput(f"{len(ids)} sessions are too many to compare: at most {MAX_SESSIONS}")
         return [await self._one(id) for id in dict.fromkeys(ids)]
 
     async def _one(self, id: str) -> Compared:
         notice = ""
         await self._sessions.row(id)
         try:
-            await self._sessions.harvest(id)
+            await self._sessions.collect(id)
         except HiveyardError as error:
-            notice = f"the work is not that of now: {error.message}"
+            notice = f"the work may not be up to date: {error.message}"
         await check_commits(self._r, await self._sessions.row(id))
 
         def read(conn: Connection) -> tuple[SessionRow, ResultRow | None, list[TurnRow], list[TestRun], str]:
@@ -150,7 +151,7 @@ def _tests(conn: Connection, id: str) -> list[TestRun]:
 
 
 def tests_of(bodies: Iterable[object]) -> list[TestRun]:
-    """The commands that look like tests, each with how it ended last."""
+    """Return the commands that run tests, each with the outcome of its last run."""
     called: dict[str, str] = {}
     runs: dict[str, TestRun] = {}
     for body in bodies:

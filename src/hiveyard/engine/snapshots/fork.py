@@ -33,7 +33,7 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
 from hiveyard.engine.sessions.request import check_name
 from hiveyard.engine.sessions.service import Sessions
-from hiveyard.engine.snapshots.service import Snapshots, uncopied
+from hiveyard.engine.snapshots.service import Snapshots, copy_error
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Meta, Workspace
@@ -45,23 +45,24 @@ from hiveyard.store import journal, lineage, names, views
 from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow
 
-MOST = 32
-"""Children of one fork."""
-_OWN = ("name", "prompt", "branch", "base", "include_dirty", "port", "record", "budget_usd")
-"""What is asked for one session and does not pass on to its children."""
+MAX_CHILDREN = 32
+"""Maximum number of children of one fork."""
+_NOT_INHERITED = ("name", "prompt", "branch", "base", "include_dirty", "port", "record", "budget_usd")
+"""Fields of a session's request that its children do not inherit."""
 
 
 class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`count` children (null: as many as instructions, or one) of a session as it is, or as it was at `snapshot`.
-    One instruction is for all of them, else each has its own. `name` is theirs, with -2, -3, ... behind it."""
+    """A request for `count` children (null: as many as instructions, or one) of a session as it is, or as it was at
+    `snapshot`. A single instruction is for all of them; otherwise each has its own. The children are called `name`,
+    `name`-2, `name`-3, ..."""
 
-    count: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHILDREN)] | None = None
     snapshot: str | None = None
     instructions: list[str] = []
     name: str | None = None
 
     def checked(self) -> ForkRequest:
-        """Itself. Raises BadInput."""
+        """Validate the fields by themselves and return the request. Raises BadInput."""
         for text in self.instructions:
             check_prompt(text, 'say what to do: hv fork ID -m "try it with sqlite"')
         if self.name is not None:
@@ -69,10 +70,10 @@ class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if len(self.instructions) not in (0, 1, self.children):
             raise BadInput(
                 f"there are {len(self.instructions)} instructions for {self.children} children",
-                hint="-m once is for all of them, else give as many -m as -n",
+                hint="a single -m is for all of them; otherwise give as many -m as -n",
             )
-        if self.children > MOST:
-            raise BadInput(f"{self.children} children are too many: at most {MOST} at once")
+        if self.children > MAX_CHILDREN:
+            raise BadInput(f"{self.children} children are too many: one fork makes at most {MAX_CHILDREN}")
         return self
 
     @property
@@ -86,8 +87,8 @@ class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Forked(msgspec.Struct, frozen=True, kw_only=True):
-    """The children's ids. `live`: their agents go on mid-thought; else they resumed the conversation in new machines,
-    as `notice` says."""
+    """The ids of the children. If `live`, their agents continue mid-thought; otherwise they resume the conversation in
+    new machines, as `notice` says."""
 
     snapshot: str
     live: bool
@@ -102,7 +103,7 @@ class _Child(NamedTuple):
 
 
 class ForkService:
-    """Makes children."""
+    """The service that forks sessions."""
 
     def __init__(self, resources: Resources, sessions: Sessions, snapshots: Snapshots, group: TaskGroup) -> None:
         self._r = resources
@@ -111,66 +112,69 @@ class ForkService:
         self._group = group
 
     async def fork(self, id: str, request: ForkRequest) -> Forked:
-        """Make children; returns when they are journaled and begun. All of them are made, or none.
+        """Create children; return when they are journaled and started. Either all of them are created, or none.
 
         Raises BadInput, NotFound, SessionNotRunning, SessionDamaged, BudgetSpent, NoMemory, NoSpace."""
         request.checked()
         session = await self._sessions.row(id)
         _share(session, request.children)
-        await self._r.event_log.read(lambda conn: self._check_room(conn, session.request or {}, request.children))
+        await self._r.event_log.read(lambda conn: self._check_capacity(conn, session.request or {}, request.children))
         if request.snapshot is not None:
             return await self._fork(id, request, request.snapshot)
-        if self._sessions.at_work(id) is None:
+        if self._sessions.find_runner(id) is None:
             hint = f"hv resume {session.slug}, or --from a snapshot: hv snapshots {session.slug}"
             raise SessionNotRunning(f"{session.slug} is {session.phase}: there is nothing to fork", hint=hint)
-        point = await self._snapshots.take(id, f"fork-{new_id()}", passing=True)
+        point = await self._snapshots.take(id, f"fork-{new_id()}", temporary=True)
         children: list[str] = []
         try:
             forked = await self._fork(id, request, point.row.id)
             children = forked.children
             return forked
         finally:
-            stays = [runner for child in children if (runner := self._sessions.at_work(child)) is not None]
-            self._group.start_soon(self._snapshots.let_pass, point, stays, name=f"pass {point.row.id}")
+            runners = [runner for child in children if (runner := self._sessions.find_runner(child)) is not None]
+            self._group.start_soon(self._snapshots.remove_after_fork, point, runners, name=f"remove {point.row.id}")
 
     async def _fork(self, id: str, request: ForkRequest, ref: str) -> Forked:
-        """Make the children of a snapshot. Nobody removes it, or the session, meanwhile."""
-        async with self._sessions.alone(id):
+        """Create the children of a snapshot. The session's lock keeps the snapshot and the session from being removed
+        meanwhile."""
+        async with self._sessions.lock(id):
             session = await self._sessions.row(id)
             await check_origin(self._r, session)
             point = await self._r.event_log.read(lambda conn: lineage.point(conn, id, ref))
             children = [self._child(request, number) for number in range(request.children)]
             with anyio.CancelScope(shield=True):
-                await self._bear(session, point, children, request.name)
-        notice = "" if point.row.live else _cold(session)
+                await self._create_children(session, point, children, request.name)
+        notice = "" if point.row.live else _no_memory_notice(session)
         return Forked(
             snapshot=point.row.id, live=point.row.live, children=[child.id for child in children], notice=notice
         )
 
-    async def _bear(self, session: SessionRow, point: Point, children: Sequence[_Child], name: str | None) -> None:
-        """Have all of them made, journaled and begun, or nothing of them."""
+    async def _create_children(
+        self, session: SessionRow, point: Point, children: Sequence[_Child], name: str | None
+    ) -> None:
+        """Create, journal and start all children, or none."""
         try:
             await self._make(session, point, children)
             taken = await heads(self._r.workspace(session.id).origin)
-            birth = partial(self._write, session=session, point=point, children=children, heads=taken)
-            await self._r.event_log.store.write(partial(birth, name=name))
+            write = partial(self._write, session=session, point=point, children=children, heads=taken)
+            await self._r.event_log.store.write(partial(write, name=name))
         except (HiveyardError, OSError) as error:
             for child in children:
                 await anyio.to_thread.run_sync(shutil.rmtree, child.workspace.root, True)
             if isinstance(error, OSError):
-                raise uncopied(session.slug, error) from error
+                raise copy_error(session.slug, error) from error
             raise
         await self._begin(session, children)
 
     async def _begin(self, session: SessionRow, children: Sequence[_Child]) -> None:
         for child in children:
             child.workspace.unfinished.unlink()
-            self._sessions.begin(child.id)
-        runner = self._sessions.at_work(session.id)
+            self._sessions.start(child.id)
+        runner = self._sessions.find_runner(session.id)
         if runner is not None:
-            await runner.heed_budget()
+            await runner.apply_budget()
 
-    def _check_room(self, conn: Connection, request: Mapping[str, Any], count: int) -> None:
+    def _check_capacity(self, conn: Connection, request: Mapping[str, Any], count: int) -> None:
         settings = self._r.settings
         capacity.check(conn, settings, (request.get("memory_mib") or settings.memory_mib) * count)
 
@@ -181,14 +185,14 @@ class ForkService:
     # --- on disk -----------------------------------------------------------------------------------------------------
 
     async def _make(self, session: SessionRow, point: Point, children: Sequence[_Child]) -> None:
-        """The children's directories, each marked as unfinished until it is journaled."""
+        """Create the children's directories, each marked as unfinished until it is journaled."""
         workspace, now = self._r.workspace(session.id), self._r.clock.now()
-        # Work that is brought out meanwhile would be half in their repositories.
-        async with self._r.collecting(session.id):
+        # Without the lock, a copy could contain half of the work that is being collected.
+        async with self._r.collect_lock(session.id):
             for child in children:
                 await anyio.to_thread.run_sync(_make, workspace, point, child, session, now, self._r.settings.reserve)
         first = children[0].workspace.heard
-        await self._r.event_log.read(lambda conn: write_heard(conn, workspace, session.id, first, point.seq))
+        await self._r.event_log.read(lambda conn: write_agent_output(conn, workspace, session.id, first, point.seq))
         for child in children[1:]:
             os.link(first, child.workspace.heard)
 
@@ -206,15 +210,15 @@ class ForkService:
     ) -> None:
         now = self._r.clock.now()
         lineage.point(conn, session.id, point.row.id)
-        self._check_room(conn, _request(session, point), len(children))
-        # Of what is left now: others may have forked it, or it has spent some, since it was looked at.
+        self._check_capacity(conn, _request(session, point), len(children))
+        # Computed again: since the check, the session may have spent money or may have been forked.
         share = _share(views.session(conn, session.id), len(children))
         for child in children:
             slug = names.free_slug(conn, name or f"{session.slug[:32]}-fork")
             if name is not None and len(children) == 1 and slug != name:
                 raise BadInput(f"there is already a session or task called {name}", hint=f"--name {slug}")
             branch = branch_name(slug, heads | views.branches(conn))
-            for body in _birth(session, point, slug, branch, share):
+            for body in _child_events(session, point, slug, branch, share):
                 journal.record(conn, child.id, body, at=now)
             turn = 1
             if point.row.live and point.taken.turn is not None:
@@ -255,21 +259,23 @@ def _make(parent: Workspace, point: Point, child: _Child, session: SessionRow, a
 
 
 def _shared(source: str, target: str) -> None:
-    """Objects of git are never written to again; all else is copied."""
+    """Link git's objects, which are never written to again, and copy all other files."""
     if "/objects/" in source:
         os.link(source, target)
     else:
         shutil.copy2(source, target)
 
 
-def write_heard(conn: Connection, workspace: Workspace, session: str, file: Path, upto: int | None = None) -> None:
-    """Write down all that was heard of the agent until event `upto`, for a parser that has to know."""
+def write_agent_output(
+    conn: Connection, workspace: Workspace, session: str, file: Path, upto: int | None = None
+) -> None:
+    """Write the agent's raw output until event `upto` to a file, for a parser that needs it."""
     with file.open("wb") as out:
         out.writelines(line + b"\n" for line in workspace.heard_lines())
         out.writelines(line + b"\n" for line in lineage.raw_lines(conn, session, upto))
 
 
-def _birth(session: SessionRow, point: Point, slug: str, branch: str, share: float | None) -> list[AnyBody]:
+def _child_events(session: SessionRow, point: Point, slug: str, branch: str, share: float | None) -> list[AnyBody]:
     request = _request(session, point)
     if share is not None:
         request["budget_usd"] = share
@@ -283,33 +289,34 @@ def _birth(session: SessionRow, point: Point, slug: str, branch: str, share: flo
         conversation=point.taken.conversation,
         feed_offset=point.row.feed_offset,
     )
-    born: list[AnyBody] = [
+    events: list[AnyBody] = [
         SessionCreated(slug=slug, repo=session.repo, agent=session.agent, request=request, parent=session.id),
         SessionPrepared(base=session.base, branch=branch),
         SessionPlaced(provider=session.provider, tier=session.tier, why=f"forked from {session.slug}"),
         forked,
     ]
-    return born if point.row.live else [*born, Notice(message=_cold(session))]
+    return events if point.row.live else [*events, Notice(message=_no_memory_notice(session))]
 
 
 def _request(session: SessionRow, point: Point) -> dict[str, Any]:
     """Return the request of a child. A live snapshot needs a machine of the same size."""
-    request = {key: value for key, value in (session.request or {}).items() if key not in _OWN}
+    request = {key: value for key, value in (session.request or {}).items() if key not in _NOT_INHERITED}
     shape = point.taken.shape if point.row.live else None
     if shape is not None:
         request |= {"memory_mib": shape.memory_mib, "cpus": shape.cpus, "disk_gib": shape.disk_gib}
     return request
 
 
-def _cold(session: SessionRow) -> str:
+def _no_memory_notice(session: SessionRow) -> str:
     return (
         f"the snapshot of this {session.provider} machine has no memory: the files were copied, and the agent resumes"
-        " its conversation in a new machine; what it was doing at that moment is not done"
+        " its conversation in a new machine; the step that it was in at the snapshot is lost"
     )
 
 
 def _share(session: SessionRow, children: int) -> float | None:
-    """The dollars of each child: what the parent has left is divided among it and them. Raises BudgetSpent."""
+    """Return the budget of each child in dollars: the parent's remaining budget is divided equally among the parent and
+    its children. Raises BudgetSpent."""
     budget = (session.request or {}).get("budget_usd")
     if budget is None:
         return None

@@ -21,7 +21,7 @@ from hiveyard.engine.placement import capacity
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.sessions.session_runner import SessionRunner
-from hiveyard.engine.snapshots.service import uncopied
+from hiveyard.engine.snapshots.service import copy_error
 from hiveyard.engine.turns.terminal_runner import TERMINAL
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.integrity import check_origin
@@ -30,69 +30,69 @@ from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow
 
 log = logging.getLogger(__name__)
-_TAKEN_BACK = Failure(code=Cancelled.code, message="the session was rewound")
+_REWOUND_FAILURE = Failure(code=Cancelled.code, message="the session was rewound")
 
 
 class RewindService:
-    """Takes sessions back."""
+    """The service that rewinds sessions."""
 
     def __init__(self, resources: Resources, sessions: Sessions) -> None:
         self._r = resources
         self._sessions = sessions
 
     async def rewind(self, id: str, ref: str, *, force: bool = False) -> None:
-        """Stand where the session stood at a snapshot, and go on from there; returns when that is journaled.
+        """Rewind a session to a snapshot and continue from there; return when that is journaled.
 
-        Raises NotFound, SessionInUse with somebody at the terminal unless `force`, SessionNotRunning for one that is
-        being made ready or cannot go on, SessionDamaged, NoMemory, NoSpace, and for a live snapshot as
-        `make_ready` of its provider: then it goes on as before."""
-        async with self._sessions.alone(id):
+        Raises NotFound, SessionInUse while a terminal is attached (unless `force`), SessionNotRunning for a session
+        that is being prepared or cannot be resumed, SessionDamaged, NoMemory, NoSpace, and for a live snapshot the
+        errors of `make_ready` of its provider. Then the session continues as before."""
+        async with self._sessions.lock(id):
             await self._sessions.until_stopped(id)
             session = await self._sessions.row(id)
             point = await self._r.event_log.read(lambda conn: lineage.point(conn, id, ref))
-            runner = self._sessions.at_work(id)
+            runner = self._sessions.find_runner(id)
             if runner is None:
                 await self._resume_at(session, point)
                 return
-            async with runner.changing:
+            async with runner.machine_lock:
                 session = await self._sessions.row(id)
                 await self._check(session, runner, force)
-                await self._lay_ready(session, point)
+                await self._stage_files(session, point)
                 with anyio.CancelScope(shield=True):
                     runner.scope.cancel()
                     await runner.over.wait()
-                    await self._move(session, point, left=True)
+                    await self._switch(session, point, detached=True)
 
     async def _resume_at(self, session: SessionRow, point: Point) -> None:
         if session.phase is not Phase.STOPPED:
-            raise SessionNotRunning(f"{session.slug} is {session.phase}: it cannot be taken back")
-        await self._r.event_log.read(lambda conn: self._check_room(conn, session, point))
-        await self._lay_ready(session, point)
+            raise SessionNotRunning(f"{session.slug} is {session.phase}: it cannot be rewound")
+        await self._r.event_log.read(lambda conn: self._check_capacity(conn, session, point))
+        await self._stage_files(session, point)
         with anyio.CancelScope(shield=True):
-            await self._move(session, point, left=False)
+            await self._switch(session, point, detached=False)
 
-    def _check_room(self, conn: Connection, session: SessionRow, point: Point) -> None:
+    def _check_capacity(self, conn: Connection, session: SessionRow, point: Point) -> None:
         settings, shape = self._r.settings, point.taken.shape if point.row.live else None
         asked = (session.request or {}).get("memory_mib") or settings.memory_mib
         capacity.check(conn, settings, shape.memory_mib if shape is not None else asked)
 
     async def _check(self, session: SessionRow, runner: SessionRunner, force: bool) -> None:
-        await runner.settled(session.phase)
+        await runner.wait_until_ready(session.phase)
         if session.phase is Phase.RUNNING and not runner.frozen:
-            await runner.until(runner.begun)
-        if not runner.begun.is_set():
-            raise SessionNotRunning("its agent has not begun yet", hint="try again in a moment; hv list")
+            await runner.wait_for(runner.started)
+        if not runner.started.is_set():
+            raise SessionNotRunning("its agent has not started yet", hint="try again in a moment; hv list")
         if force:
             return
         if session.activity is Activity.PAUSED:
             raise SessionInUse(
-                f"{session.slug} is paused, and nobody can see whether somebody sits at its terminal",
+                f"{session.slug} is paused, so it is unknown whether a terminal is attached to it",
                 hint=f"hv unpause {session.slug}, or hv rewind {session.slug} SNAPSHOT --force",
             )
-        if sitters := await self._attached(session):
-            many = "somebody sits" if sitters == 1 else f"{sitters} people sit"
-            hint = f"hv rewind {session.slug} SNAPSHOT --force ends what they see"
-            raise SessionInUse(f"{many} at the terminal of {session.slug}", hint=hint)
+        if clients := await self._attached(session):
+            terminals = "a terminal is" if clients == 1 else f"{clients} terminals are"
+            hint = f"hv rewind {session.slug} SNAPSHOT --force detaches them"
+            raise SessionInUse(f"{terminals} attached to {session.slug}", hint=hint)
 
     async def _attached(self, session: SessionRow) -> int:
         """Return how many terminals are attached to the agent's."""
@@ -101,7 +101,7 @@ class RewindService:
             seen = await guest.run(command, timeout=30, limit=64 << 10)
         return seen.stdout.count(b"\n") if seen.ok else 0
 
-    async def _lay_ready(self, session: SessionRow, point: Point) -> None:
+    async def _stage_files(self, session: SessionRow, point: Point) -> None:
         """Prepare the snapshot's files beside the present ones, so that a fault in the snapshot is found before
         anything is replaced."""
         workspace = self._r.workspace(session.id)
@@ -115,40 +115,40 @@ class RewindService:
             )
         except OSError as error:
             await anyio.to_thread.run_sync(snapshot_files.clear, workspace)
-            raise uncopied(session.slug, error) from error
+            raise copy_error(session.slug, error) from error
 
-    async def _move(self, session: SessionRow, point: Point, *, left: bool) -> None:
-        """Journal that it is there, and have it there. `left`: it was let go of for this, and is taken up again when
-        this fails."""
+    async def _switch(self, session: SessionRow, point: Point, *, detached: bool) -> None:
+        """Journal the rewind and start a runner, which carries it out. `detached` means that the session's runner was
+        ended for this; if this fails, a runner is started again."""
         now = self._r.clock.now()
 
         def write(conn: Connection) -> None:
             if views.session(conn, session.id).phase is Phase.STOPPED:
-                self._check_room(conn, session, point)
+                self._check_capacity(conn, session, point)
             _rewound(conn, session, point, now)
 
         try:
             await self._r.event_log.store.write(write)
         except BaseException:
             await anyio.to_thread.run_sync(snapshot_files.clear, self._r.workspace(session.id))
-            if left and (await self._sessions.row(session.id)).phase in AT_WORK:
-                self._sessions.begin(session.id)
+            if detached and (await self._sessions.row(session.id)).phase in AT_WORK:
+                self._sessions.start(session.id)
             raise
-        self._sessions.begin(session.id)
-        log.info("session %s is taken back to %s", session.id, point.row.name)
+        self._sessions.start(session.id)
+        log.info("session %s is rewound to %s", session.id, point.row.name)
 
 
 def _rewound(conn: Connection, session: SessionRow, point: Point, now: float) -> None:
-    """Raises NotFound for a snapshot that is gone."""
+    """Journal the rewind. Raises NotFound for a snapshot that was removed."""
     lineage.point(conn, session.id, point.row.id)
     turns = views.turns(conn, session.id)
     for turn in turns:
         if turn.state is not TurnState.ENDED:
-            ended = TurnEnded(outcome="cancelled", failure=_TAKEN_BACK)
+            ended = TurnEnded(outcome="cancelled", failure=_REWOUND_FAILURE)
             journal.record(conn, session.id, ended, at=now, turn=turn.number)
     rewound = SessionRewound(snapshot=point.row.id, after_turn=point.row.after_turn)
     journal.record(conn, session.id, rewound, at=now)
     if point.row.live and point.taken.turn is not None:
-        # The turn that was at work goes on; the old one's story has been told to its end.
+        # The turn that was running at the snapshot continues under a new number: the old one has ended in the journal.
         number = max(turn.number for turn in turns) + 1
         journal.record(conn, session.id, TurnStarted(agent=session.agent), at=now, turn=number)

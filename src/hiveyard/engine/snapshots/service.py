@@ -31,7 +31,7 @@ from hiveyard.core.ports import Snapshots as Live
 from hiveyard.core.states import AT_WORK, Activity
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.service import Sessions, begun
+from hiveyard.engine.sessions.service import Sessions, require_started
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.workspace import snapshot_files
@@ -48,9 +48,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SnapshotView(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot. `live` has memory and processes, else it is the files and the conversation. `turn` was at work,
-    `after_turn` the last that had ended. `seconds` is how long the machine stood still, `size` bytes on disk beyond
-    what is shared."""
+    """A snapshot. If `live`, it contains memory and processes, otherwise only the files and the conversation. `turn`
+    was running, `after_turn` was the last that had ended. `seconds` is how long the machine was paused, `size` the
+    bytes on disk that are not shared."""
 
     id: str
     name: str
@@ -64,41 +64,44 @@ class SnapshotView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshots:
-    """All that the API may ask of snapshots, but to fork and to rewind."""
+    """The service that takes, lists and removes snapshots."""
 
     def __init__(self, resources: Resources, sessions: Sessions, group: TaskGroup) -> None:
         self._r = resources
         self._sessions = sessions
         self._group = group
 
-    # --- taken -------------------------------------------------------------------------------------------------------
+    # --- take --------------------------------------------------------------------------------------------------------
 
-    async def take(self, id: str, name: str | None = None, *, passing: bool = False, by_itself: bool = False) -> Point:
-        """Keep a running session as it stands; it goes on afterwards. A paused one stays paused. Where its memory
-        cannot be had, it is the files and the conversation, and that is said.
+    async def take(
+        self, id: str, name: str | None = None, *, temporary: bool = False, automatic: bool = False
+    ) -> Point:
+        """Take a snapshot of a running session; the session continues afterwards, and a paused one stays paused. If its
+        memory cannot be saved, the snapshot contains the files and the conversation, and a notice says so. A
+        `temporary` snapshot is only for a fork; an `automatic` one was taken at the end of a turn.
 
-        Raises SessionNotRunning, BadInput for a name that is taken or impossible, NoSpace: then there is nothing of
-        the snapshot, and the session goes on."""
+        Raises SessionNotRunning, BadInput for a name that is taken or invalid, NoSpace. Then nothing of the snapshot
+        is left, and the session continues."""
         if name is not None and not _NAME.match(name):
-            raise BadInput(f"{name[:80]!r} is no name for a snapshot: 1 to 40 of a-z, 0-9, . and -")
+            raise BadInput(f"{name[:80]!r} is not a valid snapshot name: use 1 to 40 of a-z, 0-9, . and -")
         runner = await self._sessions.runner(id)
-        async with runner.changing:
+        async with runner.machine_lock:
             session = await self._sessions.row(id)
-            terminal_runner = await begun(session, runner)
+            terminal_runner = await require_started(session, runner)
             known = await self._r.event_log.read(lambda conn: views.snapshots(conn, id))
             live = isinstance(self._provider(session), Live)
             asked = SnapshotTaken(
-                snapshot=new_id(), name=_free(name, known), live=live, passing=passing, by_itself=by_itself
+                snapshot=new_id(), name=_free_name(name, known), live=live, passing=temporary, by_itself=automatic
             )
             try:
-                return await self._taken(session, runner, terminal_runner, asked, known)
+                return await self._take(session, runner, terminal_runner, asked, known)
             except CannotKeepMemory as error:
                 asked = msgspec.structs.replace(asked, live=False)
-                return await self._taken(
-                    session, runner, terminal_runner, asked, known, f"the memory is not kept: {error.advice}"
+                return await self._take(
+                    session, runner, terminal_runner, asked, known, f"the memory was not saved: {error.advice}"
                 )
 
-    async def _taken(
+    async def _take(
         self,
         session: SessionRow,
         runner: SessionRunner,
@@ -107,19 +110,19 @@ class Snapshots:
         known: Sequence[SnapshotRow],
         lacking: str = "",
     ) -> Point:
-        async with self._still(session, runner, live=asked.live) as moving:
-            moved = f"{moving}: the files were copied while the agent went on" if moving else ""
+        async with self._held_still(session, runner, live=asked.live) as problem:
+            moved = f"{problem}: the files were copied while the agent was running" if problem else ""
             return await self._keep(session, terminal_runner, asked, known, [why for why in (lacking, moved) if why])
 
     @asynccontextmanager
-    async def _still(self, session: SessionRow, runner: SessionRunner, *, live: bool) -> AsyncIterator[str]:
-        """Nobody of ours in the session's machine, which stands still; else why it does not. For a live snapshot the
-        provider holds it still by itself, for less long."""
+    async def _held_still(self, session: SessionRow, runner: SessionRunner, *, live: bool) -> AsyncIterator[str]:
+        """Disconnect from the session's machine and pause it for the block. Yield "", or the reason why it could not be
+        paused. For a live snapshot the provider pauses the machine itself, for a shorter time."""
         provider, machine = self._provider(session), machine_name(session.id)
         paused = session.activity is Activity.PAUSED
         try:
             await runner.freeze()
-            yield "" if paused or live else await _held(provider, machine)
+            yield "" if paused or live else await _pause(provider, machine)
         finally:
             if not paused:
                 with anyio.CancelScope(shield=True):
@@ -135,7 +138,7 @@ class Snapshots:
         terminal_runner: TerminalRunner,
         asked: SnapshotTaken,
         known: Sequence[SnapshotRow],
-        told: Sequence[str],
+        notices: Sequence[str],
     ) -> Point:
         provider, snapshot = self._provider(session), asked.snapshot
         try:
@@ -153,7 +156,7 @@ class Snapshots:
                 feed_offset=feed,
             )
             with anyio.CancelScope(shield=True):
-                await self._r.event_log.record(session.id, *_notices(told, copied), taken)
+                await self._r.event_log.record(session.id, *_notices(notices, copied), taken)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._drop(session, provider, snapshot)
@@ -163,7 +166,8 @@ class Snapshots:
     async def _frozen(
         self, session: SessionRow, terminal_runner: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
     ) -> tuple[SnapshotStats, Copied, int | None]:
-        """The machine, where that can be kept, and what `_copy` answers."""
+        """Save the machine, for a live snapshot, and copy the files. Return the machine's statistics and the result of
+        `_copy`."""
         provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
 
         async def copy() -> None:
@@ -183,7 +187,8 @@ class Snapshots:
     async def _copy(
         self, session: SessionRow, terminal_runner: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
     ) -> tuple[Copied, int | None]:
-        """The files, and where the feed goes on in them: None where the agent itself goes on in memory."""
+        """Copy the session's files. Return the copy's statistics and the offset at which the feed continues in it; None
+        for a live snapshot, in which the agent itself continues."""
         workspace, snapshot = self._r.workspace(session.id), asked.snapshot
         former = known[-1].id if known else None
 
@@ -200,12 +205,12 @@ class Snapshots:
         try:
             return await anyio.to_thread.run_sync(copy)
         except OSError as error:
-            raise uncopied(session.slug, error) from error
+            raise copy_error(session.slug, error) from error
 
-    # --- listed and removed ------------------------------------------------------------------------------------------
+    # --- list and remove ---------------------------------------------------------------------------------------------
 
     async def list(self, id: str) -> list[SnapshotView]:
-        """Oldest first, without those that are there for a fork alone."""
+        """Return a session's snapshots, oldest first, without the temporary ones of forks."""
 
         def read(conn: Connection) -> list[SnapshotView]:
             found = [lineage.point(conn, id, row.id) for row in views.snapshots(conn, id)]
@@ -215,9 +220,9 @@ class Snapshots:
         return await self._r.event_log.read(read)
 
     async def remove(self, id: str, ref: str) -> str:
-        """Remove a snapshot; returns its id. Raises NotFound; MachineNotReady while a session is about to begin
-        there."""
-        async with self._sessions.alone(id):
+        """Remove a snapshot; return its id. Raises NotFound, MachineNotReady while a session is about to start from
+        it."""
+        async with self._sessions.lock(id):
             session, now = await self._sessions.row(id), self._r.clock.now()
             with anyio.CancelScope(shield=True):
                 snapshot = await self._r.event_log.store.write(lambda conn: _removed(conn, id, ref, now))
@@ -225,30 +230,30 @@ class Snapshots:
         return snapshot
 
     async def remove_all(self, id: str) -> None:
-        """Remove what is kept for a session that is about to be forgotten, when those have begun that are to begin
-        there."""
+        """Remove all snapshots of a session that is being removed. Wait first for the sessions that are about to start
+        from them."""
         session = await self._r.event_log.read(lambda conn: views.find_session(conn, id))
         for row in await self._r.event_log.read(lambda conn: views.snapshots(conn, id)):
             assert session is not None
-            for child in await self._r.event_log.read(partial(waiting_for, snapshot=row.id)):
-                if (runner := self._sessions.at_work(child)) is not None:
-                    await runner.until(runner.begun)
+            for child in await self._r.event_log.read(partial(sessions_starting_at, snapshot=row.id)):
+                if (runner := self._sessions.find_runner(child)) is not None:
+                    await runner.wait_for(runner.started)
             await self._drop(session, self._provider(session), row.id)
 
-    async def let_pass(self, point: Point, stays: Sequence[SessionRunner]) -> None:
-        """Remove a snapshot that was made for a fork alone, when its children have begun. What fails here is found by
-        the next daemon."""
-        for runner in stays:
-            await runner.until(runner.begun)
+    async def remove_after_fork(self, point: Point, runners: Sequence[SessionRunner]) -> None:
+        """Remove a temporary snapshot once the fork's children have started. If that fails, the next daemon removes
+        it."""
+        for runner in runners:
+            await runner.wait_for(runner.started)
         try:
             await self.remove(point.row.session, point.row.id)
         except HiveyardError as error:
-            log.info("the snapshot %s of a fork stays: %s", point.row.id, error.message)
+            log.info("the temporary snapshot %s of a fork was not removed: %s", point.row.id, error.message)
         except Exception:
-            log.exception("the snapshot %s of a fork stays", point.row.id)
+            log.exception("the temporary snapshot %s of a fork was not removed", point.row.id)
 
     async def _drop(self, session: SessionRow, provider: Provider, snapshot: str) -> None:
-        """Remove a snapshot's files. The next daemon finds what could not be removed."""
+        """Remove a snapshot's memory and files. If that fails, the next daemon removes them."""
         try:
             if isinstance(provider, Live) and not provider.capabilities.remote:
                 await provider.remove_snapshot(snapshot_files.provider_name(session.id, snapshot))
@@ -256,34 +261,34 @@ class Snapshots:
             log.warning("snapshot %s of %s could not be removed: %s", snapshot, session.id, error)
         await anyio.to_thread.run_sync(snapshot_files.drop, self._r.workspace(session.id), snapshot)
 
-    async def standing_on(self, image: str) -> Sequence[str]:
-        """The live snapshots of machines of an image, which are of no use without it."""
+    async def live_snapshots_of(self, image: str) -> Sequence[str]:
+        """Return the live snapshots of machines of an image, which are useless without it, as "NAME of SESSION"."""
 
         def read(conn: Connection) -> Sequence[str]:
             found = [(row, lineage.point(conn, row.session, row.id)) for row in views.snapshots(conn) if row.live]
-            standing = [row for row, point in found if point.taken.image == image]
-            return [f"{row.name} of {views.session(conn, row.session).slug}" for row in standing]
+            dependents = [row for row, point in found if point.taken.image == image]
+            return [f"{row.name} of {views.session(conn, row.session).slug}" for row in dependents]
 
         return await self._r.event_log.read(read)
 
-    # --- life --------------------------------------------------------------------------------------------------------
+    # --- recovery ----------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Find what a killed daemon left of snapshots that nobody knows, and of forks that are through; remove it in
-        the background."""
+        """Find snapshots that a killed daemon left without a record, and temporary ones of finished forks; remove them
+        in the background."""
 
         def read(conn: Connection) -> tuple[dict[str, set[str]], list[Point]]:
             known: dict[str, set[str]] = {}
             for row in views.snapshots(conn):
                 known.setdefault(row.session, set()).add(row.id)
-            passing = [lineage.point(conn, row.session, row.id) for row in views.snapshots(conn)]
-            return known, [point for point in passing if point.taken.passing]
+            temporary = [lineage.point(conn, row.session, row.id) for row in views.snapshots(conn)]
+            return known, [point for point in temporary if point.taken.passing]
 
-        known, passing = await self._r.event_log.read(read)
+        known, temporary = await self._r.event_log.read(read)
         workspaces = [self._r.workspace(root.name) for root in self._r.sessions.glob("*")]
         remains = {one: snapshot_files.remains(one, known.get(one.root.name, set())) for one in workspaces}
         live = {snapshot_files.provider_name(session, row) for session, rows in known.items() for row in rows}
-        # Sessions are not on hosts of somebody else, and a start does not wait for a network.
+        # Remote providers run no sessions, and starting the daemon must not wait for a network.
         for provider in self._r.providers.values():
             if isinstance(provider, Live) and not provider.capabilities.remote:
                 for name in sorted(await _names(provider) - live):
@@ -292,10 +297,10 @@ class Snapshots:
             for path in left:
                 log.info("removing the leftover snapshot %s", path)
                 await anyio.to_thread.run_sync(snapshot_files.drop, workspace, path.name.removeprefix(".half-"))
-        for point in passing:
-            children = await self._r.event_log.read(partial(waiting_for, snapshot=point.row.id))
-            stays = [runner for child in children if (runner := self._sessions.at_work(child)) is not None]
-            self._group.start_soon(self.let_pass, point, stays, name=f"pass {point.row.id}")
+        for point in temporary:
+            children = await self._r.event_log.read(partial(sessions_starting_at, snapshot=point.row.id))
+            runners = [runner for child in children if (runner := self._sessions.find_runner(child)) is not None]
+            self._group.start_soon(self.remove_after_fork, point, runners, name=f"remove {point.row.id}")
 
     def _provider(self, session: SessionRow) -> Provider:
         assert session.provider is not None
@@ -317,9 +322,9 @@ def view(point: Point) -> SnapshotView:
     )
 
 
-def waiting_for(conn: Connection, snapshot: str) -> list[str]:
-    """Sessions that are still to begin at a snapshot, and need it for that: a child's files were copied when it was
-    made."""
+def sessions_starting_at(conn: Connection, snapshot: str) -> list[str]:
+    """Return the sessions that have yet to start from a snapshot and still need it. A child of a snapshot without
+    memory does not: its files were copied when it was created."""
     found = []
     for row in views.sessions(conn, phases=AT_WORK):
         begin = lineage.pending_start(conn, row.id) if row.request is not None else None
@@ -330,29 +335,32 @@ def waiting_for(conn: Connection, snapshot: str) -> list[str]:
 
 
 def _removed(conn: Connection, session: str, ref: str, at: float) -> str:
-    """Journal that a snapshot is gone, unless somebody is to begin there; its id."""
+    """Journal that a snapshot is removed; return its id. Raises MachineNotReady while a session is about to start from
+    it."""
     point = lineage.point(conn, session, ref)
-    if waiting := waiting_for(conn, point.row.id):
-        raise MachineNotReady(f"{', '.join(waiting)} are about to begin at {point.row.name}", hint="hv list")
+    if waiting := sessions_starting_at(conn, point.row.id):
+        raise MachineNotReady(
+            f"sessions are about to start from {point.row.name}: {', '.join(waiting)}", hint="hv list"
+        )
     journal.record(conn, session, SnapshotRemoved(snapshot=point.row.id), at=at)
     return point.row.id
 
 
-_FREE = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
+_SPACE_HINT = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
 
 
-def uncopied(name: str, error: OSError) -> HiveyardError:
+def copy_error(name: str, error: OSError) -> HiveyardError:
     """Return the error for files of session `name` that could not be copied."""
     if error.errno in _FULL:
-        return NoSpace(f"no space to copy the files of {name}", hint=_FREE)
+        return NoSpace(f"no space to copy the files of {name}", hint=_SPACE_HINT)
     where = f": {one_line(error.filename)}" if isinstance(error.filename, str) else ""
     return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}{where}")
 
 
-async def _held(provider: Provider, machine: str) -> str:
-    """Have a machine stand still; why it does not where that cannot be."""
+async def _pause(provider: Provider, machine: str) -> str:
+    """Pause a machine. Return "", or the reason why it cannot be paused."""
     if not isinstance(provider, Pauses):
-        return f"{provider.name} cannot hold a machine still"
+        return f"the provider {provider.name} cannot pause a machine"
     try:
         await provider.pause(machine)
     except CannotFreeze as error:
@@ -360,12 +368,12 @@ async def _held(provider: Provider, machine: str) -> str:
     return ""
 
 
-def _notices(told: Sequence[str], copied: Copied) -> list[Notice]:
+def _notices(notices: Sequence[str], copied: Copied) -> list[Notice]:
     left_out = [f"{copied.left_out} sockets and devices are not in the snapshot"] if copied.left_out else []
-    return [Notice(message=message) for message in (*told, *left_out)]
+    return [Notice(message=message) for message in (*notices, *left_out)]
 
 
-def _free(name: str | None, known: Sequence[SnapshotRow]) -> str:
+def _free_name(name: str | None, known: Sequence[SnapshotRow]) -> str:
     taken = {row.name for row in known}
     if name is None:
         return next(name for number in range(1, len(known) + 2) if (name := f"s{number}") not in taken)
@@ -378,7 +386,7 @@ async def _names(provider: Live) -> set[str]:
     try:
         return await provider.snapshots()
     except HiveyardError as error:
-        log.info("a provider cannot be asked for snapshots: %s", error.message)
+        log.info("a provider could not list its snapshots: %s", error.message)
         return set()
 
 

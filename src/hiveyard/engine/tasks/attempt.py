@@ -34,7 +34,7 @@ from hiveyard.core.states import Phase, TaskState
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.snapshots.service import uncopied
+from hiveyard.engine.snapshots.service import copy_error
 from hiveyard.engine.tasks.request import TaskRequest
 from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
@@ -184,7 +184,7 @@ class TaskAttempt:
                 with self._stop.cancellable(CANCEL_GRACE):
                     got = await collect(self.id, guest, self._r, aside=False)
         except OSError as error:
-            raise uncopied(self.id, error) from error
+            raise copy_error(self.id, error) from error
         return await record_result(self.id, got, self._r, turn=FIRST)
 
     async def _collect_or_notify(self, guest: Guest) -> _Work:

@@ -34,7 +34,7 @@ async def open_session_door(
             files.enter_context(closing(recorder))
         async with resources.doors.open(
             session=session.id,
-            directory=resources.door_of(session.id),
+            directory=resources.door_path(session.id),
             placeholder=workspace.placeholder(),
             inherited=workspace.inherited(),
             account=spec.account or resources.settings.account,

@@ -28,58 +28,59 @@ from hiveyard.store.views import MachineRow
 log = logging.getLogger(__name__)
 
 
-async def tidy(resources: Resources, roots: Sequence[Path]) -> list[Path]:
-    """Remove the doors of what is over, and what a killed daemon left half made in the session directories `roots`;
-    move those that never began, or are half removed, out of the way. Where these are now, for `sweep`.
-    Nothing may begin meanwhile: it would find its own gone."""
-    wanted = await _wanted(resources)
+async def clean_up(resources: Resources, roots: Sequence[Path]) -> list[Path]:
+    """Remove the doors of sessions that are over, and files that a killed daemon left half made in the session
+    directories `roots`. Rename directories of sessions that never started or are half removed, and return their new
+    paths for `remove_leftovers`. No session may start meanwhile: its files would be removed."""
+    needed = await _needed_machines(resources)
     for door in list(resources.door_directory.glob("*")):
-        if machine_name(door.name) not in wanted:
+        if machine_name(door.name) not in needed:
             await anyio.to_thread.run_sync(partial(remove_tree, door, quiet=True))
-    await anyio.to_thread.run_sync(_tidy_all, roots)
+    await anyio.to_thread.run_sync(_clean_up_all, roots)
     for root in roots:
         workspace = Workspace(root)
         if snapshot_files.is_ready(workspace) and not await resources.event_log.read(
-            partial(_to_be_taken_back, id=root.name)
+            partial(_has_pending_rewind, id=root.name)
         ):
             await anyio.to_thread.run_sync(snapshot_files.clear, workspace)
     known = frozenset(await resources.event_log.read(journal.sessions_with_events))
-    return await anyio.to_thread.run_sync(_put_away, roots, known)
+    return await anyio.to_thread.run_sync(_set_aside, roots, known)
 
 
-def _to_be_taken_back(conn: Connection, id: str) -> bool:
+def _has_pending_rewind(conn: Connection, id: str) -> bool:
     return isinstance(lineage.pending_start(conn, id), SessionRewound)
 
 
-def _tidy_all(roots: Sequence[Path]) -> None:
+def _clean_up_all(roots: Sequence[Path]) -> None:
     for root in roots:
         Workspace(root).tidy()
 
 
-def _put_away(roots: Sequence[Path], known: frozenset[str]) -> list[Path]:
-    """A directory that holds work stays, even when the journal does not know it: the journal may have been lost."""
+def _set_aside(roots: Sequence[Path], known: frozenset[str]) -> list[Path]:
+    """Rename the directories that can be removed, and return their new paths. A directory with work in it stays, even
+    if the journal does not know it: the journal may have been lost."""
     away = []
     for root in roots:
         workspace = Workspace(root)
         try:
             if root.name in known:
-                # Killed right before or after it was journaled: the journal counts.
+                # The daemon was killed right before or after it journaled the session: the journal decides.
                 workspace.unfinished.unlink(missing_ok=True)
             elif not workspace.has_started:
                 log.info("removing the leftover session directory %s", root)
                 away.append(workspace.rename_for_removal())
         except OSError:
-            log.exception("%s stays as it is", root)
+            log.exception("%s could not be cleaned up", root)
     return away
 
 
-async def sweep(resources: Resources, leftovers: Sequence[Path], alone: Callable[[str], anyio.Lock]) -> None:
-    """Remove every machine of ours that no open task and no `--keep` needs, and the directories `leftovers`. What
-    fails is logged. Tasks and sessions begin meanwhile; `alone` is held by who has one begin."""
+async def remove_leftovers(resources: Resources, leftovers: Sequence[Path], lock: Callable[[str], anyio.Lock]) -> None:
+    """Remove every machine of this installation that no open task and no `--keep` needs, and the directories
+    `leftovers`. Failures are logged. Tasks and sessions may start meanwhile; `lock` gives a session's lock."""
     try:
-        await _sweep_machines(resources, alone)
+        await _remove_leftover_machines(resources, lock)
     except Exception:
-        log.exception("what an earlier daemon left was not removed")
+        log.exception("machines that an earlier daemon left were not removed")
     for leftover in leftovers:
         try:
             await anyio.to_thread.run_sync(remove_tree, leftover)
@@ -87,26 +88,26 @@ async def sweep(resources: Resources, leftovers: Sequence[Path], alone: Callable
             log.exception("%s was not removed", leftover)
 
 
-async def _sweep_machines(resources: Resources, alone: Callable[[str], anyio.Lock]) -> None:
+async def _remove_leftover_machines(resources: Resources, lock: Callable[[str], anyio.Lock]) -> None:
     there = {provider.name: await _names(provider) for provider in resources.providers.values()}
-    # The journal is read last: a task that came meanwhile has its machine journaled before it is made.
-    wanted = await _wanted(resources)
+    # The journal is read last: the machine of a task that started meanwhile is journaled before it is created.
+    needed = await _needed_machines(resources)
     for provider in resources.providers.values():
-        for name in sorted(there[provider.name] - wanted):
+        for name in sorted(there[provider.name] - needed):
             row = await resources.event_log.read(lambda conn, name=name: views.find_machine(conn, name))  # type: ignore[misc]
-            async with alone(row.session) if row is not None else nullcontext():
-                # It takes a while to come here: a session may have been resumed in its machine.
-                if name not in await _wanted(resources):
+            async with lock(row.session) if row is not None else nullcontext():
+                # Checked again, because the session may have been resumed in its machine meanwhile.
+                if name not in await _needed_machines(resources):
                     await _remove(resources, provider, name, row)
 
 
-async def _wanted(resources: Resources) -> set[str]:
+async def _needed_machines(resources: Resources) -> set[str]:
     tasks = await resources.event_log.read(views.tasks)
-    wanted = {task.id for task in tasks if not task.state.over or task.request.get("keep")}
+    needed = {task.id for task in tasks if not task.state.over or task.request.get("keep")}
     for session in await resources.event_log.read(lambda conn: views.sessions(conn, phases=AT_WORK)):
         if session.request is not None:
-            wanted.add(session.id)
-    return {machine_name(id) for id in wanted}
+            needed.add(session.id)
+    return {machine_name(id) for id in needed}
 
 
 async def _names(provider: Provider) -> set[str]:
@@ -114,7 +115,7 @@ async def _names(provider: Provider) -> set[str]:
     try:
         return await provider.names()
     except HiveyardError as error:
-        log.info("%s cannot be asked for leftovers: %s", provider.name, error.message)
+        log.info("the provider %s cannot list its machines: %s", provider.name, error.message)
         return set()
 
 
