@@ -285,9 +285,7 @@ def test_a_machine_larger_than_the_host_is_refused_in_one_line(provider: str, hv
 
 
 @pytest.mark.parametrize("relative", ["HIVEYARD_HOME", "HIVEYARD_CACHE"])
-def test_a_relative_home_or_cache_is_the_same_for_the_daemon(
-    relative: str, own_hv: Hv, tmp_path: Path
-) -> None:
+def test_a_relative_home_or_cache_is_the_same_for_the_daemon(relative: str, own_hv: Hv, tmp_path: Path) -> None:
     env = {**own_hv.env, relative: "not-absolute"}
 
     def said(*words: str) -> str:

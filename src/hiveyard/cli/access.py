@@ -49,10 +49,10 @@ def exec_(session: str, command: tuple[str, ...], no_terminal: bool) -> int:
         body = {"argv": list(command), **own_terminal()}
         return run_on_terminal(client.call("POST", f"/v1/sessions/{quoted(session)}/terminal", body)["argv"])
     with _retry_hint("exec", "-T", session, "--", *command), _open(session, command) as duplex:
-        return _execute(duplex)
+        return execute(duplex)
 
 
-def _execute(duplex: Duplex) -> int:
+def execute(duplex: Duplex) -> int:
     """Connect the command to this process's stdin, stdout and stderr until it ends, and return its exit code."""
     duplex.feed_beside(_stdin())
     outputs = {b"o": sys.stdout.buffer, b"e": sys.stderr.buffer}

@@ -39,7 +39,7 @@ def test_files_that_are_not_copied_out_are_reported(stage: Stage, repo: Path, tm
         assert not (tmp_path / "one").exists()
 
 
-def test_a_long_command_arrives_complete_and_a_too_long_one_is_refused(stage: Stage, repo: Path) -> None:
+def test_a_long_command_arrives_complete_and_one_that_is_not_utf8_is_refused(stage: Stage, repo: Path) -> None:
     id = stage.prompted(repo)
     words = ["word" * 250 + str(number) for number in range(100)]
     done = stage("exec", id, "--", "sh", "-c", 'for word; do echo "$word"; done; cat', "sh", *words)
@@ -48,9 +48,6 @@ def test_a_long_command_arrives_complete_and_a_too_long_one_is_refused(stage: St
     given = [*stage.argv("exec", id, "--", "sh", "-c", 'printf "%s:" "$1"; cat', "sh", "an ä and a 'quote'")]
     said = subprocess.run(given, env=stage.env, input="stdin", capture_output=True, text=True, timeout=120)
     assert said.stdout == "an ä and a 'quote':stdin"
-    long = stage("exec", id, "--", "echo", *words * 6)
-    assert long.returncode in (2, 125)
-    assert "the limit is" in long.stderr and "stdin" in long.stderr
     argv: list[str | bytes] = [*stage.argv("exec", id, "--", "cat"), b"caf\xe9"]
     refused = subprocess.run(argv, env=stage.env, capture_output=True, timeout=120)
     assert refused.returncode == 2

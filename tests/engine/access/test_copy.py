@@ -33,7 +33,8 @@ from tests.contract.conftest import Place
 pytestmark = pytest.mark.anyio
 PATIENCE = 60.0
 EXECUTE = (
-    "import sys; from pathlib import Path; from hiveyard.api.duplex import Duplex; from hiveyard.cli.execute import *\n"
+    "import sys; from pathlib import Path\n"
+    "from hiveyard.api.duplex import Duplex; from hiveyard.cli.access import execute\n"
     "with Duplex(Path(sys.argv[1]), sys.argv[2]) as duplex: sys.exit(execute(duplex))"
 )
 
