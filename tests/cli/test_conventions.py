@@ -1,4 +1,4 @@
-"""What users of docker, gh and git type: aliases, suggestions, help, waiting, ids only, the only candidate."""
+"""Conventions of docker, gh and git: aliases, suggestions, help, waiting, ids only, the only candidate."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_waiting_ends_with_the_tasks_and_has_their_exit_code(hv: Hv, repo: Path)
         hv("run", str(repo), name, "--command", command, "-d").stdout.strip()
         for name, command in (("good", "true"), ("bad", "exit 3"), ("long", "sleep 600"))
     ]
-    assert hv("ps", "-q").stdout.split() == [id for id in reversed(ids) if id in hv("ps", "-q").stdout]
+    assert hv("ps", "-a", "-q").stdout.split() == ids[::-1]
     waited = hv("wait", "good", "bad")
     assert waited.returncode == 1
     assert {line.split()[1:][0] for line in waited.stdout.splitlines()} == {"good:", "bad:"}

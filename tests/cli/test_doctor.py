@@ -29,14 +29,14 @@ def checks(hv: Hv) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def bin() -> Iterator[Path]:
-    """A directory for programs, which the users of machines can enter too."""
+    """Yield a directory for programs, which the users of machines can enter too."""
     with tempfile.TemporaryDirectory(prefix="hv-bin-") as directory:
         os.chmod(directory, 0o755)
         yield Path(directory)
 
 
 def finds_only(hv: Hv, bin: Path, *programs: str) -> None:
-    """Let the daemon find these programs, those that a test puts into `bin`, and no others."""
+    """Let the daemon find only these programs and those that a test puts into `bin`."""
     for program in programs:
         found = shutil.which(program)
         assert found, f"the test needs {program}"
@@ -122,7 +122,7 @@ def test_a_cache_that_cannot_be_written_is_reported(hv: Hv, tmp_path: Path) -> N
     (tmp_path / "cache").write_text("a file in the way")
     hv.env["HIVEYARD_CACHE"] = str(tmp_path / "cache")
     found = checks(hv)["cache"]
-    assert (found["ok"], found["needed"]) == (False, False)  # nobody needs an image here: the settings say `host`
+    assert (found["ok"], found["needed"]) == (False, False)  # no image is needed: the settings say `host`
     assert str(tmp_path / "cache") in found["detail"]
     assert "HIVEYARD_CACHE" in found["fix"]
 

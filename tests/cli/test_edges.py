@@ -1,4 +1,4 @@
-"""The command line and the daemon where things go wrong."""
+"""Errors of the command line and of the daemon."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_output_that_the_terminal_cannot_encode_is_no_error(hv: Hv, repo: Path) 
 
 
 def unread(hv: Hv, *words: str) -> subprocess.CompletedProcess[bytes]:
-    """A call whose stdout nobody reads any more when it begins."""
+    """Run `hv` with a stdout whose reader has closed it."""
     read, write = os.pipe()
     os.close(read)
     try:
@@ -240,7 +240,7 @@ def test_a_provider_without_a_door_is_refused_in_one_line(own_hv: Hv, repo: Path
 
 
 class _Service(ThreadingHTTPServer):
-    """A cloud that answers nobody's question, and knows who asked for what."""
+    """A cloud that refuses every request, and keeps their paths."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Unavailable)

@@ -1,4 +1,4 @@
-"""The command line as a person uses it: a real daemon behind a real process."""
+"""The command line as a user meets it: a real process and a real daemon."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_ctrl_c_twice_leaves_with_the_task_so_far_as_one_object(hv: Hv, repo: Pa
 def test_ctrl_c_before_the_task_exists_is_one_object_too(own_hv: Hv, repo: Path) -> None:
     own_hv.env["PATH"] = f"{own_hv.home}/bin:{own_hv.env['PATH']}"
     (own_hv.home / "bin").mkdir()
-    git = own_hv.home / "bin" / "git"  # one that takes its time
+    git = own_hv.home / "bin" / "git"  # a slow git
     git.write_text(f"#!/bin/sh\ntouch {own_hv.home}/asked\nsleep 600\n")
     git.chmod(0o755)
     run = own_hv.start("run", str(repo), "-m", "x", "--command", "true", "--json")
@@ -237,7 +237,7 @@ def test_a_home_too_deep_for_a_socket_is_reported(tmp_path: Path) -> None:
     assert "HIVEYARD_HOME" in done.stderr
 
 
-# Verbs whose output is somebody else's, or nothing.
+# Verbs that print another program's output, or nothing.
 SPEAKERS = ("serve", "attach", "exec", "cp")
 
 

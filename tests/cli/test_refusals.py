@@ -1,4 +1,4 @@
-"""What a person may get wrong, or a stranger do on purpose: told in a line, and nobody is held up."""
+"""Refusals of wrong and of hostile input: each is one line, and none blocks."""
 
 from __future__ import annotations
 

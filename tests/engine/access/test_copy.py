@@ -211,7 +211,7 @@ async def test_a_missing_path_is_reported(daemon: Daemon, tmp_path: Path, folder
         await put(daemon, Path(__file__), f"{folder}/no/such/place")
     with pytest.raises(GuestFileNotFound):
         await put(daemon, Path(__file__), f"{folder}/none/")
-    with pytest.raises(BadInput, match="there is no"):
+    with pytest.raises(BadInput, match="does not exist"):
         await put(daemon, tmp_path / "absent", folder)
     with pytest.raises(BadInput, match="no directory"):
         await take(daemon, folder, tmp_path / "none/such")
