@@ -20,7 +20,7 @@ import anyio
 import click
 
 from demo.record import HERE, PROMPT, sample
-from hiveyard.cli.problems import told
+from hiveyard.cli.problems import report_errors
 from hiveyard.cli.show import money, span, tokens
 from hiveyard.core.commands import Command
 from hiveyard.core.machines import Image, MachineSpec, Shape
@@ -179,4 +179,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(told(main))
+    sys.exit(report_errors(main))

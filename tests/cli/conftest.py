@@ -27,7 +27,7 @@ disk_reserve_mib = 1
 
 
 class Hv:
-    """One installation: its home, and calls of its command line."""
+    """An installation: its home, and calls of its command line."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -41,7 +41,7 @@ class Hv:
 
     def __call__(self, *words: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
         if words[:1] == ("rm",):
-            found = marked_files(self.home)  # what goes is searched before
+            found = marked_files(self.home)  # removed files are searched before
             assert not found, f"a secret was written down: {found}"
         done = subprocess.run(
             self.argv(*words), env=self.env, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
@@ -100,6 +100,6 @@ def own_hv(tmp_path: Path) -> Iterator[Hv]:
     hv = Hv(tmp_path / "home")
     yield hv
     if not (hv.home / "data").is_dir():
-        return  # no daemon was ever there
+        return  # no daemon was started
     hv.clear()
     assert hv("stop-daemon").returncode == 0

@@ -1,4 +1,4 @@
-"""What users of docker, gh and git type: aliases, suggestions, help, waiting, ids only, the only candidate."""
+"""Conventions of docker, gh and git: aliases, suggestions, help, waiting, ids only, the only candidate."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_alias_is_the_verb_itself(alias: str, verb: str) -> None:
         ("dance", "hv --help"),
     ],
 )
-def test_another_verb_is_refused_with_what_to_type(hv: Hv, verb: str, hint: str) -> None:
+def test_an_unknown_verb_is_refused_with_a_suggestion(hv: Hv, verb: str, hint: str) -> None:
     done = hv(verb)
     assert (done.returncode, done.stderr) == (2, f"error: hv has no verb {verb!r}\n  try: {hint}\n")
 
@@ -76,14 +76,14 @@ def test_each_example_is_a_valid_command_line(example: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
-def test_groff_has_no_complaint_about_the_manual_page() -> None:
+def test_groff_accepts_the_manual_page() -> None:
     words = ["groff", "-man", "-ww", "-Tutf8", "-P-c"]
     done = subprocess.run(words, input=printed("man"), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "hv wait [OPTIONS] ID..." in re.sub(".\b", "", done.stdout)
 
 
-def test_the_manual_page_is_complete_and_its_lines_are_no_requests() -> None:
+def test_the_manual_page_has_every_verb_and_only_known_macros() -> None:
     page = printed("man")
     assert all(f'.SS "hv {name.replace("-", chr(92) + "-")} ' in page for name in VERBS)
     assert r"\fB\-\-memory SIZE\fR" in page
@@ -98,7 +98,7 @@ def test_the_prompt_is_an_argument_or_stdin_and_a_command_needs_none(hv: Hv, rep
     assert subprocess.run(words, env=hv.env, input=b"from stdin", timeout=60, capture_output=True).returncode == 0
     assert {task["prompt"] for task in hv.json("ps", "-a")} == {"say hello", "echo bare", "from stdin"}
     refused = hv("run", str(repo), "--command", "x {{prompt}}")
-    assert (refused.returncode, "nothing says what to do" in refused.stderr) == (2, True)
+    assert (refused.returncode, "the prompt is missing" in refused.stderr) == (2, True)
 
 
 def test_waiting_ends_with_the_tasks_and_has_their_exit_code(hv: Hv, repo: Path) -> None:

@@ -29,14 +29,14 @@ def checks(hv: Hv) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def bin() -> Iterator[Path]:
-    """A directory for programs, which the users of machines can enter too."""
+    """Yield a directory for programs, which the users of machines can enter too."""
     with tempfile.TemporaryDirectory(prefix="hv-bin-") as directory:
         os.chmod(directory, 0o755)
         yield Path(directory)
 
 
 def finds_only(hv: Hv, bin: Path, *programs: str) -> None:
-    """Let the daemon find these programs, those that a test puts into `bin`, and no others."""
+    """Let the daemon find only these programs and those that a test puts into `bin`."""
     for program in programs:
         found = shutil.which(program)
         assert found, f"the test needs {program}"
@@ -49,7 +49,7 @@ def script(path: Path, *lines: str) -> None:
     path.chmod(0o755)
 
 
-def test_what_is_there_is_said_without_a_fix(hv: Hv) -> None:
+def test_a_check_that_passes_has_no_fix(hv: Hv) -> None:
     found = checks(hv)
     version = subprocess.run(["git", "--version"], capture_output=True, text=True).stdout.strip()
     assert (found["git"]["ok"], found["git"]["detail"]) == (True, version)
@@ -57,7 +57,7 @@ def test_what_is_there_is_said_without_a_fix(hv: Hv) -> None:
     assert all(check["fix"] for check in found.values() if not check["ok"])
 
 
-def test_a_host_without_any_program_is_told_what_to_install_for_each(hv: Hv, bin: Path) -> None:
+def test_each_missing_program_has_a_package_to_install(hv: Hv, bin: Path) -> None:
     finds_only(hv, bin)
     done = hv("doctor")
     assert done.returncode == 1
@@ -84,7 +84,7 @@ def test_a_provider_that_is_missing_is_not_needed_when_another_works(hv: Hv, bin
     assert hv("doctor").returncode == 0
 
 
-def test_a_bubblewrap_that_the_kernel_refuses_is_told_in_its_own_words(hv: Hv, bin: Path) -> None:
+def test_a_bubblewrap_that_the_kernel_refuses_is_reported_with_its_message(hv: Hv, bin: Path) -> None:
     finds_only(hv, bin, "git", *BUBBLEWRAP_NEEDS)
     words = "bwrap: No permissions to create a new namespace, likely because the kernel does not allow them"
     script(
@@ -99,7 +99,7 @@ def test_a_bubblewrap_that_the_kernel_refuses_is_told_in_its_own_words(hv: Hv, b
     assert found["fix"]
 
 
-def test_a_git_that_does_not_work_is_not_taken_for_one(hv: Hv, bin: Path) -> None:
+def test_a_git_that_does_not_work_is_a_failure(hv: Hv, bin: Path) -> None:
     finds_only(hv, bin)
     script(bin / "git", "echo 'libcurl is missing' >&2", "exit 127")
     found = checks(hv)["git"]
@@ -108,7 +108,7 @@ def test_a_git_that_does_not_work_is_not_taken_for_one(hv: Hv, bin: Path) -> Non
     assert hv("doctor").returncode == 1
 
 
-def test_a_person_without_a_name_in_git_is_told_whose_the_commits_are(hv: Hv, tmp_path: Path) -> None:
+def test_a_user_without_a_name_in_git_learns_who_the_author_is(hv: Hv, tmp_path: Path) -> None:
     hv.env |= {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig"), "GIT_CONFIG_NOSYSTEM": "1"}
     missing = checks(hv)["identity"]
     assert (missing["ok"], missing["needed"]) == (False, False)
@@ -118,16 +118,16 @@ def test_a_person_without_a_name_in_git_is_told_whose_the_commits_are(hv: Hv, tm
     assert checks(hv)["identity"]["detail"] == "Ada <ada@localhost>"
 
 
-def test_a_cache_that_takes_no_file_is_told(hv: Hv, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(hv: Hv, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file in the way")
     hv.env["HIVEYARD_CACHE"] = str(tmp_path / "cache")
     found = checks(hv)["cache"]
-    assert (found["ok"], found["needed"]) == (False, False)  # nobody needs an image here: the settings say `host`
+    assert (found["ok"], found["needed"]) == (False, False)  # no image is needed: the settings say `host`
     assert str(tmp_path / "cache") in found["detail"]
     assert "HIVEYARD_CACHE" in found["fix"]
 
 
-def test_a_disk_with_less_than_the_reserve_is_told(hv: Hv) -> None:
+def test_a_disk_with_less_space_than_the_reserve_is_reported(hv: Hv) -> None:
     config = (hv.home / "config.toml").read_text()
     (hv.home / "config.toml").write_text(config.replace("disk_reserve_mib = 1", f"disk_reserve_mib = {1 << 40}"))
     found = checks(hv)["sessions"]
@@ -137,7 +137,7 @@ def test_a_disk_with_less_than_the_reserve_is_told(hv: Hv) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk that is full")
-def test_a_full_disk_is_told_wherever_it_is_met(hv: Hv, repo: Path) -> None:
+def test_a_full_disk_is_reported_wherever_it_is_met(hv: Hv, repo: Path) -> None:
     disk = hv.home / "data"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)

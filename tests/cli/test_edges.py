@@ -1,4 +1,4 @@
-"""The command line and the daemon where things go wrong."""
+"""Errors of the command line and of the daemon."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.cli.conftest import Hv
 
 
 @pytest.mark.parametrize("words", [["show", "nothing"], ["dance"], ["run", "/nowhere", "-m", "x"], ["show"]])
-def test_a_problem_is_one_json_object_too(hv: Hv, words: list[str]) -> None:
+def test_an_error_is_one_json_object_too(hv: Hv, words: list[str]) -> None:
     done = hv(*words, "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize("agent", ["codex", "goose"])
-def test_an_agent_that_is_not_in_the_image_is_told_before_anything_is_made(hv: Hv, repo: Path, agent: str) -> None:
+def test_an_agent_that_is_not_in_the_image_is_refused_before_a_task_exists(hv: Hv, repo: Path, agent: str) -> None:
     done = hv("run", str(repo), "-m", "x", "--agent", agent, "--image", "default", "--provider", "auto")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-2:] == [
@@ -35,13 +35,13 @@ def test_an_agent_that_is_not_in_the_image_is_told_before_anything_is_made(hv: H
     assert hv.json("ps", "-a") == []
 
 
-def test_a_budget_of_nothing_is_refused_and_not_dropped(hv: Hv, repo: Path) -> None:
+def test_a_budget_of_zero_is_refused(hv: Hv, repo: Path) -> None:
     done = hv("run", str(repo), "-m", "x", "--command", "true", "--budget", "0")
     assert done.returncode == 2
     assert "budget" in done.stderr
 
 
-def test_a_terminal_of_few_characters_is_no_reason_to_fail(hv: Hv, repo: Path) -> None:
+def test_output_that_the_terminal_cannot_encode_is_no_error(hv: Hv, repo: Path) -> None:
     hv.env["PYTHONIOENCODING"] = "ascii"
     done = hv("run", str(repo), "-m", "x", "--command", "printf '\\303\\244\\n'")
     assert done.returncode == 0, done.stderr
@@ -49,7 +49,7 @@ def test_a_terminal_of_few_characters_is_no_reason_to_fail(hv: Hv, repo: Path) -
 
 
 def unread(hv: Hv, *words: str) -> subprocess.CompletedProcess[bytes]:
-    """A call whose stdout nobody reads any more when it begins."""
+    """Run `hv` with a stdout whose reader has closed it."""
     read, write = os.pipe()
     os.close(read)
     try:
@@ -68,7 +68,7 @@ def unread(hv: Hv, *words: str) -> subprocess.CompletedProcess[bytes]:
         (["dance", "--json"], 2, b"error: hv has no verb 'dance'\n  try: hv --help\n"),
     ],
 )
-def test_a_reader_who_went_is_no_problem_and_hides_none(hv: Hv, words: list[str], status: int, said: bytes) -> None:
+def test_a_closed_pipe_is_no_error_and_hides_none(hv: Hv, words: list[str], status: int, said: bytes) -> None:
     done = unread(hv, *words)
     assert (done.returncode, done.stderr) == (status, said)
 
@@ -79,13 +79,13 @@ def test_output_that_cannot_be_written_is_one_line(hv: Hv) -> None:
     assert (done.returncode, done.stderr) == (125, b"error: [Errno 28] No space left on device\n")
 
 
-def test_no_stdout_at_all_is_no_problem(hv: Hv) -> None:
+def test_a_closed_stdout_is_no_error(hv: Hv) -> None:
     closing = ["sh", "-c", 'exec "$@" >&-', "sh", *hv.argv("version")]
     done = subprocess.run(closing, env=hv.env, stderr=subprocess.PIPE, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_who_goes_from_a_run_is_told_that_the_task_goes_on(hv: Hv, repo: Path) -> None:
+def test_a_run_whose_reader_leaves_says_that_the_task_continues(hv: Hv, repo: Path) -> None:
     run = hv.start("run", str(repo), "-m", "long", "--command", "while sleep 0.2; do echo more; done")
     assert run.stdout is not None and run.stderr is not None
     id = run.stdout.readline().split("(")[1].rstrip(")\n")
@@ -93,32 +93,32 @@ def test_who_goes_from_a_run_is_told_that_the_task_goes_on(hv: Hv, repo: Path) -
     with run.stderr:
         error = run.stderr.read()
     assert run.wait(60) == 0, error
-    assert error.splitlines()[-1] == f"left; the task goes on without you: hv logs -f {id}"
+    assert error.splitlines()[-1] == f"left; the task continues: hv logs -f {id}"
     assert [task["id"] for task in hv.json("ps")] == [id]
 
 
 @pytest.mark.parametrize("words", [[], ["-d"]])
-def test_who_never_reads_what_a_run_says_is_told_so_too(hv: Hv, repo: Path, words: list[str]) -> None:
+def test_a_run_whose_output_is_never_read_says_it_too(hv: Hv, repo: Path, words: list[str]) -> None:
     done = unread(hv, "run", str(repo), "-m", "long", "--command", "sleep 600", *words)
     [task] = hv.json("ps")
     assert done.returncode == 0
-    assert done.stderr.decode().splitlines()[-1] == f"left; the task goes on without you: hv logs -f {task['id']}"
+    assert done.stderr.decode().splitlines()[-1] == f"left; the task continues: hv logs -f {task['id']}"
 
 
 @pytest.mark.parametrize("words", [["send", "x", "-"], ["run", ".", "--prompt-file", "-"]])
-def test_a_prompt_on_stdin_that_is_no_text_is_told_with_its_place(hv: Hv, words: list[str]) -> None:
+def test_a_prompt_on_stdin_that_is_not_utf8_is_refused_with_the_position(hv: Hv, words: list[str]) -> None:
     done = subprocess.run(hv.argv(*words), env=hv.env, input=b"caf\xe9", capture_output=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == b"error: the prompt file - is not UTF-8: byte 3\n"
 
 
-def test_a_prompt_comes_from_one_place(hv: Hv) -> None:
+def test_two_prompts_are_refused(hv: Hv) -> None:
     done = hv("send", "x", "-", "--prompt-file", "notes.txt")
     assert done.returncode == 2
     assert "give one of them" in done.stderr
 
 
-def test_ctrl_c_that_ends_the_reader_too_keeps_its_exit_code(hv: Hv, repo: Path) -> None:
+def test_ctrl_c_keeps_its_exit_code_when_it_also_ends_the_reader(hv: Hv, repo: Path) -> None:
     run = hv.start("run", str(repo), "-m", "long", "--command", "trap '' INT; echo begun; sleep 600", "--json")
     assert run.stdout is not None and run.stderr is not None
     run.stdout.close()
@@ -143,7 +143,7 @@ def test_ctrl_c_is_a_json_object_for_every_verb(hv: Hv, repo: Path) -> None:
     }
 
 
-def test_a_long_prompt_comes_whole_from_stdin(hv: Hv, repo: Path) -> None:
+def test_a_long_prompt_is_read_completely_from_stdin(hv: Hv, repo: Path) -> None:
     prompt = "ä\n" * (1 << 18)
     run = [*hv.argv("run", str(repo), "--prompt-file", "-", "--command", "wc -c < {{prompt_file}}", "--json")]
     done = subprocess.run(run, env=hv.env, input=prompt, capture_output=True, text=True, timeout=120)
@@ -159,7 +159,7 @@ def test_the_shell_completes_verbs_and_options(hv: Hv, words: str, wanted: str) 
     assert wanted in done.stdout, done.stderr
 
 
-def test_the_shell_completes_names_of_tasks_and_starts_no_daemon_for_it(own_hv: Hv, repo: Path) -> None:
+def test_the_shell_completes_names_of_tasks_without_starting_a_daemon(own_hv: Hv, repo: Path) -> None:
     def offered(words: str) -> list[str]:
         env = {**own_hv.env, "_HV_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         done = subprocess.run(own_hv.argv(), env=env, capture_output=True, text=True)
@@ -174,7 +174,7 @@ def test_the_shell_completes_names_of_tasks_and_starts_no_daemon_for_it(own_hv: 
     assert offered("hv rm paint pa") == ["paint"]
 
 
-def test_a_damaged_journal_is_told_at_the_start(own_hv: Hv) -> None:
+def test_a_damaged_journal_is_reported_at_the_start(own_hv: Hv) -> None:
     database = own_hv.home / "data" / "hiveyard.db"
     database.parent.mkdir(parents=True)
     database.write_bytes(b"not a database" * 1000)
@@ -185,7 +185,7 @@ def test_a_damaged_journal_is_told_at_the_start(own_hv: Hv) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_daemon_that_cannot_begin_at_all_says_why(own_hv: Hv) -> None:
+def test_a_daemon_that_cannot_start_says_why(own_hv: Hv) -> None:
     (own_hv.home / "data").mkdir()
     (own_hv.home / "data" / "sessions").write_text("in the way")
     done = own_hv("ps")
@@ -194,7 +194,7 @@ def test_a_daemon_that_cannot_begin_at_all_says_why(own_hv: Hv) -> None:
     assert "sessions" in done.stderr
 
 
-def test_who_comes_while_a_daemon_goes_gets_the_next_one(hv: Hv, repo: Path) -> None:
+def test_a_verb_during_the_end_of_a_daemon_starts_the_next_one(hv: Hv, repo: Path) -> None:
     hv("run", str(repo), "-m", "slow", "--command", "sleep 600", "-d")
     for _ in range(3):
         pid = hv.daemon_pid()
@@ -206,13 +206,13 @@ def test_who_comes_while_a_daemon_goes_gets_the_next_one(hv: Hv, repo: Path) -> 
     assert (hv.home / "run" / "api.sock").exists()
 
 
-def test_two_who_start_the_daemon_at_once_get_the_same(own_hv: Hv) -> None:
+def test_two_verbs_at_once_start_one_daemon(own_hv: Hv) -> None:
     first, second = own_hv.start("ps", "--json"), own_hv.start("ps", "--json")
     assert (first.communicate(timeout=60)[0], second.communicate(timeout=60)[0]) == ("[]\n", "[]\n")
     assert (first.returncode, second.returncode) == (0, 0)
 
 
-def test_a_daemon_that_never_stays_ends_the_watching(own_hv: Hv, repo: Path) -> None:
+def test_a_run_ends_when_no_daemon_can_be_started_again(own_hv: Hv, repo: Path) -> None:
     run = own_hv.start("run", str(repo), "-m", "slow", "--command", "echo begun; sleep 600")
     assert run.stdout is not None
     for line in run.stdout:
@@ -227,7 +227,7 @@ def test_a_daemon_that_never_stays_ends_the_watching(own_hv: Hv, repo: Path) -> 
     assert "nonsense" in err
 
 
-def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(own_hv: Hv, repo: Path) -> None:
+def test_a_provider_without_a_door_is_refused_in_one_line(own_hv: Hv, repo: Path) -> None:
     own_hv.env["MORPH_API_KEY"] = "morph_Zq8TestSecret"
     done = own_hv("run", str(repo), "-m", "x", "--command", "true", "--provider", "morph", "--json")
     assert done.returncode == 2
@@ -240,7 +240,7 @@ def test_an_agent_on_a_cloud_that_reaches_no_door_is_refused_in_one_line(own_hv:
 
 
 class _Service(ThreadingHTTPServer):
-    """A cloud that answers nobody's question, and knows who asked for what."""
+    """A cloud that refuses every request, and keeps their paths."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Unavailable)
@@ -258,7 +258,7 @@ class _Unavailable(BaseHTTPRequestHandler):
         return
 
 
-def test_a_start_asks_no_cloud_for_snapshots_of_sessions(own_hv: Hv) -> None:
+def test_the_start_requests_no_snapshots_from_a_cloud(own_hv: Hv) -> None:
     own_hv.env["MORPH_API_KEY"] = "morph_Zq8TestSecret"
     with _Service() as service:
         config = (own_hv.home / "config.toml").read_text()
@@ -285,9 +285,7 @@ def test_a_machine_larger_than_the_host_is_refused_in_one_line(provider: str, hv
 
 
 @pytest.mark.parametrize("relative", ["HIVEYARD_HOME", "HIVEYARD_CACHE"])
-def test_a_place_told_from_where_the_person_is_is_the_same_for_the_daemon(
-    relative: str, own_hv: Hv, tmp_path: Path
-) -> None:
+def test_a_relative_home_or_cache_is_the_same_for_the_daemon(relative: str, own_hv: Hv, tmp_path: Path) -> None:
     env = {**own_hv.env, relative: "not-absolute"}
 
     def said(*words: str) -> str:
@@ -303,7 +301,7 @@ def test_a_place_told_from_where_the_person_is_is_the_same_for_the_daemon(
 
 
 @pytest.mark.parametrize("verb", [("run", "-m", "hello"), ("spawn",)])
-def test_where_no_daemon_can_be_started_that_is_told_once(
+def test_a_host_that_cannot_start_a_daemon_is_reported_once(
     hv: Hv, repo: Path, tmp_path: Path, verb: tuple[str, ...]
 ) -> None:
     (tmp_path / "file").touch()

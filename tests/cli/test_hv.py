@@ -1,4 +1,4 @@
-"""The command line as a person uses it: a real daemon behind a real process."""
+"""The command line as a user meets it: a real process and a real daemon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.cli.conftest import Hv
 from tests.engine.conftest import git
 
 
-def test_a_run_ends_with_one_json_object_that_says_it_all(hv: Hv, repo: Path) -> None:
+def test_a_run_ends_with_one_complete_json_object(hv: Hv, repo: Path) -> None:
     done = hv("run", str(repo), "-m", "Say hello!", "--command", "echo hello > hello.txt", "--json")
     assert done.returncode == 0, done.stderr
     report = hv.json("show", "say-hello")
@@ -31,7 +31,7 @@ def test_a_run_ends_with_one_json_object_that_says_it_all(hv: Hv, repo: Path) ->
     assert {"clone", "boot", "push", "agent", "collect", "total"} <= report["timings"].keys()
 
 
-def test_the_branch_comes_home_without_touching_the_checkout(hv: Hv, repo: Path) -> None:
+def test_applying_a_branch_does_not_change_the_checkout(hv: Hv, repo: Path) -> None:
     hv("run", str(repo), "-m", "change", "--command", "echo three > a.txt")
     (repo / "b.txt").write_text("mine, not committed\n")
     applied = hv("apply", "change")
@@ -51,7 +51,7 @@ def test_the_branch_comes_home_without_touching_the_checkout(hv: Hv, repo: Path)
     assert git(repo, "show", "other:a.txt") == "three"
 
 
-def test_what_was_brought_home_does_not_stand_in_the_way_of_the_same_prompt(hv: Hv, repo: Path) -> None:
+def test_the_same_prompt_twice_gets_two_branches(hv: Hv, repo: Path) -> None:
     for branch in ("hv/change", "hv/change-2"):
         hv("run", str(repo), "-m", "change", "--command", "date +%N > now.txt")
         assert hv.json("apply", "change")["branch"] == branch
@@ -79,7 +79,7 @@ def test_ctrl_c_stops_the_agent_and_keeps_its_work(hv: Hv, repo: Path) -> None:
     assert "asking the agent to stop" in err
 
 
-def test_ctrl_c_twice_leaves_with_one_object_of_what_is_known(hv: Hv, repo: Path) -> None:
+def test_ctrl_c_twice_leaves_with_the_task_so_far_as_one_object(hv: Hv, repo: Path) -> None:
     command = "trap '' INT; echo begun; sleep 600 & wait; sleep 600"
     run = hv.start("run", str(repo), "-m", "stubborn", "--command", command, "--json")
     assert run.stderr is not None
@@ -96,10 +96,10 @@ def test_ctrl_c_twice_leaves_with_one_object_of_what_is_known(hv: Hv, repo: Path
     assert hv.json("show", left["id"])["status"] == "running"
 
 
-def test_ctrl_c_before_there_is_a_task_is_one_object_too(own_hv: Hv, repo: Path) -> None:
+def test_ctrl_c_before_the_task_exists_is_one_object_too(own_hv: Hv, repo: Path) -> None:
     own_hv.env["PATH"] = f"{own_hv.home}/bin:{own_hv.env['PATH']}"
     (own_hv.home / "bin").mkdir()
-    git = own_hv.home / "bin" / "git"  # one that takes its time
+    git = own_hv.home / "bin" / "git"  # a slow git
     git.write_text(f"#!/bin/sh\ntouch {own_hv.home}/asked\nsleep 600\n")
     git.chmod(0o755)
     run = own_hv.start("run", str(repo), "-m", "x", "--command", "true", "--json")
@@ -113,7 +113,7 @@ def test_ctrl_c_before_there_is_a_task_is_one_object_too(own_hv: Hv, repo: Path)
     assert own_hv.json("ps", "-a") == []
 
 
-def test_a_detached_run_goes_on_and_can_be_followed(hv: Hv, repo: Path) -> None:
+def test_a_detached_run_continues_and_can_be_followed(hv: Hv, repo: Path) -> None:
     started = hv("run", str(repo), "-m", "later", "--command", "sleep 1; echo here; echo x > x.txt", "-d")
     id = started.stdout.strip()
     assert [task["id"] for task in hv.json("ps")] == [id]
@@ -123,7 +123,7 @@ def test_a_detached_run_goes_on_and_can_be_followed(hv: Hv, repo: Path) -> None:
     assert hv.json("ps") == []
 
 
-def test_a_list_can_be_cut_to_the_newest(hv: Hv, repo: Path) -> None:
+def test_a_list_can_be_limited_to_the_newest(hv: Hv, repo: Path) -> None:
     for number in range(3):
         hv("run", str(repo), "-m", f"number {number}", "--command", "true")
     assert [task["slug"] for task in hv.json("ps", "-a", "--limit", "2")] == ["number-2", "number-1"]
@@ -163,7 +163,7 @@ def test_a_wrong_setting_is_one_line(own_hv: Hv) -> None:
     [
         (["run", "/nowhere", "-m", "x"], 2, "/nowhere"),
         (["run", ".", "-m", ""], 2, "empty"),
-        (["run", "."], 2, "what to do"),
+        (["run", "."], 2, "the prompt is missing"),
         (["run", ".", "-m", "x", "--prompt-file", "y"], 2, "one of them"),
         (["run", ".", "--prompt-file", "/nowhere/prompt"], 2, "/nowhere/prompt"),
         (["run", ".", "-m", "x", "--agent", "clippy"], 2, "clippy"),
@@ -195,7 +195,7 @@ def test_bad_input_is_one_clear_line(hv: Hv, repo: Path, words: list[str], statu
 
 
 @pytest.mark.parametrize("words", [[], ["image"]])
-def test_no_verb_at_all_is_answered_with_the_help(hv: Hv, words: list[str]) -> None:
+def test_without_a_verb_the_help_is_printed(hv: Hv, words: list[str]) -> None:
     done = hv(*words)
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: hv")
@@ -213,7 +213,7 @@ def test_nothing_is_removed_when_one_of_the_names_is_wrong(hv: Hv, repo: Path) -
     assert hv.json("ps", "-a") == []
 
 
-def test_a_path_means_the_same_from_where_the_person_is(hv: Hv, repo: Path) -> None:
+def test_a_relative_path_is_resolved_from_the_current_directory(hv: Hv, repo: Path) -> None:
     argv = hv.argv("run", "nosuch", "-m", "x")
     done = subprocess.run(argv, env=hv.env, capture_output=True, text=True, cwd=repo.parent)
     assert done.returncode == 2
@@ -221,7 +221,7 @@ def test_a_path_means_the_same_from_where_the_person_is(hv: Hv, repo: Path) -> N
 
 
 @pytest.mark.parametrize("home", ["/proc/no-such-place", "/etc/passwd"])
-def test_a_home_that_cannot_be_written_is_told(hv: Hv, home: str) -> None:
+def test_a_home_that_cannot_be_written_is_reported(hv: Hv, home: str) -> None:
     done = subprocess.run(hv.argv("ps"), env={**hv.env, "HIVEYARD_HOME": home}, capture_output=True, text=True)
     assert done.returncode == 125
     assert home in done.stderr
@@ -229,7 +229,7 @@ def test_a_home_that_cannot_be_written_is_told(hv: Hv, home: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_home_too_deep_for_a_socket_is_told(tmp_path: Path) -> None:
+def test_a_home_too_deep_for_a_socket_is_reported(tmp_path: Path) -> None:
     hv = Hv(tmp_path / ("deep" * 30))
     done = hv("ps")
     assert done.returncode == 125
@@ -237,11 +237,11 @@ def test_a_home_too_deep_for_a_socket_is_told(tmp_path: Path) -> None:
     assert "HIVEYARD_HOME" in done.stderr
 
 
-# Verbs whose output is somebody else's, or nothing.
+# Verbs that print another program's output, or nothing.
 SPEAKERS = ("serve", "attach", "exec", "cp")
 
 
-def test_the_help_names_every_verb_and_every_verb_has_json_where_there_is_something_to_read(hv: Hv) -> None:
+def test_the_help_has_every_verb_and_verbs_that_print_data_have_json(hv: Hv) -> None:
     from hiveyard.cli.main import cli
     from hiveyard.cli.verbs import VERBS
 
@@ -255,7 +255,7 @@ def test_the_help_names_every_verb_and_every_verb_has_json_where_there_is_someth
             assert verb in SPEAKERS or any("--json" in option.opts for option in reader.params), reader.name
 
 
-def test_the_api_socket_is_its_owners_alone(hv: Hv) -> None:
+def test_only_its_owner_can_use_the_api_socket(hv: Hv) -> None:
     hv.json("ps")
     socket = hv.home / "run" / "api.sock"
     assert os.stat(socket).st_mode & 0o777 == 0o600

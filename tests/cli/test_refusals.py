@@ -1,4 +1,4 @@
-"""What a person may get wrong, or a stranger do on purpose: told in a line, and nobody is held up."""
+"""Refusals of wrong and of hostile input: each is one line, and none blocks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 from hiveyard.api.client import Client, DaemonSilent
 from hiveyard.cli import show
-from hiveyard.cli.problems import told
+from hiveyard.cli.problems import report_errors
 from hiveyard.cli.sessions import summary
 from tests.cli.conftest import Hv
 
 
 @pytest.mark.parametrize("option", ["--tape", "--record"])
-def test_a_tape_that_is_a_pipe_is_refused_and_holds_nobody_up(option: str, hv: Hv, repo: Path, tmp_path: Path) -> None:
+def test_a_tape_that_is_a_pipe_is_refused_at_once(option: str, hv: Hv, repo: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     done = hv("run", str(repo), "-m", "x", "--command", "true", option, str(tmp_path / "pipe"), timeout=60)
     assert done.returncode == 2
@@ -26,7 +26,7 @@ def test_a_tape_that_is_a_pipe_is_refused_and_holds_nobody_up(option: str, hv: H
     assert hv.json("ps", "-a") == []
 
 
-def test_a_daemon_that_says_nothing_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_daemon_that_does_not_answer_is_reported_with_a_hint(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
@@ -51,7 +51,7 @@ def test_a_daemon_that_says_nothing_is_told_with_what_to_do(tmp_path: Path) -> N
         ("image", "build", "long" * 100),
     ],
 )
-def test_a_name_that_can_be_none_is_a_usage_error_in_one_line(hv: Hv, repo: Path, words: tuple[str | bytes]) -> None:
+def test_an_impossible_name_is_a_usage_error_in_one_line(hv: Hv, repo: Path, words: tuple[str | bytes]) -> None:
     argv = [*hv.argv(), *(str(repo) if word == "REPO" else word for word in words)]
     done = subprocess.run(argv, env=hv.env, capture_output=True, timeout=120)
     error = done.stderr.decode("utf-8", "replace")
@@ -67,22 +67,22 @@ def test_a_home_that_is_not_utf8_is_a_usage_error(tmp_path: Path) -> None:
     assert done.stderr.startswith(b"error: HIVEYARD_HOME is not UTF-8")
 
 
-def test_a_mistake_of_ours_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
     def mistaken() -> None:
         raise ValueError("two\nlines \x1b[2J")
 
-    assert told(mistaken) == 125
-    assert capsys.readouterr().err == "error: hv has failed by a mistake of its own: ValueError: two lines\n"
+    assert report_errors(mistaken) == 125
+    assert capsys.readouterr().err == "error: hv failed because of a bug: ValueError: two lines\n"
 
 
-def test_a_recipe_is_looked_for_where_the_person_is(hv: Hv, repo: Path, tmp_path: Path) -> None:
+def test_a_recipe_is_resolved_from_the_current_directory(hv: Hv, repo: Path, tmp_path: Path) -> None:
     words = ("run", str(repo), "-m", "x", "--command", "true", "--image", "recipes/mine")
     done = subprocess.run(hv.argv(*words), env=hv.env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert str(tmp_path / "recipes/mine") in done.stderr
 
 
-def test_what_was_removed_is_told_when_the_next_cannot_be(hv: Hv, repo: Path) -> None:
+def test_an_error_says_what_was_removed_before_it(hv: Hv, repo: Path) -> None:
     over = hv.json("run", str(repo), "-m", "over", "--command", "true")["id"]
     hv("run", str(repo), "-m", "slow", "--command", "sleep 600", "-d")
     error = hv.json("rm", over, "slow")["error"]
@@ -91,7 +91,7 @@ def test_what_was_removed_is_told_when_the_next_cannot_be(hv: Hv, repo: Path) ->
     assert "hv" in error["hint"]
 
 
-def test_a_dry_run_refuses_a_task_at_work_as_the_removal_would(hv: Hv, repo: Path) -> None:
+def test_a_dry_run_refuses_a_running_task_as_the_removal_does(hv: Hv, repo: Path) -> None:
     hv("run", str(repo), "-m", "slow", "--command", "sleep 600", "-d")
     while (task := hv.json("show", "slow"))["status"] != "running":
         assert task["ended_at"] is None
@@ -101,7 +101,7 @@ def test_a_dry_run_refuses_a_task_at_work_as_the_removal_would(hv: Hv, repo: Pat
     assert hv("rm", "-f", "--dry-run", "slow").stdout == f"{task['id']}  slow, running\n"
 
 
-def test_what_is_shown_obeys_no_strings_of_strangers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_escapes_of_strangers_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     evil = "a\x1b]0;owned\x07b\x1b[2J\nc"
     assert show.plain({"repo": evil, "ports": [{"host": 1}], "turns": 2, "error": None, "in": [evil]}) == {
         "repo": "ab c",

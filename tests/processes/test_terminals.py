@@ -24,7 +24,7 @@ from tests.processes.steps import output, spec
 from tests.support.person import PATIENCE, Person, person
 
 pytestmark = pytest.mark.anyio
-SIT_DOWN = "import sys; from hiveyard.cli.attach import sit_down; sys.exit(sit_down(sys.argv[1:]))"
+RUN_ON_TERMINAL = "import sys; from hiveyard.cli.attach import run_on_terminal; sys.exit(run_on_terminal(sys.argv[1:]))"
 # Repeats lines, tells its size when that changes, and what Ctrl-C and Ctrl-Z do to it. It starts other programs only to
 # look at its size: bash takes a Ctrl-C while another program runs for that program's, and forgets it. A `read` whose
 # time is over may have had a part of a line.
@@ -61,7 +61,7 @@ async def name(guest: Guest, manager: Tmux) -> AsyncIterator[str]:
 async def argv_of(place: Place, command: Command) -> list[str]:
     provider = place.offer.provider
     assert isinstance(provider, Terminals)
-    return [sys.executable, "-c", SIT_DOWN, *await provider.terminal(place.name, command)]
+    return [sys.executable, "-c", RUN_ON_TERMINAL, *await provider.terminal(place.name, command)]
 
 
 async def attached(

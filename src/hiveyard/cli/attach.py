@@ -1,4 +1,4 @@
-"""A person's terminal given to a program that leads into a machine, and taken back whatever happens there."""
+"""`hv attach`, and the use of this terminal by a program that leads into a machine."""
 
 from __future__ import annotations
 
@@ -10,41 +10,64 @@ import sys
 import termios
 from collections.abc import Iterator, Sequence
 
+import click
+
+from hiveyard.api.client import quoted
+from hiveyard.cli.connect import connect
+from hiveyard.cli.names import ONLY_SESSION
+from hiveyard.cli.work import only_candidate
 from hiveyard.core.errors import BadInput
 
-# What a full-screen program may have set and, cut off, could not take back: its own screen, mouse, focus and paste
-# reports, a hidden cursor, cursor and keypad keys, reports of more keys, colours, line-drawing characters.
-_UNDO = (
+# Resets the modes that a full-screen program may have left set when it was killed: the alternate screen, mouse, focus
+# and paste reports, a hidden cursor, cursor and keypad keys, extended key reports, colors, line-drawing characters.
+_RESET = (
     "\x1b[?1049l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1004l\x1b[?2004l\x1b[?25h\x1b[?1l\x1b>\x1b[>4m\x1b[<u"
     "\x1b[0m\x1b(B\r\n"
 )
 _SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP)
 
 
-def sit_down(argv: Sequence[str]) -> int:
-    """Run a program of Terminals on this terminal and return its exit code. The terminal is as before afterwards, also
-    when the machine died or the program was killed. Raises BadInput where there is no terminal."""
+@click.command(short_help="Attach this terminal to a session's agent.")
+@ONLY_SESSION
+@click.option("--read-only", is_flag=True, help="Only watch.")
+def attach(session: str | None, read_only: bool) -> int:
+    """Attach this terminal to the agent's own terminal program. Ctrl-B D detaches, and the agent keeps running. Several
+    users may attach at once. Without SESSION, attach to the only one that runs."""
+    name = only_candidate("attach", sessions_only=True) if session is None else session
+    return attach_to(name, read_only=read_only)
+
+
+def attach_to(session: str, *, read_only: bool = False) -> int:
+    """Attach this terminal to a session's agent, and return the exit code when the user has detached."""
+    path = f"/v1/sessions/{quoted(session)}/terminal"
+    return run_on_terminal(connect().call("POST", path, {"read_only": read_only, **own_terminal()})["argv"])
+
+
+def run_on_terminal(argv: Sequence[str]) -> int:
+    """Run a program on this terminal and return its exit code. The program comes from `Terminals.terminal`. Afterwards
+    the terminal has its old settings, even if the machine ended or the program was killed. Raises BadInput if stdin or
+    stdout is not a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise BadInput("this needs a terminal, and its input or its output is none", hint="hv exec ID -- COMMAND")
+        raise BadInput("stdin and stdout must be a terminal", hint="hv exec ID -- COMMAND")
     sys.stdout.flush()
     with _restored(sys.stdin.fileno()):
         status = _run(argv)
-    if status > 128:  # a signal ended what was there, or the connection of ssh broke (255)
-        sys.stdout.write(_UNDO)
+    if status > 128:  # a signal ended the program, or the connection of ssh broke (255)
+        sys.stdout.write(_RESET)
         sys.stdout.flush()
     return status
 
 
 def _run(argv: Sequence[str]) -> int:
-    """Keys that are signals reach the program by themselves; it decides what they mean. That the terminal went away
-    is told to whoever leads its session, which may be us."""
+    """Run the program, ignore the signals of keys, which reach the program by themselves, and forward SIGTERM and
+    SIGHUP: a terminal that closes signals only its session's leader, which may be this process."""
     child: subprocess.Popen[bytes] | None = None
 
-    def passed(number: int, frame: object) -> None:
+    def forward(number: int, frame: object) -> None:
         if child is not None and number in (signal.SIGTERM, signal.SIGHUP):
             child.send_signal(number)
 
-    before = {number: signal.signal(number, passed) for number in _SIGNALS}
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
         child = subprocess.Popen(argv)
         status = child.wait()
@@ -60,14 +83,14 @@ def _restored(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # A terminal that is gone needs nothing.
-        with contextlib.suppress(termios.error), _undisturbed():
+        # A terminal that has closed cannot be restored, and need not be.
+        with contextlib.suppress(termios.error), _ignoring_sigttou():
             termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Setting a terminal from the background would stop us."""
+def _ignoring_sigttou() -> Iterator[None]:
+    """Ignore SIGTTOU, which would stop this process when it sets the terminal from the background."""
     before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
         yield

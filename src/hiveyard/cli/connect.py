@@ -1,4 +1,4 @@
-"""Finding the daemon, or starting it: one at a time, under a lock, with its own words when it cannot start."""
+"""Find the daemon, or start it under a lock, and report its own error if it cannot start."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from hiveyard.paths import Paths, default_paths, resolved_environment
 
 
 class CannotStart(DaemonUnreachable):
-    """There is no place for a daemon: trying again does not help."""
+    """An error of a host on which no daemon can be started. Trying again does not help."""
 
 
 def connect(*, start: bool = True) -> Client:
-    """A client of the running daemon; starts one when there is none. Raises what keeps the daemon from starting."""
-    here = default_paths()
-    client = Client(here.socket)
+    """Return a client of the running daemon, and start a daemon if there is none. Raises the error that keeps it from
+    starting."""
+    paths = default_paths()
+    client = Client(paths.socket)
     if client.alive():
         return client
     if not start:
         raise DaemonUnreachable("no daemon is running", hint="hv serve")
     try:
-        here.run.mkdir(parents=True, exist_ok=True, mode=0o700)
-        here.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with locked(here.run / "start.lock"):
+        paths.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+        paths.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locked(paths.run / "start.lock"):
             if not client.alive():
-                _start(here)
+                _start(paths)
     except OSError as error:
         raise CannotStart(
             f"the daemon cannot be started: {error.filename}: {error.strerror}",
@@ -42,10 +43,10 @@ def connect(*, start: bool = True) -> Client:
     return client
 
 
-def _start(here: Paths) -> None:
-    """Start the daemon in a session of its own and wait until it says, through a pipe, how that went."""
+def _start(paths: Paths) -> None:
+    """Start the daemon in a process session of its own, and wait for its result on a pipe."""
     read, write = os.pipe()
-    with here.log.open("ab") as log:
+    with paths.log.open("ab") as log:
         subprocess.Popen(
             [sys.executable, "-m", "hiveyard.daemon", "--ready-fd", str(write)],
             stdin=subprocess.DEVNULL,
@@ -58,11 +59,11 @@ def _start(here: Paths) -> None:
         )
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
-        said = pipe.read()
-    if said.strip() == b"ready":
+        result = pipe.read()
+    if result.strip() == b"ready":
         click.echo("started the daemon; `hv stop-daemon` stops it", err=True)
         return
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        error = json.loads(said)
+        error = json.loads(result)
         raise ApiError(error["code"], error["message"], error["hint"])
-    raise DaemonUnreachable("the daemon did not start", hint=f"tail {here.log}")
+    raise DaemonUnreachable("the daemon did not start", hint=f"tail {paths.log}")

@@ -1,4 +1,4 @@
-"""Files between this host and a session: one tar in a stream, packed on one side and unpacked on the other."""
+"""Copy files between this host and a session: a tar stream, packed on one side and unpacked on the other."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hiveyard.kit.text import decode, one_line
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-_NOT_FOUND, _DENIED, _STRANGE = 40, 43, 44
-_CHANGED = 1  # tar's: a file changed while it was read
+_NOT_FOUND, _DENIED, _UNSUPPORTED = 40, 43, 44
+_CHANGED = 1  # tar: a file changed while it was read
 _SOCKET = b": socket ignored"
 _PIECE = 256 << 10
 
@@ -32,8 +32,8 @@ p=$1
 [[ $p == "~" || $p == "~/"* ]] && p=$HOME${p#"~"}
 [[ $p == /* ]] || p=/session/repo/$p
 """
-# PATH
-_TAKE = (
+# Arguments: PATH.
+_PACK = (
     _HOME
     + r"""
 while [[ $p == */ && $p != / ]]; do p=${p%/}; done
@@ -43,9 +43,9 @@ d=${p%/*}
 exec tar -C "${d:-/}" -cf - -- "./${p##*/}"
 """
 )
-# PATH NAME DIRECTORY(1 or empty): one file or directory, called `it` in the archive, becomes PATH, or PATH/NAME when
-# PATH is a directory. A file comes whole or not at all.
-_PUT = (
+# Arguments: PATH NAME DIRECTORY(1 or empty). The archive has one file or directory, called `it`. It becomes PATH, or
+# PATH/NAME if PATH is a directory. A file is copied completely or not at all.
+_UNPACK = (
     _HOME
     + r"""
 if [[ -d $p ]]; then p=${p%/}/$2; elif [[ $p == */ ]]; then exit 40; fi
@@ -65,49 +65,49 @@ fi
 )
 
 Open = Callable[[Sequence[str]], AbstractContextManager[Duplex]]
-"""Runs an argv in the session's guest."""
+"""Run an argv in the session's guest."""
 Progress = Callable[[int], None]
-"""Told of each piece's size in bytes."""
+"""Called with the size of each piece, in bytes."""
 
 
 def from_guest(open: Open, path: str, target: Path, report: Progress = lambda size: None) -> Unpacked:
-    """Copy a file or directory of the guest to `target`, or into it when that is a directory. Raises GuestFileError,
+    """Copy a file or directory of the guest to `target`, or into it if it is a directory. Raises GuestFileError,
     BadInput, NoSpace."""
     into = target / (posixpath.basename(path.rstrip("/")) or "root") if target.is_dir() else target
     if not into.parent.is_dir():
-        raise BadInput(f"there is no directory {into.parent}", hint=f"mkdir -p {into.parent}")
-    with open(("bash", "-c", _TAKE, "hv", path)) as duplex:
+        raise BadInput(f"the directory {into.parent} does not exist", hint=f"mkdir -p {into.parent}")
+    with open(("bash", "-c", _PACK, "hv", path)) as duplex:
         duplex.feed(())
-        said = _Said(duplex)
-        first = said.read(1)
+        output = _Output(duplex)
+        first = output.read(1)
         if not first:
-            said.check(path, changed=True)
-        stream = io.BufferedReader(_Ahead(first, said), _PIECE)
+            output.check(path, may_change=True)
+        stream = io.BufferedReader(_Prefixed(first, output), _PIECE)
         done = unpack(stream, into.absolute(), report, umask=_umask())
-        said.check(path, changed=True)
-    return done._replace(left_out=done.left_out + said.sockets)
+        output.check(path, may_change=True)
+    return done._replace(left_out=done.left_out + output.sockets)
 
 
 def to_guest(open: Open, source: Path, path: str, report: Progress = lambda size: None) -> None:
-    """Copy a file or directory to `path` in the guest, or into it when that is a directory there. Links stay links.
-    Raises BadInput, GuestFileError."""
+    """Copy a file or directory to `path` in the guest, or into it if it is a directory there. Links stay links. Raises
+    BadInput, GuestFileError."""
     if not source.exists():
-        raise BadInput(f"there is no {source}")
+        raise BadInput(f"{source} does not exist")
     if not source.is_file() and not source.is_dir():
         raise BadInput(f"{source} is neither a file nor a directory: pipes, sockets and devices are not copied")
     name = source.resolve().name
     directory = "1" if source.is_dir() else ""
-    with open(("bash", "-c", _PUT, "hv", path, name, directory)) as duplex:
-        wrong: list[Exception] = []
-        duplex.feed_beside(_packed(source, report, wrong))
+    with open(("bash", "-c", _UNPACK, "hv", path, name, directory)) as duplex:
+        errors: list[Exception] = []
+        duplex.feed_beside(_packed(source, report, errors))
         try:
-            _Said(duplex).check(path)
+            _Output(duplex).check(path)
         except GuestFileError:
-            # An archive that ends too early is what the guest complains of; why it does is known here.
-            if not wrong:
+            # After an error here the guest only reports that the archive ended too early.
+            if not errors:
                 raise
-        if wrong:
-            raise wrong[0]
+        if errors:
+            raise errors[0]
 
 
 def _umask() -> int:
@@ -116,13 +116,13 @@ def _umask() -> int:
     return umask
 
 
-class _Said:
-    """The output of a command: its stdout as a file, and the rest for a check at the end."""
+class _Output:
+    """The output of tar in the guest. Its stdout is read as a file; `check` reports its stderr and exit code."""
 
     def __init__(self, duplex: Duplex) -> None:
         self._duplex = duplex
         self._held = b""
-        self._complaint = self._line = b""
+        self._stderr = self._line = b""
         self.sockets = 0
         self._status: int | None = None
 
@@ -132,7 +132,7 @@ class _Said:
             if letter == b"o":
                 self._held = data
             elif letter == b"e":
-                self._complaint = (self._complaint + data)[-4096:]
+                self._stderr = (self._stderr + data)[-4096:]
                 self._count(data)
             else:
                 self._status = int(data)
@@ -140,33 +140,33 @@ class _Said:
         return piece
 
     def _count(self, data: bytes) -> None:
-        """Of sockets tar only says that they are not in the archive."""
+        """Count the sockets, which tar leaves out with a message on stderr."""
         *lines, rest = (self._line + data).split(b"\n")
         self._line = rest[-4096:]
         self.sockets += sum(line.endswith(_SOCKET) for line in lines)
 
-    def check(self, path: str, *, changed: bool = False) -> None:
-        """Read to the end. Raises the GuestFileError that fits. `changed`: a file that changed while tar read it is
-        none."""
+    def check(self, path: str, *, may_change: bool = False) -> None:
+        """Read to the end, and raise the error that tar reports: GuestFileError or NoSpace. With `may_change`, a file
+        that changed while tar read it is not an error."""
         while self.read(_PIECE):
             pass
-        words = one_line(decode(self._complaint)) or f"exit code {self._status}"
+        message = one_line(decode(self._stderr)) or f"exit code {self._status}"
         if self._status == _NOT_FOUND:
-            raise GuestFileNotFound(f"there is no {path} in the guest, or no directory for it")
-        if self._status == _STRANGE:
+            raise GuestFileNotFound(f"{path} does not exist in the guest, or its directory does not")
+        if self._status == _UNSUPPORTED:
             raise GuestFileError(f"{path} in the guest is neither a file nor a directory: nothing was copied")
-        if self._status == _DENIED or "Permission denied" in words:
-            raise GuestPermissionDenied(f"{path} in the guest: permission denied: {words}")
-        if "No space left" in words:
+        if self._status == _DENIED or "Permission denied" in message:
+            raise GuestPermissionDenied(f"{path} in the guest: permission denied: {message}")
+        if "No space left" in message:
             raise NoSpace(f"{path}: there is no space left in the guest")
-        if self._status != 0 and not (changed and self._status == _CHANGED):
-            raise GuestFileError(f"{path} in the guest: {words}")
+        if self._status != 0 and not (may_change and self._status == _CHANGED):
+            raise GuestFileError(f"{path} in the guest: {message}")
 
 
-class _Ahead(io.RawIOBase):
-    """A stream of which the first piece was read already."""
+class _Prefixed(io.RawIOBase):
+    """A stream whose first piece was already read."""
 
-    def __init__(self, first: bytes, rest: _Said) -> None:
+    def __init__(self, first: bytes, rest: _Output) -> None:
         self._first = first
         self._rest = rest
 
@@ -181,8 +181,9 @@ class _Ahead(io.RawIOBase):
         return len(piece)
 
 
-def _packed(source: Path, report: Progress, wrong: list[Exception]) -> Iterator[bytes]:
-    """A tar of `source`, called `it`, in pieces, while it is made by a thread. What goes wrong ends it early."""
+def _packed(source: Path, report: Progress, errors: list[Exception]) -> Iterator[bytes]:
+    """Yield a tar archive of `source`, called `it`, in pieces. A thread creates it. An error ends it early, and is
+    added to `errors`."""
     pieces: Queue[bytes | None] = Queue(8)
 
     class Out(io.RawIOBase):
@@ -197,9 +198,9 @@ def _packed(source: Path, report: Progress, wrong: list[Exception]) -> Iterator[
     def make() -> None:
         try:
             with tarfile.open(fileobj=Out(), mode="w|", format=tarfile.GNU_FORMAT, bufsize=_PIECE) as tar:
-                tar.add(source.resolve() if source.is_symlink() else source, arcname="it", filter=_nobodys)
+                tar.add(source.resolve() if source.is_symlink() else source, arcname="it", filter=_without_owner)
         except (OSError, tarfile.TarError) as error:
-            wrong.append(error)
+            errors.append(error)
         pieces.put(None)
 
     Thread(target=make, daemon=True).start()
@@ -208,7 +209,8 @@ def _packed(source: Path, report: Progress, wrong: list[Exception]) -> Iterator[
         yield piece
 
 
-def _nobodys(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Return the member without its owner, or None for a file of a kind that is not copied."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member if member.isreg() or member.isdir() or member.issym() or member.islnk() else None

@@ -1,4 +1,4 @@
-"""`hv image`: what machines are made from."""
+"""`hv image`: the images that machines are created from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from hiveyard.api.client import ApiError, quoted
 from hiveyard.cli import show
 from hiveyard.cli.connect import connect
-from hiveyard.cli.options import JSON, recipe
+from hiveyard.cli.options import JSON, image_reference
 
 
 @click.group()
@@ -21,12 +21,12 @@ def image() -> None:
 
 @image.command("build")
 @click.argument("name", default="default")
-@click.option("--force", is_flag=True, help="Build it again although it is there.")
-@click.option("--provider", help="Also make what this provider needs (auto: the strongest that works here).")
+@click.option("--force", is_flag=True, help="Build it again even if it exists.")
+@click.option("--provider", help="Also create what this provider needs (auto: the strongest that works here).")
 @JSON
 def build(name: str, force: bool, provider: str | None, as_json: bool) -> None:
-    """Build an image from a recipe: NAME is one of Hiveyard's own or a TOML file."""
-    name = recipe(name)
+    """Build an image from a recipe: NAME is one of Hiveyard's own recipes or a TOML file."""
+    name = image_reference(name)
     query: dict[str, Any] = {"force": force} | ({"provider": provider} if provider else {})
     for message in connect().stream("POST", f"/v1/images/{quoted(name)}/build", **query):
         if "progress" in message:
@@ -62,6 +62,6 @@ def ls(as_json: bool) -> None:
 @click.argument("image_ref", metavar="IMAGE")
 @JSON
 def remove(image_ref: str, as_json: bool) -> None:
-    """Remove an image and what providers made from it."""
+    """Remove an image and what providers created from it."""
     gone = connect().call("DELETE", f"/v1/images/{quoted(image_ref)}")
     click.echo(json.dumps(gone) if as_json else gone["id"])

@@ -1,4 +1,4 @@
-"""`hv`: the verbs, loaded one at a time so that each costs only what it uses."""
+"""The program `hv`. It imports only the module of the verb that runs, so that it starts quickly."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from hiveyard import __version__
-from hiveyard.cli.problems import readers, told, wanted_color
+from hiveyard.cli.problems import closed_pipes, report_errors, wanted_color
 from hiveyard.cli.verbs import ALIASES, AMBIGUOUS, GROUPS, INNER, VERBS
 from hiveyard.core.errors import BadInput
 from hiveyard.kit.text import one_line
 
 
 class LazyGroup(click.Group):
-    """A group that knows its verbs by name and loads the one that is asked for."""
+    """A group that imports a verb's module only when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -50,11 +50,11 @@ class LazyGroup(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        with readers():  # of the help, which is printed here
+        with closed_pipes():  # the help is printed here
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with readers():
+        with closed_pipes():
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -64,11 +64,13 @@ class LazyGroup(click.Group):
 
 
 def _epilog(examples: tuple[str, str]) -> str:
-    # \\b keeps click from joining the lines.
+    # \\b stops click from joining the lines.
     return "\b\nExamples:\n" + "\n".join(f"  hv {example}" for example in examples)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=False)
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, subcommand_metavar="VERB [ARGUMENTS]..."
+)
 @click.version_option(__version__, "-V", "--version", prog_name="hv", message="%(prog)s %(version)s")
 def cli() -> None:
     """Hiveyard runs coding agents in isolated machines.
@@ -81,9 +83,9 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The program. Exit codes: 0 the agent succeeded, 1 it failed, 2 usage, 124 timeout, 125 Hiveyard could not do
-    it, 130 interrupted."""
-    sys.exit(told(lambda: cli.main(prog_name="hv", standalone_mode=False, color=wanted_color())))
+    """Run the program. Exit codes: 0 the agent succeeded, 1 it failed, 2 usage, 124 timeout, 125 Hiveyard failed, 130
+    interrupted."""
+    sys.exit(report_errors(lambda: cli.main(prog_name="hv", standalone_mode=False, color=wanted_color())))
 
 
 if __name__ == "__main__":

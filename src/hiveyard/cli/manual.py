@@ -1,10 +1,11 @@
-"""`hv help` and `hv man`: the help of a verb, and the manual page, both made from the verbs themselves."""
+"""`hv help`, `hv man` and `hv completion`: texts that are generated from the verbs themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import click
+from click.shell_completion import get_completion_class
 
 from hiveyard import __version__
 from hiveyard.cli.verbs import GROUPS
@@ -13,9 +14,9 @@ from hiveyard.core.errors import BadInput
 _EXIT_CODES = (
     ("0", "The agent succeeded."),
     ("1", "The agent failed."),
-    ("2", "The command line is wrong."),
-    ("124", "A time limit is over."),
-    ("125", "Hiveyard could not do it."),
+    ("2", "The request is not possible."),
+    ("124", "The time limit was reached."),
+    ("125", "Hiveyard failed."),
     ("130", "Interrupted or cancelled."),
 )
 
@@ -36,6 +37,17 @@ def help_(ctx: click.Context, verb: tuple[str, ...], as_json: bool) -> None:
     click.echo(context.get_help())
 
 
+@click.command(short_help="Print the completion script of a shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--json", "as_json", is_flag=True, hidden=True, help="A script has no JSON form.")
+@click.pass_context
+def completion(ctx: click.Context, shell: str, as_json: bool) -> None:
+    """Print the completion script of a shell: `hv completion bash > ~/.local/share/bash-completion/completions/hv`."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(ctx.find_root().command, {}, "hv", "_HV_COMPLETE").source())
+
+
 @click.command("man", short_help="Print the manual page.")
 @click.option("--json", "as_json", is_flag=True, hidden=True, help="A manual page has no JSON form.")
 @click.pass_context
@@ -45,7 +57,7 @@ def man(ctx: click.Context, as_json: bool) -> None:
 
 
 def page(root: click.Context) -> Iterator[str]:
-    """Yield the lines of the page, in the man macros of roff (man-pages(7))."""
+    """Yield the lines of the manual page, in the man macros of roff (man-pages(7))."""
     assert isinstance(root.command, click.Group)
     yield f'.TH HV 1 "" "Hiveyard {__version__}" "User Commands"'
     yield from (".SH NAME", r"hv \- run coding agents in isolated machines")
@@ -82,6 +94,6 @@ def _plain(help: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape what roff would take for a request or an escape."""
+    """Escape backslashes, hyphens, and leading dots and quotes, which have a meaning in roff."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-")
     return "\n".join(rf"\&{line}" if line.startswith((".", "'")) else line for line in escaped.splitlines())

@@ -1,4 +1,4 @@
-"""Names of tasks and sessions on the command line, with what the shell may offer for them."""
+"""Arguments that name tasks and sessions, with their shell completion."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import click
 from hiveyard.cli.connect import connect
 from hiveyard.core.errors import HiveyardError
 
-OFFERED = 200
-"""Most of each, the newest, that a shell is offered."""
+COMPLETIONS = 200
+"""The number of tasks, and of sessions, that a shell is offered: the newest ones."""
 
 
 def tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The slugs that begin so. A key that is pressed starts no daemon and shows no error."""
+    """Return the slugs that begin with `incomplete`. Completion starts no daemon and prints no error."""
     return [task["slug"] for task in _newest("tasks") if task["slug"].startswith(incomplete)]
 
 
 def sessions(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The names that begin so."""
+    """Return the names of sessions that begin with `incomplete`."""
     return [session["name"] for session in _newest("sessions") if session["name"].startswith(incomplete)]
 
 
@@ -29,7 +29,7 @@ def works(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[s
 
 def _newest(what: str) -> list[dict[str, Any]]:
     try:
-        found: list[dict[str, Any]] = connect(start=False).call("GET", f"/v1/{what}", all=True, limit=OFFERED)
+        found: list[dict[str, Any]] = connect(start=False).call("GET", f"/v1/{what}", all=True, limit=COMPLETIONS)
     except HiveyardError:
         return []
     return found

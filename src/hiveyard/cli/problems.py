@@ -1,4 +1,4 @@
-"""How a problem is told: one clear line, the next thing to type, an exit code; never a traceback."""
+"""Report errors: one clear line, the next command to type and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ USAGE, ERROR, INTERRUPTED = 2, 125, 130
 _USAGE = ("bad_input", "not_found", "repository", "agent.unknown", "image.unknown", "door.bad_tape")
 
 
-class ReaderGone(Exception):
-    """Nobody reads any more what is printed. No OSError: click ends those of broken pipes itself, with 1."""
+class PipeClosed(Exception):
+    """An error of a pipe that its reader has closed. It is no OSError: click handles those itself, and exits with 1."""
 
 
 @contextmanager
-def readers() -> Iterator[None]:
-    """Raises ReaderGone in place of BrokenPipeError."""
+def closed_pipes() -> Iterator[None]:
+    """Raise PipeClosed in place of BrokenPipeError."""
     try:
         yield
     except BrokenPipeError as error:
-        raise ReaderGone from error
+        raise PipeClosed from error
 
 
-def told(program: Callable[[], object]) -> int:
-    """Run a program and turn how it ends into an exit code, saying on stderr what went wrong. Readers who go (`| head`)
-    have enough: that is 0."""
+def report_errors(program: Callable[[], object]) -> int:
+    """Run a program, print the error that ends it on stderr, and return the exit code. A reader that closes the pipe
+    (`| head`) is not an error: then the exit code is 0."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal of few characters shows ? for the others.
+            # A terminal with another encoding shows ? for characters that it does not have.
             stream.reconfigure(errors="replace")
     result: object = None
     try:
@@ -45,7 +45,7 @@ def told(program: Callable[[], object]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except HiveyardError as error:
-        return say(error)
+        return print_error(error)
     except (click.exceptions.Abort, KeyboardInterrupt):
         _as_json(Cancelled("interrupted"))
         return INTERRUPTED
@@ -54,22 +54,24 @@ def told(program: Callable[[], object]) -> int:
         return USAGE
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "hv"
-        return say(BadInput(error.format_message(), hint=f"{path} --help"))
+        return print_error(BadInput(error.format_message(), hint=f"{path} --help"))
     except click.ClickException as error:
-        return say(BadInput(error.format_message()))
-    except (ReaderGone, BrokenPipeError):
-        pass  # a program that came to its end keeps its exit code
+        return print_error(BadInput(error.format_message()))
+    except (PipeClosed, BrokenPipeError):
+        pass  # a program that has ended keeps its exit code
     except OSError as error:
-        return say(HiveyardError(one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error))))
-    except Exception as error:  # noqa: BLE001 (a person gets a line, whatever it is)
-        what = one_line(f"{type(error).__name__}: {error}", 400)
-        return say(HiveyardError(f"hv has failed by a mistake of its own: {what}"))
+        return print_error(
+            HiveyardError(one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        )
+    except Exception as error:  # noqa: BLE001 (the user gets one line, whatever the error is)
+        reason = one_line(f"{type(error).__name__}: {error}", 400)
+        return print_error(HiveyardError(f"hv failed because of a bug: {reason}"))
     finally:
-        _drop_unread()
+        _discard_unwritten()
     return result if isinstance(result, int) else 0
 
 
-def _drop_unread() -> None:
+def _discard_unwritten() -> None:
     """Discard output that cannot be written, or Python complains about it once more at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -85,8 +87,8 @@ def wanted_color() -> bool | None:
     return False if os.environ.get("NO_COLOR") else None
 
 
-class Halfway(HiveyardError):
-    """Something went wrong after a part of what was asked for was done, which is told too."""
+class PartlyDone(HiveyardError):
+    """An error after a part of the request was done. `done` is that part."""
 
     def __init__(self, error: HiveyardError, done: Sequence[object]) -> None:
         super().__init__(error.message, hint=error.hint)
@@ -95,14 +97,14 @@ class Halfway(HiveyardError):
 
 
 def as_problem(error: HiveyardError) -> dict[str, object]:
-    """An error as the API would give it; `done` is what was done before."""
-    said: dict[str, object] = {"code": error.code, "message": error.message, "hint": error.hint}
-    return said | ({"done": error.done} if isinstance(error, Halfway) else {})
+    """Return an error as the API does, with `done` for one that ended a request after a part of it."""
+    body: dict[str, object] = {"code": error.code, "message": error.message, "hint": error.hint}
+    return body | ({"done": error.done} if isinstance(error, PartlyDone) else {})
 
 
-def say(error: HiveyardError) -> int:
-    """Print an error: as JSON on stdout when the call asked for `--json`, and as a line and a hint for people. It stays
-    the same error when nobody reads it."""
+def print_error(error: HiveyardError) -> int:
+    """Print an error as a line and a hint on stderr, and as JSON on stdout if the command line asks for JSON. Return
+    its exit code, even if nobody reads the output."""
     _as_json(error)
     with suppress(OSError):
         color = wanted_color()

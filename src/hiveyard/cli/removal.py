@@ -1,4 +1,4 @@
-"""`hv rm`: tasks and sessions, by name or by age, with all that belongs to them."""
+"""`hv rm`: remove tasks and sessions, by name or by age, with everything that belongs to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hiveyard.cli import show
 from hiveyard.cli.connect import connect
 from hiveyard.cli.names import WORKS
 from hiveyard.cli.options import DURATION, JSON
-from hiveyard.cli.problems import Halfway
+from hiveyard.cli.problems import PartlyDone
 from hiveyard.cli.work import find
 from hiveyard.core.errors import BadInput, HiveyardError, MachineNotReady
 
@@ -21,36 +21,38 @@ _OVER = ("stopped", "failed")
 
 @click.command(short_help="Remove tasks and sessions.")
 @WORKS
-@click.option("-f", "--force", is_flag=True, help="Also what runs; its work is lost.")
-@click.option("--finished", is_flag=True, help="All tasks that are over, and sessions that are stopped or failed.")
-@click.option("--older-than", type=DURATION, help="Of those, only what ended so long ago: 12h, 7d.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("-f", "--force", is_flag=True, help="Also remove those that run; their work is lost.")
+@click.option(
+    "--finished", is_flag=True, help="Remove all tasks that are over, and all sessions that are stopped or failed."
+)
+@click.option("--older-than", type=DURATION, help="With --finished: only those that ended so long ago: 12h, 7d.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
 @JSON
 def rm(
     works: tuple[str, ...], force: bool, finished: bool, older_than: float | None, dry_run: bool, as_json: bool
 ) -> None:
-    """Remove tasks and sessions and all that belongs to them: machine, branch on the host, events, files.
+    """Remove tasks and sessions and everything that belongs to them: machine, branch on the host, events, files.
 
-    Before anything is removed every name must stand for something."""
+    Nothing is removed if one of the names is wrong."""
     if finished == bool(works):
-        raise BadInput("say what to remove, or --finished, and not both", hint="hv rm ID, or hv rm --finished")
+        raise BadInput("give either names or --finished", hint="hv rm ID, or hv rm --finished")
     if older_than is not None and not finished:
-        raise BadInput("--older-than chooses among what is --finished", hint="hv rm --finished --older-than 7d")
-    doomed = _finished(older_than or 0.0) if finished else {work.id: work.found for work in map(find, works)}
-    gone = []
-    for id, found in doomed.items():
+        raise BadInput("--older-than needs --finished", hint="hv rm --finished --older-than 7d")
+    targets = _finished(older_than or 0.0) if finished else {work.id: work.found for work in map(find, works)}
+    removed = []
+    for id, found in targets.items():
         try:
             if dry_run:
                 _check(found, force=force)
             else:
                 connect().call("DELETE", f"/v1/tasks/{id}", force=force)
-            gone.append(id)
+            removed.append(id)
         except HiveyardError as error:
-            raise Halfway(error, gone) from error
+            raise PartlyDone(error, removed) from error
         if not as_json:
-            click.echo(f"{id}  {_name(found)}, {_standing(found)}" if dry_run else id)
+            click.echo(f"{id}  {_name(found)}, {_state(found)}" if dry_run else id)
     if as_json:
-        click.echo(json.dumps(gone))
+        click.echo(json.dumps(removed))
 
 
 def _finished(age: float) -> dict[str, dict[str, Any]]:
@@ -61,13 +63,13 @@ def _finished(age: float) -> dict[str, dict[str, Any]]:
 
 
 def _check(found: dict[str, Any], *, force: bool) -> None:
-    """Raises MachineNotReady for what the daemon would not remove, in its words."""
+    """Raise MachineNotReady, with the daemon's message, for one that the daemon would not remove."""
     if not force and not _is_over(found):
         name, end = _name(found), "hv cancel" if _is_task(found) else "hv stop"
         raise MachineNotReady(f"{name} is {found['status']}", hint=f"{end} {name}, or hv rm --force {name}")
 
 
-def _standing(found: dict[str, Any]) -> str:
+def _state(found: dict[str, Any]) -> str:
     return f"over since {show.age(_ended_at(found))}" if _is_over(found) else str(found["status"])
 
 

@@ -1,4 +1,4 @@
-"""Verbs about what came of a task or session: the diff, and bringing the branch home."""
+"""`hv diff` and `hv apply`: the result of a task or session."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import click
 
 from hiveyard.cli.names import ONLY
 from hiveyard.cli.options import JSON
-from hiveyard.cli.work import either, only
+from hiveyard.cli.work import only_candidate, request_either
 from hiveyard.core.errors import NothingToApply
 from hiveyard.kit.text import decode, printable
 
-_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+_COLORS = {"+": "green", "-": "red", "@": "cyan"}
 
 
 @click.command(short_help="Show what an agent changed.")
 @ONLY
-@click.option("--stat", is_flag=True, help="Only count.")
+@click.option("--stat", is_flag=True, help="Print only counts.")
 @JSON
 def diff(work: str | None, stat: bool, as_json: bool) -> int:
-    """Show what a task or session changed, from its base to its branch. Piped, it is a patch, byte for byte. Of a
-    session that runs it is the work as it stands now. Without ID, of the only task or session there is."""
-    work = only("diff") if work is None else work
+    """Show what a task or session changed, from its base to its branch. Piped, it is a patch, byte for byte. For a
+    running session this is the current work. Without ID, it shows the only task or session."""
+    work = only_candidate("diff") if work is None else work
     if as_json:
         found = _found(work)
         click.echo(
@@ -52,24 +52,26 @@ def diff(work: str | None, stat: bool, as_json: bool) -> int:
 
 
 def _print(line: bytes) -> None:
-    """A file's content may hold terminal escapes: a person's terminal gets none of them, a pipe gets every byte."""
+    """Print a line without terminal escapes, which a file may contain; into a pipe or a file, print it unchanged."""
     if not sys.stdout.isatty():
         sys.stdout.buffer.write(line)
         return
     text = printable(decode(line)).rstrip("\n")
-    click.secho(text, fg=_COLOURS.get(text[:1]))
+    click.secho(text, fg=_COLORS.get(text[:1]))
 
 
 @click.command(short_help="Bring an agent's branch into your repository.")
 @ONLY
 @click.option("--merge", is_flag=True, help="Also fast-forward the branch you are on.")
-@click.option("-b", "--branch", metavar="NAME", help="What it is called there (default: as it is in the task).")
-@click.option("--into", type=click.Path(file_okay=False), help="The repository to bring it into.")
+@click.option(
+    "-b", "--branch", metavar="NAME", help="The branch's name there (default: its name in the task or session)."
+)
+@click.option("--into", type=click.Path(file_okay=False), help="Another clone of the repository.")
 @JSON
 def apply(work: str | None, merge: bool, branch: str | None, into: str | None, as_json: bool) -> None:
-    """Bring the branch of a task or session into your repository. Your checkout stays as it is, unless --merge is
-    given; nothing is ever overwritten. Without ID, of the only task or session there is."""
-    work = only("apply") if work is None else work
+    """Make the branch of a task or session in your repository. Your checkout does not change without --merge, and no
+    other work is overwritten. Without ID, it takes the only task or session."""
+    work = only_candidate("apply") if work is None else work
     from hiveyard import repository
 
     if (source := _source(work)) is None:
@@ -91,29 +93,29 @@ def apply(work: str | None, merge: bool, branch: str | None, into: str | None, a
     for notice in done.notices:
         click.echo(notice)
     if done.merged:
-        click.echo("your checkout was moved forward to it")
+        click.echo("your checkout was fast-forwarded to it")
     elif not merge:
-        # So that a file of yours that git ignores is not overwritten.
+        # --no-overwrite-ignore protects files that git ignores.
         click.echo(f"next: git -C {shlex.quote(str(done.repository))} merge --no-overwrite-ignore {done.branch}")
 
 
 def _found(work: str) -> dict[str, Any]:
-    """Where the work is on the host; that of a session that runs is brought out first."""
-    return either(work, ("POST", "/harvest"), ("GET", "/source")).found
+    """Return where the work is on the host. The work of a running session is collected first."""
+    return request_either(work, ("POST", "/harvest"), ("GET", "/source")).found
 
 
 def _source(work: str) -> dict[str, Any] | None:
-    """Where the work is; None when nothing was changed."""
+    """Return where the work is, or None if nothing was changed. Raises NothingToApply for a task that still runs."""
     source = _found(work)
     if source["notice"]:
         click.echo(f"· {source['notice']}", err=True)
     if source["head"] is None and not source["over"]:
-        raise NothingToApply(f"{work} is still at work: its result is there at its end", hint=f"hv logs -f {work}")
+        raise NothingToApply(f"{work} still runs: its result is available when it has ended", hint=f"hv logs -f {work}")
     return None if source["head"] in (None, source["base"]) else source
 
 
 def _target(repo: str, into: str | None) -> Path:
-    """The repository the task was made from when it is one on this host, else the one we stand in."""
+    """Return the task's own repository if it is on this host, else the current directory."""
     if into is not None:
         return Path(into).absolute()
     return Path(repo) if Path(repo).is_absolute() else Path.cwd()

@@ -1,4 +1,4 @@
-"""`hv run`: the main job, from a prompt to a branch."""
+"""`hv run`: run an agent on a prompt, and show it until it ends."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import click
 from hiveyard.api.client import quoted
 from hiveyard.cli import show, transcript
 from hiveyard.cli.live import ask, live
-from hiveyard.cli.options import DURATION, prompt_of, wished, wishes
+from hiveyard.cli.options import DURATION, read_prompt, spec_options, spec_request
 from hiveyard.cli.problems import INTERRUPTED, as_problem
 from hiveyard.core.errors import BadInput, Cancelled
 from hiveyard.kit.names import new_id
 
 
-@click.command(short_help="Let an agent work on a copy of a repository.")
+@click.command(short_help="Run an agent on a copy of a repository.")
 @click.argument("repo", default=".")
 @click.argument("text", required=False, metavar="[PROMPT]")
 @click.option("-m", "--message", "--prompt", "prompt", help="The same as PROMPT; - is stdin.")
-@click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read what to do from a file; - is stdin.")
+@click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read the prompt from a file; - is stdin.")
 @click.option("--agent", help="claude, opencode, codex, goose or command.")
 @click.option(
     "--command", "command", help="A command line with {{prompt}} or {{prompt_file}}; implies --agent command."
 )
-@wishes
+@spec_options
 @click.option("--base", "--ref", "base", metavar="REV", help="The commit to start from (default: HEAD).")
 @click.option("--timeout", type=DURATION, help="Stop the agent after this time: 90s, 10m, 1h30m, or seconds.")
-@click.option("--keep", is_flag=True, help="Keep the machine when the agent has ended.")
+@click.option("--keep", is_flag=True, help="Keep the machine after the agent has ended.")
 @click.option("-d", "--detach", is_flag=True, help="Print the id and return.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 def run(detach: bool, as_json: bool, **options: Any) -> int:
-    """Let an agent do PROMPT on a copy of REPO (a path, a URL, or owner/repo of GitHub), in a machine of its own.
+    """Run an agent on a copy of REPO (a path, a URL, or owner/repo on GitHub), in a machine of its own.
 
-    Your checkout is not touched. The result is a branch and a patch: see `hv diff` and `hv apply`. Ctrl-C asks the
-    agent to stop and collects what there is; a second one leaves at once and the agent goes on stopping.
+    Your checkout does not change. The result is a branch and a patch: see `hv diff` and `hv apply`. Ctrl-C asks the
+    agent to stop and collects its work. A second one leaves at once, while the agent continues to stop.
     """
     known: dict[str, Any] = {}
     try:
@@ -44,15 +44,15 @@ def run(detach: bool, as_json: bool, **options: Any) -> int:
     except KeyboardInterrupt:
         if not as_json:
             raise
-        # One object all the same: the task as far as it is known, or that there is none.
-        with suppress(BrokenPipeError):  # a Ctrl-C ends all of a pipeline
+        # --json promises one object: the task as far as it is known, or an error if there is no task.
+        with suppress(BrokenPipeError):  # Ctrl-C ends every program of a pipeline
             click.echo(json.dumps(known or {"error": as_problem(Cancelled("interrupted before there was a task"))}))
         return INTERRUPTED
 
 
 def _run(request: dict[str, Any], task: dict[str, Any], *, detach: bool, as_json: bool) -> int:
-    """Ask for a task and stay with it. `task` is filled with what is known of it, all the while."""
-    # Known by a name of ours, it is asked for again when the daemon dies before it answers.
+    """Create a task and follow it. `task` is updated with each new fact about it."""
+    # With the id from here, the request can be repeated if the daemon ends before it answers.
     task.update(ask("POST", "/v1/tasks", {**request, "id": new_id()}))
     if detach:
         _show(task, json.dumps(task) if as_json else task["id"])
@@ -68,12 +68,12 @@ def _run(request: dict[str, Any], task: dict[str, Any], *, detach: bool, as_json
 
 
 def _request(options: dict[str, Any]) -> dict[str, Any]:
-    prompt = prompt_of(options.pop("prompt"), options.pop("prompt_file"), options.pop("text"))
+    prompt = read_prompt(options.pop("prompt"), options.pop("prompt_file"), options.pop("text"))
     if prompt is None and (command := options["command"]) and "{{prompt" not in command:
-        prompt = command  # a command that takes no prompt says itself what to do
+        prompt = command
     if prompt is None:
-        raise BadInput("nothing says what to do", hint='hv run REPO "make the failing test pass"')
-    request = wished(options)
+        raise BadInput("the prompt is missing", hint='hv run REPO "make the failing test pass"')
+    request = spec_request(options)
     if request.get("command"):
         request.setdefault("agent", "command")
     return {**request, "prompt": prompt}
@@ -82,11 +82,11 @@ def _request(options: dict[str, Any]) -> dict[str, Any]:
 _STATUS = {"task.assigned": "assigned", "task.started": "running"}
 
 
-def watch(task: dict[str, Any], *, quiet: bool, asks: bool = True, after: int = 0) -> None:
-    """Show a task's events until it is over; a daemon that goes away is started again and the task goes on.
+def watch(task: dict[str, Any], *, quiet: bool, cancels: bool = True, after: int = 0) -> None:
+    """Show a task's events after `after` until it is over. If the daemon ends, it is started again.
 
-    `task` follows what is known of it, and is the task as it ended on return. With `quiet` the transcript goes to
-    stderr. With `asks` the first Ctrl-C asks for the task's end; else it leaves, as does a reader who goes. Raises
+    `task` is updated with each new fact about it. With `quiet` the transcript is printed on stderr. With `cancels` the
+    first Ctrl-C cancels the task; without it, and with the second one, Ctrl-C leaves, as a closed pipe does. Raises
     DaemonUnreachable when no daemon stays."""
     path = f"/v1/tasks/{quoted(task['id'])}"
     complete = transcript.shows_all(task)
@@ -104,14 +104,14 @@ def watch(task: dict[str, Any], *, quiet: bool, asks: bool = True, after: int = 
             task.update(ask("GET", path))
             return
         except KeyboardInterrupt:
-            if interrupted or not asks:
+            if interrupted or not cancels:
                 _say_left(task)
                 raise
             interrupted = True
 
 
 def _show(task: dict[str, Any], line: str, *, err: bool = False) -> None:
-    """Print a line about a task at work. When nobody reads it any more, stderr says that the task goes on."""
+    """Print a line. If the pipe is closed, say on stderr that the task continues, and raise BrokenPipeError."""
     try:
         click.echo(line, err=err)
     except BrokenPipeError:
@@ -121,4 +121,4 @@ def _show(task: dict[str, Any], line: str, *, err: bool = False) -> None:
 
 def _say_left(task: dict[str, Any]) -> None:
     with suppress(BrokenPipeError):
-        click.echo(f"left; the task goes on without you: hv logs -f {task['id']}", err=True)
+        click.echo(f"left; the task continues: hv logs -f {task['id']}", err=True)

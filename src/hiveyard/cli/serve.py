@@ -1,4 +1,4 @@
-"""Verbs about the daemon itself."""
+"""`hv serve`, `hv stop-daemon` and `hv version`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def serve(log_level: str | None, verbose: bool) -> int:
 @click.command("stop-daemon", short_help="Stop the daemon.")
 @JSON
 def stop_daemon(as_json: bool) -> None:
-    """Stop the daemon. Agents go on in their machines; the next verb starts a daemon that takes them over."""
+    """Stop the daemon. Agents keep running in their machines; the next verb starts a daemon that takes them over."""
     try:
         found = connect(start=False).call("POST", "/v1/shutdown")
     except DaemonUnreachable:
@@ -34,12 +34,12 @@ def stop_daemon(as_json: bool) -> None:
         return
     if not wait_for_end(found["pid"]):
         raise DaemonUnreachable(f"daemon {found['pid']} was asked to stop and has not ended yet", hint="hv version")
-    going_on = f"; {found['running']} running tasks go on" if found["running"] else ""
-    click.echo(json.dumps({"stopped": True, **found}) if as_json else f"stopped daemon {found['pid']}{going_on}")
+    running = f"; {found['running']} running tasks continue" if found["running"] else ""
+    click.echo(json.dumps({"stopped": True, **found}) if as_json else f"stopped daemon {found['pid']}{running}")
 
 
 def wait_for_end(pid: int) -> bool:
-    """Wait until a process of ours that is no child of ours has ended; False when it takes more than 30 seconds."""
+    """Wait until a process that is no child of this one has ended. Return False if that takes more than 30 seconds."""
     import os
     import select
 

@@ -1,4 +1,4 @@
-"""Verbs about sessions as a whole: which there are, and their machines."""
+"""`hv list`, `hv stop`, `hv pause` and `hv unpause`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from hiveyard.cli import show
 from hiveyard.cli.connect import connect
 from hiveyard.cli.names import SESSIONS
 from hiveyard.cli.options import FORMAT, JSON, QUIET
-from hiveyard.cli.problems import Halfway
+from hiveyard.cli.problems import PartlyDone
 from hiveyard.core.errors import HiveyardError
 from hiveyard.kit.text import one_line
 
 _HEADER = ("ID", "NAME", "REPO", "AGENT", "STATUS", "ACTIVITY", "AGE", "LAST", "TOKENS", "COST", "PORT", "WHY")
-_COLOURS = {"running": "green", "paused": "yellow", "failed": "red"}
+_COLORS = {"running": "green", "paused": "yellow", "failed": "red"}
 _ACTIVITIES = {"waiting": "waiting for you"}
 
 
 @click.command("list", short_help="List sessions.")
-@click.option("-a", "--all", "everything", is_flag=True, help="Also sessions that failed and cannot go on.")
-@click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="The newest N of them.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also list sessions that failed.")
+@click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="List only the newest N.")
 @QUIET
 @FORMAT
 @JSON
 def list_(everything: bool, limit: int | None, quiet: bool, form: str | None, as_json: bool) -> None:
-    """List sessions that run or can go on, the newest first. LAST is since when nothing has happened, PORT is for ssh,
-    WHY is why a session stopped."""
+    """List sessions that run or can be resumed, the newest first. LAST is the time since the last event, PORT is the
+    port for ssh, and WHY is why a session stopped."""
     query = {"all": everything} | ({} if limit is None else {"limit": limit})
     found = connect().call("GET", "/v1/sessions", **query)
     if as_json or form == "json":
@@ -68,20 +68,20 @@ def activity(session: dict[str, Any]) -> str:
 
 
 def why(session: dict[str, Any]) -> str:
-    """Why it does not run."""
+    """Return why the session does not run."""
     return str(session["error"]["message"] if session["error"] else session["reason"])
 
 
 def summary(session: dict[str, Any]) -> None:
-    """A session for a person, and what to type next."""
+    """Print a session, and the commands to type next."""
     session = show.plain(session)
     name, usage = session["name"], session["usage"]
-    status = click.style(session["status"], fg=_COLOURS.get(session["status"]))
+    status = click.style(session["status"], fg=_COLORS.get(session["status"]))
     click.echo(f"{status}  {click.style(name, bold=True)}  ({session['id']})")
     if why(session):
         click.echo(f"  why       {one_line(why(session), 400)}")
     if session["status"] == "running":
-        click.echo(f"  activity  {activity(session)}, the last sign {show.age(session['last_event_at'])} ago")
+        click.echo(f"  activity  {activity(session)}, last event {show.age(session['last_event_at'])} ago")
     click.echo(f"  agent     {session['agent']} {session['model'] or ''}".rstrip() + f", {session['turns']} turns")
     click.echo(f"  repo      {session['repo']} at {(session['base'] or '-')[:12]}, branch {session['branch'] or '-'}")
     if session["parent"]:
@@ -111,36 +111,37 @@ def _next(session: dict[str, Any]) -> str:
 @SESSIONS
 @JSON
 def stop(sessions: tuple[str, ...], as_json: bool) -> None:
-    """End the machines of sessions; their files and conversations are kept. One that is stopped already is fine."""
+    """End the machines of sessions, and keep their files and conversations. A session that is already stopped is not an
+    error."""
     _each(sessions, "stop", as_json=as_json)
 
 
-@click.command(short_help="Freeze sessions where they stand.")
+@click.command(short_help="Freeze sessions, with their memory.")
 @SESSIONS
 @JSON
 def pause(sessions: tuple[str, ...], as_json: bool) -> None:
-    """Freeze the machines of sessions where they stand, memory and all; `hv unpause` lets them go on."""
+    """Freeze the machines of sessions, with their memory; `hv unpause` lets them continue."""
     _each(sessions, "pause", as_json=as_json)
 
 
-@click.command(short_help="Let frozen sessions go on.")
+@click.command(short_help="Let frozen sessions continue.")
 @SESSIONS
 @JSON
 def unpause(sessions: tuple[str, ...], as_json: bool) -> None:
-    """Let the machines of sessions go on where they stood."""
+    """Let the frozen machines of sessions continue."""
     _each(sessions, "unpause", as_json=as_json)
 
 
-def _each(sessions: tuple[str, ...], move: str, *, as_json: bool) -> None:
-    """Before anything is done every name must stand for a session."""
+def _each(sessions: tuple[str, ...], action: str, *, as_json: bool) -> None:
+    """Request an action on each session. Nothing is done if one of the names is wrong."""
     client = connect()
     ids = [client.call("GET", f"/v1/sessions/{quoted(session)}")["id"] for session in sessions]
     done = []
     for id in dict.fromkeys(ids):
         try:
-            done.append(client.call("POST", f"/v1/sessions/{id}/{move}"))
+            done.append(client.call("POST", f"/v1/sessions/{id}/{action}"))
         except HiveyardError as error:
-            raise Halfway(error, done) from error
+            raise PartlyDone(error, done) from error
         if not as_json:
             click.echo(f"{done[-1]['name']}: {done[-1]['status']}")
     if as_json:

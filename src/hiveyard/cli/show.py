@@ -1,4 +1,4 @@
-"""How things look in a terminal: tables, money, times. Plain when it is not one."""
+"""Format tables, money, times and sizes for a terminal; without colors elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from hiveyard.kit.text import one_line
 
 _LONGEST = 4096
-STATUS_COLOURS = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+STATUS_COLORS = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
 
 def plain(found: Any) -> Any:
@@ -32,7 +32,7 @@ def ids(found: Sequence[dict[str, Any]]) -> None:
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Columns as wide as they need; lines are cut to the terminal when it is one."""
+    """Print a table. On a terminal, rows are cut to its width."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     click.echo(click.style(_row(header, widths), bold=True))
     for row in rows:
@@ -45,14 +45,14 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def age(at: float | None) -> str:
-    """`4s`, `12m`, `3h`, `5d` since a time."""
+    """Return the time since `at`: `4s`, `12m`, `3h`, `5d`."""
     if at is None:
         return "-"
     return span(max(0.0, time.time() - at))
 
 
 def span(seconds: float) -> str:
-    """A duration in the largest fitting unit."""
+    """Return a duration in the largest fitting unit."""
     if seconds < 10:
         return f"{seconds:.2f}s" if seconds < 1 else f"{seconds:.1f}s"
     if seconds < 120:
@@ -63,7 +63,7 @@ def span(seconds: float) -> str:
 
 
 def money(usage: dict[str, Any]) -> str:
-    """Dollars, with as many digits as mean something."""
+    """Return the cost in dollars, with four decimals below $1."""
     cost = usage.get("cost_usd")
     if cost is None:
         return "price unknown"
@@ -71,21 +71,21 @@ def money(usage: dict[str, Any]) -> str:
 
 
 def tokens(usage: dict[str, Any]) -> str:
-    """`7.8k in (5.1k cached), 20 out`."""
+    """Return `7.8k in (5.1k cached), 20 out`."""
     cached = usage["cache_read_tokens"] + usage["cache_write_tokens"]
     total = usage["input_tokens"] + cached
     return f"{count(total)} in{f' ({count(cached)} cached)' if cached else ''}, {count(usage['output_tokens'])} out"
 
 
 def count(n: int) -> str:
-    """`950`, `7.8k`, `1.2M`."""
+    """Return a number as `950`, `7.8k` or `1.2M`."""
     if n < 1000:
         return str(n)
     return f"{n / 1000:.1f}k" if n < 1_000_000 else f"{n / 1_000_000:.1f}M"
 
 
 def size(bytes: float) -> str:
-    """`312 B`, `4.2 MB`, `1.3 GB`."""
+    """Return a size as `312 B`, `4.2 MB` or `1.3 GB`."""
     for unit in ("B", "kB", "MB"):
         if bytes < 1000:
             return f"{bytes:.0f} {unit}" if bytes >= 100 or unit == "B" else f"{bytes:.1f} {unit}"
@@ -94,11 +94,11 @@ def size(bytes: float) -> str:
 
 
 def status(task: dict[str, Any]) -> str:
-    return click.style(task["status"], fg=STATUS_COLOURS.get(task["status"]))
+    return click.style(task["status"], fg=STATUS_COLORS.get(task["status"]))
 
 
 def stat(task: dict[str, Any]) -> str:
-    """`3 files, +12 -4`."""
+    """Return the size of a task's changes: `3 files, +12 -4`."""
     diff = task["diffstat"]
     if not diff["files"]:
         return "no changes"
@@ -106,7 +106,7 @@ def stat(task: dict[str, Any]) -> str:
 
 
 def summary(task: dict[str, Any]) -> None:
-    """The end of a run: what came of it, and what to type next."""
+    """Print a task with its result, and the commands to type next."""
     task = plain(task)
     click.echo()
     click.echo(f"{status(task)}  {click.style(task['slug'], bold=True)}  ({task['id']})")

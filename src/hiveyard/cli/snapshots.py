@@ -1,4 +1,4 @@
-"""Verbs of time and of parallel worlds: keep a session as it is, go back there, go on from there several times."""
+"""`hv snapshot`, `hv snapshots`, `hv fork`, `hv rewind` and `hv compare`."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from hiveyard.cli import show
 from hiveyard.cli.connect import connect
 from hiveyard.cli.live import ask
 from hiveyard.cli.names import SESSION, SESSIONS
-from hiveyard.cli.options import JSON
-from hiveyard.cli.spawn import come_up
+from hiveyard.cli.options import JSON, read_prompt
+from hiveyard.cli.spawn import wait_until_running
 from hiveyard.kit.text import one_line
 
 _OUTCOMES = {"passed": "green", "failed": "red"}
 
 
-@click.command(short_help="Keep a session as it is.")
+@click.command(short_help="Take a snapshot of a session.")
 @SESSION
-@click.option("--name", help="What to call it (default: s1, s2, ...).")
+@click.option("--name", help="The snapshot's name (default: s1, s2, ...).")
 @JSON
 def snapshot(session: str, name: str | None, as_json: bool) -> None:
-    """Keep a running session as it is, to go back to or to fork from: with memory and processes where its provider can
-    (qemu), else its files and the agent's conversation. The session goes on."""
+    """Take a snapshot of a running session, to rewind to or to fork from. On a provider that keeps memory (qemu) it has
+    memory and processes; on others it has the files and the agent's conversation. The session continues."""
     taken = connect().call("POST", f"/v1/sessions/{quoted(session)}/snapshots", {"name": name})
     if as_json:
         click.echo(json.dumps(taken))
         return
-    click.echo(f"{_kind(taken)}, {show.size(taken['size'])}, stood still for {show.span(taken['seconds'])}", err=True)
+    click.echo(f"{_kind(taken)}, {show.size(taken['size'])}, paused for {show.span(taken['seconds'])}", err=True)
     click.echo(taken["name"])
 
 
 @click.command(short_help="List or remove snapshots of a session.")
 @SESSION
-@click.option("--remove", "gone", multiple=True, metavar="SNAPSHOT", help="Remove this one.")
+@click.option("--remove", "names", multiple=True, metavar="SNAPSHOT", help="Remove this snapshot; may be repeated.")
 @JSON
-def snapshots(session: str, gone: tuple[str, ...], as_json: bool) -> None:
+def snapshots(session: str, names: tuple[str, ...], as_json: bool) -> None:
     """List the snapshots of a session, the oldest first. SNAPSHOT is a name or an id."""
     client, path = connect(), f"/v1/sessions/{quoted(session)}/snapshots"
-    if gone:
-        removed = [client.call("DELETE", f"{path}/{quoted(one)}")["id"] for one in gone]
+    if names:
+        removed = [client.call("DELETE", f"{path}/{quoted(one)}")["id"] for one in names]
         click.echo(json.dumps(removed) if as_json else "\n".join(removed))
         return
     found = client.call("GET", path)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    show.table([_row(one) for one in show.plain(found)], ["NAME", "ID", "AFTER", "KEEPS", "AGE", "SIZE", "STOOD STILL"])
+    show.table([_row(one) for one in show.plain(found)], ["NAME", "ID", "AFTER", "KEEPS", "AGE", "SIZE", "PAUSED"])
 
 
-@click.command(short_help="Go on from a session several times.")
+@click.command(short_help="Fork a session into several.")
 @SESSION
-@click.option("-n", "--count", type=click.IntRange(1), help="How many (default: one for each -m).")
-@click.option("--from", "source", metavar="SNAPSHOT", help="Begin where the session stood then (default: now).")
+@click.option("-n", "--count", type=click.IntRange(1), help="The number of children (default: one for each -m).")
+@click.option("--from", "source", metavar="SNAPSHOT", help="Start from this snapshot (default: the current state).")
 @click.option(
     "-m",
     "--message",
@@ -63,48 +63,49 @@ def snapshots(session: str, gone: tuple[str, ...], as_json: bool) -> None:
     "messages",
     multiple=True,
     metavar="TEXT",
-    help="What to do; one for each, or for all.",
+    help="The next prompt: once for all children, or once for each. - is stdin.",
 )
-@click.option("--name", help="The children's name, with -2, -3, ... behind it.")
+@click.option("--name", help="The children's name; the second and later ones get -2, -3, ...")
 @JSON
 def fork(
     session: str, count: int | None, source: str | None, messages: tuple[str, ...], name: str | None, as_json: bool
 ) -> None:
-    """Make new sessions that go on where this one stands, each with its own files, branch, machine and share of the
-    budget. Where the provider keeps memory (qemu) their agents go on mid-thought, else they resume the conversation.
-    Prints the ids of the children."""
-    asked = {"count": count, "snapshot": source, "instructions": list(messages), "name": name}
-    made = connect().call("POST", f"/v1/sessions/{quoted(session)}/fork", asked)
+    """Make new sessions that continue from the current state of this one, each with its own files, branch, machine and
+    share of the budget. If the provider keeps memory (qemu), their agents continue in the middle of a turn; otherwise
+    they resume the conversation. Print the ids of the children."""
+    prompts = [read_prompt(message, None) for message in messages]
+    body = {"count": count, "snapshot": source, "instructions": prompts, "name": name}
+    forked = connect().call("POST", f"/v1/sessions/{quoted(session)}/fork", body)
     if as_json:
-        click.echo(json.dumps(made))
+        click.echo(json.dumps(forked))
         return
-    if made["notice"]:
-        click.echo(f"· {made['notice']}", err=True)
-    click.echo("\n".join(made["children"]))
+    if forked["notice"]:
+        click.echo(f"· {forked['notice']}", err=True)
+    click.echo("\n".join(forked["children"]))
 
 
 @click.command(short_help="Go back to a snapshot.")
 @SESSION
 @click.argument("point", metavar="SNAPSHOT")
-@click.option("--force", is_flag=True, help="Also with somebody at its terminal, who is thrown out.")
+@click.option("--force", is_flag=True, help="Rewind even if a user is attached, whose terminal is then detached.")
 @JSON
 def rewind(session: str, point: str, force: bool, as_json: bool) -> None:
-    """Have a session stand again where it stood: its files and conversation, and with a live snapshot its memory and
-    processes. Snapshots taken since stay, so that you can go forward again; what was not kept is lost. Waits until it
-    runs there."""
+    """Return a session to a snapshot: its files and conversation, and with a live snapshot its memory and processes.
+    Later snapshots stay, so that you can go forward again. Work since the last snapshot is lost. Wait until the
+    session runs."""
     client, path = connect(), f"/v1/sessions/{quoted(session)}"
     before = client.call("GET", path)
     client.call("POST", f"{path}/rewind", {"snapshot": point, "force": force})
-    come_up(before, after=before["last_seq"])
+    wait_until_running(before, after=before["last_seq"])
     found = ask("GET", f"/v1/sessions/{before['id']}")
-    click.echo(json.dumps(found) if as_json else f"{found['name']} goes on from {point}")
+    click.echo(json.dumps(found) if as_json else f"{found['name']} continues from {point}")
 
 
-@click.command(short_help="Show sessions side by side.")
+@click.command(short_help="Compare sessions side by side.")
 @SESSIONS
 @JSON
 def compare(sessions: tuple[str, ...], as_json: bool) -> None:
-    """Show what each session changed, the tests that its agent ran, its time, tokens and money, side by side."""
+    """Show sessions side by side: their changes, the tests that their agents ran, time, tokens and cost."""
     found = connect().call("GET", "/v1/comparison", session=list(sessions))
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -145,7 +146,7 @@ def _tests(runs: list[dict[str, Any]]) -> str:
 
 
 def _files(found: list[dict[str, Any]]) -> None:
-    """Each file that any of them changed, with what each did to it."""
+    """Print each file that a session changed, with its line counts in each session."""
     changed: dict[str, dict[str, str]] = {}
     for one in found:
         for file in one["files"]:
@@ -166,7 +167,7 @@ def _kind(one: dict[str, Any]) -> str:
 def _row(one: dict[str, Any]) -> list[str]:
     after = f"turn {one['after_turn']}" if one["after_turn"] else "the start"
     during = f", in turn {one['turn']}" if one["turn"] else ""
-    stood = show.span(one["seconds"])
+    paused = show.span(one["seconds"])
     return [
         one["name"],
         one["id"],
@@ -174,5 +175,5 @@ def _row(one: dict[str, Any]) -> list[str]:
         _kind(one),
         show.age(one["created_at"]),
         show.size(one["size"]),
-        stood,
+        paused,
     ]

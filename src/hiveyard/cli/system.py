@@ -1,4 +1,4 @@
-"""Verbs about the installation: what it takes on disk, and sessions that come and go between installations."""
+"""`hv system`, `hv export` and `hv import`: disk usage, and moving sessions between installations."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def system() -> None:
 
 
 @system.command("df")
-@click.option("-v", "--verbose", is_flag=True, help="Each thing on its own.")
+@click.option("-v", "--verbose", is_flag=True, help="Show each item, and which command frees it.")
 @JSON
 def df(verbose: bool, as_json: bool) -> None:
-    """Show what everything really takes on disk; what is shared counts once, where it was met first."""
+    """Show the real disk usage of everything that Hiveyard stores. Shared data counts once, where it is found first."""
     found = connect().call("GET", "/v1/system/df")
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -46,20 +46,20 @@ def df(verbose: bool, as_json: bool) -> None:
 
 
 @system.command("prune")
-@click.option("--dry-run", is_flag=True, help="Only say what would be freed.")
-@click.option("--all", "everything", is_flag=True, help="Also images that no session uses.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be freed.")
+@click.option("--all", "everything", is_flag=True, help="Also remove images that no session uses.")
 @JSON
 def prune(dry_run: bool, everything: bool, as_json: bool) -> int:
-    """Free what nothing needs: half-made remains, images of which there is a newer one, and what was made of images
-    that are gone. Never what a session or a snapshot needs; sessions may run meanwhile."""
+    """Free what nothing needs: partly made remains, images that have a newer build, and data made from images that are
+    gone. Nothing that a session or a snapshot needs is removed. Sessions may run meanwhile."""
     done = connect().call("POST", "/v1/system/prune", all=everything, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(done, indent=2))
         return 1 if done["failed"] else 0
     for one in done["removed"]:
         click.echo(f"{one['kind']} {one_line(one['name'], 60)}  {show.size(one['size'])}  {one['why']}")
-    for said in done["failed"]:
-        click.echo(f"not freed: {one_line(said, 300)}", err=True)
+    for failure in done["failed"]:
+        click.echo(f"not freed: {one_line(failure, 300)}", err=True)
     click.echo(f"{'would free' if dry_run else 'freed'} {show.size(done['freed'])}")
     return 1 if done["failed"] else 0
 
@@ -68,12 +68,12 @@ def _by_kind(costs: list[dict[str, Any]]) -> list[list[str]]:
     kinds = dict.fromkeys(one["kind"] for one in costs)
     rows = []
     for kind in kinds:
-        of_it = [one for one in costs if one["kind"] == kind]
+        of_kind = [one for one in costs if one["kind"] == kind]
         sums = [
-            sum(one["size"] for one in of_it if one["freed_by"] in when)
+            sum(one["size"] for one in of_kind if one["freed_by"] in when)
             for when in (("prune",), ("prune", "prune --all"))
         ]
-        rows.append([kind, str(len(of_it)), show.size(sum(one["size"] for one in of_it)), *map(show.size, sums)])
+        rows.append([kind, str(len(of_kind)), show.size(sum(one["size"] for one in of_kind)), *map(show.size, sums)])
     return rows
 
 
@@ -82,31 +82,31 @@ def _by_kind(costs: list[dict[str, Any]]) -> list[list[str]]:
 @click.argument("file", type=click.Path())
 @JSON
 def export(session: str, file: str, as_json: bool) -> None:
-    """Write a stopped session into FILE, or with - to stdout: its files, its conversation and its journal, without any
-    key and without its snapshots. `hv import` takes it in on another machine."""
+    """Write a stopped session into FILE (- is stdout): its files, conversation, journal and branch, without keys and
+    snapshots. `hv import` imports it on another host."""
     client, path = connect(), f"/v1/sessions/{quoted(session)}/export"
     if file != "-":
         done = client.call("POST", path, {"path": str(Path(file).absolute())})
         click.echo(json.dumps(done) if as_json else f"{done['path']}  {show.size(done['size'])}")
         return
     if sys.stdout.isatty():
-        raise BadInput("an archive is nothing to look at", hint=f"hv export {session} {session}.hv.tar.gz")
+        raise BadInput("an archive is not written to a terminal", hint=f"hv export {session} {session}.hv.tar.gz")
     with tempfile.TemporaryDirectory(prefix="hv-export-") as scratch:
-        whole = Path(scratch) / "session.tar.gz"
-        client.call("POST", path, {"path": str(whole)})
-        with whole.open("rb") as source:
+        archive = Path(scratch) / "session.tar.gz"
+        client.call("POST", path, {"path": str(archive)})
+        with archive.open("rb") as source:
             shutil.copyfileobj(source, sys.stdout.buffer)
 
 
-@click.command("import", short_help="Take in a session that was exported.")
+@click.command("import", short_help="Import a session from a file.")
 @click.argument("file", type=click.Path())
-@click.option("--new", is_flag=True, help="Give it a new id: one of its own id may be here.")
-@click.option("--name", help="What to call it (default: its name).")
-@click.option("--provider", help="Where it is to run (default: where it ran, or the strongest that works).")
+@click.option("--new", is_flag=True, help="Give it a new id (default: it keeps its id).")
+@click.option("--name", help="Give it another name.")
+@click.option("--provider", help="The provider to run it on (default: its own, or the strongest that works).")
 @JSON
 def import_(file: str, new: bool, name: str | None, provider: str | None, as_json: bool) -> None:
-    """Take in a session from FILE, or with - from stdin; `hv resume` goes on with it in the same conversation. An
-    archive of a stranger is safe to take in: what runs of it runs in a machine."""
+    """Import a session from FILE (- is stdin). `hv resume` then continues it in the same conversation. You may import
+    an archive that you do not trust: nothing in it runs on the host."""
     with tempfile.TemporaryDirectory(prefix="hv-import-") as scratch:
         path = Path(file).absolute()
         if file == "-":
@@ -119,5 +119,5 @@ def import_(file: str, new: bool, name: str | None, provider: str | None, as_jso
     if as_json:
         click.echo(json.dumps(found))
         return
-    click.echo(f"{found['name']} is here: hv resume {found['name']}", err=True)
+    click.echo(f"imported {found['name']}: hv resume {found['name']}", err=True)
     click.echo(found["id"])

@@ -1,4 +1,4 @@
-"""Verbs that look at tasks and end them."""
+"""`hv ps`, `hv show`, `hv logs`, `hv events` and `hv cancel`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hiveyard.cli.names import ONLY, TASK, WORK
 from hiveyard.cli.options import FORMAT, JSON, QUIET
 from hiveyard.cli.run import watch
 from hiveyard.cli.sessions import summary
-from hiveyard.cli.work import find, only
+from hiveyard.cli.work import find, only_candidate
 from hiveyard.kit.text import decode, one_line, printable
 
 ALREADY_ENDED = 1
@@ -28,8 +28,8 @@ ALREADY_ENDED = 1
 
 
 @click.command(short_help="List tasks.")
-@click.option("-a", "--all", "everything", is_flag=True, help="Also tasks that are over.")
-@click.option("-n", "--limit", type=int, metavar="N", help="The newest N of them.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also list tasks that are over.")
+@click.option("-n", "--limit", type=int, metavar="N", help="List only the newest N.")
 @QUIET
 @FORMAT
 @JSON
@@ -64,8 +64,8 @@ def ps(everything: bool, limit: int | None, quiet: bool, form: str | None, as_js
 @ONLY
 @JSON
 def show(work: str | None, as_json: bool) -> None:
-    """Show one task or session: ID is an id, the start of one, or a name. Without it, the only one there is."""
-    is_session, found = find(only("show") if work is None else work)
+    """Show one task or session. ID is its id, the start of its id, or its name. Without ID, it takes the only one."""
+    is_session, found = find(only_candidate("show") if work is None else work)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -81,15 +81,15 @@ def show(work: str | None, as_json: bool) -> None:
 
 @click.command(short_help="Show what an agent did.")
 @ONLY
-@click.option("-f", "--follow", is_flag=True, help="Stay until the task is over, or the session stops.")
+@click.option("-f", "--follow", is_flag=True, help="Continue until the task is over, or the session stops.")
 @click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Begin with the last N lines.")
 @JSON
 def logs(work: str | None, follow: bool, tail: int | None, as_json: bool) -> None:
-    """Show what an agent did, as it was shown while it happened. Without ID, of the only task or session there is."""
-    is_session, found = find(only("logs") if work is None else work)
+    """Show what an agent did, as it was shown while it happened. Without ID, it takes the only task or session."""
+    is_session, found = find(only_candidate("logs") if work is None else work)
     seen = 0 if tail is None else _print_tail(found, tail, as_json=as_json)
     if follow and not as_json and not is_session:
-        watch(found, quiet=False, asks=False, after=seen)
+        watch(found, quiet=False, cancels=False, after=seen)
         looks.summary(found)
         return
     for _, lines in _rendered(found, after=seen, follow=follow, as_json=as_json):
@@ -110,7 +110,7 @@ def _print_tail(found: dict[str, Any], count: int, *, as_json: bool) -> int:
 
 
 def _rendered(found: dict[str, Any], *, after: int, follow: bool, as_json: bool) -> Iterator[tuple[int, list[str]]]:
-    """Return the number of each event of a task or session, and its lines."""
+    """Yield the number and the lines of each event of a task or session."""
     raw = transcript.shows_all(found) and not as_json
     for event in _events(found["id"], after=after, follow=follow, raw=raw):
         yield event["seq"], [json.dumps(event)] if as_json else transcript.lines(event, complete=raw)
@@ -124,8 +124,8 @@ def _events(ref: str, *, after: int, follow: bool, raw: bool) -> Iterator[dict[s
 
 @click.command(short_help="Print events as JSON lines.")
 @WORK
-@click.option("-f", "--follow", is_flag=True, help="Go on with new events until nothing is to come.")
-@click.option("--raw", is_flag=True, help="Print the agent's own output lines instead, as they came.")
+@click.option("-f", "--follow", is_flag=True, help="Continue until no more events can come.")
+@click.option("--raw", is_flag=True, help="Print the agent's own output lines instead, unchanged.")
 @click.option("--after", type=int, default=0, metavar="SEQ", help="Only events after this sequence number.")
 @click.option("--json", "as_json", is_flag=True, hidden=True, help="Events are JSON anyway.")
 def events(work: str, follow: bool, raw: bool, after: int, as_json: bool) -> None:
@@ -147,12 +147,12 @@ def _print_raw(lines: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-@click.command(short_help="Ask an agent to stop.")
+@click.command(short_help="Stop a task's agent, and collect its work.")
 @TASK
 @JSON
 def cancel(task: str, as_json: bool) -> int:
-    """Ask an agent to stop and wait for its end; what it has done is collected. The exit code is 1 when the task had
-    already ended."""
+    """Ask the agent to stop, wait until it has ended, and collect its work. The exit code is 1 if the task had already
+    ended."""
     client = connect()
     before = client.call("GET", f"/v1/tasks/{quoted(task)}")
     if before["ended_at"] is not None:

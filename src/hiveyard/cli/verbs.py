@@ -1,4 +1,4 @@
-"""The verbs of `hv`: where each is, its line in the help, its group and two examples. Importing this loads no verb."""
+"""List the verbs of `hv`, in groups, without importing their modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """`place` is `module:name`; each example is what one would type after `hv`."""
+    """A verb: its `place` (`module:name` below `hiveyard.cli`), its line in the help, and two examples without `hv`."""
 
     place: str
     help: str
@@ -17,7 +17,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
     "Run": {
         "run": Verb(
             "run:run",
-            "Let an agent work on a copy of a repository, and wait for the result.",
+            "Run an agent on a copy of a repository, and wait for the result.",
             ('run . "make the failing test pass"', 'run owner/repo -m "fix the typo" --agent codex --budget 0.50 -d'),
         ),
         "ps": Verb("tasks:ps", "List tasks.", ("ps", "ps -a -q")),
@@ -34,7 +34,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "list": Verb("sessions:list_", "List sessions.", ("list", "list -a --format json")),
         "attach": Verb(
-            "terminal:attach", "Attach this terminal to a session's agent.", ("attach ui", "attach ui --read-only")
+            "attach:attach", "Attach this terminal to a session's agent.", ("attach ui", "attach ui --read-only")
         ),
         "send": Verb(
             "prompts:send",
@@ -73,7 +73,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "rm": Verb(
             "removal:rm",
-            "Remove tasks and sessions, with all that belongs to them.",
+            "Remove tasks and sessions, with everything that belongs to them.",
             ("rm ui", "rm --finished --older-than 7d"),
         ),
     },
@@ -114,7 +114,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "version": Verb("serve:version", "Print the versions of hv and the daemon.", ("version", "version --json")),
         "completion": Verb(
-            "completion:completion",
+            "manual:completion",
             "Print the completion script of a shell.",
             ("completion bash", "completion zsh > _hv"),
         ),
@@ -131,10 +131,10 @@ INNER: dict[str, tuple[str, str]] = {
     "system df": ("system df", "system df -v"),
     "system prune": ("system prune --dry-run", "system prune --all"),
 }
-"""Examples of verbs within verbs."""
+"""Examples of the verbs of groups."""
 
 ALIASES = {"ls": "list", "inspect": "show"}
-"""Verbs of docker and git that mean one of ours."""
+"""Verbs of docker and git that have the meaning of one of these verbs."""
 AMBIGUOUS = {
     "kill": "hv cancel TASK, or hv stop SESSION",
     "start": "hv spawn, or hv resume SESSION",
@@ -147,4 +147,4 @@ AMBIGUOUS = {
     "delete": "hv rm ID",
     "remove": "hv rm ID",
 }
-"""Verbs of other programs, with what to type instead."""
+"""Verbs of other programs, with the commands to use instead."""

@@ -1,4 +1,4 @@
-"""A piece of work by its name: a task or a session."""
+"""Find a task or a session by its name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hiveyard.api.client import ApiError, quoted
 from hiveyard.cli.connect import connect
 from hiveyard.core.errors import BadInput, NotFound
 
-SHOWN = 20
-"""Most candidates that are listed."""
+CANDIDATES = 20
+"""The number of candidates that an error lists."""
 
 
 class Work(NamedTuple):
-    """`found` is what the daemon says of it."""
+    """A task or a session. `found` is the daemon's view of it."""
 
     is_session: bool
     found: dict[str, Any]
@@ -25,9 +25,9 @@ class Work(NamedTuple):
         return str(self.found["id"])
 
 
-def only(verb: str, *, sessions_only: bool = False) -> str:
-    """Return the id of the only task or session there is, and say on stderr which it is. Raises BadInput, with all
-    candidates, when there are several, and when there is none."""
+def only_candidate(verb: str, *, sessions_only: bool = False) -> str:
+    """Return the id of the only task or session, and print on stderr which it is. Raises BadInput if there is none, or
+    several, which it lists."""
     client = connect()
     found = client.call("GET", "/v1/sessions", all=not sessions_only)
     if sessions_only:
@@ -41,16 +41,18 @@ def only(verb: str, *, sessions_only: bool = False) -> str:
     what = "running session" if sessions_only else "task or session"
     if not found:
         raise BadInput(f"there is no {what} yet; hv {verb} takes an ID", hint='hv spawn . "what to do"')
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    raise BadInput(f"hv {verb} needs an ID, one of: {', '.join(names[:SHOWN])}{more}", hint=f"hv {verb} {names[0]}")
+    more = f" and {len(names) - CANDIDATES} more" if len(names) > CANDIDATES else ""
+    raise BadInput(
+        f"hv {verb} needs an ID, one of: {', '.join(names[:CANDIDATES])}{more}", hint=f"hv {verb} {names[0]}"
+    )
 
 
 def find(ref: str) -> Work:
-    """The task or session that a person means. Raises NotFound's errors."""
-    return either(ref, ("GET", ""), ("GET", ""))
+    """Return the session or task of this name. Raises ApiError with the code `not_found`."""
+    return request_either(ref, ("GET", ""), ("GET", ""))
 
 
-def either(ref: str, of_session: tuple[str, str], of_task: tuple[str, str]) -> Work:
+def request_either(ref: str, of_session: tuple[str, str], of_task: tuple[str, str]) -> Work:
     """Send a request (its method and the end of its path) about a session, else about a task; return the answer."""
     client = connect()
     try:

@@ -21,7 +21,7 @@ def test_a_damaged_session_is_not_rewound_and_not_forked(stage: Stage, repo: Pat
     assert (root / "shared" / "repo" / "a.txt").read_text() == "present\n"
     (root / "away").rename(root / "origin.git")
     done = stage("rewind", id, "early")
-    assert (done.returncode, done.stdout) == (0, "remember-apples goes on from early\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "remember-apples continues from early\n"), done.stderr
     found = stage.session(id)
     assert (found["status"], found["reason"]) == ("running", "")
     assert (root / "shared" / "repo" / "a.txt").read_text() == "one\n"

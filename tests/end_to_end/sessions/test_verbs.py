@@ -238,7 +238,7 @@ def test_a_session_that_fails_to_start_reports_why_and_gives_a_hint(own_stage: S
         (["show", ""], 2, "the name is empty"),
         (["attach", "nothing"], 2, "nothing"),
         (["send", "nothing", "x"], 2, "nothing"),
-        (["send", "nothing"], 2, "what to do"),
+        (["send", "nothing"], 2, "the prompt is missing"),
         (["rm"], 2, "--finished"),
         (["rm", "--older-than", "7d", "x"], 2, "--finished"),
         (["rm", "--finished", "--older-than", "soon"], 2, "soon"),
