@@ -1,4 +1,4 @@
-"""All ways into one machine together: opened, kept, closed."""
+"""Open, keep and close the ports of one machine."""
 
 from __future__ import annotations
 

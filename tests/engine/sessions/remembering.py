@@ -1,4 +1,4 @@
-"""A yard whose machines are namespaces that are taken for machines with live snapshots."""
+"""A provider whose machines are namespaces, but which claims to have live snapshots."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Remembering(BubblewrapProvider):
 
 @asynccontextmanager
 async def at_work(yard: Yard, provider: Provider) -> AsyncIterator[Engine]:
-    """The yard's engine with this provider in the place of the one of its name."""
+    """Run the yard's engine with this provider in place of the one with the same name."""
     async with resources(yard.paths, yard.settings, yard.environment) as parts:
         cast(MutableMapping[str, Provider], parts.providers)[provider.name] = provider
         async with running(parts) as engine:

@@ -1,4 +1,4 @@
-"""The money of sessions that are stopped, and go on with more."""
+"""Budgets: a session stops when its budget is spent, and continues with a higher one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def spend(engine: Engine, id: str, dollars: float) -> None:
 
 
 async def asked(engine: Engine, yard: Yard, id: str) -> str:
-    """What a request at the session's door is answered with. There is no key."""
+    """Return the answer to a request at the session's door. There is no key."""
     runner = await engine.sessions.runner(id)
     assert runner.door is not None
     placeholder = Workspace(yard.paths.sessions / id).placeholder().reveal()
@@ -78,7 +78,7 @@ async def test_a_running_session_gets_a_higher_budget_at_once(yard: Yard, repo: 
 async def test_a_session_with_no_budget_left_makes_no_request_until_it_gets_more(
     yard: Yard, repo: Path, left: float
 ) -> None:
-    """As journals tell of it in which two forks at once had taken the same money."""
+    """Journals of earlier versions have such sessions, made by two concurrent forks that took the same money."""
     async with yard.open() as engine:
         id = await spawned(engine, repo, budget_usd=1.0)
         await engine.sessions._r.event_log.record(id, BudgetShared(children=["x"], dollars=1.0 - left))

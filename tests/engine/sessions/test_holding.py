@@ -1,4 +1,4 @@
-"""Guests that hold back what a session's end waits for: it comes to its end all the same."""
+"""Guests that block the end of a session: it ends all the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def puppet() -> None:
 
 
 async def unheard(engine: Engine, yard: Yard, repo: Path) -> str:
-    """A session whose guest has stopped the program by which it is heard."""
+    """Return a session whose guest has stopped the program that reports its output."""
     id = await spawned(engine, repo)
     await told(engine, id, "run echo two > a.txt")
     await engine.sessions.send(id, "run pkill -STOP tail; touch /session/held")

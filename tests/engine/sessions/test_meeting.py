@@ -1,4 +1,4 @@
-"""Moves that meet: a removal and a writer, a sweep and a resume, a rewind and a change of the budget."""
+"""Concurrent changes: a removal and a writer, a cleanup and a resume, a rewind and a change of the budget."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ async def test_a_running_agent_continues_after_its_tape_was_removed(yard: Yard, 
 
 
 class _Slow(Remembering):
-    """It has a machine of nobody, and lets machines go when the gate is open."""
+    """A provider with a leftover machine; removing machines waits until the gate is open."""
 
     async def names(self) -> set[str]:
         return {*await super().names(), "hv-aaaaaaaaaa"}

@@ -1,4 +1,4 @@
-"""What is frozen is journaled as frozen, or goes on; and what may not come between two of a session's moves."""
+"""Pauses: a paused machine is journaled as paused or continues; and operations that exclude each other."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_a_machine_whose_pause_cannot_be_journaled_continues(yard: Yard, r
 
 
 class _Dying(Remembering):
-    """Its machines end while they are paused."""
+    """A provider whose machines end while they are paused."""
 
     async def resume(self, name: str) -> None:
         await self.terminate(name)
@@ -63,7 +63,7 @@ async def test_a_paused_session_whose_machine_died_can_be_stopped(yard: Yard, re
 
 
 class _Breaking(Remembering):
-    """The way into its machines breaks once it was gone."""
+    """A provider whose connection to a machine breaks once."""
 
     left = 2
 
@@ -87,7 +87,7 @@ async def test_a_session_whose_connection_broke_continues_in_the_same_machine(ya
 
 
 class _Interrupting(Remembering):
-    """The way into its machines breaks in the moment in which an agent is told something, once."""
+    """A provider whose connection to a machine breaks once, while a prompt is sent."""
 
     left = 1
 
@@ -121,7 +121,7 @@ async def test_a_session_that_is_being_stopped_is_not_paused(yard: Yard, repo: P
         id = await spawned(engine, repo)
         runner = await engine.sessions.runner(id)
         with anyio.fail_after(60):
-            async with engine.sessions._r.collect_lock(id):  # its work cannot be brought out yet
+            async with engine.sessions._r.collect_lock(id):  # its work cannot be collected yet
                 group.start_soon(engine.sessions.stop, id)
                 while runner.stop.reason is None:  # noqa: ASYNC110
                     await anyio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Ports of this host that lead into sessions, kept and lent."""
+"""Ports of this host that lead into sessions: kept over restarts, and used by others while a session is stopped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_the_port_of_a_stopped_session_is_used_when_no_other_is_free(yard:
 
 
 async def test_a_session_whose_wanted_port_was_taken_continues_with_another(yard: Yard, repo: Path) -> None:
-    """Two were made with one `--port` at once, and it was the other's in the end."""
+    """Two sessions were created with the same `--port` at once, and the other one got it."""
     port = free()
     async with yard.open() as engine:
         id = await engine.sessions.spawn(SpawnRequest(repo=str(repo), agent=NAME, port=port))
@@ -78,7 +78,7 @@ async def test_opening_a_port_twice_at_once_opens_one_and_the_session_continues(
         await engine.snapshots._r.host_ports.release(held)
         assert await told(engine, id, "remember apple") == "done: remember apple"
         types = [event.body.type for event in await events(engine, id) if event.body.type.startswith("port.")]
-        assert types == ["port.opened", "port.opened", "port.closed"]  # the first is ssh's
+        assert types == ["port.opened", "port.opened", "port.closed"]  # the first is the ssh port
         await engine.sessions.stop(id)
 
 

@@ -1,4 +1,4 @@
-"""What a new daemon does with the machines of sessions that run."""
+"""A new daemon and the machines of running sessions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_a_machine_that_died_meanwhile_is_reported_at_once(yard: Yard, rep
 
 
 async def test_resume_waits_until_it_is_known_whether_the_machine_is_alive(yard: Yard, repo: Path) -> None:
-    """Also when the provider is so slow that a new daemon answers before it knows."""
+    """Also if the provider is so slow that a new daemon serves requests before it knows."""
     provider = Slow(yard)
     async with at_work(yard, provider) as engine:
         id = await spawned(engine, repo)
@@ -95,7 +95,7 @@ async def test_uncollected_work_of_a_lost_machine_is_reported_until_it_is_collec
 
 
 class Slow(Remembering):
-    """It does not know at once which of its machines live."""
+    """A provider that takes time to find out which of its machines are alive."""
 
     known: anyio.Event | None = None
 
@@ -117,7 +117,7 @@ async def test_a_live_snapshot_is_started_in_machines_of_its_size(yard: Yard, re
     with_memory(yard, 4096)
     provider = Remembering(yard, before=before)
     async with at_work(yard, provider) as engine:
-        # Also one that is taken now is of a machine of then.
+        # A snapshot that is taken now is also of the old machine.
         await told(engine, id, "remember pear")
         late = await engine.snapshots.take(id, "late")
         assert isinstance(late.taken, SnapshotTaken)

@@ -1,4 +1,4 @@
-"""What several people, or scripts, do to one session at the same moment."""
+"""Several users or scripts that change one session at the same time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def puppet() -> None:
 
 
 async def kept(engine: Engine, repo: Path) -> str:
-    """A session that remembers an apple, and then a pear; `early` is a snapshot before that."""
+    """Return a session that remembers an apple, and then a pear; `early` is a snapshot from before the pear."""
     id = await at_early(engine, repo)
     await told(engine, id, "remember pear")
     return id
@@ -132,7 +132,7 @@ async def test_a_session_is_not_resumed_while_it_is_exported(yard: Yard, repo: P
         await engine.sessions.stop(id)
 
 
-# --- snapshots that somebody is about to use -------------------------------------------------------------------------
+# --- snapshots that are about to be used -----------------------------------------------------------------------------
 
 
 async def test_removing_a_parent_waits_for_its_children_to_start(yard: Yard, repo: Path) -> None:
@@ -218,7 +218,7 @@ async def test_a_snapshot_is_either_used_by_a_rewind_or_removed(yard: Yard, repo
 
 
 async def both(*asked: Callable[[], Awaitable[object]]) -> list[NoMemory]:
-    """Ask for all of it at once; what was refused."""
+    """Make all requests at once; return the refusals."""
     refused: list[NoMemory] = []
 
     async def ask(one: Callable[[], Awaitable[object]]) -> None:

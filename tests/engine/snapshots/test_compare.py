@@ -1,4 +1,4 @@
-"""What is told of sessions side by side."""
+"""Comparisons of sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live snapshots of real VMs: memory and processes go along, and agents go on mid-thought."""
+"""Live snapshots of real VMs: they contain memory and processes, and agents continue mid-thought."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
 @pytest.fixture
 def vms() -> Iterator[Yard]:
-    """A yard of VMs that finds images and templates in the user's cache."""
+    """Yield a yard of VMs that uses images and templates of the user's cache."""
     register()
     settings = config.Settings(engine=EngineSettings(provider="qemu", disk_reserve_mib=1))
     with searched_directory() as scratch:
@@ -54,7 +54,7 @@ async def test_children_continue_a_running_turn_with_the_same_processes(vms: Yar
         parent = await said(engine, id, "cat /session/state/puppet/pid")
         for number, child in enumerate(forked.children):
             await until(engine, child, lambda view: view.status == "running")
-            # The turn at work goes on in the same process, on the same terminal.
+            # The running turn continues in the same process, on the same terminal.
             assert await said(
                 engine, child, "cat /session/state/puppet/pid; echo; tmux capture-pane -pt agent | grep wait"
             ) == (f"{parent}\n<wait>")
@@ -68,7 +68,7 @@ async def test_children_continue_a_running_turn_with_the_same_processes(vms: Yar
         first, second = forked.children
         assert await told(engine, first, "recall") == "kept: apple pear"
         assert await told(engine, second, "recall") == "kept: apple plum"
-        # What one writes no other sees, and the parent was never told anything.
+        # No child sees what another one writes, and the parent got no prompt.
         await said(engine, first, "echo first > /session/repo/kept; echo first > ~/kept")
         assert await said(engine, second, "cat ~/kept /session/repo/kept") == "on-disk\nshared"
         assert not [event for event in await events(engine, id, "turn.ended") if event.turn == turn]
@@ -87,7 +87,7 @@ async def test_a_rewind_restores_memory_and_processes(vms: Yard, repo: Path) -> 
         id = await spawned(engine, repo, snapshots="turns")
         await said(engine, id, "echo none > /dev/shm/kept")
         await told(engine, id, "remember apple")
-        # As a turn: nothing is said to the agent until the snapshot of the turn before stands.
+        # As a turn, because no prompt is sent until the snapshot of the previous turn is complete.
         await told(engine, id, "run echo pear > fruit.txt; echo one > /dev/shm/kept")
         await told(engine, id, "remember cherry")
         await said(engine, id, "echo two > /dev/shm/kept; pkill -f nothing-like-this; sleep 1000 >/dev/null 2>&1 &")
@@ -112,7 +112,7 @@ async def test_the_next_daemon_completes_a_fork(vms: Yard, repo: Path) -> None:
         id = await spawned(engine, repo)
         await told(engine, id, "remember apple")
         (child,) = (await engine.forks.fork(id, ForkRequest(instructions=["remember pear"]))).children
-        # Let go of here, while the child's machine is being made.
+        # The daemon ends here, while the child's machine is being created.
     async with vms.open() as engine:
         await answer(engine, child, 1)
         assert await told(engine, child, "recall") == "kept: apple pear"

@@ -1,4 +1,4 @@
-"""Snapshots, forks and rewinds of real sessions, on a provider that keeps no memory."""
+"""Snapshots, forks and rewinds of real sessions, on a provider without live snapshots."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_rewind_returns_to_the_end_of_the_first_turn(yard: Yard, repo: P
         await until(engine, id, lambda view: view.status == "running")
         assert not (workspace(yard, id).shared / "repo" / "fruit.txt").exists()
         assert await told(engine, id, "recall") == "kept: apple"
-        # And forward again: what a rewind took back is not lost.
+        # And forward again: a rewind does not lose the later snapshots.
         await engine.rewinds.rewind(id, "turn-3")
         await until(engine, id, lambda view: view.status == "running")
         assert (workspace(yard, id).shared / "repo" / "fruit.txt").read_text() == "pear\n"
@@ -97,7 +97,7 @@ async def test_children_continue_the_conversation_with_their_own_instructions(ya
         await engine.sessions.collect(second)
         at = workspace(yard, second).origin
         assert "two.txt" in git(at, "diff", "--name-only", views[1].base or "", "hv/idea-2")
-        # The snapshot was made for the fork alone.
+        # The snapshot was only for the fork.
         with anyio.fail_after(30):
             while list(workspace(yard, id).snapshots.iterdir()):  # noqa: ASYNC110
                 await anyio.sleep(0.05)
@@ -130,7 +130,7 @@ async def test_a_snapshot_of_a_stopped_session_can_be_forked(yard: Yard, repo: P
         (child,) = (await engine.forks.fork(id, ForkRequest(snapshot="early"))).children
         await until(engine, child, lambda view: view.status == "running")
         assert await told(engine, child, "recall") == "kept: apple"
-        # A session that is stopped is resumed by a rewind.
+        # A rewind resumes a stopped session.
         await engine.rewinds.rewind(id, "early")
         await until(engine, id, lambda view: view.status == "running")
         assert await told(engine, id, "recall") == "kept: apple"
@@ -254,7 +254,7 @@ async def test_a_rewind_is_kept_when_its_session_is_stopped_before_it_runs(yard:
         await engine.rewinds.rewind(id, "early")
         await engine.sessions.stop(id)
         assert not (workspace(yard, id).shared / "repo" / "fruit.txt").exists()
-        # Nothing waits for the snapshot any more.
+        # No session needs the snapshot any more.
         await engine.snapshots.remove(id, "early")
         await engine.sessions.resume(id)
         await until(engine, id, lambda view: view.status == "running")
@@ -266,7 +266,7 @@ async def test_a_rewind_is_kept_when_its_machine_does_not_start(yard: Yard, repo
     async with yard.open() as engine:
         id = await at_early(engine, repo)
         await told(engine, id, "remember pear")
-        # What nobody could ask for: it gives up before there is a machine.
+        # A request that no user can make: it fails before there is a machine.
         await engine.sessions._r.event_log.record(id, BudgetSet(dollars=1e9))
         await engine.rewinds.rewind(id, "early")
         await until(engine, id, lambda view: view.status == "stopped")
@@ -295,7 +295,7 @@ async def test_the_next_daemon_completes_a_journaled_rewind(yard: Yard, repo: Pa
         id = await at_early(engine, repo)
         await told(engine, id, "remember pear")
         await engine.rewinds.rewind(id, "early")
-        # The daemon goes down here, before there is a machine.
+        # The daemon ends here, before there is a machine.
     async with yard.open() as engine:
         await until(engine, id, lambda view: view.status == "running")
         assert await told(engine, id, "recall") == "kept: apple"
@@ -331,7 +331,7 @@ async def test_the_next_daemon_starts_journaled_children(yard: Yard, repo: Path)
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB; mounting needs root."""
+    """Yield a file system of 4 MiB; mounting needs root."""
     place = tmp_path / "small"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]).returncode:
@@ -380,7 +380,7 @@ async def test_turn_snapshots_share_unchanged_files(yard: Yard, repo: Path) -> N
     async with yard.open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
         await told(engine, id, "run head -c 4M /dev/urandom > large")
-        await anyio.sleep(2.1)  # what was changed a moment ago is not taken for known
+        await anyio.sleep(2.1)  # files that changed a moment ago do not count as unchanged
         await told(engine, id, "run echo small > small")
         await told(engine, id, "recall")
         with anyio.fail_after(30):
@@ -420,7 +420,7 @@ async def test_a_file_whose_name_is_no_text_is_in_snapshots_and_forks(yard: Yard
         here = workspace(yard, id)
         odd = os.fsdecode(b"\xff")
         changed = (here.shared / "repo" / odd).stat().st_ctime
-        await anyio.sleep(max(0.0, changed + 2.1 - time.time()))  # what was changed a moment ago has no mark
+        await anyio.sleep(max(0.0, changed + 2.1 - time.time()))  # files that changed a moment ago have no mark
         first, second = [await engine.snapshots.take(id, name) for name in ("one", "two")]
         assert [snapshot.name for snapshot in await engine.snapshots.list(id)] == ["one", "two"]
         files = [snapshot_files.files_of(here, point.row.id) / "repo" / odd for point in (first, second)]
@@ -491,7 +491,7 @@ async def test_the_journal_of_a_fork_is_complete(yard: Yard, repo: Path) -> None
             await engine.sessions.stop(one)
 
 
-# --- what a directory says of itself ---------------------------------------------------------------------------------
+# --- a session's directory -------------------------------------------------------------------------------------------
 
 
 async def test_meta_json_follows_the_journal(yard: Yard, repo: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a session stands on is looked at before it is let go of, and a turn's snapshot is not lost with a daemon."""
+"""Snapshots and images that sessions depend on, and turn snapshots that a killed daemon did not take."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_the_next_daemon_takes_a_missing_turn_snapshot(yard: Yard, repo: P
         id = await spawned(engine, repo, snapshots="turns")
         await told(engine, id, "remember apple")
         assert await engine.snapshots.list(id) == []
-    for _ in range(2):  # and by the one after that no second one
+    for _ in range(2):  # the daemon after that takes no second one
         async with yard.open() as engine:
             await _taken(engine, id, 1)
             assert [one.name for one in await engine.snapshots.list(id)] == ["turn-1"]
@@ -82,7 +82,7 @@ async def test_the_next_daemon_takes_a_missing_turn_snapshot(yard: Yard, repo: P
 
 
 def _deaf(engine: Engine) -> None:
-    """The ends of turns are heard by nobody, as when the daemon dies at that moment."""
+    """Ignore the ends of turns, as if the daemon died at that moment."""
 
     def nothing(runner: SessionRunner) -> None:
         return
