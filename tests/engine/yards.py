@@ -19,7 +19,7 @@ PATIENCE = 600.0
 """Seconds. The first VM makes a template, which takes minutes under emulation."""
 
 
-class FullLedger(EventLog):
+class FullDiskLog(EventLog):
     """An event log on a full disk."""
 
     async def record(self, session: str, *bodies: AnyBody, turn: int | None = None) -> None:
@@ -29,19 +29,19 @@ class FullLedger(EventLog):
 async def spawned(engine: Engine, repo: Path, **more: object) -> str:
     """Return a running session of the puppet."""
     id = await engine.sessions.spawn(SpawnRequest(repo=str(repo), agent=NAME, **more))  # type: ignore[arg-type]
-    await until(engine, id, lambda view: view.status == "running")
+    await wait_until(engine, id, lambda view: view.status == "running")
     return id
 
 
-async def at_early(engine: Engine, repo: Path, **more: object) -> str:
+async def spawned_with_snapshot(engine: Engine, repo: Path, **more: object) -> str:
     """Return a session that remembers apple, with the snapshot `early` taken after that."""
     id = await spawned(engine, repo, **more)
-    await told(engine, id, "remember apple")
+    await run_turn(engine, id, "remember apple")
     await engine.snapshots.take(id, "early")
     return id
 
 
-async def until(engine: Engine, id: str, true: Callable[[SessionView], bool]) -> SessionView:
+async def wait_until(engine: Engine, id: str, true: Callable[[SessionView], bool]) -> SessionView:
     with anyio.fail_after(PATIENCE):
         while not true(view := await engine.sessions.view(id)):
             assert view.status not in ("failed",), view
@@ -54,7 +54,7 @@ async def events(engine: Engine, id: str, *types: str) -> list[Event]:
     return [event for event in found if not types or event.body.type in types]
 
 
-async def told(engine: Engine, id: str, prompt: str) -> str:
+async def run_turn(engine: Engine, id: str, prompt: str) -> str:
     """Send a prompt and wait for the end of its turn; return the agent's last message."""
     with anyio.fail_after(PATIENCE):
         while True:

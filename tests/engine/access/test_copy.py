@@ -285,7 +285,7 @@ def test_devices_and_special_mode_bits_are_dropped(tmp_path: Path) -> None:
 
 
 def headed(*headers: tuple[bytes, bytes]) -> bytes:
-    """Return an archive of a directory `it` and a file whose header follows extra headers of these types and contents."""
+    """Return an archive of a directory `it` and a file whose header follows extra headers (type, content)."""
     whole = archive(ROOT).getvalue()[:512]
     for kind, content in headers:
         header = entry("it/x", kind)

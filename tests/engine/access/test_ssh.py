@@ -18,7 +18,7 @@ from hiveyard.engine.access.ssh_server import serve_ssh
 from hiveyard.kit import process
 from hiveyard.kit.process import Completed
 from tests.contract.conftest import Place
-from tests.engine.access.test_relay import ask, served
+from tests.engine.access.test_forwarding import ask, served
 from tests.support.person import person
 
 pytestmark = pytest.mark.anyio

@@ -27,7 +27,7 @@ from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.repository.submodules import BASE, bare_copy, submodules
 from hiveyard.store import lineage
 from tests.engine.conftest import Yard, git
-from tests.engine.yards import events, spawned, told, until
+from tests.engine.yards import events, run_turn, spawned, wait_until
 from tests.support.nobody import nobody
 from tests.support.puppet import register
 
@@ -47,8 +47,8 @@ def elsewhere(yard: Yard, tmp_path: Path) -> Yard:
 async def exported(engine: Engine, repo: Path, file: Path, **more: object) -> str:
     """Export a stopped session with two turns and some work; return its id."""
     id = await spawned(engine, repo, **more)
-    await told(engine, id, "remember apple")
-    await told(engine, id, "run echo done > work.txt; ln -s /etc/passwd link; mkfifo pipe; truncate -s 64M hole")
+    await run_turn(engine, id, "remember apple")
+    await run_turn(engine, id, "run echo done > work.txt; ln -s /etc/passwd link; mkfifo pipe; truncate -s 64M hole")
     await engine.sessions.stop(id)
     await engine.exports.export(id, file)
     return id
@@ -82,8 +82,8 @@ async def test_an_imported_session_continues_its_conversation(
         assert there == {"door.json", "heard.jsonl", "meta.json", "origin.git", "result", "shared"}
         assert os.readlink(here.shared / "repo" / "link") == "/etc/passwd"
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         turns = [event.turn for event in await events(engine, id, "turn.ended")]
         assert turns == [1, 2, 3]
         await engine.sessions.collect(id)
@@ -93,8 +93,8 @@ async def test_an_imported_session_continues_its_conversation(
         assert again != id
         assert (await engine.sessions.view(again)).name == "twin"
         await engine.sessions.resume(again)
-        await until(engine, again, lambda view: view.status == "running")
-        assert await told(engine, again, "recall") == "kept: apple"
+        await wait_until(engine, again, lambda view: view.status == "running")
+        assert await run_turn(engine, again, "recall") == "kept: apple"
         for one in (id, again):
             await engine.sessions.stop(one)
 
@@ -369,7 +369,7 @@ async def test_a_hostile_archive_is_refused_and_leaves_nothing(
     if "archive" not in once:
         async with yard.open() as engine:
             id = await spawned(engine, repo)
-            await told(engine, id, "run echo done > work.txt")
+            await run_turn(engine, id, "run echo done > work.txt")
             await engine.sessions.stop(id)
             await engine.exports.export(id, file)
         once["archive"] = file.read_bytes()
@@ -477,8 +477,8 @@ async def test_an_archive_cannot_choose_where_a_session_starts(
         assert await read(lambda conn: StartPoint.of(conn, id)) == StartPoint()
         assert not await events(engine, id, "session.forked", "session.paused")
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
@@ -500,7 +500,7 @@ async def test_a_shallow_repository_with_a_shallow_submodule_is_exported(
     clone, file = _shallow(repo, tmp_path), tmp_path / "it.tar.gz"
     async with yard.open() as engine:
         id = await spawned(engine, clone)
-        await told(engine, id, "run cd lib; echo 3 > c.txt; git commit -qam three; cd ..; git commit -qam moved")
+        await run_turn(engine, id, "run cd lib; echo 3 > c.txt; git commit -qam three; cd ..; git commit -qam moved")
         await engine.sessions.stop(id)
         await engine.exports.export(id, file)
     async with elsewhere.open() as engine:
@@ -510,8 +510,8 @@ async def test_a_shallow_repository_with_a_shallow_submodule_is_exported(
             assert git(copy, "rev-parse", "--is-shallow-repository") == "true"
             assert git(copy, "rev-list", "--count", BASE) == "1"
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        await told(engine, id, "run cd lib; echo 4 > c.txt; git commit -qam four; cd ..; git commit -qam again")
+        await wait_until(engine, id, lambda view: view.status == "running")
+        await run_turn(engine, id, "run cd lib; echo 4 > c.txt; git commit -qam four; cd ..; git commit -qam again")
         await engine.sessions.stop(id)
         found = (await events(engine, id, "result.collected"))[-1].body
         assert isinstance(found, ResultCollected)

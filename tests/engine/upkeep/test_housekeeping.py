@@ -16,7 +16,7 @@ from hiveyard.engine.engine import Engine
 from hiveyard.engine.snapshots.fork import ForkRequest
 from hiveyard.store import shrinking
 from tests.engine.conftest import Yard
-from tests.engine.yards import spawned, told, until
+from tests.engine.yards import run_turn, spawned, wait_until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ async def sizes(engine: Engine) -> dict[str, int]:
 async def test_disk_usage_lists_sessions_snapshots_and_images(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "run head -c 4M /dev/urandom > large; truncate -s 64M hole")
+        await run_turn(engine, id, "run head -c 4M /dev/urandom > large; truncate -s 64M hole")
         await anyio.sleep(2.1)  # files that changed a moment ago do not count as unchanged
         await engine.snapshots.take(id, "one")
         await engine.snapshots.take(id, "two")
@@ -133,7 +133,7 @@ async def test_only_unneeded_items_are_freed(yard: Yard, repo: Path, monkeypatch
         done = await engine.housekeeping.prune(all=True)
         assert done.failed == []
         assert [path for path in before if path.exists()] == [needed]
-        await told(engine, id, "remember apple")  # the session was not disturbed
+        await run_turn(engine, id, "remember apple")  # the session was not disturbed
         await engine.sessions.stop(id)
 
 
@@ -180,7 +180,7 @@ async def test_twenty_sessions_share_their_repositorys_history(yard: Yard, repo:
         one = (await sizes(engine))["session"]
         children = (await engine.forks.fork(id, ForkRequest(count=19))).children
         for child in children:
-            await until(engine, child, lambda view: view.status == "running")
+            await wait_until(engine, child, lambda view: view.status == "running")
         found = await sizes(engine)
         work = one - _objects(yard, id)
         # The history is shared. Each session has its own files where the file system cannot share blocks.
