@@ -81,9 +81,7 @@ class SessionRunner:
     detaches from it, as a dying daemon would. `terminal_runner` exists once the machine is ready (`ready` is set);
     `started` is set once the journal says that the agent's program runs. `machine_lock` is held while the machine is
     paused, unpaused or replaced. `on_turn_over` is called at the end of each turn and must return at once.
-
-    It has many methods because each step of a session's run is one.
-    """
+    It has many methods because each step of a session's run is one."""
 
     def __init__(
         self, id: str, resources: Resources, on_turn_over: Callable[[SessionRunner], None] = lambda runner: None
@@ -308,9 +306,7 @@ class SessionRunner:
             await collect_work(self.id, guest, self._r)
             group.cancel_scope.cancel()
             return
-        raise CollectTimeout(
-            f"collecting took longer than {DISK_FULL_TIMEOUT:g}s while the disk filled up, and was stopped"
-        )
+        raise CollectTimeout(f"collecting took over {DISK_FULL_TIMEOUT:g}s while the disk filled up, and was stopped")
 
     async def _limit_collecting(self, collecting: anyio.CancelScope) -> None:
         if isinstance(await self.stop.wait(), DiskReserve):
