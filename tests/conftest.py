@@ -52,7 +52,7 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
     one, those that damage the template they share are one, and each file of the others is one: the longest first, so
     that they end together."""
 
-    _VMS = ("qemu", "test_live_fork", "test_recovery", "test_commoner", "tests/images/")
+    _VMS = ("qemu", "test_live_fork", "test_recovery", "test_unprivileged_user", "tests/images/")
     _SHARING = ("tests/contract/", "tests/processes/", "tests/engine/access/")
     _DAMAGING = "tests/machines/qemu/"
     _ANYWHERE = ("tests/agents/test_conversations", "tests/agents/test_real_programs")
@@ -61,7 +61,7 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
         "small VMs",
         _DAMAGING,
         "tests/end_to_end/sessions/test_agent_vm.py",
-        "tests/end_to_end/main_job/test_commoner.py",
+        "tests/end_to_end/main_job/test_unprivileged_user.py",
         "tests/images/test_images.py",
         "tests/end_to_end/main_job/test_recovery.py",
         "tests/engine/snapshots/test_live_forks.py",

@@ -1,4 +1,4 @@
-"""A whole engine with real parts: SQLite, git, doors, namespaces. Only the model is scripted."""
+"""An engine with real parts: SQLite, git, doors, namespaces. Only the model is scripted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hiveyard.paths import default_paths
 
 
 class Yard:
-    """An engine that can be let go of, as `kill -9` does, and started again on what it left."""
+    """An engine that can be stopped as `kill -9` would, and started again on the files that it left."""
 
     def __init__(self, home: Path, settings: config.Settings, environment: Mapping[str, str]) -> None:
         self.home = home
@@ -41,7 +41,7 @@ class Yard:
             yield await stack.enter_async_context(running(parts))
 
     async def clear(self) -> None:
-        """End the machines that a test left, as one that fails does."""
+        """End the machines that a failed test left."""
         async with resources(self.paths, self.settings, self.environment) as parts:
             local = parts.providers["bubblewrap"]
             for name in await local.names():
@@ -86,7 +86,7 @@ def asked(repo: Path, command: str, **more: object) -> TaskRequest:
 
 
 async def done(engine: Engine, id: str) -> TaskView:
-    """Wait for a task's end."""
+    """Wait for the end of a task."""
     async for event in engine.follow(id, after=0):
         if event.body.type in ("task.completed", "task.failed", "task.cancelled"):
             break

@@ -1,5 +1,5 @@
-"""The whole of Hiveyard as a person has it: real `hv` processes, the default image, real agents. Only the model and
-the money are not real."""
+"""Fixtures for Hiveyard as a user has it: real `hv` processes, the default image, real agents. Only the model and its
+costs are not real."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Yard(Hv):
         return self.home / "data" / "sessions"
 
     def run(self, repo: Path, *words: str, timeout: float = 900.0) -> tuple[int, Report]:
-        """`hv run --json`: its exit code and the object it ends with."""
+        """Run `hv run --json`; return its exit code and its final object."""
         done = self("run", str(repo), *words, "--json", timeout=timeout)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.stdout.count("\n") == 1, done.stderr
@@ -56,16 +56,16 @@ class Yard(Hv):
         return done.returncode, report
 
     def bodies(self, task: str, *types: str) -> list[Event]:
-        """The bodies of a task's events of some types (of all when none is named)."""
+        """Return the bodies of a task's events of some types (of all types if none is named)."""
         found = [event["body"] for event in self.events(task)]
         return [body for body in found if not types or body["type"] in types]
 
     def raw(self, task: str) -> bytes:
-        """What the agent printed, to the byte."""
+        """Return the agent's output, byte for byte."""
         return subprocess.run(self.argv("events", "--raw", task), env=self.env, capture_output=True).stdout
 
     def close(self) -> None:
-        """Remove every task and session and stop the daemon; nothing may be left, and no key was ever written down."""
+        """Remove every task and session, stop the daemon, and check that nothing is left and no key was written."""
         try:
             assert self._written_keys() == []
             tasks, sessions = self.json("ps", "-a"), self.json("list", "-a")
@@ -80,14 +80,14 @@ class Yard(Hv):
         assert stopped.returncode == 0, stopped.stderr
 
     def _written_keys(self) -> list[str]:
-        """Files of the installation, machines' disks and memories too, in which a key stands; but the file for keys."""
+        """Return the files with a key in them, also disks and memories of machines, except the key file itself."""
         keys = [value for name, value in self.env.items() if name.endswith("_API_KEY") and value]
         found = files_with(self.home, set().union(*map(forms, keys))) if keys else []
         return [path for path in found if Path(path) != self.home / "keys.toml"]
 
 
 def skip_what_this_host_has_not(report: Report) -> None:
-    """On a laptop a provider may be missing; in CI that is a failure."""
+    """Skip the test if a provider is missing; in CI fail it."""
     error = report["error"] or {"code": ""}
     if error["code"] in ("provider.unavailable", "provider.no_accelerator") and not os.environ.get("CI"):
         pytest.skip(error["message"])
@@ -104,14 +104,14 @@ Speaking = Callable[..., AbstractContextManager[ScriptedModel]]
 
 @pytest.fixture(scope="session")
 def speaking(portal: BlockingPortal) -> Speaking:
-    """`with speaking(script) as model:` a model that follows a script."""
+    """Return a context manager: `with speaking(script) as model:` starts a model that follows a script."""
 
     @contextmanager
     def speak(script: Script, **more: Any) -> Iterator[ScriptedModel]:
         serving = portal.wrap_async_context_manager(scripted_model(script, **more))
         with ExitStack() as stack:
             model = serving.__enter__()
-            # A failed test is not the server's: its task group would wrap it into one of its own.
+            # A failure of the test must not pass through the server's task group, which would wrap it.
             stack.callback(serving.__exit__, None, None, None)
             yield model
 
@@ -135,17 +135,18 @@ Opening = Callable[..., AbstractContextManager[Yard]]
 
 @pytest.fixture(scope="session")
 def opening(request: pytest.FixtureRequest) -> Opening:
-    """`with opening("qemu", model) as yard:` an installation whose tasks run on a provider and ask that model."""
+    """Return a context manager: `with opening("qemu", model) as yard:` makes an installation that uses a provider and a
+    model."""
 
     @contextmanager
     def open_yard(provider: str, model: ScriptedModel | None = None, config: str = "", **env: str) -> Iterator[Yard]:
         if provider == "docker":
             config += f'\n[docker]\nsocket = "{request.getfixturevalue("docker_socket")}"\n'
         config = f'[engine]\nprovider = "{provider}"\ndisk_reserve_mib = 1\n{config}{own_ports()}'
-        # Nothing listens on port 9: without a model there is no upstream.
+        # No program listens on port 9: without a model there is no upstream.
         upstream = model.url if model else "http://127.0.0.1:9"
         given = {"HIVEYARD_ANTHROPIC_UPSTREAM": upstream, "HIVEYARD_OPENAI_UPSTREAM": upstream, **env}
-        # In the home there are sockets: a short path.
+        # The home contains sockets, which need short paths.
         with searched_directory() as scratch:
             yard = Yard(scratch / "home", config=config, **given)
             try:
@@ -157,7 +158,7 @@ def opening(request: pytest.FixtureRequest) -> Opening:
 
 
 def patched(repo: Path, report: Report, into: Path) -> Path:
-    """A fresh clone of the repository with the run's patch applied, after `git apply --check` agreed."""
+    """Return a fresh clone of the repository with the run's patch applied, after `git apply --check`."""
     git(repo.parent, "clone", "-q", str(repo), str(into))
     git(into, "apply", "--check", report["patch"])
     git(into, "apply", "--index", report["patch"])

@@ -1,4 +1,4 @@
-"""The host as a hostile guest would like it: things that listen and remember who came."""
+"""Targets on the host for a hostile guest: listeners that record connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 class Bait(NamedTuple):
     """Listeners of this host: `port` on every address, `loopback` on 127.0.0.1 alone, `datagrams` for UDP, and an
-    abstract unix socket. `came` tells what was reached."""
+    abstract unix socket. `came` records the ones that were reached."""
 
     port: int
     loopback: int
@@ -28,7 +28,7 @@ class Bait(NamedTuple):
 
 @contextmanager
 def bait() -> Iterator[Bait]:
-    """The listeners, for as long as the block lasts; `came` is complete after it."""
+    """Run the listeners for as long as the block lasts; `came` is complete after it."""
     abstract = f"@hiveyard-bait-{secrets.token_hex(4)}"
     with ExitStack() as stack:
         everywhere = stack.enter_context(socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True))
@@ -75,7 +75,7 @@ def _taken(listener: socket.socket) -> str:
 
 
 def own_addresses() -> list[str]:
-    """The address that this host uses towards others, if it has one."""
+    """Return the address that this host uses for outgoing connections, if it has one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -85,7 +85,7 @@ def own_addresses() -> list[str]:
 
 
 def holders(secret: str) -> set[int]:
-    """Processes of this host that have a text in their environment or their command line."""
+    """Return the processes of this host with a text in their environment or command line."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         for name in ("environ", "cmdline"):
@@ -98,11 +98,11 @@ def holders(secret: str) -> set[int]:
 
 
 def files_with(root: Path, wanted: set[bytes]) -> list[str]:
-    """Files below a directory in which one of some texts stands; of those with several names, one."""
+    """Return the files below a directory that contain one of some texts; for hard links only one name."""
     found, seen = [], set()
     for directory, _, names in os.walk(root):
         for path in (Path(directory, name) for name in names):
-            with suppress(FileNotFoundError):  # what is at work comes and goes
+            with suppress(FileNotFoundError):  # running programs create and remove files
                 status = path.lstat()
                 if stat.S_ISREG(status.st_mode) and status.st_size and (status.st_dev, status.st_ino) not in seen:
                     seen.add((status.st_dev, status.st_ino))
@@ -122,13 +122,13 @@ def _holds(path: Path, wanted: set[bytes]) -> bool:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """What a file holds, without its holes: the memory of a machine is mostly that."""
+    """Yield the data of a file without its holes: the memory of a machine consists mostly of holes."""
     with path.open("rb", buffering=0) as file:
         while True:
             try:
                 file.seek(file.tell(), os.SEEK_DATA)
             except OSError as error:
-                if error.errno != errno.ENXIO:  # there is nothing behind this
+                if error.errno != errno.ENXIO:  # there is no more data
                     raise
                 return
             if not (piece := file.read(4 << 20)):
@@ -137,7 +137,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def processes_of(home: Path) -> dict[int, str]:
-    """The processes that work for an installation, by what they were started with and where; zombies have neither."""
+    """Return the processes of an installation, found by command line and working directory; zombies have neither."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""What a hostile agent would try, run inside a guest: look for keys everywhere, and for a way out.
+"""Attack from inside a guest as a hostile agent would: search for keys everywhere, and for a way out.
 
     python3 probe.py probe.json        # prints what it found as one JSON object
 
@@ -30,17 +30,17 @@ LARGEST = 64 << 20
 
 
 def forms(secret: str) -> set[bytes]:
-    """The secret as it may have been written down."""
+    """Return the forms in which the secret may be written."""
     raw = secret.encode()
     found = {raw, urllib.parse.quote(secret, safe="").encode(), raw.hex().encode(), json.dumps(secret)[1:-1].encode()}
-    for shift in range(3):  # base64 of a text in the middle of another: the ends depend on what is beside it
+    for shift in range(3):  # base64 of a text inside another one: both ends depend on the bytes beside it
         code = base64.b64encode(b"x" * shift + raw)
         found.add(code[4 if shift else 0 : -4])
     return found
 
 
 def contents() -> Iterator[tuple[str, bytes]]:
-    """Every file that can be read, and every process's environment and command line."""
+    """Yield every readable file, and the environment and command line of every process."""
     for place in PLACES:
         for directory, _, names in os.walk(place):
             for name in names:
@@ -56,7 +56,7 @@ def contents() -> Iterator[tuple[str, bytes]]:
 
 
 def searched(backwards: dict[str, str]) -> tuple[int, dict[str, list[str]]]:
-    """How much was looked at, and where each thing that was sought was found."""
+    """Return how much was searched, and the places where each secret was found."""
     sought = {name: forms(text[::-1]) for name, text in backwards.items()}
     found: dict[str, list[str]] = {name: [] for name in sought}
     count = 0
@@ -74,7 +74,7 @@ def tcp(host: str, port: int) -> None:
 
 
 def udp(host: str, port: int) -> None:
-    """A question for the address of a name; an answer is what would count."""
+    """Return a DNS query for a name; any answer is a finding."""
     question = struct.pack(">6H", 7, 0x100, 1, 0, 0, 0) + b"\x07example\x03org\x00" + struct.pack(">2H", 1, 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
         peer.settimeout(WAIT)
@@ -97,7 +97,7 @@ def seen(path: str) -> None:
 
 
 def sockets() -> list[str]:
-    """The sockets that have a name here."""
+    """Return the named unix sockets."""
     with open("/proc/net/unix") as table:
         named = {line.split()[7] for line in table if len(line.split()) > 7}
     for place in PLACES:
@@ -111,7 +111,7 @@ def sockets() -> list[str]:
 
 
 def reached(attempts: list[tuple[Callable[..., None], list[Any]]]) -> list[str]:
-    """What did not fail."""
+    """Return the attempts that did not fail."""
 
     def attempt(one: tuple[Callable[..., None], list[Any]]) -> str | None:
         try:
@@ -125,7 +125,7 @@ def reached(attempts: list[tuple[Callable[..., None], list[Any]]]) -> list[str]:
 
 
 def door(key: str) -> dict[str, Any]:
-    """What the door says to a question with this key."""
+    """Return the door's answer to a request with this key."""
     asked = {"model": "claude-sonnet-5", "max_tokens": 9, "messages": [{"role": "user", "content": "Hello?"}]}
     request = urllib.request.Request(
         os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages",
@@ -140,7 +140,7 @@ def door(key: str) -> dict[str, Any]:
 
 
 def detours(targets: list[list[Any]]) -> list[int]:
-    """The statuses of attempts to use the door as a proxy."""
+    """Return the HTTP statuses of attempts to use the door as a proxy."""
     base = urllib.parse.urlsplit(os.environ["ANTHROPIC_BASE_URL"])
     found = []
     for host, port in targets:

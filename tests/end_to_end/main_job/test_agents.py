@@ -1,4 +1,4 @@
-"""The main job: a real agent changes a real repository in a machine of each kind, and all of it is told."""
+"""The main job: a real agent changes a real repository in a machine of each kind, and all its work is reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_real_agent_changes_a_real_repository(
         status, report = yard.run(repo, "-m", "Make it three.", "--agent", agent, "--image", image)
         assert (status, report["status"], report["error"]) == (0, "completed", None), yard("logs", report["id"]).stdout
 
-        # What the agent committed, and one commit of ours for what it had left.
+        # The agent's commits, and one commit by Hiveyard of its uncommitted work.
         assert (report["branch"], report["base"], report["commits"]) == ("hv/make-it-three", before, 2)
         assert report["diffstat"] == {"files": 2, "insertions": 2, "deletions": 1}
         work = patched(repo, report, tmp_path / "patched")
@@ -62,7 +62,7 @@ def test_a_real_agent_changes_a_real_repository(
         assert git(repo, "log", "--format=%s", "hv/make-it-three").splitlines()[1:] == ["Add the third", "first"]
         assert (git(repo, "rev-parse", "HEAD"), git(repo, "status", "--porcelain")) == (before, "")
 
-        # Where, by what, and for how much.
+        # The provider, the agent and the cost.
         assert (report["provider"], report["tier"], report["agent"]) == (provider, TIERS[provider], agent)
         assert report["program"] == f"{agent} {_program_of(image, agent)}"
         usage = report["usage"]
@@ -73,7 +73,7 @@ def test_a_real_agent_changes_a_real_repository(
         assert usage["cost_usd"] > 0
         assert {"clone", "image", "boot", "push", "agent", "collect", "release", "total"} <= report["timings"].keys()
 
-        # The work as it was told while it happened.
+        # The events that were recorded meanwhile.
         assert only(yard.bodies(report["id"], "task.assigned"))["why"]
         assert only(yard.bodies(report["id"], "agent.started"))["conversation"]
         called = [body["summary"] for body in yard.bodies(report["id"], "agent.tool_called")]
@@ -115,7 +115,7 @@ def test_codex_changes_a_real_repository(
         work = patched(repo, report, tmp_path / "patched")
         assert [(work / name).read_text() for name in ("a.txt", "c.txt")] == ["ONE\n", "three\n"]
 
-        # What passed at the door, and what codex says of it itself.
+        # The door's count of the usage, and the one that codex reports.
         assert model.saw_key(OPENAI_KEY)
         assert {request.path for request in model.requests} == {"/v1/responses"}
         counted, said = report["usage"], yard.bodies(report["id"], "agent.usage")[-1]["usage"]
@@ -130,5 +130,5 @@ def test_codex_changes_a_real_repository(
 
 
 def _program_of(image: str, agent: str) -> str:
-    """The version that an image says it has."""
+    """Return the version of a program in an image."""
     return Images(default_paths().cache).get(image).programs[agent]

@@ -1,4 +1,4 @@
-"""What goes wrong, each with its own clear end: vendors, budgets, tapes, and agents that misbehave."""
+"""Failures of vendors, budgets, tapes and misbehaving agents, each with its own clear error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCRIPTS = {
 
 
 class Fault(NamedTuple):
-    """An installation and its model, whose script a prompt names."""
+    """An installation and its model; the prompt names the model's script."""
 
     yard: Yard
     model: ScriptedModel
@@ -141,7 +141,7 @@ def test_a_tape_gives_the_same_result_with_no_vendor_and_no_key(
 
 
 def _changes(report: Report) -> str:
-    """A patch without the commits' ids and dates."""
+    """Return a patch without the ids and dates of commits."""
     return "".join(line for line in Path(report["patch"]).read_text().splitlines(True) if line[:1] in "+-@ ")
 
 
@@ -187,7 +187,7 @@ def test_a_fork_bomb_ends_with_its_machine(fault: Fault, repo: Path) -> None:
     )
     git(repo, "add", ".")
     git(repo, "commit", "-qm", "A bomb")
-    # A small one, so that the tests beside this one have a machine: it is at its limit all the same, and stays there.
+    # A small machine, so that concurrent tests get one, too. The fork bomb reaches its limit all the same.
     status, report = fault.command(repo, "ulimit -u 300; python3 bomb.py", "--timeout", "3")
     assert (status, report["error"]["code"], report["commits"]) == (124, "agent.timeout", 1), report["error"]
     assert _with_argument(b"bomb.py") == []
@@ -208,7 +208,7 @@ def test_a_long_prompt_arrives_unchanged(fault: Fault, repo: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("agent", ["claude", "opencode"])
 def test_configuration_of_a_repository_does_not_run(agent: str, fault: Fault, repo: Path) -> None:
-    # Marks of traps that spring would be part of what the agent left, and so of its commit.
+    # A trap that ran would leave a mark in the agent's work, and so in its commit.
     poison(repo, Path("/session/repo/sprung"))
     (repo / "sprung").mkdir()
     (repo / "sprung" / "none-yet").touch()
@@ -243,7 +243,7 @@ def test_git_hooks_and_configuration_of_an_agent_do_not_run_on_the_host(
 
 
 def _with_argument(text: bytes) -> list[bytes]:
-    """Command lines of processes of this host in which a text stands."""
+    """Return the command lines of processes of this host that contain a text."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""With real keys in the daemon's hands, an agent that looks for them and for a way out finds neither."""
+"""A hostile agent searches for the daemon's keys and for a way out of its machine, and finds neither."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOREIGN = ["10.0.2.2", "10.0.2.3", "10.0.2.100", "172.17.0.1", "1.1.1.1", "192.0
 
 @pytest.mark.parametrize("provider", ["bubblewrap", "docker", "qemu"])
 def test_an_agent_finds_no_key_and_no_way_out(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
-    # With characters that are written in another way in URLs and in JSON.
+    # The keys contain characters that are escaped in URLs and in JSON.
     key, stored = (f'sk-ant/Zq8TestSecret{secrets.token_hex(12)}+"{secrets.token_hex(8)}=' for _ in range(2))
     with (
         bait() as host,
@@ -40,7 +40,7 @@ def test_an_agent_finds_no_key_and_no_way_out(provider: str, opening: Opening, s
 
         assert found["uid"] != 0
         assert found["files"] > 100, "it did look"
-        # The mark of its own repository shows that it would have found the others.
+        # It finds the mark in its own repository, so the search works.
         assert found["found"] == {"key0": [], "key1": [], "neighbour": [], "own": ["/session/repo/own.txt"]}
         assert not {name for name in found["environment"] if name.startswith(("HIVEYARD_A", "HIVEYARD_H"))}
         assert found["environment"]["ANTHROPIC_API_KEY"].startswith("hv-")
@@ -48,14 +48,14 @@ def test_an_agent_finds_no_key_and_no_way_out(provider: str, opening: Opening, s
         assert not [path for path in found["sockets"] if str(yard.home) in path or "api.sock" in path]
         assert all(400 <= status < 600 or status == 0 for status in found["detours"]), found["detours"]
 
-        # The door does answer, to the placeholder and to nothing else.
+        # The door accepts the placeholder and no other key.
         assert found["door"]["status"] == 200
         assert "hello" in found["door"]["body"]
         assert found["stranger"]["status"] == 401
         assert model.saw_key(key)
         assert not model.saw_key(found["environment"]["ANTHROPIC_API_KEY"])
 
-        # And the host: no other process, and no file but the one that holds it, has a key.
+        # On the host, no other process and no file except the key file contains a key.
         assert holders(key) <= {yard.daemon_pid()}
         assert holders(stored) == set()
         wanted = probe.forms(key) | probe.forms(stored)
@@ -84,7 +84,7 @@ def _store_key(yard: Yard, key: str) -> None:
 
 
 def _neighbour(yard: Yard, repo: Path) -> Path:
-    """Another session of this installation whose agent is at work; the directory of its door."""
+    """Spawn another session whose agent is running; return the directory of its door."""
     words = ("-m", "wait", "--command", "echo here; sleep 600", "-d", "--provider", "bubblewrap")
     id = yard("run", str(repo), *words).stdout.strip()
     logs = yard.start("logs", "-f", id)

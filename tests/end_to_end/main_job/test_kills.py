@@ -1,4 +1,4 @@
-"""`kill -9` of the daemon at random moments of a run: nothing is lost, nothing is doubled, nothing is left."""
+"""`kill -9` of the daemon at random moments of a run: nothing is lost, repeated or left over."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Host(NamedTuple):
     provider: str
     rounds: int
     seconds: float
-    """About how long a run takes there: a kill comes at any moment of it."""
+    """Approximate duration of a run in seconds; kills come at random moments of it."""
 
 
 HOSTS = [Host("bubblewrap", 20, 1.5), Host("docker", 6, 3.0), Host("qemu", 4, 7.0)]
@@ -78,7 +78,7 @@ def _lines(event: Event) -> Sequence[str]:
 
 
 def _check_nothing_left(yard: Yard, provider: str) -> None:
-    """No file, no process but the daemon's own, and no mount."""
+    """Check that there is no file, no process except the daemon's own, and no mount."""
     assert list(yard.sessions.iterdir()) == []
     assert list((yard.home / "run" / "doors").iterdir()) == []
     assert list((yard.home / "data" / "machines" / provider).glob("*hv-*")) == []

@@ -1,4 +1,4 @@
-"""Sudden deaths in the middle of a turn: of the daemon, and of the machine."""
+"""Crashes of the daemon and of the machine in the middle of a turn."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_dead_machine_fails_the_task_and_its_work_is_kept(opening: Opening, re
 
 
 def _begun(yard: Yard, repo: Path, sign: Callable[[Event], bool], *words: str) -> str:
-    """Start a task and wait for an event of it; its id."""
+    """Start a task and wait for one of its events; return its id."""
     started = yard("run", str(repo), "-m", "Count the ticks.", "-d", *words)
     assert started.returncode == 0, started.stderr
     id = started.stdout.strip()
@@ -111,7 +111,7 @@ def _nothing_lost_or_doubled(events: list[Event], raw: bytes) -> None:
 
 
 def _ended(pid: int) -> bool:
-    """Gone, or dead and not yet buried by the init that inherited it from the killed daemon."""
+    """Return whether a process has ended, or is a zombie that the init, its new parent, has not reaped yet."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def _ended(pid: int) -> bool:
 
 
 def _nothing_left(yard: Yard, id: str, vm: int) -> None:
-    """After `hv rm` there is no process, no mount and no file of the task."""
+    """Check that after `hv rm` there is no process, mount or file of the task."""
     assert yard("rm", id).returncode == 0
     assert yard.json("ps", "-a") == []
     assert _ended(vm)

@@ -1,4 +1,4 @@
-"""Sessions as a person has them: real `hv` processes, a real daemon, and a puppet for an agent."""
+"""Fixtures for sessions as a user has them: real `hv` processes, a real daemon, and a puppet as the agent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Stage(Hv):
         self.wake()
 
     def wake(self) -> None:
-        """Start the daemon; returns when it answers."""
+        """Start the daemon; return when it serves requests."""
         read, write = os.pipe()
         daemon = subprocess.Popen(
             [sys.executable, "-m", "tests.support.puppet", "--ready-fd", str(write)],
@@ -55,13 +55,13 @@ class Stage(Hv):
             assert pipe.read() == "ready"
 
     def spawn(self, repo: Path, *words: str, timeout: float = 120.0) -> str:
-        """A session that runs; its id."""
+        """Spawn a session; return its id once it runs."""
         done = self("spawn", str(repo), *words, timeout=timeout)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
     def prompted(self, repo: Path) -> str:
-        """A session that has done what it was told first."""
+        """Spawn a session and wait for the end of its first turn."""
         id = self.spawn(repo, "-m", "remember apples")
         self.until(id, lambda body: body["type"] == "turn.ended")
         return id
@@ -71,11 +71,11 @@ class Stage(Hv):
         return found
 
     def said(self, id: str) -> list[str]:
-        """What the agent ended its turns with."""
+        """Return the last message of each of the agent's turns."""
         return [event["body"]["text"] for event in self.events(id) if event["body"]["type"] == "agent.ended"]
 
     def until(self, id: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Follow a session until an event's body is so."""
+        """Follow a session until the body of an event fulfils a condition."""
         follower = self.start("logs", "-f", "--json", id)
         assert follower.stdout is not None
         try:
@@ -89,7 +89,7 @@ class Stage(Hv):
         raise AssertionError("the events ended")
 
     def clear(self) -> None:
-        """Remove every session. The daemon goes on; a killed one is started again."""
+        """Remove every session. The daemon keeps running; a killed one is started again."""
         if self.daemon_pid() is None:
             self.wake()
         if sessions := [session["id"] for session in self.json("list", "-a")]:
@@ -97,7 +97,7 @@ class Stage(Hv):
         assert list((self.home / "data" / "sessions").iterdir()) == []
 
     def close(self) -> None:
-        """Remove every session and stop the daemon; nothing may be left."""
+        """Remove every session, stop the daemon, and check that nothing is left."""
         try:
             self.clear()
             assert self("stop-daemon").returncode == 0
@@ -136,7 +136,7 @@ def qemu_stage() -> Iterator[Stage]:
 
 
 def lent(stage: Stage) -> Iterator[Stage]:
-    """The shared installation, without sessions before and after the test."""
+    """Yield the shared installation, without sessions before and after the test."""
     env = dict(stage.env)
     yield stage
     stage.env = env
@@ -150,7 +150,7 @@ def stage(bubblewrap_stage: Stage) -> Iterator[Stage]:
 
 @pytest.fixture
 def own_stage(tmp_path: Path) -> Iterator[Stage]:
-    """An installation for one test, which changes its home, its settings or its daemon's environment."""
+    """Yield an installation for one test that changes its home, its settings or its daemon's environment."""
     stage = Stage(tmp_path / "home")
     yield stage
     stage.close()
@@ -161,11 +161,11 @@ QUICK = ("bubblewrap", pytest.param("docker", marks=pytest.mark.real))
 
 @pytest.fixture(params=[*QUICK, pytest.param("qemu", marks=pytest.mark.real)])
 def everywhere(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """An installation for each provider that its sessions run on."""
+    """Yield an installation for each provider."""
     yield from lent(request.getfixturevalue(f"{request.param}_stage"))
 
 
 @pytest.fixture(params=QUICK)
 def without_vms(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """As `everywhere`, for stories that VMs have tests of their own for."""
+    """Yield an installation for each provider except VMs, which have their own tests for these cases."""
     yield from lent(request.getfixturevalue(f"{request.param}_stage"))

@@ -35,7 +35,7 @@ def spawned(yard: Yard, repo: Path, *words: str) -> str:
 
 
 def by_ssh(yard: Yard, id: str, command: str) -> subprocess.CompletedProcess[str]:
-    """What a person's own ssh says, with what `hv ssh-config` gives them."""
+    """Run a command with the host's own ssh and the configuration of `hv ssh-config`."""
     config = yard.home / f"ssh-{id}"
     config.write_text(yard("ssh-config", id).stdout)
     host = next(line.split()[1] for line in config.read_text().splitlines() if line.startswith("Host "))
@@ -109,7 +109,7 @@ def test_eight_at_once(provider: str, opening: Opening, speaking: Speaking, repo
 
 
 def ended(yard: Yard, id: str, turn: int) -> None:
-    """Wait for a turn's good end."""
+    """Wait until a turn has ended successfully."""
     follower = yard.start("events", "-f", id)
     assert follower.stdout is not None
     try:

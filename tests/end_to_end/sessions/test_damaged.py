@@ -1,4 +1,4 @@
-"""A session whose directory is not whole, and one that was taken back."""
+"""Sessions with an incomplete directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real agent in a real VM, forked in the middle of a turn: only the model is scripted, and it is kept waiting."""
+"""A real agent in a real VM, forked in the middle of a turn while it waits for the scripted model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_children_continue_the_turn_and_no_answer_is_repeated(
         forked = yard.json("fork", parent, "-n", str(CHILDREN), "-m", "[[script:own]] now your own")
         assert forked["live"], forked
         children = forked["children"]
-        # What was on its way when the children were made is asked for again by each of them, once.
+        # Each child repeats, once, the request that was pending when it was created.
         until(lambda: len(asked(model, "think", 1)) == 1 + CHILDREN, yard, *children)
         assert not [event for event in turns(yard, parent) if event["body"]["type"] == "turn.ended"]
         portal.call(model.open, "thought")
@@ -54,7 +54,7 @@ def test_children_continue_the_turn_and_no_answer_is_repeated(
         assert len(asked(model, "think", 1)) == 1 + CHILDREN
         for request in asked(model, "own", 1):
             assert request.body.count(b"It is thought.") == 1, "the children know what was thought, once"
-        # The parent pays for its two answers, a child for the one that it asked for again and for its own two.
+        # The parent pays for its two answers, a child for the repeated one and for its own two.
         assert answers(yard, parent) == 2
         assert [answers(yard, child) for child in children] == [3] * CHILDREN
         for child in children:
@@ -65,7 +65,7 @@ def test_children_continue_the_turn_and_no_answer_is_repeated(
 
 
 def asked(model: ScriptedModel, script: str, step: int) -> list[Recorded]:
-    """What the model was asked for at one step of a script."""
+    """Return the requests to the model at one step of a script."""
     marker = f"[[script:{script}]]"
     return [one for one in model.requests if not one.side and one.step == step and marker in one.prompt]
 
@@ -79,18 +79,18 @@ def ended(yard: Yard, id: str) -> list[str]:
 
 
 def both_ended(yard: Yard, child: str) -> None:
-    """The turn that it was made in, and its own."""
+    """Wait for the end of the turn that the child was created in, and of its own turn."""
     until(lambda: ended(yard, child) == ["succeeded"] * 2, yard, child)
 
 
 def answers(yard: Yard, id: str) -> int:
-    """How many answers to the script's questions were counted for a session."""
+    """Return how many answers of the script were counted for a session."""
     called = [event["body"] for event in yard.events(id) if event["body"]["type"] == "model.called"]
     return sum(body["usage"]["output_tokens"] == 50 for body in called)
 
 
 def until(true: Callable[[], bool], yard: Yard, *ids: str) -> None:
-    """Wait until something is so, as long as no turn of these sessions fails."""
+    """Wait for a condition; fail if a turn of these sessions fails."""
     end = time.monotonic() + PATIENCE
     while not true():
         for id in ids:

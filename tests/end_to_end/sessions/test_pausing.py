@@ -1,4 +1,4 @@
-"""Sessions that stand still, as a person types it."""
+"""Pause and unpause sessions with `hv`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def stands(path: Path) -> None:
 
 
 def counting(stage: Stage, repo: Path) -> str:
-    """A session in which something goes on all the time."""
+    """Spawn a session in which a program writes all the time."""
     id = stage.spawn(repo, "--name", "mine", "-m", "remember apples", timeout=600)
     stage.until(id, lambda body: body["type"] == "turn.ended")
     loop = "nohup sh -c 'while echo x >>/session/log; do sleep 0.05; done' >/dev/null 2>&1 &"
@@ -61,7 +61,7 @@ def test_a_paused_session_stands_still_refuses_prompts_and_continues(everywhere:
         assert refused.returncode == 125
         assert "its machine is paused" in refused.stderr, words
         assert "hv unpause" in refused.stderr and "Traceback" not in refused.stderr
-    # A daemon that is killed leaves it as it was.
+    # A killed daemon leaves the session paused.
     stage.kill_daemon()
     stage.wake()
     stands(log(stage, id))
@@ -97,7 +97,7 @@ def test_a_paused_session_is_stopped_resumed_and_removed(everywhere: Stage, repo
 
 def test_a_machine_paused_for_a_snapshot_by_a_killed_daemon_continues(stage: Stage, repo: Path) -> None:
     id = counting(stage, repo)
-    # Much to copy, so that there is time to be killed in.
+    # There are many files to copy, so that the daemon can be killed meanwhile.
     fill = "sh -c 'mkdir /session/much; for i in $(seq 8000); do echo $i >/session/much/$i; done'"
     assert stage("send", id, f"run {fill}", "--wait", timeout=600).returncode == 0
     caught = 0
@@ -116,7 +116,7 @@ def test_a_machine_paused_for_a_snapshot_by_a_killed_daemon_continues(stage: Sta
 
 
 def test_a_snapshot_is_consistent(stage: Stage, repo: Path) -> None:
-    """Two files that are changed together are copied together, however long the copy takes."""
+    """Two files that always change together are equal in the copy, however long the copy takes."""
     id = counting(stage, repo)
     much = "for i in $(seq 8000); do echo $i >/session/m/$i; done"
     both = "while :; do i=$((i+1)); echo $i >/session/a; echo $i >/session/z; done"

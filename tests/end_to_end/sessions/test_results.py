@@ -1,4 +1,4 @@
-"""What a session changed, as a person looks at it."""
+"""The work of a session as `hv` shows it."""
 
 from __future__ import annotations
 

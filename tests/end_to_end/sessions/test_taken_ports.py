@@ -1,4 +1,4 @@
-"""Ports of this host that somebody has already, as a person asks for them."""
+"""Requests for host ports that are taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.engine.access.test_host_ports import free, listening
 
 
 class Taken(NamedTuple):
-    """A port of this host, and whose it is."""
+    """A port of this host and its owner, as errors name it."""
 
     port: int
     owner: str
@@ -23,7 +23,7 @@ class Taken(NamedTuple):
 
 @pytest.fixture
 def first(stage: Stage, repo: Path) -> str:
-    """A session that is there already, and idle."""
+    """Spawn a session that is idle."""
     id = stage.spawn(repo, "--name", "first", "-m", "remember apples")
     stage.until(id, lambda body: body["type"] == "turn.ended")
     return id
@@ -42,7 +42,7 @@ def taken(request: pytest.FixtureRequest, stage: Stage, first: str) -> Iterator[
 
 
 def refused(done: subprocess.CompletedProcess[str], taken: Taken) -> None:
-    """One line says whose it is, another what to do."""
+    """Check that one line names the owner and another one gives a hint."""
     said = f"error: port {taken.port} is taken by {taken.owner}\n  try: name another port, or none to get a free port\n"
     assert (done.returncode, done.stdout, done.stderr) == (125, "", said)
 

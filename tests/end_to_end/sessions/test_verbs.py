@@ -161,7 +161,7 @@ def test_a_program_that_ends_stops_its_session_with_the_reason(stage: Stage, rep
 
 
 def other_git(stage: Stage, verb: str, script: str) -> None:
-    """From now on git does something else when it is asked for a verb."""
+    """Replace a verb of git by a script."""
     (stage.home / "bin").mkdir()
     git = stage.home / "bin" / "git"
     git.write_text(f'#!/bin/sh\nfor word; do [ "$word" != {verb} ] || {script}; done\nexec /usr/bin/git "$@"\n')
@@ -199,7 +199,7 @@ def test_files_of_an_export_by_a_killed_daemon_are_removed(own_stage: Stage, rep
     finally:
         over.touch()
     own_stage.wake()
-    # It is out of the way at once, and gone when the new daemon comes to sweep.
+    # It is renamed at once, and removed by the new daemon's cleanup.
     wait(lambda: [path.name for path in sessions.iterdir()] == [id])
 
 
@@ -270,7 +270,7 @@ def test_the_start_of_two_ids_is_refused_with_both_names_and_nothing_happens(sta
     daemon = Client(default_paths({"HIVEYARD_HOME": str(stage.home)}).socket)
     ids = {"one": "qqq2222222", "two": "qqq3333333"}
     for name, id in ids.items():
-        # `hv spawn` makes ids that hardly ever begin alike.
+        # `hv spawn` makes ids that rarely have the same beginning.
         daemon.call("POST", "/v1/sessions", {"repo": str(repo), "id": id, "name": name})
         stage.until(id, lambda body: body["type"] == "agent.started")
     before = stage.json("list", "-a")

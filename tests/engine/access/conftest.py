@@ -1,4 +1,4 @@
-"""Ways from this host into machines, tried with a machine of every provider."""
+"""Fixtures for access to machines: a machine of every provider."""
 
 from tests.contract.conftest import folder, guest, local_offer, place, shared
 

@@ -1,4 +1,4 @@
-"""Commands and files through an API into machines of every provider: a real server, the client's own code."""
+"""Commands and files through the API into machines of every provider, with a real server and the real client."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def told(root: Path) -> dict[str, object]:
-    """All of a tree: kinds, modes, contents."""
+    """Return the kind, mode and content of every entry of a tree."""
     found: dict[str, object] = {}
     for path in sorted(root.rglob("*")):
         what = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "directory"
@@ -174,7 +174,7 @@ async def test_a_directory_copied_in_and_out_is_unchanged(daemon: Daemon, tree: 
     await put(daemon, tree, f"{folder}/new")
     await take(daemon, f"{folder}/new", tree.parent / "back")
     assert told(tree.parent / "back") == told(tree)
-    # What exists is copied into.
+    # An existing directory is copied into.
     await put(daemon, tree, folder)
     (tree.parent / "here").mkdir()
     await take(daemon, f"{folder}/a tree/", tree.parent / "here")
@@ -286,7 +286,7 @@ def test_devices_and_special_mode_bits_are_dropped(tmp_path: Path) -> None:
 
 
 def headed(*headers: tuple[bytes, bytes]) -> bytes:
-    """A directory `it`, then a file whose header comes after others, of those types and contents."""
+    """Return an archive of a directory `it` and a file whose header follows extra headers (type, content)."""
     whole = archive(ROOT).getvalue()[:512]
     for kind, content in headers:
         header = entry("it/x", kind)
@@ -296,7 +296,7 @@ def headed(*headers: tuple[bytes, bytes]) -> bytes:
 
 
 def record(key: str, value: str) -> bytes:
-    """One of a PAX header."""
+    """Return one record of a PAX header."""
     text = f" {key}={value}\n"
     size = len(text) + len(str(len(text) + 4))
     return f"{size}{text}".encode()
@@ -310,7 +310,7 @@ def test_an_impossible_file_time_is_ignored(tmp_path: Path, when: str) -> None:
 
 
 def continued(header: bytes) -> bytes:
-    """The header of a file with holes, whose map goes on in the next block."""
+    """Change the header of a sparse file so that its map continues in the next block."""
     parts = bytearray(header)
     parts[386:512] = bytes(126)
     parts[482] = 1

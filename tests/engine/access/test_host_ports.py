@@ -1,4 +1,4 @@
-"""Ports of this host among all its other programs."""
+"""Reserve ports of this host beside other programs."""
 
 from __future__ import annotations
 

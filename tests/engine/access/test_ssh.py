@@ -1,4 +1,4 @@
-"""ssh into machines of every provider, with a person's own programs."""
+"""ssh into machines of every provider, with the host's own ssh programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hiveyard.engine.access.ssh_server import serve_ssh
 from hiveyard.kit import process
 from hiveyard.kit.process import Completed
 from tests.contract.conftest import Place
-from tests.engine.access.test_relay import ask, served
+from tests.engine.access.test_forwarding import ask, served
 from tests.support.person import person
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +26,7 @@ PATIENCE = 90.0
 
 
 class Way(NamedTuple):
-    """A configuration file in which `hv-bee` leads into the shared machine."""
+    """An ssh configuration file in which `hv-bee` is the shared machine."""
 
     config: Path
     key: Path
@@ -140,7 +140,7 @@ async def test_other_users_and_keys_are_refused(way: Way, words: tuple[str, ...]
 async def test_keys_of_another_session_are_refused_and_its_port_is_not_trusted(way: Way, tmp_path: Path) -> None:
     other = SshKeys(tmp_path / "keys with spaces").of("s2")
     done = await ssh(way, "-o", f'IdentityFile="{other.key}"', "-o", "BatchMode=yes", "hv-bee", "true")
-    # The configuration's own key is tried as well, so it has to go.
+    # ssh also tries the key of the configuration, so it is removed.
     way.config.write_text(way.config.read_text().replace(str(way.key), str(other.key)))
     done = await ssh(way, "-o", "BatchMode=yes", "hv-bee", "true")
     assert (done.status, b"Permission denied" in done.stderr) == (255, True)

@@ -1,4 +1,4 @@
-"""Sessions that go from one installation to another, and archives of people who mean harm."""
+"""Export sessions, import them into another installation, and refuse hostile archives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.repository.submodules import BASE, bare_copy, submodules
 from hiveyard.store import lineage
 from tests.engine.conftest import Yard, git
-from tests.engine.yards import events, spawned, told, until
+from tests.engine.yards import events, run_turn, spawned, wait_until
 from tests.support.nobody import nobody
 from tests.support.puppet import register
 
@@ -45,10 +45,10 @@ def elsewhere(yard: Yard, tmp_path: Path) -> Yard:
 
 
 async def exported(engine: Engine, repo: Path, file: Path, **more: object) -> str:
-    """A session with two turns and some work, stopped, in a file."""
+    """Export a stopped session with two turns and some work; return its id."""
     id = await spawned(engine, repo, **more)
-    await told(engine, id, "remember apple")
-    await told(engine, id, "run echo done > work.txt; ln -s /etc/passwd link; mkfifo pipe; truncate -s 64M hole")
+    await run_turn(engine, id, "remember apple")
+    await run_turn(engine, id, "run echo done > work.txt; ln -s /etc/passwd link; mkfifo pipe; truncate -s 64M hole")
     await engine.sessions.stop(id)
     await engine.exports.export(id, file)
     return id
@@ -82,8 +82,8 @@ async def test_an_imported_session_continues_its_conversation(
         assert there == {"door.json", "heard.jsonl", "meta.json", "origin.git", "result", "shared"}
         assert os.readlink(here.shared / "repo" / "link") == "/etc/passwd"
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         turns = [event.turn for event in await events(engine, id, "turn.ended")]
         assert turns == [1, 2, 3]
         await engine.sessions.collect(id)
@@ -93,8 +93,8 @@ async def test_an_imported_session_continues_its_conversation(
         assert again != id
         assert (await engine.sessions.view(again)).name == "twin"
         await engine.sessions.resume(again)
-        await until(engine, again, lambda view: view.status == "running")
-        assert await told(engine, again, "recall") == "kept: apple"
+        await wait_until(engine, again, lambda view: view.status == "running")
+        assert await run_turn(engine, again, "recall") == "kept: apple"
         for one in (id, again):
             await engine.sessions.stop(one)
 
@@ -126,7 +126,7 @@ async def test_only_a_stopped_session_is_exported_and_no_file_is_overwritten(
 async def test_holes_take_no_space_in_an_archive_nor_after_the_import(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
 ) -> None:
-    """However large a file says it is: what counts is what was written."""
+    """Only the data of a sparse file counts, not its apparent size."""
     file, largest = tmp_path / "it.tar.gz", 400 << 30
     odd = os.fsdecode(b"\xff" + b"o" * 120)
     async with yard.open() as engine:
@@ -180,7 +180,7 @@ async def test_a_file_that_is_too_sparse_is_refused(yard: Yard, repo: Path, tmp_
         ):
             await engine.exports.export(id, tmp_path / "it.tar.gz")
         assert not (tmp_path / "it.tar.gz").exists()
-        (there / "scattered").unlink()  # what is left by a test is searched for its secrets
+        (there / "scattered").unlink()  # files that a test leaves are searched for secrets
 
 
 def test_the_maximum_number_of_equal_holes_is_kept(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_the_maximum_number_of_equal_holes_is_kept(tmp_path: Path) -> None:
     assert len(extents) == 4096
 
 
-# --- harm ------------------------------------------------------------------------------------------------------------
+# --- hostile archives ------------------------------------------------------------------------------------------------
 
 Change = Callable[[dict[str, bytes], list[tarfile.TarInfo]], None]
 
@@ -210,7 +210,7 @@ def test_an_incomplete_line_of_output_is_left_out(tmp_path: Path) -> None:
 
 @contextmanager
 def changed(file: Path) -> Iterator[tuple[dict[str, bytes], list[tarfile.TarInfo]]]:
-    """The files of an archive, and entries to add to it; written back at the end of the block."""
+    """Yield the files of an archive and a list of entries to add; write the archive again at the end of the block."""
     with tarfile.open(file) as tar:
         kept = [member for member in tar if not member.isreg() or member.size < 1 << 26]
         data = {member.name: tar.extractfile(member).read() for member in kept if member.isreg()}  # type: ignore[union-attr]
@@ -347,7 +347,7 @@ HARM: dict[str, Change] = {
     ),
     "money without end": journal(lambda lines: [*lines, {"at": 1.0, "body": REFUND | {"usage": {"cost_usd": 1e300}}}]),
     "an unknown agent": manifest(agent="nobody"),
-    "a wish that makes no sense": body("session.created", request={"repo": "x", "memory_mib": -4}),
+    "an invalid request": body("session.created", request={"repo": "x", "memory_mib": -4}),
 }
 
 
@@ -369,7 +369,7 @@ async def test_a_hostile_archive_is_refused_and_leaves_nothing(
     if "archive" not in once:
         async with yard.open() as engine:
             id = await spawned(engine, repo)
-            await told(engine, id, "run echo done > work.txt")
+            await run_turn(engine, id, "run echo done > work.txt")
             await engine.sessions.stop(id)
             await engine.exports.export(id, file)
         once["archive"] = file.read_bytes()
@@ -459,7 +459,7 @@ async def test_fields_that_a_stranger_may_not_set_are_dropped(
 async def test_an_archive_cannot_choose_where_a_session_starts(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path, whole: dict[str, bytes], begin: dict[str, object]
 ) -> None:
-    """It would be built, or started, by the next `hv resume`."""
+    """Otherwise the next `hv resume` would build that image or start that snapshot."""
     file = tmp_path / "it.tar.gz"
     if "archive" not in whole:
         async with yard.open() as engine:
@@ -477,8 +477,8 @@ async def test_an_archive_cannot_choose_where_a_session_starts(
         assert await read(lambda conn: StartPoint.of(conn, id)) == StartPoint()
         assert not await events(engine, id, "session.forked", "session.paused")
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
@@ -496,11 +496,11 @@ async def test_an_unreadable_archive_is_reported_in_one_line(yard: Yard, tmp_pat
 async def test_a_shallow_repository_with_a_shallow_submodule_is_exported(
     yard: Yard, elsewhere: Yard, repo: Path, tmp_path: Path
 ) -> None:
-    """Their histories end where the person's own do, there as here."""
+    """Their histories end at the same commits after the import."""
     clone, file = _shallow(repo, tmp_path), tmp_path / "it.tar.gz"
     async with yard.open() as engine:
         id = await spawned(engine, clone)
-        await told(engine, id, "run cd lib; echo 3 > c.txt; git commit -qam three; cd ..; git commit -qam moved")
+        await run_turn(engine, id, "run cd lib; echo 3 > c.txt; git commit -qam three; cd ..; git commit -qam moved")
         await engine.sessions.stop(id)
         await engine.exports.export(id, file)
     async with elsewhere.open() as engine:
@@ -510,8 +510,8 @@ async def test_a_shallow_repository_with_a_shallow_submodule_is_exported(
             assert git(copy, "rev-parse", "--is-shallow-repository") == "true"
             assert git(copy, "rev-list", "--count", BASE) == "1"
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        await told(engine, id, "run cd lib; echo 4 > c.txt; git commit -qam four; cd ..; git commit -qam again")
+        await wait_until(engine, id, lambda view: view.status == "running")
+        await run_turn(engine, id, "run cd lib; echo 4 > c.txt; git commit -qam four; cd ..; git commit -qam again")
         await engine.sessions.stop(id)
         found = (await events(engine, id, "result.collected"))[-1].body
         assert isinstance(found, ResultCollected)
@@ -519,7 +519,7 @@ async def test_a_shallow_repository_with_a_shallow_submodule_is_exported(
 
 
 def _shallow(repo: Path, tmp_path: Path) -> Path:
-    """A clone of which each repository has one commit of two."""
+    """Return a clone in which each repository has one of two commits."""
     lib, clone = tmp_path / "lib", tmp_path / "clone"
     lib.mkdir()
     git(lib, "init", "-q", "-b", "main")

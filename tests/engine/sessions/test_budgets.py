@@ -1,4 +1,4 @@
-"""The money of sessions that are stopped, and go on with more."""
+"""Budgets: a session stops when its budget is spent, and continues with a higher one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hiveyard.engine.engine import Engine
 from hiveyard.engine.workspace.directory import Workspace
 from tests.door.house import guest, message
 from tests.engine.conftest import Yard
-from tests.engine.yards import events, spawned, until
+from tests.engine.yards import events, spawned, wait_until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ async def spend(engine: Engine, id: str, dollars: float) -> None:
 
 
 async def asked(engine: Engine, yard: Yard, id: str) -> str:
-    """What a request at the session's door is answered with. There is no key."""
+    """Return the answer to a request at the session's door. There is no key."""
     runner = await engine.sessions.runner(id)
     assert runner.door is not None
     placeholder = Workspace(yard.paths.sessions / id).placeholder().reveal()
@@ -44,9 +44,9 @@ async def test_a_session_with_a_spent_budget_continues_with_a_higher_one(yard: Y
         await spend(engine, id, 1.5)
         await engine.sessions.stop(id)
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         assert "door.budget_spent" in await asked(engine, yard, id)
-        stopped = await until(engine, id, lambda view: view.status == "stopped")
+        stopped = await wait_until(engine, id, lambda view: view.status == "stopped")
         assert f"hv resume {id} --budget DOLLARS" in stopped.reason
 
         with pytest.raises(BadInput, match=r"\$1.50 is not more than dear has spent: \$1.5000") as refused:
@@ -55,7 +55,7 @@ async def test_a_session_with_a_spent_budget_continues_with_a_higher_one(yard: Y
         assert (await engine.sessions.view(id)).status == "stopped"
 
         await engine.sessions.resume(id, 2.0)
-        after = await until(engine, id, lambda view: view.status == "running")
+        after = await wait_until(engine, id, lambda view: view.status == "running")
         assert after.budget_usd == 2.0
         assert "key_missing" in await asked(engine, yard, id)
         assert [event.body for event in await events(engine, id, "session.budget_set")] == [BudgetSet(dollars=2.0)]
@@ -78,16 +78,16 @@ async def test_a_running_session_gets_a_higher_budget_at_once(yard: Yard, repo: 
 async def test_a_session_with_no_budget_left_makes_no_request_until_it_gets_more(
     yard: Yard, repo: Path, left: float
 ) -> None:
-    """As journals tell of it in which two forks at once had taken the same money."""
+    """Journals of earlier versions have such sessions, made by two concurrent forks that took the same money."""
     async with yard.open() as engine:
         id = await spawned(engine, repo, budget_usd=1.0)
         await engine.sessions._r.event_log.record(id, BudgetShared(children=["x"], dollars=1.0 - left))
         await engine.sessions.stop(id)
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         assert "door.budget_spent" in await asked(engine, yard, id)
-        await until(engine, id, lambda view: view.status == "stopped")
+        await wait_until(engine, id, lambda view: view.status == "stopped")
         await engine.sessions.resume(id, 2.0)
-        assert (await until(engine, id, lambda view: view.status == "running")).budget_usd == 2.0
+        assert (await wait_until(engine, id, lambda view: view.status == "running")).budget_usd == 2.0
         assert "key_missing" in await asked(engine, yard, id)
         await engine.sessions.stop(id)

@@ -1,4 +1,4 @@
-"""What is frozen is journaled as frozen, or goes on; and what may not come between two of a session's moves."""
+"""Pauses: a paused machine is journaled as paused or continues; and operations that exclude each other."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hiveyard.core.ports import Guest
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.engine.snapshots.fork import ForkRequest
 from tests.engine.conftest import Yard
-from tests.engine.sessions.remembering import Remembering, at_work
-from tests.engine.yards import FullLedger, events, spawned, told
+from tests.engine.sessions.fake_live_snapshots import FakeLiveSnapshots, engine_with
+from tests.engine.yards import FullDiskLog, events, run_turn, spawned
 from tests.support.puppet import NAME, register
 
 pytestmark = pytest.mark.anyio
@@ -33,20 +33,20 @@ async def test_a_machine_whose_pause_cannot_be_journaled_continues(yard: Yard, r
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         whole = engine.sessions._r
-        engine.sessions._r = replace(whole, event_log=FullLedger(whole.event_log.store, whole.event_log.clock))
+        engine.sessions._r = replace(whole, event_log=FullDiskLog(whole.event_log.store, whole.event_log.clock))
         with pytest.raises(StoreUnusable, match="full"):
             await engine.sessions.pause(id)
         engine.sessions._r = whole
         with anyio.fail_after(60):
-            assert await told(engine, id, "remember apple") == "done: remember apple"
+            assert await run_turn(engine, id, "remember apple") == "done: remember apple"
         await engine.sessions.pause(id)
         assert (await engine.sessions.view(id)).activity == "paused"
         await engine.sessions.unpause(id)
         await engine.sessions.stop(id)
 
 
-class _Dying(Remembering):
-    """Its machines end while they are paused."""
+class _Dying(FakeLiveSnapshots):
+    """A provider whose machines end while they are paused."""
 
     async def resume(self, name: str) -> None:
         await self.terminate(name)
@@ -54,7 +54,7 @@ class _Dying(Remembering):
 
 
 async def test_a_paused_session_whose_machine_died_can_be_stopped(yard: Yard, repo: Path) -> None:
-    async with at_work(yard, _Dying(yard)) as engine:
+    async with engine_with(yard, _Dying(yard)) as engine:
         id = await spawned(engine, repo)
         await engine.sessions.pause(id)
         with anyio.fail_after(60):
@@ -62,8 +62,8 @@ async def test_a_paused_session_whose_machine_died_can_be_stopped(yard: Yard, re
         assert (await engine.sessions.view(id)).status == "stopped"
 
 
-class _Breaking(Remembering):
-    """The way into its machines breaks once it was gone."""
+class _Breaking(FakeLiveSnapshots):
+    """A provider whose connection to a machine breaks once."""
 
     left = 2
 
@@ -79,15 +79,15 @@ class _Breaking(Remembering):
 
 async def test_a_session_whose_connection_broke_continues_in_the_same_machine(yard: Yard, repo: Path) -> None:
     provider = _Breaking(yard)
-    async with at_work(yard, provider) as engine:
+    async with engine_with(yard, provider) as engine:
         id = await spawned(engine, repo)
-        assert await told(engine, id, "remember apple") == "done: remember apple"
+        assert await run_turn(engine, id, "remember apple") == "done: remember apple"
         assert (provider.left, len(provider.booted)) == (0, 1)
         await engine.sessions.stop(id)
 
 
-class _Interrupting(Remembering):
-    """The way into its machines breaks in the moment in which an agent is told something, once."""
+class _Interrupting(FakeLiveSnapshots):
+    """A provider whose connection to a machine breaks once, while a prompt is sent."""
 
     left = 1
 
@@ -108,9 +108,9 @@ class _Interrupting(Remembering):
 
 async def test_a_prompt_that_was_cut_off_is_sent_again(yard: Yard, repo: Path) -> None:
     provider = _Interrupting(yard)
-    async with at_work(yard, provider) as engine:
+    async with engine_with(yard, provider) as engine:
         id = await spawned(engine, repo)
-        assert await told(engine, id, "remember apple") == "done: remember apple"
+        assert await run_turn(engine, id, "remember apple") == "done: remember apple"
         assert (provider.left, len(provider.booted)) == (0, 1)
         assert [event.turn for event in await events(engine, id, "turn.ended")] == [1]
         await engine.sessions.stop(id)
@@ -121,7 +121,7 @@ async def test_a_session_that_is_being_stopped_is_not_paused(yard: Yard, repo: P
         id = await spawned(engine, repo)
         runner = await engine.sessions.runner(id)
         with anyio.fail_after(60):
-            async with engine.sessions._r.collect_lock(id):  # its work cannot be brought out yet
+            async with engine.sessions._r.collect_lock(id):  # its work cannot be collected yet
                 group.start_soon(engine.sessions.stop, id)
                 while runner.stop.reason is None:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
@@ -138,14 +138,14 @@ async def test_a_session_stopped_before_its_repository_was_pushed_can_be_resumed
         assert (await engine.sessions.row(id)).base is None
         await engine.sessions.resume(id)
         with anyio.fail_after(60):
-            assert await told(engine, id, "remember apple") == "done: remember apple"
+            assert await run_turn(engine, id, "remember apple") == "done: remember apple"
         await engine.sessions.stop(id)
 
 
 async def test_copies_keep_the_disk_reserve_free(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "run echo much > much")
+        await run_turn(engine, id, "run echo much > much")
         await engine.snapshots.take(id, "early")
         await engine.sessions.stop(id)
         whole = engine.forks._r

@@ -1,4 +1,4 @@
-"""What is told of sessions side by side."""
+"""Comparisons of sessions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hiveyard.core.events import AgentToolCalled, AgentToolReturned, AnyBody
 from hiveyard.engine.snapshots.compare import tests_of as runs_of
 from hiveyard.engine.snapshots.fork import ForkRequest
 from tests.engine.conftest import Yard
-from tests.engine.yards import answer, spawned, told
+from tests.engine.yards import answer, run_turn, spawned
 from tests.support.puppet import register
 
 
@@ -65,8 +65,8 @@ async def test_a_comparison_shows_the_changes_of_each_child(yard: Yard, repo: Pa
         children = (await engine.forks.fork(id, spec)).children
         for child in children:
             await answer(engine, child, 1)
-        await told(engine, children[0], "run make check || echo no")
-        await told(engine, children[1], "run make check")
+        await run_turn(engine, children[0], "run make check || echo no")
+        await run_turn(engine, children[1], "run make check")
         first, second, parent = await engine.comparisons.compare([*children, id])
         assert [(file.path, file.insertions, file.deletions) for file in first.files] == [
             ("b.txt", 0, 1),

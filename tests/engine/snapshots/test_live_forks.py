@@ -1,4 +1,4 @@
-"""Live snapshots of real VMs: memory and processes go along, and agents go on mid-thought."""
+"""Live snapshots of real VMs: they contain memory and processes, and agents continue mid-thought."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.snapshots.fork import ForkRequest
 from hiveyard.paths import default_paths
 from tests.engine.conftest import Yard
-from tests.engine.yards import answer, events, spawned, told, until
+from tests.engine.yards import answer, events, run_turn, spawned, wait_until
 from tests.support.leaks import searched_directory
 from tests.support.puppet import register
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.real]
 
 @pytest.fixture
 def vms() -> Iterator[Yard]:
-    """A yard of VMs that finds images and templates in the user's cache."""
+    """Yield a yard of VMs that uses images and templates of the user's cache."""
     register()
     settings = config.Settings(engine=EngineSettings(provider="qemu", disk_reserve_mib=1))
     with searched_directory() as scratch:
@@ -42,19 +42,19 @@ async def said(engine: Engine, id: str, script: str) -> str:
 async def test_children_continue_a_running_turn_with_the_same_processes(vms: Yard, repo: Path) -> None:
     async with vms.open() as engine:
         id = await spawned(engine, repo, budget_usd=3.0)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         await said(
             engine, id, "echo in-memory > /dev/shm/kept; echo on-disk > ~/kept; echo shared > /session/repo/kept"
         )
         turn = await engine.sessions.send(id, "wait")
-        await until(engine, id, lambda view: view.turns == 2)
+        await wait_until(engine, id, lambda view: view.turns == 2)
         forked = await engine.forks.fork(id, ForkRequest(instructions=["remember pear", "remember plum"], name="idea"))
         assert forked.live
         assert forked.notice == ""
         parent = await said(engine, id, "cat /session/state/puppet/pid")
         for number, child in enumerate(forked.children):
-            await until(engine, child, lambda view: view.status == "running")
-            # The turn at work goes on in the same process, on the same terminal.
+            await wait_until(engine, child, lambda view: view.status == "running")
+            # The running turn continues in the same process, on the same terminal.
             assert await said(
                 engine, child, "cat /session/state/puppet/pid; echo; tmux capture-pane -pt agent | grep wait"
             ) == (f"{parent}\n<wait>")
@@ -66,15 +66,15 @@ async def test_children_continue_a_running_turn_with_the_same_processes(vms: Yar
             assert await answer(engine, child, 1) == "stopped"
             await answer(engine, child, 2)
         first, second = forked.children
-        assert await told(engine, first, "recall") == "kept: apple pear"
-        assert await told(engine, second, "recall") == "kept: apple plum"
-        # What one writes no other sees, and the parent was never told anything.
+        assert await run_turn(engine, first, "recall") == "kept: apple pear"
+        assert await run_turn(engine, second, "recall") == "kept: apple plum"
+        # No child sees what another one writes, and the parent got no prompt.
         await said(engine, first, "echo first > /session/repo/kept; echo first > ~/kept")
         assert await said(engine, second, "cat ~/kept /session/repo/kept") == "on-disk\nshared"
         assert not [event for event in await events(engine, id, "turn.ended") if event.turn == turn]
         await engine.sessions.interrupt(id)
         await answer(engine, id, turn)
-        assert await told(engine, id, "recall") == "kept: apple"
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         with anyio.fail_after(60):
             while await engine.snapshots._r.providers["qemu"].snapshots():  # type: ignore[attr-defined]  # noqa: ASYNC110
                 await anyio.sleep(0.1)
@@ -86,23 +86,23 @@ async def test_a_rewind_restores_memory_and_processes(vms: Yard, repo: Path) -> 
     async with vms.open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
         await said(engine, id, "echo none > /dev/shm/kept")
-        await told(engine, id, "remember apple")
-        # As a turn: nothing is said to the agent until the snapshot of the turn before stands.
-        await told(engine, id, "run echo pear > fruit.txt; echo one > /dev/shm/kept")
-        await told(engine, id, "remember cherry")
+        await run_turn(engine, id, "remember apple")
+        # As a turn, because no prompt is sent until the snapshot of the previous turn is complete.
+        await run_turn(engine, id, "run echo pear > fruit.txt; echo one > /dev/shm/kept")
+        await run_turn(engine, id, "remember cherry")
         await said(engine, id, "echo two > /dev/shm/kept; pkill -f nothing-like-this; sleep 1000 >/dev/null 2>&1 &")
         pid = await said(engine, id, "cat /session/state/puppet/pid")
         await engine.rewinds.rewind(id, "turn-2")
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         assert await said(engine, id, "cat /dev/shm/kept /session/state/puppet/pid") == f"one\n{pid}"
         assert await said(engine, id, "pgrep -c sleep") == "0"
-        assert await told(engine, id, "recall") == "kept: apple"
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.rewinds.rewind(id, "turn-1")
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         assert await said(engine, id, "cat /dev/shm/kept /session/state/puppet/pid") == f"none\n{pid}"
         assert await said(engine, id, "pgrep -c sleep") == "0"
         assert "fruit" not in await said(engine, id, "ls /session/repo")
-        assert await told(engine, id, "recall") == "kept: apple"
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.remove(id, force=True)
         assert await engine.snapshots._r.providers["qemu"].snapshots() == set()  # type: ignore[attr-defined]
 
@@ -110,12 +110,12 @@ async def test_a_rewind_restores_memory_and_processes(vms: Yard, repo: Path) -> 
 async def test_the_next_daemon_completes_a_fork(vms: Yard, repo: Path) -> None:
     async with vms.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         (child,) = (await engine.forks.fork(id, ForkRequest(instructions=["remember pear"]))).children
-        # Let go of here, while the child's machine is being made.
+        # The daemon ends here, while the child's machine is being created.
     async with vms.open() as engine:
         await answer(engine, child, 1)
-        assert await told(engine, child, "recall") == "kept: apple pear"
+        assert await run_turn(engine, child, "recall") == "kept: apple pear"
         for one in (id, child):
             await engine.remove(one, force=True)
         with anyio.fail_after(60):
@@ -126,7 +126,7 @@ async def test_the_next_daemon_completes_a_fork(vms: Yard, repo: Path) -> None:
 async def test_a_live_snapshot_taken_under_other_settings_is_usable(vms: Yard, repo: Path) -> None:
     async with vms.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         await said(engine, id, "echo in-memory > /dev/shm/kept")
         await engine.snapshots.take(id, "early")
     vms.settings = replace(vms.settings, engine=replace(vms.settings.engine, memory_mib=1024, cpus=1))
@@ -135,8 +135,8 @@ async def test_a_live_snapshot_taken_under_other_settings_is_usable(vms: Yard, r
         await engine.sessions.stop(id)
         await engine.rewinds.rewind(id, "early")
         for one in (child, id):
-            view = await until(engine, one, lambda view: view.status in ("running", "stopped"))
+            view = await wait_until(engine, one, lambda view: view.status in ("running", "stopped"))
             assert view.status == "running", view
             assert await said(engine, one, "cat /dev/shm/kept") == "in-memory"
-            assert await told(engine, one, "recall") == "kept: apple"
+            assert await run_turn(engine, one, "recall") == "kept: apple"
             await engine.remove(one, force=True)

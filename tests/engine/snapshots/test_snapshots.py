@@ -1,4 +1,4 @@
-"""Snapshots, forks and rewinds of real sessions, on a provider that keeps no memory."""
+"""Snapshots, forks and rewinds of real sessions, on a provider without live snapshots."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.store.lineage import Point
 from tests.engine.conftest import Yard, git
-from tests.engine.yards import answer, at_early, events, spawned, told, until
+from tests.engine.yards import answer, events, run_turn, spawned, spawned_with_snapshot, wait_until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -50,29 +50,29 @@ def workspace(yard: Yard, id: str) -> Workspace:
 async def test_a_rewind_returns_to_the_end_of_the_first_turn(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
-        await told(engine, id, "remember apple")
-        await told(engine, id, "run echo pear > fruit.txt")
-        await told(engine, id, "remember cherry")
-        assert await told(engine, id, "recall") == "kept: apple cherry"
+        await run_turn(engine, id, "remember apple")
+        await run_turn(engine, id, "run echo pear > fruit.txt")
+        await run_turn(engine, id, "remember cherry")
+        assert await run_turn(engine, id, "recall") == "kept: apple cherry"
         names = [snapshot.name for snapshot in await engine.snapshots.list(id)]
         assert names[:3] == ["turn-1", "turn-2", "turn-3"]
         await engine.rewinds.rewind(id, "turn-1")
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         assert not (workspace(yard, id).shared / "repo" / "fruit.txt").exists()
-        assert await told(engine, id, "recall") == "kept: apple"
-        # And forward again: what a rewind took back is not lost.
+        assert await run_turn(engine, id, "recall") == "kept: apple"
+        # And forward again: a rewind does not lose the later snapshots.
         await engine.rewinds.rewind(id, "turn-3")
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         assert (workspace(yard, id).shared / "repo" / "fruit.txt").read_text() == "pear\n"
-        assert await told(engine, id, "recall") == "kept: apple cherry"
+        assert await run_turn(engine, id, "recall") == "kept: apple cherry"
         await engine.sessions.stop(id)
 
 
 async def test_children_continue_the_conversation_with_their_own_instructions(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
-        await told(engine, id, "run echo one > one.txt")
+        await run_turn(engine, id, "remember apple")
+        await run_turn(engine, id, "run echo one > one.txt")
         spec = ForkRequest(instructions=["remember pear", "run echo two > two.txt"], name="idea")
         forked = await engine.forks.fork(id, spec)
         assert not forked.live
@@ -80,9 +80,9 @@ async def test_children_continue_the_conversation_with_their_own_instructions(ya
         first, second = forked.children
         await answer(engine, first, 1)
         await answer(engine, second, 1)
-        assert await told(engine, first, "recall") == "kept: apple pear"
-        assert await told(engine, second, "recall") == "kept: apple"
-        assert await told(engine, id, "recall") == "kept: apple"
+        assert await run_turn(engine, first, "recall") == "kept: apple pear"
+        assert await run_turn(engine, second, "recall") == "kept: apple"
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         views = [await engine.sessions.view(child) for child in forked.children]
         assert [view.name for view in views] == ["idea", "idea-2"]
         assert [view.branch for view in views] == ["hv/idea", "hv/idea-2"]
@@ -97,7 +97,7 @@ async def test_children_continue_the_conversation_with_their_own_instructions(ya
         await engine.sessions.collect(second)
         at = workspace(yard, second).origin
         assert "two.txt" in git(at, "diff", "--name-only", views[1].base or "", "hv/idea-2")
-        # The snapshot was made for the fork alone.
+        # The snapshot was only for the fork.
         with anyio.fail_after(30):
             while list(workspace(yard, id).snapshots.iterdir()):  # noqa: ASYNC110
                 await anyio.sleep(0.05)
@@ -109,31 +109,31 @@ async def test_children_continue_the_conversation_with_their_own_instructions(ya
 async def test_a_child_outlives_its_parent(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         (child,) = (await engine.forks.fork(id, ForkRequest())).children
-        await until(engine, child, lambda view: view.status == "running")
+        await wait_until(engine, child, lambda view: view.status == "running")
         await engine.remove(id, force=True)
         await engine.sessions.stop(child)
         await engine.sessions.resume(child)
-        await until(engine, child, lambda view: view.status == "running")
-        assert await told(engine, child, "recall") == "kept: apple"
+        await wait_until(engine, child, lambda view: view.status == "running")
+        assert await run_turn(engine, child, "recall") == "kept: apple"
         await engine.sessions.stop(child)
 
 
 async def test_a_snapshot_of_a_stopped_session_can_be_forked(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await at_early(engine, repo)
-        await told(engine, id, "remember pear")
+        id = await spawned_with_snapshot(engine, repo)
+        await run_turn(engine, id, "remember pear")
         await engine.sessions.stop(id)
         with pytest.raises(SessionNotRunning, match="nothing to fork"):
             await engine.forks.fork(id, ForkRequest())
         (child,) = (await engine.forks.fork(id, ForkRequest(snapshot="early"))).children
-        await until(engine, child, lambda view: view.status == "running")
-        assert await told(engine, child, "recall") == "kept: apple"
-        # A session that is stopped is resumed by a rewind.
+        await wait_until(engine, child, lambda view: view.status == "running")
+        assert await run_turn(engine, child, "recall") == "kept: apple"
+        # A rewind resumes a stopped session.
         await engine.rewinds.rewind(id, "early")
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         for one in (id, child):
             await engine.sessions.stop(one)
 
@@ -166,7 +166,7 @@ async def test_concurrent_forks_divide_the_budget_one_after_the_other(yard: Yard
         assert sorted(budgets) == [1.0, 1.0, 2.0]
         await engine.sessions.stop(id)
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         for one in (id, *children):
             await engine.sessions.stop(one)
 
@@ -174,10 +174,10 @@ async def test_concurrent_forks_divide_the_budget_one_after_the_other(yard: Yard
 async def test_a_running_turn_ends_in_the_children_and_continues_in_the_parent(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, prompt="wait")
-        await until(engine, id, lambda view: view.turns == 1)
+        await wait_until(engine, id, lambda view: view.turns == 1)
         (child,) = (await engine.forks.fork(id, ForkRequest(instructions=["remember pear"]))).children
         await answer(engine, child, 1)
-        assert await told(engine, child, "recall") == "kept: pear"
+        assert await run_turn(engine, child, "recall") == "kept: pear"
         await engine.sessions.interrupt(id)
         await answer(engine, id, 1)
         for one in (id, child):
@@ -205,7 +205,7 @@ async def test_bad_requests_are_refused_before_anything_is_created(yard: Yard, r
 
 async def test_a_rewind_with_an_attached_terminal_needs_force(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await at_early(engine, repo)
+        id = await spawned_with_snapshot(engine, repo)
         async with engine.sessions.guest(id) as guest:
             from hiveyard.core.commands import Command
 
@@ -217,13 +217,13 @@ async def test_a_rewind_with_an_attached_terminal_needs_force(yard: Yard, repo: 
                 with pytest.raises(SessionInUse, match="a terminal is attached to"):
                     await engine.rewinds.rewind(id, "early")
                 await engine.rewinds.rewind(id, "early", force=True)
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         await engine.sessions.stop(id)
 
 
 async def test_half_made_files_of_a_killed_daemon_are_removed(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await at_early(engine, repo)
+        id = await spawned_with_snapshot(engine, repo)
     here = workspace(yard, id)
     (here.snapshots / ".half-p9" / "shared").mkdir(parents=True)
     (here.snapshots / "p8" / "shared").mkdir(parents=True)
@@ -241,39 +241,39 @@ async def test_half_made_files_of_a_killed_daemon_are_removed(yard: Yard, repo: 
             while half.root.exists() or len(list(here.snapshots.iterdir())) > 1:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         assert [snapshot.name for snapshot in await engine.snapshots.list(id)] == ["early"]
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
 async def test_a_rewind_is_kept_when_its_session_is_stopped_before_it_runs(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await at_early(engine, repo)
-        await told(engine, id, "run echo pear > fruit.txt")
-        await told(engine, id, "remember pear")
+        id = await spawned_with_snapshot(engine, repo)
+        await run_turn(engine, id, "run echo pear > fruit.txt")
+        await run_turn(engine, id, "remember pear")
         await engine.rewinds.rewind(id, "early")
         await engine.sessions.stop(id)
         assert not (workspace(yard, id).shared / "repo" / "fruit.txt").exists()
-        # Nothing waits for the snapshot any more.
+        # No session needs the snapshot any more.
         await engine.snapshots.remove(id, "early")
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
 async def test_a_rewind_is_kept_when_its_machine_does_not_start(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await at_early(engine, repo)
-        await told(engine, id, "remember pear")
-        # What nobody could ask for: it gives up before there is a machine.
+        id = await spawned_with_snapshot(engine, repo)
+        await run_turn(engine, id, "remember pear")
+        # A request that no user can make: it fails before there is a machine.
         await engine.sessions._r.event_log.record(id, BudgetSet(dollars=1e9))
         await engine.rewinds.rewind(id, "early")
-        await until(engine, id, lambda view: view.status == "stopped")
+        await wait_until(engine, id, lambda view: view.status == "stopped")
         await engine.sessions._r.event_log.record(id, BudgetSet(dollars=1.0))
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
@@ -285,20 +285,20 @@ async def test_a_rewind_that_fails_is_reported(yard: Yard, repo: Path) -> None:
         here = workspace(yard, id)
         for lost in (here.snapshots, here.root / "shared.rewound"):
             shutil.rmtree(lost)
-        view = await until(engine, id, lambda view: view.status == "stopped")
+        view = await wait_until(engine, id, lambda view: view.status == "stopped")
         notices = [event.body.message for event in await events(engine, id, "notice")]  # type: ignore[union-attr]
         assert [message for message in notices if "not those of the snapshot" in message], (view, notices)
 
 
 async def test_the_next_daemon_completes_a_journaled_rewind(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        id = await at_early(engine, repo)
-        await told(engine, id, "remember pear")
+        id = await spawned_with_snapshot(engine, repo)
+        await run_turn(engine, id, "remember pear")
         await engine.rewinds.rewind(id, "early")
-        # The daemon goes down here, before there is a machine.
+        # The daemon ends here, before there is a machine.
     async with yard.open() as engine:
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
@@ -316,12 +316,12 @@ async def test_children_have_valid_branch_names(yard: Yard, repo: Path) -> None:
 async def test_the_next_daemon_starts_journaled_children(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         forked = await engine.forks.fork(id, ForkRequest(count=2, instructions=["remember pear"]))
     async with yard.open() as engine:
         for child in forked.children:
             await answer(engine, child, 1)
-            assert await told(engine, child, "recall") == "kept: apple pear"
+            assert await run_turn(engine, child, "recall") == "kept: apple pear"
         with anyio.fail_after(30):
             while list(workspace(yard, id).snapshots.iterdir()):  # noqa: ASYNC110
                 await anyio.sleep(0.05)
@@ -331,7 +331,7 @@ async def test_the_next_daemon_starts_journaled_children(yard: Yard, repo: Path)
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB; mounting needs root."""
+    """Yield a file system of 4 MiB; mounting needs root."""
     place = tmp_path / "small"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]).returncode:
@@ -343,7 +343,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 async def test_a_full_disk_fails_the_snapshot_and_not_the_session(yard: Yard, repo: Path, small: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "run head -c 8M /dev/urandom > large")
+        await run_turn(engine, id, "run head -c 8M /dev/urandom > large")
         workspace(yard, id).snapshots.symlink_to(small)
         with pytest.raises(NoSpace, match="no space to copy"):
             await engine.snapshots.take(id)
@@ -352,8 +352,8 @@ async def test_a_full_disk_fails_the_snapshot_and_not_the_session(yard: Yard, re
         with pytest.raises(NoSpace):
             await engine.forks.fork(id, ForkRequest())
         assert len(await engine.sessions.views(over=True)) == 1
-        await told(engine, id, "remember apple")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await run_turn(engine, id, "remember apple")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
@@ -362,14 +362,14 @@ async def test_links_made_by_a_guest_are_not_followed(yard: Yard, repo: Path, tm
     secret.write_text("of the host")
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, f"run ln -s {secret} link; ln -s {tmp_path} /session/state/up")
+        await run_turn(engine, id, f"run ln -s {secret} link; ln -s {tmp_path} /session/state/up")
         await engine.snapshots.take(id, "planted")
         (child,) = (await engine.forks.fork(id, ForkRequest(snapshot="planted"))).children
-        await until(engine, child, lambda view: view.status == "running")
+        await wait_until(engine, child, lambda view: view.status == "running")
         assert (workspace(yard, child).shared / "repo" / "link").is_symlink()
         await engine.rewinds.rewind(id, "planted")
-        await until(engine, id, lambda view: view.status == "running")
-        await told(engine, child, "run cat link > got; true")
+        await wait_until(engine, id, lambda view: view.status == "running")
+        await run_turn(engine, child, "run cat link > got; true")
         assert (workspace(yard, child).shared / "repo" / "got").read_text() == ""
         assert secret.read_text() == "of the host"
         for one in (id, child):
@@ -379,10 +379,10 @@ async def test_links_made_by_a_guest_are_not_followed(yard: Yard, repo: Path, tm
 async def test_turn_snapshots_share_unchanged_files(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
-        await told(engine, id, "run head -c 4M /dev/urandom > large")
-        await anyio.sleep(2.1)  # what was changed a moment ago is not taken for known
-        await told(engine, id, "run echo small > small")
-        await told(engine, id, "recall")
+        await run_turn(engine, id, "run head -c 4M /dev/urandom > large")
+        await anyio.sleep(2.1)  # files that changed a moment ago do not count as unchanged
+        await run_turn(engine, id, "run echo small > small")
+        await run_turn(engine, id, "recall")
         with anyio.fail_after(30):
             while len(taken := await events(engine, id, "snapshot.taken")) < 3:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
@@ -397,10 +397,10 @@ async def test_the_latest_turn_snapshots_and_all_requested_ones_are_kept(yard: Y
     settings = replace(yard.settings.engine, turn_snapshots=2)
     async with Yard(yard.home, replace(yard.settings, engine=settings), {}).open() as engine:
         id = await spawned(engine, repo, snapshots="turns")
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         await engine.snapshots.take(id, "mine")
         for word in ("pear", "plum", "fig"):
-            await told(engine, id, f"remember {word}")
+            await run_turn(engine, id, f"remember {word}")
         with anyio.fail_after(30):
             while len(await events(engine, id, "snapshot.removed")) < 2:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
@@ -408,26 +408,26 @@ async def test_the_latest_turn_snapshots_and_all_requested_ones_are_kept(yard: Y
                 await anyio.sleep(0.05)
         assert [one.name for one in await engine.snapshots.list(id)] == ["mine", "turn-3", "turn-4"]
         await engine.rewinds.rewind(id, "turn-3")
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple pear plum"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple pear plum"
         await engine.sessions.stop(id)
 
 
 async def test_a_file_whose_name_is_no_text_is_in_snapshots_and_forks(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, r"run echo odd > $(printf '\377')")
+        await run_turn(engine, id, r"run echo odd > $(printf '\377')")
         here = workspace(yard, id)
         odd = os.fsdecode(b"\xff")
         changed = (here.shared / "repo" / odd).stat().st_ctime
-        await anyio.sleep(max(0.0, changed + 2.1 - time.time()))  # what was changed a moment ago has no mark
+        await anyio.sleep(max(0.0, changed + 2.1 - time.time()))  # files that changed a moment ago have no mark
         first, second = [await engine.snapshots.take(id, name) for name in ("one", "two")]
         assert [snapshot.name for snapshot in await engine.snapshots.list(id)] == ["one", "two"]
         files = [snapshot_files.files_of(here, point.row.id) / "repo" / odd for point in (first, second)]
         assert files[0].read_text() == "odd\n"
         assert files[1].samefile(files[0])
         (child,) = (await engine.forks.fork(id, ForkRequest())).children
-        await until(engine, child, lambda view: view.status == "running")
+        await wait_until(engine, child, lambda view: view.status == "running")
         assert (workspace(yard, child).shared / "repo" / odd).read_text() == "odd\n"
         for one in (id, child):
             await engine.sessions.stop(one)
@@ -436,7 +436,7 @@ async def test_a_file_whose_name_is_no_text_is_in_snapshots_and_forks(yard: Yard
 async def test_records_of_an_earlier_version_find_unchanged_files(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "run head -c 4M /dev/urandom > large")
+        await run_turn(engine, id, "run head -c 4M /dev/urandom > large")
         here = workspace(yard, id)
         changed = (here.shared / "repo" / "large").stat().st_ctime
         await anyio.sleep(max(0.0, changed + 2.1 - time.time()))
@@ -462,20 +462,20 @@ async def test_an_unexpected_error_of_a_turn_snapshot_becomes_a_notice(yard: Yar
         snapshots = _Untakable(engine.snapshots._r, engine.sessions, engine.snapshots._group)
         TurnSnapshots(engine.snapshots._r, engine.sessions, snapshots, engine.snapshots._group)
         id = await spawned(engine, repo, snapshots="turns")
-        assert await told(engine, id, "remember apple") == "done: remember apple"
+        assert await run_turn(engine, id, "remember apple") == "done: remember apple"
         with anyio.fail_after(30):
             while not (notices := await events(engine, id, "notice")):  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         assert isinstance(notices[0].body, Notice)
         assert notices[0].body.message.endswith("the end of the turn: ValueError: nobody thought of this")
-        assert await told(engine, id, "recall") == "kept: apple"
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
 async def test_the_journal_of_a_fork_is_complete(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         point = await engine.snapshots.take(id, "early")
         (child,) = (await engine.forks.fork(id, ForkRequest(snapshot="early"))).children
         (born,) = await events(engine, child, "session.forked")
@@ -486,12 +486,12 @@ async def test_the_journal_of_a_fork_is_complete(yard: Yard, repo: Path) -> None
         assert isinstance(born.body, SessionForked)
         assert born.body.feed_offset == feed.stat().st_size
         assert born.body.conversation == taken.body.conversation != ""
-        await until(engine, child, lambda view: view.status == "running")
+        await wait_until(engine, child, lambda view: view.status == "running")
         for one in (id, child):
             await engine.sessions.stop(one)
 
 
-# --- what a directory says of itself ---------------------------------------------------------------------------------
+# --- a session's directory -------------------------------------------------------------------------------------------
 
 
 async def test_meta_json_follows_the_journal(yard: Yard, repo: Path) -> None:
@@ -543,7 +543,7 @@ async def test_an_incomplete_session_directory_is_reported(
 ) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "run echo pear > fruit.txt")
+        await run_turn(engine, id, "run echo pear > fruit.txt")
         await engine.sessions.stop(id)
         before = (await engine.source(id)).head
         where = workspace(yard, id).root / missing
@@ -555,8 +555,8 @@ async def test_an_incomplete_session_directory_is_reported(
         assert not (tmp_path / "it.tar").exists()
         (workspace(yard, id).root / "elsewhere").rename(where)
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: "
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: "
         await engine.sessions.stop(id)
         assert (await engine.source(id)).head == before
 
@@ -565,8 +565,8 @@ async def test_missing_commits_are_reported_by_each_verb_that_needs_them(
     yard: Yard, repo: Path, tmp_path: Path
 ) -> None:
     async with yard.open() as engine:
-        id = await at_early(engine, repo)
-        await told(engine, id, "run echo pear > fruit.txt")
+        id = await spawned_with_snapshot(engine, repo)
+        await run_turn(engine, id, "run echo pear > fruit.txt")
         await engine.sessions.stop(id)
         objects = workspace(yard, id).origin / "objects"
         shutil.rmtree(objects)
@@ -588,11 +588,11 @@ async def test_missing_commits_are_reported_by_each_verb_that_needs_them(
 async def test_an_invalid_meta_json_does_not_end_a_running_session(yard: Yard, repo: Path, text: str) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         await anyio.sleep(0.2)
     workspace(yard, id).meta_file.write_text(text)
     async with yard.open() as engine:
-        assert await told(engine, id, "recall") == "kept: apple"
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         assert len(await events(engine, id, "machine.booting")) == 1
         await engine.sessions.stop(id)
 
@@ -613,7 +613,7 @@ async def test_an_unreadable_meta_json_is_reported(yard: Yard, repo: Path) -> No
 async def test_a_directory_of_version_1_is_upgraded_and_keeps_its_key(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         await engine.sessions.stop(id)
         await anyio.sleep(0.2)
     here = workspace(yard, id)
@@ -630,10 +630,10 @@ async def test_a_directory_of_version_1_is_upgraded_and_keeps_its_key(yard: Yard
     here.meta_file.write_text(json.dumps(old))
     async with yard.open() as engine:
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         assert here.keys().placeholder == "hv-k"
         assert "hv-k" not in here.meta_file.read_text()
-        assert await told(engine, id, "recall") == "kept: apple"
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 

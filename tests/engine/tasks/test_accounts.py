@@ -13,7 +13,7 @@ from hiveyard.engine.tasks.request import TaskRequest
 from hiveyard.kit.files import write_atomic
 from tests.door.upstream import upstream, whole
 from tests.engine.conftest import Yard, asked, done
-from tests.engine.yards import spawned, until
+from tests.engine.yards import spawned, wait_until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +73,7 @@ async def test_a_session_whose_account_is_missing_resumes_when_it_is_back(yard: 
         assert (await engine.sessions.view(id)).status == "stopped"
         write_keys(yard)
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
 
 
 def replace_agent(request: TaskRequest, agent: str) -> TaskRequest:

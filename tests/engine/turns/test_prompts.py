@@ -9,7 +9,7 @@ import pytest
 
 from hiveyard.core.events import TurnEnded
 from tests.engine.conftest import Yard
-from tests.engine.yards import answer, events, spawned, told, until
+from tests.engine.yards import answer, events, run_turn, spawned, wait_until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ async def test_a_lost_prompt_fails_only_its_own_turn(yard: Yard, repo: Path) -> 
         (prompts / "2.txt").unlink()
         with (prompts / "4.txt").open("ab") as file:
             file.truncate(1 << 30)
-        await until(engine, id, lambda view: view.activity == "thinking")
+        await wait_until(engine, id, lambda view: view.activity == "thinking")
         await engine.sessions.interrupt(id)
         with anyio.fail_after(60):
             for turn in (2, 3, 4):
@@ -41,5 +41,5 @@ async def test_a_lost_prompt_fails_only_its_own_turn(yard: Yard, repo: Path) -> 
             assert (failed.outcome, failed.failure.code) == ("failed", "session.damaged")
             assert failed.failure.message.startswith(f"the prompt of turn {turn} is lost: ")
             assert why in failed.failure.message
-        assert await told(engine, id, "recall") == "kept: plum"
+        assert await run_turn(engine, id, "recall") == "kept: plum"
         await engine.sessions.stop(id)

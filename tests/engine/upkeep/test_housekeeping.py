@@ -1,4 +1,4 @@
-"""What things cost on disk, and that only what nothing needs is freed."""
+"""Disk usage, and freeing only items that nothing needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hiveyard.engine.engine import Engine
 from hiveyard.engine.snapshots.fork import ForkRequest
 from hiveyard.store import shrinking
 from tests.engine.conftest import Yard
-from tests.engine.yards import spawned, told, until
+from tests.engine.yards import run_turn, spawned, wait_until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ def puppet() -> None:
 
 
 def old(path: Path) -> Path:
-    """Something that was made hours ago; only its change time cannot be set back, so the clock is asked for less."""
+    """Make a path look hours old. Its change time cannot be set back, so the tests lower the limit."""
     path.mkdir(parents=True)
     (path / "data").write_bytes(os.urandom(1 << 20))
     os.utime(path, (time.time() - AGES, time.time() - AGES))
@@ -37,7 +37,7 @@ def old(path: Path) -> Path:
 
 
 def image(yard: Yard, id: str, name: str, at: float) -> Path:
-    """An image that was built, as it lies in the cache."""
+    """Create a built image in the cache."""
     place = yard.paths.cache / "images" / id
     place.mkdir(parents=True)
     (place / "rootfs.tar").write_bytes(os.urandom(2 << 20))
@@ -64,8 +64,8 @@ async def sizes(engine: Engine) -> dict[str, int]:
 async def test_disk_usage_lists_sessions_snapshots_and_images(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "run head -c 4M /dev/urandom > large; truncate -s 64M hole")
-        await anyio.sleep(2.1)  # what was changed a moment ago is not taken for known
+        await run_turn(engine, id, "run head -c 4M /dev/urandom > large; truncate -s 64M hole")
+        await anyio.sleep(2.1)  # files that changed a moment ago do not count as unchanged
         await engine.snapshots.take(id, "one")
         await engine.snapshots.take(id, "two")
         found = await sizes(engine)
@@ -81,7 +81,7 @@ async def test_disk_usage_lists_sessions_snapshots_and_images(yard: Yard, repo: 
 async def test_the_database_is_listed_and_its_free_pages_are_released(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shrinking, "SMALL", 0)  # else it shrinks when it is opened
+    monkeypatch.setattr(shrinking, "SMALL", 0)  # otherwise it shrinks when it is opened
     database = yard.paths.database
     database.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(database, isolation_level=None)) as conn:
@@ -133,7 +133,7 @@ async def test_only_unneeded_items_are_freed(yard: Yard, repo: Path, monkeypatch
         done = await engine.housekeeping.prune(all=True)
         assert done.failed == []
         assert [path for path in before if path.exists()] == [needed]
-        await told(engine, id, "remember apple")  # the session was not disturbed
+        await run_turn(engine, id, "remember apple")  # the session was not disturbed
         await engine.sessions.stop(id)
 
 
@@ -180,10 +180,10 @@ async def test_twenty_sessions_share_their_repositorys_history(yard: Yard, repo:
         one = (await sizes(engine))["session"]
         children = (await engine.forks.fork(id, ForkRequest(count=19))).children
         for child in children:
-            await until(engine, child, lambda view: view.status == "running")
+            await wait_until(engine, child, lambda view: view.status == "running")
         found = await sizes(engine)
         work = one - _objects(yard, id)
-        # The history is shared; the files of each are its own where the file system cannot share blocks.
+        # The history is shared. Each session has its own files where the file system cannot share blocks.
         assert found["session"] <= 3 * one + 19 * work
         for session in (id, *children):
             await engine.sessions.stop(session)

@@ -9,7 +9,7 @@ import pytest
 
 from hiveyard.engine.engine import Engine
 from tests.engine.conftest import Yard
-from tests.engine.yards import events, spawned, told
+from tests.engine.yards import events, run_turn, spawned
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ async def brought_out(engine: Engine, yard: Yard, id: str) -> int:
 async def test_concurrent_collects_all_get_the_complete_work(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, MORE)
+        await run_turn(engine, id, MORE)
         async with anyio.create_task_group() as group:
             for _ in range(4):
                 group.start_soon(engine.sessions.collect, id)
@@ -48,7 +48,7 @@ async def test_a_session_that_is_stopped_during_a_collect_keeps_its_work(yard: Y
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         for size in (12_000_000, 24_000_000):
-            await told(engine, id, MORE)
+            await run_turn(engine, id, MORE)
             async with anyio.create_task_group() as group:
                 for _ in range(2):
                     group.start_soon(engine.sessions.collect, id)
@@ -64,11 +64,11 @@ async def test_a_session_that_is_stopped_during_a_collect_keeps_its_work(yard: Y
 async def test_a_reader_keeps_the_old_bundle_while_a_new_one_is_collected(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, MORE)
+        await run_turn(engine, id, MORE)
         await engine.sessions.collect(id)
         result = yard.paths.sessions / id / "result"
         with (result / "work.bundle").open("rb") as reader:
-            await told(engine, id, MORE)
+            await run_turn(engine, id, MORE)
             await engine.sessions.collect(id)
             assert len(reader.read()) < 13_000_000
         assert (result / "work.bundle").stat().st_size > 23_000_000

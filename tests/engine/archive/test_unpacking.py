@@ -1,4 +1,4 @@
-"""What stands where an archive is unpacked, when the archive does not come to its end."""
+"""Unpack archives: incomplete copies, sparse files, and modes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_complete_copy_replaces_a_file_or_a_link(tmp_path: Path) -> None:
 
 
 def with_holes(said: str, size: object, data: bytes = b"") -> bytes:
-    """An archive of one file with holes, of which `said` tells where its bytes stand."""
+    """Return an archive of one sparse file whose map is `said`."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         member = tarfile.TarInfo("GNUSparseFile.0/it")

@@ -1,4 +1,4 @@
-"""Directories within each other by the thousand, as a guest can make them: nothing that meets them breaks off."""
+"""Directories nested thousands deep, as a guest can make them: no operation on them fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands and files that go into a session and come out of one: all of it, or the person is told."""
+"""`hv exec` and `hv cp`: data arrives completely, or an error is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guests that hold back what a session's end waits for: it comes to its end all the same."""
+"""Guests that block the end of a session: it ends all the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hiveyard.core.errors import DiskReserve
 from hiveyard.core.events import Notice
 from hiveyard.engine.engine import Engine
 from tests.engine.conftest import Yard
-from tests.engine.yards import events, spawned, told, until
+from tests.engine.yards import events, run_turn, spawned, wait_until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -24,9 +24,9 @@ def puppet() -> None:
 
 
 async def unheard(engine: Engine, yard: Yard, repo: Path) -> str:
-    """A session whose guest has stopped the program by which it is heard."""
+    """Return a session whose guest has stopped the program that reports its output."""
     id = await spawned(engine, repo)
-    await told(engine, id, "run echo two > a.txt")
+    await run_turn(engine, id, "run echo two > a.txt")
     await engine.sessions.send(id, "run pkill -STOP tail; touch /session/held")
     with anyio.fail_after(60):
         while not (yard.paths.sessions / id / "shared" / "held").exists():  # noqa: ASYNC110
@@ -70,13 +70,13 @@ async def test_a_guest_that_blocks_collecting_does_not_block_the_stop(yard: Yard
         filters = (
             "git config filter.slow.clean 'touch /session/held; sleep 100000'; echo '* filter=slow' >.gitattributes"
         )
-        await told(engine, id, f"run {filters}; echo two > a.txt")
+        await run_turn(engine, id, f"run {filters}; echo two > a.txt")
         if program:
             await engine.sessions.send(id, program)
             with anyio.fail_after(60):
                 while not (yard.paths.sessions / id / "shared" / "held").exists():  # noqa: ASYNC110
                     await anyio.sleep(0.05)
-            await until(engine, id, lambda view: view.status == "running")
+            await wait_until(engine, id, lambda view: view.status == "running")
         with anyio.fail_after(60):
             await engine.sessions.stop(id)
         await no_machine(engine, id)

@@ -1,4 +1,4 @@
-"""The main job for a person without rights: their own daemon, their own machines, their own images."""
+"""The main job for an unprivileged user with their own daemon, machines and images."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_unprivileged_user_builds_and_uses_an_image(commoner: Commoner) -> No
     assert report["commits"] == 1
 
 
-# What is killed would go on for ever, and say nothing.
+# A build step that would run for ever without output, until it is killed.
 ENDLESS = 'node = ""\npackages = []\nrun = ["touch /begun; sleep 3617"]\n'
 KILLED = """
 mkdir tmp; export TMPDIR=$HOME/tmp
@@ -71,7 +71,7 @@ begun() { ls -d tmp/*/mmdebstrap.*/begun; } >/dev/null 2>&1
 "$python" -m hiveyard.cli.main image build endless.toml >&2 & asker=$!
 until begun || ! kill -0 $asker; do sleep 0.1; done
 begun || exit 3
-kill -STOP $asker  # or it would start the next daemon
+kill -STOP $asker  # otherwise it would start the next daemon
 kill -9 $(hv version --json | py -c 'import json, sys; print(json.load(sys.stdin)["daemon"]["pid"])')
 kill -9 $asker; wait
 """
@@ -90,7 +90,7 @@ def test_files_of_an_unprivileged_users_killed_build_are_removed_by_the_next(com
     while left := _of_builds(temporary):
         assert time.monotonic() < end, left
         time.sleep(0.1)
-    # Another temporary directory: where the killed one worked is known from what it wrote down.
+    # With another temporary directory: the killed build recorded the one that it used.
     said = commoner.run("mkdir other; export TMPDIR=$HOME/other; hv image build broken.toml >&2", timeout=600).stderr
     assert "no-such-package" in said
     assert list(temporary.iterdir()) == [], said
@@ -98,7 +98,7 @@ def test_files_of_an_unprivileged_users_killed_build_are_removed_by_the_next(com
 
 
 def _of_builds(temporary: Path) -> list[str]:
-    """Command lines of processes that work there, whoever they belong to."""
+    """Return the command lines of all users' processes that work in a directory."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A yard whose machines are namespaces that are taken for machines with live snapshots."""
+"""A provider whose machines are namespaces, but which claims to have live snapshots."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hiveyard.machines.bubblewrap import BubblewrapProvider
 from tests.engine.conftest import Yard
 
 
-class Remembering(BubblewrapProvider):
-    """It keeps no memory: what makes its snapshots live is that nothing begins at one that is gone. `gate` is open, or
-    nobody begins at one yet; `removing` is set when one is removed. `booted` is what was asked for, in order.
-    With `full` nothing new can be made, with `secretive` no machine's memory can be had. It knows what the one `before`
-    it knew."""
+class FakeLiveSnapshots(BubblewrapProvider):
+    """A provider whose snapshots contain no memory. They count as live because no machine starts from a removed one.
+    Machines start from snapshots only while `gate` is open; `removing` is set when a snapshot is removed. `booted`
+    lists the requested machines in order. With `full` no template can be created, with `secretive` no memory can be
+    saved. It knows the snapshots and machines of the provider `before` it."""
 
-    def __init__(self, yard: Yard, *, full: bool = False, before: Remembering | None = None) -> None:
+    def __init__(self, yard: Yard, *, full: bool = False, before: FakeLiveSnapshots | None = None) -> None:
         here = yard.paths
         super().__init__(here.machines / "bubblewrap", here.cache / "bubblewrap", yard.settings.bubblewrap)
         self.full = full
@@ -77,8 +77,8 @@ class Remembering(BubblewrapProvider):
 
 
 @asynccontextmanager
-async def at_work(yard: Yard, provider: Provider) -> AsyncIterator[Engine]:
-    """The yard's engine with this provider in the place of the one of its name."""
+async def engine_with(yard: Yard, provider: Provider) -> AsyncIterator[Engine]:
+    """Run the yard's engine with this provider in place of the one with the same name."""
     async with resources(yard.paths, yard.settings, yard.environment) as parts:
         cast(MutableMapping[str, Provider], parts.providers)[provider.name] = provider
         async with running(parts) as engine:

@@ -1,4 +1,4 @@
-"""Leaving a session and coming back: detached, after kill -9 of everything, and many at once."""
+"""Detach from a session and attach again, also after kill -9 of everything, and many sessions at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MANY = 8
 
 
 def crash(stage: Stage, id: str) -> None:
-    """Kill all that runs in a session's machine: whoever has its directory for /session."""
+    """Kill every process in a session's machine: those that have its directory as /session."""
     shared = f"{stage.home}/data/sessions/{id}/shared"
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -140,7 +140,7 @@ def test_eight_at_once(everywhere: Stage, repo: Path) -> None:
         return stage.spawn(repo, *words, timeout=patience)
 
     def each(*words: str) -> list[str]:
-        """What `hv` said about each of them, all asked at once."""
+        """Run `hv` for each session at once; return the outputs."""
         done = list(pool.map(lambda id: stage(words[0], id, *words[1:], timeout=patience), ids))
         assert all(one.returncode == 0 for one in done), done
         return [one.stdout.splitlines()[-1] for one in done]

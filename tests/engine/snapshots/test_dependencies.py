@@ -1,4 +1,4 @@
-"""What a session stands on is looked at before it is let go of, and a turn's snapshot is not lost with a daemon."""
+"""Snapshots and images that sessions depend on, and turn snapshots that a killed daemon did not take."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hiveyard.core.errors import NoSuchSnapshot, SessionInUse
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from tests.engine.conftest import Yard
-from tests.engine.sessions.remembering import Remembering, at_work
-from tests.engine.yards import at_early, events, spawned, told, until
+from tests.engine.sessions.fake_live_snapshots import FakeLiveSnapshots, engine_with
+from tests.engine.yards import events, run_turn, spawned, spawned_with_snapshot, wait_until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -24,36 +24,36 @@ def puppet() -> None:
 
 
 async def test_a_rewind_to_an_unusable_snapshot_leaves_the_session_unchanged(yard: Yard, repo: Path) -> None:
-    provider = Remembering(yard)
-    async with at_work(yard, provider) as engine:
-        id = await at_early(engine, repo)
-        await told(engine, id, "run echo late > late; echo $$ > pid")
+    provider = FakeLiveSnapshots(yard)
+    async with engine_with(yard, provider) as engine:
+        id = await spawned_with_snapshot(engine, repo)
+        await run_turn(engine, id, "run echo late > late; echo $$ > pid")
         provider.kept.clear()
         with pytest.raises(NoSuchSnapshot):
             await engine.rewinds.rewind(id, "early")
         assert (yard.paths.sessions / id / "shared" / "repo" / "late").exists()
         assert not await events(engine, id, "session.rewound")
-        assert await told(engine, id, "recall") == "kept: apple"
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
 async def test_rewinding_a_paused_session_needs_force(yard: Yard, repo: Path) -> None:
-    provider = Remembering(yard)
-    async with at_work(yard, provider) as engine:
-        id = await at_early(engine, repo)
+    provider = FakeLiveSnapshots(yard)
+    async with engine_with(yard, provider) as engine:
+        id = await spawned_with_snapshot(engine, repo)
         await engine.sessions.pause(id)
         with pytest.raises(SessionInUse, match="is paused") as refused:
             await engine.rewinds.rewind(id, "early")
         assert "hv unpause" in refused.value.hint
         await engine.rewinds.rewind(id, "early", force=True)
-        await until(engine, id, lambda view: view.status == "running" and view.activity != "paused")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running" and view.activity != "paused")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
 async def test_an_image_that_live_snapshots_need_is_not_removed(yard: Yard, repo: Path) -> None:
-    provider = Remembering(yard)
-    async with at_work(yard, provider) as engine:
+    provider = FakeLiveSnapshots(yard)
+    async with engine_with(yard, provider) as engine:
         id = await spawned(engine, repo)
         point = await engine.snapshots.take(id, "green")
         slug = (await engine.sessions.view(id)).name
@@ -68,21 +68,21 @@ async def test_the_next_daemon_takes_a_missing_turn_snapshot(yard: Yard, repo: P
     async with yard.open() as engine:
         _deaf(engine)
         id = await spawned(engine, repo, snapshots="turns")
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         assert await engine.snapshots.list(id) == []
-    for _ in range(2):  # and by the one after that no second one
+    for _ in range(2):  # the daemon after that takes no second one
         async with yard.open() as engine:
             await _taken(engine, id, 1)
             assert [one.name for one in await engine.snapshots.list(id)] == ["turn-1"]
     async with yard.open() as engine:
-        await told(engine, id, "remember pear")
+        await run_turn(engine, id, "remember pear")
         await _taken(engine, id, 2)
         assert [one.name for one in await engine.snapshots.list(id)] == ["turn-1", "turn-2"]
         await engine.sessions.stop(id)
 
 
 def _deaf(engine: Engine) -> None:
-    """The ends of turns are heard by nobody, as when the daemon dies at that moment."""
+    """Ignore the ends of turns, as if the daemon died at that moment."""
 
     def nothing(runner: SessionRunner) -> None:
         return
@@ -91,7 +91,7 @@ def _deaf(engine: Engine) -> None:
 
 
 async def _taken(engine: Engine, id: str, count: int) -> None:
-    await until(engine, id, lambda view: view.status == "running")
+    await wait_until(engine, id, lambda view: view.status == "running")
     with anyio.fail_after(30):
         while len(await events(engine, id, "snapshot.taken")) < count:  # noqa: ASYNC110
             await anyio.sleep(0.05)

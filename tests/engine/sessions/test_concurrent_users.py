@@ -1,4 +1,4 @@
-"""What several people, or scripts, do to one session at the same moment."""
+"""Several users or scripts that change one session at the same time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hiveyard.engine.engine import Engine
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.engine.snapshots.fork import ForkRequest
 from tests.engine.conftest import Yard
-from tests.engine.sessions.remembering import Remembering, at_work
-from tests.engine.yards import at_early, events, spawned, told, until
+from tests.engine.sessions.fake_live_snapshots import FakeLiveSnapshots, engine_with
+from tests.engine.yards import events, run_turn, spawned, spawned_with_snapshot, wait_until
 from tests.support.puppet import NAME, register
 
 pytestmark = pytest.mark.anyio
@@ -27,14 +27,14 @@ def puppet() -> None:
 
 
 async def kept(engine: Engine, repo: Path) -> str:
-    """A session that remembers an apple, and then a pear; `early` is a snapshot before that."""
-    id = await at_early(engine, repo)
-    await told(engine, id, "remember pear")
+    """Return a session that remembers an apple, and then a pear; `early` is a snapshot from before the pear."""
+    id = await spawned_with_snapshot(engine, repo)
+    await run_turn(engine, id, "remember pear")
     return id
 
 
 async def runs(engine: Engine, id: str) -> None:
-    view = await until(engine, id, lambda view: view.status in ("running", "stopped"))
+    view = await wait_until(engine, id, lambda view: view.status in ("running", "stopped"))
     assert view.status == "running", view
 
 
@@ -45,8 +45,8 @@ async def test_rewind_and_resume_at_once_start_one_machine(yard: Yard, repo: Pat
         async with anyio.create_task_group() as group:
             group.start_soon(engine.rewinds.rewind, id, "early")
             group.start_soon(engine.sessions.resume, id)
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         assert len(await events(engine, id, "machine.booting")) == 2
         await engine.sessions.stop(id)
         assert (await engine.sessions.view(id)).status == "stopped"
@@ -69,8 +69,8 @@ async def test_a_session_that_was_just_resumed_is_not_rewound_as_a_stopped_one(y
             group.start_soon(engine.sessions.resume, id)
             group.start_soon(rewind)
         assert refused == ["its machine is not ready yet"]
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple pear"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple pear"
         await engine.sessions.stop(id)
 
 
@@ -85,8 +85,8 @@ async def test_a_session_stopped_during_a_rewind_is_stopped(yard: Yard, repo: Pa
             await engine.sessions.stop(id)
         assert (await engine.sessions.view(id)).status == "stopped"
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
@@ -132,14 +132,14 @@ async def test_a_session_is_not_resumed_while_it_is_exported(yard: Yard, repo: P
         await engine.sessions.stop(id)
 
 
-# --- snapshots that somebody is about to use -------------------------------------------------------------------------
+# --- snapshots that are about to be used -----------------------------------------------------------------------------
 
 
 async def test_removing_a_parent_waits_for_its_children_to_start(yard: Yard, repo: Path) -> None:
-    provider = Remembering(yard)
-    async with at_work(yard, provider) as engine:
+    provider = FakeLiveSnapshots(yard)
+    async with engine_with(yard, provider) as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         provider.gate = anyio.Event()
         (child,) = (await engine.forks.fork(id, ForkRequest())).children
         async with anyio.create_task_group() as group:
@@ -148,15 +148,15 @@ async def test_removing_a_parent_waits_for_its_children_to_start(yard: Yard, rep
                 await provider.removing.wait()
             provider.gate.set()
         await runs(engine, child)
-        assert await told(engine, child, "recall") == "kept: apple"
+        assert await run_turn(engine, child, "recall") == "kept: apple"
         assert provider.kept == set()
         assert not (yard.paths.sessions / id).exists()
         await engine.sessions.stop(child)
 
 
 async def test_a_snapshot_is_either_forked_or_removed(yard: Yard, repo: Path) -> None:
-    provider = Remembering(yard)
-    async with at_work(yard, provider) as engine:
+    provider = FakeLiveSnapshots(yard)
+    async with engine_with(yard, provider) as engine:
         id = await kept(engine, repo)
         refused: list[HiveyardError] = []
         children: list[str] = []
@@ -179,7 +179,7 @@ async def test_a_snapshot_is_either_forked_or_removed(yard: Yard, repo: Path) ->
         assert len(refused) == 1
         for child in children:
             await runs(engine, child)
-            assert await told(engine, child, "recall") == "kept: apple"
+            assert await run_turn(engine, child, "recall") == "kept: apple"
         there = {path.name for path in yard.paths.sessions.iterdir()}
         assert there == {id, *children}
         for one in (id, *children):
@@ -187,8 +187,8 @@ async def test_a_snapshot_is_either_forked_or_removed(yard: Yard, repo: Path) ->
 
 
 async def test_a_snapshot_is_either_used_by_a_rewind_or_removed(yard: Yard, repo: Path) -> None:
-    provider = Remembering(yard)
-    async with at_work(yard, provider) as engine:
+    provider = FakeLiveSnapshots(yard)
+    async with engine_with(yard, provider) as engine:
         id = await kept(engine, repo)
         refused: list[HiveyardError] = []
 
@@ -210,7 +210,7 @@ async def test_a_snapshot_is_either_used_by_a_rewind_or_removed(yard: Yard, repo
         assert len(refused) == 1
         await runs(engine, id)
         said = "kept: apple" if isinstance(refused[0], MachineNotReady) else "kept: apple pear"
-        assert await told(engine, id, "recall") == said
+        assert await run_turn(engine, id, "recall") == said
         await engine.sessions.stop(id)
 
 
@@ -218,7 +218,7 @@ async def test_a_snapshot_is_either_used_by_a_rewind_or_removed(yard: Yard, repo
 
 
 async def both(*asked: Callable[[], Awaitable[object]]) -> list[NoMemory]:
-    """Ask for all of it at once; what was refused."""
+    """Make all requests at once; return the refusals."""
     refused: list[NoMemory] = []
 
     async def ask(one: Callable[[], Awaitable[object]]) -> None:
@@ -245,7 +245,7 @@ async def test_only_one_of_two_concurrent_sessions_gets_the_last_memory(yard: Ya
         assert len(refused) == 1
         (view,) = await engine.sessions.views(over=True)
         assert [path.name for path in yard.paths.sessions.iterdir()] == [view.id]
-        await until(engine, view.id, lambda view: view.status == "running")
+        await wait_until(engine, view.id, lambda view: view.status == "running")
         await engine.sessions.stop(view.id)
 
 

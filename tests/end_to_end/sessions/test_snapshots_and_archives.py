@@ -1,4 +1,4 @@
-"""Snapshots, forks, rewinds, exports and the disk, as a person types them."""
+"""Snapshots, forks, rewinds, exports and disk usage with `hv`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["repo"]
 
 
 def waited(stage: Stage, id: str, prompts: int) -> None:
-    """Until so many turns have ended, and nothing is at work."""
+    """Wait until a number of turns have ended and none is running."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
         ended = [event for event in stage.events(id) if event["body"]["type"] == "turn.ended"]
@@ -136,11 +136,11 @@ def test_a_daemon_killed_during_a_verb_leaves_the_old_or_the_new_state(stage: St
         running(stage, id)
         known = {session["id"] for session in stage.json("list", "-a")}
         asking = stage.start(*words)
-        time.sleep(after + 0.3)  # hv itself takes that long until it asks
+        time.sleep(after + 0.3)  # hv takes that long to send its request
         pid = stage.daemon_pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        asking.kill()  # it would start a daemon that does not know the puppet
+        asking.kill()  # otherwise it would start a daemon that does not know the puppet
         asking.communicate()
         stage.wake()
         running(stage, id)

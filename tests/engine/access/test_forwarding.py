@@ -1,4 +1,4 @@
-"""Ports of the host that lead to ports of a guest, on every provider."""
+"""Forward ports of the host to ports of a guest, on every provider."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PATIENCE = 60.0
 
 @asynccontextmanager
 async def opened(place: Place, scratch: Path, port: int) -> AsyncIterator[int]:
-    """A port of the host that leads to a port of the guest."""
+    """Yield a host port that leads to a port of the guest."""
     ports = HostPorts(scratch / "ports")
     held = await ports.reserve(Owner("s", "a session"))
     async with anyio.create_task_group() as group:
@@ -45,7 +45,7 @@ async def opened(place: Place, scratch: Path, port: int) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def served(guest: Guest, port: int, answer: str, *, address: str = "TCP4-LISTEN") -> AsyncIterator[None]:
-    """A server in the guest: each connection is a shell script on it."""
+    """Run a server in the guest that runs a shell script for each connection."""
     name = new_id()
     listen = f"{address}:{port},fork,reuseaddr,backlog=256"
     argv = ("socat", "-t", "1000", listen, f"SYSTEM:{answer}")
@@ -59,7 +59,7 @@ async def served(guest: Guest, port: int, answer: str, *, address: str = "TCP4-L
 
 
 async def ask(port: int, data: bytes) -> bytes:
-    """Send all of it, end, and read to the end."""
+    """Send data, end our side, and read until the end."""
     answer = b""
     async with await anyio.connect_tcp("127.0.0.1", port) as connection:
         await connection.send(data)
@@ -143,7 +143,7 @@ async def test_a_client_that_does_not_read_blocks_only_its_own_connection(
 
 
 async def test_a_client_that_still_sends_sees_the_server_end(shared: Place, guest: Guest, tmp_path: Path) -> None:
-    # Only half of a connection that has two programs can be ended alone.
+    # Only a connection with two programs can end in one direction.
     both = ("socat", "-t", "1000", "TCP4-LISTEN:8129,reuseaddr", "EXEC:echo bye!!CREATE:/tmp/heard")
     await Detached().start(guest, ProcessSpec(name="both", command=Command(argv=both)))
     with anyio.fail_after(PATIENCE):
@@ -160,7 +160,7 @@ async def test_a_client_that_still_sends_sees_the_server_end(shared: Place, gues
 
 
 class _Poor(socket.socket):
-    """A socket of a process that had no descriptor left, for a moment."""
+    """A socket of a process that has no descriptor left for a moment."""
 
     refused = 0
 

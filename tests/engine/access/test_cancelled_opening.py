@@ -1,4 +1,4 @@
-"""A way that is closed while it opens lets go of all that it has."""
+"""A port that is closed while it opens releases all its resources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def heard_by_the_loop(held: ReservedPort) -> None:
-    """Return in the moment in which the loop begins to listen."""
+    """Return as soon as the event loop listens on the socket."""
     known = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
     while held.socket.fileno() not in known:
         await anyio.lowlevel.checkpoint()

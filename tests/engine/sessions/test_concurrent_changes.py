@@ -1,4 +1,4 @@
-"""Moves that meet: a removal and a writer, a sweep and a resume, a rewind and a change of the budget."""
+"""Concurrent changes: a removal and a writer, a cleanup and a resume, a rewind and a change of the budget."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hiveyard.engine.snapshots.fork import ForkRequest
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
 from tests.engine.conftest import Yard, git
-from tests.engine.sessions.remembering import Remembering, at_work
-from tests.engine.yards import FullLedger, answer, at_early, events, spawned, told, until
+from tests.engine.sessions.fake_live_snapshots import FakeLiveSnapshots, engine_with
+from tests.engine.yards import FullDiskLog, answer, events, run_turn, spawned, spawned_with_snapshot, wait_until
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
@@ -63,11 +63,11 @@ async def test_a_prompt_that_could_not_be_journaled_is_not_sent(yard: Yard, repo
         id = await spawned(engine, repo)
         terminal_runner = await engine.sessions._terminal_runner(id)
         whole = terminal_runner.resources
-        terminal_runner.resources = replace(whole, event_log=FullLedger(whole.event_log.store, whole.event_log.clock))
+        terminal_runner.resources = replace(whole, event_log=FullDiskLog(whole.event_log.store, whole.event_log.clock))
         with pytest.raises(StoreUnusable, match="full"):
             await engine.sessions.send(id, "remember pear")
         terminal_runner.resources = whole
-        assert await told(engine, id, "remember apple") == "done: remember apple"
+        assert await run_turn(engine, id, "remember apple") == "done: remember apple"
         assert [event.turn for event in await events(engine, id) if isinstance(event.body, AgentPrompted)] == [1]
         await engine.sessions.stop(id)
 
@@ -76,7 +76,7 @@ async def test_a_queued_prompt_is_sent_after_one_typed_in_the_terminal(yard: Yar
     async with yard.open() as engine:
         id = await spawned(engine, repo)
         await engine.sessions.send(id, "wait")
-        await until(engine, id, lambda view: view.activity == "thinking")
+        await wait_until(engine, id, lambda view: view.activity == "thinking")
         terminal_runner = await engine.sessions._terminal_runner(id)
         async with engine.sessions.guest(id) as guest:
             await guest.write_atomic("/session/state/typed", b"remember pear")
@@ -91,32 +91,32 @@ async def test_a_queued_prompt_is_sent_after_one_typed_in_the_terminal(yard: Yar
             (3, "remember pear"),
             (2, "remember apple"),
         ]
-        assert await told(engine, id, "recall") == "kept: pear apple"
+        assert await run_turn(engine, id, "recall") == "kept: pear apple"
         await engine.sessions.stop(id)
 
 
 async def test_the_next_daemon_can_rewind_a_paused_session(yard: Yard, repo: Path) -> None:
-    provider = Remembering(yard)
-    async with at_work(yard, provider) as engine:
-        id = await at_early(engine, repo)
+    provider = FakeLiveSnapshots(yard)
+    async with engine_with(yard, provider) as engine:
+        id = await spawned_with_snapshot(engine, repo)
         await engine.sessions.pause(id)
-    async with at_work(yard, Remembering(yard, before=provider)) as engine:
+    async with engine_with(yard, FakeLiveSnapshots(yard, before=provider)) as engine:
         await engine.rewinds.rewind(id, "early", force=True)
-        await until(engine, id, lambda view: view.status == "running" and view.activity != "paused")
-        assert await told(engine, id, "recall") == "kept: apple"
+        await wait_until(engine, id, lambda view: view.status == "running" and view.activity != "paused")
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
 async def test_files_of_an_unrecorded_rewind_are_removed_at_the_next_start(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
         await engine.sessions.stop(id)
     (yard.paths.sessions / id / "shared.rewound" / "repo").mkdir(parents=True)
     async with yard.open() as engine:
         assert not (yard.paths.sessions / id / "shared.rewound").exists()
         await engine.sessions.resume(id)
-        assert await told(engine, id, "recall") == "kept: apple"
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
 
@@ -135,7 +135,7 @@ async def test_an_import_keeps_the_disk_reserve_free(yard: Yard, repo: Path, tmp
 async def test_a_lock_left_by_a_killed_git_does_not_block_collecting(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await told(engine, id, "run echo x > x.txt")
+        await run_turn(engine, id, "run echo x > x.txt")
         branch = (await engine.sessions.row(id)).branch
         origin = Workspace(yard.paths.sessions / id).origin
         lock = origin / f"refs/heads/{branch}.lock"
@@ -148,21 +148,21 @@ async def test_a_lock_left_by_a_killed_git_does_not_block_collecting(yard: Yard,
 async def test_a_running_agent_continues_after_its_tape_was_removed(yard: Yard, repo: Path, tmp_path: Path) -> None:
     tapes = tmp_path / "tapes"
     tapes.mkdir()
-    provider = Remembering(yard)
-    async with at_work(yard, provider) as engine:
+    provider = FakeLiveSnapshots(yard)
+    async with engine_with(yard, provider) as engine:
         id = await spawned(engine, repo, record=str(tapes / "it.tape"))
-        await told(engine, id, "remember apple")
+        await run_turn(engine, id, "remember apple")
     shutil.rmtree(tapes)
-    async with at_work(yard, again := Remembering(yard, before=provider)) as engine:
-        assert await told(engine, id, "recall") == "kept: apple"
+    async with engine_with(yard, again := FakeLiveSnapshots(yard, before=provider)) as engine:
+        assert await run_turn(engine, id, "recall") == "kept: apple"
         said = [event.body.message for event in await events(engine, id) if isinstance(event.body, Notice)]
         assert [line for line in said if "recording stops" in line] == said
         assert (len(said), again.booted) == (1, [])
         await engine.sessions.stop(id)
 
 
-class _Slow(Remembering):
-    """It has a machine of nobody, and lets machines go when the gate is open."""
+class _Slow(FakeLiveSnapshots):
+    """A provider with a leftover machine; removing machines waits until the gate is open."""
 
     async def names(self) -> set[str]:
         return {*await super().names(), "hv-aaaaaaaaaa"}
@@ -178,29 +178,29 @@ async def test_a_session_resumed_during_the_cleanup_keeps_its_door(yard: Yard, r
         await engine.sessions.stop(id)
     provider = _Slow(yard)
     provider.gate = anyio.Event()
-    async with at_work(yard, provider) as engine:
+    async with engine_with(yard, provider) as engine:
         await engine.sessions.resume(id)
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         provider.gate.set()
         await anyio.sleep(0.5)
         assert (engine._r.door_path(id) / "door.sock").exists()
-        assert await told(engine, id, "remember apple") == "done: remember apple"
+        assert await run_turn(engine, id, "remember apple") == "done: remember apple"
         await engine.sessions.stop(id)
 
 
 async def test_a_budget_shared_during_a_rewind_applies_to_the_new_door(yard: Yard, repo: Path) -> None:
     provider = _Slow(yard)
-    async with at_work(yard, provider) as engine, anyio.create_task_group() as group:
-        id = await at_early(engine, repo, budget_usd=1.0)
+    async with engine_with(yard, provider) as engine, anyio.create_task_group() as group:
+        id = await spawned_with_snapshot(engine, repo, budget_usd=1.0)
         provider.gate = anyio.Event()
         group.start_soon(engine.rewinds.rewind, id, "early")
-        await until(engine, id, lambda view: view.status != "running")
+        await wait_until(engine, id, lambda view: view.status != "running")
         group.start_soon(engine.forks.fork, id, ForkRequest(snapshot="early"))
         with anyio.fail_after(60):
             while session_request(await engine.sessions.row(id)).budget_usd == 1.0:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         provider.gate.set()
-        await until(engine, id, lambda view: view.status == "running")
+        await wait_until(engine, id, lambda view: view.status == "running")
         door = (await engine.sessions.runner(id)).door
         assert door is not None
         assert door._usage_recorder.budget.limit == pytest.approx(0.5)

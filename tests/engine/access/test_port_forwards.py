@@ -1,4 +1,4 @@
-"""All ways into one machine together: opened, kept, closed."""
+"""Open, keep and close the ports of one machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hiveyard.engine.access.port_forwards import SSH, port_forwards
 from hiveyard.engine.access.ssh_keys import SshKeys
 from hiveyard.engine.settings import PortSettings
 from tests.contract.conftest import Place
+from tests.engine.access.test_forwarding import PATIENCE, ask, served
 from tests.engine.access.test_host_ports import free
-from tests.engine.access.test_relay import PATIENCE, ask, served
 
 pytestmark = pytest.mark.anyio
 RANGE = PortSettings(first=42000, last=42100)
