@@ -18,7 +18,7 @@ from hiveyard.door.keys import Keys
 from hiveyard.door.settings import DoorSettings
 from hiveyard.kit.clock import Clock
 from hiveyard.kit.secret import Secret
-from hiveyard.machines.qemu.launch import short
+from hiveyard.machines.qemu.launch import short_path
 
 KEY = "sk-real-Zq8TestSecret/+7vXy0123456789abcdef"
 PLACEHOLDER = "hv-placeholder-Zq8TestSecret"
@@ -86,7 +86,7 @@ async def door(url: str, journal: MemoryJournal, directory: Path, **options: obj
 async def guest(opened: Door, *, key: str = PLACEHOLDER) -> AsyncIterator[httpx2.AsyncClient]:
     """Connect a client to a door, with a key."""
     headers = {"x-api-key": key, "authorization": f"Bearer {key}"}
-    with short(opened.path) as path:
+    with short_path(opened.path) as path:
         transport = httpx2.AsyncHTTPTransport(uds=path)
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://door", headers=headers, timeout=20

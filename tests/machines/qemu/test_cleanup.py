@@ -1,4 +1,4 @@
-"""What is removed from the cache, and what is not."""
+"""Which templates and disks are removed from the cache."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from hiveyard.machines.qemu.cleanup import remove_unused, stand_on, sweep, use
+from hiveyard.machines.qemu.cleanup import mark_needed, mark_used, remove_unused, sweep
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A template that nobody used for two days."""
+    """A template that was not used for two days."""
     root = tmp_path / "template"
     root.mkdir()
     (root / "memory").write_bytes(b"memory")
@@ -28,21 +28,21 @@ def _age(root: Path) -> None:
         os.utime(path, (before, before))
 
 
-def test_what_nobody_uses_is_removed(old: Path) -> None:
+def test_an_idle_template_is_removed(old: Path) -> None:
     sweep([old])
     assert not old.exists()
 
 
-def test_what_was_used_today_stays(old: Path) -> None:
-    use(old)
+def test_a_template_that_was_used_today_stays(old: Path) -> None:
+    mark_used(old)
     sweep([old])
     assert old.exists()
 
 
-def test_what_a_snapshot_stands_on_stays_as_long_as_the_snapshot_does(old: Path, tmp_path: Path) -> None:
+def test_a_template_that_a_snapshot_needs_stays_as_long_as_the_snapshot(old: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
-    stand_on({old}, snapshot)
+    mark_needed({old}, snapshot)
     _age(old)
     sweep([old])
     assert old.exists()
@@ -52,11 +52,11 @@ def test_what_a_snapshot_stands_on_stays_as_long_as_the_snapshot_does(old: Path,
     assert not old.exists()
 
 
-def test_what_is_let_go_of_today_stays_for_a_snapshot_only(old: Path, tmp_path: Path) -> None:
-    use(old)
+def test_a_template_that_is_released_today_stays_for_a_snapshot_only(old: Path, tmp_path: Path) -> None:
+    mark_used(old)
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
-    stand_on({old}, snapshot)
+    mark_needed({old}, snapshot)
     remove_unused([old])
     assert old.exists()
     snapshot.rmdir()
@@ -64,8 +64,8 @@ def test_what_is_let_go_of_today_stays_for_a_snapshot_only(old: Path, tmp_path: 
     assert not old.exists()
 
 
-def test_what_a_running_qemu_holds_stays(old: Path) -> None:
-    # All that a QEMU is known by, with a template's directory open.
+def test_a_template_that_a_running_qemu_has_open_stays(old: Path) -> None:
+    # A process that looks like a QEMU of Hiveyard, with a template's directory open.
     script = 'exec 9<"$0"; echo; read -r'
     argv = ["bash", "-c", script, str(old), "-nodefaults", "-name", "hiveyard-test:held"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:

@@ -1,6 +1,6 @@
-"""What a fork that does not come up does to the template it is of, and what is told of it.
+"""Forks that fail to start: what happens to their template, and which error is reported.
 
-QEMU is a program here that speaks QMP so far, and then fails as QEMU does.
+QEMU is replaced by a program that speaks some QMP and then fails as QEMU does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hiveyard.core.machines import Image, MachineSpec, Shape
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
 from hiveyard.machines.qemu.accelerator import Accelerator, Choice
 from hiveyard.machines.qemu.command import Engine
-from hiveyard.machines.qemu.disk import _digest_of_inside
+from hiveyard.machines.qemu.disk import _guest_files_digest
 from hiveyard.machines.qemu.host import Processor, processor
 from hiveyard.machines.qemu.launch import StateRefused
 from hiveyard.machines.qemu.snapshot import Snapshot, Snapshots
@@ -63,7 +63,7 @@ while (<$peer>) {
 
 
 class Host:
-    """A cache with one image that is prepared for a QEMU that loads no state."""
+    """A cache with one image that is prepared for a QEMU that fails to load any state."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -77,21 +77,21 @@ class Host:
         self.template = self.prepared(TCG)
 
     def _make_disk(self) -> None:
-        root = self.root / "cache" / "disks" / f"{IMAGE.id}-{SHAPE.disk_gib}g-{_digest_of_inside()}"
+        root = self.root / "cache" / "disks" / f"{IMAGE.id}-{SHAPE.disk_gib}g-{_guest_files_digest()}"
         root.mkdir(parents=True)
         for name in ("vmlinuz", "initrd", "disk.raw"):
             (root / name).touch()
         (root / "host_key.pub").write_text("key")
 
     def prepared(self, engine: Engine) -> Path:
-        """A template frozen under that engine."""
+        """Make a template that was frozen under that engine."""
         templates = Templates(self.root / "cache" / "templates")
         key = Key(IMAGE.id, "key", SHAPE, engine, "9.1.0", "")
-        fresh = templates.place(key)
+        fresh = templates.new_directory(key)
         for name in PARTS:
             (fresh / name).write_bytes(b"0" * 4096)
         group = builder(first=self.settings.uid).group
-        return templates.keep(key, fresh, host_key="key", group=group, sealed=True).root
+        return templates.publish(key, fresh, host_key="key", group=group, sealed=True).root
 
     async def boot(self) -> HiveyardError:
         provider = QemuProvider(self.root / "state", self.root / "cache", self.settings, accelerators=CANDIDATES)
@@ -115,7 +115,7 @@ def host() -> Iterator[Host]:
         yield Host(root)
 
 
-async def test_a_fork_that_fails_for_another_reason_costs_no_template(host: Host) -> None:
+async def test_a_fork_that_fails_for_another_reason_keeps_its_template(host: Host) -> None:
     (host.root / "busy").touch()
     error = await host.boot()
     assert isinstance(error, BootFailed) and not isinstance(error, StateRefused)
@@ -124,7 +124,7 @@ async def test_a_fork_that_fails_for_another_reason_costs_no_template(host: Host
     assert (host.template / "template.json").exists()
 
 
-@pytest.mark.parametrize("silent", [False, True], ids=["QEMU says that it failed", "QEMU just ends"])
+@pytest.mark.parametrize("silent", [False, True], ids=["QEMU reports the failure", "QEMU exits"])
 async def test_a_template_that_does_not_load_is_kept_until_there_is_another(
     host: Host, silent: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,18 +137,18 @@ async def test_a_template_that_does_not_load_is_kept_until_there_is_another(
     assert (host.template / "template.json").exists()
 
 
-async def test_what_was_prepared_under_emulation_is_used_until_it_is_prepared_again(host: Host) -> None:
+async def test_a_template_made_under_emulation_is_used_until_the_image_is_prepared_again(host: Host) -> None:
     stock = TemplateStock(
         host.root / "cache", QemuSettings(program=host.settings.program), User(None, None), CANDIDATES
     )
-    qemu, origin = await stock.begin(MachineSpec(image=IMAGE, shape=SHAPE))
+    qemu, origin = await stock.origin(MachineSpec(image=IMAGE, shape=SHAPE))
     assert (qemu.choice.engine, origin.frozen) == (TCG, host.template)
     marks = json.loads((host.root / "cache" / "accelerator.json").read_bytes())
     assert [found["name"] for found in marks.values()] == ["kvm"]
 
 
 @pytest.mark.parametrize("engine", [KVM, TCG], ids=["kvm", "tcg"])
-async def test_a_snapshot_goes_on_after_the_host_got_another_kernel(host: Host, engine: Engine) -> None:
+async def test_a_snapshot_can_be_used_after_the_host_got_another_kernel(host: Host, engine: Engine) -> None:
     stock = TemplateStock(
         host.root / "cache", QemuSettings(program=host.settings.program), User(None, None), CANDIDATES
     )
@@ -156,14 +156,14 @@ async def test_a_snapshot_goes_on_after_the_host_got_another_kernel(host: Host, 
     assert (await stock.qemu_of(snapshot)).choice.engine == engine
 
 
-def test_a_snapshot_under_kvm_goes_on_only_where_the_processor_can_what_it_could() -> None:
+def test_a_snapshot_taken_under_kvm_needs_a_processor_with_the_same_features() -> None:
     here = processor()
     other = Processor(here.name, (*here.flags, "quantum"))
     kvm = [Choice("kvm", KVM, ""), Choice("tcg", TCG, "")]
     for frozen, engine in ((here, KVM), (None, KVM), (other, TCG)):
         snapshot = Snapshot(Origin((), "key"), repr(engine), "9.1.0", frozen)
         assert snapshot.qemu("qemu", "9.1.0", kvm).choice.engine == engine
-    with pytest.raises(ProviderUnavailable, match="the processor here has no quantum"):
+    with pytest.raises(ProviderUnavailable, match="this host's processor has no quantum"):
         Snapshot(Origin((), "key"), repr(KVM), "9.1.0", other).qemu("qemu", "9.1.0", kvm)
 
 

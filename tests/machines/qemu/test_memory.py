@@ -1,4 +1,4 @@
-"""What a process changed in its mapping of a file, as the kernel tells it on whatever file system that is."""
+"""The pages that a process changed in its mapping of a file, as the kernel reports them on any file system."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def file(path: Path) -> memory.File:
         return memory.mapped(opened.fileno())
 
 
-def test_what_a_process_changed_in_its_own_copy_is_told(base: Path) -> None:
+def test_the_pages_that_a_process_changed_are_found(base: Path) -> None:
     words = [sys.executable, "-c", CHANGES, str(base)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdin is not None
         assert process.stdout.readline() == "changed\n"
-        told = list(memory.changes(process.pid, file(base)))
+        found = list(memory.changes(process.pid, file(base)))
         other = base.with_name("other")
         other.write_bytes(base.read_bytes())
-        with pytest.raises(CannotKeepMemory, match="is not there any more"):
+        with pytest.raises(CannotKeepMemory, match="no longer exists"):
             list(memory.changes(process.pid, file(other)))
         process.stdin.close()
-    assert told == [(3 * PAGE, b"x" * 2 * PAGE), (9 * PAGE, b"\x07" + b"a" * (PAGE - 1))]
+    assert found == [(3 * PAGE, b"x" * 2 * PAGE), (9 * PAGE, b"\x07" + b"a" * (PAGE - 1))]

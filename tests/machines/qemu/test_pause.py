@@ -1,6 +1,6 @@
-"""A machine that stood still for a moment is given the time that it missed, and nobody waits for ever for it.
+"""The clock of a machine that was paused for a moment is set, with a time limit.
 
-QEMU, what serves /session and the guest are sockets here that answer what those would.
+QEMU, the server of /session and the guest are replaced by sockets that give the same answers.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pytest
 
 from hiveyard.core.machines import MachineStatus
 from hiveyard.machines.qemu import pause
-from hiveyard.machines.qemu.record import Record, Rig, read
-from hiveyard.machines.qemu.snapshot import _Taking
+from hiveyard.machines.qemu.record import QemuDirectory, Record, read
+from hiveyard.machines.qemu.snapshot import _SnapshotWriter
 from hiveyard.machines.qemu.vm import Vm, boot_id
 from hiveyard.machines.qemu.wire import qmp
 from tests.support.leaks import searched_directory
@@ -27,20 +27,20 @@ pytestmark = pytest.mark.anyio
 
 
 class Guest:
-    """What happened, in order; `runs` is what QEMU says of it."""
+    """A guest that records what happened to it; `running` is the state that QEMU reports."""
 
-    def __init__(self, rig: Rig, *, runs: bool, answer: bytes) -> None:
-        self.rig = rig
-        self.runs = runs
+    def __init__(self, directory: QemuDirectory, *, running: bool, answer: bytes) -> None:
+        self.directory = directory
+        self.running = running
         self.answer = answer
-        self.happened: list[str] = []
+        self.steps: list[str] = []
 
     def qmp(self, line: bytes) -> bytes:
         command = json.loads(line)["execute"]
         if command in ("stop", "cont"):
-            self.runs = command == "cont"
-            self.happened.append(command)
-        status = {"status": "running" if self.runs else "paused"}
+            self.running = command == "cont"
+            self.steps.append(command)
+        status = {"status": "running" if self.running else "paused"}
         return json.dumps({"return": status}).encode() + b"\n"
 
     def session(self, line: bytes) -> bytes:
@@ -48,7 +48,7 @@ class Guest:
 
     def become(self, line: bytes) -> bytes:
         assert abs(float(line) - time.time()) < 60
-        self.happened.append("time")
+        self.steps.append("time")
         return self.answer
 
 
@@ -67,13 +67,13 @@ async def listening(path: Path, answer: Callable[[bytes], bytes], greeting: byte
 
 
 @asynccontextmanager
-async def standing(*, runs: bool, answer: bytes = b"yes\n") -> AsyncIterator[Guest]:
+async def fake_guest(*, running: bool, answer: bytes = b"yes\n") -> AsyncIterator[Guest]:
     with searched_directory() as root:
-        guest = Guest(Rig(root), runs=runs, answer=answer)
+        guest = Guest(QemuDirectory(root), running=running, answer=answer)
         async with (
-            listening(guest.rig.qmp, guest.qmp, b'{"QMP": {}}\n'),
-            listening(guest.rig.session, guest.session),
-            listening(guest.rig.become, guest.become),
+            listening(guest.directory.qmp, guest.qmp, b'{"QMP": {}}\n'),
+            listening(guest.directory.session, guest.session),
+            listening(guest.directory.become, guest.become),
         ):
             yield guest
 
@@ -82,40 +82,39 @@ def record(halted: Vm | None = None) -> Record:
     return Record(name="m", image="i", status=MachineStatus.READY, created_at=0.0, halted=halted)
 
 
-async def test_one_whose_halter_was_killed_goes_on_with_the_time() -> None:
-    async with standing(runs=False) as guest:
-        mended = await pause.mended(record(Vm(1 << 30, 0, boot_id())), guest.rig)
-        assert guest.happened == ["cont", "time"]
-        assert mended.halted is None
+async def test_a_machine_whose_pausing_process_was_killed_is_resumed_and_its_clock_is_set() -> None:
+    async with fake_guest(running=False) as guest:
+        resumed = await pause.resume_if_abandoned(record(Vm(1 << 30, 0, boot_id())), guest.directory)
+        assert guest.steps == ["cont", "time"]
+        assert resumed.halted is None
 
 
-async def _held(guest: Guest) -> _Taking:
-    taking = _Taking(record(), guest.rig, guest.rig.root, guest.rig.root, None, None)
-    async with qmp(guest.rig.qmp) as wire, taking._still(wire):
-        guest.happened.append("taken")
-    return taking
+async def _paused(guest: Guest) -> None:
+    writer = _SnapshotWriter(record(), guest.directory, guest.directory.root, guest.directory.root, None, None)
+    async with qmp(guest.directory.qmp) as wire, writer._paused(wire):
+        guest.steps.append("taken")
 
 
-async def test_one_that_stood_still_for_a_snapshot_is_given_the_time_when_it_runs() -> None:
-    async with standing(runs=True) as guest:
-        await _held(guest)
-        assert guest.happened == ["stop", "taken", "cont", "time"]
+async def test_the_clock_of_a_running_machine_is_set_after_its_snapshot() -> None:
+    async with fake_guest(running=True) as guest:
+        await _paused(guest)
+        assert guest.steps == ["stop", "taken", "cont", "time"]
 
 
-async def test_one_that_was_paused_before_its_snapshot_is_given_the_time_when_it_goes_on() -> None:
-    async with standing(runs=False) as guest:
-        await _held(guest)
-        assert guest.happened == ["taken"]
+async def test_a_machine_that_was_paused_before_its_snapshot_stays_paused() -> None:
+    async with fake_guest(running=False) as guest:
+        await _paused(guest)
+        assert guest.steps == ["taken"]
 
 
 @pytest.mark.parametrize("answer", [b"", b"no: the clock\n", b"x" * 5000], ids=["silent", "unable", "endless"])
-async def test_a_guest_that_does_not_take_the_time_fails_no_snapshot(
+async def test_a_guest_that_does_not_set_its_clock_does_not_fail_the_snapshot(
     answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pause, "_TICK", 0.2)
-    async with standing(runs=True, answer=answer) as guest:
+    monkeypatch.setattr(pause, "_SET_CLOCK_TIMEOUT", 0.2)
+    async with fake_guest(running=True, answer=answer) as guest:
         with anyio.fail_after(30):
-            await _held(guest)
-        assert guest.happened == ["stop", "taken", "cont", "time"]
-        found = read(guest.rig.record)
+            await _paused(guest)
+        assert guest.steps == ["stop", "taken", "cont", "time"]
+        found = read(guest.directory.record)
         assert found is not None and found.halted is None

@@ -1,19 +1,19 @@
-"""A guest that is told the time and says nothing."""
+"""A guest that does not answer when its clock is set."""
 
 from __future__ import annotations
 
 import anyio
 import pytest
 
-from hiveyard.machines.qemu.personalize import tick
+from hiveyard.machines.qemu.personalize import set_time
 from tests.support.leaks import searched_directory
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_guest_that_does_not_take_the_time_is_not_waited_for_for_ever() -> None:
+async def test_setting_the_clock_of_a_silent_guest_times_out() -> None:
     with searched_directory() as place:
         async with await anyio.create_unix_listener(place / "become"):
             with anyio.fail_after(30), pytest.raises(TimeoutError):
-                await tick(place / "become", "m", within=0.1)
-                raise AssertionError("it was taken")
+                await set_time(place / "become", "m", within=0.1)
+                raise AssertionError("the guest answered")

@@ -1,4 +1,4 @@
-"""What the qemu provider says about a host, and how it finds out."""
+"""How the qemu provider checks a host and chooses its accelerator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.vm import vm_image
 pytestmark = pytest.mark.anyio
 
 TCG = Accelerator(name="tcg", engine=Engine("tcg", "max"), hardware=False)
-# Opens, takes a machine, and never runs it: as some hosts' /dev/kvm does.
+# It opens and accepts a machine, but never runs it, as /dev/kvm does on some hosts.
 LIAR = Accelerator(name="kvm", engine=Engine("tcg,thread=single", "max,-lm"), device="/dev/null", hardware=False)
 
 
@@ -36,10 +36,10 @@ async def kernel() -> Path:
     return disk.kernel
 
 
-def accelerators(known: Path, *candidates: Accelerator, wanted: str = "auto", timeout: float = 60.0) -> Accelerators:
+def accelerators(known: Path, *candidates: Accelerator, requested: str = "auto", timeout: float = 60.0) -> Accelerators:
     return Accelerators(
         candidates,
-        wanted=wanted,
+        requested=requested,
         program="qemu-system-x86_64",
         timeout=timeout,
         user=builder(first=QemuSettings().uid),
@@ -48,7 +48,7 @@ def accelerators(known: Path, *candidates: Accelerator, wanted: str = "auto", ti
 
 
 @pytest.mark.real
-async def test_an_accelerator_that_starts_no_kernel_is_passed_over_and_the_reason_told(tmp_path: Path) -> None:
+async def test_an_accelerator_that_boots_no_kernel_is_skipped_and_the_reason_is_reported(tmp_path: Path) -> None:
     trials = accelerators(tmp_path / "known.json", LIAR, TCG)
     choice = await trials.choose(await kernel(), "7.2.0")
     assert choice.name == "tcg"
@@ -58,7 +58,7 @@ async def test_an_accelerator_that_starts_no_kernel_is_passed_over_and_the_reaso
 
 
 @pytest.mark.real
-async def test_what_was_found_out_counts_until_another_accelerator_may_be_used(tmp_path: Path) -> None:
+async def test_a_result_is_kept_until_another_accelerator_is_available(tmp_path: Path) -> None:
     device = tmp_path / "kvm"
     trials = accelerators(tmp_path / "known.json", replace(LIAR, device=str(device)), TCG)
     choice = await trials.choose(await kernel(), "7.2.0")
@@ -68,9 +68,9 @@ async def test_what_was_found_out_counts_until_another_accelerator_may_be_used(t
 
 
 @pytest.mark.real
-async def test_an_accelerator_has_only_so_long(tmp_path: Path) -> None:
+async def test_a_trial_has_a_time_limit(tmp_path: Path) -> None:
     trials = accelerators(tmp_path / "known.json", TCG, timeout=0.05)
-    with pytest.raises(NoAccelerator, match="no kernel came up under it within 0s"):
+    with pytest.raises(NoAccelerator, match="no kernel booted under it within 0s"):
         await trials.choose(await kernel(), "7.2.0")
     assert not (tmp_path / "known.json").exists()
 
@@ -78,10 +78,10 @@ async def test_an_accelerator_has_only_so_long(tmp_path: Path) -> None:
 async def test_an_accelerator_whose_device_is_absent_is_not_tried(tmp_path: Path) -> None:
     absent = Accelerator(name="kvm", engine=Engine("kvm", "host"), device=str(tmp_path / "kvm"))
     with pytest.raises(NoAccelerator, match=f"kvm: no {tmp_path}/kvm"):
-        await accelerators(tmp_path / "known.json", absent, TCG, wanted="kvm").choose(tmp_path / "none", "7.2.0")
+        await accelerators(tmp_path / "known.json", absent, TCG, requested="kvm").choose(tmp_path / "none", "7.2.0")
 
 
-# Boots nothing: says what QEMU says when another hypervisor has the processor, and when a kernel missed its root.
+# Boots nothing. It prints what QEMU prints when another hypervisor uses the processor, and when a kernel has no root.
 BUSY = """#!/bin/sh
 case "$*" in
 *"-accel kvm"*) [ -e {busy} ] && {{ echo "ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy" >&2; exit 1; }} ;;
@@ -91,7 +91,7 @@ echo "Unable to mount root fs"
 """
 
 
-def busy_host(place: Path, again: float) -> Accelerators:
+def busy_host(place: Path, retry_after: float) -> Accelerators:
     program = place / "qemu"
     program.write_text(BUSY.format(busy=place / "busy", slow=place / "slow"))
     program.chmod(0o755)
@@ -99,37 +99,42 @@ def busy_host(place: Path, again: float) -> Accelerators:
     kvm = Accelerator(name="kvm", engine=Engine("kvm", "host"), device="/dev/null")
     return Accelerators(
         [kvm, TCG],
-        wanted="auto",
+        requested="auto",
         program=str(program),
         timeout=30,
         user=User(None, None),
         known=place / "known.json",
-        again=again,
+        retry_after=retry_after,
     )
 
 
-async def test_what_failed_though_it_is_there_is_tried_again_later(tmp_path: Path) -> None:
-    trials = busy_host(tmp_path, again=0.0)
+async def test_an_available_accelerator_that_failed_is_tried_again_later(tmp_path: Path) -> None:
+    trials = busy_host(tmp_path, retry_after=0.0)
     choice = await trials.choose(tmp_path / "busy", "7.2.0")
     assert choice.name == "tcg"
     assert "kvm: " in choice.reason and "busy" in choice.reason
     (tmp_path / "slow").touch()
-    assert (await trials.choose(tmp_path / "busy", "7.2.0")).name == "tcg", "it stays what works"
+    assert (await trials.choose(tmp_path / "busy", "7.2.0")).name == "tcg", "the one that works stays"
     (tmp_path / "busy").unlink()
     assert trials.known("7.2.0") is not None, "a boot does not wait for the trial"
     found = await trials.choose(tmp_path / "qemu", "7.2.0")
     assert found.name == "kvm"
     assert trials.known("7.2.0") == found
-    assert [other.name for other in trials.beside(found)] == ["tcg"], "for what was frozen under it"
+    assert [other.name for other in trials.without_hardware(found)] == ["tcg"], "for templates frozen under it"
 
 
-async def test_of_many_that_ask_at_once_one_tries(tmp_path: Path) -> None:
+async def test_concurrent_callers_share_one_trial(tmp_path: Path) -> None:
     program = tmp_path / "qemu"
     program.write_text(f'#!/bin/sh\necho >>{tmp_path}/tried\nsleep 0.3\necho "Unable to mount root fs"\n')
     program.chmod(0o755)
     many = [
         Accelerators(
-            [TCG], wanted="auto", program=str(program), timeout=30, user=User(None, None), known=tmp_path / "known.json"
+            [TCG],
+            requested="auto",
+            program=str(program),
+            timeout=30,
+            user=User(None, None),
+            known=tmp_path / "known.json",
         )
         for _ in range(8)
     ]
@@ -144,14 +149,14 @@ async def test_of_many_that_ask_at_once_one_tries(tmp_path: Path) -> None:
     assert (found, (tmp_path / "tried").read_text()) == ({"tcg"}, "\n")
 
 
-async def test_what_failed_though_it_is_there_is_not_tried_each_time(tmp_path: Path) -> None:
-    trials = busy_host(tmp_path, again=3600.0)
+async def test_an_available_accelerator_that_failed_is_not_tried_each_time(tmp_path: Path) -> None:
+    trials = busy_host(tmp_path, retry_after=3600.0)
     choice = await trials.choose(tmp_path / "busy", "7.2.0")
     (tmp_path / "busy").unlink()
     assert await trials.choose(tmp_path / "qemu", "7.2.0") == choice
 
 
-def test_a_processor_can_go_on_with_what_one_like_it_froze(tmp_path: Path) -> None:
+def test_a_processor_can_run_a_state_that_was_frozen_on_one_like_it(tmp_path: Path) -> None:
     def of(text: str) -> Path:
         path = tmp_path / "cpuinfo"
         path.write_text(f"processor\t: 0\n{text}\n\nprocessor\t: 1\nmodel name\t: other\n")
@@ -161,13 +166,13 @@ def test_a_processor_can_go_on_with_what_one_like_it_froze(tmp_path: Path) -> No
     frozen = processor(of(lines.format(17, "fpu avx rtm")))
     assert frozen.name == "EPYC (25/17/1)"
     more = processor(of(lines.format(17, "fpu avx rtm new")))
-    assert more.unlike(frozen) == ""
+    assert more.incompatibility(frozen) == ""
     assert more.digest() != frozen.digest()
-    assert processor(of(lines.format(17, "fpu avx"))).unlike(frozen) == "the processor here has no rtm"
-    assert processor(of(lines.format(18, "fpu avx rtm"))).unlike(frozen) == "here is EPYC (25/18/1)"
+    assert processor(of(lines.format(17, "fpu avx"))).incompatibility(frozen) == "this host's processor has no rtm"
+    assert processor(of(lines.format(18, "fpu avx rtm"))).incompatibility(frozen) == "this host has EPYC (25/18/1)"
 
 
-async def test_a_missing_qemu_is_told_with_what_to_install(tmp_path: Path) -> None:
+async def test_the_error_for_a_missing_qemu_says_what_to_install(tmp_path: Path) -> None:
     if not shutil.which("qemu-img"):
         pytest.skip("qemu-utils is not installed") if not os.environ.get("CI") else pytest.fail("qemu-utils is missing")
     provider = QemuProvider(state=tmp_path, cache=tmp_path, settings=QemuSettings(program="qemu-system-none"))

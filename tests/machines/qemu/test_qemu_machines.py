@@ -1,4 +1,4 @@
-"""What only machines of the qemu provider promise: real VMs, forked."""
+"""Guarantees of the qemu provider only, with real VMs that are forked."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from hiveyard.core.machines import Image, MachineSpec, MachineStatus, Network, S
 from hiveyard.core.ports import Guest
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu import QemuProvider, QemuSettings
-from hiveyard.machines.qemu.record import Rig, read
-from hiveyard.machines.qemu.serial_shell import reach
-from hiveyard.machines.qemu.user import readable
-from hiveyard.machines.qemu.vm import labels, seen
+from hiveyard.machines.qemu.record import QemuDirectory, read
+from hiveyard.machines.qemu.serial_shell import open_shell
+from hiveyard.machines.qemu.user import allow_reading
+from hiveyard.machines.qemu.vm import find_process, labels
 from hiveyard.machines.qemu.wire import connected
 from hiveyard.paths import default_paths
 from tests.contract.door import ask, get, serve_door
@@ -40,7 +40,7 @@ SHAPE = Shape(memory_mib=512)
 
 @dataclass(frozen=True)
 class Yard:
-    """A provider on a state directory of its own, and an image it has prepared."""
+    """A provider with its own state directory, and an image that it has prepared."""
 
     provider: QemuProvider
     image: Image
@@ -56,12 +56,12 @@ class Yard:
         finally:
             await self.provider.terminate(name)
 
-    async def says(self, name: str, script: str) -> str:
+    async def output(self, name: str, script: str) -> str:
         async with self.provider.guest(name) as guest:
-            return await says(guest, script)
+            return await output(guest, script)
 
 
-async def says(guest: Guest, script: str) -> str:
+async def output(guest: Guest, script: str) -> str:
     result = await guest.run(Command(shell=script), timeout=60)
     assert result.ok, result
     return result.stdout.decode().strip()
@@ -84,9 +84,7 @@ async def yard() -> AsyncIterator[Yard]:
 
 
 @pytest.mark.long("storms")
-async def test_the_program_that_a_guest_runs_in_knows_nothing_of_our_environment(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_qemu_does_not_get_the_daemons_environment(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-Zq8TestSecret-of-nobody")
     async with yard.machine() as name:
         own = Path(f"/proc/{vm_pid(yard.state, name)}/environ").read_bytes()
@@ -94,11 +92,11 @@ async def test_the_program_that_a_guest_runs_in_knows_nothing_of_our_environment
         assert b"ANTHROPIC_API_KEY" not in own
 
 
-async def test_two_forks_of_a_template_are_two_machines(yard: Yard) -> None:
+async def test_two_forks_of_a_template_have_their_own_identities(yard: Yard) -> None:
     script = "cat /proc/sys/kernel/hostname /etc/machine-id; head -c 16 /dev/urandom | sha256sum; date +%s"
     async with yard.machine() as one, yard.machine() as two:
-        first = (await yard.says(one, script)).splitlines()
-        second = (await yard.says(two, script)).splitlines()
+        first = (await yard.output(one, script)).splitlines()
+        second = (await yard.output(two, script)).splitlines()
     assert (first[0], second[0]) == (one, two)
     assert first[1] != second[1]
     assert first[2] != second[2]
@@ -106,7 +104,7 @@ async def test_two_forks_of_a_template_are_two_machines(yard: Yard) -> None:
         assert abs(int(clock) - time.time()) < 30
 
 
-async def test_a_fork_trusts_its_own_key_and_no_key_of_another(yard: Yard) -> None:
+async def test_a_fork_accepts_its_own_key_and_no_other(yard: Yard) -> None:
     async with yard.machine() as one, yard.machine() as two:
         records = [json.loads((yard.state / name / "machine.json").read_bytes()) for name in (one, two)]
         assert records[0]["key"] != records[1]["key"]
@@ -117,7 +115,7 @@ async def test_a_fork_trusts_its_own_key_and_no_key_of_another(yard: Yard) -> No
             )
 
 
-async def test_a_guest_with_another_host_key_is_not_talked_to(yard: Yard) -> None:
+async def test_a_guest_with_another_host_key_is_refused(yard: Yard) -> None:
     async with yard.machine() as name:
         path = yard.state / name / "machine.json"
         record = json.loads(path.read_bytes())
@@ -143,7 +141,7 @@ async def test_a_guest_reaches_its_door_and_nothing_else(yard: Yard) -> None:
             assert not refused.stdout
 
 
-async def test_a_door_that_comes_late_is_waited_for(yard: Yard) -> None:
+async def test_a_connection_waits_for_a_door_that_is_created_later(yard: Yard) -> None:
     door = yard.scratch / "late"
     door.mkdir()
     async with yard.machine(door=door) as name, yard.provider.guest(name) as guest, anyio.create_task_group() as group:
@@ -162,7 +160,7 @@ async def test_a_door_that_comes_late_is_waited_for(yard: Yard) -> None:
         assert answers[0].endswith(b"late /")
 
 
-async def test_an_open_network_is_given_when_it_is_asked_for(yard: Yard) -> None:
+async def test_an_open_network_is_given_on_request(yard: Yard) -> None:
     # A listener on the host's loopback is the one outside address that every test host has.
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
@@ -176,7 +174,7 @@ async def test_an_open_network_is_given_when_it_is_asked_for(yard: Yard) -> None
         for network, seen in ((Network.OPEN, "outside"), (Network.DOOR, "")):
             async with yard.machine(network=network) as name:
                 script = f"timeout 5 bash -c 'cat </dev/tcp/10.0.2.2/{port}' 2>/dev/null || true"
-                assert await yard.says(name, script) == seen
+                assert await yard.output(name, script) == seen
         group.cancel_scope.cancel()
 
 
@@ -188,25 +186,27 @@ async def test_the_session_looks_the_same_from_both_sides(yard: Yard) -> None:
     (session / "repo" / "link").symlink_to("tool")
     async with yard.machine(session=session) as name:
         made = "cd /session/repo; ./link; mkdir made; echo hi >made/file; chmod 700 made/file; ln -s file made/link"
-        assert await yard.says(name, made) == "ran"
-        assert await yard.says(name, "stat -c %U /session /session/repo/tool /session/repo/made/file | uniq") == "agent"
+        assert await yard.output(name, made) == "ran"
+        assert (
+            await yard.output(name, "stat -c %U /session /session/repo/tool /session/repo/made/file | uniq") == "agent"
+        )
     assert os.readlink(session / "repo/made/link") == "file"
     assert (session / "repo/made/file").read_text() == "hi\n"
     assert (session / "repo/made/file").stat().st_mode & 0o777 == 0o700
 
 
-async def test_what_the_host_makes_and_changes_is_seen_by_a_guest_that_looked_before(yard: Yard) -> None:
+async def test_a_guest_sees_changes_of_the_host_to_files_that_it_has_read_before(yard: Yard) -> None:
     session = yard.scratch / "looked"
     session.mkdir()
     (session / "old").write_text("one")
     async with yard.machine(session=session) as name:
-        assert await yard.says(name, "cat /session/old /session/new 2>&1 || :") == (
+        assert await yard.output(name, "cat /session/old /session/new 2>&1 || :") == (
             "onecat: /session/new: No such file or directory"
         )
         (session / "old").write_text("changed")
         (session / "new").write_text(" made")
         wait = "until [ -e new ] && grep -q changed old; do sleep 0.2; done; cat old new"
-        assert await yard.says(name, f"cd /session; timeout 30 sh -c '{wait}'") == "changed made"
+        assert await yard.output(name, f"cd /session; timeout 30 sh -c '{wait}'") == "changed made"
 
 
 async def test_a_killed_vm_is_an_error_at_once_for_a_command_that_runs(yard: Yard) -> None:
@@ -217,7 +217,7 @@ async def test_a_killed_vm_is_an_error_at_once_for_a_command_that_runs(yard: Yar
             os.kill(vm_pid(yard.state, name), signal.SIGKILL)
 
         group.start_soon(kill)
-        with anyio.fail_after(30), pytest.raises(MachineLost, match="QEMU process ended"):
+        with anyio.fail_after(30), pytest.raises(MachineLost, match="QEMU process has ended"):
             await guest.run(Command(argv=("sleep", "1000")))
         found = await yard.provider.get(name)
         assert found.status is MachineStatus.ERROR
@@ -226,14 +226,14 @@ async def test_a_killed_vm_is_an_error_at_once_for_a_command_that_runs(yard: Yar
 
 async def test_a_lost_connection_to_a_living_machine_is_made_again(yard: Yard) -> None:
     async with yard.machine() as name, yard.provider.guest(name) as guest:
-        assert await says(guest, "echo one") == "one"
+        assert await output(guest, "echo one") == "one"
         await yard.provider.aclose()
-        assert await says(guest, "echo two") == "two"
+        assert await output(guest, "echo two") == "two"
 
 
-async def test_a_guest_that_ends_what_connects_us_is_connected_again(yard: Yard) -> None:
+async def test_a_guest_that_kills_its_ssh_server_is_connected_again(yard: Yard) -> None:
     async with yard.machine() as name, yard.provider.guest(name) as guest:
-        await says(guest, "echo one >/tmp/log")
+        await output(guest, "echo one >/tmp/log")
         seen = b""
         with anyio.fail_after(60):
             async with aclosing(guest.follow("/tmp/log")) as pieces:  # type: ignore[type-var]
@@ -241,70 +241,70 @@ async def test_a_guest_that_ends_what_connects_us_is_connected_again(yard: Yard)
                     seen += piece
                     if seen == b"one\n":
                         with pytest.raises(GuestDisconnected):
-                            await says(guest, "echo two >>/tmp/log; kill -9 -1; sleep 1000")
+                            await output(guest, "echo two >>/tmp/log; kill -9 -1; sleep 1000")
                     if seen.endswith(b"two\n"):
                         break
         assert seen == b"one\ntwo\n"
-        assert await says(guest, "echo alive; cat /proc/self/oom_score_adj") == "alive\n0"
+        assert await output(guest, "echo alive; cat /proc/self/oom_score_adj") == "alive\n0"
 
 
 @pytest.mark.long("storms")
-async def test_a_guest_whose_ssh_server_died_for_good_is_lost_and_says_what_was_tried(yard: Yard) -> None:
+async def test_a_guest_whose_ssh_server_stays_dead_is_lost(yard: Yard) -> None:
     async with yard.machine() as name:
-        async with connected(Rig(yard.state / name).agent) as agent:
+        async with connected(QemuDirectory(yard.state / name).agent) as agent:
             await agent.synchronize()
             await agent.script("systemctl stop hiveyard-ssh; pkill -9 sshd || true")
         again = vm_provider(yard.state)  # the one that made it has a serial port that needs no ssh
         async with again.guest(name) as guest:
-            with pytest.raises(MachineLost, match=f"machine {name} did not let us in within 60s"):
+            with pytest.raises(MachineLost, match=f"machine {name} accepted no ssh connection within 60s"):
                 await guest.run(Command(shell="echo hello"), timeout=300)
         await again.aclose()
 
 
-async def test_a_command_is_heard_that_comes_before_the_news_of_its_host(yard: Yard) -> None:
-    """What a host says and that it is there come to a guest by two ways, and a busy guest hears them in any order."""
+async def test_a_command_that_arrives_before_the_signal_of_the_host_runs(yard: Yard) -> None:
+    """The data of a host and the signal that it has connected are separate, and a busy guest gets them in any order."""
     busy = "for _ in 1 2 3 4; do (while :; do :; done) </dev/null >/dev/null 2>&1 & done; exit 0"
     async with yard.machine() as name:
-        await yard.says(name, "true")
-        rig = Rig(yard.state / name)
-        record = read(rig.record)
+        await yard.output(name, "true")
+        directory = QemuDirectory(yard.state / name)
+        record = read(directory.record)
         assert record is not None and record.vm is not None
         other = vm_provider(yard.state)
-        async with other.guest(name) as guest:  # over ssh: the port is its maker's alone
+        async with other.guest(name) as guest:  # over ssh: only the provider that booted it has the serial port
             await guest.run(Command(shell=busy))
         await yard.provider.aclose()
         for number in range(20):
             await other.pause(name)
-            early = await reach(name, record.vm, rig.commands)
+            shell = await open_shell(name, record.vm, directory.commands)
             size = number % 2 * 100_000
-            async with early.run(["bash", "-c", "exit ${#2}", "hv", "x" * size, "x" * number]) as spoken:
+            async with shell.run(["bash", "-c", "exit ${#2}", "hv", "x" * size, "x" * number]) as command:
                 await other.resume(name)
                 with anyio.fail_after(30):
-                    assert await spoken.wait() == number
-            await early.aclose()
+                    assert await command.wait() == number
+            await shell.aclose()
         await other.aclose()
 
 
-async def test_another_provider_on_the_same_state_goes_on_with_its_machines(yard: Yard) -> None:
+async def test_another_provider_on_the_same_state_can_use_its_machines(yard: Yard) -> None:
     async with yard.machine() as name:
-        await yard.says(name, "echo kept >/tmp/kept")
+        await yard.output(name, "echo kept >/tmp/kept")
         again = vm_provider(yard.state)
         assert name in await again.names()
         async with again.guest(name) as guest:
-            assert await says(guest, "cat /tmp/kept") == "kept"
+            assert await output(guest, "cat /tmp/kept") == "kept"
         await again.aclose()
 
 
 async def test_terminate_leaves_no_process_and_no_file(yard: Yard) -> None:
     async with yard.machine() as name:
         pid = vm_pid(yard.state, name)
-        assert seen(pid) is not None
+        assert find_process(pid) is not None
     assert not (yard.state / name).exists()
-    assert seen(pid) is None
+    assert find_process(pid) is None
     assert not [label for label, _ in labels() if label.endswith(f":{name}")]
 
 
-async def test_a_vm_that_no_record_tells_of_is_found_and_ended(yard: Yard) -> None:
+async def test_a_vm_without_a_record_is_found_and_killed(yard: Yard) -> None:
     async with yard.machine() as name:
         pid = vm_pid(yard.state, name)
         (yard.state / name / "machine.json").unlink()
@@ -312,11 +312,11 @@ async def test_a_vm_that_no_record_tells_of_is_found_and_ended(yard: Yard) -> No
         assert name in await again.names()
         assert (await again.get(name)).status is MachineStatus.ERROR
         await again.terminate(name)
-        assert seen(pid) is None
+        assert find_process(pid) is None
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="without root QEMU is as unprivileged as we are")
-async def test_qemu_runs_as_a_user_of_its_own_without_any_right(yard: Yard) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root QEMU runs as the daemon's user")
+async def test_qemu_runs_as_a_user_of_its_own_without_privileges(yard: Yard) -> None:
     session = yard.scratch / "own"
     session.mkdir()
     async with yard.machine(session=session) as one, yard.machine() as two:
@@ -332,13 +332,13 @@ async def test_qemu_runs_as_a_user_of_its_own_without_any_right(yard: Yard) -> N
             assert "0" not in line["Groups"].split()
 
 
-async def test_a_snapshot_may_read_the_memory_where_only_parents_may(yard: Yard) -> None:
-    """The guest's kernel is the one at hand that has Yama. Its answer to three: one that asked for nothing, one that
-    asked for leave before it became what it is, and one in a user namespace of its own."""
-    leave = shlex.join(readable(os.uname().machine))
+async def test_memory_can_be_read_for_a_snapshot_under_yama(yard: Yard) -> None:
+    """The guest's kernel has Yama, which the host's may not have. Three processes are tried: one without the prefix,
+    one with it, and one in a user namespace of its own."""
+    allow = shlex.join(allow_reading(os.uname().machine))
     script = f"""
     cat /proc/sys/kernel/yama/ptrace_scope
-    for words in '' {shlex.quote(leave)} 'unshare --user --map-user=1000 --'; do
+    for words in '' {shlex.quote(allow)} 'unshare --user --map-user=1000 --'; do
         eval "nohup $words prlimit --core=0 setpriv --no-new-privs -- sleep 60 >/dev/null 2>&1 &"
         pids="$pids $!"
     done
@@ -347,20 +347,20 @@ async def test_a_snapshot_may_read_the_memory_where_only_parents_may(yard: Yard)
     kill $pids
     """
     async with yard.machine() as name:
-        assert (await yard.says(name, script)).split() == ["1", "no", "yes", "yes"]
+        assert (await yard.output(name, script)).split() == ["1", "no", "yes", "yes"]
 
 
 @pytest.mark.long("storms")
-async def test_a_template_that_was_written_to_is_made_again_and_says_so(yard: Yard) -> None:
+async def test_a_template_that_was_written_to_is_made_again_and_reported(yard: Yard) -> None:
     template = newest_template(yard)
     with (template / "memory").open("r+b") as memory:
         memory.seek(64 << 20)
         memory.write(b"overwritten")
-    told: list[str] = []
-    await yard.provider.prepare(yard.image, SHAPE, told.append)
-    assert any("memory changed after it was frozen" in line for line in told), told
+    reported: list[str] = []
+    await yard.provider.prepare(yard.image, SHAPE, reported.append)
+    assert any("memory changed after it was frozen" in line for line in reported), reported
     async with yard.machine() as name:
-        assert await yard.says(name, "echo alive") == "alive"
+        assert await yard.output(name, "echo alive") == "alive"
 
 
 async def test_a_state_that_does_not_load_is_replaced_while_machines_boot(yard: Yard) -> None:
@@ -369,7 +369,7 @@ async def test_a_state_that_does_not_load_is_replaced_while_machines_boot(yard: 
 
     async def boot() -> None:
         async with yard.machine() as name:
-            assert await yard.says(name, "echo alive") == "alive"
+            assert await yard.output(name, "echo alive") == "alive"
 
     async with anyio.create_task_group() as group:
         group.start_soon(boot)
@@ -379,7 +379,7 @@ async def test_a_state_that_does_not_load_is_replaced_while_machines_boot(yard: 
 
 
 @pytest.mark.long("storms")
-async def test_a_state_that_looks_whole_and_does_not_load_is_replaced(yard: Yard) -> None:
+async def test_a_state_that_passes_its_check_and_does_not_load_is_replaced(yard: Yard) -> None:
     template = newest_template(yard)
     (template / "state").write_bytes(b"no state at all")
     marks = json.loads((template / "template.json").read_bytes())
@@ -388,13 +388,13 @@ async def test_a_state_that_looks_whole_and_does_not_load_is_replaced(yard: Yard
     marks["files"]["state"] = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     (template / "template.json").write_text(json.dumps(marks))
     async with yard.machine() as name:
-        assert await yard.says(name, "echo alive") == "alive"
+        assert await yard.output(name, "echo alive") == "alive"
     assert newest_template(yard) != template
     assert not (template / "template.json").exists()
 
 
 def newest_template(yard: Yard) -> Path:
-    """The newest template of the image in the tests' size."""
+    """Return the newest template of the image for machines of the tests' size."""
     found = [
         marks.parent
         for marks in (default_paths().cache / "qemu").glob("templates/*/template.json")
@@ -409,18 +409,18 @@ async def test_a_machine_larger_than_the_host_is_refused(yard: Yard) -> None:
         await yard.provider.prepare(yard.image, Shape(memory_mib=1 << 30))
 
 
-async def test_a_machine_can_be_booted_whole_where_templates_are_off(yard: Yard) -> None:
-    whole = QemuProvider(
-        state=yard.scratch / "whole", cache=default_paths().cache / "qemu", settings=QemuSettings(templates=False)
+async def test_a_machine_boots_from_its_disk_if_templates_are_off(yard: Yard) -> None:
+    provider = QemuProvider(
+        state=yard.scratch / "booted", cache=default_paths().cache / "qemu", settings=QemuSettings(templates=False)
     )
-    await whole.prepare(yard.image, SHAPE)
+    await provider.prepare(yard.image, SHAPE)
     try:
-        await whole.boot("whole", MachineSpec(image=yard.image, shape=SHAPE))
-        async with whole.guest("whole") as guest:
-            assert await says(guest, "cat /proc/sys/kernel/hostname") == "whole"
+        await provider.boot("booted", MachineSpec(image=yard.image, shape=SHAPE))
+        async with provider.guest("booted") as guest:
+            assert await output(guest, "cat /proc/sys/kernel/hostname") == "booted"
     finally:
-        await whole.terminate("whole")
-        await whole.aclose()
+        await provider.terminate("booted")
+        await provider.aclose()
 
 
 async def test_a_command_line_of_many_words_and_quotes_arrives_as_it_was(yard: Yard) -> None:

@@ -1,4 +1,4 @@
-"""What is said of commands at the port that a machine has them from before there is a connection."""
+"""Errors of commands that run over a machine's serial port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anyio.abc import UNIXSocketStream
 
 from hiveyard.core.errors import CannotExecute, GuestDisconnected, HiveyardError
 from hiveyard.machines.qemu.serial_shell import SerialShell
-from hiveyard.machines.qemu.vm import seen
+from hiveyard.machines.qemu.vm import find_process
 from hiveyard.machines.shared.dialogue import communicate
 
 pytestmark = pytest.mark.anyio
@@ -26,37 +26,37 @@ def nothing(_piece: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "error", "words"),
+    ("answer", "error", "words"),
     [
-        (frames(b"N", b"R"), CannotExecute, "machine m has no room for one more program"),
-        (frames(b"?"), GuestDisconnected, "machine m sent a frame that makes no sense: b'?'"),
+        (frames(b"N", b"R"), CannotExecute, "machine m cannot start one more program"),
+        (frames(b"?"), GuestDisconnected, "machine m sent a frame of unknown kind: b'?'"),
     ],
 )
-async def test_a_command_that_did_not_run_is_told_as_one_error(
-    said: bytes, error: type[HiveyardError], words: str
+async def test_a_command_that_did_not_run_raises_one_error(
+    answer: bytes, error: type[HiveyardError], words: str
 ) -> None:
     ours, guests = socket.socketpair()
     with guests:
-        guests.sendall(said)
-        vm = seen(os.getpid())
+        guests.sendall(answer)
+        vm = find_process(os.getpid())
         assert vm is not None
-        early = SerialShell("m", vm, await UNIXSocketStream.from_socket(ours))
+        shell = SerialShell("m", vm, await UNIXSocketStream.from_socket(ours))
         with pytest.raises(error) as caught:
-            async with early.run(["true"]) as spoken:
-                await communicate(spoken, b"", nothing, nothing)
+            async with shell.run(["true"]) as command:
+                await communicate(command, b"", nothing, nothing)
         assert caught.value.message == words
-        await early.aclose()
+        await shell.aclose()
 
 
-async def test_a_command_that_never_begins_is_given_up() -> None:
+async def test_a_command_that_never_starts_times_out() -> None:
     ours, guests = socket.socketpair()
     with guests:
         guests.sendall(frames(b"R"))
-        vm = seen(os.getpid())
+        vm = find_process(os.getpid())
         assert vm is not None
-        early = SerialShell("m", vm, await UNIXSocketStream.from_socket(ours), patience=0.05)
+        shell = SerialShell("m", vm, await UNIXSocketStream.from_socket(ours), start_timeout=0.05)
         with pytest.raises(GuestDisconnected) as caught:
-            async with early.run(["true"]) as spoken:
-                await communicate(spoken, b"", nothing, nothing)
-        assert caught.value.message == "machine m did not begin a command within 0.05s"
-        assert not early.free
+            async with shell.run(["true"]) as command:
+                await communicate(command, b"", nothing, nothing)
+        assert caught.value.message == "machine m did not start a command within 0.05s"
+        assert not shell.free

@@ -1,4 +1,4 @@
-"""Memory that is kept as what differs from another, and put together again."""
+"""Memory that is stored as its changes to a base, and expanded again."""
 
 from __future__ import annotations
 
@@ -36,68 +36,68 @@ def root(tmp_path: Path) -> Path:
     path = tmp_path / "kept"
     path.mkdir()
     if shares_blocks(path):
-        pytest.skip(f"{path} shares blocks: memory is whole there, and takes no room for that")
+        pytest.skip(f"{path} shares blocks: memory is complete there and takes no extra space")
     return path
 
 
-def wanted(base: Path) -> bytes:
+def expected(base: Path) -> bytes:
     memory = bytearray(base.read_bytes())
     for at, data in PIECES:
         memory[at : at + len(data)] = data
     return bytes(memory)
 
 
-def kept(root: Path, base: Path, *, whole: bool) -> int:
-    bases = None if whole else base.parent / sparse_memory.BASES
+def store(root: Path, base: Path, *, complete: bool) -> int:
+    bases = None if complete else base.parent / sparse_memory.BASES
     assert sparse_memory.begin(root, base, bases).inode == base.stat().st_ino
     return sparse_memory.finish(root, iter(PIECES))
 
 
-def test_it_takes_the_room_of_the_changes_and_is_put_together_when_it_is_wanted(root: Path, base: Path) -> None:
-    assert kept(root, base, whole=False) == 5 * PAGE
+def test_it_takes_the_space_of_the_changes_until_it_is_expanded(root: Path, base: Path) -> None:
+    assert store(root, base, complete=False) == 5 * PAGE
     assert sorted(path.name for path in root.iterdir()) == ["base", "changes"]
     assert (root / "changes").stat().st_size < 6 * PAGE
     before, seen = base.read_bytes(), list[bytes]()
-    sparse_memory.unfold(root, lambda memory: seen.append(memory.read_bytes()))
+    sparse_memory.expand(root, lambda memory: seen.append(memory.read_bytes()))
     assert [path.name for path in root.iterdir()] == ["memory"]
-    assert (root / "memory").read_bytes() == seen[0] == wanted(base)
+    assert (root / "memory").read_bytes() == seen[0] == expected(base)
     assert base.read_bytes() == before
     assert (root / "memory").stat().st_blocks * 512 < SIZE, "holes stay holes"
 
 
-def test_it_is_there_when_what_it_began_with_is_gone(root: Path, base: Path) -> None:
-    kept(root, base, whole=False)
-    memory = wanted(base)
+def test_it_can_be_expanded_after_the_original_base_was_removed(root: Path, base: Path) -> None:
+    store(root, base, complete=False)
+    memory = expected(base)
     base.unlink()
-    sparse_memory.unfold(root, lambda _: None)
+    sparse_memory.expand(root, lambda _: None)
     assert (root / "memory").read_bytes() == memory
 
 
-def test_what_it_began_with_is_as_before_to_the_change_time(root: Path, base: Path) -> None:
-    """By that a template is known to be whole."""
+def test_the_original_base_keeps_its_change_time(root: Path, base: Path) -> None:
+    """A template is verified by it."""
     before = base.stat()
-    kept(root, base, whole=False)
-    sparse_memory.unfold(root, lambda _: None)
+    store(root, base, complete=False)
+    sparse_memory.expand(root, lambda _: None)
     now = base.stat()
     assert (now.st_ino, now.st_mtime_ns, now.st_ctime_ns) == (before.st_ino, before.st_mtime_ns, before.st_ctime_ns)
 
 
-def test_snapshots_share_one_copy_which_goes_after_the_last_of_them(root: Path, base: Path) -> None:
+def test_snapshots_share_one_copy_which_is_removed_with_the_last_of_them(root: Path, base: Path) -> None:
     other, bases = root.parent / "other", base.parent / sparse_memory.BASES
     other.mkdir()
-    kept(root, base, whole=False)
-    kept(other, base, whole=False)
+    store(root, base, complete=False)
+    store(other, base, complete=False)
     assert (root / "base").stat().st_ino == (other / "base").stat().st_ino != base.stat().st_ino
     (bases / ".new").write_bytes(b"half of another")
-    sparse_memory.forget(bases)
+    sparse_memory.remove_unused_bases(bases)
     assert len(copies(bases)) == 1
     shutil.rmtree(root)
-    base.write_bytes(bytes(SIZE))  # as by a QEMU that a guest took over
-    sparse_memory.forget(bases)
-    sparse_memory.unfold(other, lambda _: None)
+    base.write_bytes(bytes(SIZE))  # as a guest could that took over its QEMU
+    sparse_memory.remove_unused_bases(bases)
+    sparse_memory.expand(other, lambda _: None)
     assert (other / "memory").read_bytes()[: 9 * PAGE] == b"a" * PAGE + bytes(8 * PAGE)
     assert (other / "memory").read_bytes()[21 * PAGE : 22 * PAGE] != bytes(PAGE)
-    sparse_memory.forget(bases)
+    sparse_memory.remove_unused_bases(bases)
     assert copies(bases) == []
 
 
@@ -106,58 +106,58 @@ def copies(bases: Path) -> list[str]:
 
 
 def test_a_full_disk_leaves_the_snapshot_as_it_was(root: Path, base: Path) -> None:
-    kept(root, base, whole=False)
+    store(root, base, complete=False)
 
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
     with pytest.raises(OSError, match="no space"):
-        sparse_memory.unfold(root, full)
+        sparse_memory.expand(root, full)
     assert sorted(path.name for path in root.iterdir()) == ["base", "changes"]
-    assert sparse_memory.room(root) >= 30 * PAGE
-    sparse_memory.unfold(root, lambda _: None)
-    assert (root / "memory").read_bytes() == wanted(base)
+    assert sparse_memory.expand_size(root) >= 30 * PAGE
+    sparse_memory.expand(root, lambda _: None)
+    assert (root / "memory").read_bytes() == expected(base)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_it_is_put_together_once(root: Path, base: Path, *, whole: bool) -> None:
-    kept(root, base, whole=whole)
-    sparse_memory.unfold(root, lambda _: None)
+@pytest.mark.parametrize("complete", [True, False])
+def test_it_is_expanded_once(root: Path, base: Path, *, complete: bool) -> None:
+    store(root, base, complete=complete)
+    sparse_memory.expand(root, lambda _: None)
     first = (root / "memory").stat()
-    sparse_memory.unfold(root, lambda _: pytest.fail("it is there"))
+    sparse_memory.expand(root, lambda _: pytest.fail("it exists already"))
     assert (root / "memory").stat().st_ino == first.st_ino
-    assert (root / "memory").read_bytes() == wanted(base)
+    assert (root / "memory").read_bytes() == expected(base)
 
 
-def test_a_killed_unfolding_is_done_again_or_brought_to_its_end(root: Path, base: Path) -> None:
-    kept(root, base, whole=False)
+def test_an_expansion_that_was_killed_is_repeated_or_completed(root: Path, base: Path) -> None:
+    store(root, base, complete=False)
     (root / ".memory").write_bytes(b"half")
     changes = (root / "changes").read_bytes()
-    sparse_memory.unfold(root, lambda _: None)
-    assert (root / "memory").read_bytes() == wanted(base)
+    sparse_memory.expand(root, lambda _: None)
+    assert (root / "memory").read_bytes() == expected(base)
     (root / "changes").write_bytes(changes)
-    sparse_memory.unfold(root, lambda _: pytest.fail("it is there"))
+    sparse_memory.expand(root, lambda _: pytest.fail("it exists already"))
     assert [path.name for path in root.iterdir()] == ["memory"]
 
 
 @pytest.mark.parametrize("harm", ["cut", "beyond", "stray"])
-def test_changes_that_do_not_fit_are_no_memory(root: Path, base: Path, harm: str) -> None:
-    kept(root, base, whole=False)
+def test_malformed_changes_are_refused(root: Path, base: Path, harm: str) -> None:
+    store(root, base, complete=False)
     changes = root / "changes"
-    said = changes.read_bytes()
+    intact = changes.read_bytes()
     harmed = {
-        "cut": said[:-1],
-        "beyond": said + (SIZE - 1).to_bytes(8, "little") + b"\2" + bytes(9),
-        "stray": said + b"x",
+        "cut": intact[:-1],
+        "beyond": intact + (SIZE - 1).to_bytes(8, "little") + b"\2" + bytes(9),
+        "stray": intact + b"x",
     }
     changes.write_bytes(harmed[harm])
     with pytest.raises(ProviderError, match="damaged"):
-        sparse_memory.unfold(root, lambda _: None)
+        sparse_memory.expand(root, lambda _: None)
     assert not (root / "memory").exists()
 
 
-def test_where_a_second_name_cannot_be_it_is_whole_at_once(root: Path, base: Path) -> None:
+def test_without_hard_links_the_complete_memory_is_stored(root: Path, base: Path) -> None:
     (root / "base").symlink_to("nowhere")  # the name is taken
-    kept(root, base, whole=False)
-    assert (root / "memory").read_bytes() == wanted(base)
+    store(root, base, complete=False)
+    assert (root / "memory").read_bytes() == expected(base)
     assert not (root / "changes").exists()

@@ -1,8 +1,8 @@
-"""Machines that are QEMU virtual machines, forked from a template that was booted once and frozen with its memory.
+"""Provide QEMU virtual machines that are forked from a template, which was booted once and frozen with its memory.
 
-    rootfs tar -> disk.py -> template.py (boot, settle, freeze) -> fork.py (resume, become, ssh) -> a ready machine
+    rootfs tar -> disk.py -> template_build.py (boot, settle, freeze) -> forking.py (resume, personalize) -> a machine
 
-It must not know which session or agent a machine is for, and no host path ever reaches a guest.
+This package must not know which session or agent a machine is for. No host path ever reaches a guest.
 """
 
 from hiveyard.machines.qemu.provider import QemuProvider

@@ -1,7 +1,7 @@
-"""Removing from the cache what no machine can begin with any more: templates and disks of another layout or QEMU.
+"""Remove obsolete templates and disks from the cache: those of another layout or QEMU, which no machine can use.
 
-The cache may be shared by several installations, of several versions too. So what was used within a day stays, what a
-running QEMU holds stays, and so does what a snapshot stands on.
+Several installations, and several versions, may share the cache. So these are kept: directories that were used within
+the last day, directories that a running QEMU has open, and directories that a snapshot needs.
 """
 
 from __future__ import annotations
@@ -19,56 +19,56 @@ from hiveyard.machines.qemu.vm import labels
 
 USED = ".used"
 _BASE_OF = ".base-of-"
-_LONG = 24 * 3600.0
+_IDLE_AFTER = 24 * 3600.0
 
 
-def use(root: Path) -> None:
-    """Note that a template or a disk was used now."""
+def mark_used(root: Path) -> None:
+    """Record that a template or a disk was used now."""
     with contextlib.suppress(FileNotFoundError):
         (root / USED).touch()
 
 
-def stand_on(roots: Iterable[Path], snapshot: Path) -> None:
-    """Note that a snapshot needs these directories."""
+def mark_needed(roots: Iterable[Path], snapshot: Path) -> None:
+    """Record that a snapshot needs these directories."""
     for root in roots:
         files.write_atomic(root / _mark(snapshot), os.fsencode(snapshot), durable=False)
 
 
-def sweep(useless: Iterable[Path]) -> None:
-    """Remove those of the directories that nobody has used for long or needs."""
-    remove_unused(root for root in useless if _idle(root))
+def sweep(obsolete: Iterable[Path]) -> None:
+    """Remove the directories that are neither needed nor were used within the last day."""
+    remove_unused(root for root in obsolete if _is_idle(root))
 
 
 def remove_unused(roots: Iterable[Path]) -> None:
-    """Remove those of the directories that no running QEMU holds and no snapshot stands on."""
-    held = _held()
+    """Remove the directories that no running QEMU has open and no snapshot needs."""
+    in_use = _open_directories()
     for root in roots:
-        if root.resolve() not in held and not _bases(root):
+        if root.resolve() not in in_use and not _is_needed(root):
             shutil.rmtree(root, ignore_errors=True)
 
 
-def _idle(root: Path) -> bool:
+def _is_idle(root: Path) -> bool:
     times = [path.stat().st_mtime for path in (root / USED, root) if path.exists()]
-    return bool(times) and time.time() - max(times) > _LONG
+    return bool(times) and time.time() - max(times) > _IDLE_AFTER
 
 
-def _bases(root: Path) -> bool:
-    """Whether a snapshot stands on it, of those that are there still."""
-    found = False
+def _is_needed(root: Path) -> bool:
+    """Return whether an existing snapshot needs `root`. Marks of removed snapshots are deleted."""
+    needed = False
     for mark in root.glob(f"{_BASE_OF}*"):
         if Path(os.fsdecode(mark.read_bytes())).is_dir():
-            found = True
+            needed = True
         else:
             mark.unlink(missing_ok=True)
-    return found
+    return needed
 
 
 def _mark(snapshot: Path) -> str:
     return _BASE_OF + hashlib.sha256(os.fsencode(snapshot)).hexdigest()[:16]
 
 
-def _held() -> set[Path]:
-    """Directories that a QEMU of ours has open."""
+def _open_directories() -> set[Path]:
+    """Return the directories that a QEMU of Hiveyard has open."""
     found = set()
     for _, vm in labels():
         with contextlib.suppress(OSError):

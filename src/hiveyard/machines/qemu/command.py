@@ -1,7 +1,7 @@
-"""The QEMU command line. Pure: no I/O, and no host path, only descriptors that the process is given.
+"""Build the QEMU command line. This module does no I/O and uses no host path, only descriptors that QEMU inherits.
 
-A template and its forks must have the same devices in the same order, or the frozen state does not load: that is why
-there is one function for both.
+A template and its forks must have the same devices in the same order, or the frozen state does not load. That is why
+one function builds both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from hiveyard.core.machines import Network, Shape
 
 MACHINE = "q35"
-LAYOUT = 4  # part of a template's key: count up when the devices below or what is inside a guest changes
+LAYOUT = 4  # part of a template's key: count it up when the devices below or the programs inside a guest change
 
 DOOR_ADDRESS = "10.0.2.100"
 _CONSOLE_BYTES = 256 << 10
@@ -30,15 +30,15 @@ class Engine(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One file of a disk, lowest first; only the last is written to."""
+    """One file of a disk. Layers are listed from the lowest; only the last one is written to."""
 
     file: str
     format: str
 
 
 class Memory(NamedTuple):
-    """A file as the guest's memory: `shared` writes through to it, else writes stay private. `sealed` opens it for
-    reading only, which QEMU can from 8.2 on."""
+    """A file as the guest's memory. With `shared` the guest's writes reach the file, otherwise they stay private to the
+    process. `sealed` opens the file read-only, which needs QEMU 8.2."""
 
     file: str
     shared: bool
@@ -51,8 +51,8 @@ class Kernel(NamedTuple):
 
 
 class Sockets(NamedTuple):
-    """Listening sockets by their descriptors: QMP, the guest agent, and the ports of what waits to become a machine
-    and of what runs its first commands."""
+    """The descriptors of listening sockets: QMP, the guest agent, and the serial ports of the guest's programs that
+    personalize it (become.pl) and run its first commands (commands.pl)."""
 
     qmp: int
     agent: int
@@ -79,16 +79,16 @@ class Plan:
 
 
 def arguments(plan: Plan) -> list[str]:
-    """The argv of QEMU. Its working directory is the one that holds `door.sock`."""
+    """Return QEMU's argv. QEMU must run in the directory that holds `door.sock`."""
     return [
         plan.program,
         *("-name", plan.label),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        # Each connection to the door is a socat of its own, which libslirp starts in its own session: so spawn stays
-        # allowed, and elevateprivileges, which would kill at setsid. To gain a right no call is of use anyway: QEMU
-        # and its children are started with no_new_privs and without any capability.
+        # libslirp starts one socat per connection to the door, each in its own session. So spawn stays allowed, and
+        # elevateprivileges is not denied, because that would kill the process at setsid. No call can gain privileges
+        # anyway: QEMU and its children run with no_new_privs and without any capability.
         *("-sandbox", "on,obsolete=deny,resourcecontrol=deny"),
-        # The form that `xen-save-devices-state` writes.
+        # The format that `xen-save-devices-state` writes.
         *("-global", "migration.send-configuration=off"),
         *("-machine", MACHINE + (",memory-backend=ram" if plan.memory else "")),
         *("-accel", plan.engine.accel, "-cpu", plan.engine.cpu),
@@ -113,7 +113,7 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _kernel(plan: Plan) -> list[str]:
-    # A fork has its kernel in memory. Without the files it starts sooner and is 45 MB smaller.
+    # A fork has its kernel in memory already. Without the files it starts faster and is 45 MB smaller.
     if plan.kernel is None:
         return []
     append = f"{_APPEND} {plan.engine.append}".strip()
@@ -138,8 +138,8 @@ def _disk(plan: Plan) -> list[str]:
 
 
 def storage(file: str, *, writable: bool) -> dict[str, object]:
-    """The options of a disk's file. It is open for writing only as long as QEMU writes to it, so that it can be taken
-    away from QEMU when a snapshot needs it."""
+    """Return the options of a disk's file. QEMU keeps it open for writing only while it writes to it, so that a
+    snapshot can make it read-only."""
     return {
         "driver": "file",
         "filename": file,
@@ -165,17 +165,17 @@ def _ports(plan: Plan) -> list[str]:
         *("-device", "virtserialport,chardev=session,name=hiveyard.session"),
         *listening("commands", plan.sockets.commands),
         *("-device", "virtserialport,chardev=commands,name=hiveyard.commands"),
-        # A ring, because a guest can write to its console for ever.
+        # A ring buffer, because a guest can write to its console without end.
         *("-chardev", f"ringbuf,id=console,size={_CONSOLE_BYTES}", "-device", "isa-serial,chardev=console"),
     ]
 
 
 def _network(plan: Plan) -> list[str]:
     restrict = "on" if plan.network is Network.DOOR else "off"
-    # Port 0: the kernel picks a free one and QEMU tells which, so two machines never fight for one. The door's
-    # socket may be away while a daemon restarts: socat waits for it, two minutes. Its stderr is the guest's connection,
-    # where a complaint would pass for an answer.
-    # A comma in an option of QEMU is written twice.
+    # Port 0: the kernel picks a free port and QEMU reports it, so two machines never compete for one. The door's
+    # socket is absent while a daemon restarts: socat waits for it for two minutes. socat's stderr is the guest's
+    # connection, where an error message would look like an answer; so its log goes to /dev/null.
+    # A comma inside a QEMU option is written twice.
     door = "UNIX-CONNECT:door.sock,,retry=600,,interval=0.2"
     return [
         "-netdev",

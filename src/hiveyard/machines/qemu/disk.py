@@ -1,7 +1,7 @@
-"""From an image's rootfs tar to a disk that boots: an ext4 file, the kernel beside it, and what a VM needs inside.
+"""Make a bootable disk from an image's rootfs tar: an ext4 file with the programs that a VM needs, and its kernel.
 
-No mount, no loop device and no boot loader: the tree is unpacked, `mkfs.ext4 -d` makes a file of it, and QEMU is
-given kernel and initrd directly. One disk serves all machines of an image; nobody ever writes to it again.
+No mount, loop device or boot loader is needed: the tree is unpacked, `mkfs.ext4 -d` makes a file of it, and QEMU gets
+kernel and initrd directly. One disk serves all machines of an image. It is never written to again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from hiveyard.core.machines import Image, Report
 from hiveyard.kit import files, process
 from hiveyard.kit.names import new_id
 from hiveyard.kit.progress import disk_usage, measured
-from hiveyard.machines.qemu.cleanup import remove_unused, use
+from hiveyard.machines.qemu.cleanup import mark_used, remove_unused
 from hiveyard.machines.qemu.command import Layer
 from hiveyard.machines.qemu.user import GUEST_UID
 
-# Programs without which a guest cannot serve us, by the package that brings them.
+# The programs that every guest needs, with the packages that contain them.
 _NEEDED: Mapping[str, str] = {
     "usr/lib/systemd/systemd": "systemd-sysv",
     "usr/sbin/sshd": "openssh-server",
@@ -39,9 +39,9 @@ _NEEDED: Mapping[str, str] = {
     "usr/bin/bash": "bash",
 }
 
-# sshd starts every command by the user's shell. bash takes 27 ms longer than dash to say `exec`; $SHELL stays bash.
+# sshd starts every command with the user's shell. bash takes 27 ms longer than dash to reach `exec`; $SHELL stays bash.
 _SHELL = b"/bin/sh"
-_ON = (
+_UNITS_ON = (
     "hiveyard-ssh.service",
     "hiveyard-become.service",
     "hiveyard-commands.service",
@@ -66,47 +66,47 @@ class Disk(NamedTuple):
 
 
 class Disks:
-    """All disks of a cache, each named by its image, its size and by what is put inside. `group` may read them."""
+    """The disks of a cache, named by image, size and a digest of the files that are added. `group` may read them."""
 
     def __init__(self, root: Path, group: int | None) -> None:
         self._root = root
         self._group = group
 
     def find(self, image_id: str, disk_gib: int) -> Disk | None:
-        root = self._root / f"{image_id}-{disk_gib}g-{_digest_of_inside()}"
-        use(root)
+        root = self._root / f"{image_id}-{disk_gib}g-{_guest_files_digest()}"
+        mark_used(root)
         try:
-            # Written last: a disk that has it is whole.
+            # This file is written last: a disk that has it is complete.
             return Disk(root, (root / "host_key.pub").read_text())
         except OSError:
             return None
 
-    def useless(self) -> list[Path]:
-        """Disks with another inside than ours."""
+    def obsolete(self) -> list[Path]:
+        """Return the disks whose added files are from another version of Hiveyard."""
         return [
             path.parent
             for path in self._root.glob("[!.]*/host_key.pub")
-            if not path.parent.name.endswith(_digest_of_inside())
+            if not path.parent.name.endswith(_guest_files_digest())
         ]
 
     def kernels(self) -> list[Path]:
-        """Kernels that are at hand for a trial boot."""
+        """Return the kernels that a trial boot can use."""
         return sorted(self._root.glob("*/vmlinuz"))
 
     def remove(self, image_id: str) -> None:
-        """Remove its disks, but for those that somebody stands on."""
+        """Remove the image's disks that are not in use."""
         remove_unused(self._root.glob(f"{image_id}-*"))
 
     async def ensure(self, image: Image, disk_gib: int, report: Report) -> Disk:
-        """The disk of an image, made when it is not there. Call it under the image's lock.
+        """Return the disk of an image, and make it if it does not exist. The caller holds the image's lock.
 
-        Raises NoSuchImage when the rootfs is gone, BadInput when it cannot be a VM, NoSpace, ProviderError."""
+        Raises NoSuchImage if the rootfs is gone, BadInput if it cannot be a VM, NoSpace, ProviderError."""
         if found := self.find(image.id, disk_gib):
             return found
         report("making a disk from the image (once per image)")
         for remains in self._root.glob(f".new-{image.id}-*"):
             await remove_tree(remains)
-        root = self._root / f"{image.id}-{disk_gib}g-{_digest_of_inside()}"
+        root = self._root / f"{image.id}-{disk_gib}g-{_guest_files_digest()}"
         fresh = self._root / f".new-{image.id}-{new_id()}"
         fresh.mkdir(parents=True)
         fresh.chmod(0o755)
@@ -126,7 +126,7 @@ async def _make(image: Image, disk_gib: int, root: Path, group: int | None) -> D
     tree.mkdir()
     await _unpack(image, tree)
     _check(image, tree)
-    _take_kernel(image, tree, root)
+    _copy_kernel(image, tree, root)
     key = asyncssh.generate_private_key("ssh-ed25519")
     await _tool(
         "tar",
@@ -134,12 +134,12 @@ async def _make(image: Image, disk_gib: int, root: Path, group: int | None) -> D
         "-C",
         str(tree),
         "--numeric-owner",
-        stdin=_inside(image, key.export_private_key(), _passwd(image, tree)),
+        stdin=_guest_files(image, key.export_private_key(), _passwd(image, tree)),
     )
     raw = root / "disk.raw"
     with raw.open("wb") as file:
         file.truncate(disk_gib << 30)
-    # Its host key is nobody else's business.
+    # The guest's private host key is in it.
     raw.chmod(0o640)
     if group is not None:
         os.chown(raw, -1, group)
@@ -153,12 +153,12 @@ async def _make(image: Image, disk_gib: int, root: Path, group: int | None) -> D
 
 async def _unpack(image: Image, tree: Path) -> None:
     if not image.rootfs.is_file():
-        raise NoSuchImage(f"image {image.name}: {image.rootfs} is not there", hint=f"hv image build {image.name}")
+        raise NoSuchImage(f"image {image.name}: {image.rootfs} does not exist", hint=f"hv image build {image.name}")
     free = shutil.disk_usage(tree).free
     needed = 2 * image.rootfs.stat().st_size + (512 << 20)
     if free < needed:
         raise NoSpace(
-            f"a disk from image {image.name} needs {needed >> 20} MiB in {tree.parent}, {free >> 20} are free"
+            f"a disk from image {image.name} needs {needed >> 20} MiB in {tree.parent}, {free >> 20} MiB are free"
         )
     await _tool(
         *("tar", "-x", "-p", "-f", str(image.rootfs), "-C", str(tree), "--numeric-owner"),
@@ -170,11 +170,11 @@ def _check(image: Image, tree: Path) -> None:
     for path, package in _NEEDED.items():
         if not os.path.lexists(tree / path):
             raise BadInput(
-                f"image {image.name} cannot be a VM: it lacks /{path}", hint=f"add {package} to its packages"
+                f"image {image.name} cannot be a VM: it has no /{path}", hint=f"add {package} to its packages"
             )
 
 
-def _take_kernel(image: Image, tree: Path, root: Path) -> None:
+def _copy_kernel(image: Image, tree: Path, root: Path) -> None:
     for name, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd", "initrd.img-*")):
         found = sorted((tree / "boot").glob(pattern), key=lambda path: path.stat().st_mtime)
         if not found:
@@ -182,7 +182,7 @@ def _take_kernel(image: Image, tree: Path, root: Path) -> None:
                 f"image {image.name} cannot be a VM: it has no /boot/{pattern}",
                 hint="add linux-image-amd64 to its packages",
             )
-        # The name comes from the image: a link there would make us read a file of the host.
+        # The name comes from the image. A symlink could lead to a file of the host, so it is not followed.
         with _opened(tree / "boot", found[-1].name) as source, (root / name).open("wb") as target:
             shutil.copyfileobj(source, target)
         (root / name).chmod(0o644)
@@ -194,8 +194,9 @@ def _opened(root: Path, name: str) -> Iterator[io.BufferedReader]:
         yield file
 
 
-def _inside(image: Image, host_key: bytes, passwd: bytes) -> bytes:
-    """A tar of what a VM of ours has beyond its image. Unpacking replaces what is there and follows no link."""
+def _guest_files(image: Image, host_key: bytes, passwd: bytes) -> bytes:
+    """Return a tar of the files that a VM has in addition to its image. Unpacking it replaces existing files and
+    follows no symlink."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         _add_directory(tar, "session")
@@ -207,7 +208,7 @@ def _inside(image: Image, host_key: bytes, passwd: bytes) -> bytes:
         units = PurePosixPath("etc/systemd/system")
         for unit in _units_off():
             _add_link(tar, units / unit, "/dev/null")
-        for unit in _ON:
+        for unit in _UNITS_ON:
             at = "/etc" if unit.startswith("hiveyard") else "/usr/lib"
             _add_link(tar, units / "multi-user.target.wants" / unit, f"{at}/systemd/system/{unit}")
         _add_link(tar, units / "default.target", "/usr/lib/systemd/system/multi-user.target")
@@ -215,7 +216,7 @@ def _inside(image: Image, host_key: bytes, passwd: bytes) -> bytes:
 
 
 def _passwd(image: Image, tree: Path) -> bytes:
-    """The image's /etc/passwd with the shell that commands are started by."""
+    """Return the image's /etc/passwd with /bin/sh as the shell of user agent."""
     with _opened(tree, "etc/passwd") as file:
         lines = [line.split(b":") for line in file.read().splitlines()]
     agents = [fields for fields in lines if fields[0] == b"agent" and len(fields) == 7]
@@ -226,13 +227,13 @@ def _passwd(image: Image, tree: Path) -> bytes:
 
 
 def _with_env(config: bytes, env: Mapping[str, str]) -> bytes:
-    # sshd takes the first SetEnv line only, and of two values for a name the first.
+    # sshd uses only the first SetEnv line, and the first value of a name.
     words = [f'{name}="{value}"' for name, value in env.items() if '"' not in value and "\n" not in value]
     return config.replace(b"SetEnv ", f"SetEnv {' '.join(words)} ".encode(), 1) if words else config
 
 
 def _environment(env: Mapping[str, str]) -> bytes:
-    """For commands that do not come by ssh."""
+    """Return the content of /etc/hiveyard/environment, for commands that do not come by ssh."""
     return "".join(f"{name}={value}\n" for name, value in env.items() if "\n" not in value).encode()
 
 
@@ -252,8 +253,8 @@ def _units_off() -> Sequence[str]:
     return [line for line in lines if not line.startswith("#")]
 
 
-def _digest_of_inside() -> str:
-    digest = hashlib.sha256(repr((_units_off(), _ON, _SHELL)).encode())
+def _guest_files_digest() -> str:
+    digest = hashlib.sha256(repr((_units_off(), _UNITS_ON, _SHELL)).encode())
     for path, data in _files():
         digest.update(repr((str(path), data)).encode())
     return digest.hexdigest()[:8]
@@ -278,7 +279,7 @@ def _add_link(tar: tarfile.TarFile, path: PurePosixPath, target: str) -> None:
 
 
 def _as_root() -> Sequence[str]:
-    """The words that give a program all user ids to write files with, when we are not root."""
+    """Return the prefix of a command that must write files of any owner: empty for root."""
     return () if os.geteuid() == 0 else ("unshare", "--map-root-user", "--map-auto", "--")
 
 
@@ -289,13 +290,13 @@ async def _tool(*argv: str, stdin: bytes = b"") -> None:
     done = await process.run((*_as_root(), program, *argv[1:]), stdin=stdin)
     if done.ok:
         return
-    said = done.error_output()
-    if "No space left" in said:
-        raise NoSpace(f"making a disk: {said}", hint="df -h")
-    raise ProviderError(f"making a disk: {done.command()} said: {said}")
+    errors = done.error_output()
+    if "No space left" in errors:
+        raise NoSpace(f"making a disk: {errors}", hint="df -h")
+    raise ProviderError(f"making a disk: {done.command()} failed: {errors}")
 
 
 async def remove_tree(path: Path) -> None:
-    """Remove a directory and all below it; absent is a success."""
-    # Not shutil: without root, files of other users are inside.
+    """Remove a directory with everything in it. An absent directory is a success."""
+    # shutil cannot: without root, the directory has files of other users.
     await _tool("rm", "-rf", "--", str(path))

@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from hiveyard.core.machines import StoredItem
 from hiveyard.kit.shape import record, text
 from hiveyard.machines.qemu.sparse_memory import BASES
 
 
-def held(state: Path, cache: Path) -> list[StoredItem]:
-    """`state` is of this installation, `cache` may be shared with others."""
+def stored_items(state: Path, cache: Path) -> list[StoredItem]:
+    """List the items in `state`, which belongs to this installation, and in `cache`, which others may share."""
     return [*_disks(cache / "disks"), *_templates(cache / "templates"), *_machines(state)]
 
 
 def _disks(root: Path) -> Iterator[StoredItem]:
     for path in _directories(root):
-        half = path.name.startswith(".")
+        kind: Literal["left", "made"] = "left" if path.name.startswith(".") else "made"
         image = path.name.removeprefix(".new-").partition("-")[0]
-        yield StoredItem(kind="left" if half else "made", name=f"disk {path.name}", image=image, place=path)
+        yield StoredItem(kind=kind, name=f"disk {path.name}", image=image, place=path)
 
 
 def _templates(root: Path) -> Iterator[StoredItem]:
     for path in _directories(root):
-        half = path.name.startswith(".")
-        yield StoredItem(kind="left" if half else "made", name=f"template {path.name}", image=_image(path), place=path)
+        kind: Literal["left", "made"] = "left" if path.name.startswith(".") else "made"
+        yield StoredItem(kind=kind, name=f"template {path.name}", image=_image(path), place=path)
 
 
 def _image(template: Path) -> str:

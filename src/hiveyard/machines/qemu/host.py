@@ -1,4 +1,4 @@
-"""The host's QEMU, memory and disk."""
+"""Check the host's QEMU, memory, disk space and processor."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _TOOLS = {
 }
 _WITHOUT_ROOT = {"newuidmap": "uidmap"}
 _VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?")
-_MIB_BESIDE = 256  # QEMU's own memory beside the guest's, translated code mostly
+_OVERHEAD_MIB = 256  # QEMU's own memory, mostly translated code
 
 
 class Qemu(NamedTuple):
-    """The QEMU of this host and how it runs guests."""
+    """The QEMU of this host and the accelerator it uses."""
 
     program: str
     version: str
@@ -49,15 +49,16 @@ class Qemu(NamedTuple):
 
 
 def can_seal(version: str) -> bool:
-    """Whether QEMU maps a memory file copy-on-write without the right to write it."""
+    """Return whether QEMU can map a memory file copy-on-write without write permission."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return (major, minor) >= (8, 2)
 
 
 async def version(program: str) -> str:
-    """`7.2.22`. Raises ProviderUnavailable, with how to install, for anything that is missing."""
+    """Return QEMU's version, such as `7.2.22`. Raises ProviderUnavailable, with a hint how to install it, if a
+    program is missing, and on a host that is not Linux."""
     if sys.platform != "linux":
-        raise ProviderUnavailable(f"the qemu provider needs a Linux host, this one is {sys.platform}")
+        raise ProviderUnavailable(f"the qemu provider needs a Linux host, this host is {sys.platform}")
     for tool, package in (_TOOLS if os.geteuid() == 0 else _TOOLS | _WITHOUT_ROOT).items():
         if process.find(tool) is None:
             raise ProviderUnavailable(f"{tool} is not installed", hint=f"make setup, or: apt-get install {package}")
@@ -65,33 +66,33 @@ async def version(program: str) -> str:
         raise ProviderUnavailable(f"{program} is not installed", hint="make setup, or: apt-get install qemu-system-x86")
     if os.geteuid() != 0:
         await check_user_namespaces("choose --provider docker")
-    said = await process.run([program, "--version"], timeout=20)
-    found = _VERSION.search(said.stdout.decode("utf-8", "replace"))
-    if not said.ok or found is None:
-        raise ProviderUnavailable(f"{program} --version says: {said.error_output(200)}", hint="make setup")
+    done = await process.run([program, "--version"], timeout=20)
+    found = _VERSION.search(done.stdout.decode("utf-8", "replace"))
+    if not done.ok or found is None:
+        raise ProviderUnavailable(f"{program} --version prints: {done.error_output(200)}", hint="make setup")
     return ".".join(part or "0" for part in found.groups())
 
 
 def check_memory(shape: Shape) -> None:
-    """Raises NoMemory when the host has less free than the guest may take. A fork begins with far less, but what it
-    is promised must be there."""
+    """Raise NoMemory if the host has less free memory than the guest may use. A fork starts with far less, but may
+    grow to its full size."""
     free = _available_mib()
-    needed = shape.memory_mib + _MIB_BESIDE
+    needed = shape.memory_mib + _OVERHEAD_MIB
     if free < needed:
         raise NoMemory(
-            f"a machine of {shape.memory_mib} MiB needs {needed} MiB of memory, {free} are free", hint="hv ps"
+            f"a machine of {shape.memory_mib} MiB needs {needed} MiB of memory, {free} MiB are free", hint="hv ps"
         )
 
 
 def check_space(where: Path, mib: int) -> None:
     free = shutil.disk_usage(where).free >> 20
     if free < mib:
-        raise NoSpace(f"{where} has {free} MiB free, {mib} are needed", hint="hv image ls")
+        raise NoSpace(f"{where} has {free} MiB free, {mib} MiB are needed", hint="hv image ls")
 
 
 @contextmanager
-def space_named() -> Iterator[None]:
-    """Turn a full disk, met by our own writing, into NoSpace."""
+def disk_full_as_no_space() -> Iterator[None]:
+    """Raise NoSpace in place of the OSError for a full disk."""
     try:
         yield
     except OSError as error:
@@ -113,20 +114,21 @@ class Processor(NamedTuple):
     name: str
     flags: tuple[str, ...]
 
-    def unlike(self, frozen: Processor) -> str:
-        """Why this one cannot go on with what was frozen on the other; "" when it can. One that can more may: a kernel
-        of later knows the names of more."""
+    def incompatibility(self, frozen: Processor) -> str:
+        """Return why this processor cannot run a state that was frozen on the other; "" if it can. Additional features
+        do no harm: a newer kernel names more of them."""
         if self.name != frozen.name:
-            return f"here is {self.name}"
+            return f"this host has {self.name}"
         missing = sorted(set(frozen.flags) - set(self.flags))
-        return f"the processor here has no {', '.join(missing[:8])}" if missing else ""
+        return f"this host's processor has no {', '.join(missing[:8])}" if missing else ""
 
     def digest(self) -> str:
         return f"{self.name} {hashlib.sha256(' '.join(self.flags).encode()).hexdigest()[:16]}"
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
-    """The host's. Not its microcode: what an update of that takes away is away from the flags, too."""
+    """Return the host's processor. The microcode is not part of it: a feature that an update removes is removed from
+    the flags, too."""
     lines = (line.partition(":") for line in cpuinfo.read_text().partition("\n\n")[0].splitlines())
     found = {key.strip(): value.strip() for key, _, value in lines}
     number = "/".join(found.get(name, "") for name in ("cpu family", "model", "stepping"))

@@ -1,7 +1,7 @@
-"""Starting QEMU: with descriptors instead of paths, as an unprivileged user, and outliving us or not.
+"""Start QEMU with descriptors instead of paths, as an unprivileged user, bound to this process or independent of it.
 
-QEMU opens nothing by a host path: directories and sockets are opened here and handed over. So it needs no way through
-the daemon's private directories, a path of any length or with any character does no harm, and a control socket takes
+QEMU opens nothing by a host path: directories and sockets are opened here, and QEMU inherits them. So it needs no
+access to the daemon's private directories, paths may have any length and any character, and a control socket accepts
 connections before QEMU has started.
 """
 
@@ -20,29 +20,30 @@ from anyio.abc import ByteReceiveStream, Process
 from hiveyard.core.errors import BootFailed, MachineLost, NoSpace, ProviderUnavailable, SocketPathTooLong
 from hiveyard.kit import process
 from hiveyard.kit.text import decode, one_line
-from hiveyard.machines.qemu.vm import Vm, seen
+from hiveyard.machines.qemu.vm import Vm, find_process
 
 _LONGEST_PATH = 100  # of 108 bytes
 
 
-# All that it finds in its environment. Whatever else is in ours, keys first of all, is not for a program that a guest
-# works hard to get into.
-_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
+# The only variables that QEMU gets. The rest of the daemon's environment, keys above all, must not be in a process
+# that a guest may try to take over.
+_ENV = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH")
 
-# A child of nobody. All programs on the way to QEMU replace one another, so the shell's pid is QEMU's.
+# Detaches the process from this one. Each program execs the next one up to QEMU, so the shell's pid is QEMU's.
 _OUTLIVE = ("setsid", "--fork", "--", "sh", "-c", 'echo $$; exec "$@" >/dev/null', "sh")
 
 
 class NotLoaded(MachineLost):
-    """The frozen state that a machine begins from does not load."""
+    """The frozen state that a machine starts from does not load."""
 
 
 class StateRefused(BootFailed):
-    """The same, with what QEMU said of it. Another state may load."""
+    """A NotLoaded with QEMU's message. Another state may load."""
 
 
 class Handles:
-    """Descriptors for one process to inherit. Closed here at the end of the block, or as soon as it has them."""
+    """Descriptors for one process to inherit. They are closed here once the process has them, or at the end of the
+    block."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []
@@ -58,45 +59,38 @@ class Handles:
             os.close(self.fds.pop())
 
     def directory(self, path: Path) -> str:
-        """A directory, as a path that works in the process whoever it runs as."""
-        return f"/proc/self/fd/{self._keep(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))}"
-
-    def opened(self, fd: int) -> str:
-        """Add a descriptor that is open already; it is closed with the others."""
-        return f"/proc/self/fd/{self._keep(fd)}"
+        """Open a directory. Return a path to it that works in the process, whichever user it runs as."""
+        return f"/proc/self/fd/{self.inherit(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))}"
 
     def file(self, path: Path) -> str:
-        """A file to read, likewise."""
-        return f"/proc/self/fd/{self._keep(os.open(path, os.O_RDONLY | os.O_CLOEXEC))}"
+        """Open a file for reading. Return a path to it as `directory` does."""
+        return f"/proc/self/fd/{self.inherit(os.open(path, os.O_RDONLY | os.O_CLOEXEC))}"
 
     def pair(self) -> tuple[int, int]:
-        """Two connected sockets: one for another process, which the caller closes, and one for this."""
+        """Return two connected sockets: one for another process, which the caller closes, and one for this process."""
         one, other = socket.socketpair()
-        return one.detach(), self._keep(other.detach())
+        return one.detach(), self.inherit(other.detach())
 
     def listener(self, path: Path) -> int:
-        """A listening unix socket, made at `path`."""
+        """Create a listening unix socket at `path`."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         with contextlib.ExitStack() as stack:
             stack.callback(listener.close)
-            with short(path) as name:
+            with short_path(path) as name:
                 listener.bind(name)
             listener.listen(4)
             stack.pop_all()
-        return self._keep(listener.detach())
+        return self.inherit(listener.detach())
 
-    def closing(self, fd: int) -> int:
-        """A descriptor as it is; it is closed with the others."""
-        return self._keep(fd)
-
-    def _keep(self, fd: int) -> int:
+    def inherit(self, fd: int) -> int:
+        """Add an open descriptor; it is closed with the others."""
         self.fds.append(fd)
         return fd
 
 
 @contextmanager
-def short(path: Path) -> Iterator[str]:
-    """A name for a socket's path that fits into a socket address, good while the block lasts."""
+def short_path(path: Path) -> Iterator[str]:
+    """Provide a path to a socket that fits into a socket address. It is valid inside the block."""
     if len(os.fsencode(path)) <= _LONGEST_PATH:
         yield str(path)
         return
@@ -111,8 +105,8 @@ def short(path: Path) -> Iterator[str]:
 
 
 class Launched:
-    """A process that was started. What it says on stderr is kept, at most a pipe full: no guest can make QEMU fill a
-    disk."""
+    """A process that was started. Its stderr goes to a pipe, which holds a limited amount: no guest can make QEMU fill
+    a disk with it."""
 
     def __init__(self, vm: Vm, fd: int, stdout: ByteReceiveStream | None) -> None:
         self.vm = vm
@@ -120,30 +114,32 @@ class Launched:
         self._fd = fd
 
     def read(self) -> str:
-        return _said(self._fd)
+        """Return the output on stderr so far."""
+        return _read_stderr(self._fd)
 
     async def error(self, label: str, cause: MachineLost) -> BootFailed | NoSpace:
-        """The error for a process with which `cause` happened before it was ready: what it said, or, when it has not
-        ended, that. Its sockets close a moment before its end, so that is waited for."""
-        ended = await self.vm.gone(within=1.0)
+        """Return the error for a process that failed with `cause` before it was ready, with its own message if it has
+        ended. Its sockets close a moment before it ends, so wait for the end."""
+        ended = await self.vm.wait_ended(within=1.0)
         if not ended and not isinstance(cause, NotLoaded):
-            return BootFailed(f"QEMU for {label} did not come up: {cause.message}", hint=cause.hint)
-        said = self.read()
-        if "No space left" in said:
-            return NoSpace(f"QEMU for {label} found no disk space: {said}", hint="df -h")
-        said = said or f"it {'ended' if ended else 'runs on'} and said nothing"
+            return BootFailed(f"QEMU for {label} did not start: {cause.message}", hint=cause.hint)
+        printed = self.read()
+        if "No space left" in printed:
+            return NoSpace(f"QEMU for {label} found no disk space: {printed}", hint="df -h")
+        printed = printed or f"it {'exited' if ended else 'still runs'} and printed nothing"
         if isinstance(cause, NotLoaded):
-            return StateRefused(f"QEMU for {label}: {cause.message}: {said}", hint="hv doctor")
-        return BootFailed(f"QEMU for {label} did not start: {said}")
+            return StateRefused(f"QEMU for {label}: {cause.message}: {printed}", hint="hv doctor")
+        return BootFailed(f"QEMU for {label} did not start: {printed}")
 
 
 @asynccontextmanager
 async def launched(
     argv: Sequence[str], handles: Handles, *, cwd: Path, outlive: bool, stdout: int = subprocess.DEVNULL
 ) -> AsyncIterator[Launched]:
-    """Start a program. With `outlive` it goes on when the block, or we, end; else it ends with the block.
+    """Start a program. With `outlive` it keeps running after the block and after this process, otherwise it ends with
+    the block.
 
-    Raises ProviderUnavailable when it is not installed, BootFailed when the host can start no program.
+    Raises ProviderUnavailable if it is not installed, BootFailed if the host cannot start programs.
     """
     read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     with ExitStack() as pipe:
@@ -152,7 +148,7 @@ async def launched(
             try:
                 words = [*_OUTLIVE, *argv] if outlive else argv
                 stdout = subprocess.PIPE if outlive else stdout
-                env = {name: os.environ[name] for name in _KEPT if name in os.environ}
+                env = {name: os.environ[name] for name in _ENV if name in os.environ}
                 running = process.running(
                     words, stdout=stdout, stderr=write, cwd=cwd, env=env, pass_fds=handles.fds, grace=0.0
                 )
@@ -160,38 +156,38 @@ async def launched(
             except FileNotFoundError as error:
                 raise ProviderUnavailable(f"{error.filename} is not installed", hint="make setup") from error
             except OSError as error:
-                raise _unstartable(words[0], error.strerror or str(error)) from error
+                raise _start_failed(words[0], error.strerror or str(error)) from error
             finally:
                 os.close(write)
-                # Not held here any more, its sockets close when it ends, and whoever waits at them learns it.
+                # Only the process has its sockets now. They close when it ends, which wakes those that wait on them.
                 handles.close()
             pid = child.pid
             if outlive:
-                pid = await _announced(child, read)
+                pid = await _detached_pid(child, read)
                 await stack.aclose()
-            vm = seen(pid) or Vm(pid, -1, "")
+            vm = find_process(pid) or Vm(pid, -1, "")
             yield Launched(vm, read, child.stdout)
 
 
-def _said(fd: int) -> str:
+def _read_stderr(fd: int) -> str:
     try:
         return one_line(decode(os.read(fd, 64 << 10)), 1000)
     except BlockingIOError:
         return ""
 
 
-def _unstartable(program: str, why: str) -> BootFailed:
-    return BootFailed(f"{program} could not be started: {why}", hint="ulimit -u; ps -e | wc -l")
+def _start_failed(program: str, reason: str) -> BootFailed:
+    return BootFailed(f"{program} could not be started: {reason}", hint="ulimit -u; ps -e | wc -l")
 
 
-async def _announced(child: Process, stderr: int) -> int:
-    """The pid that the shell of a process which outlives us says is its own. Raises BootFailed when there is none: a
-    host whose process table is full."""
+async def _detached_pid(child: Process, stderr: int) -> int:
+    """Return the pid that the shell of a detached process prints. Raises BootFailed if there is none, as on a host
+    whose process table is full."""
     assert child.stdout is not None
-    said = b""
+    printed = b""
     async for piece in child.stdout:
-        said += piece
+        printed += piece
     await child.wait()
-    if not said.strip().isdigit():
-        raise _unstartable(_OUTLIVE[0], _said(stderr) or "it ended and said nothing")
-    return int(said)
+    if not printed.strip().isdigit():
+        raise _start_failed(_OUTLIVE[0], _read_stderr(stderr) or "it exited and printed nothing")
+    return int(printed)

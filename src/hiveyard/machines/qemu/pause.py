@@ -1,7 +1,7 @@
-"""A machine that stands still: its processors are stopped, and so is everything between it and its session's files.
+"""Pause and resume a machine.
 
-The guest's way to /session is hushed first, while the guest can still agree to that; then its memory, its devices and
-its directory belong together, and stay so until it goes on.
+First the guest's /session is quiesced, which the guest has to confirm while it runs. Then its processors are stopped.
+From then on its memory, its devices and its session directory are consistent, until the machine is resumed.
 """
 
 from __future__ import annotations
@@ -16,86 +16,87 @@ import anyio.lowlevel
 from hiveyard.core.errors import BootFailed, MachineLost
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
-from hiveyard.machines.qemu.fuse_process import hush, speak
-from hiveyard.machines.qemu.personalize import tick
-from hiveyard.machines.qemu.record import Record, Rig
-from hiveyard.machines.qemu.vm import seen
+from hiveyard.machines.qemu.fuse_process import quiesce, unquiesce
+from hiveyard.machines.qemu.personalize import set_time
+from hiveyard.machines.qemu.record import QemuDirectory, Record
+from hiveyard.machines.qemu.vm import find_process
 from hiveyard.machines.qemu.wire import Wire, qmp
 
 _log = logging.getLogger(__name__)
-_TICK = 10.0
+_SET_CLOCK_TIMEOUT = 10.0
 
 
-async def runs(wire: Wire) -> bool:
+async def is_running(wire: Wire) -> bool:
     return text(fields(await wire.call("query-status")).get("status")) == "running"
 
 
-async def stop(wire: Wire) -> None:
-    """Stop its processors. Cancelled or not, it stands still after this: half a command would leave nobody knowing."""
+async def stop_cpus(wire: Wire) -> None:
+    """Stop the processors. A cancellation takes effect afterwards, because a half-sent command would leave the state
+    unknown."""
     with anyio.CancelScope(shield=True):
         await wire.call("stop")
     await anyio.lowlevel.checkpoint_if_cancelled()
 
 
-async def hold_still(record: Record, rig: Rig) -> None:
-    """Standing still already is a success. When it fails the machine goes on."""
-    async with qmp(rig.qmp) as wire:
-        if not await runs(wire):
+async def pause(record: Record, directory: QemuDirectory) -> None:
+    """Pause a machine. A paused machine is a success. If it fails, the machine continues to run."""
+    async with qmp(directory.qmp) as wire:
+        if not await is_running(wire):
             return
-        record = halted(record, rig)
+        record = mark_halted(record, directory)
         try:
-            await hush(rig.session)
-            await stop(wire)
+            await quiesce(directory.session)
+            await stop_cpus(wire)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await wire.call("cont")
-                await speak(rig.session)
+                await unquiesce(directory.session)
             raise
         finally:
-            unhalted(record, rig)
+            clear_halted(record, directory)
 
 
-async def go_on(record: Record, rig: Rig) -> None:
-    """Running already is a success."""
-    async with qmp(rig.qmp) as wire:
-        stood = not await runs(wire)
-        if stood:
+async def resume(record: Record, directory: QemuDirectory) -> None:
+    """Resume a machine. A running machine is a success."""
+    async with qmp(directory.qmp) as wire:
+        was_paused = not await is_running(wire)
+        if was_paused:
             await wire.call("cont")
-    # Even when it runs: whoever let it go on may have been killed before this.
-    await speak(rig.session)
-    if stood:
-        await catch_up(record, rig, within=60.0)
+    # Also for a running machine: the process that resumed it may have been killed before this step.
+    await unquiesce(directory.session)
+    if was_paused:
+        await update_clock(record, directory, within=60.0)
 
 
-async def catch_up(record: Record, rig: Rig, *, within: float | None = None) -> None:
-    """Give a machine that goes on the time that it stood still for."""
+async def update_clock(record: Record, directory: QemuDirectory, *, within: float | None = None) -> None:
+    """Set the clock of a machine that was paused."""
     try:
-        await tick(rig.become, record.name, within=within or _TICK)
+        await set_time(directory.become, record.name, within=within or _SET_CLOCK_TIMEOUT)
     except (MachineLost, BootFailed, TimeoutError) as error:
-        # It goes on all the same: whoever needs it finds out what has become of it.
-        _log.warning("machine %s did not take the time: %s", record.name, error)
+        # Not an error of the caller: the machine runs, and the next one that uses it finds out if it is broken.
+        _log.warning("machine %s did not set its clock: %s", record.name, error)
 
 
-def halted(record: Record, rig: Rig) -> Record:
-    """Write down that this process is about to hold it still, for a moment."""
-    record = replace(record, halted=seen(os.getpid()))
-    record.write(rig.record)
+def mark_halted(record: Record, directory: QemuDirectory) -> Record:
+    """Record that this process is about to pause the machine for a moment."""
+    record = replace(record, halted=find_process(os.getpid()))
+    record.write(directory.record)
     return record
 
 
-def unhalted(record: Record, rig: Rig) -> Record:
+def clear_halted(record: Record, directory: QemuDirectory) -> Record:
     record = replace(record, halted=None)
-    record.write(rig.record)
+    record.write(directory.record)
     return record
 
 
-async def mended(record: Record, rig: Rig) -> Record:
-    """The machine, going on when whoever held it still for a moment was killed meanwhile."""
+async def resume_if_abandoned(record: Record, directory: QemuDirectory) -> Record:
+    """Resume a machine if the process that paused it for a moment was killed meanwhile. Return its record."""
     if record.halted is None or record.halted.alive:
         return record
-    async with qmp(rig.qmp) as wire:
-        if not await runs(wire):
+    async with qmp(directory.qmp) as wire:
+        if not await is_running(wire):
             await wire.call("cont")
-    await speak(rig.session)
-    await catch_up(record, rig)
-    return unhalted(record, rig)
+    await unquiesce(directory.session)
+    await update_clock(record, directory)
+    return clear_halted(record, directory)

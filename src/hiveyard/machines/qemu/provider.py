@@ -1,4 +1,7 @@
-"""The vm provider: prepare makes disk and template, boot forks, the rest is bookkeeping on disk."""
+"""Provide the contract of a Provider for QEMU virtual machines.
+
+`prepare` makes disk and template, `boot` forks a machine from them, and every other call works on the records on disk.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,14 @@ from hiveyard.kit.refcount import RefCounted
 from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator
 from hiveyard.machines.qemu.command import DOOR_ADDRESS
+from hiveyard.machines.qemu.connections import Connections, GuestExec
 from hiveyard.machines.qemu.disk import remove_tree
-from hiveyard.machines.qemu.disk_usage import held
-from hiveyard.machines.qemu.entry import Entries, GuestExec
+from hiveyard.machines.qemu.disk_usage import stored_items
 from hiveyard.machines.qemu.forking import Fork, bring_up
-from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, space_named
+from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, disk_full_as_no_space
 from hiveyard.machines.qemu.launch import StateRefused
-from hiveyard.machines.qemu.pause import go_on, hold_still, mended
-from hiveyard.machines.qemu.record import Record, Rig, read
+from hiveyard.machines.qemu.pause import pause, resume, resume_if_abandoned
+from hiveyard.machines.qemu.record import QemuDirectory, Record, read
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.machines.qemu.snapshot import Snapshot, Snapshots
 from hiveyard.machines.qemu.template import Origin
@@ -62,9 +65,9 @@ _log = logging.getLogger(__name__)
 
 @of_machines
 class QemuProvider:
-    """Provider of tier vm.
+    """A provider of tier vm.
 
-    `state` is this installation's own directory for machines, `cache` holds disks and templates and may be shared.
+    `state` is this installation's own directory for machines. `cache` has disks and templates and may be shared.
     """
 
     name = "qemu"
@@ -87,12 +90,12 @@ class QemuProvider:
         self._builder = builder(first=self._settings.uid)
         self._stock = TemplateStock(cache, self._settings, self._builder, accelerators)
         self._snapshots = Snapshots(state / ".snapshots")
-        self._entries = Entries()
-        self.opened = RefCounted(self._entries.aclose).used
-        # Two installations on one host never touch each other's processes.
+        self._connections = Connections()
+        self.opened = RefCounted(self._connections.aclose).used
+        # Installations on the same host never touch each other's processes.
         self._installation = "hiveyard-" + hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12] + ":"
 
-    # What works here, and images.
+    # The host and images.
 
     async def readiness(self) -> Readiness:
         return await self._stock.readiness()
@@ -104,21 +107,22 @@ class QemuProvider:
         await self._stock.release(image_id)
 
     async def stored_items(self) -> list[StoredItem]:
-        return await anyio.to_thread.run_sync(held, self._state, self._cache)
+        return await anyio.to_thread.run_sync(stored_items, self._state, self._cache)
 
-    async def discard(self, holding: StoredItem) -> None:
-        assert holding.kind == "left" and holding.place is not None
-        await remove_tree(holding.place)
+    async def discard(self, item: StoredItem) -> None:
+        assert item.kind == "left" and item.place is not None
+        await remove_tree(item.place)
 
     # Machines.
 
     async def boot(self, name: str, spec: MachineSpec) -> Machine:
         check_machine_name(name)
-        return await self._made(name, spec, lambda: self._fork(name, spec))
+        return await self._create(name, spec, lambda: self._fork(name, spec))
 
-    async def _made(self, name: str, spec: MachineSpec, make: Callable[[], Awaitable[Record]]) -> Machine:
-        async with self._holding(name):
-            found = read(self._rig(name).record)
+    async def _create(self, name: str, spec: MachineSpec, start: Callable[[], Awaitable[Record]]) -> Machine:
+        """Return the ready machine `name` if it exists; otherwise remove leftovers and start it with `start`."""
+        async with self._lock(name):
+            found = read(self._directory(name).record)
             if found is not None and found.status is MachineStatus.READY and found.alive:
                 return found.machine()
             await self._remove(name)
@@ -126,75 +130,75 @@ class QemuProvider:
             self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
             check_space(self._state, 256)
             try:
-                with space_named():
-                    return (await make()).machine()
+                with disk_full_as_no_space():
+                    return (await start()).machine()
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await self._remove(name)
                 raise
 
     async def _fork(self, name: str, spec: MachineSpec) -> Record:
-        qemu, origin = await self._stock.begin(spec)
+        qemu, origin = await self._stock.origin(spec)
         try:
-            return await self._bring_up(name, spec, qemu, origin)
+            return await self._start(name, spec, qemu, origin)
         except StateRefused as error:
-            # It was whole when we looked. If its state does not load all the same, a new one will.
+            # The template passed its check. If its state does not load all the same, a new template will.
             _log.warning("machine %s: %s; making its template again", name, error.message)
             await self._remove(name)
-            return await self._bring_up(name, spec, qemu, await self._stock.again(spec, qemu, origin))
+            return await self._start(name, spec, qemu, await self._stock.replacement(spec, qemu, origin))
 
-    async def _bring_up(self, name: str, spec: MachineSpec, qemu: Qemu, origin: Origin) -> Record:
+    async def _start(self, name: str, spec: MachineSpec, qemu: Qemu, origin: Origin) -> Record:
         fork = Fork(
             name=name,
             label=f"{self._installation}{name}",
             spec=spec,
-            rig=self._rig(name),
+            directory=self._directory(name),
             qemu=qemu,
             user=user_for(str(spec.session or name), first=self._settings.uid),
             origin=origin,
             created_at=self._clock.now(),
             timeout=self._settings.fork_timeout if origin.frozen else self._settings.boot_timeout,
         )
-        record, early = await bring_up(fork)
-        self._entries.add(name, early)
+        record, shell = await bring_up(fork)
+        self._connections.add(name, shell)
         return record
 
-    # Standing still.
+    # Pauses and snapshots.
 
     async def pause(self, name: str) -> None:
-        async with self._standing(name) as (record, rig):
-            await hold_still(record, rig)
+        async with self._locked(name) as (record, directory):
+            await pause(record, directory)
 
     async def resume(self, name: str) -> None:
-        async with self._standing(name) as (record, rig):
-            await go_on(record, rig)
+        async with self._locked(name) as (record, directory):
+            await resume(record, directory)
 
     async def snapshot(
         self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, temporary: bool = False
     ) -> SnapshotStats:
-        async with self._standing(name) as (record, rig):
+        async with self._locked(name) as (record, directory):
             check_space(self._state, record.shape.memory_mib // 4 + 256)
-            with space_named():
+            with disk_full_as_no_space():
                 return await self._snapshots.take(
-                    snapshot, record, rig, self._builder.group, meanwhile, whole=temporary
+                    snapshot, record, directory, self._builder.group, meanwhile, complete=temporary
                 )
 
     async def make_ready(self, snapshot: str) -> None:
-        await self._unfolded(snapshot)
+        await self._expanded(snapshot)
 
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         check_machine_name(name)
-        found, qemu = await self._unfolded(snapshot)
-        base = self._rig(name).base
-        return await self._made(name, spec, lambda: self._bring_up(name, spec, qemu, found.settle(base)))
+        found, qemu = await self._expanded(snapshot)
+        base = self._directory(name).base
+        return await self._create(name, spec, lambda: self._start(name, spec, qemu, found.link_into(base)))
 
-    async def _unfolded(self, snapshot: str) -> tuple[Snapshot, Qemu]:
-        """A snapshot that a machine can begin from, and the QEMU for it."""
+    async def _expanded(self, snapshot: str) -> tuple[Snapshot, Qemu]:
+        """Return a snapshot that a machine can start from, and the QEMU for it."""
         found = self._snapshots.find(snapshot)
         qemu = await self._stock.qemu_of(found)
-        check_space(self._state, (self._snapshots.room(snapshot) >> 20) + 256)
-        with space_named():
-            await self._snapshots.unfold(snapshot, self._builder.group, writable=not qemu.seals)
+        check_space(self._state, (self._snapshots.expand_size(snapshot) >> 20) + 256)
+        with disk_full_as_no_space():
+            await self._snapshots.expand(snapshot, self._builder.group, writable=not qemu.seals)
         return found, qemu
 
     async def snapshots(self) -> set[str]:
@@ -204,11 +208,12 @@ class QemuProvider:
         await self._snapshots.remove(snapshot)
 
     @asynccontextmanager
-    async def _standing(self, name: str) -> AsyncIterator[tuple[Record, Rig]]:
+    async def _locked(self, name: str) -> AsyncIterator[tuple[Record, QemuDirectory]]:
+        """Hold the lock of a ready machine for the block."""
         check_machine_name(name)
-        async with self._holding(name):
+        async with self._lock(name):
             record = self._ready(name)
-            yield await mended(record, self._rig(name)), self._rig(name)
+            yield await resume_if_abandoned(record, self._directory(name)), self._directory(name)
 
     async def get(self, name: str) -> Machine:
         check_machine_name(name)
@@ -223,47 +228,47 @@ class QemuProvider:
 
     async def names(self) -> set[str]:
         found = self._state.iterdir() if self._state.is_dir() else ()
-        kept = {path.name for path in found if path.is_dir() and not path.name.startswith(".")}
-        return kept | {name for name, _ in await anyio.to_thread.run_sync(self._strays)}
+        recorded = {path.name for path in found if path.is_dir() and not path.name.startswith(".")}
+        return recorded | {name for name, _ in await anyio.to_thread.run_sync(self._processes)}
 
     async def stop(self, name: str) -> None:
         check_machine_name(name)
-        async with self._holding(name):
+        async with self._lock(name):
             found = self._record(name)
-            await self._entries.drop(name)
-            await self._end(name)
-            found.stopped().write(self._rig(name).record)
-            shutil.rmtree(self._rig(name).run, ignore_errors=True)
+            await self._connections.drop(name)
+            await self._kill(name)
+            found.stopped().write(self._directory(name).record)
+            shutil.rmtree(self._directory(name).run, ignore_errors=True)
 
     async def terminate(self, name: str) -> None:
         check_machine_name(name)
-        async with self._holding(name):
+        async with self._lock(name):
             await self._remove(name)
-            self._lock(name).unlink(missing_ok=True)
+            self._lock_path(name).unlink(missing_ok=True)
 
     async def _remove(self, name: str) -> None:
-        await self._entries.drop(name)
-        await self._end(name)
-        await anyio.to_thread.run_sync(self._snapshots.forget_half, name)
-        root = self._rig(name).root
+        await self._connections.drop(name)
+        await self._kill(name)
+        await anyio.to_thread.run_sync(self._snapshots.remove_unfinished, name)
+        root = self._directory(name).root
         if root.exists():
             await anyio.to_thread.run_sync(shutil.rmtree, root)
 
-    async def _end(self, name: str) -> None:
-        found = read(self._rig(name).record)
+    async def _kill(self, name: str) -> None:
+        found = read(self._directory(name).record)
         if found is not None and found.vm is not None:
             await found.vm.kill()
-        # A daemon that was killed while it started one never wrote down which it was. A program on its way to become
-        # QEMU may have a child by now, so we look until there is nothing.
-        while strays := [vm for other, vm in await anyio.to_thread.run_sync(self._strays) if other == name]:
-            for vm in strays:
+        # A daemon that was killed during a start has not recorded the process. A program that will exec QEMU may have a
+        # child by now, so this repeats until there is none.
+        while unrecorded := [vm for other, vm in await anyio.to_thread.run_sync(self._processes) if other == name]:
+            for vm in unrecorded:
                 await vm.kill()
 
     # Guests.
 
     async def terminal(self, name: str, command: Command) -> Sequence[str]:
         words = terminal_words(secrets.token_hex(8), command, self.capabilities)
-        return terminal.program(self._ready(name), self._rig(name).root, words)
+        return terminal.program(self._ready(name), self._directory(name).root, words)
 
     def _ready(self, name: str) -> Record:
         check_machine_name(name)
@@ -276,33 +281,33 @@ class QemuProvider:
 
     @asynccontextmanager
     async def guest(self, name: str) -> AsyncIterator[Guest]:
-        record = await mended(self._ready(name), self._rig(name))
-        yield ShellGuest(GuestExec(self._entries, record), self.capabilities)
+        record = await resume_if_abandoned(self._ready(name), self._directory(name))
+        yield ShellGuest(GuestExec(self._connections, record), self.capabilities)
 
     async def aclose(self) -> None:
-        """Let go of all connections; the machines run on."""
-        await self._entries.aclose()
+        """Close all connections. The machines continue to run."""
+        await self._connections.aclose()
 
-    # On disk.
+    # Records on disk.
 
-    def _rig(self, name: str) -> Rig:
-        return Rig(self._state / name)
+    def _directory(self, name: str) -> QemuDirectory:
+        return QemuDirectory(self._state / name)
 
     def _record(self, name: str) -> Record:
-        rig = self._rig(name)
-        if (found := read(rig.record)) is not None:
+        directory = self._directory(name)
+        if (found := read(directory.record)) is not None:
             return found
-        if rig.root.exists():
+        if directory.root.exists():
             return Record(name=name, image="", status=MachineStatus.ERROR, created_at=0.0)
         raise NoSuchMachine(f"there is no machine {name}", hint="hv ps", machine=name)
 
-    def _strays(self) -> Sequence[tuple[str, Vm]]:
-        """The QEMU processes of our machines, whether or not we know them otherwise."""
+    def _processes(self) -> Sequence[tuple[str, Vm]]:
+        """Return the QEMU processes of this installation's machines, whether or not they are recorded."""
         ours = self._installation
         return [(label.removeprefix(ours), vm) for label, vm in labels() if label.startswith(ours)]
 
-    def _holding(self, name: str) -> AbstractAsyncContextManager[None]:
-        return file_lock(self._lock(name))
+    def _lock(self, name: str) -> AbstractAsyncContextManager[None]:
+        return file_lock(self._lock_path(name))
 
-    def _lock(self, name: str) -> Path:
+    def _lock_path(self, name: str) -> Path:
         return self._state / ".locks" / name

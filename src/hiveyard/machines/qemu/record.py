@@ -1,10 +1,9 @@
 """The record of one machine on disk, with which any process of this installation can find, use and end it.
 
 <state>/<name>/machine.json   this record, written before QEMU starts and again when the machine is ready
-<state>/<name>/*.sock         QMP, the guest agent, what waits to become the machine, its first commands, and
-                              what serves its /session
-<state>/<name>/base/          what it began from, when that is a snapshot
-<state>/<name>/run/           all that QEMU itself may write: its disk
+<state>/<name>/*.sock         control sockets: QMP, the guest agent, become.pl, commands.pl and the server of /session
+<state>/<name>/base/          the files of the snapshot that it started from, if any
+<state>/<name>/run/           the only directory that QEMU itself may write to: its disk
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from hiveyard.machines.qemu.command import Layer
 from hiveyard.machines.qemu.vm import Vm
 
 
-class Rig:
+class QemuDirectory:
     """The directory of one QEMU process."""
 
     def __init__(self, root: Path) -> None:
@@ -38,10 +37,12 @@ class Rig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """`key` is the private half of the machine's ssh key, `host_key` the public half of the guest's. `maker` is the
-    process that brings it up; `vm` is known from when it is ready.
-    `origin` is the directory of the frozen machine that it began from, `under` the disks below its own, `run` what its
-    QEMU calls the directory of its own disks. `halted` is the process that holds it still to take a snapshot."""
+    """The record of one machine.
+
+    `key` is the private half of the machine's ssh key, `host_key` the public half of the guest's host key. `maker` is
+    the process that starts it; `vm` is known once it is ready. `origin` is the directory of the template or snapshot
+    that it started from, `under` are the disks below its own, and `run` is QEMU's path to the directory of its own
+    disks. `halted` is the process that pauses it for a moment, to take a snapshot."""
 
     name: str
     image: str
@@ -73,12 +74,12 @@ class Record:
         return replace(self, status=MachineStatus.STOPPED, maker=None, vm=None, port=0, key="")
 
     def machine(self) -> Machine:
-        """The machine as it is now: what is written here is believed only as far as its processes live."""
+        """Return the machine's current state. A status in the record counts only while its process is alive."""
         status, reason = self.status, ""
         if status is MachineStatus.READY and not self.alive:
             status, reason = MachineStatus.ERROR, "its QEMU process has ended"
         elif status is MachineStatus.BOOTING and not (self.maker and self.maker.alive):
-            status, reason = MachineStatus.ERROR, "it was never finished: the process that made it has ended"
+            status, reason = MachineStatus.ERROR, "its start was not finished: the process that started it has ended"
         return Machine(
             name=self.name,
             status=status,
@@ -91,7 +92,7 @@ class Record:
         )
 
     def write(self, path: Path) -> None:
-        # Not synced: a power cut that loses this ends the machine as well.
+        # Not synced to disk: a power cut that loses the record also ends the machine.
         data = {
             "name": self.name,
             "image": self.image,
@@ -116,7 +117,7 @@ class Record:
 
 
 def read(path: Path) -> Record | None:
-    """The record at `path`; None when it is absent or no record."""
+    """Return the record at `path`; None if it does not exist or is malformed."""
     try:
         data = record(json.loads(path.read_bytes()))
         status = MachineStatus(text(data.get("status")))

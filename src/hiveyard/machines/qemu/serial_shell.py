@@ -16,27 +16,30 @@ import anyio
 import anyio.abc
 
 from hiveyard.core.errors import CannotExecute, GuestDisconnected, MachineLost, ProviderError
-from hiveyard.machines.qemu.launch import short
+from hiveyard.machines.qemu.launch import short_path
 from hiveyard.machines.qemu.vm import Vm
 
 _HEAD = struct.Struct(">cI")
-_LONGEST = 1 << 20
+_FRAME_LIMIT = 1 << 20
 _PIECE = 64 << 10
-_HIGH = 1 << 20  # bytes of output that are held for who does not take them
-_WINDOW = 256 << 10  # bytes of input on their way
-_BEGINNING = 120.0  # seconds: what runs commands was ended, or its answer lost
-_LETTING_GO = 2.0
-_DYING = 2.0
+_BUFFER_LIMIT = 1 << 20  # bytes of output that are buffered until they are received
+_WINDOW = 256 << 10  # bytes of input that are sent before the guest confirms them
+_START_TIMEOUT = 120.0  # seconds; commands.pl may have been killed, or its answer lost
+_RELEASE_TIMEOUT = 2.0
+_EXIT_TIMEOUT = 2.0  # seconds between the end of QEMU's sockets and of its process
 _BROKEN = (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
 class SerialShell:
-    """The port of one machine. `free`: it can run a command now. `patience`: seconds for a command to begin."""
+    """The serial port of one machine. It can run a command while it is `free`. A command must start within
+    `start_timeout` seconds."""
 
-    def __init__(self, name: str, vm: Vm, stream: anyio.abc.ByteStream, *, patience: float = _BEGINNING) -> None:
+    def __init__(
+        self, name: str, vm: Vm, stream: anyio.abc.ByteStream, *, start_timeout: float = _START_TIMEOUT
+    ) -> None:
         self.name = name
         self.vm = vm
-        self.patience = patience
+        self.start_timeout = start_timeout
         self.free = True
         self._stream = stream
         self._buffer = bytearray()
@@ -51,35 +54,35 @@ class SerialShell:
         await self._stream.aclose()
 
     @asynccontextmanager
-    async def run(self, argv: Sequence[str]) -> AsyncIterator[Spoken]:
-        """A program in the guest; only when `free`. Raises MachineLost, GuestDisconnected, CannotExecute."""
+    async def run(self, argv: Sequence[str]) -> AsyncIterator[SerialCommand]:
+        """Run a program in the guest; only while `free`. Raises MachineLost, GuestDisconnected, CannotExecute."""
         self.free = False
-        spoken = Spoken(self)
+        command = SerialCommand(self)
         words = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in argv)
         try:
-            await self.put(b"C", words)
-            yield spoken
+            await self.send_frame(b"C", words)
+            yield command
         finally:
             with anyio.CancelScope(shield=True):
-                self.free = await self._let_go(spoken)
+                self.free = await self._release(command)
                 if not self.free:
                     await self.aclose()
 
-    async def _let_go(self, spoken: Spoken) -> bool:
-        """Whether the guest has let go of the program and is ready for the next."""
+    async def _release(self, command: SerialCommand) -> bool:
+        """Ask the guest to release the program. Return whether it is ready for the next one."""
         try:
-            with anyio.move_on_after(_LETTING_GO):
-                await self.put(b"L", b"")
-                await spoken.drained()
+            with anyio.move_on_after(_RELEASE_TIMEOUT):
+                await self.send_frame(b"L", b"")
+                await command.drained()
                 return self._usable
         except ProviderError:
-            pass  # whoever needs the guest next will find out
+            pass  # the next command reports the problem
         return False
 
-    async def put(self, kind: bytes, data: bytes) -> None:
+    async def send_frame(self, kind: bytes, data: bytes) -> None:
         if not self._usable:
             raise await self.lost()
-        # A frame that is cut off by a cancelling makes the rest unreadable.
+        # After a frame that a cancellation cut off, the guest cannot read anything that follows.
         self._usable = False
         try:
             await self._stream.send(_HEAD.pack(kind, len(data)) + data)
@@ -87,8 +90,8 @@ class SerialShell:
             raise await self.lost() from error
         self._usable = True
 
-    async def get(self) -> tuple[bytes, bytes]:
-        """The next frame."""
+    async def receive_frame(self) -> tuple[bytes, bytes]:
+        """Return the next frame: its kind and its data."""
         while (frame := self._frame()) is None:
             try:
                 self._buffer += await self._stream.receive(_PIECE)
@@ -100,7 +103,7 @@ class SerialShell:
         if len(self._buffer) < _HEAD.size:
             return None
         kind, size = _HEAD.unpack_from(self._buffer)
-        if size > _LONGEST:
+        if size > _FRAME_LIMIT:
             self._usable = False
             raise GuestDisconnected(f"machine {self.name} sent a frame of {size} bytes", machine=self.name)
         end = _HEAD.size + size
@@ -112,42 +115,42 @@ class SerialShell:
 
     async def lost(self) -> MachineLost:
         self._usable = False
-        if await self.vm.gone(within=_DYING):
-            return MachineLost(f"machine {self.name} is gone: its QEMU process ended", machine=self.name)
-        return GuestDisconnected(f"the port of machine {self.name} broke", machine=self.name)
+        if await self.vm.wait_ended(within=_EXIT_TIMEOUT):
+            return MachineLost(f"machine {self.name} is gone: its QEMU process has ended", machine=self.name)
+        return GuestDisconnected(f"the serial port of machine {self.name} broke", machine=self.name)
 
 
-class Spoken:
-    """One program; a Stream. Whoever waits for something reads frames for all."""
+class SerialCommand:
+    """A program that runs over the serial port; a Stream. A method that waits reads frames for all methods."""
 
-    def __init__(self, early: SerialShell) -> None:
-        self._early = early
-        self._held: dict[bytes, list[bytes]] = {b"O": [], b"E": []}
+    def __init__(self, shell: SerialShell) -> None:
+        self._shell = shell
+        self._buffered: dict[bytes, list[bytes]] = {b"O": [], b"E": []}
         self._open = {b"O", b"E"}
         self._size = 0
-        self._under_way = 0
+        self._in_flight = 0
         self._status: int | None = None
-        self._begun = False
-        self._over = False
-        self._letting_go = False
-        self._ended_input = False
+        self._started = False
+        self._finished = False
+        self._draining = False
+        self._input_closed = False
         self._lost: ProviderError | None = None
         self._reading = anyio.Lock()
         self._taken = anyio.Event()
 
     async def send(self, data: bytes) -> None:
         for start in range(0, len(data), _PIECE):
-            await self._until(lambda: self._under_way < _WINDOW)
-            if self._deaf:
+            await self._read_until(lambda: self._in_flight < _WINDOW)
+            if self._closed:
                 return
             piece = data[start : start + _PIECE]
-            self._under_way += len(piece)
-            await self._put(piece)
+            self._in_flight += len(piece)
+            await self._send_input(piece)
 
     async def send_eof(self) -> None:
-        if not self._ended_input and not self._deaf:
-            self._ended_input = True
-            await self._put(b"")
+        if not self._input_closed and not self._closed:
+            self._input_closed = True
+            await self._send_input(b"")
 
     async def receive(self) -> bytes:
         return await self._take(b"O")
@@ -156,103 +159,103 @@ class Spoken:
         return await self._take(b"E")
 
     async def wait(self) -> int:
-        await self._until(lambda: self._status is not None)
+        await self._read_until(lambda: self._status is not None)
         if self._status is None:
-            raise self._lost or await self._early.lost()
+            raise self._lost or await self._shell.lost()
         return self._status
 
     async def drained(self) -> None:
-        """Wait until the guest is ready for the next program; what it still says is dropped."""
-        self._letting_go = True
-        self._forget()
-        await self._until(lambda: False)
+        """Wait until the guest is ready for the next program; the rest of the output is dropped."""
+        self._draining = True
+        self._drop_output()
+        await self._read_until(lambda: False)
         if self._lost is not None:
             raise self._lost
 
     @property
-    def _deaf(self) -> bool:
-        return self._over or self._lost is not None
+    def _closed(self) -> bool:
+        return self._finished or self._lost is not None
 
-    async def _put(self, data: bytes) -> None:
+    async def _send_input(self, data: bytes) -> None:
         try:
-            await self._early.put(b"I", data)
+            await self._shell.send_frame(b"I", data)
         except ProviderError as error:
             self._lost = error
 
     async def _take(self, kind: bytes) -> bytes:
-        await self._until(lambda: bool(self._held[kind]) or kind not in self._open)
-        data = b"".join(self._held[kind])
-        self._held[kind].clear()
+        await self._read_until(lambda: bool(self._buffered[kind]) or kind not in self._open)
+        data = b"".join(self._buffered[kind])
+        self._buffered[kind].clear()
         self._size -= len(data)
-        self._tell()
+        self._notify()
         return data
 
-    async def _until(self, done: Callable[[], bool]) -> None:
-        """Read frames until something is so, or there are no more."""
-        while not done() and not self._deaf:
+    async def _read_until(self, done: Callable[[], bool]) -> None:
+        """Read frames until `done` returns True or no more can come."""
+        while not done() and not self._closed:
             async with self._reading:
-                if done() or self._deaf:
+                if done() or self._closed:
                     return
-                if self._size > _HIGH and not self._letting_go:
+                if self._size > _BUFFER_LIMIT and not self._draining:
                     await self._taken.wait()
                     continue
                 await self._read()
 
     async def _read(self) -> None:
         try:
-            with anyio.fail_after(None if self._begun else self._early.patience):
-                kind, data = await self._early.get()
+            with anyio.fail_after(None if self._started else self._shell.start_timeout):
+                kind, data = await self._shell.receive_frame()
             self._accept(kind, data)
         except ProviderError as error:
             self._lost = error
         except TimeoutError:
-            name, patience = self._early.name, self._early.patience
-            message = f"machine {name} did not begin a command within {patience:g}s"
+            name, timeout = self._shell.name, self._shell.start_timeout
+            message = f"machine {name} did not start a command within {timeout:g}s"
             self._lost = GuestDisconnected(message, machine=name)
 
     def _accept(self, kind: bytes, data: bytes) -> None:
         if kind == b"R":
-            # One from before our command is of a guest that has just started what runs commands.
-            self._over = self._begun
+            # Before the command has started, it only means that commands.pl was started again.
+            self._finished = self._started
         elif kind == b"S":
-            self._begun = True
+            self._started = True
         elif kind == b"A" and len(data) == 4:
-            self._under_way -= int.from_bytes(data)
+            self._in_flight -= int.from_bytes(data)
         elif kind == b"X" and len(data) == 4:
             self._status = int.from_bytes(data) & 0xFF
         elif kind == b"N":
-            self._begun = True
-            name = self._early.name
-            raise CannotExecute(f"machine {name} has no room for one more program", machine=name)
-        elif kind in self._held:
-            self._keep(kind, data)
+            self._started = True
+            name = self._shell.name
+            raise CannotExecute(f"machine {name} cannot start one more program", machine=name)
+        elif kind in self._buffered:
+            self._buffer(kind, data)
         else:
-            name = self._early.name
-            raise GuestDisconnected(f"machine {name} sent a frame that makes no sense: {kind!r}", machine=name)
+            name = self._shell.name
+            raise GuestDisconnected(f"machine {name} sent a frame of unknown kind: {kind!r}", machine=name)
 
-    def _keep(self, kind: bytes, data: bytes) -> None:
+    def _buffer(self, kind: bytes, data: bytes) -> None:
         if not data:
             self._open.discard(kind)
-        elif not self._letting_go:
-            self._held[kind].append(data)
+        elif not self._draining:
+            self._buffered[kind].append(data)
             self._size += len(data)
 
-    def _forget(self) -> None:
-        for held in self._held.values():
-            held.clear()
+    def _drop_output(self) -> None:
+        for pieces in self._buffered.values():
+            pieces.clear()
         self._size = 0
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
-        # Wakes all who wait now, and nobody who comes later.
+    def _notify(self) -> None:
+        # Wakes those that wait now, and nobody that waits later.
         self._taken.set()
         self._taken = anyio.Event()
 
 
-async def reach(name: str, vm: Vm, socket: Path) -> SerialShell:
-    """The port of a machine that was just made. Raises MachineLost."""
+async def open_shell(name: str, vm: Vm, socket: Path) -> SerialShell:
+    """Connect to the serial port of a machine that was just started. Raises MachineLost."""
     try:
-        with short(socket) as path:
+        with short_path(socket) as path:
             return SerialShell(name, vm, await anyio.connect_unix(path))
     except OSError as error:
         raise MachineLost(f"machine {name} ended before it was ready", machine=name) from error

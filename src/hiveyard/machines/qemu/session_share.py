@@ -1,8 +1,8 @@
-"""The session directory: root's on disk, QEMU's own user's for QEMU, and so the guest user's own in the guest.
+"""Share the session directory with QEMU: its files are root's on disk, and the guest user's in the guest.
 
-An id-mapped mount makes that true for every file at once and in both directions, whenever either side makes one. It is
-never put anywhere: QEMU holds the only descriptor, and the mount ends with it. Where there are none (Linux before 5.12,
-some file systems) what is in the directory at the start is given to QEMU's user for good.
+An id-mapped mount translates the owner of every file, in both directions, whichever side creates it. The mount has no
+path: QEMU holds the only descriptor, and the mount ends with QEMU. Where id-mapped mounts do not exist (Linux before
+5.12, some file systems), the files that are in the directory at the start are given to QEMU's user permanently.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ import anyio.to_thread
 from hiveyard.machines.qemu.user import User
 from hiveyard.machines.shared import idmap
 
-# ENOENT: there is no `/proc/PID/ns/user`.
+# ENOENT: `/proc/PID/ns/user` does not exist.
 _CANNOT = (*idmap.CANNOT, errno.ENOENT)
 
 
 async def shared(directory: Path, user: User) -> int:
-    """A descriptor of `directory` for QEMU to inherit; the caller closes it. Raises OSError when it is not there."""
+    """Return a descriptor of `directory` for QEMU to inherit; the caller closes it. Raises OSError if the directory
+    does not exist."""
     if user.uid is not None:
         try:
             return await _mapped(directory, user.uid)
         except OSError as error:
             if error.errno not in _CANNOT or not directory.is_dir():
                 raise
-        # A large repository takes a while to give away; other machines must not wait for that.
-        await anyio.to_thread.run_sync(user.owns_tree, directory)
+        # This takes a while for a large repository; other machines must not wait for it.
+        await anyio.to_thread.run_sync(user.give_tree, directory)
     return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 

@@ -10,17 +10,18 @@ from typing import Literal
 class QemuSettings:
     """`[qemu]` in the settings file."""
 
-    accelerator: Literal["auto", "kvm", "hvf", "tcg"] = "auto"
-    """What runs the guest's instructions; auto takes the first of kvm, hvf, tcg that a short trial boot proves."""
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    """How QEMU runs the guest: kvm, or tcg (emulation). auto takes the first that boots a kernel in a short trial."""
     program: str = "qemu-system-x86_64"
     """The QEMU program, a name in PATH or an absolute path."""
     templates: bool = True
-    """Fork machines from a frozen template; false boots each from the start, which takes a hundred times as long."""
+    """Fork machines from a frozen template. false boots each machine from its disk, which takes about 40 times as
+    long."""
     boot_timeout: float = 300.0
     """Seconds the first boot of an image may take."""
     fork_timeout: float = 60.0
     """Seconds a fork may take until it can run a command."""
     trial_timeout: float = 15.0
-    """Seconds an accelerator has to bring a kernel up before it counts as broken; emulation has four times as long."""
+    """Seconds an accelerator has to boot a kernel in a trial; emulation has four times as long."""
     uid: int = 1213595648
-    """First of 65,537 host user ids that QEMU runs as when the daemon is root. They should own nothing."""
+    """First of the 65,537 host user ids that QEMU runs as when the daemon is root. They should own nothing."""

@@ -43,14 +43,14 @@ from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
 from hiveyard.machines.qemu import memory, sparse_memory
 from hiveyard.machines.qemu.accelerator import Choice
-from hiveyard.machines.qemu.cleanup import stand_on
+from hiveyard.machines.qemu.cleanup import mark_needed
 from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
-from hiveyard.machines.qemu.fuse_process import hush, speak
+from hiveyard.machines.qemu.fuse_process import quiesce, unquiesce
 from hiveyard.machines.qemu.host import Processor, Qemu, processor
-from hiveyard.machines.qemu.pause import catch_up, halted, runs, stop, unhalted
-from hiveyard.machines.qemu.record import Record, Rig, layers
+from hiveyard.machines.qemu.pause import clear_halted, is_running, mark_halted, stop_cpus, update_clock
+from hiveyard.machines.qemu.record import QemuDirectory, Record, layers
 from hiveyard.machines.qemu.state import save
-from hiveyard.machines.qemu.template import Origin, hand_over, overlay
+from hiveyard.machines.qemu.template import Origin, finish_file, overlay
 from hiveyard.machines.qemu.wire import Refused, Wire, qmp
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
@@ -58,7 +58,8 @@ _NODE = re.compile(r"(?:disk\d+|own(\d+))\Z")
 
 
 class Snapshot(NamedTuple):
-    """`engine` and `version` are what its state depends on, and under kvm `processor`: None in those of before."""
+    """A snapshot. Its state depends on `engine`, `version` and, under kvm, `processor`, which is None in snapshots of
+    older versions."""
 
     origin: Origin
     engine: str
@@ -66,20 +67,22 @@ class Snapshot(NamedTuple):
     processor: Processor | None = None
 
     def qemu(self, program: str, version: str, choices: Sequence[Choice]) -> Qemu:
-        """The QEMU of this host, by the one of `choices` that it was taken under. Raises ProviderUnavailable when it
-        cannot load what another one froze."""
+        """Return this host's QEMU with the one of `choices` that the snapshot was taken under. Raises
+        ProviderUnavailable if it cannot load the snapshot."""
         choice = next((choice for choice in choices if repr(choice.engine) == self.engine), None)
         if choice is None or self.version != version:
             now = choices[0].engine.accel if choices else "no accelerator"
-            raise ProviderUnavailable(f"the snapshot was taken by QEMU {self.version}, here is {version} with {now}")
+            raise ProviderUnavailable(
+                f"the snapshot was taken by QEMU {self.version}, this host has {version} with {now}"
+            )
         qemu = Qemu(program, version, choice)
-        if qemu.kvm and self.processor and (problem := processor().unlike(self.processor)):
+        if qemu.kvm and self.processor and (problem := processor().incompatibility(self.processor)):
             raise ProviderUnavailable(f"the snapshot was taken under kvm on {self.processor.name}: {problem}")
         return qemu
 
-    def settle(self, place: Path) -> Origin:
+    def link_into(self, place: Path) -> Origin:
         """Return the origin of a machine, with the snapshot's files in the new directory `place`. Raises
-        NoSuchSnapshot when it was removed meanwhile."""
+        NoSuchSnapshot if it was removed meanwhile."""
         root = self.origin.frozen
         assert root is not None
         place.mkdir(parents=True)
@@ -102,7 +105,7 @@ class Snapshots:
         self._bases = root / sparse_memory.BASES
 
     def find(self, name: str) -> Snapshot:
-        """Raises NoSuchSnapshot."""
+        """Return the snapshot `name`. Raises NoSuchSnapshot."""
         root = self._place(name)
         try:
             data = fields(json.loads((root / "snapshot.json").read_bytes()))
@@ -111,8 +114,8 @@ class Snapshots:
         under = layers(data.get("under"))
         for layer in under:
             if not Path(layer.file).is_file():
-                raise NoSuchSnapshot(f"snapshot {name} is of no more use: {layer.file}, which it needs, is gone")
-        origin = Origin(under, text(data.get("host_key")), frozen=root, again=True)
+                raise NoSuchSnapshot(f"snapshot {name} cannot be used any more: {layer.file}, which it needs, is gone")
+        origin = Origin(under, text(data.get("host_key")), frozen=root, cloned=True)
         return Snapshot(
             origin, text(data.get("engine")), text(data.get("version")), _processor(fields(data, "processor"))
         )
@@ -129,33 +132,40 @@ class Snapshots:
             for path in (*self._root.glob(f".new-*+{name}"), place):
                 await anyio.to_thread.run_sync(_discard, path)
             (self._root / ".locks" / name).unlink(missing_ok=True)
-        await anyio.to_thread.run_sync(sparse_memory.forget, self._bases)
+        await anyio.to_thread.run_sync(sparse_memory.remove_unused_bases, self._bases)
 
-    def forget_half(self, machine: str) -> None:
-        """Remove what is left of snapshots of a machine that were never finished."""
+    def remove_unfinished(self, machine: str) -> None:
+        """Remove the unfinished snapshots of a machine."""
         for path in self._root.glob(f".new-{machine}+*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def room(self, name: str) -> int:
-        """How many bytes on disk `unfold` may take."""
-        return sparse_memory.room(self._place(name))
+    def expand_size(self, name: str) -> int:
+        """Return how many bytes on disk `expand` may take."""
+        return sparse_memory.expand_size(self._place(name))
 
-    async def unfold(self, name: str, group: int | None, *, writable: bool) -> None:
-        """Have its memory whole, for a machine to begin with. Raises OSError, ProviderError."""
+    async def expand(self, name: str, group: int | None, *, writable: bool) -> None:
+        """Make the complete memory file, for a machine to start from. Raises OSError, ProviderError."""
         place = self._place(name)
 
         def ready(path: Path) -> None:
-            hand_over(path, group, writable=writable)
+            finish_file(path, group, writable=writable)
 
         async with file_lock(self._root / ".locks" / name):
-            await anyio.to_thread.run_sync(sparse_memory.unfold, place, ready)
-        await anyio.to_thread.run_sync(sparse_memory.forget, self._bases)
+            await anyio.to_thread.run_sync(sparse_memory.expand, place, ready)
+        await anyio.to_thread.run_sync(sparse_memory.remove_unused_bases, self._bases)
 
     async def take(
-        self, name: str, record: Record, rig: Rig, group: int | None, meanwhile: Meanwhile | None, *, whole: bool
+        self,
+        name: str,
+        record: Record,
+        directory: QemuDirectory,
+        group: int | None,
+        meanwhile: Meanwhile | None,
+        *,
+        complete: bool,
     ) -> SnapshotStats:
-        """Take a snapshot of the machine of `record`, with its memory `whole` or as small as may be. Call it under the
-        machine's lock."""
+        """Take a snapshot of the machine of `record`, with its `complete` memory or as small as possible. The caller
+        holds the machine's lock."""
         place = self._place(name)
         async with file_lock(self._root / ".locks" / name):
             fresh = self._root / f".new-{record.name}+{name}"
@@ -163,31 +173,31 @@ class Snapshots:
             fresh.mkdir(parents=True)
             fresh.chmod(0o711)
             try:
-                bases = None if whole else self._bases
-                frozen = await _Taking(record, rig, fresh, place, group, bases).take(meanwhile)
+                bases = None if complete else self._bases
+                stats = await _SnapshotWriter(record, directory, fresh, place, group, bases).take(meanwhile)
                 shutil.rmtree(place, ignore_errors=True)
                 fresh.replace(place)
                 files.sync_dir(self._root)
-                return frozen
+                return stats
             finally:
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(_discard, fresh)
-                    await anyio.to_thread.run_sync(sparse_memory.forget, self._bases)
+                    await anyio.to_thread.run_sync(sparse_memory.remove_unused_bases, self._bases)
 
     def _place(self, name: str) -> Path:
         if not _NAME.match(name):
-            raise BadInput(f"{name[:80]!r} is no name for a snapshot")
+            raise BadInput(f"{name[:80]!r} is not a valid snapshot name")
         return self._root / name
 
 
-class _Taking:
-    """One snapshot being taken into the directory `fresh`, to lie at `place`."""
+class _SnapshotWriter:
+    """Takes one snapshot into the directory `fresh`, which is moved to `place` afterwards."""
 
     def __init__(
-        self, record: Record, rig: Rig, fresh: Path, place: Path, group: int | None, bases: Path | None
+        self, record: Record, directory: QemuDirectory, fresh: Path, place: Path, group: int | None, bases: Path | None
     ) -> None:
         self._record = record
-        self._rig = rig
+        self._directory = directory
         self._fresh = fresh
         self._place = place
         self._group = group
@@ -196,18 +206,18 @@ class _Taking:
     async def take(self, meanwhile: Meanwhile | None) -> SnapshotStats:
         if not self._record.origin:
             raise CannotKeepMemory(
-                f"machine {self._record.name} was booted whole: only forks of a template can be frozen",
+                f"machine {self._record.name} was booted from its disk: only forks of a template can be snapshotted",
                 hint="set templates = true in section [qemu] of the settings",
                 machine=self._record.name,
             )
         assert self._record.vm is not None
         memory.check(self._record.vm.pid)
-        async with qmp(self._rig.qmp) as wire:
+        async with qmp(self._directory.qmp) as wire:
             base = await anyio.to_thread.run_sync(self._begin_memory)
             top, node = await _top(wire)
             await overlay(self._fresh / "blank.qcow2", "disk.qcow2", "qcow2", self._record.shape.disk_gib)
             await self._new_top(top + 1)
-            async with self._still(wire):
+            async with self._paused(wire):
                 changed = await self._freeze(wire, base, top, node, meanwhile)
         await anyio.to_thread.run_sync(self._finish, top)
         size = sum(path.stat().st_blocks * 512 for path in self._fresh.iterdir() if path.name != "base")
@@ -217,40 +227,40 @@ class _Taking:
         try:
             return sparse_memory.begin(self._fresh, Path(self._record.origin) / "memory", self._bases)
         except FileNotFoundError as error:
-            raise CannotKeepMemory("the memory that the VM began with is not there any more") from error
+            raise CannotKeepMemory("the memory file that the VM started with no longer exists") from error
 
     async def _new_top(self, number: int) -> None:
-        # The directory is QEMU's: what has that name by now may be a link to anywhere.
-        path = self._rig.run / f"disk-{number}.qcow2"
+        # QEMU can write to the directory, so the path may be a symlink to anywhere by now.
+        path = self._directory.run / f"disk-{number}.qcow2"
         path.unlink(missing_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         with os.fdopen(fd, "wb") as file, (self._fresh / "blank.qcow2").open("rb") as blank:
             shutil.copyfileobj(blank, file)
-            owner = self._rig.run.stat()
+            owner = self._directory.run.stat()
             if os.geteuid() == 0:
                 os.fchown(fd, owner.st_uid, owner.st_gid)
 
     @asynccontextmanager
-    async def _still(self, wire: Wire) -> AsyncIterator[None]:
-        """The machine stands still for the block, and longer only when it did before."""
+    async def _paused(self, wire: Wire) -> AsyncIterator[None]:
+        """Pause the machine for the block. A machine that was paused before stays paused."""
         begun = time.monotonic()
-        ran = await runs(wire)
-        self._record = halted(self._record, self._rig) if ran else self._record
+        was_running = await is_running(wire)
+        self._record = mark_halted(self._record, self._directory) if was_running else self._record
         try:
-            self._table = await hush(self._rig.session)
-            if ran:
-                await stop(wire)
+            self._table = await quiesce(self._directory.session)
+            if was_running:
+                await stop_cpus(wire)
             yield
         finally:
             with anyio.CancelScope(shield=True):
-                if ran:
+                if was_running:
                     await wire.call("cont")
-                    await speak(self._rig.session)
+                    await unquiesce(self._directory.session)
                 self._seconds = time.monotonic() - begun
-                if ran:
-                    # Only then is it written down that it goes on: whoever finds us killed gives it the time, too.
-                    await catch_up(self._record, self._rig)
-                    self._record = unhalted(self._record, self._rig)
+                if was_running:
+                    # The mark is cleared last: if this process is killed before, the next one sets the clock, too.
+                    await update_clock(self._record, self._directory)
+                    self._record = clear_halted(self._record, self._directory)
 
     async def _freeze(self, wire: Wire, base: memory.File, top: int, node: str, meanwhile: Meanwhile | None) -> int:
         await save(wire, self._fresh / "state")
@@ -280,20 +290,20 @@ class _Taking:
                     os.close(source)
 
     def _is_own(self, layer: Layer) -> bool:
-        """Whether a disk below is a file of this machine, and not of the cache."""
-        return Path(layer.file).is_relative_to(self._rig.root)
+        """Return whether a lower layer is a file of this machine, and not of the cache."""
+        return Path(layer.file).is_relative_to(self._directory.root)
 
     def _finish(self, top: int) -> None:
         written = [f"disk-{number}.qcow2" if number else "disk.qcow2" for number in range(top + 1)]
         own = [Path(layer.file) for layer in self._record.under if self._is_own(layer)]
-        own += [self._rig.run / name for name in written]
+        own += [self._directory.run / name for name in written]
         under = [layer for layer in self._record.under if not self._is_own(layer)]
-        stand_on({Path(layer.file).parent for layer in under}, self._place)
+        mark_needed({Path(layer.file).parent for layer in under}, self._place)
         for number, path in enumerate(own):
             os.link(path, self._fresh / f"layer-{number}.qcow2", follow_symlinks=False)
             under.append(Layer(str(self._place / f"layer-{number}.qcow2"), "qcow2"))
         for path in (path for path in self._fresh.iterdir() if path.name != "base"):
-            hand_over(path, self._group, writable=path.name == "memory" and not self._record.sealed)
+            finish_file(path, self._group, writable=path.name == "memory" and not self._record.sealed)
         data = {
             "machine": self._record.name,
             "layout": LAYOUT,
@@ -316,12 +326,12 @@ def _discard(path: Path) -> None:
 
 
 async def _top(wire: Wire) -> tuple[int, str]:
-    """The number of the disk that is written to, and what QEMU calls it."""
+    """Return the number of the disk layer that QEMU writes to, and QEMU's name for it."""
     for block in _dicts(await wire.call("query-block")):
         node = text(fields(block, "inserted").get("node-name"))
         if match := _NODE.match(node):
             return int(match.group(1) or 0), node
-    raise ProviderError("QEMU does not say which disk it writes to")
+    raise ProviderError("QEMU does not report which disk it writes to")
 
 
 def _dicts(data: object) -> list[dict[str, object]]:
@@ -329,8 +339,8 @@ def _dicts(data: object) -> list[dict[str, object]]:
 
 
 async def _switch(wire: Wire, path: str, node: str, name: str) -> None:
-    """Have QEMU write to the empty overlay at `path` from now on."""
-    with contextlib.suppress(Refused):  # there is one only when a daemon ended between these commands
+    """Make QEMU write to the empty overlay at `path` from now on."""
+    with contextlib.suppress(Refused):  # the node exists only if a daemon ended between these commands
         await wire.call("blockdev-del", **{"node-name": name})
     await wire.call(
         "blockdev-add",

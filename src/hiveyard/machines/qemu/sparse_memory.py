@@ -1,12 +1,11 @@
-"""The memory of a snapshot, whole or folded.
+"""Store the memory of a snapshot, complete or sparse.
 
-    memory    all of it: what a machine can begin with
-    base      a further name of <state>/.snapshots/.bases/<file>, a copy of the memory that its machine began with
-    changes   what is another by now: of each piece where it stands and how long it is (two numbers of 8 bytes, the
-              lowest first), and its bytes
+    memory    the complete memory, which a machine can start from
+    base      a hard link to <state>/.snapshots/.bases/<file>, a copy of the memory that its machine started with
+    changes   the changed pieces: for each its offset and length (two 8-byte little-endian numbers) and its bytes
 
-Where the file system shares blocks, `memory` takes no more than the changes do. Elsewhere it is folded into the other
-two, until somebody begins from it.
+On a file system that shares blocks (reflink), `memory` takes only as much space as the changes. On any other one, the
+sparse form (`base` and `changes`) is stored until a machine starts from the snapshot.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ _HEAD = struct.Struct("<QQ")
 
 
 def begin(root: Path, memory: Path, bases: Path | None) -> File:
-    """Make in `root` what takes no part of a machine that stands still: all but the changes to the file `memory` that
-    it began with, about which the answer tells. Without `bases` it is whole. Raises OSError."""
+    """Make in `root` everything that needs no paused machine: all but the changes to `memory`, the file that the
+    machine started with, which is returned. Without `bases` the complete form is used. Raises OSError."""
     source = os.open(memory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         status, file = os.fstat(source), mapped(source)
         with (root / "memory").open("wb") as target:
             if share_content(source, target.fileno()):
                 return file
-            if bases is None or not _based(source, status, bases, root / "base"):
+            if bases is None or not _link_base(source, status, bases, root / "base"):
                 copy_content(source, target.fileno())
                 return file
         (root / "memory").unlink()
@@ -46,10 +45,12 @@ def begin(root: Path, memory: Path, bases: Path | None) -> File:
         os.close(source)
 
 
-def _based(source: int, status: os.stat_result, bases: Path, name: Path) -> bool:
-    """Give a copy of `source` that all its snapshots share a further name. The file itself may not have one: QEMUs can
-    write to it, and a template is told to be whole by its change time, which a name changes. False where the file
-    system knows no further names."""
+def _link_base(source: int, status: os.stat_result, bases: Path, name: Path) -> bool:
+    """Make `name` a hard link to a copy of `source`, which all snapshots with this base share. Return False if the
+    file system has no hard links.
+
+    `source` itself must not be linked: QEMU processes can write to it, and a link would change its change time, by
+    which a template is verified."""
     bases.mkdir(mode=0o700, exist_ok=True)
     copy = bases / f"{status.st_dev:x}-{status.st_ino:x}-{status.st_mtime_ns:x}"
     with files.locked(bases / _LOCK):
@@ -66,8 +67,8 @@ def _based(source: int, status: os.stat_result, bases: Path, name: Path) -> bool
     return True
 
 
-def forget(bases: Path) -> None:
-    """Remove the copies that no snapshot has a name for, and one that was never finished."""
+def remove_unused_bases(bases: Path) -> None:
+    """Remove the copies that no snapshot links to, and an unfinished one."""
     if not bases.is_dir():
         return
     with files.locked(bases / _LOCK):
@@ -77,11 +78,11 @@ def forget(bases: Path) -> None:
 
 
 def finish(root: Path, pieces: Iterable[Piece]) -> int:
-    """Write down the changes; returns how many bytes that was. Raises OSError."""
-    folded, written = (root / "base").exists(), 0
-    with (root / "changes").open("wb") if folded else (root / "memory").open("r+b") as target:
+    """Write the changes and return how many bytes they have. Raises OSError."""
+    sparse, written = (root / "base").exists(), 0
+    with (root / "changes").open("wb") if sparse else (root / "memory").open("r+b") as target:
         for at, data in pieces:
-            if folded:
+            if sparse:
                 target.write(_HEAD.pack(at, len(data)))
             else:
                 target.seek(at)
@@ -90,13 +91,14 @@ def finish(root: Path, pieces: Iterable[Piece]) -> int:
     return written
 
 
-def unfold(root: Path, ready: Callable[[Path], None]) -> None:
-    """Have `memory` in `root`, made when it is not there; `ready` is called with the file before it gets that name.
-    Raises OSError, ProviderError for changes that are none, and leaves it as it was."""
+def expand(root: Path, ready: Callable[[Path], None]) -> None:
+    """Turn the sparse form in `root` into the complete one; `ready` is called with the file before it is named
+    `memory`. A complete form is a success. Raises OSError, and ProviderError for damaged changes; then nothing has
+    changed."""
     changes, fresh = root / "changes", root / ".memory"
     if changes.exists() and not (root / "memory").exists():
         try:
-            _write_whole(root / "base", changes, fresh)
+            _merge(root / "base", changes, fresh)
             ready(fresh)
             fresh.rename(root / "memory")
         finally:
@@ -105,16 +107,16 @@ def unfold(root: Path, ready: Callable[[Path], None]) -> None:
         path.unlink(missing_ok=True)
 
 
-def room(root: Path) -> int:
-    """How many bytes `unfold` takes on disk at most."""
+def expand_size(root: Path) -> int:
+    """Return how many bytes `expand` takes on disk at most."""
     parts = [root / "base", root / "changes"]
     return sum(path.stat().st_blocks * 512 for path in parts if path.exists())
 
 
-def _write_whole(base: Path, changes: Path, whole: Path) -> None:
-    with base.open("rb") as before, changes.open("rb") as said, whole.open("wb") as memory:
+def _merge(base: Path, changes: Path, target: Path) -> None:
+    with base.open("rb") as before, changes.open("rb") as changed, target.open("wb") as memory:
         copy_content(before.fileno(), memory.fileno())
-        for at, data in _pieces(said, os.fstat(before.fileno()).st_size):
+        for at, data in _pieces(changed, os.fstat(before.fileno()).st_size):
             memory.seek(at)
             memory.write(data)
 
@@ -124,5 +126,5 @@ def _pieces(changes: BinaryIO, size: int) -> Iterator[Piece]:
         at, length = _HEAD.unpack(head) if len(head) == _HEAD.size else (size, 1)
         data = changes.read(length) if at + length <= size else b""
         if len(data) != length:
-            raise ProviderError("the memory of the snapshot is damaged: what it says of its changes does not fit")
+            raise ProviderError("the memory of the snapshot is damaged: its list of changes is malformed")
         yield Piece(at, data)

@@ -1,4 +1,4 @@
-"""Starting one QEMU for one rig: from a template's frozen state, or from its disk."""
+"""Start one QEMU process: from a frozen state, or from its disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hiveyard.machines.qemu.command import Kernel, Layer, Memory, Plan, Sockets,
 from hiveyard.machines.qemu.fuse_process import serve
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.launch import Handles, launched
-from hiveyard.machines.qemu.record import Rig
+from hiveyard.machines.qemu.record import QemuDirectory
 from hiveyard.machines.qemu.template import Origin
 from hiveyard.machines.qemu.user import User
 from hiveyard.machines.qemu.vm import Vm
@@ -42,7 +42,7 @@ class Start:
 
 
 class Running(NamedTuple):
-    """A QEMU process that answers at its QMP. `run` is how it calls the directory of its own disks."""
+    """A QEMU process that answers on its QMP socket. `run` is its path to the directory of its own disks."""
 
     vm: Vm
     wire: Wire
@@ -50,27 +50,27 @@ class Running(NamedTuple):
 
 
 @asynccontextmanager
-async def started(start: Start, rig: Rig) -> AsyncIterator[Running]:
-    """A QEMU process. One that makes a template ends with the block, any other outlives us.
+async def started(start: Start, directory: QemuDirectory) -> AsyncIterator[Running]:
+    """Start a QEMU process. One that makes a template ends with the block, any other outlives this process.
 
-    Raises BootFailed when the machine is lost within the block, with what QEMU said if it has ended; NoSpace;
+    Raises BootFailed if the machine is lost inside the block, with QEMU's message if it has ended; NoSpace;
     ProviderUnavailable."""
     making = start.making is not None
     with Handles() as handles:
         ours, theirs = handles.pair()
-        run = handles.directory(rig.run)
-        plan = _plan(start, rig, handles, run, theirs)
-        await serve(start.session, start.user, rig.session, ours, table=start.origin.frozen)
-        argv = [*start.user.prefix(kvm=start.qemu.kvm, bound=making), *arguments(plan)]
+        run = handles.directory(directory.run)
+        plan = _plan(start, directory, handles, run, theirs)
+        await serve(start.session, start.user, directory.session, ours, table=start.origin.frozen)
+        argv = [*start.user.prefix(kvm=start.qemu.kvm, die_with_parent=making), *arguments(plan)]
         async with launched(argv, handles, cwd=start.door, outlive=not making) as process:
             try:
-                async with qmp(rig.qmp) as wire:
+                async with qmp(directory.qmp) as wire:
                     yield Running(process.vm, wire, run)
             except MachineLost as error:
                 raise await process.error(start.label, error) from error
 
 
-def _plan(start: Start, rig: Rig, handles: Handles, run: str, session: int) -> Plan:
+def _plan(start: Start, directory: QemuDirectory, handles: Handles, run: str, session: int) -> Plan:
     origin = start.origin
     disk = [Layer(f"{handles.directory(Path(file).parent)}/{Path(file).name}", kind) for file, kind in origin.under]
     memory = kernel = None
@@ -92,7 +92,7 @@ def _plan(start: Start, rig: Rig, handles: Handles, run: str, session: int) -> P
         memory=memory,
         kernel=kernel,
         session=session,
-        sockets=Sockets(*map(handles.listener, (rig.qmp, rig.agent, rig.become, rig.commands))),
+        sockets=Sockets(*map(handles.listener, (directory.qmp, directory.agent, directory.become, directory.commands))),
         network=start.network,
         incoming=origin.frozen is not None,
     )

@@ -1,6 +1,6 @@
-"""Freezing a guest's devices into a file and waking them from it, over QMP.
+"""Save the state of a guest's devices to a file and load it, over QMP.
 
-The memory is not part of it: it is a file already, which a template writes through to and a fork maps copy-on-write.
+The memory is not part of it. It is a file already, which a template writes through to and a fork maps copy-on-write.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hiveyard.kit.text import one_line
 from hiveyard.machines.qemu.launch import NotLoaded
 from hiveyard.machines.qemu.wire import Refused, Wire
 
-_LEAST = 1 << 20
+_MINIMUM_FREE = 1 << 20
 _PORT = re.compile(r"TCP\[HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s")
 
 
@@ -29,36 +29,35 @@ async def freeze(wire: Wire, state: Path) -> None:
 
 
 async def save(wire: Wire, state: Path) -> None:
-    """Write the state of the devices of a guest that stands still to the file `state`, which is made new. Raises
-    NoSpace.
+    """Write the state of the devices of a paused guest to the new file `state`. Raises NoSpace.
 
-    The command is not only Xen's. `migrate` would write its memory, too, and since QEMU 8 it fails an assertion where
-    it is to write the same form as this (send-configuration=off)."""
+    The command works without Xen. `migrate` would write the memory, too, and since QEMU 8 it fails an assertion when
+    it has to write the same format (send-configuration=off)."""
     with _opened(state, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
         try:
             await wire.call("xen-save-devices-state", filename=await wire.open_file(fd), live=False)
         except Refused as error:
-            if shutil.disk_usage(state.parent).free < _LEAST:
+            if shutil.disk_usage(state.parent).free < _MINIMUM_FREE:
                 raise NoSpace(f"no disk space for the {state.name} of a VM: {error.message}", hint="df -h") from error
             raise
 
 
 async def thaw(wire: Wire, state: Path) -> None:
-    """Load the devices from the file `state` and let the guest go on. Raises NotLoaded when it does not load: QEMU
-    says so, or ends itself before it can."""
-    # x-ignore-shared for templates that `migrate` froze, of versions before: in those is where their memory would be.
-    wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
-    await wire.call("migrate-set-capabilities", capabilities=wanted)
+    """Load the devices from the file `state` and resume the guest. Raises NotLoaded if the state does not load: QEMU
+    reports it, or exits before it can."""
+    # x-ignore-shared is for templates of older versions, which `migrate` froze: their state mentions the memory.
+    capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+    await wire.call("migrate-set-capabilities", capabilities=capabilities)
     with _opened(state, os.O_RDONLY) as fd:
         try:
             await wire.call("migrate-incoming", uri=f"file:{await wire.open_file(fd)}")
-        except Refused:  # QEMU before 8.2 knows no `file:`; one of late takes no file as `fd:`
-            await wire.give("state", fd)
+        except Refused:  # QEMU before 8.2 has no `file:`; recent versions take no regular file as `fd:`
+            await wire.pass_fd("state", fd)
             await wire.call("migrate-incoming", uri="fd:state")
     try:
         status = await _end_of_migration(wire)
     except MachineLost as error:
-        raise NotLoaded("it ended while it loaded the frozen state") from error
+        raise NotLoaded("it exited while it loaded the frozen state") from error
     if status == "failed":
         raise NotLoaded("the frozen state does not load")
     await wire.call("cont")
@@ -83,7 +82,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 async def ssh_port(wire: Wire) -> int:
-    """The port on the host's loopback that leads to the guest's sshd."""
+    """Return the port on the host's loopback that is forwarded to the guest's sshd."""
     table = text(await wire.call("human-monitor-command", **{"command-line": "info usernet"}))
     found = _PORT.search(table)
     if found is None:
@@ -92,6 +91,6 @@ async def ssh_port(wire: Wire) -> int:
 
 
 async def console(wire: Wire, lines: int = 12) -> str:
-    """The last lines on the guest's console."""
+    """Return the last lines of the guest's console."""
     data = text(await wire.call("ringbuf-read", device="console", size=64 << 10))
     return "\n".join(one_line(line) for line in data.splitlines()[-lines:])

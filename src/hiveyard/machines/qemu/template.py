@@ -1,16 +1,16 @@
-"""A template: an image booted once, settled, and frozen with its memory. Machines are forks of it.
+"""Store templates. A template is an image that was booted once and frozen with its memory; machines are forks of it.
 
     <cache>/templates/<key>-<id>/memory             the guest's memory, a sparse file that forks map copy-on-write
     <cache>/templates/<key>-<id>/state              the state of its devices, half a megabyte
-    <cache>/templates/<key>-<id>/disk.qcow2         what the boot changed on the image's disk
-    <cache>/templates/<key>-<id>/table.json         what it knew of its session's directory, which was empty
+    <cache>/templates/<key>-<id>/disk.qcow2         the changes of the boot to the image's disk
+    <cache>/templates/<key>-<id>/table.json         the guest's file table of its session directory, which was empty
     <cache>/templates/<key>-<id>/blank.qcow2        an empty overlay to copy, which is 10 ms faster than making one
-    <cache>/templates/<key>-<id>/template.json      written last: digest, and how each file looked
+    <cache>/templates/<key>-<id>/template.json      written last: a digest, and size and times of each file
 
-Machines and their snapshots stand on these very files, so a directory is never filled again: a template that is made
-again gets another, and the former one goes when nobody needs it.
+Machines and their snapshots use these files directly, so a directory is never filled again: a template that is made
+again gets a new directory, and the old one is removed when nothing needs it.
 
-A running machine can become a template by the same files: its memory written out, its state, its disk.
+A snapshot of a running machine has the same files, so machines can be forked from it in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hiveyard.core.machines import Shape
 from hiveyard.kit import files, process
 from hiveyard.kit.names import new_id
 from hiveyard.kit.shape import record, text
-from hiveyard.machines.qemu.cleanup import remove_unused, use
+from hiveyard.machines.qemu.cleanup import mark_used, remove_unused
 from hiveyard.machines.qemu.command import LAYOUT, MACHINE, Engine, Layer
 
 PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "table.json")
@@ -39,22 +39,22 @@ PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "table.json")
 
 class Origin(NamedTuple):
     """The origin of a machine. `frozen` is a directory with its memory, state and table of files, `kernel` one with
-    kernel and initrd where it boots instead; `under` are the disks below its own, lowest first. `again`: it has been
-    another machine before."""
+    kernel and initrd if it boots instead; `under` are the disks below its own, lowest first. `cloned`: the frozen guest
+    was a machine, not a template."""
 
     under: Sequence[Layer]
     host_key: str
     frozen: Path | None = None
     kernel: Path | None = None
-    again: bool = False
+    cloned: bool = False
 
 
-class Corrupt(ProviderError):
-    """A template is not what was frozen. It is made again."""
+class CorruptTemplate(ProviderError):
+    """A template has changed since it was frozen. It is made again."""
 
 
 class Key(NamedTuple):
-    """All that a frozen state depends on."""
+    """Everything that a frozen state depends on."""
 
     image: str
     disk: str
@@ -68,7 +68,7 @@ class Key(NamedTuple):
 
 
 class Template(NamedTuple):
-    """One that is made again for the same key has another `root`."""
+    """A template. One that is made again for the same key gets another `root`."""
 
     root: Path
     host_key: str
@@ -78,69 +78,69 @@ class Template(NamedTuple):
         return self.root / "state"
 
     def origin(self, base: Layer) -> Origin:
-        """For machines of it, whose image's disk is `base`."""
+        """Return the origin of its machines; `base` is the disk of the image."""
         return Origin((base, Layer(str(self.root / "disk.qcow2"), "qcow2")), self.host_key, frozen=self.root)
 
     def check(self) -> None:
-        """Raises Corrupt when a file is not as it was frozen.
+        """Raise CorruptTemplate if a file has changed since it was frozen.
 
-        The memory is too large to be read each time. Its change time is as good: the kernel sets it at every write,
-        and no program can set it back. So a QEMU that a guest took over cannot pass anything on to later forks.
+        The memory is too large to be read each time. Its change time is sufficient: the kernel updates it at every
+        write, and no program can set it back. So a guest that took over its QEMU cannot affect later forks.
         """
         found = _load(self.root)
         if text(found.get("digest")) != _digest(self.state):
-            raise Corrupt(f"template {self.root.name}: its state is damaged")
-        seen = record(found, "files")
+            raise CorruptTemplate(f"template {self.root.name}: its state is damaged")
+        before = record(found, "files")
         for name in PARTS:
-            if seen.get(name) != (now := _look(self.root / name)):
-                raise Corrupt(
-                    f"template {self.root.name}: {name} changed after it was frozen: {seen.get(name)} -> {now}"
+            if before.get(name) != (now := _file_identity(self.root / name)):
+                raise CorruptTemplate(
+                    f"template {self.root.name}: {name} changed after it was frozen: {before.get(name)} -> {now}"
                 )
 
 
 class Templates:
-    """All templates of a cache, each named by its key."""
+    """The templates of a cache, named by their keys."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def find(self, key: Key) -> Template | None:
-        """The template as it lies there, unchecked."""
+        """Return the template for `key`, unchecked."""
         found = (_template(root) for root in self._root.glob(f"{key.digest()}*"))
         template = next((template for template in found if template is not None), None)
         if template is not None:
-            use(template.root)
+            mark_used(template.root)
         return template
 
-    def useless(self, version: str) -> list[Path]:
-        """Templates that no QEMU of this version and of ours can load."""
-        own = {"layout": LAYOUT, "version": version}
-        kept = [(root, _load(root)) for root in self._all() if not root.name.startswith(".")]
-        return [root for root, marks in kept if {name: marks.get(name) for name in own} != own]
+    def obsolete(self, version: str) -> list[Path]:
+        """Return the templates that were not made by QEMU `version` with the current layout."""
+        current = {"layout": LAYOUT, "version": version}
+        existing = [(root, _load(root)) for root in self._all() if not root.name.startswith(".")]
+        return [root for root, marks in existing if {name: marks.get(name) for name in current} != current]
 
-    def place(self, key: Key) -> Path:
-        """A new empty directory in which a template can be made; remains of others for the same key are removed.
-        Call it under the key's lock."""
+    def new_directory(self, key: Key) -> Path:
+        """Create an empty directory to make a template in; leftovers for the same key are removed. The caller holds the
+        key's lock."""
         for remains in self._root.glob(f".new-{key.digest()}*"):
             shutil.rmtree(remains)
         fresh = self._root / f".new-{key.digest()}"
         fresh.mkdir(parents=True)
-        # Others may pass through to a file they are handed, and not look around.
+        # Other users may open a file in it by name, but not list it.
         fresh.chmod(0o711)
         return fresh
 
-    def keep(self, key: Key, fresh: Path, *, host_key: str, group: int | None, sealed: bool) -> Template:
-        """Put a finished template in its place. `group` may map its memory; `sealed` when QEMU can do that without
-        the right to write."""
+    def publish(self, key: Key, fresh: Path, *, host_key: str, group: int | None, sealed: bool) -> Template:
+        """Move a finished template to its place. `group` may map its memory; with `sealed`, QEMU does that without
+        write permission."""
         for name in PARTS:
-            hand_over(fresh / name, group, writable=name == "memory" and not sealed)
+            finish_file(fresh / name, group, writable=name == "memory" and not sealed)
         marks: dict[str, object] = {
             "host_key": host_key,
             "image": key.image,
             "layout": LAYOUT,
             "version": key.version,
             "digest": _digest(fresh / "state"),
-            "files": {name: _look(fresh / name) for name in PARTS},
+            "files": {name: _file_identity(fresh / name) for name in PARTS},
         }
         files.write_atomic(fresh / "template.json", json.dumps(marks).encode())
         root = self._root / f"{key.digest()}-{new_id()}"
@@ -149,13 +149,13 @@ class Templates:
         return Template(root, host_key)
 
     def retire(self, template: Template) -> None:
-        """No machine begins from it any more; it stays for those that did, and goes with `useless` after them."""
+        """Let no more machines start from a template. Its files stay for those that did, and are `obsolete` then."""
         with contextlib.suppress(FileNotFoundError):
             (template.root / "template.json").rename(template.root / "former.json")
         remove_unused([template.root])
 
     def remove_image(self, image_id: str) -> None:
-        """Remove its templates, but for those that somebody stands on."""
+        """Remove the image's templates that are not in use."""
         remove_unused(root for root in self._all() if _load(root).get("image") == image_id)
 
     def _all(self) -> Iterable[Path]:
@@ -174,13 +174,14 @@ def _load(root: Path) -> dict[str, object]:
         return {}
 
 
-def hand_over(path: Path, group: int | None, *, writable: bool) -> None:
-    """Make a file ours, open to `group` and nobody else (the guest's host key is in it), and safe from a power cut.
-    Raises OSError for what is no file: it may come from a directory that QEMU can write to."""
+def finish_file(path: Path, group: int | None, *, writable: bool) -> None:
+    """Take ownership of a file, give access to `group` only (the guest's host key is in it), and sync it to disk.
+
+    Raises OSError if it is not a regular file: it may come from a directory that QEMU can write to."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "no regular file", str(path))
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         if group is not None:
             os.fchown(fd, 0, group)
         os.fchmod(fd, 0o660 if writable else 0o640)
@@ -189,7 +190,7 @@ def hand_over(path: Path, group: int | None, *, writable: bool) -> None:
         os.close(fd)
 
 
-def _look(path: Path) -> list[int]:
+def _file_identity(path: Path) -> list[int]:
     try:
         status = path.stat()
     except OSError:
@@ -205,9 +206,9 @@ def _digest(path: Path) -> str:
 
 
 async def overlay(path: Path, backing: str, kind: str, disk_gib: int) -> None:
-    """An empty qcow2 over `backing`. The name in it is only a note: QEMU is told what lies below it each time."""
+    """Create an empty qcow2 over `backing`. The name is only a note: QEMU gets the lower layers on its command line."""
     done = await process.run(
         ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", kind, str(path), f"{disk_gib}G"]
     )
     if not done.ok:
-        raise ProviderError(f"making an overlay: {done.command()} said: {done.error_output()}")
+        raise ProviderError(f"making an overlay: {done.command()} failed: {done.error_output()}")

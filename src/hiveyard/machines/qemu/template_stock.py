@@ -20,18 +20,18 @@ from hiveyard.kit.lock import file_lock
 from hiveyard.machines.qemu.accelerator import Accelerator, Accelerators, Choice
 from hiveyard.machines.qemu.cleanup import sweep
 from hiveyard.machines.qemu.disk import Disk, Disks
-from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, processor, space_named, version
+from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, disk_full_as_no_space, processor, version
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.machines.qemu.snapshot import Snapshot
-from hiveyard.machines.qemu.template import Corrupt, Key, Origin, Template, Templates
-from hiveyard.machines.qemu.template_build import make
+from hiveyard.machines.qemu.template import CorruptTemplate, Key, Origin, Template, Templates
+from hiveyard.machines.qemu.template_build import build_template
 from hiveyard.machines.qemu.user import User
 
 _log = logging.getLogger(__name__)
 
 
 class TemplateStock:
-    """The images of one cache, for the QEMU and the accelerator that work here."""
+    """The disks and templates of one cache, for this host's QEMU and accelerator."""
 
     def __init__(self, cache: Path, settings: QemuSettings, builder: User, candidates: Sequence[Accelerator]) -> None:
         self._cache = cache
@@ -42,7 +42,7 @@ class TemplateStock:
         self._templates = Templates(cache / "templates")
         self._version = ""
 
-    # What works here.
+    # The host's QEMU.
 
     async def readiness(self) -> Readiness:
         try:
@@ -52,11 +52,11 @@ class TemplateStock:
             choice = await accelerators.choose(kernels[-1], number) if kernels else accelerators.known(number)
         except (ProviderUnavailable, BootFailed) as error:
             return Readiness(ok=False, detail=error.message, fix=error.hint)
-        why = choice.reason if choice else "the accelerator is found out when the first image is prepared"
-        return Readiness(ok=True, detail=f"QEMU {number}; {why}")
+        reason = choice.reason if choice else "the accelerator is chosen when the first image is prepared"
+        return Readiness(ok=True, detail=f"QEMU {number}; {reason}")
 
     async def qemu_of(self, snapshot: Snapshot) -> Qemu:
-        """The QEMU of this host. Raises ProviderUnavailable when it cannot load the snapshot."""
+        """Return this host's QEMU for a snapshot. Raises ProviderUnavailable if it cannot load the snapshot."""
         number = await self._found_version()
         kernels = self._disks.kernels()
         choices = await self._choices(kernels[-1] if kernels else None)
@@ -69,7 +69,7 @@ class TemplateStock:
         best = accelerators.known(number)
         if best is None and kernel is not None:
             best = await accelerators.choose(kernel, number)
-        return [best, *accelerators.beside(best)] if best else []
+        return [best, *accelerators.without_hardware(best)] if best else []
 
     def _qemu(self, choice: Choice) -> Qemu:
         return Qemu(self._settings.program, self._version, choice)
@@ -81,7 +81,7 @@ class TemplateStock:
     def _accelerators(self) -> Accelerators:
         return Accelerators(
             self._candidates,
-            wanted=self._settings.accelerator,
+            requested=self._settings.accelerator,
             program=self._settings.program,
             timeout=self._settings.trial_timeout,
             user=self._builder,
@@ -92,49 +92,52 @@ class TemplateStock:
 
     async def prepare(self, image: Image, shape: Shape, report: Report) -> None:
         await self._found_version()
-        with space_named():
+        with disk_full_as_no_space():
             self._cache.mkdir(parents=True, exist_ok=True)
-            async with self._making(image.id):
+            async with self._image_lock(image.id):
                 disk = await self._disks.ensure(image, shape.disk_gib, report)
                 before = self._accelerators().known(self._version)
                 qemu = self._qemu(await self._accelerators().choose(disk.kernel, self._version))
                 if before is None or before.engine != qemu.choice.engine:
                     report(f"accelerator: {qemu.choice.reason}")
-                await anyio.to_thread.run_sync(sweep, [*self._templates.useless(qemu.version), *self._disks.useless()])
+                await anyio.to_thread.run_sync(
+                    sweep, [*self._templates.obsolete(qemu.version), *self._disks.obsolete()]
+                )
                 if self._settings.templates:
                     await self._ensure_template(image.id, shape, disk, qemu, report)
 
     async def release(self, image_id: str) -> None:
-        async with self._making(image_id):
+        async with self._image_lock(image_id):
             await anyio.to_thread.run_sync(self._templates.remove_image, image_id)
             await anyio.to_thread.run_sync(self._disks.remove, image_id)
 
-    # What one machine begins from.
+    # Origins of machines.
 
-    async def begin(self, spec: MachineSpec) -> tuple[Qemu, Origin]:
-        """For a new machine. Raises NoSuchImage for an image that is not prepared for its size."""
+    async def origin(self, spec: MachineSpec) -> tuple[Qemu, Origin]:
+        """Return the origin of a new machine, and the QEMU for it. Raises NoSuchImage if the image is not prepared for
+        the machine's size."""
         disk = self._disk(spec)
         choices = await self._choices(disk.kernel)
         qemu = self._qemu(choices[0])
         if not self._settings.templates:
             return qemu, Origin((disk.layer,), disk.host_key, kernel=disk.root)
-        # What was prepared before there was a better choice can be used until it is prepared again.
+        # A template that was made under a lesser choice can be used until the image is prepared again.
         for other in map(self._qemu, choices):
             if self._templates.find(self._key(spec.image.id, spec.shape, disk, other)):
                 qemu = other
                 break
         return qemu, (await self._template(spec, disk, qemu)).origin(disk.layer)
 
-    async def again(self, spec: MachineSpec, qemu: Qemu, broken: Origin) -> Origin:
+    async def replacement(self, spec: MachineSpec, qemu: Qemu, broken: Origin) -> Origin:
         """Return another origin for a machine that could not start from the template `broken`. Raises
         NoSuchImage."""
         disk = self._disk(spec)
-        async with self._making(spec.image.id):
+        async with self._image_lock(spec.image.id):
             key = self._key(spec.image.id, spec.shape, disk, qemu)
             now = self._templates.find(key)
             if now is None or now.root != broken.frozen:
                 return (await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)).origin(disk.layer)
-            # On a host where nothing loads none comes out of this, and the former may be sound.
+            # The old one is retired only after this succeeds: on a host where no state loads, it may be intact.
             fresh = await self._new_template(key, disk, qemu, quiet)
             await anyio.to_thread.run_sync(self._templates.retire, now)
             return fresh.origin(disk.layer)
@@ -142,33 +145,33 @@ class TemplateStock:
     def _disk(self, spec: MachineSpec) -> Disk:
         disk = self._disks.find(spec.image.id, spec.shape.disk_gib)
         if disk is None:
-            raise _unprepared(spec)
+            raise _not_prepared(spec)
         return disk
 
     async def _template(self, spec: MachineSpec, disk: Disk, qemu: Qemu) -> Template:
         key = self._key(spec.image.id, spec.shape, disk, qemu)
         template = self._templates.find(key)
         if template is None:
-            # Somebody may be making it again just now.
-            async with self._making(spec.image.id):
+            # Another process may be making it.
+            async with self._image_lock(spec.image.id):
                 template = self._templates.find(key)
         if template is None:
-            raise _unprepared(spec)
+            raise _not_prepared(spec)
         try:
             template.check()
-        except Corrupt:
-            async with self._making(spec.image.id):
+        except CorruptTemplate:
+            async with self._image_lock(spec.image.id):
                 return await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)
         return template
 
     async def _ensure_template(self, image: str, shape: Shape, disk: Disk, qemu: Qemu, report: Report) -> Template:
-        """A template that is whole. Call it under the image's lock."""
+        """Return an intact template, and make it if there is none. The caller holds the image's lock."""
         key = self._key(image, shape, disk, qemu)
         if template := self._templates.find(key):
             try:
                 template.check()
                 return template
-            except Corrupt as error:
+            except CorruptTemplate as error:
                 report(f"{error.message}; making it again")
                 _log.warning("%s; making it again", error.message)
                 await anyio.to_thread.run_sync(self._templates.retire, template)
@@ -178,13 +181,13 @@ class TemplateStock:
         shape = key.shape
         check_memory(shape)
         check_space(self._cache, shape.memory_mib + 512)
-        fresh = self._templates.place(key)
+        fresh = self._templates.new_directory(key)
         try:
             label = f"hiveyard-template:{key.digest()}"
-            await make(
+            await build_template(
                 *(fresh, label, qemu, self._builder, shape, disk), timeout=self._settings.boot_timeout, report=report
             )
-            return self._templates.keep(
+            return self._templates.publish(
                 key, fresh, host_key=disk.host_key, group=self._builder.group, sealed=qemu.seals
             )
         finally:
@@ -194,17 +197,17 @@ class TemplateStock:
         return Key(
             image=image,
             disk=disk.host_key,
-            shape=replace(shape, cpus=shape.whole_cpus, pids=Shape().pids),  # a machine is told that when it is forked
+            shape=replace(shape, cpus=shape.whole_cpus, pids=Shape().pids),  # set when a machine is forked
             engine=qemu.choice.engine,
             version=qemu.version,
             processor=processor().digest() if qemu.kvm else "",
         )
 
-    def _making(self, image_id: str) -> AbstractAsyncContextManager[None]:
+    def _image_lock(self, image_id: str) -> AbstractAsyncContextManager[None]:
         return file_lock(self._cache / "locks" / image_id)
 
 
-def _unprepared(spec: MachineSpec) -> NoSuchImage:
+def _not_prepared(spec: MachineSpec) -> NoSuchImage:
     return NoSuchImage(
         f"image {spec.image.name} is not prepared for machines of {spec.shape.memory_mib} MiB,"
         f" {spec.shape.cpus} cpus and {spec.shape.disk_gib} GiB"

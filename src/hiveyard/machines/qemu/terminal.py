@@ -1,4 +1,4 @@
-"""A terminal in a VM for a person on the host."""
+"""Open a terminal in a VM for a user on the host."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from hiveyard.machines.qemu.record import Record
 from hiveyard.machines.shared import by_ssh
 
-# The ones that cost an emulated guest the least, as in ssh.py.
+# The algorithms that cost an emulated guest the least, as in ssh.py.
 _CHEAP = ("KexAlgorithms=curve25519-sha256", "Ciphers=aes128-gcm@openssh.com", "Compression=no")
 
 
 def program(record: Record, directory: Path, argv: Sequence[str]) -> list[str]:
-    """The argv that runs `argv` on a terminal in the machine of `record`; `directory` goes with the machine."""
-    far = by_ssh.SshTarget(
+    """Return the host command that runs `argv` on a terminal in the machine of `record`. `directory` is the machine's
+    directory on the host."""
+    target = by_ssh.SshTarget(
         name=record.name,
         user="agent",
         host="127.0.0.1",
@@ -23,6 +24,6 @@ def program(record: Record, directory: Path, argv: Sequence[str]) -> list[str]:
         key=record.key,
         host_key=record.host_key,
     )
-    # See ssh.py for what comes before.
+    # The prefix is explained in ssh.py.
     before = "unset SSH_CLIENT SSH_CONNECTION;echo 0 >/proc/self/oom_score_adj;exec "
-    return by_ssh.program(far, directory, before + shlex.join(argv), _CHEAP)
+    return by_ssh.program(target, directory, before + shlex.join(argv), _CHEAP)

@@ -1,6 +1,6 @@
-"""One QEMU process as the host sees it: who it is, whether it lives, when it ends, and its end.
+"""Identify, watch and kill a QEMU process.
 
-A pid alone names nothing: it is reused. A process is its pid together with the moment of its start.
+A pid alone identifies nothing, because pids are reused. A process is identified by its pid and its start time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PROC = Path("/proc")
 
 
 class Vm(NamedTuple):
-    """`started` is in clock ticks since the host's boot, `boot` names that boot."""
+    """A process. `started` is in clock ticks since the host's boot, `boot` is the id of that boot."""
 
     pid: int
     started: int
@@ -31,8 +31,8 @@ class Vm(NamedTuple):
     def alive(self) -> bool:
         return self.boot == boot_id() and _started(self.pid) == self.started
 
-    async def gone(self, within: float | None = None) -> bool:
-        """Wait for its end, at most `within` seconds; whether it has ended."""
+    async def wait_ended(self, within: float | None = None) -> bool:
+        """Wait for its end, at most `within` seconds. Return whether it has ended."""
         with _pidfd(self) as fd:
             if fd is None:
                 return True
@@ -42,8 +42,8 @@ class Vm(NamedTuple):
         return False
 
     async def kill(self) -> None:
-        """End it at once: a guest's disk is thrown away with it, so nothing has to be written back. Ended already
-        is a success. Raises ProviderError when the kernel does not let go of it."""
+        """Kill it at once: the guest's disk is removed with it, so nothing has to be written back. A process that has
+        ended is a success. Raises ProviderError if the process does not end within 20 seconds."""
         with _pidfd(self) as fd:
             if fd is None:
                 return
@@ -52,7 +52,7 @@ class Vm(NamedTuple):
             with anyio.move_on_after(20):
                 await anyio.wait_readable(fd)
                 return
-        raise ProviderError(f"the QEMU process {self.pid} does not end, even when killed")
+        raise ProviderError(f"the QEMU process {self.pid} was killed but does not end")
 
 
 @contextlib.contextmanager
@@ -63,23 +63,23 @@ def _pidfd(vm: Vm) -> Iterator[int | None]:
         yield None
         return
     try:
-        # Looked at when the descriptor is open: from here on it cannot become another process.
+        # Checked after the descriptor is open: from here on it cannot refer to another process.
         yield fd if vm.alive else None
     finally:
         os.close(fd)
 
 
-def seen(pid: int) -> Vm | None:
-    """The process `pid` as it is now, or None."""
+def find_process(pid: int) -> Vm | None:
+    """Return the process that has `pid` now, or None."""
     started = _started(pid)
     return None if started is None else Vm(pid, started, boot_id())
 
 
 def labels() -> Iterator[tuple[str, Vm]]:
-    """The label (`-name`) of each process of this host that has one, QEMU or a program about to become QEMU."""
+    """Yield the label (`-name`) of each process of this host that has one: QEMU, or a program that will exec QEMU."""
     for pid, words in cmdline.words(cmdline.all_pids()):
         if b"-nodefaults" in words and b"-name" in words[:-1]:
-            vm = seen(pid)
+            vm = find_process(pid)
             if vm is not None:
                 yield words[words.index(b"-name") + 1].decode("utf-8", "replace"), vm
 
@@ -93,6 +93,6 @@ def _started(pid: int) -> int | None:
         stat = (_PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    # The name in parentheses may hold spaces and parentheses; fields count from behind it.
+    # The name in parentheses may contain spaces and parentheses, so the fields are split after it.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])

@@ -1,6 +1,6 @@
-"""QEMU's two control protocols, both JSON in lines on a unix socket: QMP to QEMU itself, and the guest agent.
+"""Speak QEMU's two control protocols, JSON lines over a unix socket: QMP to QEMU itself, and the guest agent's.
 
-The guest agent is the guest talking: its answers are bounded in size and in time and checked by whoever asks.
+The guest agent's answers come from the guest: they are limited in size and time, and the caller checks them.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from hiveyard.core.errors import MachineLost, ProviderError
 from hiveyard.kit.lines import LineSplitter
 from hiveyard.kit.shape import count, record, text
 from hiveyard.kit.text import one_line
-from hiveyard.machines.qemu.launch import short
+from hiveyard.machines.qemu.launch import short_path
 
 _LINE_LIMIT = 4 << 20
 _GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
 
 
 class Refused(ProviderError):
-    """QEMU or the guest agent answered with an error; the message is theirs."""
+    """QEMU or the guest agent answered with an error, whose message this has."""
 
 
 class Wire:
-    """One connection: a command, its answer, the next command. Lines that are no answers (events) are skipped."""
+    """A connection that sends one command at a time. Lines that are not answers (events) are skipped."""
 
     def __init__(self, stream: anyio.abc.UNIXSocketStream) -> None:
         self._stream = stream
@@ -43,8 +43,8 @@ class Wire:
         await self._send({"execute": command, "arguments": arguments})
         return await self._answer(command)
 
-    async def give(self, name: str, fd: int) -> None:
-        """Hand a descriptor to QEMU, under a name."""
+    async def pass_fd(self, name: str, fd: int) -> None:
+        """Pass a descriptor to QEMU under a name."""
         message = json.dumps({"execute": "getfd", "arguments": {"fdname": name}}).encode() + b"\n"
         try:
             await self._stream.send_fds(message, [fd])
@@ -53,7 +53,7 @@ class Wire:
         await self._answer("getfd")
 
     async def open_file(self, fd: int) -> str:
-        """Hand a descriptor to QEMU, as a file that it opens by the name that is returned."""
+        """Pass a descriptor to QEMU. Return the file name by which QEMU opens it."""
         message = json.dumps({"execute": "add-fd"}).encode() + b"\n"
         try:
             await self._stream.send_fds(message, [fd])
@@ -71,7 +71,7 @@ class Wire:
                 return answer["return"]
 
     async def receive(self) -> dict[str, object]:
-        """The next line that is a JSON object."""
+        """Return the next line that is a JSON object."""
         while True:
             while not self._lines:
                 await self._fill()
@@ -95,32 +95,32 @@ class Wire:
             raise MachineLost("the QEMU process is gone") from error
         self._lines += [line.data for line in self._splitter.feed(data)]
 
-    async def hello(self) -> None:
-        """QMP's opening: its greeting, and our agreeing to it."""
+    async def negotiate(self) -> None:
+        """Wait for QMP's greeting and enter command mode."""
         while "QMP" not in await self.receive():
             pass
         await self.call("qmp_capabilities")
 
     async def synchronize(self) -> None:
-        """Wait until the guest agent answers, and drop what it had to say to others before."""
+        """Wait until the guest agent answers, and drop answers to earlier connections."""
         token = secrets.randbelow(1 << 31)
-        # 0xff makes the agent forget half a command that an earlier connection may have left.
+        # 0xff makes the agent drop an incomplete command that an earlier connection may have left.
         await self._send({"execute": "guest-sync-delimited", "arguments": {"id": token}}, before=b"\xff")
         while (await self.receive()).get("return") != token:
             pass
 
     async def script(self, script: str) -> str:
-        """Run a shell script as the guest's root, through its agent; what it printed. Raises ProviderError when it
+        """Run a shell script as the guest's root, through its agent, and return its output. Raises ProviderError if it
         fails."""
         started = await self.call("guest-exec", path="/bin/sh", arg=["-ec", script], **{"capture-output": True})
         pid, pause = count(record(started).get("pid")), 0.005
         while not (status := record(await self.call("guest-exec-status", pid=pid))).get("exited"):
             await anyio.sleep(pause)
             pause = min(pause * 1.5, 0.25)
-        said, complaint = (_decoded(status.get(f"{stream}-data")) for stream in ("out", "err"))
+        output, errors = (_decoded(status.get(f"{stream}-data")) for stream in ("out", "err"))
         if status.get("exitcode") != 0:
-            raise ProviderError(f"a script in the guest failed: {one_line(complaint or said, 500)}")
-        return said
+            raise ProviderError(f"a script in the guest failed: {one_line(errors or output, 500)}")
+        return output
 
 
 def _decoded(data: object) -> str:
@@ -132,19 +132,19 @@ def _decoded(data: object) -> str:
 
 @asynccontextmanager
 async def connected(path: Path) -> AsyncIterator[Wire]:
-    """A connection to the socket at `path`. Raises MachineLost when nobody listens there."""
+    """Connect to the socket at `path`. Raises MachineLost if nothing listens there."""
     try:
-        with short(path) as name:
+        with short_path(path) as name:
             stream = await anyio.connect_unix(name)
     except OSError as error:
-        raise MachineLost(f"the QEMU process does not answer at its control socket: {error.strerror}") from error
+        raise MachineLost(f"the QEMU process does not answer on its control socket: {error.strerror}") from error
     async with stream:
         yield Wire(stream)
 
 
 @asynccontextmanager
 async def qmp(path: Path) -> AsyncIterator[Wire]:
-    """A QMP connection that is ready for commands."""
+    """Open a QMP connection that is ready for commands."""
     async with connected(path) as wire:
-        await wire.hello()
+        await wire.negotiate()
         yield wire

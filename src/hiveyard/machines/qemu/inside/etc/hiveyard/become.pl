@@ -1,7 +1,7 @@
-# What makes this guest a machine of its own: takes on the identity that the host sends as one line, answers, and
-# waits for the next, which comes when a snapshot of this guest wakes as another machine. It is started before the
-# template is frozen and waits there, so a fork runs no new program to become itself; under emulation each program
-# costs 40 ms. perl-base is in every Debian, and can call the kernel.
+# Makes this guest a machine of its own: sets the identity that the host sends as one line, answers, and waits for the
+# next line, which comes when a snapshot of this guest wakes as another machine. It is started before the template is
+# frozen and waits there, so that a fork starts no program for this; under emulation each program costs 40 ms. perl-base
+# is in every Debian, and can make system calls.
 use strict;
 use warnings;
 use Fcntl;
@@ -14,7 +14,7 @@ sub put {
     defined(syswrite($file, $text)) or die "$path: $!\n";
 }
 
-# Ends a program and waits for that: when its port closes, what the new host has sent there by then is lost.
+# Kills a program and waits for its end: data that the new host sends before its port is closed is lost.
 sub finish {
     my ($pid) = @_;
     my $fd = syscall $pidfd, $pid, 0;
@@ -39,7 +39,7 @@ sub become {
     put('/etc/hosts', "127.0.0.1\tlocalhost\n127.0.1.1\t$name\n");
     put('/etc/machine-id', "$id\n");
     return unless $again;
-    # The other ends of what is connected are another machine's. ssh is how this one may be reached already.
+    # The other ends of existing connections belong to another machine. ssh is spared: the host may use it already.
     if (open my $file, '<', '/run/hiveyard/commands.pid') { finish(0 + <$file>) }
     my $pid = fork;
     die "fork: $!\n" unless defined $pid;
@@ -49,7 +49,7 @@ sub become {
 }
 
 sysopen(my $port, '/dev/virtio-ports/hiveyard.identity', O_RDWR) or die "the port: $!\n";
-# A host that comes is told by a signal, so that we need not look often.
+# The kernel signals when a host connects, so that no frequent polling is needed.
 $SIG{IO} = sub { };
 $SIG{CHLD} = 'IGNORE';
 fcntl($port, F_SETOWN, 0 + $$) or die "F_SETOWN: $!\n";
@@ -59,7 +59,7 @@ while (1) {
     my $line = '';
     until ($line =~ /\n/) {
         my $count = sysread $port, $line, 4096, length $line;
-        # Nothing is read as long as the host is not there.
+        # Nothing can be read while the host is not connected.
         select undef, undef, undef, 0.5 if defined $count && !$count;
     }
     chomp $line;

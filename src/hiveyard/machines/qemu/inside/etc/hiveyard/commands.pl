@@ -1,9 +1,9 @@
-# Runs commands for the host, one at a time, before ssh is up: to log in takes an emulated guest half a second. It is
-# started before the template is frozen and waits there, and so does a shell for the first command.
+# Runs commands for the host, one at a time, before ssh is up: an ssh login takes an emulated guest half a second. This
+# program is started before the template is frozen and waits there, with a shell for the first command.
 #
-# Frames both ways: a letter, the length of what follows (4 bytes, big endian), and that.
-#   from the host   C program and arguments, each ended by NUL; I input (empty: its end); L let go
-#   to the host     S it began; O output, E error output (empty: its end); X exit code; A so many bytes of input were taken;
+# Frames in both directions: a letter, the length of the data (4 bytes, big endian), and the data.
+#   from the host   C program and arguments, each ended by NUL; I input (empty: its end); L release the program
+#   to the host     S started; O output, E error output (empty: its end); X exit code; A number of input bytes consumed;
 #                   N could not be started; R ready for the next command
 use strict;
 use warnings;
@@ -17,20 +17,20 @@ my %env = (PATH => '/usr/local/bin:/usr/bin:/bin', HOME => $home, USER => 'agent
 if (open my $own, '<', '/etc/hiveyard/environment') {
     while (<$own>) { chomp; $env{$1} = $2 if /^([^=]+)=(.*)/ }
 }
-# `bash -c SCRIPT hv WORD...` that is told SCRIPT and WORDs by descriptor 3.
+# `bash -c SCRIPT hv WORD...` that reads SCRIPT and WORDs from descriptor 3.
 my $loader = 'mapfile -d "" -t __w <&3; exec 3<&-; RANDOM=$SRANDOM; __s=$__w; set -- "${__w[@]:1}"; unset __w;'
     . 'eval "unset __s; $__s"';
 my ($port, $buffer, $spare) = (undef, '', undef);
 
-# Takes what the host has sent; whether the host is there. The kernel tells of its coming in a queue of work, so what it
-# says first can be here before: one that seems to be away is looked for $again times more.
-sub here {
-    my ($again) = @_;
+# Reads what the host has sent, and returns whether the host is connected. The kernel reports the connection through a
+# work queue, so data can arrive first: a host that seems to be absent is checked $retries times more.
+sub receive {
+    my ($retries) = @_;
     while (1) {
         my $count = sysread $port, $buffer, $piece, length $buffer;
         return 1 if $count || $!{EAGAIN} && !defined $count;
         if (defined $count) {
-            return 0 unless $again--;
+            return 0 unless $retries--;
             select undef, undef, undef, 0.05;
         }
         elsif (!$!{EINTR}) { die "the port: $!\n" }
@@ -46,18 +46,18 @@ sub wait_for {
     return vec($r, fileno $read, 1);
 }
 
-sub tell_host {
+sub send_host {
     my ($kind, $data) = @_;
     my $frame = pack('a N/a', $kind, $data);
     while (length $frame) {
         my $count = syswrite $port, $frame;
         if ($count) { substr $frame, 0, $count, '' }
-        elsif ($!{EAGAIN}) { return if wait_for($port, $port) && !here($patience) }
+        elsif ($!{EAGAIN}) { return if wait_for($port, $port) && !receive($patience) }
         elsif (!$!{EINTR}) { return }
     }
 }
 
-# The next whole frame of what came.
+# Returns the next complete frame.
 sub frame {
     return if length $buffer < 5;
     my $size = unpack 'x N', $buffer;
@@ -70,7 +70,7 @@ sub frame {
 
 sub limit { syscall($prlimit, $_[0], $nproc, pack('Q Q', $_[1], $_[1]), 0) }
 
-# Starts a program as the guest's user; without words it is a shell that waits for them.
+# Starts a program as the guest's user; without words, a shell that waits for them.
 sub start {
     my @words = @_;
     my %c;
@@ -115,20 +115,20 @@ sub started {
     undef $spare;
     return start(@words) unless $c && @words > 3 && "@words[0, 1, 3]" eq 'bash -c hv';
     limit($c->{pid}, pids());
-    my $told = delete $c->{words};
-    print $told map { "$_\0" } @words[2, 4 .. $#words];
-    close $told;
+    my $pipe = delete $c->{words};
+    print $pipe map { "$_\0" } @words[2, 4 .. $#words];
+    close $pipe;
     return $c;
 }
 
-# Stays with a program until the host lets go of it, or goes away.
+# Serves a program until the host releases it or disconnects.
 sub serve {
     my ($c) = @_;
     my ($pending, $last) = ('', 0);
     while (1) {
         while (my ($kind, $data) = frame()) {
             if ($kind eq 'L') { return 1 }
-            elsif ($kind eq 'C') {    # of another host, which came while we looked for the one before
+            elsif ($kind eq 'C') {    # from another host, which connected while the previous one was checked
                 $buffer = pack('a N/a', $kind, $data) . $buffer;
                 return 1;
             }
@@ -143,31 +143,31 @@ sub serve {
         vec($w, fileno $c->{in}, 1) = 1 if $c->{in} && length $pending;
         close delete $c->{in} if $c->{in} && $last && !length $pending;
         next if select($r, $w, undef, undef) < 0;
-        if (vec($r, fileno $port, 1)) { here($patience) or return 0 }
+        if (vec($r, fileno $port, 1)) { receive($patience) or return 0 }
         for (['out', 'O'], ['err', 'E']) {
             my ($name, $kind) = @$_;
             next unless $c->{$name} && vec($r, fileno $c->{$name}, 1);
-            my $said;
-            my $count = sysread $c->{$name}, $said, $piece;
+            my $data;
+            my $count = sysread $c->{$name}, $data, $piece;
             next if !defined $count && $!{EINTR};
-            tell_host($kind, $said // '');
+            send_host($kind, $data // '');
             close delete $c->{$name} unless $count;
         }
-        if (length $pending && !$c->{in}) { tell_host('A', pack 'N', length $pending); $pending = '' }
+        if (length $pending && !$c->{in}) { send_host('A', pack 'N', length $pending); $pending = '' }
         elsif (length $pending && vec($w, fileno $c->{in}, 1)) {
             my $count = syswrite $c->{in}, $pending;
-            if ($count) { tell_host('A', pack 'N', $count); substr $pending, 0, $count, '' }
+            if ($count) { send_host('A', pack 'N', $count); substr $pending, 0, $count, '' }
             elsif (!$!{EAGAIN} && !$!{EINTR}) { close delete $c->{in} }
         }
         if (defined $c->{end} && vec($r, $c->{end}, 1)) {
             my $status = waitpid($c->{pid}, 0) == $c->{pid} ? $? : 9;
             POSIX::close(delete $c->{end});
-            tell_host('X', pack 'N', $status & 127 ? 128 + ($status & 127) : $status >> 8);
+            send_host('X', pack 'N', $status & 127 ? 128 + ($status & 127) : $status >> 8);
         }
     }
 }
 
-sub let_go {
+sub release {
     my ($c) = @_;
     POSIX::close($c->{end}) if defined $c->{end};
     %$c = ();
@@ -175,27 +175,27 @@ sub let_go {
 }
 
 sysopen($port, '/dev/virtio-ports/hiveyard.commands', O_RDWR) or die "the port: $!\n";
-# A host that comes is told by a signal, so that we need not look often.
+# The kernel signals when a host connects, so that no frequent polling is needed.
 $SIG{IO} = sub { };
 $SIG{PIPE} = 'IGNORE';
 fcntl($port, F_SETOWN, 0 + $$) or die "F_SETOWN: $!\n";
 fcntl($port, F_SETFL, O_RDWR | O_ASYNC | O_NONBLOCK) or die "O_ASYNC: $!\n";
 if (open my $own, '>', '/run/hiveyard/commands.pid') { print $own $$; close $own }
 $spare = start();
-# Whoever waits for the end of a command of an earlier run of this program waits in vain.
-tell_host('R', '');
+# Ends the wait of a host for a command of an earlier run of this program.
+send_host('R', '');
 while (1) {
     if (my ($kind, $data) = frame()) {
         next if $kind eq 'L';
         die "$kind without a command\n" unless $kind eq 'C';
         my $c = started(split /\0/, $data =~ s/\0\z//r, -1);
-        if ($c) { tell_host('S', ''); serve($c) or $buffer = ''; let_go($c) }
-        else { tell_host('N', '') }
-        tell_host('R', '');
+        if ($c) { send_host('S', ''); serve($c) or $buffer = ''; release($c) }
+        else { send_host('N', '') }
+        send_host('R', '');
     }
     else {
         wait_for($port);
-        next if here(length $buffer ? $patience : 0);
+        next if receive(length $buffer ? $patience : 0);
         $buffer = '';
         select undef, undef, undef, 0.5;
     }

@@ -1,8 +1,9 @@
-# /session: hands what the kernel asks of this file system to the host, and the host's answers to the kernel. Both
-# speak FUSE; nothing is understood here but the length of a message. See machines/served on the host's side.
+# Passes the kernel's requests for the file system /session to the host, and the host's answers to the kernel. Both
+# speak FUSE; this program reads only the length of a message. The host's side is hiveyard.machines.fuse_server.
 #
-# All state is the kernel's and the host's, so a machine can be frozen and forked while files are open: the host says
-# pause, and nothing new is taken from the kernel; then fence, behind all of its answers, and the channel is empty.
+# All state is in the kernel and on the host, so a machine can be frozen and forked while files are open: the host sends
+# pause, and no new request is taken from the kernel; then it sends fence after its last answer, and the channel is
+# empty.
 use strict;
 use warnings;
 use Fcntl;
@@ -25,9 +26,9 @@ sub send_to_host {
         my $count = syswrite $port, $_[0], length($_[0]) - $done, $done;
         if ($count) { $done += $count }
         elsif ($!{EAGAIN}) {
-            my $room = '';
-            vec($room, fileno $port, 1) = 1;
-            select undef, $room, undef, undef;
+            my $writable = '';
+            vec($writable, fileno $port, 1) = 1;
+            select undef, $writable, undef, undef;
         }
         elsif (!$!{EINTR}) { die "the port: $!\n" }
     }
@@ -37,11 +38,11 @@ sub control { send_to_host(pack 'V V x32', 40, -$_[0]) }
 
 sub take_answers {
     my $count;
-    # The port gives a page at a time, and less when there is no more.
+    # The port returns one page at a time, and less at the end of the data.
     do { $count = sysread $port, $answers, $piece, length $answers } while $count && $count >= 4096;
     if (defined $count && !$count) {
         die "the host is gone\n" unless $paused;
-        select undef, undef, undef, 0.01;    # a machine that wakes may be there before its host
+        select undef, undef, undef, 0.01;    # a machine that wakes may run before its host is connected
     }
     my $at = 0;
     while (length($answers) - $at >= 16) {

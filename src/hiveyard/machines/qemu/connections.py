@@ -1,5 +1,8 @@
-"""The ways this process has into its machines: the port of those it made itself, as long as one command at a time is
-enough, and one ssh connection each, made when first needed and made again when lost."""
+"""Keep the connections of this process to its machines.
+
+A machine that this process started has its serial port, as long as one command at a time is enough. Every machine has
+one ssh connection, which is made when it is first needed, and again when it was lost.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +15,33 @@ import asyncssh
 
 from hiveyard.core.errors import GuestDisconnected, MachineLost
 from hiveyard.machines.qemu.record import Record
-from hiveyard.machines.qemu.serial_shell import SerialShell, Spoken
+from hiveyard.machines.qemu.serial_shell import SerialCommand, SerialShell
 from hiveyard.machines.qemu.ssh import Channel, Link, connect
 
-_PATIENCE = 60.0
+_CONNECT_TIMEOUT = 60.0
 _PAUSE = 0.2
 
 
-class Entries:
-    """Links by the machine's name. A machine that was made again under its name gets a link of its own."""
+class Connections:
+    """Connections by the machine's name. A machine that was made again under its name gets a new connection."""
 
     def __init__(self) -> None:
-        self._early: dict[str, SerialShell] = {}
+        self._shells: dict[str, SerialShell] = {}
         self._links: dict[str, Link] = {}
         self._locks: dict[str, anyio.Lock] = {}
 
-    def add(self, name: str, early: SerialShell) -> None:
-        self._early[name] = early
+    def add(self, name: str, shell: SerialShell) -> None:
+        self._shells[name] = shell
 
-    def way(self, record: Record) -> SerialShell | Link | None:
-        """Return the way in that can run a command at once."""
-        link, early = self._links.get(record.name), self._early.get(record.name)
+    def available(self, record: Record) -> SerialShell | Link | None:
+        """Return a connection that can run a command at once."""
+        link, shell = self._links.get(record.name), self._shells.get(record.name)
         if link is not None and link.vm == record.vm and link.open:
             return link
-        return early if early is not None and early.vm == record.vm and early.free else None
+        return shell if shell is not None and shell.vm == record.vm and shell.free else None
 
     async def link(self, record: Record) -> Link:
-        """An open link to the machine of `record`. Raises MachineLost."""
+        """Return an open ssh connection to the machine of `record`. Raises MachineLost."""
         assert record.vm is not None
         async with self._locks.setdefault(record.name, anyio.Lock()):
             link = self._links.get(record.name)
@@ -52,12 +55,12 @@ class Entries:
 
     async def drop(self, name: str) -> None:
         await self._close_link(name)
-        if early := self._early.pop(name, None):
-            await early.aclose()
+        if shell := self._shells.pop(name, None):
+            await shell.aclose()
         self._locks.pop(name, None)
 
     async def aclose(self) -> None:
-        for name in {*self._links, *self._early}:
+        for name in {*self._links, *self._shells}:
             await self.drop(name)
 
     async def _close_link(self, name: str) -> None:
@@ -66,16 +69,16 @@ class Entries:
 
 
 class GuestExec:
-    """Programs in one machine; an Exec."""
+    """The Exec of one machine."""
 
-    def __init__(self, entries: Entries, record: Record) -> None:
-        self._entries = entries
+    def __init__(self, connections: Connections, record: Record) -> None:
+        self._connections = connections
         self._record = record
 
     @asynccontextmanager
-    async def open(self, argv: Sequence[str]) -> AsyncIterator[Channel | Spoken]:
-        way = self._entries.way(self._record) or await self._entries.link(self._record)
-        async with way.run(argv) as stream:
+    async def open(self, argv: Sequence[str]) -> AsyncIterator[Channel | SerialCommand]:
+        connection = self._connections.available(self._record) or await self._connections.link(self._record)
+        async with connection.run(argv) as stream:
             yield stream
 
 
@@ -83,9 +86,9 @@ async def _connected(record: Record) -> Link:
     assert record.vm is not None
     key = asyncssh.import_private_key(record.key)
     try:
-        with anyio.fail_after(_PATIENCE):
+        with anyio.fail_after(_CONNECT_TIMEOUT):
             while True:
-                # A guest that is full to the brim may need several attempts to let one more in.
+                # A guest that is short of memory or processes may need several attempts.
                 with contextlib.suppress(GuestDisconnected):
                     return await connect(
                         record.name,
@@ -94,14 +97,14 @@ async def _connected(record: Record) -> Link:
                         pids=record.shape.pids,
                         key=key,
                         host_key=record.host_key,
-                        permitted=_at_once,
+                        key_accepted=_at_once,
                     )
                 await anyio.sleep(_PAUSE)
     except TimeoutError:
         raise MachineLost(
-            f"machine {record.name} did not let us in within {_PATIENCE:.0f}s", machine=record.name
+            f"machine {record.name} accepted no ssh connection within {_CONNECT_TIMEOUT:.0f}s", machine=record.name
         ) from None
 
 
 async def _at_once() -> None:
-    """A machine that is ready knows its key."""
+    """Return at once: a ready machine accepts its key."""
