@@ -365,7 +365,7 @@ async def test_providers_other_than_bubblewrap_refuse_HOST_with_a_hint(yards: Ya
     yard = Orchestrator(provider, Detached(), CommandLine(), on_event=yards.hear)
     with pytest.raises(BadInput, match=f"machines of {name} need an image") as caught:
         await yard.boot_and_prepare(HOST)
-    assert "Images(places().cache).ensure" in caught.value.hint
+    assert "Images(default_paths().cache).ensure" in caught.value.hint
     assert yards.events == []
 
 

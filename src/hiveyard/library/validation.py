@@ -35,7 +35,7 @@ def machine_spec(
     if spec.image == HOST and provider.tier is not Tier.NAMESPACE:
         raise BadInput(
             f"HOST means this host's own programs, but machines of {provider.name} need an image",
-            hint='anyio.run(Images(places().cache).ensure, "default") returns one; bubblewrap supports HOST',
+            hint='anyio.run(Images(default_paths().cache).ensure, "default") returns one; bubblewrap supports HOST',
         )
     if ttl is not None:
         spec = replace(spec, ttl=ttl, ttl_action=action)

@@ -177,7 +177,8 @@ def test_an_agent_that_never_ends_is_stopped_with_all_its_processes(fault: Fault
 
 def test_a_fork_bomb_ends_with_its_machine(fault: Fault, repo: Path) -> None:
     (repo / "bomb.py").write_text(
-        "import os, time\n"
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "print('begun', os.write(os.open('x.txt', os.O_CREAT | os.O_WRONLY), b'x'), flush=True)\n"
         "while True:\n"
         "    try:\n"
