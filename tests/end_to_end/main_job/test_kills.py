@@ -28,10 +28,17 @@ class Host(NamedTuple):
     """Approximate duration of a run in seconds; kills come at random moments of it."""
 
 
-HOSTS = [Host("bubblewrap", 20, 1.5), Host("docker", 6, 3.0), Host("qemu", 4, 7.0)]
+HOSTS = [Host("bubblewrap", 4, 1.5), Host("docker", 2, 3.0), Host("qemu", 1, 7.0)]
+STORM = [Host("bubblewrap", 20, 1.5), Host("docker", 6, 3.0), Host("qemu", 4, 7.0)]
 
 
-@pytest.mark.parametrize("host", HOSTS, ids=[host.provider for host in HOSTS])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(pytest.param(host, id=host.provider) for host in HOSTS),
+        *(pytest.param(host, id=f"{host.provider}-storm", marks=pytest.mark.long("storms")) for host in STORM),
+    ],
+)
 def test_kills_of_the_daemon_lose_nothing(
     host: Host, opening: Opening, repo: Path, request: pytest.FixtureRequest
 ) -> None:
