@@ -103,7 +103,7 @@ IMPOSSIBLE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("fork", "ID", "-n", "3", "-m", "a", "-m", "b"), "2 instructions for 3 children"),
     (("fork", "ID", "--from", "nowhere"), "no snapshot 'nowhere'"),
     (("rewind", "ID", "nowhere"), "no snapshot 'nowhere'"),
-    (("snapshot", "ID", "--name", "../x"), "no name for a snapshot"),
+    (("snapshot", "ID", "--name", "../x"), "is not a valid snapshot name"),
     (("snapshots", "ID", "--remove", "x"), "no snapshot 'x'"),
     (("compare", "ID", "nobody"), "no task or session is called 'nobody'"),
     (("import", "/nowhere"), "is not a file"),

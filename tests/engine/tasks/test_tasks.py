@@ -118,7 +118,7 @@ async def test_a_repeated_request_with_the_same_id_returns_the_first_task(yard: 
             await engine.submit(replace(request, prompt="something else"))
         assert len(await engine.reports(live_only=False)) == 1
         for wrong in ("../../../etc", "", "bcdfghjkm", "bcdfghjkmnp", "BCDFGHJKMN"):
-            with pytest.raises(BadInput, match="is no id"):
+            with pytest.raises(BadInput, match="is not an id"):
                 await engine.submit(replace(request, id=wrong))
 
 
