@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 TCG = Accelerator(name="tcg", engine=Engine("tcg", "max"), hardware=False)
 # It opens and accepts a machine, but never runs it, as /dev/kvm does on some hosts.
-LIAR = Accelerator(name="kvm", engine=Engine("tcg,thread=single", "max,-lm"), device="/dev/null", hardware=False)
+LIAR = Accelerator(name="kvm", engine=Engine("tcg,thread=single", "max,-lm"), device="/dev/null")
 
 
 async def kernel() -> Path:
@@ -36,7 +36,7 @@ async def kernel() -> Path:
     return disk.kernel
 
 
-def accelerators(known: Path, *candidates: Accelerator, requested: str = "auto", timeout: float = 60.0) -> Accelerators:
+def accelerators(known: Path, *candidates: Accelerator, requested: str = "auto", timeout: float = 20.0) -> Accelerators:
     return Accelerators(
         candidates,
         requested=requested,
