@@ -77,7 +77,13 @@ def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: S
         assert yard("stop", id, timeout=PATIENCE).returncode == 0
 
 
-@pytest.mark.parametrize("provider", ["docker", pytest.param("qemu", marks=pytest.mark.long("vms"))])
+@pytest.mark.parametrize(
+    "provider",
+    [
+        pytest.param("docker", marks=pytest.mark.long("agents")),
+        pytest.param("qemu", marks=pytest.mark.long("vms")),
+    ],
+)
 def test_eight_at_once(provider: str, opening: Opening, speaking: Speaking, repo: Path) -> None:
     """As above, all at once. In emulated VMs on two processors that takes an hour."""
     with speaking([], scripts=SCRIPTS) as model, opening(provider, model) as yard, ThreadPoolExecutor(EIGHT) as pool:
