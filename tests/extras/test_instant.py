@@ -131,7 +131,7 @@ async def test_what_cannot_be_is_told_before_anything_is_asked() -> None:
             with pytest.raises(BadInput, match="is no title"):
                 await instant.create_temporary(title)
         for id in ("", "../dash", "a b", "5"):
-            with pytest.raises(BadInput, match="is not an id"):
+            with pytest.raises(BadInput, match="is not an Instant id"):
                 await instant.app(id)
         documents: tuple[Any, ...] = ([], {"a": float("nan")}, {"a": object()}, {"a": "x" * (1 << 20)}, "text")
         for document in documents:

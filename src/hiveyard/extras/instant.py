@@ -282,7 +282,7 @@ def _id(id: UUID | str) -> str:
     try:
         return str(id if isinstance(id, UUID) else UUID(id))
     except ValueError:
-        raise BadInput(f"{str(id)[:80]!r} is no id of Instant's: those are UUIDs") from None
+        raise BadInput(f"{str(id)[:80]!r} is not an Instant id: an id is a UUID") from None
 
 
 def _documents(**given: Document | None) -> dict[str, object]:
