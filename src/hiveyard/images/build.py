@@ -1,7 +1,7 @@
-"""One build: from a recipe to a tar of a root filesystem. Knows no cache: it fills a directory that is given to it.
+"""Build one image: make a tar of a root filesystem from a recipe, in a directory that the caller provides.
 
-mmdebstrap does the Debian part and, by its hooks, runs our steps inside; it works in namespaces of its own that end
-with us, so that a build that is killed leaves neither a process nor a mount: only files, for `sweep`.
+mmdebstrap installs the Debian packages and runs our steps inside by its hooks. It works in namespaces of its own, which
+end with this process. So a killed build leaves no process and no mount, only files, which `sweep` removes.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from hiveyard.kit import files, process
 from hiveyard.kit.lines import LineSplitter
 from hiveyard.kit.text import decode, one_line
 
-ROOM = 4 << 30
-"""Bytes that a build may need at its widest: the files, the tar and the downloads side by side."""
+REQUIRED = 4 << 30
+"""Bytes that a build may need at most: the files, the tar and the downloads together."""
 
-_SILENCE = 10.0  # seconds without a word before the report says that the step still runs
-_ELSEWHERE = "elsewhere"  # in a build's directory: names the place of its own that it has somewhere else
-_REMOVAL = 300.0  # seconds after which a program that removes files of a namespace is given up
+_SILENCE = 10.0  # seconds without a report before a report says that the step still runs
+_ELSEWHERE = "elsewhere"  # a file in a build's directory with the path of its other directory
+_REMOVAL = 300.0  # time limit in seconds for a program that removes files of a namespace
 _BOUND = 'exec 3<&0; (cat; kill -KILL 0) <&3 >/dev/null 2>&1 & exec "$@" </dev/null 3<&-'
-"""A program whose process group ends when nobody holds the other end of its stdin any more. The kernel tells of a
-parent's death only the first process; a person may kill what is in namespaces of theirs, and all there ends with it."""
+"""Runs a program whose process group ends when its stdin is closed. The kernel reports a parent's death to the first
+process only, but a user may kill the processes in their own namespaces."""
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _VERSION = re.compile(r"\d+(?:\.\d+)+[0-9A-Za-z.+-]*")
@@ -57,11 +57,10 @@ class Built(NamedTuple):
 
 
 async def build(recipe: Recipe, directory: Path, log: Path, report: Report) -> Built:
-    """Make `directory/rootfs.tar`. `log` gets all output of all programs. However it ends, what it has elsewhere goes
-    by `sweep`.
+    """Make `directory/rootfs.tar`. The output of all programs is written to `log`. Afterwards the caller removes files
+    in other places with `sweep`.
 
-    Raises ProviderUnavailable when the host lacks a tool, NoSpace, ImageBuildFailed.
-    """
+    Raises ProviderUnavailable if the host lacks a tool, NoSpace, ImageBuildFailed."""
     check_tools()
     check_space(directory)
     network = await host_network(recipe.suite)
@@ -80,11 +79,11 @@ async def build(recipe: Recipe, directory: Path, log: Path, report: Report) -> B
 
 
 def check_tools() -> None:
-    """Raises ProviderUnavailable with the packages to install."""
-    wanted = {"mmdebstrap": "mmdebstrap", "bwrap": "bubblewrap", "tar": "tar", "unshare": "util-linux"}
+    """Raise ProviderUnavailable with the packages to install if a tool is missing."""
+    required = {"mmdebstrap": "mmdebstrap", "bwrap": "bubblewrap", "tar": "tar", "unshare": "util-linux"}
     if os.geteuid() != 0:
-        wanted["newuidmap"] = "uidmap"
-    missing = [package for tool, package in wanted.items() if not shutil.which(tool)]
+        required["newuidmap"] = "uidmap"
+    missing = [package for tool, package in required.items() if not shutil.which(tool)]
     if not _KEYRING.exists():
         missing.append("debian-archive-keyring")
     if missing:
@@ -94,21 +93,22 @@ def check_tools() -> None:
 
 
 def check_space(directory: Path) -> None:
-    """Raises NoSpace when a build could not end well."""
+    """Raise NoSpace if there is too little space for a build."""
     free = shutil.disk_usage(directory).free
-    if free < ROOM:
+    if free < REQUIRED:
         raise NoSpace(
-            f"building an image needs {ROOM >> 30} GiB under {directory}, and {free / (1 << 30):.1f} GiB are free",
+            f"building an image needs {REQUIRED >> 30} GiB under {directory}, {free / (1 << 30):.1f} GiB are free",
             hint=f"df -h {directory}",
         )
 
 
 def _work(directory: Path) -> Path:
-    """A place for the build's own files. Without root, mmdebstrap works as another user, who must get there."""
+    """Return the directory for the build's own files. Without root, mmdebstrap runs as another user, who needs access
+    to it."""
     if os.geteuid() == 0:
         return directory
     place = Path(tempfile.gettempdir(), _name(directory))
-    # The record comes first: killed here, a place without one would be found by nobody.
+    # The record is written first: if this process is killed here, a directory without a record would never be found.
     files.write_atomic(directory / _ELSEWHERE, bytes(place))
     place.mkdir(mode=0o700)
     check_space(place)
@@ -121,20 +121,19 @@ def _name(directory: Path) -> str:
 
 
 async def sweep(directory: Path) -> None:
-    """Remove what the build that filled `directory` has elsewhere; what is in `directory` is the only record of that.
+    """Remove the files in other places of the build that used `directory`, which has the only record of them.
 
-    Raises ImageBuildFailed when something of it stays.
-    """
+    Raises ImageBuildFailed if something cannot be removed."""
     place = _elsewhere(directory)
     if place is None:
         return
     remove = partial(shutil.rmtree, place, ignore_errors=True)
     await anyio.to_thread.run_sync(remove)
-    said = [await _remove_within(root) for root in place.glob("mmdebstrap.*")]
+    errors = [await _remove_within(root) for root in place.glob("mmdebstrap.*")]
     await anyio.to_thread.run_sync(remove)
     if place.exists():
         raise ImageBuildFailed(
-            f"what a build left in {place} cannot be removed: {'; '.join(filter(None, said)) or 'it is in use'}",
+            f"the remains of a build in {place} cannot be removed: {'; '.join(filter(None, errors)) or 'in use'}",
             hint=f"mmdebstrap --unshare-helper rm -rf {shlex.quote(str(place))}/mmdebstrap.*",
         )
 
@@ -144,16 +143,16 @@ def _elsewhere(directory: Path) -> Path | None:
     try:
         place = Path(os.fsdecode(record.read_bytes()))
         if not place.is_absolute() or place.name != _name(directory):
-            raise ImageBuildFailed(f"{record} names no place of a build: {place}", hint=f"cat {record}")
+            raise ImageBuildFailed(f"{record} does not name the directory of a build: {place}", hint=f"cat {record}")
         about = place.lstat()
     except FileNotFoundError:
         return None
-    # A name in a directory where everybody may write: only what is ours, and no link.
+    # Every user may write to its parent directory: use only a directory of this user, and follow no link.
     return place if stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() else None
 
 
 async def _remove_within(root: Path) -> str:
-    """Remove files of users of a namespace, as only they can; returns what went wrong."""
+    """Remove files that belong to users of a namespace, as one of them. Return the error, if any."""
     try:
         done = await process.run(["mmdebstrap", "--unshare-helper", "rm", "-rf", str(root)], timeout=_REMOVAL)
     except OSError as error:
@@ -190,7 +189,7 @@ def _mmdebstrap(recipe: Recipe, network: HostNetwork, work: Path) -> list[str]:
     argv = [*bound, "mmdebstrap", f"--mode={'root' if root else 'unshare'}", "--verbose"]
     argv += ["--format=tar", "--variant=minbase", "--skip=output/dev", "--aptopt=APT::Install-Recommends false"]
     argv += [f"--aptopt={option}" for option in network.apt]
-    # What a cut build leaves is thrown away whole, so nothing in it needs to be safe on disk.
+    # An interrupted build is removed completely, so nothing needs to be synced to disk.
     argv += [f"--dpkgopt={option}" for option in ("force-unsafe-io", *script.dpkg_options())]
     if recipe.packages:
         argv.append(f"--include={','.join(recipe.packages)}")
@@ -201,7 +200,7 @@ def _mmdebstrap(recipe: Recipe, network: HostNetwork, work: Path) -> list[str]:
 
 
 def _add_dev(rootfs: Path) -> None:
-    """Device nodes are left out, because not everybody may make them; the directory they are mounted on is not."""
+    """Add the directory /dev. Its device nodes are left out, because only root may create them."""
     with tarfile.open(rootfs, "a") as tar:
         entry = tarfile.TarInfo("./dev")
         entry.type, entry.mode, entry.mtime = tarfile.DIRTYPE, 0o755, int(script.EPOCH)
@@ -209,11 +208,11 @@ def _add_dev(rootfs: Path) -> None:
 
 
 def _environment(network: HostNetwork, work: Path) -> dict[str, str]:
-    kept = ("PATH", "HOME", "LANG", "USER", "SSL_CERT_FILE", "SSL_CERT_DIR")
-    given = {name: os.environ[name] for name in kept if name in os.environ}
-    # mmdebstrap unpacks below TMPDIR: beside the result, where the space was checked, and swept with it.
+    names = ("PATH", "HOME", "LANG", "USER", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    inherited = {name: os.environ[name] for name in names if name in os.environ}
+    # mmdebstrap unpacks below TMPDIR, where the space was checked and `sweep` removes the files.
     return {
-        **given,
+        **inherited,
         **network.proxies,
         "LC_ALL": "C.UTF-8",
         "TMPDIR": str(work),
@@ -242,7 +241,7 @@ def _chunks(child: Process) -> AsyncIterator[bytes]:
 
 
 class _Progress:
-    """Reads a build's output: tells the person what is done now, keeps what the steps found out."""
+    """Reads a build's output: reports its current step, and stores the versions that the steps print."""
 
     def __init__(self, report: Report) -> None:
         self.programs: dict[str, str] = {}
@@ -250,12 +249,12 @@ class _Progress:
         self.tail: list[str] = []
         self.step = "fetching Debian"
         self._report = report
-        self._since = self._said = time.monotonic()
+        self._since = self._reported = time.monotonic()
         self._unpacked = self._set_up = 0
 
     @asynccontextmanager
     async def alive(self) -> AsyncIterator[None]:
-        """While the block lasts, a step that takes long says so."""
+        """Report again and again for the block how long the current step takes."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._tick, name="image build progress")
             yield
@@ -275,13 +274,13 @@ class _Progress:
         match words:
             case ["step", *rest]:
                 self._begin(" ".join(rest))
-            case ["program", name, said]:
-                found = _VERSION.search(said)
-                self.programs[name] = found.group() if found else one_line(said, 80)
+            case ["program", name, printed]:
+                found = _VERSION.search(printed)
+                self.programs[name] = found.group() if found else one_line(printed, 80)
             case ["resolved", name, version]:
                 self.resolved[name] = version
             case _:
-                pass  # a script of the recipe may print what it likes
+                pass  # a script of the recipe may print anything
 
     def _mmdebstrap(self, text: str) -> None:
         known = {
@@ -297,15 +296,15 @@ class _Progress:
 
     def _begin(self, step: str) -> None:
         self.step = step
-        self._since = self._said = time.monotonic()
+        self._since = self._reported = time.monotonic()
         self._report(step)
 
     async def _tick(self) -> None:
         while True:
             await anyio.sleep(1)
             now = time.monotonic()
-            if now - self._said >= _SILENCE:
-                self._said = now
+            if now - self._reported >= _SILENCE:
+                self._reported = now
                 self._report(f"{self.step} ({now - self._since:.0f}s{self._counted()})")
 
     def _counted(self) -> str:
@@ -315,8 +314,7 @@ class _Progress:
 
 
 def _failure(progress: _Progress, log: Path, directory: Path) -> NoSpace | ImageBuildFailed:
-    said = "\n".join(progress.tail)
-    if "No space left on device" in said:
+    if any("No space left on device" in line for line in progress.tail):
         return NoSpace(f"no space left under {directory} while {progress.step}", hint=f"df -h {directory}")
     last = "\n".join(line for line in progress.tail[-12:] if line.strip())
     return ImageBuildFailed(

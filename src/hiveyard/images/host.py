@@ -1,7 +1,7 @@
 """The host's network configuration for a build: Debian mirrors, certificates, proxies, npm registries.
 
-It is handed to the build's sandbox and to no image. Only keys that decide where and how to download are taken along,
-never a whole configuration file.
+The build's sandbox gets it, the image does not. Only the keys that decide where and how to download are used, never a
+complete configuration file.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _CERTIFICATE_FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostNetwork:
-    """How this host downloads things.
+    """The configuration of this host for downloads.
 
-    `sources` is a file in apt's deb822 or one-line form, "" for the builder's own default. `apt` are apt options.
-    `npmrc` may hold credentials: it goes into the build by a pipe and to no disk.
+    `sources` is a file in apt's deb822 or one-line form, "" for the builder's default. `apt` are apt options.
+    `npmrc` may contain credentials: the build gets it by a pipe, and it is never written to disk.
     """
 
     sources: str = ""
@@ -41,7 +41,7 @@ class HostNetwork:
 
 
 async def host_network(suite: str, etc: Path = Path("/etc")) -> HostNetwork:
-    """Look at this host's own configuration, as a download by hand would use it."""
+    """Return this host's configuration for downloads."""
     sources, deb822 = debian_sources(suite, etc / "apt")
     return HostNetwork(
         sources=sources,
@@ -54,9 +54,9 @@ async def host_network(suite: str, etc: Path = Path("/etc")) -> HostNetwork:
 
 
 def debian_sources(suite: str, apt: Path) -> tuple[str, bool]:
-    """The host's own entries for Debian's main archive of `suite`, and whether they are in the deb822 form.
+    """Return the host's own entries for Debian's main archive of `suite`, and whether they have the deb822 format.
 
-    ("", False) when the host is not that Debian: then its mirrors may not have it.
+    Returns ("", False) if the host has another suite, because its mirrors may not have this one.
     """
     suites = {suite, f"{suite}-updates", f"{suite}-security", f"{suite}/updates"}
     stanzas = [kept for file in sorted(apt.glob("sources.list.d/*.sources")) for kept in _stanzas(_text(file), suites)]
@@ -70,7 +70,7 @@ def debian_sources(suite: str, apt: Path) -> tuple[str, bool]:
 
 
 def _stanzas(text: str, suites: set[str]) -> Iterator[str]:
-    """The stanzas that are about Debian's main archive, cut down to the fields that say where."""
+    """Return the stanzas for Debian's main archive, with only the fields that name its location."""
     for stanza in re.split(r"\n\s*\n", text):
         lines = [line for line in stanza.splitlines() if line.strip() and not line.startswith("#")]
         fields = {name.strip().lower(): value.split() for name, _, value in (line.partition(":") for line in lines)}
@@ -103,7 +103,7 @@ def _certificates() -> Path | None:
 
 
 async def _npmrc() -> str:
-    """The lines of npm's global and user configuration that say where packages come from; the user's come last."""
+    """Return the lines of npm's configuration that name the source of packages: the global ones, then the user's."""
     files = [Path("/etc/npmrc"), Path("/usr/etc/npmrc"), Path("/usr/local/etc/npmrc")]
     files.append(Path(_npm_variable("userconfig") or Path.home() / ".npmrc"))
     lines = [os.path.expandvars(line) for file in files for line in _text(file).splitlines() if _NPM.match(line)]
@@ -113,7 +113,7 @@ async def _npmrc() -> str:
 
 
 def _npm_variable(name: str) -> str:
-    """npm reads its variables in any case."""
+    """Return npm's setting from an environment variable, whose name may be in upper or lower case."""
     return next((value for key, value in os.environ.items() if key.lower() == f"npm_config_{name}"), "")
 
 
@@ -121,4 +121,4 @@ def _text(file: Path) -> str:
     try:
         return file.read_text("utf-8", "replace")
     except OSError:
-        return ""  # absent or not for us: the same as not configured
+        return ""  # absent or not readable: the same as not configured

@@ -1,13 +1,13 @@
-"""The images of this host: found by recipe, built when absent, kept by content below one directory.
+"""Store the images of this host in one directory. An image is found by its recipe, and built if it does not exist.
 
     images/<id>/rootfs.tar      the root filesystem, numeric owners
                 image.json      name, key of the recipe, programs, size, time
                 resolved.json   the version of every package inside
-                build.log       what the build said
-    images/.building-*          a build at work, or what a killed one left (swept by the next)
-    images/lock                 one build at a time
+                build.log       the output of the build
+    images/.building-*          a build in progress, or the remains of a killed one, which the next build removes
+    images/lock                 allows one build at a time
 
-A directory is complete or absent: it is renamed into place at the end of a build.
+A directory is complete or does not exist: it gets its name at the end of a build.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Stored(NamedTuple):
 
 
 class Images:
-    """Recipes and the images made of them. `cache` is the cache's root; `recipes` is where the user keeps own ones."""
+    """Recipes and the images built from them, in the cache at `cache`. `recipes` has the user's own recipes."""
 
     def __init__(self, cache: Path, recipes: Path | None = None) -> None:
         self.directory = cache / "images"
@@ -69,13 +69,13 @@ class Images:
     # --- recipes
 
     def recipes(self) -> dict[str, Path]:
-        """Every recipe that can be asked for by name; the user's own win over those that are shipped."""
-        shipped = Path(str(resources.files("hiveyard.images") / "recipes"))
-        places = [shipped, *([self._own] if self._own else [])]
-        return {file.stem: file for place in places for file in sorted(place.glob("*.toml"))}
+        """Return the recipe files by name. A recipe of the user replaces a built-in one of that name."""
+        built_in = Path(str(resources.files("hiveyard.images") / "recipes"))
+        directories = [built_in, *([self._own] if self._own else [])]
+        return {file.stem: file for directory in directories for file in sorted(directory.glob("*.toml"))}
 
     def recipe(self, ref: str = DEFAULT) -> Recipe:
-        """A recipe by its name or its file (`./my.toml`). Raises NoSuchImage; BadInput when its text is wrong."""
+        """Return the recipe of that name or file (`./my.toml`). Raises NoSuchImage; BadInput for an invalid recipe."""
         return self._load(ref, None, ())
 
     def _load(self, ref: str, beside: Path | None, chain: tuple[Path, ...]) -> Recipe:
@@ -101,14 +101,14 @@ class Images:
     # --- images
 
     def list(self) -> list[Image]:
-        """The images that are built, newest first."""
+        """Return the built images, newest first."""
         return [stored.image for stored in self._stored()]
 
     def get(self, ref: str = DEFAULT) -> Image:
-        """A built image by its id (or the start of it), or by the name or file of the recipe as it reads now.
+        """Return a built image by its id or the start of it, or by the name or file of a recipe with its current
+        content.
 
-        Raises NoSuchImage, Ambiguous; BadInput when the recipe's text is wrong. Needs no network.
-        """
+        Needs no network. Raises NoSuchImage, Ambiguous; BadInput for an invalid recipe."""
         if image := self._by_id(ref):
             return image
         recipe = self.recipe(ref)
@@ -124,16 +124,15 @@ class Images:
         return self._by_recipe(recipe) or recipe
 
     async def ensure(self, ref: str = DEFAULT, report: Report = quiet) -> Image:
-        """The image that `ref` means, built when it is not there yet."""
+        """Return the image that `ref` names, and build it if it does not exist. Raises as `get` and `build`."""
         found = self.resolve(ref)
         return found if isinstance(found, Image) else await self.build(found, report)
 
     async def build(self, recipe: Recipe, report: Report = quiet, *, force: bool = False) -> Image:
-        """Build an image, or return the one that was built from the same recipe before (`force` builds anyway).
+        """Build an image, or return the one that was built from the same recipe before, unless `force` is set.
 
-        One build at a time on this host: others wait. Cancelling leaves nothing. Raises ImageBuildFailed, NoSpace,
-        ProviderUnavailable.
-        """
+        This host builds one image at a time; other callers wait. If the call is cancelled, nothing is left over. Raises
+        ImageBuildFailed, NoSpace, ProviderUnavailable."""
         if not force and (image := self._by_recipe(recipe)):
             return image
         async with _lock(self.directory / "lock", report):
@@ -146,13 +145,13 @@ class Images:
                 raise _foreign(error, self.directory) from error
 
     def remove(self, ref: str) -> Image:
-        """Remove a built image from this host. Whether it is in use, and what providers made of it, is the caller's
-        to know. Raises NoSuchImage, Ambiguous."""
+        """Remove a built image from this host. The caller checks that it is not in use, and removes what providers made
+        from it. Raises NoSuchImage, Ambiguous."""
         image = self._by_id(ref) or self._by_recipe(self.recipe(ref))
         if image is None:
             raise NoSuchImage(f"the image {ref} is not built", hint="hv image ls")
         doomed = self.directory / f".building-{names.new_id()}"
-        image.rootfs.parent.rename(doomed)  # gone at once for others, whatever the removal meets
+        image.rootfs.parent.rename(doomed)  # others no longer find it, even if the removal fails
         shutil.rmtree(doomed)
         return image
 
@@ -161,8 +160,8 @@ class Images:
         return sorted(self.directory.glob(".building-*"))
 
     async def discard(self, left: Path) -> None:
-        """Remove one of them, as far as that can be, with what its build has elsewhere; while something of that stays,
-        so does the one, which alone knows of it. Raises ImageBuildFailed."""
+        """Remove the files of one build, with its files in other places. Only the directory `left` says where they are,
+        so it stays until those are removed. Raises ImageBuildFailed."""
         await builder.sweep(left)
         await anyio.to_thread.run_sync(_remove, left)
 
@@ -174,7 +173,7 @@ class Images:
         directory.mkdir()
         try:
             built = await builder.build(recipe, directory, self.directory / "last-build.log", report)
-            # What steps of a recipe fetched has no version that we know of: what counts is what came out.
+            # The versions of what a recipe's steps downloaded are unknown, so the id includes the content.
             content = await anyio.to_thread.run_sync(_sha256, built.rootfs)
             record = _Record(
                 id=digest([recipe.key(), built.resolved, content]),
@@ -193,20 +192,20 @@ class Images:
                 await self._clear(directory)
 
     def _keep(self, built: builder.Built, record: _Record, directory: Path) -> None:
-        """Move what is worth keeping into a directory of its own, then give that its name."""
-        whole = directory / "whole"
-        whole.mkdir()
-        built.rootfs.rename(whole / "rootfs.tar")
-        with (whole / "rootfs.tar").open("rb") as tar:
+        """Move the files of the image into a directory, then give it its name."""
+        finished = directory / "finished"
+        finished.mkdir()
+        built.rootfs.rename(finished / "rootfs.tar")
+        with (finished / "rootfs.tar").open("rb") as tar:
             os.fsync(tar.fileno())
-        (self.directory / "last-build.log").rename(whole / "build.log")
+        (self.directory / "last-build.log").rename(finished / "build.log")
         text = json.dumps(built.resolved, indent=1, sort_keys=True)
-        files.write_atomic(whole / "resolved.json", text.encode())
-        files.write_atomic(whole / "image.json", msgspec.json.format(msgspec.json.encode(record)))
-        place = self.directory / record.id
-        if place.exists():  # a forced build that made the same: the newer takes its place
-            place.rename(directory / "former")
-        whole.rename(place)
+        files.write_atomic(finished / "resolved.json", text.encode())
+        files.write_atomic(finished / "image.json", msgspec.json.format(msgspec.json.encode(record)))
+        target = self.directory / record.id
+        if target.exists():  # a forced build made the same image: the newer one replaces it
+            target.rename(directory / "former")
+        finished.rename(target)
         files.sync_dir(self.directory)
 
     def _stored(self) -> Sequence[Stored]:
@@ -245,12 +244,12 @@ class Images:
         return NoSuchImage(f"there is no image {ref!r}; there are {', '.join(known)}", hint="hv image ls")
 
     async def _sweep(self) -> None:
-        """Remove what killed builds left; the lock says that none is at work."""
+        """Remove what killed builds left over. The caller holds the lock, so no build is running."""
         for left in self.remains():
             await self._clear(left)
 
     async def _clear(self, left: Path) -> None:
-        """Discard it; what cannot go now is for the next build, and hinders none."""
+        """Discard the files of a build; the next build tries again to remove what could not be removed."""
         try:
             await self.discard(left)
         except (HiveyardError, OSError) as error:
@@ -258,7 +257,7 @@ class Images:
 
 
 def _read(file: Path) -> _Record | None:
-    """None for a record that is damaged or of another version: the image is then built anew."""
+    """Return a record, or None if it is damaged or from another version: then the image is built again."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=_Record)
     except (OSError, msgspec.MsgspecError):
@@ -277,7 +276,7 @@ def _sha256(file: Path) -> str:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a build's directory. Never through a mount: what a build mounted is the host's own /dev and /proc."""
+    """Remove a build's directory, but never through a mount: a build mounts the host's own /dev and /proc."""
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     if any(Path(place).is_relative_to(directory.resolve()) for place in mounted):
         raise ImageBuildFailed(f"something is still mounted under {directory}", hint=f"findmnt | grep {directory}")
@@ -286,7 +285,7 @@ def _remove(directory: Path) -> None:
 
 @asynccontextmanager
 async def _lock(path: Path, report: Report) -> AsyncIterator[None]:
-    """The host's one place at the builder; waiting for it can be cancelled."""
+    """Hold the build lock for the block. Waiting for it can be cancelled."""
     path.parent.mkdir(parents=True, exist_ok=True)
     waited = False
     while True:

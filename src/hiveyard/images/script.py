@@ -1,4 +1,4 @@
-"""The scripts that a build runs inside the new root filesystem. Pure: recipe in, text out.
+"""Compose the scripts that a build runs inside the new root filesystem.
 
 Each step runs as root of a bubblewrap sandbox whose `/` is the new filesystem: own processes, few capabilities,
 nothing of the host but the network. The steps speak to the builder by lines on their output (`MARK`).
@@ -13,18 +13,18 @@ from hiveyard.images.recipe import Recipe
 
 MARK = "hiveyard-build:"
 BUILD = "/run/hiveyard-build"
-"""Where the sandbox sees the build's own files; `/run` is a tmpfs there and leaves nothing behind."""
+"""The path of the build's own files in the sandbox. `/run` is a tmpfs there, so nothing of it gets into the image."""
 NPMRC = "/run/hiveyard-npmrc"
 
 EPOCH = "1700000000"
-"""No file of an image is younger, so that two builds from the same packages are the same."""
+"""The latest time of any file in an image, so that two builds from the same packages are equal."""
 
 USER, UID = "agent", 1000
 _HOME = "/tmp"  # noqa: S108 - the sandbox's own tmpfs
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SYS_CHROOT")
 
-# What a machine needs to reach its disk, console, door and session directory, and no driver of real hardware.
+# The modules for a machine's disk, console and door, without drivers of real hardware.
 _INITRD_MODULES = (
     "virtio virtio_pci virtio_mmio virtio_blk virtio_scsi virtio_net virtio_console virtio_rng virtio_balloon"
     " sd_mod ext4 crc32c_generic 9p 9pnet_virtio virtiofs overlay vmgenid"
@@ -34,7 +34,7 @@ _KERNEL_LEFT_OUT = (
     " drivers/net/ethernet drivers/net/wireless drivers/staging net/bluetooth net/mac80211 net/wireless sound"
 )
 _DOCUMENTATION = "doc-base groff info linda lintian locale man"
-# Timers that would all be due at once in a fork, whose clock leaps from the template's to the present.
+# Timers that would all expire at once in a fork, whose clock jumps from the template's time to the present.
 _UNITS_OFF = (
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer"
     " systemd-tmpfiles-clean.timer systemd-pstore.service getty@tty1.service"
@@ -42,21 +42,21 @@ _UNITS_OFF = (
 
 
 class Step(NamedTuple):
-    """A title for people and a script for `sh -eu`."""
+    """A title for progress reports, and a script for `sh -eu`."""
 
     title: str
     script: str
 
 
 def dpkg_options() -> list[str]:
-    """Return dpkg's options that leave out drivers for hardware no machine has, documentation and translations."""
+    """Return dpkg's options that leave out drivers for hardware that no machine has, documentation and translations."""
     kernel = [f"path-exclude=/lib/modules/*/kernel/{part}/*" for part in _KERNEL_LEFT_OUT.split()]
     share = [f"path-exclude=/usr/share/{part}/*" for part in _DOCUMENTATION.split()]
     return [*kernel, *share, "path-exclude=/usr/share/doc/*", "path-include=/usr/share/doc/*/copyright"]
 
 
 def before_packages() -> str:
-    """A hook, before the kernel is installed: an initrd with what virtual machines need, packed for fast unpacking."""
+    """Return the hook that runs before the kernel is installed: it configures a small initrd that unpacks fast."""
     return f"""#!/bin/sh
 set -eu
 mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/etc/initramfs-tools/hooks"
@@ -72,7 +72,7 @@ chmod 0755 "$1/etc/initramfs-tools/hooks/hiveyard"
 
 
 def after_packages(work: str, proxies: dict[str, str], *, certificates: bool) -> str:
-    """A hook that runs each file of `work/steps` in the sandbox. npm's configuration comes by the environment."""
+    """Return the hook that runs each file of `work/steps` in the sandbox, with npm's configuration in a variable."""
     variables = {"PATH": _PATH, "HOME": _HOME, "TERM": "dumb", "DEBIAN_FRONTEND": "noninteractive", **proxies}
     variables["SOURCE_DATE_EPOCH"] = EPOCH
     variables["npm_config_userconfig"] = NPMRC
@@ -82,7 +82,7 @@ def after_packages(work: str, proxies: dict[str, str], *, certificates: bool) ->
             variables[name] = f"{BUILD}/certificates.pem"
     given = " ".join(f"--setenv {name} {shlex.quote(value)}" for name, value in variables.items())
     capabilities = " ".join(f"--cap-add CAP_{name}" for name in _CAPABILITIES)
-    # Without root, mmdebstrap leaves the host's own /proc, in which bubblewrap does not find itself.
+    # Without root, mmdebstrap keeps the host's own /proc, which does not contain bubblewrap's processes.
     return f"""#!/bin/sh
 set -eu
 exec >&2
@@ -102,14 +102,14 @@ done
 
 
 def steps(recipe: Recipe) -> list[Step]:
-    """All that is done inside, in order."""
+    """Return the steps that run inside, in order."""
     between = [Step(f"running the recipe's script {n} of {len(recipe.run)}", text) for n, text in _numbered(recipe.run)]
     npm = [Step("installing " + ", ".join(recipe.npm), _npm(recipe))] if recipe.npm else []
     return [Step("making the user and its places", _places(recipe)), *npm, *between, *_last(recipe)]
 
 
 def text_of(step: Step, recipe: Recipe) -> str:
-    """The file of a step: its title, the recipe's environment, the script."""
+    """Return the content of a step's file: its title, the recipe's environment and the script."""
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in recipe.env.items())
     return f"# {step.title}\n{exports}{step.script}\n"
 
@@ -151,7 +151,7 @@ fi
 """
 
 
-# PAM and DNS cost most of a login's time under emulation; a password cannot be had anyway.
+# PAM and DNS take most of a login's time under emulation, and no user has a password.
 _SSHD = """UsePAM no
 UseDNS no
 PasswordAuthentication no
@@ -168,7 +168,7 @@ def _quoted(value: str) -> str:
 
 def _npm(recipe: Recipe) -> str:
     packages = " ".join(shlex.quote(spec) for spec in recipe.npm)
-    # Installed as root with their own scripts on purpose: the programs' postinstall puts the binary in place.
+    # Installed as root, with the packages' own scripts: their postinstall puts the binary in place.
     return f"""
 npm install --global --prefix /usr/local --no-fund --no-audit --no-update-notifier --foreground-scripts \\
   --loglevel=notice {packages}
@@ -176,7 +176,7 @@ npm install --global --prefix /usr/local --no-fund --no-audit --no-update-notifi
 
 
 def _programs(recipe: Recipe) -> str:
-    """Each program runs as the user who will use it; its home is a temporary one, so it leaves no state."""
+    """Return a script that runs each program as its later user. The home is a temporary one, so no state remains."""
     lines = ["mkdir -m 0700 /tmp/home", f"chown {UID}:{UID} /tmp/home"]
     for name, command in sorted(recipe.programs.items()):
         run = f"setpriv --reuid={UID} --regid={UID} --clear-groups env HOME=/tmp/home sh -c {shlex.quote(command)}"
@@ -202,7 +202,8 @@ def _inventory(recipe: Recipe) -> str:
 
 
 def _cleaning() -> str:
-    """Nothing of the host stays: no mirror, name, resolver or certificate; no key that two machines would share."""
+    """Return a script that removes everything of the host (mirrors, name, resolver, certificates), and keys that
+    machines would share."""
     return """
 find / -xdev \\( -name '*.dpkg-old' -o -name '*.dpkg-new' -o -name '*.dpkg-dist' \\) -type f -delete
 rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/* /etc/apt/apt.conf.d/99mmdebstrap /var/cache/apt/*.bin

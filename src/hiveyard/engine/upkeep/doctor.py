@@ -15,7 +15,7 @@ from hiveyard.core.machines import HOST
 from hiveyard.door.keys import VARIABLES
 from hiveyard.engine.placement.provider_choice import automatic
 from hiveyard.engine.resources import Resources
-from hiveyard.images.build import ROOM, check_tools
+from hiveyard.images.build import REQUIRED, check_tools
 from hiveyard.kit.process import run
 from hiveyard.kit.text import decode, one_line
 
@@ -44,7 +44,7 @@ async def run_checks(resources: Resources) -> list[Check]:
         await _git(),
         await _identity(),
         await _directory("sessions", resources.sessions, reserve, needed=True, variable="HIVEYARD_HOME"),
-        await _directory("cache", images.directory, ROOM >> 20, needed=wants_images, variable="HIVEYARD_CACHE"),
+        await _directory("cache", images.directory, REQUIRED >> 20, needed=wants_images, variable="HIVEYARD_CACHE"),
         _builder(needed=wants_images and not images.list()),
     ]
     found = {name: await provider.readiness() for name, provider in resources.providers.items()}
