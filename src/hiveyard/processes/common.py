@@ -1,6 +1,6 @@
-"""Parts that all scripts of process managers share: exit codes, bash functions, reading a process's state.
+"""Shared parts of the process managers' scripts: exit codes, bash functions, reading a process's state.
 
-It needs bash 5, coreutils, setsid and flock. Arguments are positional: no name, path or value is ever part of a script.
+They need bash 5, coreutils, setsid and flock. Arguments are positional: a script never contains a name, path or value.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ COMMON: Final = r"""
 language=${LC_ALL-}
 LC_ALL=C
 shopt -s nullglob
-# FILE VARIABLE: its one line, or nothing when it is not whole
+# FILE VARIABLE: its only line, or nothing if the line is incomplete
 line() { local -n got=$2; got=; [[ -f $1 ]] && { IFS= read -r -n 200 got <"$1" || got=; } 2>/dev/null; }
-# FILE LINE: writes it over what is there. It takes no room that was not kept for it, and its newline comes last.
+# FILE LINE: overwrites the file. It needs no space beyond the reserved one, and the newline is written last.
 put() { { printf '%s\n' "$2" 1<>"$1"; } 2>/dev/null; }
-# PID VARIABLE=VALUE: whether that process carries it in its environment
+# PID VARIABLE=VALUE: whether the process has it in its environment
 carries() {
   local e=() v
   { mapfile -d '' -t e <"/proc/${1:-none}/environ"; } 2>/dev/null
   for v in "${e[@]}"; do [[ $v == "$2" ]] && return; done
   return 1
 }
-# PID VARIABLE: when it started, in ticks since boot; nothing for a process that is gone
+# PID VARIABLE: its start time in ticks since boot; nothing if the process has ended
 ticks() {
   local -n at=$2
   local s=
@@ -49,15 +49,15 @@ ticks() {
 }
 # VARIABLE: `~` at its start becomes the home directory
 home() { local -n path=$1; [[ $path == "~" || $path == "~/"* ]] && path=$HOME${path#"~"}; }
-# Bash sleeps without a second program by reading what never comes: a pipe that nobody writes to, as file descriptor 5.
+# Bash sleeps without another program by reading file descriptor 5, a pipe that nobody writes to.
 nap() { read -r -t "$1" -n 1 -u 5; }
 """
 
 # Prints `NAME PID-TO-WATCH claim pid exit over base.out base.err NOW KIB TICKS`, each ended by NUL. PID-TO-WATCH is 0
-# when nothing runs any more; KIB and TICKS (of its memory and its processor time) are there after `measure`.
+# if no run is active; KIB and TICKS (memory and processor time) are set after `measure`.
 STATUS: Final = r"""
 declare -A kib=() used=()
-# What each session has in memory, in KiB, and has used of processors, in ticks.
+# The memory of each process session in KiB, and its processor time in ticks.
 measure() {
   local d s page=4 w
   while read -r -a w; do [[ $w == KernelPageSize: ]] && { page=${w[1]}; break; }; done 2>/dev/null </proc/self/smaps

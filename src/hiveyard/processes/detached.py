@@ -1,11 +1,11 @@
-"""The process manager that needs nothing but a shell: each process has a runner of its own in the guest.
+"""Run processes in a guest that needs only a shell: each process has its own runner.
 
-The runner is a bash script in a session of its own. It owns one process, keeps its outputs and writes its exit code,
-so nobody needs to be connected, and whoever connects later finds all of it in the session directory. See scripts.py
-for the files. It must not know which provider the guest belongs to, and believes no file that a guest could write:
-every answer is bounded and its shape is checked.
+The runner is a bash script in a process session of its own. It starts one process, stores its output and writes its
+exit code. So nobody needs to be connected, and a later connection finds everything in the session directory; scripts.py
+describes the files. A guest can write these files, so they are not trusted: the size and format of every answer are
+checked. This module does not know which provider a guest belongs to.
 
-A limit on memory is kept by looking, since a limit on address space breaks programs such as node (see limits.py).
+A memory limit is enforced by polling, because a limit on address space breaks programs such as node (see limits.py).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _TIMEOUT = 60.0
 _LIST_LIMIT = 4 << 20
 _LOGS_LIMIT = 1 << 20
 _NOBODY = 2**31 - 1
-"""A pid that no Linux gives to a process: following until its end reads what there is."""
+"""A pid that no Linux process has: following until its end reads the existing data."""
 _SIGNALLED = 128
 _MESSAGE_LIMIT = 16 << 20
 _MOST_BYTES = 1 << 50
@@ -116,7 +116,7 @@ class Detached:
         _check(name)
         result = await self._run(guest, scripts.STOP, name, str(grace), timeout=_TIMEOUT + grace)
         if result.status == common.STILL_RUNS:
-            raise ProcessError(f"{name} was not stopped: some of what it started cannot be killed")
+            raise ProcessError(f"{name} was not stopped: some processes that it started cannot be killed")
         return result
 
     async def logs(self, guest: Guest, name: str, *, stream: str = "stdout", lines: int = 100) -> bytes:
@@ -175,7 +175,7 @@ class Detached:
         return result.status
 
     async def _ended(self, guest: Guest, name: str) -> None:
-        """Wait until nothing runs: another call may have started it."""
+        """Wait until no run is active: another call may have started one."""
         seen = await self._look(guest, name)
         pieces = guest.follow(f"{self._root}/{name}/exit", pid=seen.watch or _NOBODY)
         async with aclosing(pieces):  # type: ignore[type-var]  # the port promises an iterator that can be closed
@@ -183,7 +183,7 @@ class Detached:
                 pass
 
     async def _look(self, guest: Guest, name: str) -> _Seen:
-        """How it stands, without what is measured."""
+        """Return the process's state without measured values."""
         _check(name)
         return self._one(name, await self._run(guest, scripts.GET, name, "1"))
 
@@ -204,9 +204,9 @@ class Detached:
         timeout: float | None = _TIMEOUT,
         limit: int = _LIST_LIMIT,
     ) -> Result:
-        """Run a script until it comes to its end. In a guest that is full, programs do not start or are killed for
-        want of memory, and so may be what connects us; that passes, or the try of a stop leaves less to do for the
-        next. Running one of our scripts twice does no harm."""
+        """Run a script, and repeat it until it completes. In a guest that is full, programs do not start, or are killed
+        for lack of memory, and the connection may break. That is temporary, and a stop that was interrupted leaves less
+        to do for the next attempt. All scripts can be repeated."""
         command = Command(argv=("bash", "-c", script, "hv", self._root, *words), cwd="/")
         patience = _TIMEOUT if timeout is None else timeout
         until = anyio.current_time() + patience
@@ -221,9 +221,10 @@ class Detached:
 
 
 def _check_spec(spec: ProcessSpec) -> None:
-    """Raises BadInput for what the runner could not keep: it counts in 64 bits, and opens the input elsewhere."""
+    """Raise BadInput for values that the runner does not support: it counts in 64 bits, and opens the input file from
+    another directory."""
     if spec.stdin is not None and (not spec.stdin.startswith(("/", "~/")) or "\0" in spec.stdin):
-        raise BadInput(f"the file of an input is absolute or starts with ~/, not {spec.stdin[:120]!r}")
+        raise BadInput(f"the path of an input file must be absolute or start with ~/, not {spec.stdin[:120]!r}")
     for what, size in (("output", spec.output_limit), ("memory", (spec.memory_mib or 0) << 20)):
         if not 0 <= size <= _MOST_BYTES:
             raise BadInput(f"the {what} limit of {spec.name} is 0 to {_MOST_BYTES} bytes, not {size}")
@@ -235,7 +236,7 @@ def _check_spec(spec: ProcessSpec) -> None:
 
 
 def _fields(spec: ProcessSpec, number: int) -> bytes:
-    """The spec file of an instance, as the runner reads it."""
+    """Return the spec file of an instance, in the format of the runner."""
     restart = spec.restart
     words = spec.command.words()
     env = {"HIVEYARD_INSTANCE": str(number), **spec.command.env} if spec.instances > 1 else spec.command.env

@@ -1,18 +1,16 @@
-"""Bash for an inbox: messages for a process are stored in a file, and a feeder beside the process writes them to its
-stdin.
+"""Bash scripts for an inbox: messages for a process are stored in a file, and a feeder writes them to its stdin.
 
 In the directory of the process:
 
     in       all messages, one after the other
-    index    `END KEY` for each, 81 bytes: its end in `in`, and the sender's key. A message exists when its line does.
-             The next sender cuts off what a killed sender left behind the last complete line.
-    fed      how many bytes the feeder has written to the process's stdin
-    lock     held by the sender that adds
+    index    `END KEY` for each message, 81 bytes: its end in `in`, and the sender's key. A message exists when its line
+             does. The next sender removes what a killed sender left after the last complete line.
+    fed      the number of bytes that the feeder has written to the process's stdin
+    lock     held by a sender while it adds a message
 
-The feeder sleeps until a sender wakes it: file descriptor 7 of the runner is a pipe that it holds open at both ends,
-and /proc leads to it from any other process of the user, on any file system (a FIFO needs one that has them). When a
-run ends, the bytes that it left in its stdin are counted, so the next run begins with the first message that was not
-read completely.
+The feeder sleeps until a sender wakes it. File descriptor 7 of the runner is a pipe with both ends open, which other
+processes of the user reach through /proc on any file system (a FIFO needs one that supports it). When a run ends, the
+unread bytes of its stdin are counted, so the next run begins with the first message that was not read completely.
 """
 
 from __future__ import annotations
@@ -27,10 +25,10 @@ CLOSING: Final = "0" * 64
 # For the runner.
 FEED: Final = r"""
 record='^([0-9]{15}) ([0-9a-f]{64})$'
-# BYTES: writes what comes after them in `in` to stdout, until the inbox is closed or the run is over.
+# BYTES: writes the content of `in` after them to stdout, until the inbox is closed or the run is over.
 feed() {
   local sent=$1 end=$1 seen=0 r=() x over= rung=
-  # For reading alone: where the runner is killed, that ends.
+  # Read-only: reading ends if the runner is killed.
   exec 7</dev/fd/7
   while [[ $rung != q ]]; do
     mapfile -t -s $seen r <"$dir/index"
@@ -49,14 +47,14 @@ feed() {
     read -r -n 1 -u 7 rung || break
   done
 }
-# After a run: `given` is where the next one begins, at the first message that this one did not read to its last byte.
-# The feeder goes on until its pipe is empty, since only then it is known how much was put in.
+# After a run: sets `given` to the start of the first message that the run did not read completely, for the next run.
+# The feeder continues until its pipe is empty, because only then the number of written bytes is known.
 unread() {
   local left fed r=() x end
   printf q >&7
   left=$(wc -c <&6)
   exec 6<&-
-  # For a feeder that had ended by itself.
+  # If the feeder had ended by itself.
   while read -t 0 -u 7; do read -r -n 1 -u 7; done
   line "$dir/fed" fed
   [[ $fed ]] || return
@@ -70,8 +68,8 @@ unread() {
 }
 """
 
-# ROOT NAME KEY SIZE; the message is stdin. It is read before the lock is taken, into a file that nobody else can see:
-# a sender that is slow or is killed holds nobody up and leaves nothing.
+# ROOT NAME KEY SIZE; the message is stdin. It is read into an unlinked file before the lock is taken, so a slow or
+# killed sender blocks no other sender and leaves nothing behind.
 SEND: Final = (
     COMMON
     + r"""
@@ -102,7 +100,7 @@ truncate -s $((n * 81)) "$dir/index" && truncate -s $end "$dir/in" || exit 63
 cat <&9 >>"$dir/in" || exit 63
 [[ $(stat -c %s "$dir/in") == $((end + size)) ]] || exit 63
 printf '%015d %s\n' $((end + size)) "$key" >>"$dir/index" || exit 63
-# A ring that nobody heard yet is enough: the pipe never fills.
+# One pending wake-up is enough, so the pipe never fills.
 { exec 7<>"/proc/$runner/fd/7"; } 2>/dev/null && { read -t 0 -u 7 || printf . >&7; }
 exit 0
 """

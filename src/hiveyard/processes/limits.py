@@ -1,7 +1,7 @@
-"""The bash that bounds a process: the memory of a run and all that it started, and the disk that its output takes.
+"""Bash scripts that limit a process: the memory of a run and its children, and the disk space of its output.
 
-There are no rights to control groups in a guest, so a run's memory is looked at, and only where it is bounded: as often
-as one twentieth of a processor allows, and five times a second at most.
+A guest may not create control groups, so the memory of a run with a limit is polled: at most five times a second, and
+with at most a twentieth of a processor.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final
 
 # For the runner.
 LIMITS: Final = r"""
-# PID KIB: kills the run of that process when it and all that came of it have more in memory.
+# PID KIB: kills the run of that process when it and its descendants use more memory.
 guard() {
   local main=$1 most=$2 first since d p s w page=4 sum begun over=0 killing= some=1
   local -A mine=() strangers=() now
@@ -49,8 +49,8 @@ guard() {
     nap "$s"
   done
 }
-# FILE: adds stdin to it, and drops what is old by making a hole of it, so that every byte keeps its place. A program
-# moves a sixteenth of the limit at most before it is looked at again. Where there can be no holes the first bytes stay.
+# FILE: appends stdin to it, and drops old bytes by punching a hole, so that offsets do not change. At most a sixteenth
+# of the limit is copied before the size is checked again. Without support for holes the first bytes stay.
 turn() {
   local file=$dir/$1 size=0 was base=0 former part=$((limit / 16)) block=65536
   ((part < block)) && block=$part

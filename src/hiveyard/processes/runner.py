@@ -1,4 +1,4 @@
-"""The bash that owns one process: it lives in the guest, beside the process, and nobody is connected to it.
+"""The bash script of the runner, which runs one process in the guest while nobody is connected.
 
 See scripts.py for the files.
 """
@@ -11,9 +11,9 @@ from hiveyard.processes.common import COMMON
 from hiveyard.processes.inbox import FEED
 from hiveyard.processes.limits import LIMITS
 
-# DIRECTORY [pm2]. Runs in a session of its own, tied to nobody, and ends after its process and the output of that.
-# A process that wants a terminal has the runner's: the runner's session, its group, so that keys mean what they mean.
-# Where the runner has a terminal and the process wants none, the terminal shows its outputs.
+# DIRECTORY [pm2]. Runs in a process session of its own, and ends after its process and all its output.
+# A process with a terminal shares the runner's terminal, session and group, so that keys such as Ctrl-C reach it.
+# If the runner has a terminal and the process needs none, the terminal shows its outputs.
 RUNNER: Final = (
     COMMON
     + FEED
@@ -21,7 +21,7 @@ RUNNER: Final = (
     + r"""
 dir=$1
 trap '' HUP INT QUIT TSTP TTIN TTOU
-# PM2 stops it by a signal to it alone.
+# PM2 stops the runner by a signal to this process only.
 [[ $2 ]] && trap 'asked=1; put "$dir/stop" asked; kill -INT -- "-$main" 2>/dev/null' INT
 mapfile -d '' -t f <"$dir/spec" || exit 1
 ticks $$ now
@@ -33,11 +33,11 @@ terminal=${f[6]} inbox=${f[7]} memory=${f[8]} rotate=${f[9]}
 home cwd; home stdin
 [[ ${f[10]} ]] && : >"$dir/out"
 [[ ${f[11]} ]] && : >"$dir/err"
-# What signals mean is inherited through whatever started the machine; SIGINT is often ignored by then.
+# Signal handling is inherited from the programs that started the machine; they often ignore SIGINT.
 own=(-u HIVEYARD_RUNNER --default-signal=INT,QUIT,PIPE,HUP,TERM,CHLD,TSTP,TTIN,TTOU ${language:+"LC_ALL=$language"})
 command=(env "${own[@]}" "HIVEYARD_PROCESS=$token" "${f[@]:12}")
-# cat writes what it reads at once, up to the limit on the size of its files; what comes after that is dropped, so that
-# the process never waits and never breaks.
+# cat writes its input at once, up to the limit on the size of its files. The rest is dropped, so that the process never
+# waits and never gets an error.
 keep() {
   [[ $rotate ]] && turn "$1"
   ( trap '' XFSZ; ulimit -f $((limit / 1024)); exec cat >>"$dir/$1" 2>/dev/null )
@@ -61,7 +61,7 @@ until stopped; do
   [[ $inbox ]] && exec 6< <(feed $given 2>/dev/null 3>&- 4>&- 5>&-)
   began=$EPOCHREALTIME
   {
-    # Where memory is short, the kernel takes the work before it takes the runner or whoever comes to stop it.
+    # If memory runs out, the kernel kills the process before the runner or a program that stops it.
     echo 500 >/proc/self/oom_score_adj
     if [[ $terminal$inbox ]]; then exec <&6; else exec <"$stdin"; fi
     cd -- "$cwd" && exec "${command[@]}" >&3 3>&- 4>&- 5>&- 6>&- 7>&-
@@ -77,17 +77,17 @@ until stopped; do
   ((again-- > 0)) || break
   ((restarts++))
 done
-# Whether all its output is on disk: nobody writes it down any more.
+# Returns whether all its output is on disk: no writer is left.
 written() {
   local tap
   if [[ $terminal ]]; then line "$dir/tap" tap; [[ $tap && ! -e /proc/$tap ]]
   else ! kill -0 $a 2>/dev/null && ! kill -0 $b 2>/dev/null; fi
 }
 exec 3>&- 4>&-
-# When nobody holds the terminal any more, tmux shows the rest of its output and is done with it.
+# When no process has the terminal open any more, tmux shows the rest of its output and closes it.
 patience=300
 [[ $terminal ]] && patience=500 && exec 6<&- </dev/null >/dev/null 2>&1
-# Children that it left behind may hold its outputs open for ever: what is in the pipes is on disk long before then.
+# Remaining children may keep its outputs open for ever; the content of the pipes is on disk long before that.
 for ((i = 0; i < patience; i++)); do written && break; nap 0.01; done
 put "$dir/exit" "$code $EPOCHREALTIME"
 """

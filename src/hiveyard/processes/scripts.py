@@ -1,23 +1,23 @@
-"""The bash that the process managers `detached` and `tmux` run in a guest; each verb is one round trip.
+"""Bash scripts that the process managers `detached` and `tmux` run in a guest; each verb is one round trip.
 
-Reading and stopping use builtins alone, because a guest whose process table is full can start no second program.
+Reading and stopping use only builtins, because a guest whose process table is full can start no other program.
 
 A process `NAME` is a directory of that name:
 
     spec     what to run: fields that end in NUL (see detached.py)
-    claim    `PID TICKS TIME`: the runner that owns it, made by O_EXCL, so that there is only ever one
-    pid      `PID TIME RESTARTS`: the process itself, written anew at each restart
-    out err  its outputs, each up to its limit, or links to the files that are to hold them
-    base.*   how many bytes of `out` and `err` were dropped; they read as NUL
-    over     how many runs were killed for their memory
-    in ...   what was sent to it (see inbox.py)
-    tap      `PID`: who writes down what its terminal shows
-    stop     one line: somebody asked for its end, no restart
+    claim    `PID TICKS TIME`: its runner, created with O_EXCL, so that there is only one
+    pid      `PID TIME RESTARTS`: the process itself, written again at each restart
+    out err  its outputs, each up to its limit, or links to the files for them
+    base.*   the number of dropped bytes of `out` and `err`, which are read as NUL
+    over     the number of runs that were killed for their memory
+    in ...   its messages (see inbox.py)
+    tap      `PID`: the program that stores the output of its terminal
+    stop     one line: its end was requested, it is not restarted
     exit     `CODE TIME`: it has ended, and all its output is in the files
-    room     what `claim` will take on the disk
+    room     reserved disk space for `claim`
 
-Files of one line count when their newline is there. They are made with the directory, full of blanks, and written over:
-what fills the disk is often the process itself, and how it ended must be kept all the same.
+A file of one line counts once its newline is written. These files are created together with the directory, filled with
+blanks, and overwritten: the process itself often fills the disk, and its exit code must be stored all the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Final
 
 from hiveyard.processes.common import COMMON, STATUS
 
-# ROOT [NAME [QUICK(1: without what is measured)]]
+# ROOT [NAME [QUICK(1: without measured values)]]
 GET: Final = (
     COMMON
     + STATUS
@@ -39,7 +39,7 @@ for d in "$root"/*/; do d=${d%/}; [[ -e $d/claim ]] && status "${d##*/}"; done
 """
 )
 
-# Starts the runner: as a program of its own.
+# Starts the runner as a separate program.
 LAUNCH: Final = r"""
 launch() {
   ( cd /; exec env -u HIVEYARD_RUN "HIVEYARD_RUNNER=$f" setsid bash -c "$1" hv "$dir" </dev/null >/dev/null 2>&1 & )
@@ -58,10 +58,10 @@ described() {
 }
 """
 
-# Starts the runner: as the window of a tmux session of the process's name, on the user's own tmux server. What a
-# program that wants a terminal shows there goes to `out` as well.
-# Programs in the guest may not set a person's clipboard (set-clipboard), title or anything past tmux; a person's own
-# selection does. The server stays when its last session ends: one that is about to end cannot be talked to.
+# Starts the runner as the window of a tmux session with the process's name, on the user's own tmux server. The output
+# of a program with a terminal is also written to `out`.
+# Programs in the guest cannot set the user's clipboard (set-clipboard), title or anything outside of tmux; a selection
+# by the user can. The server stays when its last session ends, because one that is about to end accepts no commands.
 LAUNCH_TMUX: Final = (
     _DESCRIBED
     + r"""
@@ -90,7 +90,7 @@ cat >>\"\$1/out\"; exec cat >/dev/null' hv '$dir' $((t[3] / 1024)) 2>/dev/null"
 """
 )
 
-# Takes a TERM that the guest does not know for the nearest that it does.
+# Replaces a TERM that the guest does not know by the most similar one.
 _NEAREST: Final = (
     _DESCRIBED
     + r"""
@@ -101,10 +101,10 @@ export TERM
 """
 )
 
-# ARGV: a program on a person's terminal.
+# ARGV: a program on the user's terminal.
 SHOWN: Final = _NEAREST + 'exec -- "$@"\n'
 
-# NAME READ-ONLY(1 or empty): what attaches a terminal to the window of a process.
+# NAME READ-ONLY(1 or empty): attaches a terminal to the window of a process.
 ATTACH: Final = (
     _NEAREST
     + r"""
@@ -117,8 +117,8 @@ exec tmux -u "${features[@]}" attach-session ${2:+-r} -t "=$name"
 """
 )
 
-# ROOT NAME RUNNER, after a LAUNCH script; the spec is stdin. A directory that is complete gets its name in one
-# step, and whoever finds it without an owner starts a runner; runners settle by `claim` which of them it is.
+# ROOT NAME RUNNER, after a LAUNCH script; the spec is stdin. A complete directory gets its name in one step. A caller
+# that finds it without a runner starts one; if there are several, `claim` decides which of them continues.
 START: Final = (
     COMMON
     + STATUS
@@ -170,8 +170,8 @@ exit 64
 """
 )
 
-# ROOT NAME GRACE(seconds, whole). SIGINT to all, which each hears once; at the deadline all are stopped before they are
-# killed, so that nothing forks away. A process that is gone leaves its children one second of the grace.
+# ROOT NAME GRACE(an integer, in seconds). Each process gets SIGINT once. At the deadline all are stopped and then
+# killed, so that none can fork meanwhile. The children of a process that has ended get one second of the grace.
 STOP: Final = (
     COMMON
     + STATUS
@@ -187,18 +187,18 @@ carries "$runner" "HIVEYARD_RUNNER=$f" || runner=
 [[ $runner ]] || carries "$main" "HIVEYARD_PROCESS=$f" || main=
 session=$main
 [[ ${f[6]} ]] && session=$runner
-# The runner's own pipe: to make one, bash would have to fork.
+# The runner's own pipe, because bash would have to fork to make one.
 if [[ -e /proc/${runner:-none}/fd/5 ]]; then exec 5<>"/proc/$runner/fd/5"; else exec 5<> <(:); fi
-# Of each that is ours, when it started: a number may be given to a stranger when its process has ended.
+# The start time of each of our processes: the pid of an ended process may be reused.
 declare -A known told
-# PID: whether that is one of ours, and still the same
+# PID: whether it is still the same one of our processes
 ours() { local now; [[ ${known[$1]} ]] && ticks "$1" now && [[ $now == "${known[$1]}" ]]; }
-# PID: whether it ignores SIGINT. A program that has only just been started does, until it begins.
+# PID: whether it ignores SIGINT, as a program does that has only just been started.
 deaf() {
   local name mask
   while read -r name mask; do [[ $name == SigIgn: ]] && break; done <"/proc/$1/status" && ((0x$mask & 2))
 } 2>/dev/null
-# SIGNAL: send it to each that had none of it yet. `found`: how many there are; `fresh`: how many were new.
+# SIGNAL: sends it to each process that has not got it yet. `found` is their number, `fresh` the number of new ones.
 each() {
   local signal=$1 d p s
   local -A seen=()

@@ -1,8 +1,8 @@
-"""The process manager for one command, in the foreground: `start` returns when it has ended.
+"""Run one process in the foreground: `start` returns when it has ended.
 
-It runs within the call: whoever cancels that, or loses the machine, ends the process and all that it started, which is
-`lost` then. So nothing outlives the call but its files. For the rest it is as `detached`: others can follow, stop, or
-send to it while the call lasts, and a process that ended is told with its exit code and its outputs.
+The process and everything that it started end with the call, also if it is cancelled or the machine is lost; then the
+process is `lost`. Its files remain. Everything else is as with `detached`: other callers can follow, stop or send to it
+during the call, and an ended process has an exit code and outputs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hiveyard.core.errors import BadInput
 from hiveyard.core.ports import Guest
 from hiveyard.processes.detached import Detached
 
-# Starts the runner: within the command that asks for it, whose end is its end.
+# Starts the runner inside the command that requests it, so that both end together.
 _LAUNCH: Final = r"""
 launch() { ( cd /; exec env "HIVEYARD_RUNNER=$f" setsid --wait bash -c "$1" hv "$dir" </dev/null >/dev/null 2>&1 ); }
 """

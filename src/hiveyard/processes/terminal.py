@@ -1,5 +1,7 @@
-"""Commands of the guest for a person's terminal, whose kind (TERM) and colours (COLORTERM) are the person's own: a kind
-that the guest does not know is taken for the nearest that it does."""
+"""Return guest commands for a user's terminal.
+
+The guest gets the type (TERM) and the colors (COLORTERM) of that terminal. If it does not know the type, it uses the
+most similar one."""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from hiveyard.processes import scripts
 
 
 def attaching(name: str, *, read_only: bool = False, term: str = "", colors: str = "") -> Command:
-    """The command that shows the window of process `name` of Tmux; it ends with 0 when the person leaves (Ctrl-B D) or
-    the process ends. A reader's keys reach nothing, and their window's size counts for nothing."""
+    """Return the command that attaches to the window of process `name` of Tmux. It exits with 0 when the user detaches
+    (Ctrl-B D) or the process ends. With `read_only`, keys and the size of the user's window have no effect."""
     words = ("bash", "-c", scripts.ATTACH, "hv", name, "1" if read_only else "")
     return Command(argv=words, cwd="/", env=_env(term, colors))
 
 
 def shown(argv: Sequence[str], *, cwd: str = "~", term: str = "", colors: str = "") -> Command:
-    """Any program."""
+    """Return the command that runs a program in the terminal."""
     return Command(argv=("bash", "-c", scripts.SHOWN, "hv", *argv), cwd=cwd, env=_env(term, colors))
 
 

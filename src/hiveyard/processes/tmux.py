@@ -1,9 +1,9 @@
-"""The process manager whose processes have a terminal that people can attach to: windows of a tmux server in the guest.
+"""Run processes in windows of a tmux server in the guest, so that users can attach to their terminals.
 
-Each process is a session of its name on the guest user's own tmux server, so `tmux attach -t agent` finds the one that
-is called `agent`. The window runs the same runner as `detached` uses: pid, exit code, outputs and stopping are the
-same. A process that asks for a terminal has the window's, and its stdout is what it shows there; of any other the
-window shows the outputs. The server is tied to nobody: it outlives connections, commands and the daemon.
+Each process is a tmux session with its name on the guest user's own server, so `tmux attach -t agent` attaches to the
+process `agent`. The window runs the same runner as `detached`, so pid, exit code, outputs and stopping work in the same
+way. A process that requests a terminal gets the window's, and its stdout is what it prints there. For other processes
+the window shows the outputs. The server outlives connections, commands and the daemon.
 """
 
 from __future__ import annotations
