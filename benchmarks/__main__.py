@@ -42,6 +42,7 @@ BENCHMARKS = {
     "door": Benchmark("what the way to a model adds", ("--requests", "200")),
     "cli": Benchmark("calls of hv as whole processes", ("--n", "10")),
     "disk": Benchmark("what sessions of one image take on a disk", ("--sessions", "3")),
+    "work": Benchmark("work on a repository of 20,000 files", ("--n", "1", "--files", "2000")),
     "job": Benchmark("the main job by phases", ("--n", "3")),
 }
 

@@ -11,7 +11,7 @@ import anyio
 
 from hiveyard import plugins
 from hiveyard.core.errors import BadPlugin, BadSetting
-from hiveyard.core.machines import Capabilities
+from hiveyard.core.machines import Capabilities, WorkspaceKind
 from hiveyard.core.ports import Provider
 from hiveyard.door.keys import VARIABLES
 from hiveyard.engine.placement.provider_choice import unknown
@@ -21,7 +21,7 @@ from hiveyard.machines.external.settings import ExternalProgram
 from hiveyard.paths import Paths
 
 log = logging.getLogger("hiveyard.daemon")
-_UNKNOWN = Capabilities(door_url="", remote=True)
+_UNKNOWN = Capabilities(door_url="", workspace=WorkspaceKind.CARRIED, closes_network=False, costs_money=True)
 """The capabilities that are assumed for a program that does not answer: it runs no agent and is no default."""
 _GREETING = 5.0  # seconds for programs to report their capabilities, before the first request
 

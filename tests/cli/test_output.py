@@ -79,7 +79,7 @@ def test_long_steps_report_their_progress(own_hv: Hv, repo: Path) -> None:
     done = own_hv("run", str(repo), "-m", "slow", "--command", "echo x > x.txt; echo done")
     assert done.returncode == 0, done.stderr
     said = [event["body"]["message"] for event in own_hv.events("slow") if event["body"]["type"] == "progress"]
-    for step in ("copying the repository", "packing the repository", "reading the work out of the machine"):
+    for step in ("copying the repository", "copying the history", "reading the work out of the machine"):
         assert [line for line in said if re.fullmatch(rf"{step}: \d+ kB", line)], said
         assert step in done.stdout
     assert len(said) <= 6, "it is throttled"

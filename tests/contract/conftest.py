@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,13 +76,14 @@ def only_local(offer: Offer) -> None:
 
 
 @asynccontextmanager
-async def machine(offer: Offer) -> AsyncIterator[Place]:
-    """Boot a machine for one test."""
+async def machine(offer: Offer, fill: Callable[[Path], None] = lambda session: None) -> AsyncIterator[Place]:
+    """Boot a machine for one test; `fill` puts files into its session directory before."""
     name = f"t-{new_id()}"
     with searched_directory() as scratch:
         session, door = Path(scratch, "session"), Path(scratch, "door")
         session.mkdir()
         door.mkdir()
+        fill(session)
         spec = replace(offer.spec(), metadata={"why": "a test's own"})
         if offer.local:
             spec = replace(spec, session=session, door=door)

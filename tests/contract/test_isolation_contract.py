@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from hiveyard.core.commands import Command
 from hiveyard.core.ports import Guest
 
-from .conftest import Place, only_local
+from .conftest import Place, machine, only_local
 from .door import ask, broken_door, get, serve_door
 from .providers import Offer
 
@@ -25,22 +27,30 @@ def _local(offer: Offer) -> None:
     only_local(offer)
 
 
-async def test_the_session_directory_is_one_for_guest_and_host(place: Place) -> None:
-    (place.session / "below").mkdir()
-    (place.session / "below/from-host").write_bytes(b"host")
-    (place.session / "below/from-host").chmod(0o600)
-    async with place.guest() as guest:
-        assert await guest.read("/session/below/from-host") == b"host"
-        await guest.write("/session/below/from-host", b"changed")
-        await guest.write_atomic("/session/below/from-guest", b"guest", mode=0o600)
-        await guest.mkdir("/session/below/closed", mode=0o700)
-    assert (place.session / "below/from-host").read_bytes() == b"changed"
-    assert (place.session / "below/from-guest").read_bytes() == b"guest"
-    (place.session / "below/later").write_bytes(b"later")
-    async with place.guest() as guest:
-        assert await guest.read("/session/below/later") == b"later"
-    (place.session / "below/closed").rmdir()
-    (place.session / "below/from-guest").unlink()
+async def test_the_session_directory_is_in_the_guest_and_what_the_guest_makes_of_it_comes_back(offer: Offer) -> None:
+    """Whether it is shared or copied to a disk and back."""
+    async with machine(offer, fill=_fill) as place:
+        async with place.guest() as guest:
+            assert await guest.read("/session/below/from-host") == b"host"
+            await guest.write("/session/below/from-host", b"changed")
+            await guest.write_atomic("/session/below/from-guest", b"guest", mode=0o600)
+            await guest.mkdir("/session/below/closed", mode=0o700)
+            await guest.remove("/session/below/gone")
+        await offer.provider.stop(place.name)
+        below = place.session / "below"
+        assert {path.name for path in below.iterdir()} == {"from-host", "from-guest", "closed"}
+        assert (below / "from-host").read_bytes() == b"changed"
+        assert (below / "from-guest").read_bytes() == b"guest"
+        assert {path.stat().st_uid for path in below.iterdir()} == {os.geteuid()}
+        (below / "closed").rmdir()
+        (below / "from-guest").unlink()
+
+
+def _fill(session: Path) -> None:
+    (session / "below").mkdir()
+    (session / "below/gone").touch()
+    (session / "below/from-host").write_bytes(b"host")
+    (session / "below/from-host").chmod(0o600)
 
 
 async def test_the_door_answers(guest: Guest, shared: Place) -> None:

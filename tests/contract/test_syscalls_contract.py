@@ -96,6 +96,7 @@ async def test_no_file_of_a_guest_gets_a_set_id_bit(place: Place, mode: int) -> 
         # Without O_CREAT the mode is not used, and may be anything.
         assert await _try(guest, folder, "openat", AT_FDCWD, b"f", 0, mode) == ""
         assert (await guest.run(Command(argv=("chmod", "1750", f"{folder}/f")))).ok
+    await place.offer.provider.stop(place.name)
     assert stat.S_IMODE(Path(place.session, "d/f").stat().st_mode) == 0o1750
     for directory, _, names in os.walk(place.session):
         for one in names:

@@ -19,7 +19,7 @@ async def worked(repo: Repo, session: Session, script: str, *, dirty: bool = Fal
     """Run `script` as an agent and collect the work; return the base."""
     source = repository.parse_source(str(repo.path))
     taken = await repository.take(source, session.origin, include_dirty=dirty)
-    await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
+    await repository.checkout(session.origin, session.shared, base=taken.base, branch=BRANCH)
     await session.agent(script)
     await repository.collect(session.guest, session.origin, session.result, base=taken.base, branch=BRANCH)
     return taken.base

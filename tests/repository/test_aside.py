@@ -77,7 +77,7 @@ async def test_a_change_with_the_same_time_and_size_is_collected(repo: Repo, ses
 
 async def test_work_in_submodules_is_collected_and_their_heads_stay(whole: Repo, session: Session) -> None:
     taken = await repository.take(repository.parse_source(str(whole.path)), session.origin)
-    await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
+    await repository.checkout(session.origin, session.shared, base=taken.base, branch=BRANCH)
     await session.agent(CHANGE)
     before = seen(session)
     got = await aside(session, taken.base)

@@ -41,7 +41,7 @@ async def test_branch_names_in_submodules_count_as_taken(whole: Repo, session: S
 
 async def worked(repo: Repo, session: Session, script: str) -> repository.Collected:
     taken = await repository.take(repository.parse_source(str(repo.path)), session.origin)
-    await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
+    await repository.checkout(session.origin, session.shared, base=taken.base, branch=BRANCH)
     await session.agent(script)
     return await repository.collect(session.guest, session.origin, session.result, base=taken.base, branch=BRANCH)
 
@@ -73,7 +73,7 @@ async def test_work_in_a_submodule_is_kept_when_its_branch_name_collides(whole: 
 
 async def test_work_without_a_patch_is_kept(repo: Repo, session: Session) -> None:
     taken = await repository.take(repository.parse_source(str(repo.path)), session.origin)
-    await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
+    await repository.checkout(session.origin, session.shared, base=taken.base, branch=BRANCH)
     await session.agent("yes '' | head -c 900000 > lines")
     got = await repository.collect(
         session.guest, session.origin, session.result, base=taken.base, branch=BRANCH, limit=1 << 20

@@ -23,7 +23,7 @@ BRANCH = "hv/work"
 async def begin(repo: Repo, session: Session, *, dirty: bool = False) -> str:
     source = repository.parse_source(str(repo.path))
     taken = await repository.take(source, session.origin, include_dirty=dirty)
-    await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
+    await repository.checkout(session.origin, session.shared, base=taken.base, branch=BRANCH)
     return taken.base
 
 
@@ -49,22 +49,36 @@ async def test_the_guest_gets_the_branch_with_history_tags_and_the_users_name(re
                                 "repo", ""]  # fmt: skip
 
 
-async def test_pushing_again_completes_a_half_done_push_and_keeps_the_agents_work(repo: Repo, session: Session) -> None:
-    (session.shared / ".repo.new").mkdir()
-    (session.shared / ".repo.new" / "half").touch()
+async def test_checking_out_again_keeps_the_agents_work(repo: Repo, session: Session) -> None:
     base = await begin(repo, session)
     await session.agent("echo work > work")
-    await repository.push(session.guest, session.origin, session.shared, base=base, branch=BRANCH)
+    await repository.checkout(session.origin, session.shared, base=base, branch=BRANCH)
     assert "work" in await session.agent("ls; ls -A /session")
-    assert not list(session.shared.glob("origin.*"))
+    assert not list(session.root.glob(".push-*"))
 
 
-async def test_pushing_follows_no_symlink_in_the_shared_directory(repo: Repo, session: Session, tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
-    precious.write_text("mine")
-    (session.shared / "origin.tar").symlink_to(precious)
+async def test_no_configuration_takes_part_in_checking_out(repo: Repo, session: Session, tmp_path: Path) -> None:
+    """Neither filters and hooks of the user, nor attributes of the repository, run a program."""
+    hooks, mark = tmp_path / "hooks", tmp_path / "mark"
+    hooks.mkdir()
+    (hooks / "post-checkout").write_text(f"#!/bin/sh\ntouch {mark}\n")
+    (hooks / "post-checkout").chmod(0o755)
+    repo.commit("Attributes", __gitattributes="*.md filter=evil\n", a__md="one\n")
+    taken = await repository.take(repository.parse_source(str(repo.path)), session.origin)
+    evil = f"touch {mark}"
+    for name, value in (("core.hooksPath", str(hooks)), ("core.fsmonitor", evil), ("filter.evil.smudge", evil),
+                        ("filter.evil.process", evil), ("filter.evil.required", "true")):  # fmt: skip
+        repo.git("config", "--global", name, value)
+    await repository.checkout(session.origin, session.shared, base=taken.base, branch=BRANCH)
+    assert not mark.exists()
+    assert await session.agent("git status --porcelain; cat a.md") == "one\n"
+
+
+async def test_the_index_is_valid_in_the_guest(repo: Repo, session: Session) -> None:
+    """Git reads no file again: its content may be as many gigabytes as it likes."""
     await begin(repo, session)
-    assert precious.read_text() == "mine"
+    await session.agent("touch -r README.md then; printf 'xxxx' > README.md; touch -r then README.md; rm then")
+    assert await session.agent("git status --porcelain") == ""
 
 
 async def test_collecting_without_changes_makes_no_commit(repo: Repo, session: Session) -> None:

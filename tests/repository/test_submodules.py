@@ -51,7 +51,7 @@ def whole(repo: Repo, lib: Repo) -> Repo:
 
 async def begin(repo: Path | str, session: Session) -> repository.Taken:
     taken = await repository.take(repository.parse_source(str(repo)), session.origin)
-    await repository.push(session.guest, session.origin, session.shared, base=taken.base, branch=BRANCH)
+    await repository.checkout(session.origin, session.shared, base=taken.base, branch=BRANCH)
     return taken
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from hiveyard.api.duplex import Duplex
 from hiveyard.core.errors import BadInput, GuestFileError, GuestFileNotFound, GuestPermissionDenied, NoSpace
-from hiveyard.engine.archive.unpacking import Unpacked, unpack
 from hiveyard.kit.text import decode, one_line
+from hiveyard.machines.shared.unpacking import Unpacked, unpack
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer

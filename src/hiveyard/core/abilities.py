@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from hiveyard.core.commands import Command
@@ -58,7 +59,7 @@ class Snapshots(Protocol):
     """A provider that can snapshot a running machine with memory, processes, devices and disk, and boot others from it.
 
     Such a provider also implements Pauses. Snapshots have names of their own, never change, and outlive the machine.
-    They do not contain the session directory: the caller copies it in `meanwhile`."""
+    They contain a session's disk, but no session directory: the caller copies that in `meanwhile`."""
 
     async def snapshot(
         self, name: str, snapshot: str, meanwhile: Meanwhile | None = None, *, temporary: bool = False
@@ -80,15 +81,38 @@ class Snapshots(Protocol):
     async def boot_from(self, snapshot: str, name: str, spec: MachineSpec) -> Machine:
         """Make a ready machine `name` that continues from the snapshot.
 
-        It has the same memory and processes, with their connections to a door closed; its name, keys, session
-        directory, door and disk are its own. `spec.image` and `spec.shape` are those of the snapshot's machine.
-        Otherwise like `Provider.boot`. Raises NoSuchSnapshot, too."""
+        It has the same memory and processes, with their connections to a door closed; its name, keys, session's files,
+        door and disk are its own, and a `spec.disk` must have been derived from the snapshot. `spec.image` and
+        `spec.shape` are those of the snapshot's machine. Otherwise like `Provider.boot`. Raises NoSuchSnapshot, too."""
 
     async def snapshots(self) -> set[str]:
         """Return the names of all snapshots and of the remains of half-made ones."""
 
     async def remove_snapshot(self, snapshot: str) -> None:
         """Remove a snapshot. An absent snapshot is a success. Machines that were booted from it keep running."""
+
+
+@runtime_checkable
+class SessionDisks(Protocol):
+    """A provider whose machines have a session's files on a disk of the session (`WorkspaceKind.DISK`).
+
+    A disk is a directory of the host with files that only the provider understands. It belongs to the caller, who may
+    move it to another place on the same file system and remove it while no machine uses it."""
+
+    async def make_disk(self, disk: Path, tree: Path) -> None:
+        """Make a disk at `disk`, which must not exist, with a copy of the directory `tree`. The guest's user owns the
+        files. It is complete or does not exist. Raises NoSpace, ProviderError."""
+
+    async def check_disk(self, disk: Path) -> None:
+        """Raise SessionDamaged if the directory lacks files of a disk."""
+
+    async def snapshot_disk(self, name: str, snapshot: str) -> SnapshotStats:
+        """Take a snapshot of a machine's session disk without its memory. Otherwise like `Snapshots.snapshot`."""
+
+    async def derive_disk(self, snapshot: str, disk: Path) -> None:
+        """Make a disk at `disk`, which must not exist, with the content that the disk of a session had at a snapshot,
+        with or without memory. It shares blocks with the snapshot, and either can be removed without the other. Raises
+        NoSuchSnapshot, NoSpace."""
 
 
 @runtime_checkable

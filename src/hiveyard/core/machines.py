@@ -38,14 +38,23 @@ class Network(enum.StrEnum):
     OPEN = "open"
 
 
+class WorkspaceKind(enum.StrEnum):
+    """How machines have the files of a session: a directory of the host that they share, a disk of the session
+    (`SessionDisks`), or files that are carried in and out through the guest."""
+
+    DIRECTORY = "directory"
+    DISK = "disk"
+    CARRIED = "carried"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """Facts that hold for every machine of a provider.
 
-    `home` is the meaning of `~`. `user` runs the commands. `session` is the guest path of the shared directory.
-    `door_url` is the address of the session's door inside the guest (no slash at its end); it is empty if machines have
-    no door, and then no agent in them reaches a model. `remote` machines run on another host and cost money: they are
-    used only if requested by name, always have network access, and share no directory with this host.
+    `home` is the meaning of `~`. `user` runs the commands. `session` is the guest path of the session's files, and
+    `workspace` how machines have them. `door_url` is the address of the session's door inside the guest (no slash at
+    its end); it is empty if machines have no door, and then no agent in them reaches a model. `closes_network`: the
+    network of a machine can be limited to its door. A provider that `costs_money` is used only if requested by name.
 
     `home` and `user` describe the machines: an image recipe makes that user, with that home in `/etc/passwd` and with
     files in it. A provider whose machines have another home declares it here, and everything else uses that value. If
@@ -54,8 +63,15 @@ class Capabilities:
     home: str = "/home/agent"
     user: str = "agent"
     session: str = "/session"
+    workspace: WorkspaceKind = WorkspaceKind.DIRECTORY
     door_url: str = "http://127.0.0.1:8377"
-    remote: bool = False
+    closes_network: bool = True
+    costs_money: bool = False
+
+    @property
+    def remote(self) -> bool:
+        """Whether machines run on another host, and use none of this one's memory, images and disks."""
+        return self.workspace is WorkspaceKind.CARRIED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +128,10 @@ TtlAction = Literal["stop", "terminate", "pause"]
 class MachineSpec:
     """A description of a machine to make.
 
-    `session` is a host directory that appears at the guest's `/session`; it is writable and outlives the machine.
+    `session` is a host directory whose files the guest has at `/session`. They are writable and outlive the machine:
+    a directory is shared, or copied to a disk when the machine starts and back when it is stopped or removed. `disk` is
+    the session's disk in its place, for a provider with `SessionDisks`: a directory that the provider made, or makes
+    empty. Without both, the files are removed with the machine.
     `door` is a host directory with the session's door, a unix socket called `door.sock`. The socket may be absent at
     boot, and may disappear and return (a daemon that restarts makes a new one): connections wait for it. `metadata` is
     stored with the machine and returned by `get` and `list`. `ttl` is how many seconds the machine may live (None: no
@@ -122,6 +141,7 @@ class MachineSpec:
     image: Image
     shape: Shape = Shape()
     session: Path | None = None
+    disk: Path | None = None
     door: Path | None = None
     network: Network = Network.DOOR
     ttl: int | None = None

@@ -18,6 +18,7 @@ from hiveyard.core.abilities import HasStorage as HasStorage
 from hiveyard.core.abilities import Meanwhile as Meanwhile
 from hiveyard.core.abilities import Openable as Openable
 from hiveyard.core.abilities import Pauses as Pauses
+from hiveyard.core.abilities import SessionDisks as SessionDisks
 from hiveyard.core.abilities import Snapshots as Snapshots
 from hiveyard.core.abilities import SnapshotStats as SnapshotStats
 from hiveyard.core.abilities import Terminals as Terminals

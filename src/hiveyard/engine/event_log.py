@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import anyio
 from sqlalchemy import Connection
 
-from hiveyard.core.events import AnyBody, PhaseEnded, Progress
+from hiveyard.core.events import AnyBody, Notice, PhaseEnded, Progress
 from hiveyard.core.machines import Report
 from hiveyard.kit.clock import Clock
 from hiveyard.kit.group import together
@@ -61,6 +61,17 @@ class EventLog:
             for turn, entry in placed:
                 journal.record(conn, session, entry.body, at=now, turn=turn, raw=entry.raw)
             journal.advance_feed(conn, session, offset)
+
+        await self.store.write(write)
+
+    async def move_feed(self, session: str, offset: int, *notices: Notice) -> None:
+        """Record that reading a session's feed continues at byte `offset`."""
+        now = self.clock.now()
+
+        def write(conn: Connection) -> None:
+            journal.move_feed(conn, session, offset)
+            for notice in notices:
+                journal.record(conn, session, notice, at=now)
 
         await self.store.write(write)
 

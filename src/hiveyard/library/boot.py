@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from hiveyard.core.errors import BadInput, ProviderError
-from hiveyard.core.machines import Machine, MachineSpec
+from hiveyard.core.machines import Machine, MachineSpec, WorkspaceKind
 from hiveyard.core.ports import Agent, Forks, Provider, Snapshots
 from hiveyard.kit.clock import Clock
 from hiveyard.kit.copying import copy_tree
@@ -62,10 +62,10 @@ class MachineBoot:
     async def snapshot(self, name: str, spec: MachineSpec, requested: Snapshot, *, temporary: bool = False) -> Snapshot:
         """Take a snapshot of a machine with its session directory, and let the machine continue.
 
-        The session directory is copied to the `session` of `requested`, or to a directory of ours. Raises
-        ProviderError."""
+        A session directory that the machine shares is copied to the `session` of `requested`, or to a directory of
+        ours; other snapshots contain the session's files. Raises ProviderError."""
         assert isinstance(self._provider, Snapshots)
-        if self._provider.capabilities.remote:
+        if self._provider.capabilities.workspace is not WorkspaceKind.DIRECTORY:
             await self._provider.snapshot(name, requested.name, temporary=temporary)
             return requested
         source = spec.session or self._scratch.path(name, "session")
@@ -125,7 +125,8 @@ class MachineBoot:
 
         One directory is for the session, where process managers keep their files, unless the spec or another host has
         one. The other is for the door. `session` is the initial content of the first."""
-        needed = [] if spec.session is not None or self._provider.capabilities.remote else ["session"]
+        shares = self._provider.capabilities.workspace is WorkspaceKind.DIRECTORY
+        needed = ["session"] if shares and spec.session is None else []
         directories = self._scratch.make(name, needed if placeholder is None else [*needed, "door"])
         session_dir = spec.session or directories.get("session")
         if session is not None and session_dir is not None:

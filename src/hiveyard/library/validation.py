@@ -11,7 +11,7 @@ from pathlib import Path
 from hiveyard import credentials
 from hiveyard.core.credentials import CredentialProfile
 from hiveyard.core.errors import BadInput, CredentialsError
-from hiveyard.core.machines import HOST, Image, MachineSpec, Network, Tier, TtlAction
+from hiveyard.core.machines import HOST, Image, MachineSpec, Network, Tier, TtlAction, WorkspaceKind
 from hiveyard.core.ports import Forks, Pauses, Provider, Snapshots
 from hiveyard.kit.mask import Mask
 from hiveyard.library.errors import preparing
@@ -30,7 +30,7 @@ def machine_spec(
     """Return the spec of the requested machine. Raises BadInput for a request that the provider does not support."""
     if snapshot is not None:
         _check_origin(provider, snapshot, source.session if isinstance(source, MachineSpec) else None)
-    network = Network.OPEN if provider.capabilities.remote else Network.DOOR
+    network = Network.DOOR if provider.capabilities.closes_network else Network.OPEN
     spec = MachineSpec(image=source, network=network) if isinstance(source, Image) else source
     if spec.image == HOST and provider.tier is not Tier.NAMESPACE:
         raise BadInput(
@@ -49,7 +49,7 @@ def machine_spec(
 def _check_origin(provider: Provider, snapshot: Snapshot, session: Path | None) -> None:
     """Check that memory and files belong together: a process that continues must find its open files."""
     check_snapshot(provider)
-    if provider.capabilities.remote:
+    if provider.capabilities.workspace is not WorkspaceKind.DIRECTORY:
         return
     if snapshot.session is None and session is None:
         raise BadInput(
@@ -76,8 +76,8 @@ def check_snapshot(provider: Provider, session: Path | None = None) -> None:
         raise BadInput(f"the provider {provider.name} has no snapshots: it cannot save memory")
     if session is None:
         return
-    if provider.capabilities.remote:
-        raise BadInput(f"snapshots of {provider.name} contain the session directory", hint="omit `session`")
+    if provider.capabilities.workspace is not WorkspaceKind.DIRECTORY:
+        raise BadInput(f"snapshots of {provider.name} contain the session's files", hint="omit `session`")
     if session.exists() or session.is_symlink():
         raise BadInput(f"{session} already exists", hint="use a path that does not exist")
 

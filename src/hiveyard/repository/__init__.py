@@ -1,4 +1,4 @@
-"""Move the user's repository to a guest and back: check, take, push, collect, apply.
+"""Move the user's repository to a guest and back: check, take, check out, collect, apply.
 
 The host never runs git inside a directory that a guest can write, and follows no link in it. The work leaves the guest
 as one file, which is read through the guest up to a limit and checked before it is used.
@@ -11,9 +11,9 @@ from pathlib import Path
 from hiveyard.repository import branches
 from hiveyard.repository.applying import Applied, apply
 from hiveyard.repository.branches import branch_name
+from hiveyard.repository.checkout import checkout
 from hiveyard.repository.collecting import Collected, collect
 from hiveyard.repository.diff import changes
-from hiveyard.repository.pushing import push
 from hiveyard.repository.source import RepositorySource, check, parse_source
 from hiveyard.repository.submodules import bare_copy, submodules
 from hiveyard.repository.taking import Taken, take
@@ -27,10 +27,10 @@ __all__ = [
     "branch_name",
     "changes",
     "check",
+    "checkout",
     "collect",
     "heads",
     "parse_source",
-    "push",
     "take",
 ]
 

@@ -23,10 +23,10 @@ from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.kit.text import decode, one_line
 from hiveyard.repository import scripts
 from hiveyard.repository.branches import collide, heads
+from hiveyard.repository.checkout import ROOT, bundle_base, object_format
 from hiveyard.repository.diff import Change, changes, submodule_notices
 from hiveyard.repository.git import git, git_output, git_to_file
 from hiveyard.repository.packs import MEMORY, index_pack, limit_memory, pack_error
-from hiveyard.repository.pushing import ROOT, bundle_base, object_format
 from hiveyard.repository.source import check_branch_name
 from hiveyard.repository.submodules import Submodule, bare_copy, submodules
 from hiveyard.repository.taking import identity

@@ -20,36 +20,12 @@ SHOWN: Final = 10
 _GIT: Final = r"""
 export LC_ALL=C GIT_CEILING_DIRECTORIES=$root GIT_LFS_SKIP_SMUDGE=1 GIT_TERMINAL_PROMPT=0 GIT_EDITOR=true
 git() {
-  # No fsync: the host has the data or gets it soon, and on a shared directory each fsync waits for a disk.
+  # No fsync: the host gets the data soon.
   command git -c core.fsync=none -c core.hooksPath=/dev/null -c core.fsmonitor=false -c commit.gpgSign=false \
     -c gc.auto=0 -c submodule.recurse=false -c advice.detachedHead=false -c advice.addEmbeddedRepo=false \
     -c safe.directory='*' "$@"
 }
 """
-
-# ROOT SUBMODULE...
-# Unpacks ROOT/origin.tar, which contains a .git. The repository appears at ROOT/repo in one step, so that the script
-# can be repeated. Submodules are paths in the work tree, each after the one that contains it.
-PUSH: Final = (
-    "root=$1\n"
-    + _GIT
-    + r"""
-set -e
-shift
-new=$root/.repo.new
-if [[ ! -e $root/repo ]]; then
-  [[ ! -e $new && ! -L $new ]] || rm -rf -- "$new"
-  mkdir -- "$new"
-  tar -x --no-same-owner --no-same-permissions -f "$root/origin.tar" -C "$new"
-  cd -- "$new"
-  git reset --quiet --hard
-  for path; do git -C "$path" reset --quiet --hard; done
-  cd /
-  mv -T -- "$new" "$root/repo"
-fi
-rm -f -- "$root/origin.tar"
-"""
-)
 
 # ROOT PATH MODULE BASE NAME EMAIL MESSAGE INLINE SHOWN LARGEST NOTES ASIDE LINK...
 # Commits the uncommitted work in ROOT/PATH, writes ROOT/.result.bundle and prints `HEAD SIZE LARGE NOTES.`; SIZE 0

@@ -123,6 +123,11 @@ def advance_feed(conn: Connection, session: str, offset: int) -> None:
     raise IllegalMove(f"the feed of session {session} is at {now}: it cannot move to {offset}")
 
 
+def move_feed(conn: Connection, session: str, offset: int) -> None:
+    """Record that reading a session's feed continues at byte `offset`: it is another file than before."""
+    conn.execute(update(schema.sessions).where(schema.sessions.c.id == session).values(feed_offset=offset))
+
+
 def events(
     conn: Connection,
     *,

@@ -55,7 +55,7 @@ def test_a_turn_survives_a_killed_daemon(opening: Opening, speaking: Speaking, r
 
 def test_a_dead_machine_fails_the_task_and_its_work_is_kept(opening: Opening, repo: Path, tmp_path: Path) -> None:
     with opening("qemu") as yard:
-        line = "echo three > c.txt; git add c.txt; git commit -qm Third; echo ONE > a.txt; echo begun; sleep 600"
+        line = "echo three > c.txt; git add c.txt; git commit -qm Third; echo ONE > a.txt; sync; echo begun; sleep 600"
         id = _begun(yard, repo, lambda body: "begun" in body.get("text", ""), "--command", line)
         vm = _vm(yard, id)
         os.kill(vm, signal.SIGKILL)

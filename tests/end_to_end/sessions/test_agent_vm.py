@@ -63,7 +63,7 @@ def test_spawn_ssh_stop_resume_stop(provider: str, opening: Opening, speaking: S
         assert {"repo", "prompt.txt"} <= set(said)
         assert said[-1] == "[[script:first]] make the third"
         ended(yard, id, 1)
-        assert (yard.sessions / id / "shared" / "repo" / "c.txt").read_text() == "three\n"
+        assert by_ssh(yard, id, "cat /session/repo/c.txt").stdout == "three\n"
 
         assert yard("stop", id, timeout=PATIENCE).returncode == 0
         assert [one["status"] for one in yard.json("list")] == ["stopped"]
@@ -96,7 +96,7 @@ def test_eight_at_once(provider: str, opening: Opening, speaking: Speaking, repo
         all_of(lambda id: ended(yard, id, 1))
         ports = {one["id"]: one["port"] for one in yard.json("list")}
         assert len(set(ports.values())) == EIGHT
-        assert {(yard.sessions / id / "shared" / "repo" / "c.txt").read_text() for id in ids} == {"three\n"}
+        assert {done.stdout for done in all_of(lambda id: by_ssh(yard, id, "cat /session/repo/c.txt"))} == {"three\n"}
         asked = "whoami; tmux has-session -t agent && cat /session/prompt.txt"
         said = {done.stdout for done in all_of(lambda id: by_ssh(yard, id, asked))}
         assert said == {"agent\n[[script:first]] make the third"}

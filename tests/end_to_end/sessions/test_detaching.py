@@ -88,7 +88,7 @@ def test_after_a_reboot_the_first_verb_may_be_resume(stage: Stage, repo: Path) -
     crash(stage, id)
     stage.wake()
     for verb in ("diff", "apply"):
-        assert f"{stage.home}/data/sessions/{id}/shared/repo; hv resume mine" in stage(verb, "mine").stderr
+        assert f"{stage.home}/data/sessions/{id}/shared; hv resume mine" in stage(verb, "mine").stderr
     resumed = stage("resume", "mine")
     assert (resumed.returncode, resumed.stdout) == (0, id + "\n"), resumed.stderr
     assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout

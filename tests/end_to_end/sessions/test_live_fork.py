@@ -58,10 +58,9 @@ def test_children_continue_the_turn_and_no_answer_is_repeated(
         assert answers(yard, parent) == 2
         assert [answers(yard, child) for child in children] == [3] * CHILDREN
         for child in children:
-            files = yard.sessions / child / "shared" / "repo"
-            assert (files / "before.txt").read_text() == "before\n"
-            assert (files / "own.txt").read_text() == f"hv-{child}\n"
-        assert not (yard.sessions / parent / "shared" / "repo" / "own.txt").exists()
+            files = yard("exec", child, "--", "cat", "before.txt", "own.txt").stdout
+            assert files == f"before\nhv-{child}\n"
+        assert yard("exec", parent, "--", "test", "-e", "own.txt").returncode == 1
 
 
 def asked(model: ScriptedModel, script: str, step: int) -> list[Recorded]:

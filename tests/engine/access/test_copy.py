@@ -27,7 +27,7 @@ from hiveyard.cli.copy import from_guest, to_guest
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, DaemonUnreachable, GuestFileError, GuestFileNotFound, GuestPermissionDenied
 from hiveyard.core.ports import Guest
-from hiveyard.engine.archive.unpacking import unpack
+from hiveyard.machines.shared.unpacking import unpack
 from tests.contract.conftest import Place
 
 pytestmark = pytest.mark.anyio

@@ -8,9 +8,11 @@ from typing import cast
 import pytest
 
 from hiveyard.core.errors import BadInput, ProviderUnavailable
-from hiveyard.core.machines import Capabilities, Readiness, Tier
+from hiveyard.core.machines import Capabilities, Readiness, Tier, WorkspaceKind
 from hiveyard.core.ports import Provider
 from hiveyard.engine.placement.provider_choice import choose
+
+ELSEWHERE = Capabilities(workspace=WorkspaceKind.CARRIED, closes_network=False, costs_money=True)
 
 
 class Ground:
@@ -60,7 +62,7 @@ async def test_the_error_without_a_working_provider_names_each_reason() -> None:
 
 @pytest.mark.anyio
 async def test_auto_never_takes_a_remote_provider() -> None:
-    cloud = Ground("cloud", Tier.VM, ok=True, capabilities=Capabilities(remote=True))
+    cloud = Ground("cloud", Tier.VM, ok=True, capabilities=ELSEWHERE)
     here = {**grounds(bubblewrap=True), "cloud": cast(Provider, cloud)}
     assert (await choose("auto", here)).provider.name == "bubblewrap"
     with pytest.raises(ProviderUnavailable, match="no provider works here"):
@@ -68,7 +70,7 @@ async def test_auto_never_takes_a_remote_provider() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("able", [Capabilities(door_url=""), Capabilities(remote=True)], ids=["no door", "remote"])
+@pytest.mark.parametrize("able", [Capabilities(door_url=""), ELSEWHERE], ids=["no door", "remote"])
 async def test_a_provider_that_shares_no_door_or_directory_is_refused_before_it_is_tried(able: Capabilities) -> None:
     closed = Ground("cloud", Tier.VM, ok=False, capabilities=able)
     with pytest.raises(BadInput, match="cloud cannot run agents yet") as raised:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +15,6 @@ from hiveyard.core.errors import NoSpace, StoreUnusable
 from hiveyard.core.events import AgentPrompted, Notice
 from hiveyard.engine.sessions.request import session_request
 from hiveyard.engine.snapshots.fork import ForkRequest
-from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
 from tests.engine.conftest import Yard, git
 from tests.engine.sessions.fake_live_snapshots import FakeLiveSnapshots, engine_with
@@ -46,16 +44,6 @@ def test_a_session_is_removed_while_its_metadata_is_written(tmp_path: Path) -> N
             pool.submit(workspace.remove).result()
             writing.result()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_endless_feed_is_cut_at_once(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    feed = workspace.snapshots / ".half-p1" / "shared" / "state" / "feed.jsonl"
-    feed.parent.mkdir(parents=True)
-    feed.write_bytes(b"{}\n")
-    os.truncate(feed, 1 << 42)
-    assert snapshot_files.cut_feed(workspace, "p1", "/session/state/feed.jsonl") == 0
-    assert feed.stat().st_size == 0
 
 
 async def test_a_prompt_that_could_not_be_journaled_is_not_sent(yard: Yard, repo: Path) -> None:

@@ -85,7 +85,7 @@ async def test_uncollected_work_of_a_lost_machine_is_reported_until_it_is_collec
     async with engine_with(yard, FakeLiveSnapshots(yard)) as engine:
         source = await engine.source(id)
         assert source.head is None
-        assert f"{yard.paths.sessions / id / 'shared' / 'repo'}; hv resume" in source.notice
+        assert f"{yard.paths.sessions / id / 'shared'}; hv resume" in source.notice
         assert (await engine.comparisons.compare([id]))[0].notice == source.notice
         await engine.sessions.resume(id)
         await wait_until(engine, id, lambda view: view.status == "running")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from hiveyard.engine.settings import EngineSettings
+from hiveyard.engine.turns.disk_reserve import DISK_INTERVAL, watch_disk
 from hiveyard.engine.turns.stop import Stop
-from hiveyard.engine.turns.watchdog import DISK_INTERVAL, Limit, Liveness, watch, watch_disk
+from hiveyard.engine.turns.watchdog import Limit, Liveness, watch
 
 SETTINGS = EngineSettings(silence=100.0, disk_reserve_mib=0)
 

@@ -19,11 +19,10 @@ from tests.contract.conftest import Place, machine, place
 from tests.contract.providers import Offer
 from tests.contract.providers import bubblewrap as bubblewrap_offer
 from tests.contract.test_pauses_contract import (
+    Ticks,
     counting,
-    goes_on,
     pauses,
-    reaches,
-    stands_still,
+    served_ticks,
     test_a_paused_machine_is_stopped_and_booted_again,
     test_a_paused_machine_is_terminated,
     test_a_paused_machine_stands_still_and_goes_on,
@@ -31,6 +30,7 @@ from tests.contract.test_pauses_contract import (
     test_pausing_under_load_is_sudden_and_may_be_cancelled,
     test_what_is_asked_of_a_paused_machine_waits_until_it_goes_on,
     test_what_runs_while_its_machine_is_paused_ends_as_it_would_have,
+    ticks,
 )
 from tests.machines.bubblewrap.test_bubblewrap import hiding
 from tests.support.leaks import searched_directory
@@ -44,6 +44,7 @@ __all__ = [
     "test_pausing_under_load_is_sudden_and_may_be_cancelled",
     "test_what_is_asked_of_a_paused_machine_waits_until_it_goes_on",
     "test_what_runs_while_its_machine_is_paused_ends_as_it_would_have",
+    "ticks",
 ]
 pytestmark = pytest.mark.anyio
 
@@ -94,10 +95,17 @@ os.posix_spawn("/bin/true", ["true"], {}, file_actions=actions)
 
 
 async def test_what_cannot_be_stopped_is_too_late_and_the_machine_goes_on(on_host: Place, tmp_path: Path) -> None:
-    await counting(on_host)
+    async with served_ticks(on_host) as seen:
+        await _check_what_cannot_be_stopped(on_host, seen, tmp_path)
+
+
+async def _check_what_cannot_be_stopped(on_host: Place, seen: Ticks, tmp_path: Path) -> None:
+    await counting(on_host, seen)
     async with on_host.guest() as guest:
         await guest.run(Command(argv=("setsid", "-f", "python3", "-c", STUCK)))
-    await reaches(on_host.session / "stuck", 1)
+    with anyio.fail_after(60):
+        while not (on_host.session / "stuck").exists():  # noqa: ASYNC110 (a guest creates it)
+            await anyio.sleep(0.02)
     await anyio.sleep(0.3)
     provider = on_host.offer.provider
     assert isinstance(provider, BubblewrapProvider)
@@ -107,22 +115,20 @@ async def test_what_cannot_be_stopped_is_too_late_and_the_machine_goes_on(on_hos
     with pytest.raises(TimeoutError):
         await halt.begin()
     assert not halt.paused
-    for name in ("alone", "child"):
-        await goes_on(on_host.session / name)
-    assert not (on_host.session / "woken").exists()
+    await seen.go_on("alone", "child")
+    assert not seen["woken"]
 
 
 async def test_processes_without_a_command_line_in_one_machine_do_not_hold_up_another(
-    on_host: Place, place: Place
+    on_host: Place, place: Place, ticks: Ticks
 ) -> None:
-    await counting(place)
+    await counting(place, ticks)
     async with on_host.guest() as guest, hiding(guest):
         with anyio.fail_after(60):  # two seconds for each would be 80, for each look
             await pauses(place.offer.provider).pause(place.name)
-            await stands_still(place)
+            await ticks.stand_still()
             await pauses(place.offer.provider).resume(place.name)
-    for name in ("alone", "child"):
-        await goes_on(place.session / name)
+    await ticks.go_on("alone", "child")
 
 
 # A daemon that is killed when the machine is partly or completely stopped.
@@ -140,8 +146,8 @@ anyio.run(main)
 """
 
 
-async def test_a_machine_that_a_killed_daemon_left_half_stopped_goes_on(place: Place) -> None:
-    await counting(place)
+async def test_a_machine_that_a_killed_daemon_left_half_stopped_goes_on(place: Place, ticks: Ticks) -> None:
+    await counting(place, ticks)
     provider = place.offer.provider
     assert isinstance(provider, BubblewrapProvider)
     for after in (0.0, 0.01, 0.02, 0.05, 0.1, 0.15):
@@ -153,9 +159,8 @@ async def test_a_machine_that_a_killed_daemon_left_half_stopped_goes_on(place: P
         await daemon.aclose()
         again = place.offer.again()
         await pauses(again).pause(place.name)
-        await stands_still(place)
+        await ticks.stand_still()
         await pauses(again).resume(place.name)
-        for name in ("alone", "child"):
-            await goes_on(place.session / name)
-    assert not (place.session / "woken").exists()
-    assert not (place.session / "seen").exists()
+        await ticks.go_on("alone", "child")
+    assert not ticks["woken"]
+    assert not ticks["seen"]

@@ -60,6 +60,7 @@ while (<$peer>) {
     exit 1;
 }
 """
+SIZE = QemuSettings().session_gib << 30
 
 
 class Host:
@@ -86,7 +87,7 @@ class Host:
     def prepared(self, engine: Engine) -> Path:
         """Make a template that was frozen under that engine."""
         templates = Templates(self.root / "cache" / "templates")
-        key = Key(IMAGE.id, "key", SHAPE, engine, "9.1.0", "")
+        key = Key(IMAGE.id, "key", SHAPE, SIZE, engine, "9.1.0", "")
         fresh = templates.new_directory(key)
         for name in PARTS:
             (fresh / name).write_bytes(b"0" * 4096)
@@ -141,7 +142,7 @@ async def test_a_template_made_under_emulation_is_used_until_the_image_is_prepar
     stock = TemplateStock(
         host.root / "cache", QemuSettings(program=host.settings.program), User(None, None), CANDIDATES
     )
-    qemu, origin = await stock.origin(MachineSpec(image=IMAGE, shape=SHAPE))
+    qemu, origin = await stock.origin(MachineSpec(image=IMAGE, shape=SHAPE), SIZE)
     assert (qemu.choice.engine, origin.frozen) == (TCG, host.template)
     marks = json.loads((host.root / "cache" / "accelerator.json").read_bytes())
     assert [found["name"] for found in marks.values()] == ["kvm"]
@@ -161,10 +162,10 @@ def test_a_snapshot_taken_under_kvm_needs_a_processor_with_the_same_features() -
     other = Processor(here.name, (*here.flags, "quantum"))
     kvm = [Choice("kvm", KVM, ""), Choice("tcg", TCG, "")]
     for frozen, engine in ((here, KVM), (None, KVM), (other, TCG)):
-        snapshot = Snapshot(Origin((), "key"), repr(engine), "9.1.0", frozen)
+        snapshot = Snapshot(Origin((), "key"), repr(engine), "9.1.0", processor=frozen)
         assert snapshot.qemu("qemu", "9.1.0", kvm).choice.engine == engine
     with pytest.raises(ProviderUnavailable, match="this host's processor has no quantum"):
-        Snapshot(Origin((), "key"), repr(KVM), "9.1.0", other).qemu("qemu", "9.1.0", kvm)
+        Snapshot(Origin((), "key"), repr(KVM), "9.1.0", processor=other).qemu("qemu", "9.1.0", kvm)
 
 
 def test_the_processor_of_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:

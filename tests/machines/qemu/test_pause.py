@@ -1,6 +1,6 @@
 """The clock of a machine that was paused for a moment is set, with a time limit.
 
-QEMU, the server of /session and the guest are replaced by sockets that give the same answers.
+QEMU and the guest are replaced by sockets that give the same answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from hiveyard.core.machines import MachineStatus
 from hiveyard.machines.qemu import pause
 from hiveyard.machines.qemu.record import QemuDirectory, Record, read
-from hiveyard.machines.qemu.snapshot import _SnapshotWriter
+from hiveyard.machines.qemu.snapshot_writer import SnapshotWriter
 from hiveyard.machines.qemu.vm import Vm, boot_id
 from hiveyard.machines.qemu.wire import qmp
 from tests.support.leaks import searched_directory
@@ -43,10 +43,10 @@ class Guest:
         status = {"status": "running" if self.running else "paused"}
         return json.dumps({"return": status}).encode() + b"\n"
 
-    def session(self, line: bytes) -> bytes:
-        return b"{}\n" if line == b"quiet\n" else b""
-
     def become(self, line: bytes) -> bytes:
+        if line in (b"sync\n", b"thaw\n"):
+            self.steps.append(line.decode().strip())
+            return b"yes\n"
         assert abs(float(line) - time.time()) < 60
         self.steps.append("time")
         return self.answer
@@ -72,7 +72,6 @@ async def fake_guest(*, running: bool, answer: bytes = b"yes\n") -> AsyncIterato
         guest = Guest(QemuDirectory(root), running=running, answer=answer)
         async with (
             listening(guest.directory.qmp, guest.qmp, b'{"QMP": {}}\n'),
-            listening(guest.directory.session, guest.session),
             listening(guest.directory.become, guest.become),
         ):
             yield guest
@@ -85,12 +84,12 @@ def record(halted: Vm | None = None) -> Record:
 async def test_a_machine_whose_pausing_process_was_killed_is_resumed_and_its_clock_is_set() -> None:
     async with fake_guest(running=False) as guest:
         resumed = await pause.resume_if_abandoned(record(Vm(1 << 30, 0, boot_id())), guest.directory)
-        assert guest.steps == ["cont", "time"]
+        assert guest.steps == ["cont", "time", "thaw"]
         assert resumed.halted is None
 
 
 async def _paused(guest: Guest) -> None:
-    writer = _SnapshotWriter(record(), guest.directory, guest.directory.root, guest.directory.root, None, None)
+    writer = SnapshotWriter(record(), guest.directory, guest.directory.root, guest.directory.root, None)
     async with qmp(guest.directory.qmp) as wire, writer._paused(wire):
         guest.steps.append("taken")
 
@@ -98,7 +97,7 @@ async def _paused(guest: Guest) -> None:
 async def test_the_clock_of_a_running_machine_is_set_after_its_snapshot() -> None:
     async with fake_guest(running=True) as guest:
         await _paused(guest)
-        assert guest.steps == ["stop", "taken", "cont", "time"]
+        assert guest.steps == ["sync", "stop", "taken", "cont", "time"]
 
 
 async def test_a_machine_that_was_paused_before_its_snapshot_stays_paused() -> None:
@@ -115,6 +114,6 @@ async def test_a_guest_that_does_not_set_its_clock_does_not_fail_the_snapshot(
     async with fake_guest(running=True, answer=answer) as guest:
         with anyio.fail_after(30):
             await _paused(guest)
-        assert guest.steps == ["stop", "taken", "cont", "time"]
+        assert guest.steps == ["sync", "stop", "taken", "cont", "time"]
         found = read(guest.directory.record)
         assert found is not None and found.halted is None

@@ -25,15 +25,17 @@ from hiveyard.engine.archive import manifest as layout
 from hiveyard.engine.archive.manifest import Manifest
 from hiveyard.engine.archive.sparse import data_extents, make_sparse
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions.reading import reading_machine
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.snapshots.fork import write_agent_output
-from hiveyard.engine.workspace.directory import Workspace
+from hiveyard.engine.workspace.directory import GUEST_ROOT, Workspace
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.copying import DEEPEST
 from hiveyard.kit.permissions import entered, opened
 from hiveyard.kit.text import one_line
+from hiveyard.machines.shared.bring_out import bring_out
+from hiveyard.repository.checkout import object_format
 from hiveyard.repository.git import config, git_output
-from hiveyard.repository.pushing import object_format
 from hiveyard.repository.submodules import bare_copy, submodules
 from hiveyard.repository.taking import identity
 from hiveyard.store import journal, lineage
@@ -77,7 +79,13 @@ class Exports:
             # Beside the sessions: if the daemon is killed, the next one removes it.
             with tempfile.TemporaryDirectory(dir=self._r.sessions, prefix=".export-") as scratch:
                 await self._write_parts(session, workspace, Path(scratch))
-                left_out = await anyio.to_thread.run_sync(_write, workspace, Path(scratch), path)
+                left_out = 0
+                if workspace.disk.exists():
+                    async with reading_machine(session, self._r) as guest:
+                        reserve = self._r.settings.reserve
+                        brought = await bring_out(guest, GUEST_ROOT, Path(scratch, "shared"), reserve=reserve)
+                    left_out = brought.left_out
+                left_out += await anyio.to_thread.run_sync(_write, workspace, Path(scratch), path)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoSpace(f"no space to export {session.slug} to {path}", hint=f"df -h {path.parent}") from error
@@ -145,8 +153,9 @@ def _write(workspace: Workspace, parts: Path, path: Path) -> int:
         if shallow.exists():
             writing.file(f"{layout.TOP}/shallow", shallow)
         for name in ("prompts", "result", "tape.jsonl", "shared"):
-            if (workspace.root / name).exists():
-                writing.tree(workspace.root, name)
+            for root in (workspace.root, parts):
+                if (root / name).exists():
+                    writing.tree(root, name)
         return writing.left_out
 
 

@@ -50,7 +50,6 @@ from hiveyard.core.machines import HOST
 from hiveyard.core.states import Phase
 from hiveyard.engine.archive import manifest as layout
 from hiveyard.engine.archive.manifest import Manifest, read_manifest
-from hiveyard.engine.archive.unpacking import unpack
 from hiveyard.engine.placement.provider_choice import Choice, choose
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.agent_terminal import terminal_agent
@@ -60,6 +59,7 @@ from hiveyard.engine.workspace.directory import Meta, Workspace
 from hiveyard.kit.names import new_id, slug
 from hiveyard.kit.text import one_line
 from hiveyard.kit.trees import remove_tree, walk
+from hiveyard.machines.shared.unpacking import unpack
 from hiveyard.repository.git import git, git_output
 from hiveyard.repository.packs import MEMORY, index_pack, limit_memory, pack_error
 from hiveyard.repository.submodules import bare_copy

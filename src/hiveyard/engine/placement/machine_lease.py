@@ -20,6 +20,7 @@ from hiveyard.core.machines import MachineSpec, MachineStatus
 from hiveyard.core.ports import Guest, Provider, Snapshots
 from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.turns.verdict import as_failure
+from hiveyard.engine.workspace.files import SessionFiles
 from hiveyard.store import journal, views
 
 _GONE = (None, MachineStatus.STOPPED, MachineStatus.ERROR)
@@ -34,14 +35,22 @@ def machine_name(session: str) -> str:
 class MachineLease:
     """A lease on the machine `hv-<session>` of one provider. Every call is safe to repeat after a crash.
 
-    Without a `spec` the machine cannot be started."""
+    Without a `spec` and the session's `files` the machine cannot be started."""
 
-    def __init__(self, session: str, provider: Provider, spec: MachineSpec | None, event_log: EventLog) -> None:
+    def __init__(
+        self,
+        session: str,
+        provider: Provider,
+        spec: MachineSpec | None,
+        event_log: EventLog,
+        files: SessionFiles | None = None,
+    ) -> None:
         self.session = session
         self.name = machine_name(session)
         self.provider = provider
         self._spec = spec
         self._event_log = event_log
+        self._files = files
 
     async def claim(self, fits: Callable[[Connection], bool]) -> bool:
         """Journal that the machine is about to be started, if it `fits`. Returns True if that is journaled, now or
@@ -62,15 +71,16 @@ class MachineLease:
     async def start(self, snapshot: str | None = None) -> None:
         """Start the machine and wait until it is ready; boot it from a live snapshot if one is named. Raises as `boot`,
         after the failure is journaled."""
-        assert self._spec is not None
+        assert self._spec is not None and self._files is not None
         await self._transition(MachineBooting(machine=self.name, provider=self.provider.name), *_GONE)
         started = self._event_log.clock.monotonic()
         try:
+            spec = await self._files.provide(self._spec)
             if snapshot is None:
-                await self.provider.boot(self.name, self._spec)
+                await self.provider.boot(self.name, spec)
             else:
                 assert isinstance(self.provider, Snapshots)
-                await self.provider.boot_from(snapshot, self.name, self._spec)
+                await self.provider.boot_from(snapshot, self.name, spec)
         except HiveyardError as error:
             await self.failed(error)
             raise

@@ -49,7 +49,7 @@ def unknown(name: str, providers: Mapping[str, Provider]) -> BadInput:
 
 def automatic(provider: Provider) -> bool:
     """Return whether `auto` may choose it: a built-in provider whose machines are on this host."""
-    return provider.name in OWN and not provider.capabilities.remote
+    return provider.name in OWN and not provider.capabilities.costs_money
 
 
 def check_door(provider: Provider) -> None:

@@ -15,7 +15,8 @@ from hiveyard.core.ports import Provider
 from hiveyard.engine.placement.machine_lease import MachineLease, machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import RunSpec
-from hiveyard.store import journal, views
+from hiveyard.engine.workspace.files import session_files
+from hiveyard.store import journal, lineage, views
 
 
 class Provisioner:
@@ -57,6 +58,20 @@ class Provisioner:
 
         await self._event_log.store.write(write)
 
+    async def check_out(self) -> None:
+        """Check out the repository for the first machine. Later machines have the files of the one before."""
+        session = await self._event_log.read(lambda conn: views.session(conn, self.id))
+        assert session.base is not None and session.branch is not None
+        if self._workspace.disk.exists() or await self._event_log.read(lambda conn: lineage.has_run(conn, self.id)):
+            return
+        async with self._event_log.phase(self.id, "push"), self._progress("checking out the repository") as report:
+            await repository.checkout(
+                *(self._workspace.origin, self._workspace.shared),
+                base=session.base,
+                branch=session.branch,
+                report=report,
+            )
+
     async def image(self, provider: Provider) -> Image:
         """Build the image if needed, and prepare it for the provider."""
         async with self._event_log.phase(self.id, "image"), self._progress("preparing the image") as report:
@@ -83,17 +98,16 @@ class Provisioner:
             disk_gib=spec.disk_gib or settings.disk_gib,
         )
 
-    def lease(self, provider: Provider, image: Image) -> MachineLease:
+    def lease(self, provider: Provider, image: Image, *, door: bool = True) -> MachineLease:
         """Return a lease on the machine, which need not exist yet."""
         spec = MachineSpec(
             image=image,
             shape=self.shape,
-            session=self._workspace.shared,
-            door=self._r.door_path(self.id),
+            door=self._r.door_path(self.id) if door else None,
             network=Network(self._spec.network),
             metadata={"session": self.id},
         )
-        return MachineLease(self.id, provider, spec, self._event_log)
+        return MachineLease(self.id, provider, spec, self._event_log, session_files(self._workspace, provider))
 
     def _progress(self, step: str) -> AbstractAsyncContextManager[Report]:
         return self._event_log.progress(self.id, step)

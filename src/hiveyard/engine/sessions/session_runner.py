@@ -15,7 +15,6 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from hiveyard import repository
 from hiveyard.core.errors import (
     BudgetSpent,
     CollectTimeout,
@@ -38,7 +37,7 @@ from hiveyard.core.events import (
     SessionRunning,
     SessionStopped,
 )
-from hiveyard.core.ports import Guest, Pauses, Provider
+from hiveyard.core.ports import Guest, Pauses, Provider, SessionDisks
 from hiveyard.core.states import Activity, Phase
 from hiveyard.door.door import Door
 from hiveyard.engine.placement.machine_lease import MachineLease
@@ -49,15 +48,15 @@ from hiveyard.engine.sessions.agent_terminal import terminal_agent, terminal_tur
 from hiveyard.engine.sessions.ports import SessionPorts, open_session_ports
 from hiveyard.engine.sessions.request import SpawnRequest, session_request
 from hiveyard.engine.sessions.start_point import StartPoint, rename_branch
+from hiveyard.engine.turns.disk_reserve import watch_disk
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.terminal_runner import GRACE, TerminalRunner
 from hiveyard.engine.turns.turn_tracker import TurnTracker
 from hiveyard.engine.turns.verdict import as_failure
-from hiveyard.engine.turns.watchdog import watch_disk
 from hiveyard.engine.workspace.collect import collect_work
-from hiveyard.engine.workspace.directory import GUEST_REPO
+from hiveyard.engine.workspace.files import files_of
 from hiveyard.kit.group import first, together
 from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow
@@ -148,7 +147,7 @@ class SessionRunner:
         start = await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))
         if start.rewound is not None and not self._files_ready:
             await self._release(session)
-            await start.restore_files(self._workspace)
+            await start.restore_files(files_of(self._r, session))
         self._files_ready = True
         return start
 
@@ -161,10 +160,21 @@ class SessionRunner:
         provisioner = Provisioner(self.id, request, self._r, image=start.image, shape=start.shape)
         await provisioner.take()
         provider = await self._place(session, request)
-        lease = provisioner.lease(provider, await provisioner.image(provider))
+        image = await provisioner.image(provider)
+        with self.stop.cancel_on_request():
+            await provisioner.check_out()
+        lease = provisioner.lease(provider, image)
         async with self._event_log.phase(self.id, "boot"):
-            await lease.start(start.snapshot)
+            await lease.start(await self._usable(start.snapshot, provider))
         return lease
+
+    async def _usable(self, snapshot: str | None, provider: Provider) -> str | None:
+        """Return the live snapshot to start from, unless only its files can be used."""
+        if snapshot is None or not isinstance(provider, SessionDisks) or self._workspace.disk.exists():
+            return snapshot
+        message = "the snapshot was taken by an older Hiveyard: its files are used, its memory cannot be"
+        await self._event_log.record(self.id, Notice(message=message))
+        return None
 
     async def _reconnect(self, session: SessionRow) -> MachineLease:
         """Return the machine of a running session. A new daemon creates nothing for it: a failure, for instance a lack
@@ -231,7 +241,7 @@ class SessionRunner:
         fresh = (await self._session()).phase is Phase.PREPARING
         if fresh:
             with self.stop.cancel_on_request():
-                await self._push(guest)
+                await self._rename_branch(guest)
         info = await terminal_runner.begin(guest, fresh=fresh)
         if fresh:
             await self._event_log.record(self.id, SessionRunning())
@@ -245,20 +255,12 @@ class SessionRunner:
         await self._collect(guest)
         return reason
 
-    async def _push(self, guest: Guest) -> None:
-        """Push the repository into the guest, unless it is there from an earlier run."""
+    async def _rename_branch(self, guest: Guest) -> None:
+        """Give the repository of a forked session its own branch."""
         session = await self._session()
         forked = await self._event_log.read(lambda conn: lineage.pending_start(conn, self.id))
-        went_along = isinstance(forked, SessionForked) and forked.live
-        if went_along or await guest.exists(GUEST_REPO):
-            if isinstance(forked, SessionForked) and session.branch is not None:
-                await rename_branch(guest, forked.branch, session.branch)
-            return
-        assert session.base is not None and session.branch is not None
-        async with self._event_log.phase(self.id, "push"):
-            origin, shared = self._workspace.origin, self._workspace.shared
-            async with self._event_log.progress(self.id, "giving the repository to the machine") as report:
-                await repository.push(guest, origin, shared, base=session.base, branch=session.branch, report=report)
+        if isinstance(forked, SessionForked) and session.branch is not None:
+            await rename_branch(guest, forked.branch, session.branch)
 
     async def _end_when_asked(
         self, guest: Guest, terminal_runner: TerminalRunner, attending: anyio.CancelScope
@@ -404,9 +406,8 @@ class SessionRunner:
         notice if it fails."""
         try:
             if not self._files_ready:
-                await (await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))).restore_files(
-                    self._workspace
-                )
+                start = await self._event_log.read(lambda conn: StartPoint.of(conn, self.id))
+                await start.restore_files(files_of(self._r, await self._session()))
         except StoreUnusable:
             raise
         except (HiveyardError, OSError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import anyio.to_thread
 from sqlalchemy import Connection
 
 from hiveyard.core.commands import Command
@@ -12,7 +11,8 @@ from hiveyard.core.events import SessionForked
 from hiveyard.core.machines import Shape
 from hiveyard.core.ports import Guest
 from hiveyard.engine.workspace import snapshot_files
-from hiveyard.engine.workspace.directory import GUEST_REPO, Workspace
+from hiveyard.engine.workspace.directory import GUEST_REPO
+from hiveyard.engine.workspace.files import SessionFiles
 from hiveyard.store import lineage
 
 _RENAME = """
@@ -47,10 +47,10 @@ class StartPoint(NamedTuple):
         shape = point.taken.shape if point.row.live else None
         return StartPoint(snapshot_files.snapshot_to_boot(session, point), point.row.id, point.taken.image, shape)
 
-    async def restore_files(self, workspace: Workspace) -> None:
+    async def restore_files(self, files: SessionFiles) -> None:
         """Restore the session's files from the snapshot, after a rewind. No machine may be using them."""
         if self.rewound is not None:
-            await anyio.to_thread.run_sync(snapshot_files.restore, workspace, self.rewound)
+            await files.restore(self.rewound)
 
 
 async def rename_branch(guest: Guest, before: str, after: str) -> None:

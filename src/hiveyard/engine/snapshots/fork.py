@@ -35,10 +35,9 @@ from hiveyard.engine.sessions.request import check_name
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.snapshots.service import Snapshots, copy_error
 from hiveyard.engine.turns.prompts import Prompts
-from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Meta, Workspace
+from hiveyard.engine.workspace.files import files_of
 from hiveyard.engine.workspace.integrity import check_origin
-from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.names import new_id
 from hiveyard.repository import branch_name, heads
 from hiveyard.store import journal, lineage, names, views
@@ -190,7 +189,11 @@ class ForkService:
         # Without the lock, a copy could contain half of the work that is being collected.
         async with self._r.collect_lock(session.id):
             for child in children:
-                await anyio.to_thread.run_sync(_make, workspace, point, child, session, now, self._r.settings.reserve)
+                child.workspace.root.mkdir(mode=0o700)
+                child.workspace.unfinished.touch()
+                files = files_of(self._r, session)
+                await files.derive(point.row.id, child.workspace, reserve=self._r.settings.reserve)
+                await anyio.to_thread.run_sync(_make, workspace, child, session, now)
         first = children[0].workspace.heard
         await self._r.event_log.read(lambda conn: write_agent_output(conn, workspace, session.id, first, point.seq))
         for child in children[1:]:
@@ -233,11 +236,8 @@ class ForkService:
             journal.record(conn, session.id, shared, at=now)
 
 
-def _make(parent: Workspace, point: Point, child: _Child, session: SessionRow, at: float, reserve: int) -> None:
+def _make(parent: Workspace, child: _Child, session: SessionRow, at: float) -> None:
     own = child.workspace
-    own.root.mkdir(mode=0o700)
-    own.unfinished.touch()
-    copy_tree(snapshot_files.files_of(parent, point.row.id), own.shared, reserve=reserve)
     shutil.copytree(parent.origin, own.origin, symlinks=True, copy_function=_shared)
     if parent.tape.exists():
         shutil.copyfile(parent.tape, own.tape)

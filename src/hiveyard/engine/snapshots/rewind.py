@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 
 import anyio
-import anyio.to_thread
 from sqlalchemy import Connection
 
 from hiveyard.core.commands import Command
 from hiveyard.core.errors import Cancelled, SessionInUse, SessionNotRunning
 from hiveyard.core.events import Failure, SessionRewound, TurnEnded, TurnStarted
+from hiveyard.core.ports import SessionDisks
 from hiveyard.core.ports import Snapshots as Live
 from hiveyard.core.states import AT_WORK, Activity, Phase, TurnState
 from hiveyard.engine.placement import capacity
@@ -24,6 +24,7 @@ from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.snapshots.service import copy_error
 from hiveyard.engine.turns.terminal_runner import TERMINAL
 from hiveyard.engine.workspace import snapshot_files
+from hiveyard.engine.workspace.files import files_of
 from hiveyard.engine.workspace.integrity import check_origin
 from hiveyard.store import journal, lineage, views
 from hiveyard.store.lineage import Point
@@ -104,17 +105,18 @@ class RewindService:
     async def _stage_files(self, session: SessionRow, point: Point) -> None:
         """Prepare the snapshot's files beside the present ones, so that a fault in the snapshot is found before
         anything is replaced."""
-        workspace = self._r.workspace(session.id)
         await check_origin(self._r, session)
         provider = self._r.providers[session.provider or ""]
-        if point.row.live and isinstance(provider, Live):
+        workspace = self._r.workspace(session.id)
+        # An older Hiveyard kept the files of a VM as a copy of a directory; its memory cannot be used any more.
+        old = isinstance(provider, SessionDisks) and snapshot_files.files_of(workspace, point.row.id).is_dir()
+        if point.row.live and isinstance(provider, Live) and not old:
             await provider.make_ready(snapshot_files.provider_name(point.row.session, point.row.id))
+        files = files_of(self._r, session)
         try:
-            await anyio.to_thread.run_sync(
-                snapshot_files.prepare_restore, workspace, point.row.id, self._r.settings.reserve
-            )
+            await files.stage(point.row.id, reserve=self._r.settings.reserve)
         except OSError as error:
-            await anyio.to_thread.run_sync(snapshot_files.clear, workspace)
+            await files.unstage()
             raise copy_error(session.slug, error) from error
 
     async def _switch(self, session: SessionRow, point: Point, *, detached: bool) -> None:
@@ -130,7 +132,7 @@ class RewindService:
         try:
             await self._r.event_log.store.write(write)
         except BaseException:
-            await anyio.to_thread.run_sync(snapshot_files.clear, self._r.workspace(session.id))
+            await files_of(self._r, session).unstage()
             if detached and (await self._sessions.row(session.id)).phase in AT_WORK:
                 self._sessions.start(session.id)
             raise

@@ -26,7 +26,7 @@ from hiveyard.core.errors import (
     OrchestrationError,
 )
 from hiveyard.core.events import Notice, SessionForked, SnapshotRemoved, SnapshotTaken
-from hiveyard.core.ports import Pauses, Provider, SnapshotStats
+from hiveyard.core.ports import Pauses, Provider, SessionDisks, SnapshotStats
 from hiveyard.core.ports import Snapshots as Live
 from hiveyard.core.states import AT_WORK, Activity
 from hiveyard.engine.placement.machine_lease import machine_name
@@ -35,6 +35,7 @@ from hiveyard.engine.sessions.service import Sessions, require_started
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.workspace import snapshot_files
+from hiveyard.engine.workspace.files import files_of
 from hiveyard.kit.copying import Copied
 from hiveyard.kit.names import new_id
 from hiveyard.kit.text import one_line
@@ -122,7 +123,8 @@ class Snapshots:
         paused = session.activity is Activity.PAUSED
         try:
             await runner.freeze()
-            yield "" if paused or live else await _pause(provider, machine)
+            itself = live or isinstance(provider, SessionDisks)
+            yield "" if paused or itself else await _pause(provider, machine)
         finally:
             if not paused:
                 with anyio.CancelScope(shield=True):
@@ -142,7 +144,7 @@ class Snapshots:
     ) -> Point:
         provider, snapshot = self._provider(session), asked.snapshot
         try:
-            frozen, copied, feed = await self._frozen(session, terminal_runner, asked, known)
+            frozen, copied = await self._frozen(session, asked, known)
             machine = await provider.get(machine_name(session.id))
             taken = msgspec.structs.replace(
                 asked,
@@ -153,7 +155,6 @@ class Snapshots:
                 conversation=terminal_runner.tracker.conversation or "",
                 image=machine.image,
                 shape=machine.shape,
-                feed_offset=feed,
             )
             with anyio.CancelScope(shield=True):
                 await self._r.event_log.record(session.id, *_notices(notices, copied), taken)
@@ -164,48 +165,31 @@ class Snapshots:
         return await self._r.event_log.read(lambda conn: lineage.point(conn, session.id, snapshot))
 
     async def _frozen(
-        self, session: SessionRow, terminal_runner: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
-    ) -> tuple[SnapshotStats, Copied, int | None]:
-        """Save the machine, for a live snapshot, and copy the files. Return the machine's statistics and the result of
-        `_copy`."""
-        provider, clock, copies = self._provider(session), self._r.clock, list[tuple[Copied, int | None]]()
+        self, session: SessionRow, asked: SnapshotTaken, known: Sequence[SnapshotRow]
+    ) -> tuple[SnapshotStats, Copied]:
+        """Save the machine, for a live snapshot, and the session's files. Return the statistics of both."""
+        provider, clock, copies = self._provider(session), self._r.clock, list[Copied]()
+        files, former = files_of(self._r, session), known[-1].id if known else None
 
-        async def copy() -> None:
-            copies.append(await self._copy(session, terminal_runner, asked, known))
+        async def save() -> None:
+            try:
+                copies.append(await files.save(asked.snapshot, former, reserve=self._r.settings.reserve))
+            except OSError as error:
+                raise copy_error(session.slug, error) from error
 
+        machine, kept = machine_name(session.id), snapshot_files.provider_name(session.id, asked.snapshot)
         if asked.live:
             assert isinstance(provider, Live)
-            kept = snapshot_files.provider_name(session.id, asked.snapshot)
-            frozen = await provider.snapshot(machine_name(session.id), kept, copy, temporary=asked.passing)
+            frozen = await provider.snapshot(machine, kept, save, temporary=asked.passing)
+        elif isinstance(provider, SessionDisks):
+            frozen = await provider.snapshot_disk(machine, kept)
+            await save()
         else:
             begun = clock.monotonic()
-            await copy()
+            await save()
             frozen = SnapshotStats(clock.monotonic() - begun, 0)
-        ((copied, feed),) = copies
-        return frozen, copied, feed
-
-    async def _copy(
-        self, session: SessionRow, terminal_runner: TerminalRunner, asked: SnapshotTaken, known: Sequence[SnapshotRow]
-    ) -> tuple[Copied, int | None]:
-        """Copy the session's files. Return the copy's statistics and the offset at which the feed continues in it; None
-        for a live snapshot, in which the agent itself continues."""
-        workspace, snapshot = self._r.workspace(session.id), asked.snapshot
-        former = known[-1].id if known else None
-
-        def copy() -> tuple[Copied, int | None]:
-            copied = snapshot_files.copy_files(workspace, snapshot, former, self._r.settings.reserve)
-            feed = (
-                None
-                if asked.live
-                else snapshot_files.cut_feed(workspace, snapshot, terminal_runner.agent_terminal.feed)
-            )
-            snapshot_files.finish(workspace, snapshot)
-            return copied, feed
-
-        try:
-            return await anyio.to_thread.run_sync(copy)
-        except OSError as error:
-            raise copy_error(session.slug, error) from error
+        (copied,) = copies
+        return frozen, copied
 
     # --- list and remove ---------------------------------------------------------------------------------------------
 
@@ -259,7 +243,7 @@ class Snapshots:
                 await provider.remove_snapshot(snapshot_files.provider_name(session.id, snapshot))
         except (HiveyardError, OSError) as error:
             log.warning("snapshot %s of %s could not be removed: %s", snapshot, session.id, error)
-        await anyio.to_thread.run_sync(snapshot_files.drop, self._r.workspace(session.id), snapshot)
+        await files_of(self._r, session).drop(snapshot)
 
     async def live_snapshots_of(self, image: str) -> Sequence[str]:
         """Return the live snapshots of machines of an image, which are useless without it, as "NAME of SESSION"."""

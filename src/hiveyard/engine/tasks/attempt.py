@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 from functools import partial
 from typing import NamedTuple, cast
 
-from hiveyard import repository
 from hiveyard.agents import by_name
 from hiveyard.core.errors import (
     BudgetSpent,
@@ -101,7 +100,7 @@ class TaskAttempt:
                 await self._lease.start()
         async with self._lease.guest() as guest:
             with self._abort_until_started(row):
-                await self._push(guest)
+                await self._begin()
             async with self._event_log.phase(self.id, "agent"):
                 ended = await self._turn(life).run(guest, row)
             work = await self._collect_or_notify(guest)
@@ -129,17 +128,12 @@ class TaskAttempt:
         """Return a block that a request to end cancels until the agent has started: then there is no work to lose."""
         return self._stop.cancel_on_request() if row is None else nullcontext()
 
-    async def _push(self, guest: Guest) -> None:
-        """Push the repository into the guest, and journal that the task has started."""
+    async def _begin(self) -> None:
+        """Journal that the task has started."""
         task = await self._event_log.read(lambda conn: views.task(conn, self.id))
         if task.state is not TaskState.ASSIGNED:
             return
-        async with self._event_log.phase(self.id, "push"):
-            session = await self._event_log.read(lambda conn: views.session(conn, self.id))
-            assert session.base is not None and session.branch is not None
-            origin, shared = self._workspace.origin, self._workspace.shared
-            async with self._event_log.progress(self.id, "giving the repository to the machine") as report:
-                await repository.push(guest, origin, shared, base=session.base, branch=session.branch, report=report)
+        session = await self._event_log.read(lambda conn: views.session(conn, self.id))
         begin = [SessionRunning()] if session.phase is Phase.PREPARING else []
         await self._event_log.record(self.id, *begin, TaskStarted())
 
@@ -196,8 +190,7 @@ class TaskAttempt:
         except (StoreUnusable, *_BROKEN):
             raise
         except HiveyardError as error:
-            kept = f"its files are kept in {self._workspace.shared}"
-            message = f"the work was not collected, {kept}: {error.message}"
+            message = f"the work was not collected, its files are kept in {self._workspace.files}: {error.message}"
             await self._event_log.record(self.id, Notice(message=message, code=error.code))
             return _Work(False, error)
 

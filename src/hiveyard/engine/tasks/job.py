@@ -110,6 +110,8 @@ class Job:
             await self._take(provisioner)
             provider = await self._assign(request)
             image = await provisioner.image(provider)
+            if not begun:
+                await provisioner.check_out()
         lease = provisioner.lease(provider, image)
         return await TaskAttempt(self.id, request, image, lease, self.stop, self._r).run()
 

@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 from sqlalchemy import Connection
 
-from hiveyard.core.commands import ProcessInfo, ProcessSpec, ProcessStatus
+from hiveyard.core.commands import Command, ProcessInfo, ProcessSpec, ProcessStatus
 from hiveyard.core.errors import (
     AgentFailed,
     HiveyardError,
@@ -23,7 +23,7 @@ from hiveyard.core.errors import (
     SessionDamaged,
     StoreUnusable,
 )
-from hiveyard.core.events import AgentPrompted, Failure, TurnEnded
+from hiveyard.core.events import AgentPrompted, Failure, Notice, TurnEnded
 from hiveyard.core.ports import Agent, AgentTerminal, Guest, HasTerminal, ProcessManager, Turn
 from hiveyard.engine.event_log import Entry
 from hiveyard.engine.resources import Resources
@@ -76,9 +76,25 @@ class TerminalRunner:
         """Start the program, unless it runs. `fresh`: the machine is new, so stored process data belong to another one.
         Raises ProcessNotStarted."""
         terminals, terminal = self.resources.terminals, self.agent_terminal.terminal
-        if fresh and (running := await _find_running(guest, terminals, terminal)):
-            return running
+        if fresh:
+            if running := await _find_running(guest, terminals, terminal):
+                return running
+            await self._continue_at_end_of_feed(guest)
         return await terminals.start(guest, terminal)
+
+    async def _continue_at_end_of_feed(self, guest: Guest) -> None:
+        """Continue where the feed ends, after a fork or a rewind, whose journal ends elsewhere; and if the journal is
+        ahead of it, because the machine before was lost with what it had not written to its disk."""
+        event_log, size = self.resources.event_log, await _size(guest, self.agent_terminal.feed)
+        row = await event_log.read(lambda conn: views.session(conn, self.session))
+        if await event_log.read(lambda conn: lineage.pending_start(conn, self.session)) is not None:
+            await event_log.move_feed(self.session, size)
+        elif row.feed_offset > size:
+            message = (
+                f"the last machine was lost before its last {row.feed_offset - size} bytes of activity reached the"
+                " disk: the agent may not remember its last steps"
+            )
+            await event_log.move_feed(self.session, size, Notice(message=message))
 
     async def follow(self, guest: Guest, info: ProcessInfo) -> None:
         """Read the feed and send waiting prompts until the program has ended."""
@@ -224,6 +240,12 @@ async def _find_running(guest: Guest, manager: ProcessManager, spec: ProcessSpec
             return info
         await manager.remove(guest, spec.name)
     return None
+
+
+async def _size(guest: Guest, path: str) -> int:
+    """Return the size of a file in bytes, 0 if there is none."""
+    done = await guest.run(Command(argv=("stat", "-c", "%s", "--", path), cwd="/"), timeout=60, limit=64)
+    return int(done.stdout) if done.ok and done.stdout.strip().isdigit() else 0
 
 
 def _not_taken(said: str) -> Failure:

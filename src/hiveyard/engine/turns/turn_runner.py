@@ -19,8 +19,9 @@ from hiveyard.core.ports import Agent, Guest, ProcessManager, Turn, Verdict
 from hiveyard.engine.event_log import Entry, EventLog
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.turns.decoder import OutputDecoder
+from hiveyard.engine.turns.disk_reserve import watch_disk
 from hiveyard.engine.turns.stop import Stop
-from hiveyard.engine.turns.watchdog import Limit, Liveness, watch, watch_disk
+from hiveyard.engine.turns.watchdog import Limit, Liveness, watch
 from hiveyard.kit.group import together
 from hiveyard.kit.lines import LineSplitter
 from hiveyard.kit.text import decode

@@ -1,21 +1,14 @@
-"""End a turn that reaches its time limit, gives no sign of life, or fills the host's disk."""
+"""End a turn that reaches its time limit or gives no sign of life."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from hiveyard.core.errors import AgentSilent, AgentTimeout, DiskReserve, HiveyardError
+from hiveyard.core.errors import AgentSilent, AgentTimeout, HiveyardError
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.kit.clock import Clock
 
-DISK_INTERVAL, DISK_SOONEST = 5.0, 0.1
-"""Longest and shortest time between two checks of the host's free space, in seconds. It is polled while an agent runs,
-because no system reports it."""
-FASTEST = 1024.0
-"""Assumed write speed of a guest, in MiB per second."""
 SUSPENDED = 30.0
 """Seconds that a sleep may be late; after more, the daemon itself was stopped or suspended."""
 
@@ -83,24 +76,3 @@ def _silence(life: Liveness, settings: EngineSettings) -> HiveyardError | None:
         f"the agent gave no sign of life for {settings.silence:.0f} seconds and was stopped",
         hint="[engine] silence in the settings changes the limit",
     )
-
-
-async def watch_disk(clock: Clock, settings: EngineSettings, disk: Path, stop: Stop) -> None:
-    """Request the end when the host's disk is nearly full; run until then or until cancelled.
-
-    `disk` is any path on the file system that the session writes to. The less is free, the shorter the interval: a
-    guest that writes at FASTEST cannot fill the disk between two checks. A guest that reserves space without writing
-    can. That is refused in VMs (machines/fuse_server/files.py), but not in other machines."""
-    while (mib := _free_mib(disk)) >= settings.disk_reserve_mib:
-        await clock.sleep(min(max(mib / FASTEST, DISK_SOONEST), DISK_INTERVAL))
-    stop.request(
-        DiskReserve(
-            f"{disk} has {mib} MiB left, less than the reserve of {settings.disk_reserve_mib} MiB",
-            hint="free some space, or set [engine] disk_reserve_mib",
-        )
-    )
-
-
-def _free_mib(disk: Path) -> int:
-    free = os.statvfs(disk)
-    return free.f_bavail * free.f_frsize >> 20

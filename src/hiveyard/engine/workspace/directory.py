@@ -1,7 +1,7 @@
-"""A session's directory on the host: private files, and `shared`, which its guest can write.
+"""A session's directory on the host: private files, and `shared` or `disk`, which its guest can write.
 
-Nothing below `shared` is trusted: it is read with `kit.files.open_beneath` or through the guest, never by git or by
-path.
+Nothing below `shared` is trusted once a guest had it: it is read with `kit.files.open_beneath` or through the guest,
+never by git or by path. Only the provider reads `disk`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _MetaOne(msgspec.Struct, kw_only=True):
     created_at: float
 
 
-TRANSIENT = (".push-*", ".dirty-*", "shared.half")
+TRANSIENT = (".push-*", ".dirty-*", "shared.half", "disk.half", "disk.rewound.half")
 """Temporary files in a session's directory."""
 
 
@@ -90,12 +90,18 @@ class Workspace:
         self.heard = root / "heard.jsonl"
         self.origin = root / "origin.git"
         self.shared = root / "shared"
+        self.disk = root / "disk"
         self.snapshots = root / "snapshots"
         self.result = root / "result"
         self.patch = root / "result" / "changes.patch"
         self.tape = root / "tape.jsonl"
         self.prompts = root / "prompts"
         self.unfinished = root / "unfinished"
+
+    @property
+    def files(self) -> Path:
+        """The place of the session's files: `disk` once there is one, else `shared`."""
+        return self.disk if self.disk.exists() else self.shared
 
     @property
     def exists(self) -> bool:
@@ -150,19 +156,17 @@ class Workspace:
         write_atomic(self.meta_file, data, mode=0o600, parents=False)
 
     def check(self) -> None:
-        """Raise SessionDamaged if a directory is missing that a session needs to resume; raise StoreTooNew."""
+        """Raise SessionDamaged if the host's part of what a session needs to resume is missing; raise StoreTooNew."""
         self.meta()
-        if self.shared.is_symlink() or not self.shared.is_dir():
-            raise self.damaged("there is no directory shared/: the session's files are missing")
         if not (self.origin / "HEAD").is_file() or not (self.origin / "objects").is_dir():
             raise self.damaged("origin.git is not a complete repository")
 
     def check_shared(self, names: Sequence[str]) -> None:
-        """Raise SessionDamaged if one of the directories `names` is missing in `shared`."""
-        for name in names:
-            path = self.shared / name
+        """Raise SessionDamaged if `shared` or one of the directories `names` in it is missing."""
+        for path in (self.shared, *(self.shared / name for name in names)):
             if path.is_symlink() or not path.is_dir():
-                raise self.damaged(f"there is no directory shared/{name}: the session's files are missing")
+                where = path.relative_to(self.root)
+                raise self.damaged(f"there is no directory {where}: the session's files are missing")
 
     def _upgraded(self, data: bytes) -> Meta:
         """Upgrade version 1. The key is written to its own file first, so that an interruption does not lose it."""

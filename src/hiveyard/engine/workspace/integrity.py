@@ -8,6 +8,7 @@ import anyio.to_thread
 from sqlalchemy import Connection
 
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.workspace.files import files_of
 from hiveyard.repository.git import git
 from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow
@@ -20,7 +21,10 @@ async def check_integrity(resources: Resources, session: SessionRow) -> None:
         return
     await check_origin(resources, session)
     names = await resources.event_log.read(lambda conn: _required(conn, session.id))
-    await anyio.to_thread.run_sync(resources.workspace(session.id).check_shared, names)
+    if session.provider is None:
+        resources.workspace(session.id).check_shared(names)  # its files are still those that the host made
+    else:
+        await files_of(resources, session).check(names)
 
 
 async def check_origin(resources: Resources, session: SessionRow) -> None:
@@ -45,7 +49,7 @@ async def _has(origin: Path, commit: str) -> bool:
 
 
 def _required(conn: Connection, id: str) -> list[str]:
-    """Return the directories that `shared` must contain once the session has run."""
+    """Return the directories that a session has once it has run."""
     if not lineage.has_run(conn, id):
         return []
     return ["repo", *(["state"] if lineage.conversation(conn, id) else [])]

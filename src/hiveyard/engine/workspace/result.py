@@ -60,7 +60,7 @@ def missing_work(conn: Connection, session: SessionRow, workspace: Workspace) ->
     if session.phase is not Phase.STOPPED or lineage.is_collected(conn, session.id):
         return ""
     lost = "its machine ended before its last work was collected"
-    return f"{lost}: the files are in {workspace.shared / 'repo'}; hv resume {session.slug} continues with them"
+    return f"{lost}: the files are in {workspace.files}; hv resume {session.slug} continues with them"
 
 
 def diffstat(result: ResultRow | None) -> Diffstat:

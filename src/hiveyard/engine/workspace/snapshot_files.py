@@ -10,20 +10,17 @@ All functions block: call them in a thread. A guest wrote the files, so no symli
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
-from hiveyard.engine.workspace.directory import GUEST_ROOT, Workspace
-from hiveyard.kit.copying import Copied, Former, Mark, copy_content, copy_tree
-from hiveyard.kit.files import open_beneath, sync_dir, write_atomic
+from hiveyard.engine.workspace.directory import Workspace
+from hiveyard.kit.copying import Copied, Former, Mark, copy_tree
+from hiveyard.kit.files import sync_dir, write_atomic
 from hiveyard.kit.trees import remove_tree
 from hiveyard.store.lineage import Point
 
 _HALF = ".half-"
-_LONGEST = 64 << 20
-"""Longest unfinished line at the end of a feed, in bytes."""
 
 
 def provider_name(session: str, snapshot: str) -> str:
@@ -49,48 +46,6 @@ def finish(workspace: Workspace, snapshot: str) -> None:
     """Rename a half-made snapshot to its final name."""
     (workspace.snapshots / f"{_HALF}{snapshot}").rename(workspace.snapshots / snapshot)
     sync_dir(workspace.snapshots)
-
-
-def cut_feed(workspace: Workspace, snapshot: str, feed: str) -> int:
-    """Cut the feed in a half-made snapshot after its last complete line, so that a new program can append to it.
-    Returns
-    its length. `feed` is the guest's path. A feed that is missing, is not a file, or ends in a line over the limit
-    counts as empty: a guest can write lines of any length."""
-    relative = str(Path(feed).relative_to(GUEST_ROOT))
-    root = workspace.snapshots / f"{_HALF}{snapshot}" / "shared"
-    try:
-        fd = open_beneath(root, relative)
-    except OSError:
-        return 0
-    try:
-        size = complete = os.fstat(fd).st_size
-        while complete > 0:
-            if size - complete > _LONGEST:
-                complete = 0
-                break
-            start = max(0, complete - (1 << 20))
-            end = os.pread(fd, complete - start, start).rfind(b"\n")
-            complete = start + end + 1 if end >= 0 else start
-            if end >= 0:
-                break
-        if complete < size:
-            _truncate_copy(root / relative, fd, complete)
-        return complete
-    finally:
-        os.close(fd)
-
-
-def _truncate_copy(path: Path, fd: int, size: int) -> None:
-    """Replace a file by a copy of its first `size` bytes: the file itself may be shared with another snapshot."""
-    fresh = path.with_name(f"{path.name[:100]}.cut")
-    with fresh.open("xb") as file:
-        if size:
-            copy_content(fd, file.fileno())
-        os.ftruncate(file.fileno(), size)
-        status = os.fstat(fd)
-        os.fchown(file.fileno(), status.st_uid, status.st_gid)
-        os.fchmod(file.fileno(), 0o644)
-    fresh.replace(path)
 
 
 def drop(workspace: Workspace, snapshot: str) -> None:
@@ -133,12 +88,17 @@ def restore(workspace: Workspace, snapshot: str) -> None:
 
 def is_ready(workspace: Workspace) -> bool:
     """Return whether there are files that are about to replace the session's."""
-    return _ready(workspace)[1].exists()
+    return _ready(workspace)[1].exists() or staged_disk(workspace).exists()
+
+
+def staged_disk(workspace: Workspace) -> Path:
+    """Return the path of a disk that is about to replace the session's."""
+    return workspace.root / "disk.rewound"
 
 
 def clear(workspace: Workspace) -> None:
     """Remove the files of a rewind that was not carried out."""
-    for path in _ready(workspace):
+    for path in (*_ready(workspace), staged_disk(workspace)):
         remove_tree(path, quiet=True)
 
 

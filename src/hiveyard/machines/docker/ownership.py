@@ -21,9 +21,9 @@ import anyio.to_thread
 
 from hiveyard.core.errors import BootFailed, NoSpace, ProviderUnavailable
 from hiveyard.kit.trees import walk
+from hiveyard.machines.docker import idmap
 from hiveyard.machines.docker.container import GUEST_UID, Owner, Shared
 from hiveyard.machines.docker.engine import About
-from hiveyard.machines.shared import idmap
 
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from hiveyard.core.errors import BadInput, HasRetryAfter, HiveyardError, ProviderBadAnswer, ProviderError
-from hiveyard.core.machines import Capabilities, MachineStatus, Tier, TtlAction
+from hiveyard.core.machines import Capabilities, MachineStatus, Tier, TtlAction, WorkspaceKind
 from hiveyard.kit.text import one_line
 
 PROTOCOL = 1
@@ -81,7 +81,13 @@ class Can(msgspec.Struct, frozen=True, kw_only=True):
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            home=self.home, user=self.user, session=self.session, door_url=self.door_url, remote=self.remote
+            home=self.home,
+            user=self.user,
+            session=self.session,
+            workspace=WorkspaceKind.CARRIED if self.remote else WorkspaceKind.DIRECTORY,
+            door_url=self.door_url,
+            closes_network=not self.remote,
+            costs_money=self.remote,
         )
 
 

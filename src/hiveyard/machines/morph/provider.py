@@ -43,6 +43,7 @@ from hiveyard.core.machines import (
     Report,
     Shape,
     Tier,
+    WorkspaceKind,
     check_machine_name,
     quiet,
 )
@@ -78,7 +79,13 @@ class MorphProvider:
     def __init__(self, state: Path, key: Callable[[], Secret], settings: MorphSettings | None = None) -> None:
         self._state = state
         self._settings = settings or MorphSettings()
-        self.capabilities = Capabilities(home=self._settings.home, door_url="", remote=True)
+        self.capabilities = Capabilities(
+            home=self._settings.home,
+            workspace=WorkspaceKind.CARRIED,
+            door_url="",
+            closes_network=False,
+            costs_money=True,
+        )
         self._client = Client(self._settings, key)
         self._service = Service(self._client)
         self._making = InstanceCreation(self._service, self._settings, self.capabilities)

@@ -7,15 +7,17 @@ one function builds both.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from hiveyard.core.machines import Network, Shape
 
 MACHINE = "q35"
-LAYOUT = 4  # part of a template's key: count it up when the devices below or the programs inside a guest change
+LAYOUT = 5  # part of a template's key: count it up when the devices below or the programs inside a guest change
 
+SESSION = "session"
+"""How the names of the session disk's nodes in QEMU begin."""
 DOOR_ADDRESS = "10.0.2.100"
 _CONSOLE_BYTES = 256 << 10
 _APPEND = "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 panic=-1 audit=0"
@@ -62,8 +64,8 @@ class Sockets(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The parts of one QEMU process. Paths are as QEMU opens them, below /proc/self/fd. `session` is a connected
-    socket to the server of the session's directory."""
+    """The parts of one QEMU process. Paths are as QEMU opens them, below /proc/self/fd. `session` is the session's
+    disk, by the number of each file."""
 
     program: str
     label: str
@@ -72,7 +74,7 @@ class Plan:
     disk: Sequence[Layer]
     memory: Memory | None
     kernel: Kernel | None
-    session: int
+    session: Mapping[int, Layer]
     sockets: Sockets
     network: Network = Network.DOOR
     incoming: bool = False
@@ -95,7 +97,8 @@ def arguments(plan: Plan) -> list[str]:
         *("-smp", str(plan.shape.whole_cpus), "-m", f"{plan.shape.memory_mib}M"),
         *_memory(plan),
         *_kernel(plan),
-        *_disk(plan),
+        *_disk(dict(enumerate(plan.disk)), "disk"),
+        *_disk(plan.session, SESSION),
         *_ports(plan),
         *_network(plan),
         *("-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto"),
@@ -120,21 +123,23 @@ def _kernel(plan: Plan) -> list[str]:
     return ["-kernel", plan.kernel.image, "-initrd", plan.kernel.initrd, "-append", append]
 
 
-def _disk(plan: Plan) -> list[str]:
+def _disk(layers: Mapping[int, Layer], name: str) -> list[str]:
     argv: list[str] = []
-    for number, layer in enumerate(plan.disk):
-        top = number == len(plan.disk) - 1
+    below: str | None = None
+    for number, layer in layers.items():
+        top = number == max(layers)
         node: dict[str, object] = {
             "driver": layer.format,
-            "node-name": f"disk{number}",
+            "node-name": f"{name}{number}",
             "read-only": not top,
             "discard": "unmap",
             "file": storage(layer.file, writable=top),
         }
         if layer.format == "qcow2":
-            node["backing"] = f"disk{number - 1}" if number else None
+            node["backing"] = below
+        below = f"{name}{number}"
         argv += ["-blockdev", json.dumps(node)]
-    return [*argv, "-device", f"virtio-blk-pci,drive=disk{len(plan.disk) - 1}"]
+    return [*argv, "-device", f"virtio-blk-pci,drive={below}"]
 
 
 def storage(file: str, *, writable: bool) -> dict[str, object]:
@@ -161,8 +166,6 @@ def _ports(plan: Plan) -> list[str]:
         *("-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"),
         *listening("become", plan.sockets.become),
         *("-device", "virtserialport,chardev=become,name=hiveyard.identity"),
-        *("-chardev", f"socket,id=session,fd={plan.session}"),
-        *("-device", "virtserialport,chardev=session,name=hiveyard.session"),
         *listening("commands", plan.sockets.commands),
         *("-device", "virtserialport,chardev=commands,name=hiveyard.commands"),
         # A ring buffer, because a guest can write to its console without end.

@@ -36,6 +36,7 @@ _NEEDED: Mapping[str, str] = {
     "usr/sbin/sshd": "openssh-server",
     "usr/sbin/qemu-ga": "qemu-guest-agent",
     "usr/bin/perl": "perl-base",
+    "usr/sbin/e2fsck": "e2fsprogs",
     "usr/bin/bash": "bash",
 }
 
@@ -45,7 +46,6 @@ _UNITS_ON = (
     "hiveyard-ssh.service",
     "hiveyard-become.service",
     "hiveyard-commands.service",
-    "hiveyard-session.service",
     "systemd-networkd.service",
 )
 

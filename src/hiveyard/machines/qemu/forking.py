@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import NamedTuple
 
 import anyio
+import anyio.to_thread
 import asyncssh
 
 from hiveyard.core.errors import BootTimeout
 from hiveyard.core.machines import MachineSpec, MachineStatus
+from hiveyard.kit.copying import copy_content
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.personalize import personalize
 from hiveyard.machines.qemu.record import QemuDirectory, Record
 from hiveyard.machines.qemu.serial_shell import SerialShell, open_shell
+from hiveyard.machines.qemu.session_disk import SessionDisk, derive, make
 from hiveyard.machines.qemu.start import Running, Start, started
 from hiveyard.machines.qemu.state import console, ssh_port, thaw
 from hiveyard.machines.qemu.template import Origin, overlay
@@ -34,6 +38,12 @@ class Fork(NamedTuple):
     origin: Origin
     created_at: float
     timeout: float
+    session_size: int
+
+    @property
+    def disk(self) -> SessionDisk:
+        """The session's disk: the caller's, or the machine's own."""
+        return SessionDisk(self.spec.disk or self.directory.disk)
 
 
 async def bring_up(fork: Fork) -> tuple[Record, SerialShell]:
@@ -58,6 +68,8 @@ async def bring_up(fork: Fork) -> tuple[Record, SerialShell]:
         engine=repr(fork.qemu.choice.engine),
         version=fork.qemu.version,
         sealed=fork.qemu.seals,
+        disk=str(fork.disk.root),
+        session=str(fork.spec.session or ""),
     )
     fork.directory.run.mkdir(parents=True)
     fork.directory.root.chmod(0o700)
@@ -74,7 +86,7 @@ async def bring_up(fork: Fork) -> tuple[Record, SerialShell]:
                 hint="free the host's processors, or set fork_timeout in section [qemu] of the settings",
                 machine=fork.name,
             ) from None
-    record = record.ready(running.vm, port, running.run)
+    record = record.ready(running.vm, port, running.run, running.files)
     record.write(fork.directory.record)
     return record, shell
 
@@ -86,34 +98,52 @@ async def _files(fork: Fork) -> Start:
         shutil.copyfile(fork.origin.frozen / "blank.qcow2", top)
     else:
         await overlay(top, "disk.raw", "raw", fork.spec.shape.disk_gib)
-    session, door = fork.spec.session, fork.spec.door
-    if session is None:
-        session = fork.directory.root / "session"
-        session.mkdir()
-    if door is None:
-        door = fork.directory.run
     for path in (fork.directory.run, top):
         fork.user.give(path)
+    await _provide_disk(fork)
+    fork.disk.give(fork.user)
     return Start(
         label=fork.label,
         qemu=fork.qemu,
         user=fork.user,
         shape=fork.spec.shape,
         origin=fork.origin,
-        session=session,
-        door=door,
+        disk=fork.disk,
+        door=fork.spec.door or fork.directory.run,
         network=fork.spec.network,
     )
 
 
+async def _provide_disk(fork: Fork) -> None:
+    """Make the session's disk, unless the caller has one."""
+    disk, origin = fork.disk, fork.origin
+    if disk.exists:
+        return
+    if origin.session:
+        await derive(origin.session, disk, unclean=True)
+    elif fork.spec.session is None and origin.frozen is not None:
+        disk.root.mkdir()
+        await anyio.to_thread.run_sync(_copy_sparse, origin.frozen / "session.raw", disk.root / "0.raw")
+    else:
+        tree = fork.spec.session or fork.directory.root / "empty"
+        tree.mkdir(exist_ok=True)
+        await make(disk, tree, fork.session_size)
+
+
+def _copy_sparse(source: Path, target: Path) -> None:
+    with source.open("rb") as empty, target.open("xb") as file:
+        copy_content(empty.fileno(), file.fileno())
+
+
 async def _wake(fork: Fork, running: Running, key: asyncssh.SSHKey) -> tuple[int, SerialShell]:
     """Wake the frozen guest, or wait for one that boots. Return its ssh port and the shell for its first commands."""
-    vm, wire, _ = running
+    vm, wire = running.vm, running.wire
     port = await ssh_port(wire)
     if fork.origin.frozen is not None:
         await thaw(wire, fork.origin.frozen / "state")
     public = key.export_public_key().decode().strip()
-    await personalize(
-        fork.directory.become, fork.name, public_key=public, pids=fork.spec.shape.pids, cloned=fork.origin.cloned
-    )
+    check, cloned = not fork.disk.clean, fork.origin.cloned
+    fork.disk.mark_unclean()
+    pids = fork.spec.shape.pids
+    await personalize(fork.directory.become, fork.name, public_key=public, pids=pids, cloned=cloned, check=check)
     return port, await open_shell(fork.name, vm, fork.directory.commands)

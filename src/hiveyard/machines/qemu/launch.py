@@ -66,11 +66,6 @@ class Handles:
         """Open a file for reading. Return a path to it as `directory` does."""
         return f"/proc/self/fd/{self.inherit(os.open(path, os.O_RDONLY | os.O_CLOEXEC))}"
 
-    def pair(self) -> tuple[int, int]:
-        """Return two connected sockets: one for another process, which the caller closes, and one for this process."""
-        one, other = socket.socketpair()
-        return one.detach(), self.inherit(other.detach())
-
     def listener(self, path: Path) -> int:
         """Create a listening unix socket at `path`."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

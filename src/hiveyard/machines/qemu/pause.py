@@ -1,8 +1,4 @@
-"""Pause and resume a machine.
-
-First the guest's /session is quiesced, which the guest has to confirm while it runs. Then its processors are stopped.
-From then on its memory, its devices and its session directory are consistent, until the machine is resumed.
-"""
+"""Pause and resume a machine: its processors are stopped, and its clock is set when they run again."""
 
 from __future__ import annotations
 
@@ -16,8 +12,7 @@ import anyio.lowlevel
 from hiveyard.core.errors import BootFailed, MachineLost
 from hiveyard.kit.shape import record as fields
 from hiveyard.kit.shape import text
-from hiveyard.machines.qemu.fuse_process import quiesce, unquiesce
-from hiveyard.machines.qemu.personalize import set_time
+from hiveyard.machines.qemu.personalize import Work, session_files, set_time
 from hiveyard.machines.qemu.record import QemuDirectory, Record
 from hiveyard.machines.qemu.vm import find_process
 from hiveyard.machines.qemu.wire import Wire, qmp
@@ -43,17 +38,14 @@ async def pause(record: Record, directory: QemuDirectory) -> None:
     async with qmp(directory.qmp) as wire:
         if not await is_running(wire):
             return
-        record = mark_halted(record, directory)
+        # A machine that never runs again loses nothing that its guest has written.
+        await change_files(record, directory, "sync")
         try:
-            await quiesce(directory.session)
             await stop_cpus(wire)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await wire.call("cont")
-                await unquiesce(directory.session)
             raise
-        finally:
-            clear_halted(record, directory)
 
 
 async def resume(record: Record, directory: QemuDirectory) -> None:
@@ -62,8 +54,6 @@ async def resume(record: Record, directory: QemuDirectory) -> None:
         was_paused = not await is_running(wire)
         if was_paused:
             await wire.call("cont")
-    # Also for a running machine: the process that resumed it may have been killed before this step.
-    await unquiesce(directory.session)
     if was_paused:
         await update_clock(record, directory, within=60.0)
 
@@ -75,6 +65,16 @@ async def update_clock(record: Record, directory: QemuDirectory, *, within: floa
     except (MachineLost, BootFailed, TimeoutError) as error:
         # Not an error of the caller: the machine runs, and the next one that uses it finds out if it is broken.
         _log.warning("machine %s did not set its clock: %s", record.name, error)
+
+
+async def change_files(record: Record, directory: QemuDirectory, work: Work) -> bool:
+    """Let the guest do `work` with its session's file system. Return whether it did: it may be busy or hostile."""
+    try:
+        await session_files(directory.become, record.name, work)
+    except (MachineLost, BootFailed, TimeoutError) as error:
+        _log.warning("machine %s did not %s its session's files: %s", record.name, work, error)
+        return False
+    return True
 
 
 def mark_halted(record: Record, directory: QemuDirectory) -> Record:
@@ -97,6 +97,6 @@ async def resume_if_abandoned(record: Record, directory: QemuDirectory) -> Recor
     async with qmp(directory.qmp) as wire:
         if not await is_running(wire):
             await wire.call("cont")
-    await unquiesce(directory.session)
     await update_clock(record, directory)
+    await change_files(record, directory, "thaw")
     return clear_halted(record, directory)

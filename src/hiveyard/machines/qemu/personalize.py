@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from pathlib import Path
+from typing import Literal
 
 import anyio
 
@@ -16,15 +17,22 @@ from hiveyard.core.errors import BootFailed, MachineLost
 from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.qemu.launch import short_path
 
+Work = Literal["sync", "freeze", "thaw"]
+"""What become.pl does with the session's file system: write all changes to the disk, also hold back further ones, and
+end that."""
 
-async def personalize(socket: Path, name: str, *, public_key: str, pids: int, cloned: bool) -> None:
-    """Give the guest its time, name, id, randomness and key. A guest that was `cloned` from another machine also closes
-    that machine's connections.
+
+async def personalize(
+    socket: Path, name: str, *, public_key: str, pids: int, cloned: bool, check: bool = False
+) -> None:
+    """Give the guest its time, name, id, randomness and key, and mount the session's disk, after a `check` of its file
+    system. A guest that was `cloned` from another machine has it mounted, and closes that machine's connections.
 
     Raises BootFailed with the guest's error message, MachineLost if it is gone."""
+    mount = "" if cloned else "check" if check else "mount"
     fields = (
         *(str(time.time()), name, uuid.uuid4().hex, "1" if cloned else "", str(pids)),
-        *(os.urandom(64).hex(), public_key),
+        *(os.urandom(64).hex(), mount, public_key),
     )
     await _send(socket, name, "\t".join(fields))
 
@@ -34,6 +42,13 @@ async def set_time(socket: Path, name: str, *, within: float = 60.0) -> None:
     answer `within` that many seconds."""
     with anyio.fail_after(within):
         await _send(socket, name, str(time.time()))
+
+
+async def session_files(socket: Path, name: str, work: Work, *, within: float = 10.0) -> None:
+    """Let the guest do `work` with the file system of its session. Raises BootFailed with the guest's error message,
+    MachineLost, and TimeoutError if it is not done `within` that many seconds."""
+    with anyio.fail_after(within):
+        await _send(socket, name, work)
 
 
 async def _send(socket: Path, name: str, line: str) -> None:

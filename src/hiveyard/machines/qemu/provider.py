@@ -12,9 +12,11 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from hiveyard.core.commands import Command
 from hiveyard.core.context import of_machines
@@ -22,6 +24,7 @@ from hiveyard.core.errors import (
     MachineLost,
     MachineNotReady,
     NoSuchMachine,
+    ProviderError,
 )
 from hiveyard.core.machines import (
     Capabilities,
@@ -34,10 +37,12 @@ from hiveyard.core.machines import (
     Shape,
     StoredItem,
     Tier,
+    WorkspaceKind,
     check_machine_name,
     quiet,
 )
 from hiveyard.core.ports import Guest, Meanwhile, SnapshotStats
+from hiveyard.kit import trees
 from hiveyard.kit.clock import Clock, SystemClock
 from hiveyard.kit.lock import file_lock
 from hiveyard.kit.refcount import RefCounted
@@ -50,17 +55,20 @@ from hiveyard.machines.qemu.disk_usage import stored_items
 from hiveyard.machines.qemu.forking import Fork, bring_up
 from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, disk_full_as_no_space
 from hiveyard.machines.qemu.launch import StateRefused
-from hiveyard.machines.qemu.pause import pause, resume, resume_if_abandoned
+from hiveyard.machines.qemu.pause import change_files, pause, resume, resume_if_abandoned
 from hiveyard.machines.qemu.record import QemuDirectory, Record, read
+from hiveyard.machines.qemu.session_disk import SessionDisk, derive, make
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.machines.qemu.snapshot import Snapshot, Snapshots
 from hiveyard.machines.qemu.template import Origin
 from hiveyard.machines.qemu.template_stock import TemplateStock
 from hiveyard.machines.qemu.user import builder, user_for
 from hiveyard.machines.qemu.vm import Vm, labels
+from hiveyard.machines.shared.bring_out import bring_out
 from hiveyard.machines.shared.shell import ShellGuest, terminal_words
 
 _log = logging.getLogger(__name__)
+_FINISH_TIMEOUT = 30.0
 
 
 @of_machines
@@ -82,7 +90,7 @@ class QemuProvider:
         clock: Clock | None = None,
         accelerators: Sequence[Accelerator] = CANDIDATES,
     ) -> None:
-        self.capabilities = Capabilities(door_url=f"http://{DOOR_ADDRESS}")
+        self.capabilities = Capabilities(door_url=f"http://{DOOR_ADDRESS}", workspace=WorkspaceKind.DISK)
         self._state = state
         self._cache = cache
         self._settings = settings or QemuSettings()
@@ -138,14 +146,15 @@ class QemuProvider:
                 raise
 
     async def _fork(self, name: str, spec: MachineSpec) -> Record:
-        qemu, origin = await self._stock.origin(spec)
+        size = self._session_size(spec)
+        qemu, origin = await self._stock.origin(spec, size)
         try:
             return await self._start(name, spec, qemu, origin)
         except StateRefused as error:
             # The template passed its check. If its state does not load all the same, a new template will.
             _log.warning("machine %s: %s; making its template again", name, error.message)
             await self._remove(name)
-            return await self._start(name, spec, qemu, await self._stock.replacement(spec, qemu, origin))
+            return await self._start(name, spec, qemu, await self._stock.replacement(spec, size, qemu, origin))
 
     async def _start(self, name: str, spec: MachineSpec, qemu: Qemu, origin: Origin) -> Record:
         fork = Fork(
@@ -154,14 +163,40 @@ class QemuProvider:
             spec=spec,
             directory=self._directory(name),
             qemu=qemu,
-            user=user_for(str(spec.session or name), first=self._settings.uid),
+            user=user_for(str(spec.disk or spec.session or name), first=self._settings.uid),
             origin=origin,
             created_at=self._clock.now(),
             timeout=self._settings.fork_timeout if origin.frozen else self._settings.boot_timeout,
+            session_size=self._stock.session_size,
         )
         record, shell = await bring_up(fork)
         self._connections.add(name, shell)
         return record
+
+    def _session_size(self, spec: MachineSpec) -> int:
+        """Return the size of the disk that the machine's session has or will have, in bytes."""
+        if spec.disk is not None and SessionDisk(spec.disk).exists:
+            return SessionDisk(spec.disk).size
+        return self._stock.session_size
+
+    # Disks of sessions.
+
+    async def make_disk(self, disk: Path, tree: Path) -> None:
+        with disk_full_as_no_space():
+            await make(SessionDisk(disk), tree, self._stock.session_size)
+
+    async def derive_disk(self, snapshot: str, disk: Path) -> None:
+        found = self._snapshots.find(snapshot)
+        with disk_full_as_no_space():
+            await derive(found.origin.session, SessionDisk(disk), unclean=not found.clean)
+
+    async def check_disk(self, disk: Path) -> None:
+        SessionDisk(disk).numbers()
+
+    async def snapshot_disk(self, name: str, snapshot: str) -> SnapshotStats:
+        async with self._locked(name) as (record, directory):
+            with disk_full_as_no_space():
+                return await self._snapshots.take(snapshot, record, directory, self._builder.group, None, memory=False)
 
     # Pauses and snapshots.
 
@@ -235,6 +270,7 @@ class QemuProvider:
         check_machine_name(name)
         async with self._lock(name):
             found = self._record(name)
+            await self._save_files(found)
             await self._connections.drop(name)
             await self._kill(name)
             found.stopped().write(self._directory(name).record)
@@ -243,8 +279,71 @@ class QemuProvider:
     async def terminate(self, name: str) -> None:
         check_machine_name(name)
         async with self._lock(name):
+            if (found := read(self._directory(name).record)) is not None:
+                await self._save_files(found)
             await self._remove(name)
             self._lock_path(name).unlink(missing_ok=True)
+
+    async def _save_files(self, record: Record) -> None:
+        """Save the session's files before the machine ends, where they outlive it. A paused machine runs again for
+        that."""
+        if record.session or (record.alive and not self._has_own_disk(record)):
+            await self._resume_briefly(record)
+            await self._bring_back(record)
+            await self._finish_files(record)
+
+    def _has_own_disk(self, record: Record) -> bool:
+        """Return whether the session's disk is removed with the machine."""
+        return Path(record.disk).is_relative_to(self._directory(record.name).root)
+
+    async def _resume_briefly(self, record: Record) -> None:
+        directory = self._directory(record.name)
+        if record.alive:
+            with contextlib.suppress(ProviderError, TimeoutError), anyio.fail_after(_FINISH_TIMEOUT):
+                await resume(await resume_if_abandoned(record, directory), directory)
+
+    async def _finish_files(self, record: Record) -> None:
+        """Let the guest write its session's files to a disk that outlives the machine."""
+        if not record.alive or self._has_own_disk(record):
+            return
+        directory = self._directory(record.name)
+        try:
+            with anyio.fail_after(_FINISH_TIMEOUT):
+                if await change_files(record, directory, "freeze"):
+                    SessionDisk(Path(record.disk)).mark_clean()
+        except (ProviderError, TimeoutError) as error:
+            _log.warning("machine %s could not finish its session's files: %s", record.name, error)
+
+    async def _bring_back(self, record: Record) -> None:
+        """Copy the session's files to the directory that the machine was started with. A dead machine is started once
+        more for that. Raises ProviderError; then the machine is kept."""
+        disk = SessionDisk(self._directory(record.name).disk)
+        if not record.session or not disk.exists or record.status is MachineStatus.STOPPED:
+            return
+        if not record.alive:
+            record = await self._revive(record)
+        target = Path(record.session)
+        fresh, old = (target.with_name(f"{target.name}.{word}") for word in ("new", "old"))
+        for path in (fresh, old):
+            await anyio.to_thread.run_sync(partial(trees.remove_tree, path, quiet=True))
+        guest = ShellGuest(GuestExec(self._connections, record), self.capabilities)
+        await bring_out(guest, self.capabilities.session, fresh)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        await anyio.to_thread.run_sync(partial(trees.remove_tree, old, quiet=True))
+
+    async def _revive(self, record: Record) -> Record:
+        """Start a dead machine again from its template, with the disk of its session."""
+        name, directory = record.name, self._directory(record.name)
+        await self._connections.drop(name)
+        await self._kill(name)
+        shutil.rmtree(directory.run, ignore_errors=True)
+        for socket in directory.root.glob("*.sock"):
+            socket.unlink()
+        image = Image(id=record.image, name=record.image, rootfs=Path())
+        spec = MachineSpec(image=image, shape=record.shape, session=Path(record.session), metadata=record.metadata)
+        return await self._start(name, spec, *await self._stock.origin(spec, self._stock.session_size))
 
     async def _remove(self, name: str) -> None:
         await self._connections.drop(name)

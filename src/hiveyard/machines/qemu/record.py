@@ -1,7 +1,8 @@
 """The record of one machine on disk, with which any process of this installation can find, use and end it.
 
 <state>/<name>/machine.json   this record, written before QEMU starts and again when the machine is ready
-<state>/<name>/*.sock         control sockets: QMP, the guest agent, become.pl, commands.pl and the server of /session
+<state>/<name>/*.sock         control sockets: QMP, the guest agent, become.pl and commands.pl
+<state>/<name>/disk/          the session's disk, unless the caller has a place for it
 <state>/<name>/base/          the files of the snapshot that it started from, if any
 <state>/<name>/run/           the only directory that QEMU itself may write to: its disk
 """
@@ -32,7 +33,7 @@ class QemuDirectory:
         self.agent = root / "agent.sock"
         self.become = root / "become.sock"
         self.commands = root / "commands.sock"
-        self.session = root / "session.sock"
+        self.disk = root / "disk"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,9 @@ class Record:
     `key` is the private half of the machine's ssh key, `host_key` the public half of the guest's host key. `maker` is
     the process that starts it; `vm` is known once it is ready. `origin` is the directory of the template or snapshot
     that it started from, `under` are the disks below its own, and `run` is QEMU's path to the directory of its own
-    disks. `halted` is the process that pauses it for a moment, to take a snapshot."""
+    disks. `disk` is the directory of the session's disk, `files` QEMU's path to it, and `session` the directory that
+    the session's files are copied to at the end, if any. `halted` is the process that pauses it for a moment, to
+    take a snapshot."""
 
     name: str
     image: str
@@ -56,6 +59,9 @@ class Record:
     origin: str = ""
     under: Sequence[Layer] = ()
     run: str = ""
+    disk: str = ""
+    files: str = ""
+    session: str = ""
     engine: str = ""
     version: str = ""
     sealed: bool = False
@@ -67,8 +73,8 @@ class Record:
     def alive(self) -> bool:
         return self.vm is not None and self.vm.alive
 
-    def ready(self, vm: Vm, port: int, run: str) -> Record:
-        return replace(self, status=MachineStatus.READY, maker=None, vm=vm, port=port, run=run)
+    def ready(self, vm: Vm, port: int, run: str, files: str) -> Record:
+        return replace(self, status=MachineStatus.READY, maker=None, vm=vm, port=port, run=run, files=files)
 
     def stopped(self) -> Record:
         return replace(self, status=MachineStatus.STOPPED, maker=None, vm=None, port=0, key="")
@@ -78,6 +84,8 @@ class Record:
         status, reason = self.status, ""
         if status is MachineStatus.READY and not self.alive:
             status, reason = MachineStatus.ERROR, "its QEMU process has ended"
+        elif status is MachineStatus.READY and not self.disk:
+            status, reason = MachineStatus.ERROR, "an earlier Hiveyard started it, which had no disks for sessions"
         elif status is MachineStatus.BOOTING and not (self.maker and self.maker.alive):
             status, reason = MachineStatus.ERROR, "its start was not finished: the process that started it has ended"
         return Machine(
@@ -106,6 +114,9 @@ class Record:
             "origin": self.origin,
             "under": self.under,
             "run": self.run,
+            "disk": self.disk,
+            "files": self.files,
+            "session": self.session,
             "engine": self.engine,
             "version": self.version,
             "sealed": self.sealed,
@@ -136,6 +147,9 @@ def read(path: Path) -> Record | None:
         origin=text(data.get("origin")),
         under=layers(data.get("under")),
         run=text(data.get("run")),
+        disk=text(data.get("disk")),
+        files=text(data.get("files")),
+        session=text(data.get("session")),
         engine=text(data.get("engine")),
         version=text(data.get("version")),
         sealed=data.get("sealed") is True,

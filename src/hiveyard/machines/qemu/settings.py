@@ -23,5 +23,8 @@ class QemuSettings:
     """Seconds a fork may take until it can run a command."""
     trial_timeout: float = 15.0
     """Seconds an accelerator has to boot a kernel in a trial; emulation has four times as long."""
+    session_gib: int = 64
+    """Size of a session's disk, in GiB. It takes space on the host only for what is on it. A change counts for new
+    sessions, and for each size a template is made."""
     uid: int = 1213595648
     """First of the 65,537 host user ids that QEMU runs as when the daemon is root. They should own nothing."""

@@ -2,17 +2,17 @@
 
     <state>/.snapshots/<name>/memory         the guest's memory, or its sparse form (sparse_memory.py)
     <state>/.snapshots/<name>/state          the state of its devices
-    <state>/.snapshots/<name>/table.json     the files of the session that the guest knows and has open
-    <state>/.snapshots/<name>/<number>       the content of an open file that has no name any more
-    <state>/.snapshots/<name>/layer-N.qcow2  disk layers that the machine uses too: nobody writes to them
+    <state>/.snapshots/<name>/layer-N.qcow2  files of the root disk that the machine uses too: nobody writes to them
+    <state>/.snapshots/<name>/session-N.*    files of the session's disk, likewise
     <state>/.snapshots/<name>/blank.qcow2    an empty overlay to copy
     <state>/.snapshots/<name>/snapshot.json  written last
 
 QEMU maps a template's memory copy-on-write, so a machine's own pages are those that the guest changed; the kernel lists
 them (/proc/PID/pagemap). They are written over a copy of the template's memory that was made before the pause. So the
 machine is paused for what it changed, not for what it has: its devices are written (`xen-save-devices-state`, which
-does not touch memory), its disk gets a new overlay, and the changed pages are copied. Everything else happens before or
-after. Forks have the same files under their own names, so each can be removed without the other.
+does not touch memory), both its disks get a new overlay, and the changed pages are copied. Everything else happens
+before or after. The guest writes its session's files to the disk before it is paused, so that a machine can start from
+the disk alone. Forks have the same files under their own names, so each can be removed without the other.
 
 Connections do not survive in a fork: their other ends belong to the parent. The fork's kernel destroys its sockets, so
 that a client sees an error at once and tries again.
@@ -20,55 +20,49 @@ that a client sees an error at once and tries again.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import anyio
 
-from hiveyard.core.errors import BadInput, CannotKeepMemory, NoSuchSnapshot, ProviderError, ProviderUnavailable
+from hiveyard.core.errors import BadInput, NoSuchSnapshot, ProviderUnavailable
 from hiveyard.core.ports import Meanwhile, SnapshotStats
 from hiveyard.kit import files
-from hiveyard.kit.copying import copy_content
-from hiveyard.kit.group import together
 from hiveyard.kit.lock import file_lock
+from hiveyard.kit.shape import items, text
 from hiveyard.kit.shape import record as fields
-from hiveyard.kit.shape import text
-from hiveyard.machines.qemu import memory, sparse_memory
+from hiveyard.machines.qemu import sparse_memory
 from hiveyard.machines.qemu.accelerator import Choice
-from hiveyard.machines.qemu.cleanup import mark_needed
-from hiveyard.machines.qemu.command import LAYOUT, Layer, storage
-from hiveyard.machines.qemu.fuse_process import quiesce, unquiesce
+from hiveyard.machines.qemu.command import LAYOUT, Layer
 from hiveyard.machines.qemu.host import Processor, Qemu, processor
-from hiveyard.machines.qemu.pause import clear_halted, is_running, mark_halted, stop_cpus, update_clock
 from hiveyard.machines.qemu.record import QemuDirectory, Record, layers
-from hiveyard.machines.qemu.state import save
-from hiveyard.machines.qemu.template import Origin, finish_file, overlay
-from hiveyard.machines.qemu.wire import Refused, Wire, qmp
+from hiveyard.machines.qemu.snapshot_writer import SnapshotWriter
+from hiveyard.machines.qemu.template import Origin, finish_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
-_NODE = re.compile(r"(?:disk\d+|own(\d+))\Z")
 
 
 class Snapshot(NamedTuple):
-    """A snapshot. Its state depends on `engine`, `version` and, under kvm, `processor`, which is None in snapshots of
-    older versions."""
+    """A snapshot, which contains memory if it is `live`. Its state depends on `engine`, `version` and, under kvm,
+    `processor`, which is None in snapshots of older versions. `clean`: the session's file system was frozen."""
 
     origin: Origin
     engine: str
     version: str
+    live: bool = True
+    clean: bool = False
     processor: Processor | None = None
 
     def qemu(self, program: str, version: str, choices: Sequence[Choice]) -> Qemu:
         """Return this host's QEMU with the one of `choices` that the snapshot was taken under. Raises
         ProviderUnavailable if it cannot load the snapshot."""
+        if not self.live:
+            raise ProviderUnavailable("the snapshot has no memory that this Hiveyard can load, only files")
         choice = next((choice for choice in choices if repr(choice.engine) == self.engine), None)
         if choice is None or self.version != version:
             now = choices[0].engine.accel if choices else "no accelerator"
@@ -89,7 +83,8 @@ class Snapshot(NamedTuple):
         place.chmod(0o711)
         try:
             for path in root.iterdir():
-                os.link(path, place / path.name)
+                if path not in self.origin.session:
+                    os.link(path, place / path.name)
         except FileNotFoundError as error:
             raise NoSuchSnapshot(f"snapshot {root.name} is being removed") from error
         under = [Layer(str(place / Path(file).name), kind) if Path(file).parent == root else Layer(file, kind)
@@ -115,9 +110,14 @@ class Snapshots:
         for layer in under:
             if not Path(layer.file).is_file():
                 raise NoSuchSnapshot(f"snapshot {name} cannot be used any more: {layer.file}, which it needs, is gone")
-        origin = Origin(under, text(data.get("host_key")), frozen=root, cloned=True)
+        session = [root / Path(text(file)).name for file in items(data.get("session"))]
         return Snapshot(
-            origin, text(data.get("engine")), text(data.get("version")), _processor(fields(data, "processor"))
+            Origin(under, text(data.get("host_key")), frozen=root, cloned=True, session=session),
+            engine=text(data.get("engine")),
+            version=text(data.get("version")),
+            live=data.get("memory") is True and data.get("layout") == LAYOUT,
+            clean=data.get("clean") is True,
+            processor=_processor(fields(data, "processor")),
         )
 
     def names(self) -> set[str]:
@@ -162,10 +162,11 @@ class Snapshots:
         group: int | None,
         meanwhile: Meanwhile | None,
         *,
-        complete: bool,
+        complete: bool = False,
+        memory: bool = True,
     ) -> SnapshotStats:
-        """Take a snapshot of the machine of `record`, with its `complete` memory or as small as possible. The caller
-        holds the machine's lock."""
+        """Take a snapshot of the machine of `record`, with its `complete` memory or as small as possible; without
+        `memory`, of its session's files only. The caller holds the machine's lock."""
         place = self._place(name)
         async with file_lock(self._root / ".locks" / name):
             fresh = self._root / f".new-{record.name}+{name}"
@@ -173,8 +174,11 @@ class Snapshots:
             fresh.mkdir(parents=True)
             fresh.chmod(0o711)
             try:
-                bases = None if complete else self._bases
-                stats = await _SnapshotWriter(record, directory, fresh, place, group, bases).take(meanwhile)
+                writer = SnapshotWriter(record, directory, fresh, place, group)
+                if memory:
+                    stats = await writer.with_memory(meanwhile, None if complete else self._bases)
+                else:
+                    stats = await writer.files_only()
                 shutil.rmtree(place, ignore_errors=True)
                 fresh.replace(place)
                 files.sync_dir(self._root)
@@ -190,132 +194,6 @@ class Snapshots:
         return self._root / name
 
 
-class _SnapshotWriter:
-    """Takes one snapshot into the directory `fresh`, which is moved to `place` afterwards."""
-
-    def __init__(
-        self, record: Record, directory: QemuDirectory, fresh: Path, place: Path, group: int | None, bases: Path | None
-    ) -> None:
-        self._record = record
-        self._directory = directory
-        self._fresh = fresh
-        self._place = place
-        self._group = group
-        self._bases = bases
-
-    async def take(self, meanwhile: Meanwhile | None) -> SnapshotStats:
-        if not self._record.origin:
-            raise CannotKeepMemory(
-                f"machine {self._record.name} was booted from its disk: only forks of a template can be snapshotted",
-                hint="set templates = true in section [qemu] of the settings",
-                machine=self._record.name,
-            )
-        assert self._record.vm is not None
-        memory.check(self._record.vm.pid)
-        async with qmp(self._directory.qmp) as wire:
-            base = await anyio.to_thread.run_sync(self._begin_memory)
-            top, node = await _top(wire)
-            await overlay(self._fresh / "blank.qcow2", "disk.qcow2", "qcow2", self._record.shape.disk_gib)
-            await self._new_top(top + 1)
-            async with self._paused(wire):
-                changed = await self._freeze(wire, base, top, node, meanwhile)
-        await anyio.to_thread.run_sync(self._finish, top)
-        size = sum(path.stat().st_blocks * 512 for path in self._fresh.iterdir() if path.name != "base")
-        return SnapshotStats(self._seconds, max(size, changed))
-
-    def _begin_memory(self) -> memory.File:
-        try:
-            return sparse_memory.begin(self._fresh, Path(self._record.origin) / "memory", self._bases)
-        except FileNotFoundError as error:
-            raise CannotKeepMemory("the memory file that the VM started with no longer exists") from error
-
-    async def _new_top(self, number: int) -> None:
-        # QEMU can write to the directory, so the path may be a symlink to anywhere by now.
-        path = self._directory.run / f"disk-{number}.qcow2"
-        path.unlink(missing_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        with os.fdopen(fd, "wb") as file, (self._fresh / "blank.qcow2").open("rb") as blank:
-            shutil.copyfileobj(blank, file)
-            owner = self._directory.run.stat()
-            if os.geteuid() == 0:
-                os.fchown(fd, owner.st_uid, owner.st_gid)
-
-    @asynccontextmanager
-    async def _paused(self, wire: Wire) -> AsyncIterator[None]:
-        """Pause the machine for the block. A machine that was paused before stays paused."""
-        begun = time.monotonic()
-        was_running = await is_running(wire)
-        self._record = mark_halted(self._record, self._directory) if was_running else self._record
-        try:
-            self._table = await quiesce(self._directory.session)
-            if was_running:
-                await stop_cpus(wire)
-            yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                if was_running:
-                    await wire.call("cont")
-                    await unquiesce(self._directory.session)
-                self._seconds = time.monotonic() - begun
-                if was_running:
-                    # The mark is cleared last: if this process is killed before, the next one sets the clock, too.
-                    await update_clock(self._record, self._directory)
-                    self._record = clear_halted(self._record, self._directory)
-
-    async def _freeze(self, wire: Wire, base: memory.File, top: int, node: str, meanwhile: Meanwhile | None) -> int:
-        await save(wire, self._fresh / "state")
-        await _switch(wire, f"{self._record.run}/disk-{top + 1}.qcow2", node, f"own{top + 1}")
-        changed: list[int] = []
-        async with together() as group:
-            group.start_soon(anyio.to_thread.run_sync, self._save_open)
-            if meanwhile is not None:
-                group.start_soon(meanwhile)
-            changed.append(await anyio.to_thread.run_sync(self._copy_changes, base))
-        return changed[0]
-
-    def _copy_changes(self, base: memory.File) -> int:
-        assert self._record.vm is not None
-        return sparse_memory.finish(self._fresh, memory.changes(self._record.vm.pid, base))
-
-    def _save_open(self) -> None:
-        (self._fresh / "table.json").write_bytes(self._table)
-        table = json.loads(self._table)
-        for handle, _, _, _, fd in table["opened"]:
-            if fd >= 0:
-                source = os.open(f"/proc/{table['pid']}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    with (self._fresh / str(int(handle))).open("wb") as target:
-                        copy_content(source, target.fileno())
-                finally:
-                    os.close(source)
-
-    def _is_own(self, layer: Layer) -> bool:
-        """Return whether a lower layer is a file of this machine, and not of the cache."""
-        return Path(layer.file).is_relative_to(self._directory.root)
-
-    def _finish(self, top: int) -> None:
-        written = [f"disk-{number}.qcow2" if number else "disk.qcow2" for number in range(top + 1)]
-        own = [Path(layer.file) for layer in self._record.under if self._is_own(layer)]
-        own += [self._directory.run / name for name in written]
-        under = [layer for layer in self._record.under if not self._is_own(layer)]
-        mark_needed({Path(layer.file).parent for layer in under}, self._place)
-        for number, path in enumerate(own):
-            os.link(path, self._fresh / f"layer-{number}.qcow2", follow_symlinks=False)
-            under.append(Layer(str(self._place / f"layer-{number}.qcow2"), "qcow2"))
-        for path in (path for path in self._fresh.iterdir() if path.name != "base"):
-            finish_file(path, self._group, writable=path.name == "memory" and not self._record.sealed)
-        data = {
-            "machine": self._record.name,
-            "layout": LAYOUT,
-            "under": under,
-            "host_key": self._record.host_key,
-            "engine": self._record.engine,
-            "version": self._record.version,
-            "processor": processor()._asdict(),
-        }
-        files.write_atomic(self._fresh / "snapshot.json", json.dumps(data).encode())
-
-
 def _processor(data: Mapping[str, object]) -> Processor | None:
     flags = data.get("flags")
     return Processor(text(data.get("name")), tuple(map(text, flags))) if isinstance(flags, list) else None
@@ -323,31 +201,3 @@ def _processor(data: Mapping[str, object]) -> Processor | None:
 
 def _discard(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
-
-
-async def _top(wire: Wire) -> tuple[int, str]:
-    """Return the number of the disk layer that QEMU writes to, and QEMU's name for it."""
-    for block in _dicts(await wire.call("query-block")):
-        node = text(fields(block, "inserted").get("node-name"))
-        if match := _NODE.match(node):
-            return int(match.group(1) or 0), node
-    raise ProviderError("QEMU does not report which disk it writes to")
-
-
-def _dicts(data: object) -> list[dict[str, object]]:
-    return [dict(fields(item)) for item in data] if isinstance(data, list) else []
-
-
-async def _switch(wire: Wire, path: str, node: str, name: str) -> None:
-    """Make QEMU write to the empty overlay at `path` from now on."""
-    with contextlib.suppress(Refused):  # the node exists only if a daemon ended between these commands
-        await wire.call("blockdev-del", **{"node-name": name})
-    await wire.call(
-        "blockdev-add",
-        driver="qcow2",
-        file=storage(path, writable=True),
-        backing=None,
-        discard="unmap",
-        **{"node-name": name},
-    )
-    await wire.call("blockdev-snapshot", node=node, overlay=name)

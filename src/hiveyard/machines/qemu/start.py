@@ -11,10 +11,10 @@ from typing import NamedTuple
 from hiveyard.core.errors import MachineLost
 from hiveyard.core.machines import Network, Shape
 from hiveyard.machines.qemu.command import Kernel, Layer, Memory, Plan, Sockets, arguments
-from hiveyard.machines.qemu.fuse_process import serve
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.launch import Handles, launched
 from hiveyard.machines.qemu.record import QemuDirectory
+from hiveyard.machines.qemu.session_disk import SessionDisk
 from hiveyard.machines.qemu.template import Origin
 from hiveyard.machines.qemu.user import User
 from hiveyard.machines.qemu.vm import Vm
@@ -26,8 +26,8 @@ class Start:
     """A start of one QEMU.
 
     `origin` is the template, snapshot or disk to begin from. `making` is a directory with a file `memory` that the
-    guest writes through to and the overlay `disk.qcow2`, which makes a template. `session` and `door` are host
-    directories.
+    guest writes through to, the overlay `disk.qcow2` and an empty session disk `session.raw`, which makes a template.
+    `disk` is the session's disk, None for a template. `door` is a host directory.
     """
 
     label: str
@@ -35,18 +35,20 @@ class Start:
     user: User
     shape: Shape
     origin: Origin
-    session: Path
+    disk: SessionDisk | None
     door: Path
     network: Network = Network.DOOR
     making: Path | None = None
 
 
 class Running(NamedTuple):
-    """A QEMU process that answers on its QMP socket. `run` is its path to the directory of its own disks."""
+    """A QEMU process that answers on its QMP socket. `run` is its path to the directory of its root disk, `files` its
+    path to the one of the session's disk."""
 
     vm: Vm
     wire: Wire
     run: str
+    files: str
 
 
 @asynccontextmanager
@@ -57,20 +59,19 @@ async def started(start: Start, directory: QemuDirectory) -> AsyncIterator[Runni
     ProviderUnavailable."""
     making = start.making is not None
     with Handles() as handles:
-        ours, theirs = handles.pair()
         run = handles.directory(directory.run)
-        plan = _plan(start, directory, handles, run, theirs)
-        await serve(start.session, start.user, directory.session, ours, table=start.origin.frozen)
+        files = handles.directory(start.disk.root) if start.disk is not None else ""
+        plan = _plan(start, directory, handles, run, files)
         argv = [*start.user.prefix(kvm=start.qemu.kvm, die_with_parent=making), *arguments(plan)]
         async with launched(argv, handles, cwd=start.door, outlive=not making) as process:
             try:
                 async with qmp(directory.qmp) as wire:
-                    yield Running(process.vm, wire, run)
+                    yield Running(process.vm, wire, run, files)
             except MachineLost as error:
                 raise await process.error(start.label, error) from error
 
 
-def _plan(start: Start, directory: QemuDirectory, handles: Handles, run: str, session: int) -> Plan:
+def _plan(start: Start, directory: QemuDirectory, handles: Handles, run: str, files: str) -> Plan:
     origin = start.origin
     disk = [Layer(f"{handles.directory(Path(file).parent)}/{Path(file).name}", kind) for file, kind in origin.under]
     memory = kernel = None
@@ -83,6 +84,10 @@ def _plan(start: Start, directory: QemuDirectory, handles: Handles, run: str, se
         run = handles.directory(start.making)
         memory = Memory(f"{run}/memory", shared=True)
     disk.append(Layer(f"{run}/disk.qcow2", "qcow2"))
+    if start.disk is not None:
+        session = {number: Layer(f"{files}/{number}.{kind}", kind) for number, kind in start.disk.numbers().items()}
+    else:
+        session = {0: Layer(f"{run}/session.raw", "raw")}
     return Plan(
         program=start.qemu.program,
         label=start.label,

@@ -3,7 +3,7 @@
     <cache>/templates/<key>-<id>/memory             the guest's memory, a sparse file that forks map copy-on-write
     <cache>/templates/<key>-<id>/state              the state of its devices, half a megabyte
     <cache>/templates/<key>-<id>/disk.qcow2         the changes of the boot to the image's disk
-    <cache>/templates/<key>-<id>/table.json         the guest's file table of its session directory, which was empty
+    <cache>/templates/<key>-<id>/session.raw        an empty disk for a session
     <cache>/templates/<key>-<id>/blank.qcow2        an empty overlay to copy, which is 10 ms faster than making one
     <cache>/templates/<key>-<id>/template.json      written last: a digest, and size and times of each file
 
@@ -34,19 +34,20 @@ from hiveyard.kit.shape import record, text
 from hiveyard.machines.qemu.cleanup import mark_used, remove_unused
 from hiveyard.machines.qemu.command import LAYOUT, MACHINE, Engine, Layer
 
-PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "table.json")
+PARTS = ("memory", "state", "disk.qcow2", "blank.qcow2", "session.raw")
 
 
 class Origin(NamedTuple):
-    """The origin of a machine. `frozen` is a directory with its memory, state and table of files, `kernel` one with
-    kernel and initrd if it boots instead; `under` are the disks below its own, lowest first. `cloned`: the frozen guest
-    was a machine, not a template."""
+    """The origin of a machine. `frozen` is a directory with its memory and state, `kernel` one with kernel and initrd
+    if it boots instead; `under` are the disks below its own, lowest first. `session` are the files of the session's
+    disk, lowest first, of a frozen guest that was a machine (`cloned`), not a template."""
 
     under: Sequence[Layer]
     host_key: str
     frozen: Path | None = None
     kernel: Path | None = None
     cloned: bool = False
+    session: Sequence[Path] = ()
 
 
 class CorruptTemplate(ProviderError):
@@ -59,6 +60,7 @@ class Key(NamedTuple):
     image: str
     disk: str
     shape: Shape
+    session_size: int
     engine: Engine
     version: str
     processor: str

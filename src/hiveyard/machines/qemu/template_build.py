@@ -16,9 +16,9 @@ from hiveyard.core.errors import BootTimeout, HiveyardError
 from hiveyard.core.machines import Report, Shape
 from hiveyard.kit.progress import disk_usage, measured
 from hiveyard.machines.qemu.disk import Disk
-from hiveyard.machines.qemu.fuse_process import quiesce
 from hiveyard.machines.qemu.host import Qemu
 from hiveyard.machines.qemu.record import QemuDirectory
+from hiveyard.machines.qemu.session_disk import make_file
 from hiveyard.machines.qemu.ssh import connect
 from hiveyard.machines.qemu.start import Start, started
 from hiveyard.machines.qemu.state import console, freeze, ssh_port
@@ -46,31 +46,39 @@ _WARM = (
 
 
 async def build_template(
-    fresh: Path, label: str, qemu: Qemu, user: User, shape: Shape, disk: Disk, *, timeout: float, report: Report
+    fresh: Path,
+    label: str,
+    qemu: Qemu,
+    user: User,
+    shape: Shape,
+    disk: Disk,
+    *,
+    session_size: int,
+    timeout: float,
+    report: Report,
 ) -> None:
     """Fill the directory `fresh` with the parts of a template. Raises BootTimeout, BootFailed, NoSpace."""
     directory = QemuDirectory(fresh / "machine")
     directory.run.mkdir(parents=True)
     directory.root.chmod(0o711)
-    session = directory.root / "session"
-    session.mkdir()
+    empty = directory.root / "empty"
+    empty.mkdir()
+    await make_file(fresh / "session.raw", empty, session_size)
     await overlay(fresh / "disk.qcow2", "disk.raw", "raw", shape.disk_gib)
     with (fresh / "memory").open("wb") as file:
         file.truncate(shape.memory_mib << 20)
-    for path in (fresh / "disk.qcow2", fresh / "memory", directory.run):
+    for path in (fresh / "disk.qcow2", fresh / "memory", fresh / "session.raw", directory.run):
         user.give(path)
     report(f"booting the template with {qemu.choice.name} (once per image and size)")
     origin = Origin((disk.layer,), disk.host_key, kernel=disk.root)
-    start = Start(
-        label=label, qemu=qemu, user=user, shape=shape, origin=origin, session=session, door=session, making=fresh
-    )
+    start = Start(label=label, qemu=qemu, user=user, shape=shape, origin=origin, disk=None, door=empty, making=fresh)
     written = partial(disk_usage, *(fresh / name for name in ("memory", "state", "disk.qcow2")))
-    async with measured(report, "making the template", written), started(start, directory) as (vm, wire, _):
+    async with measured(report, "making the template", written), started(start, directory) as running:
+        vm, wire = running.vm, running.wire
         await _boot(wire, directory, timeout)
         report("warming the template")
         await _warm(vm, wire, directory, disk.host_key)
         report("freezing the template")
-        (fresh / "table.json").write_bytes(await quiesce(directory.session))
         await freeze(wire, fresh / "state")
         await wire.call("quit")
     await overlay(fresh / "blank.qcow2", "disk.qcow2", "qcow2", shape.disk_gib)

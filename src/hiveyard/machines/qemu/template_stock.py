@@ -104,7 +104,7 @@ class TemplateStock:
                     sweep, [*self._templates.obsolete(qemu.version), *self._disks.obsolete()]
                 )
                 if self._settings.templates:
-                    await self._ensure_template(image.id, shape, disk, qemu, report)
+                    await self._ensure_template(image.id, shape, self.session_size, disk, qemu, report)
 
     async def release(self, image_id: str) -> None:
         async with self._image_lock(image_id):
@@ -113,9 +113,14 @@ class TemplateStock:
 
     # Origins of machines.
 
-    async def origin(self, spec: MachineSpec) -> tuple[Qemu, Origin]:
-        """Return the origin of a new machine, and the QEMU for it. Raises NoSuchImage if the image is not prepared for
-        the machine's size."""
+    @property
+    def session_size(self) -> int:
+        """The size of a new session's disk in bytes."""
+        return self._settings.session_gib << 30
+
+    async def origin(self, spec: MachineSpec, session_size: int) -> tuple[Qemu, Origin]:
+        """Return the origin of a new machine whose session's disk has `session_size` bytes, and the QEMU for it. Raises
+        NoSuchImage if the image is not prepared for the machine's size."""
         disk = self._disk(spec)
         choices = await self._choices(disk.kernel)
         qemu = self._qemu(choices[0])
@@ -123,20 +128,20 @@ class TemplateStock:
             return qemu, Origin((disk.layer,), disk.host_key, kernel=disk.root)
         # A template that was made under a lesser choice can be used until the image is prepared again.
         for other in map(self._qemu, choices):
-            if self._templates.find(self._key(spec.image.id, spec.shape, disk, other)):
+            if self._templates.find(self._key(spec.image.id, spec.shape, session_size, disk, other)):
                 qemu = other
                 break
-        return qemu, (await self._template(spec, disk, qemu)).origin(disk.layer)
+        return qemu, (await self._template(spec, session_size, disk, qemu)).origin(disk.layer)
 
-    async def replacement(self, spec: MachineSpec, qemu: Qemu, broken: Origin) -> Origin:
+    async def replacement(self, spec: MachineSpec, session_size: int, qemu: Qemu, broken: Origin) -> Origin:
         """Return another origin for a machine that could not start from the template `broken`. Raises
         NoSuchImage."""
         disk = self._disk(spec)
         async with self._image_lock(spec.image.id):
-            key = self._key(spec.image.id, spec.shape, disk, qemu)
+            key = self._key(spec.image.id, spec.shape, session_size, disk, qemu)
             now = self._templates.find(key)
             if now is None or now.root != broken.frozen:
-                return (await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)).origin(disk.layer)
+                return (await self._ensure(spec, session_size, disk, qemu)).origin(disk.layer)
             # The old one is retired only after this succeeds: on a host where no state loads, it may be intact.
             fresh = await self._new_template(key, disk, qemu, quiet)
             await anyio.to_thread.run_sync(self._templates.retire, now)
@@ -148,25 +153,33 @@ class TemplateStock:
             raise _not_prepared(spec)
         return disk
 
-    async def _template(self, spec: MachineSpec, disk: Disk, qemu: Qemu) -> Template:
-        key = self._key(spec.image.id, spec.shape, disk, qemu)
+    async def _template(self, spec: MachineSpec, session_size: int, disk: Disk, qemu: Qemu) -> Template:
+        key = self._key(spec.image.id, spec.shape, session_size, disk, qemu)
         template = self._templates.find(key)
         if template is None:
             # Another process may be making it.
             async with self._image_lock(spec.image.id):
                 template = self._templates.find(key)
+                if template is None and session_size != self.session_size:
+                    # A session from before the setting changed: `prepare` knows only the present size.
+                    template = await self._ensure(spec, session_size, disk, qemu)
         if template is None:
             raise _not_prepared(spec)
         try:
             template.check()
         except CorruptTemplate:
             async with self._image_lock(spec.image.id):
-                return await self._ensure_template(spec.image.id, spec.shape, disk, qemu, quiet)
+                return await self._ensure(spec, session_size, disk, qemu)
         return template
 
-    async def _ensure_template(self, image: str, shape: Shape, disk: Disk, qemu: Qemu, report: Report) -> Template:
+    async def _ensure(self, spec: MachineSpec, session_size: int, disk: Disk, qemu: Qemu) -> Template:
+        return await self._ensure_template(spec.image.id, spec.shape, session_size, disk, qemu, quiet)
+
+    async def _ensure_template(
+        self, image: str, shape: Shape, session_size: int, disk: Disk, qemu: Qemu, report: Report
+    ) -> Template:
         """Return an intact template, and make it if there is none. The caller holds the image's lock."""
-        key = self._key(image, shape, disk, qemu)
+        key = self._key(image, shape, session_size, disk, qemu)
         if template := self._templates.find(key):
             try:
                 template.check()
@@ -185,7 +198,10 @@ class TemplateStock:
         try:
             label = f"hiveyard-template:{key.digest()}"
             await build_template(
-                *(fresh, label, qemu, self._builder, shape, disk), timeout=self._settings.boot_timeout, report=report
+                *(fresh, label, qemu, self._builder, shape, disk),
+                session_size=key.session_size,
+                timeout=self._settings.boot_timeout,
+                report=report,
             )
             return self._templates.publish(
                 key, fresh, host_key=disk.host_key, group=self._builder.group, sealed=qemu.seals
@@ -193,11 +209,12 @@ class TemplateStock:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
-    def _key(self, image: str, shape: Shape, disk: Disk, qemu: Qemu) -> Key:
+    def _key(self, image: str, shape: Shape, session_size: int, disk: Disk, qemu: Qemu) -> Key:
         return Key(
             image=image,
             disk=disk.host_key,
             shape=replace(shape, cpus=shape.whole_cpus, pids=Shape().pids),  # set when a machine is forked
+            session_size=session_size,
             engine=qemu.choice.engine,
             version=qemu.version,
             processor=processor().digest() if qemu.kvm else "",

@@ -1,7 +1,6 @@
-"""The user that QEMU runs as: never root, with no group it does not need; in its namespace it is the guest's user.
+"""The user that QEMU runs as: never root, with no group it does not need, in a user namespace of its own.
 
-The namespace makes the owners of a session's files right on both sides: QEMU's host user is uid 1000 in it. So the
-guest's user owns the files that the host created, and the host owns the files that the guest created.
+The kernel counts the processes of a namespace by themselves, which limits what a guest can make QEMU start.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-from hiveyard.kit.trees import walk
 
 GUEST_UID = 1000
 _SPREAD = 1 << 16
@@ -51,18 +48,6 @@ class User(NamedTuple):
         """Give one file or directory to this user."""
         if self.uid is not None:
             os.chown(path, self.uid, self.uid, follow_symlinks=False)
-
-    def give_tree(self, root: Path) -> None:
-        """Give a directory with everything in it to this user. No symlink is followed: a guest may have made the
-        tree."""
-        if self.uid is None:
-            return
-        self.give(root)
-        for directories, files, fd in walk(root):
-            for name in (*directories, *files):
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                if (status.st_uid, status.st_gid) != (self.uid, self.uid):
-                    os.chown(name, self.uid, self.uid, dir_fd=fd, follow_symlinks=False)
 
 
 def user_for(what: str, *, first: int) -> User:

@@ -1,66 +1,81 @@
-"""Create the repository in a guest: the base with its history, on a branch of its own.
+"""Create a session's repository on the host: the base with its history and its work tree, on a branch of its own.
 
-The host builds the repository in a private directory and passes it as one tar file. So a guest, which may be emulated,
-only unpacks it and checks out the files. The host writes the tar file into the session's shared directory. It replaces
-whatever the guest has there by that name, and follows no symlink.
+It is made in a directory that no guest has seen, which then becomes the session's. So a guest, which may be emulated,
+finds all files and a valid index. Neither the repository's configuration nor the user's has a say: no filter, hook or
+other program runs, and files are as a guest without configuration would check them out.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import anyio.to_thread
 
-from hiveyard.core.commands import Command
-from hiveyard.core.errors import GuestNoSpace, RepositoryError
+from hiveyard.core.errors import NoSpace, RepositoryError
 from hiveyard.core.machines import Report, quiet
-from hiveyard.core.ports import Guest
 from hiveyard.kit.progress import disk_usage, measured
-from hiveyard.kit.text import decode, one_line
-from hiveyard.repository import scripts
 from hiveyard.repository.git import TRUSTED, complaint, config, git, git_output
+from hiveyard.repository.index import VERSION_2, settle
 from hiveyard.repository.submodules import BASE, Submodule, bare_copy, submodules
 from hiveyard.repository.taking import identity
 
 ROOT = "/session"
-TAR, BUNDLE, SHALLOW = "origin.tar", "origin.bundle", "origin.shallow"
-_TIMEOUT = 3600.0
+BUNDLE, SHALLOW = "origin.bundle", "origin.shallow"
+_UNCONFIGURED = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
 
 
 class Part(NamedTuple):
-    """A file or directory of the host, and its place in the guest's work tree."""
+    """A file or directory, and its place in the work tree."""
 
     place: str
     source: Path
 
 
-async def push(guest: Guest, origin: Path, shared: Path, *, base: str, branch: str, report: Report = quiet) -> None:
-    """Create `/session/repo` in the guest, on `branch` at `base`, with its history and tags.
+async def checkout(origin: Path, tree: Path, *, base: str, branch: str, report: Report = quiet) -> None:
+    """Create `repo` in the directory `tree`, on `branch` at `base`, with its history and tags.
 
-    Safe to repeat: an existing repository does not change. `shared` is the host's side of `/session`. Raises
-    RepositoryError, GuestNoSpace, and the guest's errors."""
-    if not os.path.lexists(shared / "repo"):
-        with tempfile.TemporaryDirectory(dir=origin.parent, prefix=".push-") as scratch:
-            async with measured(report, "packing the repository", partial(disk_usage, Path(scratch))):
-                parts = await _parts(origin, Path(scratch), base, branch)
-            async with measured(report, "giving the repository to the machine", partial(disk_usage, shared / TAR)):
-                await anyio.to_thread.run_sync(_write_tar, parts, shared, TAR)
-    paths = [submodule.path for submodule in submodules(origin)]
-    command = Command(argv=("bash", "-c", scripts.PUSH, "hv", ROOT, *paths), cwd="/")
-    async with measured(report, "checking out files in the machine", partial(disk_usage, shared / "repo")):
-        result = await guest.run(command, timeout=_TIMEOUT, limit=1 << 20)
-    if not result.ok:
-        error = decode(result.stderr)
-        if "No space left on device" in error:
-            raise GuestNoSpace(f"the repository does not fit into the machine: {one_line(error)}")
-        raise RepositoryError(f"the repository could not be set up in the machine: {one_line(error[-600:])}")
+    Safe to repeat: an existing repository does not change. No guest may be using the directory. Raises RepositoryError,
+    NoSpace."""
+    if os.path.lexists(tree / "repo"):
+        return
+    with tempfile.TemporaryDirectory(dir=origin.parent, prefix=".push-") as scratch, _disk_full_as_no_space():
+        async with measured(report, "copying the history", partial(disk_usage, Path(scratch))):
+            work = await _repositories(origin, Path(scratch), base, branch)
+        async with measured(report, "checking out files", partial(disk_usage, work)):
+            places = {".": ".git"} | {inner.path: f".git/{inner.module}" for inner in submodules(origin)}
+            for path, repository in places.items():
+                await git_output(*VERSION_2, "reset", "--quiet", "--hard", at=work / path, env=_UNCONFIGURED)
+                settled = partial(settle, work / repository / "index", work / path, await object_format(origin))
+                await anyio.to_thread.run_sync(settled)
+        work.rename(tree / "repo")
+
+
+@contextmanager
+def _disk_full_as_no_space() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RepositoryError) as error:
+        full = "No space left on device" in str(error)
+        if not full and not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        raise NoSpace(f"the repository does not fit on the disk: {error}", hint="df -h") from error
+
+
+async def _repositories(origin: Path, scratch: Path, base: str, branch: str) -> Path:
+    """Create the work tree's directory with its `.git`, and in it the repositories of the submodules."""
+    work = scratch / "work"
+    for place, source in await _parts(origin, scratch, base, branch):
+        (work / place).parent.mkdir(parents=True, exist_ok=True)
+        source.rename(work / place)
+    return work
 
 
 async def _parts(origin: Path, scratch: Path, base: str, branch: str) -> list[Part]:
@@ -111,6 +126,8 @@ async def _configuration(origin: Path, active: Sequence[str], tree: str = "") ->
     kind, (name, email) = await object_format(origin), await identity(origin)
     version = "0" if kind == "sha1" else "1"
     lines = ["[core]", f"\trepositoryformatversion = {version}", "\tfilemode = true", "\tbare = false"]
+    # Inodes and owners are others in the guest. Without them the index is valid there: git need not read all files.
+    lines += ["\tcheckStat = minimal", "\ttrustctime = false"]
     lines += [f"\tworktree = {_quoted(tree)}"] if tree else []
     lines += ["\tlogallrefupdates = true", "[user]", f"\tname = {_quoted(name)}", f"\temail = {_quoted(email)}"]
     if kind != "sha1":
@@ -134,7 +151,9 @@ async def bundle_base(origin: Path, into: Path) -> list[Path]:
     bundle, shallow = into / BUNDLE, into / SHALLOW
     tags = await git_output("for-each-ref", "--format=%(refname)", f"--merged={BASE}", "refs/tags", at=origin)
     refs = "\n".join([BASE, *tags.splitlines(), ""]).encode("utf-8", "surrogateescape")
-    done = await git("bundle", "create", "--quiet", str(bundle), "--stdin", at=origin, stdin=refs)
+    # Deltas that exist are used. No new ones are searched for, which takes longer than it saves.
+    words = ("-c", "pack.window=0", "bundle", "create", "--quiet", str(bundle), "--stdin")
+    done = await git(*words, at=origin, stdin=refs)
     if not done.ok:
         raise RepositoryError(f"the repository's history is not complete: {complaint(done)}")
     if (origin / "shallow").exists():
@@ -146,28 +165,3 @@ async def bundle_base(origin: Path, into: Path) -> list[Path]:
 async def object_format(origin: Path) -> str:
     """Return `sha1` or `sha256`."""
     return await git_output("rev-parse", "--show-object-format", at=origin)
-
-
-def _write_tar(parts: Sequence[Part], directory: Path, name: str) -> None:
-    """Write a tar of `parts` into a directory that a guest can write, and replace what the guest has there by that
-    name. Raises RepositoryError for a directory."""
-    at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            os.unlink(name, dir_fd=at)
-        except FileNotFoundError:
-            pass
-        except IsADirectoryError:
-            raise RepositoryError(f"the machine created a directory named {name} in /session") from None
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name, flags, 0o644, dir_fd=at), "wb") as target:
-            os.fchmod(target.fileno(), 0o644)
-            _tar(parts, target)
-    finally:
-        os.close(at)
-
-
-def _tar(parts: Sequence[Part], target: BinaryIO) -> None:
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for part in parts:
-            tar.add(part.source, arcname=part.place)

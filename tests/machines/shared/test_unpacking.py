@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hiveyard.core.errors import BadInput
-from hiveyard.engine.archive.unpacking import unpack
+from hiveyard.machines.shared.unpacking import unpack
 
 NEW = b"new" * 100_000
 
