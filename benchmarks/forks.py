@@ -2,18 +2,21 @@
 
     python -m benchmarks.forks [--json] [--image REF] [--children N]
 
-The machine writes to a file of its session all the time; a child's first line there is its first event.
+The machine writes to its door all the time; the first line that arrives at a child's door is its first event.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
-import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+from anyio.abc import SocketStream
 
 from benchmarks._figures import Figures
 from benchmarks._providers import opened
@@ -21,14 +24,13 @@ from benchmarks._timed import Timed, tell
 from hiveyard.core.commands import Command
 from hiveyard.core.machines import MachineSpec, Shape
 from hiveyard.images.images import Images
-from hiveyard.kit.copying import copy_tree
 from hiveyard.kit.names import new_id
 from hiveyard.machines.qemu import QemuProvider
 from hiveyard.machines.qemu.vm import labels
 from hiveyard.paths import default_paths
 
 _BUSY = """
-(exec >/session/log; while :; do date; sleep 0.05; done) </dev/null 2>&1 &
+(while :; do date >/dev/tcp/10.0.2.100/80; sleep 0.05; done) </dev/null >/dev/null 2>&1 &
 head -c 64M /dev/urandom >/tmp/x
 """
 
@@ -48,19 +50,17 @@ async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, ro
     unfolded = Timed("the same, of a snapshot that is kept")
     parent, kept, stays = f"b-{new_id()}", f"b-{new_id()}", f"b-{new_id()}"
     names = [parent]
-    (root / parent).mkdir()
     try:
-        await provider.boot(parent, _spec(base, root / parent))
-        async with provider.guest(parent) as guest:
-            await guest.run(Command(shell=_BUSY), timeout=120)
-        alone = memory(parent)
-        taken = await provider.snapshot(parent, kept, temporary=True)
+        async with door(root / parent):
+            await provider.boot(parent, _spec(base, root / parent))
+            async with provider.guest(parent) as guest:
+                await guest.run(Command(shell=_BUSY), timeout=120)
+            alone = memory(parent)
+            taken = await provider.snapshot(parent, kept, temporary=True)
         still.seconds.append(taken.seconds)
-        copy_tree(root / parent, root / "copy")
         for _ in range(children):
             child = f"b-{new_id()}"
             names.append(child)
-            copy_tree(root / "copy", root / child)
             await first.of(lambda child=child: _first(provider, base, root, kept, child))  # type: ignore[misc]
         still.show(figures, aim="1 s per GiB used")
         first.show(figures, aim="1 s")
@@ -71,7 +71,6 @@ async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, ro
         taken = await provider.snapshot(parent, stays)
         figures.mib("one that is kept, on disk", taken.size / (1 << 20))
         names.append(child := f"b-{new_id()}")
-        copy_tree(root / "copy", root / child)
         await unfolded.of(lambda: _first(provider, base, root, stays, child))
         unfolded.show(figures)
     finally:
@@ -81,17 +80,34 @@ async def forked(figures: Figures, provider: QemuProvider, base: MachineSpec, ro
             await provider.remove_snapshot(snapshot)
 
 
-def _spec(base: MachineSpec, session: Path) -> MachineSpec:
-    return MachineSpec(image=base.image, shape=base.shape, session=session)
+@asynccontextmanager
+async def door(place: Path) -> AsyncIterator[anyio.Event]:
+    """A door that listens in the directory `place`, and the event that something arrived there."""
+    place.mkdir()
+    arrived = anyio.Event()
+
+    async def take(stream: SocketStream) -> None:
+        async with stream:
+            with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                await stream.receive()
+                arrived.set()
+
+    listener = await anyio.create_unix_listener(place / "door.sock", mode=0o666)
+    async with listener, anyio.create_task_group() as group:
+        group.start_soon(listener.serve, take)
+        yield arrived
+        group.cancel_scope.cancel()
+
+
+def _spec(base: MachineSpec, place: Path) -> MachineSpec:
+    return MachineSpec(image=base.image, shape=base.shape, door=place)
 
 
 async def _first(provider: QemuProvider, base: MachineSpec, root: Path, kept: str, child: str) -> None:
-    log = root / child / "log"
-    before = log.stat().st_size
-    await provider.boot_from(kept, child, _spec(base, root / child))
-    until = time.monotonic() + 60
-    while log.stat().st_size <= before and time.monotonic() < until:  # noqa: ASYNC110
-        await anyio.sleep(0.002)
+    async with door(root / child) as arrived:
+        await provider.boot_from(kept, child, _spec(base, root / child))
+        with anyio.fail_after(60):
+            await arrived.wait()
 
 
 async def measure(options: argparse.Namespace, scratch: Path) -> Figures:

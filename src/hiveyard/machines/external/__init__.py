@@ -1,4 +1,4 @@
-"""Machines that any program makes, in any language, which speaks JSON lines on its stdin and stdout."""
+"""Use machines of an external program, in any language, that speaks JSON lines on its stdin and stdout."""
 
 from hiveyard.machines.external.provider import ExternalProvider
 from hiveyard.machines.external.settings import ExternalSettings

@@ -1,4 +1,4 @@
-"""The way into a machine of an external provider: the protocol's `exec` as the Exec of a ShellGuest."""
+"""Run programs in a machine of an external provider: the protocol's `exec` as the Exec of a ShellGuest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STATUSES = range(256)
 
 
 class Entrance:
-    """Opens programs in one machine. `look` asks how the machine is now; `timeout` bounds the start of a program."""
+    """Starts programs in one machine. `look` returns the machine's state; `timeout` limits the start of a program."""
 
     def __init__(self, machine: str, program: Program, look: Callable[[], Awaitable[Machine]], timeout: float) -> None:
         self._machine = machine
@@ -56,7 +56,7 @@ class Entrance:
             raise self.lost(error.message, error.hint) from error
 
     async def broken(self, error: ProviderError) -> MachineLost:
-        """Return the error for a program that has ended: the machine may live, and the next program finds it."""
+        """Return the error for a program that has ended: the machine may be alive, and the next program finds it."""
         try:
             machine = await self._look()
         except ProviderError as worse:
@@ -92,7 +92,7 @@ class _Execution:
         self._shut = False
 
     async def start(self, machine: str, words: Sequence[bytes]) -> None:
-        """Raises CannotExecute, MachineLost."""
+        """Wait until it has started. Raises CannotExecute, MachineLost."""
         try:
             await self._talk.say(self._id, "exec", machine=machine, argv=words)
             await self._talk.until(lambda: self._started or self._over)
@@ -102,7 +102,7 @@ class _Execution:
             raise self._entrance.failed(self._failed)
 
     async def close(self) -> None:
-        """Let go of it, wherever it is."""
+        """Release the program in any state."""
         self._talk.forget(self._id)
         with suppress(ProviderError):
             await self._talk.say(self._id, "close")
@@ -144,7 +144,7 @@ class _Execution:
         assert self._failed is not None
         raise self._entrance.failed(self._failed)
 
-    # --- within --------------------------------------------------------------------------------------------------
+    # --- helpers -------------------------------------------------------------------------------------------------
 
     @property
     def _over(self) -> bool:

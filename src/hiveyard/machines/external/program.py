@@ -1,4 +1,4 @@
-"""The program of an external provider: started when it is first needed, and again when it has ended."""
+"""Start the program of an external provider when it is first needed, and again when it has ended."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from hiveyard.machines.shared.attached import attached
 
 T = TypeVar("T")
 PLAIN = ("PATH", "HOME", "LANG", "TMPDIR")
-"""Variables of a program that are no secret; the values of all others are masked in what it says."""
+"""Variables of a program that are not secret. The values of all others are masked in its output."""
 _STARTS, _WITHIN = 5, 60.0  # so often a program is started within so many seconds, and not more
 
 
 class Program:
-    """`env` is all of its environment; `state` a directory of its own, told in the hello. `greeted` hears each hello,
-    and raises ProviderError where it cannot be."""
+    """`env` is its complete environment. `state` is a directory of its own, which is sent in the hello. `greeted` is
+    called with each hello, and raises ProviderError for an invalid one."""
 
     def __init__(
         self,
@@ -62,12 +62,12 @@ class Program:
         fields: Mapping[str, object] = MappingProxyType({}),
         report: Report = quiet,
     ) -> T:
-        """The answer to a request. Raises what the program tells; ProviderUnavailable when it cannot be started,
-        ProviderFailed when it ends before, ProviderTimeout, ProviderBadAnswer."""
+        """Return the answer to a request. Raises the program's error; ProviderUnavailable if it cannot be started,
+        ProviderFailed if it ends before it answers, ProviderTimeout, ProviderBadAnswer."""
         return await (await self.talk()).ask(verb, kind, fields, timeout, report)
 
     async def talk(self) -> Talk:
-        """The talk with the program that runs, or with one that is started now. Raises as `ask`."""
+        """Return the connection to the running program; start it if necessary. Raises as `ask`."""
         async with self._starting:
             if self._talk is not None and not self._talk.ended:
                 return self._talk
@@ -82,7 +82,7 @@ class Program:
             return talk
 
     async def aclose(self) -> None:
-        """End the program. It is started again when it is needed."""
+        """End the program. It is started again when needed."""
         async with self._starting:
             await self._leave()
 

@@ -1,9 +1,8 @@
-"""A provider whose machines another program makes: any executable that speaks the protocol of
-docs/external-provider.md.
+"""Provide machines of an external program: any executable that speaks the protocol of docs/external-provider.md.
 
-One program for each provider object, started when it is first needed. What its machines are made of, and how strongly
-they are kept apart, is that program's own affair: it runs with the rights of whoever runs us, and is trusted as far as
-that. What it says is checked as if it were not.
+Each provider object has one program, which is started when it is first needed. It decides what its machines are and how
+they are isolated. It runs with the permissions of this process and is trusted accordingly, but its answers are checked
+as if it were not.
 """
 
 from __future__ import annotations
@@ -57,11 +56,10 @@ _TEARDOWN = 60.0
 
 @of_machines
 class ExternalProvider:
-    """`command` is the program with its arguments, which everybody on this host can read: no secret is among them.
-    `env` is all of its environment, whose values are masked in what it says. `state` belongs to this provider alone,
-    and is the program's.
+    """`command` is the program with its arguments, which every user of this host can read: it must contain no secret.
+    `env` is its complete environment; the values are masked in its output. `state` is its own directory.
 
-    What its machines are, the program says when it is first talked to: `opened`, `readiness` and all other verbs do.
+    The program describes its machines when it is first used, by `opened`, `readiness` or any other verb.
     Before that `tier` is the least there is, and `capabilities` are `unheard`, for who has to go on without them, or
     BadInput. Without `opened`, call `aclose` at the end."""
 
@@ -142,7 +140,7 @@ class ExternalProvider:
             try:
                 return await self._boot(name, spec)
             except BaseException:
-                # What fails here too is told by the next `names`; it must not hide why the boot failed.
+                # If this fails, too, the next `names` reports the machine. The error of the boot matters more.
                 shield = anyio.move_on_after(_TEARDOWN, shield=True)
                 with shield, contextlib.suppress(HiveyardError):
                     await self._terminate(name)
@@ -151,10 +149,10 @@ class ExternalProvider:
     async def _boot(self, name: str, spec: MachineSpec) -> Machine:
         asked = {"name": name, "image": _image(spec.image), "shape": _shape(spec.shape), **_rest(spec)}
         try:
-            told = await self._program.ask("boot", wire.MachineInfo, self._settings.boot_timeout, asked)
+            info = await self._program.ask("boot", wire.MachineInfo, self._settings.boot_timeout, asked)
         except ProviderTimeout as error:
             raise BootTimeout(error.message, hint=error.hint, machine=name) from error
-        machine = self._machine(told, name)
+        machine = self._machine(info, name)
         if machine.status is not MachineStatus.READY:
             why = machine.reason or f"it is {machine.status}"
             raise BootFailed(f"machine {name} did not start: {why}", machine=name)
@@ -171,16 +169,16 @@ class ExternalProvider:
 
     async def get(self, name: str) -> Machine:
         check_machine_name(name)
-        told = await self._program.ask("get", wire.MachineInfo, self._settings.request_timeout, {"name": name})
-        return self._machine(told, name)
+        info = await self._program.ask("get", wire.MachineInfo, self._settings.request_timeout, {"name": name})
+        return self._machine(info, name)
 
     async def list(self) -> list[Machine]:
-        told = await self._program.ask("list", list[wire.MachineInfo], self._settings.request_timeout)
-        return [self._machine(one, one.name) for one in told]
+        info = await self._program.ask("list", list[wire.MachineInfo], self._settings.request_timeout)
+        return [self._machine(one, one.name) for one in info]
 
     async def names(self) -> set[str]:
-        told = await self._program.ask("names", set[str], self._settings.request_timeout)
-        return {self._name(name) for name in told}
+        info = await self._program.ask("names", set[str], self._settings.request_timeout)
+        return {self._name(name) for name in info}
 
     async def stop(self, name: str) -> None:
         check_machine_name(name)
@@ -203,29 +201,31 @@ class ExternalProvider:
         entrance = Entrance(name, self._program, lambda: self.get(name), self._settings.request_timeout)
         yield ShellGuest(entrance, self.capabilities)
 
-    def _machine(self, told: wire.MachineInfo, name: str) -> Machine:
-        if told.name != name:
-            raise ProviderBadAnswer(f"{self.name}: asked about {name}, its program told of {one_line(told.name, 80)!r}")
+    def _machine(self, info: wire.MachineInfo, name: str) -> Machine:
+        if info.name != name:
+            raise ProviderBadAnswer(
+                f"{self.name}: asked about {name}, its program answered about {one_line(info.name, 80)!r}"
+            )
         return Machine(
-            name=self._name(told.name),
-            status=told.status,
+            name=self._name(info.name),
+            status=info.status,
             provider=self.name,
-            image=one_line(told.image),
-            created_at=told.created_at,
-            reason=one_line(told.reason, 400),
-            metadata=told.metadata,
-            ends_at=told.ends_at,
-            ttl_action=told.ttl_action,
+            image=one_line(info.image),
+            created_at=info.created_at,
+            reason=one_line(info.reason, 400),
+            metadata=info.metadata,
+            ends_at=info.ends_at,
+            ttl_action=info.ttl_action,
         )
 
     def _name(self, name: str) -> str:
         try:
             return check_machine_name(name)
         except BadInput as error:
-            raise ProviderBadAnswer(f"{self.name}: its program told of a machine: {error.message}") from None
+            raise ProviderBadAnswer(f"{self.name}: its program described an invalid machine: {error.message}") from None
 
     def _lock(self, name: str) -> anyio.Lock:
-        """One change of a machine at a time."""
+        """Hold the lock for changes of a machine."""
         lock = self._locks.get(name)
         if lock is None:
             lock = self._locks[name] = anyio.Lock()

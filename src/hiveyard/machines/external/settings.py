@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExternalSettings:
-    """How long an external provider's program may take for what; all in seconds."""
+    """Time limits of an external provider's program, in seconds."""
 
     silence: float = 30.0
-    """Longest time without a line while something is under way, then a ping, then as long again: it is dead then."""
+    """Time without a line during a request until the program is pinged; after the same time again it counts as dead."""
     request_timeout: float = 60.0
-    """Longest time for an answer that needs no work: hello, readiness, get, list, names, the start of a command."""
+    """For answers without much work: hello, readiness, get, list, names, the start of a command."""
     boot_timeout: float = 300.0
-    """Longest time until a machine is ready; stop and terminate may take as long."""
+    """Until a machine is ready, and for stop and terminate."""
     prepare_timeout: float = 3600.0
-    """Longest time to make all that booting an image needs."""
+    """For `prepare`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class ExternalProgram(ExternalSettings):
     """`[external.NAME]` in the settings file: the provider NAME."""
 
     command: tuple[str, ...] = ()
-    """The program, by its absolute path, with its arguments; no secret is among them."""
+    """The absolute path of the program and its arguments, without any secret."""
     env: tuple[str, ...] = ()
     """Names of the daemon's environment variables that the program gets, besides PATH, HOME, LANG and TMPDIR."""
 

@@ -1,8 +1,8 @@
-"""A talk with one running program: lines out, lines in, and what became of it.
+"""Exchange lines with one running program.
 
-There is no task of its own: of all who wait for something, one listens for all (`_lead`), and whoever writes listens
-too, so that neither side ever waits for the other to read. Nothing that the program says can hold us up or grow: a
-line has a largest length, commands have credit, what it says on stderr is kept to its last bytes.
+There is no background task: one of the waiting callers reads for all (`_lead`). A caller that writes also reads, so
+that neither side waits for the other to read. The program's output is bounded: the length of a line, the credit of
+commands, and the last bytes of stderr.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _PARTING = 10.0  # seconds in which what was cancelled may be brought to its end
 
 
 class Box(Protocol):
-    """Where the lines about one request go."""
+    """The receiver of the lines of one request."""
 
     def take(self, line: wire.Line) -> bool:
-        """Whether the line makes sense now."""
+        """Handle a line. Return whether it is valid at this point."""
 
 
 class _Reply:
@@ -61,7 +61,7 @@ class _Reply:
 
 
 class Talk:
-    """`stream` is the program; `leave` lets go of it and ends it. `mask` is for what it says itself."""
+    """`stream` is the program; `leave` disconnects from it and ends it. `mask` hides secrets in its own messages."""
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class Talk:
     def ended(self) -> bool:
         return self.over is not None or self._stream.ended
 
-    # --- what others ask of it -----------------------------------------------------------------------------------
+    # --- requests ------------------------------------------------------------------------------------------------
 
     def begin(self, box: Box) -> int:
-        """The number of a new request, whose lines go to `box`."""
+        """Return the number of a new request, whose lines are passed to `box`."""
         id, self._next = self._next, self._next + 1
         self._boxes[id] = box
         return id
@@ -109,8 +109,8 @@ class Talk:
     async def ask(
         self, verb: str, kind: type[T], fields: Mapping[str, object], timeout: float, report: Report = quiet
     ) -> T:
-        """The answer to a request. Raises what the program tells, ProviderTimeout, and as `until`. Cancelled, it
-        returns when the program has brought the request to an end, within bounds."""
+        """Return the answer to a request. Raises the program's error, ProviderTimeout, and as `until`. If it is
+        cancelled, it first waits, for a limited time, until the program has ended the request."""
         reply = _Reply(report)
         id = self.begin(reply)
         try:
@@ -131,10 +131,10 @@ class Talk:
         try:
             return msgspec.json.decode(reply.line.value, type=kind)
         except msgspec.MsgspecError as error:
-            raise self._error(ProviderBadAnswer, f"the answer to {verb} is none: {one_line(str(error))}") from None
+            raise self._error(ProviderBadAnswer, f"the answer to {verb} is invalid: {one_line(str(error))}") from None
 
     async def say(self, id: int, type: str, **fields: object) -> None:
-        """Give the program a line; whole, or the program is ended. Raises as `until`."""
+        """Send a line to the program. If it cannot be sent completely, the program is ended. Raises as `until`."""
         encoded = wire.line(id, type, fields)
         async with self._writing:
             self._check()
@@ -146,8 +146,7 @@ class Talk:
         self._check()
 
     async def until(self, ready: Callable[[], bool]) -> None:
-        """Return as soon as `ready`. Raises a ProviderError when the program ends before, says what is none of the
-        protocol, or is silent."""
+        """Wait until `ready`. Raises a ProviderError if the program ends, violates the protocol or is silent."""
         while not ready():
             self._check()
             if self._led:
@@ -156,25 +155,25 @@ class Talk:
                 await self._lead(ready)
 
     async def end(self, error: ProviderError) -> None:
-        """End the program; whatever is under way fails with `error`."""
+        """End the program. Pending requests fail with `error`."""
         if self.over is None:
             self.over = error
         self._tell()
         with anyio.CancelScope(shield=True):
             await self._leave()
 
-    # --- within --------------------------------------------------------------------------------------------------
+    # --- helpers -------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
         if self.over is not None:
-            # Anew each time: one exception raised in many tasks would grow with each of them.
+            # A new one each time: an exception that is raised in many tasks grows with each of them.
             raise type(self.over)(self.over.message, hint=self.over.hint)
 
     def _error(self, kind: type[ProviderError], why: str) -> ProviderError:
         return kind(f"{self._name}: its program failed: {why}", hint=self._hint)
 
     async def _cancel(self, id: int, reply: _Reply) -> None:
-        # A program that is gone or stuck is found out by whoever asks it next; it must not hide the cancelling.
+        # The next request reports a program that has ended or hangs. Here it must not replace the cancellation.
         with anyio.CancelScope(shield=True), anyio.move_on_after(_PARTING), contextlib.suppress(HiveyardError):
             await self.say(id, "cancel")
             await self.until(lambda: reply.over)
@@ -190,12 +189,12 @@ class Talk:
             await self.until(lambda: False)
 
     def _tell(self) -> None:
-        # Wakes all who wait now, and nobody who comes later.
+        # Wakes the tasks that wait now, but not later ones.
         self._news.set()
         self._news = anyio.Event()
 
     async def _lead(self, ready: Callable[[], bool]) -> None:
-        """Listen for all, until what one of them waits for has come."""
+        """Read for all waiting tasks, until this one is `ready`."""
         self._led = True
         failed: ProviderError | None = None
         try:
@@ -239,7 +238,7 @@ class Talk:
             raise self._error(ProviderBadAnswer, f"it said what makes no sense now: {one_line(repr(said), 120)}")
 
     def _understood(self, data: bytes) -> wire.Line:
-        """A line, with the program's own secrets masked in all but what comes out of a machine."""
+        """Decode a line. Secrets of the program are masked, except in the output of machines."""
         with contextlib.suppress(ProviderBadAnswer):  # raised anew below, masked
             said = wire.parse(data)
             if isinstance(said, wire.Output):
@@ -265,7 +264,7 @@ class Talk:
             self._complaint = (self._complaint + piece)[-_COMPLAINT:]
 
     async def _watch(self) -> None:
-        """Ping a silent program, and end one that is silent even then."""
+        """Ping a silent program, and end it if it does not answer."""
         while True:
             await anyio.sleep(self._silence)
             if anyio.current_time() - self._heard_at < self._silence:

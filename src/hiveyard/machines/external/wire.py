@@ -1,4 +1,4 @@
-"""The lines of the protocol, as docs/external-provider.md tells it. Nothing here talks to anybody."""
+"""Define the lines of the protocol of docs/external-provider.md. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hiveyard.kit.text import one_line
 
 PROTOCOL = 1
 LINE_LIMIT = 1 << 20
-"""Bytes of a line, in both directions."""
+"""Maximum length of a line in both directions, in bytes."""
 PIECE = 64 << 10
-"""Most bytes of a command's input that one line carries."""
+"""Maximum input of a command in one line, in bytes."""
 WINDOW = 256 << 10
-"""Bytes of each stream of a command that may be on their way before anybody gave credit for more."""
+"""Initial credit of each stream of a command, in bytes."""
 _SHOWN = 400
 _NO_DATE = 253_402_300_800
-"""The first second of the year 10000, in which a calendar ends."""
+"""The first second of the year 10000, where the range of dates ends."""
 
 
 class Result(msgspec.Struct, frozen=True, tag_field="type", tag="result"):
@@ -71,7 +71,7 @@ _LINE: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
 class Can(msgspec.Struct, frozen=True, kw_only=True):
-    """Capabilities, as the program tells them."""
+    """The capabilities in a hello."""
 
     home: str = "/home/agent"
     user: str = "agent"
@@ -98,7 +98,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Date = Annotated[float, msgspec.Meta(ge=0, lt=_NO_DATE)]
-"""In seconds since the epoch; what is no date is no answer."""
+"""In seconds since the epoch."""
 
 
 class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +121,7 @@ class Works(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(line: bytes) -> Line:
-    """Raises ProviderBadAnswer."""
+    """Decode a line of the program. Raises ProviderBadAnswer."""
     try:
         return _LINE.decode(line)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -129,7 +129,7 @@ def parse(line: bytes) -> Line:
 
 
 def line(id: int, type: str, fields: dict[str, object]) -> bytes:
-    """One line for the program. Raises BadInput for one that is too long."""
+    """Encode a line for the program. Raises BadInput if it is too long."""
     encoded = msgspec.json.encode({"id": id, "type": type, **fields}) + b"\n"
     if len(encoded) > LINE_LIMIT:
         raise BadInput(f"{type} takes {len(encoded)} bytes, at most {LINE_LIMIT} fit in a line")
@@ -143,7 +143,7 @@ def _tree(kind: type[HiveyardError]) -> Iterator[type[HiveyardError]]:
 
 
 def failure(who: str, said: Failed) -> HiveyardError:
-    """The error that a program tells. A code that is none of a provider's is told in the message."""
+    """Return the error that a program reported. The message contains a code that is not one of a provider's."""
     kinds = {kind.code: kind for root in (ProviderError, BadInput) for kind in _tree(root)}
     message = one_line(said.message, _SHOWN) or "it did not say why"
     hint = one_line(said.hint, _SHOWN)
