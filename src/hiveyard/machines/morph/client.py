@@ -1,4 +1,4 @@
-"""Asking Morph Cloud: its address, its key, what its complaints mean, and which errors they become.
+"""Send requests to Morph Cloud, and convert its errors.
 
 It knows requests and answers, and no machines.
 """
@@ -45,7 +45,7 @@ _SHOWN = 300  # bytes of a complaint that has no form we know
 
 
 class Client:
-    """`key` is asked for at each request: it may have changed. `aclose` at the end."""
+    """`key` is called at each request, because the key may change. Call `aclose` at the end."""
 
     def __init__(self, settings: MorphSettings, key: Callable[[], Secret]) -> None:
         self.answers = responses.Answers("morph", _KINDS, _complaint, key_hint="MORPH_API_KEY=… hv serve")
@@ -73,7 +73,7 @@ class Client:
         timeout: float | None = None,
         attempts: int = rest.ATTEMPTS,
     ) -> T:
-        """The answer to a request; `again` and all else as `RestClient.ask` has it.
+        """Return the answer to a request. `again` and the other arguments are those of `RestClient.ask`.
 
         Raises ProviderRefused (400, 409, 422), ProviderUnauthorized, ProviderNotFound, ProviderRateLimited,
         ProviderFailed (5xx), ProviderUnreachable, ProviderTimeout, ProviderBadAnswer; ProviderUnavailable when there
@@ -92,7 +92,7 @@ class Client:
         )
 
     def stream(self, path: str, body: object, silence: float) -> AbstractAsyncContextManager[httpx2.Response]:
-        """An answer that comes in pieces, with at most `silence` seconds between them. Raises as `ask`."""
+        """Yield an answer in pieces, with at most `silence` seconds between them. Raises as `ask`."""
         return self._rest.stream(path, body, silence, key=self._found())
 
     def _found(self) -> Secret:

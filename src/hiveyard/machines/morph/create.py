@@ -1,4 +1,4 @@
-"""From a request to an instance that can be used: each made once, and found again when the answer was lost."""
+"""Create instances and snapshots. Each is created once, and found again if the answer was lost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ATTEMPTS = 3
 
 
 class InstanceCreation:
-    """Makes instances and snapshots of one service."""
+    """Creates instances and snapshots of one service."""
 
     def __init__(self, service: Service, settings: MorphSettings, capabilities: Capabilities) -> None:
         self._service = service
@@ -45,7 +45,7 @@ class InstanceCreation:
         self._capabilities = capabilities
 
     async def prepare(self, installation: str, image: Image, shape: Shape, report: Report) -> None:
-        """A snapshot of a base image with a user for commands in it. Raises NoSuchImage, BootTimeout, BootFailed."""
+        """Make a snapshot of a base image with the commands' user in it. Raises NoSuchImage, BootTimeout, BootFailed."""
         bases = await self._service.bases()
         if image.id not in bases:
             known = ", ".join(sorted(bases)[:12]) or "none"
@@ -69,7 +69,7 @@ class InstanceCreation:
                 await self._service.end(instance.id)
 
     async def keep(self, instance: str, own: Mapping[str, str]) -> Snapshot:
-        """A snapshot of an instance, when it is ready."""
+        """Take a snapshot of an instance, and return it when it is ready."""
         snapshot = await self.once(
             own, lambda marked: self._service.take(instance, marked, SNAPSHOT_TIME), self._found_snapshot
         )
@@ -113,7 +113,7 @@ class InstanceCreation:
         raise AssertionError("the last attempt returns or raises")
 
     async def settle(self, instance: Instance, name: str) -> Instance:
-        """Bring an instance to its end as the machine `name`. Raises BootTimeout, BootFailed."""
+        """Complete an instance as the machine `name`. Raises BootTimeout, BootFailed."""
         await self.until_ready(instance.id, name)
         await self._do(instance.id, name, (scripts.SETTLE, name))
         return await self._service.label(instance.id, {**instance.metadata, labels.READY: "1"})
@@ -132,7 +132,7 @@ class InstanceCreation:
         raise BootTimeout(f"{name} was not ready within {self._settings.boot_timeout:g}s", machine=name)
 
     async def _do(self, instance: str, name: str, words: Sequence[str]) -> None:
-        """A script as root, which may be repeated."""
+        """Run a script as root; it may be repeated."""
         script, *arguments = words
         done = await self._service.execute(instance, ("bash", "-c", script, "hv", *arguments))
         if done.exit_code != 0:
@@ -145,7 +145,7 @@ class InstanceCreation:
         return next(iter(await self._service.snapshots(marked)), None)
 
     async def start(self, own: Mapping[str, str], make: Callable[[Mapping[str, str]], Awaitable[Instance]]) -> Instance:
-        """An instance with the labels `own`. Raises NoSuchImage when what it was to be made from is gone."""
+        """Create an instance with the labels `own`. Raises NoSuchImage if its image or snapshot no longer exists."""
         try:
             return await self.once(own, make, self._found)
         except (ProviderNotFound, ProviderRefused) as error:
@@ -169,7 +169,7 @@ class InstanceCreation:
                     await self._service.drop(left.id)
 
     async def _labelled(self, made: Sequence[Instance], own: Sequence[Mapping[str, str]]) -> Sequence[Instance]:
-        """Those that were made, in the order in which they were asked for. One without its label would be nobody's."""
+        """Return the created instances in the order of the request. One without its label would never be found."""
         names = [one[labels.MACHINE] for one in own]
         found = {one.metadata.get(labels.MACHINE, ""): one for one in made}
         if sorted(found) == sorted(names) and len(made) == len(names):

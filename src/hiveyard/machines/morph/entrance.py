@@ -1,4 +1,4 @@
-"""The way into a machine of Morph Cloud: the service's exec as the Exec of a ShellGuest."""
+"""Run programs in a machine of Morph Cloud: the service's exec as the Exec of a ShellGuest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REFUSALS = 3
 
 
 class Entrance:
-    """Opens programs in one instance."""
+    """Starts programs in one instance."""
 
     def __init__(
         self, machine: str, instance: str, service: Service, settings: MorphSettings, capabilities: Capabilities
@@ -52,11 +52,11 @@ class Entrance:
                 await program.close()
 
     async def check(self) -> None:
-        """Return when the machine can be asked again; a paused one is waited for. Raises MachineLost."""
+        """Wait until the machine can be used again; a paused one has to be resumed. Raises MachineLost."""
         await self._goes_on()
 
     async def _goes_on(self) -> bool:
-        """Return when the machine can be asked again, and whether it stood still until then. Raises MachineLost."""
+        """Wait until the machine can be used again. Return whether it was paused until then. Raises MachineLost."""
         stood = False
         while True:
             try:
@@ -84,16 +84,16 @@ class Entrance:
             raise CannotExecute(f"{self._machine} cannot start a program: {one_line(done.stderr)}")
 
     async def _begun(self, command: Sequence[str]) -> Executed:
-        """Asked for again when the machine goes on: one that stands still refuses."""
+        """Repeat the request when the machine is resumed: a paused one refuses it."""
         refused = 0
         while True:
             try:
-                # Shielded: a start that is let go of may still happen, when nobody is there to end it.
+                # Shielded: a start that was abandoned may still happen, and nobody would end the program.
                 with anyio.CancelScope(shield=True):
                     return await self.execute(command, 0)
             except ProviderError as error:
                 refused = 0 if await self._goes_on() else refused + 1
-                # It may have gone on between the two questions.
+                # It may have been resumed between the two requests.
                 if refused > (_REFUSALS if isinstance(error, ProviderRefused) else 0):
                     raise self._lost(error.message) from error
 

@@ -1,4 +1,4 @@
-"""Labels of instances and snapshots of Morph Cloud, by which a restarted daemon finds its own.
+"""Define the labels by which a restarted daemon finds its instances and snapshots of Morph Cloud.
 
 The service keeps metadata as texts; all of ours begin with `hiveyard-`.
 """
@@ -28,7 +28,7 @@ FROZEN: Final = "frozen"
 
 
 def of_machine(installation: str, name: str, spec: MachineSpec) -> dict[str, str]:
-    """The labels of an instance that is to become the machine `name`."""
+    """Return the labels of a new instance for the machine `name`."""
     return {
         INSTALLATION: installation,
         MACHINE: name,
@@ -39,13 +39,13 @@ def of_machine(installation: str, name: str, spec: MachineSpec) -> dict[str, str
 
 
 def of_child(parent: Instance, name: str, spec: MachineSpec) -> dict[str, str]:
-    """The labels of an instance that goes on where `parent` stands, as the machine `name`, with a time of its own."""
+    """Return the labels of an instance that continues from `parent` as the machine `name`, with its own lifetime."""
     kept = {key: value for key, value in parent.metadata.items() if key not in (READY, ATTEMPT)}
     return {**kept, MACHINE: name, **_lifetime(spec)}
 
 
 def _lifetime(spec: MachineSpec) -> dict[str, str]:
-    """Nobody of ours may be there when its time is over: until then a pause means what it will mean then."""
+    """Return the labels for the action at the end of its lifetime, when no program of ours may be running."""
     return dict.fromkeys((PAUSED, LIFETIME), STOPPED if spec.ttl_action == "stop" else FROZEN)
 
 
@@ -55,12 +55,12 @@ def of_prepared(image_id: str, shape: Shape, home: str) -> str:
 
 
 def stopped(instance: Instance) -> bool:
-    """Whether a pause of it is a stop."""
+    """Return whether a paused instance counts as stopped."""
     return instance.metadata.get(PAUSED) == STOPPED
 
 
 def lifetime(instance: Instance) -> str:
-    """Return what a pause at the end of its lifetime means. Older instances record only the present meaning."""
+    """Return the meaning of a pause at the end of its lifetime. Older instances have only the current meaning."""
     return instance.metadata.get(LIFETIME) or instance.metadata.get(PAUSED, FROZEN)
 
 

@@ -1,4 +1,4 @@
-"""One program in a guest of Morph Cloud, as a Stream: what it says is asked for until we have it, see scripts.py.
+"""A program in a guest of Morph Cloud as a Stream. Its output is requested until all of it arrived (see scripts.py).
 
 Of several who wait for something, one asks for all. A connection that breaks, or whoever asks being cancelled, loses
 nothing: what has not arrived is asked for by its number.
@@ -36,17 +36,17 @@ class Way(Protocol):
     streaming: bool
 
     async def execute(self, command: Sequence[str], seconds: float) -> Executed:
-        """Run a command of ours as root, twice if need be; it may wait `seconds` for something to say."""
+        """Run one of our commands as root; it may be repeated. It may wait `seconds` for output."""
 
     def live(self, command: Sequence[str]) -> AsyncGenerator[Said, None]:
-        """The same, heard while it runs."""
+        """Run a command like `run`, and yield its output while it runs."""
 
     async def check(self) -> None:
-        """Return when a machine that did not answer should be asked again. Raises MachineLost."""
+        """Wait until a machine that did not answer should be asked again. Raises MachineLost."""
 
 
 class Program:
-    """`id` is its name in the guest; it has been started."""
+    """`id` is its name in the guest, where it was started."""
 
     def __init__(self, id: str, way: Way) -> None:
         self._id = id
@@ -97,11 +97,11 @@ class Program:
         return self._status
 
     async def close(self) -> None:
-        """Let go of it, and of what the guest keeps for it."""
+        """Release the program, and remove its files in the guest."""
         await self._unplug()
         await self._way.execute(("bash", "-c", scripts.LEAVE, "hv", self._id), _SHORT)
 
-    # --- within --------------------------------------------------------------------------------------------------
+    # --- helpers -------------------------------------------------------------------------------------------------
 
     async def _receive(self, mine: str, other: str) -> bytes:
         while not self._held[mine] and mine not in self._known and self._lost is None:
@@ -121,12 +121,12 @@ class Program:
         return self._size[output] >= _HELD_LIMIT
 
     def _tell(self) -> None:
-        # Wakes all who wait now, and nobody who comes later.
+        # Wakes the tasks that wait now, but not later ones.
         self._changed.set()
         self._changed = anyio.Event()
 
     async def _ask(self, what: str) -> None:
-        """Get something new, or find out that the machine is lost; only one does so at a time."""
+        """Fetch new output, or find out that the machine is lost. Only one task does this at a time."""
         self._asking = True
         try:
             if what == "end" or not self._way.streaming:
@@ -148,7 +148,7 @@ class Program:
             self._tell()
 
     async def _survive(self, error: ProviderError) -> None:
-        """After a failure: the machine is lost, or is asked again."""
+        """Decide after a failure whether the machine is lost or is asked again."""
         self._failures += 1
         try:
             await self._way.check()
@@ -168,7 +168,7 @@ class Program:
             self._take(line.data)
 
     async def _hear(self) -> None:
-        """The next piece of the stream, which is opened when there is none."""
+        """Return the next piece of the stream, which is opened if necessary."""
         if self._live is None:
             self._lines = LineSplitter(limit=_LINE_LIMIT)
             self._live = self._way.live(self._words("live", _LIVE))
@@ -191,7 +191,7 @@ class Program:
         return ("bash", "-c", scripts.LOOK, "hv", self._id, *numbers, known, way, str(seconds))
 
     def _take(self, line: bytes) -> None:
-        """One line of LOOK. Raises ProviderBadAnswer."""
+        """Handle one line of LOOK. Raises ProviderBadAnswer."""
         word, _, rest = line.partition(b" ")
         name = word.decode("ascii", "replace")
         if name == "x" and rest.isdigit():

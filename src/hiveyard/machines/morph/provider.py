@@ -1,4 +1,4 @@
-"""Machines that Morph Cloud makes: VMs on somebody else's host, frozen and branched with their memory.
+"""Provide VMs of Morph Cloud, which can be paused and forked with their memory.
 
 They are `remote`: the network of a machine cannot be closed, no session directory is shared with it, and a session's
 door is not reached from it yet. Images are the service's own; what `prepare` makes of one is a snapshot.
@@ -106,7 +106,7 @@ class MorphProvider:
     # --- images --------------------------------------------------------------------------------------------------
 
     async def prepare(self, image: Image, shape: Shape, report: Report = quiet) -> None:
-        """`image.id` is that of a base image of the service (see `morph_image`); its rootfs is not looked at."""
+        """`image.id` is that of a base image of the service (see `morph_image`); its rootfs is not used."""
         async with file_lock(self._state / f"prepare-{names.slug(image.id)}.lock"):
             if await self._prepared(image, shape) is None:
                 await self._making.prepare(installation(self._state), image, shape, report)
@@ -148,7 +148,7 @@ class MorphProvider:
 
     @asynccontextmanager
     async def _making_of(self, *names: str) -> AsyncIterator[None]:
-        """Machines that come to be within the block, or are gone with all that is left of them."""
+        """Remove the instances of `names` with all their remains if the block fails."""
         self._booting.update(names)
         try:
             yield
@@ -178,7 +178,7 @@ class MorphProvider:
         return {one.metadata[labels.MACHINE] for one in instances if labels.MACHINE in one.metadata}
 
     async def stop(self, name: str) -> None:
-        """Its memory is kept by the service until it is terminated, and costs what that costs."""
+        """Stop the machine. The service keeps its memory until it is terminated, and charges for that."""
         check_machine_name(name)
         async with self._lock(name):
             instance = await self._instance(name)
@@ -198,7 +198,7 @@ class MorphProvider:
         yield ShellGuest(entrance, self.capabilities)
 
     async def terminal(self, name: str, command: Command) -> Sequence[str]:
-        """By the person's own ssh, through the service's gateway. Raises ProviderUnavailable when the gateway's host
+        """Use the host's ssh program and the service's gateway. Raises ProviderUnavailable if the gateway's host
         key is not set; one that stands still has no terminal: what the gateway makes of it is not known."""
         words = terminal_words(secrets.token_hex(8), command, self.capabilities)
         instance = await self._ready(name)
@@ -208,7 +208,7 @@ class MorphProvider:
         key = await self._service.ssh_key(instance.id)
         return terminal.program(self._settings, instance.id, key, self.capabilities, self._keys(name), words)
 
-    # --- frozen and forked ---------------------------------------------------------------------------------------
+    # --- pauses, snapshots, forks --------------------------------------------------------------------------------
 
     async def pause(self, name: str) -> None:
         async with self._lock(name):
@@ -269,7 +269,7 @@ class MorphProvider:
 
     @asynccontextmanager
     async def _still(self, instance: Instance | None) -> AsyncIterator[None]:
-        """An instance stands still within the block; one that did before goes on doing so."""
+        """Pause an instance for the block. An instance that was paused before stays paused."""
         if instance is None or instance.status == "paused":
             yield
             return
@@ -304,7 +304,7 @@ class MorphProvider:
     # --- ports ---------------------------------------------------------------------------------------------------
 
     async def expose(self, name: str, service: str, port: int) -> str:
-        """The address on the internet that leads to a port of the machine, for who has the service's key."""
+        """Return the internet address of a port of the machine. It can be used with the service's key."""
         if not _SERVICE_NAME.match(service):
             raise BadInput(f"{service[:80]!r} is no name for a port: 1 to 40 of a-z, 0-9, - and _, none at the ends")
         if not 1 <= port <= 65535:
@@ -316,10 +316,10 @@ class MorphProvider:
         raise ProviderBadAnswer(f"morph: the port {port} of {name} got no address")
 
     async def conceal(self, name: str, service: str) -> None:
-        """Absent is a success."""
+        """Close a port. An absent one is a success."""
         await self._service.conceal((await self._ready(name)).id, service)
 
-    # --- within --------------------------------------------------------------------------------------------------
+    # --- helpers -------------------------------------------------------------------------------------------------
 
     def _machine(self, name: str, instance: Instance) -> Machine:
         status, reason = status_of(instance, booting=name in self._booting)
@@ -337,7 +337,7 @@ class MorphProvider:
         )
 
     async def _instances(self, name: str) -> Sequence[Instance]:
-        """All that has the name: those that can be used first, then the newest."""
+        """Return all instances of that name: the usable ones first, then the newest."""
         check_machine_name(name)
         found = await self._service.instances({**self._own(), labels.MACHINE: name})
         return sorted(found, key=lambda one: labels.READY not in one.metadata)
@@ -355,7 +355,7 @@ class MorphProvider:
         return instance
 
     async def _freeze(self, instance: Instance) -> None:
-        """Return when an instance stands still; one that failed does so already."""
+        """Wait until an instance is paused. One that failed counts as paused."""
         if instance.status in ("paused", "error"):
             return
         seen = await self._service.pause(instance.id, self._settings.pause_timeout)
@@ -370,20 +370,20 @@ class MorphProvider:
             )
 
     async def _end(self, name: str) -> None:
-        """Return when nothing has the name any more. Raises ProviderTimeout."""
+        """Wait until no instance has the name any more. Raises ProviderTimeout."""
         await self._making.gone(name, lambda: self._instances(name))
         if (keys := self._keys(name)).exists():
             await anyio.to_thread.run_sync(shutil.rmtree, keys)
 
     def _keys(self, name: str) -> Path:
-        """Where the keys for the terminals of a machine lie."""
+        """Return the directory of the keys for a machine's terminals."""
         return self._state / "terminals" / name
 
     def _own(self) -> dict[str, str]:
         return {labels.INSTALLATION: installation(self._state)}
 
     def _lock(self, name: str) -> anyio.Lock:
-        """One change of a machine at a time."""
+        """Hold the lock for changes of a machine."""
         lock = self._locks.get(name)
         if lock is None:
             lock = self._locks[name] = anyio.Lock()
@@ -391,7 +391,7 @@ class MorphProvider:
 
 
 def morph_image(id: str) -> Image:
-    """A base image of the service, as an Image to prepare and boot machines from."""
+    """Return a base image of the service as an Image for `prepare` and `boot`."""
     return Image(id=id, name=id, rootfs=Path("/"))
 
 

@@ -1,4 +1,4 @@
-"""Scripts that the service's exec runs in a guest, as root. Exec has no stdin, carries only text, and may break off.
+"""Define the scripts that the service's exec runs in a guest as root. It has no stdin, only text, and may break off.
 
 So each program gets a keeper in the guest. Its outputs are cut into numbered pieces that stay until the host has them,
 and its stdin is assembled from numbered pieces that the host sent: a piece that a broken connection lost is requested

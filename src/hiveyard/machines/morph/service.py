@@ -1,4 +1,4 @@
-"""The calls of Morph Cloud that machines are made of, each with what it takes and gives."""
+"""Define the requests to Morph Cloud that machines need, with their arguments and answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Service:
         self._client = client
 
     async def bases(self, *, once: bool = False) -> list[str]:
-        """Ids of the service's own images. `once`: a person waits for the answer, so nothing is tried again."""
+        """Return the ids of the service's own images. `once`: do not retry, because a user waits for the answer."""
         found = await self._client.ask("GET", "/image", wire.Bases, attempts=1 if once else ATTEMPTS)
         return [base.id for base in found.data]
 
@@ -48,7 +48,7 @@ class Service:
     # --- snapshots -----------------------------------------------------------------------------------------------
 
     async def snapshots(self, metadata: Mapping[str, str]) -> list[Snapshot]:
-        """Those with all these labels. What the service gives is looked through again."""
+        """Return the snapshots with all these labels. The answer of the service is filtered again."""
         found = await self._client.get("/snapshot", wire.Snapshots, _filter(metadata))
         return [one for one in found.data if metadata.items() <= one.metadata.items()]
 
@@ -56,7 +56,7 @@ class Service:
         return await self._client.get(f"/snapshot/{_part(id)}", Snapshot)
 
     async def take(self, instance: str, metadata: Mapping[str, str], timeout: float) -> Snapshot:
-        """Keep an instance as it stands."""
+        """Take a snapshot of an instance."""
         return await self._client.ask(
             "POST",
             f"/instance/{_part(instance)}/snapshot",
@@ -92,7 +92,7 @@ class Service:
         )
 
     async def instances(self, metadata: Mapping[str, str]) -> list[Instance]:
-        """Those with all these labels, the newest first."""
+        """Return the instances with all these labels, the newest first."""
         found = await self._client.get("/instance", wire.Instances, _filter(metadata))
         ours = [one for one in found.data if metadata.items() <= one.metadata.items()]
         return sorted(ours, key=lambda one: (one.created, one.id), reverse=True)
@@ -101,7 +101,7 @@ class Service:
         return await self._client.get(f"/instance/{_part(id)}", Instance)
 
     async def end(self, instance: str) -> None:
-        """Absent is a success."""
+        """Stop an instance for good. An absent one is a success."""
         await self._gone("DELETE", f"/instance/{_part(instance)}")
 
     async def pause(self, instance: str, timeout: float) -> Instance:
@@ -111,11 +111,11 @@ class Service:
         return await self._client.ask("POST", f"/instance/{_part(instance)}/resume", Instance, timeout=timeout)
 
     async def label(self, instance: str, metadata: Mapping[str, str]) -> Instance:
-        """Replaces all labels."""
+        """Replace all labels of an instance."""
         return await self._client.ask("POST", f"/instance/{_part(instance)}/metadata", Instance, body=dict(metadata))
 
     async def live(self, instance: str, spec: MachineSpec) -> Instance:
-        """Let it live as long as `spec` says, from now on."""
+        """Set its lifetime to the one of `spec`, starting now."""
         body = {"ttl_seconds": None, **ttl_of(spec)}
         return await self._client.ask("POST", f"/instance/{_part(instance)}/ttl", Instance, body=body)
 
@@ -127,7 +127,7 @@ class Service:
         await self._gone("DELETE", f"/instance/{_part(instance)}/http/{_part(name)}")
 
     async def ssh_key(self, instance: str) -> SshKey:
-        """The one that leads to this instance alone."""
+        """Return the ssh key for this instance only."""
         return await self._client.get(f"/instance/{_part(instance)}/ssh/key", SshKey)
 
     # --- commands ------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Service:
     async def execute(
         self, instance: str, command: Sequence[str], *, again: bool = True, timeout: float | None = None
     ) -> Executed:
-        """A command as root, to its end; only what may be done twice may be tried `again`."""
+        """Run a command as root until it ends. Use `again` only for a command that may run twice."""
         path = f"/instance/{_part(instance)}/exec"
         return await self._client.ask(
             "POST", path, Executed, body={"command": list(command)}, again=again, timeout=timeout
@@ -145,7 +145,7 @@ class Service:
     async def executing(
         self, instance: str, command: Sequence[str], silence: float
     ) -> AsyncIterator[AsyncIterator[Said]]:
-        """Run a command and yield its output as it arrives; `silence` is the most seconds between two pieces."""
+        """Run a command and yield its output as it arrives, with at most `silence` seconds between two pieces."""
         path = f"/instance/{_part(instance)}/exec/sse"
         async with (
             self._client.stream(path, {"command": list(command)}, silence) as response,
@@ -161,7 +161,7 @@ class Service:
 
 
 async def _events(doing: str, response: httpx2.Response, answers: Answers) -> AsyncGenerator[Said, None]:
-    """Raises ProviderUnreachable when the stream ends before the service says that this is the end."""
+    """Decode a stream. Raises ProviderUnreachable if it ends without the service's last event."""
     with answers.translated(doing):
         async for event in httpx2.EventSource(response, max_event_size=_EVENT_LIMIT):
             if event.data == "[DONE]":
@@ -185,5 +185,5 @@ def _filter(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def _part(id: str) -> str:
-    """An id as part of a path: it came from the service, and stays one part all the same."""
+    """Return an id of the service, encoded as a single part of a path."""
     return quote(id, safe="")

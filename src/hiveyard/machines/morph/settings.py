@@ -21,24 +21,24 @@ class MorphSettings:
     url: str = "https://cloud.morph.so/api"
     """Address of the service."""
     home: str = "/home/agent"
-    """Home of the user that `prepare` makes in a base image, and what `~` means in its machines."""
+    """Home of the user that `prepare` makes in a base image, and the meaning of `~` in its machines."""
     streaming: bool = True
-    """Whether a command's output is streamed; false asks for it again and again, where a proxy holds streams back."""
+    """Whether a command's output is streamed; false polls for it, for a proxy that delays streams."""
     request_timeout: float = 30.0
-    """Longest time in seconds that one request may take."""
+    """Time limit of one request in seconds."""
     patience: float = 60.0
-    """Longest time in seconds that a request which failed for a reason that may pass is made again."""
+    """Seconds for which a request with a temporary failure is retried."""
     boot_timeout: float = 180.0
-    """Seconds a machine may take until a command can be run in it."""
+    """Time limit in seconds until a machine can run a command."""
     pause_timeout: float = 120.0
-    """Seconds that the service may take to write a machine's memory away, or to bring it back."""
+    """Time limit in seconds for saving or restoring a machine's memory."""
     answer_mib: int = 16
-    """Largest answer that is read, in MiB."""
+    """Maximum size of an answer in MiB."""
 
     ssh_gateway: str = "ssh.cloud.morph.so:22"
-    """Where ssh into its machines goes, as HOST:PORT."""
+    """The address of the ssh gateway to its machines, as HOST:PORT."""
     ssh_host_key: str = ""
-    """The gateway's public host key, as `TYPE KEY`; without it nobody gets a terminal in a machine."""
+    """The gateway's public host key, as `TYPE KEY`; without it no terminal can be opened."""
 
     def gateway(self) -> tuple[str, int]:
         """Host and port of the ssh gateway."""
@@ -57,7 +57,7 @@ class MorphSettings:
 
 
 def _private(url: str) -> bool:
-    """Whether nobody on the way can read what is sent there."""
+    """Return whether the connection is encrypted or stays on this host."""
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname, parts.port

@@ -14,7 +14,7 @@ SNAPSHOT_COMING: Final = "pending"  # `failed`, `deleting`, `deleted` and what i
 
 
 class Status(NamedTuple):
-    """A machine's status and, where it needs one, the reason."""
+    """Return a machine's status, and the reason if there is one."""
 
     status: MachineStatus
     reason: str = ""
@@ -31,7 +31,7 @@ def ttl_action_of(instance: Instance) -> TtlAction | None:
 
 
 def status_of(instance: Instance, *, booting: bool = False) -> Status:
-    """`booting`: somebody in this process is making it."""
+    """Return the status. `booting`: this process is creating the machine."""
     if booting:
         return Status(MachineStatus.BOOTING)
     match instance.status:

@@ -1,4 +1,4 @@
-"""A terminal in an instance for a person on the host, through the ssh gateway of Morph Cloud.
+"""Open a terminal in an instance for a user of this host, through the ssh gateway of Morph Cloud.
 
 The gateway takes the instance's id for the user, and the instance's own key: the account's is never shown to it. Which
 host key the gateway has is nowhere published, so it is a setting, and without it nobody is sent there.
@@ -26,7 +26,7 @@ _NAME = "morph-gateway"
 
 
 def check(settings: MorphSettings) -> None:
-    """Raises ProviderUnavailable when it is not known whom to believe."""
+    """Raise ProviderUnavailable if the gateway's host key is not known."""
     if not settings.ssh_host_key:
         host, port = settings.gateway()
         raise ProviderUnavailable(
@@ -43,7 +43,7 @@ def program(
     directory: Path,
     argv: Sequence[str],
 ) -> list[str]:
-    """The argv that runs `argv` on a terminal in `instance`, as the user of its commands. Raises ProviderBadAnswer."""
+    """Return the argv that runs `argv` on a terminal in `instance`, as the commands' user. Raises ProviderBadAnswer."""
     if not _ID.match(instance):
         raise ProviderBadAnswer(f"morph: {instance[:80]!r} cannot be the name of a user of its gateway")
     host, port = settings.gateway()
@@ -55,7 +55,7 @@ def program(
 
 
 def _opened(key: SshKey) -> str:
-    """The private key without a lock: nobody is there to be asked for its password."""
+    """Return the private key without its password, because no user can be asked for it."""
     try:
         found = asyncssh.import_private_key(key.private_key, key.password or None)
         return found.export_private_key("openssh").decode()

@@ -1,4 +1,4 @@
-"""Messages of Morph Cloud, as far as they are used. Other fields are ignored; a missing or malformed one is an error.
+"""Define the messages of Morph Cloud. Unused fields are ignored; a missing or malformed one is an error.
 
 Statuses stay texts: the service may have new ones; see statuses.py.
 """
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 _NO_DATE = 253_402_300_800
-"""The first second of the year 10000, in which a calendar ends."""
+"""The first second of the year 10000, where the range of dates ends."""
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +25,7 @@ class Bases(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """A port of an instance that has an address on the internet."""
+    """A port of an instance with an internet address."""
 
     name: str
     port: int
@@ -37,18 +37,18 @@ class Networking(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Date = Annotated[int, msgspec.Meta(ge=0, lt=_NO_DATE)]
-"""In seconds since the epoch; what is no date is no answer."""
+"""In seconds since the epoch."""
 
 
 class Ttl(msgspec.Struct, frozen=True, kw_only=True):
-    """When the service ends an instance, if it does, and what it calls that."""
+    """The end of an instance's lifetime, if there is one, and the service's name for the action then."""
 
     ttl_expire_at: Date | None = None
     ttl_action: str | None = None
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
-    """`metadata` is what we gave it; see labels.py."""
+    """An instance. `metadata` are our labels; see labels.py."""
 
     id: str
     created: Date
@@ -84,7 +84,7 @@ class Executed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SshKey(msgspec.Struct, frozen=True, kw_only=True):
-    """The way into one instance by ssh. Where the key is locked, `password` unlocks it."""
+    """The ssh key for one instance. `password` decrypts it if it is encrypted."""
 
     private_key: str
     password: str = ""
@@ -101,13 +101,13 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Complaint(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of an error, in whatever form: a text, or a list of what is wrong with which field."""
+    """The body of an error: a text, or a list of problems with fields."""
 
     detail: Any = None
     message: Any = None
 
     def words(self) -> str:
-        """Return the message of the complaint; empty when it has none."""
+        """Return the error message, or an empty text."""
         if isinstance(self.detail, list):
             return "; ".join(_violation(one) for one in self.detail[:5])
         said = self.detail or self.message
