@@ -1,1 +1,1 @@
-"""Other services on the internet that programs with Hiveyard often want beside it. Nothing else here knows them."""
+"""Clients of other services that programs often use with Hiveyard. No other package depends on them."""

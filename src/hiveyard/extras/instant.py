@@ -118,12 +118,12 @@ class Instant:
     async def __aexit__(self, *raised: object) -> None:
         await self._rest.aclose()
 
-    # --- temporary ones ------------------------------------------------------------------------------------------
+    # --- temporary databases -------------------------------------------------------------------------------------
 
     async def create_temporary(
         self, title: str, *, schema: Document | None = None, perms: Document | None = None
     ) -> TemporaryApp:
-        """A database for two weeks, of nobody's account. Its `admin_token` is given here and nowhere else."""
+        """Create a database for two weeks that belongs to no account. Only this answer contains its `admin_token`."""
         body: dict[str, object] = {"title": _title(title), **_documents(schema=schema)}
         if perms is not None:
             body["rules"] = {"code": _document("perms", perms)}
@@ -131,11 +131,11 @@ class Instant:
         return made.told()
 
     async def temporary(self, id: UUID | str) -> TemporaryApp:
-        """A temporary database that is still there. One that is not temporary is ServiceUnauthorized."""
+        """Return an existing temporary database. Raises ServiceUnauthorized for one that is not temporary."""
         found = await self._rest.ask("GET", f"/dash/apps/ephemeral/{_id(id)}", _Expiring, key=None)
         return found.told()
 
-    # --- long-lived ones -----------------------------------------------------------------------------------------
+    # --- permanent databases -------------------------------------------------------------------------------------
 
     async def create(
         self,
@@ -145,14 +145,14 @@ class Instant:
         schema: Document | None = None,
         perms: Document | None = None,
     ) -> App:
-        """A database that stays until it is deleted."""
+        """Create a database that exists until it is deleted."""
         body: dict[str, object] = {"title": _title(title), **_documents(schema=schema, perms=perms)}
         if org is not None:
             body["org_id"] = _id(org)
         return (await self._ask("POST", "/superadmin/apps", _One, body=body, again=False)).app.told()
 
     async def apps(self) -> list[App]:
-        """All that belong to the token's account."""
+        """Return all databases of the token's account."""
         return [app.told() for app in (await self._ask("GET", "/superadmin/apps", _Many)).apps]
 
     async def app(self, id: UUID | str) -> App:
@@ -163,22 +163,22 @@ class Instant:
         return (await self._ask("POST", f"/superadmin/apps/{_id(id)}", _One, body=body)).app.told()
 
     async def delete(self, id: UUID | str) -> None:
-        """Absent is a success."""
+        """Delete a database. An absent one is a success."""
         try:
             await self._ask("DELETE", f"/superadmin/apps/{_id(id)}", _One)
         except ServiceNotFound:
             return
 
     async def schema(self, id: UUID | str) -> Document:
-        """As the service keeps it, which is not the form in which it is given."""
+        """Return the schema in the service's format, which differs from the one that is sent."""
         return (await self._ask("GET", f"/superadmin/apps/{_id(id)}/schema", _Schema)).schema
 
     async def perms(self, id: UUID | str) -> Document:
-        """Empty where there are none."""
+        """Return the rules; empty if there are none."""
         return (await self._ask("GET", f"/superadmin/apps/{_id(id)}/perms", _Perms)).perms or {}
 
     async def set_perms(self, id: UUID | str, perms: Document) -> None:
-        """In place of all that there were."""
+        """Replace all rules."""
         body = {"code": _document("perms", perms)}
         await self._ask("POST", f"/superadmin/apps/{_id(id)}/perms", _Rules, body=body)
 
@@ -192,7 +192,7 @@ class Instant:
 
 
 class _App(msgspec.Struct, frozen=True, kw_only=True):
-    """More may come; what is missing or of another kind is an error."""
+    """The fields of an answer. Other fields are ignored; a missing or malformed one is an error."""
 
     id: UUID
     title: str
@@ -251,7 +251,7 @@ def _complaint(status: int, body: bytes) -> ErrorDetail:
         return ErrorDetail(status, "")
     if status == 400 and said.type == "record-not-found":
         record = said.hint.get("record-type") if isinstance(said.hint, dict) else said.message
-        # A token that nobody has is such a record, too.
+        # The answer to an unknown token has this form, too.
         status = 401 if any(word in str(record) for word in _OF_TOKENS) else 404
     elif status == 400:
         status = _STATUS.get(said.type, status)
@@ -270,7 +270,7 @@ def _title(title: str) -> str:
 
 
 def _is_text(text: str) -> bool:
-    """Half of a surrogate pair is none: it cannot be sent."""
+    """Raise BadInput for half of a surrogate pair, which cannot be sent."""
     try:
         text.encode()
     except UnicodeEncodeError:

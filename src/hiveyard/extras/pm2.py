@@ -1,4 +1,4 @@
-"""A process manager whose processes a user finds in PM2 7: `pm2 ls`, `pm2 logs hv-NAME`, `pm2 stop hv-NAME`.
+"""Run processes that a user finds in PM2 7: `pm2 ls`, `pm2 logs hv-NAME`, `pm2 stop hv-NAME`.
 
 PM2 starts and lists the runner, the same as that of `detached`. The runner does what PM2 does not: PM2 reports a
 process that was killed by a signal as a success, gives it a stdin that never ends, shows its environment to everybody,
@@ -72,12 +72,12 @@ start_in_pm2() {
   local all=() asked=() w now d i
   cd / && unset HIVEYARD_RUN
   exec 8>"$dir/lock" && take 8 || return
-  # It may be on its way, from somebody who was killed: a second start of one that runs would end it.
+  # A caller that was killed may have started it: a second start would end the running process.
   [[ -e $dir/asked && ! -s $dir/asked ]] && claimed 5
   [[ -e $dir/claim ]] && return
   ticks $BASHPID now
   printf '%d %s\n' $BASHPID "$now" >"$dir/asked" && turn || return
-  # Who had the turn before may have taken it along.
+  # The caller that had the lock before may have started it already.
   [[ -s $dir/asked ]] || return 0
   for d in "$dir" "$root"/*; do
     w=()
@@ -90,7 +90,7 @@ start_in_pm2() {
   for d in "${all[@]}"; do : >"$d/asked"; done
   start_apps "${all[@]}" && return
   i=$?
-  # The others try for themselves, unless PM2 hangs: nobody knows what it has done then.
+  # The other callers try again, unless PM2 hangs: then its state is unknown.
   ((i == 124 || i == 137)) && { echo "PM2 gave no answer in 120 s"; return $i; }
   for d in "${!all[@]}"; do printf '%s\n' "${asked[d]}" >"${all[d]}/asked"; done
   return $i

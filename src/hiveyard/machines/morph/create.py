@@ -45,7 +45,7 @@ class InstanceCreation:
         self._capabilities = capabilities
 
     async def prepare(self, installation: str, image: Image, shape: Shape, report: Report) -> None:
-        """Make a snapshot of a base image with the commands' user in it. Raises NoSuchImage, BootTimeout, BootFailed."""
+        """Snapshot a base image with the commands' user in it. Raises NoSuchImage, BootTimeout, BootFailed."""
         bases = await self._service.bases()
         if image.id not in bases:
             known = ", ".join(sorted(bases)[:12]) or "none"
