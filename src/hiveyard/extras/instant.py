@@ -270,7 +270,7 @@ def _title(title: str) -> str:
 
 
 def _is_text(text: str) -> bool:
-    """Raise BadInput for half of a surrogate pair, which cannot be sent."""
+    """Return whether a text can be sent: half of a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
