@@ -196,6 +196,19 @@ async def test_followers_get_no_events_of_a_forgotten_session(store: Store) -> N
     assert [event.session for event in await take(store, 2)] == ["s2", "s2"]
 
 
+async def test_a_session_whose_id_returned_is_followed_again(store: Store) -> None:
+    """As after `hv rm` and `hv import`."""
+    await store.append("s1", *beginning(), e.TaskFailed(failure=FAILURE))
+    await store.write(lambda conn: journal.forget(conn, "s1"))
+    await store.append("s1", *beginning())
+    async with aclosing(store.follow(session="s1")) as events, anyio.create_task_group() as group:
+        for _ in beginning():
+            await anext(events)
+        group.start_soon(store.append, "s1", e.AgentText(text="later"))
+        with anyio.fail_after(PATIENCE):
+            assert (await anext(events)).body == e.AgentText(text="later")
+
+
 async def test_events_of_another_process_are_not_left_out(tmp_path: Path) -> None:
     """Two daemons on one file are not supported, but even then a reader misses nothing."""
     path = tmp_path / "journal.db"

@@ -41,6 +41,8 @@ class Tail:
     def publish(self, appended: Sequence[Appended], forgotten: Collection[str]) -> None:
         """Add what a commit made durable, in the order of its numbers, and wake the followers that wait for it."""
         touched = {one.event.session for one in appended}
+        # The id of a removed session returns with its import.
+        self._forgotten -= touched
         if appended:
             appended = _after_last_gap(appended)
             if appended[0].event.seq != self._end + 1:
@@ -70,7 +72,7 @@ class Tail:
         return Piece(chosen, piece[-1].event.seq)
 
     def forgot(self, session: str | None) -> bool:
-        """Whether the session was removed. No event of it will follow: ids are never used again."""
+        """Return whether the session was removed, and has no event since."""
         return session in self._forgotten
 
     def growth(self, session: str | None) -> anyio.Event:
