@@ -265,6 +265,8 @@ async def test_a_process_is_lost_with_its_machine_and_its_output_is_not(
             started = await manager.start(guest, spec("lost", "echo begun; sleep 1000"))
             async with aclosing(manager.follow(guest, "lost")) as pieces:  # type: ignore[type-var]
                 assert await anext(pieces) == b"begun\n"
+            # A machine with a disk of its own loses what it wrote in its last seconds.
+            assert (await guest.run(Command(argv=("sync",)))).ok
         await offer.crash(place.name)
         await offer.provider.terminate(place.name)
         await offer.provider.boot(
