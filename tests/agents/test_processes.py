@@ -18,6 +18,8 @@ from hiveyard.core.ports import Turn
 from hiveyard.kit import process
 from tests.agents.real import GIT_ENV, REAL
 
+ONE_PROMPT = tuple(name for name in agents.names() if name != "acp")
+
 
 def turn(**rest: object) -> Turn:
     parts: dict[str, object] = {
@@ -31,18 +33,23 @@ def turn(**rest: object) -> Turn:
     return Turn(**{**parts, **rest})  # type: ignore[arg-type]
 
 
+def test_an_acp_program_is_no_task() -> None:
+    with pytest.raises(BadInput, match="runs in a session, not in a task"):
+        agents.by_name("acp").process(turn(command="my-agent --acp"))
+
+
 def test_an_agent_is_found_by_its_name() -> None:
-    assert agents.names() == ("claude", "opencode", "codex", "goose", "command")
+    assert agents.names() == ("claude", "opencode", "codex", "goose", "command", "acp")
     assert [agents.by_name(name).name for name in agents.names()] == list(agents.names())
 
 
 def test_an_unknown_agent_is_an_error_with_the_known_names() -> None:
     with pytest.raises(UnknownAgent, match="no agent is called 'clod'") as caught:
         agents.by_name("clod")
-    assert caught.value.hint == "one of: claude, opencode, codex, goose, command"
+    assert caught.value.hint == "one of: claude, opencode, codex, goose, command, acp"
 
 
-@pytest.mark.parametrize("name", agents.names())
+@pytest.mark.parametrize("name", ONE_PROMPT)
 def test_the_prompt_is_on_stdin_and_all_state_is_in_the_state_directory(name: str) -> None:
     spec = agents.by_name(name).process(turn(command="cat"))
     assert spec.stdin == "/session/turns/1/prompt.txt"
@@ -52,13 +59,13 @@ def test_the_prompt_is_on_stdin_and_all_state_is_in_the_state_directory(name: st
     assert all(place.startswith("/session/state/") for place in places)
 
 
-@pytest.mark.parametrize("name", agents.names())
+@pytest.mark.parametrize("name", ONE_PROMPT)
 def test_a_turn_of_one_prompt_asks_for_no_permission(name: str) -> None:
     process = agents.by_name(name).process
     assert process(turn(command="cat", ask=True)) == process(turn(command="cat"))
 
 
-@pytest.mark.parametrize("name", agents.names())
+@pytest.mark.parametrize("name", ONE_PROMPT)
 def test_the_environment_has_only_the_placeholder_and_the_door(name: str) -> None:
     agent = agents.by_name(name)
     spec = agent.process(turn(command="cat"))
@@ -204,7 +211,7 @@ async def test_the_system_prompt_text_of_a_turn_is_passed_on(
     assert MORE not in await told(tmp_path, name, make(turn(name="turn-2", repository_config=trusted, **place)))
 
 
-@pytest.mark.parametrize("name", agents.names())
+@pytest.mark.parametrize("name", ONE_PROMPT)
 @pytest.mark.parametrize("text", ["a\0b", "\x1b[31m", "\ud800", "x" * 60_001, "ü" * 30_001])
 def test_an_invalid_system_prompt_text_is_refused(name: str, text: str) -> None:
     with pytest.raises(BadInput, match="system prompt"):

@@ -75,7 +75,7 @@ async def test_after_kill_9_every_acknowledged_event_is_there_once_and_the_rows_
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("no file system can be mounted here")
     try:
@@ -100,7 +100,7 @@ async def fill(store: Store) -> list[int]:
 async def test_a_full_disk_is_reported_and_acknowledged_events_stay(small_disk: Path) -> None:
     path = small_disk / "journal.db"
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(1 << 20))
+    ballast.write_bytes(bytes(2 << 20))
     async with open_store(path, clock=SystemClock()) as store:
         await store.append("s1", *beginning())
         acknowledged = await fill(store)

@@ -89,8 +89,10 @@ def register() -> None:
     hiveyard.agents._AGENTS[NAME] = Puppet()
 
 
-if __name__ == "__main__":  # a daemon that knows it
+if __name__ == "__main__":  # a daemon that knows it, and the live puppet
     from hiveyard.daemon import main
+    from tests.support import live_puppet
 
     register()
+    live_puppet.register()
     sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from hiveyard import plugins
+from hiveyard.agents.acp_program import AcpProgram
 from hiveyard.agents.claude.adapter import Claude
 from hiveyard.agents.codex.adapter import Codex
 from hiveyard.agents.command import CommandLine
@@ -13,7 +14,9 @@ from hiveyard.agents.opencode.adapter import Opencode
 from hiveyard.core.errors import UnknownAgent
 from hiveyard.core.ports import Agent
 
-_AGENTS: dict[str, Agent] = {agent.name: agent for agent in (Claude(), Opencode(), Codex(), Goose(), CommandLine())}
+_AGENTS: dict[str, Agent] = {
+    agent.name: agent for agent in (Claude(), Opencode(), Codex(), Goose(), CommandLine(), AcpProgram())
+}
 
 
 def names() -> tuple[str, ...]:

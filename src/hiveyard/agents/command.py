@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from hiveyard.agents.shared.environment import environment
 from hiveyard.agents.shared.wording import ending
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.errors import AgentFailed, BadInput, NothingDone
@@ -42,7 +43,9 @@ class CommandLine:
             raise BadInput("the agent `command` needs a command line", hint="--command 'my-agent {{prompt_file}}'")
         if turn.system:
             raise BadInput("the agent `command` takes no system prompt", hint="put it into the command line")
-        command = Command(shell=_script(turn.command, turn.prompt), cwd=turn.workdir, env=_env(turn), name=self.name)
+        command = Command(
+            shell=_script(turn.command, turn.prompt), cwd=turn.workdir, env=environment(turn), name=self.name
+        )
         return ProcessSpec(name=turn.name, command=command, stdin=turn.prompt)
 
     def parser(self) -> Parser:
@@ -82,17 +85,6 @@ def _check_quotes(line: str) -> None:
         elif char in "'\"" and not quote:
             quote = char
         at += 1
-
-
-def _env(turn: Turn) -> dict[str, str]:
-    return {
-        "ANTHROPIC_BASE_URL": f"{turn.door_url}/anthropic",
-        "ANTHROPIC_API_KEY": turn.placeholder,
-        "OPENAI_BASE_URL": f"{turn.door_url}/openai/v1",
-        "OPENAI_API_KEY": turn.placeholder,
-        "HIVEYARD_PROMPT_FILE": turn.prompt,
-        "HIVEYARD_STATE": turn.state,
-    }
 
 
 class CommandParser:

@@ -33,9 +33,16 @@ class Removed(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A prompt for a session's agent."""
+    """A prompt for a session's agent; with `now` it is added to the current turn."""
 
     text: str
+    now: bool = False
+
+
+class ModelChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model of a session's later turns."""
+
+    model: str
 
 
 class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,7 +52,7 @@ class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TurnAccepted(msgspec.Struct, frozen=True):
-    """A prompt that was accepted: it is turn `turn` of session `id`."""
+    """A prompt that was accepted: it is turn `turn` of session `id`, or 0 if it was added to the current turn."""
 
     id: str
     turn: int

@@ -14,6 +14,7 @@ from hiveyard.api.bodies import (
     ExportRequest,
     Image,
     ImportRequest,
+    ModelChoice,
     PortRequest,
     Problem,
     Prompt,
@@ -30,6 +31,7 @@ from hiveyard.api.bodies import (
 from hiveyard.core.events import Event
 from hiveyard.engine.archive.exporting import Exported
 from hiveyard.engine.sessions.request import SpawnRequest
+from hiveyard.engine.sessions.steering import AskAnswer, AskView
 from hiveyard.engine.sessions.view import OpenPort, SessionView
 from hiveyard.engine.snapshots.compare import Compared
 from hiveyard.engine.snapshots.fork import Forked, ForkRequest
@@ -40,10 +42,11 @@ from hiveyard.engine.upkeep.doctor import Check
 from hiveyard.engine.upkeep.housekeeping import Costs, Pruned
 from hiveyard.engine.workspace.result import ResultLocation
 
-_REQUESTS = (TaskRequest, SpawnRequest, ResumeRequest, Prompt, TerminalRequest, PortRequest)
+_REQUESTS = (TaskRequest, SpawnRequest, ResumeRequest, Prompt, TerminalRequest, PortRequest, ModelChoice, AskAnswer)
 _ANSWERS = (
     TaskView,
     SessionView,
+    AskView,
     TurnAccepted,
     TerminalProgram,
     ResultLocation,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Query, Request, Response
 
 from hiveyard.api.answers import answer, body
-from hiveyard.api.bodies import Prompt, ResumeRequest, TerminalProgram, TerminalRequest, TurnAccepted
+from hiveyard.api.bodies import ModelChoice, Prompt, ResumeRequest, TerminalProgram, TerminalRequest, TurnAccepted
 from hiveyard.api.bounds import LAST_SEQ, until_disconnected
 from hiveyard.api.document import gives, takes
 from hiveyard.core.commands import Command
@@ -15,6 +15,7 @@ from hiveyard.core.errors import BadInput
 from hiveyard.core.parsing import parsed
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.sessions.request import SpawnRequest, spawn_from_json
+from hiveyard.engine.sessions.steering import AskAnswer, AskView
 from hiveyard.engine.sessions.view import SessionView
 from hiveyard.engine.turns.terminal_runner import TERMINAL
 from hiveyard.engine.workspace.directory import GUEST_REPO
@@ -26,6 +27,7 @@ def add_sessions(app: FastAPI, engine: Engine) -> None:
     """Add the routes of sessions. Their events are at `/v1/tasks/{ref}/events`, as those of tasks are."""
     _add_lifecycle(app, engine)
     _add_turns(app, engine)
+    _add_asks(app, engine)
     sessions = engine.sessions
     _add_action(app, engine, "stop", sessions.stop)
     _add_action(app, engine, "pause", sessions.pause)
@@ -79,7 +81,17 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
     async def send(ref: str, request: Request) -> Response:
         prompt = parsed(await body(request), Prompt, "prompt")
         id = await engine.resolve(ref)
-        return answer(TurnAccepted(id, await sessions.send(id, prompt.text)), 202)
+        if prompt.now:
+            await engine.steering.add(id, prompt.text)
+        turn = 0 if prompt.now else await sessions.send(id, prompt.text)
+        return answer(TurnAccepted(id, turn), 202)
+
+    @app.post("/v1/sessions/{ref}/model", **takes(ModelChoice), **gives(SessionView))
+    async def model(ref: str, request: Request) -> Response:
+        chosen = parsed(await body(request), ModelChoice, "choice of a model")
+        id = await engine.resolve(ref)
+        await engine.steering.choose_model(id, chosen.model)
+        return answer(await sessions.view(id))
 
     @app.post("/v1/sessions/{ref}/harvest", **gives(ResultLocation))
     async def harvest(ref: str) -> Response:
@@ -90,8 +102,20 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/sessions/{ref}/terminal", **takes(TerminalRequest), **gives(TerminalProgram))
     async def terminal(ref: str, request: Request) -> Response:
         asked = parsed(await body(request), TerminalRequest, "terminal request")
-        argv = await sessions.terminal(await engine.resolve(ref), _terminal_command(asked))
+        id = await engine.resolve(ref)
+        argv = await sessions.terminal(id, _terminal_command(asked), of_agent=asked.argv is None)
         return answer(TerminalProgram(list(argv)))
+
+
+def _add_asks(app: FastAPI, engine: Engine) -> None:
+    @app.get("/v1/asks", **gives(list[AskView]))
+    async def asks(all: bool = False, limit: int | None = Query(None, ge=1, le=LAST_SEQ)) -> Response:
+        return answer(await engine.steering.asks(all=all, limit=limit))
+
+    @app.post("/v1/asks/{ref}/answer", name="answer", **takes(AskAnswer), **gives(AskView))
+    async def answer_ask(ref: str, request: Request) -> Response:
+        given = parsed(await body(request), AskAnswer, "answer")
+        return answer(await engine.steering.answer(ref, given))
 
 
 def _terminal_command(asked: TerminalRequest) -> Command:

@@ -31,14 +31,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTERM, signa
 @ONLY_SESSION
 @click.option("--read-only", is_flag=True, help="Only watch.")
 def attach(session: str | None, read_only: bool) -> int:
-    """Attach this terminal to the agent's own terminal program. Ctrl-B D detaches, and the agent keeps running. Several
-    users may attach at once. Without SESSION, attach to the only one that runs."""
+    """Attach this terminal to the agent's own terminal program; of a live session, show the transcript and send the
+    lines that you type. Ctrl-B D detaches, and the agent keeps running. Several users may attach at once. Without
+    SESSION, attach to the only one that runs."""
     name = only_candidate("attach", sessions_only=True) if session is None else session
     return attach_to(name, read_only=read_only)
 
 
 def attach_to(session: str, *, read_only: bool = False) -> int:
     """Attach this terminal to a session's agent, and return the exit code when the user has detached."""
+    found = connect().call("GET", f"/v1/sessions/{quoted(session)}")
+    if found["mode"] == "live":
+        from hiveyard.cli.live_attach import attach_live
+
+        return attach_live(found, read_only=read_only)
     path = f"/v1/sessions/{quoted(session)}/terminal"
     return run_on_terminal(connect().call("POST", path, {"read_only": read_only, **own_terminal()})["argv"])
 

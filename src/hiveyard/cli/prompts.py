@@ -27,17 +27,28 @@ _CODES = {"succeeded": 0, "failed": FAILED, "cancelled": INTERRUPTED, "timeout":
 @click.option("-m", "--prompt", "--message", "prompt", help="The same as TEXT.")
 @click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read the prompt from a file; - is stdin.")
 @click.option("--wait", is_flag=True, help="Show the turn until it ends.")
+@click.option("--now", is_flag=True, help="Add the text to the turn that runs, if the session is live.")
 @JSON
-def send(session: str, text: str | None, prompt: str | None, prompt_file: str | None, wait: bool, as_json: bool) -> int:
+def send(
+    session: str,
+    text: str | None,
+    prompt: str | None,
+    prompt_file: str | None,
+    wait: bool,
+    now: bool,
+    as_json: bool,
+) -> int:
     """Send a prompt: one more turn in the same conversation, whether or not a user is attached. TEXT - is stdin. While
     another turn runs, the prompt waits. With --wait the exit code is the turn's: 0, 1 failed, 130 interrupted. Ctrl-C
     then leaves, and the turn continues."""
     prompt_text = _prompt(text, prompt, prompt_file)
+    if now and wait:
+        raise BadInput("--now begins no turn that --wait could wait for", hint=f"hv logs -f {session}")
     client = connect()
     before = client.call("GET", f"/v1/sessions/{quoted(session)}")["last_seq"]
-    turn = client.call("POST", f"/v1/sessions/{quoted(session)}/prompts", {"text": prompt_text})
+    turn = client.call("POST", f"/v1/sessions/{quoted(session)}/prompts", {"text": prompt_text, "now": now})
     if not wait:
-        click.echo(json.dumps(turn) if as_json else f"turn {turn['turn']}")
+        click.echo(json.dumps(turn) if as_json else "added" if now else f"turn {turn['turn']}")
         return 0
     ended = _follow_turn(turn["id"], turn["turn"], after=before, quiet=as_json)
     if as_json:
@@ -74,3 +85,16 @@ def interrupt(session: str, as_json: bool) -> None:
     """End the current turn. The agent and its conversation stay; `hv send` continues it."""
     found = connect().call("POST", f"/v1/sessions/{quoted(session)}/interrupt")
     click.echo(json.dumps(found) if as_json else f"{found['name']}: interrupted")
+
+
+@click.command(short_help="Choose the model of a live session.")
+@SESSION
+@click.argument("name")
+@JSON
+def model(session: str, name: str, as_json: bool) -> None:
+    """Choose the model of a live session's later turns. It stays when the session is stopped and resumed."""
+    found = connect().call("POST", f"/v1/sessions/{quoted(session)}/model", {"model": name})
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        click.echo(f"{found['name']} uses {found['model']} from its next turn on", err=True)

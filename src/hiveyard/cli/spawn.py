@@ -28,7 +28,12 @@ ATTACH = click.option("--attach", is_flag=True, help="Attach this terminal when 
 )
 @click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read the prompt from a file; - is stdin.")
 @click.option("--ref", "--base", "base", metavar="REV", help="The branch or commit to start from (default: HEAD).")
-@click.option("--agent", help="claude or opencode.")
+@click.option("--agent", help="claude, opencode, codex or goose.")
+@click.option("--acp", metavar="COMMAND", help="A program that speaks the Agent Client Protocol, as the agent.")
+@click.option("--live", is_flag=True, help="Run the agent without a terminal, as codex and goose always run.")
+@click.option(
+    "--ask", is_flag=True, help="The agent asks before it changes or runs anything: hv inbox. Includes --live."
+)
 @click.option("--name", help="The session's name (default: made from the prompt or the repository).")
 @click.option("--port", type=int, help="The host's port for ssh (default: a free one from 2222 on).")
 @click.option("--snapshots", type=click.Choice(["turns"]), help="Take a snapshot at the end of each turn.")
@@ -84,6 +89,10 @@ def _request(where: str | None, options: dict[str, Any]) -> dict[str, Any]:
     repo = options.pop("repo")
     if repo is not None and where is not None:
         raise BadInput(f"--repo {repo} and {where} both give the repository: give one of them")
+    if (acp := options.pop("acp")) is not None:
+        if options["agent"] is not None:
+            raise BadInput(f"--acp and --agent {options['agent']} both give the agent: give one of them")
+        options |= {"agent": "acp", "command": acp}
     prompt = read_prompt(options.pop("prompt"), options.pop("prompt_file"), options.pop("text"))
     request = spec_request({**options, "repo": repo or where or "."})
     return request if prompt is None else {**request, "prompt": prompt}

@@ -184,6 +184,11 @@ def _collected(body: Body, limits: Limits) -> list[str]:
     return _note("the agent's uncommitted changes were committed", limits) if body.get("leftover") else []
 
 
+def _question(body: Body) -> str:
+    command = f" (hv answer {body['ask']} allow|deny)" if body.get("ask") else ""
+    return f"waits for you: {body['message']}{command}"
+
+
 def _noted(words: Callable[[Body], str]) -> Render:
     return lambda body, limits: _note(words(body), limits)
 
@@ -211,7 +216,10 @@ _RENDER: dict[str, Render] = {
     "turn.started": _started,
     "turn.ended": _turn_ended,
     "agent.prompted": _prompted,
-    "agent.asked": _warned(lambda b: f"waits for you: {b['message']}"),
+    "agent.asked": _warned(_question),
+    "ask.answered": _noted(lambda b: f"answered: {b.get('option') or ('allow' if b['allow'] else 'deny')}"),
+    "live.steered": _noted(lambda b: f"added: {b['text']}"),
+    "session.model_chosen": _noted(lambda b: f"the model is now {b['model']}"),
     "agent.text": _text,
     "agent.thinking": _thinking,
     "agent.tool_called": _called,

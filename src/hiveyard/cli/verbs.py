@@ -41,6 +41,15 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Send a session's agent its next prompt.",
             ('send ui "now run the tests" --wait', "send ui - < plan.md"),
         ),
+        "inbox": Verb("desk:inbox", "List the questions that wait for you.", ("inbox", "inbox -a --json")),
+        "answer": Verb(
+            "desk:answer",
+            "Answer the question of an agent.",
+            ("answer 4k2 allow", 'answer 4k2 deny -m "ask me first"'),
+        ),
+        "model": Verb(
+            "prompts:model", "Choose the model of a live session.", ("model ui opus", "model ui gpt-5.5 --json")
+        ),
         "interrupt": Verb(
             "prompts:interrupt", "End a session's turn, and keep the session.", ("interrupt ui", "interrupt ui --json")
         ),

@@ -32,10 +32,12 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The decision on a permission request. `message` tells the agent the reason for a denial. `input` replaces the
-    arguments of the requested action, as a JSON object."""
+    """The decision on a permission request. `option` is the id of one of the answers that the program offered; without
+    one, its plainest answer that allows or denies the action once is given. `message` tells the agent the reason for a
+    denial. `input` replaces the arguments of the requested action, as a JSON object."""
 
     allow: bool
+    option: str = ""
     message: str = ""
     input: Mapping[str, object] | None = None
 
@@ -82,7 +84,8 @@ class Driver(Protocol):
     def answer(self, request: str, answer: Answer) -> Step:
         """Answer a permission request. Only the first answer counts.
 
-        Raises BadInput for a request that is not open, and for an `input` that the program does not support."""
+        Raises BadInput for a request that is not open, an `option` that it did not offer, and an `input` that the
+        program does not support."""
 
     def choose(self, key: str, model: str) -> Step:
         """Select the model for later turns. Raises BadInput if the program cannot change it."""

@@ -55,6 +55,12 @@ class TurnState(enum.StrEnum):
     ENDED = "ended"
 
 
+class AskState(enum.StrEnum):
+    OPEN = "open"
+    ANSWERED = "answered"
+    EXPIRED = "expired"
+
+
 _TASK_ENDS: dict[type[e.Body], TaskState] = {
     e.TaskFailed: TaskState.FAILED,
     e.TaskCancelled: TaskState.CANCELLED,
@@ -114,6 +120,7 @@ ACTIVITY: Mapping[type[e.Body], Activity] = {
     e.TurnStarted: Activity.THINKING,
     e.AgentPrompted: Activity.THINKING,
     e.AgentAsked: Activity.WAITING,
+    e.AskAnswered: Activity.THINKING,
     e.SessionPaused: Activity.PAUSED,
     e.SessionUnpaused: Activity.IDLE,
     e.SessionRewound: Activity.IDLE,

@@ -25,6 +25,7 @@ from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.metadata import keep_metadata
 from hiveyard.engine.sessions.service import Sessions
+from hiveyard.engine.sessions.steering import Steering
 from hiveyard.engine.snapshots.automatic import TurnSnapshots
 from hiveyard.engine.snapshots.compare import Comparisons
 from hiveyard.engine.snapshots.fork import ForkService
@@ -57,6 +58,7 @@ class Engine:
         self._creating = anyio.Lock()
         self._slots = anyio.Semaphore(resources.settings.max_tasks)
         self.sessions = Sessions(resources, group)
+        self.steering = Steering(resources, self.sessions)
         self.snapshots = Snapshots(resources, self.sessions, group)
         self.turn_snapshots = TurnSnapshots(resources, self.sessions, self.snapshots, group)
         self.forks = ForkService(resources, self.sessions, self.snapshots, group)

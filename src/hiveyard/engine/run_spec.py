@@ -80,7 +80,9 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 "the command agent needs a command line",
                 hint="hv run REPO -m TEXT --command 'my-agent --prompt-file {{prompt_file}}'",
             )
-        if self.command and self.agent not in (None, "command"):
+        if self.agent == "acp" and not self.command:
+            raise BadInput("the acp agent needs a command line", hint="hv spawn REPO --acp 'my-agent --acp'")
+        if self.command and self.agent not in (None, "command", "acp"):
             raise BadInput(f"--command is for the command agent, and the agent is {self.agent}")
 
     def as_json(self) -> dict[str, Any]:

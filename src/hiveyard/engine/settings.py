@@ -36,6 +36,9 @@ class EngineSettings:
     """Most output of one turn that is kept, in MiB; an agent that writes more is stopped."""
     line_limit_mib: int = 16
     """Longest line of an agent's output, in MiB; longer lines are cut."""
+    live_output_mib: int = 32
+    """Output of an agent's live process, in MiB, after which another process continues its conversation, between two
+    turns."""
     collect_timeout: float = 300.0
     """Longest time in seconds to collect the work from a machine."""
     collect_file_mib: int = 512
@@ -62,6 +65,7 @@ class EngineSettings:
             "silence",
             "output_limit_mib",
             "line_limit_mib",
+            "live_output_mib",
             "collect_timeout",
             "collect_file_mib",
             "max_tasks",

@@ -192,7 +192,15 @@ def raw_lines(conn: Connection, session: str, turn: int) -> Iterator[bytes]:
         yield row.raw
 
 
-_OF_SESSIONS = (schema.results, schema.turns, schema.machines, schema.ports, schema.snapshots, schema.events)
+_OF_SESSIONS = (
+    schema.asks,
+    schema.results,
+    schema.turns,
+    schema.machines,
+    schema.ports,
+    schema.snapshots,
+    schema.events,
+)
 
 
 def forget(conn: Connection, session: str) -> None:

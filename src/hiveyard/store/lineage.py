@@ -11,6 +11,8 @@ from sqlalchemy import ColumnElement, Connection, or_, select
 from hiveyard.core.errors import NotFound
 from hiveyard.core.events import (
     AnyBody,
+    Event,
+    LiveStarted,
     SessionForked,
     SessionImported,
     SessionRewound,
@@ -18,7 +20,7 @@ from hiveyard.core.events import (
     SnapshotTaken,
     TurnEnded,
 )
-from hiveyard.store import schema, views
+from hiveyard.store import journal, schema, views
 from hiveyard.store.views import SnapshotRow
 
 _events = schema.events.c
@@ -97,6 +99,23 @@ def pending_start(conn: Connection, session: str) -> SessionForked | SessionRewo
     Forks and rewinds before an import do not count: the author of the archive wrote them."""
     last = _last(conn, session, 2**63 - 1, *_STARTS)
     return last[1] if last is not None and isinstance(last[1], SessionForked | SessionRewound) else None
+
+
+def live_process(conn: Connection, session: str) -> LiveStarted | None:
+    """Return the start of the agent's latest live process; None if there was none."""
+    last = _last(conn, session, 2**63 - 1, "live.started")
+    return last[1] if last is not None and isinstance(last[1], LiveStarted) else None
+
+
+def live_events(conn: Connection, session: str, after: int) -> list[Event]:
+    """Return the next events since the start of the agent's latest live process, after event `after`."""
+    last = _last(conn, session, 2**63 - 1, "live.started")
+    return [] if last is None else journal.events(conn, session=session, after=max(after, last[0]))
+
+
+def feed_offset(conn: Connection, session: str) -> int:
+    """Return up to which byte the agent's feed, or the output of its live process, is in the journal."""
+    return views.session(conn, session).feed_offset
 
 
 def has_run(conn: Connection, session: str) -> bool:

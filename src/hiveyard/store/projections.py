@@ -22,6 +22,7 @@ from hiveyard.core.states import (
     NEXT_TASK,
     NEXT_TURN,
     Activity,
+    AskState,
     Phase,
     TaskState,
     TurnState,
@@ -29,7 +30,7 @@ from hiveyard.core.states import (
 )
 from hiveyard.store.names import unknown
 from hiveyard.store.prepared import Prepared
-from hiveyard.store.schema import machines, ports, results, sessions, snapshots, tasks, turns
+from hiveyard.store.schema import asks, machines, ports, results, sessions, snapshots, tasks, turns
 
 Values = dict[str, Any]
 
@@ -93,6 +94,8 @@ def _session(conn: Connection, session: str, body: e.Body, at: float, turn: int 
         _create_session(conn, session, body, phase, at)
         return
     values: Values = {"phase": phase, "updated_at": at}
+    if phase is not Phase.RUNNING:
+        _expire_asks(conn, session, at)
     if isinstance(body, e.SessionFailed):
         values["failure"] = _json(body.failure)
     if isinstance(body, e.SessionStopped | e.SessionPreparing | e.SessionRunning | e.SessionRewound):
@@ -249,6 +252,52 @@ def _snapshot(conn: Connection, session: str, body: e.Body, at: float, turn: int
         conn.execute(insert(snapshots), values | {"feed_offset": feed, "created_at": at})
 
 
+# --- asks -----------------------------------------------------------------------------------------------------------
+
+
+def _asked(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    """Store a question that waits for a user. One without an id of ours is asked at the program's own terminal."""
+    assert isinstance(body, e.AgentAsked)
+    if not body.ask:
+        return
+    values: Values = {name: _text(getattr(body, name)) for name in ("request", "message", "tool", "input")}
+    values |= {"id": body.ask, "session": session, "turn": turn, "kind": "permission", "state": AskState.OPEN}
+    options = _text(msgspec.json.encode(body.options).decode())
+    conn.execute(insert(asks), {**values, "options": options, "asked_at": at})
+
+
+def _answered(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    """Store the first answer to a question. Raises IllegalMove for one that is not open."""
+    assert isinstance(body, e.AskAnswered)
+    answer = msgspec.json.encode({"allow": body.allow, "option": body.option, "message": body.message}).decode()
+    values = {"state": AskState.ANSWERED, "answer": _text(answer), "ended_at": at}
+    here = (asks.c.id == body.ask) & (asks.c.session == session) & (asks.c.state == AskState.OPEN)
+    if not conn.execute(update(asks).where(here).values(values)).rowcount:
+        raise IllegalMove(f"the question {body.ask} is not open", hint="hv inbox")
+
+
+def _expire_asks(conn: Connection, session: str, at: float) -> None:
+    """End the open questions of a session: the program that asked them does not wait any more."""
+    here = (asks.c.session == session) & (asks.c.state == AskState.OPEN)
+    conn.execute(update(asks).where(here).values(state=AskState.EXPIRED, ended_at=at))
+
+
+# --- live processes -------------------------------------------------------------------------------------------------
+
+
+def _live_started(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    """Read the output of a new process from its first byte."""
+    if not _update_session(conn, session, {"feed_offset": 0, "updated_at": at}):
+        raise unknown(session)
+    _expire_asks(conn, session, at)
+
+
+def _model_chosen(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.ModelChosen)
+    if not _set_request(conn, session, _request(conn, session) | {"model": body.model}, at):
+        raise unknown(session)
+
+
 # --- turns and their results ----------------------------------------------------------------------------------------
 
 
@@ -266,6 +315,7 @@ def _turn(conn: Connection, session: str, body: e.Body, at: float, turn: int | N
         values |= {"agent": body.agent, "program": body.program, "pid": body.pid, "started_at": at}
         values |= {"model": body.model} if body.model or row is None else {}
     elif isinstance(body, e.TurnEnded):
+        _expire_asks(conn, session, at)
         values |= {"outcome": body.outcome, "exit_code": body.exit_code, "ended_at": at}
         values |= {"failure": _json(body.failure)} if body.failure else {}
         values |= {"conversation": _text(body.conversation)} if body.conversation else {}
@@ -337,6 +387,10 @@ _MOVES: Mapping[type[e.Body], Move] = {
     **dict.fromkeys((e.MachineBooting, e.MachineReady, e.MachineStopping, e.MachineStopped, e.MachineFailed), _machine),
     **dict.fromkeys((e.TurnCreated, e.TurnStarted, e.TurnEnded), _turn),
     e.AgentStarted: _agent_started,
+    e.AgentAsked: _asked,
+    e.AskAnswered: _answered,
+    e.LiveStarted: _live_started,
+    e.ModelChosen: _model_chosen,
     e.ResultCollected: _result,
     e.ModelCalled: _add_usage,
 }

@@ -133,6 +133,26 @@ turns = Table(
     Column("ended_at", Double),
 )
 
+asks = Table(
+    "asks",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("session", Text, nullable=False),
+    Column("turn", Integer),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("tool", Text, nullable=False),
+    Column("input", Text, nullable=False),
+    Column("options", Text, nullable=False),
+    Column("answer", Text),
+    Column("asked_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Index("asks_by_session", "session"),
+    Index("asks_by_state", "state"),
+)
+
 results = Table(
     "results",
     metadata,

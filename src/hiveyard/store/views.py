@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Table, func, select, true
 
-from hiveyard.core.errors import NotFound
-from hiveyard.core.events import Failure
+from hiveyard.core.errors import Ambiguous, NotFound
+from hiveyard.core.events import AskOption, Failure
 from hiveyard.core.machines import MachineStatus
-from hiveyard.core.states import Activity, Phase, TaskState, TurnState
+from hiveyard.core.states import Activity, AskState, Phase, TaskState, TurnState
 from hiveyard.core.usage import Usage
 from hiveyard.store import schema
 from hiveyard.store.names import unknown
@@ -143,6 +143,25 @@ class SnapshotRow:
     after_turn: int
     feed_offset: int
     created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskRow:
+    """A question to the user. `request` is the program's own id of it. `answer` is set once it is answered."""
+
+    id: str
+    session: str
+    turn: int | None
+    kind: str
+    state: AskState
+    request: str
+    message: str
+    tool: str
+    input: str
+    options: tuple[AskOption, ...]
+    answer: dict[str, Any] | None
+    asked_at: float
+    ended_at: float | None
 
 
 def task(conn: Connection, id: str) -> TaskRow:
@@ -296,6 +315,27 @@ def find_machine(conn: Connection, name: str) -> MachineRow | None:
     return None if row is None else _machine(row)
 
 
+def asks(conn: Connection, *, open_only: bool = True, limit: int | None = None) -> list[AskRow]:
+    """Return questions to the user: the open ones, oldest first, or all of them, newest first."""
+    columns = schema.asks.c
+    if open_only:
+        query = select(schema.asks).where(columns.state == AskState.OPEN).order_by(columns.asked_at, columns.id)
+    else:
+        query = select(schema.asks).order_by(columns.asked_at.desc(), columns.id)
+    return [_ask(row) for row in conn.execute(query.limit(limit))]
+
+
+def ask(conn: Connection, ref: str) -> AskRow:
+    """Return the question with this id or the only one whose id begins like this. Raises NotFound, Ambiguous."""
+    rows = conn.execute(select(schema.asks).where(schema.asks.c.id.startswith(ref, autoescape=True)).limit(2)).all()
+    exact = [row for row in rows if row.id == ref] or rows
+    if not ref or not exact:
+        raise NotFound(f"there is no question {ref[:80]!r}", hint="hv inbox")
+    if len(exact) > 1:
+        raise Ambiguous(f"several questions begin with {ref[:80]!r}", hint="hv inbox")
+    return _ask(exact[0])
+
+
 def result(conn: Connection, session: str) -> ResultRow | None:
     """Return the result of a session; None until something was collected."""
     row = conn.execute(select(schema.results).where(schema.results.c.session == session)).first()
@@ -341,6 +381,13 @@ def _machine(row: AnyRow) -> MachineRow:
 
 def _turn(row: AnyRow) -> TurnRow:
     return TurnRow(**dict(row._mapping) | {"state": TurnState(row.state), "failure": _failure(row.failure)})
+
+
+def _ask(row: AnyRow) -> AskRow:
+    values = dict(row._mapping) | {"state": AskState(row.state)}
+    values["options"] = msgspec.json.decode(row.options, type=tuple[AskOption, ...])
+    values["answer"] = None if row.answer is None else msgspec.json.decode(row.answer)
+    return AskRow(**values)
 
 
 def _failure(text: str | None) -> Failure | None:

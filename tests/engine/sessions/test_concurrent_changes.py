@@ -15,6 +15,7 @@ from hiveyard.core.errors import NoSpace, StoreUnusable
 from hiveyard.core.events import AgentPrompted, Notice
 from hiveyard.engine.sessions.request import session_request
 from hiveyard.engine.snapshots.fork import ForkRequest
+from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.workspace.directory import Workspace
 from tests.engine.conftest import Yard, git
 from tests.engine.sessions.fake_live_snapshots import FakeLiveSnapshots, engine_with
@@ -49,12 +50,12 @@ def test_a_session_is_removed_while_its_metadata_is_written(tmp_path: Path) -> N
 async def test_a_prompt_that_could_not_be_journaled_is_not_sent(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        terminal_runner = await engine.sessions._terminal_runner(id)
-        whole = terminal_runner.resources
-        terminal_runner.resources = replace(whole, event_log=FullDiskLog(whole.event_log.store, whole.event_log.clock))
+        agent_runner = await engine.sessions.agent_runner(id)
+        whole = agent_runner.resources
+        agent_runner.resources = replace(whole, event_log=FullDiskLog(whole.event_log.store, whole.event_log.clock))
         with pytest.raises(StoreUnusable, match="full"):
             await engine.sessions.send(id, "remember pear")
-        terminal_runner.resources = whole
+        agent_runner.resources = whole
         assert await run_turn(engine, id, "remember apple") == "done: remember apple"
         assert [event.turn for event in await events(engine, id) if isinstance(event.body, AgentPrompted)] == [1]
         await engine.sessions.stop(id)
@@ -65,11 +66,12 @@ async def test_a_queued_prompt_is_sent_after_one_typed_in_the_terminal(yard: Yar
         id = await spawned(engine, repo)
         await engine.sessions.send(id, "wait")
         await wait_until(engine, id, lambda view: view.activity == "thinking")
-        terminal_runner = await engine.sessions._terminal_runner(id)
+        agent_runner = await engine.sessions.agent_runner(id)
+        assert isinstance(agent_runner, TerminalRunner)
         async with engine.sessions.guest(id) as guest:
             await guest.write_atomic("/session/state/typed", b"remember pear")
-            typed = replace(terminal_runner.turn, prompt="/session/state/typed")
-            assert (await guest.run(terminal_runner.agent.send_prompt(typed))).ok
+            typed = replace(agent_runner.turn, prompt="/session/state/typed")
+            assert (await guest.run(agent_runner.agent.send_prompt(typed))).ok
         waiting = await engine.sessions.send(id, "remember apple")
         await engine.sessions.interrupt(id)
         assert await answer(engine, id, waiting) == "done: remember apple"

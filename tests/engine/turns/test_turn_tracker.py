@@ -24,12 +24,12 @@ def told(
 ) -> list[tuple[int | None, str]]:
     """Return the turns and types of the entries for some feed events, while prompts are `waiting`."""
     wordings = {number: PromptText(text) for number, text in (waiting or {}).items()}
-    placed = tracker.assign([Entry(body) for body in bodies], wordings)
+    placed = tracker.assign_feed([Entry(body) for body in bodies], wordings)
     return [(one.turn, one.entry.body.type) for one in placed]
 
 
 def outcomes(tracker: TurnTracker, *bodies: e.AnyBody) -> list[str]:
-    placed = tracker.assign([Entry(body) for body in bodies], {})
+    placed = tracker.assign_feed([Entry(body) for body in bodies], {})
     return [one.entry.body.outcome for one in placed if isinstance(one.entry.body, e.TurnEnded)]
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from hiveyard.agents.acp.updates import Updates
 from hiveyard.agents.shared import jsonrpc
-from hiveyard.agents.shared.permission import PermissionRequests
+from hiveyard.agents.shared.permission import PermissionRequests, no_such_option, option
 from hiveyard.agents.shared.wording import GOOSE_ERROR_HEAD, checked_model, code_of, status_in
 from hiveyard.core.drivers import Answer, Line, Step
 from hiveyard.core.errors import AgentFailed, BadInput
@@ -159,11 +159,14 @@ class Acp:
             raise BadInput(
                 "this agent does not accept other arguments for its request", hint="allow or deny it as it is"
             )
-        options = self._permissions.settle(request)
+        kept = self._permissions.kept(request)
+        if answer.option and answer.option not in record(kept, "ids"):
+            raise no_such_option(answer.option)
+        self._permissions.settle(request)
         kind = "allow" if answer.allow else "reject"
         # "once" is preferred to "always", so that the next request is asked again.
-        chosen = text(options.get(f"{kind}_once")) or text(options.get(f"{kind}_always"))
-        return Step((), [_decision(request, chosen or None)])
+        plain = text(kept.get(f"{kind}_once")) or text(kept.get(f"{kind}_always"))
+        return Step((), [_decision(request, answer.option or plain or None)])
 
     # --- output of the program --------------------------------------------------------------------------------------
 
@@ -209,7 +212,10 @@ class Acp:
         if not self._ask:
             return Step(events, [_decision(msg.id, options.get("allow_once") or options.get("allow_always"))])
         call = self._updates.call(permission.tool_call.tool_call_id)
-        return Step([*events, self._permissions.add(msg.id, call.tool, call.input, call.summary, kept=options)])
+        offered = [option(one.option_id, one.name, one.kind.startswith("allow")) for one in permission.options]
+        kept = {**options, "ids": {one.id: one.allow for one in offered}}
+        asked = self._permissions.add(msg.id, call.tool, call.input, call.summary, kept=kept, options=offered)
+        return Step([*events, asked])
 
     def _response(self, key: str, msg: jsonrpc.Message) -> Step:
         if key == _BEGIN:

@@ -14,7 +14,7 @@ import msgspec
 
 from hiveyard.agents.claude.parser import ClaudeParser
 from hiveyard.agents.shared.jsonl import JSON, decoded
-from hiveyard.agents.shared.permission import PermissionRequests
+from hiveyard.agents.shared.permission import PermissionRequests, no_such_option, option
 from hiveyard.agents.shared.wording import checked_model, summary
 from hiveyard.core.drivers import Answer, Line, Step
 from hiveyard.core.errors import AgentFailed
@@ -40,6 +40,7 @@ class Dialect:
     cumulative_usage: bool = False
 
 
+_OPTIONS: Final = (option("allow", "allow", True), option("deny", "deny", False))
 CLAUDE: Final = Dialect()
 QWEN: Final = Dialect(initialize=True, cumulative_usage=True)
 
@@ -118,6 +119,9 @@ class ClaudeStream:
         return Step((), [_request(key, {"subtype": "set_model", "model": checked_model(model)})])
 
     def answer(self, request: str, answer: Answer) -> Step:
+        if answer.option and answer.option != ("allow" if answer.allow else "deny"):
+            self._permissions.check(request)
+            raise no_such_option(answer.option)
         return Step((), [_decision(request, answer, self._permissions.settle(request))])
 
     # --- output of the program --------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ class ClaudeStream:
             answer = Answer(allow=allowed, message="" if allowed else "Nobody is there to answer. Decide yourself.")
             return Step((), [_decision(request, answer, arguments)])
         message = summary(tool, arguments, self._workdir)
-        return Step([self._permissions.add(request, tool, arguments, message)])
+        return Step([self._permissions.add(request, tool, arguments, message, options=_OPTIONS)])
 
     def _reported(self, kind: str, events: Sequence[AgentEvent]) -> Iterator[AgentEvent]:
         for event in events:

@@ -19,7 +19,7 @@ import msgspec
 from hiveyard.agents.codex.parser import CodexParser
 from hiveyard.agents.shared import jsonrpc
 from hiveyard.agents.shared.jsonl import JSON
-from hiveyard.agents.shared.permission import PermissionRequests
+from hiveyard.agents.shared.permission import PermissionRequests, no_such_option, option
 from hiveyard.agents.shared.wording import checked_model, code_of, status_in, summary
 from hiveyard.core.drivers import Answer, Line, Step
 from hiveyard.core.errors import AgentFailed, BadInput
@@ -42,6 +42,14 @@ _COUNTS = ("inputTokens", "cachedInputTokens", "cacheWriteInputTokens", "outputT
 _CAMEL = re.compile(r"(?<=[a-z])([A-Z])")
 _DECISIONS = {"item/commandExecution/requestApproval": "shell", "item/fileChange/requestApproval": "apply_patch"}
 _ELICITATION = "mcpServer/elicitation/request"
+_PLAIN_DECISIONS = ("accept", "acceptForSession", "decline", "cancel")
+_DECISION_NAMES = {
+    "accept": "allow",
+    "acceptForSession": "allow for the rest of the session",
+    "acceptWithExecpolicyAmendment": "allow, and all commands that begin like this one",
+    "decline": "deny",
+    "cancel": "deny, and end the turn",
+}
 _MAX_PAST = 1000
 """The number of past turns that are remembered. Processes that they left in the background are reported later."""
 
@@ -129,7 +137,13 @@ class CodexServer:
         if answer.input is not None:
             self._permissions.check(request)
             raise BadInput("codex does not accept other arguments for its request", hint="allow or deny it as it is")
-        kept = self._permissions.settle(request)
+        kept = self._permissions.kept(request)
+        chosen = record(kept, "decisions").get(answer.option)
+        if answer.option and chosen is None:
+            raise no_such_option(answer.option)
+        self._permissions.settle(request)
+        if chosen is not None:
+            return Step((), [jsonrpc.reply(request, {"decision": chosen})])
         return Step((), [_decision(request, text(kept.get("method")), answer.allow)])
 
     # --- output of the program --------------------------------------------------------------------------------------
@@ -149,8 +163,10 @@ class CodexServer:
             if msg.params.get(key) is not None
         }
         line = summary(tool, {"description": text(msg.params.get("message")), **arguments}, self._workdir)
-        kept = {"method": msg.method, "thread": thread}
-        return Step([self._permissions.add(msg.id, tool, arguments, line, kept=kept)])
+        decisions = _decisions(msg)
+        kept = {"method": msg.method, "thread": thread, "decisions": decisions}
+        options = [option(name, _DECISION_NAMES.get(name, name), _allows(name)) for name in decisions]
+        return Step([self._permissions.add(msg.id, tool, arguments, line, kept=kept, options=options)])
 
     def _notification(self, msg: jsonrpc.Message) -> Step:
         if self._other_thread(thread := text(msg.params.get("threadId"))):
@@ -310,6 +326,25 @@ def _decision(request: str, method: str, allow: bool) -> Line:
     if method == _ELICITATION:
         return jsonrpc.reply(request, {"action": "accept", "content": {}} if allow else {"action": "decline"})
     return jsonrpc.reply(request, {"decision": "accept" if allow else "decline"})
+
+
+def _decisions(msg: jsonrpc.Message) -> JSON:
+    """Return the decisions that codex offers, by name. The protocol lists them for commands; changes of files have the
+    plain ones. The answer to an MCP server has another form, so it can only be allowed or denied."""
+    if msg.method == _ELICITATION:
+        return {}
+    offered = items(msg.params.get("availableDecisions")) or _PLAIN_DECISIONS
+    found: dict[str, object] = {}
+    for decision in offered:
+        if isinstance(decision, str):
+            found[decision] = decision
+        elif isinstance(decision, Mapping) and len(decision) == 1:
+            found[str(next(iter(decision)))] = decision
+    return found
+
+
+def _allows(name: str) -> bool:
+    return name.startswith("accept")
 
 
 def _snake(name: str) -> str:

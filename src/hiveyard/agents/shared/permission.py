@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from hiveyard.agents.shared.jsonl import JSON
 from hiveyard.core.errors import BadInput
-from hiveyard.core.events import AgentAsked
+from hiveyard.core.events import AgentAsked, AskOption
 from hiveyard.core.events.body import TEXT_LIMIT
 from hiveyard.kit.text import one_line
 
 _MAX_OPEN = 1000
+_MAX_OPTIONS = 20
 _MAX_SIZE = 64 << 20
 """The largest number of open requests, and the total bytes of their arguments: the program is not trusted."""
 
@@ -24,7 +25,15 @@ class PermissionRequests:
         self._open: dict[str, JSON] = {}
         self._sizes: dict[str, int] = {}
 
-    def add(self, request: str, tool: str, arguments: JSON, message: str, kept: JSON | None = None) -> AgentAsked:
+    def add(
+        self,
+        request: str,
+        tool: str,
+        arguments: JSON,
+        message: str,
+        kept: JSON | None = None,
+        options: Sequence[AskOption] = (),
+    ) -> AgentAsked:
         """Add a request. `kept`, or else its arguments, are returned when it is settled."""
         encoded = msgspec.json.encode(arguments).decode()
         self.remove(request)
@@ -36,6 +45,7 @@ class PermissionRequests:
             request=request,
             tool=tool[:200],
             input=encoded if len(encoded) <= TEXT_LIMIT else "",
+            options=tuple(options[:_MAX_OPTIONS]),
         )
 
     def settle(self, request: str) -> JSON:
@@ -44,6 +54,11 @@ class PermissionRequests:
         kept = self._open[request]
         self.remove(request)
         return kept
+
+    def kept(self, request: str) -> JSON:
+        """Return the data of an open request. Raises BadInput if it is not open."""
+        self.check(request)
+        return self._open[request]
 
     def check(self, request: str) -> None:
         if request not in self._open:
@@ -60,3 +75,13 @@ class PermissionRequests:
         for request in dropped:
             self.remove(request)
         return dropped
+
+
+def option(id: str, name: str, allow: bool) -> AskOption:
+    """Return an answer that the program offers, with a name of limited length. The id is kept as it is."""
+    return AskOption(id=id, name=one_line(name or id, 200), allow=allow)
+
+
+def no_such_option(wanted: str) -> BadInput:
+    """Return the error for an option that the program did not offer."""
+    return BadInput(f"the agent did not offer the answer {one_line(wanted, 80)!r}", hint="hv inbox lists its answers")

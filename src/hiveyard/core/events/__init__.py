@@ -20,6 +20,7 @@ from hiveyard.core.events.agent import (
     AgentToolCalled,
     AgentToolReturned,
     AgentUsage,
+    AskOption,
 )
 from hiveyard.core.events.body import (
     TEXT_LIMIT,
@@ -37,6 +38,14 @@ from hiveyard.core.events.door import (
 from hiveyard.core.events.event import (
     AnyBody,
     Event,
+)
+from hiveyard.core.events.live import (
+    AskAnswered,
+    LiveEvent,
+    LiveInterrupted,
+    LiveStarted,
+    LiveSteered,
+    ModelChosen,
 )
 from hiveyard.core.events.machine import (
     MachineBooting,
@@ -118,6 +127,8 @@ __all__ = [
     "AgentToolReturned",
     "AgentUsage",
     "AnyBody",
+    "AskAnswered",
+    "AskOption",
     "Body",
     "BudgetExhausted",
     "BudgetSet",
@@ -126,6 +137,10 @@ __all__ = [
     "DoorRefused",
     "Event",
     "Failure",
+    "LiveEvent",
+    "LiveInterrupted",
+    "LiveStarted",
+    "LiveSteered",
     "MachineBooting",
     "MachineEvent",
     "MachineFailed",
@@ -133,6 +148,7 @@ __all__ = [
     "MachineStopped",
     "MachineStopping",
     "ModelCalled",
+    "ModelChosen",
     "ModelFailed",
     "Notice",
     "Outcome",

@@ -37,16 +37,28 @@ class AgentPrompted(_AgentBody, frozen=True, kw_only=True, tag="agent.prompted")
     text: str
 
 
+class AskOption(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the answers that a program offers: its own `id` of it, a name for people, and whether it allows the
+    action."""
+
+    id: str
+    name: str
+    allow: bool
+
+
 class AgentAsked(_AgentBody, frozen=True, kw_only=True, tag="agent.asked"):
     """The agent waits for an answer: from a user at its terminal, or to `request` if it is set.
 
     It then asks for permission to call `tool` with `input`, a JSON object. `input` is empty if it is too long to
-    report."""
+    report. `options` are the answers that the program offers. `ask` is Hiveyard's id of the question, if it keeps
+    it."""
 
     message: str
     request: str = ""
     tool: str = ""
     input: str = ""
+    options: tuple[AskOption, ...] = ()
+    ask: str = ""
 
 
 class AgentText(_AgentBody, frozen=True, kw_only=True, tag="agent.text"):

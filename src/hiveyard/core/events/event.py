@@ -8,6 +8,7 @@ import msgspec
 
 from hiveyard.core.events.agent import AgentEvent
 from hiveyard.core.events.door import DoorEvent
+from hiveyard.core.events.live import LiveEvent
 from hiveyard.core.events.machine import MachineEvent
 from hiveyard.core.events.port import PortEvent
 from hiveyard.core.events.session import SessionEvent
@@ -17,7 +18,16 @@ from hiveyard.core.events.task import TaskEvent
 from hiveyard.core.events.turn import TurnEvent
 
 AnyBody = (
-    TaskEvent | SessionEvent | SnapshotEvent | PortEvent | MachineEvent | TurnEvent | StepEvent | AgentEvent | DoorEvent
+    TaskEvent
+    | SessionEvent
+    | SnapshotEvent
+    | PortEvent
+    | MachineEvent
+    | TurnEvent
+    | StepEvent
+    | AgentEvent
+    | LiveEvent
+    | DoorEvent
 )
 
 

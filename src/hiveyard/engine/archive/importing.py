@@ -52,8 +52,8 @@ from hiveyard.engine.archive import manifest as layout
 from hiveyard.engine.archive.manifest import Manifest, read_manifest
 from hiveyard.engine.placement.provider_choice import Choice, choose
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.agent_terminal import terminal_agent
 from hiveyard.engine.sessions.request import SpawnRequest, check_name, session_request
+from hiveyard.engine.sessions.session_agent import check_agent
 from hiveyard.engine.snapshots.service import copy_error
 from hiveyard.engine.workspace.directory import Meta, Workspace
 from hiveyard.kit.names import new_id, slug
@@ -121,7 +121,7 @@ class Imports:
         try:
             await anyio.to_thread.run_sync(_unpack, path, scratch.root, self._r.settings.reserve)
             manifest = read_manifest(_read_small(scratch.root / layout.MANIFEST))
-            terminal_agent(manifest.agent)
+            check_agent(SpawnRequest(repo="", agent=manifest.agent), manifest.agent)
             id = await self._id(manifest, new)
             choice = await self._place(manifest, provider)
             await _repositories(scratch, manifest)

@@ -18,12 +18,16 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?\Z")
 
 class SpawnRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request for a session. Without `prompt` the agent waits for the user. `port` is the host port for ssh, on the
-    loopback. `snapshots` says when snapshots are taken automatically."""
+    loopback. `snapshots` says when snapshots are taken automatically. With `live` the agent runs without a terminal,
+    in a process that stays between turns; agents without a terminal of their own always do. With `ask`, which includes
+    `live`, it asks for permission before it changes or runs anything."""
 
     name: str | None = None
     prompt: str | None = None
     port: Port | None = None
     snapshots: Literal["turns"] | None = None
+    live: bool = False
+    ask: bool = False
 
     def checked(self) -> SpawnRequest:
         """Validate the fields by themselves and return the request. Raises BadInput."""

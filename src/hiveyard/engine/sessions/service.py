@@ -38,13 +38,13 @@ from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
-from hiveyard.engine.sessions.agent_terminal import terminal_agent
 from hiveyard.engine.sessions.ports import SessionPorts
 from hiveyard.engine.sessions.request import SpawnRequest, session_request
+from hiveyard.engine.sessions.session_agent import LIVE, check_agent, mode_of
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.sessions.view import SessionView, require_session, session_views, view
+from hiveyard.engine.turns.agent_runner import AgentRunner
 from hiveyard.engine.turns.prompts import Prompts
-from hiveyard.engine.turns.terminal_runner import TerminalRunner
 from hiveyard.engine.validation import check_account, validate, with_defaults
 from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_integrity
@@ -79,7 +79,7 @@ class Sessions:
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
         session was created."""
-        terminal_agent(request.agent or self._r.settings.agent)
+        check_agent(request, self._r.settings.agent)
         request = with_defaults(request.checked(), self._r)
         if (existing := await self._existing(request)) is not None:
             return existing
@@ -155,6 +155,7 @@ class Sessions:
         # Keys may have changed since, and an imported session may name an account that this host does not have: without
         # this check its first request to a model would fail.
         request = session_request(session)
+        check_agent(request, session.agent)
         check_account(request, self._r)
         settings, now = self._r.settings, self._r.clock.now()
 
@@ -214,19 +215,22 @@ class Sessions:
     async def send(self, id: str, text: str) -> int:
         """Send a prompt in the same conversation; return the turn's number once it is journaled."""
         check_prompt(text, 'say what to do: hv send ID "now run the tests"')
-        return await (await self._terminal_runner(id)).add(text)
+        return await (await self.agent_runner(id)).add(text)
 
     async def interrupt(self, id: str) -> None:
         """End the current turn; the session keeps running. Raises AgentFailed."""
-        terminal_runner, runner = await self._terminal_runner(id), await self.runner(id)
+        agent_runner, runner = await self.agent_runner(id), await self.runner(id)
         async with runner.machine_lock, self.guest(id) as guest:
-            await terminal_runner.interrupt(guest)
+            await agent_runner.interrupt(guest)
 
-    async def terminal(self, id: str, command: Command) -> Sequence[str]:
+    async def terminal(self, id: str, command: Command, *, of_agent: bool = False) -> Sequence[str]:
         """Return the command line of a host program that connects the user's terminal to `command` in the session's
-        machine; see `Terminals.terminal`. Raises SessionNotRunning."""
-        await self._terminal_runner(id)
+        machine; see `Terminals.terminal`. `of_agent`: it shows the agent's own terminal. Raises SessionNotRunning;
+        BadInput if there is no such terminal."""
+        await self.agent_runner(id)
         session = await self.row(id)
+        if of_agent and mode_of(session) == LIVE:
+            raise BadInput(f"the agent of {session.slug} is live and has no terminal", hint=f"hv attach {session.slug}")
         provider = self._provider(session)
         if not isinstance(provider, Terminals):
             raise BadInput(
@@ -254,10 +258,10 @@ class Sessions:
 
     async def check_reachable(self, id: str) -> None:
         """Raise SessionNotRunning for a session whose machine accepts no commands at the moment."""
-        await self._terminal_runner(id)
+        await self.agent_runner(id)
 
     async def _ports(self, id: str) -> SessionPorts:
-        await self._terminal_runner(id)
+        await self.agent_runner(id)
         ports = self._runners[id].ports
         assert ports is not None
         return ports
@@ -386,9 +390,9 @@ class Sessions:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv resume {session.slug}")
         return runner
 
-    async def _terminal_runner(self, id: str) -> TerminalRunner:
-        """Return a session's terminal runner. Raises SessionNotRunning for a paused session. A session that is held for
-        a snapshot accepts prompts: they wait until it continues."""
+    async def agent_runner(self, id: str) -> AgentRunner:
+        """Return what holds a session's agent. Raises SessionNotRunning for a paused session. A session that is held
+        for a snapshot accepts prompts: they wait until it continues."""
         runner, session = await self.runner(id), await self.row(id)
         if session.activity is Activity.PAUSED:
             raise SessionNotRunning("its machine is paused", hint=f"hv unpause {id}")
@@ -413,7 +417,7 @@ class Sessions:
         return provider
 
 
-async def require_started(session: SessionRow, runner: SessionRunner) -> TerminalRunner:
+async def require_started(session: SessionRow, runner: SessionRunner) -> AgentRunner:
     """Return the runner of a session whose agent has started. Raises SessionNotRunning for one that is still being
     prepared: if a daemon were killed while such a session is paused, nothing would unpause it."""
     if session.phase is not Phase.RUNNING:

@@ -1,7 +1,7 @@
-"""Run a session in one machine: from the copy of the repository to the end of the agent's own terminal program.
+"""Run a session in one machine: from the copy of the repository to the end of the agent's program.
 
 Each step looks at the journal and does only what is missing. So the same steps start a session, continue one that a
-killed daemon left, and resume one that was stopped. Nobody needs to be attached to the terminal.
+killed daemon left, and resume one that was stopped. Nobody needs to be attached to it.
 """
 
 from __future__ import annotations
@@ -44,16 +44,15 @@ from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.placement.provider_choice import choose
 from hiveyard.engine.placement.provisioner import Provisioner
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.agent_terminal import terminal_agent, terminal_turn
 from hiveyard.engine.sessions.ports import SessionPorts, open_session_ports
 from hiveyard.engine.sessions.request import SpawnRequest, session_request
+from hiveyard.engine.sessions.session_agent import session_agent
 from hiveyard.engine.sessions.start_point import StartPoint, rename_branch
+from hiveyard.engine.turns.agent_runner import GRACE, AgentRunner
 from hiveyard.engine.turns.disk_reserve import watch_disk
-from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
-from hiveyard.engine.turns.terminal_runner import GRACE, TerminalRunner
-from hiveyard.engine.turns.turn_tracker import TurnTracker
+from hiveyard.engine.turns.turn_queue import TurnQueue
 from hiveyard.engine.turns.verdict import as_failure
 from hiveyard.engine.workspace.collect import collect_work
 from hiveyard.engine.workspace.files import files_of
@@ -77,7 +76,7 @@ class SessionRunner:
     """A running session.
 
     `stop` is asked to end its machine; `over` is set when nothing works on the session any more; cancelling `scope`
-    detaches from it, as a dying daemon would. `terminal_runner` exists once the machine is ready (`ready` is set);
+    detaches from it, as a dying daemon would. `agent_runner` exists once the machine is ready (`ready` is set);
     `started` is set once the journal says that the agent's program runs. `machine_lock` is held while the machine is
     paused, unpaused or replaced. `on_turn_over` is called at the end of each turn and must return at once.
     It has many methods because each step of a session's run is one."""
@@ -94,7 +93,7 @@ class SessionRunner:
         self.door: Door | None = None
         self._on_turn_over = on_turn_over
         self.scope = anyio.CancelScope()
-        self.terminal_runner: TerminalRunner | None = None
+        self.agent_runner: AgentRunner | None = None
         self.ports: SessionPorts | None = None
         self.lease: MachineLease | None = None
         self._guest_scope = anyio.CancelScope()
@@ -138,9 +137,11 @@ class SessionRunner:
                 lease = await self._prepare_machine(session, request, start)
             self.lease = lease
             async with open_session_ports(session, lease.provider, self._r, wanted=request.port) as self.ports:
-                self.terminal_runner = await self._terminal_runner(request, lease)
+                on_turn_over = partial(self._on_turn_over, self) if request.snapshots == "turns" else lambda: None
+                door_url = lease.provider.capabilities.door_url
+                self.agent_runner = await session_agent(self.id, request, door_url, self._r, on_turn_over)
                 self.ready.set()
-                return await self._run_in_guest(lease, self.terminal_runner)
+                return await self._run_in_guest(lease, self.agent_runner)
 
     async def _prepare_files(self, session: SessionRow) -> StartPoint:
         """Return the session's start point; its files are restored when this returns."""
@@ -201,23 +202,9 @@ class SessionRunner:
         await self._event_log.record(self.id, placed)
         return choice.provider
 
-    async def _terminal_runner(self, request: SpawnRequest, lease: MachineLease) -> TerminalRunner:
-        conversation = await self._event_log.read(lambda conn: lineage.conversation(conn, self.id))
-        rows = await self._event_log.read(lambda conn: views.turns(conn, self.id))
-        agent = terminal_agent(request.agent or self._r.settings.agent)
-        return TerminalRunner(
-            session=self.id,
-            agent=agent,
-            turn=terminal_turn(request, self._workspace, lease.provider.capabilities.door_url, conversation),
-            tracker=TurnTracker(agent.name, rows, conversation),
-            prompts=Prompts(self._workspace.prompts),
-            resources=self._r,
-            on_turn_over=partial(self._on_turn_over, self) if request.snapshots == "turns" else lambda: None,
-        )
-
     # --- run ---------------------------------------------------------------------------------------------------------
 
-    async def _run_in_guest(self, lease: MachineLease, terminal_runner: TerminalRunner) -> str:
+    async def _run_in_guest(self, lease: MachineLease, agent_runner: AgentRunner) -> str:
         """Stay connected to the guest until the program ends, and disconnected while the machine is paused."""
         tries = 0
         while True:
@@ -229,7 +216,7 @@ class SessionRunner:
                 try:
                     async with lease.guest() as guest:
                         tries = 0
-                        return await self._run_agent(guest, terminal_runner)
+                        return await self._run_agent(guest, agent_runner)
                 except GuestDisconnected as error:
                     # Only the connection broke. The agent continues, so connect again.
                     if (tries := tries + 1) == GUEST_RETRIES:
@@ -237,21 +224,21 @@ class SessionRunner:
                     log.warning("session %s: %s; connecting again", self.id, error.message)
                     await self._r.clock.sleep(RETRY_DELAY)
 
-    async def _run_agent(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
+    async def _run_agent(self, guest: Guest, agent_runner: AgentRunner) -> str:
         fresh = (await self._session()).phase is Phase.PREPARING
         if fresh:
             with self.stop.cancel_on_request():
                 await self._rename_branch(guest)
-        info = await terminal_runner.begin(guest, fresh=fresh)
+        info = await agent_runner.begin(guest, fresh=fresh)
         if fresh:
             await self._event_log.record(self.id, SessionRunning())
         self.started.set()
         async with together() as group:
-            group.start_soon(self._end_when_asked, guest, terminal_runner, group.cancel_scope, name="stop")
+            group.start_soon(self._end_when_asked, guest, agent_runner, group.cancel_scope, name="stop")
             group.start_soon(self._watch_disk, name="watch the disk")
-            await terminal_runner.follow(guest, info)
+            await agent_runner.follow(guest, info)
             group.cancel_scope.cancel()
-        reason = await self._why(guest, terminal_runner)
+        reason = await self._why(guest, agent_runner)
         await self._collect(guest)
         return reason
 
@@ -262,9 +249,7 @@ class SessionRunner:
         if isinstance(forked, SessionForked) and session.branch is not None:
             await rename_branch(guest, forked.branch, session.branch)
 
-    async def _end_when_asked(
-        self, guest: Guest, terminal_runner: TerminalRunner, attending: anyio.CancelScope
-    ) -> None:
+    async def _end_when_asked(self, guest: Guest, agent_runner: AgentRunner, attending: anyio.CancelScope) -> None:
         """End the program when a stop is requested, and `attending` soon after: a guest can keep the report of its end
         from us."""
         hurried = isinstance(await self.stop.wait(), DiskReserve)
@@ -272,7 +257,7 @@ class SessionRunner:
             attending.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
         try:
             # When the disk fills up, there is no time for a graceful end.
-            await terminal_runner.end(guest, grace=0.0 if hurried else GRACE)
+            await agent_runner.end(guest, grace=0.0 if hurried else GRACE)
         except MachineLost:
             raise
         except HiveyardError as error:
@@ -282,10 +267,10 @@ class SessionRunner:
     async def _watch_disk(self) -> None:
         await watch_disk(self._r.clock, self._r.settings, self._workspace.root, self.stop)
 
-    async def _why(self, guest: Guest, terminal_runner: TerminalRunner) -> str:
+    async def _why(self, guest: Guest, agent_runner: AgentRunner) -> str:
         if self.stop.reason is not None:
             return self.stop.reason.advice
-        code = (await terminal_runner.end(guest)).exit_code
+        code = (await agent_runner.end(guest)).exit_code
         how = "ended" if code is None else f"ended with exit code {code}"
         return f"the agent's program {how}"
 
@@ -364,7 +349,7 @@ class SessionRunner:
         return await self._end_events(error.message, as_failure(error))
 
     async def _end_events(self, reason: str, failure: Failure | None) -> list[AnyBody]:
-        for number, body in (await self._tracker()).abort(failure):
+        for number, body in (await self._queue()).abort(failure):
             await self._event_log.record(self.id, body, turn=number)
         collected = await self._is_collected()
         async with self._event_log.phase(self.id, "release"):
@@ -377,13 +362,13 @@ class SessionRunner:
             return self._collected
         return await self._event_log.read(lambda conn: lineage.is_collected(conn, self.id))
 
-    async def _tracker(self) -> TurnTracker:
-        """Return the tracker of its turns, also if the terminal runner never started because the machine was dead."""
-        if self.terminal_runner is not None:
-            return self.terminal_runner.tracker
+    async def _queue(self) -> TurnQueue:
+        """Return its turns, also if its agent was never held because the machine was dead."""
+        if self.agent_runner is not None:
+            return self.agent_runner.queue
         session = await self._session()
         rows = await self._event_log.read(lambda conn: views.turns(conn, self.id))
-        return TurnTracker(session.agent, rows, None)
+        return TurnQueue(session.agent, rows, None)
 
     async def _remove_machine(self) -> list[AnyBody]:
         """Remove the machine, if there is one. A failure becomes a notice and is not raised: recovery tries again."""
@@ -428,14 +413,14 @@ class SessionRunner:
             group.start_soon(either, event)
             group.start_soon(either, self.over)
 
-    async def wait_until_ready(self, phase: Phase) -> TerminalRunner:
-        """Return the terminal runner. If a new daemon is still connecting to a running session, wait for that. Raises
+    async def wait_until_ready(self, phase: Phase) -> AgentRunner:
+        """Return what holds its agent. If a new daemon is still connecting to a running session, wait for that. Raises
         SessionNotRunning for a session that is being prepared."""
         if phase is Phase.RUNNING:
             await self.wait_for(self.ready)
-        if self.terminal_runner is None:
+        if self.agent_runner is None:
             raise SessionNotRunning("its machine is not ready yet", hint="try again in a moment; hv list")
-        return self.terminal_runner
+        return self.agent_runner
 
     async def apply_budget(self) -> None:
         """Set the door's budget to the one in the journal."""

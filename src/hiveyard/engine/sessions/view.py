@@ -12,6 +12,7 @@ from hiveyard.core.errors import NotFound
 from hiveyard.core.events import Failure
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.core.usage import Usage
+from hiveyard.engine.sessions.session_agent import mode_of
 from hiveyard.store import views
 from hiveyard.store.views import LastEvent, PortRow, SessionRow
 
@@ -29,8 +30,9 @@ class OpenPort(msgspec.Struct, frozen=True, kw_only=True):
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     """A session. `status` is its phase, or `paused`; `activity` is valid while it is running; `reason` is why it
-    stopped; `port` is the host port for ssh. `turns` counts turns that started. Times are seconds since the epoch;
-    `last_event_at` is the time of the last event, `last_seq` its number in the journal."""
+    stopped; `mode` is how its agent is held, `terminal` or `live`; `port` is the host port for ssh. `turns` counts
+    turns that started. Times are seconds since the epoch; `last_event_at` is the time of the last event, `last_seq` its
+    number in the journal."""
 
     id: str
     name: str
@@ -41,6 +43,7 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     branch: str | None
     base: str | None
     agent: str
+    mode: str
     model: str | None
     provider: str | None
     tier: str | None
@@ -110,6 +113,7 @@ def _view(row: SessionRow, turns: _Turns, ports: list[OpenPort], last: LastEvent
         branch=row.branch,
         base=row.base,
         agent=row.agent,
+        mode=mode_of(row),
         model=request.get("model"),
         provider=row.provider,
         tier=row.tier,

@@ -48,8 +48,8 @@ class TurnSnapshots:
 
     async def _take(self, runner: SessionRunner) -> None:
         try:
-            assert runner.terminal_runner is not None
-            await self._snapshots.take(runner.id, f"turn-{runner.terminal_runner.tracker.ended}", automatic=True)
+            assert runner.agent_runner is not None
+            await self._snapshots.take(runner.id, f"turn-{runner.agent_runner.queue.ended}", automatic=True)
         except SessionNotRunning:
             log.info("session %s ended together with its turn: no snapshot was taken", runner.id)
         except HiveyardError as error:

@@ -33,7 +33,7 @@ from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.service import Sessions, require_started
 from hiveyard.engine.sessions.session_runner import SessionRunner
-from hiveyard.engine.turns.terminal_runner import TerminalRunner
+from hiveyard.engine.turns.agent_runner import AgentRunner
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.files import files_of
 from hiveyard.kit.copying import Copied
@@ -88,32 +88,32 @@ class Snapshots:
         runner = await self._sessions.runner(id)
         async with runner.machine_lock:
             session = await self._sessions.row(id)
-            terminal_runner = await require_started(session, runner)
+            agent_runner = await require_started(session, runner)
             known = await self._r.event_log.read(lambda conn: views.snapshots(conn, id))
             live = isinstance(self._provider(session), Live)
             asked = SnapshotTaken(
                 snapshot=new_id(), name=_free_name(name, known), live=live, passing=temporary, by_itself=automatic
             )
             try:
-                return await self._take(session, runner, terminal_runner, asked, known)
+                return await self._take(session, runner, agent_runner, asked, known)
             except CannotKeepMemory as error:
                 asked = msgspec.structs.replace(asked, live=False)
                 return await self._take(
-                    session, runner, terminal_runner, asked, known, f"the memory was not saved: {error.advice}"
+                    session, runner, agent_runner, asked, known, f"the memory was not saved: {error.advice}"
                 )
 
     async def _take(
         self,
         session: SessionRow,
         runner: SessionRunner,
-        terminal_runner: TerminalRunner,
+        agent_runner: AgentRunner,
         asked: SnapshotTaken,
         known: Sequence[SnapshotRow],
         lacking: str = "",
     ) -> Point:
         async with self._held_still(session, runner, live=asked.live) as problem:
             moved = f"{problem}: the files were copied while the agent was running" if problem else ""
-            return await self._keep(session, terminal_runner, asked, known, [why for why in (lacking, moved) if why])
+            return await self._keep(session, agent_runner, asked, known, [why for why in (lacking, moved) if why])
 
     @asynccontextmanager
     async def _held_still(self, session: SessionRow, runner: SessionRunner, *, live: bool) -> AsyncIterator[str]:
@@ -137,7 +137,7 @@ class Snapshots:
     async def _keep(
         self,
         session: SessionRow,
-        terminal_runner: TerminalRunner,
+        agent_runner: AgentRunner,
         asked: SnapshotTaken,
         known: Sequence[SnapshotRow],
         notices: Sequence[str],
@@ -150,9 +150,9 @@ class Snapshots:
                 asked,
                 seconds=frozen.seconds,
                 size=frozen.size + copied.written,
-                after_turn=terminal_runner.tracker.ended,
-                turn=terminal_runner.tracker.running,
-                conversation=terminal_runner.tracker.conversation or "",
+                after_turn=agent_runner.queue.ended,
+                turn=agent_runner.queue.running,
+                conversation=agent_runner.queue.conversation or "",
                 image=machine.image,
                 shape=machine.shape,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hiveyard.core.errors import BadInput
 from hiveyard.core.parsing import parsed
 from hiveyard.engine.run_spec import RunSpec, Seconds, check_prompt
 
@@ -18,6 +19,8 @@ class TaskRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Validate the request by itself and return it. Raises BadInput."""
         check_prompt(self.prompt, 'say what to do: hv run REPO -m "make the failing test pass"')
         self.check_spec()
+        if self.agent == "acp":
+            raise BadInput("an ACP program runs in a session, not in a task", hint="hv spawn --acp 'my-agent --acp'")
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from hiveyard.core.events import AgentEvent, AgentOutput, Notice, clip
+from hiveyard.core.events import AgentEvent, AgentOutput, AnyBody, Notice, clip
 from hiveyard.core.ports import Parser, Verdict
 from hiveyard.engine.event_log import Entry
 from hiveyard.kit.lines import Line
@@ -57,6 +57,10 @@ class OutputDecoder:
         if self._output or self._end - self.read > _PENDING_LIMIT:
             found.append(self._folded())
         return found
+
+    def entry(self, body: AnyBody) -> Entry:
+        """Return the entry of an event that is not from the output, after the lines that are pending."""
+        return Entry(body, self._take_raw() if self._raw else None)
 
     def rest(self) -> list[Entry]:
         """Return the entry of the pending lines, when no other line is to come."""

@@ -5,9 +5,9 @@ byte, and a prompt waits in the session's directory until it was taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import anyio
@@ -24,11 +24,10 @@ from hiveyard.core.errors import (
     StoreUnusable,
 )
 from hiveyard.core.events import AgentPrompted, Failure, Notice, TurnEnded
-from hiveyard.core.ports import Agent, AgentTerminal, Guest, HasTerminal, ProcessManager, Turn
+from hiveyard.core.ports import Agent, AgentTerminal, Guest, HasTerminal, ProcessManager
 from hiveyard.engine.event_log import Entry
-from hiveyard.engine.resources import Resources
+from hiveyard.engine.turns.agent_runner import GRACE, AgentRunner
 from hiveyard.engine.turns.decoder import OutputDecoder
-from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.turn_tracker import PromptText, TurnTracker
 from hiveyard.engine.turns.verdict import as_failure
 from hiveyard.kit.group import together
@@ -38,8 +37,6 @@ from hiveyard.store import lineage, views
 
 TERMINAL = "agent"
 """The name of the terminal's process, and of its tmux session."""
-GRACE = 10.0
-"""Seconds for the program to save its conversation."""
 PROMPT_TIMEOUT = 1800.0
 """Seconds until a program must have taken a prompt; the adapters give up before."""
 INTERRUPT = 60.0
@@ -50,21 +47,11 @@ class TerminalAgent(Agent, HasTerminal, Protocol):
 
 
 @dataclass(kw_only=True)
-class TerminalRunner:
-    """The terminal program of one session. `turn` is the adapter's data, without a prompt. `on_turn_over` is called
-    after
-    the end of a turn is journaled, and once at the start if the last turn has ended; it must return at once."""
+class TerminalRunner(AgentRunner):
+    """An agent at its own terminal."""
 
-    session: str
     agent: TerminalAgent
-    turn: Turn
-    tracker: TurnTracker
-    prompts: Prompts
-    resources: Resources
-    on_turn_over: Callable[[], None] = lambda: None
-    _changed: anyio.Event = field(default_factory=anyio.Event)
-    _adding: anyio.Lock = field(default_factory=anyio.Lock)
-    _has_repeated: bool = False
+    queue: TurnTracker
 
     @property
     def agent_terminal(self) -> AgentTerminal:
@@ -73,8 +60,6 @@ class TerminalRunner:
     # --- the program -------------------------------------------------------------------------------------------------
 
     async def begin(self, guest: Guest, *, fresh: bool) -> ProcessInfo:
-        """Start the program, unless it runs. `fresh`: the machine is new, so stored process data belong to another one.
-        Raises ProcessNotStarted."""
         terminals, terminal = self.resources.terminals, self.agent_terminal.terminal
         if fresh:
             if running := await _find_running(guest, terminals, terminal):
@@ -97,7 +82,6 @@ class TerminalRunner:
             await event_log.move_feed(self.session, size, Notice(message=message))
 
     async def follow(self, guest: Guest, info: ProcessInfo) -> None:
-        """Read the feed and send waiting prompts until the program has ended."""
         decoder = await self._decoder()
         offset = await self._catch_up(guest, decoder)
         await self._repeat_turn_over()
@@ -106,14 +90,7 @@ class TerminalRunner:
             await self._read_feed(guest, decoder, offset, info.pid)
             group.cancel_scope.cancel()
 
-    async def _repeat_turn_over(self) -> None:
-        """Call `on_turn_over` once for the last turn: a killed daemon may have missed it."""
-        first, self._has_repeated = not self._has_repeated, True
-        if first and await self.resources.event_log.read(lambda conn: lineage.is_at_turn_end(conn, self.session)):
-            self.on_turn_over()
-
     async def end(self, guest: Guest, *, grace: float = GRACE) -> ProcessInfo:
-        """Ask the program to end; kill it after `grace` seconds."""
         return await self.resources.terminals.stop(guest, TERMINAL, grace=grace)
 
     # --- the feed ----------------------------------------------------------------------------------------------------
@@ -148,7 +125,7 @@ class TerminalRunner:
         # Shielded, so that a cancellation here does not leave the tracker ahead of the journal.
         with anyio.CancelScope(shield=True):
             entries = decoder.entries(lines)
-            placed = self.tracker.assign(entries, await self._waiting_prompts(entries))
+            placed = self.queue.assign_feed(entries, await self._waiting_prompts(entries))
             if not placed:
                 return
             await self.resources.event_log.record_feed(self.session, placed, decoder.read)
@@ -162,7 +139,7 @@ class TerminalRunner:
         sent."""
         prompts = sum(isinstance(entry.body, AgentPrompted) for entry in entries)
         found: dict[int, PromptText] = {}
-        for number in self.tracker.waiting[:prompts]:
+        for number in self.queue.waiting[:prompts]:
             with suppress(SessionDamaged):
                 found[number] = await anyio.to_thread.run_sync(self._prompt_text, number)
         return found
@@ -172,30 +149,7 @@ class TerminalRunner:
 
     # --- prompts -----------------------------------------------------------------------------------------------------
 
-    async def add(self, text: str) -> int:
-        """Add a prompt for the next turn; return the turn's number once it is journaled."""
-        async with self._adding:
-            return await self._add(text)
-
-    async def _add(self, text: str) -> int:
-        # Stored before the turn waits, because then it may be sent at once. A prompt typed meanwhile takes the number.
-        number = 0
-        while number != self.tracker.last + 1:
-            number = self.tracker.last + 1
-            await self.prompts.keep(number, text)
-        number, created = self.tracker.add(self.turn.model or "")
-        # Shielded, and withdrawn on an error: the tracker must match the journal, or a prompt is sent unasked.
-        with anyio.CancelScope(shield=True):
-            try:
-                await self.resources.event_log.record(self.session, created, turn=number)
-            except BaseException:
-                self.tracker.withdraw(number)
-                raise
-        self._notify()
-        return number
-
     async def interrupt(self, guest: Guest) -> None:
-        """Interrupt the running turn and keep the program. Raises AgentFailed if that fails."""
         done = await guest.run(self.agent.interrupt(self.turn), timeout=INTERRUPT, limit=64 << 10)
         if not done.ok:
             raise AgentFailed(f"the agent could not be interrupted: {one_line(decode(done.stderr))}")
@@ -203,7 +157,7 @@ class TerminalRunner:
     async def _send_prompts(self, guest: Guest) -> None:
         while True:
             changed = self._changed
-            if (number := self.tracker.next) is not None:
+            if (number := self.queue.next) is not None:
                 await self._send_prompt(guest, number)
                 continue
             await changed.wait()
@@ -219,13 +173,9 @@ class TerminalRunner:
         except HiveyardError as error:
             failure = as_failure(error)
         if failure is None:
-            self.tracker.mark_sent(number)
-        elif self.tracker.next == number:  # after a user's turn that came first, it is sent again
-            await self.resources.event_log.record(self.session, self.tracker.reject(number, failure), turn=number)
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+            self.queue.mark_sent(number)
+        elif self.queue.next == number:  # after a user's turn that came first, it is sent again
+            await self.resources.event_log.record(self.session, self.queue.reject(number, failure), turn=number)
 
 
 _NO_PROCESS = 2**31 - 1

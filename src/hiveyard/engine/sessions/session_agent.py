@@ -1,0 +1,99 @@
+"""The agent of a session: held at its own terminal, or live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from sqlalchemy import Connection
+
+from hiveyard.agents import by_name, names
+from hiveyard.core.drivers import HasDriver
+from hiveyard.core.errors import BadInput, UnknownAgent
+from hiveyard.core.ports import HasTerminal, Turn
+from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions.request import SpawnRequest
+from hiveyard.engine.turns.agent_runner import AgentRunner
+from hiveyard.engine.turns.live_runner import LiveAgent, LiveRunner
+from hiveyard.engine.turns.prompts import Prompts
+from hiveyard.engine.turns.terminal_runner import TERMINAL, TerminalAgent, TerminalRunner
+from hiveyard.engine.turns.turn_queue import TurnQueue
+from hiveyard.engine.turns.turn_tracker import TurnTracker
+from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
+from hiveyard.store import lineage, views
+from hiveyard.store.views import SessionRow
+
+LIVE, TERMINAL_MODE = "live", "terminal"
+
+
+def mode_of(session: SessionRow) -> str:
+    """Return how the agent of a session is held: `live` or `terminal`."""
+    request = session.request or {}
+    try:
+        has_terminal = isinstance(by_name(session.agent), HasTerminal)
+    except UnknownAgent:  # of a plugin that is not installed any more
+        has_terminal = True
+    return TERMINAL_MODE if has_terminal and not (request.get("live") or request.get("ask")) else LIVE
+
+
+def is_live(request: SpawnRequest, default: str) -> bool:
+    """Return whether the session's agent is live: it was asked for, or the agent has no terminal. `default` is the
+    agent of a request that names none."""
+    return request.live or request.ask or not isinstance(by_name(request.agent or default), HasTerminal)
+
+
+def check_agent(request: SpawnRequest, default: str) -> None:
+    """Raise UnknownAgent, and BadInput for an agent that cannot be held in a session in the requested way."""
+    name = request.agent or default
+    if is_live(request, default) and not isinstance(by_name(name), HasDriver):
+        able = ", ".join(other for other in names() if isinstance(by_name(other), HasTerminal | HasDriver))
+        way = "in a live session" if request.live or request.ask else "in a session"
+        raise BadInput(
+            f"{name} takes one prompt only and cannot stay {way}", hint=f"--agent, one of: {able}; or hv run"
+        )
+
+
+async def session_agent(
+    id: str, request: SpawnRequest, door_url: str, resources: Resources, on_turn_over: Callable[[], None]
+) -> AgentRunner:
+    """Return what holds the agent of a session, with the turns that the journal knows."""
+    agent = by_name(request.agent or resources.settings.agent)
+    workspace = resources.workspace(id)
+
+    def state(conn: Connection) -> tuple[list[views.TurnRow], str | None]:
+        return views.turns(conn, id), lineage.conversation(conn, id)
+
+    rows, conversation = await resources.event_log.read(state)
+    turn = Turn(
+        name=TERMINAL,
+        prompt=GUEST_PROMPT,
+        workdir=GUEST_REPO,
+        state=GUEST_STATE,
+        door_url=door_url,
+        placeholder=workspace.placeholder().reveal(),
+        model=request.model,
+        conversation=conversation,
+        repository_config=request.repository_config,
+        command=request.command,
+        ask=request.ask,
+    )
+    prompts = Prompts(workspace.prompts)
+    if is_live(request, resources.settings.agent):
+        return LiveRunner(
+            session=id,
+            agent=cast(LiveAgent, agent),
+            turn=turn,
+            queue=TurnQueue(agent.name, rows, conversation),
+            prompts=prompts,
+            resources=resources,
+            on_turn_over=on_turn_over,
+        )
+    return TerminalRunner(
+        session=id,
+        agent=cast(TerminalAgent, agent),
+        turn=turn,
+        queue=TurnTracker(agent.name, rows, conversation),
+        prompts=prompts,
+        resources=resources,
+        on_turn_over=on_turn_over,
+    )
