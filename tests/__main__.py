@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.areas import VARIABLE, areas, slowest
@@ -28,6 +29,7 @@ LONG = {
     "vms": "eight real agents at once in VMs",
     "agents": "each real agent program on each provider",
     "storms": "kills, floods, crowds and fuzzing",
+    "postgres": "the engine with its journal in PostgreSQL",
     "processes": "each process manager on each provider, with PM2 in a VM",
 }
 
@@ -38,6 +40,7 @@ class Group:
 
     name: str
     options: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,9 @@ def real() -> Group:
 
 def long(part: str) -> Group:
     """A part of `make long`. Eight agents in VMs have the machine to themselves."""
+    if part == "postgres":
+        options = ("-m", "not real and not cloud and not long", *SPREAD, "tests/engine")
+        return Group(name="long postgres", options=options, env={"HIVEYARD_TEST_STORE": "postgresql"})
     spread = () if part == "vms" else ROWS
     return Group(name=f"long {part}", options=("-m", "long and not cloud", "--part", part, *spread))
 
@@ -85,7 +91,8 @@ pytest_failed, pytest_found_none = 1, 5
 def _pytest(group: Group, record: Path, *more: str) -> int:
     record.write_text("")
     command = [sys.executable, "-m", "pytest", "-q", *group.options, *more]
-    status = subprocess.run(command, cwd=ROOT, env={**os.environ, VARIABLE: str(record)}, check=False).returncode
+    env = {**os.environ, **group.env, VARIABLE: str(record)}
+    status = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
     return 0 if status == pytest_found_none and group.name == "unit" else status
 
 

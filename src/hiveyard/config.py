@@ -27,6 +27,7 @@ from hiveyard.machines.external.settings import ExternalProgram
 from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.paths import Paths
+from hiveyard.store.settings import StoreSettings
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Settings:
     agents: Mapping[str, AgentSettings] = field(default_factory=dict)
     door: DoorSettings = field(default_factory=DoorSettings)
     ports: PortSettings = field(default_factory=PortSettings)
+    store: StoreSettings = field(default_factory=StoreSettings)
     qemu: QemuSettings = field(default_factory=QemuSettings)
     docker: DockerSettings = field(default_factory=DockerSettings)
     bubblewrap: BubblewrapSettings = field(default_factory=BubblewrapSettings)

@@ -157,7 +157,8 @@ async def resources(
     others = with_external(_providers(paths, settings, keys), paths, settings.external, environment)
     # The ballast is part of the disk's reserve, so it is never larger.
     ballast = min(BALLAST, settings.engine.disk_reserve_mib << 20)
-    async with others as providers, open_store(paths.database, clock=clock, ballast=ballast) as store:
+    journal = settings.store.url or paths.database
+    async with others as providers, open_store(journal, clock=clock, ballast=ballast) as store:
 
         async def record(session: str, turn: int | None, event: DoorEvent | Notice) -> None:
             await store.append(session, event, turn=turn)

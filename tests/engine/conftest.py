@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from anyio.from_thread import start_blocking_portal
@@ -20,6 +22,11 @@ from hiveyard.engine.tasks.view import TaskView
 from hiveyard.machines.docker import DockerSettings
 from hiveyard.machines.qemu import QemuProvider
 from hiveyard.paths import default_paths
+from hiveyard.store.settings import StoreSettings
+from tests.store.postgres_server import Server, find_tools, running_server
+
+STORE = "HIVEYARD_TEST_STORE"
+"""The environment variable with the kind of the journal's database; see `make long PART=postgres`."""
 
 
 class Yard:
@@ -48,9 +55,31 @@ class Yard:
                 await local.terminate(name)
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    tools = find_tools()
+    assert tools is not None, "apt-get install postgresql"
+    with running_server(tools) as server:
+        yield server
+
+
 @pytest.fixture
-def yard(tmp_path: Path) -> Iterator[Yard]:
+def journal_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of the journal's database: a new one in PostgreSQL if the environment asks for it, else "", a
+    file."""
+    if os.environ.get(STORE) != "postgresql":
+        yield ""
+        return
+    server: Server = request.getfixturevalue("postgres_server")
+    name = f"hv{uuid4().hex[:12]}"
+    yield server.create_database(name)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def yard(tmp_path: Path, journal_url: str) -> Iterator[Yard]:
     settings = config.Settings(
+        store=StoreSettings(url=journal_url),
         engine=EngineSettings(provider="bubblewrap", image="host", disk_reserve_mib=1, timeout=120.0),
         docker=DockerSettings(socket=str(tmp_path / "no-engine.sock")),  # the host's own keeps images of its user
     )

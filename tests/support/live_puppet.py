@@ -24,7 +24,7 @@ from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Answer, Driver, Line, Step
 from hiveyard.core.errors import AgentFailed, BadInput
 from hiveyard.core.events import AgentAsked, AgentEnded, AgentEvent, AgentOutput, AgentPrompted, AgentStarted
-from hiveyard.core.ports import Turn
+from hiveyard.core.ports import Parser, Turn, Verdict
 
 NAME = "live-puppet"
 _PROGRAM = Path(__file__).with_name("live_puppet_program.py")
@@ -35,12 +35,33 @@ class LivePuppet(CommandLine):
 
     name = NAME
 
+    def process(self, turn: Turn) -> ProcessSpec:
+        return ProcessSpec(name=turn.name, command=_command(turn, "once"), stdin=turn.prompt)
+
+    def parser(self) -> Parser:
+        return _OnePrompt()
+
     def live_process(self, turn: Turn) -> ProcessSpec:
-        argv = ("python3", "-u", "-c", _PROGRAM.read_text(), turn.state, turn.conversation or "", turn.model or "")
-        return ProcessSpec(name=turn.name, command=Command(argv=argv, cwd=turn.workdir), inbox=True)
+        return ProcessSpec(name=turn.name, command=_command(turn), inbox=True)
 
     def driver(self, turn: Turn) -> Driver:
         return _Talk(turn.conversation)
+
+
+def _command(turn: Turn, *mode: str) -> Command:
+    argv = ("python3", "-u", "-c", _PROGRAM.read_text(), turn.state, turn.conversation or "", turn.model or "", *mode)
+    return Command(argv=argv, cwd=turn.workdir)
+
+
+class _OnePrompt:
+    def __init__(self) -> None:
+        self._talk = _Talk(None)
+
+    def feed(self, line: bytes) -> Sequence[AgentEvent]:
+        return self._talk.feed(line).events
+
+    def verdict(self, exit_code: int | None, stderr: str) -> Verdict:
+        return Verdict(exit_code == 0, conversation=self._talk.conversation)
 
 
 class _Talk:

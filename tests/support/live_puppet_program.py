@@ -5,7 +5,7 @@ import os
 import sys
 import uuid
 
-state, conversation, model = sys.argv[1:4]
+state, conversation, model, *once = sys.argv[1:]
 conversation = conversation or uuid.uuid4().hex
 os.makedirs(state, exist_ok=True)
 kept = os.path.join(state, f"puppet-{conversation}")
@@ -82,7 +82,7 @@ def ask(rest: str) -> None:
 
 tell("started", conversation=conversation, model=model, version="1")
 while True:
-    prompt = heard("prompt")[1]
+    prompt = sys.stdin.read() if once else heard("prompt")[1]
     verb, _, rest = prompt.partition(" ")
     if verb == "die":
         sys.exit(int(rest))
@@ -94,3 +94,5 @@ while True:
         globals()[verb](rest)
     else:
         end(f"did: {prompt}")
+    if once:
+        break

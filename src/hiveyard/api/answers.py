@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from hiveyard.core.errors import BadInput
+from hiveyard.engine.event_log import Listing
 
 
 async def body(request: Request) -> object:
@@ -22,8 +23,14 @@ async def body(request: Request) -> object:
     return found
 
 
+SEQ = "Hiveyard-Seq"
+"""The header of lists: the number of the last event that they are based on."""
+
+
 def answer(body: object, status: int = 200) -> Response:
-    """Return a JSON answer."""
+    """Return a JSON answer. A list of the journal has its sequence number in a header."""
+    if isinstance(body, Listing):
+        return Response(msgspec.json.encode(list(body)), status, {SEQ: str(body.seq)}, media_type="application/json")
     return Response(msgspec.json.encode(body), status, media_type="application/json")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
@@ -18,7 +18,7 @@ from hiveyard.api.bounds import LAST_SEQ, BoundedBodies, until_disconnected
 from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
 from hiveyard.api.sessions import add_sessions
 from hiveyard.api.snapshots import add_snapshots
-from hiveyard.api.streams import event_lines, progress_lines
+from hiveyard.api.streams import all_event_lines, event_lines, progress_lines
 from hiveyard.api.system import add_system
 from hiveyard.core.errors import (
     BadArchive,
@@ -46,6 +46,7 @@ from hiveyard.engine.workspace.result import ResultLocation
 from hiveyard.kit.text import one_line
 
 log = logging.getLogger(__name__)
+_NONE = Query(default_factory=list, max_length=100)
 _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (NotFound, 404),
     (NoSuchImage, 404),
@@ -134,6 +135,21 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
         id = await engine.resolve(ref)
         lines = event_lines(engine, id, after=after, follow=follow, raw=raw)
         return stream(lines)
+
+    @app.get("/v1/events", **streams(Event), response_class=StreamingResponse)
+    async def all_events(
+        after: int = Query(0, ge=0, le=LAST_SEQ),
+        follow: bool = False,
+        raw: bool = False,
+        type: list[str] = _NONE,
+        session: list[str] = _NONE,
+        last_event_id: int | None = Header(None, ge=0, le=LAST_SEQ),
+    ) -> StreamingResponse:
+        """Events of all tasks and sessions. A client that connects again sends the number of the last event that it
+        got as `Last-Event-ID`."""
+        sessions = [await engine.resolve(ref) for ref in session]
+        after = after if last_event_id is None else last_event_id
+        return stream(all_event_lines(engine, after=after, follow=follow, raw=raw, types=type, sessions=sessions))
 
     @app.post("/v1/tasks/{ref}/cancel", **gives(TaskView, 202))
     async def cancel(ref: str) -> Response:

@@ -46,9 +46,11 @@ class ModelChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request to resume a session. `budget_usd` is its new total budget; null keeps the former one."""
+    """A request to resume a session. `budget_usd` is its new total budget; null keeps the former one. `prompt` is its
+    next prompt."""
 
     budget_usd: Dollars | None = None
+    prompt: str | None = None
 
 
 class TurnAccepted(msgspec.Struct, frozen=True):

@@ -40,6 +40,7 @@ from hiveyard.engine.tasks.request import TaskRequest
 from hiveyard.engine.tasks.view import TaskView
 from hiveyard.engine.upkeep.doctor import Check
 from hiveyard.engine.upkeep.housekeeping import Costs, Pruned
+from hiveyard.engine.upkeep.reconciler import Reconciled
 from hiveyard.engine.workspace.result import ResultLocation
 
 _REQUESTS = (TaskRequest, SpawnRequest, ResumeRequest, Prompt, TerminalRequest, PortRequest, ModelChoice, AskAnswer)
@@ -58,7 +59,7 @@ _ANSWERS = (
 )
 _FOR_ACCESS = (OpenPort, SshConfig)
 _FOR_SNAPSHOTS = (SnapshotRequest, ForkRequest, RewindRequest, SnapshotView, Forked, Compared)
-_FOR_THE_SYSTEM = (ExportRequest, ImportRequest, Exported, Costs, Pruned)
+_FOR_THE_SYSTEM = (ExportRequest, ImportRequest, Exported, Costs, Pruned, Reconciled)
 _STREAMS = (Event, BuildLine, End)
 BODIES = (*_REQUESTS, *_ANSWERS, *_FOR_ACCESS, *_FOR_SNAPSHOTS, *_FOR_THE_SYSTEM, *_STREAMS)
 _REF = "#/components/schemas/{name}"

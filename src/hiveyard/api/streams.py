@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 import anyio
@@ -39,6 +39,19 @@ async def event_lines(engine: Engine, id: str, *, after: int, follow: bool, raw:
     yield END
 
 
+async def all_event_lines(
+    engine: Engine, *, after: int, follow: bool, raw: bool, types: Sequence[str], sessions: Sequence[str]
+) -> AsyncGenerator[str, None]:
+    """Yield the events of all tasks and sessions as SSE messages: those whose type begins with one of `types`, and of
+    these `sessions` (empty: all). With `follow` the stream has no end; else it ends with `event: end`."""
+    source = engine.follow(None, after=after) if follow else _stored(engine, None, after)
+    async with aclosing(source) as events:
+        async for event in events:
+            if (not types or event.body.type.startswith(tuple(types))) and (not sessions or event.session in sessions):
+                yield _message(event, raw)
+    yield END
+
+
 def _message(event: Event, raw: bool) -> str:
     data = {
         "seq": event.seq,
@@ -56,7 +69,7 @@ def _data(body: object) -> str:
     return f"data: {msgspec.json.encode(body).decode()}\n\n"
 
 
-async def _stored(engine: Engine, id: str, after: int) -> AsyncGenerator[Event, None]:
+async def _stored(engine: Engine, id: str | None, after: int) -> AsyncGenerator[Event, None]:
     while page := await engine.events(id, after=after, limit=PAGE):
         for event in page:
             yield event

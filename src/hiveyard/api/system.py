@@ -14,6 +14,7 @@ from hiveyard.engine.archive.exporting import Exported
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.sessions.view import SessionView
 from hiveyard.engine.upkeep.housekeeping import Costs, Pruned
+from hiveyard.engine.upkeep.reconciler import Reconciled
 
 
 def add_system(app: FastAPI, engine: Engine) -> None:
@@ -33,6 +34,10 @@ def add_system(app: FastAPI, engine: Engine) -> None:
     @app.get("/v1/system/df", **gives(Costs))
     async def df() -> Response:
         return answer(await engine.housekeeping.costs())
+
+    @app.post("/v1/system/reconcile", **gives(Reconciled))
+    async def reconcile() -> Response:
+        return answer(await engine.reconciler.run())
 
     @app.post("/v1/system/prune", **gives(Pruned))
     async def prune(all: bool = False, dry_run: bool = False) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -16,13 +16,14 @@ ATTEMPTS = 5
 """Times in a row that a daemon may end before it sends an event."""
 
 
-def live(id: str, *, after: int = 0, raw: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the events of a task or session after a sequence number, until no more can come. Raises DaemonUnreachable
-    when no daemon stays."""
+def live(id: str | None, *, after: int = 0, raw: bool = False, types: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the events of a task or session, or of all (None), after a sequence number, until no more can come. Raises
+    DaemonUnreachable when no daemon stays."""
     failures = 0
+    path, query = ("/v1/events", {"type": types}) if id is None else (f"/v1/tasks/{quoted(id)}/events", {})
     while True:
         try:
-            for event in connect().stream("GET", f"/v1/tasks/{quoted(id)}/events", after=after, follow=True, raw=raw):
+            for event in connect().stream("GET", path, after=after, follow=True, raw=raw, **query):
                 after, failures = event["seq"], 0
                 yield event
             return

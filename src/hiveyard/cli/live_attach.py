@@ -12,7 +12,7 @@ from hiveyard.api.client import quoted
 from hiveyard.cli import transcript
 from hiveyard.cli.connect import connect
 from hiveyard.cli.live import ask, live
-from hiveyard.core.errors import BadInput, HiveyardError
+from hiveyard.core.errors import BadInput, HiveyardError, SessionNotRunning
 
 BACKLOG = 200
 """Events of the past that are shown first."""
@@ -32,6 +32,8 @@ class _Detach(Exception):
 
 def attach_live(session: dict[str, Any], *, read_only: bool) -> int:
     """Show a live session's transcript and send what is typed, until the user leaves or the session ends."""
+    if session["status"] != "running":
+        raise SessionNotRunning(f"{session['name']} is {session['status']}", hint=f"hv resume {session['name']}")
     if not read_only and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise BadInput(
             "stdin and stdout must be a terminal",

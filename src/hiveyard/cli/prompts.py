@@ -14,6 +14,7 @@ from hiveyard.cli.live import live
 from hiveyard.cli.names import SESSION
 from hiveyard.cli.options import JSON, read_prompt
 from hiveyard.cli.problems import INTERRUPTED
+from hiveyard.cli.work import find
 from hiveyard.core.errors import BadInput, SessionNotRunning
 from hiveyard.kit.text import one_line
 
@@ -45,7 +46,7 @@ def send(
     if now and wait:
         raise BadInput("--now begins no turn that --wait could wait for", hint=f"hv logs -f {session}")
     client = connect()
-    before = client.call("GET", f"/v1/sessions/{quoted(session)}")["last_seq"]
+    before = find(session).found.get("last_seq", 0)
     turn = client.call("POST", f"/v1/sessions/{quoted(session)}/prompts", {"text": prompt_text, "now": now})
     if not wait:
         click.echo(json.dumps(turn) if as_json else "added" if now else f"turn {turn['turn']}")

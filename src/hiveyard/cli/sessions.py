@@ -13,6 +13,8 @@ from hiveyard.cli.connect import connect
 from hiveyard.cli.names import SESSIONS
 from hiveyard.cli.options import FORMAT, JSON, QUIET
 from hiveyard.cli.problems import PartlyDone
+from hiveyard.cli.run import watch
+from hiveyard.cli.work import Work, find
 from hiveyard.core.errors import HiveyardError
 from hiveyard.kit.text import one_line
 
@@ -112,7 +114,7 @@ def _next(session: dict[str, Any]) -> str:
 @JSON
 def stop(sessions: tuple[str, ...], as_json: bool) -> None:
     """End the machines of sessions, and keep their files and conversations. A session that is already stopped is not an
-    error."""
+    error. A task is cancelled: its work is collected."""
     _each(sessions, "stop", as_json=as_json)
 
 
@@ -132,17 +134,27 @@ def unpause(sessions: tuple[str, ...], as_json: bool) -> None:
     _each(sessions, "unpause", as_json=as_json)
 
 
+def _named(ref: str, action: str) -> Work:
+    """Return a session, or a task for an action that tasks have, too."""
+    if action == "stop":
+        return find(ref)
+    return Work(True, connect().call("GET", f"/v1/sessions/{quoted(ref)}"))
+
+
 def _each(sessions: tuple[str, ...], action: str, *, as_json: bool) -> None:
     """Request an action on each session. Nothing is done if one of the names is wrong."""
     client = connect()
-    ids = [client.call("GET", f"/v1/sessions/{quoted(session)}")["id"] for session in sessions]
+    works = {work.id: work for work in (_named(session, action) for session in sessions)}
     done = []
-    for id in dict.fromkeys(ids):
+    for id, work in works.items():
+        path = f"/v1/sessions/{id}/{action}" if work.is_session else f"/v1/tasks/{id}/cancel"
         try:
-            done.append(client.call("POST", f"/v1/sessions/{id}/{action}"))
+            done.append(client.call("POST", path))
+            if not work.is_session:
+                watch(done[-1], quiet=True)
         except HiveyardError as error:
             raise PartlyDone(error, done) from error
         if not as_json:
-            click.echo(f"{done[-1]['name']}: {done[-1]['status']}")
+            click.echo(f"{done[-1].get('name') or done[-1]['slug']}: {done[-1]['status']}")
     if as_json:
         click.echo(json.dumps(done))

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from hiveyard.api.client import quoted
 from hiveyard.cli import transcript
 from hiveyard.cli.connect import connect
 from hiveyard.cli.live import ask, live
 from hiveyard.cli.names import SESSION
 from hiveyard.cli.options import JSON, read_prompt, spec_options, spec_request
+from hiveyard.cli.work import find
 from hiveyard.core.errors import BadInput, SessionNotRunning
 from hiveyard.kit.names import new_id
 
@@ -58,29 +58,31 @@ def spawn(where: str | None, attach: bool, as_json: bool, **options: Any) -> int
 
 @click.command(short_help="Continue a session that was stopped.")
 @SESSION
+@click.option("-m", "--prompt", "--message", "prompt", help="The next prompt; - is stdin.")
 @click.option(
     "--budget", "budget_usd", type=float, metavar="DOLLARS", help="The new total budget, including what was spent."
 )
 @ATTACH
 @JSON
-def resume(session: str, budget_usd: float | None, attach: bool, as_json: bool) -> int:
-    """Continue a stopped session in a new machine, in the same conversation of the agent. Wait until it runs; the last
-    line on stdout is its id. Ctrl-C before that stops it again. A paused session continues. With --budget, a session
-    that already runs gets that budget at once."""
+def resume(session: str, prompt: str | None, budget_usd: float | None, attach: bool, as_json: bool) -> int:
+    """Continue a stopped session, or a task that is over, in a new machine, in the same conversation of the agent. Wait
+    until it runs; the last line on stdout is its id. Ctrl-C before that stops it again. A paused session continues.
+    With --budget, a session that already runs gets that budget at once."""
     client = connect()
-    found = client.call("GET", f"/v1/sessions/{quoted(session)}")
+    found = find(session).found
     path = f"/v1/sessions/{found['id']}"
     if found["status"] == "paused":
         client.call("POST", f"{path}/unpause")
-    resumed = client.call("POST", f"{path}/resume", {"budget_usd": budget_usd})
+    asked = {"budget_usd": budget_usd, "prompt": read_prompt(prompt, None)}
+    resumed = client.call("POST", f"{path}/resume", asked)
     if resumed["status"] != "running":
         # If the session was believed to run, events up to now are about its end, not about this start.
-        before = resumed if found["status"] in ("running", "paused") else found
+        before = found if found["status"] == "stopped" else resumed
         try:
-            wait_until_running(found, after=before["last_seq"])
+            wait_until_running(resumed, after=before["last_seq"])
         except KeyboardInterrupt:
             ask("POST", f"{path}/stop")
-            click.echo(f"stopped {found['name']}", err=True)
+            click.echo(f"stopped {resumed['name']}", err=True)
             raise
     return _report(found["id"], attach=attach, as_json=as_json)
 

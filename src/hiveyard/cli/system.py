@@ -22,7 +22,7 @@ from hiveyard.kit.text import one_line
 
 @click.group()
 def system() -> None:
-    """Show and free disk space."""
+    """Show and free disk space; find machines that nothing needs."""
 
 
 @system.command("df")
@@ -62,6 +62,26 @@ def prune(dry_run: bool, everything: bool, as_json: bool) -> int:
         click.echo(f"not freed: {one_line(failure, 300)}", err=True)
     click.echo(f"{'would free' if dry_run else 'freed'} {show.size(done['freed'])}")
     return 1 if done["failed"] else 0
+
+
+@system.command("reconcile")
+@JSON
+def reconcile(as_json: bool) -> int:
+    """Compare the journal with the machines that exist, and remove machines that nothing needs. The daemon does this
+    each minute. A machine is removed when two comparisons in a row have found it. The exit code is 1 if a provider did
+    not answer: nothing of it was removed."""
+    done = connect().call("POST", "/v1/system/reconcile")
+    if as_json:
+        click.echo(json.dumps(done, indent=2))
+        return 1 if done["silent"] else 0
+    for kind, words in (("removed", "removed"), ("suspected", "not needed; removed if it is found again")):
+        for name in done[kind]:
+            click.echo(f"{name}: {words}")
+    for name in done["silent"]:
+        click.echo(f"the provider {name} did not answer", err=True)
+    if not any(done.values()):
+        click.echo("every machine is needed")
+    return 1 if done["silent"] else 0
 
 
 def _by_kind(costs: list[dict[str, Any]]) -> list[list[str]]:

@@ -16,7 +16,7 @@ from hiveyard.cli import show as looks
 from hiveyard.cli import transcript
 from hiveyard.cli.connect import connect
 from hiveyard.cli.live import live
-from hiveyard.cli.names import ONLY, TASK, WORK
+from hiveyard.cli.names import ONLY, TASK, works
 from hiveyard.cli.options import FORMAT, JSON, QUIET
 from hiveyard.cli.run import watch
 from hiveyard.cli.sessions import summary
@@ -123,14 +123,21 @@ def _events(ref: str, *, after: int, follow: bool, raw: bool) -> Iterator[dict[s
 
 
 @click.command(short_help="Print events as JSON lines.")
-@WORK
+@click.argument("work", metavar="[ID]", required=False, shell_complete=works)
 @click.option("-f", "--follow", is_flag=True, help="Continue until no more events can come.")
+@click.option("-t", "--type", "types", multiple=True, metavar="PREFIX", help="Only events whose type begins like this.")
 @click.option("--raw", is_flag=True, help="Print the agent's own output lines instead, unchanged.")
 @click.option("--after", type=int, default=0, metavar="SEQ", help="Only events after this sequence number.")
 @click.option("--json", "as_json", is_flag=True, hidden=True, help="Events are JSON anyway.")
-def events(work: str, follow: bool, raw: bool, after: int, as_json: bool) -> None:
-    """Print the events of a task or session as JSON lines."""
-    for event in _events(work, after=after, follow=follow, raw=raw):
+def events(work: str | None, follow: bool, types: tuple[str, ...], raw: bool, after: int, as_json: bool) -> None:
+    """Print the events of a task or session as JSON lines; without ID, those of all of them. `-f` then goes on until
+    Ctrl-C."""
+    found = live(None, after=after, raw=raw, types=types) if follow and work is None else None
+    if work is None:
+        found = found or connect().stream("GET", "/v1/events", after=after, raw=raw, type=types)
+    for event in found or _events(str(work), after=after, follow=follow, raw=raw):
+        if not event["body"]["type"].startswith(types or ("",)):
+            continue
         if not raw:
             click.echo(json.dumps(event))
         elif "raw" in event:

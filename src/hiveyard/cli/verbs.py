@@ -138,6 +138,7 @@ INNER: dict[str, tuple[str, str]] = {
     "image ls": ("image ls", "image ls --json"),
     "image rm": ("image rm mine", "image rm mine --json"),
     "system df": ("system df", "system df -v"),
+    "system reconcile": ("system reconcile", "system reconcile --json"),
     "system prune": ("system prune --dry-run", "system prune --all"),
 }
 """Examples of the verbs of groups."""

@@ -89,8 +89,9 @@ NEXT_PHASE: Mapping[Phase | None, Mapping[type[e.Body], Phase]] = {
         e.SessionRewound: Phase.PREPARING,
         e.SessionFailed: Phase.FAILED,
     },
-    Phase.FINISHED: {},
-    Phase.FAILED: {},
+    # The session of a task that is over can go on as a session of its own.
+    Phase.FINISHED: {e.SessionPreparing: Phase.PREPARING},
+    Phase.FAILED: {e.SessionPreparing: Phase.PREPARING},
 }
 
 NEXT_MACHINE: Mapping[MachineStatus | None, Mapping[type[e.Body], MachineStatus]] = {

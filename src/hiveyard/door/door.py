@@ -8,9 +8,10 @@ from __future__ import annotations
 import hmac
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 from starlette.types import Receive, Scope, Send
@@ -21,6 +22,7 @@ from hiveyard.door import refusals, routes
 from hiveyard.door.bodies import Bodies, HungUp, TooMuch
 from hiveyard.door.exchange import Exchange
 from hiveyard.door.model_request import ModelRequest, parse_request
+from hiveyard.door.mounts import Mount, Mounted, Mounts, TooLarge
 from hiveyard.door.quota import EventQuota, Quota
 from hiveyard.door.recorder import Recorder
 from hiveyard.door.refusals import LocalReply
@@ -28,11 +30,13 @@ from hiveyard.door.reply import Answers, Outgoing, Progress, Stalled
 from hiveyard.door.routes import Refusal, Route
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.usage_recorder import UsageRecorder
+from hiveyard.kit.group import first
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.names import new_id
 from hiveyard.kit.secret import Secret
 
 _log = logging.getLogger("hiveyard.door")
+NO_MOUNTS: Mapping[str, Mount] = MappingProxyType({})
 _HUNG_UP, _NO_ANSWER = 499, 502  # recorded as the status of calls without an answer
 
 
@@ -41,7 +45,7 @@ class Door:
 
     `quota` is the number of bytes of request bodies that all doors may hold. `turn` may be set at any time; later
     requests belong to that turn. `last_seen` is the clock's monotonic time of the last request or chunk of an answer.
-    `busy` counts the running requests.
+    `busy` counts the running requests to models. `mounts` are apps of this host by path, for instance `/mcp`.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Door:
         settings: DoorSettings,
         recorder: Recorder | None,
         quota: Quota,
+        mounts: Mapping[str, Mount] = NO_MOUNTS,
     ) -> None:
         self.path = path
         self.last_seen = usage_recorder.clock.monotonic()
@@ -65,6 +70,7 @@ class Door:
         self._mask = mask
         self._settings = settings
         self._recorder = recorder
+        self._mounts = Mounts(mounts)
         self._slots = anyio.CapacityLimiter(settings.requests)
         self._bodies = Bodies(settings, quota)
         self._reading = anyio.Lock()
@@ -93,6 +99,9 @@ class Door:
         out = Outgoing(send, self._touch, self._settings.stall_seconds)
         request_id = f"hv_{new_id()}"
         self._touch()
+        if (mounted := self._mounts.find(scope["raw_path"].decode("latin-1"))) is not None:
+            await self._serve_mounted(mounted, scope, receive, out, request_id)
+            return
         self.busy += 1
         try:
             await self._answer(scope, receive, out, request_id)
@@ -110,6 +119,29 @@ class Door:
             # A traceback may quote the request.
             text = self._mask().text("".join(traceback.format_exception(error)))
             _log.error("request %s failed%s: %s", request_id, self._errors.note_skipped(), text)
+
+    async def _serve_mounted(
+        self, mounted: Mounted, scope: Scope, receive: Receive, out: Outgoing, request_id: str
+    ) -> None:
+        """Let an app of this host answer. It may stream for hours, so its requests are no sign that the agent works."""
+        vendor = routes.vendor_of(mounted.prefix)
+        if not self._is_authorized(scope):
+            reason = "this door does not accept this key"
+            await self._usage_recorder.refused(f"{scope['method']} {mounted.prefix}", reason)
+            await _send(out, refusals.of_status(vendor, 401, reason, request_id))
+            return
+        try:
+            await mounted.serve(scope, receive, out)
+        except Exception as raised:  # noqa: BLE001 - the top of a request's task; an app may wrap it in a group
+            error = first(raised)
+            if isinstance(error, Stalled):
+                return
+            if not isinstance(error, TooLarge):
+                self._failed(request_id, raised)
+            if not out.started:
+                status = 413 if isinstance(error, TooLarge) else 500
+                words = str(error) if isinstance(error, TooLarge) else "the door failed; see its log"
+                await _send(out, refusals.of_status(vendor, status, words, request_id))
 
     async def _answer(self, scope: Scope, receive: Receive, out: Outgoing, request_id: str) -> None:
         found = await self._checked(scope, request_id)

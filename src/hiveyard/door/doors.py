@@ -7,7 +7,7 @@ async with Doors(settings, keys, record) as doors:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from hiveyard.core.usage import Usage
 from hiveyard.door.broker import Broker
 from hiveyard.door.budget import Budget
 from hiveyard.door.descriptors import guest_connections, limit_accept_warnings
-from hiveyard.door.door import Door
+from hiveyard.door.door import NO_MOUNTS, Door
 from hiveyard.door.keys import Keys
 from hiveyard.door.listening import listening
+from hiveyard.door.mounts import Mount
 from hiveyard.door.prices import Prices
 from hiveyard.door.quota import Quota
 from hiveyard.door.recorder import Recorder
@@ -84,6 +85,7 @@ class Doors:
         tape: Tape | None = None,
         recorder: Recorder | None = None,
         on_budget: Callable[[], None] = lambda: None,
+        mounts: Mapping[str, Mount] = NO_MOUNTS,
     ) -> AsyncIterator[Door]:
         """Open the door of a session at `directory/door.sock` until the block ends.
 
@@ -92,7 +94,8 @@ class Doors:
         pays; "" is the one without a name. A `budget_usd` of None means no limit; `spent` is the session's earlier
         usage. With a `tape` no request goes to a vendor. With a `recorder` each answer is recorded on a tape; the
         recorder stays open at the end. `on_budget` is called in the event loop when the budget is spent, and at each
-        later request; it must return at once. Raises SocketPathTooLong, or the system's OSError.
+        later request; it must return at once. `mounts` are apps that the door serves by path. Raises
+        SocketPathTooLong, or the system's OSError.
         """
         usage_recorder = UsageRecorder(
             session,
@@ -112,6 +115,7 @@ class Doors:
             settings=self._settings,
             recorder=recorder,
             quota=self._bodies,
+            mounts=mounts,
         )
         async with listening(door, door.path, self._settings, self._connections):
             yield door

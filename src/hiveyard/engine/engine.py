@@ -20,6 +20,7 @@ from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCanc
 from hiveyard.core.states import AT_WORK, TaskState
 from hiveyard.engine.archive.exporting import Exports
 from hiveyard.engine.archive.importing import Imports
+from hiveyard.engine.event_log import Listing
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.resources import Resources
@@ -36,6 +37,7 @@ from hiveyard.engine.tasks.request import TaskRequest
 from hiveyard.engine.tasks.view import TaskView, task_view, task_views
 from hiveyard.engine.upkeep.doctor import Check, run_checks
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
+from hiveyard.engine.upkeep.reconciler import Reconciler
 from hiveyard.engine.upkeep.recovery import clean_up, remove_leftovers
 from hiveyard.engine.validation import validate, with_defaults
 from hiveyard.engine.workspace.create import create_and_record
@@ -67,6 +69,7 @@ class Engine:
         self.exports = Exports(resources, self.sessions)
         self.imports = Imports(resources)
         self.housekeeping = Housekeeping(resources)
+        self.reconciler = Reconciler(resources, self.sessions.lock)
         self.pid = os.getpid()
 
     @property
@@ -212,20 +215,22 @@ class Engine:
     async def report(self, id: str) -> TaskView:
         return await self._r.event_log.read(lambda conn: task_view(conn, id, self._r.workspace))
 
-    async def reports(self, *, live_only: bool, limit: int | None = None) -> list[TaskView]:
+    async def reports(self, *, live_only: bool, limit: int | None = None) -> Listing[TaskView]:
         """Return tasks, newest first, in short: prompts are cut, and `timings` has only the total."""
 
         def read(conn: Connection) -> list[TaskView]:
             tasks = views.tasks(conn, states=OPEN if live_only else None, limit=limit)
             return task_views(conn, tasks, self._r.workspace)
 
-        return await self._r.event_log.read(read)
+        return await self._r.event_log.read_list(read)
 
-    async def events(self, id: str, *, after: int, limit: int) -> list[Event]:
+    async def events(self, id: str | None, *, after: int, limit: int) -> list[Event]:
+        """Return the next events of a task or session, or of all (None)."""
         return await self._r.event_log.read(lambda conn: journal.events(conn, session=id, after=after, limit=limit))
 
-    def follow(self, id: str, *, after: int) -> AsyncGenerator[Event, None]:
-        """Yield a task's events after a sequence number, then new ones as they come."""
+    def follow(self, id: str | None, *, after: int) -> AsyncGenerator[Event, None]:
+        """Yield the events of a task or session, or of all (None), after a sequence number, then new ones as they
+        come."""
         return self._r.event_log.store.follow(after=after, session=id)
 
     async def is_over(self, id: str) -> bool:
@@ -233,7 +238,7 @@ class Engine:
 
         def read(conn: Connection) -> bool:
             task = views.find_task(conn, id)
-            return task.state.over if task is not None else views.session(conn, id).phase not in AT_WORK
+            return (task is None or task.state.over) and views.session(conn, id).phase not in AT_WORK
 
         return await self._r.event_log.read(read)
 
@@ -257,17 +262,15 @@ class Engine:
             self._start(task.id, cancelled=task.cancel_asked_at is not None)
         await self.sessions.recover()
         await self.snapshots.recover()
-        self._group.start_soon(remove_leftovers, self._r, leftovers, self.sessions.lock, name="sweep")
+        self._group.start_soon(remove_leftovers, self.reconciler, leftovers, name="sweep")
 
 
 def _check_over(conn: Connection, id: str) -> None:
     task = views.find_task(conn, id)
-    if task is not None:
-        if not task.state.over:
-            raise MachineNotReady(
-                f"{task.slug} is {task.state.value}", hint=f"hv cancel {task.slug}, or hv rm --force {task.slug}"
-            )
-        return
+    if task is not None and not task.state.over:
+        raise MachineNotReady(
+            f"{task.slug} is {task.state.value}", hint=f"hv cancel {task.slug}, or hv rm --force {task.slug}"
+        )
     session = views.session(conn, id)
     if session.phase in AT_WORK:
         raise MachineNotReady(
@@ -290,6 +293,7 @@ async def running(resources: Resources) -> AsyncIterator[Engine]:
     async with anyio.create_task_group() as group:
         engine = Engine(resources, group)
         await engine.recover()
+        group.start_soon(engine.reconciler.keep_running, name="reconcile")
         group.start_soon(keep_metadata, resources, name="meta.json of sessions")
         await engine.sessions.wait_for_machines()
         yield engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, TypeVar
 
@@ -26,6 +26,14 @@ class Entry(NamedTuple):
 
     body: AnyBody
     raw: bytes | None = None
+
+
+class Listing(list[T]):
+    """A list with the number of the last event that it is based on: `/v1/events` after it continues the list."""
+
+    def __init__(self, items: Iterable[T], seq: int) -> None:
+        super().__init__(items)
+        self.seq = seq
 
 
 class EventLog:
@@ -77,6 +85,11 @@ class EventLog:
 
     async def read(self, question: Callable[[Connection], T]) -> T:
         return await self.store.read(question)
+
+    async def read_list(self, question: Callable[[Connection], list[T]]) -> Listing[T]:
+        """Return a list and its sequence number, read in one transaction."""
+        seq, items = await self.store.read(lambda conn: (journal.last_seq(conn), question(conn)))
+        return Listing(items, seq)
 
     @asynccontextmanager
     async def progress(self, session: str, step: str) -> AsyncIterator[Report]:

@@ -100,6 +100,8 @@ def _session(conn: Connection, session: str, body: e.Body, at: float, turn: int 
         values["failure"] = _json(body.failure)
     if isinstance(body, e.SessionStopped | e.SessionPreparing | e.SessionRunning | e.SessionRewound):
         values["reason"] = _text(body.reason) if isinstance(body, e.SessionStopped) else ""
+    if isinstance(body, e.SessionPreparing):
+        values["failure"] = None
     _update_session(conn, session, values)
 
 
@@ -111,6 +113,12 @@ def _create_session(conn: Connection, session: str, body: e.SessionCreated, phas
     if body.request is not None:
         values["request"] = msgspec.json.encode(body.request).decode()
     conn.execute(insert(sessions), values | _ZERO_USAGE)
+
+
+def _opened(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.SessionOpened)
+    if not _set_request(conn, session, body.request, at):
+        raise unknown(session)
 
 
 def _prepared(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
@@ -375,6 +383,7 @@ _MOVES: Mapping[type[e.Body], Move] = {
     e.TaskCancelAsked: _cancel_asked,
     **dict.fromkeys((e.SessionCreated, e.SessionPreparing, e.SessionRunning), _session),
     **dict.fromkeys((e.SessionStopped, e.SessionFinished, e.SessionFailed), _session),
+    e.SessionOpened: _opened,
     e.SessionPrepared: _prepared,
     e.SessionPlaced: _placed,
     e.SessionRewound: _rewound,

@@ -70,8 +70,8 @@ class Yard(Hv):
             assert self._written_keys() == []
             tasks, sessions = self.json("ps", "-a"), self.json("list", "-a")
             assert isinstance(tasks, list), tasks
-            for work in (*tasks, *sessions):
-                removed = self("rm", "-f", work["id"])
+            for id in {work["id"] for work in (*tasks, *sessions)}:  # a task may go on as a session
+                removed = self("rm", "-f", id)
                 assert removed.returncode == 0, removed.stderr
             assert list(self.sessions.iterdir()) == []
             assert list((self.home / "run" / "doors").iterdir()) == []

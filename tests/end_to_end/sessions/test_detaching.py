@@ -154,3 +154,27 @@ def test_many_at_once(everywhere: Stage, repo: Path, request: pytest.FixtureRequ
         assert {one["status"] for one in stage.json("list")} == {"stopped"}
         each("resume")
         assert each("send", "recall", "--wait") == [f"kept: {number}" for number in range(many)]
+
+
+async def test_a_live_session_shows_its_transcript_and_takes_lines(stage: Stage, repo: Path) -> None:
+    id = stage.spawn(repo, "--agent", "live-puppet", "-m", "say 1 10")
+    async with person(stage.argv("attach", id), env=stage.env) as somebody:
+        await somebody.sees("thing 0")
+        somebody.type("wait\r")
+        await somebody.sees("▸ wait")
+        somebody.type("/now hurry\r")
+        await somebody.sees("added: hurry")
+        somebody.type("\x03")
+        await somebody.sees("the turn was cancelled")
+        somebody.type("ask\r")
+        await somebody.sees("waits for you: may it?")
+        somebody.type("/answer never\r")
+        await somebody.sees("answered: never")
+        somebody.type("/now too late\r")
+        await somebody.sees("no turn runs that text could be added to")
+        somebody.type("\x02d")
+        assert await somebody.leaves() == 0
+    assert stage.session(id)["status"] == "running"
+    assert stage("stop", id).returncode == 0
+    async with person(stage.argv("attach", id), env=stage.env) as somebody:
+        assert await somebody.leaves() == 125

@@ -84,6 +84,26 @@ def test_a_live_session(agent: str, provider: str, opening: Opening, speaking: S
         assert "c.txt" in yard("diff", id).stdout
 
 
+@pytest.mark.parametrize("provider", PLACES)
+@pytest.mark.parametrize("agent", MODELS)
+def test_a_task_that_is_over_goes_on(
+    agent: str, provider: str, opening: Opening, speaking: Speaking, repo: Path
+) -> None:
+    with speaking([], scripts=SCRIPTS) as model, opening(provider, model, OPENAI_API_KEY=OPENAI_KEY) as yard:
+        words = ("--agent", agent, "--image", IMAGES.get(agent, "default"))
+        status, report = yard.run(repo, "-m", "[[script:shell]] make the third", *words)
+        assert (status, report["status"]) == (0, "completed"), report
+        told = yard("send", report["slug"], "[[script:next]] which was it?", "--wait", timeout=PATIENCE)
+        assert "I remember the third." in told.stdout, told.stderr
+        if agent == "goose":
+            assert "a new conversation begins" in yard("logs", report["id"]).stdout
+        else:
+            assert b"make the third" in model.asked[-1].body, "it is one conversation"
+        assert yard("exec", "-T", report["id"], "--", "cat", "c.txt").stdout == "three\n"
+        assert [one["id"] for one in yard.json("list")] == [report["id"]]
+        assert yard("stop", report["id"], timeout=PATIENCE).returncode == 0
+
+
 def waiting(yard: Yard, id: str) -> dict[str, Any]:
     """Return the question of a session, once there is one."""
     event_of(yard, id, lambda event: bool(event["body"]["type"] == "agent.asked"))

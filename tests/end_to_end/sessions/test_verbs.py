@@ -229,7 +229,7 @@ def test_a_session_that_fails_to_start_reports_why_and_gives_a_hint(own_stage: S
         (["spawn", ".", "-m", " "], 2, "empty"),
         (["spawn", ".", "--name", "No Good"], 2, "No Good"),
         (["spawn", ".", "--port", "80"], 2, "80"),
-        (["spawn", ".", "--agent", "command"], 2, "no terminal"),
+        (["spawn", ".", "--agent", "command"], 2, "cannot stay"),
         (["spawn", ".", "--agent", "clippy"], 2, "clippy"),
         (["spawn", ".", "--memory", "16777216"], 125, "does not fit"),
         (["resume", "nothing"], 2, "nothing"),
@@ -256,14 +256,23 @@ def test_names_must_be_clear(stage: Stage, repo: Path) -> None:
     stage.spawn(repo, "--name", "one")
     assert "--name one-2" in stage("spawn", str(repo), "--name", "one").stderr
     task = stage("run", str(repo), "-m", "a task", "--command", "true", "-d").stdout.strip()
-    for words in (("stop", task), ("send", task, "x"), ("attach", task), ("resume", task)):
+    stage("wait", task)
+    for words, why in (
+        (("send", task, "x"), "command takes one prompt only and cannot stay in a session"),
+        (("resume", task), "command takes one prompt only and cannot stay in a session"),
+        (("attach", task), "is a task, not a session"),
+        (("pause", task), "is a task, not a session"),
+    ):
         refused = stage(*words)
         assert refused.returncode == 2
-        assert "is a task, not a session" in refused.stderr
+        assert why in refused.stderr
+    long = stage("run", str(repo), "-m", "long", "--command", "sleep 600", "-d").stdout.strip()
+    assert "is a task, and" in stage("send", long, "x").stderr
+    assert "cancelled" in stage("stop", long).stdout
     assert "is a session, not a task" in stage("cancel", "one").stderr
     assert [one["name"] for one in stage.json("list")] == ["one"]
     assert stage("rm", "one").returncode == 125
-    assert stage("rm", "-f", task, "one").returncode == 0
+    assert stage("rm", "-f", task, long, "one").returncode == 0
 
 
 def test_the_start_of_two_ids_is_refused_with_both_names_and_nothing_happens(stage: Stage, repo: Path) -> None:

@@ -37,7 +37,7 @@ from hiveyard.core.events import (
 from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import decode, one_line
 
-_BEGIN, _SESSION, _MODE, _MODEL = "initialize", "session", "set-mode", "set-model"
+_BEGIN, _SESSION, _SESSION_ANEW, _MODE, _MODEL = "initialize", "session", "session-anew", "set-mode", "set-model"
 _TURN, _SETTING = "turn-", "set-"
 _STOPS = {
     "max_tokens": "the model's reply was cut at its limit of output tokens",
@@ -220,7 +220,7 @@ class Acp:
     def _response(self, key: str, msg: jsonrpc.Message) -> Step:
         if key == _BEGIN:
             return self._initialized(msg)
-        if key == _SESSION:
+        if key in (_SESSION, _SESSION_ANEW):
             return self._opened(msg)
         if key.startswith(_SETTING):
             self._pending.discard(key)
@@ -232,13 +232,23 @@ class Acp:
             return self._failed(msg.error)
         self._version = text(record(msg.result, "agentInfo").get("version"))
         if self._conversation is None:
-            new = schema.NewSessionRequest(cwd=self._workdir, mcp_servers=[])
-            return Step((), [_request(_SESSION, "session_new", new)])
+            return Step((), [self._new_session(_SESSION)])
         load = schema.LoadSessionRequest(cwd=self._workdir, mcp_servers=[], session_id=self._conversation)
         return Step((), [_request(_SESSION, "session_load", load)])
 
+    def _begun_anew(self, error: Mapping[str, object]) -> Step:
+        """Begin a new conversation instead of the one that the program does not find, and say so."""
+        lost, self._conversation = self._conversation, None
+        words = f"a new conversation begins, because {lost} was not found: {_error_text(error)}"
+        return Step([AgentError(message=clip(words))], [self._new_session(_SESSION_ANEW)])
+
+    def _new_session(self, key: str) -> Line:
+        return _request(key, "session_new", schema.NewSessionRequest(cwd=self._workdir, mcp_servers=[]))
+
     def _opened(self, msg: jsonrpc.Message) -> Step:
         opened = _read(schema.LoadSessionResponse if self._conversation else schema.NewSessionResponse, msg.result)
+        if msg.error is not None and self._conversation is not None:
+            return self._begun_anew(msg.error)
         if msg.error is not None or opened is None:
             return self._failed(msg.error or {"message": "it returned no session"})
         self._phase = "open"

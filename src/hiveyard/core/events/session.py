@@ -19,6 +19,12 @@ class SessionCreated(Body, frozen=True, kw_only=True, tag="session.created"):
     parent: str | None = None
 
 
+class SessionOpened(Body, frozen=True, kw_only=True, tag="session.opened"):
+    """The session of a task that is over goes on as a session of its own, by `request`."""
+
+    request: dict[str, Any]
+
+
 class SessionPrepared(Body, frozen=True, kw_only=True, tag="session.prepared"):
     """The repository was copied. Work starts at commit `base` on branch `branch`."""
 
@@ -115,6 +121,7 @@ class SessionFailed(Body, frozen=True, kw_only=True, tag="session.failed"):
 
 SessionEvent = (
     SessionCreated
+    | SessionOpened
     | SessionPlaced
     | SessionPrepared
     | SessionPreparing

@@ -71,9 +71,10 @@ def _full(settings: EngineSettings, memory_mib: int, sizes: list[int]) -> NoMemo
 def _reserved(conn: Connection, settings: EngineSettings, excluding: str | None) -> _Reserved:
     """Return the reserved memory. A task has some while the journal knows its machine, a session from its request
     on."""
-    with_machine = {machine.session for machine in views.machines(conn)} - {excluding}
-    tasks = [task for id in with_machine if (task := views.find_task(conn, id)) is not None]
     rows = views.sessions(conn, phases=_WITH_MACHINE, own=True)
+    # A task that is over may go on as a session.
+    with_machine = {machine.session for machine in views.machines(conn)} - {excluding, *(row.id for row in rows)}
+    tasks = [task for id in with_machine if (task := views.find_task(conn, id)) is not None]
     sessions = [row.request or {} for row in rows if row.id != excluding]
     temporary, kept = ([task.request for task in tasks if _is_kept(conn, task) is kept] for kept in (False, True))
     return _Reserved(_sizes(temporary, settings), _sizes([*kept, *sessions], settings))

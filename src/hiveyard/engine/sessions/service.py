@@ -24,7 +24,7 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.events import (
     BudgetSet,
-    SessionCreated,
+    SessionOpened,
     SessionPaused,
     SessionPreparing,
     SessionUnpaused,
@@ -34,26 +34,26 @@ from hiveyard.core.ports import Guest, Pauses, Provider, Terminals
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine.access.host_ports import Owner
 from hiveyard.engine.access.ssh_keys import config
+from hiveyard.engine.event_log import Listing
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
+from hiveyard.engine.sessions.creation import create, existing
 from hiveyard.engine.sessions.ports import SessionPorts
-from hiveyard.engine.sessions.request import SpawnRequest, session_request
+from hiveyard.engine.sessions.request import SpawnRequest, request_after_task, session_request
 from hiveyard.engine.sessions.session_agent import LIVE, check_agent, mode_of
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.sessions.view import SessionView, require_session, session_views, view
 from hiveyard.engine.turns.agent_runner import AgentRunner
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.validation import check_account, validate, with_defaults
-from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_integrity
-from hiveyard.kit.names import new_id, slug
-from hiveyard.store import journal, names, views
-from hiveyard.store.views import SessionRow
+from hiveyard.kit.names import new_id
+from hiveyard.store import journal, views
+from hiveyard.store.views import SessionRow, TaskRow, TurnRow
 
 log = logging.getLogger(__name__)
-FIRST_TURN = 1
 MACHINE_CHECK_TIMEOUT = 5.0
 """Seconds that a new daemon waits, before it serves requests, to learn which machines are alive. So its answers are
 right where providers respond, and a provider that does not respond delays it no longer."""
@@ -81,92 +81,87 @@ class Sessions:
         session was created."""
         check_agent(request, self._r.settings.agent)
         request = with_defaults(request.checked(), self._r)
-        if (existing := await self._existing(request)) is not None:
-            return existing
+        if (known := await existing(request, self._r)) is not None:
+            return known
         await validate(request, self._r)
         await self._check_capacity(request)
         async with self._creating:
-            if (existing := await self._existing(request)) is not None:
-                return existing
+            if (known := await existing(request, self._r)) is not None:
+                return known
             id = request.id or new_id()
             if request.port is not None:
                 await self._check_port(id, request.port)
             with anyio.CancelScope(shield=True):
-                await self._create(id, request)
+                await create(id, request, self._r)
                 self.start(id)
         return id
 
-    async def _existing(self, request: SpawnRequest) -> str | None:
-        """Return the session that was created before with the same id and the same request."""
-        id = request.id
-        if id is None or (session := await self._r.event_log.read(lambda conn: views.find_session(conn, id))) is None:
-            return None
-        request.check_same(session.request, "session")
-        return id
-
-    async def _create(self, id: str, request: SpawnRequest) -> None:
-        """Create the session's directory, then journal the session, with its first prompt if it has one."""
-        settings, now = self._r.settings, self._r.clock.now()
-        agent = request.agent or settings.agent
-        wanted = request.name or slug(request.prompt or request.repo.rstrip("/").rsplit("/", 1)[-1], fallback="session")
-        workspace = self._r.workspace(id)
-
-        def make() -> None:
-            workspace.create(
-                id=id,
-                slug=wanted,
-                repo=request.repo,
-                agent=agent,
-                prompt=request.prompt or "",
-                at=now,
-                tape=request.tape,
-            )
-            if request.prompt is not None:
-                Prompts(workspace.prompts).write(FIRST_TURN, request.prompt)
-
-        def write(conn: Connection) -> None:
-            free = names.free_slug(conn, wanted)
-            if request.name is not None and free != request.name:
-                raise BadInput(f"there is already a session or task called {request.name}", hint=f"--name {free}")
-            capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
-            created = SessionCreated(slug=free, repo=request.repo, agent=agent, request=request.as_json())
-            journal.record(conn, id, created, at=now)
-            if request.prompt is not None:
-                journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST_TURN)
-
-        await create_and_record(self._r, workspace.root, make, write)
-
-    async def resume(self, id: str, budget_usd: float | None = None) -> None:
-        """Resume a stopped session in a new machine; return when that is journaled. Succeeds for a session that is
-        running. `budget_usd` is its new total budget, also for a running session; None leaves the budget unchanged.
+    async def resume(self, id: str, budget_usd: float | None = None, prompt: str | None = None) -> int:
+        """Resume a stopped session, or the session of a task that is over, in a new machine; return when that is
+        journaled. Succeeds for a session that is running. `budget_usd` is its new total budget, also for a running
+        session; None leaves the budget unchanged. `prompt` is its next prompt, whose turn is returned (without one, 0).
         Raises NoMemory, SessionNotRunning, BadInput (for instance if its account does not exist)."""
         async with self.lock(id):
             await self.until_stopped(id)
+            if (task := await self._task_that_is_over(id)) is not None:
+                return await self._resume(await self._any_row(id), task, budget_usd, prompt)
             session = await self._row_with_machine_checked(id)
-            if session.phase in AT_WORK:
-                await self._set_budget(id, budget_usd)
-            elif session.phase is Phase.STOPPED:
-                await self._resume(session, budget_usd)
-            else:
+            if session.phase is Phase.STOPPED:
+                return await self._resume(session, None, budget_usd, prompt)
+            if session.phase not in AT_WORK:
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only a stopped session can be resumed")
+            await self._set_budget(id, budget_usd)
+        return await self.send(id, prompt) if prompt is not None else 0
 
-    async def _resume(self, session: SessionRow, budget_usd: float | None) -> None:
-        await check_integrity(self._r, session)
+    async def _task_that_is_over(self, id: str) -> TaskRow | None:
+        """Return the task whose session does not go on as a session yet. Raises SessionNotRunning for one that is not
+        over."""
+
+        def read(conn: Connection) -> TaskRow | None:
+            return None if views.session(conn, id).request is not None else views.find_task(conn, id)
+
+        task = await self._r.event_log.read(read)
+        if task is not None and not task.state.over:
+            raise SessionNotRunning(f"{task.slug} is a task, and {task.state.value}", hint=f"hv wait {task.slug}")
+        return task
+
+    async def _resume(
+        self, session: SessionRow, task: TaskRow | None, budget_usd: float | None, prompt: str | None
+    ) -> int:
         # Keys may have changed since, and an imported session may name an account that this host does not have: without
         # this check its first request to a model would fail.
-        request = session_request(session)
+        request = session_request(session) if task is None else request_after_task(task, session.agent)
         check_agent(request, session.agent)
+        if session.base is None and session.phase is Phase.FAILED:
+            raise SessionNotRunning(f"{session.slug} failed before it had a repository", hint=f"hv show {session.slug}")
+        await check_integrity(self._r, session)
         check_account(request, self._r)
         settings, now = self._r.settings, self._r.clock.now()
+        turn = 1 + max((row.number for row in await self._turns(session.id)), default=0) if prompt is not None else 0
+        if prompt is not None:
+            check_prompt(prompt, "without a prompt the agent waits for you")
+            await Prompts(self._r.workspace(session.id).prompts).keep(turn, prompt)
 
         def write(conn: Connection) -> None:
             capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
+            if task is not None:
+                journal.record(conn, session.id, SessionOpened(request=request.as_json()), at=now)
             _record_budget(conn, session.id, budget_usd, now)
             journal.record(conn, session.id, SessionPreparing(), at=now)
+            if turn:
+                created = TurnCreated(agent=session.agent, model=request.model or "")
+                journal.record(conn, session.id, created, at=now, turn=turn)
 
         with anyio.CancelScope(shield=True):
             await self._r.event_log.store.write(write)
             self.start(session.id)
+        return turn
+
+    async def _turns(self, id: str) -> list[TurnRow]:
+        return await self._r.event_log.read(lambda conn: views.turns(conn, id))
+
+    async def _any_row(self, id: str) -> SessionRow:
+        return await self._r.event_log.read(lambda conn: views.session(conn, id))
 
     async def _set_budget(self, id: str, dollars: float | None) -> None:
         now = self._r.clock.now()
@@ -213,8 +208,11 @@ class Sessions:
     # --- running sessions --------------------------------------------------------------------------------------------
 
     async def send(self, id: str, text: str) -> int:
-        """Send a prompt in the same conversation; return the turn's number once it is journaled."""
+        """Send a prompt in the same conversation; return the turn's number once it is journaled. A task that is over
+        goes on as a session."""
         check_prompt(text, 'say what to do: hv send ID "now run the tests"')
+        if await self._task_that_is_over(id) is not None:
+            return await self.resume(id, prompt=text)
         return await (await self.agent_runner(id)).add(text)
 
     async def interrupt(self, id: str) -> None:
@@ -321,9 +319,9 @@ class Sessions:
     async def view(self, id: str) -> SessionView:
         return await self._r.event_log.read(lambda conn: view(conn, id))
 
-    async def views(self, *, over: bool, limit: int | None = None) -> list[SessionView]:
+    async def views(self, *, over: bool, limit: int | None = None) -> Listing[SessionView]:
         """Return all sessions, newest first; `over` includes those that cannot be resumed."""
-        return await self._r.event_log.read(lambda conn: session_views(conn, over=over, limit=limit))
+        return await self._r.event_log.read_list(lambda conn: session_views(conn, over=over, limit=limit))
 
     # --- runners -----------------------------------------------------------------------------------------------------
 

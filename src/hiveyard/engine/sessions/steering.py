@@ -11,6 +11,7 @@ from hiveyard.core.drivers import Answer
 from hiveyard.core.errors import BadInput
 from hiveyard.core.events import AskOption
 from hiveyard.core.states import AskState
+from hiveyard.engine.event_log import Listing
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
 from hiveyard.engine.sessions.service import Sessions
@@ -64,13 +65,13 @@ class Steering:
         """Choose the model of later turns. Raises BadInput if the agent cannot change it."""
         await (await self._agent(id)).choose(model)
 
-    async def asks(self, *, all: bool, limit: int | None = None) -> list[AskView]:
+    async def asks(self, *, all: bool, limit: int | None = None) -> Listing[AskView]:
         """Return the open questions, oldest first; with `all` also those that are over, newest first."""
 
         def read(conn: Connection) -> list[AskView]:
             return [_view(conn, row) for row in views.asks(conn, open_only=not all, limit=limit)]
 
-        return await self._r.event_log.read(read)
+        return await self._r.event_log.read_list(read)
 
     async def answer(self, ref: str, given: AskAnswer) -> AskView:
         """Give a question its first answer; return it once the answer is journaled. Raises NotFound, Ambiguous,

@@ -68,7 +68,10 @@ def view(conn: Connection, id: str) -> SessionView:
 def require_session(row: SessionRow) -> SessionRow:
     """Return `row` if it is a session of its own. Raises NotFound for the session of a task."""
     if row.request is None:
-        raise NotFound(f"{row.slug} is a task, not a session", hint=f"hv show {row.slug}; hv cancel {row.slug}")
+        raise NotFound(
+            f"{row.slug} is a task, not a session",
+            hint=f"hv resume {row.slug} continues its conversation when it is over",
+        )
     return row
 
 

@@ -8,8 +8,8 @@ no prompt is lost and none is told twice."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import anyio
@@ -18,7 +18,7 @@ import msgspec
 
 from hiveyard.core.commands import ProcessInfo, ProcessSpec, ProcessStatus
 from hiveyard.core.drivers import Answer, HasDriver
-from hiveyard.core.errors import AgentFlood, BadInput, HiveyardError, StoreUnusable
+from hiveyard.core.errors import AgentFlood, BadInput, GuestDisconnected, HiveyardError, StoreUnusable
 from hiveyard.core.events import (
     TEXT_LIMIT,
     AgentAsked,
@@ -58,6 +58,7 @@ class LiveRunner(AgentRunner):
 
     agent: LiveAgent
     _link: LiveLink | None = None
+    _connecting: anyio.Lock = field(default_factory=anyio.Lock)
 
     @property
     def _manager(self) -> ProcessManager:
@@ -142,8 +143,9 @@ class LiveRunner(AgentRunner):
         read = await event_log.read(lambda conn: lineage.feed_offset(conn, self.session))
         driver = self.agent.driver(turn)
         link = LiveLink.of(guest, self._manager, started.process, driver, self.prompts, read)
-        await link.catch_up(event_log, self.session, self.queue.running)
-        self._link = link
+        async with self._connecting:
+            await link.catch_up(event_log, self.session, self.queue.running)
+            self._link = link
         return link
 
     async def _journal(self, link: LiveLink, placed: Sequence[TurnEntry]) -> None:
@@ -266,18 +268,21 @@ class LiveRunner(AgentRunner):
         self.turn = replace(self.turn, model=model)
 
     async def _tell(self, body: AnyBody) -> None:
-        """Tell the driver, journal that, and send the lines. Without a connection, the next one does the rest."""
+        """Tell the driver, journal that, and send the lines. Without a connection, the next one does the rest. None is
+        made meanwhile: its driver would read the journal too early."""
         act, turn = act_of(body), self.queue.running
         assert act is not None
-        if (link := self._link) is None:
-            await self.resources.event_log.record(self.session, body, turn=turn)
-            return
-        async with link.lock:
-            step = act(link.driver)
-            with anyio.CancelScope(shield=True):
-                told = TurnEntry(turn, link.decoder.entry(body))
-                await self._journal(link, [told, *self.queue.assign([Entry(event) for event in step.events])])
-            await link.send(step.lines)
+        async with self._connecting:
+            if (link := self._link) is None:
+                await self.resources.event_log.record(self.session, body, turn=turn)
+                return
+            async with link.lock:
+                step = act(link.driver)
+                with anyio.CancelScope(shield=True):
+                    told = TurnEntry(turn, link.decoder.entry(body))
+                    await self._journal(link, [told, *self.queue.assign([Entry(event) for event in step.events])])
+                with suppress(GuestDisconnected):  # the next connection sends it
+                    await link.send(step.lines)
 
 
 def _with_id(body: AnyBody) -> AnyBody:
