@@ -10,6 +10,7 @@ session. Caches are warm, except after the repository went in.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import tempfile
@@ -49,6 +50,11 @@ OPERATIONS = {
 }
 AIMS = {"git status": "25 x docker"}
 SHAPE = Shape(memory_mib=2048, cpus=2)
+
+
+async def written() -> None:
+    """Wait until the disk has everything: it must not work for the step before while the next one is measured."""
+    await anyio.to_thread.run_sync(os.sync)
 
 
 def generate(root: Path, files: int) -> None:
@@ -122,6 +128,7 @@ class Work:
         for number in range(self.options.n):
             target = host / ("repo" if number == 0 else "again")
             argv = ("git", "clone", "-q", "--no-local", str(user), str(target))
+            await written()
             await self.pushes["host"].of(lambda argv=argv: run(*argv, cwd=host))  # type: ignore[misc]
             await anyio.to_thread.run_sync(lambda: remove_tree(host / "again", quiet=True))
         self.places["host"] = Place("host", outside(host))
@@ -140,6 +147,7 @@ class Work:
                 if isinstance(provider, SessionDisks):
                     await provider.make_disk(disk, tree)
 
+            await written()
             await self.pushes[name].of(push)
             last = number == self.options.n - 1
             if isinstance(provider, SessionDisks):

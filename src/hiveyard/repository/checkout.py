@@ -29,6 +29,8 @@ from hiveyard.repository.taking import identity
 
 ROOT = "/session"
 BUNDLE, SHALLOW = "origin.bundle", "origin.shallow"
+_WORKERS = ("-c", "checkout.workers=0")
+"""Options for a git that writes files with all processors."""
 _UNCONFIGURED = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
 
 
@@ -52,7 +54,7 @@ async def checkout(origin: Path, tree: Path, *, base: str, branch: str, report: 
         async with measured(report, "checking out files", partial(disk_usage, work)):
             places = {".": ".git"} | {inner.path: f".git/{inner.module}" for inner in submodules(origin)}
             for path, repository in places.items():
-                await git_output(*VERSION_2, "reset", "--quiet", "--hard", at=work / path, env=_UNCONFIGURED)
+                await git_output(*_WORKERS, *VERSION_2, "reset", "--quiet", "--hard", at=work / path, env=_UNCONFIGURED)
                 settled = partial(settle, work / repository / "index", work / path, await object_format(origin))
                 await anyio.to_thread.run_sync(settled)
         work.rename(tree / "repo")
