@@ -49,7 +49,7 @@ def _row(ask: dict[str, Any]) -> list[str]:
 
 
 def _given(answer: dict[str, Any]) -> str:
-    return str(answer["option"] or ("allow" if answer["allow"] else "deny"))
+    return one_line(answer["option"], 80) if answer["option"] else ("allow" if answer["allow"] else "deny")
 
 
 def answers(ask: dict[str, Any]) -> list[str]:
