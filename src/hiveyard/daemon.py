@@ -33,6 +33,7 @@ from hiveyard.engine.access.host_ports import HostPorts
 from hiveyard.engine.access.ssh_keys import SshKeys
 from hiveyard.engine.engine import Engine, running
 from hiveyard.engine.event_log import EventLog
+from hiveyard.engine.placement.admission import Admission
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.resources import Resources
 from hiveyard.images.images import Images
@@ -164,8 +165,9 @@ async def resources(
             await store.append(session, event, turn=turn)
 
         async with Doors(from_environment(settings.door, environment), keys, record, clock=clock) as doors:
+            event_log = EventLog(store, clock)
             yield Resources(
-                event_log=EventLog(store, clock),
+                event_log=event_log,
                 providers=providers,
                 manager=Detached(),
                 terminals=Tmux(),
@@ -176,6 +178,7 @@ async def resources(
                 agents=settings.agents,
                 ports=settings.ports,
                 host_ports=HostPorts(host_ports_directory()),
+                admission=Admission(event_log, settings.engine),
                 ssh_keys=SshKeys(paths.ssh),
                 clock=clock,
                 sessions=paths.sessions,

@@ -76,6 +76,7 @@ from hiveyard.core.events.session import (
     SessionPreparing,
     SessionRewound,
     SessionRunning,
+    SessionStopAsked,
     SessionStopped,
     SessionUnpaused,
 )
@@ -172,6 +173,7 @@ __all__ = [
     "SessionPreparing",
     "SessionRewound",
     "SessionRunning",
+    "SessionStopAsked",
     "SessionStopped",
     "SessionUnpaused",
     "SnapshotEvent",

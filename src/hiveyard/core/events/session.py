@@ -20,9 +20,13 @@ class SessionCreated(Body, frozen=True, kw_only=True, tag="session.created"):
 
 
 class SessionOpened(Body, frozen=True, kw_only=True, tag="session.opened"):
-    """The session of a task that is over goes on as a session of its own, by `request`."""
+    """The session of a task that is over goes on as a session of its own. `request` is only in older journals."""
 
-    request: dict[str, Any]
+    request: dict[str, Any] | None = None
+
+
+class SessionStopAsked(Body, frozen=True, kw_only=True, tag="session.stop_asked"):
+    """The user asked to stop the session. The end itself follows."""
 
 
 class SessionPrepared(Body, frozen=True, kw_only=True, tag="session.prepared"):
@@ -122,6 +126,7 @@ class SessionFailed(Body, frozen=True, kw_only=True, tag="session.failed"):
 SessionEvent = (
     SessionCreated
     | SessionOpened
+    | SessionStopAsked
     | SessionPlaced
     | SessionPrepared
     | SessionPreparing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from hiveyard.core.errors import BadInput
-from hiveyard.core.events import SessionCreated, TurnCreated
+from hiveyard.core.events import SessionCreated, SessionPreparing, TurnCreated
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.request import SpawnRequest
@@ -53,6 +53,7 @@ async def create(id: str, request: SpawnRequest, resources: Resources) -> None:
         capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
         created = SessionCreated(slug=free, repo=request.repo, agent=agent, request=request.as_json())
         journal.record(conn, id, created, at=now)
+        journal.record(conn, id, SessionPreparing(), at=now)
         if request.prompt is not None:
             journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST_TURN)
 

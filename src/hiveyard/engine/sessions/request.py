@@ -10,10 +10,9 @@ import msgspec
 from hiveyard.core.errors import BadInput
 from hiveyard.core.parsing import parsed
 from hiveyard.engine.run_spec import RunSpec, check_prompt
-from hiveyard.store.views import SessionRow, TaskRow
+from hiveyard.store.views import SessionRow
 
 Port = Annotated[int, msgspec.Meta(ge=1024, le=65535)]
-_OF_TASKS = ("prompt", "timeout", "keep")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?\Z")
 
 
@@ -51,17 +50,10 @@ def spawn_from_json(data: object) -> SpawnRequest:
     return parsed(data, SpawnRequest, "spawn request")
 
 
-def request_after_task(task: TaskRow, agent: str) -> SpawnRequest:
-    """Return the request by which the session of a task that is over goes on: that of the task, without what is only
-    about its one turn. Raises BadInput."""
-    kept = {key: value for key, value in task.request.items() if key not in _OF_TASKS}
-    return spawn_from_json({**kept, "agent": agent})
-
-
 def session_request(session: SessionRow) -> SpawnRequest:
     """Return the session's request as of now. Its budget may be 0, which no request can ask for: forks took the rest of
     it. Raises BadInput."""
-    asked = dict(session.request or {})
+    asked = dict(session.request)
     budget = asked.get("budget_usd")
     if budget is None or budget > 0:
         return spawn_from_json(asked)

@@ -27,6 +27,7 @@ from hiveyard.core.events import (
     SessionOpened,
     SessionPaused,
     SessionPreparing,
+    SessionStopAsked,
     SessionUnpaused,
     TurnCreated,
 )
@@ -41,7 +42,7 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
 from hiveyard.engine.sessions.creation import create, existing
 from hiveyard.engine.sessions.ports import SessionPorts
-from hiveyard.engine.sessions.request import SpawnRequest, request_after_task, session_request
+from hiveyard.engine.sessions.request import SpawnRequest, session_request
 from hiveyard.engine.sessions.session_agent import LIVE, check_agent, mode_of
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.sessions.view import SessionView, require_session, session_views, view
@@ -50,7 +51,7 @@ from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.validation import check_account, validate, with_defaults
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.names import new_id
-from hiveyard.store import journal, views
+from hiveyard.store import journal, lineage, views
 from hiveyard.store.views import SessionRow, TaskRow, TurnRow
 
 log = logging.getLogger(__name__)
@@ -103,11 +104,11 @@ class Sessions:
         Raises NoMemory, SessionNotRunning, BadInput (for instance if its account does not exist)."""
         async with self.lock(id):
             await self.until_stopped(id)
-            if (task := await self._task_that_is_over(id)) is not None:
-                return await self._resume(await self._any_row(id), task, budget_usd, prompt)
+            if await self._task_that_is_over(id) is not None:
+                return await self._resume(await self._any_row(id), budget_usd, prompt)
             session = await self._row_with_machine_checked(id)
             if session.phase is Phase.STOPPED:
-                return await self._resume(session, None, budget_usd, prompt)
+                return await self._resume(session, budget_usd, prompt)
             if session.phase not in AT_WORK:
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only a stopped session can be resumed")
             await self._set_budget(id, budget_usd)
@@ -118,19 +119,17 @@ class Sessions:
         over."""
 
         def read(conn: Connection) -> TaskRow | None:
-            return None if views.session(conn, id).request is not None else views.find_task(conn, id)
+            return None if views.session(conn, id).own else views.find_task(conn, id)
 
         task = await self._r.event_log.read(read)
         if task is not None and not task.state.over:
             raise SessionNotRunning(f"{task.slug} is a task, and {task.state.value}", hint=f"hv wait {task.slug}")
         return task
 
-    async def _resume(
-        self, session: SessionRow, task: TaskRow | None, budget_usd: float | None, prompt: str | None
-    ) -> int:
+    async def _resume(self, session: SessionRow, budget_usd: float | None, prompt: str | None) -> int:
         # Keys may have changed since, and an imported session may name an account that this host does not have: without
         # this check its first request to a model would fail.
-        request = session_request(session) if task is None else request_after_task(task, session.agent)
+        request = session_request(session)
         check_agent(request, session.agent)
         if session.base is None and session.phase is Phase.FAILED:
             raise SessionNotRunning(f"{session.slug} failed before it had a repository", hint=f"hv show {session.slug}")
@@ -143,9 +142,9 @@ class Sessions:
             await Prompts(self._r.workspace(session.id).prompts).keep(turn, prompt)
 
         def write(conn: Connection) -> None:
-            capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
-            if task is not None:
-                journal.record(conn, session.id, SessionOpened(request=request.as_json()), at=now)
+            capacity.check(conn, settings, request.memory_mib or settings.memory_mib, excluding=session.id)
+            if not session.own:
+                journal.record(conn, session.id, SessionOpened(), at=now)
             _record_budget(conn, session.id, budget_usd, now)
             journal.record(conn, session.id, SessionPreparing(), at=now)
             if turn:
@@ -179,7 +178,8 @@ class Sessions:
                 runner = self._runners.get(id)
         if runner is None:
             return
-        if runner.frozen or session.activity is Activity.PAUSED:
+        await self._r.event_log.record(id, SessionStopAsked())
+        if runner.connection.frozen or session.activity is Activity.PAUSED:
             with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
                 await self.unpause(id)
         runner.stop.request(Cancelled("stopped"))
@@ -261,7 +261,7 @@ class Sessions:
     async def _ports(self, id: str) -> SessionPorts:
         await self.agent_runner(id)
         ports = self._runners[id].ports
-        assert ports is not None
+        assert ports is not None, "sessions have ports, and a task is no session"
         return ports
 
     async def pause(self, id: str) -> None:
@@ -275,7 +275,7 @@ class Sessions:
             await require_started(session, runner)
             if runner.stop.reason is not None:
                 raise SessionNotRunning(f"{session.slug} is being stopped")
-            await runner.freeze()
+            await runner.connection.freeze()
             try:
                 await provider.pause(machine_name(id))
                 await self._r.event_log.record(id, SessionPaused())
@@ -283,7 +283,7 @@ class Sessions:
                 # A machine must not stay paused if the journal does not say so.
                 with anyio.CancelScope(shield=True), contextlib.suppress(HiveyardError):
                     await provider.resume(machine_name(id))
-                runner.thaw()
+                runner.connection.thaw()
                 raise
 
     async def unpause(self, id: str) -> None:
@@ -299,7 +299,7 @@ class Sessions:
                 except (NoSuchMachine, MachineNotReady, MachineLost) as error:
                     log.warning("session %s was paused, and its machine no longer exists: %s", id, error.message)
                 await self._r.event_log.record(id, SessionUnpaused())
-            runner.thaw()
+            runner.connection.thaw()
 
     async def collect(self, id: str) -> None:
         """Collect the current work of a running session; the work of a stopped one was collected when it stopped.
@@ -328,8 +328,16 @@ class Sessions:
     async def recover(self) -> None:
         """Continue every session that was running. A session whose machine no longer exists becomes stopped, with the
         reason."""
-        for session in await self._r.event_log.read(lambda conn: views.sessions(conn, phases=AT_WORK, own=True)):
-            self.start(session.id)
+
+        def read(conn: Connection) -> dict[str, bool]:
+            return {
+                row.id: lineage.is_stop_asked(conn, row.id) for row in views.sessions(conn, phases=AT_WORK, own=True)
+            }
+
+        for id, stop_asked in (await self._r.event_log.read(read)).items():
+            runner = self.start(id)
+            if stop_asked:
+                runner.stop.request(Cancelled("stopped"))
 
     async def wait_for_machines(self) -> None:
         """Wait until the machine of each recovered session is known to live or not, at most `MACHINE_CHECK_TIMEOUT`."""
@@ -337,10 +345,16 @@ class Sessions:
             for id in list(self._runners):
                 await self._row_with_machine_checked(id)
 
-    def start(self, id: str) -> None:
+    def start(self, id: str) -> SessionRunner:
         """Start a runner for a session."""
-        runner = self._runners[id] = SessionRunner(id, self._r, lambda runner: self.on_turn_over(runner))
-        self._group.start_soon(self._run, runner, name=f"session {id}")
+        runner = SessionRunner(id, self._r, lambda runner: self.on_turn_over(runner))
+        self.attend(runner)
+        return runner
+
+    def attend(self, runner: SessionRunner) -> None:
+        """Run a session by `runner`, until it ends."""
+        self._runners[runner.id] = runner
+        self._group.start_soon(self._run, runner, name=f"session {runner.id}")
 
     async def _run(self, runner: SessionRunner) -> None:
         try:
@@ -372,11 +386,16 @@ class Sessions:
     async def _row_with_machine_checked(self, id: str) -> SessionRow:
         """Return a session's row as `row` does, but wait until it is known whether a running session's machine is still
         alive."""
-        session = await self.row(id)
+        session = await self._any_row(id)
         if session.phase is not Phase.RUNNING or (runner := self._runners.get(id)) is None:
             return session
         await runner.wait_for(runner.ready)
-        return await self.row(id)
+        return await self._any_row(id)
+
+    @property
+    def runners(self) -> list[SessionRunner]:
+        """All runners, of sessions and of tasks."""
+        return list(self._runners.values())
 
     def find_runner(self, id: str) -> SessionRunner | None:
         return self._runners.get(id)

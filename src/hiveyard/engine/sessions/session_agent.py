@@ -28,7 +28,7 @@ LIVE, TERMINAL_MODE = "live", "terminal"
 
 def mode_of(session: SessionRow) -> str:
     """Return how the agent of a session is held: `live` or `terminal`."""
-    request = session.request or {}
+    request = session.request
     try:
         has_terminal = isinstance(by_name(session.agent), HasTerminal)
     except UnknownAgent:  # of a plugin that is not installed any more

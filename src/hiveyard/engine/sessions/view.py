@@ -67,7 +67,7 @@ def view(conn: Connection, id: str) -> SessionView:
 
 def require_session(row: SessionRow) -> SessionRow:
     """Return `row` if it is a session of its own. Raises NotFound for the session of a task."""
-    if row.request is None:
+    if not row.own:
         raise NotFound(
             f"{row.slug} is a task, not a session",
             hint=f"hv resume {row.slug} continues its conversation when it is over",
@@ -104,7 +104,7 @@ def _ports(rows: Sequence[PortRow]) -> Mapping[str, list[OpenPort]]:
 
 
 def _view(row: SessionRow, turns: _Turns, ports: list[OpenPort], last: LastEvent) -> SessionView:
-    request = row.request or {}
+    request = row.request
     paused = row.phase is Phase.RUNNING and row.activity is Activity.PAUSED
     return SessionView(
         id=row.id,
