@@ -103,7 +103,7 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
     async def terminal(ref: str, request: Request) -> Response:
         asked = parsed(await body(request), TerminalRequest, "terminal request")
         id = await engine.resolve(ref)
-        argv = await sessions.terminal(id, _terminal_command(asked), of_agent=asked.argv is None)
+        argv = await engine.access.terminal(id, _terminal_command(asked), of_agent=asked.argv is None)
         return answer(TerminalProgram(list(argv)))
 
 

@@ -15,8 +15,8 @@ import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import Connection
 
-from hiveyard.core.errors import Cancelled, MachineNotReady
-from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelAsked, TaskCancelled, TaskCreated
+from hiveyard.core.errors import MachineNotReady
+from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelled, TaskCreated
 from hiveyard.core.states import AT_WORK, TaskState
 from hiveyard.engine.archive.exporting import Exports
 from hiveyard.engine.archive.importing import Imports
@@ -24,6 +24,7 @@ from hiveyard.engine.event_log import Listing
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions.access import SessionAccess
 from hiveyard.engine.sessions.metadata import keep_metadata
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.sessions.steering import Steering
@@ -58,6 +59,7 @@ class Engine:
         self._group = group
         self._creating = anyio.Lock()
         self.sessions = Sessions(resources, group)
+        self.access = SessionAccess(resources, self.sessions)
         self.steering = Steering(resources, self.sessions)
         self.snapshots = Snapshots(resources, self.sessions, group)
         self.turn_snapshots = TurnSnapshots(resources, self.sessions, self.snapshots, group)
@@ -141,18 +143,14 @@ class Engine:
     def _attend(self, id: str, *, cancelled: bool = False) -> None:
         runner = TaskRunner(id, self._r)
         if cancelled:
-            runner.stop.request(Cancelled("cancelled"))
+            runner.ask_to_stop()
         self.sessions.attend(runner)
 
     async def cancel(self, id: str) -> None:
         """Ask for a task's end; return when that is journaled. Succeeds for a task that is over."""
         task = await self._r.event_log.read(lambda conn: views.task(conn, id))
-        if task.state.over:
-            return
-        if task.cancel_asked_at is None:
-            await self._r.event_log.record(id, TaskCancelAsked())
-        if isinstance(runner := self.sessions.find_runner(id), TaskRunner):
-            runner.stop.request(Cancelled("cancelled"))
+        if not task.state.over:
+            await self.sessions.ask_to_stop(id)
 
     async def remove(self, id: str, *, force: bool) -> None:
         """Remove a task or session and all that belongs to it. Raises MachineNotReady for one that runs, unless
@@ -184,14 +182,17 @@ class Engine:
         return await self._r.event_log.read(lambda conn: names.resolve(conn, ref))
 
     async def report(self, id: str) -> TaskView:
-        return await self._r.event_log.read(lambda conn: task_view(conn, id, self._r.workspace))
+        waiting = self._r.admission.waiting()
+        return await self._r.event_log.read(lambda conn: task_view(conn, id, self._r.workspace, waiting))
 
     async def reports(self, *, live_only: bool, limit: int | None = None) -> Listing[TaskView]:
         """Return tasks, newest first, in short: prompts are cut, and `timings` has only the total."""
 
+        waiting = self._r.admission.waiting()
+
         def read(conn: Connection) -> list[TaskView]:
             tasks = views.tasks(conn, states=OPEN if live_only else None, limit=limit)
-            return task_views(conn, tasks, self._r.workspace)
+            return task_views(conn, tasks, self._r.workspace, waiting)
 
         return await self._r.event_log.read_list(read)
 

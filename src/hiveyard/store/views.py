@@ -180,12 +180,20 @@ def find_task(conn: Connection, id: str) -> TaskRow | None:
     return None if row is None else _task(row)
 
 
-def tasks(conn: Connection, *, states: Collection[TaskState] | None = None, limit: int | None = None) -> list[TaskRow]:
+def tasks(
+    conn: Connection,
+    *,
+    states: Collection[TaskState] | None = None,
+    ids: Collection[str] | None = None,
+    limit: int | None = None,
+) -> list[TaskRow]:
     """Return tasks, newest first."""
     columns = schema.tasks.c
     query = select(schema.tasks).order_by(columns.created_at.desc(), columns.id).limit(limit)
     if states is not None:
         query = query.where(columns.state.in_(states))
+    if ids is not None:
+        query = query.where(_among(columns.id, ids))
     return [_task(row) for row in conn.execute(query)]
 
 

@@ -7,7 +7,7 @@ do, for at most ten minutes; then all wait until it fits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -68,12 +68,9 @@ class Admission:
         if waiting.error is not None:
             raise waiting.error
 
-    def waits_for(self, id: str) -> str:
-        """Return the position in the line and what it waits for; an empty text for one that does not wait."""
-        for position, waiting in enumerate(self._line, start=1):
-            if waiting.id == id and waiting.reason:
-                return f"{position}. in line: {waiting.reason}"
-        return ""
+    def waiting(self) -> Mapping[str, str]:
+        """Return the position in the line and what is waited for, of each that waits."""
+        return {one.id: f"number {at} in line: {one.reason}" for at, one in enumerate(self._line, 1) if one.reason}
 
     async def run(self) -> None:
         """Give out places as they become free, until cancelled."""

@@ -50,10 +50,12 @@ async def create(id: str, request: SpawnRequest, resources: Resources) -> None:
         free = names.free_slug(conn, wanted)
         if request.name is not None and free != request.name:
             raise BadInput(f"there is already a session or task called {request.name}", hint=f"--name {free}")
-        capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
+        if not request.wait:
+            capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
         created = SessionCreated(slug=free, repo=request.repo, agent=agent, request=request.as_json())
         journal.record(conn, id, created, at=now)
-        journal.record(conn, id, SessionPreparing(), at=now)
+        if not request.wait:
+            journal.record(conn, id, SessionPreparing(), at=now)
         if request.prompt is not None:
             journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST_TURN)
 

@@ -20,7 +20,8 @@ class SpawnRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A request for a session. Without `prompt` the agent waits for the user. `port` is the host port for ssh, on the
     loopback. `snapshots` says when snapshots are taken automatically. With `live` the agent runs without a terminal,
     in a process that stays between turns; agents without a terminal of their own always do. With `ask`, which includes
-    `live`, it asks for permission before it changes or runs anything."""
+    `live`, it asks for permission before it changes or runs anything. With `wait` it waits in line for memory, where it
+    would be refused else."""
 
     name: str | None = None
     prompt: str | None = None
@@ -28,6 +29,7 @@ class SpawnRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     snapshots: Literal["turns"] | None = None
     live: bool = False
     ask: bool = False
+    wait: bool = False
 
     def checked(self) -> SpawnRequest:
         """Validate the fields by themselves and return the request. Raises BadInput."""

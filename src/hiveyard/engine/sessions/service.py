@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
@@ -12,10 +12,8 @@ import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import Connection
 
-from hiveyard.core.commands import Command
 from hiveyard.core.errors import (
     BadInput,
-    Cancelled,
     HiveyardError,
     MachineLost,
     MachineNotReady,
@@ -27,23 +25,20 @@ from hiveyard.core.events import (
     SessionOpened,
     SessionPaused,
     SessionPreparing,
-    SessionStopAsked,
     SessionUnpaused,
     TurnCreated,
 )
-from hiveyard.core.ports import Guest, Pauses, Provider, Terminals
+from hiveyard.core.ports import Guest, Pauses, Provider
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine.access.host_ports import Owner
-from hiveyard.engine.access.ssh_keys import config
 from hiveyard.engine.event_log import Listing
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
 from hiveyard.engine.sessions.creation import create, existing
-from hiveyard.engine.sessions.ports import SessionPorts
 from hiveyard.engine.sessions.request import SpawnRequest, session_request
-from hiveyard.engine.sessions.session_agent import LIVE, check_agent, mode_of
+from hiveyard.engine.sessions.session_agent import check_agent
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.sessions.view import SessionView, require_session, session_views, view
 from hiveyard.engine.turns.agent_runner import AgentRunner
@@ -85,7 +80,8 @@ class Sessions:
         if (known := await existing(request, self._r)) is not None:
             return known
         await validate(request, self._r)
-        await self._check_capacity(request)
+        if not request.wait:
+            await self._check_capacity(request)
         async with self._creating:
             if (known := await existing(request, self._r)) is not None:
                 return known
@@ -105,7 +101,7 @@ class Sessions:
         async with self.lock(id):
             await self.until_stopped(id)
             if await self._task_that_is_over(id) is not None:
-                return await self._resume(await self._any_row(id), budget_usd, prompt)
+                return await self._resume(await self.any_row(id), budget_usd, prompt)
             session = await self._row_with_machine_checked(id)
             if session.phase is Phase.STOPPED:
                 return await self._resume(session, budget_usd, prompt)
@@ -159,9 +155,6 @@ class Sessions:
     async def _turns(self, id: str) -> list[TurnRow]:
         return await self._r.event_log.read(lambda conn: views.turns(conn, id))
 
-    async def _any_row(self, id: str) -> SessionRow:
-        return await self._r.event_log.read(lambda conn: views.session(conn, id))
-
     async def _set_budget(self, id: str, dollars: float | None) -> None:
         now = self._r.clock.now()
         await self._r.event_log.store.write(lambda conn: _record_budget(conn, id, dollars, now))
@@ -169,25 +162,33 @@ class Sessions:
             await runner.apply_budget()
 
     async def stop(self, id: str) -> None:
-        """Stop a session: remove its machine and keep its files. Return when that is done. Succeeds for a session that
-        is stopped."""
-        session = await self.row(id)
-        if (runner := self._runners.get(id)) is None:
+        """Stop a session: remove its machine and keep its files. A task is cancelled: its work so far is collected.
+        Return when that is done. Succeeds for one that does not run."""
+        runner = await self.ask_to_stop(id)
+        if runner is None:
             # A session that is being rewound has no runner for a moment, and then continues.
             async with self.lock(id):
-                runner = self._runners.get(id)
+                runner = await self.ask_to_stop(id)
         if runner is None:
             return
-        await self._r.event_log.record(id, SessionStopAsked())
-        if runner.connection.frozen or session.activity is Activity.PAUSED:
-            with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
-                await self.unpause(id)
-        runner.stop.request(Cancelled("stopped"))
         await runner.over.wait()
         if runner.scope.cancel_called:
             await self.stop(id)  # the runner was detached meanwhile, and another one may have replaced it
             return
-        log.info("session %s (%s) was stopped", id, session.slug)
+        log.info("%s was stopped", id)
+
+    async def ask_to_stop(self, id: str) -> SessionRunner | None:
+        """Journal that a user wants the end of a session or task, and let its runner know: it is returned, or None if
+        there is none. The next daemon knows it, too."""
+        session = await self.any_row(id)
+        if (runner := self._runners.get(id)) is None:
+            return None
+        await self._r.event_log.record(id, runner.stop_asked)
+        if runner.connection.frozen or session.activity is Activity.PAUSED:
+            with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
+                await self.unpause(id)
+        runner.ask_to_stop()
+        return runner
 
     async def detach(self, id: str) -> None:
         """Stop working on a session, as a daemon that is killed would: its machine and files stay as they are."""
@@ -221,51 +222,13 @@ class Sessions:
         async with runner.machine_lock, self.guest(id) as guest:
             await agent_runner.interrupt(guest)
 
-    async def terminal(self, id: str, command: Command, *, of_agent: bool = False) -> Sequence[str]:
-        """Return the command line of a host program that connects the user's terminal to `command` in the session's
-        machine; see `Terminals.terminal`. `of_agent`: it shows the agent's own terminal. Raises SessionNotRunning;
-        BadInput if there is no such terminal."""
-        await self.agent_runner(id)
-        session = await self.row(id)
-        if of_agent and mode_of(session) == LIVE:
-            raise BadInput(f"the agent of {session.slug} is live and has no terminal", hint=f"hv attach {session.slug}")
-        provider = self._provider(session)
-        if not isinstance(provider, Terminals):
-            raise BadInput(
-                f"the provider {session.provider} has no interactive terminals", hint=f"hv logs -f {session.slug}"
-            )
-        return await provider.terminal(machine_name(id), command)
-
-    async def open_port(self, id: str, guest: int, wanted: int | None) -> int:
-        """Forward a host port to a port of the guest; return the host port. Raises PortTaken, NoFreePort, BadInput."""
-        return await (await self._ports(id)).open(guest, wanted)
-
-    async def close_port(self, id: str, guest: int) -> None:
-        """Stop forwarding to a port of the guest; succeeds if it is not open."""
-        await (await self._ports(id)).close(guest)
-
-    async def ssh_config(self, id: str) -> str:
-        """Return the configuration with which `ssh hv-NAME` connects to the session. Raises SessionNotRunning for a
-        session that has no ssh port yet."""
-        seen = await self.view(id)
-        if seen.port is None:
-            raise SessionNotRunning(f"{seen.name} has no ssh port yet", hint=f"hv resume {seen.name}")
-        user = self._provider(await self.row(id)).capabilities.user
-        keys = await anyio.to_thread.run_sync(self._r.ssh_keys.of, id)
-        return config(seen.name, id, seen.port, user, keys)
-
     async def check_reachable(self, id: str) -> None:
         """Raise SessionNotRunning for a session whose machine accepts no commands at the moment."""
         await self.agent_runner(id)
 
-    async def _ports(self, id: str) -> SessionPorts:
-        await self.agent_runner(id)
-        ports = self._runners[id].ports
-        assert ports is not None, "sessions have ports, and a task is no session"
-        return ports
-
     async def pause(self, id: str) -> None:
         """Pause a session's machine. Succeeds if it is paused. Raises SessionNotRunning, CannotFreeze."""
+        await self.row(id)
         runner = await self.runner(id)
         async with runner.machine_lock:
             session = await self.row(id)
@@ -310,18 +273,20 @@ class Sessions:
                 if self._runners.get(id) is not runner or runner.stop.reason is not None:
                     continue  # it was stopped or resumed while this waited for the lock
                 async with self.guest(id) as guest:
-                    await runner.collect_work(guest)
+                    await runner.collector.work(guest)
                 return
         await self.until_stopped(id)
 
     # --- queries -----------------------------------------------------------------------------------------------------
 
     async def view(self, id: str) -> SessionView:
-        return await self._r.event_log.read(lambda conn: view(conn, id))
+        waiting = self._r.admission.waiting()
+        return await self._r.event_log.read(lambda conn: view(conn, id, waiting))
 
     async def views(self, *, over: bool, limit: int | None = None) -> Listing[SessionView]:
         """Return all sessions, newest first; `over` includes those that cannot be resumed."""
-        return await self._r.event_log.read_list(lambda conn: session_views(conn, over=over, limit=limit))
+        waiting = self._r.admission.waiting()
+        return await self._r.event_log.read_list(lambda conn: session_views(conn, waiting, over=over, limit=limit))
 
     # --- runners -----------------------------------------------------------------------------------------------------
 
@@ -337,7 +302,7 @@ class Sessions:
         for id, stop_asked in (await self._r.event_log.read(read)).items():
             runner = self.start(id)
             if stop_asked:
-                runner.stop.request(Cancelled("stopped"))
+                runner.ask_to_stop()
 
     async def wait_for_machines(self) -> None:
         """Wait until the machine of each recovered session is known to live or not, at most `MACHINE_CHECK_TIMEOUT`."""
@@ -379,18 +344,22 @@ class Sessions:
         wanted = request.memory_mib or settings.memory_mib
         await self._r.event_log.read(lambda conn: capacity.check(conn, settings, wanted))
 
+    async def any_row(self, id: str) -> SessionRow:
+        """Return the row of a session or task. Raises NotFound."""
+        return await self._r.event_log.read(lambda conn: views.session(conn, id))
+
     async def row(self, id: str) -> SessionRow:
-        """Return a session's row. Raises NotFound, also for a task."""
+        """Return a session's row. Raises NotFound, also for a task that does not go on as a session."""
         return await self._r.event_log.read(lambda conn: require_session(views.session(conn, id)))
 
     async def _row_with_machine_checked(self, id: str) -> SessionRow:
         """Return a session's row as `row` does, but wait until it is known whether a running session's machine is still
         alive."""
-        session = await self._any_row(id)
+        session = await self.any_row(id)
         if session.phase is not Phase.RUNNING or (runner := self._runners.get(id)) is None:
             return session
         await runner.wait_for(runner.ready)
-        return await self._any_row(id)
+        return await self.any_row(id)
 
     @property
     def runners(self) -> list[SessionRunner]:
@@ -401,8 +370,8 @@ class Sessions:
         return self._runners.get(id)
 
     async def runner(self, id: str) -> SessionRunner:
-        """Return a session's runner. Raises SessionNotRunning."""
-        session = await self.row(id)
+        """Return the runner of a session or task. Raises SessionNotRunning."""
+        session = await self.any_row(id)
         if (runner := self._runners.get(id)) is None:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv resume {session.slug}")
         return runner
@@ -410,24 +379,24 @@ class Sessions:
     async def agent_runner(self, id: str) -> AgentRunner:
         """Return what holds a session's agent. Raises SessionNotRunning for a paused session. A session that is held
         for a snapshot accepts prompts: they wait until it continues."""
-        runner, session = await self.runner(id), await self.row(id)
+        runner, session = await self.runner(id), await self.any_row(id)
         if session.activity is Activity.PAUSED:
             raise SessionNotRunning("its machine is paused", hint=f"hv unpause {id}")
         return await runner.wait_until_ready(session.phase)
 
     @asynccontextmanager
     async def guest(self, id: str) -> AsyncIterator[Guest]:
-        """Yield the guest of a session's machine."""
-        async with self._provider(await self.row(id)).guest(machine_name(id)) as guest:
+        """Yield the guest of the machine of a session or task."""
+        async with self.provider(await self.any_row(id)).guest(machine_name(id)) as guest:
             yield guest
 
-    def _provider(self, session: SessionRow) -> Provider:
+    def provider(self, session: SessionRow) -> Provider:
         if session.provider is None:
             raise SessionNotRunning(f"{session.slug} has no machine yet", hint="hv list")
         return self._r.providers[session.provider]
 
     def _pauses(self, session: SessionRow) -> Pauses:
-        provider = self._provider(session)
+        provider = self.provider(session)
         if not isinstance(provider, Pauses):
             hint = f"hv stop {session.slug} stops it and keeps its files"
             raise BadInput(f"the provider {session.provider} cannot pause a machine", hint=hint)

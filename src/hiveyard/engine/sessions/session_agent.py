@@ -23,11 +23,13 @@ from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_
 from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow
 
-LIVE, TERMINAL_MODE = "live", "terminal"
+LIVE, TERMINAL_MODE, ONE_SHOT = "live", "terminal", "one-shot"
 
 
 def mode_of(session: SessionRow) -> str:
-    """Return how the agent of a session is held: `live` or `terminal`."""
+    """Return how the agent of a session is held: `live`, `terminal`, or `one-shot` for a task."""
+    if not session.own:
+        return ONE_SHOT
     request = session.request
     try:
         has_terminal = isinstance(by_name(session.agent), HasTerminal)

@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from hiveyard.core.errors import (
     BudgetSpent,
-    CollectTimeout,
+    Cancelled,
     DiskReserve,
     HiveyardError,
     MachineLost,
@@ -34,6 +34,7 @@ from hiveyard.core.events import (
     SessionForked,
     SessionPlaced,
     SessionRunning,
+    SessionStopAsked,
     SessionStopped,
 )
 from hiveyard.core.ports import Guest, Pauses, Provider, SessionDisks
@@ -44,6 +45,7 @@ from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.placement.provider_choice import Choice, choose
 from hiveyard.engine.placement.provisioner import Provisioner
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions.collector import Collector
 from hiveyard.engine.sessions.guest_connection import RETRY_DELAY, GuestConnection
 from hiveyard.engine.sessions.ports import SessionPorts, open_session_ports
 from hiveyard.engine.sessions.reading import reading_machine
@@ -56,8 +58,7 @@ from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.turn_queue import TurnQueue
 from hiveyard.engine.turns.verdict import as_failure
-from hiveyard.engine.workspace.collect import collect_work
-from hiveyard.engine.workspace.files import copy_error, files_of
+from hiveyard.engine.workspace.files import files_of
 from hiveyard.kit.group import first, together
 from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow
@@ -67,7 +68,7 @@ log = logging.getLogger(__name__)
 EXIT_TIMEOUT = 15.0
 """Seconds to wait for the output of an ended program to end: the guest can hold it back."""
 DISK_FULL_TIMEOUT = 15.0
-"""Seconds for the same, and for collecting the work, when the disk fills up."""
+"""Seconds for the same when the disk fills up."""
 
 
 class SessionRunner:
@@ -76,9 +77,13 @@ class SessionRunner:
     `stop` is asked to end its machine; `over` is set when nothing works on the session any more; cancelling `scope`
     detaches from it, as a dying daemon would. `agent_runner` exists once the machine is ready (`ready` is set);
     `started` is set once the journal says that the agent's program runs. `connection` leaves the guest while the
-    machine is paused; `machine_lock` is held while the machine is paused, unpaused or replaced. `on_turn_over` is
+    machine is paused; `machine_lock` is held while the machine is paused, unpaused or replaced. `collector` brings out
+    the work. `on_turn_over` is
     called at the end of each turn and must return at once. It has many methods because each step of a run is one."""
 
+    stop_asked: ClassVar[AnyBody] = SessionStopAsked()
+    """The event of a user who wants its end, and `stop_word` is that in a word."""
+    stop_word: ClassVar[str] = "stopped"
     only_turn: ClassVar[int | None] = None
     """The turn of all requests to models, if there is only one."""
     lost: ClassVar[tuple[type[HiveyardError], ...]] = (MachineLost,)
@@ -101,12 +106,11 @@ class SessionRunner:
         self.ports: SessionPorts | None = None
         self.lease: MachineLease | None = None
         self._files_ready = False
-        self._collected = False
         self._held: AgentRunner | None = None
-        self._problem: HiveyardError | None = None
         self._r = resources
         self._event_log = resources.event_log
         self._workspace = resources.workspace(id)
+        self.collector = Collector(id, resources, self.stop, self.only_turn, self.lost)
 
     async def run(self) -> None:
         """Run the session until it stops, and journal the reason. Raises only for cancellation: then the daemon ends,
@@ -116,6 +120,10 @@ class SessionRunner:
         finally:
             self.connection.close()
         await self.retry_store(lambda: self._event_log.record(self.id, *ends))
+
+    def ask_to_stop(self) -> None:
+        """End the session, as a user asked for."""
+        self.stop.request(Cancelled(self.stop_word))
 
     async def retry_store(self, step: Callable[[], Awaitable[T]]) -> T:
         """Return the result of a step. Retry it for as long as the journal cannot be written."""
@@ -257,7 +265,7 @@ class SessionRunner:
                 await agent_runner.follow(guest, info)
                 group.cancel_scope.cancel()
         reason = await self._why(guest, agent_runner)
-        await self._collect(guest)
+        await self.collector.collect(guest)
         return reason
 
     def _begun(self) -> list[AnyBody]:
@@ -302,33 +310,6 @@ class SessionRunner:
 
     # --- the work ----------------------------------------------------------------------------------------------------
 
-    async def _collect(self, guest: Guest) -> None:
-        """Collect the work while the machine exists. If that fails, the files are still in the session's directory."""
-        self._problem = None
-        try:
-            async with self._r.collect_lock(self.id):
-                await self.collect_work(guest)
-            self._collected = True
-        except (HiveyardError, OSError) as raised:
-            if isinstance(raised, (StoreUnusable, *self.lost)):
-                raise
-            error = self._problem = copy_error(self.id, raised) if isinstance(raised, OSError) else raised
-            message = f"the work was not collected; its files are kept in {self._workspace.files}: {error.message}"
-            await self._event_log.record(self.id, Notice(message=message, code=error.code))
-
-    async def collect_work(self, guest: Guest) -> None:
-        """Collect the work while no other caller does. Raises CollectTimeout, sooner when the disk fills up."""
-        async with together() as group:
-            group.start_soon(self._limit_collecting, group.cancel_scope, name="limit")
-            await collect_work(self.id, guest, self._r, turn=self.only_turn)
-            group.cancel_scope.cancel()
-            return
-        raise CollectTimeout(f"collecting took over {DISK_FULL_TIMEOUT:g}s while the disk filled up, and was stopped")
-
-    async def _limit_collecting(self, collecting: anyio.CancelScope) -> None:
-        if isinstance(await self.stop.wait(), DiskReserve):
-            collecting.deadline = anyio.current_time() + DISK_FULL_TIMEOUT
-
     async def _rescue(self, lost: HiveyardError, lease: MachineLease, agent_runner: AgentRunner) -> None:
         """Bring out the work of a machine that was lost: another machine reads the rest of the output and the files.
         A failure becomes a notice, because the files are kept."""
@@ -341,11 +322,11 @@ class SessionRunner:
             await lease.provider.terminate(lease.name)
             async with self._r.rescues, reading_machine(session, self._r) as guest:
                 await agent_runner.read_rest(guest)
-                await self._collect(guest)
+                await self.collector.collect(guest)
         except StoreUnusable:
             raise
         except HiveyardError as error:
-            self._problem = error
+            self.collector.problem = error
             message = f"the work of the lost machine could not be collected: {error.message}"
             await self._event_log.record(self.id, Notice(message=message, code=error.code))
 
@@ -380,7 +361,7 @@ class SessionRunner:
     async def _is_collected(self) -> bool:
         """Return whether all its work was collected: now, or at its last end if it did not run since."""
         if (await self._session()).phase is Phase.RUNNING:
-            return self._collected
+            return self.collector.collected
         return await self._event_log.read(lambda conn: lineage.is_collected(conn, self.id))
 
     async def _queue(self) -> TurnQueue:

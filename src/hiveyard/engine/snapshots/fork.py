@@ -47,7 +47,7 @@ from hiveyard.store.views import SessionRow
 
 MAX_CHILDREN = 32
 """Maximum number of children of one fork."""
-_NOT_INHERITED = ("name", "prompt", "branch", "base", "include_dirty", "port", "record", "budget_usd")
+_NOT_INHERITED = ("wait", "name", "prompt", "branch", "base", "include_dirty", "port", "record", "budget_usd")
 """Fields of a session's request that its children do not inherit."""
 
 

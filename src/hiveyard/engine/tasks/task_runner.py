@@ -23,6 +23,7 @@ from hiveyard.core.events import (
     SessionRunning,
     SessionStopped,
     TaskAssigned,
+    TaskCancelAsked,
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
@@ -48,14 +49,13 @@ from hiveyard.store import views
 from hiveyard.store.phases import cancelled_in_time
 from hiveyard.store.views import SessionRow, TurnRow
 
-CANCEL_GRACE = 5.0
-"""Seconds that collecting may still take when the user cancels it: a result that is almost there is kept."""
-
 
 class TaskRunner(SessionRunner):
     """A running task. A turn that has started is not aborted any more: its work is collected, then it is judged. It has
     many methods because it says of many steps of a session's run what a task adds to them."""
 
+    stop_asked = TaskCancelAsked()
+    stop_word = "cancelled"
     only_turn = FIRST
     # The guest is lost, or so full that no program can be started in it.
     lost = (MachineLost, ProcessError, CannotExecute, CommandTimeout)
@@ -112,11 +112,6 @@ class TaskRunner(SessionRunner):
     async def _why(self, guest: Guest, agent_runner: AgentRunner) -> str:
         return ""  # the verdict says it
 
-    async def collect_work(self, guest: Guest) -> None:
-        async with self._phase("collect"):
-            with self.stop.cancellable(CANCEL_GRACE):
-                await super().collect_work(guest)
-
     def _budget_spent(self) -> None:
         self.stop.request(BudgetSpent("its budget is spent", hint="hv run --budget DOLLARS"))
 
@@ -144,7 +139,7 @@ class TaskRunner(SessionRunner):
     async def _judge(self, error: HiveyardError | None) -> TurnEnded:
         """Decide how the turn went, and journal it; `error` is why the task could not continue."""
         ended = self._one_shot.ended if self._one_shot is not None else UNKNOWN
-        problem = self._problem
+        problem = self.collector.problem
         if not ended.is_known:
             gone = f"the agent's process in {machine_name(self.id)} is gone and left no exit code"
             problem = error or problem or MachineLost(gone)
