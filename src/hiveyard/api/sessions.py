@@ -59,12 +59,15 @@ def _add_lifecycle(app: FastAPI, engine: Engine) -> None:
         return answer(await sessions.view(id), 201)
 
     @app.get("/v1/sessions", **gives(list[SessionView]))
-    async def list_sessions(all: bool = False, limit: int | None = Query(None, ge=1, le=LAST_SEQ)) -> Response:
-        return answer(await sessions.views(over=all, limit=limit))
+    async def list_sessions(
+        all: bool = False, tasks: bool = False, limit: int | None = Query(None, ge=1, le=LAST_SEQ)
+    ) -> Response:
+        return answer(await sessions.views(over=all, tasks=tasks, limit=limit))
 
     @app.get("/v1/sessions/{ref}", **gives(SessionView))
     async def session(ref: str) -> Response:
-        return answer(await sessions.view(await engine.resolve(ref)))
+        row = await sessions.row(await engine.resolve(ref))  # a task has a view of its own
+        return answer(await sessions.view(row.id))
 
     @app.post("/v1/sessions/{ref}/resume", **takes(ResumeRequest), **gives(SessionView, 202))
     async def resume(ref: str, request: Request) -> Response:

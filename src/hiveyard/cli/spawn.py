@@ -37,6 +37,7 @@ ATTACH = click.option("--attach", is_flag=True, help="Attach this terminal when 
 @click.option("--name", help="The session's name (default: made from the prompt or the repository).")
 @click.option("--port", type=int, help="The host's port for ssh (default: a free one from 2222 on).")
 @click.option("--snapshots", type=click.Choice(["turns"]), help="Take a snapshot at the end of each turn.")
+@click.option("--wait", is_flag=True, help="Wait in line for memory, instead of failing when there is none.")
 @spec_options
 @ATTACH
 @JSON

@@ -280,13 +280,16 @@ class Sessions:
     # --- queries -----------------------------------------------------------------------------------------------------
 
     async def view(self, id: str) -> SessionView:
+        """Return the view of a session, or of the session of a task. Raises NotFound."""
         waiting = self._r.admission.waiting()
         return await self._r.event_log.read(lambda conn: view(conn, id, waiting))
 
-    async def views(self, *, over: bool, limit: int | None = None) -> Listing[SessionView]:
-        """Return all sessions, newest first; `over` includes those that cannot be resumed."""
+    async def views(self, *, over: bool, tasks: bool = False, limit: int | None = None) -> Listing[SessionView]:
+        """Return sessions, newest first; `over` includes those that cannot be resumed, `tasks` those of tasks."""
         waiting = self._r.admission.waiting()
-        return await self._r.event_log.read_list(lambda conn: session_views(conn, waiting, over=over, limit=limit))
+        return await self._r.event_log.read_list(
+            lambda conn: session_views(conn, waiting, over=over, tasks=tasks, limit=limit)
+        )
 
     # --- runners -----------------------------------------------------------------------------------------------------
 

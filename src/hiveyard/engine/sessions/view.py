@@ -79,10 +79,11 @@ def require_session(row: SessionRow) -> SessionRow:
 
 
 def session_views(
-    conn: Connection, waiting: Mapping[str, str], *, over: bool, limit: int | None = None
+    conn: Connection, waiting: Mapping[str, str], *, over: bool, tasks: bool = False, limit: int | None = None
 ) -> list[SessionView]:
-    """Return the sessions that no task made, newest first; `over` includes those that cannot be resumed."""
-    return _views(conn, views.sessions(conn, phases=None if over else RESUMABLE, own=True, limit=limit), waiting)
+    """Return sessions, newest first; `over` includes those that cannot be resumed, `tasks` those of tasks."""
+    rows = views.sessions(conn, phases=None if over else RESUMABLE, own=not tasks, limit=limit)
+    return _views(conn, rows, waiting)
 
 
 def _views(conn: Connection, rows: Sequence[SessionRow], waiting: Mapping[str, str]) -> list[SessionView]:
