@@ -38,7 +38,7 @@ class SessionPrepared(Body, frozen=True, kw_only=True, tag="session.prepared"):
 
 
 class SessionPreparing(Body, frozen=True, kw_only=True, tag="session.preparing"):
-    """The repository is being copied and a machine is being made."""
+    """The session has a place; the repository is being copied and a machine is being made."""
 
 
 class SessionRunning(Body, frozen=True, kw_only=True, tag="session.running"):
