@@ -117,7 +117,7 @@ async def test_a_small_session_passes_a_large_one_but_not_after_ten_minutes(tmp_
         assert line.placed == ["first", "small"], "all wait behind the large one"
         await line.end("first")
         await line.until("first", "small", "large", "late")
-        assert "800 MiB" in [event.message for event in await notices(line, "large")][0]
+        assert "800 MiB" in next(event.message for event in await notices(line, "large"))
 
 
 async def test_a_session_waits_for_sessions_and_a_task_does_not(tmp_path: Path) -> None:
