@@ -31,7 +31,7 @@ async def test_a_prompt_after_the_end_of_a_task_continues_its_conversation(yard:
         id = await engine.submit(task(repo, model="small"))
         assert (await done(engine, id)).status == "completed"
         with pytest.raises(NotFound, match="is a task, not a session"):
-            await engine.sessions.view(id)
+            await engine.sessions.row(id)
         turn = await engine.sessions.send(id, "recall")
         assert (turn, await answer(engine, id, turn)) == (2, "kept: apple")
         assert await run_turn(engine, id, "model") == "model: small"
@@ -73,7 +73,7 @@ async def test_what_cannot_go_on_says_so_and_stays_a_task(yard: Yard, repo: Path
         with pytest.raises(BadInput, match="cannot stay in a session"):
             await engine.sessions.resume(id)
         with pytest.raises(NotFound, match="is a task, not a session"):
-            await engine.sessions.view(id)
+            await engine.sessions.row(id)
 
 
 async def test_a_stop_ends_a_task_and_a_command_runs_beside_its_agent(yard: Yard, repo: Path) -> None:
