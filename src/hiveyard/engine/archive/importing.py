@@ -37,6 +37,7 @@ from hiveyard.core.events import (
     MachineEvent,
     ModelCalled,
     PortEvent,
+    SessionChanged,
     SessionCreated,
     SessionForked,
     SessionImported,
@@ -52,7 +53,7 @@ from hiveyard.engine.archive import manifest as layout
 from hiveyard.engine.archive.manifest import Manifest, read_manifest
 from hiveyard.engine.placement.provider_choice import Choice, choose
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.request import SpawnRequest, check_name, session_request
+from hiveyard.engine.sessions.request import SpawnRequest, check_name, session_request, spawn_from_json
 from hiveyard.engine.sessions.session_agent import check_agent
 from hiveyard.engine.snapshots.service import copy_error
 from hiveyard.engine.workspace.directory import Meta, Workspace
@@ -216,6 +217,8 @@ class Imports:
         for line, body in _events(self._r.workspace(id).root / "events.imported"):
             if isinstance(body, SessionCreated):
                 body, began = self._created(body, free, id, manifest), True
+            elif isinstance(body, SessionChanged):
+                body = self._changed(body)
             _check_numbers(body)
             _check_usage(body)
             at = line.at if math.isfinite(line.at) and 0 <= line.at <= now else now
@@ -237,10 +240,15 @@ class Imports:
         if self._r.workspace(id).tape.exists():
             asked["tape"] = str(self._r.workspace(id).tape)
         try:
-            request = msgspec.convert(asked, SpawnRequest).as_json()
-        except msgspec.ValidationError as error:
-            raise BadArchive(f"the request of the archive's session is not valid: {error}") from None
+            request = spawn_from_json(asked).as_json()
+        except BadInput as error:
+            raise BadArchive(f"the request of the archive's session is not valid: {error.message}") from None
         return SessionCreated(slug=free, repo=repo, agent=manifest.agent, request=request)
+
+    def _changed(self, body: SessionChanged) -> SessionChanged:
+        """Return a change of the request, reduced like the request."""
+        image = body.image if self._has_image(body.image) else None
+        return msgspec.structs.replace(body, image=image, model=None if body.model is None else one_line(body.model))
 
     def _has_image(self, name: object) -> bool:
         """Return whether an image of this name is available here. A recipe is refused because it is a program, and the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, aclosing, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -38,10 +39,10 @@ from hiveyard.engine.tasks.request import TaskRequest
 from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.turn_runner import Ended, TurnRunner
+from hiveyard.engine.turns.turn_spec import turn_spec
 from hiveyard.engine.turns.verdict import Evidence, judge
 from hiveyard.engine.turns.watchdog import Liveness
 from hiveyard.engine.workspace.collect import collect, record_result
-from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
 from hiveyard.store import journal, views
 from hiveyard.store.phases import cancelled_in_time
 from hiveyard.store.views import ResultRow, TurnRow
@@ -156,17 +157,9 @@ class TaskAttempt:
         )
 
     def _turn_spec(self) -> Turn:
-        return Turn(
-            name=f"turn-{FIRST}",
-            prompt=GUEST_PROMPT,
-            workdir=GUEST_REPO,
-            state=GUEST_STATE,
-            door_url=self._lease.provider.capabilities.door_url,
-            placeholder=self._workspace.placeholder().reveal(),
-            model=self._request.model,
-            repository_config=self._request.repository_config,
-            command=_with_stderr(self._request.command),
-        )
+        door_url = self._lease.provider.capabilities.door_url
+        turn = turn_spec(self._request, self._workspace, door_url, name=f"turn-{FIRST}")
+        return replace(turn, command=_with_stderr(turn.command))
 
     async def _collect(self, guest: Guest) -> ResultRow:
         """Collect the branch and the patch from the guest, unless that is done. Raises Cancelled if a user cancels
