@@ -69,7 +69,8 @@ async def test_values_are_in_one_private_file_only(yard: Yard, repo: Path) -> No
         id = await live(engine, repo, **asked(prompt="say 1 1"))
         file = yard.paths.sessions / id / "values.json"
         assert file.stat().st_mode & 0o777 == 0o600
-        assert marked_files(yard.home) == [str(file)]
+        assert MARK.encode() in file.read_bytes()
+        assert marked_files(yard.home) == [], "it is the only file that may have them"
         [created] = [one.body for one in await events(engine, id, "session.created")]
         assert isinstance(created, SessionCreated)
         assert created.request is not None
@@ -97,6 +98,21 @@ async def test_an_imported_session_asks_for_the_values_that_it_lacks(yard: Yard,
         await engine.sessions.resume(id, change)
         await wait_until(engine, id, lambda view: view.status == "running")
         assert await given(engine, id, "WORD") == f"{MARK}new"
+        await engine.remove(id, force=True)
+
+
+async def test_an_imported_session_has_no_tool_server_outside_of_its_closed_machine(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        outside = ToolServer(url="http://example.org/mcp", headers={"Authorization": Secret(TOKEN)})
+        mcp = {"outside": outside, "inside": ToolServer(command="cat")}
+        id = await live(engine, repo, network="open", mcp=mcp)
+        await engine.sessions.stop(id)
+        await engine.exports.export(id, yard.home / "session.hv")
+        await engine.remove(id, force=True)
+        await engine.imports.import_archive(yard.home / "session.hv")
+        await engine.sessions.resume(id)
+        await wait_until(engine, id, lambda view: view.status == "running")
+        assert await given(engine, id, "PUPPET_TOOLS") == "inside"
         await engine.remove(id, force=True)
 
 

@@ -48,7 +48,9 @@ from hiveyard.core.events import (
     TaskEvent,
 )
 from hiveyard.core.machines import HOST
+from hiveyard.core.parsing import parsed
 from hiveyard.core.states import Phase
+from hiveyard.core.tools import ToolServer
 from hiveyard.engine.archive import manifest as layout
 from hiveyard.engine.archive.manifest import Manifest, read_manifest
 from hiveyard.engine.placement.provider_choice import Choice, choose
@@ -235,6 +237,7 @@ class Imports:
         asked |= {"repo": repo, "agent": manifest.agent}
         asked |= {name: one_line(asked[name]) for name in _PRINTED_FIELDS if isinstance(asked.get(name), str)}
         asked.pop("name", None)
+        asked["mcp"] = _local_servers(asked.get("mcp"))
         if not self._has_image(asked.get("image")):
             asked.pop("image", None)
         if self._r.workspace(id).tape.exists():
@@ -248,7 +251,8 @@ class Imports:
     def _changed(self, body: SessionChanged) -> SessionChanged:
         """Return a change of the request, reduced like the request."""
         image = body.image if self._has_image(body.image) else None
-        return msgspec.structs.replace(body, image=image, model=None if body.model is None else one_line(body.model))
+        model, mcp = None if body.model is None else one_line(body.model), _local_servers(body.mcp)
+        return msgspec.structs.replace(body, image=image, model=model, mcp=mcp)
 
     def _has_image(self, name: object) -> bool:
         """Return whether an image of this name is available here. A recipe is refused because it is a program, and the
@@ -260,6 +264,16 @@ class Imports:
         except (NoSuchImage, BadInput):
             return False
         return True
+
+
+def _local_servers(servers: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the tool servers that are inside the machine: here its network is closed."""
+    try:
+        return servers and {
+            name: server for name, server in servers.items() if parsed(server, ToolServer, "tool server").is_local
+        }
+    except (AttributeError, BadInput):
+        raise BadArchive("the tool servers of the archive's session are not valid") from None
 
 
 def _check_numbers(value: object) -> None:
