@@ -73,7 +73,7 @@ def _add_lifecycle(app: FastAPI, engine: Engine) -> None:
     async def resume(ref: str, request: Request) -> Response:
         asked = parsed(await body(request), ResumeRequest, "resume request")
         id = await engine.resolve(ref)
-        await sessions.resume(id, asked.budget_usd, asked.prompt)
+        await sessions.resume(id, asked, asked.prompt)
         return answer(await sessions.view(id), 202)
 
 

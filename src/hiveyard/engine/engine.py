@@ -15,6 +15,7 @@ import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import Connection
 
+from hiveyard.agents import by_name
 from hiveyard.core.errors import MachineNotReady
 from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelled, TaskCreated
 from hiveyard.core.states import AT_WORK, TaskState
@@ -36,6 +37,7 @@ from hiveyard.engine.snapshots.service import Snapshots
 from hiveyard.engine.tasks.request import TaskRequest
 from hiveyard.engine.tasks.task_runner import TaskRunner
 from hiveyard.engine.tasks.view import TaskView, task_view, task_views
+from hiveyard.engine.turns.turn_spec import check_turn
 from hiveyard.engine.upkeep.doctor import Check, run_checks
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
 from hiveyard.engine.upkeep.reconciler import Reconciler
@@ -44,6 +46,7 @@ from hiveyard.engine.validation import validate, with_defaults
 from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_commits
 from hiveyard.engine.workspace.result import ResultLocation, source
+from hiveyard.engine.workspace.values import keep_values
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
 
@@ -104,6 +107,7 @@ class Engine:
         if (existing := await self._existing(request)) is not None:
             return existing
         await validate(request, self._r)
+        check_turn(request, by_name(request.agent or self._r.settings.agent).process)
         async with self._creating:
             if (existing := await self._existing(request)) is not None:
                 return existing
@@ -132,6 +136,7 @@ class Engine:
             workspace.create(
                 id=id, slug=name, repo=request.repo, agent=agent, prompt=request.prompt, at=now, tape=request.tape
             )
+            keep_values(workspace, env=request.env, mcp=request.mcp)
 
         def write(conn: Connection) -> None:
             free = names.free_slug(conn, name)

@@ -172,6 +172,12 @@ def _budget_set(conn: Connection, session: str, body: e.Body, at: float, turn: i
         raise unknown(session)
 
 
+def _changed(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.SessionChanged)
+    if not _set_request(conn, session, _request(conn, session) | body.fields, at):
+        raise unknown(session)
+
+
 def _request(conn: Connection, session: str) -> Values:
     """Return the session's request in its current form."""
     stored = conn.execute(select(sessions.c.request).where(sessions.c.id == session)).scalar()
@@ -402,6 +408,7 @@ _MOVES: Mapping[type[e.Body], Move] = {
     e.SessionImported: _started_elsewhere,
     e.BudgetShared: _budget_shared,
     e.BudgetSet: _budget_set,
+    e.SessionChanged: _changed,
     **dict.fromkeys((e.PortOpened, e.PortClosed), _port),
     **dict.fromkeys((e.SnapshotTaken, e.SnapshotRemoved), _snapshot),
     **dict.fromkeys((e.MachineBooting, e.MachineReady, e.MachineStopping, e.MachineStopped, e.MachineFailed), _machine),

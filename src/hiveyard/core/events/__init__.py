@@ -63,6 +63,7 @@ from hiveyard.core.events.port import (
 from hiveyard.core.events.session import (
     BudgetSet,
     BudgetShared,
+    SessionChanged,
     SessionCreated,
     SessionEvent,
     SessionFailed,
@@ -160,6 +161,7 @@ __all__ = [
     "PortOpened",
     "Progress",
     "ResultCollected",
+    "SessionChanged",
     "SessionCreated",
     "SessionEvent",
     "SessionFailed",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from hiveyard.core.events.body import Body, Failure
 
 
@@ -99,8 +101,27 @@ class BudgetShared(Body, frozen=True, kw_only=True, tag="session.budget_shared")
     dollars: float
 
 
+class SessionChanged(Body, frozen=True, kw_only=True, tag="session.changed"):
+    """Fields of the session's request have new values; the others are null. `budget_usd` includes the amount that was
+    spent already. Values of headers and variables are `***`. `key` identifies the change to a live agent."""
+
+    budget_usd: float | None = None
+    model: str | None = None
+    image: str | None = None
+    system: str | None = None
+    mcp: dict[str, Any] | None = None
+    env: dict[str, str] | None = None
+    key: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The new values by the names of the request's fields."""
+        values = msgspec.structs.asdict(self)
+        return {name: value for name, value in values.items() if value is not None and name != "key"}
+
+
 class BudgetSet(Body, frozen=True, kw_only=True, tag="session.budget_set"):
-    """The session's budget is now `dollars` in all, including the amount that it has spent already."""
+    """The session's budget is now `dollars` in all. Older versions wrote this in place of SessionChanged."""
 
     dollars: float
 
@@ -138,6 +159,7 @@ SessionEvent = (
     | SessionImported
     | BudgetShared
     | BudgetSet
+    | SessionChanged
     | SessionStopped
     | SessionFinished
     | SessionFailed

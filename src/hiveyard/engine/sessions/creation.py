@@ -11,6 +11,7 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.workspace.create import create_and_record
+from hiveyard.engine.workspace.values import keep_values
 from hiveyard.kit.names import slug
 from hiveyard.store import journal, names, views
 
@@ -43,6 +44,7 @@ async def create(id: str, request: SpawnRequest, resources: Resources) -> None:
             at=now,
             tape=request.tape,
         )
+        keep_values(workspace, env=request.env, mcp=request.mcp)
         if request.prompt is not None:
             Prompts(workspace.prompts).write(FIRST_TURN, request.prompt)
 

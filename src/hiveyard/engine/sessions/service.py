@@ -21,7 +21,6 @@ from hiveyard.core.errors import (
     SessionNotRunning,
 )
 from hiveyard.core.events import (
-    BudgetSet,
     SessionOpened,
     SessionPaused,
     SessionPreparing,
@@ -36,6 +35,7 @@ from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
+from hiveyard.engine.sessions.change import SessionChange, keep_change, record_change
 from hiveyard.engine.sessions.creation import create, existing
 from hiveyard.engine.sessions.request import SpawnRequest, session_request
 from hiveyard.engine.sessions.session_agent import check_agent
@@ -43,13 +43,14 @@ from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.sessions.view import SessionView, require_session, session_views, view
 from hiveyard.engine.turns.agent_runner import AgentRunner
 from hiveyard.engine.turns.prompts import Prompts
-from hiveyard.engine.validation import check_account, validate, with_defaults
+from hiveyard.engine.validation import check_account, check_image, validate, with_defaults
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.names import new_id
 from hiveyard.store import journal, lineage, views
 from hiveyard.store.views import SessionRow, TaskRow, TurnRow
 
 log = logging.getLogger(__name__)
+_UNCHANGED = SessionChange()
 MACHINE_CHECK_TIMEOUT = 5.0
 """Seconds that a new daemon waits, before it serves requests, to learn which machines are alive. So its answers are
 right where providers respond, and a provider that does not respond delays it no longer."""
@@ -75,8 +76,8 @@ class Sessions:
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
         session was created."""
-        check_agent(request, self._r.settings.agent)
-        request = with_defaults(request.checked(), self._r)
+        check_agent(request.checked(), self._r.settings.agent)
+        request = with_defaults(request, self._r)
         if (known := await existing(request, self._r)) is not None:
             return known
         await validate(request, self._r)
@@ -93,21 +94,21 @@ class Sessions:
                 self.start(id)
         return id
 
-    async def resume(self, id: str, budget_usd: float | None = None, prompt: str | None = None) -> int:
+    async def resume(self, id: str, change: SessionChange = _UNCHANGED, prompt: str | None = None) -> int:
         """Resume a stopped session, or the session of a task that is over, in a new machine; return when that is
-        journaled. Succeeds for a session that is running. `budget_usd` is its new total budget, also for a running
-        session; None leaves the budget unchanged. `prompt` is its next prompt, whose turn is returned (without one, 0).
-        Raises NoMemory, SessionNotRunning, BadInput (for instance if its account does not exist)."""
+        journaled. Succeeds for a session that is running, whose budget can be changed, too. `prompt` is its next
+        prompt, whose turn is returned (without one, 0). Raises NoMemory, SessionNotRunning, BadInput (for instance if
+        its account does not exist)."""
         async with self.lock(id):
             await self.until_stopped(id)
             if await self._task_that_is_over(id) is not None:
-                return await self._resume(await self.any_row(id), budget_usd, prompt)
+                return await self._resume(await self.any_row(id), change, prompt)
             session = await self._row_with_machine_checked(id)
             if session.phase is Phase.STOPPED:
-                return await self._resume(session, budget_usd, prompt)
+                return await self._resume(session, change, prompt)
             if session.phase not in AT_WORK:
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only a stopped session can be resumed")
-            await self._set_budget(id, budget_usd)
+            await self._change_running(session, change)
         return await self.send(id, prompt) if prompt is not None else 0
 
     async def _task_that_is_over(self, id: str) -> TaskRow | None:
@@ -122,15 +123,20 @@ class Sessions:
             raise SessionNotRunning(f"{task.slug} is a task, and {task.state.value}", hint=f"hv wait {task.slug}")
         return task
 
-    async def _resume(self, session: SessionRow, budget_usd: float | None, prompt: str | None) -> int:
+    async def _resume(self, session: SessionRow, change: SessionChange, prompt: str | None) -> int:
         # Keys may have changed since, and an imported session may name an account that this host does not have: without
         # this check its first request to a model would fail.
         request = session_request(session)
-        check_agent(request, session.agent)
+        changed = change.applied(request)
+        changed.check_spec()
+        check_agent(changed, session.agent)
         if session.base is None and session.phase is Phase.FAILED:
             raise SessionNotRunning(f"{session.slug} failed before it had a repository", hint=f"hv show {session.slug}")
         await check_integrity(self._r, session)
-        check_account(request, self._r)
+        check_account(changed, self._r)
+        if change.image is not None:
+            check_image(changed, session.provider or self._r.settings.provider, self._r)
+        await anyio.to_thread.run_sync(keep_change, self._r.workspace(session.id), change, changed)
         settings, now = self._r.settings, self._r.clock.now()
         turn = 1 + max((row.number for row in await self._turns(session.id)), default=0) if prompt is not None else 0
         if prompt is not None:
@@ -138,13 +144,13 @@ class Sessions:
             await Prompts(self._r.workspace(session.id).prompts).keep(turn, prompt)
 
         def write(conn: Connection) -> None:
-            capacity.check(conn, settings, request.memory_mib or settings.memory_mib, excluding=session.id)
+            capacity.check(conn, settings, changed.memory_mib or settings.memory_mib, excluding=session.id)
             if not session.own:
                 journal.record(conn, session.id, SessionOpened(), at=now)
-            _record_budget(conn, session.id, budget_usd, now)
+            record_change(conn, session.id, change, changed, now)
             journal.record(conn, session.id, SessionPreparing(), at=now)
             if turn:
-                created = TurnCreated(agent=session.agent, model=request.model or "")
+                created = TurnCreated(agent=session.agent, model=changed.model or "")
                 journal.record(conn, session.id, created, at=now, turn=turn)
 
         with anyio.CancelScope(shield=True):
@@ -155,10 +161,14 @@ class Sessions:
     async def _turns(self, id: str) -> list[TurnRow]:
         return await self._r.event_log.read(lambda conn: views.turns(conn, id))
 
-    async def _set_budget(self, id: str, dollars: float | None) -> None:
-        now = self._r.clock.now()
-        await self._r.event_log.store.write(lambda conn: _record_budget(conn, id, dollars, now))
-        if (runner := self._runners.get(id)) is not None:
+    async def _change_running(self, session: SessionRow, change: SessionChange) -> None:
+        """Change a running session. Raises BadInput for a change that needs another process."""
+        if not change.only_budget:
+            hint = f"hv stop {session.slug}, then hv resume; hv model changes the model of a live session"
+            raise BadInput(f"{session.slug} runs, and only its budget can be changed now", hint=hint)
+        now, changed = self._r.clock.now(), change.applied(session_request(session))
+        await self._r.event_log.store.write(lambda conn: record_change(conn, session.id, change, changed, now))
+        if (runner := self._runners.get(session.id)) is not None:
             await runner.apply_budget()
 
     async def stop(self, id: str) -> None:
@@ -412,17 +422,3 @@ async def require_started(session: SessionRow, runner: SessionRunner) -> AgentRu
     if session.phase is not Phase.RUNNING:
         raise SessionNotRunning("its agent has not started yet", hint="try again in a moment; hv list")
     return await runner.wait_until_ready(session.phase)
-
-
-def _record_budget(conn: Connection, id: str, dollars: float | None, at: float) -> None:
-    """Journal a session's new total budget; None leaves it unchanged. Raises BadInput."""
-    if dollars is None:
-        return
-    session = views.session(conn, id)
-    spent = session.spent.cost_usd or 0.0
-    if dollars <= spent:
-        raise BadInput(
-            f"the budget of ${dollars:.2f} is not more than {session.slug} has spent: ${spent:.4f}",
-            hint=f"hv resume {session.slug} --budget {spent + 1:.2f}",
-        )
-    journal.record(conn, id, BudgetSet(dollars=dollars), at=at)

@@ -39,6 +39,7 @@ from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.workspace.directory import Meta, Workspace
 from hiveyard.engine.workspace.files import copy_error, files_of
 from hiveyard.engine.workspace.integrity import check_origin
+from hiveyard.kit.files import write_atomic
 from hiveyard.kit.names import new_id
 from hiveyard.repository import branch_name, heads
 from hiveyard.store import journal, lineage, names, views
@@ -242,6 +243,8 @@ def _make(parent: Workspace, child: _Child, session: SessionRow, at: float) -> N
     shutil.copytree(parent.origin, own.origin, symlinks=True, copy_function=_shared)
     if parent.tape.exists():
         shutil.copyfile(parent.tape, own.tape)
+    if parent.values_file.exists():
+        write_atomic(own.values_file, parent.values_file.read_bytes(), mode=0o600)
     keys = parent.keys()
     own.create_keys((keys.placeholder, *keys.inherited))
     own.write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from typing import cast
 
 from hiveyard.agents import by_name
@@ -30,7 +31,7 @@ from hiveyard.core.events import (
     TaskStarted,
     TurnEnded,
 )
-from hiveyard.core.ports import Guest, Turn
+from hiveyard.core.ports import Guest
 from hiveyard.door.door import Door
 from hiveyard.engine.placement.machine_lease import MachineLease, machine_name
 from hiveyard.engine.placement.provider_choice import Choice
@@ -42,9 +43,9 @@ from hiveyard.engine.turns.agent_runner import AgentRunner
 from hiveyard.engine.turns.one_shot_runner import FIRST, UNKNOWN, OneShotRunner
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.turn_queue import TurnQueue
+from hiveyard.engine.turns.turn_spec import turn_spec
 from hiveyard.engine.turns.verdict import Evidence, as_failure, judge
 from hiveyard.engine.turns.watchdog import Liveness
-from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
 from hiveyard.store import views
 from hiveyard.store.phases import cancelled_in_time
 from hiveyard.store.views import SessionRow, TurnRow
@@ -84,22 +85,12 @@ class TaskRunner(SessionRunner):
 
     async def _make_agent_runner(self, request: SpawnRequest, lease: MachineLease, door: Door) -> AgentRunner:
         task, agent = await self._request(), by_name(request.agent or self._r.settings.agent)
-        turn = Turn(
-            name=f"turn-{FIRST}",
-            prompt=GUEST_PROMPT,
-            workdir=GUEST_REPO,
-            state=GUEST_STATE,
-            door_url=lease.provider.capabilities.door_url,
-            placeholder=self._workspace.placeholder().reveal(),
-            model=request.model,
-            repository_config=request.repository_config,
-            command=_with_stderr(request.command),
-        )
+        turn = turn_spec(request, self._workspace, lease.provider.capabilities.door_url, name=f"turn-{FIRST}")
         version = lease.image.programs.get(agent.program, "") if lease.image is not None else ""
         return OneShotRunner(
             session=self.id,
             agent=agent,
-            turn=turn,
+            turn=replace(turn, command=_with_stderr(turn.command)),
             queue=TurnQueue(agent.name, await self._turns(), None),
             prompts=Prompts(self._workspace.prompts),
             resources=self._r,
