@@ -53,12 +53,12 @@ from hiveyard.engine.sessions.request import SpawnRequest, session_request
 from hiveyard.engine.sessions.session_agent import session_agent
 from hiveyard.engine.sessions.start_point import StartPoint, rename_branch
 from hiveyard.engine.turns.agent_runner import GRACE, AgentRunner
-from hiveyard.engine.turns.disk_reserve import watch_disk
+from hiveyard.engine.turns.disk_watch import watch_disk
 from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.turn_queue import TurnQueue
 from hiveyard.engine.turns.verdict import as_failure
-from hiveyard.engine.workspace.files import files_of
+from hiveyard.engine.workspace.session_files import files_of
 from hiveyard.kit.group import first, together
 from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow
