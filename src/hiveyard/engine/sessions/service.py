@@ -23,6 +23,7 @@ from hiveyard.core.errors import (
     SessionNotRunning,
 )
 from hiveyard.core.events import (
+    AnyBody,
     BudgetSet,
     SessionOpened,
     SessionPaused,
@@ -74,8 +75,8 @@ class Sessions:
 
     # --- create, resume, stop ----------------------------------------------------------------------------------------
 
-    async def spawn(self, request: SpawnRequest) -> str:
-        """Create a session; return its id once it is journaled and started.
+    async def spawn(self, request: SpawnRequest, *facts: AnyBody) -> str:
+        """Create a session; return its id once it is journaled, together with `facts` about it, and started.
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
         session was created."""
@@ -92,7 +93,7 @@ class Sessions:
             if request.port is not None:
                 await self._check_port(id, request.port)
             with anyio.CancelScope(shield=True):
-                await create(id, request, self._r)
+                await create(id, request, self._r, facts)
                 self.start(id)
         return id
 
@@ -169,9 +170,9 @@ class Sessions:
         if (runner := self._runners.get(id)) is not None:
             await runner.apply_budget()
 
-    async def stop(self, id: str) -> None:
+    async def stop(self, id: str, reason: str = "stopped") -> None:
         """Stop a session: remove its machine and keep its files. Return when that is done. Succeeds for a session that
-        is stopped."""
+        is stopped. `reason` is journaled."""
         session = await self.row(id)
         if (runner := self._runners.get(id)) is None:
             # A session that is being rewound has no runner for a moment, and then continues.
@@ -182,10 +183,10 @@ class Sessions:
         if runner.frozen or session.activity is Activity.PAUSED:
             with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
                 await self.unpause(id)
-        runner.stop.request(Cancelled("stopped"))
+        runner.stop.request(Cancelled(reason))
         await runner.over.wait()
         if runner.scope.cancel_called:
-            await self.stop(id)  # the runner was detached meanwhile, and another one may have replaced it
+            await self.stop(id, reason)  # the runner was detached meanwhile, and another one may have replaced it
             return
         log.info("session %s (%s) was stopped", id, session.slug)
 

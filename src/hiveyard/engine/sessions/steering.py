@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core.drivers import Answer
 from hiveyard.core.errors import BadInput
-from hiveyard.core.events import AskOption
+from hiveyard.core.events import AnyBody, AskOption
 from hiveyard.core.states import AskState
 from hiveyard.engine.event_log import Listing
 from hiveyard.engine.resources import Resources
@@ -56,10 +56,11 @@ class Steering:
         self._r = resources
         self._sessions = sessions
 
-    async def add(self, id: str, text: str) -> None:
-        """Add text to the current turn. Raises BadInput if no turn runs, or if the agent does not take it."""
+    async def add(self, id: str, text: str, *facts: AnyBody) -> None:
+        """Add text to the current turn, and journal `facts` with it, as `Steers.steer`. Raises BadInput if no turn
+        runs, or if the agent does not take it."""
         check_prompt(text, 'say what to do: hv send --now ID "and run the tests"')
-        await (await self._agent(id)).steer(text)
+        await (await self._agent(id)).steer(text, *facts)
 
     async def choose_model(self, id: str, model: str) -> None:
         """Choose the model of later turns. Raises BadInput if the agent cannot change it."""
