@@ -8,6 +8,8 @@ ask             ask for permission, and say what was answered
 model           say the model
 fail TEXT       end the turn as a failure
 die CODE        end the program
+
+A prompt with messages of the hive: the lines of each are done, `tool NAME JSON` calls a tool at the door.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class LivePuppet(CommandLine):
 
 def _command(turn: Turn, *mode: str) -> Command:
     argv = ("python3", "-u", "-c", _PROGRAM.read_text(), turn.state, turn.conversation or "", turn.model or "", *mode)
-    return Command(argv=argv, cwd=turn.workdir)
+    return Command(argv=argv, cwd=turn.workdir, env={"PUPPET_DOOR": turn.door_url, "PUPPET_KEY": turn.placeholder})
 
 
 class _OnePrompt:

@@ -29,7 +29,14 @@ def _joined(conn: Connection, session: str, body: e.Body, at: float, turn: int |
     if conn.execute(select(members.c.name).where(members.c.name == body.name)).first() is not None:
         raise IllegalMove(f"there is already a member {body.name}", hint=f"hv hive rm {body.name}")
     accepts = None if body.accepts is None else msgspec.json.encode(body.accepts).decode()
-    values: Values = {"name": body.name, "session": session, "role": body.role, "accepts": accepts, "note": ""}
+    values: Values = {
+        "name": body.name,
+        "session": session,
+        "role": body.role,
+        "accepts": accepts,
+        "note": "",
+        "stopped": False,
+    }
     conn.execute(insert(members), {**values, "joined_at": at})
 
 
@@ -40,11 +47,15 @@ def _left(conn: Connection, session: str, body: e.Body, at: float, turn: int | N
 
 
 def _slept(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
-    _change(conn, session, {})
+    _change(conn, session, {"stopped": False})
+
+
+def _stopped(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    _change(conn, session, {"stopped": True})
 
 
 def _woken(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
-    _change(conn, session, {"nap_until": None})
+    _change(conn, session, {"stopped": False, "nap_until": None})
 
 
 def _napping(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
@@ -141,6 +152,7 @@ MOVES: Mapping[type[e.Body], Move] = {
     e.MemberJoined: _joined,
     e.MemberLeft: _left,
     e.MemberAsleep: _slept,
+    e.MemberStopped: _stopped,
     e.MemberWoken: _woken,
     e.MemberNapping: _napping,
     e.MemberNoted: _noted,

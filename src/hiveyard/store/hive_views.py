@@ -28,7 +28,7 @@ class MemberKey(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberRow:
     """A member. `accepts` are the members that may write to it; None means all. `note` is what it says that it works
-    on. It may have napped until `nap_until`, which can be over."""
+    on. It may have napped until `nap_until`, which can be over. `stopped`: a user stopped it while it slept."""
 
     name: str
     session: str
@@ -36,6 +36,7 @@ class MemberRow:
     accepts: tuple[str, ...] | None
     note: str
     nap_until: float | None
+    stopped: bool
     joined_at: float
 
     @property
@@ -116,10 +117,18 @@ def message(conn: Connection, ref: str) -> MessageRow:
 
 
 def mailbox(
-    conn: Connection, session: str, *, states: Collection[MessageState] = (MessageState.PENDING,), limit: int = 1000
+    conn: Connection,
+    session: str,
+    *,
+    states: Collection[MessageState] = (MessageState.PENDING,),
+    sender: str | None = None,
+    limit: int = 100,
 ) -> list[MessageRow]:
-    """Return the first messages for a member, or for the operator (""), in these states: urgent ones first."""
+    """Return the first messages for a member, or for the operator (""), in these states: urgent ones first. `sender`
+    selects those of one author."""
     query = select(schema.messages).where(_messages.session == session, _messages.state.in_(states))
+    if sender is not None:
+        query = query.where(_messages.sender == sender)
     ordered = query.order_by(_messages.urgent.desc(), _messages.position).limit(limit)
     return [_message(row) for row in conn.execute(ordered)]
 

@@ -182,6 +182,7 @@ members = Table(
     Column("accepts", Text),
     Column("note", Text, nullable=False),
     Column("nap_until", Double),
+    Column("stopped", Boolean, nullable=False),
     Column("joined_at", Double, nullable=False),
 )
 

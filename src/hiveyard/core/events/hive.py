@@ -36,6 +36,12 @@ class MemberAsleep(Body, frozen=True, kw_only=True, tag="member.asleep"):
     name: str
 
 
+class MemberStopped(Body, frozen=True, kw_only=True, tag="member.stopped"):
+    """A user stopped the member. Nothing that comes for it wakes it, until a user does."""
+
+    name: str
+
+
 class MemberWoken(Body, frozen=True, kw_only=True, tag="member.woken"):
     """The member's sleep or nap ended early: `by` is the author of the message that did it, or the user."""
 
@@ -160,7 +166,7 @@ class ReminderCancelled(Body, frozen=True, kw_only=True, tag="reminder.cancelled
     reminder: str
 
 
-MemberEvent = MemberJoined | MemberLeft | MemberAsleep | MemberWoken | MemberNapping | MemberNoted
+MemberEvent = MemberJoined | MemberLeft | MemberAsleep | MemberStopped | MemberWoken | MemberNapping | MemberNoted
 MessageEvent = MessageSent | MessageDelivered | MessageRead | MessageHeld | MessageReleased | MessageDropped
 AskEvent = AskOpened | AskExpired | AskWithdrawn
 ReminderEvent = ReminderSet | ReminderDue | ReminderCancelled

@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("accepts", sa.Text),
         sa.Column("note", sa.Text, nullable=False),
         sa.Column("nap_until", sa.Double),
+        sa.Column("stopped", sa.Boolean, nullable=False),
         sa.Column("joined_at", sa.Double, nullable=False),
     )
     _create_messages()
