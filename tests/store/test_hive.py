@@ -103,11 +103,11 @@ async def test_a_question_ends_once_and_outlives_the_turn(store: Store) -> None:
     await store.append("s1", e.TurnEnded(outcome="succeeded"), turn=1)
     [row] = await store.read(lambda conn: hive_views.open_asks(conn, kinds=("question",)))
     assert (row.asker, row.target, row.multi, row.options, row.turn) == ("ada", "bob", True, OPTIONS, 1)
-    await store.append("s1", e.AskAnswered(ask="q1", options=("1", "2"), by="bob"))
+    await store.append("s1", e.AskAnswered(ask="q1", request="", allow=True, options=("1", "2"), by="bob"))
     row = await store.read(lambda conn: views.ask(conn, "q1"))
     assert (row.state, row.answered_by) == (AskState.ANSWERED, "bob")
     assert row.answer is not None and row.answer["options"] == ["1", "2"]
-    for late in (e.AskAnswered(ask="q1"), e.AskExpired(ask="q1"), e.AskWithdrawn(ask="q1")):
+    for late in (e.AskAnswered(ask="q1", request="", allow=True), e.AskExpired(ask="q1"), e.AskWithdrawn(ask="q1")):
         with pytest.raises(IllegalMove, match="the question q1 is answered"):
             await store.append("s1", late)
 

@@ -170,7 +170,7 @@ def _answered(ask: AskRow, by: str, answers: Sequence[str], message: str) -> Ask
         text = "\n".join([*answers, *([message] if message else [])])
         if not text.strip():
             raise BadInput("the answer is empty")
-        return AskAnswered(ask=ask.id, message=text, by=by)
+        return AskAnswered(ask=ask.id, request="", allow=True, message=text, by=by)
     chosen = [_option(ask, given) for given in answers]
     if len(chosen) != 1 and not (ask.multi and chosen):
         wanted = "one or several" if ask.multi else "one"
@@ -178,7 +178,7 @@ def _answered(ask: AskRow, by: str, answers: Sequence[str], message: str) -> Ask
     ids = tuple(dict.fromkeys(option.id for option in chosen))
     allow = all(option.allow for option in chosen)
     several = ids if ask.multi else ()
-    return AskAnswered(ask=ask.id, allow=allow, option=ids[0], options=several, message=message, by=by)
+    return AskAnswered(ask=ask.id, request="", allow=allow, option=ids[0], options=several, message=message, by=by)
 
 
 def _option(ask: AskRow, given: str) -> AskOption:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from weakref import WeakValueDictionary
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import anyio
 
 
 class Bells:
-    """One event per session, which is replaced when it is set. Take it before looking, so that no ring is missed."""
+    """The events that those who wait for a session listen to."""
 
     def __init__(self) -> None:
-        self._waiting: WeakValueDictionary[str, anyio.Event] = WeakValueDictionary()
+        self._listening: defaultdict[str, set[anyio.Event]] = defaultdict(set)
 
-    def of(self, session: str) -> anyio.Event:
-        """Return the event that the next ring sets."""
-        return self._waiting.setdefault(session, anyio.Event())
+    @contextmanager
+    def listening(self, session: str) -> Iterator[anyio.Event]:
+        """Yield an event that is set when the bell rings. Look inside the block, then wait: so no ring is missed."""
+        bell = anyio.Event()
+        self._listening[session].add(bell)
+        try:
+            yield bell
+        finally:
+            self._listening[session].discard(bell)
+            if not self._listening[session]:
+                del self._listening[session]
 
     def ring(self, session: str) -> None:
-        if (event := self._waiting.pop(session, None)) is not None:
-            event.set()
+        for bell in self._listening.get(session, ()):
+            bell.set()
 
-    def ring_all(self) -> None:
-        for session in list(self._waiting):
-            self.ring(session)
+    def count(self, session: str) -> int:
+        """Return how many listen."""
+        return len(self._listening.get(session, ()))

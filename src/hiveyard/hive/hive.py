@@ -10,13 +10,13 @@ from sqlalchemy import Connection
 
 from hiveyard.core.errors import BadInput, NotAllowed
 from hiveyard.core.events import MemberNapping, MemberNoted
-from hiveyard.core.states import AT_WORK, AskState, MessageState, Phase, TurnState
+from hiveyard.core.states import AT_WORK, AskState, MessageState, Phase
 from hiveyard.engine.resources import Resources
 from hiveyard.hive.asks import QUESTION, Asks
 from hiveyard.hive.bells import Bells
-from hiveyard.hive.frame import LooseEnds, first_messages
+from hiveyard.hive.frame import LooseEnds
 from hiveyard.hive.mail_files import MailFiles
-from hiveyard.hive.mailbox import Mailbox
+from hiveyard.hive.mailbox import Mailbox, running_turn
 from hiveyard.hive.names import OPERATOR
 from hiveyard.hive.reminders import Reminders
 from hiveyard.hive.settings import HiveSettings
@@ -56,12 +56,14 @@ class Threads(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hive:
-    """The parts of the hive. `bells` ring when a member's mailbox or session changes."""
+    """The parts of the hive. `bells` ring when a member's mailbox or session changes. `empty` is where the repository
+    of members without one is made."""
 
     def __init__(self, resources: Resources, settings: HiveSettings, directory: Path) -> None:
         self.settings = settings
         self.bells = Bells()
         self.files = MailFiles(directory / "mail")
+        self.empty = directory / "empty"
         self._log = resources.event_log
         self.mailbox = Mailbox(self._log, self.files, settings)
         self.asks = Asks(self._log, settings)
@@ -74,17 +76,25 @@ class Hive:
         return row
 
     async def receive(self, caller: MemberRow, wait_seconds: float) -> list[MessageRow]:
-        """Return the messages that wait for a member, or the first that come within `wait_seconds`."""
+        """Return the messages that wait for a member, or the first that come within `wait_seconds` and in the same
+        turn: a call that is left over from an interrupted turn takes none."""
         agent = await self._log.read(lambda conn: views.session(conn, caller.session).agent)
+        turn = await self._running_turn(caller)
         with anyio.move_on_after(max(0.0, min(wait_seconds, SHORTER_WAITS.get(agent, LONGEST_WAIT)))):
-            while True:
-                bell = self.bells.of(caller.session)
-                if waiting := await self.mailbox.waiting(caller.session):
-                    break
-                await bell.wait()
-        waiting = await self.mailbox.waiting(caller.session)
-        turn = await self._log.read(lambda conn: running_turn(conn, caller.session))
-        return await self.mailbox.receive(caller.session, first_messages(waiting), turn)
+            while not await self._receivable(caller, turn):
+                pass
+        return await self.mailbox.receive(caller.session, turn)
+
+    async def _receivable(self, caller: MemberRow, turn: int | None) -> bool:
+        """Return whether there is no reason to wait; else wait for the next change."""
+        with self.bells.listening(caller.session) as bell:
+            if await self.mailbox.waiting(caller.session) or await self._running_turn(caller) != turn:
+                return True
+            await bell.wait()
+        return False
+
+    async def _running_turn(self, caller: MemberRow) -> int | None:
+        return await self._log.read(lambda conn: running_turn(conn, caller.session))
 
     async def peers(self, caller: MemberRow) -> list[Peer]:
         """Return the other members."""
@@ -114,12 +124,6 @@ class Hive:
     async def open_threads(self, caller: MemberRow) -> Threads:
         """Return what is open for a member; for the manager, in the whole hive."""
         return await self._log.read(lambda conn: _threads(conn, caller))
-
-
-def running_turn(conn: Connection, session: str) -> int | None:
-    """Return the number of the turn that runs in a session."""
-    running = [turn.number for turn in views.turns(conn, session) if turn.state is TurnState.RUNNING]
-    return running[-1] if running else None
 
 
 def loose_ends(conn: Connection, member: MemberRow) -> LooseEnds:

@@ -8,17 +8,18 @@ from typing import Literal, NamedTuple
 import msgspec
 from sqlalchemy import Connection
 
-from hiveyard.core.errors import BadInput, IllegalMove, MessageHeldBack, NotAllowed, NotFound
+from hiveyard.core.errors import BadInput, MessageHeldBack, NotAllowed, NotFound
 from hiveyard.core.events import MessageDelivered, MessageRead, MessageSent
-from hiveyard.core.states import MessageState
+from hiveyard.core.states import MessageState, TurnState
 from hiveyard.engine.event_log import EventLog
+from hiveyard.hive.frame import first_messages
 from hiveyard.hive.mail_files import GUEST_MAIL, MailFiles
 from hiveyard.hive.names import ALL, OPERATOR, SYSTEM
 from hiveyard.hive.post import Posted, key_of, next_hop, post
 from hiveyard.hive.settings import HiveSettings
 from hiveyard.kit.names import new_id
 from hiveyard.kit.text import one_line
-from hiveyard.store import hive_views, journal
+from hiveyard.store import hive_views, journal, views
 from hiveyard.store.hive_views import MemberKey, MemberRow, MessageRow
 
 BODY_LIMIT = 64 << 10
@@ -105,16 +106,21 @@ class Mailbox:
         """Return the messages that wait for a member: urgent ones first."""
         return await self._log.read(lambda conn: hive_views.mailbox(conn, session))
 
-    async def receive(self, session: str, messages: Sequence[MessageRow], turn: int | None) -> list[MessageRow]:
-        """Mark messages as delivered to a turn that asks for them; return those that nobody else took meanwhile."""
-        taken = []
-        for message in messages:
-            try:
-                await self._log.record(session, MessageDelivered(message=message.id, by="recv"), turn=turn)
-            except IllegalMove:
-                continue
-            taken.append(message)
-        return taken
+    async def receive(self, session: str, turn: int | None) -> list[MessageRow]:
+        """Mark the first messages that wait for a member as delivered to the turn that asks for them; return them. A
+        turn that does not run any more gets none."""
+        now = self._log.clock.now()
+
+        def write(conn: Connection) -> list[MessageRow]:
+            if running_turn(conn, session) != turn:
+                return []
+            taken = first_messages(hive_views.mailbox(conn, session))
+            for message in taken:
+                delivered = MessageDelivered(message=message.id, by="recv")
+                journal.record(conn, session, delivered, at=now, turn=turn)
+            return taken
+
+        return await self._log.store.write(write)
 
     async def mark_read(self, ids: Sequence[str]) -> None:
         """Mark mail for the operator as read; mail that is read stays so."""
@@ -127,6 +133,12 @@ class Mailbox:
                     journal.record(conn, "", MessageRead(message=message.id), at=now)
 
         await self._log.store.write(write)
+
+
+def running_turn(conn: Connection, session: str) -> int | None:
+    """Return the number of the turn that runs in a session."""
+    running = [turn.number for turn in views.turns(conn, session) if turn.state is TurnState.RUNNING]
+    return running[-1] if running else None
 
 
 def _check(request: MessageRequest, sender: str) -> None:

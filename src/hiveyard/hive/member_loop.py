@@ -60,10 +60,10 @@ class MemberLoop:
     async def run(self) -> None:
         """Run until the member has left the hive."""
         while True:
-            bell = self._hive.bells.of(self._id)
-            if (situation := await self._situation()) is None:
-                return
-            await self._wait(bell, await self._try(situation))
+            with self._hive.bells.listening(self._id) as bell:
+                if (situation := await self._situation()) is None:
+                    return
+                await self._wait(bell, await self._try(situation))
 
     async def _try(self, situation: Situation) -> float | None:
         """Do a step; return the seconds until the next one is needed, None if only a change makes it so."""
@@ -151,13 +151,13 @@ class MemberLoop:
     async def _wait(self, bell: anyio.Event, seconds: float | None) -> None:
         async with anyio.create_task_group() as group:
             if seconds is not None:
-                group.start_soon(self._ring_after, seconds)
+                group.start_soon(self._ring_after, seconds, bell)
             await bell.wait()
             group.cancel_scope.cancel()
 
-    async def _ring_after(self, seconds: float) -> None:
+    async def _ring_after(self, seconds: float, bell: anyio.Event) -> None:
         await self._log.clock.sleep(seconds)
-        self._hive.bells.ring(self._id)
+        bell.set()
 
 
 def _until_nap_ends(at: Situation) -> float | None:

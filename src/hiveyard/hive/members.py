@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,31 +14,37 @@ from hiveyard.core.states import AT_WORK, MessageState, Phase
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.event_log import EventLog, Listing
 from hiveyard.engine.sessions.request import SpawnRequest
+from hiveyard.engine.sessions.steering import AskAnswer, AskView
 from hiveyard.engine.sessions.view import SessionView, view
 from hiveyard.hive.equipment import equipped
 from hiveyard.hive.hive import ASLEEP, Hive, is_napping, state_of
-from hiveyard.hive.mailbox import MessageRequest
+from hiveyard.hive.mailbox import MessageRequest, Sent
 from hiveyard.hive.names import OPERATOR, check_member_name
+from hiveyard.repository.empty import empty_repository
 from hiveyard.store import hive_views, views
+from hiveyard.store.ask_projections import PERMISSION
 from hiveyard.store.hive_views import MemberRow, MessageRow
 
 _OWN = ("role", "accepts", "terminal")
 
 
 class MemberRequest(SpawnRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request for a member: that for its session, with its role. `name` is required. It runs live unless `terminal`
-    is set. `accepts` are the members that may write to it; null means all. Its prompt becomes its first message."""
+    """A request for a member: that for its session, with its role. `name` is required. Without a `repo` it works in an
+    empty repository. It runs live unless `terminal` is set. `accepts` are the members that may write to it; null means
+    all. Its prompt becomes its first message."""
 
+    repo: str = ""
     role: Role = "member"
     accepts: list[str] | None = None
     terminal: bool = False
 
-    def for_session(self) -> SpawnRequest:
-        """Return the request for the session. Its turns are started by the mailbox, so it has no prompt."""
+    def for_session(self, empty: Path) -> SpawnRequest:
+        """Return the request for the session; `empty` is the empty repository. The mailbox starts its turns, so it has
+        no prompt."""
         fields: dict[str, Any] = dict(msgspec.structs.asdict(self))
         for name in _OWN:
             del fields[name]
-        return SpawnRequest(**fields | {"live": not self.terminal, "prompt": None})
+        return SpawnRequest(**fields | {"repo": self.repo or str(empty), "live": not self.terminal, "prompt": None})
 
 
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +85,15 @@ class MessageView(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float | None
 
 
+class ReminderView(msgspec.Struct, frozen=True, kw_only=True):
+    """A reminder of a member, due at `due_at`, and then again after each `every` seconds."""
+
+    id: str
+    text: str
+    due_at: float
+    every: float | None
+
+
 class Members:
     """The interface of the hive for the API: what acts on the sessions of members, and what the operator reads."""
 
@@ -91,7 +107,8 @@ class Members:
         if request.name is None:
             raise BadInput("a member needs a name", hint="hv hive add NAME")
         check_member_name(request.name)
-        spawn = equipped(request.for_session(), request.name, request.role, self.hive.settings)
+        empty = self.hive.empty if request.repo else await empty_repository(self.hive.empty)
+        spawn = equipped(request.for_session(empty), request.name, request.role, self.hive.settings)
         accepts = None if request.accepts is None else tuple(request.accepts)
         facts: list[AnyBody] = [MemberJoined(name=request.name, role=request.role, accepts=accepts)]
         if request.prompt is not None:
@@ -140,6 +157,14 @@ class Members:
         await self._engine.sessions.resume(member.session)
         await self._log.record(member.session, MemberWoken(name=name, by=OPERATOR))
 
+    async def answer(self, ref: str, given: AskAnswer) -> AskView:
+        """Answer a question as the operator, who may answer each. Raises as `Steering.answer` and `Asks.answer`."""
+        ask = await self._engine.steering.ask(ref)
+        if ask.kind == PERMISSION:
+            return await self._engine.steering.answer(ask.id, given)
+        await self.hive.asks.answer(ask.id, OPERATOR, [given.answer, *given.more], given.message)
+        return await self._engine.steering.ask(ask.id)
+
     async def view(self, name: str) -> MemberView:
         now = self._log.clock.now()
         return await self._log.read(lambda conn: _view(conn, hive_views.member(conn, name), now))
@@ -152,6 +177,24 @@ class Members:
     async def member_of(self, session: str) -> MemberRow | None:
         """Return the member whose session it is."""
         return await self._log.read(lambda conn: hive_views.member_of_session(conn, session))
+
+    async def write(self, name: str, text: str, *, urgent: bool = False) -> Sent:
+        """Send a message of the operator to a member. Raises as `Mailbox.send`."""
+        request = MessageRequest(to=[name], text=text, priority="urgent" if urgent else "normal")
+        return (await self.hive.mailbox.send(OPERATOR, request))[0]
+
+    async def reminders(self, name: str) -> Listing[ReminderView]:
+        """Return the reminders of a member, the next one first. Raises NotFound."""
+
+        def read(conn: Connection) -> list[ReminderView]:
+            rows = hive_views.reminders(conn, hive_views.member(conn, name).session)
+            return [ReminderView(id=row.id, text=row.text, due_at=row.due_at, every=row.every) for row in rows]
+
+        return await self._log.read_list(read)
+
+    async def cancel_reminder(self, name: str, ref: str) -> None:
+        """Cancel a reminder of a member. Raises NotFound."""
+        await self.hive.reminders.cancel((await self._row(name)).session, ref)
 
     async def mail(self, name: str, *, limit: int) -> Listing[MessageView]:
         """Return the latest messages from and for a member or the operator, oldest first. Raises NotFound."""

@@ -33,8 +33,8 @@ class AskAnswered(Body, frozen=True, kw_only=True, tag="ask.answered"):
     answered it, with `options` if there are several."""
 
     ask: str
-    request: str = ""
-    allow: bool = True
+    request: str
+    allow: bool
     option: str = ""
     options: tuple[str, ...] = ()
     message: str = ""
