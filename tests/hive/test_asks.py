@@ -41,7 +41,9 @@ async def test_an_answer_is_a_message_to_the_asker_and_names_who_gave_it(tmp_pat
 async def test_a_question_to_a_member_is_in_its_mailbox_and_the_operator_may_answer_it(tmp_path: Path) -> None:
     async with facts(tmp_path) as hive:
         await hive.join("ada", "bob", "eve")
-        first, second = await opened(hive, to="bob", options=["red", "blue"]), await opened(hive, to="bob")
+        first = await opened(hive, to="bob", options=["red", "blue"])
+        assert await opened(hive, to="bob", options=["red", "blue"]) == first  # its program called twice
+        second = await opened(hive, to="bob", question="which red?")
         rows = await hive.waiting("bob")
         assert [(row.kind, row.ask) for row in rows] == [("question", first), ("question", second)]
         assert rows[0].text == "red or blue?\n1. red\n2. blue"
@@ -60,7 +62,7 @@ async def test_several_options_are_chosen_only_where_the_asker_allows_it(tmp_pat
     async with facts(tmp_path) as hive:
         await hive.join("ada")
         one = await opened(hive, options=["red", "blue"])
-        many = await opened(hive, options=["red", "blue", "green"], multi=True)
+        many = await opened(hive, question="which?", options=["red", "blue", "green"], multi=True)
         for answers in (["1", "2"], [], ["purple"]):
             with pytest.raises(BadInput):
                 await hive.hive.asks.answer(one, "operator", answers)

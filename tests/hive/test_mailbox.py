@@ -95,7 +95,7 @@ async def chain(hive: Facts, length: int) -> None:
     for number in range(1, length + 1):
         one, other = ("ada", "bob") if number % 2 else ("bob", "ada")
         await hive.turn(one, number, sent.id)
-        sent = await hive.send(one, other)
+        sent = await hive.send(one, other, f"hello {number}")
         await hive.end_turn(one, number)
         hive.clock.at += 60
 
@@ -115,25 +115,26 @@ async def test_a_chain_of_messages_is_held_and_the_operator_lets_it_go_on(tmp_pa
         assert row.hops == 0
         await hive.end_turn("ada", 5)
         await hive.turn("bob", 6, held.id)
-        await hive.send("bob", "ada")
+        await hive.send("bob", "ada", "at last")
 
 
 async def test_many_messages_a_minute_are_held_and_then_refused(tmp_path: Path) -> None:
     async with facts(tmp_path, messages_per_minute=3) as hive:
         await hive.join("ada", "bob")
-        for sender, to in (("ada", "bob"), ("bob", "ada"), ("ada", "bob")):
-            await hive.send(sender, to)
-        for _ in range(MAX_HELD):
+        for sender, to in (("ada", "bob"), ("bob", "ada"), ("bob", "ada")):
+            await hive.send(sender, to, f"from {sender} {hive.clock.at}")
+            hive.clock.at += 1
+        for number in range(MAX_HELD):
             with pytest.raises(MessageHeldBack, match="4 messages in a minute; 3 may be sent"):
-                await hive.send("ada", "bob")
+                await hive.send("ada", "bob", f"number {number}")
         with pytest.raises(MessageHeldBack, match="was refused"):
-            await hive.send("ada", "bob")
+            await hive.send("ada", "bob", "one more")
         [ask] = await hive.asks()
         await hive.hive.asks.answer(ask.id, "operator", [DROP])
         hive.clock.at += 1
         assert await hive.waiting("bob", MessageState.HELD) == []
         assert len(await hive.waiting("bob", MessageState.DROPPED)) == MAX_HELD
-        await hive.send("ada", "bob")  # counted anew
+        await hive.send("ada", "bob", "anew")
         for _ in range(100):
             await hive.send("operator", "ada")
 
@@ -141,17 +142,33 @@ async def test_many_messages_a_minute_are_held_and_then_refused(tmp_path: Path) 
 async def test_the_operator_may_raise_the_limit_of_two_members(tmp_path: Path) -> None:
     async with facts(tmp_path, messages_per_minute=1) as hive:
         await hive.join("ada", "bob")
-        await hive.send("ada", "bob")
+        await hive.send("ada", "bob", "first")
         with pytest.raises(MessageHeldBack):
-            await hive.send("ada", "bob")
+            await hive.send("ada", "bob", "second")
         [ask] = await hive.asks()
         await hive.hive.asks.answer(ask.id, "operator", [RAISE])
         hive.clock.at += 1
         assert len(await hive.waiting("bob")) == 2
-        for _ in range(2):
-            await hive.send("bob", "ada")
+        for text in ("third", "fourth"):
+            await hive.send("bob", "ada", text)
         with pytest.raises(MessageHeldBack, match="2 may be sent"):
-            await hive.send("bob", "ada")
+            await hive.send("bob", "ada", "fifth")
+
+
+async def test_the_same_text_of_a_member_again_is_the_same_message(tmp_path: Path) -> None:
+    async with facts(tmp_path, messages_per_minute=1) as hive:
+        await hive.join("ada", "bob")
+        first = await hive.send("ada", "bob")
+        assert (await hive.send("ada", "bob")).id == first.id
+        for _ in range(2):
+            with pytest.raises(MessageHeldBack):
+                await hive.send("ada", "bob", "more")
+        assert len(await hive.waiting("bob", MessageState.HELD)) == 1
+        twice = [await hive.send("operator", "ada") for _ in range(2)]
+        assert twice[0].id != twice[1].id
+        report = await hive.send("ada", "operator")
+        hive.clock.at += 61
+        assert (await hive.send("ada", "operator")).id != report.id
 
 
 async def test_the_operator_reads_mail_once(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """The program of the live puppet, in the guest: JSON lines in, events as JSON lines out. It knows only Python."""
 
+import http.client
 import json
 import os
 import re
 import sys
+import time
 import urllib.request
 import uuid
+from typing import Any
 
 state, conversation, model, *once = sys.argv[1:]
 conversation = conversation or uuid.uuid4().hex
@@ -82,6 +85,16 @@ def ask(rest: str) -> None:
         end(reason="interrupted")
 
 
+def answered(asked: urllib.request.Request) -> dict[str, Any]:
+    """Return the result of a call, which is repeated while the daemon is away."""
+    while True:
+        try:
+            with urllib.request.urlopen(asked, timeout=300) as answer:
+                return dict(json.load(answer)["result"])
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.1)
+
+
 def tool(call: str, **known: str) -> None:
     """Call a tool of the hive at the session's door: `NAME {"an": "argument"}`, in which $sender is known."""
     for word, value in known.items():
@@ -92,8 +105,7 @@ def tool(call: str, **known: str) -> None:
     headers = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
     headers["authorization"] = "Bearer " + os.environ["PUPPET_KEY"]
     asked = urllib.request.Request(os.environ["PUPPET_DOOR"] + "/mcp", body, headers)
-    with urllib.request.urlopen(asked, timeout=300) as answer:
-        result = json.load(answer)["result"]
+    result = answered(asked)
     tell("text", text=("error: " if result["isError"] else "") + result["content"][0]["text"])
 
 

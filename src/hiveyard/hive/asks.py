@@ -24,11 +24,11 @@ from hiveyard.core.states import AskState
 from hiveyard.engine.event_log import EventLog
 from hiveyard.hive.mailbox import BODY_LIMIT, accepting
 from hiveyard.hive.names import OPERATOR, SYSTEM
-from hiveyard.hive.post import Posted, key_of, next_hop, post
+from hiveyard.hive.post import REPEATED, Posted, key_of, next_hop, post
 from hiveyard.hive.settings import HiveSettings
 from hiveyard.hive.storm import DROP
 from hiveyard.kit.names import new_id
-from hiveyard.kit.text import one_line
+from hiveyard.kit.text import one_line, without_nul
 from hiveyard.store import hive_views, journal, views
 from hiveyard.store.hive_views import MemberKey
 from hiveyard.store.views import AskRow
@@ -75,7 +75,11 @@ class Asks:
         )
 
         def write(conn: Connection) -> Posted | None:
+            nonlocal ask
             key = key_of(conn, asker)
+            if (earlier := _repeated(conn, opened, now)) is not None:
+                ask = earlier  # its program repeated a call whose answer was lost
+                return None
             to = None if request.to == OPERATOR else accepting(conn, request.to, asker).key
             journal.record(conn, key.session, opened, at=now)
             if to is None:
@@ -140,6 +144,15 @@ class Asks:
 def _message(conn: Connection, kind: MessageKind, author: MemberKey, to: MemberKey, text: str, ask: str) -> MessageSent:
     hops = next_hop(conn, author)
     return MessageSent(message=new_id(), sender=author.name, to=to.name, text=text, kind=kind, ask=ask, hops=hops)
+
+
+def _repeated(conn: Connection, opened: AskOpened, now: float) -> str | None:
+    """Return the same question of the same asker, put a moment ago and still open."""
+    for ask in hive_views.open_asks(conn, kinds=(QUESTION,)):
+        same = (ask.asker, ask.target, ask.message) == (opened.asker, opened.to, without_nul(opened.question))
+        if same and ask.asked_at > now - REPEATED:
+            return ask.id
+    return None
 
 
 def _check(request: AskRequest, asker: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
 from sqlalchemy import Connection
 
 from hiveyard.core.errors import MessageHeldBack
 from hiveyard.core.events import AskOpened, AskOption, MessageHeld, MessageSent
-from hiveyard.core.states import TurnState
+from hiveyard.core.states import MessageState, TurnState
 from hiveyard.hive.names import OPERATOR, SYSTEM
 from hiveyard.hive.settings import HiveSettings
 from hiveyard.hive.storm import DROP, GO_ON, MAX_HELD, RAISE, excess, open_storm
@@ -26,6 +27,10 @@ _CHOICES = tuple(
 )
 
 
+REPEATED = 60.0
+"""Seconds in which the same text of a member to the same recipient counts as one message."""
+
+
 class Posted(NamedTuple):
     """A message in a mailbox, or one that is held because of `held`."""
 
@@ -36,8 +41,11 @@ class Posted(NamedTuple):
 def post(
     conn: Connection, sender: MemberKey, to: MemberKey, message: MessageSent, now: float, settings: HiveSettings
 ) -> Posted:
-    """Journal a message. One that is too much is held, and the operator is asked, once for all that follow. Raises
+    """Journal a message. One that is too much is held, and the operator is asked, once for all that follow. The same
+    text of a member again is the same message: its program may have repeated a call whose answer was lost. Raises
     MessageHeldBack if too many are held already."""
+    if (earlier := _repeated(conn, message, now)) is not None:
+        return earlier
     storm = open_storm(conn, sender, to)
     reason = storm.message if storm else excess(conn, sender, to, message.hops, now, settings)
     if storm is not None and len(hive_views.held_by(conn, storm.id)) >= MAX_HELD:
@@ -48,6 +56,16 @@ def post(
     ask = storm.id if storm else _ask_operator(conn, sender, to, reason, now)
     journal.record(conn, to.session, MessageHeld(message=message.message, ask=ask, reason=reason), at=now)
     return Posted(message, reason)
+
+
+def _repeated(conn: Connection, message: MessageSent, now: float) -> Posted | None:
+    if message.sender in (OPERATOR, SYSTEM):
+        return None
+    row = hive_views.find_repeated(conn, message, now - REPEATED)
+    if row is None or row.state is MessageState.DROPPED:
+        return None
+    held = views.ask(conn, row.held_by).message if row.state is MessageState.HELD else ""
+    return Posted(msgspec.structs.replace(message, message=row.id, thread=row.thread), held)
 
 
 def next_hop(conn: Connection, sender: MemberKey) -> int:

@@ -10,8 +10,9 @@ import msgspec
 from sqlalchemy import Connection, Row, func, or_, select
 
 from hiveyard.core.errors import Ambiguous, NotFound
+from hiveyard.core.events import MessageSent
 from hiveyard.core.states import AskState, MessageState
-from hiveyard.kit.text import one_line
+from hiveyard.kit.text import one_line, without_nul
 from hiveyard.store import schema
 from hiveyard.store.views import AskRow, as_ask
 
@@ -161,6 +162,16 @@ def sent_between(conn: Connection, one: str, other: str, since: float) -> int:
     kept = _messages.state.not_in((MessageState.HELD, MessageState.DROPPED))
     query = select(func.count()).where(pair, kept, _messages.sent_at > since)
     return conn.execute(query).scalar() or 0
+
+
+def find_repeated(conn: Connection, one: MessageSent, since: float) -> MessageRow | None:
+    """Return an earlier message with the same author, recipient, text and kind, sent after a time."""
+    same = [_messages[name] == getattr(one, name) for name in ("sender", "reply_to", "kind")]
+    query = select(schema.messages).where(
+        *same, _messages.recipient == one.to, _messages.text == without_nul(one.text), _messages.sent_at > since
+    )
+    row = conn.execute(query.order_by(_messages.position.desc()).limit(1)).first()
+    return None if row is None else _message(row)
 
 
 def hops_of_turn(conn: Connection, session: str, turn: int) -> int:
