@@ -34,7 +34,7 @@ def excess(
     if hops > settings.max_hops * factor:
         return f"{hops} messages of members followed from each other; {settings.max_hops * factor} may"
     since = max(now - MINUTE, *(ask.ended_at or 0.0 for ask in answered), 0.0)
-    count = 1 + hive_views.sent_between(conn, sender.name, to.name, since)
+    count = 1 + hive_views.sent_between(conn, sender.name, to.name, since, without=OPERATOR)
     if count > settings.messages_per_minute * factor:
         most = settings.messages_per_minute * factor
         return f"{sender.name} and {to.name} sent each other {count} messages in a minute; {most} may be sent"

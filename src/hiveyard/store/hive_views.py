@@ -153,14 +153,15 @@ def sessions_with_mail(conn: Connection) -> list[str]:
     return list(conn.execute(query.distinct()).scalars())
 
 
-def sent_between(conn: Connection, one: str, other: str, since: float) -> int:
-    """Return how many messages two have sent to each other after a time, without those that are held or dropped."""
+def sent_between(conn: Connection, one: str, other: str, since: float, *, without: str = "") -> int:
+    """Return how many messages two have sent to each other after a time, without those that are held or dropped, and
+    those that `without` wrote."""
     pair = or_(
         (_messages.sender == one) & (_messages.recipient == other),
         (_messages.sender == other) & (_messages.recipient == one),
     )
     kept = _messages.state.not_in((MessageState.HELD, MessageState.DROPPED))
-    query = select(func.count()).where(pair, kept, _messages.sent_at > since)
+    query = select(func.count()).where(pair, kept, _messages.sent_at > since, _messages.sender != without)
     return conn.execute(query).scalar() or 0
 
 
