@@ -9,6 +9,8 @@ model           say the model
 given NAME      say a variable, reversed
 fail TEXT       end the turn as a failure
 die CODE        end the program
+
+A prompt with messages of the hive: the lines of each are done, `tool NAME JSON` calls a tool at the door.
 """
 
 from __future__ import annotations
@@ -53,8 +55,9 @@ class LivePuppet(CommandLine):
 
 def _command(turn: Turn, *mode: str) -> Command:
     argv = ("python3", "-u", "-c", _PROGRAM.read_text(), turn.state, turn.conversation or "", turn.model or "", *mode)
+    door = {"PUPPET_DOOR": turn.door_url, "PUPPET_KEY": turn.placeholder}
     given = {"PUPPET_TOOLS": " ".join(turn.mcp), "PUPPET_SYSTEM": turn.system or "", **secret_variables(turn)}
-    return Command(argv=argv, cwd=turn.workdir, env=with_variables(turn, given))
+    return Command(argv=argv, cwd=turn.workdir, env=with_variables(turn, door | given))
 
 
 class _OnePrompt:

@@ -189,6 +189,14 @@ def _question(body: Body) -> str:
     return f"waits for you: {body['message']}{command}"
 
 
+def given(answer: Body) -> str:
+    """Return an answer in one line: its options, its text, or whether it allows."""
+    options = answer.get("options") or ([answer["option"]] if answer.get("option") else [])
+    if not options and not answer.get("request") and answer.get("message"):
+        return one_line(answer["message"], 80)
+    return one_line(" ".join(options), 80) or ("allow" if answer["allow"] else "deny")
+
+
 def _noted(words: Callable[[Body], str]) -> Render:
     return lambda body, limits: _note(words(body), limits)
 
@@ -206,6 +214,28 @@ def _changed(body: Body, limits: Limits) -> list[str]:
     said += [f"its {what} are now {', '.join(body[field])}" for what, field in names if body.get(field)]
     return [line for words in said for line in _note(words, limits)]
 
+
+def _mail(words: Callable[[Body], str]) -> Render:
+    return lambda body, limits: [click.style("✉ ", fg="blue") + _line(words(body), limits)]
+
+
+HIVE: dict[str, Render] = {
+    "member.joined": _noted(lambda b: f"{b['name']} joined the hive"),
+    "member.left": _noted(lambda b: f"{b['name']} left the hive"),
+    "member.asleep": _noted(lambda b: f"{b['name']} sleeps"),
+    "member.stopped": _noted(lambda b: f"{b['name']} was stopped"),
+    "member.woken": _noted(lambda b: f"{b['name']} was woken by {b.get('by')}"),
+    "member.napping": _noted(lambda b: f"{b['name']} naps"),
+    "member.noted": _noted(lambda b: f"{b['name']}: {b['note']}"),
+    "message.sent": _mail(lambda b: f"{b['sender']} to {b['to']}: {b['text']} ({b['message']})"),
+    "message.held": _warned(lambda b: f"message {b['message']} is held: {b['reason']} (hv answer {b['ask']} go-on)"),
+    "message.dropped": _noted(lambda b: f"message {b['message']} was dropped"),
+    "ask.opened": _warned(lambda b: f"{b['asker']} asks {b['to']}: {b['question']} (hv answer {b['ask']} ...)"),
+    "ask.expired": _noted(lambda b: f"nobody answered {b['ask']} in time"),
+    "ask.withdrawn": _noted(lambda b: f"the question {b['ask']} was withdrawn"),
+    "reminder.set": _noted(lambda b: f"a reminder was set: {b['text']}"),
+}
+"""How the events of the hive are shown."""
 
 _placed = _noted(lambda b: f"machine: {b['provider']} (tier {b['tier']}); {b['why']}")
 _RENDER: dict[str, Render] = {
@@ -228,9 +258,10 @@ _RENDER: dict[str, Render] = {
     "turn.ended": _turn_ended,
     "agent.prompted": _prompted,
     "agent.asked": _warned(_question),
-    "ask.answered": _noted(lambda b: f"answered: {b.get('option') or ('allow' if b['allow'] else 'deny')}"),
+    "ask.answered": _noted(lambda b: f"answered: {given(b)}"),
     "live.steered": _noted(lambda b: f"added: {b['text']}"),
     "session.model_chosen": _noted(lambda b: f"the model is now {b['model']}"),
+    **HIVE,
     "agent.text": _text,
     "agent.thinking": _thinking,
     "agent.tool_called": _called,

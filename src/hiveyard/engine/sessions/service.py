@@ -21,9 +21,11 @@ from hiveyard.core.errors import (
     SessionNotRunning,
 )
 from hiveyard.core.events import (
+    AnyBody,
     SessionOpened,
     SessionPaused,
     SessionPreparing,
+    SessionStopAsked,
     SessionUnpaused,
     TurnCreated,
 )
@@ -71,8 +73,8 @@ class Sessions:
 
     # --- create, resume, stop ----------------------------------------------------------------------------------------
 
-    async def spawn(self, request: SpawnRequest) -> str:
-        """Create a session; return its id once it is journaled and started.
+    async def spawn(self, request: SpawnRequest, *facts: AnyBody) -> str:
+        """Create a session; return its id once it is journaled, together with `facts` about it, and started.
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
         session was created."""
@@ -90,7 +92,7 @@ class Sessions:
             if request.port is not None:
                 await self._check_port(id, request.port)
             with anyio.CancelScope(shield=True):
-                await create(id, request, self._r)
+                await create(id, request, self._r, facts)
                 self.start(id)
         return id
 
@@ -171,33 +173,33 @@ class Sessions:
         if (runner := self._runners.get(session.id)) is not None:
             await runner.apply_budget()
 
-    async def stop(self, id: str) -> None:
+    async def stop(self, id: str, reason: str = "") -> None:
         """Stop a session: remove its machine and keep its files. A task is cancelled: its work so far is collected.
-        Return when that is done. Succeeds for one that does not run."""
-        runner = await self.ask_to_stop(id)
+        Return when that is done. Succeeds for one that does not run. `reason` is journaled."""
+        runner = await self.ask_to_stop(id, reason)
         if runner is None:
             # A session that is being rewound has no runner for a moment, and then continues.
             async with self.lock(id):
-                runner = await self.ask_to_stop(id)
+                runner = await self.ask_to_stop(id, reason)
         if runner is None:
             return
         await runner.over.wait()
         if runner.scope.cancel_called:
-            await self.stop(id)  # the runner was detached meanwhile, and another one may have replaced it
+            await self.stop(id, reason)  # the runner was detached meanwhile, and another one may have replaced it
             return
         log.info("%s was stopped", id)
 
-    async def ask_to_stop(self, id: str) -> SessionRunner | None:
+    async def ask_to_stop(self, id: str, reason: str = "") -> SessionRunner | None:
         """Journal that a user wants the end of a session or task, and let its runner know: it is returned, or None if
         there is none. The next daemon knows it, too."""
         session = await self.any_row(id)
         if (runner := self._runners.get(id)) is None:
             return None
-        await self._r.event_log.record(id, runner.stop_asked)
+        await self._r.event_log.record(id, runner.stop_asked(reason))
         if runner.connection.frozen or session.activity is Activity.PAUSED:
             with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
                 await self.unpause(id)
-        runner.ask_to_stop()
+        runner.ask_to_stop(reason)
         return runner
 
     async def detach(self, id: str) -> None:
@@ -307,15 +309,13 @@ class Sessions:
         """Continue every session that was running. A session whose machine no longer exists becomes stopped, with the
         reason."""
 
-        def read(conn: Connection) -> dict[str, bool]:
-            return {
-                row.id: lineage.is_stop_asked(conn, row.id) for row in views.sessions(conn, phases=AT_WORK, own=True)
-            }
+        def read(conn: Connection) -> dict[str, SessionStopAsked | None]:
+            return {row.id: lineage.stop_asked(conn, row.id) for row in views.sessions(conn, phases=AT_WORK, own=True)}
 
-        for id, stop_asked in (await self._r.event_log.read(read)).items():
+        for id, asked in (await self._r.event_log.read(read)).items():
             runner = self.start(id)
-            if stop_asked:
-                runner.ask_to_stop()
+            if asked is not None:
+                runner.ask_to_stop(asked.reason)
 
     async def wait_for_machines(self) -> None:
         """Wait until the machine of each recovered session is known to live or not, at most `MACHINE_CHECK_TIMEOUT`."""

@@ -81,9 +81,8 @@ class SessionRunner:
     the work. `on_turn_over` is
     called at the end of each turn and must return at once. It has many methods because each step of a run is one."""
 
-    stop_asked: ClassVar[AnyBody] = SessionStopAsked()
-    """The event of a user who wants its end, and `stop_word` is that in a word."""
     stop_word: ClassVar[str] = "stopped"
+    """Why it ends when a user asked for that."""
     only_turn: ClassVar[int | None] = None
     """The turn of all requests to models, if there is only one."""
     lost: ClassVar[tuple[type[HiveyardError], ...]] = (MachineLost,)
@@ -121,9 +120,13 @@ class SessionRunner:
             self.connection.close()
         await self.retry_store(lambda: self._event_log.record(self.id, *ends))
 
-    def ask_to_stop(self) -> None:
-        """End the session, as a user asked for."""
-        self.stop.request(Cancelled(self.stop_word))
+    def stop_asked(self, reason: str) -> AnyBody:
+        """Return the event of somebody who asks for its end."""
+        return SessionStopAsked(reason=reason)
+
+    def ask_to_stop(self, reason: str = "") -> None:
+        """End the session, as somebody asked for."""
+        self.stop.request(Cancelled(reason or self.stop_word))
 
     async def retry_store(self, step: Callable[[], Awaitable[T]]) -> T:
         """Return the result of a step. Retry it for as long as the journal cannot be written."""
