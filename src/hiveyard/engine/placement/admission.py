@@ -51,12 +51,12 @@ class Admission:
         self._line: list[_Waiting] = []
         self._changed = anyio.Event()
 
-    async def claim(self, session: SessionRow, placed: Sequence[AnyBody], *, is_task: bool) -> None:
-        """Wait for a place, which is journaled together with `placed` when this returns. The time of the request
-        decides the position in the line. Raises NoMemory for a task that fits only after a user ends something
+    async def claim(self, session: SessionRow, since: float, placed: Sequence[AnyBody], *, is_task: bool) -> None:
+        """Wait for a place, which is journaled together with `placed` when this returns. `since`, the time of the
+        request, decides the position in the line. Raises NoMemory for a task that fits only after a user ends something
         else."""
         mib = memory(session.request, self._settings)
-        waiting = _Waiting(id=session.id, since=session.created_at, mib=mib, is_task=is_task, placed=placed)
+        waiting = _Waiting(id=session.id, since=since, mib=mib, is_task=is_task, placed=placed)
         self._line.append(waiting)
         self._line.sort(key=lambda one: (one.since, one.id))
         try:
