@@ -30,6 +30,8 @@ _MODEL = (
     *("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
     *("CLAUDE_CODE_OAUTH_TOKEN", "CODEX_API_KEY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
 )
+AT_DOOR = "door:"
+"""The beginning of the address of a server at the session's own door; the path follows."""
 RESERVED = frozenset((*_SYSTEM, *_MODEL))
 """Variables that the machine and the door set, or that would take their place."""
 _RESERVED_PREFIXES = ("HIVEYARD_", "BASH", "SHELLOPTS", "XDG_")
@@ -50,6 +52,13 @@ class ToolServer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     def values(self) -> Mapping[str, Secret]:
         """The secret values by name: the headers of a URL, or the variables of a program."""
         return self.headers or self.env
+
+    def resolved(self, door_url: str, key: str) -> ToolServer:
+        """Return the server with its real address. At the session's own door the agent is known by its door key."""
+        if not self.url.startswith(AT_DOOR):
+            return self
+        headers = {**self.headers, "Authorization": Secret(f"Bearer {key}")}
+        return msgspec.structs.replace(self, url=door_url.rstrip("/") + self.url.removeprefix(AT_DOOR), headers=headers)
 
     @property
     def is_local(self) -> bool:
@@ -91,7 +100,7 @@ def _check_server(what: str, server: ToolServer) -> None:
         raise BadInput(f"{what} has a url, so it cannot have args and env")
     if server.command and server.headers:
         raise BadInput(f"{what} has a command, so it cannot have headers")
-    if server.url and not _URL.match(server.url):
+    if server.url and not _URL.match(server.url) and not server.url.startswith(f"{AT_DOOR}/"):
         raise BadInput(
             f"the url of {what.removeprefix('the ')} is not a http:// or https:// address",
             hint="a key belongs into headers",

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 
+from msgspec.structs import replace
+
 from hiveyard.core.events import Role
+from hiveyard.core.tools import AT_DOOR, ToolServer
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.hive.settings import HiveSettings
 
@@ -19,10 +22,9 @@ MCP_NAME = "hive"
 def equipped(request: SpawnRequest, name: str, role: Role, settings: HiveSettings) -> SpawnRequest:
     """Return the request of a session with what a member needs: the hive's tool server at its door, and its
     instructions as added system text."""
-    # Requests have no tool servers and no system text yet. When they have, this returns
-    # replace(request, mcp={MCP_NAME: {"url": DOOR + MCP_PATH, "headers": {"authorization": "Bearer " + PLACEHOLDER}}},
-    #         system=instructions(name, role, settings)).
-    return request
+    tools = {MCP_NAME: ToolServer(url=f"{AT_DOOR}{MCP_PATH}"), **(request.mcp or {})}
+    system = "\n\n".join(filter(None, (instructions(name, role, settings), request.system)))
+    return replace(request, mcp=tools, system=system)
 
 
 def instructions(name: str, role: Role, settings: HiveSettings) -> str:
