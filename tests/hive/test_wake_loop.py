@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,22 @@ async def test_only_the_operator_wakes_a_member_that_naps(yard: Yard, repo: Path
         assert await stage.turn_of(waits) == turn + 1  # the nap is over
         for name in ("ada", "bob"):
             await stage.members.stop(name)
+
+
+async def test_files_go_from_machine_to_machine(yard: Yard, repo: Path) -> None:
+    async with opened(yard, repo) as stage:
+        await stage.add("bob")
+        send = {"to": ["bob", "operator"], "text": "look", "files": ["/session/repo/a.txt"]}
+        await stage.add("ada", f"tool send {json.dumps(send)}")
+        mail = await stage.mail_from("ada")
+        [name] = mail.files
+        assert stage.hive.files.path(name).read_text() == "one\n"
+        [told] = [one for one in await stage.mail("bob") if one.sender == "ada"]
+        await stage.wait_for(lambda event: event.body == MessageDelivered(message=told.id))
+        async with stage.engine.sessions.guest(await stage.session("bob")) as guest:
+            assert await guest.read(f"/session/member/mail/{name}") == b"one\n"
+        lost = {**send, "files": ["/session/repo/nothing"]}
+        await stage.turn_of(await stage.send("ada", f"tool send {json.dumps(lost)}"))
+        assert "error: " in (await stage.said("ada"))[-1] and "/session/repo/nothing" in (await stage.said("ada"))[-1]
+        for member in ("ada", "bob"):
+            await stage.members.stop(member)

@@ -96,6 +96,7 @@ class WakeLoop:
 @asynccontextmanager
 async def running(hive: Hive, engine: Engine, event_log: EventLog) -> AsyncIterator[Members]:
     """Run the hive while the block lasts. Leaving it changes nothing in the journal: the next daemon goes on."""
+    hive.guest = engine.sessions.guest
     async with anyio.create_task_group() as group:
         await WakeLoop(hive, engine, event_log, group).start()
         yield Members(hive, engine, event_log)
