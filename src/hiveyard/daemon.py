@@ -33,6 +33,7 @@ from hiveyard.engine.access.host_ports import HostPorts
 from hiveyard.engine.access.ssh_keys import SshKeys
 from hiveyard.engine.engine import Engine, running
 from hiveyard.engine.event_log import EventLog
+from hiveyard.engine.placement.admission import Admission
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.resources import Resources
 from hiveyard.hive.hive import Hive
@@ -147,7 +148,7 @@ async def _serve(ready: Ready) -> None:
             await stack.enter_async_context(served(hive, parts.doors, parts.clock))
             await stack.enter_async_context(_mirrored(parts))
             engine = await stack.enter_async_context(running(parts))
-            members = await stack.enter_async_context(running_hive(hive, engine, parts.event_log))
+            members = await stack.enter_async_context(running_hive(hive, engine, parts))
             try:
                 await _answer(engine, members, listener, paths, ready)
             finally:
@@ -175,8 +176,9 @@ async def resources(
             await store.append(session, event, turn=turn)
 
         async with Doors(from_environment(settings.door, environment), keys, record, clock=clock) as doors:
+            event_log = EventLog(store, clock)
             yield Resources(
-                event_log=EventLog(store, clock),
+                event_log=event_log,
                 providers=providers,
                 manager=Detached(),
                 terminals=Tmux(),
@@ -187,6 +189,7 @@ async def resources(
                 agents=settings.agents,
                 ports=settings.ports,
                 host_ports=HostPorts(host_ports_directory()),
+                admission=Admission(event_log, settings.engine),
                 ssh_keys=SshKeys(paths.ssh),
                 clock=clock,
                 sessions=paths.sessions,

@@ -12,6 +12,7 @@ import pytest
 
 from hiveyard.core.commands import ProcessSpec
 from hiveyard.core.events import AgentEdited, AgentUsage
+from hiveyard.core.tools import ToolServer
 from hiveyard.kit import process
 from hiveyard.testing.script import Call, File, Step, cut, refuse, say, shell
 from tests.agents.hostile import INSTRUCTIONS, poison
@@ -19,6 +20,7 @@ from tests.agents.real import GIT_ENV, REAL, HostYard, Played
 
 pytestmark = [pytest.mark.real, pytest.mark.anyio]
 AGENTS = REAL
+TOOL_SERVER = Path(__file__).parents[1] / "support" / "tool_server.py"
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -89,6 +91,20 @@ async def test_the_system_prompt_text_and_the_repositorys_instructions_are_both_
         assert b"Speak as a pirate does." in played.model.asked[0].body
         assert "pirate" not in played.model.asked[0].prompt
         conversation = played.verdict.conversation
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_only_the_named_tools_of_a_server_answer(agent: str, yard: HostYard) -> None:
+    name = {"claude": "mcp__numbers__", "opencode": "numbers_", "codex": "mcp__numbers/", "goose": "numbers__"}[agent]
+    calls = [Call(tool=f"{name}{tool}", input={}) for tool in ("lucky", "secret")]
+    numbers = ToolServer(command="python3", args=[str(yard.repo / "tools.py"), "17"], tools=["lucky"])
+    (yard.repo / "tools.py").write_text(TOOL_SERVER.read_text())
+    model = "gpt-5.5" if agent == "codex" else None
+    script = [*(Step(calls=[call]) for call in calls), say("Done.")]
+    played = await yard.play(agent, script, mcp={"numbers": numbers}, model=model)
+    asked = played.model.asked[-1].body
+    assert b"the lucky number is 17" in asked
+    assert b"the secret number is" not in asked
 
 
 async def test_a_trusted_repository_runs_its_code_in_claude(yard: HostYard) -> None:

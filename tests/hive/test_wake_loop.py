@@ -126,3 +126,18 @@ async def test_files_go_from_machine_to_machine(yard: Yard, repo: Path) -> None:
         assert "error: " in (await stage.said("ada"))[-1] and "/session/repo/nothing" in (await stage.said("ada"))[-1]
         for member in ("ada", "bob"):
             await stage.members.stop(member)
+
+
+async def test_a_members_program_is_given_the_tools_and_the_instructions(yard: Yard, repo: Path) -> None:
+    async with opened(yard, repo) as stage:
+        await stage.add("ada")
+        for name, value in (("PUPPET_TOOLS", "hive"), ("PUPPET_SYSTEM", "You are ada")):
+            turn = await stage.turn_of(await stage.send("ada", f"given {name}"))
+            session = await stage.session("ada")
+            ended = [
+                event.body.text  # type: ignore[union-attr]
+                for event in await stage.engine.events(session, after=0, limit=1000)
+                if event.body.type == "agent.ended" and event.turn == turn
+            ]
+            assert value in ended[0][::-1]
+        await stage.members.stop("ada")

@@ -47,6 +47,7 @@ BODIES: list[e.AnyBody] = [
     e.SessionImported(exported_at=1.0),
     e.BudgetShared(children=["s2"], dollars=0.5),
     e.BudgetSet(dollars=2.0),
+    e.SessionChanged(model="m", env={"A": "***"}),
     e.SessionFinished(),
     e.SessionFailed(failure=FAILURE),
     *(e.MachineBooting(machine=name, provider="docker") for name in ("m1", "m2")),

@@ -121,7 +121,7 @@ async def test_a_journal_of_an_older_version_opens_completely_and_can_shrink(tmp
     async with open_store(path, clock=SystemClock()) as store:
         events = await store.read(journal.events)
         assert [event.seq for event in events] == list(range(1, 66))
-        newer = {e.SessionOpened, *e.LiveEvent.__args__, *e.HiveEvent.__args__}
+        newer = {e.SessionChanged, e.SessionOpened, e.SessionStopAsked, *e.LiveEvent.__args__, *e.HiveEvent.__args__}
         assert {type(event.body) for event in events} >= set(e.AnyBody.__args__) - newer
         assert not any(isinstance(ev.body, e.Notice) and ev.body.code == journal.UNKNOWN_EVENT for ev in events)
         assert (await store.read(lambda conn: views.task(conn, "s1"))).state == "completed"

@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 prompts: list[str] = []
+servers: list[Any] = []
 
 
 def put(**message: Any) -> None:
@@ -30,11 +31,14 @@ def answer(method: str, params: dict[str, Any]) -> dict[str, Any]:
     if method == "initialize":
         return {"protocolVersion": 1, "agentCapabilities": {"loadSession": True}}
     if method == "session/new":
+        servers.extend(params["mcpServers"])
         return {"sessionId": uuid.uuid4().hex}
     if method == "session/prompt":
         text = params["prompt"][0]["text"]
         if text == "secret" and not allowed(params["sessionId"]):
             text = "nothing"
+        if text == "servers":
+            text = json.dumps(servers)[::-1]
         prompts.append(text)
         say(params["sessionId"], f"you said: {', '.join(prompts)}")
         return {"stopReason": "end_turn"}

@@ -124,8 +124,8 @@ def has_mark(said: str) -> bool:
 
 # Disks, memories and root filesystems of machines, what git packs, and bytes that say nothing.
 _NO_WORDS = (".qcow2", ".img", ".raw", ".tar", ".zst", ".pack", "ballast")
-# Where a secret lies because its owner put it there: the file for keys, sign-ins, git's own.
-_LAWFUL = {"keys.toml", "mine.json", "tokens.json", "credentials"}
+# Where a secret lies because its owner put it there: the file for keys, sign-ins, git's own, values of a session.
+_LAWFUL = {"keys.toml", "values.json", "mine.json", "tokens.json", "credentials"}
 
 
 def marked_files(directory: Path) -> list[str]:

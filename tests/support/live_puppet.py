@@ -6,6 +6,7 @@ say N           say N things
 wait            be at work until it is interrupted; a text that is added is said
 ask             ask for permission, and say what was answered
 model           say the model
+given NAME      say a variable, reversed
 fail TEXT       end the turn as a failure
 die CODE        end the program
 
@@ -21,7 +22,9 @@ import msgspec
 
 import hiveyard.agents
 from hiveyard.agents.command import CommandLine
+from hiveyard.agents.shared.environment import with_variables
 from hiveyard.agents.shared.permission import no_such_option
+from hiveyard.agents.shared.tool_servers import secret_variables
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Answer, Driver, Line, Step
 from hiveyard.core.errors import AgentFailed, BadInput
@@ -52,7 +55,9 @@ class LivePuppet(CommandLine):
 
 def _command(turn: Turn, *mode: str) -> Command:
     argv = ("python3", "-u", "-c", _PROGRAM.read_text(), turn.state, turn.conversation or "", turn.model or "", *mode)
-    return Command(argv=argv, cwd=turn.workdir, env={"PUPPET_DOOR": turn.door_url, "PUPPET_KEY": turn.placeholder})
+    given = {"PUPPET_TOOLS": " ".join(turn.mcp), "PUPPET_SYSTEM": turn.system or "", **secret_variables(turn)}
+    given |= {"PUPPET_DOOR": turn.door_url, "PUPPET_KEY": turn.placeholder}
+    return Command(argv=argv, cwd=turn.workdir, env=with_variables(turn, given))
 
 
 class _OnePrompt:

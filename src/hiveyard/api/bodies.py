@@ -9,7 +9,7 @@ import msgspec
 from hiveyard.core import machines
 from hiveyard.core.errors import HiveyardError
 from hiveyard.core.events import Failure
-from hiveyard.engine.run_spec import Dollars
+from hiveyard.engine.sessions.change import SessionChange
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -45,11 +45,9 @@ class ModelChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
 
 
-class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request to resume a session. `budget_usd` is its new total budget; null keeps the former one. `prompt` is its
-    next prompt."""
+class ResumeRequest(SessionChange, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request to resume a session, with changes of its request. `prompt` is its next prompt."""
 
-    budget_usd: Dollars | None = None
     prompt: str | None = None
 
 

@@ -46,6 +46,7 @@ from hiveyard.engine.upkeep.reconciler import Reconciled
 from hiveyard.engine.workspace.result import ResultLocation
 from hiveyard.hive.mailbox import MessageRequest, Sent
 from hiveyard.hive.members import MemberRequest, MemberView, MessageView, ReminderView
+from hiveyard.kit.secret import Secret
 
 _REQUESTS = (TaskRequest, SpawnRequest, ResumeRequest, Prompt, TerminalRequest, PortRequest, ModelChoice, AskAnswer)
 _ANSWERS = (
@@ -94,7 +95,7 @@ def describe(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _, schemas = msgspec.json.schema_components(BODIES, ref_template=_REF)
+            _, schemas = msgspec.json.schema_components(BODIES, schema_hook=_secret, ref_template=_REF)
             app.openapi_schema = get_openapi(
                 title=app.title, version=app.version, openapi_version="3.2.0", routes=app.routes
             )
@@ -109,8 +110,15 @@ def _json(kind: Any) -> dict[str, Any]:
 
 
 def _schema(kind: Any) -> dict[str, Any]:
-    (schema,), _ = msgspec.json.schema_components((kind,), ref_template=_REF)
+    (schema,), _ = msgspec.json.schema_components((kind,), schema_hook=_secret, ref_template=_REF)
     return schema
+
+
+def _secret(kind: type) -> dict[str, Any]:
+    """Return the schema of the only type that msgspec does not know."""
+    if kind is not Secret:
+        raise NotImplementedError
+    return {"type": "string"}
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {

@@ -61,12 +61,15 @@ def _add_lifecycle(app: FastAPI, engine: Engine, members: Members) -> None:
         return answer(await sessions.view(id), 201)
 
     @app.get("/v1/sessions", **gives(list[SessionView]))
-    async def list_sessions(all: bool = False, limit: int | None = Query(None, ge=1, le=LAST_SEQ)) -> Response:
-        return answer(await sessions.views(over=all, limit=limit))
+    async def list_sessions(
+        all: bool = False, tasks: bool = False, limit: int | None = Query(None, ge=1, le=LAST_SEQ)
+    ) -> Response:
+        return answer(await sessions.views(over=all, tasks=tasks, limit=limit))
 
     @app.get("/v1/sessions/{ref}", **gives(SessionView))
     async def session(ref: str) -> Response:
-        return answer(await sessions.view(await engine.resolve(ref)))
+        row = await sessions.row(await engine.resolve(ref))  # a task has a view of its own
+        return answer(await sessions.view(row.id))
 
     @app.post("/v1/sessions/{ref}/resume", **takes(ResumeRequest), **gives(SessionView, 202))
     async def resume(ref: str, request: Request) -> Response:
@@ -76,7 +79,7 @@ def _add_lifecycle(app: FastAPI, engine: Engine, members: Members) -> None:
         if prompt is not None and (member := await members.member_of(id)) is not None:
             await members.write(member.name, prompt)
             prompt = None
-        await sessions.resume(id, asked.budget_usd, prompt)
+        await sessions.resume(id, asked, prompt)
         return answer(await sessions.view(id), 202)
 
 
@@ -115,7 +118,7 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
     async def terminal(ref: str, request: Request) -> Response:
         asked = parsed(await body(request), TerminalRequest, "terminal request")
         id = await engine.resolve(ref)
-        argv = await sessions.terminal(id, _terminal_command(asked), of_agent=asked.argv is None)
+        argv = await engine.access.terminal(id, _terminal_command(asked), of_agent=asked.argv is None)
         return answer(TerminalProgram(list(argv)))
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hiveyard.cli.tools import tool_options, tool_request
 from hiveyard.core import units
 from hiveyard.core.errors import BadInput
 
@@ -72,6 +73,7 @@ _SPEC_OPTIONS = (
 
 def spec_options(verb: F) -> F:
     """Add the options that tasks and sessions share, which are the fields of a RunSpec."""
+    verb = tool_options(verb)
     for option in reversed(_SPEC_OPTIONS):
         verb = option(verb)
     return verb
@@ -79,7 +81,9 @@ def spec_options(verb: F) -> F:
 
 def spec_request(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the request for the options that were given. Paths are absolute: the daemon has another directory."""
-    request = {key: value for key, value in options.items() if value is not None and value is not False}
+    options = dict(options)
+    request = tool_request(options)
+    request |= {key: value for key, value in options.items() if value is not None and value is not False}
     for name in ("record", "tape"):
         if name in request:
             request[name] = str(Path(request[name]).absolute())

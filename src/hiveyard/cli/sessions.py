@@ -25,14 +25,15 @@ _ACTIVITIES = {"waiting": "waiting for you"}
 
 @click.command("list", short_help="List sessions.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also list sessions that failed.")
+@click.option("--tasks", is_flag=True, help="Also list the sessions of tasks: hv ps lists only tasks.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="List only the newest N.")
 @QUIET
 @FORMAT
 @JSON
-def list_(everything: bool, limit: int | None, quiet: bool, form: str | None, as_json: bool) -> None:
+def list_(everything: bool, tasks: bool, limit: int | None, quiet: bool, form: str | None, as_json: bool) -> None:
     """List sessions that run or can be resumed, the newest first. LAST is the time since the last event, PORT is the
     port for ssh, and WHY is why a session stopped."""
-    query = {"all": everything} | ({} if limit is None else {"limit": limit})
+    query = {"all": everything, "tasks": tasks} | ({} if limit is None else {"limit": limit})
     found = connect().call("GET", "/v1/sessions", **query)
     if as_json or form == "json":
         click.echo(json.dumps(found, indent=2))
@@ -71,7 +72,8 @@ def activity(session: dict[str, Any]) -> str:
 
 def why(session: dict[str, Any]) -> str:
     """Return why the session does not run."""
-    return str(session["error"]["message"] if session["error"] else session["reason"])
+    error = session["error"]
+    return str(session["waits_for"] or (error["message"] if error else session["reason"]))
 
 
 def summary(session: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from hiveyard.cli import transcript
 from hiveyard.cli.connect import connect
 from hiveyard.cli.live import ask, live
 from hiveyard.cli.names import SESSION
-from hiveyard.cli.options import JSON, F, read_prompt, spec_options, spec_request
+from hiveyard.cli.options import JSON, F, image_reference, read_prompt, spec_options, spec_request
+from hiveyard.cli.tools import tool_options, tool_request
 from hiveyard.cli.work import find
 from hiveyard.core.errors import BadInput, SessionNotRunning
 from hiveyard.kit.names import new_id
@@ -48,6 +49,7 @@ def session_options(verb: F) -> F:
 @click.argument("text", required=False, metavar="[PROMPT]")
 @click.option("--live", is_flag=True, help="Run the agent without a terminal, as codex and goose always run.")
 @click.option("--name", help="The session's name (default: made from the prompt or the repository).")
+@click.option("--wait", is_flag=True, help="Wait in line for memory, instead of failing when there is none.")
 @session_options
 @ATTACH
 @JSON
@@ -73,18 +75,24 @@ def spawn(where: str | None, attach: bool, as_json: bool, **options: Any) -> int
 @click.option(
     "--budget", "budget_usd", type=float, metavar="DOLLARS", help="The new total budget, including what was spent."
 )
+@click.option("--model", help="The model from now on, as the agent names it.")
+@click.option("--image", help="The image of the new machine: its name or id, or a recipe file.")
+@tool_options
 @ATTACH
 @JSON
-def resume(session: str, prompt: str | None, budget_usd: float | None, attach: bool, as_json: bool) -> int:
+def resume(session: str, prompt: str | None, attach: bool, as_json: bool, **options: Any) -> int:
     """Continue a stopped session, or a task that is over, in a new machine, in the same conversation of the agent. Wait
     until it runs; the last line on stdout is its id. Ctrl-C before that stops it again. A paused session continues.
-    With --budget, a session that already runs gets that budget at once."""
+    With --budget, a session that already runs gets that budget at once. --mcp and --env add to what the session has."""
+    change = {**tool_request(options), **options}
+    if change["image"] is not None:
+        change["image"] = image_reference(change["image"])
     client = connect()
     found = find(session).found
     path = f"/v1/sessions/{found['id']}"
     if found["status"] == "paused":
         client.call("POST", f"{path}/unpause")
-    asked = {"budget_usd": budget_usd, "prompt": read_prompt(prompt, None)}
+    asked = {**change, "prompt": read_prompt(prompt, None)}
     resumed = client.call("POST", f"{path}/resume", asked)
     if resumed["status"] != "running":
         # If the session was believed to run, events up to now are about its end, not about this start.

@@ -227,6 +227,17 @@ HIVE: dict[str, Render] = {
 }
 """How the events of the hive are shown."""
 
+
+def _changed(body: Body, limits: Limits) -> list[str]:
+    """Render a change of the session's request; long values are only named."""
+    said = [f"the budget is now ${body['budget_usd']:.2f}"] if body.get("budget_usd") is not None else []
+    said += [f"the {name} is now {body[name]}" for name in ("model", "image") if body.get(name) is not None]
+    said += ["the system text has changed"] if body.get("system") is not None else []
+    names = (("tool servers", "mcp"), ("variables", "env"))
+    said += [f"its {what} are now {', '.join(body[field])}" for what, field in names if body.get(field)]
+    return [line for words in said for line in _note(words, limits)]
+
+
 _placed = _noted(lambda b: f"machine: {b['provider']} (tier {b['tier']}); {b['why']}")
 _RENDER: dict[str, Render] = {
     "progress": _noted(lambda b: b["message"]),
@@ -239,6 +250,7 @@ _RENDER: dict[str, Render] = {
     "session.running": _noted(lambda b: "the session runs"),
     "session.paused": _noted(lambda b: "paused"),
     "session.unpaused": _noted(lambda b: "continued"),
+    "session.changed": _changed,
     "session.budget_set": _noted(lambda b: f"the budget is now ${b['dollars']:.2f}"),
     "session.stopped": _noted(lambda b: f"the session stopped: {b['reason']}"),
     "session.failed": _failure,

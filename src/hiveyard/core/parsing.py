@@ -13,6 +13,7 @@ from msgspec import inspect
 
 from hiveyard.core.errors import BadInput
 from hiveyard.core.units import converted
+from hiveyard.kit.secret import Secret
 from hiveyard.kit.text import one_line
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -37,7 +38,7 @@ def parsed(data: object, kind: type[S], what: str) -> S:
         if field.required and name not in data:
             raise BadInput(f"a {what} needs the field {name!r}")
     try:
-        return msgspec.convert(data, kind, strict=True)
+        return msgspec.convert(data, kind, strict=True, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise BadInput(_message(str(error), data, fields, what)) from error
 
@@ -45,7 +46,7 @@ def parsed(data: object, kind: type[S], what: str) -> S:
 def _unknown(name: str, value: object, fields: Iterable[str], what: str) -> BadInput:
     close = difflib.get_close_matches(name, fields, n=1)
     return BadInput(
-        f"a {what} has no field {name[:_SHOWN]!r} (here it is {_shown(value)})",
+        f"a {what} has no field {name[:_SHOWN]!r} (here it is {_kind(value) or _shown(value)})",
         hint=f"did you mean {close[0]!r}?" if close else "fields: " + ", ".join(fields),
     )
 
@@ -55,7 +56,22 @@ def _message(reason: str, data: dict[str, Any], fields: Mapping[str, msgspec.str
     if place is None or place[1] not in fields:
         return f"the {what} is not valid: {reason}"
     name = place[1]
-    return f"{name} is {_shown(data[name])}, it must be {_words(inspect.type_info(fields[name].type))}"
+    kind = inspect.type_info(fields[name].type)
+    is_secret = repr(Secret) in repr(kind)
+    shown = (_kind(data[name]) or f"a {type(data[name]).__name__}") if is_secret else _shown(data[name])
+    return f"{name} is {shown}, it must be {_words(kind)}"
+
+
+def _kind(value: object) -> str:
+    """Describe an object or a list without its parts, which may be secret."""
+    return "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else ""
+
+
+def _decode(kind: type, value: object) -> object:
+    """Convert a value of a type that msgspec does not know. Raises ValueError, which msgspec turns into its own."""
+    if kind is Secret and isinstance(value, str):
+        return Secret(value)
+    raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
 
 
 def _shown(value: object) -> str:

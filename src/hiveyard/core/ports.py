@@ -8,9 +8,9 @@ Abilities that only some providers have are in `core/abilities.py`. This module 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from hiveyard.core.abilities import Forks as Forks
@@ -36,6 +36,8 @@ from hiveyard.core.machines import (
     Tier,
     quiet,
 )
+from hiveyard.core.tools import ToolServer
+from hiveyard.kit.secret import Secret
 
 
 class Stream(Protocol):
@@ -289,7 +291,9 @@ class Turn:
     agent. With `ask`, an agent in a conversation asks for permission before it changes or runs anything; a turn of one
     prompt never asks, because nobody could answer. `system` is appended to the agent's own system prompt. It is the
     same for all turns of a conversation: some programs keep the text from the first turn, others use only the text of
-    the current turn."""
+    the current turn. `mcp` are tool servers by name, in addition to those of the repository if these are used, and
+    `env` variables for the program's process. An adapter passes the secret values in its program's environment or
+    input, never in argv or in a file."""
 
     name: str
     prompt: str
@@ -303,6 +307,8 @@ class Turn:
     command: str | None = None
     ask: bool = False
     system: str | None = None
+    mcp: Mapping[str, ToolServer] = field(default_factory=dict)
+    env: Mapping[str, Secret] = field(default_factory=dict)
 
 
 class Verdict(NamedTuple):
@@ -341,7 +347,7 @@ class Agent(Protocol):
         """Return the process that runs the turn.
 
         The prompt is passed in a file or on stdin, never in argv. `Turn.ask` has no effect. Raises BadInput for a turn
-        that the agent cannot run, such as one with a `system` text that its program cannot take."""
+        that the agent cannot run, such as one with a `system` text or a tool server that its program cannot take."""
 
     def parser(self) -> Parser:
         """Return a new parser for the output of one turn, from its first line. It knows of no other turn."""

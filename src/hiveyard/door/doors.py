@@ -24,9 +24,9 @@ from hiveyard.door.listening import listening
 from hiveyard.door.mounts import Mount
 from hiveyard.door.prices import Prices
 from hiveyard.door.quota import Quota
-from hiveyard.door.recorder import Recorder
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
+from hiveyard.door.tape_recorder import Recorder
 from hiveyard.door.upstream import Upstream
 from hiveyard.door.usage_recorder import Record, UsageRecorder
 from hiveyard.kit.clock import Clock, SystemClock

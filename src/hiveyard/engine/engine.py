@@ -15,8 +15,9 @@ import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import Connection
 
-from hiveyard.core.errors import Cancelled, MachineNotReady
-from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelAsked, TaskCancelled, TaskCreated
+from hiveyard.agents import by_name
+from hiveyard.core.errors import MachineNotReady
+from hiveyard.core.events import Event, SessionCreated, SessionStopped, TaskCancelled, TaskCreated
 from hiveyard.core.states import AT_WORK, TaskState
 from hiveyard.engine.archive.exporting import Exports
 from hiveyard.engine.archive.importing import Imports
@@ -24,6 +25,7 @@ from hiveyard.engine.event_log import Listing
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.resources import Resources
+from hiveyard.engine.sessions.access import SessionAccess
 from hiveyard.engine.sessions.metadata import keep_metadata
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.sessions.steering import Steering
@@ -32,17 +34,19 @@ from hiveyard.engine.snapshots.compare import Comparisons
 from hiveyard.engine.snapshots.fork import ForkService
 from hiveyard.engine.snapshots.rewind import RewindService
 from hiveyard.engine.snapshots.service import Snapshots
-from hiveyard.engine.tasks.job import Job
 from hiveyard.engine.tasks.request import TaskRequest
+from hiveyard.engine.tasks.task_runner import TaskRunner
 from hiveyard.engine.tasks.view import TaskView, task_view, task_views
+from hiveyard.engine.turns.turn_spec import check_turn
+from hiveyard.engine.upkeep.crash_cleanup import clean_up, remove_leftovers
 from hiveyard.engine.upkeep.doctor import Check, run_checks
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
 from hiveyard.engine.upkeep.reconciler import Reconciler
-from hiveyard.engine.upkeep.recovery import clean_up, remove_leftovers
 from hiveyard.engine.validation import validate, with_defaults
 from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_commits
 from hiveyard.engine.workspace.result import ResultLocation, source
+from hiveyard.engine.workspace.values import keep_values
 from hiveyard.kit.names import new_id, slug
 from hiveyard.store import journal, names, views
 
@@ -56,10 +60,9 @@ class Engine:
     def __init__(self, resources: Resources, group: TaskGroup) -> None:
         self._r = resources
         self._group = group
-        self._jobs: dict[str, Job] = {}
         self._creating = anyio.Lock()
-        self._slots = anyio.Semaphore(resources.settings.max_tasks)
         self.sessions = Sessions(resources, group)
+        self.access = SessionAccess(resources, self.sessions)
         self.steering = Steering(resources, self.sessions)
         self.snapshots = Snapshots(resources, self.sessions, group)
         self.turn_snapshots = TurnSnapshots(resources, self.sessions, self.snapshots, group)
@@ -89,8 +92,8 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Return the number of tasks that are running or wait for a slot."""
-        return len(self._jobs)
+        """Return the number of tasks that are running or wait for a place."""
+        return sum(isinstance(runner, TaskRunner) for runner in self.sessions.runners)
 
     # --- tasks -------------------------------------------------------------------------------------------------------
 
@@ -104,6 +107,7 @@ class Engine:
         if (existing := await self._existing(request)) is not None:
             return existing
         await validate(request, self._r)
+        check_turn(request, by_name(request.agent or self._r.settings.agent).process)
         async with self._creating:
             if (existing := await self._existing(request)) is not None:
                 return existing
@@ -111,7 +115,7 @@ class Engine:
             # Shielded, in case the caller goes away: a task that is journaled is also started.
             with anyio.CancelScope(shield=True):
                 await self._create(id, request)
-                self._start(id)
+                self._attend(id)
         return id
 
     async def _existing(self, request: TaskRequest) -> str | None:
@@ -132,6 +136,7 @@ class Engine:
             workspace.create(
                 id=id, slug=name, repo=request.repo, agent=agent, prompt=request.prompt, at=now, tape=request.tape
             )
+            keep_values(workspace, env=request.env, mcp=request.mcp)
 
         def write(conn: Connection) -> None:
             free = names.free_slug(conn, name)
@@ -140,45 +145,17 @@ class Engine:
 
         await create_and_record(self._r, workspace.root, make, write)
 
-    def _start(self, id: str, *, cancelled: bool = False) -> None:
-        job = self._jobs[id] = Job(id, self._r)
+    def _attend(self, id: str, *, cancelled: bool = False) -> None:
+        runner = TaskRunner(id, self._r)
         if cancelled:
-            job.stop.request(Cancelled("cancelled"))
-        self._group.start_soon(self._run, job, name=f"task {id}")
-
-    async def _run(self, job: Job) -> None:
-        try:
-            with job.scope:
-                await self._run_in_turn(job)
-        except Exception:
-            # One task must not end the others; the next daemon tries again.
-            log.exception("task %s failed with an internal error; the next daemon continues it", job.id)
-        finally:
-            self._jobs.pop(job.id, None)
-            job.over.set()
-
-    async def _run_in_turn(self, job: Job) -> None:
-        """Wait for a slot, or for a request to end the task, which needs no slot."""
-        try:
-            with job.stop.cancel_on_request():
-                await self._slots.acquire()
-        except Cancelled:
-            await job.run()
-            return
-        try:
-            await job.run()
-        finally:
-            self._slots.release()
+            runner.ask_to_stop()
+        self.sessions.attend(runner)
 
     async def cancel(self, id: str) -> None:
         """Ask for a task's end; return when that is journaled. Succeeds for a task that is over."""
         task = await self._r.event_log.read(lambda conn: views.task(conn, id))
-        if task.state.over:
-            return
-        if task.cancel_asked_at is None:
-            await self._r.event_log.record(id, TaskCancelAsked())
-        if job := self._jobs.get(id):
-            job.stop.request(Cancelled("cancelled"))
+        if not task.state.over:
+            await self.sessions.ask_to_stop(id)
 
     async def remove(self, id: str, *, force: bool) -> None:
         """Remove a task or session and all that belongs to it. Raises MachineNotReady for one that runs, unless
@@ -190,9 +167,6 @@ class Engine:
         if not force:
             await self._r.event_log.read(lambda conn: _check_over(conn, id))
         await self.sessions.detach(id)
-        if job := self._jobs.get(id):
-            job.scope.cancel()
-            await job.over.wait()
         # Journal the end first: if the rest is interrupted, no daemon continues the task, and rm can be repeated.
         now = self._r.clock.now()
         await self._r.event_log.store.write(lambda conn: _close(conn, id, now))
@@ -213,14 +187,17 @@ class Engine:
         return await self._r.event_log.read(lambda conn: names.resolve(conn, ref))
 
     async def report(self, id: str) -> TaskView:
-        return await self._r.event_log.read(lambda conn: task_view(conn, id, self._r.workspace))
+        waiting = self._r.admission.waiting()
+        return await self._r.event_log.read(lambda conn: task_view(conn, id, self._r.workspace, waiting))
 
     async def reports(self, *, live_only: bool, limit: int | None = None) -> Listing[TaskView]:
         """Return tasks, newest first, in short: prompts are cut, and `timings` has only the total."""
 
+        waiting = self._r.admission.waiting()
+
         def read(conn: Connection) -> list[TaskView]:
             tasks = views.tasks(conn, states=OPEN if live_only else None, limit=limit)
-            return task_views(conn, tasks, self._r.workspace)
+            return task_views(conn, tasks, self._r.workspace, waiting)
 
         return await self._r.event_log.read_list(read)
 
@@ -256,10 +233,8 @@ class Engine:
         """Continue every task that is not over, and remove what belongs to no task."""
         leftovers = await clean_up(self._r, list(self._r.sessions.glob("*")))
         tasks = await self._r.event_log.read(lambda conn: views.tasks(conn, states=OPEN))
-        # Agents that are running need their doors back, so they start before tasks that wait for a slot, which keep
-        # their order.
-        for task in sorted(tasks, key=lambda task: (task.state is TaskState.PENDING, task.created_at)):
-            self._start(task.id, cancelled=task.cancel_asked_at is not None)
+        for task in tasks:
+            self._attend(task.id, cancelled=task.cancel_asked_at is not None)
         await self.sessions.recover()
         await self.snapshots.recover()
         self._group.start_soon(remove_leftovers, self.reconciler, leftovers, name="sweep")
@@ -293,6 +268,7 @@ async def running(resources: Resources) -> AsyncIterator[Engine]:
     async with anyio.create_task_group() as group:
         engine = Engine(resources, group)
         await engine.recover()
+        group.start_soon(resources.admission.run, name="admission")
         group.start_soon(engine.reconciler.keep_running, name="reconcile")
         group.start_soon(keep_metadata, resources, name="meta.json of sessions")
         await engine.sessions.wait_for_machines()

@@ -50,6 +50,16 @@ class EventLog:
         """
         await self.store.append(session, *bodies, turn=turn)
 
+    async def record_entries(self, session: str, entries: Sequence[tuple[int | None, Entry]]) -> None:
+        """Append events, each with its turn, all or none."""
+        now = self.clock.now()
+
+        def write(conn: Connection) -> None:
+            for turn, entry in entries:
+                journal.record(conn, session, entry.body, at=now, turn=turn, raw=entry.raw)
+
+        await self.store.write(write)
+
     async def record_output(self, session: str, turn: int, entries: Sequence[Entry], offset: int) -> None:
         """Append the events of an agent's output lines, together with how far the output has been read."""
         now = self.clock.now()

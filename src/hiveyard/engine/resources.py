@@ -15,10 +15,14 @@ from hiveyard.door.keys import Keys
 from hiveyard.engine.access.host_ports import HostPorts
 from hiveyard.engine.access.ssh_keys import SshKeys
 from hiveyard.engine.event_log import EventLog
+from hiveyard.engine.placement.admission import Admission
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.settings import AgentSettings, EngineSettings, PortSettings
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.kit.clock import Clock
+
+MAX_RESCUES = 2
+"""Machines at once that only read what lost ones left: after a restart of the host all sessions need one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +41,12 @@ class Resources:
     agents: Mapping[str, AgentSettings]
     ports: PortSettings
     host_ports: HostPorts
+    admission: Admission
     ssh_keys: SshKeys
     clock: Clock
     sessions: Path
     door_directory: Path
+    rescues: anyio.Semaphore = field(default_factory=lambda: anyio.Semaphore(MAX_RESCUES), init=False)
     _collect_locks: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary, init=False)
 
     def collect_lock(self, id: str) -> anyio.Lock:

@@ -10,8 +10,10 @@ import msgspec
 
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import Shape
+from hiveyard.core.tools import ToolServer, check_servers, check_variables
 from hiveyard.core.units import DURATION_PATTERN, SIZE_PATTERN
 from hiveyard.kit.names import is_id
+from hiveyard.kit.secret import Secret
 from hiveyard.kit.text import one_line
 
 PROMPT_LIMIT = 16 << 20
@@ -35,6 +37,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     `id` is chosen by the caller, as `new_id` makes it. A request that is repeated with the same id, because an answer
     was lost, returns what the first one created.
+
+    `system` is added to the agent's own system prompt. `mcp` are tool servers by name, and `env` variables for the
+    agent's process. The journal has `***` in place of the values of headers and variables: they are in a file of the
+    session's directory (engine/workspace/values.py).
     """
 
     repo: str
@@ -56,6 +62,9 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     disk_gib: Size | None = None
     record: str | None = None
     tape: str | None = None
+    system: str | None = None
+    mcp: dict[str, ToolServer] | None = None
+    env: dict[str, Secret] | None = None
 
     def check_spec(self) -> None:
         """Validate the fields by themselves. Raises BadInput."""
@@ -84,12 +93,18 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise BadInput("the acp agent needs a command line", hint="hv spawn REPO --acp 'my-agent --acp'")
         if self.command and self.agent not in (None, "command", "acp"):
             raise BadInput(f"--command is for the command agent, and the agent is {self.agent}")
+        check_variables(self.env or {})
+        check_servers(self.mcp or {})
+        outside = next((name for name, server in (self.mcp or {}).items() if not server.is_local), None)
+        if outside is not None and self.network == "door":
+            hint = "--network open, or a server inside the machine"
+            raise BadInput(f"the machine cannot reach the tool server {outside}: its network is closed", hint=hint)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the request as plain data, without unset fields and without its id."""
+        """Return the request as plain data, without unset fields, secret values and its id."""
         return {
             key: value
-            for key, value in msgspec.to_builtins(self).items()
+            for key, value in msgspec.to_builtins(self, enc_hook=str).items()
             if value is not None and value is not False and key != "id"
         }
 

@@ -12,7 +12,7 @@ from hiveyard import repository
 from hiveyard.agents import by_name
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import HOST, Tier
-from hiveyard.door import recorder
+from hiveyard.door import tape_recorder
 from hiveyard.door.tape import Tape
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.provider_choice import check_door, named
@@ -47,9 +47,7 @@ async def validate(spec: RunSpec, resources: Resources) -> None:
         check_door(named(wanted, providers))
     if wanted == "auto" or not named(wanted, providers).capabilities.remote:
         capacity.check_size(settings, spec.memory_mib)
-    image = spec.image or settings.image
-    _check_image(image, wanted, resources)
-    resources.images.check_program(image, agent.program)
+    check_image(spec, wanted, resources)
     check_account(spec, resources)
     await repository.check(repository.parse_source(spec.repo), base=spec.base, branch=spec.branch)
     await anyio.to_thread.run_sync(_check_tapes, spec)
@@ -65,8 +63,12 @@ def check_account(spec: RunSpec, resources: Resources) -> None:
     resources.keys.check_agent(account, agent)
 
 
-def _check_image(image: str, provider: str, resources: Resources) -> None:
+def check_image(spec: RunSpec, provider: str, resources: Resources) -> None:
+    """Check that the image exists, has the agent's program, and may be used by the provider. Raises BadInput,
+    NoSuchImage."""
+    image, agent = spec.image or resources.settings.image, spec.agent or resources.settings.agent
     resources.images.check(image)
+    resources.images.check_program(image, by_name(agent).program)
     if image == HOST.name and (provider == "auto" or resources.providers[provider].tier is not Tier.NAMESPACE):
         raise BadInput(
             "only the namespace tier can use the host's own programs, and it must be requested",
@@ -79,4 +81,4 @@ def _check_tapes(spec: RunSpec) -> None:
     if spec.tape is not None:
         Tape.load(Path(spec.tape))
     if spec.record is not None:
-        recorder.check(Path(spec.record))
+        tape_recorder.check(Path(spec.record))

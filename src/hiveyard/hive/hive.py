@@ -32,10 +32,10 @@ MANAGER = "manager"
 ASLEEP = "asleep"
 """The reason of a stopped session whose member sleeps."""
 LONGEST_NAP = 7 * 86400.0
-LONGEST_WAIT = 170.0
-"""Seconds that `recv` waits at most: Claude Code and codex end a call of a tool a little later."""
-SHORTER_WAITS = {"opencode": 55.0, "goose": 170.0}
-"""The same for programs that end a call earlier."""
+LONGEST_WAIT = 50.0
+"""Seconds that `recv` waits at most: most programs end a call of a tool after a minute."""
+LONGER_WAITS = {"claude": 170.0}
+"""The same for programs that wait longer."""
 NOTE_LIMIT = 500
 MAX_FILES = 20
 
@@ -85,7 +85,7 @@ class Hive:
         turn: a call that is left over from an interrupted turn takes none."""
         agent = await self._log.read(lambda conn: views.session(conn, caller.session).agent)
         turn = await self._running_turn(caller)
-        with anyio.move_on_after(max(0.0, min(wait_seconds, SHORTER_WAITS.get(agent, LONGEST_WAIT)))):
+        with anyio.move_on_after(max(0.0, min(wait_seconds, LONGER_WAITS.get(agent, LONGEST_WAIT)))):
             while not await self._receivable(caller, turn):
                 pass
         return await self.mailbox.receive(caller.session, turn)

@@ -31,11 +31,23 @@ put "$dir/claim" "$$ $now $EPOCHREALTIME" || { rm -f -- "$dir/claim"; exit 1; }
 token=${f[0]} cwd=${f[1]} stdin=${f[2]} limit=${f[3]} left=${f[4]} uptime=${f[5]}
 terminal=${f[6]} inbox=${f[7]} memory=${f[8]} rotate=${f[9]}
 home cwd; home stdin
+# The variables may be secret. Only this runner needs them.
+printf '%s\0' "${f[@]:0:12}" >"$dir/started" && mv -f -- "$dir/started" "$dir/spec"
 [[ ${f[10]} ]] && : >"$dir/out"
 [[ ${f[11]} ]] && : >"$dir/err"
 # Signal handling is inherited from the programs that started the machine; they often ignore SIGINT.
 own=(-u HIVEYARD_RUNNER --default-signal=INT,QUIT,PIPE,HUP,TERM,CHLD,TSTP,TTIN,TTOU ${language:+"LC_ALL=$language"})
-command=(env "${own[@]}" "HIVEYARD_PROCESS=$token" "${f[@]:12}")
+# Everybody can read the arguments of env(1), so variables are exported, except those that bash sets itself.
+exports=("HIVEYARD_PROCESS=$token") kept=()
+for ((n = 12; n < ${#f[@]}; n++)); do
+  case ${f[n]} in
+    BASH*=* | COMP_WORDBREAKS=* | DIRSTACK=* | EPOCH*=* | EUID=* | FUNCNAME=* | GROUPS=* | HISTCMD=* | LC_ALL=* | \
+      LINENO=* | PPID=* | RANDOM=* | SECONDS=* | SHELLOPTS=* | SHLVL=* | SRANDOM=* | UID=* | _=*) kept+=("${f[n]}") ;;
+    *=*) exports+=("${f[n]}") ;;
+    *) break ;;
+  esac
+done
+command=("$(type -P env)" "${own[@]}" "${kept[@]}" "${f[@]:n}")
 # cat writes its input at once, up to the limit on the size of its files. The rest is dropped, so that the process never
 # waits and never gets an error.
 keep() {
@@ -47,7 +59,7 @@ stopped() { local s; line "$dir/stop" s; [[ $s ]]; }
 if [[ $terminal ]]; then
   exec 3>&1 4>&2 6<&0
 else
-  command=(setsid "${command[@]}")
+  command=("$(type -P setsid)" "${command[@]}")
   [[ -t 1 ]] && { tail --pid=$$ -q -n +1 -s 0.1 -f -- "$dir/out" "$dir/err" 2>/dev/null & }
   exec 3> >(keep out); a=$!
   exec 4> >(exec 3>&-; keep err); b=$!
@@ -64,7 +76,7 @@ until stopped; do
     # If memory runs out, the kernel kills the process before the runner or a program that stops it.
     echo 500 >/proc/self/oom_score_adj
     if [[ $terminal$inbox ]]; then exec <&6; else exec <"$stdin"; fi
-    cd -- "$cwd" && exec "${command[@]}" >&3 3>&- 4>&- 5>&- 6>&- 7>&-
+    cd -- "$cwd" && set -- "${command[@]}" && export -- "${exports[@]}" && exec "$@" >&3 3>&- 4>&- 5>&- 6>&- 7>&-
   } 2>&4 &
   main=$!
   put "$dir/pid" "$main $began $restarts"

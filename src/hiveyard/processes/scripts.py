@@ -4,7 +4,7 @@ Reading and stopping use only builtins, because a guest whose process table is f
 
 A process `NAME` is a directory of that name:
 
-    spec     what to run: fields that end in NUL (see detached.py)
+    spec     what to run: fields that end in NUL (see detached.py); the runner removes the command and its variables
     claim    `PID TICKS TIME`: its runner, created with O_EXCL, so that there is only one
     pid      `PID TIME RESTARTS`: the process itself, written again at each restart
     out err  its outputs, each up to its limit, or links to the files for them

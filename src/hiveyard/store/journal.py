@@ -32,11 +32,11 @@ _EVENT_OVERHEAD = 500  # bytes that a small event takes in memory in addition to
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyBody] = msgspec.json.Decoder(AnyBody)
 _events = schema.events.c
-_append = Prepared(insert(schema.events).returning(_events.seq), ("at", "session", "turn", "body", "raw"))
+_append = Prepared(insert(schema.events).returning(_events.seq), ("at", "session", "turn", "type", "body", "raw"))
 
 _Columns: TypeAlias = tuple[int, float, str, "int | None", str, "bytes | None"]
 _FROM_HERE: Select[_Columns] = (
-    select(schema.events)
+    select(_events.seq, _events.at, _events.session, _events.turn, _events.body, _events.raw)
     .where(_events.seq > bindparam("after"))
     .order_by(_events.seq)
     # Fetched in small batches, so that a page of large events is never in memory completely before it is cut.
@@ -67,7 +67,7 @@ def record(
     """
     text, body = _encode(body)
     projections.apply(conn, session, body, at=at, turn=turn)
-    values = {"at": at, "session": session, "turn": turn, "body": text, "raw": raw}
+    values = {"at": at, "session": session, "turn": turn, "type": body.type, "body": text, "raw": raw}
     row = _append.first(conn, values)
     assert row is not None
     event = Event(seq=row[0], at=at, session=session, turn=turn, body=body, raw=raw)

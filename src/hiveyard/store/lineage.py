@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from hiveyard.core.errors import NotFound
 from hiveyard.core.events import (
@@ -16,6 +16,7 @@ from hiveyard.core.events import (
     SessionForked,
     SessionImported,
     SessionRewound,
+    SessionStopAsked,
     SessionStopped,
     SnapshotTaken,
     TurnEnded,
@@ -82,8 +83,8 @@ def raw_lines(conn: Connection, session: str, upto: int | None = None) -> Iterat
 def conversation(conn: Connection, session: str, upto: int | None = None) -> str | None:
     """Return the conversation that the agent named last, by the agent's own name for it."""
     for part in reversed(current_ranges(conn, session, upto)):
-        named = or_(*map(_is, ("agent.started", "session.forked")))
-        query = select(_events.body).where(*_within(session, part), named)
+        named = ("agent.started", "session.forked")
+        query = select(_events.body).where(*_within(session, part), _events.type.in_(named))
         for row in conn.execute(query.order_by(_events.seq.desc()).limit(_MAX_INTRODUCTIONS)):
             if name := str(msgspec.json.decode(row.body).get("conversation", "")):
                 return name
@@ -129,6 +130,12 @@ def is_collected(conn: Connection, session: str) -> bool:
     return last is None or not isinstance(last[1], SessionStopped) or last[1].collected
 
 
+def stop_asked(conn: Connection, session: str) -> SessionStopAsked | None:
+    """Return the request to stop the session, if it has neither stopped nor begun again since."""
+    last = _last(conn, session, 2**63 - 1, "session.stop_asked", *_STARTS, "session.preparing")
+    return last[1] if last is not None and isinstance(last[1], SessionStopAsked) else None
+
+
 def is_at_turn_end(conn: Connection, session: str) -> bool:
     """Whether nothing happened since the last turn ended: no turn, snapshot, fork, rewind or import."""
     last = _last(conn, session, 2**63 - 1, "turn.ended", "turn.started", "snapshot.taken", *_ELSEWHERE)
@@ -137,7 +144,8 @@ def is_at_turn_end(conn: Connection, session: str) -> bool:
 
 def _taken(conn: Connection, session: str, snapshot: str) -> tuple[int, SnapshotTaken]:
     begin = f'{{"type":"snapshot.taken","snapshot":"{snapshot}"'
-    query = select(_events.seq, _events.body).where(_events.session == session, _events.body.startswith(begin))
+    here = (_events.session == session) & (_events.type == "snapshot.taken") & _events.body.startswith(begin)
+    query = select(_events.seq, _events.body).where(here)
     row = conn.execute(query.order_by(_events.seq.desc()).limit(1)).first()
     if row is None:
         raise NotFound(f"session {session} has no snapshot {snapshot[:80]!r}")
@@ -147,14 +155,10 @@ def _taken(conn: Connection, session: str, snapshot: str) -> tuple[int, Snapshot
 
 
 def _last(conn: Connection, session: str, upto: int, *types: str) -> tuple[int, AnyBody] | None:
-    query = select(_events.seq, _events.body).where(*_within(session, Range(0, upto)), or_(*map(_is, types)))
+    query = select(_events.seq, _events.body).where(*_within(session, Range(0, upto)), _events.type.in_(types))
     row = conn.execute(query.order_by(_events.seq.desc()).limit(1)).first()
     return None if row is None else (row.seq, _decoder.decode(row.body))
 
 
 def _within(session: str, part: Range) -> tuple[ColumnElement[bool], ...]:
     return (_events.session == session, _events.seq > part.after, _events.seq <= part.upto)
-
-
-def _is(type: str) -> ColumnElement[bool]:
-    return _events.body.startswith(f'{{"type":"{type}"')

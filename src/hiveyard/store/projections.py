@@ -84,6 +84,7 @@ def _cancel_asked(conn: Connection, session: str, body: e.Body, at: float, turn:
 
 _ACTIVITY = Prepared(select(sessions.c.activity).where(sessions.c.id == bindparam("key")))
 _PHASE = select(sessions.c.phase).where(sessions.c.id == bindparam("key"))
+_OF_TURN = ("prompt", "timeout", "keep")
 _ZERO_USAGE: Values = dict.fromkeys(
     ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "cost_usd", "requests"), 0
 )
@@ -112,14 +113,24 @@ def _create_session(conn: Connection, session: str, body: e.SessionCreated, phas
     values: Values = {} if place is None else dict(place._mapping)
     values |= {"id": session, "slug": body.slug, "repo": body.repo, "agent": body.agent}
     values |= {"phase": phase, "activity": "idle", "created_at": at, "updated_at": at, "parent": body.parent}
-    if body.request is not None:
-        values["request"] = msgspec.json.encode(body.request).decode()
-    conn.execute(insert(sessions), values | _ZERO_USAGE)
+    request = body.request if place is None else _request_of_task(conn, session, body.agent)
+    if request is not None:
+        values["request"] = msgspec.json.encode(request).decode()
+    conn.execute(insert(sessions), {**values, "own": place is None} | _ZERO_USAGE)
+
+
+def _request_of_task(conn: Connection, task: str, agent: str) -> Values:
+    """Return the request of a task's session: that of the task, without what is only about its one turn."""
+    stored = msgspec.json.decode(conn.execute(select(tasks.c.request).where(tasks.c.id == task)).scalar_one())
+    return {key: value for key, value in stored.items() if key not in _OF_TURN} | {"agent": agent}
 
 
 def _opened(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     assert isinstance(body, e.SessionOpened)
-    if not _set_request(conn, session, body.request, at):
+    values: Values = {"own": True, "updated_at": at}
+    if body.request is not None:  # in a journal of an older Hiveyard
+        values["request"] = msgspec.json.encode(body.request).decode()
+    if not _update_session(conn, session, values):
         raise unknown(session)
 
 
@@ -160,6 +171,12 @@ def _budget_shared(conn: Connection, session: str, body: e.Body, at: float, turn
 def _budget_set(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     assert isinstance(body, e.BudgetSet)
     if not _set_request(conn, session, _request(conn, session) | {"budget_usd": body.dollars}, at):
+        raise unknown(session)
+
+
+def _changed(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    assert isinstance(body, e.SessionChanged)
+    if not _set_request(conn, session, _request(conn, session) | body.fields, at):
         raise unknown(session)
 
 
@@ -360,6 +377,7 @@ _MOVES: Mapping[type[e.Body], Move] = {
     e.SessionImported: _started_elsewhere,
     e.BudgetShared: _budget_shared,
     e.BudgetSet: _budget_set,
+    e.SessionChanged: _changed,
     **dict.fromkeys((e.PortOpened, e.PortClosed), _port),
     **dict.fromkeys((e.SnapshotTaken, e.SnapshotRemoved), _snapshot),
     **dict.fromkeys((e.MachineBooting, e.MachineReady, e.MachineStopping, e.MachineStopped, e.MachineFailed), _machine),

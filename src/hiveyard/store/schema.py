@@ -6,6 +6,7 @@ Columns use only types that SQLite and PostgreSQL share.
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text, false
+from sqlalchemy import true as sa_true
 
 metadata = MetaData()
 
@@ -19,9 +20,11 @@ events = Table(
     Column("at", Double, nullable=False),
     Column("session", Text, nullable=False),
     Column("turn", Integer),
+    Column("type", Text, nullable=False, server_default=""),
     Column("body", Text, nullable=False),
     Column("raw", LargeBinary),
     Index("events_by_session", "session", "seq"),
+    Index("events_by_type", "session", "type", "seq"),
     sqlite_autoincrement=True,
 )
 
@@ -60,6 +63,7 @@ sessions = Table(
     Column("tier", Text),
     Column("failure", Text),
     Column("request", Text),
+    Column("own", Boolean, nullable=False, server_default=sa_true()),
     Column("parent", Text),
     Column("reason", Text, nullable=False, server_default=""),
     Column("feed_offset", BigInteger, nullable=False, server_default="0"),

@@ -44,9 +44,9 @@ class TaskRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRow:
     """A session. `machine` is its last machine; the table `machines` says whether it still exists. `spent` is the total
-    usage of its door, with known prices only. `activity` is valid while `phase` is running. `request` is None for a
-    session that a task made. `reason` is why it stopped. `feed_offset` is how many bytes of its feed are in the
-    journal."""
+    usage of its door, with known prices only. `activity` is valid while `phase` is running. `own` is false for the
+    session of a task that did not go on after the task's end. `reason` is why it stopped. `feed_offset` is how many
+    bytes of its feed are in the journal."""
 
     id: str
     slug: str
@@ -60,7 +60,8 @@ class SessionRow:
     provider: str | None
     tier: str | None
     failure: Failure | None
-    request: dict[str, Any] | None
+    request: dict[str, Any]
+    own: bool
     parent: str | None
     reason: str
     feed_offset: int
@@ -186,12 +187,20 @@ def find_task(conn: Connection, id: str) -> TaskRow | None:
     return None if row is None else _task(row)
 
 
-def tasks(conn: Connection, *, states: Collection[TaskState] | None = None, limit: int | None = None) -> list[TaskRow]:
+def tasks(
+    conn: Connection,
+    *,
+    states: Collection[TaskState] | None = None,
+    ids: Collection[str] | None = None,
+    limit: int | None = None,
+) -> list[TaskRow]:
     """Return tasks, newest first."""
     columns = schema.tasks.c
     query = select(schema.tasks).order_by(columns.created_at.desc(), columns.id).limit(limit)
     if states is not None:
         query = query.where(columns.state.in_(states))
+    if ids is not None:
+        query = query.where(_among(columns.id, ids))
     return [_task(row) for row in conn.execute(query)]
 
 
@@ -215,7 +224,7 @@ def sessions(
     own: bool = False,
     limit: int | None = None,
 ) -> list[SessionRow]:
-    """Return sessions, newest first; with `own` only those that no task made."""
+    """Return sessions, newest first; with `own` only those that no task made, or that went on after their task."""
     columns = schema.sessions.c
     query = select(schema.sessions).order_by(columns.created_at.desc(), columns.id).limit(limit)
     if phases is not None:
@@ -223,7 +232,7 @@ def sessions(
     if ids is not None:
         query = query.where(_among(columns.id, ids))
     if own:
-        query = query.where(columns.request.is_not(None))
+        query = query.where(columns.own)
     return [_session(row) for row in conn.execute(query)]
 
 
@@ -377,7 +386,7 @@ def _session(row: AnyRow) -> SessionRow:
     values["phase"] = Phase(row.phase)
     values["activity"] = Activity(row.activity)
     values["failure"] = _failure(row.failure)
-    values["request"] = None if row.request is None else msgspec.json.decode(row.request)
+    values["request"] = msgspec.json.decode(row.request or "{}")
     values["spent"] = Usage(**{name: values.pop(name) for name in Usage.__struct_fields__})
     return SessionRow(**values)
 

@@ -203,7 +203,9 @@ def _output(reply: Reply) -> list[dict[str, object]]:
         output.append({"id": f"msg_{reply.id}", **message})
     for call in reply.calls:
         kind = "custom_tool_call" if isinstance(call.input, str) else "function_call"
-        item = {"type": kind, "call_id": call.id, "name": call.name, "status": "completed"}
+        space, _, name = call.name.rpartition("/")
+        place = {"name": name, **({"namespace": space} if space else {})}
+        item = {"type": kind, "call_id": call.id, **place, "status": "completed"}
         output.append({"id": f"fc_{call.id}", **item, _GIVEN[kind]: _arguments(call.input)})
     return output
 

@@ -37,7 +37,8 @@ class File(Piece, frozen=True, kw_only=True):
 
 
 class Call(Piece, frozen=True, kw_only=True, omit_defaults=True):
-    """A tool call: a shell command, a file to write, or a tool of the agent by its own name with its input."""
+    """A tool call: a shell command, a file to write, or a tool of the agent by its own name with its input. codex has
+    the tools of servers in namespaces: `namespace/name`."""
 
     shell: str | None = None
     write: File | None = None

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from hiveyard.core.errors import BadInput
-from hiveyard.core.events import BudgetSet, BudgetShared, ModelCalled
+from hiveyard.core.events import BudgetShared, ModelCalled, SessionChanged
 from hiveyard.core.usage import Usage
 from hiveyard.engine.engine import Engine
+from hiveyard.engine.sessions.change import SessionChange
 from hiveyard.engine.workspace.directory import Workspace
 from tests.door.house import guest, message
 from tests.engine.conftest import Yard
@@ -50,22 +51,22 @@ async def test_a_session_with_a_spent_budget_continues_with_a_higher_one(yard: Y
         assert f"hv resume {id} --budget DOLLARS" in stopped.reason
 
         with pytest.raises(BadInput, match=r"\$1.50 is not more than dear has spent: \$1.5000") as refused:
-            await engine.sessions.resume(id, 1.5)
+            await engine.sessions.resume(id, SessionChange(budget_usd=1.5))
         assert refused.value.hint == "hv resume dear --budget 2.50"
         assert (await engine.sessions.view(id)).status == "stopped"
 
-        await engine.sessions.resume(id, 2.0)
+        await engine.sessions.resume(id, SessionChange(budget_usd=2.0))
         after = await wait_until(engine, id, lambda view: view.status == "running")
         assert after.budget_usd == 2.0
         assert "key_missing" in await asked(engine, yard, id)
-        assert [event.body for event in await events(engine, id, "session.budget_set")] == [BudgetSet(dollars=2.0)]
+        assert [event.body for event in await events(engine, id, "session.changed")] == [SessionChanged(budget_usd=2.0)]
         await engine.sessions.stop(id)
 
 
 async def test_a_running_session_gets_a_higher_budget_at_once(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        await engine.sessions.resume(id, 2.0)
+        await engine.sessions.resume(id, SessionChange(budget_usd=2.0))
         runner = await engine.sessions.runner(id)
         assert runner.door is not None
         assert runner.door._usage_recorder.budget.limit == 2.0
@@ -87,7 +88,7 @@ async def test_a_session_with_no_budget_left_makes_no_request_until_it_gets_more
         await wait_until(engine, id, lambda view: view.status == "running")
         assert "door.budget_spent" in await asked(engine, yard, id)
         await wait_until(engine, id, lambda view: view.status == "stopped")
-        await engine.sessions.resume(id, 2.0)
+        await engine.sessions.resume(id, SessionChange(budget_usd=2.0))
         assert (await wait_until(engine, id, lambda view: view.status == "running")).budget_usd == 2.0
         assert "key_missing" in await asked(engine, yard, id)
         await engine.sessions.stop(id)

@@ -66,14 +66,14 @@ async def test_opening_a_port_twice_at_once_opens_one_and_the_session_continues(
         id = await spawned(engine, repo)
 
         async def one() -> None:
-            found.append(await engine.sessions.open_port(id, 3000, None))
+            found.append(await engine.access.open_port(id, 3000, None))
 
         async with anyio.create_task_group() as group:
             for _ in range(2):
                 group.start_soon(one)
         assert found[0] == found[1]
-        assert await engine.sessions.open_port(id, 3000, None) == found[0]
-        await engine.sessions.close_port(id, 3000)
+        assert await engine.access.open_port(id, 3000, None) == found[0]
+        await engine.access.close_port(id, 3000)
         held = await engine.snapshots._r.host_ports.reserve(Owner("x", "x"), wanted=found[0])
         await engine.snapshots._r.host_ports.release(held)
         assert await run_turn(engine, id, "remember apple") == "done: remember apple"

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from hiveyard.core.events import SnapshotTaken
+from hiveyard.core.events import SessionStopAsked, SnapshotTaken
 from hiveyard.core.machines import Machine
 from hiveyard.engine.snapshots.fork import ForkRequest
 from tests.engine.conftest import Yard
@@ -71,7 +71,8 @@ async def test_resume_waits_until_it_is_known_whether_the_machine_is_alive(yard:
         group.start_soon(engine.sessions.resume, id)
         await anyio.sleep(0.1)
         slow.known.set()
-        await wait_until(engine, id, lambda view: view.status == "running" and bool(slow.booted))
+        # The first machine only brings out the work of the lost one.
+        await wait_until(engine, id, lambda view: view.status == "running" and len(slow.booted) == 2)
         assert await run_turn(engine, id, "recall") == "kept: apple"
         await engine.sessions.stop(id)
 
@@ -82,11 +83,13 @@ async def test_uncollected_work_of_a_lost_machine_is_reported_until_it_is_collec
         id = await spawned(engine, repo)
         await run_turn(engine, id, "run echo pear > fruit.txt")
     await provider.terminate(f"hv-{id}")
-    async with engine_with(yard, FakeLiveSnapshots(yard)) as engine:
+    async with engine_with(yard, FakeLiveSnapshots(yard, full=True)) as engine:  # no machine can bring it out
+        await wait_until(engine, id, lambda view: view.status == "stopped")
         source = await engine.source(id)
         assert source.head is None
         assert f"{yard.paths.sessions / id / 'shared'}; hv resume" in source.notice
         assert (await engine.comparisons.compare([id]))[0].notice == source.notice
+    async with engine_with(yard, FakeLiveSnapshots(yard)) as engine:
         await engine.sessions.resume(id)
         await wait_until(engine, id, lambda view: view.status == "running")
         await engine.sessions.stop(id)
@@ -136,3 +139,29 @@ async def test_a_live_snapshot_is_started_in_machines_of_its_size(yard: Yard, re
         assert [spec.shape.memory_mib for spec in provider.booted[2:]] == [4096, 768]
         for one in (id, child):
             await engine.sessions.stop(one)
+
+
+async def test_a_stop_before_a_kill_is_done_by_the_next_daemon(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await engine._r.event_log.record(id, SessionStopAsked())
+    async with yard.open() as engine:
+        view = await wait_until(engine, id, lambda view: view.status == "stopped")
+        assert (view.reason, view.error) == ("stopped", None)
+        await engine.sessions.resume(id)
+        await wait_until(engine, id, lambda view: view.status == "running")
+    async with yard.open() as engine:
+        assert (await engine.sessions.view(id)).status == "running", "the stop was carried out before"
+        await engine.sessions.stop(id)
+
+
+async def test_another_machine_brings_out_the_work_of_a_lost_one(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await spawned(engine, repo)
+        await run_turn(engine, id, "run echo pear > fruit.txt")
+        await engine._r.providers["bubblewrap"].terminate(f"hv-{id}")
+        view = await wait_until(engine, id, lambda view: view.status == "stopped")
+        assert view.reason == f"machine hv-{id} died"
+        result = await engine.source(id)
+        assert (result.commits, result.notice) == (1, "")
+        assert await engine._r.providers["bubblewrap"].names() == set()

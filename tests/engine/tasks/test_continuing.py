@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
 
+from hiveyard.core.commands import Command
 from hiveyard.core.errors import BadInput, MachineNotReady, NotFound, SessionNotRunning
 from hiveyard.engine.tasks.request import TaskRequest
 from tests.engine.conftest import Yard, asked, done
@@ -29,7 +31,7 @@ async def test_a_prompt_after_the_end_of_a_task_continues_its_conversation(yard:
         id = await engine.submit(task(repo, model="small"))
         assert (await done(engine, id)).status == "completed"
         with pytest.raises(NotFound, match="is a task, not a session"):
-            await engine.sessions.view(id)
+            await engine.sessions.row(id)
         turn = await engine.sessions.send(id, "recall")
         assert (turn, await answer(engine, id, turn)) == (2, "kept: apple")
         assert await run_turn(engine, id, "model") == "model: small"
@@ -71,4 +73,27 @@ async def test_what_cannot_go_on_says_so_and_stays_a_task(yard: Yard, repo: Path
         with pytest.raises(BadInput, match="cannot stay in a session"):
             await engine.sessions.resume(id)
         with pytest.raises(NotFound, match="is a task, not a session"):
-            await engine.sessions.view(id)
+            await engine.sessions.row(id)
+
+
+async def test_a_stop_ends_a_task_and_a_command_runs_beside_its_agent(yard: Yard, repo: Path) -> None:
+    async with yard.open() as engine:
+        id = await engine.submit(asked(repo, "echo x > x.txt; touch ../begun; sleep 600"))
+        with anyio.fail_after(60):
+            while not (yard.paths.sessions / id / "shared/begun").exists():  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        await engine.sessions.check_reachable(id)
+        async with engine.sessions.guest(id) as guest:
+            seen = await guest.run(Command(shell="cat /session/repo/x.txt"), timeout=20)
+        assert seen.stdout == b"x\n"
+        view = await engine.sessions.view(id)
+        assert (view.mode, view.task, view.status) == ("one-shot", "running", "running")
+        with pytest.raises(BadInput, match="one turn only"):
+            await engine.sessions.interrupt(id)
+        with pytest.raises(BadInput, match="held one-shot and has no terminal"):
+            await engine.access.terminal(id, Command(argv=("true",)), of_agent=True)
+        with pytest.raises(SessionNotRunning, match="has no ports"):
+            await engine.access.open_port(id, 3000, None)
+        await engine.sessions.stop(id)
+        report = await engine.report(id)
+        assert (report.status, report.commits) == ("cancelled", 1)

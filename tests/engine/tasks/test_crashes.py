@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from hiveyard.core.errors import NotFound, StoreUnusable
 from hiveyard.core.events import AgentOutput, AnyBody, MachineBooting, TaskCancelAsked
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.tasks.job import Job
+from hiveyard.engine.tasks.task_runner import TaskRunner
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.kit.names import new_id
 from hiveyard.store import journal
@@ -170,9 +170,9 @@ async def test_a_repeated_request_after_a_kill_gets_a_directory_that_is_not_swep
 
 async def test_a_task_that_cannot_continue_does_not_affect_others(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
-        broken = Job("no-such-task", engine._r)
-        await engine._run(broken)
-        assert broken.over.is_set()
+        broken = TaskRunner("no-such-task", engine._r)
+        engine.sessions.attend(broken)
+        await broken.over.wait()
         assert (await done(engine, await engine.submit(asked(repo, "echo fine")))).status == "completed"
 
 
@@ -180,8 +180,8 @@ async def test_a_full_disk_delays_the_end_of_a_task_and_does_not_lose_it(yard: Y
     """The journal refuses for a while, as SQLite does when the disk is full."""
 
     class Full:
-        def __init__(self, job: Job) -> None:
-            self.event_log, self.refusals = job._event_log, 2
+        def __init__(self, runner: TaskRunner) -> None:
+            self.event_log, self.refusals = runner._event_log, 2
 
         def __getattr__(self, name: str) -> object:
             return getattr(self.event_log, name)
@@ -194,9 +194,10 @@ async def test_a_full_disk_delays_the_end_of_a_task_and_does_not_lose_it(yard: Y
 
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "sleep 1; echo x > x.txt; echo done"))
-        job = engine._jobs[id]
-        full = Full(job)
-        job._event_log = full  # type: ignore[assignment]
+        runner = engine.sessions.find_runner(id)
+        assert isinstance(runner, TaskRunner)
+        full = Full(runner)
+        runner._event_log = full  # type: ignore[assignment]
         with anyio.fail_after(60):
             assert (await done(engine, id)).status == "completed"
         assert full.refusals == 0

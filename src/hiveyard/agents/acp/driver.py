@@ -34,6 +34,7 @@ from hiveyard.core.events import (
     AgentStarted,
     clip,
 )
+from hiveyard.core.tools import ToolServer
 from hiveyard.kit.shape import record, text
 from hiveyard.kit.text import decode, one_line
 
@@ -45,6 +46,7 @@ _STOPS = {
     "refusal": "the model refused",
 }
 M = TypeVar("M", bound=BaseModel)
+_Server = schema.HttpMcpServer | schema.SseMcpServer | schema.AcpMcpServer | schema.McpServerStdio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +71,21 @@ QUIRKS: Final[Mapping[str, Quirks]] = {
 
 
 class Acp:
-    """The Driver of programs that speak ACP. With `ask` False, permission requests that still arrive are granted."""
+    """The Driver of programs that speak ACP. With `ask` False, permission requests that still arrive are granted. `mcp`
+    are the tool servers for a program whose own settings do not have them."""
 
     def __init__(
-        self, workdir: str, *, conversation: str | None = None, model: str | None = None, ask: bool, quirks: Quirks
+        self,
+        workdir: str,
+        *,
+        conversation: str | None = None,
+        model: str | None = None,
+        ask: bool,
+        quirks: Quirks,
+        mcp: Mapping[str, ToolServer] | None = None,
     ) -> None:
         self._workdir = workdir
+        self._servers = [_server(name, server) for name, server in (mcp or {}).items()]
         self._conversation = conversation
         self._model = model
         self._ask = ask
@@ -233,7 +244,7 @@ class Acp:
         self._version = text(record(msg.result, "agentInfo").get("version"))
         if self._conversation is None:
             return Step((), [self._new_session(_SESSION)])
-        load = schema.LoadSessionRequest(cwd=self._workdir, mcp_servers=[], session_id=self._conversation)
+        load = schema.LoadSessionRequest(cwd=self._workdir, mcp_servers=self._servers, session_id=self._conversation)
         return Step((), [_request(_SESSION, "session_load", load)])
 
     def _begun_anew(self, error: Mapping[str, object]) -> Step:
@@ -243,7 +254,7 @@ class Acp:
         return Step([AgentError(message=clip(words))], [self._new_session(_SESSION_ANEW)])
 
     def _new_session(self, key: str) -> Line:
-        return _request(key, "session_new", schema.NewSessionRequest(cwd=self._workdir, mcp_servers=[]))
+        return _request(key, "session_new", schema.NewSessionRequest(cwd=self._workdir, mcp_servers=self._servers))
 
     def _opened(self, msg: jsonrpc.Message) -> Step:
         opened = _read(schema.LoadSessionResponse if self._conversation else schema.NewSessionResponse, msg.result)
@@ -320,6 +331,16 @@ class Acp:
             config_id="model",
             value=checked_model(model),
         )
+
+
+def _server(name: str, server: ToolServer) -> _Server:
+    """Return a tool server as a message has it. Messages are the input of the program, so it may have secrets."""
+    values = {key: value.reveal() for key, value in server.values.items()}
+    if server.url:
+        headers = [schema.HttpHeader(name=key, value=value) for key, value in values.items()]
+        return schema.HttpMcpServer(type="http", name=name, url=server.url, headers=headers)
+    env = [schema.EnvVariable(name=key, value=value) for key, value in values.items()]
+    return schema.McpServerStdio(name=name, command=server.command, args=server.args, env=env)
 
 
 def _read(kind: type[M], data: Mapping[str, object]) -> M | None:

@@ -9,14 +9,19 @@ AGENTS.md if there is no CLAUDE.md, as the program itself would do."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+
+import msgspec
 
 from hiveyard.agents.claude.driver import ClaudeStream
 from hiveyard.agents.claude.feed import ClaudeFeedParser
 from hiveyard.agents.claude.parser import ClaudeParser
 from hiveyard.agents.shared import terminal_process
+from hiveyard.agents.shared.environment import with_variables
 from hiveyard.agents.shared.system_prompt import system_text, with_file
+from hiveyard.agents.shared.tool_servers import START_SECONDS, NamedServer, secret_variables, servers
 from hiveyard.agents.shared.wording import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
@@ -74,7 +79,7 @@ class Claude:
             "argv": _with_system_prompt(turn, ("claude", *_options(turn))),
             "conversation": None if turn.conversation is None else checked_conversation(turn.conversation),
             # At a terminal the program asks about the repository's MCP servers, unless the user accepted them before.
-            "settings": {"enableAllProjectMcpServers": True} if turn.repository_config else {},
+            "settings": ({"enableAllProjectMcpServers": True} if turn.repository_config else {}) | _tool_limits(turn),
         }
         return AgentTerminal(
             terminal=terminal_process.agent_terminal(turn, self.name, settings, _env(turn)),
@@ -101,19 +106,51 @@ def _config(turn: Turn) -> str:
 
 def _argv(turn: Turn, *extra: str) -> tuple[str, ...]:
     argv = ["claude", "-p", "--output-format", "stream-json", "--verbose", *extra, *_options(turn)]
+    if limits := _tool_limits(turn):
+        argv += ["--settings", _json(limits)]
     if turn.conversation is not None:
         argv += ["--resume", checked_conversation(turn.conversation)]
     return _with_system_prompt(turn, argv)
 
 
 def _options(turn: Turn) -> list[str]:
-    argv = ["--permission-mode", "manual" if turn.ask else "bypassPermissions"]
+    argv = []
+    if turn.mcp:
+        # Like --add-dir, it takes any number of arguments, so another option must follow it.
+        argv += ["--mcp-config", _json({"mcpServers": dict(map(_server, servers(turn)))})]
+    argv += ["--permission-mode", "manual" if turn.ask else "bypassPermissions"]
     if not turn.repository_config:
         # --add-dir takes any number of arguments, so another option must follow it.
         argv += ["--add-dir", turn.workdir, "--setting-sources", "user", "--strict-mcp-config"]
     if turn.model is not None:
         argv += ["--model", checked_model(turn.model)]
     return argv
+
+
+def _server(named: NamedServer) -> tuple[str, dict[str, object]]:
+    """Return a server as the program's settings have it. It replaces ${NAME} by the variable of that name."""
+    name, server, variables = named
+    values = {key: f"${{{variable}}}" for key, variable in variables.items()}
+    if server.url:
+        return name, {"type": "http", "url": server.url, "headers": values}
+    return name, {"type": "stdio", "command": server.command, "args": server.args, "env": values}
+
+
+def _tool_limits(turn: Turn) -> dict[str, object]:
+    """Return settings that deny all other tools of servers whose tools are limited.
+
+    The program's own rules can name the tools to deny, but not all except some."""
+    answer = {"permissionDecision": "deny", "permissionDecisionReason": "This session may not use this tool."}
+    output = _json({"hookSpecificOutput": {"hookEventName": "PreToolUse", **answer}})
+    deny = {"type": "command", "command": f"echo '{output}'"}
+    limited = {name: "|".join(map(re.escape, server.tools)) for name, server, _ in servers(turn) if server.tools}
+    matchers = [f"^mcp__{name}__(?!(?:{tools})$).*" for name, tools in limited.items()]
+    hooks = [{"matcher": matcher, "hooks": [deny]} for matcher in matchers]
+    return {"hooks": {"PreToolUse": hooks}} if hooks else {}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _with_system_prompt(turn: Turn, argv: Sequence[str]) -> tuple[str, ...]:
@@ -137,7 +174,10 @@ def _env(turn: Turn) -> dict[str, str]:
         "DISABLE_AUTOUPDATER": "1",
         "DISABLE_ERROR_REPORTING": "1",
         "DISABLE_TELEMETRY": "1",
+        **secret_variables(turn),
     }
+    if turn.mcp:
+        env["MCP_TIMEOUT"] = str(START_SECONDS * 1000)
     if not turn.repository_config:
         env["CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD"] = "1"
-    return env
+    return with_variables(turn, env)

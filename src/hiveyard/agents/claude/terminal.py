@@ -82,7 +82,7 @@ def run_terminal(settings: dict[str, Any]) -> int:
     editor = place / "edit"
     editor.write_text(_EDITOR.format(runtime=shlex.quote(str(place))))
     editor.chmod(0o700)
-    (place / "settings.json").write_text(json.dumps({**_hook_settings(place), **settings["settings"]}))
+    (place / "settings.json").write_text(json.dumps(_settings(place, settings["settings"])))
     collector = _Collector(config, place / "hooks", feed, settings)
     argv = [*settings["argv"], "--settings", str(place / "settings.json"), *_conversation_options(config, settings)]
     own = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
@@ -122,6 +122,11 @@ def _answer_setup(config: Path, workdir: str) -> None:
     fresh = file.with_suffix(".new")
     fresh.write_text(json.dumps(known))
     fresh.replace(file)
+
+
+def _settings(place: Path, given: dict[str, Any]) -> dict[str, Any]:
+    own = _hook_settings(place)
+    return {**own, **given, "hooks": {**own["hooks"], **given.get("hooks", {})}}
 
 
 def _hook_settings(place: Path) -> dict[str, Any]:

@@ -7,13 +7,16 @@ AGENTS.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
 from hiveyard.agents.codex.driver import CodexServer
 from hiveyard.agents.codex.parser import CodexParser
+from hiveyard.agents.shared.environment import with_variables
 from hiveyard.agents.shared.system_prompt import system_text
+from hiveyard.agents.shared.tool_servers import START_SECONDS, secret_variables, servers
 from hiveyard.agents.shared.wording import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
@@ -46,6 +49,7 @@ class Codex:
     protocols: Sequence[str] = ("openai",)
 
     def process(self, turn: Turn) -> ProcessSpec:
+        turn = replace(turn, ask=False)
         command = Command(argv=_argv(turn), cwd=turn.workdir, env=_env(turn), name=self.name)
         return ProcessSpec(name=turn.name, command=command, stdin=turn.prompt)
 
@@ -85,12 +89,40 @@ def _argv(turn: Turn) -> tuple[str, ...]:
 
 
 def _env(turn: Turn) -> dict[str, str]:
-    return {"CODEX_HOME": f"{turn.state}/codex", _KEY: turn.placeholder}
+    own = {"CODEX_HOME": f"{turn.state}/codex", _KEY: turn.placeholder, **secret_variables(turn)}
+    return with_variables(turn, own)
 
 
-def _toml(words: str) -> str:
-    """Return a TOML string. A JSON string is a valid TOML string."""
-    return msgspec.json.encode(words).decode()
+def _toml(value: str | int | Sequence[str]) -> str:
+    """Return a TOML string, number or list. In JSON they are the same."""
+    return msgspec.json.encode(value).decode()
+
+
+def _table(values: Mapping[str, str]) -> str:
+    return "{" + ",".join(f"{_toml(key)}={_toml(value)}" for key, value in values.items()) + "}"
+
+
+def _tool_servers(turn: Turn) -> Iterator[str]:
+    """Yield the settings of the tool servers.
+
+    codex passes on variables of its own under the same name only, so a shell renames them."""
+    for name, server, variables in servers(turn):
+        place = f"mcp_servers.{name}"
+        if server.url:
+            yield f"{place}.url={_toml(server.url)}"
+            if variables:
+                yield f"{place}.env_http_headers={_table(variables)}"
+        else:
+            exports = "".join(f'export {key}="${variable}"; ' for key, variable in variables.items())
+            argv = ["sh", "-c", f'{exports}exec "$@"', "tool-server", server.command, *server.args]
+            yield f"{place}.command={_toml(argv[0])}"
+            yield f"{place}.args={_toml(argv[1:])}"
+            yield f"{place}.env_vars={_toml(list(variables.values()))}"
+        yield f"{place}.startup_timeout_sec={START_SECONDS}"
+        if server.tools:
+            yield f"{place}.enabled_tools={_toml(server.tools)}"
+        if not turn.ask:
+            yield f'{place}.default_tools_approval_mode="approve"'
 
 
 def _settings(turn: Turn) -> Sequence[str]:
@@ -111,4 +143,5 @@ def _settings(turn: Turn) -> Sequence[str]:
         "check_for_update_on_startup=false",
         'project_doc_fallback_filenames=["CLAUDE.md"]',
         *([f"developer_instructions={_toml(extra)}"] if (extra := system_text(turn)) else []),
+        *_tool_servers(turn),
     )

@@ -12,13 +12,19 @@ from collections.abc import Sequence
 import msgspec
 
 from hiveyard.agents.goose.parser import GooseParser
+from hiveyard.agents.shared.environment import with_variables
 from hiveyard.agents.shared.models import full_model
 from hiveyard.agents.shared.system_prompt import system_text, with_file
+from hiveyard.agents.shared.tool_servers import START_SECONDS
 from hiveyard.agents.shared.wording import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import Parser, Turn
+from hiveyard.core.tools import ToolServer
 
+# goose's own extensions. A setting `extensions` replaces its defaults, so they are named again.
+_BUILTINS = ("developer", "analyze", "todo", "apps", "extensionmanager", "skills", "summon")
+_BUILTIN = {"enabled": True, "type": "platform", "description": "", "bundled": True, "available_tools": []}
 _HINTS = (".goosehints", "AGENTS.md", "CLAUDE.md")
 
 # $1: whether plugins of the repository may run. PLUGINS is the environment variable for goose's setting `plugins`. If
@@ -120,7 +126,7 @@ def _system_file_name(turn: Turn) -> str:
 def _env(turn: Turn) -> dict[str, str]:
     hints = (*_HINTS, _system_file_name(turn)) if system_text(turn) else _HINTS
     provider, _, model = full_model("goose", turn.model).partition("/")
-    return {
+    own = {
         "GOOSE_PROVIDER": provider,
         "GOOSE_MODEL": model,
         "ANTHROPIC_HOST": f"{turn.door_url}/anthropic",
@@ -135,3 +141,19 @@ def _env(turn: Turn) -> dict[str, str]:
         "CONTEXT_FILE_NAMES": msgspec.json.encode(hints).decode(),
         **{f"XDG_{kind.upper()}_HOME": f"{turn.state}/goose/{kind}" for kind in ("data", "state", "config", "cache")},
     }
+    if turn.mcp:
+        # The environment variable for goose's setting `extensions`.
+        extensions = {name: _BUILTIN | {"name": name} for name in _BUILTINS}
+        extensions |= {name: _extension(name, server) for name, server in turn.mcp.items()}
+        own["EXTENSIONS"] = msgspec.json.encode(extensions).decode()
+    return with_variables(turn, own)
+
+
+def _extension(name: str, server: ToolServer) -> dict[str, object]:
+    """Return a tool server as goose's settings have it."""
+    values = {key: value.reveal() for key, value in server.values.items()}
+    kind: dict[str, object] = {"type": "stdio", "cmd": server.command, "args": server.args, "envs": values}
+    if server.url:
+        kind = {"type": "streamable_http", "uri": server.url, "headers": values}
+    common = {"name": name, "description": "", "timeout": START_SECONDS, "available_tools": server.tools}
+    return {"enabled": True, **common, **kind}

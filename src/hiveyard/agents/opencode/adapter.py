@@ -16,12 +16,15 @@ import msgspec
 from hiveyard.agents.opencode.feed import OpencodeFeedParser
 from hiveyard.agents.opencode.parser import OpencodeParser
 from hiveyard.agents.shared import terminal_process
+from hiveyard.agents.shared.environment import with_variables
 from hiveyard.agents.shared.models import PROVIDERS, full_model
 from hiveyard.agents.shared.system_prompt import system_text, with_file
+from hiveyard.agents.shared.tool_servers import START_SECONDS
 from hiveyard.agents.shared.wording import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import AgentTerminal, Parser, Turn
+from hiveyard.core.tools import ToolServer
 
 # $1 is the directory for the moved files; the rest is the command. Files that an interrupted run left there are moved
 # back first. If the agent has created a file of the same name, it is kept instead of the moved one. Signals reach
@@ -158,7 +161,7 @@ def _env(turn: Turn) -> dict[str, str]:
     }
     if not turn.repository_config:
         env["OPENCODE_DISABLE_PROJECT_CONFIG"] = "1"
-    return env
+    return with_variables(turn, env)
 
 
 def _config(turn: Turn) -> dict[str, object]:
@@ -171,7 +174,7 @@ def _config(turn: Turn) -> dict[str, object]:
         "autoupdate": False,
         "share": "disabled",
         "snapshot": False,  # a shadow repository for an undo key that is not used here
-        "permission": {"edit": "ask", "bash": "ask"} if turn.ask else "allow",
+        "permission": _permissions(turn) or "allow",
         "enabled_providers": list(PROVIDERS),
         "provider": doors,
     }
@@ -179,7 +182,28 @@ def _config(turn: Turn) -> dict[str, object]:
         config |= {"lsp": False, "formatter": False}  # both run programs that the repository may contain
     if words := _instructions(turn):
         config["instructions"] = words
+    if turn.mcp:
+        config["mcp"] = {name: _server(server) for name, server in turn.mcp.items()}
     return config
+
+
+def _server(server: ToolServer) -> dict[str, object]:
+    """Return a tool server as the configuration has it. The configuration is a variable, so it may have secrets."""
+    values = {name: value.reveal() for name, value in server.values.items()}
+    common = {"enabled": True, "timeout": START_SECONDS * 1000}
+    if server.url:
+        return {"type": "remote", "url": server.url, "headers": values, "oauth": False, **common}
+    return {"type": "local", "command": [server.command, *server.args], "environment": values, **common}
+
+
+def _permissions(turn: Turn) -> dict[str, str]:
+    """Return what each tool may do, if not everything is allowed. Later rules win."""
+    usual = "ask" if turn.ask else "allow"
+    rules = {"edit": "ask", "bash": "ask"} if turn.ask else {"*": "allow"}
+    for name, server in turn.mcp.items():
+        rules[f"{name}_*"] = "deny" if server.tools else usual
+        rules |= {f"{name}_{tool}": usual for tool in server.tools}
+    return rules if turn.ask or turn.mcp else {}
 
 
 def _instructions(turn: Turn) -> list[str]:

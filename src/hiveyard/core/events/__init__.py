@@ -93,6 +93,7 @@ from hiveyard.core.events.port import (
 from hiveyard.core.events.session import (
     BudgetSet,
     BudgetShared,
+    SessionChanged,
     SessionCreated,
     SessionEvent,
     SessionFailed,
@@ -106,6 +107,7 @@ from hiveyard.core.events.session import (
     SessionPreparing,
     SessionRewound,
     SessionRunning,
+    SessionStopAsked,
     SessionStopped,
     SessionUnpaused,
 )
@@ -217,6 +219,7 @@ __all__ = [
     "ReminderSet",
     "ResultCollected",
     "Role",
+    "SessionChanged",
     "SessionCreated",
     "SessionEvent",
     "SessionFailed",
@@ -230,6 +233,7 @@ __all__ = [
     "SessionPreparing",
     "SessionRewound",
     "SessionRunning",
+    "SessionStopAsked",
     "SessionStopped",
     "SessionUnpaused",
     "SnapshotEvent",

@@ -42,7 +42,7 @@ class AskAnswered(Body, frozen=True, kw_only=True, tag="ask.answered"):
 
 
 class ModelChosen(Body, frozen=True, kw_only=True, tag="session.model_chosen"):
-    """The session's model from the next turn on."""
+    """The session's model from the next turn on. Older versions wrote this in place of SessionChanged."""
 
     model: str
     key: str = ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from hiveyard.core.events.body import Body, Failure
 
 
@@ -20,9 +22,15 @@ class SessionCreated(Body, frozen=True, kw_only=True, tag="session.created"):
 
 
 class SessionOpened(Body, frozen=True, kw_only=True, tag="session.opened"):
-    """The session of a task that is over goes on as a session of its own, by `request`."""
+    """The session of a task that is over goes on as a session of its own. `request` is only in older journals."""
 
-    request: dict[str, Any]
+    request: dict[str, Any] | None = None
+
+
+class SessionStopAsked(Body, frozen=True, kw_only=True, tag="session.stop_asked"):
+    """The user asked to stop the session, or `reason` says why it shall stop. The end itself follows."""
+
+    reason: str = ""
 
 
 class SessionPrepared(Body, frozen=True, kw_only=True, tag="session.prepared"):
@@ -34,7 +42,7 @@ class SessionPrepared(Body, frozen=True, kw_only=True, tag="session.prepared"):
 
 
 class SessionPreparing(Body, frozen=True, kw_only=True, tag="session.preparing"):
-    """The repository is being copied and a machine is being made."""
+    """The session has a place; the repository is being copied and a machine is being made."""
 
 
 class SessionRunning(Body, frozen=True, kw_only=True, tag="session.running"):
@@ -95,8 +103,27 @@ class BudgetShared(Body, frozen=True, kw_only=True, tag="session.budget_shared")
     dollars: float
 
 
+class SessionChanged(Body, frozen=True, kw_only=True, tag="session.changed"):
+    """Fields of the session's request have new values; the others are null. `budget_usd` includes the amount that was
+    spent already. Values of headers and variables are `***`. `key` identifies the change to a live agent."""
+
+    budget_usd: float | None = None
+    model: str | None = None
+    image: str | None = None
+    system: str | None = None
+    mcp: dict[str, Any] | None = None
+    env: dict[str, str] | None = None
+    key: str = ""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The new values by the names of the request's fields."""
+        values = msgspec.structs.asdict(self)
+        return {name: value for name, value in values.items() if value is not None and name != "key"}
+
+
 class BudgetSet(Body, frozen=True, kw_only=True, tag="session.budget_set"):
-    """The session's budget is now `dollars` in all, including the amount that it has spent already."""
+    """The session's budget is now `dollars` in all. Older versions wrote this in place of SessionChanged."""
 
     dollars: float
 
@@ -122,6 +149,7 @@ class SessionFailed(Body, frozen=True, kw_only=True, tag="session.failed"):
 SessionEvent = (
     SessionCreated
     | SessionOpened
+    | SessionStopAsked
     | SessionPlaced
     | SessionPrepared
     | SessionPreparing
@@ -133,6 +161,7 @@ SessionEvent = (
     | SessionImported
     | BudgetShared
     | BudgetSet
+    | SessionChanged
     | SessionStopped
     | SessionFinished
     | SessionFailed

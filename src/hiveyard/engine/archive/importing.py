@@ -37,6 +37,7 @@ from hiveyard.core.events import (
     MachineEvent,
     ModelCalled,
     PortEvent,
+    SessionChanged,
     SessionCreated,
     SessionForked,
     SessionImported,
@@ -47,15 +48,17 @@ from hiveyard.core.events import (
     TaskEvent,
 )
 from hiveyard.core.machines import HOST
+from hiveyard.core.parsing import parsed
 from hiveyard.core.states import Phase
+from hiveyard.core.tools import ToolServer
 from hiveyard.engine.archive import manifest as layout
 from hiveyard.engine.archive.manifest import Manifest, read_manifest
 from hiveyard.engine.placement.provider_choice import Choice, choose
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.sessions.request import SpawnRequest, check_name, session_request
+from hiveyard.engine.sessions.request import SpawnRequest, check_name, session_request, spawn_from_json
 from hiveyard.engine.sessions.session_agent import check_agent
-from hiveyard.engine.snapshots.service import copy_error
 from hiveyard.engine.workspace.directory import Meta, Workspace
+from hiveyard.engine.workspace.session_files import copy_error
 from hiveyard.kit.names import new_id, slug
 from hiveyard.kit.text import one_line
 from hiveyard.kit.trees import remove_tree, walk
@@ -216,6 +219,8 @@ class Imports:
         for line, body in _events(self._r.workspace(id).root / "events.imported"):
             if isinstance(body, SessionCreated):
                 body, began = self._created(body, free, id, manifest), True
+            elif isinstance(body, SessionChanged):
+                body = self._changed(body)
             _check_numbers(body)
             _check_usage(body)
             at = line.at if math.isfinite(line.at) and 0 <= line.at <= now else now
@@ -232,15 +237,22 @@ class Imports:
         asked |= {"repo": repo, "agent": manifest.agent}
         asked |= {name: one_line(asked[name]) for name in _PRINTED_FIELDS if isinstance(asked.get(name), str)}
         asked.pop("name", None)
+        asked["mcp"] = _local_servers(asked.get("mcp"))
         if not self._has_image(asked.get("image")):
             asked.pop("image", None)
         if self._r.workspace(id).tape.exists():
             asked["tape"] = str(self._r.workspace(id).tape)
         try:
-            request = msgspec.convert(asked, SpawnRequest).as_json()
-        except msgspec.ValidationError as error:
-            raise BadArchive(f"the request of the archive's session is not valid: {error}") from None
+            request = spawn_from_json(asked).as_json()
+        except BadInput as error:
+            raise BadArchive(f"the request of the archive's session is not valid: {error.message}") from None
         return SessionCreated(slug=free, repo=repo, agent=manifest.agent, request=request)
+
+    def _changed(self, body: SessionChanged) -> SessionChanged:
+        """Return a change of the request, reduced like the request."""
+        image = body.image if self._has_image(body.image) else None
+        model, mcp = None if body.model is None else one_line(body.model), _local_servers(body.mcp)
+        return msgspec.structs.replace(body, image=image, model=model, mcp=mcp)
 
     def _has_image(self, name: object) -> bool:
         """Return whether an image of this name is available here. A recipe is refused because it is a program, and the
@@ -252,6 +264,16 @@ class Imports:
         except (NoSuchImage, BadInput):
             return False
         return True
+
+
+def _local_servers(servers: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the tool servers that are inside the machine: here its network is closed."""
+    try:
+        return servers and {
+            name: server for name, server in servers.items() if parsed(server, ToolServer, "tool server").is_local
+        }
+    except (AttributeError, BadInput):
+        raise BadArchive("the tool servers of the archive's session are not valid") from None
 
 
 def _check_numbers(value: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 from sqlalchemy import Connection
@@ -16,11 +15,11 @@ from hiveyard.core.events import (
     MachineStopped,
     MachineStopping,
 )
-from hiveyard.core.machines import MachineSpec, MachineStatus
+from hiveyard.core.machines import Image, MachineSpec, MachineStatus
 from hiveyard.core.ports import Guest, Provider, Snapshots
 from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.turns.verdict import as_failure
-from hiveyard.engine.workspace.files import SessionFiles
+from hiveyard.engine.workspace.session_files import SessionFiles
 from hiveyard.store import journal, views
 
 _GONE = (None, MachineStatus.STOPPED, MachineStatus.ERROR)
@@ -52,21 +51,10 @@ class MachineLease:
         self._event_log = event_log
         self._files = files
 
-    async def claim(self, fits: Callable[[Connection], bool]) -> bool:
-        """Journal that the machine is about to be started, if it `fits`. Returns True if that is journaled, now or
-        before. Raises the errors of `fits`."""
-        body, now = MachineBooting(machine=self.name, provider=self.provider.name), self._event_log.clock.now()
-
-        def write(conn: Connection) -> bool:
-            row = views.find_machine(conn, self.name)
-            if (row.status if row else None) not in _GONE:
-                return True
-            if not fits(conn):
-                return False
-            journal.record(conn, self.session, body, at=now)
-            return True
-
-        return await self._event_log.store.write(write)
+    @property
+    def image(self) -> Image | None:
+        """The image of a machine that can be started."""
+        return self._spec.image if self._spec is not None else None
 
     async def start(self, snapshot: str | None = None) -> None:
         """Start the machine and wait until it is ready; boot it from a live snapshot if one is named. Raises as `boot`,

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from sqlalchemy import Connection
 
 from hiveyard.core.errors import BadInput
-from hiveyard.core.events import AnyBody, SessionCreated, TurnCreated
+from hiveyard.core.events import AnyBody, SessionCreated, SessionPreparing, TurnCreated
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.workspace.create import create_and_record
+from hiveyard.engine.workspace.values import keep_values
 from hiveyard.kit.names import slug
 from hiveyard.store import journal, names, views
 
@@ -45,6 +46,7 @@ async def create(id: str, request: SpawnRequest, resources: Resources, facts: Se
             at=now,
             tape=request.tape,
         )
+        keep_values(workspace, env=request.env, mcp=request.mcp)
         if request.prompt is not None:
             Prompts(workspace.prompts).write(FIRST_TURN, request.prompt)
 
@@ -52,9 +54,12 @@ async def create(id: str, request: SpawnRequest, resources: Resources, facts: Se
         free = names.free_slug(conn, wanted)
         if request.name is not None and free != request.name:
             raise BadInput(f"there is already a session or task called {request.name}", hint=f"--name {free}")
-        capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
+        if not request.wait:
+            capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
         created = SessionCreated(slug=free, repo=request.repo, agent=agent, request=request.as_json())
         journal.record(conn, id, created, at=now)
+        if not request.wait:
+            journal.record(conn, id, SessionPreparing(), at=now)
         if request.prompt is not None:
             journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST_TURN)
         for fact in facts:

@@ -80,7 +80,7 @@ def build_meta(row: SessionRow, ports: Sequence[PortRow]) -> Meta:
         id=row.id,
         name=row.slug,
         repo=row.repo,
-        ref=(row.request or {}).get("base"),
+        ref=row.request.get("base"),
         branch=row.branch,
         base=row.base,
         agent=row.agent,

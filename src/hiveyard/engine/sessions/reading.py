@@ -1,4 +1,4 @@
-"""Start a machine for a stopped session, only to read the files on its disk: the host never reads that itself."""
+"""Start a machine only to read the files on a session's disk: the host never reads that itself."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hiveyard.store.views import SessionRow
 
 @asynccontextmanager
 async def reading_machine(session: SessionRow, resources: Resources) -> AsyncIterator[Guest]:
-    """Yield the guest of a machine without a door, which is removed at the end of the block. The caller holds the
-    session's lock, and the session is stopped. Raises NoMemory, and as `boot`."""
+    """Yield the guest of a machine without a door, which is removed at the end of the block. The session has no machine
+    of its own, and gets none meanwhile. Raises NoMemory, and as `boot`."""
     request = session_request(session)
     provider = resources.providers[session.provider or ""]
     memory = request.memory_mib or resources.settings.memory_mib
-    await resources.event_log.read(lambda conn: capacity.check(conn, resources.settings, memory))
+    await resources.event_log.read(lambda conn: capacity.check(conn, resources.settings, memory, excluding=session.id))
     provisioner = Provisioner(session.id, request, resources)
     lease = provisioner.lease(provider, await provisioner.image(provider), door=False)
     try:

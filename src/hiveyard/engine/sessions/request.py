@@ -10,10 +10,9 @@ import msgspec
 from hiveyard.core.errors import BadInput
 from hiveyard.core.parsing import parsed
 from hiveyard.engine.run_spec import RunSpec, check_prompt
-from hiveyard.store.views import SessionRow, TaskRow
+from hiveyard.store.views import SessionRow
 
 Port = Annotated[int, msgspec.Meta(ge=1024, le=65535)]
-_OF_TASKS = ("prompt", "timeout", "keep")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?\Z")
 
 
@@ -21,7 +20,8 @@ class SpawnRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A request for a session. Without `prompt` the agent waits for the user. `port` is the host port for ssh, on the
     loopback. `snapshots` says when snapshots are taken automatically. With `live` the agent runs without a terminal,
     in a process that stays between turns; agents without a terminal of their own always do. With `ask`, which includes
-    `live`, it asks for permission before it changes or runs anything."""
+    `live`, it asks for permission before it changes or runs anything. With `wait` it waits in line for memory, where it
+    would be refused else."""
 
     name: str | None = None
     prompt: str | None = None
@@ -29,6 +29,7 @@ class SpawnRequest(RunSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     snapshots: Literal["turns"] | None = None
     live: bool = False
     ask: bool = False
+    wait: bool = False
 
     def checked(self) -> SpawnRequest:
         """Validate the fields by themselves and return the request. Raises BadInput."""
@@ -51,17 +52,10 @@ def spawn_from_json(data: object) -> SpawnRequest:
     return parsed(data, SpawnRequest, "spawn request")
 
 
-def request_after_task(task: TaskRow, agent: str) -> SpawnRequest:
-    """Return the request by which the session of a task that is over goes on: that of the task, without what is only
-    about its one turn. Raises BadInput."""
-    kept = {key: value for key, value in task.request.items() if key not in _OF_TASKS}
-    return spawn_from_json({**kept, "agent": agent})
-
-
 def session_request(session: SessionRow) -> SpawnRequest:
     """Return the session's request as of now. Its budget may be 0, which no request can ask for: forks took the rest of
     it. Raises BadInput."""
-    asked = dict(session.request or {})
+    asked = dict(session.request)
     budget = asked.get("budget_usd")
     if budget is None or budget > 0:
         return spawn_from_json(asked)

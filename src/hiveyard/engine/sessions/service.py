@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
@@ -12,10 +12,8 @@ import anyio
 from anyio.abc import TaskGroup
 from sqlalchemy import Connection
 
-from hiveyard.core.commands import Command
 from hiveyard.core.errors import (
     BadInput,
-    Cancelled,
     HiveyardError,
     MachineLost,
     MachineNotReady,
@@ -24,37 +22,37 @@ from hiveyard.core.errors import (
 )
 from hiveyard.core.events import (
     AnyBody,
-    BudgetSet,
     SessionOpened,
     SessionPaused,
     SessionPreparing,
+    SessionStopAsked,
     SessionUnpaused,
     TurnCreated,
 )
-from hiveyard.core.ports import Guest, Pauses, Provider, Terminals
+from hiveyard.core.ports import Guest, Pauses, Provider
 from hiveyard.core.states import AT_WORK, Activity, Phase
 from hiveyard.engine.access.host_ports import Owner
-from hiveyard.engine.access.ssh_keys import config
 from hiveyard.engine.event_log import Listing
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.machine_lease import machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
+from hiveyard.engine.sessions.change import SessionChange, keep_change, record_change
 from hiveyard.engine.sessions.creation import create, existing
-from hiveyard.engine.sessions.ports import SessionPorts
-from hiveyard.engine.sessions.request import SpawnRequest, request_after_task, session_request
-from hiveyard.engine.sessions.session_agent import LIVE, check_agent, mode_of
+from hiveyard.engine.sessions.request import SpawnRequest, session_request
+from hiveyard.engine.sessions.session_agent import check_agent
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.sessions.view import SessionView, require_session, session_views, view
 from hiveyard.engine.turns.agent_runner import AgentRunner
 from hiveyard.engine.turns.prompts import Prompts
-from hiveyard.engine.validation import check_account, validate, with_defaults
+from hiveyard.engine.validation import check_account, check_image, validate, with_defaults
 from hiveyard.engine.workspace.integrity import check_integrity
 from hiveyard.kit.names import new_id
-from hiveyard.store import journal, views
+from hiveyard.store import journal, lineage, views
 from hiveyard.store.views import SessionRow, TaskRow, TurnRow
 
 log = logging.getLogger(__name__)
+_UNCHANGED = SessionChange()
 MACHINE_CHECK_TIMEOUT = 5.0
 """Seconds that a new daemon waits, before it serves requests, to learn which machines are alive. So its answers are
 right where providers respond, and a provider that does not respond delays it no longer."""
@@ -80,12 +78,13 @@ class Sessions:
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
         session was created."""
-        check_agent(request, self._r.settings.agent)
-        request = with_defaults(request.checked(), self._r)
+        check_agent(request.checked(), self._r.settings.agent)
+        request = with_defaults(request, self._r)
         if (known := await existing(request, self._r)) is not None:
             return known
         await validate(request, self._r)
-        await self._check_capacity(request)
+        if not request.wait:
+            await self._check_capacity(request)
         async with self._creating:
             if (known := await existing(request, self._r)) is not None:
                 return known
@@ -97,21 +96,21 @@ class Sessions:
                 self.start(id)
         return id
 
-    async def resume(self, id: str, budget_usd: float | None = None, prompt: str | None = None) -> int:
+    async def resume(self, id: str, change: SessionChange = _UNCHANGED, prompt: str | None = None) -> int:
         """Resume a stopped session, or the session of a task that is over, in a new machine; return when that is
-        journaled. Succeeds for a session that is running. `budget_usd` is its new total budget, also for a running
-        session; None leaves the budget unchanged. `prompt` is its next prompt, whose turn is returned (without one, 0).
-        Raises NoMemory, SessionNotRunning, BadInput (for instance if its account does not exist)."""
+        journaled. Succeeds for a session that is running, whose budget can be changed, too. `prompt` is its next
+        prompt, whose turn is returned (without one, 0). Raises NoMemory, SessionNotRunning, BadInput (for instance if
+        its account does not exist)."""
         async with self.lock(id):
             await self.until_stopped(id)
-            if (task := await self._task_that_is_over(id)) is not None:
-                return await self._resume(await self._any_row(id), task, budget_usd, prompt)
+            if await self._task_that_is_over(id) is not None:
+                return await self._resume(await self.any_row(id), change, prompt)
             session = await self._row_with_machine_checked(id)
             if session.phase is Phase.STOPPED:
-                return await self._resume(session, None, budget_usd, prompt)
+                return await self._resume(session, change, prompt)
             if session.phase not in AT_WORK:
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only a stopped session can be resumed")
-            await self._set_budget(id, budget_usd)
+            await self._change_running(session, change)
         return await self.send(id, prompt) if prompt is not None else 0
 
     async def _task_that_is_over(self, id: str) -> TaskRow | None:
@@ -119,24 +118,27 @@ class Sessions:
         over."""
 
         def read(conn: Connection) -> TaskRow | None:
-            return None if views.session(conn, id).request is not None else views.find_task(conn, id)
+            return None if views.session(conn, id).own else views.find_task(conn, id)
 
         task = await self._r.event_log.read(read)
         if task is not None and not task.state.over:
             raise SessionNotRunning(f"{task.slug} is a task, and {task.state.value}", hint=f"hv wait {task.slug}")
         return task
 
-    async def _resume(
-        self, session: SessionRow, task: TaskRow | None, budget_usd: float | None, prompt: str | None
-    ) -> int:
+    async def _resume(self, session: SessionRow, change: SessionChange, prompt: str | None) -> int:
         # Keys may have changed since, and an imported session may name an account that this host does not have: without
         # this check its first request to a model would fail.
-        request = session_request(session) if task is None else request_after_task(task, session.agent)
-        check_agent(request, session.agent)
+        request = session_request(session)
+        changed = change.applied(request)
+        changed.check_spec()
+        check_agent(changed, session.agent)
         if session.base is None and session.phase is Phase.FAILED:
             raise SessionNotRunning(f"{session.slug} failed before it had a repository", hint=f"hv show {session.slug}")
         await check_integrity(self._r, session)
-        check_account(request, self._r)
+        check_account(changed, self._r)
+        if change.image is not None:
+            check_image(changed, session.provider or self._r.settings.provider, self._r)
+        await anyio.to_thread.run_sync(keep_change, self._r.workspace(session.id), change, changed)
         settings, now = self._r.settings, self._r.clock.now()
         turn = 1 + max((row.number for row in await self._turns(session.id)), default=0) if prompt is not None else 0
         if prompt is not None:
@@ -144,13 +146,13 @@ class Sessions:
             await Prompts(self._r.workspace(session.id).prompts).keep(turn, prompt)
 
         def write(conn: Connection) -> None:
-            capacity.check(conn, settings, request.memory_mib or settings.memory_mib)
-            if task is not None:
-                journal.record(conn, session.id, SessionOpened(request=request.as_json()), at=now)
-            _record_budget(conn, session.id, budget_usd, now)
+            capacity.check(conn, settings, changed.memory_mib or settings.memory_mib, excluding=session.id)
+            if not session.own:
+                journal.record(conn, session.id, SessionOpened(), at=now)
+            record_change(conn, session.id, change, changed, now)
             journal.record(conn, session.id, SessionPreparing(), at=now)
             if turn:
-                created = TurnCreated(agent=session.agent, model=request.model or "")
+                created = TurnCreated(agent=session.agent, model=changed.model or "")
                 journal.record(conn, session.id, created, at=now, turn=turn)
 
         with anyio.CancelScope(shield=True):
@@ -161,34 +163,45 @@ class Sessions:
     async def _turns(self, id: str) -> list[TurnRow]:
         return await self._r.event_log.read(lambda conn: views.turns(conn, id))
 
-    async def _any_row(self, id: str) -> SessionRow:
-        return await self._r.event_log.read(lambda conn: views.session(conn, id))
-
-    async def _set_budget(self, id: str, dollars: float | None) -> None:
-        now = self._r.clock.now()
-        await self._r.event_log.store.write(lambda conn: _record_budget(conn, id, dollars, now))
-        if (runner := self._runners.get(id)) is not None:
+    async def _change_running(self, session: SessionRow, change: SessionChange) -> None:
+        """Change a running session. Raises BadInput for a change that needs another process."""
+        if not change.only_budget:
+            hint = f"hv stop {session.slug}, then hv resume; hv model changes the model of a live session"
+            raise BadInput(f"{session.slug} runs, and only its budget can be changed now", hint=hint)
+        now, changed = self._r.clock.now(), change.applied(session_request(session))
+        await self._r.event_log.store.write(lambda conn: record_change(conn, session.id, change, changed, now))
+        if (runner := self._runners.get(session.id)) is not None:
             await runner.apply_budget()
 
-    async def stop(self, id: str, reason: str = "stopped") -> None:
-        """Stop a session: remove its machine and keep its files. Return when that is done. Succeeds for a session that
-        is stopped. `reason` is journaled."""
-        session = await self.row(id)
-        if (runner := self._runners.get(id)) is None:
+    async def stop(self, id: str, reason: str = "") -> None:
+        """Stop a session: remove its machine and keep its files. A task is cancelled: its work so far is collected.
+        Return when that is done. Succeeds for one that does not run. `reason` is journaled, if it is not the usual
+        one."""
+        runner = await self.ask_to_stop(id, reason)
+        if runner is None:
             # A session that is being rewound has no runner for a moment, and then continues.
             async with self.lock(id):
-                runner = self._runners.get(id)
+                runner = await self.ask_to_stop(id, reason)
         if runner is None:
             return
-        if runner.frozen or session.activity is Activity.PAUSED:
-            with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
-                await self.unpause(id)
-        runner.stop.request(Cancelled(reason))
         await runner.over.wait()
         if runner.scope.cancel_called:
             await self.stop(id, reason)  # the runner was detached meanwhile, and another one may have replaced it
             return
-        log.info("session %s (%s) was stopped", id, session.slug)
+        log.info("%s was stopped", id)
+
+    async def ask_to_stop(self, id: str, reason: str = "") -> SessionRunner | None:
+        """Journal that a user wants the end of a session or task, and let its runner know: it is returned, or None if
+        there is none. The next daemon knows it, too."""
+        session = await self.any_row(id)
+        if (runner := self._runners.get(id)) is None:
+            return None
+        await self._r.event_log.record(id, SessionStopAsked(reason=reason) if reason else runner.stop_asked)
+        if runner.connection.frozen or session.activity is Activity.PAUSED:
+            with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
+                await self.unpause(id)
+        runner.ask_to_stop(reason)
+        return runner
 
     async def detach(self, id: str) -> None:
         """Stop working on a session, as a daemon that is killed would: its machine and files stay as they are."""
@@ -222,51 +235,13 @@ class Sessions:
         async with runner.machine_lock, self.guest(id) as guest:
             await agent_runner.interrupt(guest)
 
-    async def terminal(self, id: str, command: Command, *, of_agent: bool = False) -> Sequence[str]:
-        """Return the command line of a host program that connects the user's terminal to `command` in the session's
-        machine; see `Terminals.terminal`. `of_agent`: it shows the agent's own terminal. Raises SessionNotRunning;
-        BadInput if there is no such terminal."""
-        await self.agent_runner(id)
-        session = await self.row(id)
-        if of_agent and mode_of(session) == LIVE:
-            raise BadInput(f"the agent of {session.slug} is live and has no terminal", hint=f"hv attach {session.slug}")
-        provider = self._provider(session)
-        if not isinstance(provider, Terminals):
-            raise BadInput(
-                f"the provider {session.provider} has no interactive terminals", hint=f"hv logs -f {session.slug}"
-            )
-        return await provider.terminal(machine_name(id), command)
-
-    async def open_port(self, id: str, guest: int, wanted: int | None) -> int:
-        """Forward a host port to a port of the guest; return the host port. Raises PortTaken, NoFreePort, BadInput."""
-        return await (await self._ports(id)).open(guest, wanted)
-
-    async def close_port(self, id: str, guest: int) -> None:
-        """Stop forwarding to a port of the guest; succeeds if it is not open."""
-        await (await self._ports(id)).close(guest)
-
-    async def ssh_config(self, id: str) -> str:
-        """Return the configuration with which `ssh hv-NAME` connects to the session. Raises SessionNotRunning for a
-        session that has no ssh port yet."""
-        seen = await self.view(id)
-        if seen.port is None:
-            raise SessionNotRunning(f"{seen.name} has no ssh port yet", hint=f"hv resume {seen.name}")
-        user = self._provider(await self.row(id)).capabilities.user
-        keys = await anyio.to_thread.run_sync(self._r.ssh_keys.of, id)
-        return config(seen.name, id, seen.port, user, keys)
-
     async def check_reachable(self, id: str) -> None:
         """Raise SessionNotRunning for a session whose machine accepts no commands at the moment."""
         await self.agent_runner(id)
 
-    async def _ports(self, id: str) -> SessionPorts:
-        await self.agent_runner(id)
-        ports = self._runners[id].ports
-        assert ports is not None
-        return ports
-
     async def pause(self, id: str) -> None:
         """Pause a session's machine. Succeeds if it is paused. Raises SessionNotRunning, CannotFreeze."""
+        await self.row(id)
         runner = await self.runner(id)
         async with runner.machine_lock:
             session = await self.row(id)
@@ -276,7 +251,7 @@ class Sessions:
             await require_started(session, runner)
             if runner.stop.reason is not None:
                 raise SessionNotRunning(f"{session.slug} is being stopped")
-            await runner.freeze()
+            await runner.connection.freeze()
             try:
                 await provider.pause(machine_name(id))
                 await self._r.event_log.record(id, SessionPaused())
@@ -284,7 +259,7 @@ class Sessions:
                 # A machine must not stay paused if the journal does not say so.
                 with anyio.CancelScope(shield=True), contextlib.suppress(HiveyardError):
                     await provider.resume(machine_name(id))
-                runner.thaw()
+                runner.connection.thaw()
                 raise
 
     async def unpause(self, id: str) -> None:
@@ -300,7 +275,7 @@ class Sessions:
                 except (NoSuchMachine, MachineNotReady, MachineLost) as error:
                     log.warning("session %s was paused, and its machine no longer exists: %s", id, error.message)
                 await self._r.event_log.record(id, SessionUnpaused())
-            runner.thaw()
+            runner.connection.thaw()
 
     async def collect(self, id: str) -> None:
         """Collect the current work of a running session; the work of a stopped one was collected when it stopped.
@@ -311,26 +286,37 @@ class Sessions:
                 if self._runners.get(id) is not runner or runner.stop.reason is not None:
                     continue  # it was stopped or resumed while this waited for the lock
                 async with self.guest(id) as guest:
-                    await runner.collect_work(guest)
+                    await runner.collector.work(guest)
                 return
         await self.until_stopped(id)
 
     # --- queries -----------------------------------------------------------------------------------------------------
 
     async def view(self, id: str) -> SessionView:
-        return await self._r.event_log.read(lambda conn: view(conn, id))
+        """Return the view of a session, or of the session of a task. Raises NotFound."""
+        waiting = self._r.admission.waiting()
+        return await self._r.event_log.read(lambda conn: view(conn, id, waiting))
 
-    async def views(self, *, over: bool, limit: int | None = None) -> Listing[SessionView]:
-        """Return all sessions, newest first; `over` includes those that cannot be resumed."""
-        return await self._r.event_log.read_list(lambda conn: session_views(conn, over=over, limit=limit))
+    async def views(self, *, over: bool, tasks: bool = False, limit: int | None = None) -> Listing[SessionView]:
+        """Return sessions, newest first; `over` includes those that cannot be resumed, `tasks` those of tasks."""
+        waiting = self._r.admission.waiting()
+        return await self._r.event_log.read_list(
+            lambda conn: session_views(conn, waiting, over=over, tasks=tasks, limit=limit)
+        )
 
     # --- runners -----------------------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Continue every session that was running. A session whose machine no longer exists becomes stopped, with the
         reason."""
-        for session in await self._r.event_log.read(lambda conn: views.sessions(conn, phases=AT_WORK, own=True)):
-            self.start(session.id)
+
+        def read(conn: Connection) -> dict[str, SessionStopAsked | None]:
+            return {row.id: lineage.stop_asked(conn, row.id) for row in views.sessions(conn, phases=AT_WORK, own=True)}
+
+        for id, stop_asked in (await self._r.event_log.read(read)).items():
+            runner = self.start(id)
+            if stop_asked is not None:
+                runner.ask_to_stop(stop_asked.reason)
 
     async def wait_for_machines(self) -> None:
         """Wait until the machine of each recovered session is known to live or not, at most `MACHINE_CHECK_TIMEOUT`."""
@@ -338,10 +324,16 @@ class Sessions:
             for id in list(self._runners):
                 await self._row_with_machine_checked(id)
 
-    def start(self, id: str) -> None:
+    def start(self, id: str) -> SessionRunner:
         """Start a runner for a session."""
-        runner = self._runners[id] = SessionRunner(id, self._r, lambda runner: self.on_turn_over(runner))
-        self._group.start_soon(self._run, runner, name=f"session {id}")
+        runner = SessionRunner(id, self._r, lambda runner: self.on_turn_over(runner))
+        self.attend(runner)
+        return runner
+
+    def attend(self, runner: SessionRunner) -> None:
+        """Run a session by `runner`, until it ends."""
+        self._runners[runner.id] = runner
+        self._group.start_soon(self._run, runner, name=f"session {runner.id}")
 
     async def _run(self, runner: SessionRunner) -> None:
         try:
@@ -366,25 +358,34 @@ class Sessions:
         wanted = request.memory_mib or settings.memory_mib
         await self._r.event_log.read(lambda conn: capacity.check(conn, settings, wanted))
 
+    async def any_row(self, id: str) -> SessionRow:
+        """Return the row of a session or task. Raises NotFound."""
+        return await self._r.event_log.read(lambda conn: views.session(conn, id))
+
     async def row(self, id: str) -> SessionRow:
-        """Return a session's row. Raises NotFound, also for a task."""
+        """Return a session's row. Raises NotFound, also for a task that does not go on as a session."""
         return await self._r.event_log.read(lambda conn: require_session(views.session(conn, id)))
 
     async def _row_with_machine_checked(self, id: str) -> SessionRow:
         """Return a session's row as `row` does, but wait until it is known whether a running session's machine is still
         alive."""
-        session = await self.row(id)
+        session = await self.any_row(id)
         if session.phase is not Phase.RUNNING or (runner := self._runners.get(id)) is None:
             return session
         await runner.wait_for(runner.ready)
-        return await self.row(id)
+        return await self.any_row(id)
+
+    @property
+    def runners(self) -> list[SessionRunner]:
+        """All runners, of sessions and of tasks."""
+        return list(self._runners.values())
 
     def find_runner(self, id: str) -> SessionRunner | None:
         return self._runners.get(id)
 
     async def runner(self, id: str) -> SessionRunner:
-        """Return a session's runner. Raises SessionNotRunning."""
-        session = await self.row(id)
+        """Return the runner of a session or task. Raises SessionNotRunning."""
+        session = await self.any_row(id)
         if (runner := self._runners.get(id)) is None:
             raise SessionNotRunning(f"{session.slug} is {session.phase}", hint=f"hv resume {session.slug}")
         return runner
@@ -392,24 +393,24 @@ class Sessions:
     async def agent_runner(self, id: str) -> AgentRunner:
         """Return what holds a session's agent. Raises SessionNotRunning for a paused session. A session that is held
         for a snapshot accepts prompts: they wait until it continues."""
-        runner, session = await self.runner(id), await self.row(id)
+        runner, session = await self.runner(id), await self.any_row(id)
         if session.activity is Activity.PAUSED:
             raise SessionNotRunning("its machine is paused", hint=f"hv unpause {id}")
         return await runner.wait_until_ready(session.phase)
 
     @asynccontextmanager
     async def guest(self, id: str) -> AsyncIterator[Guest]:
-        """Yield the guest of a session's machine."""
-        async with self._provider(await self.row(id)).guest(machine_name(id)) as guest:
+        """Yield the guest of the machine of a session or task."""
+        async with self.provider(await self.any_row(id)).guest(machine_name(id)) as guest:
             yield guest
 
-    def _provider(self, session: SessionRow) -> Provider:
+    def provider(self, session: SessionRow) -> Provider:
         if session.provider is None:
             raise SessionNotRunning(f"{session.slug} has no machine yet", hint="hv list")
         return self._r.providers[session.provider]
 
     def _pauses(self, session: SessionRow) -> Pauses:
-        provider = self._provider(session)
+        provider = self.provider(session)
         if not isinstance(provider, Pauses):
             hint = f"hv stop {session.slug} stops it and keeps its files"
             raise BadInput(f"the provider {session.provider} cannot pause a machine", hint=hint)
@@ -422,17 +423,3 @@ async def require_started(session: SessionRow, runner: SessionRunner) -> AgentRu
     if session.phase is not Phase.RUNNING:
         raise SessionNotRunning("its agent has not started yet", hint="try again in a moment; hv list")
     return await runner.wait_until_ready(session.phase)
-
-
-def _record_budget(conn: Connection, id: str, dollars: float | None, at: float) -> None:
-    """Journal a session's new total budget; None leaves it unchanged. Raises BadInput."""
-    if dollars is None:
-        return
-    session = views.session(conn, id)
-    spent = session.spent.cost_usd or 0.0
-    if dollars <= spent:
-        raise BadInput(
-            f"the budget of ${dollars:.2f} is not more than {session.slug} has spent: ${spent:.4f}",
-            hint=f"hv resume {session.slug} --budget {spent + 1:.2f}",
-        )
-    journal.record(conn, id, BudgetSet(dollars=dollars), at=at)

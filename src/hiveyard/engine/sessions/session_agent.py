@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from hiveyard.agents import by_name, names
 from hiveyard.core.drivers import HasDriver
 from hiveyard.core.errors import BadInput, UnknownAgent
-from hiveyard.core.ports import HasTerminal, Turn
+from hiveyard.core.ports import HasTerminal
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.engine.turns.agent_runner import AgentRunner
@@ -18,17 +18,19 @@ from hiveyard.engine.turns.live_runner import LiveAgent, LiveRunner
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.turns.terminal_runner import TERMINAL, TerminalAgent, TerminalRunner
 from hiveyard.engine.turns.turn_queue import TurnQueue
+from hiveyard.engine.turns.turn_spec import check_turn, turn_spec
 from hiveyard.engine.turns.turn_tracker import TurnTracker
-from hiveyard.engine.workspace.directory import GUEST_PROMPT, GUEST_REPO, GUEST_STATE
 from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow
 
-LIVE, TERMINAL_MODE = "live", "terminal"
+LIVE, TERMINAL_MODE, ONE_SHOT = "live", "terminal", "one-shot"
 
 
 def mode_of(session: SessionRow) -> str:
-    """Return how the agent of a session is held: `live` or `terminal`."""
-    request = session.request or {}
+    """Return how the agent of a session is held: `live`, `terminal`, or `one-shot` for a task."""
+    if not session.own:
+        return ONE_SHOT
+    request = session.request
     try:
         has_terminal = isinstance(by_name(session.agent), HasTerminal)
     except UnknownAgent:  # of a plugin that is not installed any more
@@ -43,14 +45,20 @@ def is_live(request: SpawnRequest, default: str) -> bool:
 
 
 def check_agent(request: SpawnRequest, default: str) -> None:
-    """Raise UnknownAgent, and BadInput for an agent that cannot be held in a session in the requested way."""
+    """Raise UnknownAgent, and BadInput for an agent that cannot be held in a session in the requested way, or cannot
+    take its tool servers, system text or variables."""
     name = request.agent or default
-    if is_live(request, default) and not isinstance(by_name(name), HasDriver):
+    agent, live = by_name(name), is_live(request, default)
+    if live and not isinstance(agent, HasDriver):
         able = ", ".join(other for other in names() if isinstance(by_name(other), HasTerminal | HasDriver))
         way = "in a live session" if request.live or request.ask else "in a session"
         raise BadInput(
             f"{name} takes one prompt only and cannot stay {way}", hint=f"--agent, one of: {able}; or hv run"
         )
+    if live and isinstance(agent, HasDriver):
+        check_turn(request, agent.live_process, ask=request.ask)
+    elif isinstance(agent, HasTerminal):
+        check_turn(request, agent.agent_terminal)
 
 
 async def session_agent(
@@ -64,19 +72,7 @@ async def session_agent(
         return views.turns(conn, id), lineage.conversation(conn, id)
 
     rows, conversation = await resources.event_log.read(state)
-    turn = Turn(
-        name=TERMINAL,
-        prompt=GUEST_PROMPT,
-        workdir=GUEST_REPO,
-        state=GUEST_STATE,
-        door_url=door_url,
-        placeholder=workspace.placeholder().reveal(),
-        model=request.model,
-        conversation=conversation,
-        repository_config=request.repository_config,
-        command=request.command,
-        ask=request.ask,
-    )
+    turn = turn_spec(request, workspace, door_url, name=TERMINAL, conversation=conversation, ask=request.ask)
     prompts = Prompts(workspace.prompts)
     if is_live(request, resources.settings.agent):
         return LiveRunner(

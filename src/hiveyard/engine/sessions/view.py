@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core.errors import NotFound
 from hiveyard.core.events import Failure
-from hiveyard.core.states import AT_WORK, Activity, Phase
+from hiveyard.core.states import AT_WORK, Activity, Phase, TaskState
 from hiveyard.core.usage import Usage
 from hiveyard.engine.sessions.session_agent import mode_of
 from hiveyard.store import views
@@ -30,9 +30,10 @@ class OpenPort(msgspec.Struct, frozen=True, kw_only=True):
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     """A session. `status` is its phase, or `paused`; `activity` is valid while it is running; `reason` is why it
-    stopped; `mode` is how its agent is held, `terminal` or `live`; `port` is the host port for ssh. `turns` counts
-    turns that started. Times are seconds since the epoch; `last_event_at` is the time of the last event, `last_seq` its
-    number in the journal."""
+    stopped; `task` is the state of its task, if a task made it; `waits_for` is its position in the line and what it
+    waits for; `mode` is how its agent is held, `terminal`, `live` or `one-shot`; `port` is the host port for ssh.
+    `turns` counts turns that started. Times are seconds since the epoch; `last_event_at` is the time of the last event,
+    `last_seq` its number in the journal."""
 
     id: str
     name: str
@@ -47,6 +48,8 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
     provider: str | None
     tier: str | None
+    task: TaskState | None
+    waits_for: str = ""
     parent: str | None
     port: int | None
     ports: list[OpenPort]
@@ -60,14 +63,14 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     last_seq: int
 
 
-def view(conn: Connection, id: str) -> SessionView:
-    """Return the view of one session. Raises NotFound."""
-    return _views(conn, [require_session(views.session(conn, id))])[0]
+def view(conn: Connection, id: str, waiting: Mapping[str, str]) -> SessionView:
+    """Return the view of one session, or of the session of a task. Raises NotFound."""
+    return _views(conn, [views.session(conn, id)], waiting)[0]
 
 
 def require_session(row: SessionRow) -> SessionRow:
     """Return `row` if it is a session of its own. Raises NotFound for the session of a task."""
-    if row.request is None:
+    if not row.own:
         raise NotFound(
             f"{row.slug} is a task, not a session",
             hint=f"hv resume {row.slug} continues its conversation when it is over",
@@ -75,20 +78,36 @@ def require_session(row: SessionRow) -> SessionRow:
     return row
 
 
-def session_views(conn: Connection, *, over: bool, limit: int | None = None) -> list[SessionView]:
-    """Return the sessions that no task made, newest first; `over` includes those that cannot be resumed."""
-    return _views(conn, views.sessions(conn, phases=None if over else RESUMABLE, own=True, limit=limit))
+def session_views(
+    conn: Connection, waiting: Mapping[str, str], *, over: bool, tasks: bool = False, limit: int | None = None
+) -> list[SessionView]:
+    """Return sessions, newest first; `over` includes those that cannot be resumed, `tasks` those of tasks."""
+    rows = views.sessions(conn, phases=None if over else RESUMABLE, own=not tasks, limit=limit)
+    return _views(conn, rows, waiting)
 
 
-def _views(conn: Connection, rows: Sequence[SessionRow]) -> list[SessionView]:
+def _views(conn: Connection, rows: Sequence[SessionRow], waiting: Mapping[str, str]) -> list[SessionView]:
     ids = [row.id for row in rows]
     turns, last, ports = _turns(conn, ids), views.last_events(conn, ids), _ports(views.ports(conn))
-    return [_view(row, turns[row.id], ports.get(row.id, []), last[row.id]) for row in rows]
+    tasks = {task.id: task.state for task in views.tasks(conn, ids=ids)}
+
+    def parts(id: str) -> _Parts:
+        return _Parts(tasks.get(id), waiting.get(id, ""), turns[id], ports.get(id, []), last[id])
+
+    return [_view(row, parts(row.id)) for row in rows]
 
 
 class _Turns(NamedTuple):
     started: int
     queued: int
+
+
+class _Parts(NamedTuple):
+    task: TaskState | None
+    waits_for: str
+    turns: _Turns
+    ports: list[OpenPort]
+    last: LastEvent
 
 
 def _turns(conn: Connection, ids: Sequence[str]) -> dict[str, _Turns]:
@@ -103,8 +122,8 @@ def _ports(rows: Sequence[PortRow]) -> Mapping[str, list[OpenPort]]:
     return found
 
 
-def _view(row: SessionRow, turns: _Turns, ports: list[OpenPort], last: LastEvent) -> SessionView:
-    request = row.request or {}
+def _view(row: SessionRow, parts: _Parts) -> SessionView:
+    request = row.request
     paused = row.phase is Phase.RUNNING and row.activity is Activity.PAUSED
     return SessionView(
         id=row.id,
@@ -120,15 +139,17 @@ def _view(row: SessionRow, turns: _Turns, ports: list[OpenPort], last: LastEvent
         model=request.get("model"),
         provider=row.provider,
         tier=row.tier,
+        task=parts.task,
+        waits_for=parts.waits_for,
         parent=row.parent,
-        port=next((port.host for port in ports if port.guest == SSH), None),
-        ports=ports,
-        turns=turns.started,
-        queued=turns.queued,
+        port=next((port.host for port in parts.ports if port.guest == SSH), None),
+        ports=parts.ports,
+        turns=parts.turns.started,
+        queued=parts.turns.queued,
         usage=row.spent,
         budget_usd=request.get("budget_usd"),
         error=row.failure,
         created_at=row.created_at,
-        last_event_at=last.at,
-        last_seq=last.seq,
+        last_event_at=parts.last.at,
+        last_seq=parts.last.seq,
     )

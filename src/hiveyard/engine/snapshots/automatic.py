@@ -32,7 +32,7 @@ class TurnSnapshots:
 
     def _turn_over(self, runner: SessionRunner) -> None:
         """Start a snapshot. No prompt is sent to the agent until it is finished."""
-        runner.hold()
+        runner.connection.hold()
         self._group.start_soon(self._after_turn, runner, name=f"snapshot of {runner.id}")
 
     async def _after_turn(self, runner: SessionRunner) -> None:
@@ -40,7 +40,7 @@ class TurnSnapshots:
         # A session that the user paused meanwhile stays paused.
         async with runner.machine_lock:
             if await runner.retry_store(partial(self._activity, runner.id)) is not Activity.PAUSED:
-                runner.thaw()
+                runner.connection.thaw()
         try:
             await self._remove_old(runner.id)
         except Exception:

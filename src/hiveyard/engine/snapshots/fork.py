@@ -25,6 +25,7 @@ from hiveyard.core.events import (
     SessionForked,
     SessionPlaced,
     SessionPrepared,
+    SessionPreparing,
     TurnCreated,
     TurnStarted,
 )
@@ -33,11 +34,12 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import check_prompt
 from hiveyard.engine.sessions.request import check_name
 from hiveyard.engine.sessions.service import Sessions
-from hiveyard.engine.snapshots.service import Snapshots, copy_error
+from hiveyard.engine.snapshots.service import Snapshots
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.workspace.directory import Meta, Workspace
-from hiveyard.engine.workspace.files import files_of
 from hiveyard.engine.workspace.integrity import check_origin
+from hiveyard.engine.workspace.session_files import copy_error, files_of
+from hiveyard.kit.files import write_atomic
 from hiveyard.kit.names import new_id
 from hiveyard.repository import branch_name, heads
 from hiveyard.store import journal, lineage, names, views
@@ -46,7 +48,7 @@ from hiveyard.store.views import SessionRow
 
 MAX_CHILDREN = 32
 """Maximum number of children of one fork."""
-_NOT_INHERITED = ("name", "prompt", "branch", "base", "include_dirty", "port", "record", "budget_usd")
+_NOT_INHERITED = ("wait", "name", "prompt", "branch", "base", "include_dirty", "port", "record", "budget_usd")
 """Fields of a session's request that its children do not inherit."""
 
 
@@ -117,7 +119,7 @@ class ForkService:
         request.checked()
         session = await self._sessions.row(id)
         _share(session, request.children)
-        await self._r.event_log.read(lambda conn: self._check_capacity(conn, session.request or {}, request.children))
+        await self._r.event_log.read(lambda conn: self._check_capacity(conn, session.request, request.children))
         if request.snapshot is not None:
             return await self._fork(id, request, request.snapshot)
         if self._sessions.find_runner(id) is None:
@@ -228,7 +230,7 @@ class ForkService:
                 journal.record(conn, child.id, TurnStarted(agent=session.agent), at=now, turn=turn)
                 turn += 1
             if child.instruction is not None:
-                model = str((session.request or {}).get("model") or "")
+                model = str(session.request.get("model") or "")
                 Prompts(child.workspace.prompts).write(turn, child.instruction)
                 journal.record(conn, child.id, TurnCreated(agent=session.agent, model=model), at=now, turn=turn)
         if share is not None:
@@ -241,6 +243,8 @@ def _make(parent: Workspace, child: _Child, session: SessionRow, at: float) -> N
     shutil.copytree(parent.origin, own.origin, symlinks=True, copy_function=_shared)
     if parent.tape.exists():
         shutil.copyfile(parent.tape, own.tape)
+    if parent.values_file.exists():
+        write_atomic(own.values_file, parent.values_file.read_bytes(), mode=0o600)
     keys = parent.keys()
     own.create_keys((keys.placeholder, *keys.inherited))
     own.write(
@@ -294,13 +298,14 @@ def _child_events(session: SessionRow, point: Point, slug: str, branch: str, sha
         SessionPrepared(base=session.base, branch=branch),
         SessionPlaced(provider=session.provider, tier=session.tier, why=f"forked from {session.slug}"),
         forked,
+        SessionPreparing(),
     ]
     return events if point.row.live else [*events, Notice(message=_no_memory_notice(session))]
 
 
 def _request(session: SessionRow, point: Point) -> dict[str, Any]:
     """Return the request of a child. A live snapshot needs a machine of the same size."""
-    request = {key: value for key, value in (session.request or {}).items() if key not in _NOT_INHERITED}
+    request = {key: value for key, value in session.request.items() if key not in _NOT_INHERITED}
     shape = point.taken.shape if point.row.live else None
     if shape is not None:
         request |= {"memory_mib": shape.memory_mib, "cpus": shape.cpus, "disk_gib": shape.disk_gib}
@@ -317,7 +322,7 @@ def _no_memory_notice(session: SessionRow) -> str:
 def _share(session: SessionRow, children: int) -> float | None:
     """Return the budget of each child in dollars: the parent's remaining budget is divided equally among the parent and
     its children. Raises BudgetSpent."""
-    budget = (session.request or {}).get("budget_usd")
+    budget = session.request.get("budget_usd")
     if budget is None:
         return None
     left = float(budget) - (session.spent.cost_usd or 0.0)

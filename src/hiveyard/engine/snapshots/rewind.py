@@ -21,11 +21,10 @@ from hiveyard.engine.placement import capacity
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.sessions.session_runner import SessionRunner
-from hiveyard.engine.snapshots.service import copy_error
 from hiveyard.engine.turns.terminal_runner import TERMINAL
 from hiveyard.engine.workspace import snapshot_files
-from hiveyard.engine.workspace.files import files_of
 from hiveyard.engine.workspace.integrity import check_origin
+from hiveyard.engine.workspace.session_files import copy_error, files_of
 from hiveyard.store import journal, lineage, views
 from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow
@@ -74,12 +73,12 @@ class RewindService:
 
     def _check_capacity(self, conn: Connection, session: SessionRow, point: Point) -> None:
         settings, shape = self._r.settings, point.taken.shape if point.row.live else None
-        asked = (session.request or {}).get("memory_mib") or settings.memory_mib
+        asked = session.request.get("memory_mib") or settings.memory_mib
         capacity.check(conn, settings, shape.memory_mib if shape is not None else asked)
 
     async def _check(self, session: SessionRow, runner: SessionRunner, force: bool) -> None:
         await runner.wait_until_ready(session.phase)
-        if session.phase is Phase.RUNNING and not runner.frozen:
+        if session.phase is Phase.RUNNING and not runner.connection.frozen:
             await runner.wait_for(runner.started)
         if not runner.started.is_set():
             raise SessionNotRunning("its agent has not started yet", hint="try again in a moment; hv list")

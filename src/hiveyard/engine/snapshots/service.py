@@ -3,7 +3,6 @@ elsewhere it contains the files and the agent's conversation."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -22,8 +21,6 @@ from hiveyard.core.errors import (
     CannotKeepMemory,
     HiveyardError,
     MachineNotReady,
-    NoSpace,
-    OrchestrationError,
 )
 from hiveyard.core.events import Notice, SessionForked, SnapshotRemoved, SnapshotTaken
 from hiveyard.core.ports import Pauses, Provider, SessionDisks, SnapshotStats
@@ -35,17 +32,15 @@ from hiveyard.engine.sessions.service import Sessions, require_started
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.turns.agent_runner import AgentRunner
 from hiveyard.engine.workspace import snapshot_files
-from hiveyard.engine.workspace.files import files_of
+from hiveyard.engine.workspace.session_files import copy_error, files_of
 from hiveyard.kit.copying import Copied
 from hiveyard.kit.names import new_id
-from hiveyard.kit.text import one_line
 from hiveyard.store import journal, lineage, views
 from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow, SnapshotRow
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?\Z")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SnapshotView(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +117,7 @@ class Snapshots:
         provider, machine = self._provider(session), machine_name(session.id)
         paused = session.activity is Activity.PAUSED
         try:
-            await runner.freeze()
+            await runner.connection.freeze()
             itself = live or isinstance(provider, SessionDisks)
             yield "" if paused or itself else await _pause(provider, machine)
         finally:
@@ -132,7 +127,7 @@ class Snapshots:
                         if isinstance(provider, Pauses) and not live:
                             await provider.resume(machine)
                     finally:
-                        runner.thaw()
+                        runner.connection.thaw()
 
     async def _keep(
         self,
@@ -328,17 +323,6 @@ def _removed(conn: Connection, session: str, ref: str, at: float) -> str:
         )
     journal.record(conn, session, SnapshotRemoved(snapshot=point.row.id), at=at)
     return point.row.id
-
-
-_SPACE_HINT = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
-
-
-def copy_error(name: str, error: OSError) -> HiveyardError:
-    """Return the error for files of session `name` that could not be copied."""
-    if error.errno in _FULL:
-        return NoSpace(f"no space to copy the files of {name}", hint=_SPACE_HINT)
-    where = f": {one_line(error.filename)}" if isinstance(error.filename, str) else ""
-    return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}{where}")
 
 
 async def _pause(provider: Provider, machine: str) -> str:

@@ -24,11 +24,13 @@ PROMPT_SHOWN = 400
 
 class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     """The current state of a task; the last output of `hv run --json`. `exit_code` is null while it runs. Times are in
-    seconds (dates: since the epoch); `patch` is a path on the host."""
+    seconds (dates: since the epoch); `patch` is a path on the host; `waits_for` is its position in the line and what it
+    waits for."""
 
     id: str
     slug: str
     status: TaskState
+    waits_for: str = ""
     exit_code: int | None
     repo: str
     branch: str | None
@@ -50,15 +52,19 @@ class TaskView(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
 
 
-def task_view(conn: Connection, id: str, workspace: Callable[[str], Workspace]) -> TaskView:
+def task_view(conn: Connection, id: str, workspace: Callable[[str], Workspace], waiting: Mapping[str, str]) -> TaskView:
     """Return the view of one task. Raises NotFound."""
     task = views.task(conn, id)
     turns = views.turns(conn, id)
-    parts = _Parts(task, views.session(conn, id), views.result(conn, id), turns[-1] if turns else None)
+    parts = _Parts(
+        task, views.session(conn, id), views.result(conn, id), turns[-1] if turns else None, waiting.get(id, "")
+    )
     return _view(parts, workspace, phases(conn, id))
 
 
-def task_views(conn: Connection, tasks: Sequence[TaskRow], workspace: Callable[[str], Workspace]) -> list[TaskView]:
+def task_views(
+    conn: Connection, tasks: Sequence[TaskRow], workspace: Callable[[str], Workspace], waiting: Mapping[str, str]
+) -> list[TaskView]:
     """Return the views of many tasks with few queries: prompts are cut, and the times of phases are missing."""
     ids = [task.id for task in tasks]
     sessions = {row.id: row for row in views.sessions(conn, ids=ids)}
@@ -67,7 +73,7 @@ def task_views(conn: Connection, tasks: Sequence[TaskRow], workspace: Callable[[
     found = []
     for task in tasks:
         task.request["prompt"] = clip(str(task.request.get("prompt", "")), PROMPT_SHOWN)
-        parts = _Parts(task, sessions[task.id], results.get(task.id), turns.get(task.id))
+        parts = _Parts(task, sessions[task.id], results.get(task.id), turns.get(task.id), waiting.get(task.id, ""))
         found.append(_view(parts, workspace, {}))
     return found
 
@@ -77,15 +83,17 @@ class _Parts(NamedTuple):
     session: SessionRow
     result: ResultRow | None
     turn: TurnRow | None
+    waits_for: str
 
 
 def _view(parts: _Parts, workspace: Callable[[str], Workspace], phases: Mapping[str, float]) -> TaskView:
-    task, session, result, turn = parts
+    task, session, result, turn, waits_for = parts
     patch = workspace(task.id).patch
     return TaskView(
         id=task.id,
         slug=task.slug,
         status=task.state,
+        waits_for=waits_for,
         exit_code=exit_code(task),
         repo=session.repo,
         branch=session.branch,

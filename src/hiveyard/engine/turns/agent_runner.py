@@ -1,7 +1,7 @@
 """Hold an agent in a session: what the ways to do it have in common.
 
-An agent is held at its own terminal (terminal_runner.py) or by a protocol in a process that stays (live_runner.py).
-Either way, prompts wait in the session's directory until the agent has them, and each becomes a turn."""
+An agent is held at its own terminal (terminal_runner.py), by a protocol in a process that stays (live_runner.py), or in
+a process for one prompt, as that of a task (one_shot_runner.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hiveyard.core.events import AnyBody
 from hiveyard.core.ports import Guest, Turn
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.turns.prompts import Prompts
-from hiveyard.engine.turns.turn_queue import TurnQueue
+from hiveyard.engine.turns.turn_queue import TurnEntry, TurnQueue
 from hiveyard.store import lineage
 from hiveyard.store.views import AskRow
 
@@ -47,6 +47,10 @@ class AgentRunner(abc.ABC):
         """Start the program, unless it runs. `fresh`: the machine is new, so stored process data belong to another one.
         Raises ProcessNotStarted."""
 
+    def begun(self, info: ProcessInfo) -> Sequence[TurnEntry]:
+        """Return the events of a program that was started, which are journaled together with that."""
+        return ()
+
     @abc.abstractmethod
     async def follow(self, guest: Guest, info: ProcessInfo) -> None:
         """Journal the agent's activity and send waiting prompts until the program has ended."""
@@ -58,6 +62,11 @@ class AgentRunner(abc.ABC):
     @abc.abstractmethod
     async def interrupt(self, guest: Guest) -> None:
         """End the current turn and keep the program; succeeds if no turn runs. Raises AgentFailed if that fails."""
+
+    async def read_rest(self, guest: Guest) -> None:
+        """Journal the output that is not in the journal yet, in a machine that was made after the agent's was lost.
+        By default, the next program does that."""
+        return
 
     async def add(self, text: str, *facts: AnyBody, woken_by: Sequence[str] = ()) -> int:
         """Add a prompt for the next turn; return the turn's number once it is journaled, together with `facts` of that

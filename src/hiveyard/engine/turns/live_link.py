@@ -21,6 +21,7 @@ from hiveyard.core.events import (
     LiveInterrupted,
     LiveSteered,
     ModelChosen,
+    SessionChanged,
 )
 from hiveyard.core.ports import Guest, ProcessManager, Verdict
 from hiveyard.engine.event_log import EventLog
@@ -132,6 +133,6 @@ def act_of(body: AnyBody) -> Callable[[Driver], Step] | None:
     if isinstance(body, AskAnswered) and body.request:  # without one, no program asked it
         answer = Answer(allow=body.allow, option=body.option, message=body.message)
         return lambda driver: driver.answer(body.request, answer)
-    if isinstance(body, ModelChosen):
-        return lambda driver: driver.choose(body.key, body.model)
+    if isinstance(body, ModelChosen | SessionChanged) and (model := body.model) is not None:
+        return lambda driver: driver.choose(body.key, model)
     return None

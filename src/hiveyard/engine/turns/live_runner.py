@@ -27,7 +27,7 @@ from hiveyard.core.events import (
     LiveInterrupted,
     LiveStarted,
     LiveSteered,
-    ModelChosen,
+    SessionChanged,
     TurnEnded,
 )
 from hiveyard.core.ports import Agent, Guest, ProcessManager
@@ -264,7 +264,7 @@ class LiveRunner(AgentRunner):
 
     async def choose(self, model: str) -> None:
         """Choose the model of later turns, as `Steers.choose`."""
-        await self._tell(ModelChosen(model=model, key=f"model-{new_id()}"))
+        await self._tell(SessionChanged(model=model, key=f"model-{new_id()}"))
         self.turn = replace(self.turn, model=model)
 
     async def _tell(self, body: AnyBody, *facts: AnyBody) -> None:

@@ -216,7 +216,7 @@ class Housekeeping:
         default = self._r.settings.image
         images = {str(task.request.get("image") or default) for task in views.tasks(conn, states=_OPEN)}
         for row in views.sessions(conn, phases=_RESUMABLE, own=True):
-            images.add(str((row.request or {}).get("image") or default))
+            images.add(str(row.request.get("image") or default))
             begin = lineage.pending_start(conn, row.id) if row.phase in AT_WORK else None
             if isinstance(begin, SessionForked):
                 images.add(begin.image)

@@ -103,8 +103,7 @@ async def needed_machines(resources: Resources) -> set[str]:
     tasks = await resources.event_log.read(views.tasks)
     needed = {task.id for task in tasks if not task.state.over or task.request.get("keep")}
     for session in await resources.event_log.read(lambda conn: views.sessions(conn, phases=AT_WORK)):
-        if session.request is not None:
-            needed.add(session.id)
+        needed.add(session.id)
     return {machine_name(id) for id in needed}
 
 

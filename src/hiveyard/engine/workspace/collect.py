@@ -11,16 +11,16 @@ from hiveyard.core.ports import Guest
 from hiveyard.engine.resources import Resources
 from hiveyard.repository import Collected
 from hiveyard.store import views
-from hiveyard.store.views import ResultRow
 
 
-async def collect_work(id: str, guest: Guest, resources: Resources) -> None:
-    """Collect the work of session `id` and record the result, unless it is the recorded one already. The repository in
-    the guest does not change. Raises as `collect`."""
-    got = await collect(id, guest, resources, aside=True)
+async def collect_work(id: str, guest: Guest, resources: Resources, *, turn: int | None = None) -> None:
+    """Collect the work of session `id` and record the result, unless it is the recorded one already. With `turn`, the
+    only one of a task, what is not committed is committed in the guest, too; else the repository in the guest does not
+    change. Raises as `collect`."""
+    got = await collect(id, guest, resources, aside=turn is None)
     known = await resources.event_log.read(lambda conn: views.result(conn, id))
     if known is None or known.head != got.head:
-        await record_result(id, got, resources, turn=None)
+        await record_result(id, got, resources, turn=turn)
 
 
 async def collect(id: str, guest: Guest, resources: Resources, *, aside: bool) -> Collected:
@@ -48,7 +48,7 @@ async def collect(id: str, guest: Guest, resources: Resources, *, aside: bool) -
     )
 
 
-async def record_result(id: str, got: Collected, resources: Resources, *, turn: int | None) -> ResultRow:
+async def record_result(id: str, got: Collected, resources: Resources, *, turn: int | None) -> None:
     """Record the result of a task or session, which replaces an earlier one."""
     event_log = resources.event_log
     session = await event_log.read(lambda conn: views.session(conn, id))
@@ -64,6 +64,3 @@ async def record_result(id: str, got: Collected, resources: Resources, *, turn: 
         leftover=got.leftover,
     )
     await event_log.record(id, *[Notice(message=notice) for notice in got.notices], result, turn=turn)
-    collected = await event_log.read(lambda conn: views.result(conn, id))
-    assert collected is not None
-    return collected

@@ -86,6 +86,7 @@ class Workspace:
         self.root = root
         self.meta_file = root / "meta.json"
         self.door_file = root / "door.json"
+        self.values_file = root / "values.json"
         self.events = root / "events.jsonl"
         self.heard = root / "heard.jsonl"
         self.origin = root / "origin.git"

@@ -9,6 +9,7 @@ from an archive or from an older Hiveyard. A disk is made of it before the first
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Protocol
 
 import anyio.to_thread
 
+from hiveyard.core.errors import HiveyardError, NoSpace, OrchestrationError
 from hiveyard.core.machines import MachineSpec
 from hiveyard.core.ports import Provider, SessionDisks
 from hiveyard.engine.resources import Resources
@@ -23,8 +25,12 @@ from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.kit.copying import Copied, copy_tree
 from hiveyard.kit.files import sync_dir
+from hiveyard.kit.text import one_line
 from hiveyard.kit.trees import remove_tree
 from hiveyard.store.views import SessionRow
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_SPACE_HINT = "hv system prune; df -h; [engine] disk_reserve_mib is kept free"
 
 
 class SessionFiles(Protocol):
@@ -179,3 +185,11 @@ def _replace(path: Path, by: Path) -> None:
     by.rename(path)
     sync_dir(path.parent)
     _remove(old)
+
+
+def copy_error(name: str, error: OSError) -> HiveyardError:
+    """Return the error for files of session `name` that could not be copied."""
+    if error.errno in _FULL:
+        return NoSpace(f"no space to copy the files of {name}", hint=_SPACE_HINT)
+    where = f": {one_line(error.filename)}" if isinstance(error.filename, str) else ""
+    return OrchestrationError(f"the files of {name} cannot be copied: {error.strerror or error}{where}")
