@@ -148,7 +148,7 @@ async def _serve(ready: Ready) -> None:
             await stack.enter_async_context(served(hive, parts.doors, parts.clock))
             await stack.enter_async_context(_mirrored(parts))
             engine = await stack.enter_async_context(running(parts))
-            members = await stack.enter_async_context(running_hive(hive, engine, parts.event_log))
+            members = await stack.enter_async_context(running_hive(hive, engine, parts))
             try:
                 await _answer(engine, members, listener, paths, ready)
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 from tests.cli.conftest import Hv, own_hv
@@ -15,6 +16,7 @@ def test_a_member_is_added_gets_mail_is_stopped_and_removed(own_hv: Hv, repo: Pa
     hv = own_hv
     assert hv("hive", "ls").stdout.startswith("NAME")
     assert hv("inbox").stderr.endswith("nothing waits for you\n")
+    following = hv.start("inbox", "-f")
     program = repo / "agent.py"
     program.write_text((Path(__file__).parents[1] / "support" / "acp_program.py").read_text())
     added = hv("hive", "add", "ada", str(repo), "--include-dirty", "--acp", "python3 agent.py", "--role", "manager")
@@ -38,5 +40,7 @@ def test_a_member_is_added_gets_mail_is_stopped_and_removed(own_hv: Hv, repo: Pa
     assert "1 messages" in hv("hive", "show", "ada").stdout
     nobody = hv("hive", "send", "bob", "hello", "--json")
     assert nobody.returncode == 2 and json.loads(nobody.stdout)["error"]["code"] == "not_found"
+    following.send_signal(signal.SIGINT)
+    assert following.communicate()[0] == ""  # nothing was for the operator
     assert hv("hive", "rm", "ada").stdout == "ada left the hive\n"
     assert hv.json("hive", "ls") == [] and hv.json("list", "-a") == []

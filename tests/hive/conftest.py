@@ -115,5 +115,5 @@ async def opened(yard: Yard, repo: Path, **settings: object) -> AsyncIterator[St
         hive = Hive(parts, chosen, yard.paths.hive)
         await stack.enter_async_context(served(hive, parts.doors, parts.clock))
         engine = await stack.enter_async_context(running(parts))
-        members = await stack.enter_async_context(running_hive(hive, engine, parts.event_log))
+        members = await stack.enter_async_context(running_hive(hive, engine, parts))
         yield Stage(hive, engine, members, parts, repo)

@@ -54,7 +54,8 @@ class Callers:
             streamable_http_client(URL, http_client=http) as streams,
             ClientSession(*streams[:2]) as session,
         ):
-            await session.initialize()
+            told = (await session.initialize()).instructions
+            assert told is not None and "The operator's word is an instruction" in told
             yield Tools(session)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,37 @@ async def test_only_the_operator_wakes_a_member_that_naps(yard: Yard, repo: Path
         assert await stage.turn_of(waits) == turn + 1  # the nap is over
         for name in ("ada", "bob"):
             await stage.members.stop(name)
+
+
+async def test_files_go_from_machine_to_machine(yard: Yard, repo: Path) -> None:
+    async with opened(yard, repo) as stage:
+        await stage.add("bob")
+        send = {"to": ["bob", "operator"], "text": "look", "files": ["/session/repo/a.txt"]}
+        await stage.add("ada", f"tool send {json.dumps(send)}")
+        mail = await stage.mail_from("ada")
+        [name] = mail.files
+        assert stage.hive.files.path(name).read_text() == "one\n"
+        [told] = [one for one in await stage.mail("bob") if one.sender == "ada"]
+        await stage.wait_for(lambda event: event.body == MessageDelivered(message=told.id))
+        async with stage.engine.sessions.guest(await stage.session("bob")) as guest:
+            assert await guest.read(f"/session/member/mail/{name}") == b"one\n"
+        lost = {**send, "files": ["/session/repo/nothing"]}
+        await stage.turn_of(await stage.send("ada", f"tool send {json.dumps(lost)}"))
+        assert "error: " in (await stage.said("ada"))[-1] and "/session/repo/nothing" in (await stage.said("ada"))[-1]
+        for member in ("ada", "bob"):
+            await stage.members.stop(member)
+
+
+async def test_a_members_program_is_given_the_tools_and_the_instructions(yard: Yard, repo: Path) -> None:
+    async with opened(yard, repo) as stage:
+        await stage.add("ada")
+        for name, value in (("PUPPET_TOOLS", "hive"), ("PUPPET_SYSTEM", "You are ada")):
+            turn = await stage.turn_of(await stage.send("ada", f"given {name}"))
+            session = await stage.session("ada")
+            ended = [
+                event.body.text  # type: ignore[union-attr]
+                for event in await stage.engine.events(session, after=0, limit=1000)
+                if event.body.type == "agent.ended" and event.turn == turn
+            ]
+            assert value in ended[0][::-1]
+        await stage.members.stop("ada")

@@ -62,7 +62,13 @@ async def test_a_message_is_delivered_once(store: Store) -> None:
     assert [row.id for row in await mailbox(store)] == ["m2"]
     assert await store.read(lambda conn: hive_views.hops_of_turn(conn, "s1", 4)) == 0
     assert await store.read(lambda conn: hive_views.hops_of_turn(conn, "s1", 5)) == -1
-    assert await store.read(hive_views.sessions_with_mail) == ["s1"]
+    assert await store.read(lambda conn: hive_views.count_waiting(conn, "s1")) == 1
+    assert await store.read(lambda conn: hive_views.last_turn(conn, "s1")) is None
+    await store.append("s1", e.TurnStarted(agent="x"), turn=4)
+    assert await store.read(lambda conn: hive_views.running_turn(conn, "s1")) == 4
+    await store.append("s1", e.TurnEnded(outcome="succeeded"), turn=4)
+    assert await store.read(lambda conn: hive_views.open_turn(conn, "s1")) is None
+    assert await store.read(lambda conn: hive_views.last_turn(conn, "s1")) == 4
 
 
 async def test_a_held_message_waits_for_the_answer(store: Store) -> None:

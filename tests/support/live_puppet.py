@@ -55,9 +55,9 @@ class LivePuppet(CommandLine):
 
 def _command(turn: Turn, *mode: str) -> Command:
     argv = ("python3", "-u", "-c", _PROGRAM.read_text(), turn.state, turn.conversation or "", turn.model or "", *mode)
-    door = {"PUPPET_DOOR": turn.door_url, "PUPPET_KEY": turn.placeholder}
     given = {"PUPPET_TOOLS": " ".join(turn.mcp), "PUPPET_SYSTEM": turn.system or "", **secret_variables(turn)}
-    return Command(argv=argv, cwd=turn.workdir, env=with_variables(turn, door | given))
+    given |= {"PUPPET_DOOR": turn.door_url, "PUPPET_KEY": turn.placeholder}
+    return Command(argv=argv, cwd=turn.workdir, env=with_variables(turn, given))
 
 
 class _OnePrompt:

@@ -26,7 +26,7 @@ from hiveyard.processes.terminal import attaching, shown
 
 def add_sessions(app: FastAPI, engine: Engine, members: Members) -> None:
     """Add the routes of sessions. Their events are at `/v1/tasks/{ref}/events`, as those of tasks are."""
-    _add_lifecycle(app, engine)
+    _add_lifecycle(app, engine, members)
     _add_prompts(app, engine, members)
     _add_turns(app, engine)
     _add_asks(app, engine, members)
@@ -47,7 +47,7 @@ def _add_action(app: FastAPI, engine: Engine, verb: str, action: Callable[[str],
         return answer(await engine.sessions.view(id))
 
 
-def _add_lifecycle(app: FastAPI, engine: Engine) -> None:
+def _add_lifecycle(app: FastAPI, engine: Engine, members: Members) -> None:
     sessions = engine.sessions
 
     @app.post("/v1/sessions", **takes(SpawnRequest), **gives(SessionView, 201))
@@ -75,7 +75,11 @@ def _add_lifecycle(app: FastAPI, engine: Engine) -> None:
     async def resume(ref: str, request: Request) -> Response:
         asked = parsed(await body(request), ResumeRequest, "resume request")
         id = await engine.resolve(ref)
-        await sessions.resume(id, asked, asked.prompt)
+        prompt = asked.prompt
+        if prompt is not None and (member := await members.member_of(id)) is not None:
+            await members.write(member.name, prompt)
+            prompt = None
+        await sessions.resume(id, asked, prompt)
         return answer(await sessions.view(id), 202)
 
 

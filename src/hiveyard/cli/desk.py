@@ -10,27 +10,48 @@ import click
 from hiveyard.api.client import quoted
 from hiveyard.cli import show, transcript
 from hiveyard.cli.connect import connect
+from hiveyard.cli.live import live
 from hiveyard.cli.options import FORMAT, JSON
 from hiveyard.kit.text import one_line
 
+_OPERATOR = "operator"
 _HEADER = ("ID", "FROM", "TURN", "AGE", "STATUS", "QUESTION", "ANSWERS")
 
 
 @click.command(short_help="List the questions and messages that wait for you.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also list those that are over, the newest first.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", help="List only the first N.")
+@click.option("-f", "--follow", is_flag=True, help="Then print what is new, until Ctrl-C.")
 @FORMAT
 @JSON
-def inbox(everything: bool, limit: int | None, form: str | None, as_json: bool) -> None:
+def inbox(everything: bool, limit: int | None, follow: bool, form: str | None, as_json: bool) -> None:
     """List what agents ask, the oldest first, with the command that answers it, then messages that you have not read.
     An agent that was started with --ask waits until you answer; the others go on meanwhile."""
     query = {"all": everything} | ({} if limit is None else {"limit": limit})
     client = connect()
-    found = client.call("GET", "/v1/asks", **query)
+    found, seq = client.listing("/v1/asks", **query)
     if as_json or form == "json":
         click.echo(json.dumps(found, indent=2))
-        return
-    mail = show.plain(client.call("GET", "/v1/hive/mail", unread=True))
+    else:
+        # What members ask each other does not wait for the user, who may answer it nevertheless: --all.
+        mine = [ask for ask in found if everything or ask["to"] in ("", _OPERATOR)]
+        _print(mine, show.plain(client.call("GET", "/v1/hive/mail", unread=True)))
+    if follow:
+        _follow(seq, as_json=as_json or form == "json")
+
+
+def _follow(seq: int, *, as_json: bool) -> None:
+    """Print the questions and messages for the operator that come after an event."""
+    for event in live(None, after=seq, types=("agent.asked", "ask.opened", "message.sent")):
+        body = event["body"]
+        if body.get("to", _OPERATOR) != _OPERATOR or (body["type"] == "agent.asked" and not body.get("ask")):
+            continue
+        for line in [json.dumps(event)] if as_json else transcript.lines(event):
+            click.echo(line)
+
+
+def _print(found: list[dict[str, Any]], mail: list[dict[str, Any]]) -> None:
+    """Print questions, each with the command that answers it, and unread messages."""
     found = show.plain(found)
     if not found and not mail:
         click.echo("nothing waits for you", err=True)

@@ -205,16 +205,6 @@ def _warned(words: Callable[[Body], str]) -> Render:
     return lambda body, limits: _warning(words(body), limits)
 
 
-def _changed(body: Body, limits: Limits) -> list[str]:
-    """Render a change of the session's request; long values are only named."""
-    said = [f"the budget is now ${body['budget_usd']:.2f}"] if body.get("budget_usd") is not None else []
-    said += [f"the {name} is now {body[name]}" for name in ("model", "image") if body.get(name) is not None]
-    said += ["the system text has changed"] if body.get("system") is not None else []
-    names = (("tool servers", "mcp"), ("variables", "env"))
-    said += [f"its {what} are now {', '.join(body[field])}" for what, field in names if body.get(field)]
-    return [line for words in said for line in _note(words, limits)]
-
-
 def _mail(words: Callable[[Body], str]) -> Render:
     return lambda body, limits: [click.style("✉ ", fg="blue") + _line(words(body), limits)]
 
@@ -236,6 +226,17 @@ HIVE: dict[str, Render] = {
     "reminder.set": _noted(lambda b: f"a reminder was set: {b['text']}"),
 }
 """How the events of the hive are shown."""
+
+
+def _changed(body: Body, limits: Limits) -> list[str]:
+    """Render a change of the session's request; long values are only named."""
+    said = [f"the budget is now ${body['budget_usd']:.2f}"] if body.get("budget_usd") is not None else []
+    said += [f"the {name} is now {body[name]}" for name in ("model", "image") if body.get(name) is not None]
+    said += ["the system text has changed"] if body.get("system") is not None else []
+    names = (("tool servers", "mcp"), ("variables", "env"))
+    said += [f"its {what} are now {', '.join(body[field])}" for what, field in names if body.get(field)]
+    return [line for words in said for line in _note(words, limits)]
+
 
 _placed = _noted(lambda b: f"machine: {b['provider']} (tier {b['tier']}); {b['why']}")
 _RENDER: dict[str, Render] = {

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from msgspec.structs import replace
+import msgspec
 
 from hiveyard.core.events import Role
-from hiveyard.core.tools import AT_DOOR, ToolServer
+from hiveyard.core.tools import ToolServer
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.hive.settings import HiveSettings
 
@@ -19,12 +19,17 @@ MCP_NAME = "hive"
 """The name of the tool server in the configuration of an agent's program."""
 
 
+WITHOUT_SYSTEM_TEXT = ("acp",)
+"""Agents whose program takes no system text: the tool server tells them its instructions."""
+
+
 def equipped(request: SpawnRequest, name: str, role: Role, settings: HiveSettings) -> SpawnRequest:
     """Return the request of a session with what a member needs: the hive's tool server at its door, and its
     instructions as added system text."""
-    tools = {MCP_NAME: ToolServer(url=f"{AT_DOOR}{MCP_PATH}"), **(request.mcp or {})}
-    system = "\n\n".join(filter(None, (instructions(name, role, settings), request.system)))
-    return replace(request, mcp=tools, system=system)
+    own = "" if request.agent in WITHOUT_SYSTEM_TEXT else instructions(name, role, settings)
+    text = "\n\n".join(part for part in (own, request.system) if part) or None
+    servers = {**(request.mcp or {}), MCP_NAME: ToolServer(url=f"door:{MCP_PATH}")}
+    return msgspec.structs.replace(request, system=text, mcp=servers)
 
 
 def instructions(name: str, role: Role, settings: HiveSettings) -> str:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path, PurePosixPath
 
 import anyio
 import msgspec
 from sqlalchemy import Connection
 
-from hiveyard.core.errors import BadInput, NotAllowed
+from hiveyard.core.errors import BadInput, NotAllowed, SessionNotRunning
 from hiveyard.core.events import MemberNapping, MemberNoted
+from hiveyard.core.ports import Guest
 from hiveyard.core.states import AT_WORK, AskState, MessageState, Phase
 from hiveyard.engine.resources import Resources
 from hiveyard.hive.asks import QUESTION, Asks
 from hiveyard.hive.bells import Bells
 from hiveyard.hive.frame import LooseEnds
 from hiveyard.hive.mail_files import MailFiles
-from hiveyard.hive.mailbox import Mailbox, running_turn
+from hiveyard.hive.mailbox import SIZE_LIMIT, Mailbox
 from hiveyard.hive.names import OPERATOR
 from hiveyard.hive.reminders import Reminders
 from hiveyard.hive.settings import HiveSettings
@@ -29,11 +32,12 @@ MANAGER = "manager"
 ASLEEP = "asleep"
 """The reason of a stopped session whose member sleeps."""
 LONGEST_NAP = 7 * 86400.0
-LONGEST_WAIT = 170.0
-"""Seconds that `recv` waits at most: Claude Code and codex end a call of a tool a little later."""
-SHORTER_WAITS = {"opencode": 55.0, "goose": 170.0}
-"""The same for programs that end a call earlier."""
+LONGEST_WAIT = 50.0
+"""Seconds that `recv` waits at most: most programs end a call of a tool after a minute."""
+LONGER_WAITS = {"claude": 170.0}
+"""The same for programs that wait longer."""
 NOTE_LIMIT = 500
+MAX_FILES = 20
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,13 +61,14 @@ class Threads(msgspec.Struct, frozen=True, kw_only=True):
 
 class Hive:
     """The parts of the hive. `bells` ring when a member's mailbox or session changes. `empty` is where the repository
-    of members without one is made."""
+    of members without one is made. `guest` reaches into the machine of a session, once the engine runs."""
 
     def __init__(self, resources: Resources, settings: HiveSettings, directory: Path) -> None:
         self.settings = settings
         self.bells = Bells()
         self.files = MailFiles(directory / "mail")
         self.empty = directory / "empty"
+        self.guest: Callable[[str], AbstractAsyncContextManager[Guest]] = _no_guest
         self._log = resources.event_log
         self.mailbox = Mailbox(self._log, self.files, settings)
         self.asks = Asks(self._log, settings)
@@ -80,7 +85,7 @@ class Hive:
         turn: a call that is left over from an interrupted turn takes none."""
         agent = await self._log.read(lambda conn: views.session(conn, caller.session).agent)
         turn = await self._running_turn(caller)
-        with anyio.move_on_after(max(0.0, min(wait_seconds, SHORTER_WAITS.get(agent, LONGEST_WAIT)))):
+        with anyio.move_on_after(max(0.0, min(wait_seconds, LONGER_WAITS.get(agent, LONGEST_WAIT)))):
             while not await self._receivable(caller, turn):
                 pass
         return await self.mailbox.receive(caller.session, turn)
@@ -94,7 +99,20 @@ class Hive:
         return False
 
     async def _running_turn(self, caller: MemberRow) -> int | None:
-        return await self._log.read(lambda conn: running_turn(conn, caller.session))
+        return await self._log.read(lambda conn: hive_views.running_turn(conn, caller.session))
+
+    async def read_files(self, caller: MemberRow, paths: Sequence[str]) -> dict[str, bytes]:
+        """Return files of a member's machine, by their names. Raises BadInput, GuestFileError, SessionNotRunning."""
+        found: dict[str, bytes] = {}
+        if not paths:
+            return found
+        async with self.guest(caller.session) as guest:
+            for path in paths[:MAX_FILES]:
+                left = SIZE_LIMIT - sum(map(len, found.values()))
+                found[PurePosixPath(path).name] = await guest.read(path, limit=left)
+        if len(found) < len(paths):
+            raise BadInput(f"a message has at most {MAX_FILES} files, each with a name of its own")
+        return found
 
     async def peers(self, caller: MemberRow) -> list[Peer]:
         """Return the other members."""
@@ -124,6 +142,10 @@ class Hive:
     async def open_threads(self, caller: MemberRow) -> Threads:
         """Return what is open for a member; for the manager, in the whole hive."""
         return await self._log.read(lambda conn: _threads(conn, caller))
+
+
+def _no_guest(session: str) -> AbstractAsyncContextManager[Guest]:
+    raise SessionNotRunning("the daemon has not reached its machine yet", hint="try again in a moment")
 
 
 def loose_ends(conn: Connection, member: MemberRow) -> LooseEnds:
@@ -161,10 +183,13 @@ def _peer(row: MemberRow, caller: MemberRow, state: str) -> Peer:
 def _threads(conn: Connection, caller: MemberRow) -> Threads:
     asks = [ask for ask in views.asks(conn) if ask.state is AskState.OPEN]
     all_of_them = caller.role == MANAGER
-    counts = hive_views.count_messages(conn, MessageState.PENDING)
     return Threads(
         asked=[ask for ask in asks if (ask.asker or OPERATOR) == caller.name or all_of_them],
         to_answer=[ask for ask in asks if ask.target == caller.name],
-        waiting=sum(counts.values()) if all_of_them else counts.get(caller.session, 0),
+        waiting=_count_all(conn) if all_of_them else hive_views.count_waiting(conn, caller.session),
         reminders=hive_views.reminders(conn, None if all_of_them else caller.session),
     )
+
+
+def _count_all(conn: Connection) -> int:
+    return sum(hive_views.count_messages(conn, MessageState.PENDING).values())

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core.errors import BadInput, MessageHeldBack, NotAllowed, NotFound
 from hiveyard.core.events import MessageDelivered, MessageRead, MessageSent
-from hiveyard.core.states import MessageState, TurnState
+from hiveyard.core.states import MessageState
 from hiveyard.engine.event_log import EventLog
 from hiveyard.hive.frame import first_messages
 from hiveyard.hive.mail_files import GUEST_MAIL, MailFiles
@@ -19,7 +19,7 @@ from hiveyard.hive.post import Posted, key_of, next_hop, post
 from hiveyard.hive.settings import HiveSettings
 from hiveyard.kit.names import new_id
 from hiveyard.kit.text import one_line
-from hiveyard.store import hive_views, journal, views
+from hiveyard.store import hive_views, journal
 from hiveyard.store.hive_views import MemberKey, MemberRow, MessageRow
 
 BODY_LIMIT = 64 << 10
@@ -112,7 +112,7 @@ class Mailbox:
         now = self._log.clock.now()
 
         def write(conn: Connection) -> list[MessageRow]:
-            if running_turn(conn, session) != turn:
+            if hive_views.running_turn(conn, session) != turn:
                 return []
             taken = first_messages(hive_views.mailbox(conn, session))
             for message in taken:
@@ -133,12 +133,6 @@ class Mailbox:
                     journal.record(conn, "", MessageRead(message=message.id), at=now)
 
         await self._log.store.write(write)
-
-
-def running_turn(conn: Connection, session: str) -> int | None:
-    """Return the number of the turn that runs in a session."""
-    running = [turn.number for turn in views.turns(conn, session) if turn.state is TurnState.RUNNING]
-    return running[-1] if running else None
 
 
 def _check(request: MessageRequest, sender: str) -> None:

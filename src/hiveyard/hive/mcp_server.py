@@ -22,7 +22,7 @@ from hiveyard import __version__
 from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.door.doors import Doors
 from hiveyard.door.mounts import Mount
-from hiveyard.hive.equipment import MCP_NAME, MCP_PATH
+from hiveyard.hive.equipment import MCP_NAME, MCP_PATH, instructions
 from hiveyard.hive.hive import Hive
 from hiveyard.hive.tools import TOOLS, call
 from hiveyard.kit.clock import Clock
@@ -103,7 +103,9 @@ def _server(hive: Hive, clock: Clock) -> Server[Any]:
             log.exception("the tool %s failed", one_line(params.name, 80))
             return _result("Hiveyard failed; its log says why", is_error=True)
 
-    return Server(MCP_NAME, version=__version__, on_list_tools=list_tools, on_call_tool=call_tool)
+    # For programs that take no system text. The others read it twice, and learn their name and role there.
+    told = instructions("an agent", "member", hive.settings)
+    return Server(MCP_NAME, version=__version__, instructions=told, on_list_tools=list_tools, on_call_tool=call_tool)
 
 
 def _result(text: str, *, is_error: bool = False) -> types.CallToolResult:

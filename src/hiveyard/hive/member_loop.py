@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core.errors import BadInput, HiveyardError, IllegalMove
 from hiveyard.core.events import MemberAsleep, MemberWoken, Notice
-from hiveyard.core.states import Activity, MessageState, Phase, TurnState
+from hiveyard.core.states import Activity, Phase, TurnState
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.event_log import EventLog
 from hiveyard.hive.frame import LooseEnds, framed
@@ -173,13 +173,12 @@ def _situation(conn: Connection, session: str, now: float) -> Situation | None:
     """Return a member's situation; None for a session that is no member any more."""
     if (member := hive_views.member_of_session(conn, session)) is None:
         return None
-    open_turns = [turn for turn in views.turns(conn, session) if turn.state is not TurnState.ENDED]
     return Situation(
         member=member,
         session=views.session(conn, session),
-        turn=open_turns[0] if open_turns else None,
+        turn=hive_views.open_turn(conn, session),
         mail=hive_views.mailbox(conn, session, sender=OPERATOR if is_napping(member, now) else None),
-        waiting=hive_views.count_messages(conn, MessageState.PENDING).get(session, 0),
+        waiting=hive_views.count_waiting(conn, session),
         roles={row.name: row.role for row in hive_views.members(conn)},
         ends=loose_ends(conn, member),
         now=now,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hiveyard.core.errors import BadInput, MachineNotReady
 from hiveyard.core.events import AnyBody, MemberJoined, MemberLeft, MemberStopped, MemberWoken, Role
 from hiveyard.core.states import AT_WORK, MessageState, Phase
 from hiveyard.engine.engine import Engine
-from hiveyard.engine.event_log import EventLog, Listing
+from hiveyard.engine.event_log import Listing
+from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.engine.sessions.steering import AskAnswer, AskView
 from hiveyard.engine.sessions.view import SessionView, view
@@ -44,7 +46,9 @@ class MemberRequest(SpawnRequest, frozen=True, kw_only=True, forbid_unknown_fiel
         fields: dict[str, Any] = dict(msgspec.structs.asdict(self))
         for name in _OWN:
             del fields[name]
-        return SpawnRequest(**fields | {"repo": self.repo or str(empty), "live": not self.terminal, "prompt": None})
+        return SpawnRequest(
+            **fields | {"repo": self.repo or str(empty), "live": not self.terminal, "prompt": None, "wait": True}
+        )
 
 
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,10 +101,11 @@ class ReminderView(msgspec.Struct, frozen=True, kw_only=True):
 class Members:
     """The interface of the hive for the API: what acts on the sessions of members, and what the operator reads."""
 
-    def __init__(self, hive: Hive, engine: Engine, event_log: EventLog) -> None:
+    def __init__(self, hive: Hive, engine: Engine, resources: Resources) -> None:
         self.hive = hive
         self._engine = engine
-        self._log = event_log
+        self._r = resources
+        self._log = resources.event_log
 
     async def add(self, request: MemberRequest) -> MemberView:
         """Create a member; return it once it is journaled and its session starts. Raises as `Sessions.spawn`."""
@@ -166,13 +171,17 @@ class Members:
         return await self._engine.steering.ask(ask.id)
 
     async def view(self, name: str) -> MemberView:
-        now = self._log.clock.now()
-        return await self._log.read(lambda conn: _view(conn, hive_views.member(conn, name), now))
+        now, line = self._log.clock.now(), self._r.admission.waiting()
+        return await self._log.read(lambda conn: _view(conn, hive_views.member(conn, name), now, line))
 
     async def views(self) -> Listing[MemberView]:
         """Return all members, in the order in which they joined."""
-        now = self._log.clock.now()
-        return await self._log.read_list(lambda conn: [_view(conn, row, now) for row in hive_views.members(conn)])
+        now, line = self._log.clock.now(), self._r.admission.waiting()
+
+        def read(conn: Connection) -> list[MemberView]:
+            return [_view(conn, row, now, line) for row in hive_views.members(conn)]
+
+        return await self._log.read_list(read)
 
     async def member_of(self, session: str) -> MemberRow | None:
         """Return the member whose session it is."""
@@ -235,7 +244,7 @@ def message_view(row: MessageRow) -> MessageView:
     )
 
 
-def _view(conn: Connection, row: MemberRow, now: float) -> MemberView:
+def _view(conn: Connection, row: MemberRow, now: float, line: Mapping[str, str]) -> MemberView:
     def count(state: MessageState) -> int:
         return hive_views.count_messages(conn, state).get(row.session, 0)
 
@@ -251,5 +260,5 @@ def _view(conn: Connection, row: MemberRow, now: float) -> MemberView:
         asks=sum(ask.asker == row.name for ask in views.asks(conn)),
         reminders=len(hive_views.reminders(conn, row.session)),
         joined_at=row.joined_at,
-        session=view(conn, row.session, {}),
+        session=view(conn, row.session, line),
     )

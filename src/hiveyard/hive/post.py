@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core.errors import MessageHeldBack
 from hiveyard.core.events import AskOpened, AskOption, MessageHeld, MessageSent
-from hiveyard.core.states import MessageState, TurnState
+from hiveyard.core.states import MessageState
 from hiveyard.hive.names import OPERATOR, SYSTEM
 from hiveyard.hive.settings import HiveSettings
 from hiveyard.hive.storm import DROP, GO_ON, MAX_HELD, RAISE, excess, open_storm
@@ -72,10 +72,8 @@ def next_hop(conn: Connection, sender: MemberKey) -> int:
     """Return the hop count of what a member writes now: one more than that of the mail which its turn is about."""
     if sender.name in (OPERATOR, SYSTEM) or not sender.session:
         return 0
-    turns = views.turns(conn, sender.session)
-    running = [turn.number for turn in turns if turn.state is TurnState.RUNNING]
-    latest = running or [turn.number for turn in turns if turn.started_at is not None]
-    return 1 + hive_views.hops_of_turn(conn, sender.session, latest[-1]) if latest else 0
+    turn = hive_views.last_turn(conn, sender.session)
+    return 0 if turn is None else 1 + hive_views.hops_of_turn(conn, sender.session, turn)
 
 
 def key_of(conn: Connection, name: str) -> MemberKey:

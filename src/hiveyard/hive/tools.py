@@ -36,6 +36,7 @@ class SendInput(_Input, frozen=True, kw_only=True):
     priority: Annotated[
         Literal["normal", "urgent"], Meta(description="an urgent message does not wait for the end of a turn")
     ] = "normal"
+    files: Annotated[list[str], Meta(description="absolute paths of files in your machine, sent with it")] = []
 
 
 class RecvInput(_Input, frozen=True, kw_only=True):
@@ -104,8 +105,10 @@ async def call(hive: Hive, session: str, name: str, arguments: object, now: floa
 
 
 async def _send(call: Call) -> str:
+    given = call.input
+    files = await call.hive.read_files(call.caller, given.files)
     request = MessageRequest(
-        to=call.input.to, text=call.input.text, reply_to=call.input.reply_to, priority=call.input.priority
+        to=given.to, text=given.text, reply_to=given.reply_to, priority=given.priority, files=files
     )
     sent = await call.hive.mailbox.send(call.caller.name, request)
     return "\n".join(f"sent {one.id} to {one.to}, thread {one.thread}" for one in sent)

@@ -13,6 +13,7 @@ from hiveyard.core import events as e
 from hiveyard.core.errors import HiveyardError
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.event_log import EventLog
+from hiveyard.engine.resources import Resources
 from hiveyard.hive.deadlines import Deadlines
 from hiveyard.hive.hive import Hive
 from hiveyard.hive.member_loop import MemberLoop
@@ -94,9 +95,10 @@ class WakeLoop:
 
 
 @asynccontextmanager
-async def running(hive: Hive, engine: Engine, event_log: EventLog) -> AsyncIterator[Members]:
+async def running(hive: Hive, engine: Engine, resources: Resources) -> AsyncIterator[Members]:
     """Run the hive while the block lasts. Leaving it changes nothing in the journal: the next daemon goes on."""
+    hive.guest = engine.sessions.guest
     async with anyio.create_task_group() as group:
-        await WakeLoop(hive, engine, event_log, group).start()
-        yield Members(hive, engine, event_log)
+        await WakeLoop(hive, engine, resources.event_log, group).start()
+        yield Members(hive, engine, resources)
         group.cancel_scope.cancel()

@@ -11,12 +11,13 @@ from sqlalchemy import Connection, Row, func, or_, select
 
 from hiveyard.core.errors import Ambiguous, NotFound
 from hiveyard.core.events import MessageSent
-from hiveyard.core.states import AskState, MessageState
+from hiveyard.core.states import AskState, MessageState, TurnState
 from hiveyard.kit.text import one_line, without_nul
-from hiveyard.store import schema
-from hiveyard.store.views import AskRow, as_ask
+from hiveyard.store import schema, views
+from hiveyard.store.views import AskRow, TurnRow, as_ask
 
-_members, _messages, _reminders, _asks = schema.members.c, schema.messages.c, schema.reminders.c, schema.asks.c
+_members, _messages, _reminders = schema.members.c, schema.messages.c, schema.reminders.c
+_asks, _turns = schema.asks.c, schema.turns.c
 
 
 class MemberKey(NamedTuple):
@@ -147,10 +148,29 @@ def count_messages(conn: Connection, state: MessageState) -> dict[str, int]:
     return {row[0]: row[1] for row in conn.execute(query)}
 
 
-def sessions_with_mail(conn: Connection) -> list[str]:
-    """Return the sessions of members for which a message waits."""
-    query = select(_messages.session).where(_messages.state == MessageState.PENDING, _messages.session != "")
-    return list(conn.execute(query.distinct()).scalars())
+def count_waiting(conn: Connection, session: str) -> int:
+    """Return how many messages wait for a member."""
+    here = (_messages.session == session) & (_messages.state == MessageState.PENDING)
+    return conn.execute(select(func.count()).where(here)).scalar() or 0
+
+
+def running_turn(conn: Connection, session: str) -> int | None:
+    """Return the number of the turn that runs in a session."""
+    here = (_turns.session == session) & (_turns.state == TurnState.RUNNING)
+    return conn.execute(select(func.max(_turns.number)).where(here)).scalar()
+
+
+def open_turn(conn: Connection, session: str) -> TurnRow | None:
+    """Return the first turn of a session that waits or runs."""
+    here = (_turns.session == session) & (_turns.state != TurnState.ENDED)
+    number = conn.execute(select(func.min(_turns.number)).where(here)).scalar()
+    return None if number is None else views.turn(conn, session, number)
+
+
+def last_turn(conn: Connection, session: str) -> int | None:
+    """Return the number of the turn that runs in a session, else of the last one that ran."""
+    here = (_turns.session == session) & _turns.started_at.is_not(None)
+    return running_turn(conn, session) or conn.execute(select(func.max(_turns.number)).where(here)).scalar()
 
 
 def sent_between(conn: Connection, one: str, other: str, since: float, *, without: str = "") -> int:

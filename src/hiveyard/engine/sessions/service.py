@@ -179,7 +179,8 @@ class Sessions:
 
     async def stop(self, id: str, reason: str = "") -> None:
         """Stop a session: remove its machine and keep its files. A task is cancelled: its work so far is collected.
-        Return when that is done. Succeeds for one that does not run. `reason` is journaled."""
+        Return when that is done. Succeeds for one that does not run. `reason` is journaled, if it is not the usual
+        one."""
         runner = await self.ask_to_stop(id, reason)
         if runner is None:
             # A session that is being rewound has no runner for a moment, and then continues.
