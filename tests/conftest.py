@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
+import sys
 from typing import Any
 
 import pytest
@@ -13,6 +16,11 @@ from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 from hiveyard.kit import event_loop
 from tests.support import areas
 from tests.support.searching import Searching
+
+# Where the environment forbids compiled files, each worker and each daemon of a test would compile all sources anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+gc.disable()  # until the tests are collected
 
 # How long examples take to make says what else the machine is doing.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,6 +42,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in items if any(part in mark.args for mark in item.iter_markers("long"))]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
         items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    # Thousands of tests and all modules stay until the end: no collection of garbage has to look at them.
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
