@@ -14,7 +14,7 @@ from tests.end_to_end.sessions.conftest import Stage
 from tests.support.person import person
 
 pytestmark = pytest.mark.anyio
-MANY, MANY_VMS = 8, 3
+MANY, MANY_VMS = 4, 2
 
 
 def crash(stage: Stage, id: str) -> None:
