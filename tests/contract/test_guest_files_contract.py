@@ -26,10 +26,15 @@ from hiveyard.kit.names import new_id
 
 pytestmark = pytest.mark.anyio
 
+# Each character that means something to a shell or a tool, where it means most.
 ODD_NAMES = (
-    "-rf", "--help", "a b", "'", '"', "$(touch hacked)", "`id`", "*", "?", "a\nb", "\n", "\\", "ü😀", "\x01", "~", "#",
-    "%s", "...", "\udcff\udcfe", "x" * 200,
-)  # fmt: skip
+    "-rf",
+    "~",
+    "...",
+    "\n",
+    "--help 'a' \"b\" $(touch hacked) `id` * ? a\nb \\ ü😀 \x01 # %s \udcff\udcfe\n",
+    "x" * 200,
+)
 EVERY_BYTE = bytes(range(256))
 
 
@@ -37,7 +42,7 @@ async def _mode(guest: Guest, path: str) -> str:
     return (await guest.run(Command(argv=("stat", "-c", "%a", "--", path)))).stdout.decode().strip()
 
 
-@pytest.mark.parametrize("size", [0, 1, 255, 65_536, 16 << 20])
+@pytest.mark.parametrize("size", [0, 65_537, 5_000_000])
 async def test_a_file_of_any_size_comes_back_as_it_was_written(guest: Guest, folder: str, size: int) -> None:
     data = secrets.token_bytes(size)
     await guest.write_atomic(f"{folder}/atomic", data)
@@ -175,7 +180,7 @@ async def test_a_full_disk_is_told_as_such(guest: Guest) -> None:
         await guest.write("/dev/full", b"x")
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o600, 0o755, 0o400, 0o777, 0o700])
+@pytest.mark.parametrize("mode", [0o400, 0o755, 0o777])
 async def test_a_file_has_the_mode_that_was_asked_for(guest: Guest, folder: str, mode: int) -> None:
     await guest.write(f"{folder}/plain", b"x", mode=mode)
     await guest.write_atomic(f"{folder}/atomic", b"x", mode=mode)
