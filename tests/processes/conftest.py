@@ -78,7 +78,7 @@ def crowd(request: pytest.FixtureRequest) -> int:
     return 5 if "qemu" in request.node.callspec.id else 50
 
 
-# In `make test`, `detached` and `tmux` pass the whole contract on bubblewrap, and `detached` passes it in containers.
+# In `make test`, `detached` passes everything on bubblewrap and in containers, `tmux` the contract on bubblewrap.
 # The runner is the same everywhere, so other combinations run what differs: in an emulated VM, where each test takes
 # many seconds, what depends on the guest's kernel and file systems; with PM2, and with tmux in containers, how
 # processes start, show, read and end. The rest is `make long PART=processes`; crowds and kills are
@@ -158,6 +158,7 @@ def _part_of(item: pytest.Item) -> str | None:
         return "processes"
     if offer == "qemu":
         return None if manager in (None, "detached") and test in IN_VMS | FOR_PEOPLE_IN_VMS else "processes"
-    if manager == "pm2" or (manager == "tmux" and offer == "docker"):
+    contract = item.path.stem == "test_process_manager_contract"
+    if manager == "pm2" or (manager == "tmux" and (offer == "docker" or not contract)):
         return None if test in DIFFERING else "processes"
     return "processes" if item.path.stem == "test_pm2" and offer == "docker" else None
