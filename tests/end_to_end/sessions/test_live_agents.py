@@ -32,6 +32,12 @@ MODELS = {
 IMAGES = {"codex": "codex", "goose": "goose"}
 STEERABLE = ("claude", "codex")
 PATIENCE = 900.0
+GOING_ON = (
+    "claude",
+    "goose",
+    *(pytest.param(name, marks=pytest.mark.long("agents")) for name in ("opencode", "codex")),
+)
+"""goose is the one whose conversation does not go on."""
 PLACES = ("docker", pytest.param("qemu", marks=pytest.mark.long("agents")))
 
 
@@ -85,7 +91,7 @@ def test_a_live_session(agent: str, provider: str, opening: Opening, speaking: S
 
 
 @pytest.mark.parametrize("provider", PLACES)
-@pytest.mark.parametrize("agent", MODELS)
+@pytest.mark.parametrize("agent", GOING_ON)
 def test_a_task_that_is_over_goes_on(
     agent: str, provider: str, opening: Opening, speaking: Speaking, repo: Path
 ) -> None:
