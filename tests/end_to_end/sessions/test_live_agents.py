@@ -35,6 +35,12 @@ STEERABLE = ("claude", "codex")
 PATIENCE = 900.0
 KILLS, SEEDS = 5, 5
 """Kills of the daemon in a session, and sessions of each program: 100 kills in all."""
+GOING_ON = (
+    "claude",
+    "goose",
+    *(pytest.param(name, marks=pytest.mark.long("agents")) for name in ("opencode", "codex")),
+)
+"""goose is the one whose conversation does not go on."""
 PLACES = ("docker", pytest.param("qemu", marks=pytest.mark.long("agents")))
 
 
@@ -88,7 +94,7 @@ def test_a_live_session(agent: str, provider: str, opening: Opening, speaking: S
 
 
 @pytest.mark.parametrize("provider", PLACES)
-@pytest.mark.parametrize("agent", MODELS)
+@pytest.mark.parametrize("agent", GOING_ON)
 def test_a_task_that_is_over_goes_on(
     agent: str, provider: str, opening: Opening, speaking: Speaking, repo: Path
 ) -> None:
