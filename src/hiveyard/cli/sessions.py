@@ -73,7 +73,7 @@ def activity(session: dict[str, Any]) -> str:
 def why(session: dict[str, Any]) -> str:
     """Return why the session does not run."""
     error = session["error"]
-    return str(session["waits_for"] or (error["message"] if error else session["reason"]))
+    return str(session.get("waits_for") or (error["message"] if error else session["reason"]))
 
 
 def summary(session: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def ps(everything: bool, limit: int | None, quiet: bool, form: str | None, as_js
             looks.age(task["created_at"]),
             looks.stat(task) if task["ended_at"] else "-",
             looks.money(task["usage"]),
-            one_line(task["waits_for"] or task["repo"], 60),
+            one_line(task.get("waits_for") or task["repo"], 60),
         ]
         for task in looks.plain(tasks)
     ]
