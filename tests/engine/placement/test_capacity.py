@@ -86,7 +86,7 @@ async def test_a_task_still_waits_for_memory_after_a_restart_and_can_be_cancelle
         with anyio.fail_after(60):
             assert (await done(engine, third)).status == "cancelled"
         with anyio.fail_after(20):
-            while not (report := await engine.report(second)).waits_for:
+            while not (report := await engine.report(second)).waits_for:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
         assert (report.status, "in line: waits until" in report.waits_for) == ("pending", True)
         (small.paths.sessions / first / "shared" / "repo" / "go").touch()
