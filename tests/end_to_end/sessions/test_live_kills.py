@@ -23,6 +23,7 @@ SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.long("storms")) for seed in r
 def test_a_killed_daemon_loses_no_prompt_no_answer_and_no_event(stage: Stage, repo: Path, seed: int) -> None:
     chance = random.Random(seed)
     id = stage.spawn(repo, "--agent", NAME, "--ask", "-m", "remember w1")
+    killed_after(stage, chance.uniform(0.0, 0.3))
     assert sent(stage, id, "ask") == 2
     assert sent(stage, id, f"say {TEXTS} 3000") == 3
     assert sent(stage, id, "wait") == 4
