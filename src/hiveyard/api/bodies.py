@@ -51,7 +51,7 @@ class ResumeRequest(SessionChange, frozen=True, kw_only=True, forbid_unknown_fie
     prompt: str | None = None
 
 
-class TurnAccepted(msgspec.Struct, frozen=True):
+class TurnAccepted(msgspec.Struct, frozen=True, omit_defaults=True):
     """A prompt that was accepted: it is turn `turn` of session `id`, or 0 if it was added to the current turn, or if it
     is the message `message` to a member of the hive."""
 

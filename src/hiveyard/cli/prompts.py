@@ -51,7 +51,7 @@ def send(
     if not wait:
         click.echo(json.dumps(turn) if as_json else _accepted(turn))
         return 0
-    if turn["message"]:
+    if turn.get("message"):
         turn["turn"] = _turn_of(turn["id"], turn["message"], after=before)
     ended = _follow_turn(turn["id"], turn["turn"], after=before, quiet=as_json)
     if as_json:
@@ -62,7 +62,7 @@ def send(
 
 
 def _accepted(turn: dict[str, Any]) -> str:
-    if turn["message"]:
+    if turn.get("message"):
         return f"message {turn['message']}"
     return f"turn {turn['turn']}" if turn["turn"] else "added"
 

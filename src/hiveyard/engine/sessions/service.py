@@ -78,7 +78,7 @@ class Sessions:
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
         session was created."""
-        check_agent(request.checked(), self._r.settings.agent)
+        check_agent(request, self._r.settings.agent)
         request = with_defaults(request, self._r)
         if (known := await existing(request, self._r)) is not None:
             return known

@@ -45,8 +45,8 @@ def is_live(request: SpawnRequest, default: str) -> bool:
 
 
 def check_agent(request: SpawnRequest, default: str) -> None:
-    """Raise UnknownAgent, and BadInput for an agent that cannot be held in a session in the requested way, or cannot
-    take its tool servers, system text or variables."""
+    """Validate a request and whether its agent can be held in a session as it asks. Raises UnknownAgent; BadInput also
+    for an agent that cannot take the tool servers, system text or variables."""
     name = request.agent or default
     agent, live = by_name(name), is_live(request, default)
     if live and not isinstance(agent, HasDriver):
@@ -55,6 +55,7 @@ def check_agent(request: SpawnRequest, default: str) -> None:
         raise BadInput(
             f"{name} takes one prompt only and cannot stay {way}", hint=f"--agent, one of: {able}; or hv run"
         )
+    request.checked()
     if live and isinstance(agent, HasDriver):
         check_turn(request, agent.live_process, ask=request.ask)
     elif isinstance(agent, HasTerminal):
