@@ -132,7 +132,6 @@ class Sessions:
         # this check its first request to a model would fail.
         request = session_request(session)
         changed = change.applied(request)
-        changed.check_spec()
         check_agent(changed, session.agent)
         if session.base is None and session.phase is Phase.FAILED:
             raise SessionNotRunning(f"{session.slug} failed before it had a repository", hint=f"hv show {session.slug}")
