@@ -47,7 +47,7 @@ class Line:
 
     async def claim(self, id: str) -> None:
         session = await self.event_log.read(lambda conn: views.session(conn, id))
-        await self.admission.claim(session, [], is_task=True)
+        await self.admission.claim(session, session.created_at, [], is_task=True)
         if self.freed:
             self.taken.append(time.perf_counter() - self.freed)
         self.held.append(id)

@@ -22,7 +22,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}\Z")
 _TOOL = re.compile(r"[A-Za-z0-9_.-]{1,100}\Z")
 _URL = re.compile(r"https?://(?P<host>\[[^\]\s]+\]|[^/?#@:\s]+)(?::\d+)?(?:[/?]\S*)?\Z")
-AT_DOOR = "door:/"
+AT_DOOR = "door:"
+"""The beginning of the address of a server at the session's own door; the path follows."""
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -56,14 +57,14 @@ class ToolServer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     @property
     def at_door(self) -> bool:
         """Whether the server is at the session's door."""
-        return self.url.startswith(AT_DOOR)
+        return self.url.startswith(f"{AT_DOOR}/")
 
     def resolved(self, door_url: str, key: str) -> ToolServer:
         """Return the server with the address of the session's door, and its key, if it is there."""
         if not self.at_door:
             return self
         headers = {"authorization": Secret(f"Bearer {key}")}
-        return msgspec.structs.replace(self, url=door_url + self.url.removeprefix("door:"), headers=headers)
+        return msgspec.structs.replace(self, url=door_url + self.url.removeprefix(AT_DOOR), headers=headers)
 
     @property
     def is_local(self) -> bool:

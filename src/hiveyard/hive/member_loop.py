@@ -109,7 +109,9 @@ class MemberLoop:
             return None
         if not at.mail:
             return _until_nap_ends(at)
-        await self._engine.sessions.resume(self._id)
+        if self._engine.sessions.waits(self._id):
+            return None
+        await self._engine.sessions.resume(self._id, wait=True)
         await self._log.record(self._id, MemberWoken(name=at.member.name, by=at.mail[0].sender))
         return None
 

@@ -119,7 +119,7 @@ class Members:
         if request.prompt is not None:
             first = await self.hive.mailbox.draft(OPERATOR, MessageRequest(to=[request.name], text=request.prompt))
             facts.append(msgspec.structs.replace(first, to=request.name))
-        await self._engine.sessions.spawn(spawn, *facts)
+        await self._engine.sessions.spawn(msgspec.structs.replace(spawn, wait=True), *facts)  # in line, as all
         return await self.view(request.name)
 
     async def remove(self, name: str, *, force: bool) -> str:
@@ -142,7 +142,7 @@ class Members:
         if member.stopped or (session.phase not in AT_WORK and session.reason != ASLEEP):
             raise BadInput(f"{name} is stopped", hint=f"hv hive start {name}")
         if session.phase is Phase.STOPPED:
-            await self._engine.sessions.resume(member.session)
+            await self._engine.sessions.resume(member.session, wait=True)
         elif not is_napping(member, self._log.clock.now()):
             return
         await self._log.record(member.session, MemberWoken(name=name, by=OPERATOR))
@@ -159,7 +159,7 @@ class Members:
     async def start(self, name: str) -> None:
         """Start a member that is stopped or asleep."""
         member = await self._row(name)
-        await self._engine.sessions.resume(member.session)
+        await self._engine.sessions.resume(member.session, wait=True)
         await self._log.record(member.session, MemberWoken(name=name, by=OPERATOR))
 
     async def answer(self, ref: str, given: AskAnswer) -> AskView:

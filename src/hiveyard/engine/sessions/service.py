@@ -96,19 +96,21 @@ class Sessions:
                 self.start(id)
         return id
 
-    async def resume(self, id: str, change: SessionChange = _UNCHANGED, prompt: str | None = None) -> int:
+    async def resume(
+        self, id: str, change: SessionChange = _UNCHANGED, prompt: str | None = None, *, wait: bool = False
+    ) -> int:
         """Resume a stopped session, or the session of a task that is over, in a new machine; return when that is
         journaled. Succeeds for a session that is running, whose budget can be changed, too. `prompt` is its next
-        prompt, whose turn is returned (without one, 0). Raises NoMemory, SessionNotRunning, BadInput (for instance if
-        its account does not exist)."""
+        prompt, whose turn is returned (without one, 0). With `wait` it waits in line for memory, until the daemon ends.
+        Raises NoMemory, SessionNotRunning, BadInput (for instance if its account does not exist)."""
         async with self.lock(id):
             await self.until_stopped(id)
             if await self._task_that_is_over(id) is not None:
-                return await self._resume(await self.any_row(id), change, prompt)
+                return await self._resume(await self.any_row(id), change, prompt, wait=wait)
             session = await self._row_with_machine_checked(id)
-            if session.phase is Phase.STOPPED:
-                return await self._resume(session, change, prompt)
-            if session.phase not in AT_WORK:
+            if session.phase is Phase.STOPPED and not self.waits(id):
+                return await self._resume(session, change, prompt, wait=wait)
+            if session.phase not in AT_WORK and not self.waits(id):
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only a stopped session can be resumed")
             await self._change_running(session, change)
         return await self.send(id, prompt) if prompt is not None else 0
@@ -125,7 +127,7 @@ class Sessions:
             raise SessionNotRunning(f"{task.slug} is a task, and {task.state.value}", hint=f"hv wait {task.slug}")
         return task
 
-    async def _resume(self, session: SessionRow, change: SessionChange, prompt: str | None) -> int:
+    async def _resume(self, session: SessionRow, change: SessionChange, prompt: str | None, *, wait: bool) -> int:
         # Keys may have changed since, and an imported session may name an account that this host does not have: without
         # this check its first request to a model would fail.
         request = session_request(session)
@@ -146,11 +148,13 @@ class Sessions:
             await Prompts(self._r.workspace(session.id).prompts).keep(turn, prompt)
 
         def write(conn: Connection) -> None:
-            capacity.check(conn, settings, changed.memory_mib or settings.memory_mib, excluding=session.id)
+            if not wait:
+                capacity.check(conn, settings, changed.memory_mib or settings.memory_mib, excluding=session.id)
             if not session.own:
                 journal.record(conn, session.id, SessionOpened(), at=now)
             record_change(conn, session.id, change, changed, now)
-            journal.record(conn, session.id, SessionPreparing(), at=now)
+            if not wait:
+                journal.record(conn, session.id, SessionPreparing(), at=now)
             if turn:
                 created = TurnCreated(agent=session.agent, model=changed.model or "")
                 journal.record(conn, session.id, created, at=now, turn=turn)
@@ -196,7 +200,7 @@ class Sessions:
         session = await self.any_row(id)
         if (runner := self._runners.get(id)) is None:
             return None
-        await self._r.event_log.record(id, SessionStopAsked(reason=reason) if reason else runner.stop_asked)
+        await self._r.event_log.record(id, runner.stop_asked(reason))
         if runner.connection.frozen or session.activity is Activity.PAUSED:
             with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
                 await self.unpause(id)
@@ -313,10 +317,10 @@ class Sessions:
         def read(conn: Connection) -> dict[str, SessionStopAsked | None]:
             return {row.id: lineage.stop_asked(conn, row.id) for row in views.sessions(conn, phases=AT_WORK, own=True)}
 
-        for id, stop_asked in (await self._r.event_log.read(read)).items():
+        for id, asked in (await self._r.event_log.read(read)).items():
             runner = self.start(id)
-            if stop_asked is not None:
-                runner.ask_to_stop(stop_asked.reason)
+            if asked is not None:
+                runner.ask_to_stop(asked.reason)
 
     async def wait_for_machines(self) -> None:
         """Wait until the machine of each recovered session is known to live or not, at most `MACHINE_CHECK_TIMEOUT`."""
@@ -379,6 +383,10 @@ class Sessions:
     def runners(self) -> list[SessionRunner]:
         """All runners, of sessions and of tasks."""
         return list(self._runners.values())
+
+    def waits(self, id: str) -> bool:
+        """Return whether a session waits in line for a place."""
+        return (runner := self._runners.get(id)) is not None and runner.waits
 
     def find_runner(self, id: str) -> SessionRunner | None:
         return self._runners.get(id)
