@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
+import sys
 from typing import Any
 
 import pytest
@@ -13,6 +16,11 @@ from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 from hiveyard.kit import event_loop
 from tests.support import areas
 from tests.support.searching import Searching
+
+# Where the environment forbids compiled files, each worker and each daemon of a test would compile all sources anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+gc.disable()  # until the tests are collected
 
 # How long examples take to make says what else the machine is doing.
 settings.register_profile("calm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,6 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = kept
 
 
+def pytest_collection_finish() -> None:
+    # Thousands of tests and all modules stay until the end: no collection of garbage has to look at them.
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Searching())
     areas.register(config)
@@ -49,17 +63,20 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
 
     Emulated VMs want the processors, and two rows of them are what two processors carry; the rest mostly waits, and
     its engine for containers belongs to one process at a time. So that is a row, the tests that share a small VM are
-    one, those that damage the template they share are one, and each file of the others is one: the longest first, so
-    that they end together."""
+    one, those that share the programs of the agents are one, those that damage the template they share are one, and
+    each file of the others is one: the longest first, so that they end together."""
 
     _VMS = ("qemu", "test_live_fork", "test_recovery", "test_unprivileged_user", "tests/images/")
     _SHARING = ("tests/contract/", "tests/processes/", "tests/engine/access/")
     _DAMAGING = "tests/machines/qemu/"
-    _ANYWHERE = ("tests/agents/test_conversations", "tests/agents/test_real_programs")
+    _AGENTS = "tests/agents/"
+    _ANYWHERE = "tests/end_to_end/main_job/test_faults.py"
     _LONG = (
         "no VMs",
         "small VMs",
+        _AGENTS,
         _DAMAGING,
+        _ANYWHERE,
         "tests/end_to_end/sessions/test_agent_vm.py",
         "tests/end_to_end/main_job/test_unprivileged_user.py",
         "tests/images/test_images.py",
@@ -69,11 +86,11 @@ class Rows(LoadScopeScheduling):  # type: ignore[misc]
     )
 
     def _split_scope(self, nodeid: str) -> str:
-        if not nodeid.startswith(self._ANYWHERE) and not any(word in nodeid for word in self._VMS):
+        if row := next((row for row in (self._AGENTS, self._DAMAGING, self._ANYWHERE) if nodeid.startswith(row)), ""):
+            return row
+        if not any(word in nodeid for word in self._VMS):
             return "no VMs"
-        if nodeid.startswith(self._SHARING):
-            return "small VMs"
-        return self._DAMAGING if nodeid.startswith(self._DAMAGING) else nodeid.split("::")[0]
+        return "small VMs" if nodeid.startswith(self._SHARING) else nodeid.split("::")[0]
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         rest = (row for row in self._LONG if row in self.workqueue)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="the same as --log-level debug")
     options = parser.parse_args(argv)
     fd: int | None = options.ready_fd
+    # What the imports made stays until the end: no collection has to look at it, and the last one least of all.
+    gc.freeze()
     # sqlite3 releases the interpreter lock at every step: with Python's default of 5 ms a busy event loop starves the
     # journal's writer.
     sys.setswitchinterval(0.0005)

@@ -49,10 +49,10 @@ class Stage:
         async with open_conversation(self.guest, self.manager, spec, self.agent.driver(asked), offset=offset) as talk:
             yield talk
 
-    async def asked(self) -> None:
-        """The model got a request."""
+    async def asked(self, requests: int = 1) -> None:
+        """Wait until the model got so many requests."""
         with anyio.fail_after(60):
-            while not self.model.requests:  # noqa: ASYNC110 - it has no event for it
+            while len(self.model.requests) < requests:  # noqa: ASYNC110 - it has no event for it
                 await anyio.sleep(0.05)
 
     def turn(self, name: str, **rest: Any) -> Turn:

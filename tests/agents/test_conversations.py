@@ -83,7 +83,7 @@ def one(events: list[AgentEvent], kind: type[Any]) -> Any:
 
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_it_asks_for_permission_in_each_of_several_turns(agent: str, opened: Open) -> None:
-    async with opened(agent) as place, place.talk(ask=True) as talk:
+    async with opened(agent) as place, place.talk(ask=True, system="Speak as a pirate does.") as talk:
         first = await turn(talk, "[[script:write]] the first")
         asked = one(first, AgentAsked)
         assert "a.py" in asked.message
@@ -104,50 +104,35 @@ async def test_it_asks_for_permission_in_each_of_several_turns(agent: str, opene
         assert one(third, AgentUsage).usage.requests <= 2, "each turn is counted for itself"
         with pytest.raises(BadInput, match="is not waiting"):
             await talk.answer(asked.request, Answer(allow=True))
+        await _change_the_arguments(talk, supported=agent in CHANGING)
+        written = (place.session / "work" / "b.txt").read_text()
+        assert written == ("second\n" if agent in CHANGING else "first\n")
         await talk.close()
         assert await answered(talk, talk.events(), Answer(allow=False)) == []
         assert talk.ended is not None
     assert b"the first" in place.model.asked[-1].body
+    for request in place.model.asked:
+        assert b"Speak as a pirate does." in request.body
+        assert "pirate" not in request.prompt
 
 
-@pytest.mark.parametrize("agent", AGENTS)
-async def test_the_system_prompt_text_is_present_in_each_turn(agent: str, opened: Open) -> None:
-    async with opened(agent) as place, place.talk(system="Speak as a pirate does.") as talk:
-        for text in ("[[script:next]] the first", "[[script:next]] the second"):
-            await turn(talk, text)
-            assert b"Speak as a pirate does." in place.model.asked[-1].body
-            assert "pirate" not in place.model.asked[-1].prompt
-
-
-@pytest.mark.parametrize("agent", QUICK)
-async def test_it_asks_for_no_permission_unless_requested(agent: str, opened: Open) -> None:
-    async with opened(agent) as place, place.talk() as talk:
-        events = await turn(talk, "[[script:shell]] do it")
-        assert not any(isinstance(event, AgentAsked) for event in events)
-        assert one(events, AgentEnded).text == "Ran."
-        assert (place.session / "work" / "b.txt").exists()
-
-
-@pytest.mark.parametrize("agent", QUICK)
-async def test_the_arguments_of_a_request_can_be_changed_if_supported(agent: str, opened: Open) -> None:
-    async with opened(agent) as place, place.talk(ask=True) as talk:
-        async with aclosing(talk.turn("[[script:shell]] do it")) as events:
-            async for event in events:
-                if isinstance(event, AgentAsked):
-                    other = Answer(allow=True, input={"command": "echo second > b.txt"})
-                    if agent in CHANGING:
-                        await talk.answer(event.request, other)
-                        continue
-                    with pytest.raises(BadInput, match="other arguments"):
-                        await talk.answer(event.request, other)
-                    await talk.answer(event.request, Answer(allow=True))
-        written = (place.session / "work" / "b.txt").read_text()
-        assert written == ("second\n" if agent in CHANGING else "first\n")
+async def _change_the_arguments(talk: Conversation, *, supported: bool) -> None:
+    """Answer a request with other arguments, and as it is if the agent does not take them."""
+    async with aclosing(talk.turn("[[script:shell]] the fourth")) as events:
+        async for event in events:
+            if isinstance(event, AgentAsked):
+                other = Answer(allow=True, input={"command": "echo second > b.txt"})
+                if supported:
+                    await talk.answer(event.request, other)
+                    continue
+                with pytest.raises(BadInput, match="other arguments"):
+                    await talk.answer(event.request, other)
+                await talk.answer(event.request, Answer(allow=True))
 
 
 @pytest.mark.parametrize("agent", AGENTS)
 async def test_an_interrupted_turn_keeps_the_conversation(agent: str, opened: Open) -> None:
-    async with opened(agent) as place, place.talk() as talk:
+    async with opened(agent) as place, place.talk(ask=True) as talk:
         await talk.interrupt()  # nothing is at work
         async with aclosing(talk.turn("[[script:slow]] begin")) as events, anyio.create_task_group() as group:
 
@@ -162,22 +147,23 @@ async def test_an_interrupted_turn_keeps_the_conversation(agent: str, opened: Op
         after = await turn(talk, "[[script:next]] go on")
         assert one(after, AgentEnded).text == "I go on."
         assert not one(after, AgentEnded).is_error
+        if agent in QUICK:
+            await _leave_a_request_unanswered(talk)
+            assert not (place.session / "work" / "b.txt").exists()
 
 
-@pytest.mark.parametrize("agent", QUICK)
-async def test_an_unanswered_request_ends_with_the_turn(agent: str, opened: Open) -> None:
-    async with opened(agent) as place, place.talk(ask=True) as talk:
-        async with aclosing(talk.turn("[[script:shell]] begin")) as events:
-            found = []
-            async for event in events:
-                found.append(event)
-                if isinstance(event, AgentAsked):
-                    await talk.interrupt()
-        assert one(found, AgentEnded).is_error
-        with pytest.raises(BadInput, match="is not waiting"):
-            await talk.answer(one(found, AgentAsked).request, Answer(allow=True))
-        assert one(await turn(talk, "[[script:next]] go on"), AgentEnded).text == "I go on."
-        assert not (place.session / "work" / "b.txt").exists()
+async def _leave_a_request_unanswered(talk: Conversation) -> None:
+    """Check that a request ends with its turn, and the conversation does not."""
+    async with aclosing(talk.turn("[[script:shell]] begin")) as events:
+        found = []
+        async for event in events:
+            found.append(event)
+            if isinstance(event, AgentAsked):
+                await talk.interrupt()
+    assert one(found, AgentEnded).is_error
+    with pytest.raises(BadInput, match="is not waiting"):
+        await talk.answer(one(found, AgentAsked).request, Answer(allow=True))
+    assert one(await turn(talk, "[[script:next]] go on"), AgentEnded).text == "I go on."
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -215,17 +201,6 @@ async def test_a_new_reader_misses_nothing(agent: str, opened: Open) -> None:
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_the_model_can_be_changed_between_two_turns(agent: str, opened: Open) -> None:
-    async with opened(agent) as place, place.talk() as talk:
-        await turn(talk, "[[script:next]] the first")
-        await talk.choose(OTHER_MODELS[agent])
-        events = await turn(talk, "[[script:next]] the second")
-        assert one(events, AgentEnded).text == "I go on."
-        asked = [json.loads(request.body)["model"] for request in place.model.requests if not request.side]
-    assert asked[0] != asked[-1] == OTHER_MODELS[agent].rpartition("/")[2]
-
-
-@pytest.mark.parametrize("agent", AGENTS)
 async def test_another_process_continues_the_conversation(agent: str, opened: Open) -> None:
     async with opened(agent) as place:
         async with place.talk("first") as talk:
@@ -242,8 +217,24 @@ async def test_another_process_continues_the_conversation(agent: str, opened: Op
     assert b"the first question" in place.model.asked[-1].body
 
 
+@pytest.mark.parametrize("agent", AGENTS)
+async def test_it_asks_for_no_permission_unless_requested_and_takes_another_model(agent: str, opened: Open) -> None:
+    async with opened(agent) as place, place.talk() as talk:
+        events = await turn(talk, "[[script:shell]] the first")
+        assert not any(isinstance(event, AgentAsked) for event in events)
+        assert one(events, AgentEnded).text == "Ran."
+        assert (place.session / "work" / "b.txt").exists()
+        await talk.choose(OTHER_MODELS[agent])
+        events = await turn(talk, "[[script:next]] the second")
+        assert one(events, AgentEnded).text == "I go on."
+        asked = [json.loads(request.body)["model"] for request in place.model.requests if not request.side]
+    assert asked[0] != asked[-1] == OTHER_MODELS[agent].rpartition("/")[2]
+
+
 @pytest.mark.parametrize("agent", QUICK)
-async def test_an_error_of_the_model_ends_the_turn_and_not_the_conversation(agent: str, opened: Open) -> None:
+async def test_an_error_of_the_model_ends_the_turn_and_the_end_of_the_program_the_conversation(
+    agent: str, opened: Open
+) -> None:
     async with opened(agent) as place, place.talk() as talk:
         ended = one(await turn(talk, "[[script:refused]] ask"), AgentEnded)
         assert ended.is_error
@@ -251,18 +242,14 @@ async def test_an_error_of_the_model_ends_the_turn_and_not_the_conversation(agen
         assert "that cannot be" in ended.text + ended.reason
         assert one(await turn(talk, "[[script:next]] go on"), AgentEnded).text == "I go on."
 
+        async def kill(requests: int) -> None:
+            await place.asked(requests)
+            await place.manager.stop(place.guest, "live", grace=0)
 
-@pytest.mark.parametrize("agent", QUICK)
-async def test_killing_the_program_ends_its_turn(agent: str, opened: Open) -> None:
-    async with opened(agent) as place, place.talk() as talk:
-        async with aclosing(talk.turn("[[script:slow]] begin")) as events, anyio.create_task_group() as group:
-
-            async def kill() -> None:
-                await place.asked()
-                await place.manager.stop(place.guest, "live", grace=0)
-
-            group.start_soon(kill)
-            found = [event async for event in events]
+        async with anyio.create_task_group() as group:
+            group.start_soon(kill, len(place.model.requests) + 1)
+            async with aclosing(talk.turn("[[script:slow]] begin")) as events:
+                found = [event async for event in events]
         assert one(found, AgentEnded).is_error
         assert await answered(talk, talk.events(), Answer(allow=False)) == []
         assert talk.ended is not None

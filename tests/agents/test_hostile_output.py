@@ -68,7 +68,7 @@ def test_any_json(name: str, said: list[object], code: int | None) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(REAL))
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_real_lines_with_values_of_other_kinds(name: str, data: st.DataObject) -> None:
     lines = data.draw(st.lists(st.sampled_from(REAL[name]), min_size=1, max_size=4))
@@ -88,7 +88,7 @@ def _bent(value: object, data: st.DataObject) -> bytes:
 
 
 @pytest.mark.parametrize("name", sorted(REAL))
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_real_lines_with_bytes_changed_or_cut_off(name: str, data: st.DataObject) -> None:
     line = bytearray(data.draw(st.sampled_from(REAL[name])))

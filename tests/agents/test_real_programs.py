@@ -21,25 +21,25 @@ from tests.agents.real import GIT_ENV, REAL, HostYard, Played
 pytestmark = [pytest.mark.real, pytest.mark.anyio]
 AGENTS = REAL
 TOOL_SERVER = Path(__file__).parents[1] / "support" / "tool_server.py"
+MORE = pytest.mark.long("agents")
+"""For cases that the others cover together: as a rule one of each kind is enough."""
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_it_edits_a_file_and_says_so(agent: str, yard: HostYard) -> None:
-    file = File(path=str(yard.repo / "a.py"), content="x = 1\n")
-    played = await yard.play(agent, [Step(text="I write.", calls=[Call(write=file)]), say("Done.")])
+async def test_it_edits_a_file_and_connects_to_nothing_but_the_door(agent: str, yard: HostYard) -> None:
+    calls = [
+        Call(write=File(path=str(yard.repo / "a.py"), content="x = 1\n")),
+        Call(shell="getent hosts looked-for.example.; true"),
+    ]
+    played = await yard.play(agent, [Step(text="I write.", calls=calls), say("Done.")])
     assert played.verdict.ok, played.verdict.reason
     assert (yard.repo / "a.py").read_text() == "x = 1\n"
     if agent != "codex":  # its model may write JavaScript that calls a shell, and tells of no files
         assert [event.path for event in played.events if isinstance(event, AgentEdited)] == ["a.py"]
     assert played.model.saw_key("hv-placeholder")
     assert not any(request.side for request in played.model.requests), "it pays for errands"
-
-
-@pytest.mark.parametrize("agent", ["claude", "codex", "goose"])  # opencode asks for its packages, whatever is set
-async def test_it_connects_to_nothing_but_the_door(agent: str, yard: HostYard) -> None:
-    played = await yard.play(agent, [shell("getent hosts looked-for.example.; true"), say("Done.")])
-    assert played.verdict.ok, played.verdict.reason
-    assert {name.strip(".") for name in yard.lookups} == {"looked-for.example"}, "of these the shell's own is seen"
+    if agent != "opencode":  # it asks for its packages, whatever is set
+        assert {name.strip(".") for name in yard.lookups} == {"looked-for.example"}, "of these the shell's own is seen"
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -69,28 +69,30 @@ async def test_a_repository_cannot_run_code_on_start(agent: str, yard: HostYard)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-@pytest.mark.parametrize("name", ["AGENTS.md", "CLAUDE.md"])
-async def test_the_instructions_of_a_repository_are_read(agent: str, name: str, yard: HostYard) -> None:
-    (yard.repo / name).write_text(INSTRUCTIONS)
+async def test_a_repository_may_call_its_instructions_claude_md(agent: str, yard: HostYard) -> None:
+    (yard.repo / "CLAUDE.md").write_text(INSTRUCTIONS)
     played = await yard.play(agent, [say("Done.")])
     assert played.verdict.ok, played.verdict.reason
     assert INSTRUCTIONS.encode() in played.model.asked[0].body
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_the_system_prompt_text_and_the_repositorys_instructions_are_both_present(
+async def test_a_conversation_continues_with_all_instructions_and_its_usage_is_counted_once(
     agent: str, yard: HostYard
 ) -> None:
     (yard.repo / "AGENTS.md").write_text(INSTRUCTIONS)
-    conversation = None
-    for name in ("turn-1", "turn-2"):
-        more = {"system": "Speak as a pirate does.", "conversation": conversation}
-        played = await yard.play(agent, [say("Done.")], name=name, **more)  # type: ignore[arg-type]
+    system = "Speak as a pirate does."
+    first = await yard.play(agent, [say("I am the first answer.")], prompt="the first question", system=system)
+    assert first.verdict.conversation
+    more = {"conversation": first.verdict.conversation, "system": system}
+    second = await yard.play(agent, [say("Again.")], prompt="the second question", name="turn-2", **more)  # type: ignore[arg-type]
+    assert b"I am the first answer." in second.model.asked[0].body
+    for played in (first, second):
         assert played.verdict.ok, played.verdict.reason
         assert INSTRUCTIONS.encode() in played.model.asked[0].body
-        assert b"Speak as a pirate does." in played.model.asked[0].body
+        assert system.encode() in played.model.asked[0].body
         assert "pirate" not in played.model.asked[0].prompt
-        conversation = played.verdict.conversation
+        assert _usage(played) == (1000, 50)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -169,33 +171,17 @@ async def test_hidden_files_are_restored_after_opencode_was_killed(yard: HostYar
     assert await _status(yard) == []
 
 
-@pytest.mark.parametrize("agent", AGENTS)
-async def test_a_conversation_continues_and_its_usage_is_counted_once(agent: str, yard: HostYard) -> None:
-    first = await yard.play(agent, [say("I am the first answer.")], prompt="the first question")
-    assert first.verdict.conversation
-    second = await yard.play(
-        agent,
-        [say("Again.")],
-        prompt="the second question",
-        name="turn-2",
-        conversation=first.verdict.conversation,
-    )
-    assert second.verdict.ok, second.verdict.reason
-    assert b"I am the first answer." in second.model.asked[0].body
-    assert _usage(second) == _usage(first) == (1000, 50)
-
-
 @pytest.mark.parametrize(
     ("agent", "model", "asked"),
     [
-        ("claude", "claude-haiku-5-5", "claude-haiku-5-5"),
+        pytest.param("claude", "claude-haiku-5-5", "claude-haiku-5-5", marks=MORE),
         ("claude", "some/door-model", "some/door-model"),
-        ("opencode", "gpt-5.5", "gpt-5.5"),
+        pytest.param("opencode", "gpt-5.5", "gpt-5.5", marks=MORE),
         ("opencode", "anthropic/claude-of-tomorrow", "claude-of-tomorrow"),
-        ("opencode", "openai/of-tomorrow", "of-tomorrow"),
-        ("codex", "gpt-5.5", "gpt-5.5"),
+        pytest.param("opencode", "openai/of-tomorrow", "of-tomorrow", marks=MORE),
+        pytest.param("codex", "gpt-5.5", "gpt-5.5", marks=MORE),
         ("codex", "some/door-model", "some/door-model"),
-        ("goose", "gpt-5.5", "gpt-5.5"),
+        pytest.param("goose", "gpt-5.5", "gpt-5.5", marks=MORE),
         ("goose", "anthropic/claude-of-tomorrow", "claude-of-tomorrow"),
         ("goose", "openai/of-tomorrow", "of-tomorrow"),
     ],
@@ -224,12 +210,11 @@ async def test_a_temporary_server_error_is_retried(agent: str, yard: HostYard) -
 @pytest.mark.parametrize(
     ("step", "code"),
     [
-        (refuse(400, message="too strange"), "agent.failed"),
-        (refuse(429, headers={"retry-after": "1"}), "door.rate_limited"),
-        (refuse(500), "door.upstream_failed"),
-        (cut(), "door.upstream_failed"),
+        pytest.param(refuse(400, message="too strange"), "agent.failed", id="400", marks=MORE),
+        pytest.param(refuse(429, headers={"retry-after": "1"}), "door.rate_limited", id="429"),
+        pytest.param(refuse(500), "door.upstream_failed", id="500", marks=MORE),
+        pytest.param(cut(), "door.upstream_failed", id="cut"),
     ],
-    ids=["400", "429", "500", "cut"],
 )
 @pytest.mark.parametrize("agent", ["claude", "codex", "goose"])  # opencode would try for ever
 async def test_a_permanent_server_error_ends_the_turn(agent: str, step: Step, code: str, yard: HostYard) -> None:

@@ -18,34 +18,21 @@ pytestmark = [pytest.mark.real, pytest.mark.anyio]
 AGENTS = ("claude", "opencode")
 
 
-@pytest.mark.parametrize("agent", AGENTS)
-async def test_it_gets_two_prompts_and_remembers_the_first(agent: str, yard: HostYard) -> None:
-    file = File(path=str(yard.repo / "a.py"), content="x = 1\n")
-    scripts = {"write": [Step(text="I write.", calls=[Call(write=file)]), say("Done.")], "more": [say("More.")]}
-    async with sitting(yard, agent, scripts=scripts) as place:
-        await place.sit()
-        assert (await place.say("[[script:write]] the first")).ok
-        assert not (await place.ended()).is_error
-        assert (yard.repo / "a.py").read_text() == "x = 1\n"
-        assert (await place.heard(AgentEdited)) == next(e for e in place.events if isinstance(e, AgentEdited))
-        assert (await place.say("[[script:more]] the second")).ok
-        assert (await place.ended(2)).text == "More."
-    assert _prompts(place.events) == ["[[script:write]] the first", "[[script:more]] the second"]
-    assert b"the first" in place.model.asked[-1].body
-    assert place.model.saw_key("hv-placeholder")
-
-
 def _prompts(events: object) -> list[str]:
     assert isinstance(events, list)
     return [event.text for event in events if isinstance(event, AgentPrompted)]
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_the_user_types_between_prompts(agent: str, yard: HostYard) -> None:
-    async with sitting(yard, agent, [say("I hear you.")]) as place:
+async def test_it_does_what_prompts_say_and_the_user_types_between_them(agent: str, yard: HostYard) -> None:
+    file = File(path=str(yard.repo / "a.py"), content="x = 1\n")
+    scripts = {"write": [Step(text="I write.", calls=[Call(write=file)]), say("Done.")]}
+    async with sitting(yard, agent, [say("I hear you.")], scripts=scripts) as place:
         await place.sit()
-        assert (await place.say("from afar")).ok
-        await place.ended()
+        assert (await place.say("[[script:write]] from afar")).ok
+        assert not (await place.ended()).is_error
+        assert (yard.repo / "a.py").read_text() == "x = 1\n"
+        assert (await place.heard(AgentEdited)) == next(e for e in place.events if isinstance(e, AgentEdited))
         await place.shows("from afar")
         await place.press("from the keyboard", "Enter")
         assert (await place.ended(2)).text == "I hear you."
@@ -57,27 +44,34 @@ async def test_the_user_types_between_prompts(agent: str, yard: HostYard) -> Non
         await place.press("ght of mine", "Enter")
         await place.ended(4)
         assert [type(event) for event in place.events].count(AgentStarted) == 1, "it is one conversation"
-    assert _prompts(place.events) == ["from afar", "from the keyboard", "in between", "half a thought of mine"]
+    texts = ["[[script:write]] from afar", "from the keyboard", "in between", "half a thought of mine"]
+    assert _prompts(place.events) == texts
+    assert b"from afar" in place.model.asked[-1].body
+    assert place.model.saw_key("hv-placeholder")
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-@pytest.mark.parametrize("when", ["it speaks", "a tool runs"])
-async def test_a_turn_is_interrupted_and_the_conversation_continues(agent: str, when: str, yard: HostYard) -> None:
-    slow = Step(text="Slow " * 60, chunk_delay=0.5) if when == "it speaks" else shell("perl -e 'sleep 300'")
-    scripts = {"slow": [slow, say("never said")], "next": [say("I go on.")]}
+async def test_a_turn_is_interrupted_and_the_conversation_continues(agent: str, yard: HostYard) -> None:
+    scripts = {
+        "speak": [Step(text="Slow " * 60, chunk_delay=0.5), say("never said")],
+        "tool": [shell("perl -e 'sleep 300'"), say("never said")],
+        "next": [say("I go on.")],
+    }
     async with sitting(yard, agent, scripts=scripts) as place:
         await place.sit()
-        assert (await place.say("[[script:slow]] begin")).ok
-        await place.until(lambda: bool(place.model.requests))
-        if when == "a tool runs":
-            await place.until(lambda: b"sleep 300" in place.feed)
-        assert (await place.interrupt()).ok
-        ended = await place.ended()
-        assert (ended.is_error, ended.reason) == (True, "interrupted")
-        assert (await place.interrupt()).ok, "nothing at work is a success"
-        assert (await place.say("[[script:next]] go on")).ok
-        assert (await place.ended(2)).text == "I go on."
-        assert not (await place.ended(2)).is_error
+        for number, script in enumerate(("speak", "tool")):
+            requests = len(place.model.requests)
+            assert (await place.say(f"[[script:{script}]] begin")).ok
+            await place.until(lambda before=requests: len(place.model.requests) > before)  # type: ignore[misc]
+            if script == "tool":
+                await place.until(lambda: b"sleep 300" in place.feed)
+            assert (await place.interrupt()).ok
+            ended = await place.ended(2 * number + 1)
+            assert (ended.is_error, ended.reason) == (True, "interrupted")
+            assert (await place.interrupt()).ok, "nothing at work is a success"
+            assert (await place.say("[[script:next]] go on")).ok
+            ended = await place.ended(2 * number + 2)
+            assert (ended.is_error, ended.text) == (False, "I go on.")
 
 
 @pytest.mark.parametrize("agent", AGENTS)

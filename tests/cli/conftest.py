@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from hiveyard.api.client import Client
+from hiveyard.core.errors import DaemonUnreachable
+from hiveyard.paths import default_paths
 from tests.engine.conftest import repo
 from tests.support.leaks import has_mark, marked_files, searched_directory
 
@@ -59,9 +62,16 @@ class Hv:
             self.argv(*words), env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
         )
 
+    @property
+    def daemon(self) -> Client:
+        """The daemon itself, for what a test does beside the verbs that it is about: each `hv` is a process."""
+        return Client(default_paths({"HIVEYARD_HOME": str(self.home)}).socket)
+
     def daemon_pid(self) -> int | None:
-        found = self.json("version")["daemon"]
-        return int(found["pid"]) if found else None
+        try:
+            return int(self.daemon.call("GET", "/v1/version")["pid"])
+        except DaemonUnreachable:
+            return None
 
     def kill_daemon(self) -> None:
         if pid := self.daemon_pid():
@@ -69,7 +79,8 @@ class Hv:
 
     def clear(self) -> None:
         """Remove every task."""
-        if tasks := [task["id"] for task in self.json("ps", "-a")]:
+        known = self.daemon.call("GET", "/v1/tasks", all=True) if self.daemon_pid() else self.json("ps", "-a")
+        if tasks := [task["id"] for task in known]:
             assert self("rm", "-f", *tasks).returncode == 0
 
     def events(self, task: str) -> list[dict[str, Any]]:

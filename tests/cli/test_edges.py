@@ -196,7 +196,7 @@ def test_a_daemon_that_cannot_start_says_why(own_hv: Hv) -> None:
 
 def test_a_verb_during_the_end_of_a_daemon_starts_the_next_one(hv: Hv, repo: Path) -> None:
     hv("run", str(repo), "-m", "slow", "--command", "sleep 600", "-d")
-    for _ in range(3):
+    for _ in range(2):
         pid = hv.daemon_pid()
         assert pid
         os.kill(pid, signal.SIGTERM)

@@ -158,39 +158,39 @@ def test_a_wrong_setting_is_one_line(own_hv: Hv) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "status", "complaint"),
-    [
-        (["run", "/nowhere", "-m", "x"], 2, "/nowhere"),
-        (["run", ".", "-m", ""], 2, "empty"),
-        (["run", "."], 2, "the prompt is missing"),
-        (["run", ".", "-m", "x", "--prompt-file", "y"], 2, "one of them"),
-        (["run", ".", "--prompt-file", "/nowhere/prompt"], 2, "/nowhere/prompt"),
-        (["run", ".", "-m", "x", "--agent", "clippy"], 2, "clippy"),
-        (["run", ".", "-m", "x", "--provider", "vmware"], 2, "vmware"),
-        (["run", ".", "-m", "x", "--image", "nope"], 2, "nope"),
-        (["run", ".", "-m", "x", "--tape", "/nowhere/tape"], 2, "/nowhere/tape"),
-        (["run", "~nobody-of-this-name/x", "-m", "x"], 2, "~nobody-of-this-name/x"),
-        (["run", "", "-m", "x"], 2, "empty"),
-        (["run", ".", "-m", "x", "--branch", "bad..name"], 2, "bad..name"),
-        (["run", ".", "-m", "x", "--base", "nosuch"], 2, "nosuch"),
-        (["run", ".", "-m", "x", "--timeout", "soon"], 2, "'soon'"),
-        (["run", ".", "-m", "x", "--timeout", "inf"], 2, "'inf' is not a duration"),
-        (["run", ".", "-m", "x", "--memory", "1"], 2, "memory_mib is 1"),
-        (["run", ".", "-m", "x", "--bugdet", "5"], 2, "--budget"),
-        (["show"], 2, "ID"),
-        (["show", "nothing"], 2, "nothing"),
-        (["dance"], 2, "dance"),
-    ],
+IMPOSSIBLE: tuple[tuple[list[str], int, str], ...] = (
+    (["run", "/nowhere", "-m", "x"], 2, "/nowhere"),
+    (["run", ".", "-m", ""], 2, "empty"),
+    (["run", "."], 2, "the prompt is missing"),
+    (["run", ".", "-m", "x", "--prompt-file", "y"], 2, "one of them"),
+    (["run", ".", "--prompt-file", "/nowhere/prompt"], 2, "/nowhere/prompt"),
+    (["run", ".", "-m", "x", "--agent", "clippy"], 2, "clippy"),
+    (["run", ".", "-m", "x", "--provider", "vmware"], 2, "vmware"),
+    (["run", ".", "-m", "x", "--image", "nope"], 2, "nope"),
+    (["run", ".", "-m", "x", "--tape", "/nowhere/tape"], 2, "/nowhere/tape"),
+    (["run", "~nobody-of-this-name/x", "-m", "x"], 2, "~nobody-of-this-name/x"),
+    (["run", "", "-m", "x"], 2, "empty"),
+    (["run", ".", "-m", "x", "--branch", "bad..name"], 2, "bad..name"),
+    (["run", ".", "-m", "x", "--base", "nosuch"], 2, "nosuch"),
+    (["run", ".", "-m", "x", "--timeout", "soon"], 2, "'soon'"),
+    (["run", ".", "-m", "x", "--timeout", "inf"], 2, "'inf' is not a duration"),
+    (["run", ".", "-m", "x", "--memory", "1"], 2, "memory_mib is 1"),
+    (["run", ".", "-m", "x", "--bugdet", "5"], 2, "--budget"),
+    (["show"], 2, "ID"),
+    (["show", "nothing"], 2, "nothing"),
+    (["dance"], 2, "dance"),
 )
-def test_bad_input_is_one_clear_line(hv: Hv, repo: Path, words: list[str], status: int, complaint: str) -> None:
-    words = [str(repo) if word == "." else word for word in words]
-    done = hv(*words)
-    assert done.returncode == status, done.stderr
-    assert complaint in done.stderr
-    told = [line for line in done.stderr.splitlines() if not line.startswith("started the daemon")]
-    assert [line.split(":")[0] for line in told] in (["error"], ["error", "  try"]), done.stderr
-    assert done.stdout == ""
+
+
+def test_bad_input_is_one_clear_line(hv: Hv, repo: Path, subtests: pytest.Subtests) -> None:
+    for words, status, complaint in IMPOSSIBLE:
+        with subtests.test(words=words):
+            done = hv(*[str(repo) if word == "." else word for word in words])
+            assert done.returncode == status, done.stderr
+            assert complaint in done.stderr
+            told = [line for line in done.stderr.splitlines() if not line.startswith("started the daemon")]
+            assert [line.split(":")[0] for line in told] in (["error"], ["error", "  try"]), done.stderr
+            assert done.stdout == ""
     assert hv.json("ps", "-a") == []
 
 

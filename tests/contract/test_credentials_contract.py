@@ -33,7 +33,14 @@ pytestmark = pytest.mark.anyio
 KEY = "sk-real-Zq8TestSecret/+7vXy0123456789?&=abcdef"
 DOOR = "http://127.0.0.1:8377"
 PLACEHOLDER = Secret("hv-placeholder-Zq8TestSecret")
-ODD = ("a b", "'", '"', "$(touch hacked)", "a\nb", "-rf", "*", "ü😀", "...")
+ODD = ("-rf", "...", "a b 'c' \"d\" $(touch hacked) * ü😀\ne")
+
+
+@pytest.fixture(name="folder")
+async def removed_folder(guest: Guest, folder: str) -> AsyncIterator[str]:
+    """The directory of a test, which does not stay with the secrets in it."""
+    yield folder
+    await guest.remove_tree(folder)
 
 
 @pytest.fixture

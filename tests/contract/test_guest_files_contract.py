@@ -26,10 +26,15 @@ from hiveyard.kit.names import new_id
 
 pytestmark = pytest.mark.anyio
 
+# Each character that means something to a shell or a tool, where it means most.
 ODD_NAMES = (
-    "-rf", "--help", "a b", "'", '"', "$(touch hacked)", "`id`", "*", "?", "a\nb", "\n", "\\", "ü😀", "\x01", "~", "#",
-    "%s", "...", "\udcff\udcfe", "x" * 200,
-)  # fmt: skip
+    "-rf",
+    "~",
+    "...",
+    "\n",
+    "--help 'a' \"b\" $(touch hacked) `id` * ? a\nb \\ ü😀 \x01 # %s \udcff\udcfe\n",
+    "x" * 200,
+)
 EVERY_BYTE = bytes(range(256))
 
 
@@ -37,7 +42,7 @@ async def _mode(guest: Guest, path: str) -> str:
     return (await guest.run(Command(argv=("stat", "-c", "%a", "--", path)))).stdout.decode().strip()
 
 
-@pytest.mark.parametrize("size", [0, 1, 255, 65_536, 16 << 20])
+@pytest.mark.parametrize("size", [0, 65_537, 5_000_000])
 async def test_a_file_of_any_size_comes_back_as_it_was_written(guest: Guest, folder: str, size: int) -> None:
     data = secrets.token_bytes(size)
     await guest.write_atomic(f"{folder}/atomic", data)
@@ -175,7 +180,7 @@ async def test_a_full_disk_is_told_as_such(guest: Guest) -> None:
         await guest.write("/dev/full", b"x")
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o600, 0o755, 0o400, 0o777, 0o700])
+@pytest.mark.parametrize("mode", [0o400, 0o755, 0o777])
 async def test_a_file_has_the_mode_that_was_asked_for(guest: Guest, folder: str, mode: int) -> None:
     await guest.write(f"{folder}/plain", b"x", mode=mode)
     await guest.write_atomic(f"{folder}/atomic", b"x", mode=mode)
@@ -225,7 +230,7 @@ async def test_a_file_is_given_to_nobody_whom_the_guest_may_not_give_it_to(
 
 
 async def test_many_steps_are_done_in_their_order_as_each_alone_would_be(guest: Guest, folder: str) -> None:
-    large, odd = os.urandom(3 << 20), f"{folder}/a b/$(id)'\"\n"
+    large, odd = os.urandom(1_100_000), f"{folder}/a b/$(id)'\"\n"
     await guest.write(f"{folder}/old", b"old")
     await guest.batch(
         [
@@ -253,8 +258,7 @@ async def test_many_steps_are_done_in_their_order_as_each_alone_would_be(guest: 
     await guest.batch([])
 
 
-@pytest.mark.parametrize("last", [False, True])
-async def test_the_first_step_that_fails_is_told_and_ends_them(guest: Guest, folder: str, last: bool) -> None:
+async def test_the_first_step_that_fails_is_told_and_ends_them(guest: Guest, folder: str) -> None:
     good = [WriteFile(path=f"{folder}/{number}", data=b"x" * number) for number in range(3)]
     cases: list[tuple[FileStep, type[GuestFileError]]] = [
         (WriteFile(path=folder, data=b"in its place"), GuestIsADirectory),
@@ -264,8 +268,9 @@ async def test_the_first_step_that_fails_is_told_and_ends_them(guest: Guest, fol
         (SetMode(path="/etc/passwd", mode=0o666), GuestPermissionDenied),
         (Remove(path=folder), GuestIsADirectory),
     ]
-    for bad, kind in cases:
-        after = [] if last else [WriteFile(path=f"{folder}/after", data=b"x"), *good]
+    for number, (bad, kind) in enumerate(cases):
+        # Each second one is the last.
+        after = [] if number % 2 else [WriteFile(path=f"{folder}/after", data=b"x"), *good]
         with pytest.raises(kind) as caught:
             await guest.batch([*good, bad, *after])
         assert caught.value.context["step"] == "3"

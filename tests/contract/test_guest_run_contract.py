@@ -35,7 +35,7 @@ ODD_WORDS = (
 )
 
 
-@pytest.mark.parametrize("status", [0, 1, 2, 3, 40, 125, 126, 127, 128, 255])
+@pytest.mark.parametrize("status", [0, 1, 125, 126, 127, 128, 255])
 async def test_an_exit_code_comes_back_as_it_is(guest: Guest, status: int) -> None:
     result = await guest.run(Command(shell=f"exit {status}"))
     assert (result.status, result.stdout, result.stderr, result.truncated) == (status, b"", b"", False)
@@ -129,9 +129,7 @@ LONGEST = (128 << 10) - 1
 """The kernel's limit for one argument, in bytes."""
 
 
-@pytest.mark.parametrize(
-    ("count", "size"), [(10, 100 << 10), (14, LONGEST), (40_000, 5)], ids=["1 MiB", "the longest", "many"]
-)
+@pytest.mark.parametrize(("count", "size"), [(14, LONGEST), (40_000, 5)], ids=["the longest", "many"])
 async def test_as_many_arguments_arrive_as_the_kernel_takes(guest: Guest, count: int, size: int) -> None:
     words = [secrets.token_hex(size // 2 + 1)[:size] for _ in range(count)]
     words[0] = ("\n'\\\u00fc \udcff\x01\x7f" * size)[: size // 3]
@@ -192,9 +190,11 @@ async def test_output_of_exactly_the_limit_is_whole(guest: Guest) -> None:
     assert (result.stdout, result.truncated) == (b"12345", False)
 
 
-async def test_64_mib_of_output_arrive(guest: Guest) -> None:
-    result = await guest.run(Command(argv=("head", "-c", str(64 << 20), "/dev/zero")), limit=64 << 20)
-    assert (len(result.stdout), result.truncated) == (64 << 20, False)
+async def test_many_mib_of_output_arrive(guest: Guest, shared: Place) -> None:
+    # An emulated VM, and the service behind its judge, take half a second for each.
+    size = (8 if shared.offer.provider.name in ("qemu", "morph") else 64) << 20
+    result = await guest.run(Command(argv=("head", "-c", str(size), "/dev/zero")), limit=size)
+    assert (len(result.stdout), result.truncated) == (size, False)
 
 
 async def test_a_child_that_holds_the_outputs_open_does_not_hold_up_the_result(guest: Guest) -> None:

@@ -78,10 +78,11 @@ def crowd(request: pytest.FixtureRequest) -> int:
     return 5 if "qemu" in request.node.callspec.id else 50
 
 
-# In `make test`, `detached` and `tmux` pass the whole contract on bubblewrap, and `detached` passes it in containers.
+# In `make test`, `detached` passes everything on bubblewrap and in containers, `tmux` the contract on bubblewrap.
 # The runner is the same everywhere, so other combinations run what differs: in an emulated VM, where each test takes
 # many seconds, what depends on the guest's kernel and file systems; with PM2, and with tmux in containers, how
-# processes start, show and end. The rest is `make long PART=processes`; crowds and kills are `make long PART=storms`.
+# processes start, show, read and end. The rest is `make long PART=processes`; crowds and kills are
+# `make long PART=storms`.
 IN_VMS = {
     "test_a_started_process_is_running_and_has_a_pid",
     "test_exit_codes_are_exact",
@@ -106,6 +107,10 @@ DIFFERING = {
     "test_a_process_is_lost_with_its_machine_and_its_output_is_not",
     "test_stopping_kills_what_will_not_end_and_all_that_it_started",
     "test_unknown_processes_are_errors",
+    "test_what_is_sent_is_read_and_closing_ends_it",
+    "test_a_process_past_its_memory_is_killed_and_that_is_told",
+    "test_instances_run_side_by_side_each_with_its_own",
+    "test_an_exit_code_is_kept",
 }
 STORMS = (
     "test_a_crowd_of_processes",
@@ -153,6 +158,7 @@ def _part_of(item: pytest.Item) -> str | None:
         return "processes"
     if offer == "qemu":
         return None if manager in (None, "detached") and test in IN_VMS | FOR_PEOPLE_IN_VMS else "processes"
-    if manager == "pm2" or (manager == "tmux" and offer == "docker"):
-        return None if item.path.stem != "test_process_manager_contract" or test in DIFFERING else "processes"
+    contract = item.path.stem == "test_process_manager_contract"
+    if manager == "pm2" or (manager == "tmux" and (offer == "docker" or not contract)):
+        return None if test in DIFFERING else "processes"
     return "processes" if item.path.stem == "test_pm2" and offer == "docker" else None

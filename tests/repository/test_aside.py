@@ -37,23 +37,40 @@ def seen(session: Session) -> dict[str, bytes | str]:
 
 
 @pytest.mark.parametrize("left", LEFT)
-async def test_collecting_does_not_change_the_repository(left: str, repo: Repo, session: Session) -> None:
+async def test_work_is_collected_from(left: str, repo: Repo, session: Session) -> None:
+    """First beside the repository, which does not change, and then as at the end of a session."""
+    script, notice = LEFT[left]
     base = await begin(repo, session)
-    await session.agent(LEFT[left][0])
+    await session.agent(script)
+    beside = await _collect_beside(session, base, usable="unusable" not in notice)
+    got = await end(session, base)
+    if beside is not None:
+        trees = [await git_output("rev-parse", f"{one.head}^{{tree}}", at=session.origin) for one in (beside, got)]
+        assert trees[0] == trees[1]
+        assert beside[1:6] == got[1:6]
+    assert got.commits >= 1
+    assert await git_output("merge-base", base, got.head, at=session.origin) == base
+    assert (notice in " ".join(got.notices)) if notice else got.notices == ()
+    assert await git_output("fsck", "--strict", "--no-dangling", at=session.origin) in (
+        "",
+        "notice: HEAD points to an unborn branch (main)",
+    )
+    assert "160000" not in await git_output("diff", "--raw", base, got.head, at=session.origin)
+
+
+async def _collect_beside(session: Session, base: str, *, usable: bool) -> repository.Collected | None:
+    """Check that collecting beside a repository changes nothing in it."""
     before, listed = seen(session), sorted(path.name for path in session.shared.iterdir())
     try:
         got = await aside(session, base)
     except RepositoryError:
-        assert "unusable" in LEFT[left][1], "only what git itself cannot use may fail"
+        assert not usable, "only what git itself cannot use may fail"
         assert seen(session) == before
-        return
+        return None
     assert seen(session) == before
     assert sorted(path.name for path in session.shared.iterdir()) == listed
     assert (await aside(session, base)).head == got.head, "the same work has the same name"
-    same = await end(session, base)
-    trees = [await git_output("rev-parse", f"{head}^{{tree}}", at=session.origin) for head in (got.head, same.head)]
-    assert trees[0] == trees[1]
-    assert got[1:6] == same[1:6]
+    return got
 
 
 async def test_an_agent_in_the_middle_of_staging_is_not_disturbed(repo: Repo, session: Session) -> None:

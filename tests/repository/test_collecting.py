@@ -180,23 +180,6 @@ LEFT: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("left", LEFT)
-async def test_work_is_collected_from(left: str, repo: Repo, session: Session) -> None:
-    script, notice = LEFT[left]
-    base = await begin(repo, session)
-    await session.agent(script)
-    got = await end(session, base)
-    assert got.commits >= 1
-    assert await git_output("merge-base", base, got.head, at=session.origin) == base
-    assert (notice in " ".join(got.notices)) if notice else got.notices == ()
-    assert await git_output("fsck", "--strict", at=session.origin) in (
-        "",
-        "notice: HEAD points to an unborn branch (main)",
-    )
-    modes = await git_output("diff", "--raw", base, got.head, at=session.origin)
-    assert "160000" not in modes
-
-
 async def test_a_removed_work_tree_is_a_clear_error(repo: Repo, session: Session) -> None:
     base = await begin(repo, session)
     await session.guest.remove_tree("/session/repo")

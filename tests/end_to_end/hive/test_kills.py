@@ -18,14 +18,22 @@ import pytest
 
 from hiveyard.api.client import ApiError, Client
 from hiveyard.core.errors import DaemonUnreachable
-from tests.end_to_end.sessions.conftest import Stage, own_stage, repo
+from tests.end_to_end.sessions.conftest import Stage, repo
 from tests.support.live_puppet import NAME
 
-__all__ = ["own_stage", "repo"]
+__all__ = ["repo"]
 KILLS = 5
 STORM = 20
 SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.long("storms")) for seed in range(1, 1 + STORM)))
 PATIENCE = 300.0
+
+
+@pytest.fixture
+def own_stage(tmp_path: Path) -> Iterator[Stage]:
+    """Yield an installation of its own: members stay in the hive of a shared one."""
+    stage = Stage(tmp_path / "home")
+    yield stage
+    stage.close()
 
 
 class Operator:

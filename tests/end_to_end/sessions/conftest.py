@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,10 @@ class Stage(Hv):
         super().__init__(home)
         config = home / "config.toml"
         config.write_text(settings or config.read_text() + 'agent = "puppet"\n')
-        self.env |= env
+        self.programs = home / "bin"
+        """Programs that the daemon takes before those of the host. Empty, unless a test puts one there."""
+        self.programs.mkdir()
+        self.env |= {"PATH": f"{self.programs}:{self.env['PATH']}", **env}
         self.daemons: list[subprocess.Popen[bytes]] = []
         self.wake()
 
@@ -67,8 +69,15 @@ class Stage(Hv):
         return id
 
     def session(self, id: str) -> Session:
-        found: Session = self.json("show", id)
+        found: Session = self.daemon.call("GET", f"/v1/sessions/{id}")
         return found
+
+    def sessions(self) -> list[Session]:
+        found: list[Session] = self.daemon.call("GET", "/v1/sessions", all=True)
+        return found
+
+    def events(self, id: str) -> list[dict[str, Any]]:
+        return list(self.daemon.stream("GET", f"/v1/tasks/{id}/events"))
 
     def said(self, id: str) -> list[str]:
         """Return the last message of each of the agent's turns."""
@@ -76,23 +85,14 @@ class Stage(Hv):
 
     def until(self, id: str, true: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Follow a session until the body of an event fulfils a condition."""
-        follower = self.start("logs", "-f", "--json", id)
-        assert follower.stdout is not None
-        try:
-            for line in follower.stdout:
-                body: dict[str, Any] = json.loads(line)["body"]
-                if true(body):
-                    return body
-        finally:
-            follower.kill()
-            follower.communicate()
-        raise AssertionError("the events ended")
+        with closing(self.daemon.stream("GET", f"/v1/tasks/{id}/events", follow=True)) as events:  # type: ignore[type-var]
+            return next(event["body"] for event in events if true(event["body"]))
 
     def clear(self) -> None:
         """Remove every session. The daemon keeps running; a killed one is started again."""
         if self.daemon_pid() is None:
             self.wake()
-        if sessions := [session["id"] for session in self.json("list", "-a")]:
+        if sessions := [session["id"] for session in self.sessions()]:
             assert self("rm", "-f", *sessions).returncode == 0
         assert list((self.home / "data" / "sessions").iterdir()) == []
 
@@ -146,14 +146,6 @@ def lent(stage: Stage) -> Iterator[Stage]:
 @pytest.fixture
 def stage(bubblewrap_stage: Stage) -> Iterator[Stage]:
     yield from lent(bubblewrap_stage)
-
-
-@pytest.fixture
-def own_stage(tmp_path: Path) -> Iterator[Stage]:
-    """Yield an installation for one test that changes its home, its settings or its daemon's environment."""
-    stage = Stage(tmp_path / "home")
-    yield stage
-    stage.close()
 
 
 QUICK = ("bubblewrap", pytest.param("docker", marks=pytest.mark.real))

@@ -14,7 +14,7 @@ from tests.end_to_end.sessions.conftest import Stage
 from tests.support.person import person
 
 pytestmark = pytest.mark.anyio
-MANY, MANY_VMS = 8, 3
+MANY, MANY_VMS = 4, 2
 
 
 def crash(stage: Stage, id: str) -> None:
@@ -87,13 +87,11 @@ def test_after_a_reboot_the_first_verb_may_be_resume(stage: Stage, repo: Path) -
     stage.kill_daemon()
     crash(stage, id)
     stage.wake()
-    for verb in ("diff", "apply"):
-        assert f"{stage.home}/data/sessions/{id}/shared; hv resume mine" in stage(verb, "mine").stderr
+    brought = stage("diff", "mine")  # by another machine
+    assert ("+mine" in brought.stdout, brought.stderr) == (True, "")
     resumed = stage("resume", "mine")
     assert (resumed.returncode, resumed.stdout) == (0, id + "\n"), resumed.stderr
     assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
-    brought = stage("diff", "mine")
-    assert ("+mine" in brought.stdout, brought.stderr) == (True, "")
 
 
 def test_a_lost_machine_stops_its_session_and_resume_works(without_vms: Stage, repo: Path) -> None:
@@ -117,7 +115,7 @@ def test_a_lost_machine_stops_its_session_and_resume_works(without_vms: Stage, r
     assert "kept: apples" in stage("send", "mine", "recall", "--wait").stdout
     assert stage("exec", id, "--", "cat", "mine.txt").stdout == "mine\n"
     types = [event["body"]["type"] for event in stage.events(id)]
-    assert types.count("machine.ready") == 2
+    assert types.count("machine.ready") == 3, "one of them brought out the work"
 
 
 def test_the_agent_does_not_notice_a_killed_daemon(stage: Stage, repo: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,14 @@ MODELS = {
 IMAGES = {"codex": "codex", "goose": "goose"}
 STEERABLE = ("claude", "codex")
 PATIENCE = 900.0
+KILLS, SEEDS = 5, 5
+"""Kills of the daemon in a session, and sessions of each program: 100 kills in all."""
+GOING_ON = (
+    "claude",
+    "goose",
+    *(pytest.param(name, marks=pytest.mark.long("agents")) for name in ("opencode", "codex")),
+)
+"""goose is the one whose conversation does not go on."""
 PLACES = ("docker", pytest.param("qemu", marks=pytest.mark.long("agents")))
 
 
@@ -85,7 +94,7 @@ def test_a_live_session(agent: str, provider: str, opening: Opening, speaking: S
 
 
 @pytest.mark.parametrize("provider", PLACES)
-@pytest.mark.parametrize("agent", MODELS)
+@pytest.mark.parametrize("agent", GOING_ON)
 def test_a_task_that_is_over_goes_on(
     agent: str, provider: str, opening: Opening, speaking: Speaking, repo: Path
 ) -> None:
@@ -102,6 +111,49 @@ def test_a_task_that_is_over_goes_on(
         assert yard("exec", "-T", report["id"], "--", "cat", "c.txt").stdout == "three\n"
         assert [one["id"] for one in yard.json("list")] == [report["id"]]
         assert yard("stop", report["id"], timeout=PATIENCE).returncode == 0
+
+
+@pytest.mark.long("agents")
+@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("agent", MODELS)
+def test_kills_of_the_daemon_lose_no_turn_and_no_answer(
+    agent: str, seed: int, opening: Opening, speaking: Speaking, repo: Path
+) -> None:
+    chance = random.Random(seed)
+    texts = ["[[script:shell]] make the third", "[[script:next]] which was it?", "[[script:next]] and now?"]
+    with speaking([], scripts=SCRIPTS) as model, opening("docker", model, OPENAI_API_KEY=OPENAI_KEY) as yard:
+        words = ("--agent", agent, "--ask", "--image", IMAGES.get(agent, "default"), "-m", texts[0])
+        spawned = yard("spawn", "--repo", str(repo), *words, timeout=PATIENCE)
+        assert spawned.returncode == 0, spawned.stderr
+        id = spawned.stdout.splitlines()[-1]
+        for text in texts[1:]:
+            assert yard("send", id, text).returncode == 0
+        for _ in range(2):
+            killed_after(yard, chance.uniform(0.0, 4.0))
+        ask = waiting(yard, id)
+        assert yard("answer", ask["id"], "allow").returncode == 0
+        for _ in range(KILLS - 2):
+            killed_after(yard, chance.uniform(0.0, 3.0))
+        assert outcome(yard, id, len(texts)) == "succeeded"
+        ends = [(one["turn"], one["body"]["outcome"]) for one in all_events(yard, id, "turn.ended")]
+        assert ends == [(1, "succeeded"), (2, "succeeded"), (3, "succeeded")]
+        assert [one["body"]["text"] for one in all_events(yard, id, "agent.prompted")] == texts
+        assert len(all_events(yard, id, "ask.answered")) == 1
+        assert len(all_events(yard, id, "live.started")) == 1
+        assert yard("exec", "-T", id, "--", "cat", "c.txt").stdout == "three\n"
+        assert yard("stop", id, timeout=PATIENCE).returncode == 0
+
+
+def killed_after(yard: Yard, seconds: float) -> None:
+    """Kill the daemon after some seconds, and start the next one."""
+    time.sleep(seconds)
+    yard.kill_daemon()
+    assert yard("ps").returncode == 0
+
+
+def all_events(yard: Yard, id: str, type: str) -> list[dict[str, Any]]:
+    events = map(json.loads, yard("events", id).stdout.splitlines())
+    return [event for event in events if event["body"]["type"] == type]
 
 
 def waiting(yard: Yard, id: str) -> dict[str, Any]:

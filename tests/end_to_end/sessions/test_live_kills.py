@@ -15,8 +15,8 @@ from tests.end_to_end.sessions.conftest import Stage
 from tests.support.live_puppet import NAME
 
 TEXTS = 30
-STORM = 20
-SEEDS = (*range(5), *(pytest.param(seed, marks=pytest.mark.long("storms")) for seed in range(5, 5 + STORM)))
+STORM = 24
+SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.long("storms")) for seed in range(1, 1 + STORM)))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -102,25 +102,25 @@ def test_a_machine_paused_for_a_snapshot_by_a_killed_daemon_continues(stage: Sta
     # There are many files to copy, so that the daemon can be killed meanwhile.
     fill = "sh -c 'mkdir /session/much; for i in $(seq 8000); do echo $i >/session/much/$i; done'"
     assert stage("send", id, f"run {fill}", "--wait", timeout=600).returncode == 0
-    caught = 0
     halves = stage.home / "data" / "sessions" / id / "snapshots"
     for _ in range(3):
         asking = stage.start("snapshot", id)
         eventually(lambda asking=asking: list(halves.glob(".half-*")) != [] or asking.poll() is not None)  # type: ignore[misc]
         stage.kill_daemon()
         asking.communicate()
-        caught += asking.returncode != 0
         stage.wake()
         eventually(lambda: stage.session(id)["status"] == "running")
         grows(stage, id)
         assert "kept: apples" in stage("send", id, "recall", "--wait", timeout=300).stdout
-    assert caught, "no snapshot was cut off"
+        if asking.returncode:
+            return
+    raise AssertionError("no snapshot was cut off")
 
 
 def test_a_snapshot_is_consistent(stage: Stage, repo: Path) -> None:
     """Two files that always change together are equal in the copy, however long the copy takes."""
     id = counting(stage, repo)
-    much = "for i in $(seq 8000); do echo $i >/session/m/$i; done"
+    much = "for i in $(seq 3000); do echo $i >/session/m/$i; done"
     both = "while :; do i=$((i+1)); echo $i >/session/a; echo $i >/session/z; done"
     script = f"mkdir /session/m; {much}; nohup sh -c 'i=0; {both}' >/dev/null 2>&1 &"
     assert stage("send", id, f"run {script}", "--wait", timeout=600).returncode == 0

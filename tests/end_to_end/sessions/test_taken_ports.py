@@ -29,16 +29,18 @@ def first(stage: Stage, repo: Path) -> str:
     return id
 
 
-@pytest.fixture(params=["ssh of another session", "a port of another session", "a port of another program"])
-def taken(request: pytest.FixtureRequest, stage: Stage, first: str) -> Iterator[Taken]:
-    if request.param == "a port of another program":
-        with listening("127.0.0.1") as port:
-            comm = Path("/proc/self/comm").read_text().strip()
-            yield Taken(port, f"another program, {comm} (pid {os.getpid()})")
-    else:
-        ssh = stage.session(first)["port"]
-        port = ssh if request.param.startswith("ssh") else stage.json("port", first, f"3000:{free()}")["host"]
-        yield Taken(port, f"session first ({first})")
+@pytest.fixture
+def taken(stage: Stage, first: str) -> Iterator[list[Taken]]:
+    """Yield the session's ssh port, a port that it forwards, and one of another program."""
+    session = f"session first ({first})"
+    forwarded = stage.json("port", first, f"3000:{free()}")["host"]
+    comm = Path("/proc/self/comm").read_text().strip()
+    with listening("127.0.0.1") as foreign:
+        yield [
+            Taken(stage.session(first)["port"], session),
+            Taken(forwarded, session),
+            Taken(foreign, f"another program, {comm} (pid {os.getpid()})"),
+        ]
 
 
 def refused(done: subprocess.CompletedProcess[str], taken: Taken) -> None:
@@ -47,19 +49,22 @@ def refused(done: subprocess.CompletedProcess[str], taken: Taken) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (125, "", said)
 
 
-def test_no_session_is_created_for_a_taken_port(stage: Stage, repo: Path, taken: Taken) -> None:
-    before = stage.json("list", "-a")
-    refused(stage("spawn", str(repo), "--port", str(taken.port), "--name", "second"), taken)
-    assert stage.json("list", "-a") == before
+def test_no_session_is_created_for_a_taken_port(stage: Stage, repo: Path, taken: list[Taken]) -> None:
+    before = stage.sessions()
+    for one in taken:
+        refused(stage("spawn", str(repo), "--port", str(one.port), "--name", "second"), one)
+    assert stage.sessions() == before
     stage.spawn(repo, "--name", "second")
 
 
-def test_a_forwarded_port_does_not_move_to_a_taken_one(stage: Stage, repo: Path, taken: Taken) -> None:
+def test_a_forwarded_port_does_not_move_to_a_taken_one(stage: Stage, repo: Path, taken: list[Taken]) -> None:
     second = stage.spawn(repo, "--name", "second", "-m", "remember pears")
     stage.until(second, lambda body: body["type"] == "turn.ended")
-    refused(stage("port", second, f"3000:{taken.port}"), taken)
+    for one in taken:
+        refused(stage("port", second, f"3000:{one.port}"), one)
     own = stage.json("port", second, f"3000:{free()}")["host"]
-    before = stage.json("list", "-a")
-    refused(stage("port", second, f"3000:{taken.port}"), taken)
-    assert stage.json("list", "-a") == before
+    before = stage.sessions()
+    for one in taken:
+        refused(stage("port", second, f"3000:{one.port}"), one)
+    assert stage.sessions() == before
     assert {"guest": 3000, "host": own} in stage.session(second)["ports"]

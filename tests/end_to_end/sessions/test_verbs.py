@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -160,45 +160,52 @@ def test_a_program_that_ends_stops_its_session_with_the_reason(stage: Stage, rep
     assert "exit code 7" in stage("list").stdout
 
 
-def other_git(stage: Stage, verb: str, script: str) -> None:
-    """Replace a verb of git by a script."""
-    (stage.home / "bin").mkdir()
-    git = stage.home / "bin" / "git"
-    git.write_text(f'#!/bin/sh\nfor word; do [ "$word" != {verb} ] || {script}; done\nexec /usr/bin/git "$@"\n')
-    git.chmod(0o755)
-    stage("stop-daemon")
-    stage.env["PATH"] = f"{git.parent}:{stage.env['PATH']}"
-    stage.wake()
+OtherGit = Callable[[str, str], None]
 
 
-def test_ctrl_c_while_the_session_starts_leaves_nothing(own_stage: Stage, repo: Path) -> None:
-    other_git(own_stage, "clone", "sleep 600")
-    spawn = own_stage.start("spawn", str(repo), "--name", "slow")
-    while not own_stage.json("list"):
+@pytest.fixture
+def other_git(stage: Stage) -> Iterator[OtherGit]:
+    """Replace a verb of the daemon's git by a script."""
+    git = stage.programs / "git"
+
+    def replace(verb: str, script: str) -> None:
+        git.write_text(f'#!/bin/sh\nfor word; do [ "$word" != {verb} ] || {script}; done\nexec /usr/bin/git "$@"\n')
+        git.chmod(0o755)
+
+    yield replace
+    git.unlink(missing_ok=True)
+
+
+def test_ctrl_c_while_the_session_starts_leaves_nothing(stage: Stage, repo: Path, other_git: OtherGit) -> None:
+    other_git("clone", "sleep 600")
+    spawn = stage.start("spawn", str(repo), "--name", "slow")
+    while not stage.sessions():
         assert spawn.poll() is None
     spawn.send_signal(signal.SIGINT)
     out, err = spawn.communicate(timeout=60)
     assert (spawn.returncode, out) == (130, ""), err
     assert "stopped and removed slow" in err
-    assert own_stage.json("list", "-a") == []
+    assert stage.sessions() == []
 
 
-def test_files_of_an_export_by_a_killed_daemon_are_removed(own_stage: Stage, repo: Path, tmp_path: Path) -> None:
-    id = own_stage.spawn(repo)
-    own_stage("stop", id)
+def test_files_of_an_export_by_a_killed_daemon_are_removed(
+    stage: Stage, repo: Path, tmp_path: Path, other_git: OtherGit
+) -> None:
+    id = stage.spawn(repo)
+    stage("stop", id)
     over = tmp_path / "over"
-    other_git(own_stage, "bundle", f"while [ ! -e {over} ]; do sleep 0.1; done")
-    export = own_stage.start("export", id, str(tmp_path / "it"))
-    sessions = own_stage.home / "data" / "sessions"
+    other_git("bundle", f"while [ ! -e {over} ]; do sleep 0.1; done")
+    export = stage.start("export", id, str(tmp_path / "it"))
+    sessions = stage.home / "data" / "sessions"
     try:
         wait(lambda: bool(list(sessions.rglob(".export-*"))))
-        pid = own_stage.daemon_pid()
+        pid = stage.daemon_pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         export.communicate(timeout=60)
     finally:
         over.touch()
-    own_stage.wake()
+    stage.wake()
     # It is renamed at once, and removed by the new daemon's cleanup.
     wait(lambda: [path.name for path in sessions.iterdir()] == [id])
 
@@ -210,46 +217,49 @@ def wait(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_session_that_fails_to_start_reports_why_and_gives_a_hint(own_stage: Stage, repo: Path) -> None:
-    other_git(own_stage, "clone", "exit 1")
-    failed = own_stage("spawn", str(repo), "--name", "gone")
+def test_a_session_that_fails_to_start_reports_why_and_gives_a_hint(
+    stage: Stage, repo: Path, other_git: OtherGit
+) -> None:
+    other_git("clone", "exit 1")
+    failed = stage("spawn", str(repo), "--name", "gone")
     assert failed.returncode == 125
     assert failed.stdout == ""
     assert "gone" in failed.stderr and "try:" in failed.stderr
-    assert [one["status"] for one in own_stage.json("list", "-a")] == ["failed"]
-    assert own_stage.json("list") == []
-    assert own_stage("rm", "gone").returncode == 0
+    assert [one["status"] for one in stage.sessions()] == ["failed"]
+    assert stage.json("list") == []
+    assert stage("rm", "gone").returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("words", "status", "complaint"),
-    [
-        (["spawn", "/nowhere"], 2, "/nowhere"),
-        (["spawn", ".", "--repo", "."], 2, "one of them"),
-        (["spawn", ".", "-m", " "], 2, "empty"),
-        (["spawn", ".", "--name", "No Good"], 2, "No Good"),
-        (["spawn", ".", "--port", "80"], 2, "80"),
-        (["spawn", ".", "--agent", "command"], 2, "cannot stay"),
-        (["spawn", ".", "--agent", "clippy"], 2, "clippy"),
-        (["spawn", ".", "--memory", "16777216"], 125, "does not fit"),
-        (["resume", "nothing"], 2, "nothing"),
-        (["stop", "nothing"], 2, "nothing"),
-        (["stop", ""], 2, "the name is empty"),
-        (["show", ""], 2, "the name is empty"),
-        (["attach", "nothing"], 2, "nothing"),
-        (["send", "nothing", "x"], 2, "nothing"),
-        (["send", "nothing"], 2, "the prompt is missing"),
-        (["rm"], 2, "--finished"),
-        (["rm", "--older-than", "7d", "x"], 2, "--finished"),
-        (["rm", "--finished", "--older-than", "soon"], 2, "soon"),
-    ],
+IMPOSSIBLE: tuple[tuple[list[str], int, str], ...] = (
+    (["spawn", "/nowhere"], 2, "/nowhere"),
+    (["spawn", ".", "--repo", "."], 2, "one of them"),
+    (["spawn", ".", "-m", " "], 2, "empty"),
+    (["spawn", ".", "--name", "No Good"], 2, "No Good"),
+    (["spawn", ".", "--port", "80"], 2, "80"),
+    (["spawn", ".", "--agent", "command"], 2, "cannot stay"),
+    (["spawn", ".", "--agent", "clippy"], 2, "clippy"),
+    (["spawn", ".", "--memory", "16777216"], 125, "does not fit"),
+    (["resume", "nothing"], 2, "nothing"),
+    (["stop", "nothing"], 2, "nothing"),
+    (["stop", ""], 2, "the name is empty"),
+    (["show", ""], 2, "the name is empty"),
+    (["attach", "nothing"], 2, "nothing"),
+    (["send", "nothing", "x"], 2, "nothing"),
+    (["send", "nothing"], 2, "the prompt is missing"),
+    (["rm"], 2, "--finished"),
+    (["rm", "--older-than", "7d", "x"], 2, "--finished"),
+    (["rm", "--finished", "--older-than", "soon"], 2, "soon"),
 )
-def test_bad_input_is_one_clear_line(stage: Stage, repo: Path, words: list[str], status: int, complaint: str) -> None:
-    done = stage(*[str(repo) if word == "." else word for word in words])
-    assert done.returncode == status, done.stderr
-    assert complaint in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert stage.json("list", "-a") == []
+
+
+def test_bad_input_is_one_clear_line(stage: Stage, repo: Path, subtests: pytest.Subtests) -> None:
+    for words, status, complaint in IMPOSSIBLE:
+        with subtests.test(words=words):
+            done = stage(*[str(repo) if word == "." else word for word in words])
+            assert done.returncode == status, done.stderr
+            assert complaint in done.stderr
+            assert "Traceback" not in done.stderr + done.stdout
+    assert stage.sessions() == []
 
 
 def test_names_must_be_clear(stage: Stage, repo: Path) -> None:
@@ -282,7 +292,7 @@ def test_the_start_of_two_ids_is_refused_with_both_names_and_nothing_happens(sta
         # `hv spawn` makes ids that rarely have the same beginning.
         daemon.call("POST", "/v1/sessions", {"repo": str(repo), "id": id, "name": name})
         stage.until(id, lambda body: body["type"] == "agent.started")
-    before = stage.json("list", "-a")
+    before = stage.sessions()
     said = "error: 'qqq' may be qqq2222222 (one), qqq3333333 (two)\n  try: hv list -a, or hv ps -a\n"
     for words in (
         ("show", "qqq"),
@@ -298,7 +308,7 @@ def test_the_start_of_two_ids_is_refused_with_both_names_and_nothing_happens(sta
     ):
         refused = stage(*words)
         assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", said), words
-    assert stage.json("list", "-a") == before
+    assert stage.sessions() == before
     assert stage("stop", "qqq2").stdout == "one: stopped\n"
 
 
@@ -317,21 +327,21 @@ def test_finished_tasks_and_sessions_are_removed_by_age(stage: Stage, repo: Path
     would = stage("rm", "--finished", "--dry-run")
     assert sorted(line.split()[0] for line in would.stdout.splitlines()) == sorted([old, task])
     assert sorted(stage.json("rm", "--finished")) == sorted([old, task])
-    assert [one["id"] for one in stage.json("list", "-a")] == [running]
+    assert [one["id"] for one in stage.sessions()] == [running]
 
 
-def test_running_and_paused_sessions_are_never_removed_by_age(own_stage: Stage, repo: Path) -> None:
+def test_running_and_paused_sessions_are_never_removed_by_age(stage: Stage, repo: Path, other_git: OtherGit) -> None:
     names = ("running", "frozen", "stopped")
-    running, frozen, stopped = (own_stage.spawn(repo, "--name", name) for name in names)
-    assert own_stage("pause", frozen).returncode == 0
-    assert own_stage("stop", stopped).returncode == 0
-    other_git(own_stage, "clone", "exit 1")
-    assert own_stage("spawn", str(repo), "--name", "failed").returncode == 125
-    failed = own_stage.session("failed")["id"]
-    assert own_stage.json("rm", "--finished", "--older-than", "1h") == []
-    assert sorted(own_stage.json("rm", "--finished", "--older-than", "0s")) == sorted([stopped, failed])
-    assert {(one["id"], one["status"]) for one in own_stage.json("list", "-a")} == {
+    running, frozen, stopped = (stage.spawn(repo, "--name", name) for name in names)
+    assert stage("pause", frozen).returncode == 0
+    assert stage("stop", stopped).returncode == 0
+    other_git("clone", "exit 1")
+    assert stage("spawn", str(repo), "--name", "failed").returncode == 125
+    failed = stage.session("failed")["id"]
+    assert stage.json("rm", "--finished", "--older-than", "1h") == []
+    assert sorted(stage.json("rm", "--finished", "--older-than", "0s")) == sorted([stopped, failed])
+    assert {(one["id"], one["status"]) for one in stage.sessions()} == {
         (running, "running"),
         (frozen, "paused"),
     }
-    assert {path.name for path in (own_stage.home / "data" / "sessions").iterdir()} == {running, frozen}
+    assert {path.name for path in (stage.home / "data" / "sessions").iterdir()} == {running, frozen}

@@ -85,7 +85,8 @@ async def test_a_task_still_waits_for_memory_after_a_restart_and_can_be_cancelle
         await engine.cancel(third)
         with anyio.fail_after(60):
             assert (await done(engine, third)).status == "cancelled"
-        assert (await engine.report(second)).status == "assigned"
+        report = await engine.report(second)
+        assert (report.status, "in line: waits until" in report.waits_for) == ("pending", True)
         (small.paths.sessions / first / "shared" / "repo" / "go").touch()
         assert [(await done(engine, id)).commits for id in (first, second)] == [1, 1]
 

@@ -13,7 +13,7 @@ from tests.engine.yards import events, run_turn, spawned
 from tests.support.puppet import register
 
 pytestmark = pytest.mark.anyio
-MORE = "run head -c 12000000 /dev/urandom >>big"
+MORE = "run head -c 3000000 /dev/urandom >>big"
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +40,14 @@ async def test_concurrent_collects_all_get_the_complete_work(yard: Yard, repo: P
         async with anyio.create_task_group() as group:
             for _ in range(4):
                 group.start_soon(engine.sessions.collect, id)
-        assert await brought_out(engine, yard, id) == 12_000_000
+        assert await brought_out(engine, yard, id) == 3_000_000
         await engine.sessions.stop(id)
 
 
 async def test_a_session_that_is_stopped_during_a_collect_keeps_its_work(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await spawned(engine, repo)
-        for size in (12_000_000, 24_000_000):
+        for size in (3_000_000, 6_000_000):
             await run_turn(engine, id, MORE)
             async with anyio.create_task_group() as group:
                 for _ in range(2):
@@ -70,6 +70,6 @@ async def test_a_reader_keeps_the_old_bundle_while_a_new_one_is_collected(yard: 
         with (result / "work.bundle").open("rb") as reader:
             await run_turn(engine, id, MORE)
             await engine.sessions.collect(id)
-            assert len(reader.read()) < 13_000_000
-        assert (result / "work.bundle").stat().st_size > 23_000_000
+            assert len(reader.read()) < 3_500_000
+        assert (result / "work.bundle").stat().st_size > 5_900_000
         await engine.sessions.stop(id)

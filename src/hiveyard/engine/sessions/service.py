@@ -285,7 +285,12 @@ class Sessions:
         """Collect the current work of a running session; the work of a stopped one was collected when it stopped.
         Raises SessionNotRunning for a session that is paused or not ready yet, CollectTimeout."""
         while (runner := self._runners.get(id)) is not None and runner.stop.reason is None:
-            await self.check_reachable(id)
+            try:
+                await self.check_reachable(id)
+            except SessionNotRunning:
+                if runner.stop.reason is None:
+                    raise
+                break  # its machine was lost, and another one brings out the work
             async with self._r.collect_lock(id):
                 if self._runners.get(id) is not runner or runner.stop.reason is not None:
                     continue  # it was stopped or resumed while this waited for the lock

@@ -105,10 +105,11 @@ class Program:
 
     async def _receive(self, mine: str, other: str) -> bytes:
         while not self._held[mine] and mine not in self._known and self._lost is None:
-            if self._asking or self._full(other):
+            if self._asking or (self._full(other) and self._next[mine]):
                 await self._changed.wait()
             else:
-                await self._ask("any")
+                # Nobody may read the other output before the first word of this one is here: `open` waits for it.
+                await self._ask(mine if self._full(other) else "any")
         if not self._held[mine]:
             return b""
         pieces = b"".join(self._held[mine])
@@ -129,8 +130,10 @@ class Program:
         """Fetch new output, or find out that the machine is lost. Only one task does this at a time."""
         self._asking = True
         try:
-            if what == "end" or not self._way.streaming:
-                await self._look("end" if what == "end" else "once")
+            if what in self._held:
+                await self._unplug()  # a stream has both outputs
+            if what != "any" or not self._way.streaming:
+                await self._look("once" if what == "any" else what)
             else:
                 await self._hear()
             self._failures = 0
@@ -161,7 +164,7 @@ class Program:
             await anyio.sleep(_PAUSE * self._failures)
 
     async def _look(self, way: str) -> None:
-        done = await self._way.execute(self._words(way, _SHORT if way == "end" else _LONG), _LONG)
+        done = await self._way.execute(self._words(way, _LONG if way == "once" else _SHORT), _LONG)
         _check(done.exit_code, done.stderr)
         lines = LineSplitter(limit=_LINE_LIMIT)
         for line in lines.feed(done.stdout.encode()):

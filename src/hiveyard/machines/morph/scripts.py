@@ -85,8 +85,9 @@ exit 0
 
 # ID O E KNOWN WAY SECONDS: what the program says from piece O of stdout and E of stderr on; the pieces before are
 # removed. KNOWN has `o` and `e` for an output whose end is known, and `x` when the exit code is. WAY `live` gives what
-# comes, `once` ends after the first, `end` looks for the exit code alone. Lines: `o N M BASE64` for the pieces from N
-# up to, not with, M; `e N M BASE64`, `o end`, `e end`, `x CODE`, and `.` when there is nothing to say for a while.
+# comes, `once` ends after the first, `o` and `e` are `once` for one output, `end` looks for the exit code alone.
+# Lines: `o N M BASE64` for the pieces from N up to, not with, M; `e N M BASE64`, `o end`, `e end`, `x CODE`, and `.`
+# when there is nothing to say for a while.
 # The exit code is told when the outputs have ended, or a moment after the program when children of it hold them.
 LOOK: Final = rf"""
 d={_TOP}/$1 known=$4 way=$5 over=$((SECONDS + $6))
@@ -99,7 +100,7 @@ for s in o e; do
     [[ -e $d/$s.$n.ok ]] || break
     old+=("$d/$s.$n" "$d/$s.$n.ok")
   done
-  [[ $way == end ]] && continue
+  [[ $way == end || $way == [oe] && $way != $s ]] && continue
   echo "${{next[$s]}}" >"$d/$s.given"
   ((${{#old[@]}})) && rm -f "${{old[@]}}"
 done
@@ -115,7 +116,7 @@ rested=$((SECONDS + 4))
 while :; do
   moved=
   for s in o e; do
-    [[ $way == end ]] && continue
+    [[ $way == end || $way == [oe] && $way != $s ]] && continue
     n=${{next[$s]}} new=()
     while ((count < {BATCH})) && [[ -e $d/$s.$n.ok ]]; do
       new+=("$d/$s.$n")
