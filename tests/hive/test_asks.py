@@ -63,7 +63,7 @@ async def test_several_options_are_chosen_only_where_the_asker_allows_it(tmp_pat
         await hive.join("ada")
         one = await opened(hive, options=["red", "blue"])
         many = await opened(hive, question="which?", options=["red", "blue", "green"], multi=True)
-        for answers in (["1", "2"], [], ["purple"]):
+        for answers in (["1", "2"], [], ["purple"], ["1" * 70_000]):
             with pytest.raises(BadInput):
                 await hive.hive.asks.answer(one, "operator", answers)
         row = await hive.hive.asks.answer(many, "operator", ["1", "green", "1"])

@@ -49,4 +49,4 @@ def test_a_member_gets_the_tools_at_its_door_and_the_instructions_beside_its_own
     assert there.headers["authorization"].reveal() == f"Bearer hv-{MARK}"
     assert MARK not in str(there) and found.mcp["hive"].is_local
     with pytest.raises(BadInput, match="the door of the session, which adds the headers"):
-        check_servers({"x": ToolServer(url="door:/mcp", headers={"a": Secret("b")})})
+        check_servers({"x": ToolServer(url="door:/mcp", headers={"a": Secret(MARK)})})

@@ -72,7 +72,8 @@ async def test_a_reply_keeps_the_thread_and_a_stranger_cannot_reply(tmp_path: Pa
         await hive.join("ada", "bob", "eve")
         first = await hive.send("operator", "ada")
         reply = await hive.send("ada", "operator", reply_to=first.id)
-        again = await hive.send("operator", "ada", reply_to=reply.id)
+        again = await hive.send("operator", "ada", reply_to=reply.id[:6])
+        assert [row.reply_to for row in await hive.waiting("ada")] == ["", reply.id]
         assert reply.thread == again.thread == first.id
         with pytest.raises(NotFound):
             await hive.send("eve", "ada", reply_to=first.id)

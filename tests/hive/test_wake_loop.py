@@ -121,6 +121,8 @@ async def test_files_go_from_machine_to_machine(yard: Yard, repo: Path) -> None:
         await stage.wait_for(lambda event: event.body == MessageDelivered(message=told.id))
         async with stage.engine.sessions.guest(await stage.session("bob")) as guest:
             assert await guest.read(f"/session/member/mail/{name}") == b"one\n"
+        async with stage.engine.sessions.guest(await stage.session("ada")) as guest:
+            await guest.write("/session/member/notes.md", b"mine\n")
         lost = {**send, "files": ["/session/repo/nothing"]}
         await stage.turn_of(await stage.send("ada", f"tool send {json.dumps(lost)}"))
         assert "error: " in (await stage.said("ada"))[-1] and "/session/repo/nothing" in (await stage.said("ada"))[-1]

@@ -179,6 +179,8 @@ def _check_answerer(ask: AskRow, by: str) -> None:
 
 def _answered(ask: AskRow, by: str, answers: Sequence[str], message: str) -> AskAnswered:
     """Return the answer as an event. Raises BadInput for one that the question does not take."""
+    if (size := sum(len(text.encode(errors="replace")) for text in (*answers, message))) > BODY_LIMIT:
+        raise BadInput(f"the answer has {size} bytes; {BODY_LIMIT} are allowed", hint="send the rest as a message")
     if not ask.options:
         text = "\n".join([*answers, *([message] if message else [])])
         if not text.strip():

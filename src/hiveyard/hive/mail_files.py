@@ -15,7 +15,9 @@ from hiveyard.core.ports import Guest
 from hiveyard.kit.files import write_atomic
 from hiveyard.kit.text import one_line
 
-GUEST_MAIL = "/session/member/mail"
+GUEST_MEMBER = "/session/member"
+"""The directory of a member beside its repository. It outlives its machines."""
+GUEST_MAIL = f"{GUEST_MEMBER}/mail"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}\Z")
 
 

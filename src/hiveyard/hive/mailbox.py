@@ -52,6 +52,7 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Reply(NamedTuple):
+    id: str
     thread: str
     hops: int
 
@@ -88,9 +89,7 @@ class Mailbox:
         id = new_id()
         text, files = await self._stored(id, request)
         urgent = request.priority == "urgent"
-        return MessageSent(
-            message=id, sender=sender, to="", text=text, reply_to=request.reply_to, urgent=urgent, files=files
-        )
+        return MessageSent(message=id, sender=sender, to="", text=text, urgent=urgent, files=files)
 
     async def _stored(self, batch: str, request: MessageRequest) -> tuple[str, tuple[str, ...]]:
         """Store what is too long for the journal; return the text and the files of the message."""
@@ -189,13 +188,16 @@ def _reply(conn: Connection, sender: str, ref: str) -> _Reply | None:
     message = hive_views.message(conn, ref)
     if sender not in (message.sender, message.recipient):
         raise NotFound(f"there is no message {one_line(ref, 80)!r}")
-    return _Reply(message.thread, 0 if sender == OPERATOR else message.hops + 1)
+    return _Reply(message.id, message.thread, 0 if sender == OPERATOR else message.hops + 1)
 
 
 def _addressed(draft: MessageSent, to: MemberKey, reply: _Reply | None, hops: int, *, first: bool) -> MessageSent:
     id = draft.message if first else new_id()
     thread = reply.thread if reply else draft.message
-    return msgspec.structs.replace(draft, message=id, to=to.name, thread=thread if thread != id else "", hops=hops)
+    answered = reply.id if reply else ""
+    return msgspec.structs.replace(
+        draft, message=id, to=to.name, thread=thread if thread != id else "", reply_to=answered, hops=hops
+    )
 
 
 def _sent(posted: Posted) -> Sent:

@@ -17,6 +17,7 @@ from hiveyard.engine.engine import Engine
 from hiveyard.engine.event_log import EventLog
 from hiveyard.hive.frame import LooseEnds, framed
 from hiveyard.hive.hive import ASLEEP, Hive, is_napping, loose_ends
+from hiveyard.hive.mail_files import GUEST_MEMBER
 from hiveyard.hive.mailbox import as_facts, unique_kinds
 from hiveyard.hive.names import OPERATOR
 from hiveyard.store import hive_views, views
@@ -56,6 +57,7 @@ class MemberLoop:
         self._log = event_log
         self._interrupted: int | None = None
         self._complaint = ""
+        self._furnished = False
 
     async def run(self) -> None:
         """Run until the member has left the hive."""
@@ -117,9 +119,17 @@ class MemberLoop:
         """Start a turn with the first messages: they are delivered in the transaction that creates it."""
         prompt, messages = framed(at.mail, at.roles, at.now, at.ends, waiting=at.waiting)
         runner = await self._engine.sessions.agent_runner(self._id)
+        await self._furnish()
         await self._put_files(messages)
         woken = [MemberWoken(name=at.member.name, by=messages[0].sender)] if at.napping else []
         await runner.add(prompt, *as_facts(messages, "turn"), *woken, woken_by=unique_kinds(messages))
+
+    async def _furnish(self) -> None:
+        """Make the member's own directory, once for each daemon: a rewind may have removed it."""
+        if not self._furnished:
+            async with self._engine.sessions.guest(self._id) as guest:
+                await guest.mkdir(GUEST_MEMBER)
+            self._furnished = True
 
     async def _hurry(self, at: Situation) -> None:
         """Add urgent messages to the turn that runs, or end it if its program takes none."""
