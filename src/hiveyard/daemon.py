@@ -47,6 +47,9 @@ from hiveyard.processes.tmux import Tmux
 from hiveyard.store.ballast import BALLAST
 from hiveyard.store.database import open_store
 from hiveyard.store.mirror import mirror
+from hiveyard.web.control import add_control
+from hiveyard.web.listener import Listener
+from hiveyard.web.settings import WebSettings
 
 log = logging.getLogger("hiveyard.daemon")
 LOG_BYTES = 8 << 20
@@ -139,7 +142,7 @@ async def _serve(ready: Ready) -> None:
     with _single_instance(paths), bind(paths.socket) as listener:
         async with resources(paths, settings, environment) as parts, _mirrored(parts), running(parts) as engine:
             try:
-                await _answer(engine, listener, paths, ready)
+                await _answer(engine, listener, paths, ready, settings.web)
             finally:
                 # While the lock is held: later it would be the socket of the next daemon.
                 paths.socket.unlink(missing_ok=True)
@@ -224,7 +227,7 @@ def _providers(paths: Paths, settings: config.Settings, keys: Keys) -> Mapping[s
     }
 
 
-async def _answer(engine: Engine, listener: socket.socket, paths: Paths, ready: Ready) -> None:
+async def _answer(engine: Engine, listener: socket.socket, paths: Paths, ready: Ready, web: WebSettings) -> None:
     server: uvicorn.Server | None = None
 
     def shut_down() -> None:
@@ -233,8 +236,12 @@ async def _answer(engine: Engine, listener: socket.socket, paths: Paths, ready: 
         # The next verb starts a new daemon, which waits until this one has ended.
         paths.socket.unlink(missing_ok=True)
 
-    server = make_server(make_app(engine, shut_down))
+    app = make_app(engine, shut_down)
+    server = make_server(app)
     async with anyio.create_task_group() as group:
+        page = Listener(engine, web, paths.web, SystemClock(), group)
+        add_control(app, page)
+        await page.start_if_used()
         group.start_soon(_until_signal, shut_down, name="signals")
         log.info("hiveyard %s on %s, pid %d", __version__, paths.socket, os.getpid())
         if ready.awaited:

@@ -4,6 +4,7 @@ remember WORD   keep a word, in the conversation
 recall          say all words that are kept
 say N           say N things
 wait            be at work until it is interrupted; a text that is added is said
+tell JSON       say a list of events, each with its `kind`: agent.KIND
 ask             ask for permission, and say what was answered
 model           say the model
 given NAME      say a variable, reversed

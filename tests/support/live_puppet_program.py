@@ -92,6 +92,10 @@ while True:
         end(f"model: {model}")
     elif verb == "given":
         end(f"given: {os.environ.get(rest, 'nothing')[::-1]}")
+    elif verb == "tell":
+        for event in json.loads(rest):
+            tell(event.pop("kind"), **event)
+        end("told")
     elif verb in ("remember", "recall", "say", "wait", "ask"):
         globals()[verb](rest)
     else:

@@ -26,6 +26,7 @@ from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.access import SessionAccess
+from hiveyard.engine.sessions.history import History
 from hiveyard.engine.sessions.metadata import keep_metadata
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.sessions.steering import Steering
@@ -64,6 +65,7 @@ class Engine:
         self.sessions = Sessions(resources, group)
         self.access = SessionAccess(resources, self.sessions)
         self.steering = Steering(resources, self.sessions)
+        self.history = History(resources)
         self.snapshots = Snapshots(resources, self.sessions, group)
         self.turn_snapshots = TurnSnapshots(resources, self.sessions, self.snapshots, group)
         self.forks = ForkService(resources, self.sessions, self.snapshots, group)
