@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds until the page must show what a test waits for."""
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 _KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Control": "\ue009"}
@@ -121,7 +121,7 @@ class Browser:
     def _call(self, method: str, path: str, body: object = None) -> Any:
         return self._send(method, self._at + path, body)
 
-    def _send(self, method: str, path: str, body: object = None) -> Any:
+    def _send(self, method: str, path: str, body: Any = None) -> Any:
         answer = self._http.request(method, self._driver + path, json=body, timeout=120)
         value = answer.json()["value"]
         if answer.status_code != 200:

@@ -10,6 +10,8 @@ model           say the model
 given NAME      say a variable, reversed
 fail TEXT       end the turn as a failure
 die CODE        end the program
+
+A prompt of the variable PUPPET_TALKS, a JSON object, says the events of that prompt, as `tell` does.
 """
 
 from __future__ import annotations

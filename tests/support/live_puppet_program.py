@@ -80,9 +80,12 @@ def ask(rest: str) -> None:
         end(reason="interrupted")
 
 
+talks = json.loads(os.environ.get("PUPPET_TALKS", "{}"))
 tell("started", conversation=conversation, model=model, version="1")
 while True:
     prompt = sys.stdin.read() if once else heard("prompt")[1]
+    if prompt in talks:
+        prompt = "tell " + json.dumps(talks[prompt])
     verb, _, rest = prompt.partition(" ")
     if verb == "die":
         sys.exit(int(rest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -19,13 +20,20 @@ agent = "live-puppet"
 image = "host"
 disk_reserve_mib = 1
 [web]
-listen = "127.0.0.1:0"
+listen = "127.0.0.1:{port}"
 """
+
+
+def settings() -> str:
+    """Return settings with a port of the page that is free now, and the same for each daemon."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return SETTINGS.format(port=probe.getsockname()[1]) + own_ports()
 
 
 @pytest.fixture(scope="session")
 def web_stage() -> Iterator[Stage]:
-    with opened(SETTINGS + own_ports()) as stage:
+    with opened(settings()) as stage:
         yield stage
 
 

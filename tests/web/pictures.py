@@ -13,8 +13,7 @@ from pathlib import Path
 
 from tests.end_to_end.sessions.conftest import Stage, opened
 from tests.support.browser import Browser, browser
-from tests.support.own_ports import own_ports
-from tests.web.conftest import SETTINGS, link, place
+from tests.web.conftest import link, place, settings
 
 WHERE = Path(__file__).parents[2] / "build" / "pictures"
 USAGE = {"input_tokens": 5210, "output_tokens": 812, "cache_read_tokens": 18_400, "cost_usd": 0.0731, "requests": 6}
@@ -24,8 +23,8 @@ DIFF = """@@ -1,6 +1,9 @@
 +    \"\"\"Return the sum of all prices, without the items that are free.\"\"\"
 +    paid = [item for item in items if item.price]
 +    return sum(item.price * item.count for item in paid)
- 
- 
+
+
  def names(items):
 """
 TALK = [
@@ -36,7 +35,7 @@ TALK = [
         "kind": "tool_returned",
         "call": "1",
         "tool": "Bash",
-        "output": "F.\\n____ test_total_counts ____\\nE  assert 3 == 7\\n1 failed, 1 passed in 0.12s",
+        "output": "F.\n____ test_total_counts ____\nE  assert 3 == 7\n1 failed, 1 passed in 0.12s",
         "is_error": True,
     },
     {"kind": "tool_called", "call": "2", "tool": "Read", "summary": "Read: shop/cart.py"},
@@ -47,15 +46,15 @@ TALK = [
     {"kind": "usage", "usage": USAGE},
     {
         "kind": "text",
-        "text": "All 24 tests pass now. `total()` multiplied nothing; it does now:\\n\\n"
-        "```python\\nreturn sum(item.price * item.count for item in paid)\\n```\\n\\n"
+        "text": "All 24 tests pass now. `total()` multiplied nothing; it does now:\n\n"
+        "```python\nreturn sum(item.price * item.count for item in paid)\n```\n\n"
         "The free items were counted before, too. Say so if that was intended.",
     },
 ]
 
 
-def told(*events: dict[str, object]) -> str:
-    return "tell " + json.dumps(list(events)).replace("\\\\n", "\\n")
+FIRST, SECOND = "Make the failing test pass: total() must count the pieces.", "Say it in the readme, too."
+TALKS = {FIRST: TALK, SECOND: [{"kind": "text", "text": "The readme says it now, too."}]}
 
 
 def make_repository(where: Path) -> Path:
@@ -74,7 +73,7 @@ def seed(stage: Stage, scratch: Path) -> str:
     shop, site = make_repository(scratch / "shop"), make_repository(scratch / "website")
     edit = (
         "sed -i 's/item.price for/item.price * item.count for/' cart.py && "
-        "printf '%s\\n' '' 'Prices are per piece.' >> readme.md && echo 'done: 2 files'"
+        "printf '%s\n' '' 'Prices are per piece.' >> readme.md && echo 'done: 2 files'"
     )
     for words in (
         ["-m", "count the pieces, too", "--command", edit],
@@ -82,7 +81,9 @@ def seed(stage: Stage, scratch: Path) -> str:
         ["-m", "translate the readme", "--command", "sleep 600"],
     ):
         assert stage("run", str(shop), "-d", *words).returncode == 0
-    first = stage.spawn(shop, "--name", "cart-totals", "-m", told(*TALK), "--budget", "5")
+    first = stage.spawn(
+        shop, "--name", "cart-totals", "-m", FIRST, "--budget", "5", "--env", f"PUPPET_TALKS={json.dumps(TALKS)}"
+    )
     stage.until(first, lambda body: body["type"] == "turn.ended")
     asking = stage.spawn(site, "--name", "dark-mode", "-m", "ask", "--ask")
     stage.until(asking, lambda body: body["type"] == "agent.asked")
@@ -92,14 +93,13 @@ def seed(stage: Stage, scratch: Path) -> str:
     stage.until(stopped, lambda body: body["type"] == "turn.ended")
     stage("stop", stopped)
     stage("snapshot", first, "--name", "green")
-    stage("send", first, told({"kind": "text", "text": "The readme says it now, too."}))
-    stage.until(first, lambda body: body["type"] == "turn.ended")
+    stage("send", first, SECOND, "--wait")
     return first
 
 
 def main() -> int:
     WHERE.mkdir(parents=True, exist_ok=True)
-    with opened(SETTINGS + own_ports()) as stage, browser() as window:
+    with opened(settings()) as stage, browser() as window:
         first_link = link(stage)
         window.open(first_link)
         base = place(first_link)

@@ -197,7 +197,7 @@ def test_the_policy_allows_own_files_and_nothing_else(web_stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("path", ["../app.py", "%2e%2e/app.py", "..%2fapp.py", "vendor/packages.json", "/etc/passwd"])
-def test_static_files_are_those_of_their_directory(web_web_stage: Stage, path: str) -> None:
+def test_static_files_are_those_of_their_directory(web_stage: Stage, path: str) -> None:
     client, base = signed_in(web_stage)
     request = requests.Request("GET", base).prepare()
     request.url = f"{base}/static/{path}"

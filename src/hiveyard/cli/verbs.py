@@ -119,7 +119,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "web": Verb(
             "web:web",
             "Open the page, and list the browsers that are signed in to it.",
-            ("web", "web --read-only --no-open"),
+            ("web", "web devices"),
         ),
         "doctor": Verb("doctor:doctor", "Check what Hiveyard needs on this host.", ("doctor", "doctor --json")),
         "serve": Verb("serve:serve", "Run the daemon in the foreground.", ("serve", "serve &")),

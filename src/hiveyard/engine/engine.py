@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -76,6 +76,7 @@ class Engine:
         self.housekeeping = Housekeeping(resources)
         self.reconciler = Reconciler(resources, self.sessions.lock)
         self.pid = os.getpid()
+        self.on_removed: Callable[[str], None] = lambda id: None
 
     @property
     def images(self) -> ImageStock:
@@ -181,6 +182,7 @@ class Engine:
         await anyio.to_thread.run_sync(workspace.mark_unfinished)
         await self._r.event_log.store.write(lambda conn: journal.forget(conn, id))
         await anyio.to_thread.run_sync(workspace.remove)
+        self.on_removed(id)
 
     # --- queries -----------------------------------------------------------------------------------------------------
 

@@ -69,10 +69,10 @@ async def _send(site: Site, work: SessionView, given: Form) -> str:
         await site.engine.steering.add(work.id, text)
         return "added to the turn"
     if work.status in ("stopped", "failed", "finished"):
-        turn = await site.engine.sessions.resume(work.id, prompt=text)
+        await site.engine.sessions.resume(work.id, prompt=text)
     else:
-        turn = await site.engine.sessions.send(work.id, text)
-    return f"sent: turn {turn}"
+        await site.engine.sessions.send(work.id, text)
+    return ""
 
 
 async def _interrupt(site: Site, work: SessionView, given: Form) -> str:

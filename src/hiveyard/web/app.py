@@ -62,7 +62,13 @@ async def make_page(
     app = Starlette(routes=routes, exception_handlers=_handlers(site))
     async with anyio.create_task_group() as group:
         group.start_soon(feed.run, name="changes for the page")
+
+        def removed(id: str) -> None:
+            group.start_soon(feed.tell, [id], name="a removal for the page")
+
+        engine.on_removed = removed
         yield Authentication(app, devices, names, cookie)
+        engine.on_removed = lambda id: None
         group.cancel_scope.cancel()
 
 

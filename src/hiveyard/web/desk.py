@@ -7,6 +7,7 @@ from typing import NamedTuple
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.sessions.steering import AskView
 from hiveyard.engine.sessions.view import SessionView
+from hiveyard.engine.workspace.result import Diffstat
 from hiveyard.web.looks import state_of
 from hiveyard.web.seen import Seen
 
@@ -15,10 +16,11 @@ RECENT = 12
 
 
 class Result(NamedTuple):
-    """A task or session that ended a turn and was not looked at since. `words` is what its agent said last."""
+    """A task or session that ended a turn and was not looked at since, with the size of its changes. `words` is what
+    its agent said last."""
 
     work: SessionView
-    seq: int
+    stat: Diffstat | None
     words: str
 
 
@@ -45,7 +47,8 @@ async def read_desk(engine: Engine, seen: Seen) -> Desk:
     waiting = {ask.session for ask in asks}
     new = [work for work in reversed(works) if _is_new(work, ends, seen) and work.id not in waiting]
     words = await engine.history.last_words([work.id for work in new])
-    found = [Result(work, ends[work.id], words.get(work.id, "")) for work in new]
+    stats = await engine.history.diffstats([work.id for work in new])
+    found = [Result(work, stats.get(work.id), words.get(work.id, "")) for work in new]
     return Desk(
         asks=list(asks),
         trouble=[one for one in found if state_of(one.work).tone == "bad"],

@@ -21,8 +21,9 @@ _QUIET = ("agent.usage", "agent.output", "agent.thinking", "progress", "phase.en
 
 
 class Message(NamedTuple):
-    """A change as JSON. It stands for all events up to `seq`."""
+    """A change as JSON, with its place in the feed. It stands for all events up to `seq`."""
 
+    place: int
     seq: int
     data: str
 
@@ -31,47 +32,54 @@ Render = Callable[[Collection[str]], Awaitable[str]]
 
 
 class Feed:
-    """The changes of all tasks and sessions. It follows the journal in one place, whatever the number of pages."""
+    """The changes of all tasks and sessions. It follows the journal in one place, whatever the number of pages.
+
+    A message has the state of what changed, so a page may get one twice. A removal is a message of its own, because the
+    journal forgets the events of what is removed."""
 
     def __init__(self, engine: Engine, render: Render, seq: int) -> None:
         self._engine = engine
         self._render = render
         self._messages: deque[Message] = deque()
-        self._floor = seq
+        self._places = 0
+        self._floor = self.seq = seq
         self._grown = anyio.Event()
-
-    @property
-    def seq(self) -> int:
-        """The number of the last event that the messages stand for."""
-        return self._messages[-1].seq if self._messages else self._floor
+        self._lock = anyio.Lock()
 
     async def run(self) -> None:
         """Follow the journal for as long as the page is served."""
         async with aclosing(self._engine.history.follow(None, after=self._floor)) as pages:
             async for events in pages:
                 if touched := _touched(events):
-                    self._add(Message(events[-1].seq, await self._render(touched)))
+                    await self.tell(touched, events[-1].seq)
                 await anyio.sleep(PAUSE)
 
+    async def tell(self, sessions: Collection[str], seq: int | None = None) -> None:
+        """Add a message about sessions that changed or were removed."""
+        async with self._lock:  # a message is never older than the one before it
+            data = await self._render(sessions)
+            self._places, self.seq = self._places + 1, max(self.seq, seq or 0)
+            self._messages.append(Message(self._places, self.seq, data))
+            if len(self._messages) > KEPT:
+                self._floor = self._messages.popleft().seq
+            self._grown.set()
+            self._grown = anyio.Event()
+
     async def messages(self, after: int) -> AsyncGenerator[Message | None, None]:
-        """Yield the changes after an event as they come, or None for a reader that is too far behind."""
+        """Yield the changes since an event as they come, or None for a reader that is too far behind."""
+        place = next((one.place - 1 for one in self._messages if one.seq >= after), self._places)
+        if after < self._floor:
+            yield None
         while True:
-            if after < self._floor:
+            if self._messages and place < self._messages[0].place - 1:
                 yield None
-                after = self.seq
+                place = self._places
             grown = self._grown
-            for message in [one for one in self._messages if one.seq > after]:
-                after = message.seq
+            for message in [one for one in self._messages if one.place > place]:
+                place = message.place
                 yield message
             if grown is self._grown:
                 await grown.wait()
-
-    def _add(self, message: Message) -> None:
-        self._messages.append(message)
-        if len(self._messages) > KEPT:
-            self._floor = self._messages.popleft().seq
-        self._grown.set()
-        self._grown = anyio.Event()
 
 
 def _touched(events: Collection[Event]) -> set[str]:

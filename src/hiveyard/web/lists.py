@@ -16,7 +16,7 @@ from hiveyard.engine.sessions.steering import AskAnswer, AskView
 from hiveyard.engine.sessions.view import SessionView
 from hiveyard.web.desk import Desk, read_desk
 from hiveyard.web.feed import Feed
-from hiveyard.web.looks import state_of
+from hiveyard.web.looks import is_at_work
 from hiveyard.web.site import Site, after, device_of, form, message
 
 
@@ -94,7 +94,7 @@ async def mark_seen(site: Site, request: Request, id: str) -> None:
 async def row_values(site: Site, works: Collection[SessionView]) -> list[dict[str, Any]]:
     """Return the values of rows: a session, the size of its changes, and what its agent does at the moment."""
     stats = await site.engine.history.diffstats([work.id for work in works])
-    busy = [work.id for work in works if state_of(work).tone in ("busy", "wait")]
+    busy = [work.id for work in works if is_at_work(work)]
     words = await site.engine.history.last_words(busy)
     return [{"work": work, "stat": stats.get(work.id), "words": words.get(work.id, "")} for work in works]
 

@@ -73,6 +73,11 @@ def is_at_work(work: SessionView) -> bool:
     return work.status in ("created", "preparing", "running", "paused")
 
 
+def can_continue(work: SessionView) -> bool:
+    """Return whether a person can send it a prompt: a session, or a task that is over and has a conversation."""
+    return not is_task(work) or (not is_at_work(work) and work.agent != "command")
+
+
 def why(work: SessionView) -> str:
     """Return why a task or session does not run, on one line."""
     return one_line(work.waits_for or (work.error.message if work.error else work.reason), 300)
@@ -141,7 +146,23 @@ def environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    functions = (state_of, is_task, is_at_work, why, tokens, age, when, name, prose, block, span, count, counted, size)
+    functions = (
+        state_of,
+        is_task,
+        is_at_work,
+        can_continue,
+        why,
+        tokens,
+        age,
+        when,
+        name,
+        prose,
+        block,
+        span,
+        count,
+        counted,
+        size,
+    )
     env.globals.update({one.__name__: one for one in functions})
     env.globals.update(dollars=dollars)
     env.filters.update(name=name, printable=printable)

@@ -49,8 +49,9 @@ class Site:
         return HTMLResponse(html, status)
 
     def done(self, words: str, *, tone: str = "good", events: Mapping[str, Any] | None = None) -> HTMLResponse:
-        """Return the answer to an act that was done: words for the corner of the screen, and events for the page."""
-        answered = HTMLResponse(self.fragment("toast.html", tone=tone, words=words, hint=""))
+        """Return the answer to an act that was done: words for the corner of the screen, unless the page shows it by
+        itself, and events for the page."""
+        answered = HTMLResponse(self.fragment("toast.html", tone=tone, words=words, hint="") if words else "")
         answered.headers["HX-Trigger"] = msgspec.json.encode({"hv:done": {}, **(events or {})}).decode()
         return answered
 

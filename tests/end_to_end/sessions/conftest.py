@@ -89,10 +89,10 @@ class Stage(Hv):
         raise AssertionError("the events ended")
 
     def clear(self) -> None:
-        """Remove every session. The daemon keeps running; a killed one is started again."""
+        """Remove every session and task. The daemon keeps running; a killed one is started again."""
         if self.daemon_pid() is None:
             self.wake()
-        if sessions := [session["id"] for session in self.json("list", "-a")]:
+        if sessions := [session["id"] for session in self.json("list", "-a", "--tasks")]:
             assert self("rm", "-f", *sessions).returncode == 0
         assert list((self.home / "data" / "sessions").iterdir()) == []
 

@@ -259,14 +259,16 @@ class Table extends HTMLElement {
 
 const transcript = {
   unread: 0,
+  heads: {}, // of turns, some of which wait and have no section yet
 
   apply(change) {
     const follows = atEnd();
-    for (const item of change.items) this.add(item, follows);
     for (const [turn, html] of Object.entries(change.turns ?? {})) {
-      const head = $$(`[data-head="${turn}"]`).at(0) ?? this.section(turn).querySelector("header");
+      this.heads[turn] = html;
+      const head = $(`[data-head="${turn}"]`);
       if (head) head.innerHTML = html;
     }
+    for (const item of change.items) this.add(item, follows);
     if (change.head) swap(change.head, $("#head"));
     if (change.foot) swap(change.foot, $("#foot"));
     if (change.ended && !document.hidden) this.seen();
@@ -296,7 +298,7 @@ const transcript = {
     if (turn !== null) {
       const head = made.appendChild(document.createElement("header"));
       head.dataset.head = turn;
-      head.appendChild(document.createElement("h2")).textContent = `Turn ${turn}`;
+      head.innerHTML = this.heads[turn] ?? `<h2>Turn ${Number(turn)}</h2>`;
     }
     made.appendChild(document.createElement("div")).className = "items";
     $("#transcript").append(made);
@@ -452,7 +454,7 @@ function prepare(root) {
   }
   for (const one of $$("#toasts .toast:not([data-timed])")) {
     one.dataset.timed = "";
-    setTimeout(() => one.remove(), one.classList.contains("bad") ? 15000 : 5000);
+    setTimeout(() => one.remove(), one.classList.contains("bad") ? 15000 : 3000);
   }
   tick();
 }
