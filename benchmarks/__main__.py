@@ -39,6 +39,7 @@ BENCHMARKS = {
     "live": Benchmark("forking a real agent in the middle of a turn", ("--children", "1")),
     "exec": Benchmark("one round trip into a machine", ("--n", "30")),
     "journal": Benchmark("events to disk and to readers", ()),
+    "line": Benchmark("a thousand tasks that wait for a place", ("--tasks", "100")),
     "door": Benchmark("what the way to a model adds", ("--requests", "200")),
     "cli": Benchmark("calls of hv as whole processes", ("--n", "10")),
     "disk": Benchmark("what sessions of one image take on a disk", ("--sessions", "3")),

@@ -21,6 +21,7 @@ from hiveyard.core.errors import BadInput, BadSetting
 from hiveyard.door.keys import VARIABLES
 from hiveyard.door.settings import DoorSettings
 from hiveyard.engine.settings import AgentSettings, EngineSettings, PortSettings
+from hiveyard.hive.settings import HiveSettings
 from hiveyard.machines.bubblewrap.settings import BubblewrapSettings
 from hiveyard.machines.docker.settings import DockerSettings
 from hiveyard.machines.external.settings import ExternalProgram
@@ -39,6 +40,7 @@ class Settings:
 
     engine: EngineSettings = field(default_factory=EngineSettings)
     agents: Mapping[str, AgentSettings] = field(default_factory=dict)
+    hive: HiveSettings = field(default_factory=HiveSettings)
     door: DoorSettings = field(default_factory=DoorSettings)
     ports: PortSettings = field(default_factory=PortSettings)
     store: StoreSettings = field(default_factory=StoreSettings)

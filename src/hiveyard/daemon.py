@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -36,6 +36,10 @@ from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.placement.admission import Admission
 from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.resources import Resources
+from hiveyard.hive.hive import Hive
+from hiveyard.hive.mcp_server import served
+from hiveyard.hive.members import Members
+from hiveyard.hive.wake_loop import running as running_hive
 from hiveyard.images.images import Images
 from hiveyard.kit import event_loop
 from hiveyard.kit.clock import SystemClock
@@ -140,9 +144,16 @@ async def _serve(ready: Ready) -> None:
     # From here on no child process inherits a key.
     config.forget_secrets()
     with _single_instance(paths), bind(paths.socket) as listener:
-        async with resources(paths, settings, environment) as parts, _mirrored(parts), running(parts) as engine:
+        async with AsyncExitStack() as stack:
+            parts = await stack.enter_async_context(resources(paths, settings, environment))
+            hive = Hive(parts, settings.hive, paths.hive)
+            # Before the engine opens the doors of sessions that are running.
+            await stack.enter_async_context(served(hive, parts.doors, parts.clock))
+            await stack.enter_async_context(_mirrored(parts))
+            engine = await stack.enter_async_context(running(parts))
+            members = await stack.enter_async_context(running_hive(hive, engine, parts))
             try:
-                await _answer(engine, listener, paths, ready, settings.web)
+                await _answer(engine, members, listener, paths, ready, settings.web)
             finally:
                 # While the lock is held: later it would be the socket of the next daemon.
                 paths.socket.unlink(missing_ok=True)
@@ -227,7 +238,9 @@ def _providers(paths: Paths, settings: config.Settings, keys: Keys) -> Mapping[s
     }
 
 
-async def _answer(engine: Engine, listener: socket.socket, paths: Paths, ready: Ready, web: WebSettings) -> None:
+async def _answer(
+    engine: Engine, members: Members, listener: socket.socket, paths: Paths, ready: Ready, web: WebSettings
+) -> None:
     server: uvicorn.Server | None = None
 
     def shut_down() -> None:
@@ -236,10 +249,10 @@ async def _answer(engine: Engine, listener: socket.socket, paths: Paths, ready: 
         # The next verb starts a new daemon, which waits until this one has ended.
         paths.socket.unlink(missing_ok=True)
 
-    app = make_app(engine, shut_down)
+    app = make_app(engine, members, shut_down)
     server = make_server(app)
     async with anyio.create_task_group() as group:
-        page = Listener(engine, web, paths.web, SystemClock(), group)
+        page = Listener(engine, members, web, paths.web, SystemClock(), group)
         add_control(app, page)
         await page.start_if_used()
         group.start_soon(_until_signal, shut_down, name="signals")

@@ -31,6 +31,10 @@ class Paths(NamedTuple):
         return self.data / "sessions"
 
     @property
+    def hive(self) -> Path:
+        return self.data / "hive"
+
+    @property
     def database(self) -> Path:
         return self.data / "hiveyard.db"
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from hiveyard.kit.figures import counted, span
-from hiveyard.kit.text import printable
+from hiveyard.kit.text import one_line, printable
 
 Body = dict[str, Any]
-Kind = Literal["note", "warning", "failure", "prompt", "text", "thinking", "call", "result", "edit", "output"]
+Kind = Literal["note", "warning", "failure", "prompt", "text", "thinking", "call", "result", "edit", "output", "mail"]
 _CLIPPED = re.compile(r"\n\[(\d+) more characters\]\Z")
 """The end of an event's text that the journal has clipped (core/events/body.py)."""
 
@@ -99,6 +99,37 @@ def _question(body: Body) -> list[Entry]:
     return [Entry("warning", f"waits for you: {body['message']}{command}", ask=ask)]
 
 
+def given(answer: Body) -> str:
+    """Return an answer in one line: its options, its text, or whether it allows."""
+    options = answer.get("options") or ([answer["option"]] if answer.get("option") else [])
+    if not options and not answer.get("request") and answer.get("message"):
+        return one_line(answer["message"], 80)
+    return one_line(" ".join(options), 80) or ("allow" if answer["allow"] else "deny")
+
+
+def _mail(words: Callable[[Body], str]) -> Render:
+    return lambda body: [Entry("mail", words(body))]
+
+
+HIVE: dict[str, Render] = {
+    "member.joined": _noted(lambda b: f"{b['name']} joined the hive"),
+    "member.left": _noted(lambda b: f"{b['name']} left the hive"),
+    "member.asleep": _noted(lambda b: f"{b['name']} sleeps"),
+    "member.stopped": _noted(lambda b: f"{b['name']} was stopped"),
+    "member.woken": _noted(lambda b: f"{b['name']} was woken by {b.get('by')}"),
+    "member.napping": _noted(lambda b: f"{b['name']} naps"),
+    "member.noted": _noted(lambda b: f"{b['name']}: {b['note']}"),
+    "message.sent": _mail(lambda b: f"{b['sender']} to {b['to']}: {b['text']} ({b['message']})"),
+    "message.held": _warned(lambda b: f"message {b['message']} is held: {b['reason']} (hv answer {b['ask']} go-on)"),
+    "message.dropped": _noted(lambda b: f"message {b['message']} was dropped"),
+    "ask.opened": _warned(lambda b: f"{b['asker']} asks {b['to']}: {b['question']} (hv answer {b['ask']} ...)"),
+    "ask.expired": _noted(lambda b: f"nobody answered {b['ask']} in time"),
+    "ask.withdrawn": _noted(lambda b: f"the question {b['ask']} was withdrawn"),
+    "reminder.set": _noted(lambda b: f"a reminder was set: {b['text']}"),
+}
+"""How the events of the hive are shown."""
+
+
 def _changed(body: Body) -> list[Entry]:
     """Render a change of the session's request; long values are only named."""
     said = [f"the budget is now ${body['budget_usd']:.2f}"] if body.get("budget_usd") is not None else []
@@ -137,9 +168,10 @@ _ENTRIES: dict[str, Render] = {
     "turn.ended": _turn_ended,
     "agent.prompted": lambda b: [Entry("prompt", b["text"])],
     "agent.asked": _question,
-    "ask.answered": _noted(lambda b: f"answered: {b.get('option') or ('allow' if b['allow'] else 'deny')}"),
+    "ask.answered": _noted(lambda b: f"answered: {given(b)}"),
     "live.steered": _noted(lambda b: f"added: {b['text']}"),
     "session.model_chosen": _noted(lambda b: f"the model is now {b['model']}"),
+    **HIVE,
     "agent.text": _long("text"),
     "agent.thinking": _long("thinking"),
     "agent.tool_called": lambda b: [Entry("call", b["summary"], call=b.get("call", ""))],

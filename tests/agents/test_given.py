@@ -118,8 +118,9 @@ def test_goose_keeps_its_own_extensions_beside_the_servers() -> None:
     for spec in processes("goose", turn(**GIVEN)).values():
         extensions = json.loads(spec.command.env["EXTENSIONS"])
         assert extensions["developer"]["enabled"]
-        assert extensions["docs"]["headers"] == {"Authorization": TOKEN}
-        assert extensions["numbers"]["envs"] == {"SEED": SEED}
+        assert extensions["docs"]["headers"] == {"Authorization": "${HIVEYARD_MCP_0_0}"}
+        assert extensions["docs"]["env_keys"] == ["HIVEYARD_MCP_0_0"]
+        assert extensions["numbers"]["args"][1] == 'export SEED="$HIVEYARD_MCP_1_0"; exec "$@"'
         assert extensions["numbers"]["available_tools"] == ["lucky"]
     assert "EXTENSIONS" not in agents.by_name("goose").process(turn()).command.env
 

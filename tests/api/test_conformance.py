@@ -115,3 +115,15 @@ async def test_leaving_a_build_cancels_it() -> None:
     assert "begun" in await anext(lines)
     await lines.aclose()
     assert cancelled.is_set()
+
+
+def test_events_are_selected_by_their_type_and_by_their_session(hv: Hv, repo: Path) -> None:
+    api = client(hv)
+    ids = [hv.json("run", str(repo), "-m", "x", "--command", "echo x > x")["id"] for _ in range(2)]
+
+    def selected(**query: object) -> set[tuple[str, str]]:
+        return {(one["session"], one["body"]["type"]) for one in api.stream("GET", "/v1/events", **query)}
+
+    assert {(id, "task.completed") for id in ids} <= selected(type=["task.completed"])
+    assert {id for id, _ in selected(session=[ids[0]])} == {ids[0]}
+    assert selected(type=["task.completed"], session=[ids[0]]) == {(ids[0], "task.completed")}

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hiveyard.core.errors import BadSetting, CredentialsError, KeyMissing
 from hiveyard.core.events import DoorRefused, ModelCalled, ModelFailed
 from hiveyard.door.keys import Keys
-from hiveyard.door.recorder import Recorder
 from hiveyard.door.settings import DoorSettings, from_environment
+from hiveyard.door.tape_recorder import Recorder
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.secret import Secret
 

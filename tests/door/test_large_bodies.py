@@ -14,11 +14,11 @@ from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.door.conversation import Place
 from hiveyard.door.model_request import ModelRequest, parse_request
 from hiveyard.door.normalize import empty, normalized
-from hiveyard.door.recorder import Recorder
 from hiveyard.door.reply import Progress
 from hiveyard.door.routes import Route
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
+from hiveyard.door.tape_recorder import Recorder
 from hiveyard.kit.clock import SystemClock
 from hiveyard.kit.secret import Secret
 

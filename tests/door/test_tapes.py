@@ -17,10 +17,10 @@ import pytest
 from hiveyard.core.errors import BadTape, NotOnTape
 from hiveyard.core.events import ModelCalled, ModelFailed, Notice
 from hiveyard.door.model_request import parse_request
-from hiveyard.door.recorder import Recorder, check
 from hiveyard.door.routes import Protocol, Route
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Ask, Entry, Tape, ask_of, encode_chunk, scan
+from hiveyard.door.tape_recorder import Recorder, check
 from hiveyard.testing.model import scripted_model
 from hiveyard.testing.script import Call, File, Step
 
@@ -298,7 +298,7 @@ def test_an_incomplete_last_line_is_ignored_and_cut_when_recording_continues(tmp
 
 RECORD = """
 import sys, anyio, pathlib
-from hiveyard.door.recorder import Recorder, check
+from hiveyard.door.tape_recorder import Recorder, check
 from hiveyard.door.tape import Ask, Entry
 
 async def record(path, name):

@@ -121,7 +121,7 @@ async def test_a_journal_of_an_older_version_opens_completely_and_can_shrink(tmp
     async with open_store(path, clock=SystemClock()) as store:
         events = await store.read(journal.events)
         assert [event.seq for event in events] == list(range(1, 66))
-        newer = {e.SessionChanged, e.SessionOpened, e.SessionStopAsked, *e.LiveEvent.__args__}
+        newer = {e.SessionChanged, e.SessionOpened, e.SessionStopAsked, *e.LiveEvent.__args__, *e.HiveEvent.__args__}
         assert {type(event.body) for event in events} >= set(e.AnyBody.__args__) - newer
         assert not any(isinstance(ev.body, e.Notice) and ev.body.code == journal.UNKNOWN_EVENT for ev in events)
         assert (await store.read(lambda conn: views.task(conn, "s1"))).state == "completed"
@@ -142,7 +142,7 @@ async def test_a_large_journal_of_an_older_version_shrinks_on_request(
     async with open_store(path, clock=SystemClock()) as store:
         assert size(path) > FLOOD
         found = await store.space()
-        assert found is not None and FLOOD < found.free < found.size
+        assert found is not None and FLOOD - (1 << 20) < found.free < found.size  # newer tables took some
         await store.shrink()
         assert size(path) < 4 << 20
         assert len(await store.read(journal.events)) == 65

@@ -12,6 +12,7 @@ fail TEXT       end the turn as a failure
 die CODE        end the program
 
 A prompt of the variable PUPPET_TALKS, a JSON object, says the events of that prompt, as `tell` does.
+A prompt with messages of the hive: the lines of each are done, `tool NAME JSON` calls a tool at the door.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class LivePuppet(CommandLine):
 def _command(turn: Turn, *mode: str) -> Command:
     argv = ("python3", "-u", "-c", _PROGRAM.read_text(), turn.state, turn.conversation or "", turn.model or "", *mode)
     given = {"PUPPET_TOOLS": " ".join(turn.mcp), "PUPPET_SYSTEM": turn.system or "", **secret_variables(turn)}
+    given |= {"PUPPET_DOOR": turn.door_url, "PUPPET_KEY": turn.placeholder}
     return Command(argv=argv, cwd=turn.workdir, env=with_variables(turn, given))
 
 

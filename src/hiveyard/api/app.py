@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Annotated
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,6 +17,7 @@ from hiveyard.api.answers import answer, body, stream
 from hiveyard.api.bodies import BuildLine, Image, Problem, Removed, Version, built, problem
 from hiveyard.api.bounds import LAST_SEQ, BoundedBodies, until_disconnected
 from hiveyard.api.document import PROBLEMS, describe, gives, streams, takes
+from hiveyard.api.hive import add_hive
 from hiveyard.api.sessions import add_sessions
 from hiveyard.api.snapshots import add_snapshots
 from hiveyard.api.streams import all_event_lines, event_lines, progress_lines
@@ -25,10 +27,12 @@ from hiveyard.core.errors import (
     BadInput,
     BadTape,
     BranchExists,
+    HiveError,
     HiveyardError,
     MachineNotReady,
     NoMemory,
     NoSuchImage,
+    NotAllowed,
     NotFound,
     PortTaken,
     RepositoryError,
@@ -43,10 +47,11 @@ from hiveyard.engine.tasks.request import TaskRequest, from_json
 from hiveyard.engine.tasks.view import TaskView
 from hiveyard.engine.upkeep.doctor import Check
 from hiveyard.engine.workspace.result import ResultLocation
+from hiveyard.hive.members import Members
 from hiveyard.kit.text import one_line
 
 log = logging.getLogger(__name__)
-_NONE = Query(default_factory=list, max_length=100)
+_Names = Annotated[list[str], Query(default_factory=list, max_length=100)]
 _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (NotFound, 404),
     (NoSuchImage, 404),
@@ -62,10 +67,12 @@ _STATUS: tuple[tuple[type[HiveyardError], int], ...] = (
     (RepositoryError, 400),
     (UnknownAgent, 400),
     (BadTape, 400),
+    (NotAllowed, 403),
+    (HiveError, 409),
 )
 
 
-def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
+def make_app(engine: Engine, members: Members, shut_down: Callable[[], None]) -> FastAPI:
     """Return the application. `shut_down` asks the daemon to end; running tasks continue in their machines."""
     app = FastAPI(
         title="Hiveyard",
@@ -83,7 +90,8 @@ def make_app(engine: Engine, shut_down: Callable[[], None]) -> FastAPI:
     app.add_exception_handler(HTTPException, _http)
     _add_daemon(app, engine, shut_down)
     _add_tasks(app, engine)
-    add_sessions(app, engine)
+    add_sessions(app, engine, members)
+    add_hive(app, members)
     add_access(app, engine)
     add_snapshots(app, engine)
     add_system(app, engine)
@@ -138,11 +146,11 @@ def _add_tasks(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/v1/events", **streams(Event), response_class=StreamingResponse)
     async def all_events(
+        type: _Names,
+        session: _Names,
         after: int = Query(0, ge=0, le=LAST_SEQ),
         follow: bool = False,
         raw: bool = False,
-        type: list[str] = _NONE,
-        session: list[str] = _NONE,
         last_event_id: int | None = Header(None, ge=0, le=LAST_SEQ),
     ) -> StreamingResponse:
         """Events of all tasks and sessions. A client that connects again sends the number of the last event that it

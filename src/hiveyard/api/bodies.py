@@ -52,10 +52,24 @@ class ResumeRequest(SessionChange, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class TurnAccepted(msgspec.Struct, frozen=True):
-    """A prompt that was accepted: it is turn `turn` of session `id`, or 0 if it was added to the current turn."""
+    """A prompt that was accepted: it is turn `turn` of session `id`, or 0 if it was added to the current turn, or if it
+    is the message `message` to a member of the hive."""
 
     id: str
     turn: int
+    message: str = ""
+
+
+class NapRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request that a member takes no messages for so many seconds, but the operator's."""
+
+    seconds: float
+
+
+class MailRead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ids of messages to the operator that were read."""
+
+    ids: list[str]
 
 
 class TerminalRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

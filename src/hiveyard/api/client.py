@@ -82,6 +82,16 @@ class Client:
         finally:
             connection.close()
 
+    def listing(self, path: str, **query: object) -> tuple[Any, int]:
+        """Return a list, and the number of the last event that it is based on."""
+        connection, response = self._send("GET", path, None, query)
+        try:
+            return json.loads(self._checked(response)), int(response.headers.get("Hiveyard-Seq", 0))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise DaemonUnreachable(f"{broken_off(error)} before its answer was complete", hint="hv ps -a") from error
+        finally:
+            connection.close()
+
     def stream(self, method: str, path: str, body: object = None, **query: object) -> Iterator[Any]:
         """Yield the decoded messages of an event stream up to its end. Raises DaemonUnreachable when it is cut."""
         connection, response = self._send(method, path, body, query)

@@ -14,7 +14,9 @@ from hiveyard.api.bodies import (
     ExportRequest,
     Image,
     ImportRequest,
+    MailRead,
     ModelChoice,
+    NapRequest,
     PortRequest,
     Problem,
     Prompt,
@@ -45,6 +47,8 @@ from hiveyard.engine.upkeep.doctor import Check
 from hiveyard.engine.upkeep.housekeeping import Costs, Pruned
 from hiveyard.engine.upkeep.reconciler import Reconciled
 from hiveyard.engine.workspace.result import ResultLocation
+from hiveyard.hive.mailbox import MessageRequest, Sent
+from hiveyard.hive.members import MemberRequest, MemberView, MessageView, ReminderView
 from hiveyard.kit.secret import Secret
 
 _REQUESTS = (TaskRequest, SpawnRequest, ResumeRequest, Prompt, TerminalRequest, PortRequest, ModelChoice, AskAnswer)
@@ -65,8 +69,10 @@ _FOR_ACCESS = (OpenPort, SshConfig)
 _FOR_SNAPSHOTS = (SnapshotRequest, ForkRequest, RewindRequest, SnapshotView, Forked, Compared)
 _FOR_THE_SYSTEM = (ExportRequest, ImportRequest, Exported, Costs, Pruned, Reconciled)
 _FOR_THE_PAGE = (WebLinkRequest, WebLink, WebDevice)
+_FOR_THE_HIVE = (MemberRequest, MemberView, MessageRequest, MessageView, Sent, ReminderView, NapRequest, MailRead)
+_SPECIAL = (*_FOR_ACCESS, *_FOR_SNAPSHOTS, *_FOR_THE_SYSTEM, *_FOR_THE_PAGE, *_FOR_THE_HIVE)
 _STREAMS = (Event, BuildLine, End)
-BODIES = (*_REQUESTS, *_ANSWERS, *_FOR_ACCESS, *_FOR_SNAPSHOTS, *_FOR_THE_SYSTEM, *_FOR_THE_PAGE, *_STREAMS)
+BODIES = (*_REQUESTS, *_ANSWERS, *_SPECIAL, *_STREAMS)
 _REF = "#/components/schemas/{name}"
 
 

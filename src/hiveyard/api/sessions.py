@@ -20,14 +20,16 @@ from hiveyard.engine.sessions.view import SessionView
 from hiveyard.engine.turns.terminal_runner import TERMINAL
 from hiveyard.engine.workspace.directory import GUEST_REPO
 from hiveyard.engine.workspace.result import ResultLocation
+from hiveyard.hive.members import Members
 from hiveyard.processes.terminal import attaching, shown
 
 
-def add_sessions(app: FastAPI, engine: Engine) -> None:
+def add_sessions(app: FastAPI, engine: Engine, members: Members) -> None:
     """Add the routes of sessions. Their events are at `/v1/tasks/{ref}/events`, as those of tasks are."""
-    _add_lifecycle(app, engine)
+    _add_lifecycle(app, engine, members)
+    _add_prompts(app, engine, members)
     _add_turns(app, engine)
-    _add_asks(app, engine)
+    _add_asks(app, engine, members)
     sessions = engine.sessions
     _add_action(app, engine, "stop", sessions.stop)
     _add_action(app, engine, "pause", sessions.pause)
@@ -45,7 +47,7 @@ def _add_action(app: FastAPI, engine: Engine, verb: str, action: Callable[[str],
         return answer(await engine.sessions.view(id))
 
 
-def _add_lifecycle(app: FastAPI, engine: Engine) -> None:
+def _add_lifecycle(app: FastAPI, engine: Engine, members: Members) -> None:
     sessions = engine.sessions
 
     @app.post("/v1/sessions", **takes(SpawnRequest), **gives(SessionView, 201))
@@ -73,21 +75,31 @@ def _add_lifecycle(app: FastAPI, engine: Engine) -> None:
     async def resume(ref: str, request: Request) -> Response:
         asked = parsed(await body(request), ResumeRequest, "resume request")
         id = await engine.resolve(ref)
-        await sessions.resume(id, asked, asked.prompt)
+        prompt = asked.prompt
+        if prompt is not None and (member := await members.member_of(id)) is not None:
+            await members.write(member.name, prompt)
+            prompt = None
+        await sessions.resume(id, asked, prompt)
         return answer(await sessions.view(id), 202)
 
 
-def _add_turns(app: FastAPI, engine: Engine) -> None:
-    sessions = engine.sessions
-
+def _add_prompts(app: FastAPI, engine: Engine, members: Members) -> None:
     @app.post("/v1/sessions/{ref}/prompts", **takes(Prompt), **gives(TurnAccepted, 202))
     async def send(ref: str, request: Request) -> Response:
         prompt = parsed(await body(request), Prompt, "prompt")
         id = await engine.resolve(ref)
+        if (member := await members.member_of(id)) is not None:
+            # The turns of a member are started by its mailbox alone.
+            sent = await members.write(member.name, prompt.text, urgent=prompt.now)
+            return answer(TurnAccepted(id, 0, sent.id), 202)
         if prompt.now:
             await engine.steering.add(id, prompt.text)
-        turn = 0 if prompt.now else await sessions.send(id, prompt.text)
+        turn = 0 if prompt.now else await engine.sessions.send(id, prompt.text)
         return answer(TurnAccepted(id, turn), 202)
+
+
+def _add_turns(app: FastAPI, engine: Engine) -> None:
+    sessions = engine.sessions
 
     @app.post("/v1/sessions/{ref}/model", **takes(ModelChoice), **gives(SessionView))
     async def model(ref: str, request: Request) -> Response:
@@ -110,7 +122,7 @@ def _add_turns(app: FastAPI, engine: Engine) -> None:
         return answer(TerminalProgram(list(argv)))
 
 
-def _add_asks(app: FastAPI, engine: Engine) -> None:
+def _add_asks(app: FastAPI, engine: Engine, members: Members) -> None:
     @app.get("/v1/asks", **gives(list[AskView]))
     async def asks(all: bool = False, limit: int | None = Query(None, ge=1, le=LAST_SEQ)) -> Response:
         return answer(await engine.steering.asks(all=all, limit=limit))
@@ -118,7 +130,7 @@ def _add_asks(app: FastAPI, engine: Engine) -> None:
     @app.post("/v1/asks/{ref}/answer", name="answer", **takes(AskAnswer), **gives(AskView))
     async def answer_ask(ref: str, request: Request) -> Response:
         given = parsed(await body(request), AskAnswer, "answer")
-        return answer(await engine.steering.answer(ref, given))
+        return answer(await members.answer(ref, given))
 
 
 def _terminal_command(asked: TerminalRequest) -> Command:

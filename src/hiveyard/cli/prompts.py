@@ -41,7 +41,7 @@ def send(
 ) -> int:
     """Send a prompt: one more turn in the same conversation, whether or not a user is attached. TEXT - is stdin. While
     another turn runs, the prompt waits. With --wait the exit code is the turn's: 0, 1 failed, 130 interrupted. Ctrl-C
-    then leaves, and the turn continues."""
+    then leaves, and the turn continues. For a member of the hive the prompt is a message, and --now makes it urgent."""
     prompt_text = _prompt(text, prompt, prompt_file)
     if now and wait:
         raise BadInput("--now begins no turn that --wait could wait for", hint=f"hv logs -f {session}")
@@ -49,14 +49,30 @@ def send(
     before = find(session).found.get("last_seq", 0)
     turn = client.call("POST", f"/v1/sessions/{quoted(session)}/prompts", {"text": prompt_text, "now": now})
     if not wait:
-        click.echo(json.dumps(turn) if as_json else "added" if now else f"turn {turn['turn']}")
+        click.echo(json.dumps(turn) if as_json else _accepted(turn))
         return 0
+    if turn["message"]:
+        turn["turn"] = _turn_of(turn["id"], turn["message"], after=before)
     ended = _follow_turn(turn["id"], turn["turn"], after=before, quiet=as_json)
     if as_json:
         click.echo(json.dumps({**turn, "outcome": ended["outcome"], "error": ended.get("failure")}))
     elif failure := ended.get("failure"):
         click.echo(f"turn {turn['turn']} {ended['outcome']}: {one_line(failure['message'], 400)}", err=True)
     return _CODES[ended["outcome"]]
+
+
+def _accepted(turn: dict[str, Any]) -> str:
+    if turn["message"]:
+        return f"message {turn['message']}"
+    return f"turn {turn['turn']}" if turn["turn"] else "added"
+
+
+def _turn_of(id: str, message: str, *, after: int) -> int:
+    """Wait until a message was delivered to a member of the hive; return the turn that got it."""
+    for event in live(id, after=after):
+        if event["body"]["type"] == "message.delivered" and event["body"]["message"] == message:
+            return int(event["turn"])
+    raise SessionNotRunning(f"{id} stopped before it got the message", hint="hv hive ls")
 
 
 def _prompt(text: str | None, message: str | None, file: str | None) -> str:

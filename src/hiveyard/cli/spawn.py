@@ -11,7 +11,7 @@ from hiveyard.cli import transcript
 from hiveyard.cli.connect import connect
 from hiveyard.cli.live import ask, live
 from hiveyard.cli.names import SESSION
-from hiveyard.cli.options import JSON, image_reference, read_prompt, spec_options, spec_request
+from hiveyard.cli.options import JSON, F, image_reference, read_prompt, spec_options, spec_request
 from hiveyard.cli.tools import tool_options, tool_request
 from hiveyard.cli.work import find
 from hiveyard.core.errors import BadInput, SessionNotRunning
@@ -20,26 +20,37 @@ from hiveyard.kit.names import new_id
 ATTACH = click.option("--attach", is_flag=True, help="Attach this terminal when the agent runs.")
 
 
+_SESSION_OPTIONS = (
+    click.option("--repo", help="The repository: a path (default: here), a URL, or owner/repo of GitHub."),
+    click.option(
+        "-m", "--prompt", "--message", "prompt", help="The same as PROMPT; - is stdin. Without one the agent waits."
+    ),
+    click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read the prompt from a file; - is stdin."),
+    click.option("--ref", "--base", "base", metavar="REV", help="The branch or commit to start from (default: HEAD)."),
+    click.option("--agent", help="claude, opencode, codex or goose."),
+    click.option("--acp", metavar="COMMAND", help="A program that speaks the Agent Client Protocol, as the agent."),
+    click.option(
+        "--ask", is_flag=True, help="The agent asks before it changes or runs anything: hv inbox. Includes --live."
+    ),
+    click.option("--port", type=int, help="The host's port for ssh (default: a free one from 2222 on)."),
+    click.option("--snapshots", type=click.Choice(["turns"]), help="Take a snapshot at the end of each turn."),
+)
+
+
+def session_options(verb: F) -> F:
+    """Add the options that sessions and members of the hive share."""
+    for option in reversed(_SESSION_OPTIONS):
+        verb = option(verb)
+    return spec_options(verb)
+
+
 @click.command(short_help="Start a session that you can leave and come back to.")
 @click.argument("where", required=False, metavar="[REPO]")
 @click.argument("text", required=False, metavar="[PROMPT]")
-@click.option("--repo", help="The repository: a path (default: here), a URL, or owner/repo of GitHub.")
-@click.option(
-    "-m", "--prompt", "--message", "prompt", help="The same as PROMPT; - is stdin. Without one the agent waits for you."
-)
-@click.option("--prompt-file", type=click.Path(allow_dash=True), help="Read the prompt from a file; - is stdin.")
-@click.option("--ref", "--base", "base", metavar="REV", help="The branch or commit to start from (default: HEAD).")
-@click.option("--agent", help="claude, opencode, codex or goose.")
-@click.option("--acp", metavar="COMMAND", help="A program that speaks the Agent Client Protocol, as the agent.")
 @click.option("--live", is_flag=True, help="Run the agent without a terminal, as codex and goose always run.")
-@click.option(
-    "--ask", is_flag=True, help="The agent asks before it changes or runs anything: hv inbox. Includes --live."
-)
 @click.option("--name", help="The session's name (default: made from the prompt or the repository).")
-@click.option("--port", type=int, help="The host's port for ssh (default: a free one from 2222 on).")
-@click.option("--snapshots", type=click.Choice(["turns"]), help="Take a snapshot at the end of each turn.")
 @click.option("--wait", is_flag=True, help="Wait in line for memory, instead of failing when there is none.")
-@spec_options
+@session_options
 @ATTACH
 @JSON
 def spawn(where: str | None, attach: bool, as_json: bool, **options: Any) -> int:
@@ -48,7 +59,7 @@ def spawn(where: str | None, attach: bool, as_json: bool, **options: Any) -> int
 
     Wait until it runs; the last line on stdout is its id. Ctrl-C before that stops and removes it.
     """
-    session = ask("POST", "/v1/sessions", {**_request(where, options), "id": new_id()})
+    session = ask("POST", "/v1/sessions", {**session_request(where, options), "id": new_id()})
     try:
         wait_until_running(session, after=0)
     except KeyboardInterrupt:
@@ -95,7 +106,8 @@ def resume(session: str, prompt: str | None, attach: bool, as_json: bool, **opti
     return _report(found["id"], attach=attach, as_json=as_json)
 
 
-def _request(where: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def session_request(where: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the request for the options of `session_options`. Raises BadInput."""
     repo = options.pop("repo")
     if repo is not None and where is not None:
         raise BadInput(f"--repo {repo} and {where} both give the repository: give one of them")

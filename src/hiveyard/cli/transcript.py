@@ -13,8 +13,9 @@ import click
 
 from hiveyard.kit.figures import counted
 from hiveyard.kit.text import decode, one_line, printable
-from hiveyard.transcript import Entry, clean, entries, without_protocol
+from hiveyard.transcript import HIVE, Entry, clean, entries, given, without_protocol
 
+__all__ = ["HIVE", "given", "lines", "shows_all"]
 NOTE_COLUMNS = 400
 """Characters of a note, a prompt or an error."""
 OUTPUT_LINES, OUTPUT_COLUMNS = 40, 400
@@ -135,4 +136,5 @@ _RENDER: dict[str, Callable[[Entry, Limits], list[str]]] = {
     "result": _result,
     "edit": _edit,
     "output": _output,
+    "mail": _marked("✉ ", "blue"),
 }

@@ -41,7 +41,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Send a session's agent its next prompt.",
             ('send ui "now run the tests" --wait', "send ui - < plan.md"),
         ),
-        "inbox": Verb("desk:inbox", "List the questions that wait for you.", ("inbox", "inbox -a --json")),
+        "inbox": Verb("desk:inbox", "List the questions and messages that wait for you.", ("inbox", "inbox -a --json")),
         "answer": Verb(
             "desk:answer",
             "Answer the question of an agent.",
@@ -71,6 +71,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "resume": Verb(
             "spawn:resume", "Continue a session that was stopped.", ("resume ui", "resume ui --budget 5 --attach")
         ),
+    },
+    "Hive": {
+        "hive": Verb("hive:hive", "Let agents work together.", ("hive add ada", "hive ls")),
     },
     "Results": {
         "show": Verb("tasks:show", "Show one task or session.", ("show ui", "show 4k2 --json")),
@@ -139,6 +142,17 @@ GROUPS: dict[str, dict[str, Verb]] = {
 VERBS: dict[str, Verb] = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 INNER: dict[str, tuple[str, str]] = {
+    "hive add": ('hive add ada . "keep the tests green"', "hive add max --role manager --agent codex"),
+    "hive ls": ("hive ls", "hive ls --json"),
+    "hive show": ("hive show ada", "hive show ada --json"),
+    "hive send": ('hive send ada "look at the last failure"', "hive send all - < news.md"),
+    "hive mail": ("hive mail", "hive mail ada -n 20"),
+    "hive log": ("hive log", "hive log ada -f"),
+    "hive wake": ("hive wake ada", "hive wake ada --json"),
+    "hive nap": ("hive nap ada 1h", "hive nap ada 10m --json"),
+    "hive stop": ("hive stop ada", "hive stop ada --json"),
+    "hive start": ("hive start ada", "hive start ada --json"),
+    "hive rm": ("hive rm ada", "hive rm --force ada"),
     "image build": ("image build default", "image build ./mine.toml --force"),
     "image ls": ("image ls", "image ls --json"),
     "image rm": ("image rm mine", "image rm mine --json"),

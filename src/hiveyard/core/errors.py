@@ -11,17 +11,18 @@
       CredentialsError    keys
       DoorError           the connection from a guest to a model
       ServiceError        internet services other than machines
+      HiveError           messages and questions of members
       StoreError          the journal
       OrchestrationError  the engine, the daemon, and the orchestrator of the library
 
-`code` is stable: it appears in the API, in `--json` and in the docs. `retry` says whether the same call may succeed
-later. `hint` is a command to paste or one short sentence. `context` names the machine, process or file concerned."""
+`code` is stable. `retry`: the same call may succeed later. `hint` says what to type. `context`: what it concerns."""
 
 from __future__ import annotations
 
 from hiveyard.core.credentials_errors import *  # noqa: F403
 from hiveyard.core.error import HasRetryAfter as HasRetryAfter
 from hiveyard.core.error import HiveyardError as HiveyardError
+from hiveyard.core.hive_errors import *  # noqa: F403
 from hiveyard.core.service_errors import *  # noqa: F403
 
 

@@ -59,6 +59,17 @@ class AskState(enum.StrEnum):
     OPEN = "open"
     ANSWERED = "answered"
     EXPIRED = "expired"
+    WITHDRAWN = "withdrawn"
+
+
+class MessageState(enum.StrEnum):
+    """The state of a message. Only the operator's mail is `read`: a member reads what it is given."""
+
+    PENDING = "pending"
+    HELD = "held"
+    DELIVERED = "delivered"
+    READ = "read"
+    DROPPED = "dropped"
 
 
 _TASK_ENDS: dict[type[e.Body], TaskState] = {
@@ -113,6 +124,31 @@ NEXT_TURN: Mapping[TurnState | None, Mapping[type[e.Body], TurnState]] = {
     TurnState.PENDING: {e.TurnStarted: TurnState.RUNNING, e.TurnEnded: TurnState.ENDED},
     TurnState.RUNNING: {e.TurnEnded: TurnState.ENDED},
     TurnState.ENDED: {},
+}
+
+NEXT_ASK: Mapping[AskState | None, Mapping[type[e.Body], AskState]] = {
+    None: {e.AgentAsked: AskState.OPEN, e.AskOpened: AskState.OPEN},
+    AskState.OPEN: {
+        e.AskAnswered: AskState.ANSWERED,
+        e.AskExpired: AskState.EXPIRED,
+        e.AskWithdrawn: AskState.WITHDRAWN,
+    },
+    AskState.ANSWERED: {},
+    AskState.EXPIRED: {},
+    AskState.WITHDRAWN: {},
+}
+
+NEXT_MESSAGE: Mapping[MessageState | None, Mapping[type[e.Body], MessageState]] = {
+    None: {e.MessageSent: MessageState.PENDING},
+    MessageState.PENDING: {
+        e.MessageHeld: MessageState.HELD,
+        e.MessageDelivered: MessageState.DELIVERED,
+        e.MessageRead: MessageState.READ,
+    },
+    MessageState.HELD: {e.MessageReleased: MessageState.PENDING, e.MessageDropped: MessageState.DROPPED},
+    MessageState.DELIVERED: {},
+    MessageState.READ: {},
+    MessageState.DROPPED: {},
 }
 
 # An activity is for display, and nothing depends on it: any event may set it, whatever it was before.

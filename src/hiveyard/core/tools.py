@@ -22,6 +22,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}\Z")
 _TOOL = re.compile(r"[A-Za-z0-9_.-]{1,100}\Z")
 _URL = re.compile(r"https?://(?P<host>\[[^\]\s]+\]|[^/?#@:\s]+)(?::\d+)?(?:[/?]\S*)?\Z")
+AT_DOOR = "door:"
+"""The beginning of the address of a server at the session's own door; the path follows."""
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -37,7 +39,8 @@ _RESERVED_PREFIXES = ("HIVEYARD_", "BASH", "SHELLOPTS", "XDG_")
 
 class ToolServer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A tool server: at a `url`, with `headers`; or a program of the guest, `command` with `args` and `env`. If `tools`
-    is not empty, the agent may use only these of its tools."""
+    is not empty, the agent may use only these of its tools. The url `door:/PATH` is a path of the session's own door,
+    which gets the session's key with each request."""
 
     url: str = ""
     headers: dict[str, Secret] = {}
@@ -50,6 +53,18 @@ class ToolServer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     def values(self) -> Mapping[str, Secret]:
         """The secret values by name: the headers of a URL, or the variables of a program."""
         return self.headers or self.env
+
+    @property
+    def at_door(self) -> bool:
+        """Whether the server is at the session's door."""
+        return self.url.startswith(f"{AT_DOOR}/")
+
+    def resolved(self, door_url: str, key: str) -> ToolServer:
+        """Return the server with the address of the session's door, and its key, if it is there."""
+        if not self.at_door:
+            return self
+        headers = {"authorization": Secret(f"Bearer {key}")}
+        return msgspec.structs.replace(self, url=door_url + self.url.removeprefix(AT_DOOR), headers=headers)
 
     @property
     def is_local(self) -> bool:
@@ -91,7 +106,9 @@ def _check_server(what: str, server: ToolServer) -> None:
         raise BadInput(f"{what} has a url, so it cannot have args and env")
     if server.command and server.headers:
         raise BadInput(f"{what} has a command, so it cannot have headers")
-    if server.url and not _URL.match(server.url):
+    if server.at_door and server.headers:
+        raise BadInput(f"{what} is at the door of the session, which adds the headers")
+    if server.url and not server.at_door and not _URL.match(server.url):
         raise BadInput(
             f"the url of {what.removeprefix('the ')} is not a http:// or https:// address",
             hint="a key belongs into headers",

@@ -24,11 +24,11 @@ from hiveyard.door.exchange import Exchange
 from hiveyard.door.model_request import ModelRequest, parse_request
 from hiveyard.door.mounts import Mount, Mounted, Mounts, TooLarge
 from hiveyard.door.quota import EventQuota, Quota
-from hiveyard.door.recorder import Recorder
 from hiveyard.door.refusals import LocalReply
 from hiveyard.door.reply import Answers, Outgoing, Progress, Stalled
 from hiveyard.door.routes import Refusal, Route
 from hiveyard.door.settings import DoorSettings
+from hiveyard.door.tape_recorder import Recorder
 from hiveyard.door.usage_recorder import UsageRecorder
 from hiveyard.kit.group import first
 from hiveyard.kit.mask import Mask

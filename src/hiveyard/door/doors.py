@@ -24,9 +24,9 @@ from hiveyard.door.listening import listening
 from hiveyard.door.mounts import Mount
 from hiveyard.door.prices import Prices
 from hiveyard.door.quota import Quota
-from hiveyard.door.recorder import Recorder
 from hiveyard.door.settings import DoorSettings
 from hiveyard.door.tape import Tape
+from hiveyard.door.tape_recorder import Recorder
 from hiveyard.door.upstream import Upstream
 from hiveyard.door.usage_recorder import Record, UsageRecorder
 from hiveyard.kit.clock import Clock, SystemClock
@@ -59,6 +59,11 @@ class Doors:
         self._bodies = Quota(settings.bodies_total_mib << 20)
         self._masked: tuple[Secret, ...] = ()
         self._mask = Mask(())
+        self._mounts: dict[str, Callable[[str], Mount]] = {}
+
+    def mount(self, prefix: str, make: Callable[[str], Mount]) -> None:
+        """Serve an app at `prefix` of each door that is opened later. `make` returns it for a session."""
+        self._mounts[prefix] = make
 
     async def __aenter__(self) -> Doors:
         group = await self._opened.enter_async_context(anyio.create_task_group())
@@ -94,7 +99,7 @@ class Doors:
         pays; "" is the one without a name. A `budget_usd` of None means no limit; `spent` is the session's earlier
         usage. With a `tape` no request goes to a vendor. With a `recorder` each answer is recorded on a tape; the
         recorder stays open at the end. `on_budget` is called in the event loop when the budget is spent, and at each
-        later request; it must return at once. `mounts` are apps that the door serves by path. Raises
+        later request; it must return at once. `mounts` are apps that only this door serves, by path. Raises
         SocketPathTooLong, or the system's OSError.
         """
         usage_recorder = UsageRecorder(
@@ -115,7 +120,7 @@ class Doors:
             settings=self._settings,
             recorder=recorder,
             quota=self._bodies,
-            mounts=mounts,
+            mounts={**{prefix: make(session) for prefix, make in self._mounts.items()}, **mounts},
         )
         async with listening(door, door.path, self._settings, self._connections):
             yield door

@@ -14,10 +14,10 @@ import anyio
 from hiveyard.core.errors import HiveyardError, KeyRefused, RateLimited, UpstreamFailed, UpstreamRefused
 from hiveyard.door.meter import Meter, only_usage
 from hiveyard.door.model_request import ModelRequest
-from hiveyard.door.recorder import LARGEST_ANSWER, Recorder
 from hiveyard.door.reply import Outgoing, Progress, Reply, Stalled
 from hiveyard.door.sse import EventBlocks
 from hiveyard.door.tape import Entry, encode_chunk
+from hiveyard.door.tape_recorder import LARGEST_ANSWER, Recorder
 from hiveyard.door.usage_recorder import UsageRecorder
 from hiveyard.kit.mask import Mask
 from hiveyard.kit.text import decode, one_line

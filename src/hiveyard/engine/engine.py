@@ -39,10 +39,10 @@ from hiveyard.engine.tasks.request import TaskRequest
 from hiveyard.engine.tasks.task_runner import TaskRunner
 from hiveyard.engine.tasks.view import TaskView, task_view, task_views
 from hiveyard.engine.turns.turn_spec import check_turn
+from hiveyard.engine.upkeep.crash_cleanup import clean_up, remove_leftovers
 from hiveyard.engine.upkeep.doctor import Check, run_checks
 from hiveyard.engine.upkeep.housekeeping import Housekeeping
 from hiveyard.engine.upkeep.reconciler import Reconciler
-from hiveyard.engine.upkeep.recovery import clean_up, remove_leftovers
 from hiveyard.engine.validation import validate, with_defaults
 from hiveyard.engine.workspace.create import create_and_record
 from hiveyard.engine.workspace.integrity import check_commits

@@ -12,7 +12,7 @@ from hiveyard import repository
 from hiveyard.agents import by_name
 from hiveyard.core.errors import BadInput
 from hiveyard.core.machines import HOST, Tier
-from hiveyard.door import recorder
+from hiveyard.door import tape_recorder
 from hiveyard.door.tape import Tape
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.placement.provider_choice import check_door, named
@@ -81,4 +81,4 @@ def _check_tapes(spec: RunSpec) -> None:
     if spec.tape is not None:
         Tape.load(Path(spec.tape))
     if spec.record is not None:
-        recorder.check(Path(spec.record))
+        tape_recorder.check(Path(spec.record))

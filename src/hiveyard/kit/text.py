@@ -31,3 +31,8 @@ def one_line(text: str, limit: int = 200) -> str:
 def decode(data: bytes) -> str:
     """Decode UTF-8. Invalid bytes and NUL become the replacement character."""
     return data.decode("utf-8", "replace").replace("\x00", "\ufffd")
+
+
+def without_nul(text: str) -> str:
+    """Replace NUL in a guest's text: a text column of PostgreSQL cannot hold it."""
+    return text.replace("\0", "\ufffd")

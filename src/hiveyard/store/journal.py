@@ -200,6 +200,9 @@ def raw_lines(conn: Connection, session: str, turn: int) -> Iterator[bytes]:
 
 
 _OF_SESSIONS = (
+    schema.members,
+    schema.messages,
+    schema.reminders,
     schema.asks,
     schema.results,
     schema.turns,

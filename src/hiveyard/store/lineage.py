@@ -130,10 +130,10 @@ def is_collected(conn: Connection, session: str) -> bool:
     return last is None or not isinstance(last[1], SessionStopped) or last[1].collected
 
 
-def is_stop_asked(conn: Connection, session: str) -> bool:
-    """Whether a user asked to stop the session, and it has neither stopped nor begun again since."""
+def stop_asked(conn: Connection, session: str) -> SessionStopAsked | None:
+    """Return the request to stop the session, if it has neither stopped nor begun again since."""
     last = _last(conn, session, 2**63 - 1, "session.stop_asked", *_STARTS, "session.preparing")
-    return last is not None and isinstance(last[1], SessionStopAsked)
+    return last[1] if last is not None and isinstance(last[1], SessionStopAsked) else None
 
 
 def is_at_turn_end(conn: Connection, session: str) -> bool:

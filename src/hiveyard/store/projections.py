@@ -22,15 +22,17 @@ from hiveyard.core.states import (
     NEXT_TASK,
     NEXT_TURN,
     Activity,
-    AskState,
     Phase,
     TaskState,
     TurnState,
     step,
 )
+from hiveyard.kit.text import without_nul
+from hiveyard.store import ask_projections as asks
+from hiveyard.store import hive_projections as hive
 from hiveyard.store.names import unknown
 from hiveyard.store.prepared import Prepared
-from hiveyard.store.schema import asks, machines, ports, results, sessions, snapshots, tasks, turns
+from hiveyard.store.schema import machines, ports, results, sessions, snapshots, tasks, turns
 
 Values = dict[str, Any]
 
@@ -96,11 +98,11 @@ def _session(conn: Connection, session: str, body: e.Body, at: float, turn: int 
         return
     values: Values = {"phase": phase, "updated_at": at}
     if phase is not Phase.RUNNING:
-        _expire_asks(conn, session, at)
+        asks.expire_permissions(conn, session, at)
     if isinstance(body, e.SessionFailed):
         values["failure"] = _json(body.failure)
     if isinstance(body, e.SessionStopped | e.SessionPreparing | e.SessionRunning | e.SessionRewound):
-        values["reason"] = _text(body.reason) if isinstance(body, e.SessionStopped) else ""
+        values["reason"] = without_nul(body.reason) if isinstance(body, e.SessionStopped) else ""
     if isinstance(body, e.SessionPreparing):
         values["failure"] = None
     _update_session(conn, session, values)
@@ -224,6 +226,8 @@ def _update_activity(conn: Connection, session: str, body: e.Body, at: float) ->
         _check_known(conn, session)
         return
     activity = ACTIVITY.get(type(body))
+    if isinstance(body, e.AskAnswered) and not body.request:
+        activity = None  # no program waits for it: it goes to a mailbox
     if isinstance(body, e.SessionUnpaused) and conn.execute(_IN_TURN, {"key": session}).first():
         activity = Activity.THINKING
     if activity is not None and row[0] != activity:
@@ -240,7 +244,7 @@ def _machine(conn: Connection, session: str, body: e.Body, at: float, turn: int 
     status = step(NEXT_MACHINE, None if row is None else MachineStatus(row.status), body, f"machine {body.machine}")
     values: Values = {"status": status, "updated_at": at}
     if isinstance(body, e.MachineFailed):
-        values["reason"] = _text(f"{body.failure.code}: {body.failure.message}")
+        values["reason"] = without_nul(f"{body.failure.code}: {body.failure.message}")
     if isinstance(body, e.MachineBooting):
         _check_known(conn, session)
         values |= {"session": session, "provider": body.provider, "reason": "", "created_at": at}
@@ -277,36 +281,6 @@ def _snapshot(conn: Connection, session: str, body: e.Body, at: float, turn: int
         conn.execute(insert(snapshots), values | {"feed_offset": feed, "created_at": at})
 
 
-# --- asks -----------------------------------------------------------------------------------------------------------
-
-
-def _asked(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
-    """Store a question that waits for a user. One without an id of ours is asked at the program's own terminal."""
-    assert isinstance(body, e.AgentAsked)
-    if not body.ask:
-        return
-    values: Values = {name: _text(getattr(body, name)) for name in ("request", "message", "tool", "input")}
-    values |= {"id": body.ask, "session": session, "turn": turn, "kind": "permission", "state": AskState.OPEN}
-    options = _text(msgspec.json.encode(body.options).decode())
-    conn.execute(insert(asks), {**values, "options": options, "asked_at": at})
-
-
-def _answered(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
-    """Store the first answer to a question. Raises IllegalMove for one that is not open."""
-    assert isinstance(body, e.AskAnswered)
-    answer = msgspec.json.encode({"allow": body.allow, "option": body.option, "message": body.message}).decode()
-    values = {"state": AskState.ANSWERED, "answer": _text(answer), "ended_at": at}
-    here = (asks.c.id == body.ask) & (asks.c.session == session) & (asks.c.state == AskState.OPEN)
-    if not conn.execute(update(asks).where(here).values(values)).rowcount:
-        raise IllegalMove(f"the question {body.ask} is not open", hint="hv inbox")
-
-
-def _expire_asks(conn: Connection, session: str, at: float) -> None:
-    """End the open questions of a session: the program that asked them does not wait any more."""
-    here = (asks.c.session == session) & (asks.c.state == AskState.OPEN)
-    conn.execute(update(asks).where(here).values(state=AskState.EXPIRED, ended_at=at))
-
-
 # --- live processes -------------------------------------------------------------------------------------------------
 
 
@@ -314,7 +288,7 @@ def _live_started(conn: Connection, session: str, body: e.Body, at: float, turn:
     """Read the output of a new process from its first byte."""
     if not _update_session(conn, session, {"feed_offset": 0, "updated_at": at}):
         raise unknown(session)
-    _expire_asks(conn, session, at)
+    asks.expire_permissions(conn, session, at)
 
 
 def _model_chosen(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
@@ -340,10 +314,10 @@ def _turn(conn: Connection, session: str, body: e.Body, at: float, turn: int | N
         values |= {"agent": body.agent, "program": body.program, "pid": body.pid, "started_at": at}
         values |= {"model": body.model} if body.model or row is None else {}
     elif isinstance(body, e.TurnEnded):
-        _expire_asks(conn, session, at)
+        asks.expire_permissions(conn, session, at)
         values |= {"outcome": body.outcome, "exit_code": body.exit_code, "ended_at": at}
         values |= {"failure": _json(body.failure)} if body.failure else {}
-        values |= {"conversation": _text(body.conversation)} if body.conversation else {}
+        values |= {"conversation": without_nul(body.conversation)} if body.conversation else {}
     if row is None:
         fresh: Values = {"program": "", "output_offset": 0, "stderr_offset": 0, "created_at": at}
         conn.execute(insert(turns), {"session": session, "number": turn, **fresh, **values})
@@ -354,7 +328,7 @@ def _turn(conn: Connection, session: str, body: e.Body, at: float, turn: int | N
 def _agent_started(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     """Store the agent's own name for its conversation at once: after a crash there may be no other source."""
     assert isinstance(body, e.AgentStarted)
-    values = {"conversation": _text(body.conversation), "model": _text(body.model)}
+    values = {"conversation": without_nul(body.conversation), "model": without_nul(body.model)}
     if turn is not None and (known := {name: value for name, value in values.items() if value}):
         conn.execute(update(turns).where(turns.c.session == session, turns.c.number == turn).values(known))
 
@@ -384,11 +358,6 @@ def _exists(conn: Connection, table: Table, key: str) -> bool:
     return conn.execute(select(table.c.id).where(table.c.id == key)).first() is not None
 
 
-def _text(text: str) -> str:
-    """Replace NUL in a guest's text: a text column of PostgreSQL cannot hold it. The event keeps it."""
-    return text.replace("\0", "\ufffd")
-
-
 def _json(failure: e.Failure) -> str:
     return msgspec.json.encode(failure).decode()
 
@@ -414,10 +383,10 @@ _MOVES: Mapping[type[e.Body], Move] = {
     **dict.fromkeys((e.MachineBooting, e.MachineReady, e.MachineStopping, e.MachineStopped, e.MachineFailed), _machine),
     **dict.fromkeys((e.TurnCreated, e.TurnStarted, e.TurnEnded), _turn),
     e.AgentStarted: _agent_started,
-    e.AgentAsked: _asked,
-    e.AskAnswered: _answered,
     e.LiveStarted: _live_started,
     e.ModelChosen: _model_chosen,
     e.ResultCollected: _result,
     e.ModelCalled: _add_usage,
+    **asks.MOVES,
+    **hive.MOVES,
 }

@@ -5,7 +5,7 @@ Columns use only types that SQLite and PostgreSQL share.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, LargeBinary, MetaData, Table, Text, false
 from sqlalchemy import true as sa_true
 
 metadata = MetaData()
@@ -153,6 +153,11 @@ asks = Table(
     Column("answer", Text),
     Column("asked_at", Double, nullable=False),
     Column("ended_at", Double),
+    Column("asker", Text, nullable=False, server_default=""),
+    Column("target", Text, nullable=False, server_default=""),
+    Column("multi", Boolean, nullable=False, server_default=false()),
+    Column("expires_at", Double),
+    Column("answered_by", Text, nullable=False, server_default=""),
     Index("asks_by_session", "session"),
     Index("asks_by_state", "state"),
 )
@@ -170,4 +175,56 @@ results = Table(
     Column("deletions", BigInteger, nullable=False),
     Column("leftover", Boolean, nullable=False),
     Column("collected_at", Double, nullable=False),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("session", Text, nullable=False, unique=True),
+    Column("role", Text, nullable=False),
+    Column("accepts", Text),
+    Column("note", Text, nullable=False),
+    Column("nap_until", Double),
+    Column("stopped", Boolean, nullable=False),
+    Column("joined_at", Double, nullable=False),
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("position", Sequence, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("session", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("recipient", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("thread", Text, nullable=False),
+    Column("reply_to", Text, nullable=False),
+    Column("hops", Integer, nullable=False),
+    Column("urgent", Boolean, nullable=False),
+    Column("files", Text, nullable=False),
+    Column("ask", Text, nullable=False),
+    Column("held_by", Text, nullable=False),
+    Column("turn", Integer),
+    Column("sent_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Index("messages_by_recipient", "session", "state", "position"),
+    Index("messages_by_pair", "sender", "recipient", "sent_at"),
+    sqlite_autoincrement=True,
+)
+
+reminders = Table(
+    "reminders",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("session", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("due_at", Double, nullable=False),
+    Column("every", Double),
+    Column("hops", Integer, nullable=False),
+    Column("set_at", Double, nullable=False),
+    Index("reminders_by_session", "session"),
 )

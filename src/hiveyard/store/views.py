@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -148,7 +149,8 @@ class SnapshotRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskRow:
-    """A question to the user. `request` is the program's own id of it. `answer` is set once it is answered."""
+    """A question. `request` is the program's own id of it, "" if the hive keeps it. Then `asker` put it to `target`.
+    `answer` is set once it is answered."""
 
     id: str
     session: str
@@ -163,6 +165,11 @@ class AskRow:
     answer: dict[str, Any] | None
     asked_at: float
     ended_at: float | None
+    asker: str
+    target: str
+    multi: bool
+    expires_at: float | None
+    answered_by: str
 
 
 def task(conn: Connection, id: str) -> TaskRow:
@@ -331,7 +338,7 @@ def asks(conn: Connection, *, open_only: bool = True, limit: int | None = None) 
         query = select(schema.asks).where(columns.state == AskState.OPEN).order_by(columns.asked_at, columns.id)
     else:
         query = select(schema.asks).order_by(columns.asked_at.desc(), columns.id)
-    return [_ask(row) for row in conn.execute(query.limit(limit))]
+    return [as_ask(row) for row in conn.execute(query.limit(limit))]
 
 
 def ask(conn: Connection, ref: str) -> AskRow:
@@ -342,7 +349,7 @@ def ask(conn: Connection, ref: str) -> AskRow:
         raise NotFound(f"there is no question {ref[:80]!r}", hint="hv inbox")
     if len(exact) > 1:
         raise Ambiguous(f"several questions begin with {ref[:80]!r}", hint="hv inbox")
-    return _ask(exact[0])
+    return as_ask(exact[0])
 
 
 def result(conn: Connection, session: str) -> ResultRow | None:
@@ -392,9 +399,11 @@ def _turn(row: AnyRow) -> TurnRow:
     return TurnRow(**dict(row._mapping) | {"state": TurnState(row.state), "failure": _failure(row.failure)})
 
 
-def _ask(row: AnyRow) -> AskRow:
-    values = dict(row._mapping) | {"state": AskState(row.state)}
-    values["options"] = msgspec.json.decode(row.options, type=tuple[AskOption, ...])
+def as_ask(row: AnyRow) -> AskRow:
+    """Return a question. One of a newer version is listed too, without the options that this version cannot read."""
+    values = dict(row._mapping) | {"state": AskState(row.state), "options": ()}
+    with suppress(msgspec.MsgspecError):
+        values["options"] = msgspec.json.decode(row.options, type=tuple[AskOption, ...])
     values["answer"] = None if row.answer is None else msgspec.json.decode(row.answer)
     return AskRow(**values)
 

@@ -65,6 +65,9 @@ def act_routes(site: Site) -> list[Route]:
 
 async def _send(site: Site, work: SessionView, given: Form) -> str:
     text = given.get("text", "").replace("\r\n", "\n")
+    if (member := await site.members.member_of(work.id)) is not None:
+        await site.members.write(member.name, text, urgent=bool(given.get("now")))
+        return f"sent to {member.name}"
     if given.get("now"):
         await site.engine.steering.add(work.id, text)
         return "added to the turn"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,8 +16,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from hiveyard.core.errors import HiveyardError, NotFound
-from hiveyard.engine.engine import Engine
-from hiveyard.kit.clock import Clock
 from hiveyard.web.acts import act_routes
 from hiveyard.web.authentication import LOGIN, Authentication, Names
 from hiveyard.web.desk import read_desk
@@ -27,7 +24,6 @@ from hiveyard.web.feed import Feed
 from hiveyard.web.lists import list_routes, render_changes
 from hiveyard.web.login import LOGIN_POLICY, login_page, welcome_page
 from hiveyard.web.looks import HERE, State
-from hiveyard.web.seen import Seen
 from hiveyard.web.session_page import session_routes
 from hiveyard.web.settings import Address
 from hiveyard.web.site import Site
@@ -37,18 +33,16 @@ _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
 
 
 @asynccontextmanager
-async def make_page(
-    engine: Engine, devices: Devices, names: Names, state: Path, clock: Clock, address: Address
-) -> AsyncIterator[ASGIApp]:
+async def make_page(site: Site, names: Names, address: Address) -> AsyncIterator[ASGIApp]:
     """Yield the application. What keeps its lists up to date runs as long as the block."""
+    engine, devices = site.engine, site.devices
     seq = await engine.history.last_seq()
-    site = Site(engine, devices, Seen(state / "seen.json", seq), clock)
 
     async def render(ids: Collection[str]) -> str:
         return await render_changes(site, ids)
 
     feed = Feed(engine, render, seq)
-    site.waiting = (await read_desk(engine, site.seen)).waiting
+    site.waiting = (await read_desk(site)).waiting
     # A cookie belongs to a host name, whatever the port: each installation has its own name for it.
     cookie = f"hiveyard-{address.port}"
     routes = [

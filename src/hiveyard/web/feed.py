@@ -83,4 +83,4 @@ class Feed:
 
 
 def _touched(events: Collection[Event]) -> set[str]:
-    return {event.session for event in events if event.session and event.body.type not in _QUIET}
+    return {event.session for event in events if event.body.type not in _QUIET}

@@ -13,11 +13,14 @@ from anyio.abc import TaskGroup
 from hiveyard.api.server import make_server
 from hiveyard.core.errors import PortTaken
 from hiveyard.engine.engine import Engine
+from hiveyard.hive.members import Members
 from hiveyard.kit.clock import Clock
 from hiveyard.web.app import make_page
 from hiveyard.web.authentication import Names
 from hiveyard.web.devices import Devices
+from hiveyard.web.seen import Seen
 from hiveyard.web.settings import Address, WebSettings
+from hiveyard.web.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +29,12 @@ class Listener:
     """The page, which listens from the first `hv web` on. While a browser is signed in, each later daemon listens from
     its start: a page that is open finds it again."""
 
-    def __init__(self, engine: Engine, settings: WebSettings, state: Path, clock: Clock, group: TaskGroup) -> None:
+    def __init__(
+        self, engine: Engine, members: Members, settings: WebSettings, state: Path, clock: Clock, group: TaskGroup
+    ) -> None:
         self.devices = Devices(state / "devices.json", clock)
         self._engine = engine
+        self._members = members
         self._settings = settings
         self._state = state
         self._clock = clock
@@ -71,8 +77,10 @@ class Listener:
         self, listening: socket.socket, address: Address, *, task_status: anyio.abc.TaskStatus[None]
     ) -> None:
         names = Names(self._settings, address)
+        seen = Seen(self._state / "seen.json", await self._engine.history.last_seq())
+        site = Site(self._engine, self._members, self.devices, seen, self._clock)
         with listening:
-            async with make_page(self._engine, self.devices, names, self._state, self._clock, address) as page:
+            async with make_page(site, names, address) as page:
                 self._server = make_server(page)
                 log.info("the page is at http://%s", address.shown)
                 if not self._settings.is_local:

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from hiveyard.core.errors import NotFound
 from hiveyard.engine.sessions.steering import AskAnswer, AskView
 from hiveyard.engine.sessions.view import SessionView
+from hiveyard.transcript import given
 from hiveyard.web.desk import Desk, read_desk
 from hiveyard.web.feed import Feed
 from hiveyard.web.looks import is_at_work
@@ -22,7 +23,7 @@ from hiveyard.web.site import Site, after, device_of, form, message
 
 def list_routes(site: Site, feed: Feed) -> list[Route]:
     async def desk(request: Request) -> Response:
-        found = await read_desk(site.engine, site.seen)
+        found = await read_desk(site)
         site.waiting = found.waiting
         return site.page(request, "desk.html", **desk_values(found))
 
@@ -39,10 +40,23 @@ def list_routes(site: Site, feed: Feed) -> list[Route]:
         return Response()
 
     async def answer(request: Request) -> Response:
-        given = await form(request)
-        asked = AskAnswer(answer=given.get("answer", ""), message=given.get("message", "").strip())
-        ask = await site.engine.steering.answer(request.path_params["ref"], asked)
+        sent = await form(request)
+        chosen = [value for key, value in sent.items() if key.startswith("option-")] or [sent.get("answer", "")]
+        asked = AskAnswer(answer=chosen[0], more=chosen[1:], message=sent.get("message", "").strip())
+        ask = await site.members.answer(request.path_params["ref"], asked)
         return site.done(f"{ask.name}: {given_answer(ask)}", events={"hv:desk": {}})
+
+    async def read(request: Request) -> Response:
+        await site.members.hive.mailbox.mark_read([request.path_params["message"]])
+        return site.done("", events={"hv:desk": {}})
+
+    async def reply(request: Request) -> Response:
+        sent = await form(request)
+        to = request.path_params["member"]
+        await site.members.write(to, sent.get("text", ""))
+        if message := sent.get("message"):
+            await site.members.hive.mailbox.mark_read([message])
+        return site.done(f"sent to {to}", events={"hv:desk": {}})
 
     async def looked_at(request: Request) -> Response:
         id = await site.engine.resolve(request.path_params["ref"])
@@ -55,6 +69,8 @@ def list_routes(site: Site, feed: Feed) -> list[Route]:
         Route("/live", live),
         Route("/live/ping", ping),
         Route("/asks/{ref}/answer", answer, methods=["POST"]),
+        Route("/mail/{message}/read", read, methods=["POST"]),
+        Route("/members/{member}/write", reply, methods=["POST"]),
         Route("/s/{ref}/seen", looked_at, methods=["POST"]),
     ]
 
@@ -81,8 +97,9 @@ def given_answer(ask: AskView) -> str:
     """Return how a question ended."""
     if ask.answer is None:
         return "ended without an answer"
-    chosen = next((one.name for one in ask.options if one.id == ask.answer.get("option")), "")
-    return chosen or ("allowed" if ask.answer.get("allow") else "denied")
+    words = given({"request": ask.kind == "permission", **ask.answer})
+    names = {one.id: one.name for one in ask.options} | {"allow": "allowed", "deny": "denied"}
+    return names.get(words, words)
 
 
 async def mark_seen(site: Site, request: Request, id: str) -> None:
@@ -102,7 +119,7 @@ async def row_values(site: Site, works: Collection[SessionView]) -> list[dict[st
 async def render_changes(site: Site, ids: Collection[str]) -> str:
     """Return the message about sessions that changed: their rows, those that are gone, and how much waits."""
     works, gone = [], []
-    for id in ids:
+    for id in filter(None, ids):  # events of the hive belong to no session
         try:
             works.append(await site.engine.sessions.view(id))
         except NotFound:
@@ -111,7 +128,7 @@ async def render_changes(site: Site, ids: Collection[str]) -> str:
         {"id": values["work"].id, "html": site.fragment("row.html", **values)}
         for values in await row_values(site, works)
     ]
-    site.waiting = (await read_desk(site.engine, site.seen)).waiting
+    site.waiting = (await read_desk(site)).waiting
     return msgspec.json.encode({"rows": rows, "gone": gone, "waiting": site.waiting}).decode()
 
 

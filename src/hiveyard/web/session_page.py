@@ -17,6 +17,7 @@ from hiveyard import repository
 from hiveyard.core.errors import NotFound
 from hiveyard.core.events import Event
 from hiveyard.engine.workspace.result import ResultLocation
+from hiveyard.hive.names import OPERATOR
 from hiveyard.kit import process
 from hiveyard.kit.text import decode, printable
 from hiveyard.web.diff import Diff, pairs, parse
@@ -96,7 +97,9 @@ async def _id(site: Site, request: Request) -> str:
 async def _head(site: Site, id: str) -> dict[str, Any]:
     """Return the values of the head that all tabs of a session share."""
     work = await site.engine.sessions.view(id)
-    open_asks = [ask for ask in await site.engine.steering.asks(all=False) if ask.session == id]
+    open_asks = [
+        ask for ask in await site.engine.steering.asks(all=False) if ask.session == id and ask.to in ("", OPERATOR)
+    ]
     return {
         "work": work,
         "stat": (await site.engine.history.diffstats([id])).get(id),

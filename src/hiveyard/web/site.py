@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, StreamingResponse
 
 from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.engine.engine import Engine
+from hiveyard.hive.members import Members
 from hiveyard.kit.clock import Clock
 from hiveyard.web.devices import Device, Devices
 from hiveyard.web.looks import HERE, environment
@@ -29,8 +30,9 @@ BEAT = 15.0
 class Site:
     """The engine and the state of the page, for its routes."""
 
-    def __init__(self, engine: Engine, devices: Devices, seen: Seen, clock: Clock) -> None:
+    def __init__(self, engine: Engine, members: Members, devices: Devices, seen: Seen, clock: Clock) -> None:
         self.engine = engine
+        self.members = members
         self.devices = devices
         self.seen = seen
         self.clock = clock

@@ -85,8 +85,8 @@ def test_a_live_session_calls_a_tool_also_after_it_was_resumed(
         spawned = yard("spawn", "--repo", str(repo), "--agent", agent, "--live", *words, timeout=PATIENCE)
         assert spawned.returncode == 0, spawned.stderr
         id = spawned.stdout.splitlines()[-1]
-        for _ in range(2):
-            told = yard("send", id, "[[script:lucky]] say the lucky number", "--wait", timeout=PATIENCE)
+        for time in ("first", "second"):
+            told = yard("send", id, f"[[script:lucky]] say the {time} number", "--wait", timeout=PATIENCE)
             assert "It is seventeen." in told.stdout, told.stderr
             check(model, yard)
             assert yard("stop", id, timeout=PATIENCE).returncode == 0

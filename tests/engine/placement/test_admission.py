@@ -48,7 +48,7 @@ class Line:
     async def claim(self, id: str, *, is_task: bool = False) -> None:
         session = await self.event_log.read(lambda conn: views.session(conn, id))
         try:
-            await self.admission.claim(session, [], is_task=is_task)
+            await self.admission.claim(session, session.created_at, [], is_task=is_task)
             self.placed.append(id)
         except NoMemory:
             self.refused.append(id)

@@ -30,7 +30,7 @@ from hiveyard.engine.snapshots.fork import ForkRequest
 from hiveyard.engine.snapshots.service import Snapshots
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import Workspace
-from hiveyard.engine.workspace.files import copy_error
+from hiveyard.engine.workspace.session_files import copy_error
 from hiveyard.store.lineage import Point
 from tests.engine.conftest import Yard, git
 from tests.engine.yards import answer, events, run_turn, spawned, spawned_with_snapshot, wait_until

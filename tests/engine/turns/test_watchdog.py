@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hiveyard.engine.settings import EngineSettings
-from hiveyard.engine.turns.disk_reserve import DISK_INTERVAL, watch_disk
+from hiveyard.engine.turns.disk_watch import DISK_INTERVAL, watch_disk
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.watchdog import Limit, Liveness, watch
 

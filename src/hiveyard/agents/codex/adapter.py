@@ -16,7 +16,7 @@ from hiveyard.agents.codex.driver import CodexServer
 from hiveyard.agents.codex.parser import CodexParser
 from hiveyard.agents.shared.environment import with_variables
 from hiveyard.agents.shared.system_prompt import system_text
-from hiveyard.agents.shared.tool_servers import START_SECONDS, secret_variables, servers
+from hiveyard.agents.shared.tool_servers import START_SECONDS, renamed, secret_variables, servers
 from hiveyard.agents.shared.wording import checked_conversation, checked_model
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
@@ -105,16 +105,16 @@ def _table(values: Mapping[str, str]) -> str:
 def _tool_servers(turn: Turn) -> Iterator[str]:
     """Yield the settings of the tool servers.
 
-    codex passes on variables of its own under the same name only, so a shell renames them."""
-    for name, server, variables in servers(turn):
+    codex passes on variables of its own under the same name only."""
+    for named in servers(turn):
+        name, server, variables = named
         place = f"mcp_servers.{name}"
         if server.url:
             yield f"{place}.url={_toml(server.url)}"
             if variables:
                 yield f"{place}.env_http_headers={_table(variables)}"
         else:
-            exports = "".join(f'export {key}="${variable}"; ' for key, variable in variables.items())
-            argv = ["sh", "-c", f'{exports}exec "$@"', "tool-server", server.command, *server.args]
+            argv = renamed(named)
             yield f"{place}.command={_toml(argv[0])}"
             yield f"{place}.args={_toml(argv[1:])}"
             yield f"{place}.env_vars={_toml(list(variables.values()))}"
@@ -144,4 +144,5 @@ def _settings(turn: Turn) -> Sequence[str]:
         'project_doc_fallback_filenames=["CLAUDE.md"]',
         *([f"developer_instructions={_toml(extra)}"] if (extra := system_text(turn)) else []),
         *_tool_servers(turn),
+        *(["features.shell_snapshot=false"] if turn.env or turn.mcp else []),  # a file with all variables
     )

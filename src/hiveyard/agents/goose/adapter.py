@@ -15,12 +15,11 @@ from hiveyard.agents.goose.parser import GooseParser
 from hiveyard.agents.shared.environment import with_variables
 from hiveyard.agents.shared.models import full_model
 from hiveyard.agents.shared.system_prompt import system_text, with_file
-from hiveyard.agents.shared.tool_servers import START_SECONDS
+from hiveyard.agents.shared.tool_servers import START_SECONDS, NamedServer, renamed, secret_variables, servers
 from hiveyard.agents.shared.wording import checked_conversation
 from hiveyard.core.commands import Command, ProcessSpec
 from hiveyard.core.drivers import Driver
 from hiveyard.core.ports import Parser, Turn
-from hiveyard.core.tools import ToolServer
 
 # goose's own extensions. A setting `extensions` replaces its defaults, so they are named again.
 _BUILTINS = ("developer", "analyze", "todo", "apps", "extensionmanager", "skills", "summon")
@@ -144,16 +143,19 @@ def _env(turn: Turn) -> dict[str, str]:
     if turn.mcp:
         # The environment variable for goose's setting `extensions`.
         extensions = {name: _BUILTIN | {"name": name} for name in _BUILTINS}
-        extensions |= {name: _extension(name, server) for name, server in turn.mcp.items()}
-        own["EXTENSIONS"] = msgspec.json.encode(extensions).decode()
+        extensions |= {named.name: _extension(named) for named in servers(turn)}
+        own |= {"EXTENSIONS": msgspec.json.encode(extensions).decode(), **secret_variables(turn)}
     return with_variables(turn, own)
 
 
-def _extension(name: str, server: ToolServer) -> dict[str, object]:
-    """Return a tool server as goose's settings have it."""
-    values = {key: value.reveal() for key, value in server.values.items()}
-    kind: dict[str, object] = {"type": "stdio", "cmd": server.command, "args": server.args, "envs": values}
+def _extension(named: NamedServer) -> dict[str, object]:
+    """Return a tool server as goose's settings have it. goose stores them with its conversations, and replaces ${NAME}
+    by a variable that is in `env_keys`."""
+    name, server, variables = named
+    cmd, *args = renamed(named)
+    kind: dict[str, object] = {"type": "stdio", "cmd": cmd, "args": args}
     if server.url:
-        kind = {"type": "streamable_http", "uri": server.url, "headers": values}
+        headers = {key: f"${{{variable}}}" for key, variable in variables.items()}
+        kind = {"type": "streamable_http", "uri": server.url, "headers": headers}
     common = {"name": name, "description": "", "timeout": START_SECONDS, "available_tools": server.tools}
-    return {"enabled": True, **common, **kind}
+    return {"enabled": True, **common, **kind, "env_keys": list(variables.values())}

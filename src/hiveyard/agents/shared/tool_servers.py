@@ -40,6 +40,13 @@ def secret_variables(turn: Turn) -> dict[str, str]:
     }
 
 
+def renamed(named: NamedServer) -> tuple[str, ...]:
+    """Return the command of a server, in a shell that gives it its variables under their own names."""
+    exports = "".join(f'export {key}="${variable}"; ' for key, variable in named.variables.items())
+    own = ("sh", "-c", f'{exports}exec "$@"', "tool-server") if exports else ()
+    return (*own, named.server.command, *named.server.args)
+
+
 def refuse_servers(turn: Turn, program: str) -> None:
     """Raise BadInput for a turn with tool servers, which the program cannot be given."""
     if turn.mcp:

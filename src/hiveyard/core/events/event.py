@@ -8,6 +8,7 @@ import msgspec
 
 from hiveyard.core.events.agent import AgentEvent
 from hiveyard.core.events.door import DoorEvent
+from hiveyard.core.events.hive import HiveEvent
 from hiveyard.core.events.live import LiveEvent
 from hiveyard.core.events.machine import MachineEvent
 from hiveyard.core.events.port import PortEvent
@@ -28,6 +29,7 @@ AnyBody = (
     | AgentEvent
     | LiveEvent
     | DoorEvent
+    | HiveEvent
 )
 
 

@@ -28,14 +28,17 @@ class LiveInterrupted(Body, frozen=True, kw_only=True, tag="live.interrupted"):
 
 
 class AskAnswered(Body, frozen=True, kw_only=True, tag="ask.answered"):
-    """A user answered the question `ask`, which the agent's program calls `request`, with one of its options, or only
-    allowed or denied it. `message` tells the agent why."""
+    """The question `ask` was answered with one of its options, or only allowed or denied. `message` tells the agent
+    why. `request` is the name that the agent's program has for the question; "" if the hive keeps it. Then `by`
+    answered it, with `options` if there are several."""
 
     ask: str
     request: str
     allow: bool
     option: str = ""
+    options: tuple[str, ...] = ()
     message: str = ""
+    by: str = ""
 
 
 class ModelChosen(Body, frozen=True, kw_only=True, tag="session.model_chosen"):

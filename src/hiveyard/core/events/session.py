@@ -28,7 +28,9 @@ class SessionOpened(Body, frozen=True, kw_only=True, tag="session.opened"):
 
 
 class SessionStopAsked(Body, frozen=True, kw_only=True, tag="session.stop_asked"):
-    """The user asked to stop the session. The end itself follows."""
+    """Somebody asked to stop the session, for a `reason` if it is not a user. The end itself follows."""
+
+    reason: str = ""
 
 
 class SessionPrepared(Body, frozen=True, kw_only=True, tag="session.prepared"):

@@ -10,10 +10,11 @@ Outcome = Literal["succeeded", "failed", "cancelled", "timeout"]
 
 
 class TurnCreated(Body, frozen=True, kw_only=True, tag="turn.created"):
-    """A prompt was queued."""
+    """A prompt was queued. `woken_by` are the kinds of the messages that it brings, if a mailbox made it."""
 
     agent: str
     model: str = ""
+    woken_by: tuple[str, ...] = ()
 
 
 class TurnStarted(Body, frozen=True, kw_only=True, tag="turn.started"):

@@ -58,7 +58,7 @@ from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.request import SpawnRequest, check_name, session_request, spawn_from_json
 from hiveyard.engine.sessions.session_agent import check_agent
 from hiveyard.engine.workspace.directory import Meta, Workspace
-from hiveyard.engine.workspace.files import copy_error
+from hiveyard.engine.workspace.session_files import copy_error
 from hiveyard.kit.names import new_id, slug
 from hiveyard.kit.text import one_line
 from hiveyard.kit.trees import remove_tree, walk

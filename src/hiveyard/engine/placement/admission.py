@@ -18,7 +18,7 @@ from hiveyard.core.errors import HiveyardError
 from hiveyard.core.events import AnyBody, MachineEvent, Notice, SessionEvent, SessionPreparing, TaskEvent
 from hiveyard.core.states import Phase
 from hiveyard.engine.event_log import EventLog
-from hiveyard.engine.placement.capacity import Places, memory
+from hiveyard.engine.placement.capacity import Capacity, memory
 from hiveyard.engine.settings import EngineSettings
 from hiveyard.store import journal, views
 from hiveyard.store.views import SessionRow
@@ -51,12 +51,12 @@ class Admission:
         self._line: list[_Waiting] = []
         self._changed = anyio.Event()
 
-    async def claim(self, session: SessionRow, placed: Sequence[AnyBody], *, is_task: bool) -> None:
-        """Wait for a place, which is journaled together with `placed` when this returns. The time of the request
-        decides the position in the line. Raises NoMemory for a task that fits only after a user ends something
+    async def claim(self, session: SessionRow, since: float, placed: Sequence[AnyBody], *, is_task: bool) -> None:
+        """Wait for a place, which is journaled together with `placed` when this returns. `since`, the time of the
+        request, decides the position in the line. Raises NoMemory for a task that fits only after a user ends something
         else."""
         mib = memory(session.request, self._settings)
-        waiting = _Waiting(id=session.id, since=session.created_at, mib=mib, is_task=is_task, placed=placed)
+        waiting = _Waiting(id=session.id, since=since, mib=mib, is_task=is_task, placed=placed)
         self._line.append(waiting)
         self._line.sort(key=lambda one: (one.since, one.id))
         try:
@@ -105,7 +105,7 @@ class Admission:
 
     def _served(self, conn: Connection, line: Sequence[_Waiting], now: float) -> list[_Waiting]:
         """Take places in the order of the line; return those that wait no longer."""
-        places, served = Places.taken(conn, self._settings), []
+        places, served = Capacity.taken(conn, self._settings), []
         for waiting in line:
             if waiting.is_task and (error := places.lasting_lack(waiting.mib)) is not None:
                 waiting.error = error
@@ -120,7 +120,7 @@ class Admission:
                 served.append(waiting)
         return served
 
-    def _obstacle(self, places: Places, waiting: _Waiting) -> str:
+    def _obstacle(self, places: Capacity, waiting: _Waiting) -> str:
         """Return what there is no place for, in words; an empty text if there is a place."""
         if waiting.is_task and not places.has_slot():
             return f"waits for one of the {self._settings.max_tasks} places for tasks ([engine] max_tasks)"

@@ -25,7 +25,7 @@ _PLACED = (Phase.PREPARING, Phase.RUNNING)
 
 
 @dataclass(kw_only=True)
-class Places:
+class Capacity:
     """The places that are taken. `temporary` and `permanent` are the memory of each machine in MiB: of tasks, and of
     what stays until a user ends it; `tasks` is how many tasks are at work."""
 
@@ -35,7 +35,7 @@ class Places:
     tasks: int
 
     @classmethod
-    def taken(cls, conn: Connection, settings: EngineSettings, *, excluding: str | None = None) -> Places:
+    def taken(cls, conn: Connection, settings: EngineSettings, *, excluding: str | None = None) -> Capacity:
         """Return the places that are taken now, without those of the session `excluding`."""
         rows = {row.id: row for row in views.sessions(conn, phases=_PLACED)}
         left = {machine.session for machine in views.machines(conn)} - rows.keys()
@@ -85,7 +85,7 @@ class Places:
 
 def check(conn: Connection, settings: EngineSettings, memory_mib: int, *, excluding: str | None = None) -> None:
     """Raise NoMemory if a machine of `memory_mib` does not fit beside the existing ones, but that of `excluding`."""
-    Places.taken(conn, settings, excluding=excluding).check(memory_mib)
+    Capacity.taken(conn, settings, excluding=excluding).check(memory_mib)
 
 
 def check_size(settings: EngineSettings, memory_mib: int | None) -> None:

@@ -19,7 +19,7 @@ from hiveyard.core.machines import Image, MachineSpec, MachineStatus
 from hiveyard.core.ports import Guest, Provider, Snapshots
 from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.turns.verdict import as_failure
-from hiveyard.engine.workspace.files import SessionFiles
+from hiveyard.engine.workspace.session_files import SessionFiles
 from hiveyard.store import journal, views
 
 _GONE = (None, MachineStatus.STOPPED, MachineStatus.ERROR)

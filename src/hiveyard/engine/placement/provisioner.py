@@ -15,7 +15,7 @@ from hiveyard.core.ports import Provider
 from hiveyard.engine.placement.machine_lease import MachineLease, machine_name
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import RunSpec
-from hiveyard.engine.workspace.files import session_files
+from hiveyard.engine.workspace.session_files import session_files
 from hiveyard.store import journal, lineage, views
 
 

@@ -10,7 +10,7 @@ from hiveyard.core.ports import Guest
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.workspace.collect import collect_work
-from hiveyard.engine.workspace.files import copy_error
+from hiveyard.engine.workspace.session_files import copy_error
 from hiveyard.kit.group import together
 
 DISK_FULL_TIMEOUT = 15.0

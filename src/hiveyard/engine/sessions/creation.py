@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
 from hiveyard.core.errors import BadInput
-from hiveyard.core.events import SessionCreated, SessionPreparing, TurnCreated
+from hiveyard.core.events import AnyBody, SessionCreated, SessionPreparing, TurnCreated
 from hiveyard.engine.placement import capacity
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.request import SpawnRequest
@@ -27,8 +29,8 @@ async def existing(request: SpawnRequest, resources: Resources) -> str | None:
     return id
 
 
-async def create(id: str, request: SpawnRequest, resources: Resources) -> None:
-    """Create the session's directory, then journal the session, with its first prompt if it has one."""
+async def create(id: str, request: SpawnRequest, resources: Resources, facts: Sequence[AnyBody] = ()) -> None:
+    """Create the session's directory, then journal the session, with its first prompt if it has one, and `facts`."""
     settings, now = resources.settings, resources.clock.now()
     agent = request.agent or settings.agent
     wanted = request.name or slug(request.prompt or request.repo.rstrip("/").rsplit("/", 1)[-1], fallback="session")
@@ -60,5 +62,7 @@ async def create(id: str, request: SpawnRequest, resources: Resources) -> None:
             journal.record(conn, id, SessionPreparing(), at=now)
         if request.prompt is not None:
             journal.record(conn, id, TurnCreated(agent=agent, model=request.model or ""), at=now, turn=FIRST_TURN)
+        for fact in facts:
+            journal.record(conn, id, fact, at=now)
 
     await create_and_record(resources, workspace.root, make, write)

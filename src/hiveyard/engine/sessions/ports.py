@@ -36,7 +36,7 @@ class SessionPorts:
         rows = await self._r.event_log.read(views.ports)
         mine = {row.guest_port: row.host_port for row in rows if row.session == self._session.id}
         others = {row.host_port for row in rows if row.session != self._session.id}
-        first = wanted if self._session.phase is Phase.CREATED else None
+        first = wanted if self._session.base is None else None
         try:
             await self._forwards.open_ssh(self._r.ports, wanted=first, previous=mine.get(SSH, wanted), avoid=others)
             for guest, host in mine.items():

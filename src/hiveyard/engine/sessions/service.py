@@ -21,9 +21,11 @@ from hiveyard.core.errors import (
     SessionNotRunning,
 )
 from hiveyard.core.events import (
+    AnyBody,
     SessionOpened,
     SessionPaused,
     SessionPreparing,
+    SessionStopAsked,
     SessionUnpaused,
     TurnCreated,
 )
@@ -71,8 +73,8 @@ class Sessions:
 
     # --- create, resume, stop ----------------------------------------------------------------------------------------
 
-    async def spawn(self, request: SpawnRequest) -> str:
-        """Create a session; return its id once it is journaled and started.
+    async def spawn(self, request: SpawnRequest, *facts: AnyBody) -> str:
+        """Create a session; return its id once it is journaled, together with `facts` about it, and started.
 
         Raises BadInput, UnknownAgent, NoSuchImage, RepositoryError or NoMemory for a request that cannot work: then no
         session was created."""
@@ -90,23 +92,25 @@ class Sessions:
             if request.port is not None:
                 await self._check_port(id, request.port)
             with anyio.CancelScope(shield=True):
-                await create(id, request, self._r)
+                await create(id, request, self._r, facts)
                 self.start(id)
         return id
 
-    async def resume(self, id: str, change: SessionChange = _UNCHANGED, prompt: str | None = None) -> int:
+    async def resume(
+        self, id: str, change: SessionChange = _UNCHANGED, prompt: str | None = None, *, wait: bool = False
+    ) -> int:
         """Resume a stopped session, or the session of a task that is over, in a new machine; return when that is
         journaled. Succeeds for a session that is running, whose budget can be changed, too. `prompt` is its next
-        prompt, whose turn is returned (without one, 0). Raises NoMemory, SessionNotRunning, BadInput (for instance if
-        its account does not exist)."""
+        prompt, whose turn is returned (without one, 0). With `wait` it waits in line for memory, until the daemon ends.
+        Raises NoMemory, SessionNotRunning, BadInput (for instance if its account does not exist)."""
         async with self.lock(id):
             await self.until_stopped(id)
             if await self._task_that_is_over(id) is not None:
-                return await self._resume(await self.any_row(id), change, prompt)
+                return await self._resume(await self.any_row(id), change, prompt, wait=wait)
             session = await self._row_with_machine_checked(id)
-            if session.phase is Phase.STOPPED:
-                return await self._resume(session, change, prompt)
-            if session.phase not in AT_WORK:
+            if session.phase is Phase.STOPPED and not self.waits(id):
+                return await self._resume(session, change, prompt, wait=wait)
+            if session.phase not in AT_WORK and not self.waits(id):
                 raise SessionNotRunning(f"{session.slug} is {session.phase}: only a stopped session can be resumed")
             await self._change_running(session, change)
         return await self.send(id, prompt) if prompt is not None else 0
@@ -123,7 +127,7 @@ class Sessions:
             raise SessionNotRunning(f"{task.slug} is a task, and {task.state.value}", hint=f"hv wait {task.slug}")
         return task
 
-    async def _resume(self, session: SessionRow, change: SessionChange, prompt: str | None) -> int:
+    async def _resume(self, session: SessionRow, change: SessionChange, prompt: str | None, *, wait: bool) -> int:
         # Keys may have changed since, and an imported session may name an account that this host does not have: without
         # this check its first request to a model would fail.
         request = session_request(session)
@@ -144,11 +148,13 @@ class Sessions:
             await Prompts(self._r.workspace(session.id).prompts).keep(turn, prompt)
 
         def write(conn: Connection) -> None:
-            capacity.check(conn, settings, changed.memory_mib or settings.memory_mib, excluding=session.id)
+            if not wait:
+                capacity.check(conn, settings, changed.memory_mib or settings.memory_mib, excluding=session.id)
             if not session.own:
                 journal.record(conn, session.id, SessionOpened(), at=now)
             record_change(conn, session.id, change, changed, now)
-            journal.record(conn, session.id, SessionPreparing(), at=now)
+            if not wait:
+                journal.record(conn, session.id, SessionPreparing(), at=now)
             if turn:
                 created = TurnCreated(agent=session.agent, model=changed.model or "")
                 journal.record(conn, session.id, created, at=now, turn=turn)
@@ -171,33 +177,34 @@ class Sessions:
         if (runner := self._runners.get(session.id)) is not None:
             await runner.apply_budget()
 
-    async def stop(self, id: str) -> None:
+    async def stop(self, id: str, reason: str = "") -> None:
         """Stop a session: remove its machine and keep its files. A task is cancelled: its work so far is collected.
-        Return when that is done. Succeeds for one that does not run."""
-        runner = await self.ask_to_stop(id)
+        Return when that is done. Succeeds for one that does not run. `reason` is journaled, if it is not the usual
+        one."""
+        runner = await self.ask_to_stop(id, reason)
         if runner is None:
             # A session that is being rewound has no runner for a moment, and then continues.
             async with self.lock(id):
-                runner = await self.ask_to_stop(id)
+                runner = await self.ask_to_stop(id, reason)
         if runner is None:
             return
         await runner.over.wait()
         if runner.scope.cancel_called:
-            await self.stop(id)  # the runner was detached meanwhile, and another one may have replaced it
+            await self.stop(id, reason)  # the runner was detached meanwhile, and another one may have replaced it
             return
         log.info("%s was stopped", id)
 
-    async def ask_to_stop(self, id: str) -> SessionRunner | None:
+    async def ask_to_stop(self, id: str, reason: str = "") -> SessionRunner | None:
         """Journal that a user wants the end of a session or task, and let its runner know: it is returned, or None if
         there is none. The next daemon knows it, too."""
         session = await self.any_row(id)
         if (runner := self._runners.get(id)) is None:
             return None
-        await self._r.event_log.record(id, runner.stop_asked)
+        await self._r.event_log.record(id, runner.stop_asked(reason))
         if runner.connection.frozen or session.activity is Activity.PAUSED:
             with contextlib.suppress(SessionNotRunning):  # it ended meanwhile
                 await self.unpause(id)
-        runner.ask_to_stop()
+        runner.ask_to_stop(reason)
         return runner
 
     async def detach(self, id: str) -> None:
@@ -307,15 +314,13 @@ class Sessions:
         """Continue every session that was running. A session whose machine no longer exists becomes stopped, with the
         reason."""
 
-        def read(conn: Connection) -> dict[str, bool]:
-            return {
-                row.id: lineage.is_stop_asked(conn, row.id) for row in views.sessions(conn, phases=AT_WORK, own=True)
-            }
+        def read(conn: Connection) -> dict[str, SessionStopAsked | None]:
+            return {row.id: lineage.stop_asked(conn, row.id) for row in views.sessions(conn, phases=AT_WORK, own=True)}
 
-        for id, stop_asked in (await self._r.event_log.read(read)).items():
+        for id, asked in (await self._r.event_log.read(read)).items():
             runner = self.start(id)
-            if stop_asked:
-                runner.ask_to_stop()
+            if asked is not None:
+                runner.ask_to_stop(asked.reason)
 
     async def wait_for_machines(self) -> None:
         """Wait until the machine of each recovered session is known to live or not, at most `MACHINE_CHECK_TIMEOUT`."""
@@ -378,6 +383,10 @@ class Sessions:
     def runners(self) -> list[SessionRunner]:
         """All runners, of sessions and of tasks."""
         return list(self._runners.values())
+
+    def waits(self, id: str) -> bool:
+        """Return whether a session waits in line for a place."""
+        return (runner := self._runners.get(id)) is not None and runner.waits
 
     def find_runner(self, id: str) -> SessionRunner | None:
         return self._runners.get(id)

@@ -53,12 +53,12 @@ from hiveyard.engine.sessions.request import SpawnRequest, session_request
 from hiveyard.engine.sessions.session_agent import session_agent
 from hiveyard.engine.sessions.start_point import StartPoint, rename_branch
 from hiveyard.engine.turns.agent_runner import GRACE, AgentRunner
-from hiveyard.engine.turns.disk_reserve import watch_disk
+from hiveyard.engine.turns.disk_watch import watch_disk
 from hiveyard.engine.turns.session_door import open_session_door
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.turn_queue import TurnQueue
 from hiveyard.engine.turns.verdict import as_failure
-from hiveyard.engine.workspace.files import files_of
+from hiveyard.engine.workspace.session_files import files_of
 from hiveyard.kit.group import first, together
 from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow
@@ -78,12 +78,11 @@ class SessionRunner:
     detaches from it, as a dying daemon would. `agent_runner` exists once the machine is ready (`ready` is set);
     `started` is set once the journal says that the agent's program runs. `connection` leaves the guest while the
     machine is paused; `machine_lock` is held while the machine is paused, unpaused or replaced. `collector` brings out
-    the work. `on_turn_over` is
+    the work; `waits` while it waits in line for a place. `on_turn_over` is
     called at the end of each turn and must return at once. It has many methods because each step of a run is one."""
 
-    stop_asked: ClassVar[AnyBody] = SessionStopAsked()
-    """The event of a user who wants its end, and `stop_word` is that in a word."""
     stop_word: ClassVar[str] = "stopped"
+    """Why it ends when a user asked for that."""
     only_turn: ClassVar[int | None] = None
     """The turn of all requests to models, if there is only one."""
     lost: ClassVar[tuple[type[HiveyardError], ...]] = (MachineLost,)
@@ -99,6 +98,7 @@ class SessionRunner:
         self.started = anyio.Event()
         self.machine_lock = anyio.Lock()
         self.connection = GuestConnection(resources.clock)
+        self.waits = False
         self.door: Door | None = None
         self._on_turn_over = on_turn_over
         self.scope = anyio.CancelScope()
@@ -119,11 +119,16 @@ class SessionRunner:
             ends = await self.retry_store(self._run_to_end)
         finally:
             self.connection.close()
-        await self.retry_store(lambda: self._event_log.record(self.id, *ends))
+        if ends:
+            await self.retry_store(lambda: self._event_log.record(self.id, *ends))
 
-    def ask_to_stop(self) -> None:
-        """End the session, as a user asked for."""
-        self.stop.request(Cancelled(self.stop_word))
+    def stop_asked(self, reason: str) -> AnyBody:
+        """Return the event of somebody who asks for its end."""
+        return SessionStopAsked(reason=reason)
+
+    def ask_to_stop(self, reason: str = "") -> None:
+        """End the session, as somebody asked for."""
+        self.stop.request(Cancelled(reason or self.stop_word))
 
     async def retry_store(self, step: Callable[[], Awaitable[T]]) -> T:
         """Return the result of a step. Retry it for as long as the journal cannot be written."""
@@ -211,7 +216,10 @@ class SessionRunner:
         if session.phase is Phase.PREPARING:
             await self._event_log.record(self.id, *placed)
         else:
-            await self._r.admission.claim(session, placed, is_task=self.only_turn is not None)
+            since = session.created_at if session.phase is Phase.CREATED else self._r.clock.now()
+            self.waits = True
+            await self._r.admission.claim(session, since, placed, is_task=self.only_turn is not None)
+            self.waits = False
         return provider
 
     def _placed(self, choice: Choice) -> AnyBody:
@@ -348,6 +356,8 @@ class SessionRunner:
         return await self._end_events(error.message, as_failure(error))
 
     async def _end_events(self, reason: str, failure: Failure | None) -> list[AnyBody]:
+        if (await self._session()).phase is Phase.STOPPED:
+            return []  # it waited for a place, and changed nothing
         await self._abort_turns(failure)
         collected = await self._is_collected()
         async with self._event_log.phase(self.id, "release"):

@@ -12,7 +12,7 @@ from hiveyard.core.machines import Shape
 from hiveyard.core.ports import Guest
 from hiveyard.engine.workspace import snapshot_files
 from hiveyard.engine.workspace.directory import GUEST_REPO
-from hiveyard.engine.workspace.files import SessionFiles
+from hiveyard.engine.workspace.session_files import SessionFiles
 from hiveyard.store import lineage
 
 _RENAME = """

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from hiveyard.core.drivers import Answer
 from hiveyard.core.errors import BadInput
-from hiveyard.core.events import AskOption
+from hiveyard.core.events import AnyBody, AskOption
 from hiveyard.core.states import AskState
 from hiveyard.engine.event_log import Listing
 from hiveyard.engine.resources import Resources
@@ -25,7 +25,9 @@ _MESSAGE_LIMIT = 10_000
 
 class AskView(msgspec.Struct, frozen=True, kw_only=True):
     """A question. `session` and `name` are the session's; `input` is what `tool` would get, as JSON. `options` are the
-    answers that the agent's program offers. `answer` is set once it is answered. Times are seconds since the epoch."""
+    answers that the agent's program, or the asker, offers; several may be chosen if it is `multi`. `answer` is set once
+    it is answered. A question that the hive keeps has an `asker`, and the member or operator `to` whom it was put.
+    Times are seconds since the epoch."""
 
     id: str
     session: str
@@ -40,12 +42,19 @@ class AskView(msgspec.Struct, frozen=True, kw_only=True):
     answer: dict[str, Any] | None
     asked_at: float
     ended_at: float | None
+    asker: str
+    to: str
+    multi: bool
+    expires_at: float | None
+    answered_by: str
 
 
 class AskAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An answer: `allow`, `deny`, or the id of one of the question's options. `message` tells the agent why."""
+    """An answer: `allow`, `deny`, or the id of one of the question's options; a text, if a member's question has no
+    options. `more` are further options, if several may be chosen. `message` tells the agent why."""
 
     answer: str
+    more: list[str] = []
     message: str = ""
 
 
@@ -56,10 +65,11 @@ class Steering:
         self._r = resources
         self._sessions = sessions
 
-    async def add(self, id: str, text: str) -> None:
-        """Add text to the current turn. Raises BadInput if no turn runs, or if the agent does not take it."""
+    async def add(self, id: str, text: str, *facts: AnyBody) -> None:
+        """Add text to the current turn, and journal `facts` with it, as `Steers.steer`. Raises BadInput if no turn
+        runs, or if the agent does not take it."""
         check_prompt(text, 'say what to do: hv send --now ID "and run the tests"')
-        await (await self._agent(id)).steer(text)
+        await (await self._agent(id)).steer(text, *facts)
 
     async def choose_model(self, id: str, model: str) -> None:
         """Choose the model of later turns. Raises BadInput if the agent cannot change it."""
@@ -80,7 +90,11 @@ class Steering:
         if ask.state is not AskState.OPEN:
             raise BadInput(f"the question {ask.id} is over: {_end(ask)}", hint="hv inbox")
         await (await self._agent(ask.session)).answer(ask, _answer(ask, given))
-        return await self._r.event_log.read(lambda conn: _view(conn, views.ask(conn, ask.id)))
+        return await self.ask(ask.id)
+
+    async def ask(self, ref: str) -> AskView:
+        """Return a question. Raises NotFound, Ambiguous."""
+        return await self._r.event_log.read(lambda conn: _view(conn, views.ask(conn, ref)))
 
     async def _agent(self, id: str) -> Steers:
         agent = await self._sessions.agent_runner(id)
@@ -108,11 +122,11 @@ def _end(ask: AskRow) -> str:
 
 
 def _view(conn: Connection, row: AskRow) -> AskView:
-    session = views.session(conn, row.session)
+    session = views.find_session(conn, row.session)
     return AskView(
         id=row.id,
         session=row.session,
-        name=session.slug,
+        name=row.asker or (session.slug if session else ""),
         turn=row.turn,
         kind=row.kind,
         status=row.state,
@@ -123,4 +137,9 @@ def _view(conn: Connection, row: AskRow) -> AskView:
         answer=row.answer,
         asked_at=row.asked_at,
         ended_at=row.ended_at,
+        asker=row.asker,
+        to=row.target,
+        multi=row.multi,
+        expires_at=row.expires_at,
+        answered_by=row.answered_by,
     )

@@ -37,8 +37,8 @@ from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.snapshots.service import Snapshots
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.workspace.directory import Meta, Workspace
-from hiveyard.engine.workspace.files import copy_error, files_of
 from hiveyard.engine.workspace.integrity import check_origin
+from hiveyard.engine.workspace.session_files import copy_error, files_of
 from hiveyard.kit.files import write_atomic
 from hiveyard.kit.names import new_id
 from hiveyard.repository import branch_name, heads

@@ -23,8 +23,8 @@ from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.turns.terminal_runner import TERMINAL
 from hiveyard.engine.workspace import snapshot_files
-from hiveyard.engine.workspace.files import copy_error, files_of
 from hiveyard.engine.workspace.integrity import check_origin
+from hiveyard.engine.workspace.session_files import copy_error, files_of
 from hiveyard.store import journal, lineage, views
 from hiveyard.store.lineage import Point
 from hiveyard.store.views import SessionRow

@@ -32,7 +32,7 @@ from hiveyard.engine.sessions.service import Sessions, require_started
 from hiveyard.engine.sessions.session_runner import SessionRunner
 from hiveyard.engine.turns.agent_runner import AgentRunner
 from hiveyard.engine.workspace import snapshot_files
-from hiveyard.engine.workspace.files import copy_error, files_of
+from hiveyard.engine.workspace.session_files import copy_error, files_of
 from hiveyard.kit.copying import Copied
 from hiveyard.kit.names import new_id
 from hiveyard.store import journal, lineage, views

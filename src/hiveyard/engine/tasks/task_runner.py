@@ -55,11 +55,13 @@ class TaskRunner(SessionRunner):
     """A running task. A turn that has started is not aborted any more: its work is collected, then it is judged. It has
     many methods because it says of many steps of a session's run what a task adds to them."""
 
-    stop_asked = TaskCancelAsked()
     stop_word = "cancelled"
     only_turn = FIRST
     # The guest is lost, or so full that no program can be started in it.
     lost = (MachineLost, ProcessError, CannotExecute, CommandTimeout)
+
+    def stop_asked(self, reason: str) -> AnyBody:
+        return TaskCancelAsked()
 
     # --- the steps ---------------------------------------------------------------------------------------------------
 

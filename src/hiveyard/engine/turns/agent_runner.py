@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import anyio
+import msgspec
 
 from hiveyard.core.commands import ProcessInfo
 from hiveyard.core.drivers import Answer
+from hiveyard.core.events import AnyBody
 from hiveyard.core.ports import Guest, Turn
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.turns.prompts import Prompts
@@ -66,22 +68,24 @@ class AgentRunner(abc.ABC):
         By default, the next program does that."""
         return
 
-    async def add(self, text: str) -> int:
-        """Add a prompt for the next turn; return the turn's number once it is journaled."""
+    async def add(self, text: str, *facts: AnyBody, woken_by: Sequence[str] = ()) -> int:
+        """Add a prompt for the next turn; return the turn's number once it is journaled, together with `facts` of that
+        turn: all or none. Raises IllegalMove if one of them cannot happen; then there is no such turn."""
         async with self._adding:
-            return await self._add(text)
+            return await self._add(text, facts, tuple(woken_by))
 
-    async def _add(self, text: str) -> int:
+    async def _add(self, text: str, facts: Sequence[AnyBody], woken_by: tuple[str, ...]) -> int:
         # Stored before the turn waits, because then it may be sent at once. A prompt typed meanwhile takes the number.
         number = 0
         while number != self.queue.last + 1:
             number = self.queue.last + 1
             await self.prompts.keep(number, text)
         number, created = self.queue.add(self.turn.model or "")
+        created = msgspec.structs.replace(created, woken_by=woken_by)
         # Shielded, and withdrawn on an error: the queue must match the journal, or a prompt is sent unasked.
         with anyio.CancelScope(shield=True):
             try:
-                await self.resources.event_log.record(self.session, created, turn=number)
+                await self.resources.event_log.record(self.session, created, *facts, turn=number)
             except BaseException:
                 self.queue.withdraw(number)
                 raise
@@ -104,8 +108,9 @@ class AgentRunner(abc.ABC):
 class Steers(Protocol):
     """An agent that takes more than prompts while it works: text for the current turn, answers, another model."""
 
-    async def steer(self, text: str) -> None:
-        """Add text to the current turn. Raises BadInput if no turn runs, or if the program does not take it."""
+    async def steer(self, text: str, *facts: AnyBody) -> None:
+        """Add text to the current turn, and journal `facts` with it: all or none. Raises BadInput if no turn runs, or
+        if the program does not take it; IllegalMove if one of the facts cannot happen."""
 
     async def answer(self, ask: AskRow, answer: Answer) -> None:
         """Answer a question of the agent once the answer is journaled. Raises BadInput, and IllegalMove for a question

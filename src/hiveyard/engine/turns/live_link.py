@@ -130,7 +130,7 @@ def act_of(body: AnyBody) -> Callable[[Driver], Step] | None:
         return lambda driver: driver.steer(body.key, body.text)
     if isinstance(body, LiveInterrupted):
         return lambda driver: driver.interrupt(body.key)
-    if isinstance(body, AskAnswered):
+    if isinstance(body, AskAnswered) and body.request:  # without one, no program asked it
         answer = Answer(allow=body.allow, option=body.option, message=body.message)
         return lambda driver: driver.answer(body.request, answer)
     if isinstance(body, ModelChosen | SessionChanged) and (model := body.model) is not None:

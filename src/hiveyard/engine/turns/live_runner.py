@@ -247,13 +247,13 @@ class LiveRunner(AgentRunner):
         if self.queue.running is not None:
             await self._tell(LiveInterrupted(key=f"interrupt-{new_id()}"))
 
-    async def steer(self, text: str) -> None:
+    async def steer(self, text: str, *facts: AnyBody) -> None:
         """Add text to the current turn, as `Steers.steer`."""
         if self.queue.running is None:
             raise BadInput("no turn runs that text could be added to", hint="hv send, without --now")
         if len(text) > TEXT_LIMIT:
             raise BadInput(f"the text has {len(text)} characters; {TEXT_LIMIT} can be added to a turn")
-        await self._tell(LiveSteered(key=f"steer-{new_id()}", text=text))
+        await self._tell(LiveSteered(key=f"steer-{new_id()}", text=text), *facts)
 
     async def answer(self, ask: AskRow, answer: Answer) -> None:
         """Answer a question, as `Steers.answer`."""
@@ -267,20 +267,20 @@ class LiveRunner(AgentRunner):
         await self._tell(SessionChanged(model=model, key=f"model-{new_id()}"))
         self.turn = replace(self.turn, model=model)
 
-    async def _tell(self, body: AnyBody) -> None:
-        """Tell the driver, journal that, and send the lines. Without a connection, the next one does the rest. None is
-        made meanwhile: its driver would read the journal too early."""
+    async def _tell(self, body: AnyBody, *facts: AnyBody) -> None:
+        """Tell the driver, journal that with `facts`, and send the lines. Without a connection, the next one does the
+        rest. None is made meanwhile: its driver would read the journal too early."""
         act, turn = act_of(body), self.queue.running
         assert act is not None
         async with self._connecting:
             if (link := self._link) is None:
-                await self.resources.event_log.record(self.session, body, turn=turn)
+                await self.resources.event_log.record(self.session, body, *facts, turn=turn)
                 return
             async with link.lock:
                 step = act(link.driver)
                 with anyio.CancelScope(shield=True):
-                    told = TurnEntry(turn, link.decoder.entry(body))
-                    await self._journal(link, [told, *self.queue.assign([Entry(event) for event in step.events])])
+                    told = [TurnEntry(turn, link.decoder.entry(one)) for one in (body, *facts)]
+                    await self._journal(link, [*told, *self.queue.assign([Entry(event) for event in step.events])])
                 with suppress(GuestDisconnected):  # the next connection sends it
                     await link.send(step.lines)
 

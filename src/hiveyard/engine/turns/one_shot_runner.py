@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hiveyard.core.commands import ProcessInfo, ProcessSpec
 from hiveyard.core.errors import AgentFlood, BadInput, ProcessError
-from hiveyard.core.events import Notice, TurnStarted
+from hiveyard.core.events import AnyBody, Notice, TurnStarted
 from hiveyard.core.ports import Agent, Guest, ProcessManager, Verdict
 from hiveyard.engine.event_log import Entry
 from hiveyard.engine.turns.agent_runner import GRACE, AgentRunner
@@ -96,7 +96,7 @@ class OneShotRunner(AgentRunner):
     async def interrupt(self, guest: Guest) -> None:
         raise BadInput("the agent has one turn only: an interrupt would end its task", hint=f"hv cancel {self.session}")
 
-    async def add(self, text: str) -> int:
+    async def add(self, text: str, *facts: AnyBody, woken_by: Sequence[str] = ()) -> int:
         raise BadInput("the agent takes one prompt only", hint=f"hv wait {self.session}, then hv send")
 
     # --- output ------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from hiveyard.core.errors import BadTape
 from hiveyard.core.events import Notice
 from hiveyard.core.states import Phase
 from hiveyard.door.door import Door
-from hiveyard.door.recorder import Recorder
 from hiveyard.door.tape import Tape
+from hiveyard.door.tape_recorder import Recorder
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.run_spec import RunSpec
 from hiveyard.store.views import SessionRow

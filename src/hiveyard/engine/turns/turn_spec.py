@@ -46,6 +46,6 @@ def _turn(request: RunSpec, door_url: str, key: str, *, name: str, conversation:
         command=request.command,
         ask=ask,
         system=request.system,
-        mcp=request.mcp or {},
+        mcp={name: server.resolved(door_url, key) for name, server in (request.mcp or {}).items()},
         env=request.env or {},
     )

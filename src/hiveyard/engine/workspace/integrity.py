@@ -8,7 +8,7 @@ import anyio.to_thread
 from sqlalchemy import Connection
 
 from hiveyard.engine.resources import Resources
-from hiveyard.engine.workspace.files import files_of
+from hiveyard.engine.workspace.session_files import files_of
 from hiveyard.repository.git import git
 from hiveyard.store import lineage, views
 from hiveyard.store.views import SessionRow

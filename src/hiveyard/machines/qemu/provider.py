@@ -48,11 +48,11 @@ from hiveyard.kit.lock import file_lock
 from hiveyard.kit.refcount import RefCounted
 from hiveyard.machines.qemu import terminal
 from hiveyard.machines.qemu.accelerator import CANDIDATES, Accelerator
+from hiveyard.machines.qemu.bring_up import Fork, bring_up
 from hiveyard.machines.qemu.command import DOOR_ADDRESS
 from hiveyard.machines.qemu.connections import Connections, GuestExec
 from hiveyard.machines.qemu.disk import remove_tree
 from hiveyard.machines.qemu.disk_usage import stored_items
-from hiveyard.machines.qemu.forking import Fork, bring_up
 from hiveyard.machines.qemu.host import Qemu, check_memory, check_space, disk_full_as_no_space
 from hiveyard.machines.qemu.launch import StateRefused
 from hiveyard.machines.qemu.pause import change_files, pause, resume, resume_if_abandoned

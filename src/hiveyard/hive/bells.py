@@ -1,0 +1,36 @@
+"""Tell those who wait for a member's mailbox that they should look again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+
+
+class Bells:
+    """The events that those who wait for a session listen to."""
+
+    def __init__(self) -> None:
+        self._listening: defaultdict[str, set[anyio.Event]] = defaultdict(set)
+
+    @contextmanager
+    def listening(self, session: str) -> Iterator[anyio.Event]:
+        """Yield an event that is set when the bell rings. Look inside the block, then wait: so no ring is missed."""
+        bell = anyio.Event()
+        self._listening[session].add(bell)
+        try:
+            yield bell
+        finally:
+            self._listening[session].discard(bell)
+            if not self._listening[session]:
+                del self._listening[session]
+
+    def ring(self, session: str) -> None:
+        for bell in self._listening.get(session, ()):
+            bell.set()
+
+    def count(self, session: str) -> int:
+        """Return how many listen."""
+        return len(self._listening.get(session, ()))
