@@ -1,6 +1,6 @@
 # Every target works alone on a fresh machine: what is missing is set up first.
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test unit real quick long demo bench lock clean
+.PHONY: help setup check format test unit real quick long demo pictures bench lock clean
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -42,6 +42,9 @@ long: $(READY) ## Storms, matrices and soaks, in parts of at most an hour: make 
 
 demo: $(READY) ## A real agent mends a real repository in a forked VM, without a key or a network
 	@scripts/demo
+
+pictures: $(READY) ## Take pictures of the page, with a seeded demo, into build/pictures
+	$(BIN)/python -m tests.web.pictures
 
 bench: $(READY) ## Measure
 	$(BIN)/python -m benchmarks

@@ -29,6 +29,7 @@ from hiveyard.machines.morph.settings import MorphSettings
 from hiveyard.machines.qemu.settings import QemuSettings
 from hiveyard.paths import Paths
 from hiveyard.store.settings import StoreSettings
+from hiveyard.web.settings import WebSettings
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Settings:
     door: DoorSettings = field(default_factory=DoorSettings)
     ports: PortSettings = field(default_factory=PortSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+    web: WebSettings = field(default_factory=WebSettings)
     qemu: QemuSettings = field(default_factory=QemuSettings)
     docker: DockerSettings = field(default_factory=DockerSettings)
     bubblewrap: BubblewrapSettings = field(default_factory=BubblewrapSettings)

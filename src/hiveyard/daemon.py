@@ -52,6 +52,9 @@ from hiveyard.processes.tmux import Tmux
 from hiveyard.store.ballast import BALLAST
 from hiveyard.store.database import open_store
 from hiveyard.store.mirror import mirror
+from hiveyard.web.control import add_control
+from hiveyard.web.listener import Listener
+from hiveyard.web.settings import WebSettings
 
 log = logging.getLogger("hiveyard.daemon")
 LOG_BYTES = 8 << 20
@@ -153,7 +156,7 @@ async def _serve(ready: Ready) -> None:
             engine = await stack.enter_async_context(running(parts))
             members = await stack.enter_async_context(running_hive(hive, engine, parts))
             try:
-                await _answer(engine, members, listener, paths, ready)
+                await _answer(engine, members, listener, paths, ready, settings.web)
             finally:
                 # While the lock is held: later it would be the socket of the next daemon.
                 paths.socket.unlink(missing_ok=True)
@@ -238,7 +241,9 @@ def _providers(paths: Paths, settings: config.Settings, keys: Keys) -> Mapping[s
     }
 
 
-async def _answer(engine: Engine, members: Members, listener: socket.socket, paths: Paths, ready: Ready) -> None:
+async def _answer(
+    engine: Engine, members: Members, listener: socket.socket, paths: Paths, ready: Ready, web: WebSettings
+) -> None:
     server: uvicorn.Server | None = None
 
     def shut_down() -> None:
@@ -247,8 +252,12 @@ async def _answer(engine: Engine, members: Members, listener: socket.socket, pat
         # The next verb starts a new daemon, which waits until this one has ended.
         paths.socket.unlink(missing_ok=True)
 
-    server = make_server(make_app(engine, members, shut_down))
+    app = make_app(engine, members, shut_down)
+    server = make_server(app)
     async with anyio.create_task_group() as group:
+        page = Listener(engine, members, web, paths.web, SystemClock(), group)
+        add_control(app, page)
+        await page.start_if_used()
         group.start_soon(_until_signal, shut_down, name="signals")
         log.info("hiveyard %s on %s, pid %d", __version__, paths.socket, os.getpid())
         if ready.awaited:

@@ -51,6 +51,10 @@ class Paths(NamedTuple):
         return self.data / "ssh"
 
     @property
+    def web(self) -> Path:
+        return self.data / "web"
+
+    @property
     def doors(self) -> Path:
         return self.run / "doors"
 

@@ -4,12 +4,14 @@ remember WORD   keep a word, in the conversation
 recall          say all words that are kept
 say N           say N things
 wait            be at work until it is interrupted; a text that is added is said
+tell JSON       say a list of events, each with its `kind`: agent.KIND
 ask             ask for permission, and say what was answered
 model           say the model
 given NAME      say a variable, reversed
 fail TEXT       end the turn as a failure
 die CODE        end the program
 
+A prompt of the variable PUPPET_TALKS, a JSON object, says the events of that prompt, as `tell` does.
 A prompt with messages of the hive: the lines of each are done, `tool NAME JSON` calls a tool at the door.
 """
 

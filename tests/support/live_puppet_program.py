@@ -122,11 +122,14 @@ def mail(prompt: str) -> str:
     return verb
 
 
+talks = json.loads(os.environ.get("PUPPET_TALKS", "{}"))
 tell("started", conversation=conversation, model=model, version="1")
 while True:
     prompt = sys.stdin.read() if once else heard("prompt")[1]
     if prompt.startswith("You have "):
         prompt = mail(prompt)
+    if prompt in talks:
+        prompt = "tell " + json.dumps(talks[prompt])
     verb, _, rest = prompt.partition(" ")
     if verb == "die":
         sys.exit(int(rest))
@@ -136,6 +139,10 @@ while True:
         end(f"model: {model}")
     elif verb == "given":
         end(f"given: {os.environ.get(rest, 'nothing')[::-1]}")
+    elif verb == "tell":
+        for event in json.loads(rest):
+            tell(event.pop("kind"), **event)
+        end("told")
     elif verb in ("remember", "recall", "say", "wait", "ask"):
         globals()[verb](rest)
     else:

@@ -129,6 +129,28 @@ class SshConfig(msgspec.Struct, frozen=True):
     text: str
 
 
+class WebLinkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request for a link that signs a browser in to the page. A `read_only` one may only look."""
+
+    read_only: bool = False
+
+
+class WebLink(msgspec.Struct, frozen=True):
+    """A link that signs in one browser, once, within a minute."""
+
+    url: str
+
+
+class WebDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A browser that is signed in to the page. Times are seconds since the epoch; `seen_at` is exact to an hour."""
+
+    id: str
+    name: str
+    read_only: bool
+    created_at: float
+    seen_at: float
+
+
 class BuildLine(msgspec.Struct, frozen=True):
     """A line of progress of an image build."""
 

@@ -29,6 +29,9 @@ from hiveyard.api.bodies import (
     TerminalRequest,
     TurnAccepted,
     Version,
+    WebDevice,
+    WebLink,
+    WebLinkRequest,
 )
 from hiveyard.core.events import Event
 from hiveyard.engine.archive.exporting import Exported
@@ -65,9 +68,11 @@ _ANSWERS = (
 _FOR_ACCESS = (OpenPort, SshConfig)
 _FOR_SNAPSHOTS = (SnapshotRequest, ForkRequest, RewindRequest, SnapshotView, Forked, Compared)
 _FOR_THE_SYSTEM = (ExportRequest, ImportRequest, Exported, Costs, Pruned, Reconciled)
+_FOR_THE_PAGE = (WebLinkRequest, WebLink, WebDevice)
 _FOR_THE_HIVE = (MemberRequest, MemberView, MessageRequest, MessageView, Sent, ReminderView, NapRequest, MailRead)
+_SPECIAL = (*_FOR_ACCESS, *_FOR_SNAPSHOTS, *_FOR_THE_SYSTEM, *_FOR_THE_PAGE, *_FOR_THE_HIVE)
 _STREAMS = (Event, BuildLine, End)
-BODIES = (*_REQUESTS, *_ANSWERS, *_FOR_ACCESS, *_FOR_SNAPSHOTS, *_FOR_THE_SYSTEM, *_FOR_THE_HIVE, *_STREAMS)
+BODIES = (*_REQUESTS, *_ANSWERS, *_SPECIAL, *_STREAMS)
 _REF = "#/components/schemas/{name}"
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from hiveyard.core.errors import DaemonRunning, SocketPathTooLong
 
@@ -47,10 +49,18 @@ def _answers(path: Path) -> bool:
         return True
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """A server that leaves signals to the daemon: it runs several servers, and one signal ends all of them."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def make_server(app: ASGIApp) -> uvicorn.Server:
     """Return a server for the daemon's event loop: no signal handlers, no access log, and open event streams do not
     delay its end."""
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, ws="none", http="h11"
     )
-    return uvicorn.Server(config)
+    return Server(config)

@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from hiveyard.kit.figures import count, dollars, size, span
 from hiveyard.kit.text import one_line
 
+__all__ = ["age", "count", "ids", "money", "plain", "size", "span", "stat", "status", "summary", "table", "tokens"]
 _LONGEST = 4096
 STATUS_COLORS = {"completed": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 
@@ -51,23 +53,9 @@ def age(at: float | None) -> str:
     return span(max(0.0, time.time() - at))
 
 
-def span(seconds: float) -> str:
-    """Return a duration in the largest fitting unit."""
-    if seconds < 10:
-        return f"{seconds:.2f}s" if seconds < 1 else f"{seconds:.1f}s"
-    if seconds < 120:
-        return f"{seconds:.0f}s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f}m"
-    return f"{seconds / 3600:.0f}h" if seconds < 172800 else f"{seconds / 86400:.0f}d"
-
-
 def money(usage: dict[str, Any]) -> str:
     """Return the cost in dollars, with four decimals below $1."""
-    cost = usage.get("cost_usd")
-    if cost is None:
-        return "price unknown"
-    return f"${cost:.4f}" if cost < 1 else f"${cost:.2f}"
+    return dollars(usage.get("cost_usd"))
 
 
 def tokens(usage: dict[str, Any]) -> str:
@@ -75,22 +63,6 @@ def tokens(usage: dict[str, Any]) -> str:
     cached = usage["cache_read_tokens"] + usage["cache_write_tokens"]
     total = usage["input_tokens"] + cached
     return f"{count(total)} in{f' ({count(cached)} cached)' if cached else ''}, {count(usage['output_tokens'])} out"
-
-
-def count(n: int) -> str:
-    """Return a number as `950`, `7.8k` or `1.2M`."""
-    if n < 1000:
-        return str(n)
-    return f"{n / 1000:.1f}k" if n < 1_000_000 else f"{n / 1_000_000:.1f}M"
-
-
-def size(bytes: float) -> str:
-    """Return a size as `312 B`, `4.2 MB` or `1.3 GB`."""
-    for unit in ("B", "kB", "MB"):
-        if bytes < 1000:
-            return f"{bytes:.0f} {unit}" if bytes >= 100 or unit == "B" else f"{bytes:.1f} {unit}"
-        bytes /= 1000
-    return f"{bytes:.1f} GB"
 
 
 def status(task: dict[str, Any]) -> str:

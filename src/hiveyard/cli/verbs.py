@@ -119,6 +119,11 @@ GROUPS: dict[str, dict[str, Verb]] = {
     "System": {
         "image": Verb("image:image", "Build, list and remove images.", ("image build default", "image ls")),
         "system": Verb("system:system", "Show and free disk space.", ("system df", "system prune --dry-run")),
+        "web": Verb(
+            "web:web",
+            "Open the page, and list the browsers that are signed in to it.",
+            ("web", "web devices"),
+        ),
         "doctor": Verb("doctor:doctor", "Check what Hiveyard needs on this host.", ("doctor", "doctor --json")),
         "serve": Verb("serve:serve", "Run the daemon in the foreground.", ("serve", "serve &")),
         "stop-daemon": Verb(
@@ -151,6 +156,7 @@ INNER: dict[str, tuple[str, str]] = {
     "image build": ("image build default", "image build ./mine.toml --force"),
     "image ls": ("image ls", "image ls --json"),
     "image rm": ("image rm mine", "image rm mine --json"),
+    "web devices": ("web devices", "web devices --revoke 4k2"),
     "system df": ("system df", "system df -v"),
     "system reconcile": ("system reconcile", "system reconcile --json"),
     "system prune": ("system prune --dry-run", "system prune --all"),

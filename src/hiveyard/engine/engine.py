@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -26,6 +26,7 @@ from hiveyard.engine.placement.image_stock import ImageStock
 from hiveyard.engine.placement.machine_lease import MachineLease
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.access import SessionAccess
+from hiveyard.engine.sessions.history import History
 from hiveyard.engine.sessions.metadata import keep_metadata
 from hiveyard.engine.sessions.service import Sessions
 from hiveyard.engine.sessions.steering import Steering
@@ -64,6 +65,7 @@ class Engine:
         self.sessions = Sessions(resources, group)
         self.access = SessionAccess(resources, self.sessions)
         self.steering = Steering(resources, self.sessions)
+        self.history = History(resources)
         self.snapshots = Snapshots(resources, self.sessions, group)
         self.turn_snapshots = TurnSnapshots(resources, self.sessions, self.snapshots, group)
         self.forks = ForkService(resources, self.sessions, self.snapshots, group)
@@ -74,6 +76,7 @@ class Engine:
         self.housekeeping = Housekeeping(resources)
         self.reconciler = Reconciler(resources, self.sessions.lock)
         self.pid = os.getpid()
+        self.on_removed: Callable[[str], None] = lambda id: None
 
     @property
     def images(self) -> ImageStock:
@@ -179,6 +182,7 @@ class Engine:
         await anyio.to_thread.run_sync(workspace.mark_unfinished)
         await self._r.event_log.store.write(lambda conn: journal.forget(conn, id))
         await anyio.to_thread.run_sync(workspace.remove)
+        self.on_removed(id)
 
     # --- queries -----------------------------------------------------------------------------------------------------
 

@@ -143,6 +143,13 @@ def events(
     return [_event(row) for row in _bounded(conn, query, max_bytes)]
 
 
+def events_before(conn: Connection, session: str, before: int, limit: int = PAGE_EVENTS) -> list[Event]:
+    """Return the last events of a session before a sequence number, in order: at most `limit`, bounded as `events`."""
+    here = _OF_SESSION.params(after=0, session=session).where(_events.seq < before)
+    query = here.order_by(None).order_by(_events.seq.desc()).limit(limit)
+    return [_event(row) for row in reversed(_bounded(conn, query, PAGE_BYTES))]
+
+
 def lines(
     conn: Connection, session: str, *, after: int = 0, upto: int | None = None, limit: int = PAGE_EVENTS
 ) -> list[tuple[int, bytes]]:

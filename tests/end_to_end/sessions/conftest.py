@@ -89,10 +89,11 @@ class Stage(Hv):
             return next(event["body"] for event in events if true(event["body"]))
 
     def clear(self) -> None:
-        """Remove every session. The daemon keeps running; a killed one is started again."""
+        """Remove every session and task. The daemon keeps running; a killed one is started again."""
         if self.daemon_pid() is None:
             self.wake()
-        if sessions := [session["id"] for session in self.sessions()]:
+        found: list[Session] = self.daemon.call("GET", "/v1/sessions", all=True, tasks=True)
+        if sessions := [session["id"] for session in found]:
             assert self("rm", "-f", *sessions).returncode == 0
         assert list((self.home / "data" / "sessions").iterdir()) == []
 
