@@ -46,8 +46,9 @@ def post(
     MessageHeldBack if too many are held already."""
     if (earlier := _repeated(conn, message, now)) is not None:
         return earlier
-    storm = open_storm(conn, sender, to)
-    reason = storm.message if storm else excess(conn, sender, to, message.hops, now, settings)
+    storms = hive_views.storms_between(conn, sender, to)
+    storm = open_storm(storms)
+    reason = storm.message if storm else excess(conn, sender, to, storms, message.hops, now, settings)
     if storm is not None and len(hive_views.held_by(conn, storm.id)) >= MAX_HELD:
         raise MessageHeldBack(f"the message to {to.name} was refused: {reason}", hint="wait for the operator")
     journal.record(conn, to.session, message, at=now)

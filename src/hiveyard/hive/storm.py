@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
 from hiveyard.core.states import AskState
@@ -17,19 +19,24 @@ MAX_HELD = 100
 """Messages that one question holds. More are refused."""
 
 
-def open_storm(conn: Connection, sender: MemberKey, to: MemberKey) -> AskRow | None:
+def open_storm(storms: Sequence[AskRow]) -> AskRow | None:
     """Return the question about messages between two that the operator has not answered yet."""
-    found = hive_views.storms_between(conn, sender, to)
-    return next((ask for ask in found if ask.state is AskState.OPEN), None)
+    return next((ask for ask in storms if ask.state is AskState.OPEN), None)
 
 
 def excess(
-    conn: Connection, sender: MemberKey, to: MemberKey, hops: int, now: float, settings: HiveSettings
+    conn: Connection,
+    sender: MemberKey,
+    to: MemberKey,
+    storms: Sequence[AskRow],
+    hops: int,
+    now: float,
+    settings: HiveSettings,
 ) -> str | None:
     """Return why one more message between two is too much; None if it is not. The operator may write without limit."""
     if sender.name in (OPERATOR, SYSTEM):
         return None
-    answered = [ask for ask in hive_views.storms_between(conn, sender, to) if ask.state is AskState.ANSWERED]
+    answered = [ask for ask in storms if ask.state is AskState.ANSWERED]
     factor: int = 2 ** sum((ask.answer or {}).get("option") == RAISE for ask in answered)
     if hops > settings.max_hops * factor:
         return f"{hops} messages of members followed from each other; {settings.max_hops * factor} may"

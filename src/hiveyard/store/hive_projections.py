@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from hiveyard.core import events as e
 from hiveyard.core.errors import IllegalMove
 from hiveyard.core.states import NEXT_MESSAGE, MessageState, step
 from hiveyard.kit.text import without_nul
 from hiveyard.store.names import unknown
+from hiveyard.store.prepared import Prepared
 from hiveyard.store.schema import members, messages, reminders, sessions
 
 Values = dict[str, Any]
@@ -83,18 +84,27 @@ def _not_a_member(session: str) -> IllegalMove:
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
+_SENT = Prepared(
+    insert(messages).returning(messages.c.position),
+    (
+        *("id", "session", "state", "kind", "sender", "recipient", "text", "thread", "reply_to", "hops", "urgent"),
+        *("files", "ask", "held_by", "turn", "sent_at"),
+    ),
+)
+_IS_MEMBER = Prepared(select(members.c.name).where(members.c.session == bindparam("key")))
+
+
 def _sent(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     assert isinstance(body, e.MessageSent)
-    if session:
-        _change(conn, session, {})
+    if session and _IS_MEMBER.first(conn, {"key": session}) is None:
+        raise _not_a_member(session)
     state = step(NEXT_MESSAGE, None, body, f"message {body.message}")
     values: Values = {"id": body.message, "session": session, "state": state, "kind": body.kind}
     values |= {"sender": body.sender, "recipient": body.to, "text": without_nul(body.text), "ask": body.ask}
     values |= {"thread": body.thread or body.message, "reply_to": body.reply_to, "hops": body.hops}
     files = msgspec.json.encode(body.files).decode()
-    conn.execute(
-        insert(messages), {**values, "urgent": body.urgent, "files": files, "held_by": "", "turn": None, "sent_at": at}
-    )
+    values |= {"urgent": body.urgent, "files": files, "held_by": "", "turn": None, "sent_at": at}
+    _SENT.first(conn, {**values, "state": state.value})
 
 
 def _moved(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Row, func, or_, select
+from sqlalchemy import Connection, Row, Text, bindparam, func, or_, select
 
 from hiveyard.core.errors import Ambiguous, NotFound
 from hiveyard.core.events import MessageSent
 from hiveyard.core.states import AskState, MessageState, TurnState
 from hiveyard.kit.text import one_line, without_nul
 from hiveyard.store import schema, views
+from hiveyard.store.prepared import Prepared
 from hiveyard.store.views import AskRow, TurnRow, as_ask
 
 _members, _messages, _reminders = schema.members.c, schema.messages.c, schema.reminders.c
@@ -89,9 +90,12 @@ def members(conn: Connection) -> list[MemberRow]:
     return [_member(row) for row in conn.execute(select(schema.members).order_by(_members.joined_at, _members.name))]
 
 
+_MEMBER = Prepared(select(schema.members).where(_members.name == bindparam("key")))
+
+
 def find_member(conn: Connection, name: str) -> MemberRow | None:
-    row = conn.execute(select(schema.members).where(_members.name == name)).first()
-    return None if row is None else _member(row)
+    row = _MEMBER.first(conn, {"key": name})
+    return None if row is None else _as_member(dict(zip(_members.keys(), row, strict=True)))
 
 
 def member(conn: Connection, name: str) -> MemberRow:
@@ -154,10 +158,18 @@ def count_waiting(conn: Connection, session: str) -> int:
     return conn.execute(select(func.count()).where(here)).scalar() or 0
 
 
+_RUNNING = Prepared(
+    select(func.max(_turns.number)).where(_turns.session == bindparam("key"), _turns.state == bindparam("running"))
+)
+_LAST = Prepared(
+    select(func.max(_turns.number)).where(_turns.session == bindparam("key"), _turns.started_at.is_not(None))
+)
+
+
 def running_turn(conn: Connection, session: str) -> int | None:
     """Return the number of the turn that runs in a session."""
-    here = (_turns.session == session) & (_turns.state == TurnState.RUNNING)
-    return conn.execute(select(func.max(_turns.number)).where(here)).scalar()
+    row = _RUNNING.first(conn, {"key": session, "running": TurnState.RUNNING.value})
+    return None if row is None else row[0]
 
 
 def open_turn(conn: Connection, session: str) -> TurnRow | None:
@@ -169,47 +181,85 @@ def open_turn(conn: Connection, session: str) -> TurnRow | None:
 
 def last_turn(conn: Connection, session: str) -> int | None:
     """Return the number of the turn that runs in a session, else of the last one that ran."""
-    here = (_turns.session == session) & _turns.started_at.is_not(None)
-    return running_turn(conn, session) or conn.execute(select(func.max(_turns.number)).where(here)).scalar()
+    row = _LAST.first(conn, {"key": session})
+    return running_turn(conn, session) or (None if row is None else row[0])
+
+
+_one, _other = bindparam("one", type_=Text()), bindparam("other", type_=Text())
+_SENT_BETWEEN = Prepared(
+    select(func.count()).where(
+        or_(
+            (_messages.sender == _one) & (_messages.recipient == _other),
+            (_messages.sender == _other) & (_messages.recipient == _one),
+        ),
+        _messages.state != bindparam("held"),
+        _messages.state != bindparam("dropped"),
+        _messages.sent_at > bindparam("since"),
+        _messages.sender != bindparam("without"),
+    )
+)
 
 
 def sent_between(conn: Connection, one: str, other: str, since: float, *, without: str = "") -> int:
     """Return how many messages two have sent to each other after a time, without those that are held or dropped, and
     those that `without` wrote."""
-    pair = or_(
-        (_messages.sender == one) & (_messages.recipient == other),
-        (_messages.sender == other) & (_messages.recipient == one),
+    values = {"one": one, "other": other, "since": since, "without": without}
+    states = {"held": MessageState.HELD.value, "dropped": MessageState.DROPPED.value}
+    row = _SENT_BETWEEN.first(conn, {**values, **states})
+    return 0 if row is None else int(row[0])
+
+
+_REPEATED = Prepared(
+    select(_messages.id)
+    .where(
+        *(_messages[name] == bindparam(name) for name in ("sender", "recipient", "reply_to", "kind", "text")),
+        _messages.sent_at > bindparam("since"),
     )
-    kept = _messages.state.not_in((MessageState.HELD, MessageState.DROPPED))
-    query = select(func.count()).where(pair, kept, _messages.sent_at > since, _messages.sender != without)
-    return conn.execute(query).scalar() or 0
+    .order_by(_messages.position.desc())
+)
 
 
 def find_repeated(conn: Connection, one: MessageSent, since: float) -> MessageRow | None:
     """Return an earlier message with the same author, recipient, text and kind, sent after a time."""
-    same = [_messages[name] == getattr(one, name) for name in ("sender", "reply_to", "kind")]
-    query = select(schema.messages).where(
-        *same, _messages.recipient == one.to, _messages.text == without_nul(one.text), _messages.sent_at > since
-    )
-    row = conn.execute(query.order_by(_messages.position.desc()).limit(1)).first()
-    return None if row is None else _message(row)
+    values = {"sender": one.sender, "recipient": one.to, "reply_to": one.reply_to, "kind": one.kind}
+    row = _REPEATED.first(conn, {**values, "text": without_nul(one.text), "since": since})
+    return None if row is None else message(conn, row[0])
+
+
+_HOPS = Prepared(
+    select(func.max(_messages.hops)).where(_messages.session == bindparam("key"), _messages.turn == bindparam("at"))
+)
 
 
 def hops_of_turn(conn: Connection, session: str, turn: int) -> int:
     """Return the greatest hop count of the messages that a turn got; -1 if it got none."""
-    query = select(func.max(_messages.hops)).where(_messages.session == session, _messages.turn == turn)
-    hops = conn.execute(query).scalar()
-    return -1 if hops is None else int(hops)
+    row = _HOPS.first(conn, {"key": session, "at": turn})
+    return -1 if row is None or row[0] is None else int(row[0])
+
+
+_STORM = "storm"
+_ANY_STORM = Prepared(
+    select(_asks.id).where(
+        _asks.kind == bindparam("kind"),
+        or_(
+            (_asks.asker == _one) & (_asks.session == bindparam("other_session")),
+            (_asks.asker == _other) & (_asks.session == bindparam("one_session")),
+        ),
+    )
+)
 
 
 def storms_between(conn: Connection, one: MemberKey, other: MemberKey) -> list[AskRow]:
     """Return the questions about messages that were held between two, oldest first. Each key is the name and session of
     one; the operator's session is ""."""
+    values = {"one": one.name, "other": other.name, "one_session": one.session, "other_session": other.session}
+    if _ANY_STORM.first(conn, {**values, "kind": _STORM}) is None:
+        return []
     pair = or_(
         (_asks.asker == one.name) & (_asks.session == other.session),
         (_asks.asker == other.name) & (_asks.session == one.session),
     )
-    query = select(schema.asks).where(_asks.kind == "storm", pair).order_by(_asks.asked_at, _asks.id)
+    query = select(schema.asks).where(_asks.kind == _STORM, pair).order_by(_asks.asked_at, _asks.id)
     return [as_ask(row) for row in conn.execute(query)]
 
 
@@ -234,8 +284,13 @@ def open_asks(conn: Connection, *, kinds: Collection[str]) -> list[AskRow]:
 
 
 def _member(row: Row[Any]) -> MemberRow:
-    accepts = None if row.accepts is None else msgspec.json.decode(row.accepts, type=tuple[str, ...])
-    return MemberRow(**dict(row._mapping) | {"accepts": accepts})
+    return _as_member(dict(row._mapping))
+
+
+def _as_member(values: dict[str, Any]) -> MemberRow:
+    accepts = values["accepts"]
+    known = None if accepts is None else msgspec.json.decode(accepts, type=tuple[str, ...])
+    return MemberRow(**values | {"accepts": known, "stopped": bool(values["stopped"])})
 
 
 def _message(row: Row[Any]) -> MessageRow:
