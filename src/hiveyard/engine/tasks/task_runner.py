@@ -57,6 +57,7 @@ class TaskRunner(SessionRunner):
 
     stop_word = "cancelled"
     only_turn = FIRST
+    _budget = 0.0
     # The guest is lost, or so full that no program can be started in it.
     lost = (MachineLost, ProcessError, CannotExecute, CommandTimeout)
 
@@ -86,6 +87,7 @@ class TaskRunner(SessionRunner):
         return nullcontext()
 
     async def _make_agent_runner(self, request: SpawnRequest, lease: MachineLease, door: Door) -> AgentRunner:
+        self._budget = request.budget_usd or 0.0
         task, agent = await self._request(), by_name(request.agent or self._r.settings.agent)
         turn = turn_spec(request, self._workspace, lease.provider.capabilities.door_url, name=f"turn-{FIRST}")
         version = lease.image.programs.get(agent.program, "") if lease.image is not None else ""
@@ -106,7 +108,7 @@ class TaskRunner(SessionRunner):
         return ""  # the verdict says it
 
     def _budget_spent(self) -> None:
-        self.stop.request(BudgetSpent("its budget is spent", hint="hv run --budget DOLLARS"))
+        self.stop.request(BudgetSpent(f"the budget of ${self._budget:.2f} is spent", hint="hv run --budget DOLLARS"))
 
     # --- the ends ----------------------------------------------------------------------------------------------------
 
