@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hiveyard.api.client import ApiError
 from hiveyard.cli import transcript
 from hiveyard.cli.connect import connect
 from hiveyard.cli.live import ask, live
@@ -14,7 +15,7 @@ from hiveyard.cli.names import SESSION
 from hiveyard.cli.options import JSON, F, image_reference, read_prompt, spec_options, spec_request
 from hiveyard.cli.tools import tool_options, tool_request
 from hiveyard.cli.work import find
-from hiveyard.core.errors import BadInput, SessionNotRunning
+from hiveyard.core.errors import BadInput, NotFound, SessionNotRunning
 from hiveyard.kit.names import new_id
 
 ATTACH = click.option("--attach", is_flag=True, help="Attach this terminal when the agent runs.")
@@ -59,14 +60,25 @@ def spawn(where: str | None, attach: bool, as_json: bool, **options: Any) -> int
 
     Wait until it runs; the last line on stdout is its id. Ctrl-C before that stops and removes it.
     """
-    session = ask("POST", "/v1/sessions", {**session_request(where, options), "id": new_id()})
+    request = {**session_request(where, options), "id": (id := new_id())}
     try:
-        wait_until_running(session, after=0)
+        wait_until_running(ask("POST", "/v1/sessions", request), after=0)
     except KeyboardInterrupt:
-        ask("DELETE", f"/v1/tasks/{session['id']}?force=true")
-        click.echo(f"stopped and removed {session['name']}", err=True)
+        click.echo(f"stopped and removed {_remove(id) or request.get('name') or id}", err=True)
         raise
-    return _report(session["id"], attach=attach, as_json=as_json)
+    return _report(id, attach=attach, as_json=as_json)
+
+
+def _remove(id: str) -> str:
+    """Remove a session; return its name, or an empty text if the daemon has removed it when its client left."""
+    try:
+        name = str(ask("GET", f"/v1/sessions/{id}")["name"])
+        ask("DELETE", f"/v1/tasks/{id}?force=true")
+    except ApiError as error:
+        if error.code != NotFound.code:
+            raise
+        return ""
+    return name
 
 
 @click.command(short_help="Continue a session that was stopped.")
