@@ -22,7 +22,7 @@ RIDDLES = 20
 DIALECT = re.compile(
     r"""(?x) (Stay | Stint | Sitting | Course | Berth | Ground | Seat | Seated | Wish | Ways | Reach | Books | Roster
     | Ledger | Hushed | Told | Happenings | Harvest | Failing | Wanted | Wishing | Making | Whole | Metas | Points
-    | Served | Others | Capacity | Alone)\Z""",
+    | Served | Others | Places | Alone)\Z""",
     re.IGNORECASE,
 )
 
