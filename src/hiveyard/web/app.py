@@ -38,8 +38,8 @@ async def make_page(site: Site, names: Names, address: Address) -> AsyncIterator
     engine, devices = site.engine, site.devices
     seq = await engine.history.last_seq()
 
-    async def render(ids: Collection[str]) -> str:
-        return await render_changes(site, ids)
+    async def render(ids: Collection[str], counts: bool) -> str:
+        return await render_changes(site, ids, counts)
 
     feed = Feed(engine, render, seq)
     site.waiting = (await read_desk(site)).waiting
