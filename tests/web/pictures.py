@@ -123,7 +123,7 @@ def main() -> int:
         assert stage("stop-daemon").returncode == 0
         anyio.run(bill, stage, session)
         stage.wake()
-        stage("hive", "add", "reviewer", "--agent", "live-puppet")
+        stage("hive", "add", "reviewer", str(stage.home.parent / "shop"))
         task = next(one["id"] for one in stage.json("ps", "-a") if one["status"] == "completed")
         pages = {"desk": "/", "overview": "/overview", "overview-by-repo": "/overview#group=repo", "new": "/new"}
         pages |= {"session": f"/s/{session}", "snapshots": f"/s/{session}/snapshots", "events": f"/s/{session}/events"}
