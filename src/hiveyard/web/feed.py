@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
@@ -12,6 +13,7 @@ import anyio
 from hiveyard.core.events import Event
 from hiveyard.engine.engine import Engine
 
+log = logging.getLogger(__name__)
 KEPT = 500
 """Messages that are kept for pages that are behind. A page that is further behind loads its list again."""
 PAUSE = 0.1
@@ -60,7 +62,11 @@ class Feed:
     async def tell(self, sessions: Collection[str], seq: int | None = None, *, counts: bool = True) -> None:
         """Add a message about sessions that changed or were removed."""
         async with self._lock:  # a message is never older than the one before it
-            data = await self._render(sessions, counts)
+            try:
+                data = await self._render(sessions, counts)
+            except Exception:
+                log.exception("a change could not be shown on the page: %s", sorted(sessions))
+                return
             self._places, self.seq = self._places + 1, max(self.seq, seq or 0)
             self._messages.append(Message(self._places, self.seq, data))
             if len(self._messages) > KEPT:
