@@ -240,6 +240,15 @@ def test_a_long_transcript_begins_with_its_end_and_shows_older_parts_on_demand(
     page.wait("document.querySelector('#new-items').hidden")
 
 
+def test_the_current_work_of_a_session_is_collected_and_shown(page: Browser, stage: Stage, repo: Path) -> None:
+    id = stage.prompted(repo)
+    assert stage("exec", "-T", id, "--", "sh", "-c", "echo fresh > fresh.txt").returncode == 0
+    go(page, f"/s/{id}/changes")
+    page.see("No changes are collected")
+    page.click("#collect")
+    page.see("fresh.txt", ".file")
+
+
 def test_a_draft_survives_a_reload(page: Browser, stage: Stage, repo: Path) -> None:
     id = stage.prompted(repo)
     go(page, f"/s/{id}")

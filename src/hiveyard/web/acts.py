@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from hiveyard import agents
 from hiveyard.core.errors import BadInput, NotFound
 from hiveyard.engine.sessions.change import SessionChange
 from hiveyard.engine.sessions.view import SessionView
@@ -44,8 +45,11 @@ def act_routes(site: Site) -> list[Route]:
     async def new(request: Request) -> Response:
         works = await site.engine.sessions.views(over=True, tasks=True, limit=200)
         repos = list(dict.fromkeys(work.repo for work in works))[:20]
+        programs = [one for one in agents.names() if one not in ("acp", "command")]
         kind = "session" if request.query_params.get("kind") == "session" else "task"
-        return site.page(request, "new.html", repos=repos, kind=kind, repo=request.query_params.get("repo", ""))
+        return site.page(
+            request, "new.html", repos=repos, agents=programs, kind=kind, repo=request.query_params.get("repo", "")
+        )
 
     async def create(request: Request) -> Response:
         asked = request_of(await form(request))
