@@ -35,6 +35,8 @@ def settings() -> str:
 def web_stage() -> Iterator[Stage]:
     with opened(settings()) as stage:
         yield stage
+        said = (stage.home / "data" / "daemon.log").read_text()
+        assert "Traceback" not in said, said[said.index("Traceback") - 200 :][:3000]
 
 
 @pytest.fixture

@@ -11,12 +11,17 @@ import sys
 import time
 from pathlib import Path
 
+import anyio
+
+from hiveyard.core.events import ModelCalled
+from hiveyard.core.usage import Usage
+from hiveyard.kit.clock import SystemClock
+from hiveyard.store.database import open_store
 from tests.end_to_end.sessions.conftest import Stage, opened
 from tests.support.browser import Browser, browser
 from tests.web.conftest import link, place, settings
 
 WHERE = Path(__file__).parents[2] / "build" / "pictures"
-USAGE = {"input_tokens": 5210, "output_tokens": 812, "cache_read_tokens": 18_400, "cost_usd": 0.0731, "requests": 6}
 DIFF = """@@ -1,6 +1,9 @@
  def total(items):
 -    return sum(item.price for item in items)
@@ -43,7 +48,6 @@ TALK = [
     {"kind": "edited", "path": "shop/cart.py", "diff": DIFF, "call": "3"},
     {"kind": "tool_called", "call": "4", "tool": "Bash", "summary": "Bash: pytest -q"},
     {"kind": "tool_returned", "call": "4", "tool": "Bash", "output": "24 passed in 1.90s"},
-    {"kind": "usage", "usage": USAGE},
     {
         "kind": "text",
         "text": "All 24 tests pass now. `total()` multiplied nothing; it does now:\n\n"
@@ -97,6 +101,15 @@ def seed(stage: Stage, scratch: Path) -> str:
     return first
 
 
+async def bill(stage: Stage, session: str) -> None:
+    """Record calls of a model in the journal of a daemon that does not run."""
+    async with open_store(stage.home / "data" / "hiveyard.db", clock=SystemClock()) as store:
+        for turn, tokens, cost in ((1, 24_600, 0.0731), (2, 9_100, 0.0204)):
+            usage = Usage(input_tokens=tokens // 4, cache_read_tokens=3 * tokens // 4, output_tokens=812, cost_usd=cost)
+            called = ModelCalled(protocol="anthropic", model="opus", status=200, seconds=4.1, usage=usage)
+            await store.append(session, called, turn=turn)
+
+
 def main() -> int:
     WHERE.mkdir(parents=True, exist_ok=True)
     with opened(settings()) as stage, browser() as window:
@@ -106,6 +119,11 @@ def main() -> int:
         window.wait("location.pathname === '/'")
         shoot(window, base, {"empty-desk": "/", "empty-overview": "/overview"})
         session = seed(stage, stage.home.parent)
+        window.open("about:blank")
+        assert stage("stop-daemon").returncode == 0
+        anyio.run(bill, stage, session)
+        stage.wake()
+        stage("hive", "add", "reviewer", str(stage.home.parent / "shop"))
         task = next(one["id"] for one in stage.json("ps", "-a") if one["status"] == "completed")
         pages = {"desk": "/", "overview": "/overview", "overview-by-repo": "/overview#group=repo", "new": "/new"}
         pages |= {"session": f"/s/{session}", "snapshots": f"/s/{session}/snapshots", "events": f"/s/{session}/events"}

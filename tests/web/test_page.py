@@ -148,6 +148,27 @@ def test_a_daemon_that_is_killed_is_found_again_and_nothing_is_lost_or_shown_twi
     assert [line for line in page.log() if "ERR_CONNECTION_REFUSED" not in line and "ERR_INCOMPLETE" not in line] == []
 
 
+def test_a_member_asks_and_writes_and_is_answered(page: Browser, stage: Stage, repo: Path) -> None:
+    assert stage("hive", "add", "ada", str(repo)).returncode == 0
+    go(page, "/")
+    stage("hive", "send", "ada", 'tool ask {"question": "which color?"}')
+    page.see("which color?", ".ask")
+    page.fill(".ask [name=answer]", "green, please")
+    page.click(".ask .primary")
+    page.wait("document.querySelector('.ask') === null")
+    stage("hive", "send", "ada", 'tool send {"to": ["operator"], "text": "it is green now"}')
+    page.see("it is green now", ".mail")
+    page.fill(".mail [name=text]", "say 1 5")
+    page.click(".mail .primary")
+    page.wait("document.querySelector('.mail') === null")
+    sent = [(one["sender"], one["text"]) for one in stage.json("hive", "mail", "ada")]
+    assert ("operator", "green, please") in sent and ("operator", "say 1 5") in sent
+    go(page, "/overview")
+    page.see("member", "tr[data-item] .tag")
+    assert stage("hive", "rm", "--force", "ada").returncode == 0
+    page.wait("document.querySelectorAll('tr[data-item]').length === 0")
+
+
 def test_hostile_text_runs_nothing_and_breaks_no_layout(page: Browser, stage: Stage, repo: Path) -> None:
     events = [
         {"kind": "text", "text": f"{NASTY}\n```\n{NASTY}\n```\n`{NASTY}` **{NASTY}**"},
@@ -199,6 +220,33 @@ def test_a_snapshot_is_taken_and_forked(page: Browser, stage: Stage, repo: Path)
     page.click("#dialog .primary")
     page.see("forked into 1", "#toasts")
     assert len(stage.json("list")) == 2
+
+
+def test_a_long_transcript_begins_with_its_end_and_shows_older_parts_on_demand(
+    page: Browser, stage: Stage, repo: Path
+) -> None:
+    id = stage.spawn(repo, "--name", "long", "-m", "say 900 20")
+    stage.until(id, lambda body: body["type"] == "turn.ended")
+    go(page, f"/s/{id}")
+    page.see("thing 899", "#transcript")
+    assert "thing 10 " not in page.text("#transcript")
+    page.script("scrollTo(0, 0)")
+    assert stage("send", id, "say 1 20", "--wait").returncode == 0
+    page.see("new", "#new-items")
+    page.click(".older")
+    page.see("thing 10 ", "#transcript")
+    page.wait("document.querySelector('.older') === null")
+    page.click("#new-items")
+    page.wait("document.querySelector('#new-items').hidden")
+
+
+def test_the_current_work_of_a_session_is_collected_and_shown(page: Browser, stage: Stage, repo: Path) -> None:
+    id = stage.prompted(repo)
+    assert stage("exec", "-T", id, "--", "sh", "-c", "echo fresh > fresh.txt").returncode == 0
+    go(page, f"/s/{id}/changes")
+    page.see("No changes are collected")
+    page.click("#collect")
+    page.see("fresh.txt", ".file")
 
 
 def test_a_draft_survives_a_reload(page: Browser, stage: Stage, repo: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hiveyard import config
+from hiveyard.cli.verbs import VERBS
 from hiveyard.core.errors import BadInput, BadSetting
 from hiveyard.core.events import (
     AgentEdited,
@@ -156,6 +157,24 @@ def test_results_from_before_the_first_look_count_as_seen(tmp_path: Path) -> Non
     seen.mark("a", 11)
     assert Seen(tmp_path / "seen.json", since=99).has("a", 11)
     assert not Seen(tmp_path / "seen.json", since=99).has("a", 12)
+
+
+def test_the_docs_say_for_every_verb_where_the_page_has_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "web.md").read_text()
+    table = page.partition("## The verbs of `hv`")[2].partition("## Access")[0]
+    told = set(re.findall(r"`([a-z -]+)`", table))
+    hive = {
+        "hive add",
+        "hive log",
+        "hive ls",
+        "hive mail",
+        "hive nap",
+        "hive rm",
+        "hive send",
+        "hive show",
+        "hive wake",
+    }
+    assert (set(VERBS) - {"hive"}) | hive <= told
 
 
 def test_foreign_files_are_those_of_the_list() -> None:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from hiveyard import agents
 from hiveyard.core.errors import BadInput, NotFound
 from hiveyard.engine.sessions.change import SessionChange
 from hiveyard.engine.sessions.view import SessionView
@@ -44,8 +45,11 @@ def act_routes(site: Site) -> list[Route]:
     async def new(request: Request) -> Response:
         works = await site.engine.sessions.views(over=True, tasks=True, limit=200)
         repos = list(dict.fromkeys(work.repo for work in works))[:20]
+        programs = [one for one in agents.names() if one not in ("acp", "command")]
         kind = "session" if request.query_params.get("kind") == "session" else "task"
-        return site.page(request, "new.html", repos=repos, kind=kind, repo=request.query_params.get("repo", ""))
+        return site.page(
+            request, "new.html", repos=repos, agents=programs, kind=kind, repo=request.query_params.get("repo", "")
+        )
 
     async def create(request: Request) -> Response:
         asked = request_of(await form(request))
@@ -84,7 +88,10 @@ async def _interrupt(site: Site, work: SessionView, given: Form) -> str:
 
 
 async def _stop(site: Site, work: SessionView, given: Form) -> str:
-    await site.engine.sessions.stop(work.id)
+    if (member := await site.members.member_of(work.id)) is not None:
+        await site.members.stop(member.name)
+    else:
+        await site.engine.sessions.stop(work.id)
     return f"{work.name}: stopped"
 
 
@@ -102,6 +109,11 @@ async def _resume(site: Site, work: SessionView, given: Form) -> str:
     except ValueError:
         raise BadInput(f"the budget is {budget[:40]!r}, and not a number of dollars") from None
     prompt = given.get("text", "").strip() or None
+    if (member := await site.members.member_of(work.id)) is not None:
+        if prompt is not None:
+            await site.members.write(member.name, prompt)
+        await site.members.start(member.name)
+        return f"{member.name}: starts"
     await site.engine.sessions.resume(work.id, change, prompt)
     return f"{work.name}: resumes"
 
@@ -129,7 +141,10 @@ async def _collect(site: Site, work: SessionView, given: Form) -> str:
 async def _remove(site: Site, work: SessionView, given: Form) -> str:
     if given.get("name", "").strip() != work.name:
         raise BadInput("the name is not the one of what would be removed", hint=work.name)
-    await site.engine.remove(work.id, force=True)
+    if (member := await site.members.member_of(work.id)) is not None:
+        await site.members.remove(member.name, force=True)
+    else:
+        await site.engine.remove(work.id, force=True)
     return f"{work.name}: removed"
 
 

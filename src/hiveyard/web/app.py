@@ -38,15 +38,15 @@ async def make_page(site: Site, names: Names, address: Address) -> AsyncIterator
     engine, devices = site.engine, site.devices
     seq = await engine.history.last_seq()
 
-    async def render(ids: Collection[str]) -> str:
-        return await render_changes(site, ids)
+    async def render(ids: Collection[str], counts: bool) -> str:
+        return await render_changes(site, ids, counts)
 
     feed = Feed(engine, render, seq)
     site.waiting = (await read_desk(site)).waiting
     # A cookie belongs to a host name, whatever the port: each installation has its own name for it.
     cookie = f"hiveyard-{address.port}"
     routes = [
-        _login(devices, names, cookie),
+        _login(devices, cookie),
         *list_routes(site, feed),
         *session_routes(site),
         *act_routes(site),
@@ -66,14 +66,14 @@ async def make_page(site: Site, names: Names, address: Address) -> AsyncIterator
         group.cancel_scope.cancel()
 
 
-def _login(devices: Devices, names: Names, cookie: str) -> Route:
+def _login(devices: Devices, cookie: str) -> Route:
     async def login(request: Request) -> Response:
         value = devices.sign_in(request.query_params.get("code", ""), _browser(request.headers.get("user-agent", "")))
         if value is None:
             problem = "This link was used before, or is older than a minute."
             return HTMLResponse(login_page(problem), 401, {"Content-Security-Policy": LOGIN_POLICY})
         answered = HTMLResponse(welcome_page(), headers={"Content-Security-Policy": LOGIN_POLICY})
-        secure = f"https://{request.headers['host'].lower()}" in names.origins and request.url.scheme == "https"
+        secure = request.headers.get("x-forwarded-proto") == "https"  # a proxy with TLS is before the page
         answered.set_cookie(
             cookie, value, max_age=COOKIE_DAYS * 86400, httponly=True, samesite="strict", path="/", secure=secure
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
@@ -12,12 +13,15 @@ import anyio
 from hiveyard.core.events import Event
 from hiveyard.engine.engine import Engine
 
+log = logging.getLogger(__name__)
 KEPT = 500
 """Messages that are kept for pages that are behind. A page that is further behind loads its list again."""
 PAUSE = 0.1
 """Seconds in which changes are collected into one message."""
 _QUIET = ("agent.usage", "agent.output", "agent.thinking", "progress", "phase.ended", "model.called")
 """Types of events that change no list by themselves, or too often."""
+_COUNTED = ("agent.asked", "ask.", "message.", "member.", "turn.ended", "task.", "session.")
+"""Beginnings of types after which something else may wait for the person."""
 
 
 class Message(NamedTuple):
@@ -28,7 +32,8 @@ class Message(NamedTuple):
     data: str
 
 
-Render = Callable[[Collection[str]], Awaitable[str]]
+Render = Callable[[Collection[str], bool], Awaitable[str]]
+"""Renders a message about sessions; the second argument says whether what waits for the person may have changed."""
 
 
 class Feed:
@@ -51,13 +56,17 @@ class Feed:
         async with aclosing(self._engine.history.follow(None, after=self._floor)) as pages:
             async for events in pages:
                 if touched := _touched(events):
-                    await self.tell(touched, events[-1].seq)
+                    await self.tell(touched, events[-1].seq, counts=_counts(events))
                 await anyio.sleep(PAUSE)
 
-    async def tell(self, sessions: Collection[str], seq: int | None = None) -> None:
+    async def tell(self, sessions: Collection[str], seq: int | None = None, *, counts: bool = True) -> None:
         """Add a message about sessions that changed or were removed."""
         async with self._lock:  # a message is never older than the one before it
-            data = await self._render(sessions)
+            try:
+                data = await self._render(sessions, counts)
+            except Exception:
+                log.exception("a change could not be shown on the page: %s", sorted(sessions))
+                return
             self._places, self.seq = self._places + 1, max(self.seq, seq or 0)
             self._messages.append(Message(self._places, self.seq, data))
             if len(self._messages) > KEPT:
@@ -84,3 +93,7 @@ class Feed:
 
 def _touched(events: Collection[Event]) -> set[str]:
     return {event.session for event in events if event.body.type not in _QUIET}
+
+
+def _counts(events: Collection[Event]) -> bool:
+    return any(event.body.type.startswith(_COUNTED) for event in events)

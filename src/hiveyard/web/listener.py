@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 import anyio
-import uvicorn
 from anyio.abc import TaskGroup
 
 from hiveyard.api.server import make_server
@@ -41,7 +40,6 @@ class Listener:
         self._group = group
         self._lock = anyio.Lock()
         self._address: Address | None = None
-        self._server: uvicorn.Server | None = None
 
     async def start(self) -> Address:
         """Listen; return the address. Succeeds if it listens already. Raises PortTaken."""
@@ -68,27 +66,26 @@ class Listener:
         host = self._settings.hosts[0] if not self._settings.is_local else address.shown
         return f"http://{host}/login?code={self.devices.make_link(read_only=read_only)}"
 
-    def stop(self) -> None:
-        """Let the server end."""
-        if self._server is not None:
-            self._server.should_exit = True
-
     async def _serve(
         self, listening: socket.socket, address: Address, *, task_status: anyio.abc.TaskStatus[None]
     ) -> None:
-        names = Names(self._settings, address)
+        """Serve the page. The daemon works without it, so an error is only logged."""
+        try:
+            with listening:
+                await self._run(listening, address, task_status)
+        except Exception:
+            log.exception("the page ended with an internal error; hv web starts it again")
+        self._address = None
+
+    async def _run(self, listening: socket.socket, address: Address, task_status: anyio.abc.TaskStatus[None]) -> None:
         seen = Seen(self._state / "seen.json", await self._engine.history.last_seq())
         site = Site(self._engine, self._members, self.devices, seen, self._clock)
-        with listening:
-            async with make_page(site, names, address) as page:
-                self._server = make_server(page)
-                log.info("the page is at http://%s", address.shown)
-                if not self._settings.is_local:
-                    log.warning(
-                        "the page is open to other machines, without encryption: put a proxy with TLS before it"
-                    )
-                task_status.started()
-                await self._server.serve(sockets=[listening])
+        async with make_page(site, Names(self._settings, address), address) as page:
+            log.info("the page is at http://%s", address.shown)
+            if not self._settings.is_local:
+                log.warning("the page is open to other machines, without encryption: put a proxy with TLS before it")
+            task_status.started()
+            await make_server(page).serve(sockets=[listening])
 
 
 def _bind(address: Address) -> socket.socket:

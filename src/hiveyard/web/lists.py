@@ -109,14 +109,23 @@ async def mark_seen(site: Site, request: Request, id: str) -> None:
 
 
 async def row_values(site: Site, works: Collection[SessionView]) -> list[dict[str, Any]]:
-    """Return the values of rows: a session, the size of its changes, and what its agent does at the moment."""
+    """Return the values of rows: a session, the size of its changes, what its agent does, and the member it is of."""
     stats = await site.engine.history.diffstats([work.id for work in works])
     busy = [work.id for work in works if is_at_work(work)]
     words = await site.engine.history.last_words(busy)
-    return [{"work": work, "stat": stats.get(work.id), "words": words.get(work.id, "")} for work in works]
+    members = {one.session.id: one for one in await site.members.views()}
+    return [
+        {
+            "work": work,
+            "stat": stats.get(work.id),
+            "words": words.get(work.id, ""),
+            "member": members.get(work.id),
+        }
+        for work in works
+    ]
 
 
-async def render_changes(site: Site, ids: Collection[str]) -> str:
+async def render_changes(site: Site, ids: Collection[str], counts: bool) -> str:
     """Return the message about sessions that changed: their rows, those that are gone, and how much waits."""
     works, gone = [], []
     for id in filter(None, ids):  # events of the hive belong to no session
@@ -128,8 +137,9 @@ async def render_changes(site: Site, ids: Collection[str]) -> str:
         {"id": values["work"].id, "html": site.fragment("row.html", **values)}
         for values in await row_values(site, works)
     ]
-    site.waiting = (await read_desk(site)).waiting
-    return msgspec.json.encode({"rows": rows, "gone": gone, "waiting": site.waiting}).decode()
+    if counts:
+        site.waiting = (await read_desk(site)).waiting
+    return msgspec.json.encode({"rows": rows, "gone": gone, "waiting": site.waiting, "desk": counts}).decode()
 
 
 async def _messages(feed: Feed, after: int) -> AsyncGenerator[str, None]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import parse_qsl
 
 import anyio
 import msgspec
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, StreamingResponse
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from hiveyard.core.errors import BadInput, HiveyardError
 from hiveyard.engine.engine import Engine
@@ -65,34 +67,59 @@ class Site:
         answered.headers["HX-Retarget"], answered.headers["HX-Reswap"] = "#toasts", "beforeend"
         return answered
 
-    def stream(self, request: Request, messages: AsyncGenerator[str, None]) -> StreamingResponse:
+    def stream(self, request: Request, messages: AsyncGenerator[str, None]) -> EventStream:
         """Return an answer of server-sent events, which ends when the browser is signed out."""
-        return StreamingResponse(
-            self._alive(device_of(request), messages),
-            media_type="text/event-stream",
-            headers={"X-Accel-Buffering": "no"},
-        )
+        id = device_of(request).id
+        return EventStream(messages, lambda: self.devices.is_valid(id))
 
-    async def _alive(self, device: Device, messages: AsyncGenerator[str, None]) -> AsyncIterator[str]:
-        """Pass messages on, and a comment when there is none for a while."""
-        send, receive = anyio.create_memory_object_stream[str]()
 
-        async def pump() -> None:
-            async with send, aclosing(messages) as source:
-                async for message in source:
-                    await send.send(message)
+class EventStream(Response):
+    """An answer of server-sent events, with a comment when there is none for a while. It ends when the browser
+    disconnects, or when `allowed` is false."""
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(pump, name="messages of a page")
-            yield "retry: 1000\n\n"
-            while self.devices.is_valid(device.id):
-                try:
-                    with anyio.move_on_after(BEAT) as waiting:
-                        message = await receive.receive()
-                except anyio.EndOfStream:
-                    break
-                yield ": alive\n\n" if waiting.cancelled_caught else message
+    media_type = "text/event-stream"
+
+    def __init__(self, messages: AsyncGenerator[str, None], allowed: Callable[[], bool]) -> None:
+        super().__init__(headers={"X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._messages = messages
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        give, take = anyio.create_memory_object_stream[str]()
+        async with anyio.create_task_group() as group, give, take:
+            group.start_soon(_until_disconnected, receive, group.cancel_scope, name="a page that leaves")
+            group.start_soon(_pump, self._messages, give.clone(), name="messages of a page")
+            give.close()
+            text = "retry: 1000\n\n"
+            while text and self._allowed():
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+                text = await _next(take)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
             group.cancel_scope.cancel()
+
+
+async def _pump(messages: AsyncGenerator[str, None], to: MemoryObjectSendStream[str]) -> None:
+    async with to, aclosing(messages) as source:
+        async for one in source:
+            await to.send(one)
+
+
+async def _next(messages: MemoryObjectReceiveStream[str]) -> str:
+    """Return the next message, a comment if there is none for a while, or an empty text at the end."""
+    try:
+        with anyio.move_on_after(BEAT):
+            return await messages.receive()
+    except anyio.EndOfStream:
+        return ""
+    return ": alive\n\n"
+
+
+async def _until_disconnected(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
 
 
 def device_of(request: Request) -> Device:

@@ -88,8 +88,10 @@ class History:
 
     async def ends(self) -> dict[str, int]:
         """Return the number of the last event of each session that ended something a person waits for."""
-        query = select(_events.session, func.max(_events.seq)).where(_events.type.in_(_ENDS)).group_by(_events.session)
-        return await self._r.event_log.read(lambda conn: {row[0]: row[1] for row in conn.execute(query)})
+        ids, theirs = schema.sessions.c.id, schema.events.alias().c
+        of_session = select(func.max(theirs.seq)).where(theirs.session == ids, theirs.type.in_(_ENDS))
+        query = select(ids, of_session.correlate(schema.sessions).scalar_subquery())
+        return await self._r.event_log.read(lambda conn: {row[0]: row[1] for row in conn.execute(query) if row[1]})
 
     async def last_words(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the last thing that each agent said, did or was asked to do."""

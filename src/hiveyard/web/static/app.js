@@ -126,7 +126,7 @@ function connection(state) {
 
 function apply(change) {
   if (change.waiting !== undefined) waiting(change.waiting);
-  if (page() === "desk") refresh();
+  if (page() === "desk" && change.desk) refresh();
   if (page() === "overview") overview().apply(change);
   if (change.items) transcript.apply(change);
 }
