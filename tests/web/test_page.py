@@ -36,6 +36,7 @@ def test_a_task_is_started_on_the_page_and_seen_to_its_end(page: Browser, stage:
     page.click("#start")
     page.see("completed", "#head")
     page.see("it is there", "#transcript")
+    page.see("add a file", "#transcript .prompt")
     go(page, f"/s/{page.url.rpartition('/')[2]}/changes")
     page.see("added.txt", ".file")
     page.see("hello", ".diff .add")

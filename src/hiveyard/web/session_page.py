@@ -116,7 +116,17 @@ async def _turns(site: Site, id: str) -> dict[int, Any]:
 async def _transcript(site: Site, id: str) -> dict[str, Any]:
     events = await site.engine.history.before(id, LAST, WINDOW)
     seq = events[-1].seq if events else 0
-    return {**await _head(site, id), **_window(events), "turns": await _turns(site, id), "seq": seq}
+    head, window = await _head(site, id), _window(events)
+    values = {**head, **window, "turns": await _turns(site, id), "seq": seq}
+    return {**values, "prompt": await _prompt_of_task(site, id, head, window)}
+
+
+async def _prompt_of_task(site: Site, id: str, head: dict[str, Any], window: dict[str, Any]) -> str:
+    """Return the prompt of a task whose transcript, which is shown from its beginning, does not have it."""
+    told = any(item.entry.kind == "prompt" for section in window["sections"] for item in section.items)
+    if head["work"].task is None or window["first"] or told:
+        return ""
+    return (await site.engine.report(id)).prompt
 
 
 def _window(events: Sequence[Event]) -> dict[str, Any]:
