@@ -37,9 +37,11 @@ class MemberAsleep(Body, frozen=True, kw_only=True, tag="member.asleep"):
 
 
 class MemberStopped(Body, frozen=True, kw_only=True, tag="member.stopped"):
-    """A user stopped the member. Nothing that comes for it wakes it, until a user does."""
+    """The operator stopped the member, or the manager called `by`. Nothing that comes for it wakes it, until one of
+    them starts it; the manager cannot start a member that the operator stopped."""
 
     name: str
+    by: str = ""
 
 
 class MemberCrashed(Body, frozen=True, kw_only=True, tag="member.crashed"):
