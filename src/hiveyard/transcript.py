@@ -116,6 +116,7 @@ HIVE: dict[str, Render] = {
     "member.left": _noted(lambda b: f"{b['name']} left the hive"),
     "member.asleep": _noted(lambda b: f"{b['name']} sleeps"),
     "member.stopped": _noted(lambda b: f"{b['name']} was stopped"),
+    "member.crashed": _warned(lambda b: f"{b['name']} ended unasked: {b['reason']}"),
     "member.woken": _noted(lambda b: f"{b['name']} was woken by {b.get('by')}"),
     "member.napping": _noted(lambda b: f"{b['name']} naps"),
     "member.noted": _noted(lambda b: f"{b['name']}: {b['note']}"),

@@ -162,7 +162,9 @@ async def test_what_a_member_may_not_do_is_refused(tmp_path: Path) -> None:
             assert "answers an own question" in await ada.refused("answer", id=ask, answer=["x"])
             assert "cannot write to itself" in await ada.refused("send", to=["ada"], text="x")
             assert "has no field 'sender'" in await eve.refused("send", to=["bob"], text="x", sender="operator")
-            assert "no tool 'logs'" in await eve.refused("logs")
+            assert "no tool 'raise'" in await eve.refused("raise")
+            for tool in ("logs", "wake", "start", "stop", "restart"):
+                assert f"eve is no manager: only a manager may call {tool}" in await eve.refused(tool, name="bob")
             assert "needs the field 'to'" in await eve.refused("send", text="x")
             assert ask not in await eve("open_threads")
             await hive.send("operator", "bob", "secret word")

@@ -15,6 +15,7 @@ from hiveyard.core.events import (
     AskOpened,
     AskOption,
     AskWithdrawn,
+    MemberWoken,
     MessageDropped,
     MessageKind,
     MessageReleased,
@@ -33,7 +34,9 @@ from hiveyard.store import hive_views, journal, views
 from hiveyard.store.hive_views import MemberKey
 from hiveyard.store.views import AskRow
 
-QUESTION, STORM = "question", "storm"
+QUESTION, STORM, CRASH = "question", "storm", "crash"
+START, LEAVE = "start", "leave"
+"""What the operator may do with a member that crashed too often."""
 EXPIRED = "(expired: nobody answered in time)"
 """The answer to a question that nobody answered."""
 MAX_OPTIONS = 20
@@ -109,6 +112,8 @@ class Asks:
             journal.record(conn, ask.session, given, at=now)
             if ask.kind == STORM:
                 _settle(conn, ask, given, now)
+            elif ask.kind == CRASH:
+                _restart(conn, ask, given, now)
             else:
                 self._tell_asker(conn, ask, by, answer_text(views.ask(conn, ask.id)), now)
             return views.ask(conn, ask.id)
@@ -213,6 +218,13 @@ def _settle(conn: Connection, ask: AskRow, given: AskAnswered, now: float) -> No
         id = message.id
         body = MessageDropped(message=id) if given.option == DROP else MessageReleased(message=id)
         journal.record(conn, message.session, body, at=now)
+
+
+def _restart(conn: Connection, ask: AskRow, given: AskAnswered, now: float) -> None:
+    """Wake a member that rests after its crashes, if that is the answer: its loop starts it."""
+    member = hive_views.member_of_session(conn, ask.session)
+    if member is not None and given.option == START:
+        journal.record(conn, ask.session, MemberWoken(name=member.name, by=OPERATOR), at=now)
 
 
 def answer_text(ask: AskRow) -> str:

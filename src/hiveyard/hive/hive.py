@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import anyio
 import msgspec
@@ -59,9 +60,21 @@ class Threads(msgspec.Struct, frozen=True, kw_only=True):
     reminders: list[ReminderRow]
 
 
+class Control(Protocol):
+    """The power over other members that a manager has. `by` is the manager. Each call raises NotFound, NotAllowed for
+    what only the operator may do, and the errors of the session."""
+
+    async def last_lines(self, name: str, count: int) -> list[str]: ...
+    async def wake(self, name: str, by: str) -> None: ...
+    async def start(self, name: str, by: str) -> None: ...
+    async def stop(self, name: str, by: str) -> None: ...
+    async def restart(self, name: str, by: str) -> None: ...
+
+
 class Hive:
     """The parts of the hive. `bells` ring when a member's mailbox or session changes. `empty` is where the repository
-    of members without one is made. `guest` reaches into the machine of a session, once the engine runs."""
+    of members without one is made. `guest` reaches into the machine of a session, and `control` acts on members, once
+    the engine runs."""
 
     def __init__(self, resources: Resources, settings: HiveSettings, directory: Path) -> None:
         self.settings = settings
@@ -69,6 +82,7 @@ class Hive:
         self.files = MailFiles(directory / "mail")
         self.empty = directory / "empty"
         self.guest: Callable[[str], AbstractAsyncContextManager[Guest]] = _no_guest
+        self.control: Control | None = None
         self._log = resources.event_log
         self.mailbox = Mailbox(self._log, self.files, settings)
         self.asks = Asks(self._log, settings)

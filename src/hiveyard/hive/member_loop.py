@@ -15,6 +15,7 @@ from hiveyard.core.events import MemberAsleep, MemberWoken, Notice
 from hiveyard.core.states import Activity, Phase, TurnState
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.event_log import EventLog
+from hiveyard.hive.crash_watch import CrashWatch
 from hiveyard.hive.frame import LooseEnds, framed
 from hiveyard.hive.hive import ASLEEP, Hive, is_napping, loose_ends
 from hiveyard.hive.mail_files import GUEST_MEMBER
@@ -55,6 +56,7 @@ class MemberLoop:
         self._hive = hive
         self._engine = engine
         self._log = event_log
+        self._crashes = CrashWatch(hive, engine, event_log)
         self._interrupted: int | None = None
         self._complaint = ""
         self._furnished = False
@@ -93,6 +95,9 @@ class MemberLoop:
     async def _step(self, at: Situation) -> float | None:
         if at.session.phase is Phase.STOPPED and at.session.reason == ASLEEP:
             return await self._asleep(at)
+        if at.session.phase is Phase.STOPPED:
+            return await self._crashes.look(at.member, at.session)
+        await self._crashes.withdraw(at.member)
         if at.session.phase is not Phase.RUNNING or at.session.activity is Activity.PAUSED:
             return None
         if at.turn is not None:

@@ -135,7 +135,7 @@ class Members:
         await self._engine.remove(member.session, force=True)
         return member.session
 
-    async def wake(self, name: str) -> None:
+    async def wake(self, name: str, by: str = OPERATOR) -> None:
         """End a member's sleep or nap. Raises BadInput for one that is stopped."""
         member = await self._row(name)
         session = await self._log.read(lambda conn: views.session(conn, member.session))
@@ -145,22 +145,22 @@ class Members:
             await self._engine.sessions.resume(member.session, wait=True)
         elif not is_napping(member, self._log.clock.now()):
             return
-        await self._log.record(member.session, MemberWoken(name=name, by=OPERATOR))
+        await self._log.record(member.session, MemberWoken(name=name, by=by))
 
     async def nap(self, name: str, seconds: float) -> None:
         await self.hive.nap(await self._row(name), seconds)
 
-    async def stop(self, name: str) -> None:
-        """Stop a member: it keeps its files, and its mail waits until it is started."""
+    async def stop(self, name: str, by: str = "") -> None:
+        """Stop a member: it keeps its files, and its mail waits until it is started. `by` is the manager that does."""
         member = await self._row(name)
-        await self._log.record(member.session, MemberStopped(name=name))
+        await self._log.record(member.session, MemberStopped(name=name, by=by))
         await self._engine.sessions.stop(member.session)
 
-    async def start(self, name: str) -> None:
+    async def start(self, name: str, by: str = OPERATOR) -> None:
         """Start a member that is stopped or asleep."""
         member = await self._row(name)
         await self._engine.sessions.resume(member.session, wait=True)
-        await self._log.record(member.session, MemberWoken(name=name, by=OPERATOR))
+        await self._log.record(member.session, MemberWoken(name=name, by=by))
 
     async def answer(self, ref: str, given: AskAnswer) -> AskView:
         """Answer a question as the operator, who may answer each. Raises as `Steering.answer` and `Asks.answer`."""

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from hiveyard.core.errors import NotAllowed, SessionNotRunning
 from hiveyard.core.parsing import parsed
 from hiveyard.hive.asks import AskRequest, answer_text, end_of
 from hiveyard.hive.frame import framed
-from hiveyard.hive.hive import Hive, Threads
+from hiveyard.hive.hive import MANAGER, Control, Hive, Threads
 from hiveyard.hive.mailbox import MessageRequest
 from hiveyard.hive.names import OPERATOR
 from hiveyard.hive.reminders import ReminderRequest
@@ -75,6 +76,14 @@ class NoteInput(_Input, frozen=True, kw_only=True):
     note: Annotated[str, Meta(description="what you work on, in one line")]
 
 
+class MemberInput(_Input, frozen=True, kw_only=True):
+    name: Annotated[str, Meta(description="the name of the member")]
+
+
+class LogsInput(MemberInput, frozen=True, kw_only=True):
+    lines: Annotated[int, Meta(ge=1, le=200, description="how many lines")] = 50
+
+
 class Call(NamedTuple):
     """A call of a tool by a member."""
 
@@ -83,13 +92,22 @@ class Call(NamedTuple):
     input: Any
     now: float
 
+    @property
+    def control(self) -> Control:
+        """The power over other members. Raises SessionNotRunning."""
+        if self.hive.control is None:
+            raise SessionNotRunning("the daemon has not reached the members yet", hint="try again in a moment")
+        return self.hive.control
+
 
 class Tool(NamedTuple):
-    """A tool: its description for models, the type of its arguments, and what it does. It returns a text."""
+    """A tool: its description for models, the type of its arguments, and what it does. It returns a text. Some only the
+    manager may call."""
 
     description: str
     input: type[_Input]
     act: Callable[[Call], Awaitable[str]]
+    for_manager: bool = False
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of the arguments."""
@@ -101,6 +119,10 @@ async def call(hive: Hive, session: str, name: str, arguments: object, now: floa
     """Call a tool for the member whose session it is. Raises NotAllowed, BadInput and the errors of the tool."""
     caller = await hive.caller(session)
     tool = TOOLS[name]
+    if tool.for_manager and caller.role != MANAGER:
+        raise NotAllowed(
+            f"{caller.name} is no manager: only a manager may call {name}", hint="send the manager a message"
+        )
     return await tool.act(Call(hive, caller, parsed(arguments, tool.input, name), now))
 
 
@@ -176,6 +198,31 @@ async def _note_status(call: Call) -> str:
     return "noted"
 
 
+async def _logs(call: Call) -> str:
+    lines = await call.control.last_lines(call.input.name, call.input.lines)
+    return "\n".join(lines) if lines else "its transcript is empty"
+
+
+async def _wake(call: Call) -> str:
+    await call.control.wake(call.input.name, call.caller.name)
+    return f"{call.input.name} is awake, or will be when there is room"
+
+
+async def _start(call: Call) -> str:
+    await call.control.start(call.input.name, call.caller.name)
+    return f"{call.input.name} starts when there is room"
+
+
+async def _stop(call: Call) -> str:
+    await call.control.stop(call.input.name, call.caller.name)
+    return f"{call.input.name} is stopped; its mail waits"
+
+
+async def _restart(call: Call) -> str:
+    await call.control.restart(call.input.name, call.caller.name)
+    return f"{call.input.name} starts again when there is room"
+
+
 TOOLS = {
     "send": Tool("Write to members or to the operator.", SendInput, _send),
     "recv": Tool("Take the messages that came meanwhile. Each is given to you once.", RecvInput, _recv),
@@ -189,6 +236,11 @@ TOOLS = {
     "cancel_reminder": Tool("Cancel a reminder.", CancelInput, _cancel_reminder),
     "nap": Tool("Take no messages for some time, but the operator's.", NapInput, _nap),
     "note_status": Tool("Tell the others what you work on.", NoteInput, _note_status),
+    "logs": Tool("Show the last lines of a member's transcript.", LogsInput, _logs, for_manager=True),
+    "wake": Tool("Wake a member that is asleep.", MemberInput, _wake, for_manager=True),
+    "start": Tool("Start a member that you stopped.", MemberInput, _start, for_manager=True),
+    "stop": Tool("Stop a member; its mail waits until it is started.", MemberInput, _stop, for_manager=True),
+    "restart": Tool("Stop a member and start it again, in its conversation.", MemberInput, _restart, for_manager=True),
 }
 
 

@@ -16,6 +16,7 @@ from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.resources import Resources
 from hiveyard.hive.deadlines import Deadlines
 from hiveyard.hive.hive import Hive
+from hiveyard.hive.manager_control import ManagerControl
 from hiveyard.hive.member_loop import MemberLoop
 from hiveyard.hive.members import Members
 from hiveyard.store import hive_views, journal
@@ -100,5 +101,7 @@ async def running(hive: Hive, engine: Engine, resources: Resources) -> AsyncIter
     hive.guest = engine.sessions.guest
     async with anyio.create_task_group() as group:
         await WakeLoop(hive, engine, resources.event_log, group).start()
-        yield Members(hive, engine, resources)
+        members = Members(hive, engine, resources)
+        hive.control = ManagerControl(members, engine, resources.event_log)
+        yield members
         group.cancel_scope.cancel()

@@ -59,6 +59,10 @@ def _woken(conn: Connection, session: str, body: e.Body, at: float, turn: int | 
     _change(conn, session, {"stopped": False, "nap_until": None})
 
 
+def _crashed(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
+    _change(conn, session, {})
+
+
 def _napping(conn: Connection, session: str, body: e.Body, at: float, turn: int | None) -> None:
     assert isinstance(body, e.MemberNapping)
     _change(conn, session, {"nap_until": body.until})
@@ -163,6 +167,7 @@ MOVES: Mapping[type[e.Body], Move] = {
     e.MemberLeft: _left,
     e.MemberAsleep: _slept,
     e.MemberStopped: _stopped,
+    e.MemberCrashed: _crashed,
     e.MemberWoken: _woken,
     e.MemberNapping: _napping,
     e.MemberNoted: _noted,

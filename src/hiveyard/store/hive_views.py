@@ -18,7 +18,7 @@ from hiveyard.store.prepared import Prepared
 from hiveyard.store.views import AskRow, TurnRow, as_ask
 
 _members, _messages, _reminders = schema.members.c, schema.messages.c, schema.reminders.c
-_asks, _turns = schema.asks.c, schema.turns.c
+_asks, _turns, _events = schema.asks.c, schema.turns.c, schema.events.c
 
 
 class MemberKey(NamedTuple):
@@ -267,6 +267,12 @@ def held_by(conn: Connection, ask: str) -> list[MessageRow]:
     """Return the messages that a question holds."""
     query = select(schema.messages).where(_messages.held_by == ask, _messages.state == MessageState.HELD)
     return [_message(row) for row in conn.execute(query.order_by(_messages.position))]
+
+
+def count_crashes(conn: Connection, session: str, since: float) -> int:
+    """Return how often a member crashed after a time."""
+    here = (_events.session == session) & (_events.type == "member.crashed") & (_events.at > since)
+    return conn.execute(select(func.count()).where(here)).scalar() or 0
 
 
 def reminders(conn: Connection, session: str | None = None) -> list[ReminderRow]:

@@ -136,6 +136,12 @@ def stop_asked(conn: Connection, session: str) -> SessionStopAsked | None:
     return last[1] if last is not None and isinstance(last[1], SessionStopAsked) else None
 
 
+def latest(conn: Connection, session: str, *types: str) -> AnyBody | None:
+    """Return the latest event of a session that has one of these types."""
+    last = _last(conn, session, 2**63 - 1, *types)
+    return None if last is None else last[1]
+
+
 def is_at_turn_end(conn: Connection, session: str) -> bool:
     """Whether nothing happened since the last turn ended: no turn, snapshot, fork, rewind or import."""
     last = _last(conn, session, 2**63 - 1, "turn.ended", "turn.started", "snapshot.taken", *_ELSEWHERE)

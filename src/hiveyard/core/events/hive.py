@@ -11,7 +11,7 @@ from hiveyard.core.events.body import Body
 
 Role = Literal["member", "manager"]
 MessageKind = Literal["message", "question", "answer", "reminder"]
-AskKind = Literal["question", "storm"]
+AskKind = Literal["question", "storm", "crash"]
 Delivery = Literal["turn", "recv", "steer"]
 
 
@@ -37,9 +37,20 @@ class MemberAsleep(Body, frozen=True, kw_only=True, tag="member.asleep"):
 
 
 class MemberStopped(Body, frozen=True, kw_only=True, tag="member.stopped"):
-    """A user stopped the member. Nothing that comes for it wakes it, until a user does."""
+    """The operator stopped the member, or the manager called `by`. Nothing that comes for it wakes it, until one of
+    them starts it; the manager cannot start a member that the operator stopped."""
 
     name: str
+    by: str = ""
+
+
+class MemberCrashed(Body, frozen=True, kw_only=True, tag="member.crashed"):
+    """The member's session ended unasked, for this reason. It starts again, unless it waits until the operator has
+    answered `ask`."""
+
+    name: str
+    reason: str
+    ask: str = ""
 
 
 class MemberWoken(Body, frozen=True, kw_only=True, tag="member.woken"):
@@ -166,7 +177,9 @@ class ReminderCancelled(Body, frozen=True, kw_only=True, tag="reminder.cancelled
     reminder: str
 
 
-MemberEvent = MemberJoined | MemberLeft | MemberAsleep | MemberStopped | MemberWoken | MemberNapping | MemberNoted
+MemberEvent = (
+    MemberJoined | MemberLeft | MemberAsleep | MemberStopped | MemberCrashed | MemberWoken | MemberNapping | MemberNoted
+)
 MessageEvent = MessageSent | MessageDelivered | MessageRead | MessageHeld | MessageReleased | MessageDropped
 AskEvent = AskOpened | AskExpired | AskWithdrawn
 ReminderEvent = ReminderSet | ReminderDue | ReminderCancelled
