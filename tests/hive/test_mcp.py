@@ -99,9 +99,14 @@ async def served_facts(tmp_path: Path) -> AsyncIterator[tuple[Facts, Callers]]:
 async def test_the_official_client_calls_each_tool(tmp_path: Path) -> None:
     async with served_facts(tmp_path) as (hive, callers):
         await hive.join("ada", "bob")
-        async with callers.of("ada") as ada, callers.of("bob") as bob:
-            listed = (await ada.session.list_tools()).tools
+        await hive.join("max", role="manager")
+        async with callers.of("max") as max:
+            listed = (await max.session.list_tools()).tools
             assert {tool.name for tool in listed} == set(TOOLS)
+        async with callers.of("ada") as ada, callers.of("bob") as bob:
+            assert {tool.name for tool in (await ada.session.list_tools()).tools} == {
+                name for name, tool in TOOLS.items() if not tool.for_manager
+            }
             assert all(tool.input_schema["type"] == "object" and tool.description for tool in listed)
             assert '"name": "ada"' in await ada("whoami")
             assert '"name": "bob"' in await ada("peers")

@@ -94,6 +94,11 @@ class Hive:
             raise NotAllowed("this session is no member of the hive", hint="hv hive add NAME makes a member")
         return row
 
+    async def manages(self, session: str) -> bool:
+        """Return whether a session is that of a manager."""
+        row = await self._log.read(lambda conn: hive_views.member_of_session(conn, session))
+        return row is not None and row.role == MANAGER
+
     async def receive(self, caller: MemberRow, wait_seconds: float) -> list[MessageRow]:
         """Return the messages that wait for a member, or the first that come within `wait_seconds` and in the same
         turn: a call that is left over from an interrupted turn takes none."""

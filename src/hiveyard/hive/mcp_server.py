@@ -80,14 +80,16 @@ async def _until_disconnect(receive: Receive) -> AsyncIterator[Receive]:
 
 
 def _server(hive: Hive, clock: Clock) -> Server[Any]:
-    tools = [
-        types.Tool(name=name, description=tool.description, input_schema=tool.schema()) for name, tool in TOOLS.items()
-    ]
+    tools = {
+        name: types.Tool(name=name, description=tool.description, input_schema=tool.schema())
+        for name, tool in TOOLS.items()
+    }
 
     async def list_tools(
         context: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
     ) -> types.ListToolsResult:
-        return types.ListToolsResult(tools=tools)
+        manages = await hive.manages(context.request.scope[_SESSION])  # type: ignore[union-attr]
+        return types.ListToolsResult(tools=[tools[name] for name in TOOLS if manages or not TOOLS[name].for_manager])
 
     async def call_tool(
         context: ServerRequestContext[Any], params: types.CallToolRequestParams
