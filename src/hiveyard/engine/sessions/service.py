@@ -160,7 +160,7 @@ class Sessions:
 
         with anyio.CancelScope(shield=True):
             await self._r.event_log.store.write(write)
-            self.start(session.id)
+            self.start(session.id).waits = wait
         return turn
 
     async def _turns(self, id: str) -> list[TurnRow]:
