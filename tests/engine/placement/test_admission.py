@@ -10,7 +10,6 @@ import anyio
 import pytest
 
 from hiveyard.core import events as e
-from hiveyard.core.errors import NoMemory
 from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.placement.admission import PATIENCE, Admission
 from hiveyard.engine.settings import EngineSettings
@@ -38,7 +37,6 @@ class Line:
         self.clock = clock
         self.admission = Admission(event_log, EngineSettings(max_tasks=2, memory_total_mib=1000))
         self.placed: list[str] = []
-        self.refused: list[str] = []
 
     async def create(self, id: str, mib: int, *, is_task: bool = False) -> None:
         request = {"repo": "/r", "prompt": "p", "memory_mib": mib}
@@ -47,11 +45,8 @@ class Line:
 
     async def claim(self, id: str, *, is_task: bool = False) -> None:
         session = await self.event_log.read(lambda conn: views.session(conn, id))
-        try:
-            await self.admission.claim(session, session.created_at, [], is_task=is_task)
-            self.placed.append(id)
-        except NoMemory:
-            self.refused.append(id)
+        await self.admission.claim(session, session.created_at, [], is_task=is_task)
+        self.placed.append(id)
 
     async def end(self, id: str, *, is_task: bool = False) -> None:
         ended = [e.TaskFailed(failure=e.Failure(code="x", message="x"))] if is_task else []
@@ -120,18 +115,19 @@ async def test_a_small_session_passes_a_large_one_but_not_after_ten_minutes(tmp_
         assert "800 MiB" in next(event.message for event in await notices(line, "large"))
 
 
-async def test_a_session_waits_for_sessions_and_a_task_does_not(tmp_path: Path) -> None:
+async def test_tasks_and_sessions_wait_for_each_other_in_one_line(tmp_path: Path) -> None:
     async with open_line(tmp_path) as (line, group):
         await line.create("first", 900)
         await line.create("session", 900)
         await line.create("task", 900, is_task=True)
         await line.claim("first")
+        group.start_soon(lambda: line.claim("task", is_task=True))
         group.start_soon(line.claim, "session")
-        await line.until_waiting("session")
-        await line.claim("task", is_task=True)
-        assert line.refused == ["task"], "a session stays until its user stops it"
+        await line.until_waiting("session", "task")
         await line.end("first")
         await line.until("first", "session")
+        await line.end("session")
+        await line.until("first", "session", "task")
 
 
 async def test_one_that_gives_up_leaves_the_line(tmp_path: Path) -> None:

@@ -53,8 +53,7 @@ class Admission:
 
     async def claim(self, session: SessionRow, since: float, placed: Sequence[AnyBody], *, is_task: bool) -> None:
         """Wait for a place, which is journaled together with `placed` when this returns. `since`, the time of the
-        request, decides the position in the line. Raises NoMemory for a task that fits only after a user ends something
-        else."""
+        request, decides the position in the line. Raises StoreUnusable."""
         mib = memory(session.request, self._settings)
         waiting = _Waiting(id=session.id, since=since, mib=mib, is_task=is_task, placed=placed)
         self._line.append(waiting)
@@ -107,16 +106,13 @@ class Admission:
         """Take places in the order of the line; return those that wait no longer."""
         places, served = Capacity.taken(conn, self._settings), []
         for waiting in line:
-            if waiting.is_task and (error := places.lasting_lack(waiting.mib)) is not None:
-                waiting.error = error
-                served.append(waiting)
-            elif reason := self._obstacle(places, waiting):
+            if reason := self._obstacle(places, waiting):
                 self._keep_waiting(conn, waiting, reason, now)
                 if not places.has_memory(waiting.mib) and now - waiting.since > PATIENCE:
                     break
             else:
                 self._place(conn, waiting, now)
-                places.take(waiting.mib, is_task=waiting.is_task, ends_itself=waiting.is_task)
+                places.take(waiting.mib, is_task=waiting.is_task)
                 served.append(waiting)
         return served
 
@@ -125,7 +121,7 @@ class Admission:
         if waiting.is_task and not places.has_slot():
             return f"waits for one of the {self._settings.max_tasks} places for tasks ([engine] max_tasks)"
         if not places.has_memory(waiting.mib):
-            return f"waits until a machine of {waiting.mib} MiB fits into this host's memory beside the others"
+            return f"waits until a machine of {waiting.mib} MiB fits into memory beside the others; hv stop frees some"
         return ""
 
     def _place(self, conn: Connection, waiting: _Waiting, now: float) -> None:
