@@ -77,6 +77,13 @@ def journal_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def file_journal(journal_url: str) -> None:
+    """Let a test run only where the journal is a file."""
+    if journal_url:
+        pytest.skip("the journal is a database elsewhere")
+
+
+@pytest.fixture
 def yard(tmp_path: Path, journal_url: str) -> Iterator[Yard]:
     settings = config.Settings(
         store=StoreSettings(url=journal_url),

@@ -9,6 +9,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +27,7 @@ from hiveyard.engine.sessions.start_point import StartPoint
 from hiveyard.engine.workspace.directory import Workspace
 from hiveyard.repository.submodules import BASE, bare_copy, submodules
 from hiveyard.store import lineage
+from hiveyard.store.settings import StoreSettings
 from tests.engine.conftest import Yard, git
 from tests.engine.yards import events, run_turn, spawned, wait_until
 from tests.support.nobody import nobody
@@ -41,7 +43,8 @@ def puppet() -> None:
 
 @pytest.fixture
 def elsewhere(yard: Yard, tmp_path: Path) -> Yard:
-    return Yard(tmp_path / "elsewhere", yard.settings, {})
+    """Another host, with a journal of its own."""
+    return Yard(tmp_path / "elsewhere", replace(yard.settings, store=StoreSettings()), {})
 
 
 async def exported(engine: Engine, repo: Path, file: Path, **more: object) -> str:

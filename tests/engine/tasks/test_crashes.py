@@ -125,6 +125,7 @@ async def test_following_a_task_ends_when_it_is_removed(yard: Yard, repo: Path) 
                 await engine.remove(id, force=False)
 
 
+@pytest.mark.usefixtures("file_journal")
 async def test_unfinished_directories_are_removed_and_work_is_not(yard: Yard, repo: Path) -> None:
     async with yard.open() as engine:
         id = await engine.submit(asked(repo, "echo x > x.txt; echo done"))

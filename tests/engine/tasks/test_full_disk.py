@@ -56,6 +56,7 @@ async def test_a_task_without_disk_space_is_refused_and_leaves_nothing(yard: Yar
         (disk / "junk").unlink()
 
 
+@pytest.mark.usefixtures("file_journal")
 async def test_a_task_that_filled_the_disk_can_be_removed(yard: Yard, repo: Path, disk: Path) -> None:
     yard.settings = replace(yard.settings, engine=replace(yard.settings.engine, disk_reserve_mib=4))
     async with yard.open() as engine:

@@ -78,6 +78,7 @@ async def test_disk_usage_lists_sessions_snapshots_and_images(yard: Yard, repo: 
         await engine.sessions.stop(id)
 
 
+@pytest.mark.usefixtures("file_journal")
 async def test_the_database_is_listed_and_its_free_pages_are_released(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
