@@ -27,7 +27,7 @@ from hiveyard.core.errors import HiveyardError
 
 
 class Benchmark(NamedTuple):
-    """What it measures, and how it is made short."""
+    """A benchmark: its subject, and the options that make it short."""
 
     about: str
     quick: tuple[str, ...]

@@ -43,7 +43,7 @@ class Figure:
 
 @dataclass(slots=True)
 class Figures:
-    """What one benchmark found."""
+    """The results of one benchmark."""
 
     title: str
     lines: list[Figure] = field(default_factory=list)

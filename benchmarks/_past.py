@@ -43,7 +43,7 @@ async def past(home: Path, *, tasks: int, sessions: int) -> None:
 
 
 def _directory(workspace: Workspace, row: SessionRow) -> None:
-    """What a session that was stopped says of itself, without waiting for the disk; its `events.jsonl` is written by
+    """Write the files of a stopped session, without waiting for the disk; its `events.jsonl` is written by
     the daemon that starts."""
     workspace.shared.mkdir(parents=True)
     (workspace.shared / "prompt.txt").write_text(PROMPT)

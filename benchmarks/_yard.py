@@ -35,7 +35,7 @@ class Yard:
         return subprocess.run(self.argv(*words), env=self.env, capture_output=True, stdin=subprocess.DEVNULL)
 
     def json(self, *words: str) -> Any:
-        """What a verb says with `--json`. Raises RuntimeError with its complaint when it says nothing."""
+        """Return the output of a verb with `--json`. Raises RuntimeError with its complaint when it says nothing."""
         done = self.hv(*words, "--json")
         if not done.stdout:
             raise RuntimeError(f"hv {' '.join(words)} ended with {done.returncode}: {done.stderr.decode()[-600:]}")

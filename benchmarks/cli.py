@@ -1,4 +1,4 @@
-"""What a call of `hv` takes as a whole process, from fork to exit.
+"""Measure a call of `hv` as a whole process, from fork to exit.
 
     python -m benchmarks.cli [--json] [--n N] [--tasks N] [--sessions N]
 

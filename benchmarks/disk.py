@@ -1,4 +1,4 @@
-"""What sessions of one image take on a disk: the first with its image, and many more that stand on the same.
+"""Measure the disk space of sessions of one image: the first with its image, and many more that stand on the same.
 
     python -m benchmarks.disk [--json] [--sessions N] [--image REF] [--provider NAME]...
 

@@ -1,4 +1,4 @@
-"""What the door costs: time added to a request and to a stream's first chunk, and how fast streams pass.
+"""Measure the cost of the door: time added to a request and to a stream's first chunk, and how fast streams pass.
 
     python -m benchmarks.door [--json] [--requests N]
 

@@ -1,4 +1,4 @@
-"""What one round trip into a machine takes, on each provider.
+"""Measure one round trip into a machine, on each provider.
 
     python -m benchmarks.exec [--json] [--n N] [--image REF] [--provider NAME]...
 

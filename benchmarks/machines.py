@@ -1,4 +1,4 @@
-"""What a machine costs until its first command has answered: a VM booted, a VM forked, a container, a namespace.
+"""Measure the time to the first command in a machine: a VM booted, a VM forked, a container, a namespace.
 
     python -m benchmarks.machines [--json] [--image REF] [--cold N] [--forks N] [--engine SOCKET]
 

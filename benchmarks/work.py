@@ -1,4 +1,4 @@
-"""What an agent does all day, on a repository of 20,000 files: on the host, and in a machine of each provider.
+"""Measure the daily work of an agent on a repository of 20,000 files: on the host, and in a machine of each provider.
 
     python -m benchmarks.work [--json] [--n N] [--files N] [--image REF] [--provider NAME]...
 

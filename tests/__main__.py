@@ -45,7 +45,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """What became of a group: its exit code, its record and the tests that only passed in their second run."""
+    """The result of a group: its exit code, its record and the tests that only passed in their second run."""
 
     group: Group
     status: int

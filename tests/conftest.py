@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and hooks of all tests."""
 
 from __future__ import annotations
 
@@ -59,12 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Rows(LoadScopeScheduling):  # type: ignore[misc]
-    """What `make real` runs side by side: rows of tests, each one after the other; who is done takes another row.
+    """The rows that `make real` runs side by side. A row's tests run one after the other; a worker that is done takes
+    another row.
 
-    Emulated VMs want the processors, and two rows of them are what two processors carry; the rest mostly waits, and
-    its engine for containers belongs to one process at a time. So that is a row, the tests that share a small VM are
-    one, those that share the programs of the agents are one, those that damage the template they share are one, and
-    each file of the others is one: the longest first, so that they end together."""
+    Emulated VMs need the processors, and two processors carry two rows of them. The other tests mostly wait, and only
+    one process at a time can use their container engine: they are one row. The tests that share a small VM, the agents'
+    programs, or a template that they damage are one row each, and so is each file of the others. The longest rows start
+    first, so that all end together."""
 
     _VMS = ("qemu", "test_live_fork", "test_recovery", "test_unprivileged_user", "tests/images/")
     _SHARING = ("tests/contract/", "tests/processes/", "tests/engine/access/")

@@ -1,4 +1,4 @@
-"""What `hv` prints: all output of a command, progress, no color when none is wanted, and how things ended."""
+"""The output of `hv`: all output of a command, progress, no color when none is wanted, and how things ended."""
 
 from __future__ import annotations
 

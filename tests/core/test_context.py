@@ -1,4 +1,4 @@
-"""What errors are about: every form that a verb can have says it."""
+"""The context of errors: every form that a verb can have says it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/build.md tells people to write, taken from the page and installed as a distribution of its own."""
+"""The code that docs/build.md tells people to write, taken from the page and installed as a distribution of its own."""
 
 from __future__ import annotations
 

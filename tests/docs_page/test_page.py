@@ -1,4 +1,4 @@
-"""What the page prints is complete: its types hold, and its last script runs as printed."""
+"""The code on the page is complete: its types hold, and its last script runs as printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build takes from the host's own configuration, and what it leaves."""
+"""A build takes some of the host's own configuration, and leaves the rest."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ async def test_a_build_without_room_ends_before_it_begins(full: Path) -> None:
 
 
 def killed(images: Images, elsewhere: Path) -> Path:
-    """What a killed build left: its directory, and in that the name of a place it has elsewhere."""
+    """Return the leftovers of a killed build: its directory, and in that the name of a place it has elsewhere."""
     elsewhere.mkdir(parents=True)
     (elsewhere / "data").write_bytes(b"half")
     left = images.directory / ".building-killed"

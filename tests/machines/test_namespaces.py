@@ -1,4 +1,4 @@
-"""What is said where a person may make no user namespaces."""
+"""Errors on a host where a user may create no user namespaces."""
 
 from __future__ import annotations
 

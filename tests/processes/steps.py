@@ -1,4 +1,4 @@
-"""What the tests of process managers do again and again."""
+"""Steps that the tests of process managers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a process although its own output, or somebody else's, takes the last of the disk."""
+"""The state of a process stays known when output fills the disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every process manager keeps of an inbox: messages arrive whole, once and in order, whoever is killed."""
+"""The contract of an inbox, for every process manager: messages arrive whole, once and in order, whoever is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every process manager keeps of a specification's numbers: instances, memory, where output goes and how much."""
+"""The contract of a specification's numbers, for every process manager: instances, memory, output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is PM2's own: the names that people see there, its daemon's death, and what it is told."""
+"""Properties of PM2 alone: the names that people see there, its daemon's death, and what it is told."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def manager() -> Pm2:
 
 
 async def pm2(guest: Guest, *words: str) -> str:
-    """What PM2 says to a person in the guest."""
+    """Return the output of PM2 for a user in the guest."""
     done = await guest.run(Command(argv=("pm2", *words)), timeout=PATIENCE)
     assert done.ok, done
     return done.stdout.decode()

@@ -1,4 +1,4 @@
-"""What every process manager keeps, on every provider: a process that nobody needs to be connected to."""
+"""The contract of every process manager, on every provider: a process that nobody needs to be connected to."""
 
 from __future__ import annotations
 

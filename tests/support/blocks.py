@@ -1,4 +1,4 @@
-"""What the file system below a directory can do."""
+"""The abilities of the file system below a directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands before the fake Morph Cloud when Prism judges: it sends all there but streams, which Prism holds back,
+"""A proxy before the fake Morph Cloud when Prism judges: it sends all there but streams, which Prism holds back,
 and most of the commands, which are thousands and alike."""
 
 from __future__ import annotations

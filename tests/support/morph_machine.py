@@ -1,4 +1,4 @@
-"""What the fake Morph Cloud makes instances of: a tree of files, and namespaces in which commands run as root.
+"""Instances of the fake Morph Cloud: a tree of files, and namespaces in which commands run as root.
 
 It needs root on the host: the commands of the service are root's in the guest, and make a user there.
 """

@@ -51,7 +51,7 @@ def proxied(spec: Path, upstream: str) -> Iterator[tuple[str, Path]]:
 
 
 def faults(log: Path) -> list[str]:
-    """What Prism found wrong. Not every line with an "error" is one: it makes up examples of paths, at random."""
+    """Return the faults that Prism found. Not every line with an "error" is one: it makes up paths at random."""
     return [line for line in log.read_text().splitlines() if "✖" in line]
 
 

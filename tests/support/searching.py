@@ -1,4 +1,4 @@
-"""What each test of the whole suite said, searched for secrets at its end; a test that said one fails.
+"""Search the output of each test for secrets at its end; a test that printed one fails.
 
 What is said: log records of all loggers, what was printed, errors that the test caught, and the state below its
 `tmp_path`. Fixtures of several tests have their state in a `searched_directory`.

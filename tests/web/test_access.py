@@ -1,4 +1,4 @@
-"""Who gets in: only a browser that is signed in, and only from the page itself."""
+"""Access to the page: only a browser that is signed in, and only from the page itself."""
 
 from __future__ import annotations
 

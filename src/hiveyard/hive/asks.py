@@ -36,7 +36,7 @@ from hiveyard.store.views import AskRow
 
 QUESTION, STORM, CRASH = "question", "storm", "crash"
 START, LEAVE = "start", "leave"
-"""What the operator may do with a member that crashed too often."""
+"""The answers to the question about a member that crashed too often."""
 EXPIRED = "(expired: nobody answered in time)"
 """The answer to a question that nobody answered."""
 MAX_OPTIONS = 20

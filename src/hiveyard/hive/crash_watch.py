@@ -45,7 +45,7 @@ _CHOICES = (
 
 
 class Fate(enum.Enum):
-    """What follows for a member whose session has stopped."""
+    """The consequence for a member whose session has stopped."""
 
     CRASHED = "crashed"
     """Its session ended unasked, and that is not journaled yet."""

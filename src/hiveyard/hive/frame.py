@@ -20,7 +20,7 @@ _WORDS = {"question": "question", "answer": "answer", "reminder": "reminder", "m
 
 
 class LooseEnds(NamedTuple):
-    """What a member has not finished: questions of its own, questions put to it, reminders."""
+    """The unfinished business of a member: questions of its own, questions put to it, reminders."""
 
     asked: int = 0
     to_answer: int = 0

@@ -52,7 +52,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Threads(msgspec.Struct, frozen=True, kw_only=True):
-    """What is open: questions that wait for somebody, messages that were not delivered yet, and reminders."""
+    """The open business of a member: unanswered questions, undelivered messages, and reminders."""
 
     asked: list[AskRow]
     to_answer: list[AskRow]

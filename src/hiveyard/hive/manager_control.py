@@ -26,7 +26,7 @@ class _Found(NamedTuple):
 
 
 class ManagerControl:
-    """What a manager may do with another member. It never undoes what the operator did: a stop, a nap, or a question
+    """The actions of a manager on another member. It never undoes what the operator did: a stop, a nap, or a question
     about a member that crashed too often."""
 
     def __init__(self, members: Members, engine: Engine, event_log: EventLog) -> None:

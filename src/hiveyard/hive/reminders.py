@@ -1,4 +1,4 @@
-"""What members want to be reminded of. A reminder that is due becomes a message."""
+"""Set, list and cancel the reminders of members. A reminder that is due becomes a message."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ _UNTRACKED = re.compile(r"^error: (The following untracked|.* would lose untrack
 
 
 class Applied(NamedTuple):
-    """What `apply` did. `created` is False if the branch existed with this work or an earlier version of it. `merged`:
-    the checkout was fast-forwarded to it. `notices` are sentences about submodules."""
+    """The result of `apply`. `created` is False if the branch existed with this work or an earlier version of it;
+    `merged`: the checkout was fast-forwarded to it. `notices` are sentences about submodules."""
 
     repository: Path
     branch: str

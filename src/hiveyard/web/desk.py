@@ -27,7 +27,7 @@ class Result(NamedTuple):
 
 
 class Desk(NamedTuple):
-    """What waits, each list with the oldest first; `past` are the last questions that are over."""
+    """Everything that waits for the user, the oldest first; `past` are the last questions that are over."""
 
     asks: list[AskView]
     mail: list[MessageView]

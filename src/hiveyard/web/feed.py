@@ -1,4 +1,4 @@
-"""What changes on the lists, rendered once for all pages that are open."""
+"""Render the changes of the lists once for all pages that are open."""
 
 from __future__ import annotations
 

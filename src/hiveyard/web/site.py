@@ -1,4 +1,4 @@
-"""What all routes of the page share: the engine, the templates, and how an answer is written."""
+"""The parts that all routes of the page share: the engine, the templates, and how an answer is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes back from a cloud in every bad form, told apart, bounded, and never with the key."""
+"""Bad answers of a cloud are told apart and bounded, and never contain the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a machine of Morph Cloud when its time is over, whatever was done with it before."""
+"""A machine of Morph Cloud ends when its time is over, whatever was done with it before."""
 
 from __future__ import annotations
 

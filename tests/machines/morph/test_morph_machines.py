@@ -1,4 +1,4 @@
-"""What Morph Cloud's machines do beyond the contract: directly, and judged by the service's own description."""
+"""Machines of Morph Cloud beyond the contract: directly, and judged by the service's own description."""
 
 from __future__ import annotations
 

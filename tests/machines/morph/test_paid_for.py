@@ -1,4 +1,4 @@
-"""What Morph Cloud makes and ends costs money: nothing is left of it that nobody knows of."""
+"""Machines of Morph Cloud cost money: nothing is left of it that nobody knows of."""
 
 from __future__ import annotations
 

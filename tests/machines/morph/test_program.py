@@ -1,4 +1,4 @@
-"""What a program in a guest says, got by the script of the guest, which runs here."""
+"""The guest's script, run on this host, returns the output of a program."""
 
 from __future__ import annotations
 

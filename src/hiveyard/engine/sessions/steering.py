@@ -1,4 +1,4 @@
-"""What a live agent is told while it works: answers to its questions, text for the current turn, another model."""
+"""Talk to a live agent while it works: answers to its questions, text for the current turn, another model."""
 
 from __future__ import annotations
 

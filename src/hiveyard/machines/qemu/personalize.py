@@ -18,8 +18,8 @@ from hiveyard.kit.text import decode, one_line
 from hiveyard.machines.qemu.launch import short_path
 
 Work = Literal["sync", "freeze", "thaw"]
-"""What become.pl does with the session's file system: write all changes to the disk, also hold back further ones, and
-end that."""
+"""The actions of become.pl on the session's file system: write all changes to the disk, also hold back further ones,
+and end that."""
 
 
 async def personalize(
