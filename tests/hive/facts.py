@@ -9,9 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import anyio
-import anyio.lowlevel
-
 from hiveyard.core import events as e
 from hiveyard.core.states import MessageState
 from hiveyard.engine.event_log import EventLog
@@ -23,23 +20,7 @@ from hiveyard.store import hive_views, views
 from hiveyard.store.database import open_store
 from hiveyard.store.hive_views import MemberRow, MessageRow
 from hiveyard.store.views import AskRow
-
-
-class SetClock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self, at: float = 1_800_000_000.0) -> None:
-        self.at = at
-
-    def now(self) -> float:
-        return self.at
-
-    def monotonic(self) -> float:
-        return self.at
-
-    async def sleep(self, seconds: float) -> None:
-        self.at += seconds
-        await anyio.lowlevel.checkpoint()
+from tests.support.clocks import ManualClock
 
 
 @dataclass
@@ -48,7 +29,7 @@ class Facts:
 
     hive: Hive
     log: EventLog
-    clock: SetClock
+    clock: ManualClock
     deadlines: Deadlines
 
     async def join(self, *names: str, **more: Any) -> None:
@@ -85,14 +66,14 @@ class Facts:
         return await self.log.read(views.asks)
 
     async def pass_time(self, seconds: float) -> None:
-        self.clock.at += seconds
+        self.clock.time += seconds
         await self.deadlines.step()
 
 
 @asynccontextmanager
 async def facts(tmp_path: Path, **settings: Any) -> AsyncIterator[Facts]:
     """Open the journal in `tmp_path`, which may be there, and yield a hive on it."""
-    clock = SetClock()
+    clock = ManualClock(1_800_000_000.0)
     async with open_store(tmp_path / "journal.db", clock=clock) as store:
         log = EventLog(store, clock)
         parts = cast(Any, SimpleNamespace(event_log=log))

@@ -98,7 +98,7 @@ async def chain(hive: Facts, length: int) -> None:
         await hive.turn(one, number, sent.id)
         sent = await hive.send(one, other, f"hello {number}")
         await hive.end_turn(one, number)
-        hive.clock.at += 60
+        hive.clock.time += 60
 
 
 async def test_a_chain_of_messages_is_held_and_the_operator_lets_it_go_on(tmp_path: Path) -> None:
@@ -123,8 +123,8 @@ async def test_many_messages_a_minute_are_held_and_then_refused(tmp_path: Path) 
     async with facts(tmp_path, messages_per_minute=3) as hive:
         await hive.join("ada", "bob")
         for sender, to in (("ada", "bob"), ("bob", "ada"), ("bob", "ada")):
-            await hive.send(sender, to, f"from {sender} {hive.clock.at}")
-            hive.clock.at += 1
+            await hive.send(sender, to, f"from {sender} {hive.clock.time}")
+            hive.clock.time += 1
         for number in range(MAX_HELD):
             with pytest.raises(MessageHeldBack, match="4 messages in a minute; 3 may be sent"):
                 await hive.send("ada", "bob", f"number {number}")
@@ -132,7 +132,7 @@ async def test_many_messages_a_minute_are_held_and_then_refused(tmp_path: Path) 
             await hive.send("ada", "bob", "one more")
         [ask] = await hive.asks()
         await hive.hive.asks.answer(ask.id, "operator", [DROP])
-        hive.clock.at += 1
+        hive.clock.time += 1
         assert await hive.waiting("bob", MessageState.HELD) == []
         assert len(await hive.waiting("bob", MessageState.DROPPED)) == MAX_HELD
         await hive.send("ada", "bob", "anew")
@@ -148,7 +148,7 @@ async def test_the_operator_may_raise_the_limit_of_two_members(tmp_path: Path) -
             await hive.send("ada", "bob", "second")
         [ask] = await hive.asks()
         await hive.hive.asks.answer(ask.id, "operator", [RAISE])
-        hive.clock.at += 1
+        hive.clock.time += 1
         assert len(await hive.waiting("bob")) == 2
         for text in ("third", "fourth"):
             await hive.send("bob", "ada", text)
@@ -168,7 +168,7 @@ async def test_the_same_text_of_a_member_again_is_the_same_message(tmp_path: Pat
         twice = [await hive.send("operator", "ada") for _ in range(2)]
         assert twice[0].id != twice[1].id
         report = await hive.send("ada", "operator")
-        hive.clock.at += 61
+        hive.clock.time += 61
         assert (await hive.send("ada", "operator")).id != report.id
 
 

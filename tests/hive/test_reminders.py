@@ -54,7 +54,7 @@ async def test_reminders_that_were_due_while_no_daemon_ran_come_once_and_say_how
             "[900 seconds late: it was due at 2027-01-15 08:01:40 UTC]",
         ]
         [row] = await hive.hive.reminders.of("s-ada")
-        assert (row.id, row.due_at) == (repeated.id, hive.clock.at + 100)
+        assert (row.id, row.due_at) == (repeated.id, hive.clock.time + 100)
         await hive.pass_time(100)
         assert len(await texts(hive)) == 3
 

@@ -10,25 +10,10 @@ import requests
 
 from hiveyard.web.devices import COOKIE_DAYS, LINK_SECONDS, Devices
 from tests.end_to_end.sessions.conftest import Stage
+from tests.support.clocks import ManualClock
 from tests.web.conftest import link, place
 
 PAGE = {"Hiveyard-Page": "1"}
-
-
-class ManualClock:
-    """A clock that stands still until a test moves it."""
-
-    def __init__(self) -> None:
-        self.time = 1_000_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    async def sleep(self, seconds: float) -> None:
-        self.time += seconds
 
 
 @pytest.fixture

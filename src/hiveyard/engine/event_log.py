@@ -55,8 +55,7 @@ class EventLog:
         now = self.clock.now()
 
         def write(conn: Connection) -> None:
-            for turn, entry in entries:
-                journal.record(conn, session, entry.body, at=now, turn=turn, raw=entry.raw)
+            _record(conn, session, entries, now)
 
         await self.store.write(write)
 
@@ -65,8 +64,7 @@ class EventLog:
         now = self.clock.now()
 
         def write(conn: Connection) -> None:
-            for entry in entries:
-                journal.record(conn, session, entry.body, at=now, turn=turn, raw=entry.raw)
+            _record(conn, session, [(turn, entry) for entry in entries], now)
             journal.advance_output(conn, session, turn, offset)
 
         await self.store.write(write)
@@ -76,8 +74,7 @@ class EventLog:
         now = self.clock.now()
 
         def write(conn: Connection) -> None:
-            for turn, entry in placed:
-                journal.record(conn, session, entry.body, at=now, turn=turn, raw=entry.raw)
+            _record(conn, session, placed, now)
             journal.advance_feed(conn, session, offset)
 
         await self.store.write(write)
@@ -124,3 +121,8 @@ class EventLog:
         start = self.clock.monotonic()
         yield
         await self.record(session, PhaseEnded(phase=name, seconds=self.clock.monotonic() - start))
+
+
+def _record(conn: Connection, session: str, entries: Iterable[tuple[int | None, Entry]], at: float) -> None:
+    for turn, entry in entries:
+        journal.record(conn, session, entry.body, at=at, turn=turn, raw=entry.raw)

@@ -8,6 +8,22 @@ from contextlib import contextmanager
 
 import anyio
 
+from hiveyard.kit.clock import Clock
+
+
+async def wait_for(event: anyio.Event, clock: Clock, seconds: float | None) -> None:
+    """Wait for an event, at most for some seconds."""
+    async with anyio.create_task_group() as group:
+        if seconds is not None:
+            group.start_soon(_set_after, event, clock, seconds)
+        await event.wait()
+        group.cancel_scope.cancel()
+
+
+async def _set_after(event: anyio.Event, clock: Clock, seconds: float) -> None:
+    await clock.sleep(seconds)
+    event.set()
+
 
 class Bells:
     """The events that those who wait for a session listen to."""

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from hiveyard.core.errors import HiveyardError
 from hiveyard.engine.event_log import EventLog
 from hiveyard.hive.asks import QUESTION
+from hiveyard.hive.bells import wait_for
 from hiveyard.hive.hive import Hive
 from hiveyard.store import hive_views
 
@@ -47,7 +48,7 @@ class Deadlines:
             except HiveyardError as error:
                 log.warning("reminders and expiries wait: %s", error.message)
                 wait = RETRY
-            await self._wait(wait)
+            await wait_for(self._changed, self._log.clock, wait)
 
     async def step(self) -> float | None:
         """Do what is due; return the seconds until the clock should be read again, None if nothing is due later."""
@@ -60,11 +61,13 @@ class Deadlines:
                 return float(min(next_at - now, STEP))
 
     def _do_due(self, conn: Connection, now: float) -> float | None:
-        """Journal what is due; return the time of the next deadline."""
-        for deadline in self._all(conn):
-            if deadline.at <= now:
-                deadline.act(conn, now)
-        return min((deadline.at for deadline in self._all(conn)), default=None)
+        """Journal what is due; return the time of the next deadline: `now` if something was, because a reminder that
+        repeats may be due again."""
+        deadlines = self._all(conn)
+        due = [deadline for deadline in deadlines if deadline.at <= now]
+        for deadline in due:
+            deadline.act(conn, now)
+        return now if due else min((deadline.at for deadline in deadlines), default=None)
 
     def _all(self, conn: Connection) -> list[Deadline]:
         reminders, asks = self._hive.reminders, self._hive.asks
@@ -79,15 +82,3 @@ class Deadlines:
                 if ask.expires_at is not None
             ),
         ]
-
-    async def _wait(self, seconds: float | None) -> None:
-        changed = self._changed
-        async with anyio.create_task_group() as group:
-            if seconds is not None:
-                group.start_soon(self._end_after, seconds, changed)
-            await changed.wait()
-            group.cancel_scope.cancel()
-
-    async def _end_after(self, seconds: float, changed: anyio.Event) -> None:
-        await self._log.clock.sleep(seconds)
-        changed.set()

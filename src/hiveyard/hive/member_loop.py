@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-import anyio
 from sqlalchemy import Connection
 
 from hiveyard.core.errors import BadInput, HiveyardError, IllegalMove
@@ -15,6 +14,7 @@ from hiveyard.core.events import MemberAsleep, MemberWoken, Notice
 from hiveyard.core.states import Activity, Phase, TurnState
 from hiveyard.engine.engine import Engine
 from hiveyard.engine.event_log import EventLog
+from hiveyard.hive.bells import wait_for
 from hiveyard.hive.crash_watch import CrashWatch
 from hiveyard.hive.frame import LooseEnds, framed
 from hiveyard.hive.hive import ASLEEP, Hive, is_napping, loose_ends
@@ -67,7 +67,7 @@ class MemberLoop:
             with self._hive.bells.listening(self._id) as bell:
                 if (situation := await self._situation()) is None:
                     return
-                await self._wait(bell, await self._try(situation))
+                await wait_for(bell, self._log.clock, await self._try(situation))
 
     async def _try(self, situation: Situation) -> float | None:
         """Do a step; return the seconds until the next one is needed, None if only a change makes it so."""
@@ -164,17 +164,6 @@ class MemberLoop:
             await self._engine.sessions.stop(self._id, ASLEEP)
             return None
         return min((wait for wait in (left if limit else None, _until_nap_ends(at)) if wait is not None), default=None)
-
-    async def _wait(self, bell: anyio.Event, seconds: float | None) -> None:
-        async with anyio.create_task_group() as group:
-            if seconds is not None:
-                group.start_soon(self._ring_after, seconds, bell)
-            await bell.wait()
-            group.cancel_scope.cancel()
-
-    async def _ring_after(self, seconds: float, bell: anyio.Event) -> None:
-        await self._log.clock.sleep(seconds)
-        bell.set()
 
 
 def _until_nap_ends(at: Situation) -> float | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection
@@ -17,7 +18,7 @@ from hiveyard.engine.event_log import Listing
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.sessions.request import SpawnRequest
 from hiveyard.engine.sessions.steering import AskAnswer, AskView
-from hiveyard.engine.sessions.view import SessionView, view
+from hiveyard.engine.sessions.view import SessionView, session_views
 from hiveyard.hive.equipment import equipped
 from hiveyard.hive.hive import ASLEEP, Hive, is_napping, state_of
 from hiveyard.hive.mailbox import MessageRequest, Sent
@@ -26,6 +27,7 @@ from hiveyard.repository.empty import empty_repository
 from hiveyard.store import hive_views, views
 from hiveyard.store.ask_projections import PERMISSION
 from hiveyard.store.hive_views import MemberRow, MessageRow
+from hiveyard.store.views import SessionRow
 
 _OWN = ("role", "accepts", "terminal")
 
@@ -119,7 +121,7 @@ class Members:
         if request.prompt is not None:
             first = await self.hive.mailbox.draft(OPERATOR, MessageRequest(to=[request.name], text=request.prompt))
             facts.append(msgspec.structs.replace(first, to=request.name))
-        await self._engine.sessions.spawn(msgspec.structs.replace(spawn, wait=True), *facts)  # in line, as all
+        await self._engine.sessions.spawn(spawn, *facts)
         return await self.view(request.name)
 
     async def remove(self, name: str, *, force: bool) -> str:
@@ -172,14 +174,15 @@ class Members:
 
     async def view(self, name: str) -> MemberView:
         now, line = self._log.clock.now(), self._r.admission.waiting()
-        return await self._log.read(lambda conn: _view(conn, hive_views.member(conn, name), now, line))
+        return await self._log.read(lambda conn: _views(conn, [hive_views.member(conn, name)], now, line)[0])
 
-    async def views(self) -> Listing[MemberView]:
-        """Return all members, in the order in which they joined."""
+    async def views(self, sessions: Collection[str] | None = None) -> Listing[MemberView]:
+        """Return all members, or those of some sessions, in the order in which they joined."""
         now, line = self._log.clock.now(), self._r.admission.waiting()
 
         def read(conn: Connection) -> list[MemberView]:
-            return [_view(conn, row, now, line) for row in hive_views.members(conn)]
+            rows = hive_views.members(conn)
+            return _views(conn, [row for row in rows if sessions is None or row.session in sessions], now, line)
 
         return await self._log.read_list(read)
 
@@ -244,21 +247,45 @@ def message_view(row: MessageRow) -> MessageView:
     )
 
 
-def _view(conn: Connection, row: MemberRow, now: float, line: Mapping[str, str]) -> MemberView:
-    def count(state: MessageState) -> int:
-        return hive_views.count_messages(conn, state).get(row.session, 0)
+class _Counts(NamedTuple):
+    """How much there is for each member: of messages and reminders by its session, of questions by its name."""
 
+    waiting: Mapping[str, int]
+    held: Mapping[str, int]
+    asks: Mapping[str, int]
+    reminders: Mapping[str, int]
+
+    @classmethod
+    def of(cls, conn: Connection) -> _Counts:
+        return cls(
+            waiting=hive_views.count_messages(conn, MessageState.PENDING),
+            held=hive_views.count_messages(conn, MessageState.HELD),
+            asks=Counter(ask.asker for ask in views.asks(conn)),
+            reminders=Counter(row.session for row in hive_views.reminders(conn)),
+        )
+
+
+def _views(conn: Connection, rows: Sequence[MemberRow], now: float, line: Mapping[str, str]) -> list[MemberView]:
+    if not rows:
+        return []
+    counts, ids = _Counts.of(conn), [row.session for row in rows]
+    sessions = {row.id: row for row in views.sessions(conn, ids=ids)}
+    seen = {one.id: one for one in session_views(conn, line, over=True, tasks=True, ids=ids)}
+    return [_view(row, sessions[row.session], seen[row.session], counts, now) for row in rows]
+
+
+def _view(row: MemberRow, session: SessionRow, seen: SessionView, counts: _Counts, now: float) -> MemberView:
     return MemberView(
         name=row.name,
         role="manager" if row.role == "manager" else "member",
-        state=state_of(row, views.session(conn, row.session), now),
+        state=state_of(row, session, now),
         note=row.note,
         accepts=None if row.accepts is None else list(row.accepts),
         nap_until=row.nap_until if is_napping(row, now) else None,
-        waiting=count(MessageState.PENDING),
-        held=count(MessageState.HELD),
-        asks=sum(ask.asker == row.name for ask in views.asks(conn)),
-        reminders=len(hive_views.reminders(conn, row.session)),
+        waiting=counts.waiting.get(row.session, 0),
+        held=counts.held.get(row.session, 0),
+        asks=counts.asks.get(row.name, 0),
+        reminders=counts.reminders.get(row.session, 0),
         joined_at=row.joined_at,
-        session=view(conn, row.session, line),
+        session=seen,
     )

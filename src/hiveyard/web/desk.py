@@ -10,7 +10,6 @@ from hiveyard.engine.workspace.result import Diffstat
 from hiveyard.hive.members import MessageView
 from hiveyard.hive.names import OPERATOR
 from hiveyard.web.looks import state_of
-from hiveyard.web.seen import Seen
 from hiveyard.web.site import Site
 
 RECENT = 12
@@ -46,11 +45,11 @@ async def read_desk(site: Site) -> Desk:
     engine, seen = site.engine, site.seen
     asks = await engine.steering.asks(all=False)
     mine = [ask for ask in asks if ask.to in ("", OPERATOR)]
-    works = await engine.sessions.views(over=True, tasks=True)
     ends = await engine.history.ends()
-    seen.keep_only({work.id for work in works})
-    waiting = {ask.session for ask in mine}
-    new = [work for work in reversed(works) if _is_new(work, ends, seen) and work.id not in waiting]
+    seen.keep_only(ends)
+    unseen = {id for id, seq in ends.items() if not seen.has(id, seq)} - {ask.session for ask in mine}
+    works = await engine.sessions.views(over=True, tasks=True, ids=unseen)
+    new = [work for work in reversed(works) if state_of(work).tone not in ("busy", "wait")]
     words = await engine.history.last_words([work.id for work in new])
     stats = await engine.history.diffstats([work.id for work in new])
     found = [Result(work, stats.get(work.id), words.get(work.id, "")) for work in new]
@@ -62,8 +61,3 @@ async def read_desk(site: Site) -> Desk:
         past=[ask for ask in await engine.steering.asks(all=True, limit=RECENT) if ask.ended_at is not None],
         seq=asks.seq,
     )
-
-
-def _is_new(work: SessionView, ends: dict[str, int], seen: Seen) -> bool:
-    """Return whether work that does nothing at the moment ended something that nobody has looked at."""
-    return work.id in ends and not seen.has(work.id, ends[work.id]) and state_of(work).tone not in ("busy", "wait")

@@ -113,7 +113,7 @@ async def row_values(site: Site, works: Collection[SessionView]) -> list[dict[st
     stats = await site.engine.history.diffstats([work.id for work in works])
     busy = [work.id for work in works if is_at_work(work)]
     words = await site.engine.history.last_words(busy)
-    members = {one.session.id: one for one in await site.members.views()}
+    members = {one.session.id: one for one in await site.members.views({work.id for work in works})}
     return [
         {
             "work": work,

@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from hiveyard.core import events as e
+from hiveyard.core.errors import IllegalMove
 from hiveyard.engine.event_log import EventLog
 from hiveyard.engine.placement.admission import PATIENCE, Admission
 from hiveyard.engine.settings import EngineSettings
@@ -148,3 +149,27 @@ async def notices(line: Line, id: str) -> list[e.Notice]:
 
     found = await line.event_log.read(lambda conn: journal.events(conn, session=id))
     return [event.body for event in found if isinstance(event.body, e.Notice)]
+
+
+async def test_one_that_cannot_be_served_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async with open_line(tmp_path) as (line, group):
+        for id in ("blocker", "cancelled", "next"):
+            await line.create(id, 900, is_task=id == "cancelled")
+        await line.claim("blocker")
+        place = e.TaskAssigned(provider="bubblewrap", tier="namespace", machine="hv-cancelled")
+        refused: list[IllegalMove] = []
+
+        async def claim_of_a_task_that_was_cancelled() -> None:
+            session = await line.event_log.read(lambda conn: views.session(conn, "cancelled"))
+            try:
+                await line.admission.claim(session, session.created_at, [place], is_task=True)
+            except IllegalMove as error:
+                refused.append(error)
+
+        group.start_soon(claim_of_a_task_that_was_cancelled)
+        group.start_soon(line.claim, "next")
+        await line.until_waiting("cancelled", "next")
+        await line.event_log.record("cancelled", e.TaskCancelled())
+        await line.end("blocker")
+        await line.until("blocker", "next")
+        assert len(refused) == 1

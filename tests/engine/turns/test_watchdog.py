@@ -14,24 +14,9 @@ from hiveyard.engine.settings import EngineSettings
 from hiveyard.engine.turns.disk_watch import DISK_INTERVAL, watch_disk
 from hiveyard.engine.turns.stop import Stop
 from hiveyard.engine.turns.watchdog import Limit, Liveness, watch
+from tests.support.clocks import ManualClock
 
 SETTINGS = EngineSettings(silence=100.0, disk_reserve_mib=0)
-
-
-class HeldClock:
-    """A clock that moves only when a caller sleeps."""
-
-    def __init__(self) -> None:
-        self.time = 1000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    async def sleep(self, seconds: float) -> None:
-        self.time += seconds
 
 
 @dataclass
@@ -42,7 +27,7 @@ class Knocker:
 
 @pytest.mark.anyio
 async def test_a_turn_ends_at_its_deadline_and_not_before(tmp_path: Path) -> None:
-    clock, stop = HeldClock(), Stop()
+    clock, stop = ManualClock(1000.0), Stop()
     await watch(clock, SETTINGS, Limit(1050.0, 50.0), Liveness(clock, Knocker()), stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.timeout"
@@ -52,7 +37,7 @@ async def test_a_turn_ends_at_its_deadline_and_not_before(tmp_path: Path) -> Non
 
 @pytest.mark.anyio
 async def test_silence_ends_a_turn(tmp_path: Path) -> None:
-    clock, stop = HeldClock(), Stop()
+    clock, stop = ManualClock(1000.0), Stop()
     await watch(clock, SETTINGS, Limit(9999.0, 50.0), Liveness(clock, Knocker(last_seen=1030.0)), stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.silent"
@@ -61,7 +46,7 @@ async def test_silence_ends_a_turn(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_an_agent_that_waits_for_a_model_is_not_silent(tmp_path: Path) -> None:
-    clock, stop = HeldClock(), Stop()
+    clock, stop = ManualClock(1000.0), Stop()
     await watch(clock, SETTINGS, Limit(5000.0, 50.0), Liveness(clock, Knocker(busy=1)), stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.timeout"
@@ -70,11 +55,11 @@ async def test_an_agent_that_waits_for_a_model_is_not_silent(tmp_path: Path) -> 
 
 @pytest.mark.anyio
 async def test_a_daemon_that_was_stopped_for_an_hour_does_not_blame_the_agent(tmp_path: Path) -> None:
-    class Stopped(HeldClock):
+    class Stopped(ManualClock):
         async def sleep(self, seconds: float) -> None:
             self.time += 3600.0 if self.time == 1000.0 else seconds
 
-    clock, stop = Stopped(), Stop()
+    clock, stop = Stopped(1000.0), Stop()
     await watch(clock, SETTINGS, Limit(9999.0, 50.0), Liveness(clock, Knocker()), stop)
     assert stop.reason is not None
     assert stop.reason.code == "agent.silent"
@@ -83,7 +68,7 @@ async def test_a_daemon_that_was_stopped_for_an_hour_does_not_blame_the_agent(tm
 
 @pytest.mark.anyio
 async def test_a_turn_is_stopped_before_the_disk_is_full(tmp_path: Path) -> None:
-    clock, stop = HeldClock(), Stop()
+    clock, stop = ManualClock(1000.0), Stop()
     await watch_disk(clock, replace(SETTINGS, disk_reserve_mib=1 << 40), tmp_path, stop)
     assert stop.reason is not None
     assert stop.reason.code == "engine.disk_reserve"
@@ -105,7 +90,7 @@ async def test_the_disk_is_checked_more_often_the_less_is_free(full: Path) -> No
     """A guest fills a disk of 16 MiB by 1 MiB at each check."""
     slept: list[float] = []
 
-    class Filling(HeldClock):
+    class Filling(ManualClock):
         async def sleep(self, seconds: float) -> None:
             slept.append(seconds)
             (full / str(len(slept))).write_bytes(bytes(1 << 20))

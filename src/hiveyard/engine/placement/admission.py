@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import anyio
 from sqlalchemy import Connection
 
-from hiveyard.core.errors import HiveyardError
+from hiveyard.core.errors import HiveyardError, IllegalMove
 from hiveyard.core.events import AnyBody, MachineEvent, Notice, SessionEvent, SessionPreparing, TaskEvent
 from hiveyard.core.states import Phase
 from hiveyard.engine.event_log import EventLog
@@ -110,9 +110,10 @@ class Admission:
                 self._keep_waiting(conn, waiting, reason, now)
                 if not places.has_memory(waiting.mib) and now - waiting.since > PATIENCE:
                     break
-            else:
-                self._place(conn, waiting, now)
+            elif self._place(conn, waiting, now):
                 places.take(waiting.mib, is_task=waiting.is_task)
+                served.append(waiting)
+            else:
                 served.append(waiting)
         return served
 
@@ -124,15 +125,23 @@ class Admission:
             return f"waits until a machine of {waiting.mib} MiB fits into memory beside the others; hv stop frees some"
         return ""
 
-    def _place(self, conn: Connection, waiting: _Waiting, now: float) -> None:
+    def _place(self, conn: Connection, waiting: _Waiting, now: float) -> bool:
+        """Journal that one has its place; return whether it took one. One that cannot be served does not keep the
+        others waiting."""
         session = views.find_session(conn, waiting.id)
         if session is None or session.phase not in (Phase.CREATED, Phase.STOPPED):
-            return  # it was removed meanwhile, or its place was journaled before
-        for body in (SessionPreparing(), *waiting.placed):
-            journal.record(conn, waiting.id, body, at=now)
+            return False  # it was removed meanwhile, or its place was journaled before
+        try:
+            # The last one cannot be refused, so that either all are journaled or none.
+            for body in (*waiting.placed, SessionPreparing()):
+                journal.record(conn, waiting.id, body, at=now)
+        except IllegalMove as error:
+            waiting.error = error
+            return False
+        return True
 
     def _keep_waiting(self, conn: Connection, waiting: _Waiting, reason: str, now: float) -> None:
         """Journal once what it waits for."""
-        if not waiting.reason:
+        if not waiting.reason and views.find_session(conn, waiting.id) is not None:
             journal.record(conn, waiting.id, Notice(message=reason), at=now)
         waiting.reason = reason

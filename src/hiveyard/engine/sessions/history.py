@@ -6,24 +6,18 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import NamedTuple
 
 import anyio.to_thread
-import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 
 from hiveyard.core.errors import SessionDamaged
-from hiveyard.core.events import AgentPrompted, AgentText, AgentToolCalled, AnyBody, Event, ModelCalled
+from hiveyard.core.events import Event
 from hiveyard.core.states import TurnState
 from hiveyard.core.usage import Usage
 from hiveyard.engine.resources import Resources
 from hiveyard.engine.turns.prompts import Prompts
 from hiveyard.engine.workspace.result import Diffstat, diffstat
 from hiveyard.kit.text import decode
-from hiveyard.store import journal, schema, views
+from hiveyard.store import history, journal, views
 from hiveyard.store.views import TurnRow
-
-_ENDS = ("turn.ended", "task.completed", "task.failed", "session.failed")
-_WORDS = ("agent.tool_called", "agent.text", "agent.prompted")
-_events = schema.events.c
-_decoder: msgspec.json.Decoder[AnyBody] = msgspec.json.Decoder(AnyBody)
 
 
 class TurnUsage(NamedTuple):
@@ -62,7 +56,7 @@ class History:
         """Return the turns of a session with their usage, sorted by number."""
 
         def read(conn: Connection) -> list[TurnUsage]:
-            used = _usage_by_turn(conn, id)
+            used = history.usage_by_turn(conn, id)
             return [TurnUsage(row, used.get(row.number, Usage())) for row in views.turns(conn, id)]
 
         return await self._r.event_log.read(read)
@@ -88,35 +82,12 @@ class History:
 
     async def ends(self) -> dict[str, int]:
         """Return the number of the last event of each session that ended something a person waits for."""
-        ids, theirs = schema.sessions.c.id, schema.events.alias().c
-        of_session = select(func.max(theirs.seq)).where(theirs.session == ids, theirs.type.in_(_ENDS))
-        query = select(ids, of_session.correlate(schema.sessions).scalar_subquery())
-        return await self._r.event_log.read(lambda conn: {row[0]: row[1] for row in conn.execute(query) if row[1]})
+        return await self._r.event_log.read(history.last_ends)
 
     async def last_words(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the last thing that each agent said, did or was asked to do."""
 
         def read(conn: Connection) -> dict[str, str]:
-            return {id: words for id in ids if (words := _last_words(conn, id))}
+            return {id: words for id in ids if (words := history.last_words(conn, id))}
 
         return await self._r.event_log.read(read)
-
-
-def _usage_by_turn(conn: Connection, id: str) -> dict[int, Usage]:
-    query = select(_events.turn, _events.body).where(_events.session == id, _events.type == "model.called")
-    used: dict[int, Usage] = {}
-    for turn, text in conn.execute(query):
-        body = _decoder.decode(text)
-        if turn is not None and isinstance(body, ModelCalled):
-            used[turn] = used.get(turn, Usage()) + body.usage
-    return used
-
-
-def _last_words(conn: Connection, id: str) -> str:
-    newest = select(func.max(_events.seq)).where(_events.session == id, _events.type.in_(_WORDS)).scalar_subquery()
-    text = conn.execute(select(_events.body).where(_events.seq == newest)).scalar()
-    match _decoder.decode(text) if text else None:
-        case AgentToolCalled(summary=words) | AgentText(text=words) | AgentPrompted(text=words):
-            return words
-        case _:
-            return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
@@ -305,11 +305,14 @@ class Sessions:
         waiting = self._r.admission.waiting()
         return await self._r.event_log.read(lambda conn: view(conn, id, waiting))
 
-    async def views(self, *, over: bool, tasks: bool = False, limit: int | None = None) -> Listing[SessionView]:
-        """Return sessions, newest first; `over` includes those that cannot be resumed, `tasks` those of tasks."""
+    async def views(
+        self, *, over: bool, tasks: bool = False, ids: Collection[str] | None = None, limit: int | None = None
+    ) -> Listing[SessionView]:
+        """Return sessions, newest first; `over` includes those that cannot be resumed, `tasks` those of tasks; `ids`
+        selects some of them."""
         waiting = self._r.admission.waiting()
         return await self._r.event_log.read_list(
-            lambda conn: session_views(conn, waiting, over=over, tasks=tasks, limit=limit)
+            lambda conn: session_views(conn, waiting, over=over, tasks=tasks, ids=ids, limit=limit)
         )
 
     # --- runners -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -79,11 +79,18 @@ def require_session(row: SessionRow) -> SessionRow:
 
 
 def session_views(
-    conn: Connection, waiting: Mapping[str, str], *, over: bool, tasks: bool = False, limit: int | None = None
+    conn: Connection,
+    waiting: Mapping[str, str],
+    *,
+    over: bool,
+    tasks: bool = False,
+    ids: Collection[str] | None = None,
+    limit: int | None = None,
 ) -> list[SessionView]:
-    """Return sessions, newest first; `over` includes those that cannot be resumed, `tasks` those of tasks."""
-    rows = views.sessions(conn, phases=None if over else RESUMABLE, own=not tasks, limit=limit)
-    return _views(conn, rows, waiting)
+    """Return sessions, newest first; `over` includes those that cannot be resumed, `tasks` those of tasks. `ids`
+    selects some of them."""
+    rows = views.sessions(conn, phases=None if over else RESUMABLE, own=not tasks, ids=ids, limit=limit)
+    return _views(conn, [row for row in rows if ids is None or row.id in ids], waiting)
 
 
 def _views(conn: Connection, rows: Sequence[SessionRow], waiting: Mapping[str, str]) -> list[SessionView]:
