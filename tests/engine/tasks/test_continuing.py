@@ -86,8 +86,8 @@ async def test_a_stop_ends_a_task_and_a_command_runs_beside_its_agent(yard: Yard
         async with engine.sessions.guest(id) as guest:
             seen = await guest.run(Command(shell="cat /session/repo/x.txt"), timeout=20)
         assert seen.stdout == b"x\n"
-        view = await engine.sessions.view(id)
-        assert (view.mode, view.task, view.status) == ("one-shot", "running", "running")
+        view = await wait_until(engine, id, lambda view: view.status == "running")
+        assert (view.mode, view.task) == ("one-shot", "running")
         with pytest.raises(BadInput, match="one turn only"):
             await engine.sessions.interrupt(id)
         with pytest.raises(BadInput, match="held one-shot and has no terminal"):
