@@ -22,6 +22,8 @@ from tests.support.leaks import has_mark, marked_files, searched_directory
 __all__ = ["repo"]
 
 CONFIG = """
+[web]
+listen = "127.0.0.1:0"
 [engine]
 provider = "bubblewrap"
 image = "host"

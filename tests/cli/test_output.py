@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,18 @@ def test_a_daemon_that_ends_during_exec_is_one_clear_line(own_hv: Hv) -> None:
         "error: the daemon ended before the command did: its exit code is unknown",
         "  try: hv exec -T box -- sh -c 'sleep 60'",
     ]
+
+
+def test_a_task_that_waits_says_for_what(own_hv: Hv, repo: Path) -> None:
+    config = own_hv.home / "config.toml"
+    config.write_text(config.read_text().replace("[engine]", "[engine]\nmax_tasks = 1"))
+    first, second = (
+        own_hv("run", str(repo), "-m", word, "--command", "sleep 600", "--detach").stdout.strip()
+        for word in ("one", "two")
+    )
+    with closing(own_hv.daemon.stream("GET", f"/v1/tasks/{second}/events", follow=True)) as events:  # type: ignore[type-var]
+        next(event for event in events if event["body"]["type"] == "notice")
+    waits = "number 1 in line: waits for one of the 1 places for tasks"
+    assert f"waits     {waits}" in own_hv("show", second).stdout
+    assert "number 1 in line" in own_hv("ps").stdout
+    assert own_hv("rm", "-f", first, second).returncode == 0

@@ -10,7 +10,6 @@ from tests.cli.conftest import CONFIG, Hv
 
 
 def test_a_link_signs_in_one_browser_which_is_listed_and_signed_out(own_hv: Hv) -> None:
-    (own_hv.home / "config.toml").write_text(CONFIG + '[web]\nlisten = "127.0.0.1:0"\n')
     url = own_hv("web", "--no-open", "--read-only").stdout.strip()
     assert url.startswith("http://127.0.0.1:")
     agent = {"User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:150.0) Gecko/20100101 Firefox/150.0"}
@@ -27,7 +26,7 @@ def test_a_link_signs_in_one_browser_which_is_listed_and_signed_out(own_hv: Hv) 
 def test_a_port_that_is_taken_is_told_with_what_to_write(own_hv: Hv) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        (own_hv.home / "config.toml").write_text(CONFIG + f'[web]\nlisten = "127.0.0.1:{port}"\n')
+        (own_hv.home / "config.toml").write_text(CONFIG.replace("127.0.0.1:0", f"127.0.0.1:{port}"))
         done = own_hv("web", "--no-open")
     assert done.returncode != 0
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr and "listen =" in done.stderr

@@ -86,6 +86,8 @@ def summary(task: dict[str, Any]) -> None:
         click.echo(f"  why       {one_line(task['error']['message'], 400)}")
         if task["error"]["hint"]:
             click.echo(f"  try       {task['error']['hint']}")
+    if task.get("waits_for"):
+        click.echo(f"  waits     {task['waits_for']}")
     if task["branch"]:
         commits = task["commits"]
         click.echo(f"  branch    {task['branch']}  ({commits} commit{'s' * (commits != 1)}, {stat(task)})")
